@@ -1,0 +1,194 @@
+"""YAML preset + dotted overrides -> one frozen stage configuration; every mistake becomes one sentence.
+
+Precedence: schema default < preset (< what it `extends`, below it) < `key=value`. Nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from presto_core.config.errors import UserError
+from presto_core.config.schema import STAGES, StageConfig
+
+Stage = TypeVar("Stage", bound=StageConfig)
+
+
+class ConfigError(UserError):
+    """A setting that cannot be used; the message names it, its value and the mend."""
+
+
+def load_config(
+    stage: type[Stage],
+    preset: str | Path | None = None,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    *,
+    preset_folder: Path | None = None,
+) -> Stage:
+    """Resolve a stage's configuration.
+
+    Args:
+        preset: a YAML file, or the name of one in `preset_folder`; it may hold sections of other stages.
+        overrides: `dotted.key=value` strings (values are YAML) or a mapping of dotted keys.
+
+    Raises:
+        ConfigError: unknown preset or key (with a suggestion), or a value out of range.
+    """
+    raw = stage().model_dump(mode="json")
+    if preset is not None:
+        _merge(raw, _sections_of(stage, read_preset(preset, preset_folder)))
+    for key, value in _parsed(overrides):
+        _require_this_stage(stage, key)
+        _merge(raw, _nested(key, value))
+    try:
+        return stage.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(stage, raw, e) for e in error.errors())) from None
+
+
+def read_preset(preset: str | Path, preset_folder: Path | None = None) -> dict[str, Any]:
+    """The YAML of a preset, merged over what it extends."""
+    path = _preset_path(str(preset), preset_folder)
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"preset {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"preset {path} must hold sections (key: value), not {type(content).__name__}")
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content
+    base = read_preset(parent, preset_folder)
+    _merge(base, content)
+    return base
+
+
+def preset_names(folder: Path) -> list[str]:
+    """Names that `read_preset` finds in a folder, e.g. demo, ablations/discrete_inputs."""
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+
+
+def to_yaml(config: StageConfig) -> str:
+    """The resolved configuration, as a preset that reproduces it."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys: the names used by overrides, sweeps and tracked params."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _preset_path(preset: str, folder: Path | None) -> Path:
+    candidates = [Path(preset)] + ([folder / f"{preset}.yaml", folder / preset] if folder else [])
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = preset_names(folder) if folder else []
+    near = get_close_matches(preset, known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known presets: {', '.join(known) or 'none'}"
+    raise ConfigError(f"unknown preset {preset!r}: neither a file nor a known name; {hint}")
+
+
+def _sections_of(stage: type[StageConfig], preset: dict[str, Any]) -> dict[str, Any]:
+    """The preset's part for this stage; sections of other stages are left out, unknown ones kept to be refused."""
+    elsewhere = {name for other in STAGES.values() for name in other.model_fields} - set(stage.model_fields)
+    return {key: value for key, value in preset.items() if key not in elsewhere}
+
+
+def _require_this_stage(stage: type[StageConfig], key: str) -> None:
+    top = key.split(".")[0]
+    owners = [name for name, other in STAGES.items() if top in other.model_fields]
+    if owners and top not in stage.model_fields:
+        raise ConfigError(f"config key {key!r} is not read by this stage; it belongs to {', '.join(owners)}")
+
+
+def _parsed(overrides: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    if isinstance(overrides, Mapping):
+        return list(overrides.items())
+    pairs = []
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {item!r} must have the form dotted.key=value")
+        try:
+            pairs.append((key, yaml.safe_load(text)))
+        except yaml.YAMLError:
+            raise ConfigError(f"value of {key!r} is not valid YAML: {text!r}") from None
+    return pairs
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return typing.cast(dict[str, Any], value)
+
+
+def _merge(into: dict[str, Any], update: Mapping[str, Any]) -> None:
+    """Deep-merge in place. A changed `kind` starts its section afresh, since another kind has other fields."""
+    if "kind" in update and into.get("kind") != update["kind"]:
+        into.clear()
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _sentence(stage: type[StageConfig], raw: dict[str, Any], error: Any) -> str:
+    """One sentence for one pydantic error, with a suggestion for a misspelt key."""
+    models, path = _walk(stage, error["loc"])
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        fields = [name for model in models for name in model.model_fields]
+        near = get_close_matches(path[-1], fields, 1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else f"known: {', '.join(fields)}"
+        return f"unknown config key {key!r}; {hint}"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        return f"{key}: {message}" if key else message
+    if error["type"].startswith("union_tag"):
+        return f"{key}: kind must be one of {error['ctx'].get('expected_tags', 'the known kinds')}"
+    return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _walk(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[type[BaseModel]], list[str]]:
+    """Follow an error's location; drop the union tags pydantic adds; return the models at the end and the keys."""
+    models: list[type[BaseModel]] = [model]
+    path: list[str] = []
+    for part in loc:
+        tagged = [m for m in models if str(part) == _kind_of(m)]
+        if tagged:
+            models = tagged
+            continue
+        path.append(str(part))
+        if isinstance(part, str) and any(part in m.model_fields for m in models):
+            models = [n for m in models if part in m.model_fields for n in _models_in(m.model_fields[part])]
+    return models, path
+
+
+def _kind_of(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return str(field.default) if field else None
+
+
+def _models_in(field: Any) -> list[type[BaseModel]]:
+    found, queue = [], [field.annotation]
+    while queue:
+        item = queue.pop()
+        if inspect.isclass(item) and issubclass(item, BaseModel):
+            found.append(item)
+        queue.extend(typing.get_args(item))
+    return found

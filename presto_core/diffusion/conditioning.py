@@ -1,0 +1,74 @@
+"""What a network is told about the music besides the noise level: caption, tempo and key, each optional."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+UNKNOWN_KEY = 24  # 0..11 major on C..B, 12..23 minor on C..B
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Conditions of a batch.
+
+    Attributes:
+        pooled: [B, E] caption as one vector.
+        tokens: [B, S, E] caption as a sequence.
+        mask: [B, S] bool, True where a token is real.
+        tempo_bpm: [B] beats per minute; NaN where unknown.
+        key: [B] int64; `UNKNOWN_KEY` where unknown.
+        keep: [B] bool; False makes a sample unconditional.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor
+    tempo_bpm: Tensor
+    key: Tensor
+    keep: Tensor
+
+    def __len__(self) -> int:
+        return self.pooled.shape[0]
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        return Conditioning(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def unconditional(self) -> Conditioning:
+        """The same batch with nothing told."""
+        return replace(self, keep=torch.zeros_like(self.keep))
+
+    def dropped(self, probability: float, *, generator: torch.Generator) -> Conditioning:
+        """Forget each sample's conditions with the given probability (classifier-free guidance training)."""
+        u = torch.rand(len(self), generator=generator, device=self.keep.device)
+        return replace(self, keep=self.keep & (u >= probability))
+
+    def rows(self, index: Tensor | slice) -> Conditioning:
+        """Some of the batch's samples."""
+        return Conditioning(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    @staticmethod
+    def cat(parts: list[Conditioning]) -> Conditioning:
+        """Batches one after another."""
+        return Conditioning(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Conditioning)})
+
+
+_TONICS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+_ACCIDENTALS = {"": 0, "#": 1, "b": -1}
+
+
+def key_index(name: str | None) -> int:
+    """'C# minor' -> 13; None or '' -> `UNKNOWN_KEY`.
+
+    Raises:
+        ValueError: the name is not a tonic followed by major or minor.
+    """
+    if not name:
+        return UNKNOWN_KEY
+    tonic, _, mode = name.strip().partition(" ")
+    if tonic[:1] not in _TONICS or tonic[1:] not in _ACCIDENTALS or mode not in ("major", "minor"):
+        raise ValueError(f"key {name!r} must be a tonic and a mode, such as 'C# minor' or 'Eb major'")
+    pitch_class = (_TONICS[tonic[0]] + _ACCIDENTALS[tonic[1:]]) % 12
+    return pitch_class + (12 if mode == "minor" else 0)

@@ -1,0 +1,30 @@
+"""Classifier-free guidance as a wrapper: Denoiser -> Denoiser (Ho & Salimans 2022)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from presto_core.diffusion.conditioning import Conditioning
+from presto_core.diffusion.denoiser import Denoiser
+
+
+def guided(denoise: Denoiser, scale: float) -> Denoiser:
+    """D^w = D(x; sigma, none) + w (D(x; sigma, cond) - D(x; sigma, none)).
+
+    A scale of 1 is the plain conditional denoiser and 0 the unconditional one: both cost one evaluation.
+    Otherwise both estimates are computed in one batch of twice the size.
+    """
+    if scale == 1:
+        return denoise
+    if scale == 0:
+        return lambda x, sigma, cond: denoise(x, sigma, None if cond is None else cond.unconditional())
+
+    def denoise_guided(x: Tensor, sigma: Tensor, cond: Conditioning | None) -> Tensor:
+        if cond is None:
+            raise ValueError(f"guidance_scale={scale} needs conditions; give captions or use guidance_scale=1")
+        both = Conditioning.cat([cond, cond.unconditional()])
+        with_text, without = denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+        return without + scale * (with_text - without)
+
+    return denoise_guided

@@ -1,0 +1,62 @@
+"""Distribution matching distillation: the gradient that moves generator samples towards the teacher's distribution.
+
+Yin et al. 2024 (DMD, DMD2) in the EDM form of METHOD section 3. Change the gradient here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from presto_core.losses.dsm import edm_weight
+
+EPSILON = 1e-6  # keeps the dmd weight finite where generator and real score agree exactly
+
+
+def dmd_gradient(
+    x0: Tensor, real_x0: Tensor, fake_x0: Tensor, *, sigma: Tensor, sigma_data: float, weighting: str
+) -> Tensor:
+    """g = w (mu_fake - mu_real), the direction in which the generator's sample is too likely.
+
+    Args:
+        x0: [B, C, T] generator output.
+        real_x0: [B, C, T] (guided) estimate of the real score for the noised `x0`.
+        fake_x0: [B, C, T] estimate of the fake score for the same noised `x0`.
+        sigma: [B] noise level the two estimates were made at.
+        weighting: `dmd` 1 / mean|x0 - real_x0| (DMD, equation 8), `edm` lambda(sigma), `none` 1.
+
+    Returns:
+        [B, C, T] fp32 without graph.
+    """
+    with torch.no_grad():
+        x0, real_x0, fake_x0 = x0.float(), real_x0.float(), fake_x0.float()
+        weight = WEIGHTINGS[weighting](x0, real_x0, sigma, sigma_data)
+        # g = w_t ( mu_fake(x_t; sigma, c) - mu_real^w(x_t; sigma, c) )
+        return weight[:, None, None] * (fake_x0 - real_x0)
+
+
+def dmd_loss(x0: Tensor, gradient: Tensor) -> Tensor:
+    """1/2 mean|x0 - sg(x0 - g)|^2: a scalar whose gradient w.r.t. `x0` is g divided by the number of elements."""
+    target = (x0 - gradient).detach()
+    return 0.5 * (x0.float() - target.float()).square().mean()
+
+
+def _dmd_weight(x0: Tensor, real_x0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    return 1 / ((x0 - real_x0).abs().mean(dim=(1, 2)) + EPSILON)
+
+
+def _edm_weight(x0: Tensor, real_x0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    return edm_weight(sigma, sigma_data)
+
+
+def _no_weight(x0: Tensor, real_x0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    return torch.ones_like(sigma, dtype=torch.float32)
+
+
+WEIGHTINGS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
+    "dmd": _dmd_weight,
+    "edm": _edm_weight,
+    "none": _no_weight,
+}

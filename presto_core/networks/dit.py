@@ -1,0 +1,166 @@
+"""The diffusion transformer over latent frames: the raw network F inside every denoiser of the project.
+
+Peebles & Xie 2023 (AdaLN-zero), with rotary positions, SwiGLU, normalised queries and keys, and cross-attention to the
+caption. Contract: `net(x_scaled, c_noise, cond)`; with `taps`, the activations that a discriminator reads.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from presto_core.config.sections import NetworkConfig
+from presto_core.diffusion.conditioning import Conditioning
+from presto_core.networks.embeddings import ConditionEmbedding, NoiseEmbedding, rotary_angles, rotate
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_norm, self.k_norm = nn.RMSNorm(dim // heads), nn.RMSNorm(dim // heads)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """x: [B, N, D] -> [B, N, D]."""
+        q, k, v = (_split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
+        q, k = rotate(self.q_norm(q), *rotary), rotate(self.k_norm(k), *rotary)
+        return self.out(_join_heads(F.scaled_dot_product_attention(q, k, v)))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.q_norm, self.k_norm = nn.RMSNorm(dim // heads), nn.RMSNorm(dim // heads)
+        self.out = nn.Linear(dim, dim)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, context: Tensor, visible: Tensor) -> Tensor:
+        """x: [B, N, D] attends to context: [B, S, D] where visible: [B, S]."""
+        k, v = (_split_heads(t, self.heads) for t in self.kv(context).chunk(2, dim=-1))
+        q = self.q_norm(_split_heads(self.q(x), self.heads))
+        mask = visible[:, None, None, :]
+        return self.out(_join_heads(F.scaled_dot_product_attention(q, self.k_norm(k), v, attn_mask=mask)))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward (Shazeer 2020); `ratio` counts as if ungated, so 4 costs what a plain 4x MLP costs."""
+
+    def __init__(self, dim: int, ratio: float) -> None:
+        super().__init__()
+        hidden = max(8, round(dim * ratio * 2 / 3 / 8) * 8)
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and feed-forward, modulated by AdaLN-zero."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.attention = SelfAttention(dim, config.heads)
+        self.cross_norm = nn.RMSNorm(dim)
+        self.cross = CrossAttention(dim, config.heads)
+        self.mlp = SwiGLU(dim, config.mlp_ratio)
+        self.modulation = nn.Linear(dim, 6 * dim)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(
+        self, x: Tensor, vector: Tensor, context: Tensor, visible: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """x: [B, N, D] -> [B, N, D]; vector: [B, D] activated noise and condition embedding."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(vector)[:, None].chunk(6, dim=-1)
+        x = x + gate1 * self.attention(_modulated(x, shift1, scale1), rotary)
+        x = x + self.cross(self.cross_norm(x), context, visible)
+        return x + gate2 * self.mlp(_modulated(x, shift2, scale2))
+
+
+class DiT(nn.Module):
+    """Raw network F. Its output is zero at initialisation.
+
+    Args:
+        config: width, depth, heads, patch.
+        channels: latent channels C.
+        text_dim: width E of caption embeddings.
+    """
+
+    def __init__(self, config: NetworkConfig, *, channels: int, text_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.channels = channels
+        dim = config.dim
+        self.input = nn.Linear(channels * config.patch, dim)
+        self.noise = NoiseEmbedding(dim)
+        self.condition = ConditionEmbedding(dim, text_dim=text_dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_modulation = nn.Linear(dim, 2 * dim)
+        self.output = nn.Linear(dim, channels * config.patch)
+        for layer in (self.final_modulation, self.output):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        cond: Conditioning | None,
+        *,
+        taps: tuple[int, ...] | None = None,
+    ) -> Tensor | list[Tensor]:
+        """x: [B, C, T], c_noise: [B] -> F: [B, C, T]; with `taps`, activations [B, D, T / patch] after those blocks.
+
+        Raises:
+            ValueError: T is not a multiple of the patch.
+        """
+        context_vector, context, visible = self.condition(cond, x.shape[0])
+        vector = F.silu(self.noise(c_noise) + context_vector)
+        hidden = self.input(self._tokens(x))
+        rotary = rotary_angles(hidden.shape[1], self.config.dim // self.config.heads, x.device)
+        last = max(taps) if taps else self.config.depth - 1
+        tapped: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks[: last + 1]):
+            hidden = block(hidden, vector, context, visible, rotary)
+            tapped[index] = hidden
+        if taps:
+            return [tapped[i].transpose(1, 2) for i in taps]
+        shift, scale = self.final_modulation(vector)[:, None].chunk(2, dim=-1)
+        return self._frames(self.output(_modulated(hidden, shift, scale)))
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, T / patch, C patch]."""
+        batch, channels, frames = x.shape
+        patch = self.config.patch
+        if frames % patch:
+            raise ValueError(
+                f"{frames} latent frames do not divide into tokens of network.patch={patch} frames; "
+                "choose ingest.chunk_frames as a multiple of it"
+            )
+        return x.transpose(1, 2).reshape(batch, frames // patch, patch * channels).to(self.input.weight.dtype)
+
+    def _frames(self, tokens: Tensor) -> Tensor:
+        """[B, N, C patch] -> [B, C, N patch]."""
+        batch, count, _ = tokens.shape
+        return tokens.reshape(batch, count * self.config.patch, self.channels).transpose(1, 2)
+
+
+def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _join_heads(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(-2)

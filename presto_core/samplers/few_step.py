@@ -1,0 +1,37 @@
+"""Ping-pong sampling of a distilled generator: denoise fully, noise again a little less, repeat (METHOD section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from presto_core.diffusion.conditioning import Conditioning
+from presto_core.diffusion.denoiser import Denoiser, full_sigma
+
+
+def ping_pong(
+    generate: Denoiser,
+    noise: Tensor,
+    sigmas: Tensor,
+    cond: Conditioning | None,
+    *,
+    generator: torch.Generator,
+) -> Tensor:
+    """One network evaluation a step, no guidance.
+
+    Args:
+        generate: the distilled generator.
+        noise: [B, C, T] ~ N(0, I).
+        sigmas: [num_steps] falling noise levels of the generator's inputs (schedule.few_step_sigmas).
+        generator: random source of the noise added between steps.
+
+    Returns:
+        x0: [B, C, T].
+    """
+    # x = sigma_0 z;  x0 = G(x; sigma_i, c);  x = x0 + sigma_(i+1) eps
+    levels = sigmas.tolist()
+    x0 = generate(noise * levels[0], full_sigma(levels[0], noise), cond)
+    for sigma in levels[1:]:
+        eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        x0 = generate(x0 + sigma * eps, full_sigma(sigma, noise), cond)
+    return x0

@@ -1,0 +1,118 @@
+"""The transformer and the discriminator head: initial state, conditioning, taps, shapes, patches."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from presto_core.config.sections import NetworkConfig
+from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning, key_index
+from presto_core.networks.discriminator import PatchHead
+from presto_core.networks.dit import DiT
+from presto_core.networks.embeddings import rotary_angles, rotate
+from tests.core.toy import TEXT_DIM, conditions, tiny_dit
+
+X, C_NOISE = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([-1.0, 0.0, 1.0])
+
+
+def test_output_is_zero_at_initialisation():
+    net = DiT(NetworkConfig(dim=16, depth=2, heads=2), channels=4, text_dim=TEXT_DIM)
+    assert not net(X, C_NOISE, conditions(3)).any()
+
+
+def test_unconditional_is_the_same_for_no_conditions_and_forgotten_ones():
+    net = tiny_dit()
+    torch.testing.assert_close(net(X, C_NOISE, None), net(X, C_NOISE, conditions(3).unconditional()))
+
+
+@pytest.mark.parametrize("field", ["pooled", "tokens", "tempo_bpm", "key"])
+def test_every_condition_matters(field: str):
+    net, cond = tiny_dit(), conditions(3)
+    other = replace(cond, **{field: getattr(cond, field) + 1})
+    assert not torch.allclose(net(X, C_NOISE, cond), net(X, C_NOISE, other), atol=1e-4)
+
+
+def test_masked_tokens_do_not_matter():
+    net, cond = tiny_dit(), conditions(3)
+    noise = torch.randn_like(cond.tokens) * ~cond.mask[:, :, None]
+    torch.testing.assert_close(
+        net(X, C_NOISE, cond), net(X, C_NOISE, replace(cond, tokens=cond.tokens + noise)), atol=1e-5, rtol=0
+    )
+
+
+def test_unknown_tempo_and_empty_caption_give_finite_output():
+    cond = conditions(3)
+    blank = replace(
+        cond,
+        pooled=torch.zeros_like(cond.pooled),
+        tokens=torch.zeros_like(cond.tokens),
+        mask=torch.zeros_like(cond.mask),
+        tempo_bpm=torch.full((3,), torch.nan),
+        key=torch.full((3,), UNKNOWN_KEY),
+    )
+    net = tiny_dit()
+    out = net(X, C_NOISE, blank)
+    out.square().sum().backward()
+    assert out.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    net, cond = tiny_dit(), conditions(3)
+    alone = torch.cat([net(X[i : i + 1], C_NOISE[i : i + 1], cond.rows(slice(i, i + 1))) for i in range(3)])
+    torch.testing.assert_close(net(X, C_NOISE, cond), alone, atol=1e-6, rtol=1e-5)
+
+
+def test_taps_are_the_activations_and_later_blocks_do_not_run():
+    net, seen = tiny_dit(depth=4), []
+    for i, block in enumerate(net.blocks):
+        block.register_forward_hook(lambda *a, i=i: seen.append((i, a[2])))
+    features = net(X, C_NOISE, conditions(3), taps=(0, 2))
+    assert [i for i, _ in seen] == [0, 1, 2]
+    assert [f.shape for f in features] == [(3, 16, 4)] * 2
+    torch.testing.assert_close(features[1], seen[2][1].transpose(1, 2))
+
+
+def test_patches_cover_the_time_axis_in_order():
+    """With one-frame patches and two-frame patches, tokens hold the frames they should."""
+    net = tiny_dit(patch=2)
+    tokens = net._tokens(X)
+    torch.testing.assert_close(tokens[:, 1], torch.cat([X[:, :, 2], X[:, :, 3]], dim=1))
+    torch.testing.assert_close(net._frames(tokens), X)
+
+
+def test_frames_that_do_not_fill_a_patch_are_refused():
+    with pytest.raises(ValueError, match="patch=2"):
+        tiny_dit()(X[:, :, :7], C_NOISE, None)
+
+
+def test_rotary_products_depend_on_distance_alone():
+    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+    cos, sin = rotary_angles(10, 8, torch.device("cpu"))
+
+    def product(i: int, j: int) -> float:
+        return float((rotate(q, cos[i], sin[i]) * rotate(k, cos[j], sin[j])).sum())
+
+    assert product(5, 2) == pytest.approx(product(9, 6), abs=1e-4)
+
+
+@pytest.mark.parametrize(("layers", "patches"), [(1, 16), (2, 8), (3, 4)])
+def test_head_gives_one_score_a_patch(layers: int, patches: int):
+    head = PatchHead(16, taps=2, channels=12, layers=layers)
+    assert head([torch.randn(3, 16, 32)] * 2).shape == (3, patches)
+
+
+@pytest.mark.parametrize(("name", "index"), [("C major", 0), ("C# minor", 13), ("Bb major", 10), ("", UNKNOWN_KEY)])
+def test_key_names(name: str, index: int):
+    assert key_index(name) == index
+
+
+def test_wrong_key_name_is_refused():
+    with pytest.raises(ValueError, match="'H dur'"):
+        key_index("H dur")
+
+
+def test_conditioning_cat_and_rows_are_inverse():
+    cond = conditions(4)
+    rebuilt = Conditioning.cat([cond.rows(slice(0, 1)), cond.rows(slice(1, 4))])
+    torch.testing.assert_close(rebuilt.tokens, cond.tokens)

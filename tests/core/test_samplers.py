@@ -1,0 +1,108 @@
+"""Samplers on Gaussian data, whose probability-flow ODE has an exact solution."""
+
+import math
+
+import pytest
+import torch
+
+from presto_core.diffusion.denoiser import full_sigma
+from presto_core.samplers.edm import SAMPLERS
+from presto_core.samplers.few_step import ping_pong
+from presto_core.samplers.schedule import few_step_sigmas, karras_sigmas
+
+STD, MEAN, SIGMA_MAX = 0.6, 0.3, 20.0
+
+
+def gaussian_denoiser(x, sigma, cond):
+    """E[x0 | x] for x0 ~ N(MEAN, STD^2)."""
+    s = sigma[:, None, None].double()
+    return (STD**2 * x + s**2 * MEAN) / (STD**2 + s**2)
+
+
+def exact_end(noise: torch.Tensor) -> torch.Tensor:
+    """Where the ODE carries x = SIGMA_MAX * noise: MEAN + (x - MEAN) STD / sqrt(STD^2 + SIGMA_MAX^2)."""
+    return MEAN + (SIGMA_MAX * noise - MEAN) * STD / math.sqrt(STD**2 + SIGMA_MAX**2)
+
+
+def error(sampler: str, steps: int) -> float:
+    noise = torch.linspace(-2, 2, 64, dtype=torch.float64).reshape(1, 1, 64)
+    sigmas = karras_sigmas(steps, sigma_min=0.002, sigma_max=SIGMA_MAX, rho=7.0)
+    return float((SAMPLERS[sampler](gaussian_denoiser, noise, sigmas, None) - exact_end(noise)).abs().max())
+
+
+# the last step, to sigma = 0, is exact up to sigma_min^2: too small to be seen at these step counts
+@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
+def test_order_of_convergence(sampler: str, order: int):
+    observed = math.log2(error(sampler, 128) / error(sampler, 256))
+    assert observed == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_many_steps_reach_the_exact_solution(sampler: str):
+    assert error(sampler, 512) < (2e-2 if sampler == "euler" else 1e-4)
+
+
+@pytest.mark.parametrize(("sampler", "evaluations"), [("euler", 5), ("heun", 9), ("dpmpp_2m", 5)])
+def test_evaluations_a_sample_costs(sampler: str, evaluations: int):
+    calls = []
+
+    def counted(x, sigma, cond):
+        calls.append(sigma)
+        return gaussian_denoiser(x, sigma, cond)
+
+    sigmas = karras_sigmas(5, sigma_min=0.002, sigma_max=SIGMA_MAX, rho=7.0)
+    SAMPLERS[sampler](counted, torch.zeros(1, 1, 1, dtype=torch.float64), sigmas, None)
+    assert len(calls) == evaluations
+
+
+def test_schedule_ends():
+    sigmas = karras_sigmas(10, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+    torch.testing.assert_close(sigmas[[0, -2, -1]], torch.tensor([80.0, 0.002, 0.0], dtype=torch.float64))
+    assert (sigmas.diff() < 0).all()
+
+
+def test_few_steps_leave_out_the_level_where_nothing_happens():
+    sigmas = few_step_sigmas(4, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+    assert sigmas[0] == pytest.approx(80.0)
+    assert sigmas[-1] > 0.1
+    assert few_step_sigmas(1, sigma_min=0.002, sigma_max=80.0, rho=7.0).tolist() == pytest.approx([80.0])
+
+
+@pytest.mark.parametrize(
+    ("steps", "low", "high", "match"), [(0, 0.1, 1.0, "num_steps=0"), (3, 2.0, 1.0, "sigma_min=2.0")]
+)
+def test_impossible_schedules_are_refused(steps: int, low: float, high: float, match: str):
+    with pytest.raises(ValueError, match=match):
+        karras_sigmas(steps, sigma_min=low, sigma_max=high, rho=7.0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_ping_pong_visits_its_levels_and_returns_the_last_estimate(steps: int):
+    seen = []
+
+    def generate(x, sigma, cond):
+        seen.append(float(sigma[0]))
+        return torch.full_like(x, len(seen))
+
+    sigmas = few_step_sigmas(steps, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+    out = ping_pong(generate, torch.randn(2, 3, 4), sigmas, None, generator=torch.Generator().manual_seed(0))
+    assert seen == pytest.approx(sigmas.tolist())
+    assert torch.equal(out, torch.full((2, 3, 4), float(steps)))
+
+
+def test_ping_pong_with_exact_posterior_sampler_keeps_the_distribution():
+    """With a generator that draws from p(x0 | x), ping-pong samples the data distribution exactly."""
+    rng = torch.Generator().manual_seed(0)
+
+    def posterior(x, sigma, cond):
+        s = sigma[:, None, None].double()
+        variance = 1 / (1 / STD**2 + 1 / s**2)
+        eps = torch.randn(x.shape, generator=rng, dtype=x.dtype)
+        return variance * (MEAN / STD**2 + x / s**2) + variance.sqrt() * eps
+
+    noise = torch.randn(4000, 1, 1, generator=rng, dtype=torch.float64)
+    sigmas = few_step_sigmas(4, sigma_min=0.002, sigma_max=SIGMA_MAX, rho=7.0)
+    out = ping_pong(posterior, noise, sigmas, None, generator=rng)
+    assert float(out.mean()) == pytest.approx(MEAN, abs=0.04)
+    assert float(out.std()) == pytest.approx(STD, rel=0.04)
+    assert full_sigma(2.0, noise).dtype == torch.float64
