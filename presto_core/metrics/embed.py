@@ -1,0 +1,132 @@
+"""Audio -> embeddings for evaluation, behind a protocol; the default is musicnn (Pons & Serra 2019), shipped here.
+
+The weights are MagnaTagATune's, converted from the PyPI package musicnn 0.1.0 (ISC licence); see weights/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from importlib import resources
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+import torchaudio.functional as TAF
+from safetensors.torch import load
+from torch import Tensor, nn
+
+SAMPLE_RATE_HZ, N_FFT, HOP, N_MELS = 16000, 512, 256, 96
+PATCH_FRAMES = 187  # 3 s
+
+
+class Embedder(Protocol):
+    """Turns audio into one vector per patch of time."""
+
+    name: str
+    sample_rate_hz: int
+    digest: str
+
+    def embed(self, audio: Tensor) -> Tensor:
+        """audio: [B, N] mono at `sample_rate_hz` -> [B, patches, D]."""
+        ...
+
+
+class LogMel(nn.Module):
+    """log10(1 + 10000 mel power), librosa's default mel filters, in fp32: upstream's fp16 overflows on loud audio."""
+
+    filters: Tensor
+    window: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        filters = TAF.melscale_fbanks(
+            N_FFT // 2 + 1, 0.0, SAMPLE_RATE_HZ / 2, N_MELS, SAMPLE_RATE_HZ, norm="slaney", mel_scale="slaney"
+        )
+        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """[B, N] -> [B, frames, 96]."""
+        spectrum = torch.stft(
+            audio, N_FFT, HOP, window=self.window, center=True, pad_mode="constant", return_complex=True
+        )
+        power = spectrum.abs().square().transpose(1, 2)
+        return torch.log10(1 + 10000 * power @ self.filters)
+
+
+class MusiCNN(nn.Module):
+    """musicnn: timbral and temporal front-end filters, three convolutions, pooled dense features, 50 tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn_in = nn.BatchNorm2d(1, eps=1e-3)
+        self.f74 = nn.Conv2d(1, 204, (7, 38), padding=(3, 0))
+        self.f77 = nn.Conv2d(1, 204, (7, 67), padding=(3, 0))
+        self.s = nn.ModuleList(nn.Conv2d(1, 51, (k, 1)) for k in (128, 64, 32))
+        self.bn_f = nn.ModuleList(nn.BatchNorm2d(n, eps=1e-3) for n in (204, 204, 51, 51, 51))
+        self.mid = nn.ModuleList(nn.Conv1d(c, 64, 7, padding=3) for c in (561, 64, 64))
+        self.bn_m = nn.ModuleList(nn.BatchNorm1d(64, eps=1e-3) for _ in range(3))
+        self.bn_pool = nn.BatchNorm1d(1506, eps=1e-3)
+        self.dense = nn.Linear(1506, 200)
+        self.bn_dense = nn.BatchNorm1d(200, eps=1e-3)
+        self.out = nn.Linear(200, 50)
+
+    def forward(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 187, 96] -> tag probabilities [B, 50], penultimate features [B, 200]."""
+        front = self._front(self.bn_in(log_mel.unsqueeze(1)))
+        c1 = self.bn_m[0](F.relu(self.mid[0](front)))
+        c2 = self.bn_m[1](F.relu(self.mid[1](c1))) + c1
+        c3 = self.bn_m[2](F.relu(self.mid[2](c2))) + c2
+        pooled = torch.cat([front, c1, c2, c3], 1)  # [B, 753, 187]
+        # TensorFlow's flatten order: feature by feature, (max, mean)
+        flat = torch.stack([pooled.amax(2), pooled.mean(2)], 2).flatten(1)
+        penultimate = self.bn_dense(F.relu(self.dense(self.bn_pool(flat))))
+        return torch.sigmoid(self.out(penultimate)), penultimate
+
+    def _front(self, x: Tensor) -> Tensor:
+        """[B, 1, 187, 96] -> [B, 561, 187]."""
+        outputs = []
+        for i, conv in enumerate((self.f74, self.f77, *self.s)):
+            kernel = conv.kernel_size[0]
+            padded = x if i < 2 else F.pad(x, (0, 0, (kernel - 1) // 2, kernel // 2))  # TensorFlow's 'same'
+            outputs.append(self.bn_f[i](F.relu(conv(padded))).amax(3))
+        return torch.cat(outputs, 1)
+
+
+class MusicnnEmbedder:
+    """Penultimate features of the shipped musicnn, one 200-d vector per 3 s."""
+
+    name = "musicnn-mtt-penultimate"
+    sample_rate_hz = SAMPLE_RATE_HZ
+
+    def __init__(self) -> None:
+        weights = resources.files("presto_core.metrics").joinpath("weights/musicnn_mtt.safetensors").read_bytes()
+        self.digest = hashlib.sha256(weights).hexdigest()
+        self.mel, self.net = LogMel(), MusiCNN().eval()
+        # strict=False: BatchNorm's num_batches_tracked is not stored
+        self.net.load_state_dict(load(weights), strict=False)
+
+    @torch.inference_mode()
+    def embed(self, audio: Tensor) -> Tensor:
+        """audio: [B, N] at 16 kHz, N >= 3 s -> [B, patches, 200].
+
+        Raises:
+            ValueError: the audio is shorter than one patch.
+        """
+        log_mel = self.mel(audio)
+        if log_mel.shape[1] < PATCH_FRAMES:
+            seconds = audio.shape[1] / self.sample_rate_hz
+            raise ValueError(f"{seconds:.2f} s of audio is shorter than the embedding's 3 s patch; use longer clips")
+        patches = log_mel.unfold(1, PATCH_FRAMES, PATCH_FRAMES).transpose(2, 3)  # [B, P, 187, 96]
+        batch, count = patches.shape[:2]
+        _, penultimate = self.net(patches.flatten(0, 1))
+        return penultimate.reshape(batch, count, -1)
+
+
+def load_embedder(kind: str) -> Embedder:
+    """The embedding a name stands for."""
+    return _EMBEDDERS[kind]()
+
+
+_EMBEDDERS: dict[str, Callable[[], Embedder]] = {"musicnn": MusicnnEmbedder}

@@ -1,0 +1,48 @@
+"""How long a call takes at steady state: warm-up, then percentiles of single calls."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds a call takes."""
+
+    p50_ms: float
+    p95_ms: float
+    calls: int
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def measure_latency(call: Callable[[], object], *, calls: int = 5, warmup: int = 1) -> Latency:
+    """Time `call` one at a time; on CUDA, waits for the device before each reading of the clock."""
+    for _ in range(warmup):
+        call()
+    times_ms = []
+    for _ in range(calls):
+        _wait()
+        started = time.perf_counter()
+        call()
+        _wait()
+        times_ms.append((time.perf_counter() - started) * 1e3)
+    return Latency(float(np.percentile(times_ms, 50)), float(np.percentile(times_ms, 95)), calls)
+
+
+def hardware() -> dict[str, str | int]:
+    """What a latency was measured on, to be printed beside it."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

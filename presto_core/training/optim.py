@@ -1,0 +1,60 @@
+"""One optimiser update: learning rate as a function of the step, clipping, and refusal of non-finite gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from presto_core.config.errors import UserError
+from presto_core.config.sections import OptimConfig
+
+FINAL_FRACTION = 0.05  # of the learning rate, at the end of a cosine decay
+
+
+class DivergenceError(UserError):
+    """A loss or gradient stopped being finite; raised on all ranks before the optimiser moves."""
+
+
+def adamw(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW as configured; decay is decoupled from the gradient."""
+    return torch.optim.AdamW(
+        list(parameters),
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def learning_rate(config: OptimConfig, *, update: int, total_updates: int) -> float:
+    """Learning rate of update 0, 1, ...: linear warm-up, then constant or cosine."""
+    if update < config.warmup_steps:
+        return config.learning_rate * (update + 1) / (config.warmup_steps + 1)
+    if config.decay == "constant":
+        return config.learning_rate
+    done = (update - config.warmup_steps) / max(total_updates - config.warmup_steps, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return config.learning_rate * (FINAL_FRACTION + (1 - FINAL_FRACTION) * cosine)
+
+
+def step(optimizer: torch.optim.Optimizer, config: OptimConfig, *, name: str, update: int, total_updates: int) -> float:
+    """Clip, check and apply the gradients that `backward` left; clear them; return their norm before clipping.
+
+    Gradients are already averaged over workers, so every rank sees the same norm and raises together.
+
+    Raises:
+        DivergenceError: the gradient norm is NaN or infinite; nothing was changed.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+    if not math.isfinite(norm):
+        optimizer.zero_grad(set_to_none=True)
+        raise DivergenceError(f"gradient of {name} is {norm} at its update {update}")
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, update=update, total_updates=total_updates)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

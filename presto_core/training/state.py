@@ -1,0 +1,96 @@
+"""TrainState: everything of a run that must survive it, and the contracts between loop, stream and algorithm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from presto_core.diffusion.conditioning import Conditioning
+from presto_core.training.ema import Ema
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a data stream stands: the next row is number `row` (over all workers) of epoch `epoch`."""
+
+    epoch: int = 0
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of a step.
+
+    Attributes:
+        x0: [B, C, T] normalised latents.
+        cond: what is known of each.
+        cursor: where the stream stands once this batch is used up.
+    """
+
+    x0: Tensor
+    cond: Conditioning
+    cursor: Cursor
+
+
+@dataclass
+class TrainState:
+    """Trained networks, optimisers, averages and counters of a run.
+
+    There is no RNG in it: each step's random numbers follow from (seed, rank, total_step).
+    """
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    emas: dict[str, Ema]
+    total_step: int = 0
+    generator_step: int = 0
+    cursor: Cursor = field(default_factory=Cursor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nested dict of tensors and plain values."""
+        return {
+            "networks": {name: net.state_dict() for name, net in self.networks.items()},
+            "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
+            "emas": {name: ema.network.state_dict() for name, ema in self.emas.items()},
+            "ema_updates": {name: ema.updates for name, ema in self.emas.items()},
+            "total_step": self.total_step,
+            "generator_step": self.generator_step,
+            "cursor": {"epoch": self.cursor.epoch, "row": self.cursor.row},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore in place what `state_dict` gave.
+
+        Raises:
+            RuntimeError, KeyError: the state belongs to other networks.
+        """
+        for name, net in self.networks.items():
+            net.load_state_dict(state["networks"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for name, ema in self.emas.items():
+            ema.network.load_state_dict(state["emas"][name])
+            ema.updates = state["ema_updates"][name]
+        self.total_step, self.generator_step = state["total_step"], state["generator_step"]
+        self.cursor = Cursor(**state["cursor"])
+
+
+class Algorithm(Protocol):
+    """What the loop runs: a teacher's training or a distillation."""
+
+    state: TrainState
+    total_steps: int
+
+    def update(self, batch: Batch, *, generator: torch.Generator) -> dict[str, Tensor]:
+        """One step: move whichever networks are due; return scalars to log. The loop counts `total_step`."""
+        ...
+
+
+def step_generator(seed: int, *, rank: int, total_step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random source of one step on one worker, independent of what ran before it."""
+    state = np.random.SeedSequence([seed, rank, total_step]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

@@ -1,0 +1,73 @@
+"""Training of the base model: EDM denoising score matching with conditions dropped now and then (METHOD section 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from presto_core.config.sections import TeacherConfig
+from presto_core.diffusion.denoiser import EDMDenoiser, add_noise
+from presto_core.diffusion.noise import NoiseDistribution, noise_from_config
+from presto_core.losses.dsm import dsm_loss
+from presto_core.training import optim
+from presto_core.training.ema import Ema
+from presto_core.training.parallel import ALONE, Parallel
+from presto_core.training.state import Batch, TrainState
+
+SIGMA_BINS = 4  # quartiles of the noise distribution that losses are also logged by
+
+
+class TeacherTraining:
+    """The `Algorithm` that trains a base model.
+
+    Args:
+        network: raw network F, trained in place.
+        sigma_data: standard deviation of the normalised latents.
+    """
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        network: nn.Module,
+        *,
+        sigma_data: float,
+        parallel: Parallel = ALONE,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.config = config
+        self.total_steps = config.steps
+        self.sigma_data = sigma_data
+        self.p_train = noise_from_config(config.p_train)
+        self.denoise = EDMDenoiser(parallel.distribute(network), sigma_data, autocast_dtype)
+        self.state = TrainState(
+            networks={"teacher": network},
+            optimizers={"teacher": optim.adamw(network.parameters(), config.optim)},
+            emas={"teacher": Ema(network, config.ema_decay)},
+        )
+
+    def update(self, batch: Batch, *, generator: torch.Generator) -> dict[str, Tensor]:
+        cond = batch.cond.dropped(self.config.caption_dropout, generator=generator)
+        sigma = self.p_train.sample(len(batch.x0), generator=generator, device=batch.x0.device)
+        x0_hat = self.denoise(add_noise(batch.x0, sigma, generator=generator), sigma, cond)
+        losses = dsm_loss(x0_hat, batch.x0, sigma, self.sigma_data)
+        losses.mean().backward()
+        state = self.state
+        norm = optim.step(
+            state.optimizers["teacher"],
+            self.config.optim,
+            name="teacher",
+            update=state.total_step,
+            total_updates=self.total_steps,
+        )
+        state.emas["teacher"].update(state.networks["teacher"])
+        return {
+            "dsm_loss": losses.detach().mean(),
+            "grad_norm": torch.tensor(norm),
+            **losses_by_sigma("dsm_loss", losses.detach(), sigma, self.p_train),
+        }
+
+
+def losses_by_sigma(name: str, losses: Tensor, sigma: Tensor, p: NoiseDistribution) -> dict[str, Tensor]:
+    """Mean loss in each quartile of p(sigma), NaN where the batch has none: `name/q1` holds the least noise."""
+    quartile = (p.cdf(sigma) * SIGMA_BINS).long().clamp(max=SIGMA_BINS - 1)
+    return {f"{name}/q{i + 1}": losses[quartile == i].mean() for i in range(SIGMA_BINS)}

@@ -1,0 +1,265 @@
+"""Updates and the loop: who moves when, exact resume, refusal of non-finite numbers."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+
+from presto_core.config.loader import load_config
+from presto_core.config.schema import StepsStage
+from presto_core.config.sections import LoopConfig, OptimConfig, StepsConfig, TeacherConfig
+from presto_core.registry.store import Folder, StoreError
+from presto_core.training import optim
+from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
+from presto_core.training.ema import Ema
+from presto_core.training.loop import Hooks, train
+from presto_core.training.optim import DivergenceError, learning_rate
+from presto_core.training.state import Batch, step_generator
+from presto_core.training.steps import Phase, StepDistillation
+from presto_core.training.teacher import TeacherTraining
+from tests.core.toy import batches, tiny_dit
+
+LOOP = LoopConfig(log_every=1, checkpoint_every=1000)
+
+
+def distillation(**overrides: object) -> StepDistillation:
+    keys = {"generator_updates": 4, "guidance_scale": 2.0, "gan.head_layers": 1, "gan.head_channels": 8} | overrides
+    config = load_config(StepsStage, overrides={f"steps.{k}": v for k, v in keys.items()}).steps
+    return StepDistillation(config, tiny_dit(), sigma_data=1.0)
+
+
+def weights(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def run(algorithm, steps: int) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = []
+    total, algorithm.total_steps = algorithm.total_steps, steps
+    stream = batches(cursor=algorithm.state.cursor)
+    train(algorithm, stream, seed=0, config=LOOP, hooks=Hooks(log=lambda step, m: rows.append(m)))
+    algorithm.total_steps = total
+    return rows
+
+
+@pytest.mark.parametrize("ratio", [1, 5])
+def test_five_critic_steps_then_one_generator_step(ratio: int):
+    algorithm = distillation(fake_updates_per_generator_update=ratio)
+    phases = []
+    for batch in itertools.islice(batches(), algorithm.total_steps):
+        phases.append(algorithm.phase)
+        algorithm.update(batch, generator=step_generator(0, rank=0, total_step=algorithm.state.total_step))
+        algorithm.state.total_step += 1
+    assert phases == ([Phase.CRITIC] * ratio + [Phase.GENERATOR]) * 4
+    assert algorithm.state.generator_step == 4
+
+
+def test_critic_steps_leave_generator_and_ema_alone():
+    algorithm = distillation()
+    before = {name: weights(net) for name, net in algorithm.state.networks.items()}
+    ema = weights(algorithm.state.emas["generator"].network)
+    run(algorithm, 5)
+    after = algorithm.state.networks
+    assert same(before["generator"], weights(after["generator"]))
+    assert same(ema, weights(algorithm.state.emas["generator"].network))
+    assert not same(before["fake_score"], weights(after["fake_score"]))
+    assert not same(before["head"], weights(after["head"]))
+
+
+@pytest.mark.parametrize("kind", ["lsgan", "relativistic"])
+def test_generator_step_leaves_critics_alone(kind: str):
+    algorithm = distillation(**{"gan.kind": kind})
+    run(algorithm, 5)
+    before = {name: weights(net) for name, net in algorithm.state.networks.items()}
+    ema = weights(algorithm.state.emas["generator"].network)
+    run(algorithm, 6)
+    after = algorithm.state.networks
+    assert same(before["fake_score"], weights(after["fake_score"]))
+    assert same(before["head"], weights(after["head"]))
+    assert not same(before["generator"], weights(after["generator"]))
+    assert not same(ema, weights(algorithm.state.emas["generator"].network))
+    assert all(p.requires_grad and p.grad is None for p in after["fake_score"].parameters())
+
+
+def test_real_score_is_frozen_and_copies_are_trained():
+    teacher = tiny_dit().requires_grad_(False)
+    before = weights(teacher)
+    algorithm = StepDistillation(StepsConfig(generator_updates=2), teacher, sigma_data=1.0)
+    run(algorithm, 12)
+    assert same(before, weights(teacher))
+    assert not same(before, weights(algorithm.state.networks["generator"]))
+
+
+def test_networks_start_as_copies_of_the_teacher():
+    algorithm, teacher = distillation(), weights(tiny_dit())
+    for name in ("generator", "fake_score"):
+        assert same(teacher, weights(algorithm.state.networks[name]))
+
+
+def test_adversarial_term_waits_for_its_warm_up():
+    algorithm = distillation(**{"gan.warmup_updates": 2})
+    rows = run(algorithm, 24)
+    assert ["gan_loss" in rows[i] for i in (5, 11, 17, 23)] == [False, False, True, True]
+
+
+def test_without_adversarial_weight_no_discriminator_work_is_done():
+    algorithm = distillation(**{"gan.generator_weight": 0.0})
+    head = weights(algorithm.state.networks["head"])
+    rows = run(algorithm, 6)
+    assert all("d_real" not in row and "gan_loss" not in row for row in rows)
+    assert same(head, weights(algorithm.state.networks["head"]))
+
+
+def test_gradient_ratio_holds_at_the_generator_output():
+    algorithm = distillation(**{"gan.generator_weight": 0.3, "gan.weight_mode": "grad_ratio"})
+    row = run(algorithm, 6)[-1]
+    assert row["gan_weight"] * row["gan_grad_norm"] == pytest.approx(0.3 * row["dmd_grad_norm"], rel=1e-4)
+
+
+def test_absolute_weight_scales_the_loss():
+    row = run(distillation(**{"gan.generator_weight": 0.02, "gan.weight_mode": "absolute"}), 6)[-1]
+    assert row["gan_weight"] == pytest.approx(0.02)
+
+
+def test_generator_gradient_equals_autograd_of_the_written_loss():
+    """The two-stage backward through x0 equals differentiating L_DMD + nu L_G directly."""
+    algorithm = distillation(**{"gan.weight_mode": "absolute", "gan.generator_weight": 0.1})
+    run(algorithm, 5)
+    batch = next(batches())
+    x_in, sigma = algorithm._generator_input(batch, step_generator(0, rank=0, total_step=9))
+    x0 = algorithm.generate(x_in, sigma, batch.cond)
+    dmd, _ = algorithm._dmd(x0.detach(), batch, step_generator(1, rank=0, total_step=9))
+    gan, _ = algorithm._adversarial(x0.detach(), batch, step_generator(2, rank=0, total_step=9))
+    net = algorithm.state.networks["generator"]
+    two_stage = torch.autograd.grad(x0, list(net.parameters()), dmd + 0.1 * gan, retain_graph=True)
+    g = dmd * dmd.numel()  # L_DMD's gradient is g / n
+    written = 0.5 * (x0 - (x0 - g).detach()).square().mean() + (0.1 * gan * x0).sum()
+    direct = torch.autograd.grad(written, list(net.parameters()))
+    for a, b in zip(two_stage, direct, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_rollout_inputs_follow_the_generators_own_trajectory():
+    algorithm = distillation(generator_input="rollout")
+    batch, levels = next(batches()), set()
+    for step in range(40):
+        x, sigma = algorithm._generator_input(batch, step_generator(0, rank=0, total_step=step))
+        levels.add(round(float(sigma[0]), 3))
+        assert not x.requires_grad
+        assert x.shape == batch.x0.shape
+    assert len(levels) == 4  # every input of four-step sampling
+    assert max(levels) == 80.0
+
+
+@pytest.mark.parametrize("make", [distillation, lambda: TeacherTraining(TeacherConfig(), tiny_dit(), sigma_data=1.0)])
+@pytest.mark.parametrize("killed_at", [3, 6, 7])
+def test_resumed_run_ends_with_the_same_bits(make, killed_at: int, tmp_path):
+    whole = make()
+    rows = run(whole, 12)
+    first, folder = make(), local_folder(tmp_path)
+    rows_first = run(first, killed_at)
+    save_checkpoint(folder, first.state, keep=1)
+    second = make()
+    assert load_checkpoint(folder, second.state)
+    rows_second = run(second, 12)
+    for name, net in whole.state.networks.items():
+        assert same(weights(net), weights(second.state.networks[name])), name
+    for name, ema in whole.state.emas.items():
+        assert same(weights(ema.network), weights(second.state.emas[name].network)), name
+    assert without_times(rows) == without_times(rows_first + rows_second)
+
+
+def local_folder(path) -> Folder:
+    from pyarrow.fs import LocalFileSystem
+
+    return Folder(LocalFileSystem(), str(path), str(path))
+
+
+def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k not in ("step_seconds", "data_wait_fraction")} for row in rows]
+
+
+def test_newest_complete_checkpoint_wins_and_old_ones_go(tmp_path):
+    algorithm, folder = distillation(), local_folder(tmp_path)
+    for step in (1, 2, 3):
+        run(algorithm, step)
+        save_checkpoint(folder, algorithm.state, keep=2)
+    assert folder.folders() == ["step-000000002", "step-000000003"]
+    (tmp_path / "step-000000003" / "manifest.json").unlink()  # as if killed while uploading
+    restored = distillation()
+    assert load_checkpoint(folder, restored.state)
+    assert restored.state.total_step == 2
+
+
+def test_damaged_or_foreign_checkpoint_is_refused(tmp_path):
+    algorithm, folder = distillation(), local_folder(tmp_path)
+    save_checkpoint(folder, algorithm.state, keep=2)
+    other = StepDistillation(StepsConfig(), tiny_dit(dim=32), sigma_data=1.0)
+    with pytest.raises(StoreError, match="does not fit this run's networks"):
+        load_checkpoint(folder, other.state)
+    tensors = tmp_path / "step-000000000" / "state.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(StoreError, match="damaged"):
+        load_checkpoint(folder, distillation().state)
+
+
+def test_no_checkpoint_is_not_an_error(tmp_path):
+    assert not load_checkpoint(local_folder(tmp_path / "none"), distillation().state)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_gradient_stops_the_run_before_the_optimiser_moves(bad: float):
+    algorithm = distillation()
+    before = copy.deepcopy(algorithm.state.state_dict())
+    batch = next(batches())
+    poisoned = Batch(batch.x0 * bad, batch.cond, batch.cursor)
+    with pytest.raises(DivergenceError, match=r"fake_score.*total_step 0.*last good checkpoint is of step 0"):
+        train(algorithm, iter([poisoned]), seed=0, config=LOOP)
+    for name, net in algorithm.state.networks.items():
+        for key, value in net.state_dict().items():
+            assert torch.equal(value, before["networks"][name][key])
+
+
+def test_step_generators_differ_by_seed_rank_and_step():
+    draws = {
+        float(torch.rand(1, generator=step_generator(seed, rank=rank, total_step=step)))
+        for seed, rank, step in itertools.product(range(3), range(3), range(3))
+    }
+    assert len(draws) == 27
+
+
+def test_learning_rate_schedule():
+    config = OptimConfig(learning_rate=1.0, warmup_steps=4, decay="cosine")
+    rates = [learning_rate(config, update=u, total_updates=104) for u in (0, 3, 4, 54, 104)]
+    assert rates == pytest.approx([0.2, 0.8, 1.0, 0.525, 0.05])
+
+
+def test_clipping_reports_the_norm_before_it():
+    parameter = torch.nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    parameter.grad = torch.full((4,), 3.0)
+    config = OptimConfig(learning_rate=1.0, max_grad_norm=1.0)
+    assert optim.step(optimizer, config, name="x", update=0, total_updates=1) == pytest.approx(6.0)
+    torch.testing.assert_close(parameter.detach(), torch.full((4,), -0.5))
+
+
+def test_ema_in_closed_form():
+    net = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(net.weight)
+    ema = Ema(net, decay=0.3)
+    torch.nn.init.ones_(net.weight)
+    ema.update(net)  # d = 1/10
+    ema.update(net)  # d = 2/11
+    assert float(ema.network.weight) == pytest.approx(1 - 0.1 * 2 / 11)
+    for _ in range(50):
+        ema.update(net)
+    assert ema.updates == 52
+
+
+def test_taps_beyond_the_network_are_refused():
+    with pytest.raises(ValueError, match=r"blocks \[7\].*0 to 2"):
+        distillation(**{"gan.taps": [1, 7]})
