@@ -211,6 +211,7 @@ def test_arrangements_are_seeded_and_stay_in_their_key() -> None:
     assert len({piece.ensemble for piece in pieces}) > 3
     for piece in pieces:
         assert is_in_key([piece.parts[0].notes], parse_key(piece.key))
+        assert min(n.start_beats for n in piece.parts[0].notes) < 0.1
         assert all(0 <= n.start_beats < 20 * piece.tempo_bpm / 60 + 0.1 for part in piece.parts for n in part.notes)
 
 

@@ -1,0 +1,74 @@
+"""The vetted list of public-domain pieces: which music21 corpus files are used, their key, metre and tune family.
+
+`repertoire.tsv` beside this file holds facts only (no notes), so that planning parses nothing and the split knows
+which files share a melody. `vetting` makes it from the installed music21.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+INDEX_FILE = Path(__file__).with_name("repertoire.tsv")
+FOLDERS = {"bach": "bach", "ryan": "ryansMammoth"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One usable file; `tune` names the melody family that the split keeps together."""
+
+    collection: str
+    file: str
+    tune: str
+    title: str
+    composer: str
+    key: str
+    beat_quarters: float
+    beats_per_bar: int
+    pickup_beats: float
+    bars: int
+
+
+def corpus_folder(collection: str) -> Path:
+    """The installed folder of a collection, found without importing music21."""
+    spec = importlib.util.find_spec("music21")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(folder) / "corpus" / FOLDERS[collection]).is_dir():
+            return path
+    raise FileNotFoundError(f"music21's corpus folder {FOLDERS[collection]!r} is missing: install the package music21")
+
+
+@lru_cache(maxsize=1)
+def load_index() -> tuple[Entry, ...]:
+    """The shipped list, in its stable order."""
+    header, *rows = INDEX_FILE.read_text(encoding="utf-8").splitlines()
+    if header.split("\t") != [field.name for field in fields(Entry)]:
+        raise ValueError(f"{INDEX_FILE.name} has columns {header!r}; make it again with this version's index module")
+    return tuple(_entry(row.split("\t")) for row in rows)
+
+
+def _entry(cells: Sequence[str]) -> Entry:
+    *words, beat_quarters, beats_per_bar, pickup_beats, bars = cells
+    return Entry(*words, float(beat_quarters), int(beats_per_bar), float(pickup_beats), int(bars))  # type: ignore[call-arg,arg-type]
+
+
+def parse_file(collection: str, file: str) -> Any:
+    """The music21 score of a corpus file, parsed afresh (no pickle is read or written)."""
+    from music21 import converter
+
+    return converter.parse(corpus_folder(collection) / file, forceSource=True, storePickle=False)
+
+
+def find_entries(collection: str) -> tuple[Entry, ...]:
+    return tuple(entry for entry in load_index() if entry.collection == collection)
+
+
+def find_entry(collection: str, file: str) -> Entry:
+    for entry in find_entries(collection):
+        if entry.file == file:
+            return entry
+    raise ValueError(f"{collection}/{file} is not in the list of vetted pieces (repertoire.tsv)")
