@@ -1,0 +1,48 @@
+"""Streaming per-channel mean and standard deviation of latents, mergeable over shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LatentStats:
+    """Moments of latents seen so far.
+
+    Attributes:
+        count: values seen per channel.
+        mean: [C].
+        m2: [C] sum of squared deviations from the mean.
+    """
+
+    count: int
+    mean: Floats
+    m2: Floats
+
+    @staticmethod
+    def of(latents: npt.NDArray[np.floating]) -> LatentStats:
+        """Moments of latents [B, C, T]."""
+        per_channel = np.asarray(latents, dtype=np.float64).swapaxes(0, 1).reshape(latents.shape[1], -1)
+        mean = per_channel.mean(axis=1)
+        return LatentStats(per_channel.shape[1], mean, ((per_channel - mean[:, None]) ** 2).sum(axis=1))
+
+    def merge(self, other: LatentStats) -> LatentStats:
+        """Moments of both parts together (Chan et al. 1979), exact whatever the order up to rounding."""
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        mean = self.mean + delta * other.count / count
+        return LatentStats(count, mean, self.m2 + other.m2 + delta**2 * self.count * other.count / count)
+
+    @property
+    def std(self) -> Floats:
+        return np.sqrt(self.m2 / self.count)
+
+    @staticmethod
+    def merged(parts: list[LatentStats]) -> LatentStats:
+        return reduce(LatentStats.merge, parts)

