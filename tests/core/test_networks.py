@@ -40,14 +40,15 @@ def test_masked_tokens_do_not_matter():
     )
 
 
-def test_unknown_tempo_and_empty_caption_give_finite_output():
+@pytest.mark.parametrize("unknown", [torch.nan, 0.0, -1.0])
+def test_unknown_tempo_and_empty_caption_give_finite_output(unknown: float):
     cond = conditions(3)
     blank = replace(
         cond,
         pooled=torch.zeros_like(cond.pooled),
         tokens=torch.zeros_like(cond.tokens),
         mask=torch.zeros_like(cond.mask),
-        tempo_bpm=torch.full((3,), torch.nan),
+        tempo_bpm=torch.full((3,), unknown),
         key=torch.full((3,), UNKNOWN_KEY),
     )
     net = tiny_dit()

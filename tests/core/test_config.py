@@ -1,0 +1,131 @@
+"""Configuration: precedence, suggestions, run ids, and a start without torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.cli import PRESETS
+from presto_core.config.loader import ConfigError, flatten, load_config, preset_names, to_yaml
+from presto_core.config.noise import KarrasNoise, LogNormalNoise, MixtureNoise
+from presto_core.config.schema import STAGES, StepsStage, TeacherStage
+
+
+def preset(tmp_path: Path, **content: object) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_override_beats_preset_beats_default(tmp_path: Path):
+    path = preset(tmp_path, teacher={"steps": 7, "ema_decay": 0.5})
+    config = load_config(TeacherStage, path, ["teacher.steps=9"])
+    assert (config.teacher.steps, config.teacher.ema_decay, config.teacher.caption_dropout) == (9, 0.5, 0.1)
+
+
+def test_preset_extends_another(tmp_path: Path):
+    base = preset(tmp_path, teacher={"steps": 7, "ema_decay": 0.5})
+    child = tmp_path / "child.yaml"
+    child.write_text(yaml.safe_dump({"extends": str(base), "teacher": {"steps": 8}}))
+    config = load_config(TeacherStage, child)
+    assert (config.teacher.steps, config.teacher.ema_decay) == (8, 0.5)
+
+
+def test_changed_kind_starts_its_section_afresh():
+    config = load_config(StepsStage, None, ["steps.p_dmd.std=2", "steps.p_dmd.kind=karras", "steps.p_dmd.rho=3"])
+    assert config.steps.p_dmd == KarrasNoise(rho=3)
+    assert config.steps.p_dsm == LogNormalNoise()
+
+
+def test_values_are_yaml():
+    text = "steps.p_gan={kind: mixture, components: [{kind: karras}, {kind: lognormal, std: 2}], weights: [1, 2]}"
+    config = load_config(StepsStage, None, [text, "steps.generator_optim.learning_rate=3e-5", "steps.gan.taps=[1, 2]"])
+    assert config.steps.p_gan == MixtureNoise(components=(KarrasNoise(), LogNormalNoise(std=2)), weights=(1, 2))
+    assert config.steps.generator_optim.learning_rate == 3e-5
+    assert config.steps.gan.taps == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps.generatr_optim.learning_rate=1", "did you mean 'steps.generator_optim'?"),
+        ("steps.gan.wieght_mode=absolute", "did you mean 'steps.gan.weight_mode'?"),
+        ("steps.p_dmd.rho=3", "unknown config key 'steps.p_dmd.rho'; known: kind, mean, std"),
+        ("stps.seed=1", "did you mean 'steps'?"),
+        ("network.dim=3", "belongs to train-teacher"),
+        ("steps.p_dmd.kind=gauss", "'karras'"),
+        ("steps.ema_decay=1.5", "steps.ema_decay=1.5: input should be less than or equal to 1"),
+        ("steps.generator_updates=many", "steps.generator_updates='many'"),
+        ("steps", "must have the form dotted.key=value"),
+        ("steps.gan.taps=[1", "is not valid YAML"),
+        ("steps.p_gen={kind: karras, sigma_min: 5, sigma_max: 1}", "sigma_min=5.0 must be below sigma_max=1.0"),
+        ("steps.p_gen={kind: mixture, weights: [1]}", "2 components, 1 weights"),
+        ("cluster.num_workers=3", "steps.global_batch_size=16 must be a multiple of cluster.num_workers=3"),
+    ],
+)
+def test_every_mistake_is_one_sentence_with_its_mend(override: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config(StepsStage, None, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("dmeo", "did you mean 'demo'?"), ("zzz", "known presets: ablations/"), ("/no/file.yaml", "")]
+)
+def test_unknown_preset_is_refused_with_a_suggestion(name: str, message: str):
+    with pytest.raises(ConfigError, match="unknown preset") as caught:
+        load_config(StepsStage, name, preset_folder=PRESETS)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [unclosed", "just words"])
+def test_preset_that_is_no_preset_is_refused(text: str, tmp_path: Path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_config(StepsStage, path)
+
+
+def test_run_id_follows_the_result_and_not_the_place():
+    plain = load_config(TeacherStage).run_id({"dataset": "a"})
+    elsewhere = ["cluster.num_workers=2", "storage.root=s3://b", "loop.log_every=3", "tracking.experiment=x"]
+    assert load_config(TeacherStage, None, elsewhere).run_id({"dataset": "a"}) == plain
+    assert load_config(TeacherStage, None, ["inputs.dataset=other"]).run_id({"dataset": "a"}) == plain
+    assert load_config(TeacherStage, None, ["seed=1"]).run_id({"dataset": "a"}) != plain
+    assert load_config(TeacherStage).run_id({"dataset": "b"}) != plain
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_printed_yaml_reproduces_the_configuration(stage: str, tmp_path: Path):
+    config = load_config(STAGES[stage], "demo", preset_folder=PRESETS)
+    path = tmp_path / "again.yaml"
+    path.write_text(to_yaml(config))
+    assert load_config(STAGES[stage], path) == config
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", preset_names(PRESETS))
+def test_every_preset_is_valid_for_every_stage(stage: str, name: str):
+    load_config(STAGES[stage], name, preset_folder=PRESETS)
+
+
+def test_dotted_names_are_the_override_keys():
+    flat = flatten(load_config(StepsStage).model_dump(mode="json"))
+    assert flat["steps.p_gen.rho"] == 7.0
+    overrides = {k: v for k, v in flat.items() if v is not None}
+    assert load_config(StepsStage, None, overrides) == load_config(StepsStage)
+
+
+def test_dry_run_imports_neither_torch_nor_ray_nor_mlflow():
+    script = (
+        "import sys; from pipelines import cli; sys.argv = ['presto', 'distill-steps', 'demo', '--dry-run']\n"
+        "try: cli.main()\nexcept SystemExit as e: assert not e.code, e.code\n"
+        "print('HEAVY', sorted({'torch', 'ray', 'mlflow', 'boto3', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in done.stdout
+    assert "total_steps" in done.stdout
+    assert "p_dmd:" in done.stdout
