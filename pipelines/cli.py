@@ -1,0 +1,218 @@
+"""`presto <verb> [preset] [key=value ...]`: one verb a stage; nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.progress import console
+from presto_core.config.errors import UserError
+from presto_core.config.loader import ConfigError, load_config, preset_names, to_yaml
+from presto_core.config.schema import STAGES, StageConfig
+
+PRESETS = Path(__file__).parent / "presets"
+OBJECT_STORE = Path(".presto/object_store")
+CRASH_LOG = Path(".presto/crash.log")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help=(
+        "Distil a music diffusion model into a few-step generator (Presto!).\n\n"
+        "The flow, one verb a stage; each reads what the one before it registered, and running it again resumes or "
+        "reuses:\n\n"
+        "[bold]corpus build → ingest → train-teacher → distill-steps → evaluate → generate[/bold]\n\n"
+        "Every stage takes a preset (demo, laptop, paper, or a YAML file) and overrides such as "
+        "[bold]steps.p_dmd.kind=karras[/bold]; [bold]--dry-run[/bold] shows what would run. "
+        "[bold]presto demo[/bold] runs all of it."
+    ),
+)
+corpus_app = typer.Typer(no_args_is_help=True, help="The default corpus: music made from packages alone.")
+codec_app = typer.Typer(no_args_is_help=True, help="The codec between audio and latents.")
+app.add_typer(corpus_app, name="corpus")
+app.add_typer(codec_app, name="codec")
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PRESET] [KEY=VALUE]...", help="A preset's name or file, then overrides.", show_default=False
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="Port of the S3 endpoint; 0 takes a free one.")] = 0,
+    bucket: Annotated[str, typer.Option(help="Bucket to create.")] = "presto",
+) -> None:
+    """Start an S3 server on this machine and print its environment: eval "$(presto up)"."""
+    import os
+
+    from pipelines import embedded_s3, storage
+
+    server, started = embedded_s3.start(OBJECT_STORE, port=port)
+    os.environ.update(server.environment())
+    storage.create_bucket(bucket)
+    for name, value in server.environment().items():
+        typer.echo(f"export {name}={value}")
+    state = "started" if started else "runs already"
+    console.print(f"object store {state}: {server.endpoint}, storage.root=s3://{bucket}, stop it with: presto down")
+
+
+@app.command()
+def down() -> None:
+    """Stop the S3 server that `presto up` started; its data stay."""
+    from pipelines import embedded_s3
+
+    stopped = embedded_s3.stop(OBJECT_STORE)
+    console.print("object store stopped" if stopped else "no object store runs here")
+
+
+@corpus_app.command("build")
+def corpus_build(words: Words = None, dry_run: DryRun = False) -> None:
+    """Make the default corpus: public-domain pieces and composed ones, with captions, rendered by a soundfont."""
+    _run("corpus", "build_corpus", words, dry_run)
+
+
+@app.command()
+def ingest(words: Words = None, dry_run: DryRun = False) -> None:
+    """Encode a folder of audio (ingest.source=...) into latents on storage."""
+    _run("ingest", "ingest", words, dry_run)
+
+
+@app.command("train-teacher")
+def train_teacher(words: Words = None, dry_run: DryRun = False) -> None:
+    """Train the base model on latents."""
+    _run("train-teacher", "train_teacher", words, dry_run)
+
+
+@app.command("distill-steps")
+def distill_steps(words: Words = None, dry_run: DryRun = False) -> None:
+    """Distil the base model into a few-step generator (Presto-S)."""
+    _run("distill-steps", "distill_steps", words, dry_run)
+
+
+@app.command()
+def evaluate(words: Words = None, dry_run: DryRun = False) -> None:
+    """Compare base and generator on held-out music: distances, latency, sounds, plots."""
+    _run("evaluate", "evaluate", words, dry_run)
+
+
+@app.command()
+def generate(
+    words: Annotated[list[str], typer.Argument(metavar='"PROMPT" [KEY=VALUE]...', help="Prompts, then overrides.")],
+    preset: Annotated[str | None, typer.Option(help="Preset to start from.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Make music from a prompt: a WAV and a spectrogram in generate.output."""
+    prompts = [w for w in words if not _is_override(w)]
+    overrides = [w for w in words if _is_override(w)]
+    if prompts:
+        overrides.append(f"generate.prompts={json.dumps(prompts)}")
+    config = load_config(STAGES["generate"], preset, overrides, preset_folder=PRESETS)
+    _execute("generate", "generate", config, dry_run)
+
+
+@app.command()
+def demo(
+    words: Words = None,
+    local: Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run the whole flow at small size on this machine: about ten minutes on two cores."""
+    preset, overrides = _split(words or [])
+    preset = preset or "demo"
+    from pipelines import demo as flow
+
+    if dry_run:
+        for stage, config in flow.stage_configs(preset, overrides).items():
+            show(stage, config)
+    else:
+        flow.run(preset, overrides, local=local)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets that come with the package."""
+    for name in preset_names(PRESETS):
+        typer.echo(name)
+
+
+def stage_config(stage: str, words: list[str]) -> StageConfig:
+    """The configuration that a verb's words mean."""
+    preset, overrides = _split(words)
+    return load_config(STAGES[stage], preset, overrides, preset_folder=PRESETS)
+
+
+def _split(words: list[str]) -> tuple[str | None, list[str]]:
+    """Preset, if the first word is one, and overrides."""
+    if words and not _is_override(words[0]):
+        return words[0], words[1:]
+    return None, words
+
+
+def _run(stage: str, module: str, words: list[str] | None, dry_run: bool) -> None:
+    _execute(stage, module, stage_config(stage, words or []), dry_run)
+
+
+def _execute(stage: str, module: str, config: StageConfig, dry_run: bool) -> None:
+    if dry_run:
+        show(stage, config)
+        return
+    runner: Callable[[Any], Any] = import_module(f"pipelines.{module}").run
+    runner(config)
+
+
+def show(stage: str, config: StageConfig) -> None:
+    """Print a stage's resolved settings and what follows from them, as YAML."""
+    typer.echo(f"# presto {stage}")
+    for name, value in config.derived().items():
+        typer.echo(f"# {name}: {value}")
+    if config.PARENTS:
+        named = ", ".join(f"inputs.{role}={getattr(config.inputs, role)}" for role in config.PARENTS)
+        typer.echo(f"# run_id: follows from these settings and the ids of {named}, looked up when it runs")
+    else:
+        typer.echo(f"# run_id: {config.run_id()}")
+    typer.echo(to_yaml(config))
+
+
+def _is_override(word: str) -> bool:
+    key, equals, _ = word.partition("=")
+    return bool(equals) and all(part.isidentifier() for part in key.split("."))
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one sentence and a non-zero exit, never in a traceback."""
+    try:
+        app()
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except UserError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on where it stopped", 130)
+    except OSError as error:
+        _fail(f"{error.filename or 'system'}: {error.strerror or error}; free the resource and run again", 1)
+    except Exception as error:
+        CRASH_LOG.parent.mkdir(exist_ok=True)
+        CRASH_LOG.write_text(traceback.format_exc())
+        last = (str(error).strip().splitlines() or [""])[-1]
+        _fail(f"unexpected {type(error).__name__}: {last[:300]}. This is a bug; its traceback is in {CRASH_LOG}", 70)
+
+
+def _fail(message: str, code: int) -> None:
+    console.print(f"presto: {message}", style="red", markup=False)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

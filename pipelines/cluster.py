@@ -1,0 +1,183 @@
+"""The Ray session of a command: start one here or join one, and refuse early what the cluster cannot hold."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from presto_core.config.errors import UserError
+from presto_core.config.sections import ClusterConfig
+
+# CPUs reserved for reading shards beside each training worker: without them Ray Data's tasks would never be placed.
+READER_CPUS = 0.1
+
+# Must be set before `import ray`; a value the user has set wins.
+ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # with it Ray would leave 127.0.0.1
+    "RAY_num_workers_soft_limit": "10",  # idle workers are kept, so that short tasks start at once
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_DATA_USE_DATASOURCE_V2": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class ClusterError(UserError):
+    """Ray cannot be reached, or is too small for what was asked."""
+
+
+@contextmanager
+def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Iterator[None]:
+    """Run a block with Ray connected.
+
+    A session that is already open in this process is used and left open; one that is started here is shut down.
+
+    Args:
+        cpus, gpus: what the block needs at once.
+
+    Raises:
+        ClusterError: no answer at the address, or fewer resources than needed.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    opened_here = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+    if opened_here:
+        _connect(config)
+    import ray
+
+    try:
+        _require(ray.cluster_resources(), cpus=cpus, gpus=gpus)
+        yield
+    finally:
+        if opened_here:
+            ray.shutdown()
+
+
+def training_cpus(config: ClusterConfig) -> float:
+    """CPUs that a group of training workers and their readers take."""
+    return max(config.num_workers, 1) * (config.cpus_per_worker + READER_CPUS)
+
+
+def map_with_actors(items: list[dict[str, Any]], actor: type, config: ClusterConfig, *args: Any) -> Iterator[Any]:
+    """Rows that actors of a class make of items, in the items' order, as they get done.
+
+    Args:
+        actor: class whose `__call__` turns one item into one row; its instances live as long as the call.
+        args: for its constructor.
+
+    Raises:
+        UserError: what the actor raised.
+    """
+    import ray
+    import ray.data
+
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    # Restarting an actor helps where other nodes are left; on one machine the run itself is started again.
+    joined = config.address or os.environ.get("RAY_ADDRESS")
+    restarts = {} if joined else {"max_restarts": 0, "max_task_retries": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+        rows = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            _Guarded,
+            fn_constructor_args=(actor, *args),
+            concurrency=min(config.data_workers, len(items)),
+            num_cpus=config.cpus_per_worker,
+            num_gpus=config.gpus_per_worker or None,
+            **restarts,
+        )
+    for row in rows.iter_rows():
+        if row["error"]:
+            raise UserError(row["error"])
+        yield row
+
+
+class _Guarded:
+    """An actor that says what the user can mend in a row: raised in a task, Ray would bury the sentence."""
+
+    def __init__(self, actor: type, *args: Any) -> None:
+        self.make: Callable[[], Any] = lambda: actor(*args)
+        self.made: Any = None
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self.made = self.made or self.make()
+            return {**self.made(item), "error": ""}
+        except UserError as error:
+            return {"error": str(error)}
+
+
+def actor_resources(config: ClusterConfig, items: int) -> dict[str, float]:
+    """What `map_with_actors` takes of a cluster."""
+    workers = min(config.data_workers, items)
+    return {"cpus": workers * config.cpus_per_worker, "gpus": workers * config.gpus_per_worker}
+
+
+def _connect(config: ClusterConfig) -> None:
+    address = config.address or os.environ.get("RAY_ADDRESS") or None
+    if address:
+        _require_answer(address)
+    elif not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        # a token of this session's own; Ray would write one, world-readable, into the home folder
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray
+
+    common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **common)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=config.cpus or None,
+                object_store_memory=config.object_store_mb * 2**20,
+                include_dashboard=False,
+                **common,
+            )
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        where = f"no Ray cluster answers at {address!r}" if address else "Ray cannot be started on this machine"
+        raise ClusterError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+    _quiet()
+
+
+def _quiet() -> None:
+    """Leave the console to the command's own progress; Ray's logs stay in its session folder."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _require_answer(address: str) -> None:
+    """ray.init tries a dead address for ten minutes; one connection attempt tells at once."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and other names that Ray itself resolves
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address!r} ({error.strerror or error}); start it, or mend cluster.address"
+        ) from None
+
+
+def _require(available: dict[str, float], *, cpus: float, gpus: float) -> None:
+    for name, key, needed in (("CPUs", "CPU", cpus), ("GPUs", "GPU", gpus)):
+        have = available.get(key, 0.0)
+        if needed > have + 1e-6:
+            raise ClusterError(
+                f"this needs {needed:g} {name} and the Ray cluster has {have:g}; lower cluster.num_workers, "
+                "cluster.cpus_per_worker or cluster.data_workers, or use a larger cluster"
+            )

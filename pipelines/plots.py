@@ -1,0 +1,82 @@
+"""The project's plots as PNG bytes: noise distributions, losses, quality against steps, spectrograms."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from presto_core.config.sections import StepsConfig
+from presto_core.diffusion.noise import noise_from_config, snr_db
+
+matplotlib.use("Agg")
+Samples = np.ndarray[Any, np.dtype[np.float32]]
+ROLES = ("p_gen", "p_dmd", "p_dsm", "p_gan")
+
+
+def noise_distributions(steps: StepsConfig, *, sigma_data: float = 1.0) -> bytes:
+    """Density of each role's noise over signal-to-noise ratio in decibel (the paper's figure 1)."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    for role in ROLES:
+        noise = noise_from_config(getattr(steps, role))
+        decibel = snr_db(noise.quantile(u), sigma_data).numpy()
+        axes.hist(decibel, bins=120, range=(-45, 60), density=True, histtype="step", label=_role_label(role, noise))
+    axes.set(xlabel="signal-to-noise ratio, dB (noise falls to the right)", ylabel="density")
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def losses(histories: dict[str, list[tuple[int, float]]]) -> bytes:
+    """One panel a metric: value against step."""
+    shown = {name: points for name, points in histories.items() if points}
+    columns = min(3, max(1, len(shown)))
+    rows = -(-max(1, len(shown)) // columns)
+    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+    for index, (name, points) in enumerate(shown.items(), 1):
+        axes = figure.add_subplot(rows, columns, index)
+        steps, values = zip(*points)
+        axes.plot(steps, values, linewidth=1)
+        axes.set(title=name, xlabel="step")
+    return _png(figure)
+
+
+def quality_vs_steps(result: dict[str, Any]) -> bytes:
+    """Fréchet distance against network evaluations, base and student, with the noise floor."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in result["systems"]:
+        label = "student" if row["role"] == "student" else f"base {row['sampler']}"
+        groups.setdefault(label, []).append(row)
+    for label, rows in groups.items():
+        ordered = sorted(rows, key=lambda r: r["nfe"])
+        axes.plot([r["nfe"] for r in ordered], [r["fd"] for r in ordered], marker="o", label=label)
+    axes.axhline(result["floor"]["fd"], linestyle=":", color="grey", label="real music")
+    axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="Fréchet distance")
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def spectrogram(samples: Samples, rate_hz: int, title: str) -> bytes:
+    """Level over time and frequency of mono audio [N]."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.specgram(samples + 1e-9, NFFT=2048, Fs=rate_hz, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
+    axes.set(xlabel="seconds", ylabel="Hz", title=title, ylim=(0, min(16000, rate_hz / 2)))
+    return _png(figure)
+
+
+def _role_label(role: str, noise: object) -> str:
+    return f"{role}: {type(noise).__name__}"
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()

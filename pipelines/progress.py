@@ -1,0 +1,68 @@
+"""Progress a person can watch: bars with losses and time left on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as EtaColumn
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+LINE_EVERY_S = 10.0
+
+
+@dataclass
+class Bar:
+    """One stage's progress: call `update` with how much is done."""
+
+    label: str
+    total: int
+    bars: Progress | None = None
+    task: TaskID | None = None
+    started: float = field(default_factory=time.monotonic)
+    first: int | None = None
+    printed: float = field(default_factory=time.monotonic)
+
+    def update(self, done: int, note: str = "") -> None:
+        if self.first is None:
+            self.first = done  # a resumed run starts here; the rate must not count what an earlier run did
+        if self.bars is not None and self.task is not None:
+            self.bars.update(self.task, completed=done, note=note)
+        elif time.monotonic() - self.printed >= LINE_EVERY_S or done == self.total:
+            self.printed = time.monotonic()
+            console.print(f"{self.label}: {done}/{self.total}{self._time_left(done)}  {note}")
+
+    def _time_left(self, done: int) -> str:
+        moved = done - (self.first or 0)
+        if not moved or done >= self.total:
+            return ""
+        seconds = (time.monotonic() - self.started) / moved * (self.total - done)
+        return f", {int(seconds // 60)}:{int(seconds % 60):02d} left"
+
+
+@contextmanager
+def progress_bar(label: str, total: int) -> Iterator[Bar]:
+    """Show a bar (terminal) or lines (log) while the block runs."""
+    if not console.is_terminal:
+        yield Bar(label, total)
+        return
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        EtaColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=False) as bars:
+        yield Bar(label, total, bars, bars.add_task(label, total=total, note=""))
+
+
+def summary(metrics: dict[str, float], names: tuple[str, ...]) -> str:
+    """The named metrics in one short line."""
+    return "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)

@@ -1,0 +1,194 @@
+"""What an evaluation compares: the base under several samplers, the student at several step counts, and real music."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+import torchaudio.functional as TAF
+from safetensors.numpy import load, save
+from torch import Tensor
+
+from pipelines.cluster import actor_resources, map_with_actors, ray_session
+from pipelines.dataset import conditioning_of, open_dataset, read_here
+from pipelines.models import Model, open_model, sample_base, sample_student
+from pipelines.progress import Bar, console, progress_bar
+from pipelines.shards import Array, Rows
+from presto_core.config.schema import EvaluateStage
+from presto_core.config.sections import BaseSampler, EvaluateConfig, ScheduleConfig
+from presto_core.metrics.embed import load_embedder
+from presto_core.registry.store import Folder, write_bytes
+from presto_core.training.state import step_generator
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the results table.
+
+    Attributes:
+        name: e.g. `base dpmpp_2m 40`, `student 4`.
+        role: `base`, `student`, or real music from a split: `train`, `held_out`.
+        steps: sampling steps; 0 for real music.
+        nfe: network evaluations a sample costs.
+    """
+
+    name: str
+    role: str
+    steps: int
+    nfe: int
+    sampler: str = "ping_pong"
+    guidance_scale: float = 1.0
+
+    def sample(
+        self, model: Model, noise: Tensor, cond: Any, *, schedule: ScheduleConfig, generator: torch.Generator
+    ) -> Tensor:
+        """Latents [B, C, T] of a base or student system."""
+        if self.role == "student":
+            return sample_student(model, noise, cond, steps=self.steps, schedule=schedule, generator=generator)
+        how = BaseSampler.model_validate(
+            {"sampler": self.sampler, "steps": self.steps, "guidance_scale": self.guidance_scale}
+        )
+        return sample_base(model, noise, cond, how=how, schedule=schedule)
+
+
+REFERENCE = System("real music, held out", "held_out", steps=0, nfe=0, sampler="none")
+FLOOR = System("real music, training split", "train", steps=0, nfe=0, sampler="none")
+
+
+def compared_systems(config: EvaluateConfig) -> list[System]:
+    """Base samplers (the first is the reference for speed), then the student."""
+    base = [
+        System(
+            f"base {b.sampler} {b.steps}" + (f" w={b.guidance_scale:g}" if b.guidance_scale != 1 else ""),
+            "base",
+            b.steps,
+            b.nfe,
+            b.sampler,
+            b.guidance_scale,
+        )
+        for b in config.base
+    ]
+    return base + [System(f"student {n}", "student", n, n) for n in config.student_steps]
+
+
+class SystemSampler:
+    """A Ray Data actor: (system, batch number) in; embeddings, and audio for the first clips, out.
+
+    All systems are given the same captions and, batch by batch, the same starting noise.
+    """
+
+    def __init__(self, config: EvaluateStage, uris: dict[str, str]) -> None:
+        torch.set_num_threads(config.cluster.torch_threads)
+        self.config = config
+        device = "cuda" if config.cluster.gpus_per_worker and torch.cuda.is_available() else "cpu"
+        self.models = {
+            "base": open_model(uris["teacher"], device=device),
+            "student": open_model(uris["generator"], device=device),
+        }
+        self.dataset = open_dataset(uris["dataset"])
+        self.embedder = load_embedder("musicnn")
+        self.rows: dict[str, Rows] = {}
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        system, start, count = System(**json.loads(item["system"])), int(item["start"]), int(item["count"])
+        audio = self._audio(system, start, count)[:, 0]
+        rate_hz = self.models["base"].codec.sample_rate_hz
+        with torch.inference_mode():
+            embeddings = self.embedder.embed(TAF.resample(audio, rate_hz, self.embedder.sample_rate_hz))
+        kept = max(0, min(self.config.evaluate.save_audio - start, count))
+        return {
+            "system": item["system"],
+            "embeddings": embeddings.flatten(0, 1).numpy(),
+            "audio": audio[:kept].numpy().reshape(kept, audio.shape[-1]),
+        }
+
+    def _audio(self, system: System, start: int, count: int) -> Tensor:
+        """[count, 1, N] decoded audio; real music goes through the codec too, so that only the model is judged."""
+        model = self.models["student" if system.role == "student" else "base"]
+        split = "train" if system.role == "train" else "held_out"
+        rows = self._chosen(split, start, count)
+        if system.role in ("train", "held_out"):
+            with torch.inference_mode():
+                return model.codec.decode(torch.tensor(np.asarray(rows.latents, dtype=np.float32)))
+        rng = step_generator(self.config.seed, rank=0, total_step=start, device=model.device)
+        noise = model.noise(count, generator=rng)
+        cond = conditioning_of(rows).to(model.device)
+        x0 = system.sample(model, noise, cond, schedule=self.config.evaluate.schedule, generator=rng)
+        return model.decode(x0)
+
+    def _chosen(self, split: str, start: int, count: int) -> Rows:
+        """Rows start ... start + count of the split in a fixed shuffled order, over again where it is short."""
+        if split not in self.rows:
+            whole = Rows.cat(list(read_here(self.dataset.uri, self.dataset.shards(split))))
+            self.rows[split] = whole.take(np.random.default_rng(0).permutation(len(whole)))
+        rows = self.rows[split]
+        return rows.take(np.arange(start, start + count) % len(rows))
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What one system made.
+
+    Attributes:
+        embeddings: [N, D], one a patch of audio.
+        audio: [K, samples] the first clips.
+    """
+
+    embeddings: Array
+    audio: Array
+
+
+def sample_systems(
+    config: EvaluateStage, systems: list[System], uris: dict[str, str], scratch: Folder
+) -> dict[str, Sampled]:
+    """Sample every system with Ray Data; what an interrupted run finished is taken from `scratch`."""
+    pending = [s for s in systems if not scratch.exists(_partial(s))]
+    if len(pending) < len(systems):
+        console.print(f"evaluate: {len(systems) - len(pending)} of {len(systems)} systems are sampled already")
+    if pending:
+        items = list(_work_items(pending, config.evaluate, held_out_rows=_held_out_rows(uris["dataset"])))
+        needs = actor_resources(config.cluster, len(items))
+        with progress_bar("evaluate", len(items)) as bar, ray_session(config.cluster, **needs):
+            rows = _counted(map_with_actors(items, SystemSampler, config.cluster, config, uris), bar)
+            for described, parts in groupby(rows, key=lambda row: row["system"]):
+                _keep(scratch, System(**json.loads(described)), list(parts))
+    return {s.name: _load(scratch, s) for s in systems}
+
+
+def _work_items(systems: list[System], config: EvaluateConfig, *, held_out_rows: int) -> Iterator[dict[str, Any]]:
+    """One item for each system and batch; the reference is every held-out row, once."""
+    for system in systems:
+        wanted = held_out_rows if system.role == "held_out" else config.num_samples
+        for start in range(0, wanted, config.batch_size):
+            count = min(config.batch_size, wanted - start)
+            yield {"system": json.dumps(asdict(system)), "start": start, "count": count}
+
+
+def _counted(rows: Iterator[dict[str, Any]], bar: Bar) -> Iterator[dict[str, Any]]:
+    for number, row in enumerate(rows, 1):
+        bar.update(number, json.loads(row["system"])["name"])
+        yield row
+
+
+def _partial(system: System) -> str:
+    return f"{hashlib.sha256(json.dumps(asdict(system)).encode()).hexdigest()[:16]}.safetensors"
+
+
+def _keep(scratch: Folder, system: System, parts: list[dict[str, Any]]) -> None:
+    arrays = {key: np.concatenate([np.asarray(p[key]) for p in parts]) for key in ("embeddings", "audio")}
+    write_bytes(scratch, _partial(system), save(arrays))
+
+
+def _load(scratch: Folder, system: System) -> Sampled:
+    with scratch.filesystem.open_input_file(scratch.file(_partial(system))) as stream:
+        return Sampled(**load(stream.read()))
+
+
+def _held_out_rows(dataset_uri: str) -> int:
+    return sum(s.rows for s in open_dataset(dataset_uri).shards("held_out"))

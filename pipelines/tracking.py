@@ -1,0 +1,222 @@
+"""MLflow as the record of runs and the register of artifacts: who made what from what, and how it went."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.storage import open_folder
+from presto_core.config.errors import UserError
+from presto_core.config.loader import flatten
+from presto_core.config.schema import StageConfig
+from presto_core.config.sections import TrackingConfig
+from presto_core.registry.manifest import Artifact, artifact_folder, read_artifact
+
+HOME = Path(".presto")
+RUN_ID, ARTIFACT_URI, ARTIFACT_ID = "presto.run_id", "presto.artifact_uri", "presto.artifact_id"
+CANDIDATE = "candidate"  # the alias every new version gets
+BATCH = 500  # metrics a request; MLflow takes 1000
+
+
+class TrackingError(UserError):
+    """MLflow cannot be reached, or does not know what was asked for."""
+
+
+@dataclass
+class Tracker:
+    """MLflow for one command.
+
+    Attributes:
+        client: mlflow.MlflowClient.
+        uri: tracking URI in use.
+        experiment_id: where runs go.
+    """
+
+    client: Any
+    uri: str
+    experiment_id: str
+
+    @contextmanager
+    def run(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, str]) -> Iterator[TrackedRun]:
+        """A run for this run_id: a new one, or the one an interrupted command left; its status is set at the end."""
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1, order_by=["attributes.start_time ASC"]
+        )
+        if found:
+            mlflow_id = found[0].info.run_id
+            self.client.update_run(mlflow_id, status="RUNNING")
+        else:
+            mlflow_id = self._create(stage, config, run_id, parents)
+        run = TrackedRun(self.client, mlflow_id)
+        try:
+            yield run
+        except KeyboardInterrupt:
+            run.finish("KILLED")
+            raise
+        except BaseException:
+            run.finish("FAILED")
+            raise
+        run.finish("FINISHED")
+
+    def _create(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, str]) -> str:
+        from mlflow.entities import Param
+
+        tags = {RUN_ID: run_id, "presto.stage": stage, "mlflow.runName": f"{stage}-{run_id}"}
+        tags |= {f"presto.parent.{role}": artifact_id for role, artifact_id in parents.items()}
+        mlflow_id: str = self.client.create_run(self.experiment_id, tags=tags).info.run_id
+        flat = flatten(config.model_dump(mode="json", exclude={"storage", "tracking"}))
+        params = [Param(key, v if isinstance(v, str) else json.dumps(v)) for key, v in flat.items()]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(mlflow_id, params=params[start : start + 100])
+        return mlflow_id
+
+    def register(self, name: str, artifact: Artifact, run: TrackedRun) -> int:
+        """Make an artifact findable as `name@candidate`; a version that exists is used again. Returns its number."""
+        import mlflow.exceptions
+
+        try:
+            self.client.create_registered_model(name)
+        except mlflow.exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        known = self.client.search_model_versions(f"name = '{name}' and tags.`{ARTIFACT_ID}` = '{artifact.id}'")
+        if known:
+            version = int(known[0].version)
+        else:
+            self.client.log_dict(run.mlflow_id, artifact.manifest, "artifact/manifest.json")
+            tags = {ARTIFACT_ID: artifact.id, ARTIFACT_URI: artifact.uri, "presto.kind": artifact.kind}
+            source = f"runs:/{run.mlflow_id}/artifact"
+            created = self.client.create_model_version(name, source=source, run_id=run.mlflow_id, tags=tags)
+            version = int(created.version)
+        self.client.set_registered_model_alias(name, CANDIDATE, str(version))
+        return version
+
+    def resolve(self, reference: str, storage_root: str) -> Artifact:
+        """An artifact by registry name (`presto-generator@candidate`), id, or URI.
+
+        Raises:
+            TrackingError: no such name or alias; the known ones are listed.
+            StoreError: the artifact is missing or damaged.
+        """
+        if "/" in reference:
+            return read_artifact(open_folder(reference))
+        if re.fullmatch(r"[0-9a-f]{16}", reference):
+            return read_artifact(artifact_folder(open_folder(storage_root), reference))
+        name, _, alias = reference.partition("@")
+        return read_artifact(open_folder(self._uri_of(name, alias or CANDIDATE)))
+
+    def _uri_of(self, name: str, alias: str) -> str:
+        import mlflow.exceptions
+
+        try:
+            version = self.client.get_model_version_by_alias(name, alias)
+        except mlflow.exceptions.MlflowException:
+            models = self.client.search_registered_models()
+            known = ", ".join(sorted(f"{m.name}@{a}" for m in models for a in m.aliases)) or "nothing yet"
+            raise TrackingError(
+                f"the registry at {without_password(self.uri)} has no {name}@{alias}; it has {known}. "
+                "Run the stage that makes it, or give an artifact's id or URI"
+            ) from None
+        return str(version.tags[ARTIFACT_URI])
+
+
+@dataclass
+class TrackedRun:
+    """One MLflow run: metrics are sent in batches, and what was sent before a resume is not sent again."""
+
+    client: Any
+    mlflow_id: str
+    _buffer: list[tuple[int, str, float]] = field(default_factory=list)
+    _sent: dict[str, int] = field(default_factory=dict)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Add a row; it is sent with the next flush."""
+        self._buffer.extend((step, name.replace("/", "."), value) for name, value in metrics.items())
+        if len(self._buffer) >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is buffered; where MLflow does not answer, it is kept for the next time."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        rows = [(s, n, v) for s, n, v in self._buffer if s > self._last_sent(n)]
+        try:
+            for start in range(0, len(rows), BATCH):
+                part = rows[start : start + BATCH]
+                self.client.log_batch(self.mlflow_id, metrics=[Metric(n, v, now, s) for s, n, v in part])
+                self._sent |= {n: s for s, n, _ in part}
+        except Exception as error:  # any of MLflow's, requests' or SQLAlchemy's: tracking must not end a training run
+            logging.getLogger(__name__).warning("MLflow did not take metrics, they are kept: %s", error)
+            return
+        self._buffer.clear()
+
+    def history(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of one metric, in order."""
+        self.flush()
+        points = self.client.get_metric_history(self.mlflow_id, name.replace("/", "."))
+        return sorted((p.step, p.value) for p in points)
+
+    def attach(self, path: Path) -> None:
+        """Store a file with the run: a plot, a report, a sound."""
+        self.client.log_artifact(self.mlflow_id, str(path))
+
+    def finish(self, status: str) -> None:
+        self.flush()
+        self.client.set_terminated(self.mlflow_id, status=status)
+
+    def _last_sent(self, name: str) -> int:
+        if name not in self._sent:
+            points = self.client.get_metric_history(self.mlflow_id, name)
+            self._sent[name] = max((p.step for p in points), default=-1)
+        return self._sent[name]
+
+
+def open_tracker(config: TrackingConfig) -> Tracker:
+    """Connect to MLflow; without a URI, to a database under .presto.
+
+    Raises:
+        TrackingError: it does not answer or refuses the credentials.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    import mlflow
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+    HOME.mkdir(exist_ok=True)
+    uri = tracking_uri(config)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    try:
+        experiment = client.get_experiment_by_name(config.experiment)
+        if experiment is None:
+            place = (HOME / "mlartifacts").absolute().as_uri() if uri.startswith("sqlite") else None
+            experiment_id = client.create_experiment(config.experiment, artifact_location=place)
+        else:
+            experiment_id = experiment.experiment_id
+    except Exception as error:  # sqlalchemy, requests and MLflow each have their own
+        why = without_password(" ".join(str(error).split())[:200])
+        raise TrackingError(
+            f"MLflow at {without_password(uri)} does not answer: {why}; mend tracking.uri, or leave it empty"
+        ) from error
+    return Tracker(client, uri, experiment_id)
+
+
+def tracking_uri(config: TrackingConfig) -> str:
+    """The URI in use: as configured, else MLFLOW_TRACKING_URI, else sqlite under .presto."""
+    local = f"sqlite:///{(HOME / 'mlflow.db').absolute()}"
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or local
+
+
+def without_password(uri: str) -> str:
+    """A URI that may be shown: user and password between :// and @ are left out."""
+    return re.sub(r"://[^/@]+@", "://", uri)

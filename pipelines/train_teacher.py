@@ -1,0 +1,87 @@
+"""Stage: latents -> base model, trained with classifier-free conditioning so that it can be guided."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from pipelines import plots
+from pipelines.dataset import SIGMA_DATA, LatentDataset
+from pipelines.stage import Workplace, run_stage
+from pipelines.storage import open_folder
+from pipelines.worker import Job, run_job
+from presto_core.config.loader import to_yaml
+from presto_core.config.schema import TeacherStage
+from presto_core.metrics.health import TEACHER
+from presto_core.registry.manifest import Artifact, commit_artifact
+from presto_core.training.model import ModelCard, weights_file
+from presto_core.training.parallel import Parallel
+from presto_core.training.state import TrainState
+from presto_core.training.teacher import TeacherTraining
+
+
+def run(config: TeacherStage) -> Artifact:
+    """Train a base model, go on with an interrupted training, or find it done.
+
+    Raises:
+        UserError: dataset unknown, cluster too small, divergence, storage full: each in one sentence.
+    """
+
+    def make(place: Workplace) -> None:
+        job = Job(
+            label="train-teacher",
+            build=partial(build, config),
+            finish=partial(finish, config, place.run_id, place.artifact.uri, place.parent_ids),
+            dataset_uri=place.parents["dataset"].uri,
+            scratch_uri=place.scratch.uri,
+            seed=config.seed,
+            global_batch_size=config.teacher.global_batch_size,
+            total_steps=config.teacher.steps,
+            loop=config.loop,
+            cluster=config.cluster,
+            watch=("dsm_loss", "grad_norm", "step_seconds"),
+            expected=TEACHER,
+        )
+        run_job(job, place.run)
+        names = ("dsm_loss", "grad_norm", *(f"dsm_loss/q{i}" for i in (1, 2, 3, 4)))
+        place.show("losses.png", plots.losses({name: place.run.history(name) for name in names}))
+
+    return run_stage("train-teacher", config, make, register_as=config.name)
+
+
+def card_of(config: TeacherStage, dataset: LatentDataset) -> ModelCard:
+    """What a model trained on this data set must remember of it."""
+    info = dataset.info
+    return ModelCard(
+        network=config.network.model_dump(mode="json"),
+        sigma_data=SIGMA_DATA,
+        codec=info["codec"],
+        text=info["text"],
+        **info["latents"],
+    )
+
+
+def build(
+    config: TeacherStage, dataset: LatentDataset, parallel: Parallel, autocast_dtype: torch.dtype | None
+) -> TeacherTraining:
+    """The algorithm, on every worker."""
+    network = card_of(config, dataset).new_network().to(parallel.device)
+    return TeacherTraining(
+        config.teacher, network, sigma_data=SIGMA_DATA, parallel=parallel, autocast_dtype=autocast_dtype
+    )
+
+
+def finish(
+    config: TeacherStage, run_id: str, uri: str, parents: dict[str, str], dataset: LatentDataset, state: TrainState
+) -> None:
+    """Commit the averaged weights as the artifact."""
+    commit_artifact(
+        open_folder(uri),
+        kind="teacher",
+        artifact_id=run_id,
+        config_yaml=to_yaml(config),
+        parents=parents,
+        files=weights_file(state.emas["teacher"].network),
+        details={"model": card_of(config, dataset).to_dict()},
+    )

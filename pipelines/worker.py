@@ -1,0 +1,259 @@
+"""The one adapter between Ray Train and the training loop: where a job is described, placed, watched and finished."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pipelines.cluster import ClusterError, ray_session, training_cpus
+from pipelines.dataset import LatentDataset, open_dataset, read_here, read_with_ray, stream
+from pipelines.progress import Bar, console, progress_bar, summary
+from pipelines.storage import open_folder
+from pipelines.tracking import TrackedRun
+from presto_core.config.errors import UserError
+from presto_core.config.sections import ClusterConfig, LoopConfig
+from presto_core.metrics.health import Expected, breaches
+from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
+from presto_core.training.loop import Hooks, train
+from presto_core.training.optim import DivergenceError
+from presto_core.training.parallel import Parallel
+from presto_core.training.state import Algorithm, TrainState
+
+BOARD_POLL_S = 0.5
+ROWS_BEFORE_WARNING = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """All a worker needs to take part in a run; holds URIs and settings, never credentials or tensors.
+
+    Attributes:
+        label: what the progress bar says.
+        build: makes the algorithm: (dataset, parallel, autocast dtype) -> Algorithm; a module-level callable.
+        finish: rank 0 turns the final state into the artifact's files and commits them.
+        watch: metrics the progress line shows.
+    """
+
+    label: str
+    build: Callable[[LatentDataset, Parallel, torch.dtype | None], Algorithm]
+    finish: Callable[[LatentDataset, TrainState], None]
+    dataset_uri: str
+    scratch_uri: str
+    seed: int
+    global_batch_size: int
+    total_steps: int
+    loop: LoopConfig
+    cluster: ClusterConfig
+    watch: tuple[str, ...]
+    expected: dict[str, Expected] = field(default_factory=dict)
+
+
+@dataclass
+class Board:
+    """Messages from rank 0 to the command that waits; an actor where workers run elsewhere."""
+
+    rows: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    error: str = ""
+
+    def push(self, step: int, metrics: dict[str, float]) -> None:
+        self.rows.append((step, metrics))
+
+    def fail(self, error: str) -> None:
+        self.error = self.error or error
+
+    def drain(self) -> tuple[list[tuple[int, dict[str, float]]], str]:
+        rows, self.rows = self.rows, []
+        return rows, self.error
+
+
+def run_job(job: Job, run: TrackedRun) -> None:
+    """Train to the end, on this machine or a cluster, from the last checkpoint if there is one.
+
+    Raises:
+        UserError: the first sentence a worker failed with.
+        ClusterError: the cluster is too small, or kept losing workers.
+    """
+    with progress_bar(job.label, job.total_steps) as bar:
+        watcher = _Watcher(job, run, bar)
+        if job.cluster.num_workers == 0:
+            _work(job, Parallel(), watcher.receive, reader=read_here)
+            return
+        config = job.cluster
+        with ray_session(config, cpus=training_cpus(config), gpus=config.num_workers * config.gpus_per_worker):
+            _run_with_ray_train(job, watcher)
+
+
+def _run_with_ray_train(job: Job, watcher: _Watcher) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    board = ray.remote(Board).options(num_cpus=0).remote()
+    resources = {"CPU": job.cluster.cpus_per_worker}
+    if job.cluster.gpus_per_worker:
+        resources["GPU"] = job.cluster.gpus_per_worker
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={"job": job, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=job.cluster.num_workers,
+            use_gpu=job.cluster.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        # Ray keeps only its own bookkeeping here; checkpoints are ours, so that they outlive any Ray session
+        run_config=RunConfig(
+            name=f"attempt-{time.time_ns():x}",
+            storage_path=f"{job.scratch_uri}/ray",
+            failure_config=FailureConfig(max_failures=job.cluster.max_failures),
+        ),
+    )
+    with watcher.following(board):
+        try:
+            trainer.fit()
+        except (TrainingFailedError, ray.exceptions.RayError) as error:
+            watcher.poll(board)
+            sentence = watcher.error or _first_line(error)
+            raise ClusterError(f"{job.label} stopped: {sentence}. Run the same command to go on") from error
+    if watcher.error:
+        raise UserError(watcher.error)
+
+
+def _ray_worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray
+    import ray.train
+
+    job, board, context = config["job"], config["board"], ray.train.get_context()
+    rank = context.get_world_rank()
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        board.push.remote(step, metrics)
+
+    try:
+        _work(job, _ray_parallel(context), report, reader=read_with_ray)
+    except DivergenceError as error:
+        # every rank stops here together, and a restart would diverge again: end the run without one
+        ray.get(board.fail.remote(str(error)))
+    except UserError as error:
+        ray.get(board.fail.remote(f"worker {rank}: {error}"))
+        raise
+
+
+def _ray_parallel(context: Any) -> Parallel:
+    import ray.train.torch
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    device, world_size = ray.train.torch.get_device(), context.get_world_size()
+    if world_size == 1:
+        return Parallel(device=device)
+
+    def average(tensor: torch.Tensor) -> torch.Tensor:
+        distributed.all_reduce(tensor)
+        return tensor / world_size
+
+    def distribute(module: torch.nn.Module) -> torch.nn.Module:
+        devices = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+
+    return Parallel(context.get_world_rank(), world_size, device, distribute, average)
+
+
+def _work(job: Job, parallel: Parallel, report: Callable[[int, dict[str, float]], None], *, reader: Any) -> None:
+    """Build, resume, train, save, finish: the same on every rank, in Ray or out of it."""
+    torch.set_num_threads(job.cluster.torch_threads)
+    dataset = open_dataset(job.dataset_uri)
+    torch.manual_seed(job.seed)  # networks are initialised alike on all ranks
+    algorithm = job.build(dataset, parallel, torch.bfloat16 if job.loop.autocast == "bf16" else None)
+    checkpoints = open_folder(job.scratch_uri).child("checkpoints")
+    load_checkpoint(checkpoints, algorithm.state)
+    main = parallel.rank == 0
+
+    def checkpoint() -> None:
+        if main:
+            save_checkpoint(checkpoints, algorithm.state, keep=job.loop.keep_checkpoints)
+
+    batches = stream(
+        dataset,
+        seed=job.seed,
+        cursor=algorithm.state.cursor,
+        global_batch_size=job.global_batch_size,
+        rank=parallel.rank,
+        world_size=parallel.world_size,
+        device=parallel.device,
+        reader=reader,
+    )
+    if main:
+        report(algorithm.state.total_step, {})
+    hooks = Hooks(log=report if main else (lambda step, metrics: None), checkpoint=checkpoint)
+    train(algorithm, batches, seed=job.seed, config=job.loop, parallel=parallel, hooks=hooks)
+    if main:
+        job.finish(dataset, algorithm.state)
+
+
+class _Watcher:
+    """The waiting command's side: shows rows, records them, and warns once of each unhealthy signal."""
+
+    def __init__(self, job: Job, run: TrackedRun, bar: Bar) -> None:
+        self.job, self.run, self.bar = job, run, bar
+        self.error = ""
+        self.rows_outside: dict[str, int] = {}
+
+    def receive(self, step: int, metrics: dict[str, float]) -> None:
+        if not metrics and step:
+            console.print(f"{self.job.label}: resumed at step {step} of {self.job.total_steps}")
+        self.bar.update(step, summary(metrics, self.job.watch))
+        if metrics:
+            self.run.log(step, metrics)
+        self._warn(step, metrics)
+
+    def _warn(self, step: int, metrics: dict[str, float]) -> None:
+        """Say once of each signal that it has been outside its range for several rows on end."""
+        outside = breaches(metrics, self.job.expected)
+        self.rows_outside = {name: self.rows_outside.get(name, 0) + 1 for name in outside}
+        for name, sentence in outside.items():
+            if self.rows_outside[name] == ROWS_BEFORE_WARNING:
+                console.print(f"[yellow]{self.job.label}, step {step}: {sentence}")
+
+    def poll(self, board: Any) -> None:
+        import ray
+
+        rows, self.error = ray.get(board.drain.remote())
+        for step, metrics in rows:
+            self.receive(step, metrics)
+
+    def following(self, board: Any) -> _Following:
+        """Context in which the board is read now and then, and once more at the end."""
+        return _Following(self, board)
+
+
+class _Following:
+    def __init__(self, watcher: _Watcher, board: Any) -> None:
+        self.watcher, self.board, self.done = watcher, board, threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+        if kind is None:
+            self.watcher.poll(self.board)
+
+    def _follow(self) -> None:
+        while not self.done.wait(BOARD_POLL_S):
+            self.watcher.poll(self.board)
+
+
+def _first_line(error: BaseException) -> str:
+    """The innermost cause in one line: Ray wraps a worker's exception several times."""
+    failures = getattr(error, "worker_failures", None) or {}
+    inner = next(iter(failures.values()), error)
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,163 @@
+"""The whole flow as a user runs it: the command line, real Ray, a real S3 server, a real MLflow server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+import soundfile
+
+PRESTO = str(Path(sys.executable).parent / "presto")
+TINY = (
+    "corpus.minutes=3",
+    "corpus.held_out_fraction=0.34",
+    "network.dim=32",
+    "network.depth=2",
+    "teacher.steps=12",
+    "teacher.global_batch_size=4",
+    "steps.generator_updates=2",
+    "steps.global_batch_size=4",
+    "loop.checkpoint_every=5",
+    "evaluate.num_samples=8",
+    "evaluate.base=[{steps: 4}, {sampler: euler, steps: 2, guidance_scale: 2}]",
+    "evaluate.student_steps=[1, 2]",
+    "generate.steps=2",
+)
+
+
+def presto(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PRESTO, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=500)
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
+    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
+    for _ in range(300):
+        try:
+            urlopen(f"{uri}/health", timeout=1).close()
+            break
+        except (URLError, OSError):
+            time.sleep(0.2)
+    yield uri
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("user")
+    yield folder
+    presto("down", cwd=folder, env=dict(os.environ))
+
+
+@pytest.fixture(scope="module")
+def env(mlflow_server: str, home: Path) -> dict[str, str]:
+    foreign = ("AWS_", "RAY_ADDRESS")
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+    return mine | {"MLFLOW_TRACKING_URI": mlflow_server, "OMP_NUM_THREADS": "1", "HOME": str(home)}
+
+
+@pytest.mark.entry
+@pytest.mark.ray
+@pytest.mark.services
+def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env: dict[str, str]):
+    first = presto("demo", *TINY, cwd=home, env=env)
+    assert first.returncode == 0, first.stderr
+    (report,) = (home / ".presto/reports").glob("*/report.json")
+    result = json.loads(report.read_text())
+    assert [(r["role"], r["nfe"]) for r in result["systems"]] == [
+        ("base", 4),
+        ("base", 4),
+        ("student", 1),
+        ("student", 2),
+    ]
+    assert all(r["fd"] > 0 and r["sampling_ms"] > 0 for r in result["systems"])
+    assert result["floor"]["fd"] > 0
+    for wanted in ("index.html", "quality_vs_steps.png", "audio/student-2-0.wav"):
+        assert (report.parent / wanted).stat().st_size > 1000
+    for plot in ("losses.png", "noise.png"):
+        assert list((home / ".presto/reports").glob(f"*/{plot}")), plot
+    wavs = list((home / ".presto/out").glob("*.wav"))
+    assert wavs
+    samples, rate_hz = soundfile.read(wavs[0])
+    assert rate_hz == 44100
+    assert 0.001 < abs(samples).max() <= 1
+
+    made = {path: path.stat().st_mtime_ns for path in (home / ".presto/reports").rglob("*.json")}
+    second = presto("demo", *TINY, cwd=home, env=env)
+    assert second.returncode == 0, second.stderr
+    assert "are there already" in second.stderr
+    assert second.stderr.count("is done already, its result is used") == 4
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+    up = presto("up", cwd=home, env=env)
+    exports = dict(re.findall(r"export (\w+)=(\S+)", up.stdout))
+    words = (
+        "generate",
+        "string quartet, slow, in A minor, 66 bpm",
+        "storage.root=s3://presto/demo",
+        "generate.steps=1",
+    )
+    generated = presto(*words, cwd=home, env=env | exports)
+    assert generated.returncode == 0, generated.stderr
+    assert (home / ".presto/out/string-quartet-slow-in-a-minor-66-bpm-0.wav").is_file()
+    logged = first.stdout + first.stderr + second.stderr + generated.stderr
+    assert exports["AWS_SECRET_ACCESS_KEY"] not in logged
+
+    unknown = presto("generate", "x", "inputs.generator=presto-generator@champion", cwd=home, env=env | exports)
+    assert unknown.returncode == 1
+    assert "has no presto-generator@champion; it has presto-dataset@candidate" in unknown.stderr.replace("\n", " ")
+    assert "Traceback" not in unknown.stderr
+
+
+@pytest.mark.entry
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("ingest", "dmeo"), 2, "unknown preset 'dmeo'"),
+        (("ingest", "ingest.sorce=x"), 2, "did you mean 'ingest.source'?"),
+        (("ingest", "ingest.source=nowhere"), 1, "does not exist; give a folder or s3:// prefix of audio"),
+        (("ingest", "ingest.source=empty"), 1, "no audio in"),
+        (("generate",), 2, "Missing argument"),
+        (("generate", "a song"), 1, "has no presto-generator@candidate"),
+        (("train-teacher", "storage.root=s3://nowhere/x"), 1, "no S3 credentials found"),
+        (("up", "--port", "TAKEN"), 1, "is taken; choose another with --port"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence(words, code: int, message: str, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY_ADDRESS", "MLFLOW_"))}
+    mine |= {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = [str(taken.getsockname()[1]) if w == "TAKEN" else w for w in words]
+        done = presto(*words, cwd=tmp_path, env=mine)
+    assert done.returncode == code, done.stderr
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

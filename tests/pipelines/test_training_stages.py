@@ -1,0 +1,185 @@
+"""train-teacher and distill-steps as stages: in process, in Ray, on S3, killed and resumed, registered once."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines import cluster, distill_steps, train_teacher
+from pipelines.cluster import ClusterError, ray_session
+from pipelines.models import open_model
+from pipelines.storage import open_folder
+from pipelines.tracking import RUN_ID, TrackingError, open_tracker
+from presto_core.config.errors import UserError
+from presto_core.config.loader import load_config
+from presto_core.config.schema import StepsStage, TeacherStage
+from presto_core.config.sections import ClusterConfig, TrackingConfig
+from presto_core.registry.manifest import Artifact
+from presto_core.registry.store import StoreError, read_file
+from tests.pipelines.synthetic import make_dataset
+
+TINY = {
+    "network.dim": 16,
+    "network.depth": 2,
+    "network.heads": 2,
+    "network.patch": 2,
+    "loop.log_every": 2,
+    "loop.checkpoint_every": 3,
+}
+STEPS = {"steps.generator_updates": 2, "steps.global_batch_size": 4, "steps.gan.head_layers": 1}
+
+
+def teacher_config(root: str, dataset: str, **overrides: object) -> TeacherStage:
+    keys = TINY | {"teacher.steps": 8, "teacher.global_batch_size": 4, "cluster.num_workers": 0}
+    return load_config(TeacherStage, None, keys | {"storage.root": root, "inputs.dataset": dataset} | overrides)
+
+
+def steps_config(root: str, dataset: str, teacher: str, **overrides: object) -> StepsStage:
+    keys = STEPS | {"loop.log_every": 2, "loop.checkpoint_every": 3, "cluster.num_workers": 0}
+    return load_config(
+        StepsStage,
+        None,
+        keys | {"storage.root": root, "inputs.dataset": dataset, "inputs.teacher": teacher} | overrides,
+    )
+
+
+def weights_of(artifact: Artifact) -> str:
+    return hashlib.sha256(read_file(open_folder(artifact.uri), "weights.safetensors", artifact.manifest)).hexdigest()
+
+
+@pytest.fixture
+def dataset(workdir: Path) -> str:
+    return make_dataset(str(workdir / "data")).uri
+
+
+def test_base_then_student_with_lineage_and_record(dataset: str, workdir: Path):
+    teacher = train_teacher.run(teacher_config("store", dataset))
+    student = distill_steps.run(steps_config("store", dataset, teacher.id))
+    assert teacher.manifest["parents"] == {"dataset": "0" * 16}
+    assert student.manifest["parents"] == {"dataset": "0" * 16, "teacher": teacher.id}
+    tracker = open_tracker(TrackingConfig())
+    assert tracker.resolve("presto-generator@candidate", "store").id == student.id
+    assert tracker.resolve("presto-teacher", "store").id == teacher.id
+    runs = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{student.id}'")
+    assert [r.info.status for r in runs] == ["FINISHED"]
+    assert runs[0].data.params["steps.p_gen.kind"] == "karras"
+    history = tracker.client.get_metric_history(runs[0].info.run_id, "dsm_loss")
+    assert [p.step for p in history] == [2, 4, 6, 8, 10, 12]
+    model = open_model(student.uri)
+    out = model.denoise(torch.randn(2, 4, 8), torch.ones(2), None)
+    assert out.isfinite().all()
+    assert (workdir / ".presto/reports" / student.id / "noise.png").is_file()
+    assert not (workdir / "store/runs" / student.id).exists()
+
+
+def test_second_run_uses_the_first_ones_result(dataset: str, capsys):
+    first = train_teacher.run(teacher_config("store", dataset))
+    made = first.manifest["created"]
+    again = train_teacher.run(teacher_config("store", dataset))
+    assert again.manifest["created"] == made
+    assert "is done already" in capsys.readouterr().err
+    versions = open_tracker(TrackingConfig()).client.search_model_versions("name = 'presto-teacher'")
+    assert len(versions) == 1
+
+
+def test_interrupted_run_resumes_and_ends_with_the_same_bits(dataset: str, workdir: Path, monkeypatch):
+    whole = train_teacher.run(teacher_config("whole", dataset))
+    from presto_core.training.teacher import TeacherTraining
+
+    update, calls = TeacherTraining.update, []
+
+    def killed(self, batch, *, generator):
+        calls.append(self.state.total_step)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return update(self, batch, generator=generator)
+
+    monkeypatch.setattr(TeacherTraining, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_teacher.run(teacher_config("store", dataset))
+    resumed = train_teacher.run(teacher_config("store", dataset))
+    assert calls == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7]  # from the checkpoint of step 3
+    assert weights_of(resumed) == weights_of(whole)
+    tracker = open_tracker(TrackingConfig())
+    runs = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{resumed.id}'")
+    history = tracker.client.get_metric_history(runs[0].info.run_id, "dsm_loss")
+    assert len(runs) == 1
+    assert [p.step for p in history] == [2, 4, 6, 8]
+
+
+@pytest.mark.ray
+@pytest.mark.services
+def test_ray_worker_with_s3_ends_with_the_bits_of_the_local_run(ray_here, dataset: str):
+    here = train_teacher.run(teacher_config("store", dataset))
+    remote = make_dataset("s3://latents/stage-test/data").uri
+    there = train_teacher.run(teacher_config("s3://latents/stage-test", remote, **{"cluster.num_workers": 1}))
+    assert weights_of(there) == weights_of(here)
+
+
+@pytest.mark.ray
+@pytest.mark.services
+def test_two_workers_train_and_distil(ray_here, dataset: str):
+    two = {"cluster.num_workers": 2, "cluster.cpus_per_worker": 0.7}
+    teacher = train_teacher.run(teacher_config("store", dataset, **two))
+    student = distill_steps.run(steps_config("store", dataset, teacher.id, **two))
+    assert student.manifest["training"] == {"generator_step": 2, "total_step": 12}
+    assert weights_of(student) != weights_of(teacher)
+
+
+@pytest.mark.ray
+@pytest.mark.services
+def test_divergence_in_a_worker_is_one_sentence(ray_here, dataset: str):
+    config = teacher_config("store", dataset, **{"cluster.num_workers": 1, "teacher.optim.learning_rate": 1e30})
+    with pytest.raises(UserError, match=r"gradient of teacher is (nan|inf).*last good checkpoint") as caught:
+        train_teacher.run(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.ray
+@pytest.mark.services
+def test_damaged_data_in_a_worker_is_one_sentence(ray_here, dataset: str, workdir: Path):
+    (workdir / "data/shards/1.parquet").write_bytes(b"nothing")
+    config = teacher_config("store", dataset, **{"cluster.num_workers": 1, "cluster.max_failures": 0})
+    with pytest.raises(ClusterError, match=r"1\.parquet is damaged"):
+        train_teacher.run(config)
+
+
+@pytest.mark.ray
+@pytest.mark.services
+def test_running_ray_that_is_too_small_is_refused(ray_here):
+    message = r"needs 9 CPUs and the Ray cluster has 2; lower cluster.num_workers"
+    with pytest.raises(ClusterError, match=message), ray_session(ClusterConfig(), cpus=9):
+        pass
+
+
+def test_unanswering_ray_address_is_refused():
+    with pytest.raises(ClusterError, match=r"no Ray cluster answers at '127\.0\.0\.1:9'"):
+        cluster._require_answer("127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("presto-teacher@champion", "has no presto-teacher@champion; it has nothing yet"),
+        ("0123456789abcdef", r"0123456789abcdef/manifest\.json does not exist"),
+        ("somewhere/else", r"manifest\.json does not exist"),
+    ],
+)
+def test_unknown_parent_is_refused(dataset: str, reference: str, message: str):
+    with pytest.raises((TrackingError, StoreError), match=message):
+        distill_steps.run(steps_config("store", dataset, reference))
+
+
+def test_teacher_of_other_latents_is_refused(dataset: str, workdir: Path):
+    teacher = train_teacher.run(teacher_config("store", dataset))
+    other = make_dataset(str(workdir / "other"), shard_rows=(11,)).uri
+    with pytest.raises(UserError, match="differ in their latent statistics; distil on the data set"):
+        distill_steps.run(steps_config("store", other, teacher.id))
+
+
+def test_tracking_server_that_does_not_answer_is_named(dataset: str):
+    config = teacher_config("store", dataset, **{"tracking.uri": "http://user:secret@127.0.0.1:9"})
+    with pytest.raises(TrackingError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer") as caught:
+        train_teacher.run(config)
+    assert "secret" not in str(caught.value)
