@@ -1,0 +1,48 @@
+# Two commands for a new user: `make demo` and `make test`. Each builds .venv first, once.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := presto_core pipelines tune_spaces infra tests
+# one thread a process: Ray's workers would otherwise fight over the cores
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint format bench science test-slow clean help
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
+
+demo: $(STAMP) ## the whole flow at small size: music, training, distillation, evaluation, sounds
+	$(BIN)/presto demo
+
+test: $(STAMP) ## all tests that fit into CI
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP) ## longer tests
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP) ## style, types and who may import whom
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: $(STAMP) ## speed, as ratios measured in one run
+	$(BIN)/python -m tests.bench
+
+science: $(STAMP) ## quality of the student against the base over three seeds, about an hour
+	$(BIN)/presto science
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Presto needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+clean: ## remove what the demo made (not the installation)
+	-$(BIN)/presto down
+	rm -rf .presto
