@@ -83,6 +83,20 @@ def corpus_build(words: Words = None, dry_run: DryRun = False) -> None:
     _run("corpus", "build_corpus", words, dry_run)
 
 
+@codec_app.command("fit")
+def codec_fit(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of music, or a built corpus, of which the train split counts.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the weights, made when missing.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be read and written, and stop.")] = False,
+) -> None:
+    """Fit the embedded codec to your music; then give every stage [bold]codec.path=<output>[/bold]."""
+    from pipelines import codec
+
+    codec.fit(folder, output, dry_run=dry_run)
+
+
 @app.command()
 def ingest(words: Words = None, dry_run: DryRun = False) -> None:
     """Encode a folder of audio (ingest.source=...) into latents on storage."""

@@ -80,24 +80,25 @@ class ShardEncoder:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         plan = ShardPlan(**json.loads(item["plan"]))
-        parts, bad, silent, captions = [], [], 0, {}
+        parts, bad, silent, used = [], [], 0, []
         for fields in plan.tracks:
             track = Track(**fields)
             try:
-                rows, dropped, caption = self._encode(track)
+                rows, dropped, track = self._encode(track)
             except (AudioError, UnicodeDecodeError, json.JSONDecodeError, ValueError) as error:
                 bad.append({"file": track.file, "error": type(error).__name__, "message": str(error)})
                 continue
             parts.append(rows)
-            silent, captions[track.file] = silent + dropped, caption
-        result: dict[str, Any] = {"bad": bad, "silent": silent, "captions": captions, **self.described}
+            used.append(track.to_dict())
+            silent += dropped
+        result: dict[str, Any] = {"bad": bad, "silent": silent, "tracks": used, **self.described}
         if parts:
             result |= self._write(plan, Rows.cat(parts))
         write_bytes(self.scratch, f"{plan.name}.json", json.dumps(result).encode())
         return {"result": json.dumps(result)}
 
-    def _encode(self, track: Track) -> tuple[Rows, int, str]:
-        """A track's rows, how many silent windows were left out, and its caption."""
+    def _encode(self, track: Track) -> tuple[Rows, int, Track]:
+        """A track's rows, how many silent windows were left out, and the track with what its sidecar or tags tell."""
         settings = self.config.ingest
         content = read_whole(self.source, track.file)
         track = described(track, content, self.source)
@@ -113,7 +114,7 @@ class ShardEncoder:
             text = self.text.encode([track.caption])
         if not np.isfinite(latents).all():
             raise AudioError("encodes to latents that are not finite")
-        return _rows(track, latents, text), int((~loud).sum()), track.caption
+        return _rows(track, latents, text), int((~loud).sum()), track
 
     def _write(self, plan: ShardPlan, rows: Rows) -> dict[str, Any]:
         file = f"shards/{plan.name}.parquet"

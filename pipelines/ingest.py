@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,7 +75,8 @@ def _commit(config: IngestStage, tracks: list[Track], results: list[dict[str, An
         split: sum(r["shard"]["rows"] for r in written if r["shard"]["split"] == split)
         for split in ("train", "held_out")
     }
-    captions = {file: caption for r in results for file, caption in r["captions"].items()}
+    described = {t["file"]: t for r in results for t in r["tracks"]}
+    used = [described[t.file] for t in tracks if t.file in described]
     channels, frames = written[0]["shape"]
     seconds = frames * written[0]["codec"]["hop"] / written[0]["codec"]["sample_rate_hz"]
     info = {
@@ -86,11 +86,10 @@ def _commit(config: IngestStage, tracks: list[Track], results: list[dict[str, An
         "latents": {"channels": channels, "frames": frames, "mean": stats.mean.tolist(), "std": stats.std.tolist()},
         "codec": written[0]["codec"],
         "text": written[0]["text"],
-        "licences": sorted({t.licence for t in tracks if t.licence}),
+        "licences": sorted({t["licence"] for t in used if t["licence"]}),
         "silent_windows": sum(r["silent"] for r in results),
         "bad_files": len(bad),
     }
-    known = [replace(t, caption=captions[t.file]) for t in tracks if t.file in captions]
     commit_artifact(
         place.artifact,
         kind="dataset",
@@ -98,7 +97,7 @@ def _commit(config: IngestStage, tracks: list[Track], results: list[dict[str, An
         config_yaml=to_yaml(config),
         parents={},
         files={
-            "tracks.jsonl": "".join(json.dumps(t.to_dict()) + "\n" for t in known).encode(),
+            "tracks.jsonl": "".join(json.dumps(t) + "\n" for t in used).encode(),
             "quarantine.json": json.dumps(bad, indent=2).encode(),
         },
         details={"dataset": info},
@@ -107,7 +106,7 @@ def _commit(config: IngestStage, tracks: list[Track], results: list[dict[str, An
 
 
 def _require_few_bad(bad: list[dict[str, str]], total: int, allowed: float) -> None:
-    if len(bad) > allowed * total:
+    if len(bad) / total > allowed:
         named = "; ".join(f"{b['file']}: {b['message']}" for b in bad[:5])
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise SourceError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,20 +11,18 @@ import torch
 
 from pipelines.cluster import ClusterError, ray_session, training_cpus
 from pipelines.dataset import LatentDataset, open_dataset, read_here, read_with_ray, stream
-from pipelines.progress import Bar, console, progress_bar, summary
+from pipelines.progress import progress_bar
 from pipelines.storage import open_folder
 from pipelines.tracking import TrackedRun
+from pipelines.watch import Board, Watcher
 from presto_core.config.errors import UserError
 from presto_core.config.sections import ClusterConfig, LoopConfig
-from presto_core.metrics.health import Expected, breaches
+from presto_core.metrics.health import Expected
 from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
 from presto_core.training.loop import Hooks, train
 from presto_core.training.optim import DivergenceError
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import Algorithm, TrainState
-
-BOARD_POLL_S = 0.5
-ROWS_BEFORE_WARNING = 5
 
 
 @dataclass(frozen=True)
@@ -53,24 +50,6 @@ class Job:
     expected: dict[str, Expected] = field(default_factory=dict)
 
 
-@dataclass
-class Board:
-    """Messages from rank 0 to the command that waits; an actor where workers run elsewhere."""
-
-    rows: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    error: str = ""
-
-    def push(self, step: int, metrics: dict[str, float]) -> None:
-        self.rows.append((step, metrics))
-
-    def fail(self, error: str) -> None:
-        self.error = self.error or error
-
-    def drain(self) -> tuple[list[tuple[int, dict[str, float]]], str]:
-        rows, self.rows = self.rows, []
-        return rows, self.error
-
-
 def run_job(job: Job, run: TrackedRun) -> None:
     """Train to the end, on this machine or a cluster, from the last checkpoint if there is one.
 
@@ -79,7 +58,7 @@ def run_job(job: Job, run: TrackedRun) -> None:
         ClusterError: the cluster is too small, or kept losing workers.
     """
     with progress_bar(job.label, job.total_steps) as bar:
-        watcher = _Watcher(job, run, bar)
+        watcher = Watcher(run, bar, watch=job.watch, expected=job.expected)
         if job.cluster.num_workers == 0:
             _work(job, Parallel(), watcher.receive, reader=read_here)
             return
@@ -88,7 +67,7 @@ def run_job(job: Job, run: TrackedRun) -> None:
             _run_with_ray_train(job, watcher)
 
 
-def _run_with_ray_train(job: Job, watcher: _Watcher) -> None:
+def _run_with_ray_train(job: Job, watcher: Watcher) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
@@ -194,61 +173,6 @@ def _work(job: Job, parallel: Parallel, report: Callable[[int, dict[str, float]]
     train(algorithm, batches, seed=job.seed, config=job.loop, parallel=parallel, hooks=hooks)
     if main:
         job.finish(dataset, algorithm.state)
-
-
-class _Watcher:
-    """The waiting command's side: shows rows, records them, and warns once of each unhealthy signal."""
-
-    def __init__(self, job: Job, run: TrackedRun, bar: Bar) -> None:
-        self.job, self.run, self.bar = job, run, bar
-        self.error = ""
-        self.rows_outside: dict[str, int] = {}
-
-    def receive(self, step: int, metrics: dict[str, float]) -> None:
-        if not metrics and step:
-            console.print(f"{self.job.label}: resumed at step {step} of {self.job.total_steps}")
-        self.bar.update(step, summary(metrics, self.job.watch))
-        if metrics:
-            self.run.log(step, metrics)
-        self._warn(step, metrics)
-
-    def _warn(self, step: int, metrics: dict[str, float]) -> None:
-        """Say once of each signal that it has been outside its range for several rows on end."""
-        outside = breaches(metrics, self.job.expected)
-        self.rows_outside = {name: self.rows_outside.get(name, 0) + 1 for name in outside}
-        for name, sentence in outside.items():
-            if self.rows_outside[name] == ROWS_BEFORE_WARNING:
-                console.print(f"[yellow]{self.job.label}, step {step}: {sentence}")
-
-    def poll(self, board: Any) -> None:
-        import ray
-
-        rows, self.error = ray.get(board.drain.remote())
-        for step, metrics in rows:
-            self.receive(step, metrics)
-
-    def following(self, board: Any) -> _Following:
-        """Context in which the board is read now and then, and once more at the end."""
-        return _Following(self, board)
-
-
-class _Following:
-    def __init__(self, watcher: _Watcher, board: Any) -> None:
-        self.watcher, self.board, self.done = watcher, board, threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.done.set()
-        self.thread.join()
-        if kind is None:
-            self.watcher.poll(self.board)
-
-    def _follow(self) -> None:
-        while not self.done.wait(BOARD_POLL_S):
-            self.watcher.poll(self.board)
 
 
 def _first_line(error: BaseException) -> str:

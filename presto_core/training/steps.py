@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from presto_core.config.sections import StepsConfig
-from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser, add_noise, full_sigma
 from presto_core.diffusion.guidance import guided
 from presto_core.diffusion.noise import NoiseDistribution, noise_from_config
 from presto_core.losses.dmd import dmd_gradient, dmd_loss
 from presto_core.losses.dsm import dsm_loss
-from presto_core.losses.gan import approximate_r1, discriminator_loss, generator_loss
 from presto_core.networks.discriminator import PatchHead
 from presto_core.networks.dit import DiT
 from presto_core.samplers.schedule import few_step_sigmas
 from presto_core.training import optim
+from presto_core.training.adversary import Adversary
 from presto_core.training.ema import Ema
 from presto_core.training.parallel import ALONE, Parallel
 from presto_core.training.state import Batch, TrainState
@@ -75,10 +74,19 @@ class StepDistillation:
         frozen = teacher.requires_grad_(False).eval()
         self.real_score = guided(EDMDenoiser(frozen, self.sigma_data, dtype), self.config.guidance_scale)
         self.generate = EDMDenoiser(generator, self.sigma_data, dtype)
-        self.fake_score, self.head = EDMDenoiser(fake_score, self.sigma_data, dtype), head
+        self.fake_score = EDMDenoiser(fake_score, self.sigma_data, dtype)
         self.trained_generate = EDMDenoiser(distribute(generator), self.sigma_data, dtype)
         self.trained_fake_score = EDMDenoiser(distribute(fake_score), self.sigma_data, dtype)
-        self.trained_head = distribute(head) if self.adversarial else head
+        self.adversary = Adversary(
+            self.config.gan,
+            self.p_gan,
+            taps=self.taps,
+            fake_score=self.fake_score,
+            trained_fake_score=self.trained_fake_score,
+            head=head,
+            trained_head=distribute(head) if self.adversarial else head,
+            parallel=self.parallel,
+        )
 
     @property
     def adversarial(self) -> bool:
@@ -109,37 +117,11 @@ class StepDistillation:
         }
         loss = dsm.mean()
         if self.adversarial:
-            critic_loss, critic_metrics = self._discriminator_loss(x0, batch, rng)
+            critic_loss, critic_metrics = self.adversary.discriminator_loss(x0, batch, rng)
             loss = loss + self.config.gan.fake_score_weight * critic_loss
             metrics |= critic_metrics
         loss.backward()
         return metrics | self._step_critic()
-
-    def _discriminator_loss(self, x0: Tensor, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_D on real latents and generated ones, each noised by p_GAN and judged in one pass."""
-        gan = self.config.gan
-        both = torch.cat([batch.x0, x0])
-        sigma = self.p_gan.sample(len(both), generator=rng, device=both.device)
-        noisy, cond = add_noise(both, sigma, generator=rng), Conditioning.cat([batch.cond, batch.cond])
-        scores = self.trained_head(self.trained_fake_score.features(noisy, sigma, cond, taps=self.taps))
-        real_scores, fake_scores = scores.chunk(2)
-        loss = discriminator_loss(real_scores, fake_scores, gan.kind).mean()
-        metrics = {
-            "discriminator_loss": loss.detach(),
-            "d_real": real_scores.detach().mean(),
-            "d_fake": fake_scores.detach().mean(),
-        }
-        if gan.r1_weight:
-            penalty = self._r1(noisy[: len(x0)], sigma[: len(x0)], batch, real_scores, rng)
-            loss, metrics["r1"] = loss + gan.r1_weight * penalty, penalty.detach()
-        return loss, metrics
-
-    def _r1(self, noisy: Tensor, sigma: Tensor, batch: Batch, real_scores: Tensor, rng: torch.Generator) -> Tensor:
-        """Penalty on how fast the score of noised real latents changes."""
-        std = self.config.gan.r1_std
-        nudged = add_noise(noisy, torch.full_like(sigma, std), generator=rng)
-        features = self.trained_fake_score.features(nudged, sigma, batch.cond, taps=self.taps)
-        return approximate_r1(real_scores, self.trained_head(features), std).mean()
 
     def _step_critic(self) -> dict[str, Tensor]:
         ratio = self.config.fake_updates_per_generator_update
@@ -160,8 +142,8 @@ class StepDistillation:
         x0 = self.trained_generate(x_in, sigma_gen, batch.cond)
         gradient, metrics = self._dmd(x0.detach(), batch, rng)
         if self.adversarial and self.state.generator_step >= self.config.gan.warmup_updates:
-            adversarial, gan_metrics = self._adversarial(x0.detach(), batch, rng)
-            weight = self._gan_weight(gradient, adversarial)
+            adversarial, gan_metrics = self.adversary.gradient(x0.detach(), batch, rng)
+            weight = self.adversary.weight(gradient, adversarial)
             gradient = gradient + weight * adversarial
             metrics |= gan_metrics | {"gan_weight": weight}
         x0.backward(gradient)
@@ -180,34 +162,6 @@ class StepDistillation:
         loss = dmd_loss(leaf, g)
         (gradient,) = torch.autograd.grad(loss, leaf)
         return gradient, {"dmd_loss": loss.detach(), "dmd_grad_norm": gradient.norm()}
-
-    def _adversarial(self, x0: Tensor, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Gradient of L_G with respect to x0; the critics' weights take part without a graph of their own."""
-        kind = self.config.gan.kind
-        leaf = x0.clone().requires_grad_()
-        sigma = self._noise_levels(self.p_gan, batch, rng)
-        with _frozen(self.fake_score.net, self.head):
-            features = self.fake_score.features(
-                add_noise(leaf, sigma, generator=rng), sigma, batch.cond, taps=self.taps
-            )
-            real_scores = self._real_scores(batch, rng) if kind == "relativistic" else None
-            loss = generator_loss(self.head(features), kind, real_scores).mean()
-            (gradient,) = torch.autograd.grad(loss, leaf)
-        return gradient, {"gan_loss": loss.detach(), "gan_grad_norm": gradient.norm()}
-
-    @torch.no_grad()
-    def _real_scores(self, batch: Batch, rng: torch.Generator) -> Tensor:
-        sigma = self._noise_levels(self.p_gan, batch, rng)
-        noisy = add_noise(batch.x0, sigma, generator=rng)
-        return self.head(self.fake_score.features(noisy, sigma, batch.cond, taps=self.taps))
-
-    def _gan_weight(self, dmd: Tensor, adversarial: Tensor) -> Tensor:
-        """nu_1, or nu_1 |dL_DMD/dx0| / |dL_G/dx0| with norms over the joined batch of all workers."""
-        nu = torch.tensor(self.config.gan.generator_weight, device=dmd.device)
-        if self.config.gan.weight_mode == "absolute":
-            return nu
-        squares = self.parallel.average(torch.stack([dmd.square().sum(), adversarial.square().sum()]))
-        return nu * (squares[0] / squares[1].clamp(min=1e-20)).sqrt()
 
     def _step_generator(self) -> dict[str, Tensor]:
         state = self.state
@@ -259,21 +213,6 @@ def _new_state(config: StepsConfig, generator: DiT, fake_score: DiT, head: Patch
         optimizers={name: optim.adamw(networks[name].parameters(), sections[name]) for name in networks},
         emas={"generator": Ema(generator, config.ema_decay)},
     )
-
-
-class _frozen:  # noqa: N801 - reads as a statement: with _frozen(...)
-    """Parameters without gradient inside the block, so that no graph is kept for them."""
-
-    def __init__(self, *modules: nn.Module) -> None:
-        self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-
-    def __enter__(self) -> None:
-        for p in self.parameters:
-            p.requires_grad_(False)
-
-    def __exit__(self, *_: object) -> None:
-        for p in self.parameters:
-            p.requires_grad_(True)
 
 
 def _require_taps_in_depth(taps: tuple[int, ...], depth: int) -> None:

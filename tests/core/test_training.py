@@ -133,7 +133,7 @@ def test_generator_gradient_equals_autograd_of_the_written_loss():
     x_in, sigma = algorithm._generator_input(batch, step_generator(0, rank=0, total_step=9))
     x0 = algorithm.generate(x_in, sigma, batch.cond)
     dmd, _ = algorithm._dmd(x0.detach(), batch, step_generator(1, rank=0, total_step=9))
-    gan, _ = algorithm._adversarial(x0.detach(), batch, step_generator(2, rank=0, total_step=9))
+    gan, _ = algorithm.adversary.gradient(x0.detach(), batch, step_generator(2, rank=0, total_step=9))
     net = algorithm.state.networks["generator"]
     two_stage = torch.autograd.grad(x0, list(net.parameters()), dmd + 0.1 * gan, retain_graph=True)
     g = dmd * dmd.numel()  # L_DMD's gradient is g / n
