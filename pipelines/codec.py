@@ -34,7 +34,7 @@ def fit(folder: Path, output: Path, *, dry_run: bool) -> None:
     console.print(
         f"codec fit: latents digest {told['encoder']['digest'][:12]}, made from {told['data']['clips']} files"
     )
-    console.print(f"use it with codec.path={output}", markup=False)
+    console.print(f"use it: presto ingest codec.path={output.resolve()}", markup=False)
 
 
 def _say_skipped(skipped: dict[str, str], *, files: int) -> None:

@@ -45,8 +45,8 @@ def fit_mel_pca(
         count, total, square = count + len(blocks), total + blocks.sum(0), square + blocks.T @ blocks
         on_progress(clips)
     if count <= settings.block_size:
-        seconds = settings.block_size * settings.hop / settings.sample_rate_hz
-        raise CodecError(f"a codec fit needs more than {seconds:.0f} s of audio, the corpus has {count} latent frames")
+        needed, found = (blocks * settings.hop / settings.sample_rate_hz for blocks in (settings.block_size, count))
+        raise CodecError(f"a codec fit needs more than {needed:.0f} s of audio, this is {found:.1f} s; give more music")
     mean = total / count
     basis, scale = principal_axes(square / count - mean[:, None] * mean, settings.channels)
     tensors = {"mean": mean.float(), "basis": basis.float(), "scale": scale.float()}
@@ -71,7 +71,7 @@ def fit_linear_decoder(
     *,
     on_progress: Progress = lambda clips: None,
 ) -> TensorFile:
-    """Weights of a `MagnitudeDecoder` without a network: ridge regression of each block on the latents around it.
+    """Weights of a `MagnitudeDecoder`: ridge regression of each block on the latents around it.
 
     Inverting the PCA frame by frame leaves 0.6 to 1 dB and audible steps at block edges; neighbours fill them in.
 

@@ -1,7 +1,4 @@
-"""Latents -> STFT magnitudes: a closed-form linear map to log-mel, sharpened by a small ConvNeXt; Griffin-Lim follows.
-
-The linear map alone (no blocks) is a complete decoder; the network adds what the mel scale blurs: partials and onsets.
-"""
+"""Latents -> STFT magnitudes in closed form: a linear map to mel power, spread over the bins; Griffin-Lim follows."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from presto_core.audio.codec import CodecError
 from presto_core.audio.mel_frames import MelSettings
@@ -21,22 +18,17 @@ MAX_LOG_POWER = 15.0  # latents far from any music still give finite audio
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """Shape of a decoder; part of its digest.
+    """How latents become sound; part of the decoder's digest.
 
     Attributes:
         taps: latent frames that the linear map sees, odd.
         corrections: rounds that scale magnitudes until their mel power is the wanted one.
         iterations: Griffin-Lim rounds.
-        width: channels of the network.
-        slow_blocks: ConvNeXt blocks at the latent rate; fast_blocks: at the frame rate; both 0 = linear only.
     """
 
     taps: int = 5
     corrections: int = 4
     iterations: int = 4
-    width: int = 0
-    slow_blocks: int = 0
-    fast_blocks: int = 0
 
 
 def spread_matrix(filters: Tensor) -> Tensor:
@@ -52,99 +44,42 @@ def spread_matrix(filters: Tensor) -> Tensor:
     return spread
 
 
-class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution over time, then a pointwise MLP, added to the input (Liu et al. 2022); x: [B, T, D]."""
+class MagnitudeDecoder:
+    """Latents [channels, T] of one clip -> STFT magnitudes [frames_per_latent * T, bins].
 
-    def __init__(self, width: int, *, kernel: int, init_gain: float) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
-        self.norm = nn.LayerNorm(width)
-        self.expand, self.contract = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
-        self.gain = nn.Parameter(torch.full((width,), init_gain))
+    Log-mel comes from a linear map over `taps` latent frames, its power is spread over the bins by interpolation, and
+    corrected so that its own mel power is the wanted one.
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
-        return x + self.gain * self.contract(F.gelu(self.expand(self.norm(h))))
+    Args:
+        weights: `linear.weight` [block_size, channels, taps] and `linear.bias` [block_size].
 
-
-class Refiner(nn.Module):
-    """Latents [B, C, T] -> corrections [B, frames_per_latent * T, outputs] from `slow_blocks` before the up-sampling
-    to the frame rate, `fast_blocks` after it."""
-
-    def __init__(self, mel: MelSettings, settings: DecoderSettings, *, outputs: int) -> None:
-        super().__init__()
-        width, frames = settings.width, mel.frames_per_latent
-        gain = 1 / (settings.slow_blocks + settings.fast_blocks)
-        self.frames = frames
-        self.enter = nn.Conv1d(mel.channels, width, 3, padding=1)
-        self.slow = nn.ModuleList(ConvNeXtBlock(width, kernel=5, init_gain=gain) for _ in range(settings.slow_blocks))
-        self.rise = nn.Linear(width, frames * width)
-        self.skip = nn.Conv1d(mel.channels, frames * width, 3, padding=1)
-        self.fast = nn.ModuleList(ConvNeXtBlock(width, kernel=7, init_gain=gain) for _ in range(settings.fast_blocks))
-        self.norm, self.leave = nn.LayerNorm(width), nn.Linear(width, outputs)
-        nn.init.normal_(self.leave.weight, std=0.1 * width**-0.5)
-        nn.init.zeros_(self.leave.bias)
-
-    def forward(self, latents: Tensor) -> Tensor:
-        h = self.enter(latents).transpose(1, 2)
-        for block in self.slow:
-            h = block(h)
-        h = self.rise(h) + self.skip(latents).transpose(1, 2)
-        h = h.reshape(len(h), h.shape[1] * self.frames, -1)
-        for block in self.fast:
-            h = block(h)
-        return self.leave(self.norm(h))
-
-
-class MagnitudeDecoder(nn.Module):
-    """Latents [B, channels, T] -> STFT magnitudes [B, frames_per_latent * T, bins].
-
-    Mel power comes from a linear map over `taps` latent frames (plus the network's change to it), is spread over the
-    bins by interpolation, sharpened by the network, and corrected so that its own mel power is the wanted one.
+    Raises:
+        CodecError: settings or shapes are not of this codec.
     """
 
-    def __init__(self, mel: MelSettings, settings: DecoderSettings) -> None:
-        super().__init__()
-        self.mel, self.settings = mel, settings
-        self.linear = nn.Conv1d(mel.channels, mel.block_size, settings.taps)
-        self.refiner = Refiner(mel, settings, outputs=mel.mels + mel.bins) if settings.width else None
-        filters = mel.filters()
-        self.register_buffer("filters", filters, persistent=False)
-        self.register_buffer("spread", spread_matrix(filters), persistent=False)
-        self.filters: Tensor
-        self.spread: Tensor
-
-    @staticmethod
-    def from_file(weights: TensorFile, mel: MelSettings) -> MagnitudeDecoder:
-        """The decoder whose weights a file holds; raises CodecError when they do not fit its settings."""
+    def __init__(self, weights: TensorFile, mel: MelSettings) -> None:
         try:
-            decoder = MagnitudeDecoder(mel, DecoderSettings(**weights.settings))
-            decoder.load_state_dict({name: tensor.float() for name, tensor in weights.tensors.items()})
-        except (TypeError, RuntimeError) as error:
-            said = " ".join(str(error).split())
-            raise CodecError(f"not the weights of a mel_pca codec's decoder: {said}") from None
-        return decoder
+            self.settings = DecoderSettings(**weights.settings)
+            self.weight, self.bias = weights.tensors["linear.weight"], weights.tensors["linear.bias"]
+        except (TypeError, KeyError) as error:
+            raise CodecError(f"not the weights of a mel_pca codec's decoder: {error}") from None
+        wanted = [mel.block_size, mel.channels, self.settings.taps]
+        if list(self.weight.shape) != wanted:
+            raise CodecError(f"mel_pca codec: the decoder is {list(self.weight.shape)}, the settings say {wanted}")
+        self.mel, self.filters, self.digest = mel, mel.filters(), weights.digest
+        self.spread = spread_matrix(self.filters)
 
     def log_mel(self, latents: Tensor) -> Tensor:
-        """The linear map alone: ln(mel power + floor), [B, frames_per_latent * T, mels]."""
+        """The linear map alone: ln(mel power + floor), [frames_per_latent * T, mels]."""
         edge = self.settings.taps // 2
-        blocks = self.linear(F.pad(latents, (edge, edge), mode="replicate")).transpose(1, 2)
-        return blocks.reshape(len(latents), -1, self.mel.mels)
+        padded = F.pad(latents[None], (edge, edge), mode="replicate")
+        return F.conv1d(padded, self.weight, self.bias)[0].T.reshape(-1, self.mel.mels)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        return self.power(latents).sqrt()
-
-    def power(self, latents: Tensor) -> Tensor:
-        """Squared magnitudes; what a loss differentiates, since a root has no slope at the silent edge bins."""
-        log_mel, sharpen = self.log_mel(latents), None
-        if self.refiner is not None:
-            change, sharpen = self.refiner(latents).split([self.mel.mels, self.mel.bins], dim=2)
-            log_mel = log_mel + change
-        wanted = (log_mel.clamp_max(MAX_LOG_POWER).exp() - self.mel.power_floor).clamp_min(POWER_EPSILON)
+    def magnitude(self, latents: Tensor) -> Tensor:
+        """[channels, T] -> [frames_per_latent * T, bins]; finite for any finite latents."""
+        wanted = (self.log_mel(latents).clamp_max(MAX_LOG_POWER).exp() - self.mel.power_floor).clamp_min(POWER_EPSILON)
         log_power = (wanted / self.filters.sum(0)).log() @ self.spread
-        if sharpen is not None:
-            log_power = log_power + sharpen
-        return self._corrected(log_power.clamp_max(MAX_LOG_POWER).exp(), wanted)
+        return self._corrected(log_power.clamp_max(MAX_LOG_POWER).exp(), wanted).sqrt()
 
     def _corrected(self, power: Tensor, wanted: Tensor) -> Tensor:
         """Multiplicative updates of non-negative least squares towards `power @ filters = wanted` (Lee & Seung)."""

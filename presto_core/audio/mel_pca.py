@@ -46,23 +46,20 @@ class MelPcaEncoder:
 
     def encode(self, samples: Tensor) -> Tensor:
         """[N] -> [channels, floor(N / hop)]."""
-        return self.project(log_mel_blocks(samples, self.settings, self.filters)).T
-
-    def project(self, blocks: Tensor) -> Tensor:
-        """Log-mel blocks [..., block_size] -> whitened [..., channels]."""
-        return ((blocks - self.mean) @ self.basis) / self.scale
+        blocks = log_mel_blocks(samples, self.settings, self.filters)
+        return (((blocks - self.mean) @ self.basis) / self.scale).T
 
 
 class MelPcaCodec:
     """`Codec` of one `MelPcaEncoder`, one `MagnitudeDecoder` and Griffin-Lim; clips of a batch never meet."""
 
-    def __init__(self, encoder: MelPcaEncoder, decoder: MagnitudeDecoder, *, decoder_digest: str) -> None:
+    def __init__(self, encoder: MelPcaEncoder, decoder: MagnitudeDecoder) -> None:
         settings = encoder.settings
-        self._encoder, self._decoder, self.settings = encoder, decoder.eval(), settings
+        self.encoder, self.decoder, self.settings = encoder, decoder, settings
         self.name = f"mel_pca_{settings.channels}"
         self.sample_rate_hz, self.hop = settings.sample_rate_hz, settings.hop
         self.channels, self.audio_channels = settings.channels, 1
-        self.digest, self.decoder_digest = encoder.digest, decoder_digest
+        self.digest, self.decoder_digest = encoder.digest, decoder.digest
 
     @staticmethod
     def load(path: str | Path | None = None) -> MelPcaCodec:
@@ -75,15 +72,13 @@ class MelPcaCodec:
     @staticmethod
     def _load_folder(folder: Path) -> MelPcaCodec:
         encoder = MelPcaEncoder(TensorFile.load(folder / ENCODER_FILE))
-        weights = TensorFile.load(folder / DECODER_FILE)
-        decoder = MagnitudeDecoder.from_file(weights, encoder.settings)
-        return MelPcaCodec(encoder, decoder, decoder_digest=weights.digest)
+        return MelPcaCodec(encoder, MagnitudeDecoder(TensorFile.load(folder / DECODER_FILE), encoder.settings))
 
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
         """Audio [B, 1, N] -> latents [B, channels, floor(N / hop)]; raises CodecError for other shapes."""
         check_audio(audio, audio_channels=self.audio_channels, hop=self.hop)
-        return torch.stack([self._encoder.encode(clip) for clip in audio[:, 0].to("cpu", torch.float32)])
+        return torch.stack([self.encoder.encode(clip) for clip in audio[:, 0].to("cpu", torch.float32)])
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -92,8 +87,8 @@ class MelPcaCodec:
         return torch.stack([self._decode(clip) for clip in latents.to("cpu", torch.float32)])[:, None]
 
     def _decode(self, latents: Tensor) -> Tensor:
-        magnitude = self._decoder(latents[None])[0]
+        magnitude = self.decoder.magnitude(latents)
         magnitude = torch.cat([magnitude, magnitude[-1:]])  # the frame centred on the clip's end
         phase = peak_phase(magnitude, hop=self.settings.frame_hop)
-        iterations = self._decoder.settings.iterations
+        iterations = self.decoder.settings.iterations
         return griffin_lim(magnitude, phase, hop=self.settings.frame_hop, iterations=iterations)

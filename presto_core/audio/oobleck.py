@@ -47,7 +47,12 @@ class OobleckCodec:
 
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
-        """Audio [B, audio_channels, N] -> latents [B, channels, floor(N / hop)]; a last part of a hop is dropped."""
+        """Audio [B, audio_channels, N] -> latents [B, channels, floor(N / hop)]; a last part of a hop is dropped.
+
+        Mono [B, 1, N] is heard on all channels: that is how ingest gives it to a stereo autoencoder.
+        """
+        if audio.ndim == 3 and audio.shape[1] == 1:
+            audio = audio.expand(-1, self.audio_channels, -1)
         check_audio(audio, audio_channels=self.audio_channels, hop=self.hop)
         whole = audio[..., : audio.shape[-1] // self.hop * self.hop]
         return self._model.encode(whole.float()).latent_dist.mode()

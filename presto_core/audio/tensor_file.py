@@ -39,6 +39,7 @@ class TensorFile:
         return hashed.hexdigest()
 
     def save(self, path: Path) -> None:
+        """Write one safetensors file; raises OSError or SafetensorError when the disk refuses."""
         metadata = {SETTINGS_KEY: json.dumps(self.settings, sort_keys=True)}
         save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, path, metadata=metadata)
 

@@ -1,0 +1,97 @@
+"""The production codec on tiny autoencoders with random weights: shapes, digests, and folders that are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from presto_core.audio.codec import CodecError, load_codec
+
+diffusers = pytest.importorskip("diffusers")
+
+
+def saved(folder: Path, *, audio_channels: int) -> Path:
+    """An AutoencoderOobleck of hop 64 and 8 latent channels."""
+    torch.manual_seed(0)
+    model = diffusers.AutoencoderOobleck(
+        encoder_hidden_size=16, downsampling_ratios=[4, 4, 4], channel_multiples=[1, 2, 2], decoder_channels=8,
+        decoder_input_channels=8, audio_channels=audio_channels, sampling_rate=16000,
+    )  # fmt: skip
+    model.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def noise(*, channels: int) -> Tensor:
+    """[1, channels, N], one sample short of 21 hops."""
+    return 0.1 * torch.randn(1, channels, 64 * 20 + 63, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def oobleck_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("oobleck"), audio_channels=1)
+
+
+def test_oobleck_round_trip(oobleck_folder: Path) -> None:
+    codec = load_codec("oobleck", path=str(oobleck_folder))
+    assert (codec.channels, codec.hop, codec.sample_rate_hz, codec.audio_channels) == (8, 64, 16000, 1)
+    audio = noise(channels=1)
+    latents = codec.encode(audio)
+    assert latents.shape == (1, 8, 20)
+    assert codec.decode(latents).shape == (1, 1, 64 * 20)
+    assert torch.equal(latents, load_codec("oobleck", path=str(oobleck_folder)).encode(audio))
+
+
+def test_oobleck_digest_follows_the_weights(oobleck_folder: Path, tmp_path: Path) -> None:
+    model = diffusers.AutoencoderOobleck.from_pretrained(oobleck_folder)
+    model.save_pretrained(tmp_path / "same")
+    next(iter(model.parameters())).data.add_(1e-3)
+    model.save_pretrained(tmp_path / "other")
+    first, same, other = (
+        load_codec("oobleck", path=str(folder)).digest
+        for folder in (oobleck_folder, tmp_path / "same", tmp_path / "other")
+    )
+    assert first == same
+    assert first != other
+
+
+def test_oobleck_that_cannot_be_loaded_is_one_sentence(oobleck_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CodecError, match=r"needs codec.path, the local folder"):
+        load_codec("oobleck")
+    with pytest.raises(CodecError, match=r"has no config.json; set codec.path"):
+        load_codec("oobleck", path=str(tmp_path))
+    for file in oobleck_folder.iterdir():
+        (tmp_path / file.name).write_bytes(
+            file.read_bytes()[:-50] if file.suffix == ".safetensors" else file.read_bytes()
+        )
+    with pytest.raises(CodecError, match=r"cannot be loaded") as caught:
+        load_codec("oobleck", path=str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [({"downsampling_ratios": [4, 4, 3]}, "must be even"), ({"encoder_hidden_size": 8}, "must be 2 x")],
+)
+def test_oobleck_layouts_that_fail_later_are_refused_at_once(
+    oobleck_folder: Path, tmp_path: Path, setting: dict[str, object], said: str
+) -> None:
+    config = json.loads((oobleck_folder / "config.json").read_text())
+    shape = {name: value for name, value in config.items() if not name.startswith("_")} | setting
+    diffusers.AutoencoderOobleck(**shape).save_pretrained(tmp_path)
+    with pytest.raises(CodecError, match=said):
+        load_codec("oobleck", path=str(tmp_path))
+
+
+def test_a_stereo_autoencoder_hears_mono_on_both_channels(tmp_path: Path) -> None:
+    """As Stable Audio's does: ingest gives mono, generate writes stereo."""
+    codec = load_codec("oobleck", path=str(saved(tmp_path, audio_channels=2)))
+    mono = noise(channels=1)
+    latents = codec.encode(mono)
+    assert torch.equal(latents, codec.encode(torch.cat([mono, mono], dim=1)))
+    assert codec.decode(latents).shape == (1, 2, 64 * 20)
+    with pytest.raises(CodecError, match=r"audio of shape \[1, 3, 1343\]"):
+        codec.encode(noise(channels=3))
