@@ -91,7 +91,7 @@ def codec_fit(
     output: Annotated[Path, typer.Option(help="Folder for the weights, made when missing.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be read and written, and stop.")] = False,
 ) -> None:
-    """Fit the embedded codec to your music; then give every stage [bold]codec.path=<output>[/bold]."""
+    """Fit the embedded codec to your music; then encode with it: [bold]presto ingest codec.path=<output>[/bold]."""
     from pipelines import codec
 
     codec.fit(folder, output, dry_run=dry_run)
@@ -152,6 +152,25 @@ def demo(
             show(stage, config)
     else:
         flow.run(preset, overrides, local=local)
+
+
+@app.command()
+def science(
+    words: Words = None,
+    seeds: Annotated[int, typer.Option(help="Students to distil and judge.", min=1)] = 3,
+    local: Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Measure quality with error bars: one base, several students; about an hour on two cores."""
+    preset, overrides = _split(words or [])
+    from pipelines import demo as flow
+    from pipelines import science as study
+
+    if dry_run:
+        for stage in study.STAGES:
+            show(stage, flow.stage_configs(preset or "science", overrides)[stage])
+    else:
+        study.run(preset or "science", overrides, seeds=seeds, local=local)
 
 
 @app.command()

@@ -41,7 +41,7 @@ def run(preset: str, overrides: list[str], *, local: bool) -> None:
     """
     started = time.monotonic()
     configs = stage_configs(preset, overrides)
-    root = str(Path(".presto/store").absolute()) if local else _start_object_store()
+    root = str(Path(".presto/store").absolute()) if local else object_store()
     from pipelines.cluster import ray_session, training_cpus
 
     made: dict[str, Any] = {}
@@ -49,7 +49,7 @@ def run(preset: str, overrides: list[str], *, local: bool) -> None:
     with ray_session(cluster, cpus=training_cpus(cluster)):
         for stage, config in configs.items():
             begun = time.monotonic()
-            made[stage] = import_module(f"pipelines.{MODULES[stage]}").run(_placed(config, root, made))
+            made[stage] = run_stage_module(stage, placed(config, root, made))
             console.print(f"[dim]{stage} took {time.monotonic() - begun:.0f} s")
     _say_where_things_are(configs, root, time.monotonic() - started)
 
@@ -69,15 +69,21 @@ def stage_configs(preset: str, overrides: list[str]) -> dict[str, StageConfig]:
     return configs
 
 
-def _placed(config: StageConfig, root: str, made: dict[str, Any]) -> StageConfig:
-    """The stage's settings with storage and parents as this demo has them."""
+def run_stage_module(stage: str, config: StageConfig) -> Any:
+    """Run one stage by its verb; returns the artifact it made."""
+    return import_module(f"pipelines.{MODULES[stage]}").run(config)
+
+
+def placed(config: StageConfig, root: str, made: dict[str, Any]) -> StageConfig:
+    """The stage's settings with storage and parents as this flow has them."""
     update: dict[str, Section] = {"storage": config.storage.model_copy(update={"root": root})}
     if config.PARENTS:
         update["inputs"] = InputsConfig(**{role: made[MADE_BY[role]].id for role in config.PARENTS})
     return config.model_copy(update=update)
 
 
-def _start_object_store() -> str:
+def object_store() -> str:
+    """Storage root on the embedded S3 server, started if need be; its credentials go into the environment."""
     from pipelines import embedded_s3, storage
 
     server, started = embedded_s3.start(OBJECT_STORE)

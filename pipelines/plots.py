@@ -47,17 +47,28 @@ def losses(histories: dict[str, list[tuple[int, float]]]) -> bytes:
 
 
 def quality_vs_steps(result: dict[str, Any]) -> bytes:
-    """Fréchet distance against network evaluations, base and student, with the noise floor."""
+    """Fréchet distance against network evaluations, base and student, with the noise floor: one evaluation."""
+    return _quality([{**row, "fd": (row["fd"], 0.0)} for row in result["systems"]], result["floor"]["fd"])
+
+
+def quality_over_seeds(result: dict[str, Any]) -> bytes:
+    """The same over seeds: mean and standard deviation."""
+    rows = [{**row, "fd": (row["fd"]["mean"], row["fd"]["std"])} for row in result["systems"]]
+    return _quality(rows, result["floor_fd"]["mean"])
+
+
+def _quality(systems: list[dict[str, Any]], floor: float) -> bytes:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in result["systems"]:
+    for row in systems:
         label = "student" if row["role"] == "student" else f"base {row['sampler']}"
         groups.setdefault(label, []).append(row)
     for label, rows in groups.items():
         ordered = sorted(rows, key=lambda r: r["nfe"])
-        axes.plot([r["nfe"] for r in ordered], [r["fd"] for r in ordered], marker="o", label=label)
-    axes.axhline(result["floor"]["fd"], linestyle=":", color="grey", label="real music")
+        means, errors = zip(*(r["fd"] for r in ordered))
+        axes.errorbar([r["nfe"] for r in ordered], means, yerr=errors, marker="o", capsize=3, label=label)
+    axes.axhline(floor, linestyle=":", color="grey", label="real music")
     axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="Fréchet distance")
     axes.legend(frameon=False)
     return _png(figure)
@@ -67,7 +78,8 @@ def spectrogram(samples: Samples, rate_hz: int, title: str) -> bytes:
     """Level over time and frequency of mono audio [N]."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.specgram(samples + 1e-9, NFFT=2048, Fs=rate_hz, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
+    with np.errstate(divide="ignore"):  # digital silence is minus infinity dB: drawn in the darkest colour
+        axes.specgram(samples, NFFT=2048, Fs=rate_hz, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
     axes.set(xlabel="seconds", ylabel="Hz", title=title, ylim=(0, min(16000, rate_hz / 2)))
     return _png(figure)
 
