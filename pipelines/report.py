@@ -49,7 +49,9 @@ def to_html(result: dict[str, Any], sounds: list[str]) -> str:
     """A page that stands alone beside its plots and sounds."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name, _ in COLUMNS)
     body = "".join(
-        f"<tr class='{html.escape(row['role'])}'>" + "".join(f"<td>{html.escape(cell(row))}</td>" for _, cell in COLUMNS) + "</tr>"
+        f"<tr class='{html.escape(row['role'])}'>"
+        + "".join(f"<td>{html.escape(cell(row))}</td>" for _, cell in COLUMNS)
+        + "</tr>"
         for row in result["systems"]
     )
     floor = "".join(f"<td>{cell}</td>" for cell in ("", *_floor_cells(result["floor"]), "", "", ""))

@@ -80,9 +80,7 @@ def summarised(reports: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "systems": [_system(rows) for rows in by_name.values()],
         "floor_fd": asdict(Spread.of([report["floor"]["fd"] for report in reports])),
-        "ratios": {
-            kind: asdict(Spread.of([ratio(report["systems"], kind) for report in reports])) for kind in TARGETS
-        },
+        "ratios": {kind: asdict(Spread.of([ratio(report["systems"], kind) for report in reports])) for kind in TARGETS},
         "targets": TARGETS,
         "reports": reports,
         "hardware": hardware(),

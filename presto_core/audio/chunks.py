@@ -36,11 +36,15 @@ def decode(stream: BinaryIO, *, sample_rate_hz: int) -> Waveform:
         [N] float32, nominally within -1 ... 1.
 
     Raises:
-        AudioError: the bytes are no audio this decoder reads, are cut short, empty, or hold NaN or infinity.
+        AudioError: the bytes are no audio this decoder reads, are empty, or hold NaN or infinity; or they are cut
+            short and the format can tell, as flac can (of a cut wav or mp3 what is left is used).
     """
     try:
         samples, rate_hz = soundfile.read(stream, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+    except soundfile.LibsndfileError as error:
+        # without the exception's prefix, which names the stream by its address in memory
+        raise AudioError(f"not readable as audio: {' '.join(error.error_string.split())}") from None
+    except RuntimeError as error:
         raise AudioError(f"not readable as audio: {' '.join(str(error).split())}") from None
     if not len(samples):
         raise AudioError("holds no samples")

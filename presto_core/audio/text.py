@@ -60,6 +60,7 @@ class TransformerEncoder:
         if not weights.is_file():
             raise TextError(f"text encoder folder {folder} has no model.safetensors; set text.path to one that has")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local folder never needs the hub
+        from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
@@ -67,8 +68,11 @@ class TransformerEncoder:
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
             self._model: Any = AutoModel.from_pretrained(str(folder), use_safetensors=True).eval()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise TextError(f"text encoder in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
+        positions = getattr(self._model.config, "max_position_embeddings", None) or max_tokens
+        if max_tokens > positions:
+            raise TextError(f"text.max_tokens={max_tokens} is above the {positions} tokens the encoder {name} can read")
         self.name, self.max_tokens = name, max_tokens
         self.dim = int(self._model.config.hidden_size)
         hashed = hashlib.sha256(weights.read_bytes())

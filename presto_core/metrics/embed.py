@@ -112,8 +112,10 @@ class MusicnnEmbedder:
         """audio: [B, N] at 16 kHz, N >= 3 s -> [B, patches, 200].
 
         Raises:
-            ValueError: the audio is shorter than one patch.
+            ValueError: the audio is not [B, N], or is shorter than one patch.
         """
+        if audio.ndim != 2 or not len(audio):
+            raise ValueError(f"audio of shape {list(audio.shape)}: the embedding takes mono clips [B, N], B >= 1")
         log_mel = self.mel(audio)
         if log_mel.shape[1] < PATCH_FRAMES:
             seconds = audio.shape[1] / self.sample_rate_hz

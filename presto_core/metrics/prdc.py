@@ -19,7 +19,8 @@ def prdc(*, generated: Embeddings, reference: Embeddings, k: int) -> dict[str, f
         ValueError: a set has no more than k points.
     """
     if min(len(generated), len(reference)) <= k:
-        raise ValueError(f"k={k} neighbours need more than {k} samples in each set, got {len(generated)}")
+        counts = f"{len(generated)} generated and {len(reference)} reference"
+        raise ValueError(f"k={k} neighbours need more than {k} samples in each set, not {counts} ones")
     a, b = np.asarray(generated, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     radius_a, radius_b = _ball_radius(a, k), _ball_radius(b, k)
     across = squared_distances(b, a)  # [M, N]

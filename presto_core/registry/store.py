@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from pyarrow import fs as pafs
@@ -88,16 +89,19 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
     """The manifest of a committed folder.
 
     Raises:
-        StoreError: there is none, or it is damaged or of another schema version.
+        StoreError: there is none, it is damaged or of another schema version, or it lists files outside the folder.
     """
     try:
         manifest = json.loads(_read(folder, MANIFEST))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{folder.uri}/{MANIFEST} is damaged ({error}); write it again from its stage") from None
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         raise StoreError(
             f"{folder.uri}/{MANIFEST} is not of schema version {SCHEMA_VERSION}; this release cannot read it"
         )
+    for name in manifest.get("files", {}):
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise StoreError(f"{folder.uri}/{MANIFEST} lists {name!r}, which is outside its folder; do not use it")
     return manifest
 
 

@@ -1,0 +1,244 @@
+"""What is committed is read back bit for bit or refused with its name; nothing half-written exists, nothing is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow import fs as pafs
+from safetensors import SafetensorError
+
+from presto_core.config.sections import NetworkConfig
+from presto_core.networks.dit import DiT
+from presto_core.registry.manifest import (
+    CONFIG,
+    Artifact,
+    artifact_folder,
+    commit_artifact,
+    provenance,
+    read_artifact,
+    run_folder,
+)
+from presto_core.registry.store import (
+    MANIFEST,
+    Folder,
+    StoreError,
+    commit,
+    read_file,
+    read_manifest,
+    reason,
+    write_bytes,
+)
+from presto_core.training.model import WEIGHTS, ModelCard, load_model, weights_file
+
+FILES = {"weights.bin": bytes(range(256)) * 100, "deep/er/empty": b"", "words.txt": "ü\n".encode()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(pafs.LocalFileSystem(), str(tmp_path), "place://root")
+
+
+def committed(folder: Folder, **changes: object) -> Artifact:
+    told = {"kind": "report", "artifact_id": "a" * 16, "config_yaml": "seed: 1\n", "parents": {"teacher": "b" * 16}}
+    return commit_artifact(folder, **{**told, "files": FILES, "details": {"report": {"x": 1}}, **changes})  # type: ignore[arg-type]
+
+
+# --- artifacts
+
+
+def test_an_artifact_is_read_back_as_it_was_committed(folder: Folder) -> None:
+    made = committed(folder)
+    found = read_artifact(folder)
+    assert found == made
+    assert (found.id, found.kind, found.uri) == ("a" * 16, "report", "place://root")
+    assert found.manifest["parents"] == {"teacher": "b" * 16}
+    assert found.manifest["report"] == {"x": 1}
+    for name, content in {**FILES, CONFIG: b"seed: 1\n"}.items():
+        assert read_file(folder, name, found.manifest) == content
+        assert found.manifest["files"][name] == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def test_the_manifest_lists_exactly_what_is_there(folder: Folder, tmp_path: Path) -> None:
+    """No temporary file stays behind, and the manifest does not list itself."""
+    committed(folder)
+    there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert there == {*FILES, CONFIG, MANIFEST}
+    assert read_manifest(folder)["files"].keys() == there - {MANIFEST}
+
+
+def test_artifacts_and_runs_have_places_of_their_own(folder: Folder) -> None:
+    committed(artifact_folder(folder, "a" * 16))
+    commit(run_folder(folder, "a" * 16).child("step-1"), {}, {})
+    assert folder.folders() == ["artifacts", "runs"]
+    assert folder.child("artifacts").folders() == ["a" * 16]
+    assert not run_folder(folder, "a" * 16).exists()
+    assert artifact_folder(folder, "a" * 16).uri == f"place://root/artifacts/{'a' * 16}"
+
+
+def test_provenance_names_versions_and_the_commit() -> None:
+    found = provenance()
+    assert found["torch"] == torch.__version__.partition("+")[0]
+    assert found["python"] == platform.python_version()
+    assert found["git_commit"] is None or len(found["git_commit"]) == 40
+
+
+# --- what is incomplete does not exist
+
+
+def test_a_commit_that_fails_halfway_leaves_nothing_to_read(folder: Folder, tmp_path: Path) -> None:
+    """A folder stands where the second file belongs, as a full disk or a kill would stop it: the first is there."""
+    (tmp_path / "second" / "occupied").mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"cannot write place://root/second \(3 bytes\)"):
+        committed(folder, files={"first": b"one", "second": b"two", "third": b"three"})
+    assert (tmp_path / "first").read_bytes() == b"one"
+    assert not (tmp_path / "third").exists()
+    assert not folder.exists()
+    with pytest.raises(StoreError, match=r"place://root/manifest\.json does not exist"):
+        read_artifact(folder)
+
+
+def test_a_write_that_was_cut_is_not_the_file(folder: Folder, tmp_path: Path) -> None:
+    """What a killed writer leaves has another name, and the next commit replaces it."""
+    manifest = committed(folder).manifest
+    (tmp_path / f"{MANIFEST}.partial").write_bytes(b'{"schema_ver')
+    assert read_manifest(folder) == manifest
+    write_bytes(folder, MANIFEST, json.dumps(manifest).encode())
+    assert read_manifest(folder) == manifest
+    assert not (tmp_path / f"{MANIFEST}.partial").exists()
+
+
+def test_a_second_commit_keeps_what_was_known(folder: Folder) -> None:
+    first = commit(folder, {"kind": "run"}, {"a": b"1", "b": b"2"})
+    second = commit(folder, first, {"b": b"3"})
+    assert read_file(folder, "a", second) == b"1"
+    assert read_file(folder, "b", second) == b"3"
+    with pytest.raises(StoreError, match="/b is damaged"):
+        read_file(folder, "b", first)
+
+
+# --- what is damaged is refused
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut", "longer", "emptied"])
+def test_tampered_files_are_refused_by_their_hash(folder: Folder, tmp_path: Path, damage: str) -> None:
+    manifest = committed(folder).manifest
+    content = bytearray(FILES["weights.bin"])
+    content[1000] ^= 1 if damage == "flipped bit" else 0
+    changed = {"cut": content[:-1], "longer": content + b"\0", "emptied": b""}.get(damage, content)
+    (tmp_path / "weights.bin").write_bytes(changed)
+    found = hashlib.sha256(changed).hexdigest()[:12]
+    with pytest.raises(StoreError, match=rf"place://root/weights\.bin is damaged: sha256 {found}\.\.\. where"):
+        read_file(folder, "weights.bin", manifest)
+    assert read_file(folder, "words.txt", manifest) == FILES["words.txt"]
+
+
+def test_missing_and_unlisted_files_are_named(folder: Folder, tmp_path: Path) -> None:
+    manifest = committed(folder).manifest
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(StoreError, match=r"place://root/weights\.bin does not exist"):
+        read_file(folder, "weights.bin", manifest)
+    (tmp_path / "planted").write_bytes(b"x")
+    with pytest.raises(StoreError, match=r"has no file 'planted'; it has config\.yaml, deep/er/empty, weights\.bin"):
+        read_file(folder, "planted", manifest)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00garbage", pickle.dumps({"schema_version": 1})])
+def test_a_manifest_of_other_bytes_is_refused(folder: Folder, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(StoreError, match=r"manifest\.json is damaged"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"text"', "{}", '{"schema_version": 2}'])
+def test_a_manifest_of_another_schema_is_refused(folder: Folder, tmp_path: Path, content: str) -> None:
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(StoreError, match=r"is not of schema version 1; this release cannot read it"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/etc/outside"])
+def test_a_manifest_cannot_name_files_outside_its_folder(folder: Folder, tmp_path: Path, name: str) -> None:
+    """Who unpacks an artifact writes its files under their names."""
+    (tmp_path / MANIFEST).write_text(json.dumps({"schema_version": 1, "files": {name: {"sha256": "", "bytes": 0}}}))
+    with pytest.raises(StoreError, match="outside', which is outside its folder; do not use it"):
+        read_manifest(folder)
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(folder: Folder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreError, match=r"cannot write place://root/file/inside \(1 bytes\)") as caught:
+        write_bytes(folder.child("file"), "inside", b"x")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "mend"),
+    [
+        ("[Errno 28] No space left on device", "free some space"),
+        ("[Errno 122] Disk quota exceeded", "free some space"),
+        ("[Errno 30] Read-only file system", "choose another storage.root"),
+        ("[Errno 13] Permission denied: 'x'", "mend its permissions"),
+        ("AWS Error ACCESS_DENIED during PutObject", "credentials may write there"),
+        ("something\n  else", "something else"),
+    ],
+)
+def test_system_errors_come_with_their_mend(said: str, mend: str) -> None:
+    assert mend in reason(OSError(said))
+
+
+# --- nothing stored is ever run
+
+
+class Trap:
+    """Unpickling it creates a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return _spring, (str(self.target),)
+
+
+def _spring(target: str) -> None:
+    Path(target).write_text("ran")
+
+
+def model_artifact(folder: Folder) -> Artifact:
+    """A committed teacher of the smallest network."""
+    network = NetworkConfig(dim=8, depth=1, heads=1, patch=1)
+    card = ModelCard(
+        network=network.model_dump(), channels=2, frames=4, sigma_data=1.0, mean=[0.0] * 2, std=[1.0] * 2,
+        codec={}, text={"dim": 4},
+    )  # fmt: skip
+    files = weights_file(DiT(network, channels=2, text_dim=4))
+    return committed(folder, kind="teacher", files=files, details={"model": card.to_dict()})
+
+
+def test_a_pickle_in_place_of_weights_is_never_loaded(folder: Folder, tmp_path: Path) -> None:
+    """Even where the manifest vouches for it: weights are read as safetensors, which holds numbers alone."""
+    trap = tmp_path.parent / f"{tmp_path.name}-sprung"
+    torch.save({"weight": Trap(trap)}, tmp_path / "trap.pt")
+    manifest = model_artifact(folder).manifest
+    load_model(folder, manifest)
+    for content in (pickle.dumps(Trap(trap)), (tmp_path / "trap.pt").read_bytes()):
+        vouched = commit(folder, manifest, {WEIGHTS: content})
+        with pytest.raises((SafetensorError, StoreError)):
+            load_model(folder, vouched)
+        assert not trap.exists()
+    torch.load(tmp_path / "trap.pt", weights_only=False)
+    assert trap.exists()  # the trap works
+
+
+def test_weights_that_do_not_fit_are_refused(folder: Folder) -> None:
+    manifest = model_artifact(folder).manifest
+    other = weights_file(DiT(NetworkConfig(dim=16, depth=1, heads=1, patch=1), channels=2, text_dim=4))
+    with pytest.raises(StoreError, match="do not fit the network they are stored with"):
+        load_model(folder, commit(folder, manifest, other))
+    with pytest.raises(StoreError, match="is a report, not a teacher or generator"):
+        load_model(folder, committed(folder).manifest)

@@ -1,0 +1,270 @@
+"""What a source holds: its files, captions and splits; a held-out piece is never heard in training."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import mutagen
+import numpy as np
+import pytest
+import soundfile
+
+from pipelines.sources import SourceError, Track, described, find_tracks
+from pipelines.storage import open_folder
+
+NAMES = [f"piece {i}" for i in range(400)]
+
+
+@pytest.fixture
+def music(tmp_path: Path) -> Path:
+    """A folder whose audio nobody decodes here: names, sizes and neighbours are what counts."""
+    for name in ("b.wav", "a.FLAC", "deep/er/c.mp3", "notes.pdf", "a.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}")
+    return tmp_path
+
+
+def found(folder: Path, *, held_out_fraction: float = 0.2, licence: str = "") -> list[Track]:
+    return find_tracks(open_folder(str(folder)), held_out_fraction=held_out_fraction, licence=licence)[0]
+
+
+def digest(folder: Path) -> str:
+    return find_tracks(open_folder(str(folder)), held_out_fraction=0.2, licence="")[1]
+
+
+def list_in_manifest(folder: Path, *rows: object) -> None:
+    (folder / "manifest.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows) + "\n")
+
+
+def wav_bytes(form: str = "WAV") -> bytes:
+    stream = io.BytesIO()
+    soundfile.write(stream, np.zeros(4000), 44100, format=form)
+    return stream.getvalue()
+
+
+# --- which files
+
+
+def test_every_audio_file_below_the_folder_in_a_fixed_order(music: Path):
+    assert [t.file for t in found(music)] == ["a.FLAC", "b.wav", "deep/er/c.mp3"]
+
+
+def test_a_manifest_decides_what_is_taken(music: Path):
+    row = {
+        "file": "b.wav", "caption": "a tune", "tempo_bpm": "120", "key": "C# minor", "composition_id": "k1",
+        "split": "held_out", "title": "T", "composer": "X", "source": "S", "licence": "CC0", "duration_seconds": 7.5,
+    }  # fmt: skip
+    list_in_manifest(music, row, {"file": "a.FLAC", "tempo_bpm": None, "key": None, "split": None})
+    second, first = found(music, held_out_fraction=0, licence="CC BY 4.0")
+    assert first == Track("b.wav", "a tune", 120.0, "C# minor", "k1", "held_out", "T", "X", "S", "CC0", 7.5)
+    assert second == Track("a.FLAC", composition="a", split="train", licence="CC BY 4.0")
+
+
+def test_a_source_without_audio_is_refused(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("no music")
+    with pytest.raises(SourceError, match=rf"no audio in {tmp_path}: looked for manifest\.jsonl and for wav, flac"):
+        found(tmp_path)
+    (tmp_path / "manifest.jsonl").write_text("\n")
+    with pytest.raises(SourceError, match="no audio in"):
+        found(tmp_path)
+    with pytest.raises(SourceError, match="nowhere does not exist; give a folder or s3:// prefix"):
+        found(tmp_path / "nowhere")
+    with pytest.raises(SourceError, match=r"notes\.txt is not a folder"):
+        found(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"caption": "x"}, "file=None must be a path below the source"),
+        ({"file": "/etc/passwd"}, "file='/etc/passwd' must be a path below"),
+        ({"file": "../x.wav"}, r"file='\.\./x\.wav' must be a path below"),
+        ({"file": "a.wav", "key": "H major"}, "key 'H major' must be a tonic and a mode"),
+        ({"file": "a.wav", "key": 5}, "key '5' must be a tonic and a mode"),
+        ({"file": "a.wav", "tempo_bpm": "fast"}, "tempo_bpm='fast' must be a number"),
+        ({"file": "a.wav", "tempo_bpm": [120]}, r"tempo_bpm=\[120\] must be a number"),
+        ({"file": "a.wav", "tempo_bpm": float("inf")}, "tempo_bpm=inf must be finite"),
+        ({"file": "a.wav", "duration_seconds": "long"}, "duration_seconds='long' must be a number"),
+        ({"file": "a.wav", "split": "test"}, "split='test' must be train or held_out"),
+        (["a.wav"], "must be an object, not list"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: object, message: str):
+    list_in_manifest(tmp_path, {"file": "good.wav"}, row)
+    with pytest.raises(SourceError, match=rf"manifest\.jsonl line [23].*{message}") as caught:
+        found(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_that_is_cut_is_refused(tmp_path: Path):
+    (tmp_path / "manifest.jsonl").write_text('{"file": "a.wav"}\n{"file": "b.')
+    with pytest.raises(SourceError, match=r"manifest\.jsonl line 2 is not JSON"):
+        found(tmp_path)
+
+
+# --- splits
+
+
+def splits(tracks: list[Track]) -> dict[str, set[str]]:
+    """composition -> the splits its tracks are in."""
+    seen: dict[str, set[str]] = {}
+    for track in tracks:
+        seen.setdefault(track.composition, set()).add(track.split)
+    return seen
+
+
+def test_no_composition_is_on_both_sides(tmp_path: Path):
+    """Three takes of each piece, in several formats and folders: all of them go one way, a fifth is held out."""
+    for name in NAMES:
+        for take in (f"wav/{name}.wav", f"mp3/{name}.mp3", f"{name}.flac"):
+            (tmp_path / take).parent.mkdir(exist_ok=True)
+            (tmp_path / take).touch()
+    sides = splits(found(tmp_path))
+    assert len(sides) == len(NAMES)
+    assert all(len(side) == 1 for side in sides.values())
+    held_out = sum(side == {"held_out"} for side in sides.values())
+    assert abs(held_out - 0.2 * 400) < 4 * (0.2 * 0.8 * 400) ** 0.5  # four standard deviations of a fair hash
+
+
+def test_a_larger_fraction_or_another_neighbour_moves_no_piece_back(tmp_path: Path):
+    """Splits depend on the piece alone, so that a data set that grows does not leak what it held out."""
+    list_in_manifest(tmp_path, *({"file": f"{name}.wav"} for name in NAMES))
+    sides = {f: {t.file for t in found(tmp_path, held_out_fraction=f) if t.split == "held_out"} for f in (0, 0.2, 0.5)}
+    assert sides[0] < sides[0.2] < sides[0.5]
+    assert {t.split for t in found(tmp_path, held_out_fraction=1)} == {"held_out"}
+    list_in_manifest(tmp_path, *({"file": f"{name}.wav"} for name in ["new", *NAMES[::-1]]))
+    assert {t.file for t in found(tmp_path) if t.split == "held_out"} - {"new.wav"} == sides[0.2]
+
+
+def test_compositions_of_a_manifest_stay_together(tmp_path: Path):
+    rows = [{"file": f"{i}.wav", "composition_id": NAMES[i % 40]} for i in range(400)]
+    list_in_manifest(tmp_path, *rows)
+    sides = splits(found(tmp_path))
+    assert len(sides) == 40
+    assert all(len(side) == 1 for side in sides.values())
+    assert {"train"} in sides.values()
+    assert {"held_out"} in sides.values()
+
+
+def test_a_split_that_is_said_is_taken_by_the_whole_composition(tmp_path: Path):
+    said = [{"file": "album 1/01.wav", "split": "held_out"}, {"file": "album 2/01.wav", "split": "train"}]
+    pieces = [{"file": "x.wav", "composition_id": n, "split": "held_out"} for n in NAMES[:20]]
+    silent = [{"file": "y.wav", "composition_id": n} for n in NAMES[:20]]
+    list_in_manifest(tmp_path, *said, *pieces, *silent)
+    one, two, *others = found(tmp_path)
+    assert (one.split, two.split) == ("held_out", "train")
+    assert {t.split for t in others} == {"held_out"}
+
+
+def test_a_composition_said_to_be_on_both_sides_is_refused(tmp_path: Path):
+    rows = [{"file": f"{split}.wav", "composition_id": "BWV 1", "split": split} for split in ("train", "held_out")]
+    list_in_manifest(tmp_path, *rows)
+    with pytest.raises(SourceError, match=r"puts composition 'BWV 1' into both splits \(train\.wav is train\)"):
+        found(tmp_path)
+
+
+# --- what is the same source
+
+
+def test_what_is_not_taken_does_not_change_the_source(music: Path):
+    before = digest(music)
+    (music / "notes.pdf").write_bytes(b"changed")
+    (music / "orphan.txt").write_text("beside no audio")
+    assert digest(music) == before
+
+
+@pytest.mark.parametrize(
+    "change", ["new file", "removed", "renamed", "longer", "same length", "sidecar", "new sidecar"]
+)
+def test_any_change_makes_another_source(music: Path, change: str):
+    before, song = digest(music), music / "b.wav"
+    match change:
+        case "new file":
+            (music / "d.ogg").touch()
+        case "removed":
+            song.unlink()
+        case "renamed":
+            song.rename(music / "bb.wav")
+        case "longer":
+            song.write_bytes(b"{}+")
+        case "same length":
+            song.write_bytes(b"[]")
+            os.utime(song, ns=(1, 2))
+        case "sidecar":
+            (music / "a.json").write_text('{"caption": "now told"}')
+        case "new sidecar":
+            (music / "deep/er/c.txt").write_text("now told")
+    assert digest(music) != before
+
+
+def test_a_manifest_is_the_source(music: Path):
+    list_in_manifest(music, {"file": "b.wav", "caption": "x"})
+    before = digest(music)
+    (music / "e.wav").touch()
+    assert digest(music) == before
+    list_in_manifest(music, {"file": "b.wav", "caption": "y"})
+    assert digest(music) != before
+
+
+# --- captions
+
+
+def told(folder: Path, file: str = "my_song-2.wav", content: bytes = b"", **known: object) -> Track:
+    return described(Track(file, **known), content, open_folder(str(folder)))  # type: ignore[arg-type]
+
+
+def test_captions_come_from_the_row_then_sidecars_then_tags_then_the_name(tmp_path: Path):
+    (tmp_path / "x").mkdir()
+    tagged = io.BytesIO(wav_bytes("FLAC"))
+    tags = mutagen.File(tagged)
+    tags["genre"], tags["title"] = "Jazz", "Blue"
+    tagged.seek(0)
+    tags.save(tagged)
+    name, content = "x/my_song-2.flac", tagged.getvalue()
+    assert told(tmp_path, name, wav_bytes("FLAC")).caption == "my song 2"
+    assert told(tmp_path, name, content).caption == "Jazz, Blue"
+    (tmp_path / "x/my_song-2.txt").write_text("  a slow blues \n")
+    assert told(tmp_path, name, content).caption == "a slow blues"
+    (tmp_path / "x/my_song-2.json").write_text('{"caption": "a fast blues"}')
+    assert told(tmp_path, name, content).caption == "a fast blues"
+    assert told(tmp_path, name, content, caption="its own") == Track(name, "its own")
+
+
+def test_a_json_sidecar_tells_more_than_a_caption(tmp_path: Path):
+    facts = {"caption": "c", "tempo_bpm": 98, "key": "Eb major", "title": "t", "composer": "k", "licence": "CC0"}
+    (tmp_path / "my_song-2.json").write_text(json.dumps(facts | {"mood": "ignored"}))
+    track = told(tmp_path, licence="as the source", composition="k1", split="train", seconds=3.0)
+    assert track == Track(
+        "my_song-2.wav", "c", 98.0, "Eb major", "k1", "train", "t", "k", licence="CC0", seconds=3.0
+    )  # fmt: skip
+
+
+def test_a_sidecar_without_a_caption_leaves_tags_and_what_is_known(tmp_path: Path):
+    (tmp_path / "my_song-2.json").write_text('{"caption": null, "key": "", "licence": ""}')
+    assert told(tmp_path, licence="CC0") == Track("my_song-2.wav", "my song 2", licence="CC0")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"its sidecar my_song-2\.json is not JSON"),
+        (b"\xff\xfe\xfd", r"its sidecar my_song-2\.json is not JSON"),
+        ('["caption"]', r"its sidecar my_song-2\.json must hold an object, not list"),
+        ('{"key": 5}', "key '5' must be a tonic and a mode"),
+        ('{"tempo_bpm": "fast"}', "tempo_bpm='fast' must be a number"),
+    ],
+)
+def test_a_bad_sidecar_is_a_reason_to_leave_the_track_out(tmp_path: Path, content: str | bytes, message: str):
+    (tmp_path / "my_song-2.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        told(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3", "AIFF"])
+def test_damaged_tags_end_in_the_files_name(tmp_path: Path, form: str):
+    content = wav_bytes(form)
+    for damaged in (content[:60], content[: len(content) // 2], b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f" + content, b""):
+        assert told(tmp_path, content=damaged).caption == "my song 2"
