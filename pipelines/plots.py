@@ -15,7 +15,12 @@ from presto_core.diffusion.noise import noise_from_config, snr_db
 
 matplotlib.use("Agg")
 Samples = np.ndarray[Any, np.dtype[np.float32]]
-ROLES = ("p_gen", "p_dmd", "p_dsm", "p_gan")
+ROLES: dict[str, dict[str, Any]] = {
+    "p_gen": {},
+    "p_dmd": {"linewidth": 3},
+    "p_dsm": {"linestyle": "--"},
+    "p_gan": {"linestyle": ":"},
+}
 
 
 def noise_distributions(steps: StepsConfig, *, sigma_data: float = 1.0) -> bytes:
@@ -23,10 +28,12 @@ def noise_distributions(steps: StepsConfig, *, sigma_data: float = 1.0) -> bytes
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
-    for role in ROLES:
+    for role, style in ROLES.items():  # styles that show through each other: roles often share a distribution
         noise = noise_from_config(getattr(steps, role))
         decibel = snr_db(noise.quantile(u), sigma_data).numpy()
-        axes.hist(decibel, bins=120, range=(-45, 60), density=True, histtype="step", label=_role_label(role, noise))
+        axes.hist(
+            decibel, bins=120, range=(-45, 60), density=True, histtype="step", label=_role_label(role, noise), **style
+        )
     axes.set(xlabel="signal-to-noise ratio, dB (noise falls to the right)", ylabel="density")
     axes.legend(frameon=False)
     return _png(figure)

@@ -16,6 +16,8 @@ from pipelines import plots
 from pipelines.demo import object_store, placed, run_stage_module, stage_configs
 from pipelines.progress import console
 from pipelines.storage import open_folder
+from presto_core.config.errors import UserError
+from presto_core.config.schema import EvaluateStage, StageConfig
 from presto_core.metrics.latency import hardware
 from presto_core.registry.store import read_file
 
@@ -49,11 +51,12 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
         What science.json holds: every seed's report, the spread of each system, and the two ratios.
 
     Raises:
-        UserError: from the stage that could not go on.
+        UserError: the settings lack a system that the ratios compare, or a stage could not go on.
     """
     from pipelines.cluster import ray_session, training_cpus
 
     configs = stage_configs(preset, overrides)
+    _require_comparable(configs["evaluate"])
     root = str(Path(".presto/store").absolute()) if local else object_store()
     made: dict[str, Any] = {}
     reports = []
@@ -95,6 +98,19 @@ def ratio(rows: Rows, kind: str) -> float:
     }
     student = next(row["fd"] for row in rows if row["role"] == "student" and row["steps"] == STUDENT_STEPS)
     return float(student / min(row["fd"] for row in rows if row["role"] == "base" and fits[kind](row)))
+
+
+def _require_comparable(config: StageConfig) -> None:
+    """Refuse early what `ratio` could not compare."""
+    assert isinstance(config, EvaluateStage)
+    settings = config.evaluate
+    few = any(b.nfe == BASE_FEW_NFE for b in settings.base)
+    many = any(b.steps >= BASE_MANY_STEPS for b in settings.base)
+    if not (few and many and STUDENT_STEPS in settings.student_steps):
+        raise UserError(
+            f"science compares the student at {STUDENT_STEPS} steps with the base at {BASE_FEW_NFE} evaluations and "
+            f"at {BASE_MANY_STEPS} steps or more; add what is missing to evaluate.student_steps or evaluate.base"
+        )
 
 
 def _system(rows: Rows) -> dict[str, Any]:

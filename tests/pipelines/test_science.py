@@ -1,0 +1,68 @@
+"""The spread over seeds and the two ratios, against figures worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from pipelines.science import Spread, ratio, run, summarised, to_markdown
+from presto_core.config.errors import UserError
+
+
+def row(name: str, role: str, steps: int, nfe: int, fd: float, sampler: str = "euler") -> dict[str, Any]:
+    return {
+        "name": name,
+        "role": role,
+        "steps": steps,
+        "nfe": nfe,
+        "fd": fd,
+        "sampler": sampler,
+        "mmd": fd / 1000,
+        "sampling_ms": 10.0 * nfe,
+        "speed_up": 40 / nfe,
+    }
+
+
+def report(student: float) -> dict[str, Any]:
+    systems = [
+        row("base dpmpp_2m 40", "base", 40, 40, 6.0, "dpmpp_2m"),
+        row("base euler 40", "base", 40, 40, 5.0),
+        row("base dpmpp_2m 4", "base", 4, 4, 30.0, "dpmpp_2m"),
+        row("base euler 4", "base", 4, 4, 20.0),
+        row("base euler 8", "base", 8, 8, 1.0),
+        row("student 2", "student", 2, 2, 1.0, "ping_pong"),
+        row("student 4", "student", 4, 4, student, "ping_pong"),
+    ]
+    return {"systems": systems, "floor": {"fd": 2.0}}
+
+
+def test_the_base_is_taken_at_its_best_in_both_ratios():
+    assert ratio(report(5.0)["systems"], "few") == pytest.approx(5 / 20)
+    assert ratio(report(5.0)["systems"], "many") == pytest.approx(5 / 5)
+
+
+def test_spread_is_mean_and_sample_standard_deviation():
+    result = summarised([report(fd) for fd in (4.0, 5.0, 6.0)])
+    student = next(r for r in result["systems"] if r["name"] == "student 4")
+    assert student["fd"] == pytest.approx({"mean": 5.0, "std": 1.0})
+    assert result["ratios"]["many"] == pytest.approx({"mean": 1.0, "std": 0.2})
+    assert result["floor_fd"] == pytest.approx({"mean": 2.0, "std": 0.0})
+    assert Spread.of([3.0]) == Spread(3.0, 0.0)
+    assert Spread.of([1.0, 2.0]).std == pytest.approx(math.sqrt(0.5))
+
+
+@pytest.mark.parametrize(
+    ("student", "met"), [(5.4, ("met", "met")), (8.0, ("met", "missed")), (11.0, ("missed", "missed"))]
+)
+def test_the_verdict_follows_the_targets(student: float, met: tuple[str, str]):
+    text = to_markdown(summarised([report(student)] * 2))
+    assert f"| **student 4** | 4 | {student:.2f} ± 0.00 |" in text
+    assert f"(target ≤ 0.5: {met[0]})" in text
+    assert f"(target ≤ 1.1: {met[1]})" in text
+
+
+def test_settings_without_the_compared_systems_are_refused_before_any_work():
+    with pytest.raises(UserError, match=r"at 40 steps or more; add what is missing to evaluate.student_steps or"):
+        run("demo", ["evaluate.base=[{sampler: euler, steps: 4}]"], seeds=1, local=True)
