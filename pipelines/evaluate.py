@@ -77,7 +77,7 @@ def _measured(
         "samples": config.evaluate.num_samples,
         "embeddings": {"generated": len(sampled[FLOOR.name].embeddings), "reference": len(reference)},
         "embedding": {"name": embedder.name, "digest": embedder.digest},
-        "hardware": hardware(),
+        "hardware": hardware(_best_device()),
         "seed": config.seed,
         "parents": place.parent_ids,
         "clip_seconds": fastest_base["clip_seconds"],
@@ -95,12 +95,12 @@ def _quality(generated: Array, reference: Array, k: int) -> dict[str, float]:
 def _latencies(config: EvaluateStage, systems: list[System], uris: dict[str, str]) -> dict[str, dict[str, float]]:
     """Milliseconds of one clip at batch 1, by part, with nothing else running."""
     torch.set_num_threads(config.cluster.torch_threads)
-    base, student = open_model(uris["teacher"]), open_model(uris["generator"])
+    base, student = (open_model(uris[role], device=_best_device()) for role in ("teacher", "generator"))
     dataset = open_dataset(uris["dataset"])
     first = next(iter(read_here(dataset.uri, dataset.shards("held_out")[:1]))).take(slice(0, 1))
-    cond, caption = conditioning_of(first), str(first.caption[0])
+    cond, caption = conditioning_of(first).to(base.device), str(first.caption[0])
     text = measure_latency(lambda: base.text.encode([caption]), calls=LATENCY_CALLS)
-    latents = torch.zeros(1, base.card.channels, base.card.frames)
+    latents = torch.zeros(1, base.card.channels, base.card.frames, device=base.device)
     decode = measure_latency(lambda: base.decode(latents), calls=LATENCY_CALLS)
     clip_seconds = base.card.frames * base.codec.hop / base.codec.sample_rate_hz
     result = {}
@@ -120,8 +120,12 @@ def _latencies(config: EvaluateStage, systems: list[System], uris: dict[str, str
     return result
 
 
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _one_clip(config: EvaluateStage, system: System, model: Model, cond: Any) -> torch.Tensor:
-    rng = step_generator(config.seed, rank=0, total_step=0)
+    rng = step_generator(config.seed, rank=0, total_step=0, device=model.device)
     noise = model.noise(1, generator=rng)
     return system.sample(model, noise, cond, schedule=config.evaluate.schedule, generator=rng)
 

@@ -18,7 +18,6 @@ from pipelines.progress import console
 from pipelines.storage import open_folder
 from presto_core.config.errors import UserError
 from presto_core.config.schema import EvaluateStage, StageConfig
-from presto_core.metrics.latency import hardware
 from presto_core.registry.store import read_file
 
 ONCE, EACH_SEED = ("corpus", "ingest", "train-teacher"), ("distill-steps", "evaluate")
@@ -86,7 +85,6 @@ def summarised(reports: list[dict[str, Any]]) -> dict[str, Any]:
         "ratios": {kind: asdict(Spread.of([ratio(report["systems"], kind) for report in reports])) for kind in TARGETS},
         "targets": TARGETS,
         "reports": reports,
-        "hardware": hardware(),
     }
 
 

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,10 +38,18 @@ def measure_latency(call: Callable[[], object], *, calls: int = 5, warmup: int =
     return Latency(float(np.percentile(times_ms, 50)), float(np.percentile(times_ms, 95)), calls)
 
 
-def hardware() -> dict[str, str | int]:
+def hardware(device: torch.device | str = "cpu") -> dict[str, str | int]:
     """What a latency was measured on, to be printed beside it."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor()
+    return {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    """The processor's name; Python's own `platform` gives only its architecture on Linux."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def _wait() -> None:

@@ -30,8 +30,8 @@ TINY = (
     "steps.global_batch_size=4",
     "loop.checkpoint_every=5",
     "evaluate.num_samples=8",
-    "evaluate.base=[{steps: 4}, {sampler: euler, steps: 2, guidance_scale: 2}]",
-    "evaluate.student_steps=[1, 2]",
+    "evaluate.base=[{steps: 40}, {sampler: euler, steps: 2, guidance_scale: 2}]",
+    "evaluate.student_steps=[1, 4]",
     "generate.steps=2",
 )
 
@@ -91,14 +91,14 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     (report,) = (home / ".presto/reports").glob("*/report.json")
     result = json.loads(report.read_text())
     assert [(r["role"], r["nfe"]) for r in result["systems"]] == [
-        ("base", 4),
+        ("base", 40),
         ("base", 4),
         ("student", 1),
-        ("student", 2),
+        ("student", 4),
     ]
     assert all(r["fd"] > 0 and r["sampling_ms"] > 0 for r in result["systems"])
     assert result["floor"]["fd"] > 0
-    for wanted in ("index.html", "quality_vs_steps.png", "audio/student-2-0.wav"):
+    for wanted in ("index.html", "quality_vs_steps.png", "audio/student-4-0.wav"):
         assert (report.parent / wanted).stat().st_size > 1000
     for plot in ("losses.png", "noise.png"):
         assert list((home / ".presto/reports").glob(f"*/{plot}")), plot
@@ -114,6 +114,12 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     assert "are there already" in second.stderr
     assert second.stderr.count("is done already, its result is used") == 4
     assert {path: path.stat().st_mtime_ns for path in made} == made
+
+    science = presto("science", "demo", *TINY, "--seeds", "1", cwd=home, env=env)
+    assert science.returncode == 0, science.stderr
+    assert science.stderr.count("is done already, its result is used") == 4
+    assert "student at 4 steps ÷ the base at 4 evaluations" in science.stderr
+    assert "| **student 4** | 4 |" in (home / ".presto/science/science.md").read_text()
 
     up = presto("up", cwd=home, env=env)
     exports = dict(re.findall(r"export (\w+)=(\S+)", up.stdout))
