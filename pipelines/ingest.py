@@ -83,7 +83,7 @@ def _commit(config: IngestStage, tracks: list[Track], results: list[dict[str, An
         "shards": [r["shard"] for r in written],
         "rows": rows,
         "hours": {split: round(n * seconds / 3600, 4) for split, n in rows.items()},
-        "latents": {"channels": channels, "frames": frames, "mean": stats.mean.tolist(), "std": stats.std.tolist()},
+        "latents": {"channels": channels, "frames": frames, "mean": stats.mean.tolist(), "std": [stats.std] * channels},
         "codec": written[0]["codec"],
         "text": written[0]["text"],
         "licences": sorted({t["licence"] for t in used if t["licence"]}),

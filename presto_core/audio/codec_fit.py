@@ -28,7 +28,7 @@ def fit_mel_pca(
     *,
     on_progress: Progress = lambda clips: None,
 ) -> TensorFile:
-    """Weights of a `MelPcaEncoder`: mean, principal axes and standard deviations of log-mel blocks.
+    """Weights of a `MelPcaEncoder`: mean, principal axes and their scales of log-mel blocks.
 
     Args:
         audio: mono clips [N] at `settings.sample_rate_hz`; read once.
@@ -48,8 +48,8 @@ def fit_mel_pca(
         needed, found = (blocks * settings.hop / settings.sample_rate_hz for blocks in (settings.block_size, count))
         raise CodecError(f"a codec fit needs more than {needed:.0f} s of audio, this is {found:.1f} s; give more music")
     mean = total / count
-    basis, scale = principal_axes(square / count - mean[:, None] * mean, settings.channels)
-    tensors = {"mean": mean.float(), "basis": basis.float(), "scale": scale.float()}
+    basis, spread = principal_axes(square / count - mean[:, None] * mean, settings.channels)
+    tensors = {"mean": mean.float(), "basis": basis.float(), "scale": half_whitening(spread).float()}
     return TensorFile(asdict(settings), tensors)
 
 
@@ -62,6 +62,15 @@ def principal_axes(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
     basis = vectors.flip(1)[:, :count]
     largest = basis.abs().argmax(0, keepdim=True)
     return basis * basis.gather(0, largest).sign(), values.flip(0)[:count].clamp_min(1e-12).sqrt()
+
+
+def half_whitening(spread: Tensor) -> Tensor:
+    """Divisors [C] that leave each axis the square root of its standard deviation [C], and variance one on average.
+
+    Fully whitened, the faintest axes, little more than texture, weigh as much in a diffusion loss as loudness does; a
+    model of a given size then samples audibly noisier. Not whitened, the first axis drowns the others.
+    """
+    return spread.sqrt() * spread.mean().sqrt()
 
 
 def fit_linear_decoder(

@@ -1,4 +1,4 @@
-"""Streaming per-channel mean and standard deviation of latents, mergeable over shards."""
+"""Streaming per-channel mean and overall standard deviation of latents, mergeable over shards."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ class LatentStats:
         return LatentStats(count, mean, self.m2 + other.m2 + delta**2 * self.count * other.count / count)
 
     @property
-    def std(self) -> Floats:
-        return np.sqrt(self.m2 / self.count)
+    def std(self) -> float:
+        """One figure for all channels, so that dividing by it keeps their relative levels."""
+        return float(np.sqrt((self.m2 / self.count).mean()))
 
     @staticmethod
     def merged(parts: list[LatentStats]) -> LatentStats:

@@ -1,4 +1,4 @@
-"""The embedded codec: log-mel frames, four to a latent, PCA-whitened to 64 channels at 21.5 Hz; no download, no GPU.
+"""The embedded codec: log-mel frames, four to a latent, PCA to 64 half-whitened channels at 21.5 Hz; no download, no GPU.
 
 32 s at 44.1 kHz become 64 x 689 latents, the geometry of Stable Audio's autoencoder. `codec_fit` makes the weights.
 """
@@ -23,7 +23,7 @@ DECODER_FILE = "mel_pca_decoder.safetensors"
 
 
 class MelPcaEncoder:
-    """Log-mel blocks projected on their principal components, each scaled to unit variance on the fit corpus.
+    """Log-mel blocks projected on their principal components, half-whitened: variance one on average over channels.
 
     Args:
         weights: `mean` [F], `basis` [F, channels] with orthonormal columns, `scale` [channels]; F = block_size.

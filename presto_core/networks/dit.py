@@ -106,7 +106,8 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_modulation = nn.Linear(dim, 2 * dim)
         self.output = nn.Linear(dim, channels * config.patch)
-        for layer in (self.final_modulation, self.output):
+        self.skip = nn.Linear(dim, channels * config.patch)
+        for layer in (self.final_modulation, self.output, self.skip):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -125,7 +126,8 @@ class DiT(nn.Module):
         """
         context_vector, context, visible = self.condition(cond, x.shape[0])
         vector = F.silu(self.noise(c_noise) + context_vector)
-        hidden = self.input(self._tokens(x))
+        tokens = self._tokens(x)
+        hidden = self.input(tokens)
         rotary = rotary_angles(hidden.shape[1], self.config.dim // self.config.heads, x.device)
         last = max(taps) if taps else self.config.depth - 1
         tapped: dict[int, Tensor] = {}
@@ -135,7 +137,8 @@ class DiT(nn.Module):
         if taps:
             return [tapped[i].transpose(1, 2) for i in taps]
         shift, scale = self.final_modulation(vector)[:, None].chunk(2, dim=-1)
-        return self._frames(self.output(_modulated(hidden, shift, scale)))
+        # the noise in x reaches the output directly: `dim` need only carry the music, not every value of a token
+        return self._frames(self.output(_modulated(hidden, shift, scale)) + self.skip(vector)[:, None] * tokens)
 
     def _tokens(self, x: Tensor) -> Tensor:
         """[B, C, T] -> [B, T / patch, C patch]."""

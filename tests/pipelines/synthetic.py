@@ -43,7 +43,7 @@ def make_dataset(uri: str, *, shard_rows: tuple[int, ...] = (10, 7, 13), held_ou
         shards.append({"file": file, "split": split, "rows": len(part), "sha256": entry["sha256"]})
     info = {
         "shards": shards,
-        "latents": {"channels": CHANNELS, "frames": FRAMES, "mean": stats.mean.tolist(), "std": stats.std.tolist()},
+        "latents": {"channels": CHANNELS, "frames": FRAMES, "mean": stats.mean.tolist(), "std": [stats.std] * CHANNELS},
         "codec": {"kind": "mel_pca", "path": "", "digest": "none", "sample_rate_hz": 44100, "hop": 2048},
         "text": {"kind": "minilm", "path": "", "name": "x", "digest": "none", "dim": TEXT_DIM, "max_tokens": TOKENS},
     }
