@@ -13,6 +13,7 @@ from pipelines.progress import console, progress_bar
 from pipelines.sources import SourceError, Track, find_tracks
 from pipelines.stage import Workplace, run_stage
 from pipelines.storage import absolute, open_folder
+from presto_core.audio.codec import load_codec
 from presto_core.audio.latent_stats import LatentStats
 from presto_core.config.loader import to_yaml
 from presto_core.config.schema import IngestStage
@@ -37,7 +38,13 @@ def run(config: IngestStage) -> Artifact:
         results = _encode_all(config, source, tracks, place)
         _commit(config, tracks, results, place)
 
-    return run_stage("ingest", config, make, register_as=settings.name, inputs={"source": digest})
+    return run_stage("ingest", config, make, register_as=settings.name, inputs=inputs_of(config, digest))
+
+
+def inputs_of(config: IngestStage, source_digest: str) -> dict[str, str]:
+    """Hashes of what a data set is made of beside its settings: other codec weights make other latents."""
+    codec = load_codec(config.codec.kind, path=config.codec.path or None)
+    return {"source": source_digest, "codec": codec.digest}
 
 
 def _encode_all(config: IngestStage, source: Folder, tracks: list[Track], place: Workplace) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The embedded codec: log-mel frames, four to a latent, PCA to 64 half-whitened channels at 21.5 Hz; no download, no GPU.
+"""The embedded codec: log-mel frames, four to a latent, PCA to 64 channels at 21.5 Hz; no download, no GPU.
 
 32 s at 44.1 kHz become 64 x 689 latents, the geometry of Stable Audio's autoencoder. `codec_fit` makes the weights.
 """

@@ -107,11 +107,15 @@ class NetworkConfig(Section):
     patch: Count = 2
     """Latent frames a token holds."""
     mlp_ratio: Positive = 3.0
+    filter_taps: Count = 9
+    """Latent frames, an odd number, that the filter from input to output spans."""
 
     @model_validator(mode="after")
-    def _even_heads(self) -> Self:
+    def _sizes_fit(self) -> Self:
         if self.dim % (2 * self.heads):
             raise ValueError(f"dim={self.dim} must be a multiple of 2 x heads = {2 * self.heads}")
+        if self.filter_taps % 2 == 0:
+            raise ValueError(f"filter_taps={self.filter_taps} must be odd, so that a filter has a middle")
         return self
 
 

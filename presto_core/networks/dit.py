@@ -6,6 +6,7 @@ caption. Contract: `net(x_scaled, c_noise, cond)`; with `taps`, the activations 
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -106,8 +107,8 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_modulation = nn.Linear(dim, 2 * dim)
         self.output = nn.Linear(dim, channels * config.patch)
-        self.skip = nn.Linear(dim, channels * config.patch)
-        for layer in (self.final_modulation, self.output, self.skip):
+        self.filter = nn.Linear(dim, channels * config.filter_taps)
+        for layer in (self.final_modulation, self.output, self.filter):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -126,8 +127,7 @@ class DiT(nn.Module):
         """
         context_vector, context, visible = self.condition(cond, x.shape[0])
         vector = F.silu(self.noise(c_noise) + context_vector)
-        tokens = self._tokens(x)
-        hidden = self.input(tokens)
+        hidden = self.input(self._tokens(x))
         rotary = rotary_angles(hidden.shape[1], self.config.dim // self.config.heads, x.device)
         last = max(taps) if taps else self.config.depth - 1
         tapped: dict[int, Tensor] = {}
@@ -137,8 +137,18 @@ class DiT(nn.Module):
         if taps:
             return [tapped[i].transpose(1, 2) for i in taps]
         shift, scale = self.final_modulation(vector)[:, None].chunk(2, dim=-1)
-        # the noise in x reaches the output directly: `dim` need only carry the music, not every value of a token
-        return self._frames(self.output(_modulated(hidden, shift, scale)) + self.skip(vector)[:, None] * tokens)
+        return self._frames(self.output(_modulated(hidden, shift, scale))) + self._filtered(x, vector)
+
+    def _filtered(self, x: Tensor, vector: Tensor) -> Tensor:
+        """Each channel of x: [B, C, T] through a short filter over time that noise level and conditions choose.
+
+        The linear part of denoising a stationary signal (Wiener). Without it every value of a token would have to pass
+        through `dim` numbers, and a small network's samples keep noise in the channels it has no room for.
+        """
+        taps = self.filter(vector).unflatten(1, (self.channels, -1))
+        edge = taps.shape[-1] // 2
+        around = F.pad(x.to(taps.dtype), (edge, edge)).unfold(2, taps.shape[-1], 1)
+        return torch.einsum("bctk,bck->bct", around, taps)
 
     def _tokens(self, x: Tensor) -> Tensor:
         """[B, C, T] -> [B, T / patch, C patch]."""

@@ -20,6 +20,19 @@ def test_output_is_zero_at_initialisation():
     assert not net(X, C_NOISE, conditions(3)).any()
 
 
+def test_the_filter_is_a_convolution_over_time_of_each_channel_alone():
+    net = DiT(NetworkConfig(dim=16, depth=2, heads=2, filter_taps=3), channels=4, text_dim=TEXT_DIM)
+    kernels = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    net.filter.bias.data = kernels.flatten()
+    expected = torch.nn.functional.conv1d(X, kernels[:, None], padding=1, groups=4)
+    torch.testing.assert_close(net(X, C_NOISE, conditions(3)), expected)
+
+
+def test_a_filter_has_a_middle():
+    with pytest.raises(ValueError, match="filter_taps=4 must be odd"):
+        NetworkConfig(filter_taps=4)
+
+
 def test_unconditional_is_the_same_for_no_conditions_and_forgotten_ones():
     net = tiny_dit()
     torch.testing.assert_close(net(X, C_NOISE, None), net(X, C_NOISE, conditions(3).unconditional()))

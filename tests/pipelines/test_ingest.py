@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 import torch
 
+import presto_core.audio
 from pipelines import ingest
 from pipelines.dataset import open_dataset, read_here
 from pipelines.embedded_s3 import Server
@@ -23,6 +25,8 @@ from pipelines.storage import absolute, open_folder
 from pipelines.tracking import open_tracker
 from presto_core.audio.chunks import decode
 from presto_core.audio.codec import load_codec
+from presto_core.audio.mel_pca import ENCODER_FILE
+from presto_core.audio.tensor_file import TensorFile
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage
 from presto_core.config.sections import TrackingConfig
@@ -82,7 +86,7 @@ def encode_here(config: IngestStage, *, leave: int = 0) -> list[Path]:
     source = open_folder(absolute(config.ingest.source))
     settings = config.ingest
     tracks, digest = find_tracks(source, held_out_fraction=settings.held_out_fraction, licence=settings.licence)
-    root, run_id = open_folder(absolute(config.storage.root)), config.run_id({"source": digest})
+    root, run_id = open_folder(absolute(config.storage.root)), config.run_id(ingest.inputs_of(config, digest))
     artifact, scratch = artifact_folder(root, run_id), run_folder(root, run_id)
     encoder = ShardEncoder(config, source.uri, artifact.uri, scratch.uri)
     seconds = config.derived()["chunk_seconds"]
@@ -252,6 +256,17 @@ def test_a_changed_source_is_another_data_set(home: Path, tmp_path: Path):
         assert caption in {*rows.caption, *held_out.caption}
         ids.append(artifact.id)
     assert ids[0] != ids[1]
+
+
+def test_other_codec_weights_make_another_data_set(tmp_path: Path):
+    shutil.copytree(Path(presto_core.audio.__file__).parent / "weights", tmp_path / "codec")
+    config = config_of("music", **{"codec.path": str(tmp_path / "codec")})
+    before = ingest.inputs_of(config, "same source")
+    weights = TensorFile.load(tmp_path / "codec" / ENCODER_FILE)
+    nudged = {**weights.tensors, "mean": weights.tensors["mean"] + 1e-3}
+    TensorFile(weights.settings, nudged).save(tmp_path / "codec" / ENCODER_FILE)
+    after = ingest.inputs_of(config, "same source")
+    assert config.run_id(before) != config.run_id(after)
 
 
 def test_too_many_files_of_no_use_are_refused_by_name(home: Path, tmp_path: Path):
