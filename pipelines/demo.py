@@ -10,9 +10,9 @@ from typing import Any
 
 from pipelines.progress import console
 from presto_core.config.loader import load_config
-from presto_core.config.schema import STAGES, StageConfig
+from presto_core.config.schema import STAGES, CorpusStage, IngestStage, StageConfig
 from presto_core.config.section import Section
-from presto_core.config.sections import InputsConfig
+from presto_core.config.sections import IngestConfig, InputsConfig
 
 PRESETS = Path(__file__).parent / "presets"
 OBJECT_STORE = Path(".presto/object_store")
@@ -66,7 +66,18 @@ def stage_configs(preset: str, overrides: list[str]) -> dict[str, StageConfig]:
         foreign = {f for other in STAGES.values() for f in other.model_fields} - set(stage.model_fields)
         mine = [o for o in overrides if o.partition("=")[0].partition(".")[0] not in foreign]
         configs[name] = load_config(stage, preset, mine, preset_folder=PRESETS)
+    configs["ingest"] = _reading(configs["ingest"], configs["corpus"])
     return configs
+
+
+def _reading(ingest: StageConfig, corpus: StageConfig) -> StageConfig:
+    """Ingest of the corpus that this flow builds, unless it is told another source."""
+    assert isinstance(ingest, IngestStage)
+    assert isinstance(corpus, CorpusStage)
+    if ingest.ingest.source != IngestConfig().source:
+        return ingest
+    source = ingest.ingest.model_copy(update={"source": corpus.corpus.folder})
+    return ingest.model_copy(update={"ingest": source})
 
 
 def run_stage_module(stage: str, config: StageConfig) -> Any:
