@@ -41,7 +41,7 @@ def run(preset: str, overrides: list[str], *, local: bool) -> None:
     """
     started = time.monotonic()
     configs = stage_configs(preset, overrides)
-    root = str(Path(".presto/store").absolute()) if local else object_store()
+    root = storage_root(local=local)
     from pipelines.cluster import ray_session, training_cpus
 
     made: dict[str, Any] = {}
@@ -93,8 +93,10 @@ def placed(config: StageConfig, root: str, made: dict[str, Any]) -> StageConfig:
     return config.model_copy(update=update)
 
 
-def object_store() -> str:
-    """Storage root on the embedded S3 server, started if need be; its credentials go into the environment."""
+def storage_root(*, local: bool) -> str:
+    """A folder, or a prefix on the embedded S3 server: started if need be, its credentials put into the environment."""
+    if local:
+        return str(Path(".presto/store").absolute())
     from pipelines import embedded_s3, storage
 
     server, started = embedded_s3.start(OBJECT_STORE)

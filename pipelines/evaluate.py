@@ -131,7 +131,7 @@ def _one_clip(config: EvaluateStage, system: System, model: Model, cond: Any) ->
 
 
 def _commit(config: EvaluateStage, result: dict[str, Any], sampled: dict[str, Sampled], place: Workplace) -> None:
-    rate_hz = open_model(place.parents["teacher"].uri).codec.sample_rate_hz
+    rate_hz = place.parents["teacher"].manifest["model"]["codec"]["sample_rate_hz"]
     sounds = {
         f"audio/{_slug(name)}-{i}.wav": _wav(clip, rate_hz)
         for name, one in sampled.items()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import plots
-from pipelines.demo import object_store, placed, run_stage_module, stage_configs
+from pipelines.demo import placed, run_stage_module, stage_configs, storage_root
 from pipelines.progress import console
 from pipelines.storage import open_folder
 from presto_core.config.errors import UserError
@@ -56,7 +56,7 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
 
     configs = stage_configs(preset, overrides)
     _require_comparable(configs["evaluate"])
-    root = str(Path(".presto/store").absolute()) if local else object_store()
+    root = storage_root(local=local)
     made: dict[str, Any] = {}
     reports = []
     cluster = configs["train-teacher"].cluster

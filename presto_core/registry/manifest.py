@@ -13,7 +13,6 @@ from typing import Any
 from presto_core.registry.store import Folder, commit, read_manifest
 
 CONFIG = "config.yaml"
-KINDS = ("dataset", "teacher", "generator", "report")
 _PACKAGES = ("presto-distill", "torch", "ray", "mlflow", "pyarrow", "numpy")
 
 
@@ -23,7 +22,7 @@ class Artifact:
 
     Attributes:
         id: hash over configuration and parents; the same inputs give the same id.
-        kind: one of `KINDS`.
+        kind: dataset, teacher, generator or report.
         uri: its folder.
         manifest: everything it says of itself.
     """
