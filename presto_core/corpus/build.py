@@ -19,9 +19,9 @@ from pathlib import Path
 
 from presto_core.corpus.clips import Outcome, Row, finished_row, make_clip
 from presto_core.corpus.folder import claim_folder, complete_rows, finish_folder, identity_of, minutes_of
-from presto_core.corpus.plan import CorpusSettings, PieceSpec, plan, plan_corpus
+from presto_core.corpus.plan import CorpusSettings, PieceSpec, plan
 
-__all__ = ["BuildSummary", "build_corpus", "plan_corpus"]
+__all__ = ["BuildSummary", "build_corpus"]
 
 PACKAGES = ("music21", "mido", "midirenderer", "soundfile", "soxr", "pretty_midi")
 FLAC_BYTES_PER_SECOND = 60_000

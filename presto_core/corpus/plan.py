@@ -105,25 +105,6 @@ def _collection(index: int, settings: CorpusSettings, seen: Counter[str]) -> str
     return min(REAL_COLLECTIONS, key=lambda name: seen[name])
 
 
-def plan_corpus(
-    *,
-    minutes: float = 60.0,
-    seed: int = 0,
-    held_out_fraction: float = 0.1,
-    real_fraction: float = 0.5,
-    clip_seconds: float = 30.0,
-) -> list[PieceSpec]:
-    """The specs of a corpus in manifest order; ValueError (from CorpusSettings) for settings that cannot be met."""
-    settings = CorpusSettings(
-        minutes=minutes,
-        seed=seed,
-        held_out_fraction=held_out_fraction,
-        real_fraction=real_fraction,
-        clip_seconds=clip_seconds,
-    )
-    return plan(settings)
-
-
 def plan(settings: CorpusSettings) -> list[PieceSpec]:
     """Clips in a fixed rhythm: composed and real in turn, each collection giving its share to the held-out split."""
     splits: tuple[Split, Split] = ("train", "held_out")
