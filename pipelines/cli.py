@@ -158,6 +158,7 @@ def demo(
 def science(
     words: Words = None,
     seeds: Annotated[int, typer.Option(help="Students to distil and judge.", min=1)] = 3,
+    search: Annotated[bool, typer.Option("--search", help="Compare student settings instead.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -165,10 +166,13 @@ def science(
     preset, overrides = _split(words or [])
     from pipelines import demo as flow
     from pipelines import science as study
+    from pipelines import search as trials
 
     if dry_run:
         for stage in study.STAGES:
             show(stage, flow.stage_configs(preset or "science", overrides)[stage])
+    elif search:
+        trials.run(preset or "science", overrides, local=local)
     else:
         study.run(preset or "science", overrides, seeds=seeds, local=local)
 

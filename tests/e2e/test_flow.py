@@ -121,6 +121,13 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     assert "student at 4 steps ÷ the base at 4 evaluations" in science.stderr
     assert "| **student 4** | 4 |" in (home / ".presto/science/science.md").read_text()
 
+    trial = '{"no GAN": {"steps.gan.generator_weight": 0.0}}'
+    search = f"from pipelines.search import run; run('demo', {TINY!r}, local=False, trials={trial})"
+    searched = subprocess.run([sys.executable, "-c", search], cwd=home, env=env, capture_output=True, text=True)
+    assert searched.returncode == 0, searched.stderr
+    assert searched.stderr.count("is done already, its result is used") == 2
+    assert "| no GAN |" in (home / ".presto/science/search.md").read_text()
+
     up = presto("up", cwd=home, env=env)
     exports = dict(re.findall(r"export (\w+)=(\S+)", up.stdout))
     words = (

@@ -1,0 +1,104 @@
+"""The search behind the student settings of `make science`: each trial distilled and judged on one base."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.demo import placed, run_stage_module, stage_configs, storage_root
+from pipelines.progress import console
+from pipelines.science import EACH_SEED, FOLDER, ONCE, STUDENT_STEPS
+from pipelines.storage import open_folder
+from presto_core.registry.store import read_file
+from tune_spaces.trials import STUDENT_TRIALS, overrides
+
+# the seeds that `presto science` reports stay unseen
+SEARCH_SEED = 1000
+# enough to rank trials, a fraction of what judging a reported seed costs
+SHORT = (
+    "evaluate.num_samples=120",
+    "evaluate.student_steps=[1,2,4]",
+    "evaluate.base=[{sampler: dpmpp_2m, steps: 4}]",
+    "evaluate.save_audio=0",
+    f"seed={SEARCH_SEED}",
+)
+
+
+def run(
+    preset: str, words: list[str], *, local: bool, trials: dict[str, dict[str, Any]] = STUDENT_TRIALS
+) -> list[dict[str, Any]]:
+    """Distil and judge every trial; one that is done already costs nothing.
+
+    Returns:
+        What search.json holds: a trial's name, its settings and its Fréchet distance and MMD by steps, best first.
+
+    Raises:
+        UserError: a stage could not go on.
+    """
+    from pipelines.cluster import ray_session, training_cpus
+
+    once = stage_configs(preset, words)
+    root = storage_root(local=local)
+    made: dict[str, Any] = {}
+    found = []
+    cluster = once["train-teacher"].cluster
+    with ray_session(cluster, cpus=training_cpus(cluster)):
+        for stage in ONCE:
+            made[stage] = run_stage_module(stage, placed(once[stage], root, made))
+        for name, trial in trials.items():
+            console.print(f"[bold]trial: {name}")
+            configs = stage_configs(preset, [*SHORT, *words, *overrides(trial)])
+            for stage in EACH_SEED:
+                made[stage] = run_stage_module(stage, placed(configs[stage], root, made))
+            report = made["evaluate"]
+            found.append(judged(name, trial, read_file(open_folder(report.uri), "report.json", report.manifest)))
+            _write(found)
+    _show(ranked(found))
+    return ranked(found)
+
+
+def judged(name: str, trial: dict[str, Any], report: bytes) -> dict[str, Any]:
+    """One row of the search: the student's distances by number of steps."""
+    rows = [row for row in json.loads(report)["systems"] if row["role"] == "student"]
+    return {
+        "trial": name,
+        "settings": trial,
+        "fd": {str(row["steps"]): row["fd"] for row in rows},
+        "mmd": {str(row["steps"]): row["mmd"] for row in rows},
+    }
+
+
+def ranked(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Best Fréchet distance at the reported number of steps first."""
+    return sorted(found, key=lambda row: row["fd"][str(STUDENT_STEPS)])
+
+
+def to_markdown(found: list[dict[str, Any]]) -> str:
+    """The search's table: one line a trial, best first."""
+    steps = list(found[0]["fd"])
+    lines = [f"| trial | {' | '.join(f'FD at {n}' for n in steps)} |", "|---|" + "---:|" * len(steps)]
+    for row in ranked(found):
+        cells = " | ".join(f"{row['fd'][n]:.1f}" for n in steps)
+        lines.append(f"| {row['trial']} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def _write(found: list[dict[str, Any]]) -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "search.json").write_text(json.dumps(ranked(found), indent=2))
+    (FOLDER / "search.md").write_text(to_markdown(found))
+
+
+def _show(found: list[dict[str, Any]]) -> None:
+    steps = list(found[0]["fd"])
+    table = Table(title=f"student settings after {len(found)} trials, Fréchet distance by steps")
+    table.add_column("trial")
+    for n in steps:
+        table.add_column(n, justify="right")
+    for row in found:
+        table.add_row(row["trial"], *(f"{row['fd'][n]:.1f}" for n in steps))
+    Console(width=100).print(table)
+    console.print(f"search: table and settings in {FOLDER}/search.json")
