@@ -77,6 +77,7 @@ def _measured(
         "samples": config.evaluate.num_samples,
         "embeddings": {"generated": len(sampled[FLOOR.name].embeddings), "reference": len(reference)},
         "embedding": {"name": embedder.name, "digest": embedder.digest},
+        "decoder_digest": open_model(uris["teacher"], device="cpu").codec.decoder_digest,
         "hardware": hardware(_best_device()),
         "seed": config.seed,
         "parents": place.parent_ids,

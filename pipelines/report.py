@@ -39,7 +39,8 @@ def caption(result: dict[str, Any]) -> str:
     return (
         f"FD: Fréchet distance, MMD: squared maximum mean discrepancy (RBF), on {result['embedding']['name']} "
         f"({result['embedding']['digest'][:12]}), {counts['generated']} patches of {result['samples']} clips against "
-        f"{counts['reference']} held-out ones; the noise floor is real music of the training split. "
+        f"{counts['reference']} held-out ones, all decoded by {result['decoder_digest'][:12]}; "
+        f"the noise floor is real music of the training split. "
         f"Latency: one {result['clip_seconds']:.1f} s clip, batch 1, median, on {hardware['device']}, "
         f"{hardware['threads']} thread(s). Seed {result['seed']}."
     )

@@ -36,7 +36,12 @@ def mmd(*, generated: Embeddings, reference: Embeddings, kernel: str = "rbf") ->
 
     Args:
         kernel: `rbf` with the median distance of the reference as bandwidth, or `polynomial` (x.y/D + 1)^3 (KID).
+
+    Raises:
+        ValueError: unknown kernel, or embeddings that do not compare.
     """
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel={kernel!r} is unknown; choose from {', '.join(KERNELS)}")
     a, b = _checked(generated, reference)
     k = KERNELS[kernel](b)
     within_a, within_b, across = k(a, a), k(b, b), k(a, b)

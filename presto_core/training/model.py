@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -67,7 +68,7 @@ def load_model(folder: Folder, manifest: dict[str, Any]) -> tuple[DiT, ModelCard
     network = card.new_network()
     try:
         network.load_state_dict(load(read_file(folder, WEIGHTS, manifest)))
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())[:300]
         raise StoreError(f"the weights in {folder.uri} do not fit the network they are stored with: {why}") from error
     return network.eval(), card

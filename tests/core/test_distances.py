@@ -114,6 +114,8 @@ def test_mmd_equals_the_sum_over_pairs() -> None:
     cubic = slow_mmd(a, b, lambda x, y: (x @ y / 3 + 1) ** 3)
     assert mmd(generated=a, reference=b) == pytest.approx(rbf, rel=1e-12)
     assert mmd(generated=a, reference=b, kernel="polynomial") == pytest.approx(cubic, rel=1e-12)
+    with pytest.raises(ValueError, match="kernel='linear' is unknown; choose from rbf, polynomial"):
+        mmd(generated=a, reference=b, kernel="linear")
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "polynomial"])

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from pyarrow import fs as pafs
-from safetensors import SafetensorError
 
 from presto_core.config.sections import NetworkConfig
 from presto_core.networks.dit import DiT
@@ -228,7 +227,7 @@ def test_a_pickle_in_place_of_weights_is_never_loaded(folder: Folder, tmp_path: 
     load_model(folder, manifest)
     for content in (pickle.dumps(Trap(trap)), (tmp_path / "trap.pt").read_bytes()):
         vouched = commit(folder, manifest, {WEIGHTS: content})
-        with pytest.raises((SafetensorError, StoreError)):
+        with pytest.raises(StoreError, match="do not fit the network they are stored with"):
             load_model(folder, vouched)
         assert not trap.exists()
     torch.load(tmp_path / "trap.pt", weights_only=False)

@@ -56,6 +56,7 @@ def result_of(*systems: dict[str, Any]) -> dict[str, Any]:
         "samples": 64,
         "embeddings": {"generated": 128, "reference": 96},
         "embedding": {"name": "musicnn-mtt-penultimate", "digest": "ebb341494c65ee10d3bc"},
+        "decoder_digest": "0a1b2c3d4e5f60718293",
         "hardware": {"device": "a <small> machine", "torch": "2", "threads": 1},
         "seed": 7,
         "clip_seconds": 5.94,
