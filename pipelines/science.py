@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -52,17 +53,10 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
     Raises:
         UserError: the settings lack a system that the ratios compare, or a stage could not go on.
     """
-    from pipelines.cluster import ray_session, training_cpus
-
     configs = stage_configs(preset, overrides)
     _require_comparable(configs["evaluate"])
-    root = storage_root(local=local)
-    made: dict[str, Any] = {}
     reports = []
-    cluster = configs["train-teacher"].cluster
-    with ray_session(cluster, cpus=training_cpus(cluster)):
-        for stage in ONCE:
-            made[stage] = run_stage_module(stage, placed(configs[stage], root, made))
+    with base_trained(configs, local=local) as (root, made):
         for seed in range(seeds):
             console.print(f"[bold]seed {seed}")
             for stage in EACH_SEED:
@@ -73,6 +67,20 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
     result = summarised(reports)
     _write(result)
     return result
+
+
+@contextmanager
+def base_trained(configs: dict[str, StageConfig], *, local: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A Ray session in which data set and base exist: the storage root, and the artifacts by stage."""
+    from pipelines.cluster import ray_session, training_cpus
+
+    root = storage_root(local=local)
+    made: dict[str, Any] = {}
+    cluster = configs["train-teacher"].cluster
+    with ray_session(cluster, cpus=training_cpus(cluster)):
+        for stage in ONCE:
+            made[stage] = run_stage_module(stage, placed(configs[stage], root, made))
+        yield root, made
 
 
 def summarised(reports: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.demo import placed, run_stage_module, stage_configs, storage_root
+from pipelines.demo import placed, run_stage_module, stage_configs
 from pipelines.progress import console
-from pipelines.science import EACH_SEED, FOLDER, ONCE, STUDENT_STEPS
+from pipelines.science import EACH_SEED, FOLDER, STUDENT_STEPS, base_trained
 from pipelines.storage import open_folder
 from presto_core.registry.store import read_file
 from tune_spaces.trials import STUDENT_TRIALS, overrides
@@ -38,16 +38,8 @@ def run(
     Raises:
         UserError: a stage could not go on.
     """
-    from pipelines.cluster import ray_session, training_cpus
-
-    once = stage_configs(preset, words)
-    root = storage_root(local=local)
-    made: dict[str, Any] = {}
     found = []
-    cluster = once["train-teacher"].cluster
-    with ray_session(cluster, cpus=training_cpus(cluster)):
-        for stage in ONCE:
-            made[stage] = run_stage_module(stage, placed(once[stage], root, made))
+    with base_trained(stage_configs(preset, words), local=local) as (root, made):
         for name, trial in trials.items():
             console.print(f"[bold]trial: {name}")
             configs = stage_configs(preset, [*SHORT, *words, *overrides(trial)])
