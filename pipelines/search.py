@@ -12,6 +12,8 @@ from pipelines.demo import placed, run_stage_module, stage_configs
 from pipelines.progress import console
 from pipelines.science import EACH_SEED, FOLDER, STUDENT_STEPS, base_trained
 from pipelines.storage import open_folder
+from presto_core.config.errors import UserError
+from presto_core.config.schema import EvaluateStage, StageConfig
 from presto_core.registry.store import read_file
 from tune_spaces.trials import STUDENT_TRIALS, overrides
 
@@ -36,13 +38,14 @@ def run(
         What search.json holds: a trial's name, its settings and its Fréchet distance and MMD by steps, best first.
 
     Raises:
-        UserError: a stage could not go on.
+        UserError: the students are not judged at the steps that rank them, or a stage could not go on.
     """
+    planned = {name: trial_configs(preset, words, trial) for name, trial in trials.items()}
     found = []
     with base_trained(stage_configs(preset, words), local=local) as (root, made):
         for name, trial in trials.items():
             console.print(f"[bold]trial: {name}")
-            configs = stage_configs(preset, [*SHORT, *words, *overrides(trial)])
+            configs = planned[name]
             for stage in EACH_SEED:
                 made[stage] = run_stage_module(stage, placed(configs[stage], root, made))
             report = made["evaluate"]
@@ -50,6 +53,23 @@ def run(
             _write(found)
     _show(ranked(found))
     return ranked(found)
+
+
+def trial_configs(preset: str, words: list[str], trial: dict[str, Any]) -> dict[str, StageConfig]:
+    """What one trial distils and judges with.
+
+    Raises:
+        UserError: the students would not be judged at the steps that rank them.
+    """
+    configs = stage_configs(preset, [*SHORT, *words, *overrides(trial)])
+    judge = configs["evaluate"]
+    assert isinstance(judge, EvaluateStage)
+    if STUDENT_STEPS not in judge.evaluate.student_steps:
+        raise UserError(
+            f"the search ranks students by their distance at {STUDENT_STEPS} steps; "
+            f"add {STUDENT_STEPS} to evaluate.student_steps"
+        )
+    return {stage: configs[stage] for stage in EACH_SEED}
 
 
 def judged(name: str, trial: dict[str, Any], report: bytes) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipelines.demo import stage_configs
-from pipelines.search import SHORT, judged, ranked, to_markdown
+from pipelines.search import SHORT, judged, ranked, run, to_markdown
+from presto_core.config.errors import UserError
 from presto_core.config.schema import StageConfig
 from tune_spaces.trials import STUDENT_TRIALS, overrides
 
@@ -18,7 +19,7 @@ def student_of(trial: dict[str, Any]) -> StageConfig:
 
 
 def test_every_trial_fits_the_schema_and_no_two_are_the_same_run():
-    runs = [student_of(trial).run_id for trial in STUDENT_TRIALS.values()]
+    runs = [student_of(trial).model_dump_json() for trial in STUDENT_TRIALS.values()]
     assert len(set(runs)) == len(STUDENT_TRIALS)
 
 
@@ -43,3 +44,8 @@ def test_trials_are_ranked_by_their_distance_at_four_steps():
     assert found[0]["fd"] == {"1": 9.0, "4": 5.0}
     assert found[0]["mmd"]["4"] == pytest.approx(0.005)
     assert to_markdown(found).splitlines()[2:] == ["| b | 30.0 | 4.0 |", "| a | 9.0 | 5.0 |"]
+
+
+def test_a_search_that_could_not_rank_is_refused_before_any_work():
+    with pytest.raises(UserError, match="distance at 4 steps; add 4 to evaluate.student_steps"):
+        run("science", ["evaluate.student_steps=[1, 2]"], local=True)
