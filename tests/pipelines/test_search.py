@@ -47,5 +47,5 @@ def test_trials_are_ranked_by_their_distance_at_four_steps():
 
 
 def test_a_search_that_could_not_rank_is_refused_before_any_work():
-    with pytest.raises(UserError, match="distance at 4 steps; add 4 to evaluate.student_steps"):
+    with pytest.raises(UserError, match=r"distance at 4 steps; add 4 to evaluate\.student_steps"):
         run("science", ["evaluate.student_steps=[1, 2]"], local=True)
