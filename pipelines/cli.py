@@ -171,9 +171,8 @@ def science(
     if dry_run:
         for stage in study.STAGES:
             show(stage, flow.stage_configs(preset or "science", overrides)[stage])
-        for name, trial in trials.STUDENT_TRIALS.items() if search else ():
-            trials.trial_configs(preset or "science", overrides, trial)
-            typer.echo(f"# trial {name}: {' '.join(trials.overrides(trial))}")
+        if search:
+            typer.echo(trials.plan(preset or "science", overrides))
     elif search:
         trials.run(preset or "science", overrides, local=local)
     else:

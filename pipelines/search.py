@@ -55,6 +55,13 @@ def run(
     return ranked(found)
 
 
+def plan(preset: str, words: list[str]) -> str:
+    """What the search would try, one line a trial, after the checks it would make."""
+    for trial in STUDENT_TRIALS.values():
+        trial_configs(preset, words, trial)
+    return "\n".join(f"# trial {name}: {' '.join(overrides(trial))}" for name, trial in STUDENT_TRIALS.items())
+
+
 def trial_configs(preset: str, words: list[str], trial: dict[str, Any]) -> dict[str, StageConfig]:
     """What one trial distils and judges with.
 
