@@ -16,8 +16,8 @@ from pipelines.progress import console
 from pipelines.storage import absolute
 from pipelines.tracking import open_tracker
 from presto_core.config.errors import UserError
+from presto_core.config.sampling import BaseSampler
 from presto_core.config.schema import GenerateStage
-from presto_core.config.sections import BaseSampler
 from presto_core.diffusion.conditioning import Conditioning, key_index
 from presto_core.training.state import step_generator
 

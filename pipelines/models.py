@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines.storage import open_folder
 from presto_core.audio.codec import Codec, load_codec
 from presto_core.audio.text import TextEncoder, load_text_encoder
-from presto_core.config.sections import BaseSampler, ScheduleConfig
+from presto_core.config.sampling import BaseSampler, ScheduleConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.guidance import guided
+from presto_core.networks.dit import DiT
 from presto_core.registry.manifest import Artifact, read_artifact
 from presto_core.registry.store import StoreError
 from presto_core.samplers.edm import SAMPLERS
@@ -38,6 +40,16 @@ class Model:
     card: ModelCard
     denoise: EDMDenoiser
     device: torch.device
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks of its network."""
+        return cast(DiT, self.denoise.net).blocks
+
+    @cached_property
+    def budget_at(self) -> Callable[[float], int] | None:
+        """Blocks to run at a noise level, as it was trained; None runs all."""
+        return self.card.budget.at if self.card.budget else None
 
     @cached_property
     def codec(self) -> Codec:
@@ -87,9 +99,9 @@ def open_model(uri: str, *, device: torch.device | str = "cpu") -> Model:
 def sample_base(
     model: Model, noise: Tensor, cond: Conditioning | None, *, how: BaseSampler, schedule: ScheduleConfig
 ) -> Tensor:
-    """Sample the base model with a deterministic sampler -> [B, C, T]."""
+    """Sample the base, or a layer-distilled model at its budget, with a deterministic sampler -> [B, C, T]."""
     sigmas = karras_sigmas(how.steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
-    return SAMPLERS[how.sampler](guided(model.denoise, how.guidance_scale), noise, sigmas, cond)
+    return SAMPLERS[how.sampler](guided(model.denoise, how.guidance_scale), noise, sigmas, cond, model.budget_at)
 
 
 @torch.inference_mode()
@@ -104,7 +116,7 @@ def sample_student(
 ) -> Tensor:
     """Sample a distilled generator by ping-pong -> [B, C, T]."""
     sigmas = few_step_sigmas(steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
-    return ping_pong(model.denoise, noise, sigmas, cond, generator=generator)
+    return ping_pong(model.denoise, noise, sigmas, cond, generator=generator, budget=model.budget_at)
 
 
 def _require_digest(what: str, said: dict[str, Any], found: str) -> None:

@@ -8,15 +8,15 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from presto_core.config.sampling import EvaluateConfig, GenerateConfig
 from presto_core.config.section import Section
 from presto_core.config.sections import (
     ClusterConfig,
     CodecConfig,
     CorpusConfig,
-    EvaluateConfig,
-    GenerateConfig,
     IngestConfig,
     InputsConfig,
+    LayersConfig,
     LoopConfig,
     NetworkConfig,
     StepsConfig,
@@ -31,7 +31,7 @@ UNHASHED = ("storage", "tracking", "cluster", "loop", "inputs")
 
 
 class StageConfig(Section):
-    """What every stage takes; `PARENTS` names the inputs it reads."""
+    """What every stage takes; `PARENTS` names the inputs it reads, of which empty ones are left out."""
 
     PARENTS: ClassVar[tuple[str, ...]] = ()
 
@@ -40,6 +40,10 @@ class StageConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
     seed: int = Field(0, ge=0)
+
+    def references(self) -> dict[str, str]:
+        """Role -> the artifact to read, as `inputs` names it."""
+        return {role: reference for role in self.PARENTS if (reference := getattr(self.inputs, role))}
 
     def result_config(self) -> dict[str, Any]:
         """The settings that decide the result: all but where it runs and which artifacts it starts from."""
@@ -89,8 +93,25 @@ class TeacherStage(StageConfig):
         return {"rows_seen": steps * batch, **_per_worker(batch, self.cluster)}
 
 
-class StepsStage(StageConfig):
+class LayersStage(StageConfig):
     PARENTS = ("dataset", "teacher")
+
+    name: str = "presto-layers"
+    layers: LayersConfig = LayersConfig()
+    loop: LoopConfig = LoopConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        _require_divisible("layers.global_batch_size", self.layers.global_batch_size, self.cluster)
+        return self
+
+    def derived(self) -> dict[str, Any]:
+        steps, batch = self.layers.steps, self.layers.global_batch_size
+        return {"rows_seen": steps * batch, **_per_worker(batch, self.cluster)}
+
+
+class StepsStage(StageConfig):
+    PARENTS = ("dataset", "teacher", "layers")
 
     name: str = "presto-generator"
     steps: StepsConfig = StepsConfig()
@@ -112,6 +133,9 @@ class EvaluateStage(StageConfig):
 
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    def references(self) -> dict[str, str]:
+        return super().references() | {f"compared_{i}": r for i, r in enumerate(self.inputs.compared)}
+
     def derived(self) -> dict[str, Any]:
         nfe = sum(b.nfe for b in self.evaluate.base) + sum(self.evaluate.student_steps)
         return {"network_evaluations": nfe * self.evaluate.num_samples}
@@ -127,6 +151,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "corpus": CorpusStage,
     "ingest": IngestStage,
     "train-teacher": TeacherStage,
+    "distill-layers": LayersStage,
     "distill-steps": StepsStage,
     "evaluate": EvaluateStage,
     "generate": GenerateStage,

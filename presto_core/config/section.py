@@ -1,6 +1,12 @@
-"""The base every configuration section shares: frozen, and closed to unknown keys."""
+"""What every configuration section shares: a frozen base that is closed to unknown keys, and the ranges of numbers."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from presto_core.config.layers import BudgetConfig, PrestoLBudget
 from presto_core.config.noise import KarrasNoise, LogNormalNoise, NoiseConfig
-from presto_core.config.section import Section
-
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+from presto_core.config.sampling import RolloutConfig
+from presto_core.config.section import Count, Fraction, Positive, Section
 
 
 class StorageConfig(Section):
@@ -30,7 +28,11 @@ class InputsConfig(Section):
 
     dataset: str = "presto-dataset@candidate"
     teacher: str = "presto-teacher@candidate"
+    layers: str = ""
+    """Layer-distilled model that `distill-steps` starts from (Presto-LS); empty starts from the base (Presto-S)."""
     generator: str = "presto-generator@candidate"
+    compared: tuple[str, ...] = ()
+    """Further models that `evaluate` compares: layer-distilled ones and other generators."""
 
 
 class ClusterConfig(Section):
@@ -154,6 +156,26 @@ class TeacherConfig(Section):
     ema_decay: Fraction = 0.999
 
 
+class LayersConfig(Section):
+    """Presto-L: layer distillation (METHOD section 4)."""
+
+    steps: Count = 1000
+    global_batch_size: Count = 16
+    optim: OptimConfig = OptimConfig(learning_rate=3e-4, warmup_steps=20, decay="cosine")
+    p_train: NoiseConfig = LogNormalNoise()
+    """Noise levels trained at; the budget's bins hold equal shares of it."""
+    budget: BudgetConfig = PrestoLBudget()
+    """Blocks that run at each noise level."""
+    mode: Literal["presto", "ase"] = "presto"
+    """Which blocks a budget skips: `presto` keeps the last and skips those before it; `ase` skips the last ones."""
+    budget_conditioning: bool = True
+    """Tell the network how many of its blocks run."""
+    self_teacher_weight: float = Field(0.1, ge=0)
+    """beta: weight of the distance between the last block's activations at the budget and at full depth."""
+    caption_dropout: Fraction = 0.1
+    ema_decay: Fraction = 0.99
+
+
 class GanConfig(Section):
     kind: Literal["lsgan", "nonsat", "hinge", "relativistic"] = "lsgan"
     generator_weight: float = Field(0.01, ge=0)
@@ -174,20 +196,6 @@ class GanConfig(Section):
     r1_std: Positive = 0.01
 
 
-class ScheduleConfig(Section):
-    """Noise levels a sampler visits (EDM, equation 5)."""
-
-    sigma_min: Positive = 0.002
-    sigma_max: Positive = 80.0
-    rho: Positive = 7.0
-
-
-class RolloutConfig(ScheduleConfig):
-    """The few-step trajectory that `generator_input: rollout` follows."""
-
-    steps: Count = 4
-
-
 class StepsConfig(Section):
     """Presto-S: step distillation with three networks (METHOD section 3)."""
 
@@ -199,6 +207,9 @@ class StepsConfig(Section):
     generator_optim: OptimConfig = OptimConfig(learning_rate=5e-5, betas=(0.0, 0.99))
     fake_optim: OptimConfig = OptimConfig(learning_rate=3e-4, betas=(0.0, 0.99))
     head_optim: OptimConfig = OptimConfig(learning_rate=3e-4, betas=(0.0, 0.99))
+    budget: BudgetConfig | None = None
+    """Blocks the generator runs at each noise level of its input, in bins of p_gen; empty means all of them when it
+    starts from the base, and `presto_ls` when it starts from a layer-distilled model."""
     p_gen: NoiseConfig = KarrasNoise()
     p_dmd: NoiseConfig = LogNormalNoise()
     p_dsm: NoiseConfig = LogNormalNoise()
@@ -209,45 +220,3 @@ class StepsConfig(Section):
     rollout: RolloutConfig = RolloutConfig()
     gan: GanConfig = GanConfig()
     ema_decay: Fraction = 0.98
-
-
-class BaseSampler(Section):
-    """One way of sampling the base model."""
-
-    sampler: Literal["euler", "heun", "dpmpp_2m"] = "dpmpp_2m"
-    steps: Count = 40
-    guidance_scale: float = Field(1.0, ge=0)
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations a sample costs; guidance needs two for each denoised estimate."""
-        denoised = 2 * self.steps - 1 if self.sampler == "heun" else self.steps
-        return denoised * (1 if self.guidance_scale == 1 else 2)
-
-
-class EvaluateConfig(Section):
-    num_samples: Count = 256
-    batch_size: Count = 16
-    student_steps: tuple[Count, ...] = (1, 2, 4, 8)
-    base: tuple[BaseSampler, ...] = (
-        BaseSampler(),
-        *(BaseSampler(sampler="euler", steps=n) for n in (1, 2, 4, 8)),
-    )
-    """Samplers of the base; the first is the reference that speed-ups are relative to."""
-    schedule: ScheduleConfig = ScheduleConfig()
-    nearest_k: Count = 5
-    """Neighbours of precision, recall, density and coverage (Naeem et al. 2020)."""
-    save_audio: int = Field(4, ge=0)
-    """Clips kept as WAV for each sampler."""
-
-
-class GenerateConfig(Section):
-    prompts: tuple[str, ...] = ()
-    steps: Count = 4
-    seconds: Positive | None = None
-    """Length; empty means the length the model was trained on."""
-    schedule: ScheduleConfig = ScheduleConfig()
-    tempo_bpm: float | None = None
-    key: str | None = None
-    output: str = ".presto/out"
-    seed: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -14,8 +15,13 @@ from presto_core.diffusion.conditioning import Conditioning
 class Denoiser(Protocol):
     """What losses and samplers take: any estimate of clean latents from noisy ones."""
 
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> Tensor:
-        """x: [B, C, T] noisy latents, sigma: [B] -> x0: [B, C, T] fp32."""
+    def __call__(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
+    ) -> Tensor:
+        """x: [B, C, T] noisy latents, sigma: [B] -> x0: [B, C, T] fp32.
+
+        `budget`: blocks of the network that run, for all samples or for each: [B]; None runs all of them.
+        """
         ...
 
 
@@ -23,7 +29,7 @@ class EDMDenoiser:
     """D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma)/4) (Karras et al. 2022, equation 7), combined in fp32.
 
     Args:
-        net: raw network F(x_scaled, c_noise, cond); may be wrapped for data parallelism.
+        net: raw network F(x_scaled, c_noise, cond, budget); may be wrapped for data parallelism.
         sigma_data: standard deviation of the normalised latents.
         autocast_dtype: reduced precision inside the network only; None keeps fp32.
     """
@@ -33,12 +39,23 @@ class EDMDenoiser:
         self.sigma_data = sigma_data
         self.autocast_dtype = autocast_dtype
 
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> Tensor:
-        # D(x; sigma, c) = c_skip x + c_out F(c_in x; c_noise, c)
+    def __call__(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
+    ) -> Tensor:
+        # D(x; sigma, c, b) = c_skip x + c_out F(c_in x; c_noise, c, b)
         c_skip, c_out, c_in, c_noise = preconditioning(sigma, self.sigma_data)
         with self._autocast(x.device):
-            raw = self.net(c_in * x, c_noise, cond)
+            raw = self.net(c_in * x, c_noise, cond, budget)
         return c_skip * x + c_out * raw.float()
+
+    def with_hidden(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """x0 as a call gives it, and what the last block that ran gave: [B, N, D] fp32."""
+        c_skip, c_out, c_in, c_noise = preconditioning(sigma, self.sigma_data)
+        with self._autocast(x.device):
+            raw, hidden = self.net(c_in * x, c_noise, cond, budget, with_hidden=True)
+        return c_skip * x + c_out * raw.float(), hidden.float()
 
     def features(self, x: Tensor, sigma: Tensor, cond: Conditioning | None, *, taps: tuple[int, ...]) -> list[Tensor]:
         """Activations [B, D, N] fp32 after the blocks `taps`; blocks behind the last tap are not run."""
@@ -65,6 +82,13 @@ def add_noise(x0: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Tenso
     """x0 + sigma * eps with eps ~ N(0, I); x0: [B, C, T], sigma: [B]."""
     eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
     return x0 + sigma[:, None, None].to(x0.dtype) * eps
+
+
+def denoise_at(
+    denoise: Denoiser, x: Tensor, sigma: float, cond: Conditioning | None, budget: Callable[[float], int] | None
+) -> Tensor:
+    """x: [B, C, T] denoised at one noise level, with as many blocks as `budget` gives that level (None: all)."""
+    return denoise(x, full_sigma(sigma, x), cond, None if budget is None else budget(sigma))
 
 
 def full_sigma(sigma: float, x: Tensor) -> Tensor:

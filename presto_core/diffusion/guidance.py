@@ -18,13 +18,18 @@ def guided(denoise: Denoiser, scale: float) -> Denoiser:
     if scale == 1:
         return denoise
     if scale == 0:
-        return lambda x, sigma, cond: denoise(x, sigma, None if cond is None else cond.unconditional())
+        return lambda x, sigma, cond, budget=None: denoise(
+            x, sigma, None if cond is None else cond.unconditional(), budget
+        )
 
-    def denoise_guided(x: Tensor, sigma: Tensor, cond: Conditioning | None) -> Tensor:
+    def denoise_guided(
+        x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
+    ) -> Tensor:
         if cond is None:
             raise ValueError(f"guidance_scale={scale} needs conditions; give captions or use guidance_scale=1")
         both = Conditioning.cat([cond, cond.unconditional()])
-        with_text, without = denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+        twice = torch.cat([budget, budget]) if isinstance(budget, Tensor) else budget
+        with_text, without = denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), both, twice).chunk(2)
         return without + scale * (with_text - without)
 
     return denoise_guided

@@ -1,7 +1,8 @@
 """The diffusion transformer over latent frames: the raw network F inside every denoiser of the project.
 
 Peebles & Xie 2023 (AdaLN-zero), with rotary positions, SwiGLU, normalised queries and keys, and cross-attention to the
-caption. Contract: `net(x_scaled, c_noise, cond)`; with `taps`, the activations that a discriminator reads.
+caption. Contract: `net(x_scaled, c_noise, cond, budget)`, where a budget is the number of blocks that run; with `taps`,
+the activations that a discriminator reads.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.networks.embeddings import ConditionEmbedding, NoiseEmbedding, rotary_angles, rotate
+from presto_core.networks.embeddings import BudgetEmbedding, ConditionEmbedding, NoiseEmbedding, rotary_angles, rotate
+from presto_core.networks.layer_budget import LayerBudget, Mode, kept_blocks
 
 
 class SelfAttention(nn.Module):
@@ -94,15 +96,25 @@ class DiT(nn.Module):
         config: width, depth, heads, patch.
         channels: latent channels C.
         text_dim: width E of caption embeddings.
+        mode: which blocks a budget skips.
+        budget_conditioned: add an embedding of the budget to that of the noise level.
     """
 
-    def __init__(self, config: NetworkConfig, *, channels: int, text_dim: int) -> None:
+    def __init__(
+        self,
+        config: NetworkConfig,
+        *,
+        channels: int,
+        text_dim: int,
+        mode: Mode = "presto",
+        budget_conditioned: bool = False,
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.channels = channels
+        self.config, self.channels, self.mode = config, channels, mode
         dim = config.dim
         self.input = nn.Linear(channels * config.patch, dim)
         self.noise = NoiseEmbedding(dim)
+        self.budget = BudgetEmbedding(config.depth, dim) if budget_conditioned else None
         self.condition = ConditionEmbedding(dim, text_dim=text_dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_modulation = nn.Linear(dim, 2 * dim)
@@ -117,27 +129,75 @@ class DiT(nn.Module):
         x: Tensor,
         c_noise: Tensor,
         cond: Conditioning | None,
+        budget: int | Tensor | None = None,
         *,
         taps: tuple[int, ...] | None = None,
-    ) -> Tensor | list[Tensor]:
-        """x: [B, C, T], c_noise: [B] -> F: [B, C, T]; with `taps`, activations [B, D, T / patch] after those blocks.
+        with_hidden: bool = False,
+    ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor]:
+        """x: [B, C, T], c_noise: [B] -> F: [B, C, T].
+
+        Args:
+            budget: blocks that run, for all samples or for each: [B]; None runs all of them.
+            taps: return activations [B, D, T / patch] after those blocks of the whole network instead.
+            with_hidden: return what the last block that ran gave, [B, T / patch, D], as well.
 
         Raises:
             ValueError: T is not a multiple of the patch.
+            UserError: a budget is not between 1 and the depth.
         """
         context_vector, context, visible = self.condition(cond, x.shape[0])
-        vector = F.silu(self.noise(c_noise) + context_vector)
+        told = self.noise(c_noise)
+        if self.budget is not None:
+            told = told + self.budget(self.config.depth if budget is None else budget)
+        vector = F.silu(told + context_vector)
         hidden = self.input(self._tokens(x))
-        rotary = rotary_angles(hidden.shape[1], self.config.dim // self.config.heads, x.device)
-        last = max(taps) if taps else self.config.depth - 1
-        tapped: dict[int, Tensor] = {}
-        for index, block in enumerate(self.blocks[: last + 1]):
-            hidden = block(hidden, vector, context, visible, rotary)
-            tapped[index] = hidden
         if taps:
-            return [tapped[i].transpose(1, 2) for i in taps]
+            return self._tapped(hidden, (vector, context, visible), taps)
+        hidden = self._through_blocks(hidden, (vector, context, visible), budget)
         shift, scale = self.final_modulation(vector)[:, None].chunk(2, dim=-1)
-        return self._frames(self.output(_modulated(hidden, shift, scale))) + self._filtered(x, vector)
+        raw = self._frames(self.output(_modulated(hidden, shift, scale))) + self._filtered(x, vector)
+        return (raw, hidden) if with_hidden else raw
+
+    def _tapped(self, hidden: Tensor, told: tuple[Tensor, ...], taps: tuple[int, ...]) -> list[Tensor]:
+        """Activations [B, D, N] after the blocks `taps`; none behind the last of them runs."""
+        rotary, tapped = self._rotary(hidden), {}
+        for index, block in enumerate(self.blocks[: max(taps) + 1]):
+            hidden = block(hidden, *told, rotary)
+            tapped[index] = hidden
+        return [tapped[i].transpose(1, 2) for i in taps]
+
+    def _through_blocks(self, hidden: Tensor, told: tuple[Tensor, ...], budget: int | Tensor | None) -> Tensor:
+        """hidden: [B, N, D] through the blocks that its budget keeps."""
+        if isinstance(budget, Tensor):
+            budgets: list[int] = budget.tolist()
+            if min(budgets) < max(budgets):
+                return self._through_mixed(hidden, told, budgets)
+            budget = budgets[0]
+        rotary = self._rotary(hidden)
+        for index in kept_blocks(self.config.depth if budget is None else budget, self.config.depth, self.mode):
+            hidden = self.blocks[index](hidden, *told, rotary)
+        return hidden
+
+    def _through_mixed(self, hidden: Tensor, told: tuple[Tensor, ...], budgets: list[int]) -> Tensor:
+        """Samples in order of their budgets, largest first: each block runs on the first `count`, and on no other."""
+        depth, rotary = self.config.depth, self._rotary(hidden)
+        order = torch.tensor(sorted(range(len(budgets)), key=lambda i: -budgets[i]), device=hidden.device)
+        hidden, *told_ordered = (t[order] for t in (hidden, *told))
+        runs = [set(kept_blocks(b, depth, self.mode)) for b in budgets]
+        finished: list[Tensor] = []  # what skips the next block, the smallest budgets first
+        for index, block in enumerate(self.blocks):
+            count = sum(index in kept for kept in runs)
+            if count > len(hidden):  # the last block, which all samples run
+                hidden, finished = torch.cat([hidden, *reversed(finished)]), []
+            if count < len(hidden):
+                finished.append(hidden[count:])
+                hidden = hidden[:count]
+            if count:
+                hidden = block(hidden, *(t[:count] for t in told_ordered), rotary)
+        return torch.cat([hidden, *reversed(finished)])[order.argsort()]
+
+    def _rotary(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return rotary_angles(hidden.shape[1], self.config.dim // self.config.heads, hidden.device)
 
     def _filtered(self, x: Tensor, vector: Tensor) -> Tensor:
         """Each channel of x: [B, C, T] through a short filter over time that noise level and conditions choose.
@@ -165,6 +225,20 @@ class DiT(nn.Module):
         """[B, N, C patch] -> [B, C, N patch]."""
         batch, count, _ = tokens.shape
         return tokens.reshape(batch, count * self.config.patch, self.channels).transpose(1, 2)
+
+
+def with_budget(teacher: DiT, budget: LayerBudget) -> DiT:
+    """A trainable copy of a network that runs at this budget; at full depth it is the original, bit for bit."""
+    network = DiT(
+        teacher.config,
+        channels=teacher.channels,
+        text_dim=teacher.condition.pooled.in_features,
+        mode=budget.mode,
+        budget_conditioned=budget.conditioned,
+    )
+    new = {name: value for name, value in network.state_dict().items() if name.startswith("budget.")}
+    network.load_state_dict(teacher.state_dict() | new)
+    return network.to(teacher.input.weight.device)
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

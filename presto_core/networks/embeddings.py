@@ -1,4 +1,4 @@
-"""Embeddings of everything a network is told: noise level, caption, tempo, key, and position in time."""
+"""Embeddings of everything a network is told: noise level, layer budget, caption, tempo, key, and position in time."""
 
 from __future__ import annotations
 
@@ -30,6 +30,18 @@ class NoiseEmbedding(nn.Module):
     def forward(self, c_noise: Tensor) -> Tensor:
         """c_noise: [B] -> [B, dim]."""
         return self.mlp(fourier_features(c_noise, lowest=0.5, highest=100.0))
+
+
+class BudgetEmbedding(nn.Module):
+    """Number of blocks that run, 1 to depth -> vector; zero at initialisation."""
+
+    def __init__(self, depth: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(depth, dim))
+
+    def forward(self, budget: int | Tensor) -> Tensor:
+        """budget: one for all -> [dim], or [B] -> [B, dim]."""
+        return self.weight[budget - 1]
 
 
 class ConditionEmbedding(nn.Module):

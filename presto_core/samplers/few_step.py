@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.diffusion.denoiser import Denoiser, full_sigma
+from presto_core.diffusion.denoiser import Denoiser, denoise_at
 
 
 def ping_pong(
@@ -16,6 +18,7 @@ def ping_pong(
     cond: Conditioning | None,
     *,
     generator: torch.Generator,
+    budget: Callable[[float], int] | None = None,
 ) -> Tensor:
     """One network evaluation a step, no guidance.
 
@@ -24,14 +27,15 @@ def ping_pong(
         noise: [B, C, T] ~ N(0, I).
         sigmas: [num_steps] falling noise levels of the generator's inputs (schedule.few_step_sigmas).
         generator: random source of the noise added between steps.
+        budget: blocks to run at each noise level; None runs all of them.
 
     Returns:
         x0: [B, C, T].
     """
     # x = sigma_0 z;  x0 = G(x; sigma_i, c);  x = x0 + sigma_(i+1) eps
     levels = sigmas.tolist()
-    x0 = generate(noise * levels[0], full_sigma(levels[0], noise), cond)
+    x0 = denoise_at(generate, noise * levels[0], levels[0], cond, budget)
     for sigma in levels[1:]:
         eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-        x0 = generate(x0 + sigma * eps, full_sigma(sigma, noise), cond)
+        x0 = denoise_at(generate, x0 + sigma * eps, sigma, cond, budget)
     return x0

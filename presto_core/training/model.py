@@ -11,7 +11,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from presto_core.config.sections import NetworkConfig
-from presto_core.networks.dit import DiT
+from presto_core.networks.dit import DiT, with_budget
+from presto_core.networks.layer_budget import LayerBudget
 from presto_core.registry.store import Folder, StoreError, read_file
 
 WEIGHTS = "weights.safetensors"
@@ -27,6 +28,7 @@ class ModelCard:
         sigma_data: standard deviation of the normalised latents.
         mean, std: [channels] statistics that undo the normalisation.
         codec, text: which codec and text encoder the latents and captions went through, with digests.
+        layer_budget: table of blocks by noise level it was trained with (`LayerBudget`); None runs all blocks.
     """
 
     network: dict[str, Any]
@@ -37,18 +39,34 @@ class ModelCard:
     std: list[float]
     codec: dict[str, Any]
     text: dict[str, Any]
+    layer_budget: dict[str, Any] | None = None
+
+    @property
+    def budget(self) -> LayerBudget | None:
+        """What inference must use, as training did."""
+        return LayerBudget.from_dict(self.layer_budget) if self.layer_budget else None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def new_network(self) -> DiT:
         """An untrained network of this shape."""
-        return DiT(NetworkConfig(**self.network), channels=self.channels, text_dim=self.text["dim"])
+        network = DiT(NetworkConfig(**self.network), channels=self.channels, text_dim=self.text["dim"])
+        return with_budget(network, self.budget) if self.budget else network
+
+    def normalised(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, T] as the codec knows them -> as the network does."""
+        mean, std = self._statistics(latents)
+        return (latents - mean) / std
 
     def denormalised(self, x0: Tensor) -> Tensor:
         """Network output [B, C, T] -> latents as the codec knows them."""
-        mean, std = (torch.tensor(v, device=x0.device, dtype=x0.dtype)[:, None] for v in (self.mean, self.std))
+        mean, std = self._statistics(x0)
         return x0 * std + mean
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(v, device=like.device, dtype=like.dtype)[:, None] for v in (self.mean, self.std))
+        return mean, std
 
 
 def weights_file(network: nn.Module) -> dict[str, bytes]:
@@ -64,8 +82,11 @@ def load_model(folder: Folder, manifest: dict[str, Any]) -> tuple[DiT, ModelCard
     """
     if "model" not in manifest:
         raise StoreError(f"{folder.uri} is a {manifest.get('kind')}, not a teacher or generator")
-    card = ModelCard(**manifest["model"])
-    network = card.new_network()
+    try:
+        card = ModelCard(**manifest["model"])
+        network = card.new_network()
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"what {folder.uri} says of its model cannot be read: {error}; make it again") from error
     try:
         network.load_state_dict(load(read_file(folder, WEIGHTS, manifest)))
     except (RuntimeError, SafetensorError) as error:

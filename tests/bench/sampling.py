@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from presto_core.config.sections import NetworkConfig, ScheduleConfig
+from presto_core.config.sampling import ScheduleConfig
+from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.guidance import guided
 from presto_core.networks.dit import DiT

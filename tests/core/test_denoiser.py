@@ -12,7 +12,7 @@ SIGMA_DATA = 0.7
 
 
 class Identity(nn.Module):
-    def forward(self, x, c_noise, cond):
+    def forward(self, x, c_noise, cond, budget=None):
         return x
 
 
@@ -44,7 +44,7 @@ def test_without_noise_the_input_comes_back():
 
 def test_preconditioning_stays_fp32_under_autocast():
     class Half(nn.Module):
-        def forward(self, x, c_noise, cond):
+        def forward(self, x, c_noise, cond, budget=None):
             assert torch.is_autocast_enabled("cpu")
             return x.bfloat16()
 
@@ -58,12 +58,29 @@ def test_guidance_one_is_the_plain_denoiser():
 
 
 def test_guidance_extrapolates_between_unconditional_and_conditional():
-    def denoise(x, sigma, cond):
+    def denoise(x, sigma, cond, budget=None):
         return torch.where(cond.keep[:, None, None], 3.0, 1.0).expand_as(x)
 
     cond, x, sigma = conditions(2), torch.zeros(2, 3, 4), torch.ones(2)
     for scale, value in ((0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (0.5, 2.0)):
         assert torch.equal(guided(denoise, scale)(x, sigma, cond), torch.full((2, 3, 4), value))
+
+
+@pytest.mark.parametrize("budget", [None, 3, torch.tensor([2, 4])])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
+def test_guidance_runs_both_estimates_at_the_budget(scale: float, budget):
+    seen = []
+
+    def denoise(x, sigma, cond, budget=None):
+        seen.append(budget)
+        return x
+
+    guided(denoise, scale)(torch.zeros(2, 3, 4), torch.ones(2), conditions(2), budget)
+    (told,) = seen
+    if isinstance(budget, torch.Tensor):
+        assert told.tolist() == budget.tolist() * (2 if scale == 2 else 1)
+    else:
+        assert told == budget
 
 
 def test_guidance_without_conditions_is_refused():

@@ -13,7 +13,7 @@ from presto_core.samplers.schedule import few_step_sigmas, karras_sigmas
 STD, MEAN, SIGMA_MAX = 0.6, 0.3, 20.0
 
 
-def gaussian_denoiser(x, sigma, cond):
+def gaussian_denoiser(x, sigma, cond, budget=None):
     """E[x0 | x] for x0 ~ N(MEAN, STD^2)."""
     s = sigma[:, None, None].double()
     return (STD**2 * x + s**2 * MEAN) / (STD**2 + s**2)
@@ -46,13 +46,35 @@ def test_many_steps_reach_the_exact_solution(sampler: str):
 def test_evaluations_a_sample_costs(sampler: str, evaluations: int):
     calls = []
 
-    def counted(x, sigma, cond):
+    def counted(x, sigma, cond, budget=None):
         calls.append(sigma)
         return gaussian_denoiser(x, sigma, cond)
 
     sigmas = karras_sigmas(5, sigma_min=0.002, sigma_max=SIGMA_MAX, rho=7.0)
     SAMPLERS[sampler](counted, torch.zeros(1, 1, 1, dtype=torch.float64), sigmas, None)
     assert len(calls) == evaluations
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "ping_pong"])
+def test_each_evaluation_runs_the_blocks_of_its_noise_level(sampler: str):
+    seen = []
+
+    def denoise(x, sigma, cond, budget=None):
+        seen.append((float(sigma[0]), budget))
+        return gaussian_denoiser(x, sigma, cond)
+
+    def budget(sigma: float) -> int:
+        return 2 if sigma > 1 else 5
+
+    noise = torch.zeros(2, 1, 1, dtype=torch.float64)
+    if sampler == "ping_pong":
+        sigmas = few_step_sigmas(4, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+        ping_pong(denoise, noise, sigmas, None, generator=torch.Generator().manual_seed(0), budget=budget)
+    else:
+        sigmas = karras_sigmas(6, sigma_min=0.002, sigma_max=SIGMA_MAX, rho=7.0)
+        SAMPLERS[sampler](denoise, noise, sigmas, None, budget)
+    assert {kept for _, kept in seen} == {2, 5}
+    assert all(kept == budget(sigma) for sigma, kept in seen)
 
 
 def test_schedule_ends():
@@ -80,7 +102,7 @@ def test_impossible_schedules_are_refused(steps: int, low: float, high: float, m
 def test_ping_pong_visits_its_levels_and_returns_the_last_estimate(steps: int):
     seen = []
 
-    def generate(x, sigma, cond):
+    def generate(x, sigma, cond, budget=None):
         seen.append(float(sigma[0]))
         return torch.full_like(x, len(seen))
 
@@ -94,7 +116,7 @@ def test_ping_pong_with_exact_posterior_sampler_keeps_the_distribution():
     """With a generator that draws from p(x0 | x), ping-pong samples the data distribution exactly."""
     rng = torch.Generator().manual_seed(0)
 
-    def posterior(x, sigma, cond):
+    def posterior(x, sigma, cond, budget=None):
         s = sigma[:, None, None].double()
         variance = 1 / (1 / STD**2 + 1 / s**2)
         eps = torch.randn(x.shape, generator=rng, dtype=x.dtype)

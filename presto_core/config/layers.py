@@ -1,0 +1,59 @@
+"""Configuration of layer budgets: how many transformer blocks run at which noise level (METHOD section 4).
+
+Every kind becomes a table over equal-probability bins of the noise distribution in use, from high noise to low.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from presto_core.config.section import Count, Section
+
+
+class PrestoLBudget(Section):
+    """Presto-L's table: 14, 12, 8, 4 and 0 of 28 blocks dropped, scaled to the network's depth."""
+
+    kind: Literal["presto_l"] = "presto_l"
+
+
+class PrestoLSBudget(Section):
+    """Presto-LS's milder table: 12, 8, 8, 0 and 0 of 28 blocks dropped, scaled to the network's depth."""
+
+    kind: Literal["presto_ls"] = "presto_ls"
+
+
+class UniformBudget(Section):
+    """The same number of blocks at every noise level."""
+
+    kind: Literal["uniform"] = "uniform"
+    kept: Count
+
+
+class FullBudget(Section):
+    """Every block at every noise level."""
+
+    kind: Literal["full"] = "full"
+
+
+class TableBudget(Section):
+    """A table of one's own."""
+
+    kind: Literal["table"] = "table"
+    kept: tuple[Count, ...]
+    """Blocks that run in each bin, from high noise to low."""
+
+    @model_validator(mode="after")
+    def _rises_as_noise_falls(self) -> Self:
+        if not self.kept:
+            raise ValueError("kept must name the blocks of at least one bin")
+        if list(self.kept) != sorted(self.kept):
+            raise ValueError(f"kept={list(self.kept)} must not fall: it goes from high noise, few blocks, to low noise")
+        return self
+
+
+BudgetConfig = Annotated[
+    PrestoLBudget | PrestoLSBudget | UniformBudget | FullBudget | TableBudget,
+    Field(discriminator="kind"),
+]

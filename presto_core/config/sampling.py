@@ -1,0 +1,67 @@
+"""Configuration of sampling and of what is made or measured by it: evaluate and generate."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from presto_core.config.section import Count, Positive, Section
+
+
+class ScheduleConfig(Section):
+    """Noise levels a sampler visits (EDM, equation 5)."""
+
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
+
+
+class RolloutConfig(ScheduleConfig):
+    """The few-step trajectory that `generator_input: rollout` follows."""
+
+    steps: Count = 4
+
+
+class BaseSampler(Section):
+    """One way of sampling the base model."""
+
+    sampler: Literal["euler", "heun", "dpmpp_2m"] = "dpmpp_2m"
+    steps: Count = 40
+    guidance_scale: float = Field(1.0, ge=0)
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations a sample costs; guidance needs two for each denoised estimate."""
+        denoised = 2 * self.steps - 1 if self.sampler == "heun" else self.steps
+        return denoised * (1 if self.guidance_scale == 1 else 2)
+
+
+class EvaluateConfig(Section):
+    num_samples: Count = 256
+    batch_size: Count = 16
+    student_steps: tuple[Count, ...] = (1, 2, 4, 8)
+    base: tuple[BaseSampler, ...] = (
+        BaseSampler(),
+        *(BaseSampler(sampler="euler", steps=n) for n in (1, 2, 4, 8)),
+    )
+    """Samplers of the base; the first is the reference that speed-ups are relative to."""
+    layers: tuple[BaseSampler, ...] = (BaseSampler(),)
+    """Samplers of layer-distilled models."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    nearest_k: Count = 5
+    """Neighbours of precision, recall, density and coverage (Naeem et al. 2020)."""
+    save_audio: int = Field(4, ge=0)
+    """Clips kept as WAV for each sampler."""
+
+
+class GenerateConfig(Section):
+    prompts: tuple[str, ...] = ()
+    steps: Count = 4
+    seconds: Positive | None = None
+    """Length; empty means the length the model was trained on."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    tempo_bpm: float | None = None
+    key: str | None = None
+    output: str = ".presto/out"
+    seed: int = 0

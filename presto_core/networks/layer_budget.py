@@ -1,0 +1,108 @@
+"""Layer budgets: how many transformer blocks run at a noise level, and which ones (METHOD section 4).
+
+`budget` always counts the blocks that run. Few run at high noise, where the outline is all there is to decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from presto_core.config.errors import UserError
+from presto_core.config.layers import BudgetConfig, TableBudget, UniformBudget
+from presto_core.diffusion.noise import NoiseDistribution
+
+Mode = Literal["presto", "ase"]
+PAPER_DEPTH = 28
+# blocks of 28 dropped in five equally likely bins, from high noise to low
+PAPER_DROPPED = {"presto_l": (14, 12, 8, 4, 0), "presto_ls": (12, 8, 8, 0, 0)}
+
+
+def kept_blocks(budget: int, depth: int, mode: Mode = "presto") -> tuple[int, ...]:
+    """Indices of the blocks that run, in order.
+
+    `presto` always runs the last block and skips from the second-to-last backwards; `ase` (adaptive score estimation,
+    an early exit) skips from the very back.
+
+    Raises:
+        UserError: the budget is not between 1 and the depth.
+    """
+    if not 1 <= budget <= depth:
+        raise UserError(f"a budget of {budget} blocks does not fit a network of {depth}; give 1 to {depth}")
+    if mode == "ase":
+        return tuple(range(budget))
+    return (*range(budget - 1), depth - 1)
+
+
+@dataclass(frozen=True)
+class LayerBudget:
+    """A table from noise level to blocks kept, over equally likely bins of a noise distribution.
+
+    Attributes:
+        kept: blocks that run in each bin, from high noise to low.
+        edges: [bins - 1] noise levels between the bins, falling; an edge itself belongs to the bin of more noise.
+        distribution: settings of the distribution that the edges are quantiles of.
+        mode: which blocks a budget skips.
+        conditioned: whether the network is told its budget.
+    """
+
+    kept: tuple[int, ...]
+    edges: tuple[float, ...]
+    distribution: dict[str, Any]
+    mode: Mode = "presto"
+    conditioned: bool = True
+
+    @staticmethod
+    def over(
+        noise: NoiseDistribution, config: BudgetConfig, *, depth: int, mode: Mode = "presto", conditioned: bool = True
+    ) -> LayerBudget:
+        """The configured table in equal-probability bins of `noise`.
+
+        Raises:
+            UserError: the table does not fit the depth.
+        """
+        kept = _kept(config, depth)
+        shares = torch.arange(len(kept) - 1, 0, -1, dtype=torch.float64) / len(kept)
+        edges = tuple(noise.quantile(shares).tolist())
+        return LayerBudget(kept, edges, noise.to_config(), mode, conditioned)
+
+    def at(self, sigma: float) -> int:
+        """Blocks that run at one noise level; needs no look at a tensor, so that sampling never waits for a device."""
+        return self.kept[sum(sigma < edge for edge in self.edges)]
+
+    def of(self, sigma: Tensor) -> Tensor:
+        """The same for sigma: [B] -> [B] int64."""
+        edges, kept = (torch.tensor(v, device=sigma.device) for v in (self.edges, self.kept))
+        return kept[(sigma[:, None] < edges).sum(dim=1)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a manifest; `from_dict` reads it."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(said: dict[str, Any]) -> LayerBudget:
+        """What `to_dict` gave, after JSON too.
+
+        Raises:
+            KeyError, TypeError: it holds no table.
+        """
+        return LayerBudget(**said | {"kept": tuple(said["kept"]), "edges": tuple(said["edges"])})
+
+
+def _kept(config: BudgetConfig, depth: int) -> tuple[int, ...]:
+    """Blocks kept in each bin, from high noise to low."""
+    if isinstance(config, TableBudget):
+        kept = config.kept
+    elif isinstance(config, UniformBudget):
+        kept = (config.kept,)
+    else:
+        dropped = PAPER_DROPPED.get(config.kind, (0,))
+        kept = tuple(depth - round(d * depth / PAPER_DEPTH) for d in dropped)
+    if max(kept) > depth:
+        raise UserError(
+            f"budget {list(kept)} runs {max(kept)} blocks and the network has {depth}; keep at most {depth} in each bin"
+        )
+    return kept

@@ -1,0 +1,253 @@
+"""Layer budgets: which blocks run, mixed budgets against one sample at a time, cost, and what stays the teacher's."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.utils.flop_counter import FlopCounterMode
+
+from presto_core.config.errors import UserError
+from presto_core.config.layers import FullBudget, PrestoLBudget, PrestoLSBudget, TableBudget, UniformBudget
+from presto_core.diffusion.noise import DiscreteGrid, KarrasInference, LogNormal, LogUniform, NoiseDistribution
+from presto_core.networks.dit import Block, DiT, with_budget
+from presto_core.networks.layer_budget import LayerBudget, kept_blocks
+from tests.core.toy import conditions, tiny_dit
+
+DEPTH = 5
+NOISES = [LogNormal(-0.4, 1.0), KarrasInference(0.002, 80.0, 7.0), LogUniform(0.01, 10.0)]
+
+
+def layered(mode: str = "presto", *, conditioned: bool = True, **options: int) -> DiT:
+    budget = LayerBudget.over(NOISES[0], PrestoLBudget(), depth=DEPTH, mode=mode, conditioned=conditioned)
+    net = with_budget(tiny_dit(depth=DEPTH, **options), budget)
+    if net.budget is not None:
+        torch.nn.init.normal_(net.budget.weight, std=0.3)
+    return net
+
+
+def inputs(batch: int):
+    rng = torch.Generator().manual_seed(batch)
+    return torch.randn(batch, 4, 8, generator=rng), torch.randn(batch, generator=rng), conditions(batch)
+
+
+# --- which blocks
+
+
+@given(depth=st.integers(1, 40), share=st.floats(0, 1), mode=st.sampled_from(["presto", "ase"]))
+def test_a_budget_is_the_number_of_blocks_and_presto_always_runs_the_last(depth: int, share: float, mode: str):
+    budget = 1 + round(share * (depth - 1))
+    kept = kept_blocks(budget, depth, mode)
+    assert len(kept) == len(set(kept)) == budget
+    assert list(kept) == sorted(kept)
+    assert kept[-1] == (depth - 1 if mode == "presto" else budget - 1)
+    assert kept[:-1] == tuple(range(budget - 1))
+
+
+def test_the_papers_tables_at_the_papers_depth_and_scaled():
+    noise = NOISES[0]
+    assert LayerBudget.over(noise, PrestoLBudget(), depth=28).kept == (14, 16, 20, 24, 28)
+    assert LayerBudget.over(noise, PrestoLSBudget(), depth=28).kept == (16, 20, 20, 28, 28)
+    assert LayerBudget.over(noise, PrestoLBudget(), depth=14).kept == (7, 8, 10, 12, 14)
+    assert LayerBudget.over(noise, PrestoLSBudget(), depth=6).kept == (3, 4, 4, 6, 6)
+    assert LayerBudget.over(noise, UniformBudget(kept=3), depth=6).kept == (3,)
+    assert LayerBudget.over(noise, FullBudget(), depth=6).kept == (6,)
+
+
+@given(depth=st.integers(1, 60), noise=st.sampled_from(NOISES), paper=st.sampled_from([PrestoLBudget, PrestoLSBudget]))
+def test_budgets_never_fall_as_noise_falls(depth: int, noise: NoiseDistribution, paper: type):
+    budget = LayerBudget.over(noise, paper(), depth=depth)
+    sigma = torch.logspace(3, -3, 200)
+    kept = budget.of(sigma)
+    assert (kept.diff() >= 0).all()
+    assert kept.min() >= 1
+    assert kept[-1] == depth
+    assert kept.tolist() == [budget.at(s) for s in sigma.tolist()]
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_bins_are_equally_likely(noise: NoiseDistribution):
+    budget = LayerBudget.over(noise, TableBudget(kept=(1, 2, 3, 4)), depth=4)
+    sigma = noise.sample(20_000, generator=torch.Generator().manual_seed(0))
+    shares = torch.bincount(budget.of(sigma), minlength=5)[1:] / 20_000
+    torch.testing.assert_close(shares, torch.full((4,), 0.25), atol=0.012, rtol=0)
+
+
+def test_a_grid_of_noise_levels_has_bins_too():
+    grid = DiscreteGrid(4, 0.002, 80.0, 7.0)
+    budget = LayerBudget.over(grid, PrestoLSBudget(), depth=6)
+    kept = [budget.at(s) for s in grid.levels().flip(0).tolist()]
+    assert kept == sorted(kept)
+    assert kept[0] == 3
+
+
+def test_the_table_survives_json():
+    budget = LayerBudget.over(NOISES[1], PrestoLSBudget(), depth=6, mode="ase", conditioned=False)
+    assert LayerBudget.from_dict(json.loads(json.dumps(budget.to_dict()))) == budget
+
+
+@pytest.mark.parametrize("budget", [0, -1, DEPTH + 1])
+def test_a_budget_outside_the_network_is_refused(budget: int):
+    with pytest.raises(UserError, match=f"a budget of {budget} blocks does not fit a network of {DEPTH}"):
+        layered(conditioned=False)(*inputs(2), budget)
+
+
+@pytest.mark.parametrize("config", [TableBudget(kept=(2, 7)), UniformBudget(kept=7)])
+def test_a_table_that_does_not_fit_the_depth_is_refused(config):
+    with pytest.raises(UserError, match="runs 7 blocks and the network has 6; keep at most 6"):
+        LayerBudget.over(NOISES[0], config, depth=6)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [((), "at least one bin"), ((0, 3), "greater than or equal to 1"), ((3, 2), r"kept=\[3, 2\] must not fall")],
+)
+def test_a_table_that_makes_no_sense_is_refused(kept: tuple[int, ...], message: str):
+    with pytest.raises(ValueError, match=message):
+        TableBudget(kept=kept)
+
+
+# --- what runs
+
+
+def one_at_a_time(net: DiT, x, c_noise, cond, budgets: list[int]) -> torch.Tensor:
+    """The slow loop that mixed budgets must equal: blocks picked by hand, one sample after another."""
+    rows = []
+    for i, budget in enumerate(budgets):
+        alone = slice(i, i + 1)
+        context_vector, context, visible = net.condition(cond.rows(alone), 1)
+        told = net.noise(c_noise[alone]) + context_vector
+        if net.budget is not None:
+            told = told + net.budget.weight[budget - 1]
+        vector = torch.nn.functional.silu(told)
+        hidden = net.input(net._tokens(x[alone]))
+        for index in range(DEPTH):
+            last = index == DEPTH - 1
+            if (index < budget) if net.mode == "ase" else (index < budget - 1 or last):
+                hidden = net.blocks[index](hidden, vector, context, visible, net._rotary(hidden))
+        shift, scale = net.final_modulation(vector)[:, None].chunk(2, dim=-1)
+        normed = torch.nn.functional.layer_norm(hidden, hidden.shape[-1:])
+        rows.append(net._frames(net.output(normed * (1 + scale) + shift)) + net._filtered(x[alone], vector))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("mode", ["presto", "ase"])
+@pytest.mark.parametrize("conditioned", [True, False])
+@pytest.mark.parametrize("budgets", [[2, 5, 1, 3, 3, 5], [1, 1, 1], [4, 2], [5, 5], [3]])
+def test_mixed_budgets_equal_one_sample_at_a_time(mode: str, conditioned: bool, budgets: list[int]):
+    net = layered(mode, conditioned=conditioned)
+    x, c_noise, cond = inputs(len(budgets))
+    mixed = net(x, c_noise, cond, torch.tensor(budgets))
+    torch.testing.assert_close(mixed, one_at_a_time(net, x, c_noise, cond, budgets), atol=1e-6, rtol=1e-5)
+    gradients = [
+        torch.autograd.grad(y.square().sum(), list(net.parameters()), allow_unused=True)
+        for y in (mixed, one_at_a_time(net, x, c_noise, cond, budgets))
+    ]
+    for name, a, b in zip(dict(net.named_parameters()), *gradients, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None:
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_a_fresh_conversion_is_the_teacher_bit_for_bit(conditioned: bool):
+    teacher = tiny_dit(depth=DEPTH)
+    budget = LayerBudget.over(NOISES[0], PrestoLBudget(), depth=DEPTH, conditioned=conditioned)
+    net, (x, c_noise, cond) = with_budget(teacher, budget), inputs(6)
+    for full in (None, DEPTH, torch.full((6,), DEPTH)):
+        assert torch.equal(net(x, c_noise, cond, full), teacher(x, c_noise, cond))
+    # and untrained, a smaller budget is the teacher with blocks skipped
+    assert torch.equal(net(x, c_noise, cond, 3), teacher(x, c_noise, cond, 3))
+    assert not torch.allclose(net(x, c_noise, cond, 3), teacher(x, c_noise, cond), atol=1e-3)
+
+
+def test_the_network_is_told_its_budget():
+    net, (x, c_noise, cond) = layered(), inputs(3)
+    before = net(x, c_noise, cond, 2)
+    with torch.no_grad():
+        net.budget.weight[1] += 1
+    assert not torch.allclose(net(x, c_noise, cond, 2), before, atol=1e-3)
+    assert torch.equal(net(x, c_noise, cond), layered()(x, c_noise, cond))
+
+
+@pytest.mark.parametrize("mode", ["presto", "ase"])
+@pytest.mark.parametrize("budgets", [3, [1, 3, 3], [2, 4]])
+def test_gradients_reach_the_blocks_that_ran_and_only_those(mode: str, budgets: int | list[int]):
+    net = layered(mode)
+    several = [budgets] if isinstance(budgets, int) else budgets
+    x, c_noise, cond = inputs(3 if isinstance(budgets, int) else len(budgets))
+    net(x, c_noise, cond, budgets if isinstance(budgets, int) else torch.tensor(budgets)).square().sum().backward()
+    ran = set(itertools.chain(*(kept_blocks(b, DEPTH, mode) for b in several)))
+    for index, block in enumerate(net.blocks):
+        reached = [p.grad is not None and bool(p.grad.any()) for p in block.parameters()]
+        assert all(reached) if index in ran else not any(reached), index
+    assert [bool(row.any()) for row in net.budget.weight.grad] == [b in several for b in range(1, DEPTH + 1)]
+
+
+# --- what it costs
+
+
+def flops(call) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("mode", ["presto", "ase"])
+def test_flops_fall_in_proportion_to_dropped_blocks(mode: str):
+    """Forward, and forward with backward: a fixed part, and one more for every block that runs."""
+    net, (x, c_noise, cond) = layered(mode), inputs(4)
+
+    def trained(budget) -> None:
+        net(x, c_noise, cond, budget).sum().backward()
+
+    for call in (partial(net, x, c_noise, cond), trained):
+        counts = [flops(partial(call, b)) for b in range(1, DEPTH + 1)]
+        a_block = counts[1] - counts[0]
+        assert a_block > 0
+        assert [b - a for a, b in zip(counts, counts[1:])] == [a_block] * (DEPTH - 1)
+        mixed = flops(partial(call, torch.tensor([1, 5, 2, 4])))
+        assert mixed == sum(counts[b - 1] for b in (1, 5, 2, 4)) / 4
+
+
+# --- where it must work
+
+
+def test_under_activation_checkpointing():
+    net, (x, c_noise, cond), budgets = layered(), inputs(4), torch.tensor([2, 5, 1, 3])
+    net(x, c_noise, cond, budgets).square().sum().backward()
+    expected = {name: p.grad.clone() for name, p in net.named_parameters()}
+    net.zero_grad()
+    apply_activation_checkpointing(net, check_fn=lambda m: isinstance(m, Block))
+    net(x, c_noise, cond, budgets).square().sum().backward()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name.replace("_checkpoint_wrapped_module.", "")], msg=name)
+
+
+def test_under_autocast():
+    net, (x, c_noise, cond), budgets = layered(), inputs(4), torch.tensor([2, 5, 1, 3])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = net(x, c_noise, cond, budgets)
+    mixed.float().sum().backward()
+    torch.testing.assert_close(mixed.float(), net(x, c_noise, cond, budgets), atol=0.15, rtol=0.1)
+
+
+def test_one_graph_a_budget_under_compile():
+    net, (x, c_noise, cond) = layered().requires_grad_(False), inputs(2)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend=backend)  # a graph break would raise
+    for budget in (2, 5, 3, 2, 5):
+        torch.testing.assert_close(compiled(x, c_noise, cond, budget), net(x, c_noise, cond, budget))
+    assert len(graphs) == 3
