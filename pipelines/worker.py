@@ -136,9 +136,11 @@ def _ray_parallel(context: Any) -> Parallel:
         distributed.all_reduce(tensor)
         return tensor / world_size
 
-    def distribute(module: torch.nn.Module) -> torch.nn.Module:
+    def distribute(module: torch.nn.Module, *, some_unused: bool = False) -> torch.nn.Module:
         devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(
+            module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=some_unused
+        )
 
     return Parallel(context.get_world_rank(), world_size, device, distribute, average)
 

@@ -1,4 +1,7 @@
-"""Presto-S: step distillation with frozen real score, trained fake score and few-step generator (METHOD section 3)."""
+"""Presto-S: step distillation with frozen real score, trained fake score and few-step generator (METHOD section 3).
+
+Presto-LS is the same with a generator that drops blocks by the noise level of its input (METHOD section 5).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from presto_core.config.sections import StepsConfig
+from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser, add_noise, full_sigma
 from presto_core.diffusion.guidance import guided
 from presto_core.diffusion.noise import NoiseDistribution, noise_from_config
@@ -16,6 +20,7 @@ from presto_core.losses.dmd import dmd_gradient, dmd_loss
 from presto_core.losses.dsm import dsm_loss
 from presto_core.networks.discriminator import PatchHead
 from presto_core.networks.dit import DiT
+from presto_core.networks.layer_budget import LayerBudget
 from presto_core.samplers.schedule import few_step_sigmas
 from presto_core.training import optim
 from presto_core.training.adversary import Adversary
@@ -33,11 +38,13 @@ class Phase(Enum):
 
 
 class StepDistillation:
-    """The `Algorithm` of Presto-S.
+    """The `Algorithm` of Presto-S, and of Presto-LS with a `budget`.
 
     Args:
         teacher: raw network of the base model; copied for fake score and generator, itself frozen.
         sigma_data: standard deviation of the normalised latents.
+        start: network that the generator starts as, where that is not the teacher.
+        budget: blocks the generator runs at each noise level of its input; None runs all. Scores run all of theirs.
     """
 
     def __init__(
@@ -46,11 +53,14 @@ class StepDistillation:
         teacher: DiT,
         *,
         sigma_data: float,
+        start: DiT | None = None,
+        budget: LayerBudget | None = None,
         parallel: Parallel = ALONE,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
         self.config = config
         self.sigma_data = sigma_data
+        self.budget = budget
         self.parallel = parallel
         self.total_steps = config.generator_updates * (config.fake_updates_per_generator_update + 1)
         self.taps = config.gan.taps or (len(teacher.blocks) // 2,)
@@ -58,7 +68,7 @@ class StepDistillation:
         self.p_gen, self.p_dmd, self.p_dsm, self.p_gan = (
             noise_from_config(p) for p in (config.p_gen, config.p_dmd, config.p_dsm, config.p_gan)
         )
-        generator, fake_score = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(2))
+        generator, fake_score = (copy.deepcopy(net).requires_grad_(True) for net in (start or teacher, teacher))
         head = PatchHead(
             teacher.config.dim,
             taps=len(self.taps),
@@ -73,9 +83,11 @@ class StepDistillation:
         distribute = self.parallel.distribute
         frozen = teacher.requires_grad_(False).eval()
         self.real_score = guided(EDMDenoiser(frozen, self.sigma_data, dtype), self.config.guidance_scale)
-        self.generate = EDMDenoiser(generator, self.sigma_data, dtype)
+        self.generator = EDMDenoiser(generator, self.sigma_data, dtype)
         self.fake_score = EDMDenoiser(fake_score, self.sigma_data, dtype)
-        self.trained_generate = EDMDenoiser(distribute(generator), self.sigma_data, dtype)
+        # with a budget, a batch may leave a block out
+        trained_generator = distribute(generator, some_unused=self.budget is not None)
+        self.trained_generator = EDMDenoiser(trained_generator, self.sigma_data, dtype)
         self.trained_fake_score = EDMDenoiser(distribute(fake_score), self.sigma_data, dtype)
         self.adversary = Adversary(
             self.config.gan,
@@ -102,6 +114,11 @@ class StepDistillation:
         if self.phase is Phase.CRITIC:
             return self._update_critic(batch, generator)
         return self._update_generator(batch, generator)
+
+    def generate(self, x: Tensor, sigma: Tensor, cond: Conditioning, *, trained: bool = False) -> Tensor:
+        """The generator's x0 [B, C, T], each sample at its budget; `trained` for the pass whose gradient moves it."""
+        generator = self.trained_generator if trained else self.generator
+        return generator(x, sigma, cond, self.budget.of(sigma) if self.budget else None)
 
     def _update_critic(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         """minimise L_DSM + nu_2 L_D over fake score and head."""
@@ -139,7 +156,7 @@ class StepDistillation:
     def _update_generator(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         """minimise L_DMD + nu_1 L_G over the generator, by way of the gradient at its output x0."""
         x_in, sigma_gen = self._generator_input(batch, rng)
-        x0 = self.trained_generate(x_in, sigma_gen, batch.cond)
+        x0 = self.generate(x_in, sigma_gen, batch.cond, trained=True)
         gradient, metrics = self._dmd(x0.detach(), batch, rng)
         if self.adversarial and self.state.generator_step >= self.config.gan.warmup_updates:
             adversarial, gan_metrics = self.adversary.gradient(x0.detach(), batch, rng)
