@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.progress import console
+from pipelines.words import PRESETS, is_override, show, split, stage_config
 from presto_core.config.errors import UserError
-from presto_core.config.loader import ConfigError, load_config, preset_names, to_yaml
+from presto_core.config.loader import ConfigError, load_config, preset_names
 from presto_core.config.schema import STAGES, StageConfig
 
-PRESETS = Path(__file__).parent / "presets"
 OBJECT_STORE = Path(".presto/object_store")
 CRASH_LOG = Path(".presto/crash.log")
 
@@ -29,7 +29,7 @@ app = typer.Typer(
         "Distil a music diffusion model into a few-step generator (Presto!).\n\n"
         "The flow, one verb a stage; each reads what the one before it registered, and running it again resumes or "
         "reuses:\n\n"
-        "[bold]corpus build → ingest → train-teacher → distill-steps → evaluate → generate[/bold]\n\n"
+        "[bold]corpus build → ingest → train-teacher → distill-layers, distill-steps → evaluate → generate[/bold]\n\n"
         "Every stage takes a preset (demo, laptop, paper, or a YAML file) and overrides such as "
         "[bold]steps.p_dmd.kind=karras[/bold]; [bold]--dry-run[/bold] shows what would run. "
         "[bold]presto demo[/bold] runs all of it."
@@ -109,15 +109,29 @@ def train_teacher(words: Words = None, dry_run: DryRun = False) -> None:
     _run("train-teacher", "train_teacher", words, dry_run)
 
 
+@app.command("distill-layers")
+def distill_layers(words: Words = None, dry_run: DryRun = False) -> None:
+    """Teach the base model to run fewer blocks where noise is high (Presto-L; layers.mode=ase for the baseline)."""
+    _run("distill-layers", "distill_layers", words, dry_run)
+
+
 @app.command("distill-steps")
-def distill_steps(words: Words = None, dry_run: DryRun = False) -> None:
-    """Distil the base model into a few-step generator (Presto-S)."""
-    _run("distill-steps", "distill_steps", words, dry_run)
+def distill_steps(
+    words: Words = None,
+    layers: Annotated[
+        str | None,
+        typer.Option("--from", metavar="MODEL", help="Layer-distilled model to start from: presto-layers@candidate."),
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Distil the base model into a few-step generator (Presto-S; with --from, Presto-LS)."""
+    start = [f"inputs.layers={layers}"] if layers else []
+    _run("distill-steps", "distill_steps", [*(words or []), *start], dry_run)
 
 
 @app.command()
 def evaluate(words: Words = None, dry_run: DryRun = False) -> None:
-    """Compare base and generator on held-out music: distances, latency, sounds, plots."""
+    """Compare base, generator and inputs.compared=[...] on held-out music: distances, latency, sounds, plots."""
     _run("evaluate", "evaluate", words, dry_run)
 
 
@@ -128,8 +142,8 @@ def generate(
     dry_run: DryRun = False,
 ) -> None:
     """Make music from a prompt: a WAV and a spectrogram in generate.output."""
-    prompts = [w for w in words if not _is_override(w)]
-    overrides = [w for w in words if _is_override(w)]
+    prompts = [w for w in words if not is_override(w)]
+    overrides = [w for w in words if is_override(w)]
     if prompts:
         overrides.append(f"generate.prompts={json.dumps(prompts)}")
     config = load_config(STAGES["generate"], preset, overrides, preset_folder=PRESETS)
@@ -143,13 +157,13 @@ def demo(
     dry_run: DryRun = False,
 ) -> None:
     """Run the whole flow at small size on this machine: about ten minutes on two cores."""
-    preset, overrides = _split(words or [])
+    preset, overrides = split(words or [])
     preset = preset or "demo"
     from pipelines import demo as flow
 
     if dry_run:
-        for stage, config in flow.stage_configs(preset, overrides).items():
-            show(stage, config)
+        for name, config in flow.stage_configs(preset, overrides).items():
+            show(flow.FLOW[name].stage, config)
     else:
         flow.run(preset, overrides, local=local)
 
@@ -157,20 +171,21 @@ def demo(
 @app.command()
 def science(
     words: Words = None,
-    seeds: Annotated[int, typer.Option(help="Students to distil and judge.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="Times to distil and judge.", min=1)] = 3,
     search: Annotated[bool, typer.Option("--search", help="Compare student settings instead.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Measure quality with error bars: one base, several students; about an hour on two cores."""
-    preset, overrides = _split(words or [])
+    """Measure quality with error bars: one base, several of each distilled model; some hours on two cores."""
+    preset, overrides = split(words or [])
     from pipelines import demo as flow
     from pipelines import science as study
     from pipelines import search as trials
 
     if dry_run:
-        for stage in study.STAGES:
-            show(stage, flow.stage_configs(preset or "science", overrides)[stage])
+        configs = flow.stage_configs(preset or "science", overrides)
+        for name in study.STEPS:
+            show(flow.FLOW[name].stage, configs[name])
         if search:
             typer.echo(trials.plan(preset or "science", overrides))
     elif search:
@@ -186,19 +201,6 @@ def presets() -> None:
         typer.echo(name)
 
 
-def stage_config(stage: str, words: list[str]) -> StageConfig:
-    """The configuration that a verb's words mean."""
-    preset, overrides = _split(words)
-    return load_config(STAGES[stage], preset, overrides, preset_folder=PRESETS)
-
-
-def _split(words: list[str]) -> tuple[str | None, list[str]]:
-    """Preset, if the first word is one, and overrides."""
-    if words and not _is_override(words[0]):
-        return words[0], words[1:]
-    return None, words
-
-
 def _run(stage: str, module: str, words: list[str] | None, dry_run: bool) -> None:
     _execute(stage, module, stage_config(stage, words or []), dry_run)
 
@@ -209,24 +211,6 @@ def _execute(stage: str, module: str, config: StageConfig, dry_run: bool) -> Non
         return
     runner: Callable[[Any], Any] = import_module(f"pipelines.{module}").run
     runner(config)
-
-
-def show(stage: str, config: StageConfig) -> None:
-    """Print a stage's resolved settings and what follows from them, as YAML."""
-    typer.echo(f"# presto {stage}")
-    for name, value in config.derived().items():
-        typer.echo(f"# {name}: {value}")
-    if config.PARENTS:
-        named = ", ".join(f"inputs.{role}={getattr(config.inputs, role)}" for role in config.PARENTS)
-        typer.echo(f"# run_id: follows from these settings and the ids of {named}, looked up when it runs")
-    else:
-        typer.echo(f"# run_id: {config.run_id()}")
-    typer.echo(to_yaml(config))
-
-
-def _is_override(word: str) -> bool:
-    key, equals, _ = word.partition("=")
-    return bool(equals) and all(part.isidentifier() for part in key.split("."))
 
 
 def main() -> None:

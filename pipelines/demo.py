@@ -1,9 +1,10 @@
-"""The whole flow at small size, in one command and one Ray session: music in, a few-step generator and sounds out."""
+"""The whole flow at small size, in one command and one Ray session: music in, distilled models and sounds out."""
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 from pipelines.progress import console
 from presto_core.config.loader import load_config
 from presto_core.config.schema import STAGES, CorpusStage, IngestStage, StageConfig
-from presto_core.config.section import Section
 from presto_core.config.sections import IngestConfig, InputsConfig
 
 PRESETS = Path(__file__).parent / "presets"
@@ -21,20 +21,48 @@ MODULES = {
     "corpus": "build_corpus",
     "ingest": "ingest",
     "train-teacher": "train_teacher",
+    "distill-layers": "distill_layers",
     "distill-steps": "distill_steps",
     "evaluate": "evaluate",
     "generate": "generate",
 }
-# which stage makes each input
-MADE_BY = {
-    "dataset": "ingest",
-    "teacher": "train-teacher",
-    "generator": "distill-steps",
+
+
+@dataclass(frozen=True)
+class Step:
+    """One execution of a stage.
+
+    Attributes:
+        stage: the verb.
+        inputs: role -> the step that made it.
+        compared: further models that an evaluation compares.
+        settings: what sets this execution apart from others of its stage.
+    """
+
+    stage: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    compared: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+
+
+BASE = {"dataset": "ingest", "teacher": "base"}
+# adaptive score estimation as published: an early exit, told nothing, taught nothing but to denoise
+ASE = ("layers.mode=ase", "layers.budget_conditioning=false", "layers.self_teacher_weight=0", "name=presto-ase")
+FLOW = {
+    "corpus": Step("corpus"),
+    "ingest": Step("ingest"),
+    "base": Step("train-teacher", {"dataset": "ingest"}),
+    "ASE": Step("distill-layers", BASE, settings=ASE),
+    "L": Step("distill-layers", BASE),
+    "S": Step("distill-steps", BASE),
+    "LS": Step("distill-steps", BASE | {"layers": "L"}),
+    "evaluate": Step("evaluate", BASE, compared=("ASE", "L", "S", "LS")),
+    "generate": Step("generate", {"generator": "LS"}),
 }
 
 
 def run(preset: str, overrides: list[str], *, local: bool) -> None:
-    """Run every stage on what the one before it made; what is done already is used again.
+    """Run every step on what those before it made; what is done already is used again.
 
     Raises:
         UserError: from the stage that could not go on.
@@ -45,27 +73,27 @@ def run(preset: str, overrides: list[str], *, local: bool) -> None:
     from pipelines.cluster import ray_session, training_cpus
 
     made: dict[str, Any] = {}
-    cluster = configs["train-teacher"].cluster
+    cluster = configs["base"].cluster
     with ray_session(cluster, cpus=training_cpus(cluster)):
-        for stage, config in configs.items():
+        for name, config in configs.items():
             begun = time.monotonic()
-            made[stage] = run_stage_module(stage, placed(config, root, made))
-            console.print(f"[dim]{stage} took {time.monotonic() - begun:.0f} s")
+            made[name] = run_step(name, config, root, made)
+            console.print(f"[dim]{name} took {time.monotonic() - begun:.0f} s")
     _say_where_things_are(configs, root, time.monotonic() - started)
 
 
 def stage_configs(preset: str, overrides: list[str]) -> dict[str, StageConfig]:
-    """Every stage's settings; an override goes to the stages that have its section.
+    """Every step's settings; an override goes to the stages that have its section.
 
     Raises:
         ConfigError: an override that fits no stage.
     """
     configs = {}
-    for name in MODULES:
-        stage = STAGES[name]
+    for name, step in FLOW.items():
+        stage = STAGES[step.stage]
         foreign = {f for other in STAGES.values() for f in other.model_fields} - set(stage.model_fields)
         mine = [o for o in overrides if o.partition("=")[0].partition(".")[0] not in foreign]
-        configs[name] = load_config(stage, preset, mine, preset_folder=PRESETS)
+        configs[name] = load_config(stage, preset, [*mine, *step.settings], preset_folder=PRESETS)
     configs["ingest"] = _reading(configs["ingest"], configs["corpus"])
     return configs
 
@@ -80,17 +108,17 @@ def _reading(ingest: StageConfig, corpus: StageConfig) -> StageConfig:
     return ingest.model_copy(update={"ingest": source})
 
 
-def run_stage_module(stage: str, config: StageConfig) -> Any:
-    """Run one stage by its verb; returns the artifact it made."""
-    return import_module(f"pipelines.{MODULES[stage]}").run(config)
+def run_step(name: str, config: StageConfig, root: str, made: dict[str, Any]) -> Any:
+    """Run one step of the flow by its verb, on what was `made` so far; returns the artifact it makes."""
+    return import_module(f"pipelines.{MODULES[FLOW[name].stage]}").run(_placed(FLOW[name], config, root, made))
 
 
-def placed(config: StageConfig, root: str, made: dict[str, Any]) -> StageConfig:
-    """The stage's settings with storage and parents as this flow has them."""
-    update: dict[str, Section] = {"storage": config.storage.model_copy(update={"root": root})}
-    if config.PARENTS:
-        update["inputs"] = InputsConfig(**{role: made[MADE_BY[role]].id for role in config.PARENTS})
-    return config.model_copy(update=update)
+def _placed(step: Step, config: StageConfig, root: str, made: dict[str, Any]) -> StageConfig:
+    """The step's settings with storage and parents as this flow has them; what was not made is not compared."""
+    inputs = {"generator": ""} | {role: made[name].id for role, name in step.inputs.items()}
+    compared = tuple(made[name].id for name in step.compared if name in made)
+    storage = config.storage.model_copy(update={"root": root})
+    return config.model_copy(update={"storage": storage, "inputs": InputsConfig(**inputs, compared=compared)})
 
 
 def storage_root(*, local: bool) -> str:
@@ -115,7 +143,7 @@ def _say_where_things_are(configs: dict[str, StageConfig], root: str, seconds: f
     lines = {
         "done in": f"{seconds / 60:.1f} min; run it again to see what is reused",
         "listen": f"{generated}/*.wav, and side by side in .presto/reports/*/index.html",
-        "plots": ".presto/reports/*/*.png (noise distributions, losses, quality against steps)",
+        "plots": ".presto/reports/*/*.png (noise, losses, quality against blocks run, activations by depth)",
         "storage": f"{root}{stop}",
         "runs": f"mlflow ui --backend-store-uri {tracking_uri(configs['ingest'].tracking)}",
         "more music": f'presto generate "harpsichord, fast, 140 bpm, D minor" storage.root={root}',

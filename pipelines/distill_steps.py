@@ -1,20 +1,25 @@
-"""Stage: base model -> few-step generator by Presto-S."""
+"""Stage: base model, or a layer-distilled one, -> few-step generator by Presto-S or Presto-LS."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from pipelines import plots
 from pipelines.dataset import LatentDataset
+from pipelines.lineage import require_layers_of, require_teacher_of
 from pipelines.stage import Workplace, run_stage
 from pipelines.storage import open_folder
 from pipelines.worker import Job, run_job
-from presto_core.config.errors import UserError
+from presto_core.config.layers import PrestoLSBudget
 from presto_core.config.loader import to_yaml
 from presto_core.config.schema import StepsStage
+from presto_core.diffusion.noise import noise_from_config
 from presto_core.metrics.health import STEP_DISTILLATION
+from presto_core.networks.dit import with_budget
+from presto_core.networks.layer_budget import LayerBudget
 from presto_core.registry.manifest import Artifact, commit_artifact, read_artifact
 from presto_core.training.model import ModelCard, load_model, weights_file
 from presto_core.training.parallel import Parallel
@@ -38,16 +43,22 @@ def run(config: StepsStage) -> Artifact:
     """Distill a base model, go on with an interrupted distillation, or find it done.
 
     Raises:
-        UserError: teacher or dataset unknown or not made for each other, divergence, storage full, ...
+        UserError: teacher, layer-distilled model or dataset unknown or not made for each other, a table that does not
+            fit the depth, divergence, storage full, ...
     """
 
     def make(place: Workplace) -> None:
         teacher, dataset = place.parents["teacher"], place.parents["dataset"]
-        _require_same_latents(teacher, dataset)
+        layers = place.parents.get("layers")
+        require_teacher_of(teacher, dataset)
+        if layers:
+            require_layers_of(layers, teacher)
+        start = layers or teacher
+        generator_card(config, start)  # a table that does not fit is refused here, not by a worker
         job = Job(
             label="distill-steps",
-            build=partial(build, config, teacher.uri),
-            finish=partial(finish, config, place.run_id, place.artifact.uri, teacher.uri, place.parent_ids),
+            build=partial(build, config, teacher.uri, start.uri),
+            finish=partial(finish, config, place.run_id, place.artifact.uri, start.uri, place.parent_ids),
             dataset_uri=dataset.uri,
             scratch_uri=place.scratch.uri,
             seed=config.seed,
@@ -65,14 +76,46 @@ def run(config: StepsStage) -> Artifact:
     return run_stage("distill-steps", config, make, register_as=config.name)
 
 
+def generator_card(config: StepsStage, start: Artifact) -> ModelCard:
+    """What the generator must remember: latents and network of the model it starts as, and its own layer budget.
+
+    Raises:
+        UserError: the budget does not fit the depth.
+    """
+    card = ModelCard(**start.manifest["model"])
+    wanted = config.steps.budget or (PrestoLSBudget() if card.budget else None)
+    if wanted is None:
+        return card
+    budget = LayerBudget.over(noise_from_config(config.steps.p_gen), wanted, depth=card.network["depth"])
+    if card.budget:  # which blocks are skipped, and what the network is told, stay as they were trained
+        budget = replace(budget, mode=card.budget.mode, conditioned=card.budget.conditioned)
+    return replace(card, layer_budget=budget.to_dict())
+
+
 def build(
-    config: StepsStage, teacher_uri: str, dataset: LatentDataset, parallel: Parallel, dtype: torch.dtype | None
+    config: StepsStage,
+    teacher_uri: str,
+    start_uri: str,
+    dataset: LatentDataset,
+    parallel: Parallel,
+    dtype: torch.dtype | None,
 ) -> StepDistillation:
     """The algorithm, on every worker."""
-    folder = open_folder(teacher_uri)
-    network, card = load_model(folder, read_artifact(folder).manifest)
+    teacher_folder, start_folder = open_folder(teacher_uri), open_folder(start_uri)
+    teacher, card = load_model(teacher_folder, read_artifact(teacher_folder).manifest)
+    start = read_artifact(start_folder)
+    network, start_card = load_model(start_folder, start.manifest)
+    budget = generator_card(config, start).budget
+    if budget and not start_card.budget:  # dropping blocks of the base itself
+        network = with_budget(network, budget)
     return StepDistillation(
-        config.steps, network.to(parallel.device), sigma_data=card.sigma_data, parallel=parallel, autocast_dtype=dtype
+        config.steps,
+        teacher.to(parallel.device),
+        sigma_data=card.sigma_data,
+        start=network.to(parallel.device),
+        budget=budget,
+        parallel=parallel,
+        autocast_dtype=dtype,
     )
 
 
@@ -80,12 +123,12 @@ def finish(
     config: StepsStage,
     run_id: str,
     uri: str,
-    teacher_uri: str,
+    start_uri: str,
     parents: dict[str, str],
     dataset: LatentDataset,
     state: TrainState,
 ) -> None:
-    """Commit the averaged generator; its card is the teacher's, since it denoises the same latents."""
+    """Commit the averaged generator with its card."""
     commit_artifact(
         open_folder(uri),
         kind="generator",
@@ -94,29 +137,7 @@ def finish(
         parents=parents,
         files=weights_file(state.emas["generator"].network),
         details={
-            "model": ModelCard(**read_artifact(open_folder(teacher_uri)).manifest["model"]).to_dict(),
+            "model": generator_card(config, read_artifact(open_folder(start_uri))).to_dict(),
             "training": {"generator_step": state.generator_step, "total_step": state.total_step},
         },
     )
-
-
-def _require_same_latents(teacher: Artifact, dataset: Artifact) -> None:
-    """The base must have been trained on latents of the same codec, text encoder and statistics."""
-    if teacher.kind != "teacher":
-        raise UserError(f"inputs.teacher={teacher.uri} is a {teacher.kind}, not a teacher")
-    model, data = teacher.manifest["model"], dataset.manifest.get("dataset", {})
-    for name, there, here in (
-        ("codec", model["codec"]["digest"], data.get("codec", {}).get("digest")),
-        ("text encoder", model["text"]["digest"], data.get("text", {}).get("digest")),
-        ("latent statistics", (model["mean"], model["std"]), _stats(data)),
-    ):
-        if there != here:
-            raise UserError(
-                f"teacher {teacher.id} and data set {dataset.id} differ in their {name}; distil on the data set "
-                f"that the teacher was trained on: inputs.dataset={teacher.manifest['parents'].get('dataset')}"
-            )
-
-
-def _stats(data: dict[str, dict[str, list[float]]]) -> tuple[list[float] | None, list[float] | None]:
-    latents = data.get("latents", {})
-    return latents.get("mean"), latents.get("std")

@@ -1,4 +1,4 @@
-"""The project's plots as PNG bytes: noise distributions, losses, quality against steps, spectrograms."""
+"""The project's plots as PNG bytes: noise distributions, losses, quality against cost, activations, spectrograms."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from presto_core.config.sections import StepsConfig
@@ -53,8 +54,8 @@ def losses(histories: dict[str, list[tuple[int, float]]]) -> bytes:
     return _png(figure)
 
 
-def quality_vs_steps(result: dict[str, Any]) -> bytes:
-    """Fréchet distance against network evaluations, base and student, with the noise floor: one evaluation."""
+def quality_vs_blocks(result: dict[str, Any]) -> bytes:
+    """Fréchet distance against blocks run, one curve a system, with the noise floor: one evaluation."""
     return _quality([{**row, "fd": (row["fd"], 0.0)} for row in result["systems"]], result["floor"]["fd"])
 
 
@@ -69,15 +70,29 @@ def _quality(systems: list[dict[str, Any]], floor: float) -> bytes:
     axes = figure.subplots()
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in systems:
-        label = "student" if row["role"] == "student" else f"base {row['sampler']}"
-        groups.setdefault(label, []).append(row)
+        groups.setdefault(row["label"], []).append(row)
     for label, rows in groups.items():
-        ordered = sorted(rows, key=lambda r: r["nfe"])
+        ordered = sorted(rows, key=lambda r: r["blocks_run"])
         means, errors = zip(*(r["fd"] for r in ordered))
-        axes.errorbar([r["nfe"] for r in ordered], means, yerr=errors, marker="o", capsize=3, label=label)
+        axes.errorbar([r["blocks_run"] for r in ordered], means, yerr=errors, marker="o", capsize=3, label=label)
     axes.axhline(floor, linestyle=":", color="grey", label="real music")
-    axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="Fréchet distance")
+    axes.set(xscale="log", yscale="log", xlabel="transformer blocks run for a clip", ylabel="Fréchet distance")
     axes.legend(frameon=False)
+    return _png(figure)
+
+
+def hidden_variance(measured: dict[str, list[dict[str, Any]]]) -> bytes:
+    """Variance of the activations after each block that runs: one panel a model, one line a noise level."""
+    figure = Figure(figsize=(4 * len(measured), 3.5), layout="constrained")
+    panels = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
+    for axes, (label, lines) in zip(panels, measured.items()):
+        for i, line in enumerate(lines):
+            depths, values = zip(*((int(block) + 1, v) for block, v in line["variance"].items()))
+            colour = colormaps["viridis"](i / max(len(lines) - 1, 1))
+            axes.plot(depths, values, marker="o", markersize=3, color=colour, label=f"σ = {line['sigma']:g}")
+        axes.set(title=label, xlabel="block", yscale="log")
+    panels[0].set(ylabel="variance of activations")
+    panels[-1].legend(frameon=False, fontsize="small")
     return _png(figure)
 
 

@@ -1,4 +1,4 @@
-"""The claim with error bars: one base model, several students, each judged on held-out music (`presto science`)."""
+"""The claims with error bars: one base, each distilled model with several seeds (`presto science`)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import plots
-from pipelines.demo import placed, run_stage_module, stage_configs, storage_root
+from pipelines.demo import run_step, stage_configs, storage_root
 from pipelines.progress import console
 from pipelines.storage import open_folder
 from presto_core.config.errors import UserError
 from presto_core.config.schema import EvaluateStage, StageConfig
 from presto_core.registry.store import read_file
 
-ONCE, EACH_SEED = ("corpus", "ingest", "train-teacher"), ("distill-steps", "evaluate")
-STAGES = ONCE + EACH_SEED
+ONCE, EACH_SEED = ("corpus", "ingest", "base"), ("ASE", "L", "S", "LS", "evaluate")
+STEPS = ONCE + EACH_SEED
 FOLDER = Path(".presto/science")
 STUDENT_STEPS, BASE_FEW_NFE, BASE_MANY_STEPS = 4, 4, 40
-TARGETS = {"few": 0.5, "many": 1.1}
 Rows = list[dict[str, Any]]
 
 
@@ -48,7 +47,7 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
     """Train the base once, then distil and evaluate with each seed; what is done already is used again.
 
     Returns:
-        What science.json holds: every seed's report, the spread of each system, and the two ratios.
+        What science.json holds: every seed's report, the spread of each system, and the ratios of `CLAIMS`.
 
     Raises:
         UserError: the settings lack a system that the ratios compare, or a stage could not go on.
@@ -59,9 +58,8 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
     with base_trained(configs, local=local) as (root, made):
         for seed in range(seeds):
             console.print(f"[bold]seed {seed}")
-            for stage in EACH_SEED:
-                config = configs[stage].model_copy(update={"seed": seed})
-                made[stage] = run_stage_module(stage, placed(config, root, made))
+            for name in EACH_SEED:
+                made[name] = run_step(name, configs[name].model_copy(update={"seed": seed}), root, made)
             report = made["evaluate"]
             reports.append(json.loads(read_file(open_folder(report.uri), "report.json", report.manifest)))
     result = summarised(reports)
@@ -71,15 +69,15 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
 
 @contextmanager
 def base_trained(configs: dict[str, StageConfig], *, local: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A Ray session in which data set and base exist: the storage root, and the artifacts by stage."""
+    """A Ray session in which data set and base exist: the storage root, and the artifacts by step."""
     from pipelines.cluster import ray_session, training_cpus
 
     root = storage_root(local=local)
     made: dict[str, Any] = {}
-    cluster = configs["train-teacher"].cluster
+    cluster = configs["base"].cluster
     with ray_session(cluster, cpus=training_cpus(cluster)):
-        for stage in ONCE:
-            made[stage] = run_stage_module(stage, placed(configs[stage], root, made))
+        for name in ONCE:
+            made[name] = run_step(name, configs[name], root, made)
         yield root, made
 
 
@@ -90,80 +88,131 @@ def summarised(reports: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "systems": [_system(rows) for rows in by_name.values()],
         "floor_fd": asdict(Spread.of([report["floor"]["fd"] for report in reports])),
-        "ratios": {kind: asdict(Spread.of([ratio(report["systems"], kind) for report in reports])) for kind in TARGETS},
-        "targets": TARGETS,
+        "ratios": {
+            name: asdict(Spread.of([claim.ratio(report["systems"]) for report in reports]))
+            for name, claim in CLAIMS.items()
+        },
         "reports": reports,
     }
 
 
-def ratio(rows: Rows, kind: str) -> float:
-    """Student's Fréchet distance at 4 steps ÷ the least of the base's: at 4 evaluations, or with 40 steps and more."""
-    fits: dict[str, Callable[[dict[str, Any]], bool]] = {
-        "few": lambda row: row["nfe"] == BASE_FEW_NFE,
-        "many": lambda row: row["steps"] >= BASE_MANY_STEPS,
-    }
-    student = next(row["fd"] for row in rows if row["role"] == "student" and row["steps"] == STUDENT_STEPS)
-    return float(student / min(row["fd"] for row in rows if row["role"] == "base" and fits[kind](row)))
+@dataclass(frozen=True)
+class Claim:
+    """A ratio with a target.
+
+    Attributes:
+        says: the ratio in words.
+        ratio: its value, from the systems of one report.
+        target: the most it may be, or the least where `at_least`.
+    """
+
+    says: str
+    ratio: Callable[[Rows], float]
+    target: float
+    at_least: bool = False
+
+    def met(self, value: float) -> bool:
+        return value >= self.target if self.at_least else value <= self.target
+
+
+def _base_best(rows: Rows, fits: Callable[[dict[str, Any]], bool]) -> float:
+    return min(row["fd"] for row in rows if row["role"] == "base" and fits(row))
+
+
+def _student(rows: Rows, label: str) -> dict[str, Any]:
+    return next(row for row in rows if row["label"] == label and row["steps"] == STUDENT_STEPS)
+
+
+def _layers(rows: Rows, method: str) -> dict[str, Any]:
+    """The first sampler of a layer-distilled model, which is that of the base it is compared with."""
+    return next(row for row in rows if row["role"] == "layers" and row["label"].split()[0] == method)
+
+
+CLAIMS = {
+    "few": Claim(
+        "FD of S at 4 steps ÷ the base at 4 evaluations, its best sampler",
+        lambda rows: _student(rows, "S")["fd"] / _base_best(rows, lambda row: row["nfe"] == BASE_FEW_NFE),
+        0.5,
+    ),
+    "many": Claim(
+        "FD of S at 4 steps ÷ the base with 40 steps and more, its best sampler",
+        lambda rows: _student(rows, "S")["fd"] / _base_best(rows, lambda row: row["steps"] >= BASE_MANY_STEPS),
+        1.1,
+    ),
+    "layers": Claim(
+        "distance to the base's own samples, L ÷ ASE",
+        lambda rows: _layers(rows, "L")["fd_to_base"] / _layers(rows, "ASE")["fd_to_base"],
+        1.0,
+    ),
+    "both": Claim("FD at 4 steps, LS ÷ S", lambda rows: _student(rows, "LS")["fd"] / _student(rows, "S")["fd"], 1.25),
+    "faster": Claim(
+        "sampling time of a clip at 4 steps, S ÷ LS",
+        lambda rows: _student(rows, "S")["sampling_ms"] / _student(rows, "LS")["sampling_ms"],
+        1.2,
+        at_least=True,
+    ),
+}
 
 
 def _require_comparable(config: StageConfig) -> None:
-    """Refuse early what `ratio` could not compare."""
+    """Refuse early what `CLAIMS` could not compare."""
     assert isinstance(config, EvaluateStage)
     settings = config.evaluate
     few = any(b.nfe == BASE_FEW_NFE for b in settings.base)
     many = any(b.steps >= BASE_MANY_STEPS for b in settings.base)
     if not (few and many and STUDENT_STEPS in settings.student_steps):
         raise UserError(
-            f"science compares the student at {STUDENT_STEPS} steps with the base at {BASE_FEW_NFE} evaluations and "
+            f"science compares students at {STUDENT_STEPS} steps with the base at {BASE_FEW_NFE} evaluations and "
             f"at {BASE_MANY_STEPS} steps or more; add what is missing to evaluate.student_steps or evaluate.base"
         )
 
 
 def _system(rows: Rows) -> dict[str, Any]:
-    spread = {key: asdict(Spread.of([row[key] for row in rows])) for key in ("fd", "mmd", "sampling_ms", "speed_up")}
-    return {key: rows[0][key] for key in ("name", "role", "steps", "nfe", "sampler")} | spread
+    alike = ("name", "label", "role", "steps", "nfe", "blocks_run", "sampler")
+    spread = ("fd", "fd_to_base", "mmd", "sampling_ms", "speed_up")
+    return {key: rows[0][key] for key in alike} | {key: asdict(Spread.of([r[key] for r in rows])) for key in spread}
 
 
 def to_markdown(result: dict[str, Any]) -> str:
     """The results table of the README."""
     seeds = len(result["reports"])
     lines = [
-        f"| system | NFE | FD, {seeds} seeds | MMD x 1000 | ms a clip | speed-up |",
-        "|---|---:|---:|---:|---:|---:|",
+        f"| system | NFE | blocks | FD, {seeds} seeds | FD to base | MMD x 1000 | ms a clip | speed-up |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["systems"]:
-        fd, mmd = (Spread(**row[key]) for key in ("fd", "mmd"))
-        name = f"**{row['name']}**" if row["role"] == "student" else row["name"]
+        fd, to_base, mmd = (Spread(**row[key]) for key in ("fd", "fd_to_base", "mmd"))
+        name = row["name"] if row["role"] == "base" else f"**{row['name']}**"
         scaled = Spread(mmd.mean * 1e3, mmd.std * 1e3)
-        latency, faster = row["sampling_ms"]["mean"], row["speed_up"]["mean"]
-        lines.append(f"| {name} | {row['nfe']} | {fd} | {scaled} | {latency:.0f} | {faster:.1f}x |")
-    lines.append(f"| real music (noise floor) | | {Spread(**result['floor_fd'])} | | | |")
+        cost = f"{row['sampling_ms']['mean']:.0f} | {row['speed_up']['mean']:.1f}x"
+        lines.append(f"| {name} | {row['nfe']} | {row['blocks_run']} | {fd} | {to_base} | {scaled} | {cost} |")
+    lines.append(f"| real music (noise floor) | | | {Spread(**result['floor_fd'])} | | | | |")
     return "\n".join(lines) + "\n\n" + verdict(result) + "\n"
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """The two ratios against their targets, in words."""
+    """Each claim's ratio against its target, in words: one line a claim."""
     said = []
-    bases = {"few": "the base at 4 evaluations", "many": "the base's best sampler of 40 steps and more"}
-    for kind, against in bases.items():
-        value, target = Spread(**result["ratios"][kind]), result["targets"][kind]
-        met = "met" if value.mean <= target else "missed"
-        said.append(f"student at 4 steps ÷ {against}: {value} (target ≤ {target}: {met})")
-    return "Fréchet distance, " + "; ".join(said) + "."
+    for name, claim in CLAIMS.items():
+        value, sign = Spread(**result["ratios"][name]), "≥" if claim.at_least else "≤"
+        met = "met" if claim.met(value.mean) else "missed"
+        said.append(f"- {claim.says}: {value} (target {sign} {claim.target:g}: {met})")
+    return "\n".join(said)
 
 
 def _write(result: dict[str, Any]) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "science.json").write_text(json.dumps(result, indent=2))
     (FOLDER / "science.md").write_text(to_markdown(result))
-    (FOLDER / "quality_vs_steps.png").write_bytes(plots.quality_over_seeds(result))
+    (FOLDER / "quality_vs_blocks.png").write_bytes(plots.quality_over_seeds(result))
     table = Table(title=f"{len(result['reports'])} seeds, held-out music")
-    for name in ("system", "NFE", "FD", "ms a clip", "speed-up"):
+    for name in ("system", "NFE", "blocks", "FD", "FD to base", "ms a clip", "speed-up"):
         table.add_column(name, justify="left" if name == "system" else "right")
     for row in result["systems"]:
         latency, faster = f"{row['sampling_ms']['mean']:.0f}", f"{row['speed_up']['mean']:.1f}x"
-        table.add_row(row["name"], str(row["nfe"]), str(Spread(**row["fd"])), latency, faster)
-    table.add_row("real music (noise floor)", "", str(Spread(**result["floor_fd"])), "", "", style="dim")
+        distances = (str(Spread(**row[key])) for key in ("fd", "fd_to_base"))
+        table.add_row(row["name"], str(row["nfe"]), str(row["blocks_run"]), *distances, latency, faster)
+    table.add_row("real music (noise floor)", "", "", str(Spread(**result["floor_fd"])), "", "", "", style="dim")
     Console(width=100).print(table)
     console.print(verdict(result))
     console.print(f"science: table, plot and all figures in {FOLDER}")

@@ -8,15 +8,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.demo import placed, run_stage_module, stage_configs
+from pipelines.demo import run_step, stage_configs
 from pipelines.progress import console
-from pipelines.science import EACH_SEED, FOLDER, STUDENT_STEPS, base_trained
+from pipelines.science import FOLDER, STUDENT_STEPS, base_trained
 from pipelines.storage import open_folder
 from presto_core.config.errors import UserError
 from presto_core.config.schema import EvaluateStage, StageConfig
 from presto_core.registry.store import read_file
 from tune_spaces.trials import STUDENT_TRIALS, overrides
 
+TRIED = ("S", "evaluate")
 # the seeds that `presto science` reports stay unseen
 SEARCH_SEED = 1000
 # enough to rank trials, a fraction of what judging a reported seed costs
@@ -46,8 +47,8 @@ def run(
         for name, trial in trials.items():
             console.print(f"[bold]trial: {name}")
             configs = planned[name]
-            for stage in EACH_SEED:
-                made[stage] = run_stage_module(stage, placed(configs[stage], root, made))
+            for step in TRIED:
+                made[step] = run_step(step, configs[step], root, made)
             report = made["evaluate"]
             found.append(judged(name, trial, read_file(open_folder(report.uri), "report.json", report.manifest)))
             _write(found)
@@ -76,7 +77,7 @@ def trial_configs(preset: str, words: list[str], trial: dict[str, Any]) -> dict[
             f"the search ranks students by their distance at {STUDENT_STEPS} steps; "
             f"add {STUDENT_STEPS} to evaluate.student_steps"
         )
-    return {stage: configs[stage] for stage in EACH_SEED}
+    return {step: configs[step] for step in TRIED}
 
 
 def judged(name: str, trial: dict[str, Any], report: bytes) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def run_stage(
     """
     root = open_folder(absolute(config.storage.root))
     tracker = open_tracker(config.tracking)
-    parents = {role: tracker.resolve(getattr(config.inputs, role), root.uri) for role in config.PARENTS}
+    parents = {role: tracker.resolve(said, root.uri) for role, said in config.references().items()}
     run_id = config.run_id({role: a.id for role, a in parents.items()} | (inputs or {}))
     folder = artifact_folder(root, run_id)
     with tracker.run(stage, config, run_id, {role: a.id for role, a in parents.items()}) as run:

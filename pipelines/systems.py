@@ -1,4 +1,4 @@
-"""What an evaluation compares: the base under several samplers, the student at several step counts, and real music."""
+"""What an evaluation compares: base and layer-distilled models under samplers, students by step count, real music."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from torch import Tensor
 
 from pipelines.cluster import actor_resources, map_with_actors, ray_session
 from pipelines.dataset import conditioning_of, open_dataset, read_here
+from pipelines.lineage import method_of
 from pipelines.models import Model, open_model, sample_base, sample_student
 from pipelines.progress import Bar, console, progress_bar
 from pipelines.shards import Array, Rows
+from presto_core.config.sampling import BaseSampler, EvaluateConfig, ScheduleConfig
 from presto_core.config.schema import EvaluateStage
-from presto_core.config.sections import BaseSampler, EvaluateConfig, ScheduleConfig
 from presto_core.metrics.embed import load_embedder
+from presto_core.registry.manifest import Artifact
 from presto_core.registry.store import Folder, write_bytes
 from presto_core.training.state import step_generator
 
@@ -32,23 +34,27 @@ class System:
     """One row of the results table.
 
     Attributes:
-        name: e.g. `base dpmpp_2m 40`, `student 4`.
-        role: `base`, `student`, or real music from a split: `train`, `held_out`.
+        name: e.g. `base dpmpp_2m 40`, `L dpmpp_2m 40`, `LS 4`.
+        role: `base`, `layers`, `student`, or real music from a split: `train`, `held_out`.
         steps: sampling steps; 0 for real music.
         nfe: network evaluations a sample costs.
+        model: which of the evaluation's inputs it samples.
+        label: what its curve in a plot is called: the name without steps.
     """
 
     name: str
     role: str
     steps: int
     nfe: int
+    model: str = "teacher"
+    label: str = ""
     sampler: str = "ping_pong"
     guidance_scale: float = 1.0
 
     def sample(
         self, model: Model, noise: Tensor, cond: Any, *, schedule: ScheduleConfig, generator: torch.Generator
     ) -> Tensor:
-        """Latents [B, C, T] of a base or student system."""
+        """Latents [B, C, T] of any system but real music."""
         if self.role == "student":
             return sample_student(model, noise, cond, steps=self.steps, schedule=schedule, generator=generator)
         how = BaseSampler.model_validate(
@@ -61,20 +67,34 @@ REFERENCE = System("real music, held out", "held_out", steps=0, nfe=0, sampler="
 FLOOR = System("real music, training split", "train", steps=0, nfe=0, sampler="none")
 
 
-def compared_systems(config: EvaluateConfig) -> list[System]:
-    """Base samplers (the first is the reference for speed), then the student."""
-    base = [
-        System(
-            f"base {b.sampler} {b.steps}" + (f" w={b.guidance_scale:g}" if b.guidance_scale != 1 else ""),
-            "base",
-            b.steps,
-            b.nfe,
-            b.sampler,
-            b.guidance_scale,
-        )
-        for b in config.base
-    ]
-    return base + [System(f"student {n}", "student", n, n) for n in config.student_steps]
+def compared_systems(config: EvaluateConfig, models: dict[str, Artifact]) -> list[System]:
+    """Base samplers (the first is the reference for speed), layer-distilled models, then students.
+
+    Args:
+        models: the evaluation's inputs by role, without the data set.
+    """
+    base = [_sampled("base", "base", "teacher", how) for how in config.base]
+    layers, students = [], []
+    for role, label in labels_of(models).items():
+        if models[role].kind == "layers":
+            layers += [_sampled(label, "layers", role, how) for how in config.layers]
+        elif models[role].kind == "generator":
+            students += [System(f"{label} {n}", "student", n, n, role, label) for n in config.student_steps]
+    return base + layers + students
+
+
+def labels_of(models: dict[str, Artifact]) -> dict[str, str]:
+    """What tables call each model: its method, and its id where several share one."""
+    methods = {role: method_of(artifact) for role, artifact in models.items()}
+    shared = list(methods.values())
+    return {role: m if shared.count(m) == 1 else f"{m} {models[role].id[:6]}" for role, m in methods.items()}
+
+
+def _sampled(method: str, role: str, model: str, how: BaseSampler) -> System:
+    label = f"{method} {how.sampler}"
+    guidance = f" w={how.guidance_scale:g}" if how.guidance_scale != 1 else ""
+    name = f"{label} {how.steps}{guidance}"
+    return System(name, role, how.steps, how.nfe, model, label, how.sampler, how.guidance_scale)
 
 
 class SystemSampler:
@@ -87,10 +107,7 @@ class SystemSampler:
         torch.set_num_threads(config.cluster.torch_threads)
         self.config = config
         device = "cuda" if config.cluster.gpus_per_worker and torch.cuda.is_available() else "cpu"
-        self.models = {
-            "base": open_model(uris["teacher"], device=device),
-            "student": open_model(uris["generator"], device=device),
-        }
+        self.models = {role: open_model(uri, device=device) for role, uri in uris.items() if role != "dataset"}
         self.dataset = open_dataset(uris["dataset"])
         self.embedder = load_embedder("musicnn")
         self.rows: dict[str, Rows] = {}
@@ -98,7 +115,7 @@ class SystemSampler:
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         system, start, count = System(**json.loads(item["system"])), int(item["start"]), int(item["count"])
         audio = self._audio(system, start, count)[:, 0]
-        rate_hz = self.models["base"].codec.sample_rate_hz
+        rate_hz = self.models["teacher"].codec.sample_rate_hz
         with torch.inference_mode():
             embeddings = self.embedder.embed(TAF.resample(audio, rate_hz, self.embedder.sample_rate_hz))
         kept = max(0, min(self.config.evaluate.save_audio - start, count))
@@ -110,7 +127,7 @@ class SystemSampler:
 
     def _audio(self, system: System, start: int, count: int) -> Tensor:
         """[count, 1, N] decoded audio; real music goes through the codec too, so that only the model is judged."""
-        model = self.models["student" if system.role == "student" else "base"]
+        model = self.models[system.model]
         split = "train" if system.role == "train" else "held_out"
         rows = self._chosen(split, start, count)
         if system.role in ("train", "held_out"):

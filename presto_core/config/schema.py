@@ -138,7 +138,7 @@ class EvaluateStage(StageConfig):
 
     def derived(self) -> dict[str, Any]:
         nfe = sum(b.nfe for b in self.evaluate.base) + sum(self.evaluate.student_steps)
-        return {"network_evaluations": nfe * self.evaluate.num_samples}
+        return {"network_evaluations_of_base_and_one_student": nfe * self.evaluate.num_samples}
 
 
 class GenerateStage(StageConfig):

@@ -161,7 +161,7 @@ class LayersConfig(Section):
 
     steps: Count = 1000
     global_batch_size: Count = 16
-    optim: OptimConfig = OptimConfig(learning_rate=3e-4, warmup_steps=20, decay="cosine")
+    optim: OptimConfig = OptimConfig(learning_rate=1e-3, warmup_steps=20, decay="cosine")
     p_train: NoiseConfig = LogNormalNoise()
     """Noise levels trained at; the budget's bins hold equal shares of it."""
     budget: BudgetConfig = PrestoLBudget()

@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import argparse
+from typing import TypeVar
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.cli import PRESETS
+from pipelines.words import PRESETS
 from presto_core.config.loader import load_config
-from presto_core.config.schema import StepsStage, TeacherStage
+from presto_core.config.schema import IngestStage, LayersStage, StageConfig, StepsStage, TeacherStage
 from presto_core.metrics.latency import hardware
-from tests.bench import iteration, sampling
+from tests.bench import iteration, layers, sampling
+from tests.bench.clock import Comparison
+
+Stage = TypeVar("Stage", bound=StageConfig)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="demo", help="network and distillation settings to measure")
+    parser.add_argument("--layers-preset", default="laptop", help="network to measure layer budgets on")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each thing; their median counts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    network = load_config(TeacherStage, arguments.preset, [], preset_folder=PRESETS).network
-    steps = load_config(StepsStage, arguments.preset, [], preset_folder=PRESETS).steps
-    rows = [
-        *iteration.measure(network, steps, rounds=arguments.rounds),
-        *sampling.measure(network, rounds=arguments.rounds),
-    ]
-    table = Table(title=f"{arguments.preset} network, {hardware()['device']}, 1 thread, median of {arguments.rounds}")
-    for name, justify in (("what", "left"), ("ms", "right"), ("against", "left"), ("ms", "right"), ("ratio", "right")):
-        table.add_column(name, justify=justify)
+    rounds, small, large = arguments.rounds, arguments.preset, arguments.layers_preset
+    network, steps = _preset(TeacherStage, small).network, _preset(StepsStage, small).steps
+    _print(
+        f"{small} network",
+        [*iteration.measure(network, steps, rounds=rounds), *sampling.measure(network, rounds=rounds)],
+        rounds,
+    )
+    budgets = layers.measure(
+        _preset(TeacherStage, large).network,
+        _preset(LayersStage, large).layers,
+        _preset(StepsStage, large).steps,
+        frames=_preset(IngestStage, large).ingest.chunk_frames,
+        rounds=rounds,
+    )
+    _print(f"{large} network", budgets, rounds)
+
+
+def _preset(stage: type[Stage], preset: str) -> Stage:
+    return load_config(stage, preset, [], preset_folder=PRESETS)
+
+
+def _print(what: str, rows: list[Comparison], rounds: int) -> None:
+    table = Table(title=f"{what}, {hardware()['device']}, 1 thread, median of {rounds}")
+    for name in ("what", "ms", "against", "ms", "ratio", "of FLOPs"):
+        table.add_column(name, justify="left" if name in ("what", "against") else "right")
     for row in rows:
-        table.add_row(row.what, f"{row.ms:.0f}", row.against, f"{row.against_ms:.0f}", f"{row.ratio:.2f}")
+        flops = "" if row.flop_ratio is None else f"{row.flop_ratio:.2f}"
+        table.add_row(row.what, f"{row.ms:.0f}", row.against, f"{row.against_ms:.0f}", f"{row.ratio:.2f}", flops)
     Console(width=118).print(table)
 
 

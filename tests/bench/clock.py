@@ -10,12 +10,17 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Comparison:
-    """One line of the table: how long something takes, relative to something else in the same run."""
+    """One line of the table: how long something takes, relative to something else in the same run.
+
+    Attributes:
+        flop_ratio: what the ratio would be if time followed floating-point operations alone.
+    """
 
     what: str
     ms: float
     against: str
     against_ms: float
+    flop_ratio: float | None = None
 
     @property
     def ratio(self) -> float:

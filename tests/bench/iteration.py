@@ -68,7 +68,7 @@ def _scores(algorithm: StepDistillation, x: torch.Tensor, sigma: torch.Tensor, c
     return adversary.head(adversary.fake_score.features(x, sigma, cond, taps=adversary.taps))
 
 
-def example_batch(size: int) -> Batch:
+def example_batch(size: int, frames: int = FRAMES) -> Batch:
     """Noise in the shapes of the demo's latents and captions."""
     cond = Conditioning(
         pooled=torch.randn(size, TEXT_DIM),
@@ -78,4 +78,4 @@ def example_batch(size: int) -> Batch:
         key=torch.zeros(size, dtype=torch.int64),
         keep=torch.ones(size, dtype=torch.bool),
     )
-    return Batch(torch.randn(size, CHANNELS, FRAMES), cond, Cursor())
+    return Batch(torch.randn(size, CHANNELS, frames), cond, Cursor())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.cli import PRESETS
+from pipelines.words import PRESETS
 from presto_core.config.loader import ConfigError, flatten, load_config, preset_names, to_yaml
 from presto_core.config.noise import KarrasNoise, LogNormalNoise, MixtureNoise
 from presto_core.config.schema import STAGES, StepsStage, TeacherStage

@@ -23,14 +23,17 @@ TINY = (
     "corpus.minutes=3",
     "corpus.held_out_fraction=0.34",
     "network.dim=32",
-    "network.depth=2",
+    "network.depth=3",
     "teacher.steps=12",
     "teacher.global_batch_size=4",
+    "layers.steps=4",
+    "layers.global_batch_size=4",
     "steps.generator_updates=2",
     "steps.global_batch_size=4",
     "loop.checkpoint_every=5",
     "evaluate.num_samples=8",
     "evaluate.base=[{steps: 40}, {sampler: euler, steps: 2, guidance_scale: 2}]",
+    "evaluate.layers=[{steps: 3}]",
     "evaluate.student_steps=[1, 4]",
     "generate.steps=2",
 )
@@ -90,15 +93,20 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     assert first.returncode == 0, first.stderr
     (report,) = (home / ".presto/reports").glob("*/report.json")
     result = json.loads(report.read_text())
-    assert [(r["role"], r["nfe"]) for r in result["systems"]] == [
-        ("base", 40),
-        ("base", 4),
-        ("student", 1),
-        ("student", 4),
+    assert [(r["name"], r["nfe"], r["blocks_run"]) for r in result["systems"]] == [
+        ("base dpmpp_2m 40", 40, 120),
+        ("base euler 2 w=2", 4, 12),
+        ("ASE dpmpp_2m 3", 3, 5),
+        ("L dpmpp_2m 3", 3, 5),
+        ("S 1", 1, 3),
+        ("S 4", 4, 12),
+        ("LS 1", 1, 2),
+        ("LS 4", 4, 9),
     ]
+    assert set(result["hidden_variance"]) == {"base", "ASE", "L"}
     assert all(r["fd"] > 0 and r["sampling_ms"] > 0 for r in result["systems"])
     assert result["floor"]["fd"] > 0
-    for wanted in ("index.html", "quality_vs_steps.png", "audio/student-4-0.wav"):
+    for wanted in ("index.html", "quality_vs_blocks.png", "hidden_variance.png", "audio/LS-4-0.wav"):
         assert (report.parent / wanted).stat().st_size > 1000
     for plot in ("losses.png", "noise.png"):
         assert list((home / ".presto/reports").glob(f"*/{plot}")), plot
@@ -112,14 +120,14 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     second = presto("demo", *TINY, cwd=home, env=env)
     assert second.returncode == 0, second.stderr
     assert "are there already" in second.stderr
-    assert second.stderr.count("is done already, its result is used") == 4
+    assert second.stderr.count("is done already, its result is used") == 7
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
     science = presto("science", "demo", *TINY, "--seeds", "1", cwd=home, env=env)
     assert science.returncode == 0, science.stderr
-    assert science.stderr.count("is done already, its result is used") == 4
-    assert "student at 4 steps ÷ the base at 4 evaluations" in science.stderr
-    assert "| **student 4** | 4 |" in (home / ".presto/science/science.md").read_text()
+    assert science.stderr.count("is done already, its result is used") == 7
+    assert "FD of S at 4 steps ÷ the base at 4 evaluations" in science.stderr
+    assert "| **S 4** | 4 | 12 |" in (home / ".presto/science/science.md").read_text()
 
     trial = '{"no GAN": {"steps.gan.generator_weight": 0.0}}'
     search = f"from pipelines.search import run; run('demo', {TINY!r}, local=False, trials={trial})"
@@ -139,12 +147,17 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     generated = presto(*words, cwd=home, env=env | exports)
     assert generated.returncode == 0, generated.stderr
     assert (home / ".presto/out/string-quartet-slow-in-a-minor-66-bpm-0.wav").is_file()
+
+    mine = [word for word in TINY if word.startswith("steps.")]
+    words = ("distill-steps", "demo", *mine, "storage.root=s3://presto/demo", "--from", "presto-layers@candidate")
+    again = presto(*words, cwd=home, env=env | exports)
+    assert "is done already, its result is used" in again.stderr, again.stderr  # the very LS of the demo
     logged = first.stdout + first.stderr + second.stderr + generated.stderr
     assert exports["AWS_SECRET_ACCESS_KEY"] not in logged
 
     unknown = presto("generate", "x", "inputs.generator=presto-generator@champion", cwd=home, env=env | exports)
     assert unknown.returncode == 1
-    assert "has no presto-generator@champion; it has presto-dataset@candidate" in unknown.stderr.replace("\n", " ")
+    assert "has no presto-generator@champion; it has presto-ase@candidate" in unknown.stderr.replace("\n", " ")
     assert "Traceback" not in unknown.stderr
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.demo import stage_configs
+from pipelines.demo import FLOW, stage_configs
 from presto_core.config.loader import ConfigError
 from presto_core.config.schema import EvaluateStage, IngestStage, StepsStage
 
@@ -23,7 +23,7 @@ def test_ingest_reads_the_corpus_that_was_built_unless_told_otherwise():
 
 def test_an_override_reaches_every_stage_that_has_its_section():
     configs = stage_configs("demo", ["seed=5", "steps.generator_updates=7", "cluster.num_workers=1"])
-    steps, evaluate = configs["distill-steps"], configs["evaluate"]
+    steps, evaluate = configs["S"], configs["evaluate"]
     assert isinstance(steps, StepsStage)
     assert isinstance(evaluate, EvaluateStage)
     assert steps.steps.generator_updates == 7
@@ -34,3 +34,22 @@ def test_an_override_reaches_every_stage_that_has_its_section():
 def test_an_override_that_fits_no_stage_is_refused():
     with pytest.raises(ConfigError, match=r"did you mean 'steps\.p_dmd"):
         stage_configs("demo", ["steps.p_dmdd.kind=karras"])
+
+
+def test_every_step_reads_what_an_earlier_one_makes():
+    before: set[str] = set()
+    for name, step in FLOW.items():
+        assert {*step.inputs.values(), *step.compared} <= before, name
+        before.add(name)
+
+
+def test_the_baseline_differs_from_presto_l_in_what_makes_it_a_baseline_alone():
+    configs = stage_configs("demo", ["layers.steps=7"])
+    ours, baseline = (configs[name].model_dump()["layers"] for name in ("L", "ASE"))
+    different = {key: (ours[key], baseline[key]) for key in ours if ours[key] != baseline[key]}
+    assert different == {
+        "mode": ("presto", "ase"),
+        "budget_conditioning": (True, False),
+        "self_teacher_weight": (ours["self_teacher_weight"], 0.0),
+    }
+    assert ours["steps"] == 7

@@ -36,15 +36,17 @@ def pixels_of(image: np.ndarray, colour: tuple[int, int, int]) -> int:
 
 
 def system(name: str, role: str, nfe: int, fd: float) -> dict[str, Any]:
-    measures = {"mmd": 0.0123, "density": 0.5, "coverage": 0.25, "sampling_ms": 40.0 * nfe, "speed_up": 10 / nfe}
+    quality = {"fd": fd, "fd_to_base": fd / 2, "mmd": 0.0123, "density": 0.5, "coverage": 0.25}
+    costs = {"blocks_run": 6 * nfe, "sampling_ms": 40.0 * nfe, "speed_up": 10 / nfe}
     return {
         "name": name,
+        "label": name.rsplit(" ", 1)[0],
         "role": role,
         "nfe": nfe,
-        "fd": fd,
         "sampler": "heun",
         "total_ms": 40.0 * nfe + 55,
-        **measures,
+        **quality,
+        **costs,
     }
 
 
@@ -66,8 +68,9 @@ def result_of(*systems: dict[str, Any]) -> dict[str, Any]:
 RESULT = result_of(
     system("base heun 10", "base", 10, 5.0),
     system("base heun 2", "base", 2, 30.25),
-    system("student 1", "student", 1, 9.0),
-    system("student 4", "student", 4, 6.0),
+    system("L heun 10", "layers", 10, 5.5),
+    system("S 1", "student", 1, 9.0),
+    system("S 4", "student", 4, 6.0),
 )
 
 
@@ -112,13 +115,26 @@ def test_a_run_without_metrics_still_gives_a_picture() -> None:
 
 
 def test_base_and_student_are_two_curves_and_the_floor_a_third() -> None:
-    image = picture(plots.quality_vs_steps(RESULT))
+    image = picture(plots.quality_vs_blocks(RESULT))
     assert pixels_of(image, CYCLE[0]) > 100
     assert pixels_of(image, CYCLE[1]) > 100
-    alone = picture(plots.quality_vs_steps(result_of(*RESULT["systems"][:2])))
+    alone = picture(plots.quality_vs_blocks(result_of(*RESULT["systems"][:2])))
     assert pixels_of(alone, CYCLE[1]) == 0
     lower = RESULT | {"floor": {"fd": 1.0}}
-    assert not np.array_equal(picture(plots.quality_vs_steps(lower)), image)
+    assert not np.array_equal(picture(plots.quality_vs_blocks(lower)), image)
+
+
+def test_activations_have_a_panel_a_model_and_a_line_a_noise_level() -> None:
+    def lines(*sigmas: float) -> list[dict[str, Any]]:
+        return [{"sigma": s, "variance": {"0": 1.0, "1": 2.0 + s, "5": 40.0}} for s in sigmas]
+
+    one = picture(plots.hidden_variance({"base": lines(0.1, 5.0)}))
+    two = picture(plots.hidden_variance({"base": lines(0.1, 5.0), "L": lines(0.1, 5.0)}))
+    assert two.shape[1] == pytest.approx(2 * one.shape[1], abs=3)
+    first, last = (68, 1, 84), (253, 231, 37)  # the ends of the colour map
+    assert pixels_of(one, first) > 100
+    assert pixels_of(one, last) > 100
+    assert pixels_of(picture(plots.hidden_variance({"base": lines(0.1)})), last) == 0
 
 
 @pytest.mark.parametrize("rate_hz", [RATE_HZ, 16000])
@@ -169,13 +185,15 @@ class Page(HTMLParser):
 
 
 def test_the_page_plays_every_sound_and_shows_every_system() -> None:
-    sounds = [f"audio/{name}-{i}.wav" for name in ("base-heun-10", "student-1") for i in range(3)]
+    sounds = [f"audio/{name}-{i}.wav" for name in ("base-heun-10", "S-1") for i in range(3)]
     page = Page(report.to_html(RESULT, sounds))
     assert page.sources("audio") == sounds
-    assert page.sources("img") == ["quality_vs_steps.png"]
+    assert page.sources("img") == ["quality_vs_blocks.png", "hidden_variance.png"]
     assert all(attributes["preload"] == "none" for tag, attributes in page.tags if tag == "audio")
-    assert [a.get("class") for tag, a in page.tags if tag == "tr" and "class" in a] == ["base"] * 2 + ["student"] * 2
-    for wanted in ("base heun 10", "student 4", "30.25", "12.3e-3", "real music (noise floor)", "base-heun-10-2"):
+    assert [a.get("class") for tag, a in page.tags if tag == "tr" and "class" in a] == ["base"] * 2 + ["layers"] + [
+        "student"
+    ] * 2
+    for wanted in ("base heun 10", "S 4", "30.25", "15.12", "12.3e-3", "real music (noise floor)", "base-heun-10-2"):
         assert wanted in page.cells
     columns = len(report.COLUMNS)
     assert len(page.cells) == columns * (1 + len(RESULT["systems"]) + 1) + 2 * len(sounds)
@@ -203,7 +221,7 @@ def test_the_table_prints_every_row_and_column_uncut(capsys: pytest.CaptureFixtu
     report.print_table(RESULT)
     printed = capsys.readouterr().out
     for row in RESULT["systems"]:
-        (line,) = [line for line in printed.splitlines() if row["name"] in line.replace("│", " ")]
+        (line,) = [line for line in printed.splitlines() if "│" in line and row["name"] in line]
         for _, cell in report.COLUMNS:
             assert cell(row) in line
     for name, _ in report.COLUMNS:

@@ -15,7 +15,7 @@ from tune_spaces.trials import STUDENT_TRIALS, overrides
 
 
 def student_of(trial: dict[str, Any]) -> StageConfig:
-    return stage_configs("science", [*SHORT, *overrides(trial)])["distill-steps"]
+    return stage_configs("science", [*SHORT, *overrides(trial)])["S"]
 
 
 def test_every_trial_fits_the_schema_and_no_two_are_the_same_run():

@@ -1,0 +1,90 @@
+"""Stage: base model -> one that runs fewer blocks where noise is high, by Presto-L or as its ASE baseline."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from pipelines import plots
+from pipelines.dataset import LatentDataset
+from pipelines.lineage import require_teacher_of
+from pipelines.stage import Workplace, run_stage
+from pipelines.storage import open_folder
+from pipelines.worker import Job, run_job
+from presto_core.config.loader import to_yaml
+from presto_core.config.schema import LayersStage
+from presto_core.metrics.health import TEACHER
+from presto_core.registry.manifest import Artifact, commit_artifact, read_artifact
+from presto_core.training.layers import LayerDistillation, budget_of
+from presto_core.training.model import ModelCard, load_model, weights_file
+from presto_core.training.parallel import Parallel
+from presto_core.training.state import TrainState
+
+PLOTTED = ("dsm_loss", "self_teacher_loss", "grad_norm", "blocks_run", *(f"dsm_loss/q{i}" for i in (1, 2, 3, 4)))
+
+
+def run(config: LayersStage) -> Artifact:
+    """Distil a base model's layers, go on with an interrupted distillation, or find it done.
+
+    Raises:
+        UserError: teacher or dataset unknown or not made for each other, a table that does not fit the depth, ...
+    """
+
+    def make(place: Workplace) -> None:
+        teacher, dataset = place.parents["teacher"], place.parents["dataset"]
+        require_teacher_of(teacher, dataset)
+        budget_of(config.layers, teacher.manifest["model"]["network"]["depth"])  # refused here, not by a worker
+        job = Job(
+            label="distill-layers",
+            build=partial(build, config, teacher.uri),
+            finish=partial(finish, config, place.run_id, place.artifact.uri, teacher.uri, place.parent_ids),
+            dataset_uri=dataset.uri,
+            scratch_uri=place.scratch.uri,
+            seed=config.seed,
+            global_batch_size=config.layers.global_batch_size,
+            total_steps=config.layers.steps,
+            loop=config.loop,
+            cluster=config.cluster,
+            watch=("dsm_loss", "self_teacher_loss", "blocks_run", "step_seconds"),
+            expected=TEACHER,
+        )
+        run_job(job, place.run)
+        place.show("losses.png", plots.losses({name: place.run.history(name) for name in PLOTTED}))
+
+    return run_stage("distill-layers", config, make, register_as=config.name)
+
+
+def build(
+    config: LayersStage, teacher_uri: str, dataset: LatentDataset, parallel: Parallel, dtype: torch.dtype | None
+) -> LayerDistillation:
+    """The algorithm, on every worker."""
+    folder = open_folder(teacher_uri)
+    network, card = load_model(folder, read_artifact(folder).manifest)
+    return LayerDistillation(
+        config.layers, network.to(parallel.device), sigma_data=card.sigma_data, parallel=parallel, autocast_dtype=dtype
+    )
+
+
+def finish(
+    config: LayersStage,
+    run_id: str,
+    uri: str,
+    teacher_uri: str,
+    parents: dict[str, str],
+    dataset: LatentDataset,
+    state: TrainState,
+) -> None:
+    """Commit the averaged network; its card is the teacher's, and the table it was trained with."""
+    card = ModelCard(**read_artifact(open_folder(teacher_uri)).manifest["model"])
+    budget = budget_of(config.layers, card.network["depth"])
+    commit_artifact(
+        open_folder(uri),
+        kind="layers",
+        artifact_id=run_id,
+        config_yaml=to_yaml(config),
+        parents=parents,
+        files=weights_file(state.emas["layers"].network),
+        details={"model": replace(card, layer_budget=budget.to_dict()).to_dict()},
+    )

@@ -1,0 +1,103 @@
+"""Whether dropped blocks save the time they should: wall time against FLOPs, in sampling and in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from presto_core.config.layers import FullBudget, PrestoLSBudget
+from presto_core.config.sampling import ScheduleConfig
+from presto_core.config.sections import LayersConfig, NetworkConfig, StepsConfig
+from presto_core.diffusion.denoiser import EDMDenoiser, add_noise
+from presto_core.diffusion.noise import noise_from_config
+from presto_core.networks.dit import DiT, with_budget
+from presto_core.networks.layer_budget import LayerBudget
+from presto_core.samplers.few_step import ping_pong
+from presto_core.samplers.schedule import few_step_sigmas
+from presto_core.training.layers import LayerDistillation
+from presto_core.training.state import step_generator
+from tests.bench.clock import Comparison, alternate
+from tests.bench.iteration import CHANNELS, TEXT_DIM, example_batch
+
+STUDENT_STEPS = 4
+Call = Callable[[], object]
+
+
+def measure(
+    network: NetworkConfig, layers: LayersConfig, steps: StepsConfig, *, frames: int, rounds: int
+) -> list[Comparison]:
+    """Presto-LS against Presto-S, and a training step at mixed budgets against one at full depth."""
+    torch.manual_seed(0)
+    teacher = DiT(network, channels=CHANNELS, text_dim=TEXT_DIM)
+    noise = noise_from_config(steps.p_gen)
+    budget = LayerBudget.over(noise, PrestoLSBudget(), depth=network.depth)
+    both = with_budget(teacher, budget)
+    batch = steps.global_batch_size
+    return [
+        _compared(
+            f"LS, {STUDENT_STEPS} steps, 1 clip",
+            sampling(both, budget, frames),
+            f"S, {STUDENT_STEPS} steps",
+            sampling(teacher, None, frames),
+            rounds=rounds,
+        ),
+        _compared(
+            f"LS generator, forward and backward, batch {batch}",
+            generator_pass(both, budget, steps, frames),
+            "S generator",
+            generator_pass(teacher, None, steps, frames),
+            rounds=rounds,
+        ),
+        _compared(
+            f"L training step, mixed budgets, batch {layers.global_batch_size}",
+            training_step(teacher, layers, frames),
+            "all blocks",
+            training_step(teacher, layers.model_copy(update={"budget": FullBudget()}), frames),
+            rounds=rounds,
+        ),
+    ]
+
+
+def sampling(net: DiT, budget: LayerBudget | None, frames: int) -> Call:
+    """One clip by ping-pong."""
+    sigmas = few_step_sigmas(STUDENT_STEPS, **ScheduleConfig().model_dump())
+    noise, cond, denoise = torch.randn(1, CHANNELS, frames), example_batch(1).cond, EDMDenoiser(net, 1.0)
+
+    @torch.inference_mode()
+    def call() -> None:
+        rng = torch.Generator().manual_seed(0)
+        ping_pong(denoise, noise, sigmas, cond, generator=rng, budget=budget.at if budget else None)
+
+    return call
+
+
+def generator_pass(net: DiT, budget: LayerBudget | None, steps: StepsConfig, frames: int) -> Call:
+    """The generator's part of its update: its pass over a batch with noise from p_gen, and back."""
+    batch, rng = example_batch(steps.global_batch_size, frames), step_generator(0, rank=0, total_step=0)
+    sigma = noise_from_config(steps.p_gen).sample(len(batch.x0), generator=rng)
+    noisy, denoise = add_noise(batch.x0, sigma, generator=rng), EDMDenoiser(net, 1.0)
+
+    def call() -> None:
+        denoise(noisy, sigma, batch.cond, budget.of(sigma) if budget else None).mean().backward()
+
+    return call
+
+
+def training_step(teacher: DiT, layers: LayersConfig, frames: int) -> Call:
+    """One update without self-teacher, whose own pass would hide what the budgets save; the same noise levels each."""
+    algorithm = LayerDistillation(layers.model_copy(update={"self_teacher_weight": 0.0}), teacher, sigma_data=1.0)
+    batch = example_batch(layers.global_batch_size, frames)
+    return lambda: algorithm.update(batch, generator=step_generator(0, rank=0, total_step=0))
+
+
+def _compared(what: str, call: Call, against: str, other: Call, *, rounds: int) -> Comparison:
+    times = alternate({"this": call, "other": other}, rounds=rounds)
+    return Comparison(what, times["this"], against, times["other"], flop_ratio=_flops(call) / _flops(other))
+
+
+def _flops(call: Call) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())

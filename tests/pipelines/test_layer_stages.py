@@ -1,0 +1,191 @@
+"""distill-layers, and distill-steps from its artifacts: lineage, the table that travels along, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines import distill_layers, distill_steps, train_teacher
+from pipelines.costs import hidden_variances
+from pipelines.lineage import method_of, require_comparable, require_layers_of
+from pipelines.models import Model, open_model, sample_base, sample_student
+from pipelines.systems import compared_systems
+from presto_core.config.errors import UserError
+from presto_core.config.loader import load_config
+from presto_core.config.sampling import BaseSampler, EvaluateConfig, ScheduleConfig
+from presto_core.config.schema import LayersStage
+from presto_core.diffusion.noise import KarrasInference, LogNormal
+from presto_core.metrics.blocks import watched
+from presto_core.registry.manifest import Artifact
+from tests.pipelines.synthetic import make_dataset
+from tests.pipelines.test_training_stages import steps_config, teacher_config, weights_of
+
+DEEP = {"network.depth": 4}
+
+
+def layers_config(root: str, dataset: str, teacher: str, **overrides: object) -> LayersStage:
+    keys = {"layers.steps": 6, "layers.global_batch_size": 4, "loop.log_every": 2, "cluster.num_workers": 0}
+    keys |= {"storage.root": root, "inputs.dataset": dataset, "inputs.teacher": teacher}
+    return load_config(LayersStage, None, keys | overrides)
+
+
+@pytest.fixture
+def dataset(workdir: Path) -> str:
+    return make_dataset(str(workdir / "data")).uri
+
+
+@pytest.fixture
+def teacher(dataset: str) -> Artifact:
+    return train_teacher.run(teacher_config("store", dataset, **DEEP))
+
+
+def sampled(model: Model, steps: int = 4) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(3)
+    noise = model.noise(2, generator=rng)
+    if model.artifact.kind == "generator":
+        return sample_student(model, noise, None, steps=steps, schedule=ScheduleConfig(), generator=rng)
+    return sample_base(model, noise, None, how=BaseSampler(steps=steps), schedule=ScheduleConfig())
+
+
+def test_base_to_layers_to_both_with_lineage_and_tables(dataset: str, teacher: Artifact):
+    layers = distill_layers.run(layers_config("store", dataset, teacher.id))
+    single = distill_steps.run(steps_config("store", dataset, teacher.id))
+    both = distill_steps.run(steps_config("store", dataset, teacher.id, **{"inputs.layers": layers.id}))
+    base = {"dataset": "0" * 16, "teacher": teacher.id}
+    assert layers.manifest["parents"] == single.manifest["parents"] == base
+    assert both.manifest["parents"] == base | {"layers": layers.id}
+    assert [method_of(a) for a in (teacher, layers, single, both)] == ["base", "L", "S", "LS"]
+
+    # L over the noise it was trained with, LS over that of its generator's inputs: each by its default table
+    assert layers.manifest["model"]["layer_budget"]["distribution"] == LogNormal(-0.4, 1.0).to_config()
+    assert both.manifest["model"]["layer_budget"]["distribution"] == KarrasInference(0.002, 80.0, 7.0).to_config()
+    assert layers.manifest["model"]["layer_budget"]["kept"] == [2, 2, 3, 3, 4]
+    assert both.manifest["model"]["layer_budget"]["kept"] == [2, 3, 3, 4, 4]
+    assert single.manifest["model"]["layer_budget"] is None
+
+
+def test_what_is_loaded_samples_as_what_was_saved_and_runs_what_its_table_says(dataset: str, teacher: Artifact):
+    layers = distill_layers.run(layers_config("store", dataset, teacher.id))
+    both = distill_steps.run(steps_config("store", dataset, teacher.id, **{"inputs.layers": layers.id}))
+    for artifact in (layers, both):
+        first, again = open_model(artifact.uri), open_model(artifact.uri)
+        assert torch.equal(sampled(first), sampled(again))
+        with watched(first.blocks) as record:
+            sampled(first)
+        budget = first.card.budget
+        assert budget is not None
+        levels = [80.0, 17.5, 2.5, 0.17] if artifact.kind == "generator" else [80.0, 9.7, 0.43, 0.002]
+        assert record.runs == 2 * sum(budget.at(s) for s in levels) < 2 * 4 * 4
+
+
+def test_skipping_without_distillation_is_an_ablation_too(dataset: str, teacher: Artifact):
+    dropped = distill_steps.run(steps_config("store", dataset, teacher.id, **{"steps.budget.kind": "presto_ls"}))
+    assert method_of(dropped) == "LS"
+    assert "layers" not in dropped.manifest["parents"]
+    assert sampled(open_model(dropped.uri)).isfinite().all()
+
+
+@pytest.mark.ray
+@pytest.mark.services
+@pytest.mark.parametrize("mode", ["presto", "ase"])
+def test_two_workers_distil_layers_though_blocks_are_left_out(ray_here, dataset: str, mode: str, teacher: Artifact):
+    """Budgets below the depth on both workers: gradients of skipped blocks are missing, and nobody waits for them."""
+    two = {"cluster.num_workers": 2, "cluster.cpus_per_worker": 0.7}
+    table = {"layers.mode": mode, "layers.budget": {"kind": "table", "kept": [1, 2]}}
+    layers = distill_layers.run(layers_config("store", dataset, teacher.id, **two, **table))
+    assert weights_of(layers) != weights_of(teacher)
+    before, after = (open_model(a.uri).blocks for a in (teacher, layers))
+    untouched = [all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters())) for a, b in zip(before, after)]
+    assert untouched == ([False, True, True, False] if mode == "presto" else [False, False, True, True])
+    steps = two | {"inputs.layers": layers.id, "steps.budget": {"kind": "uniform", "kept": 2}}
+    both = distill_steps.run(steps_config("store", dataset, teacher.id, **steps))
+    assert both.manifest["training"] == {"generator_step": 2, "total_step": 12}
+
+
+# --- refused before any compute
+
+
+def test_layers_of_another_base_are_refused(dataset: str, teacher: Artifact):
+    layers = distill_layers.run(layers_config("store", dataset, teacher.id))
+    other = train_teacher.run(teacher_config("store", dataset, seed=1, **DEEP))
+    with pytest.raises(UserError, match=f"comes from base {teacher.id}, not from {other.id}; .*inputs.teacher="):
+        distill_steps.run(steps_config("store", dataset, other.id, **{"inputs.layers": layers.id}))
+
+
+def test_something_else_than_layers_is_refused(dataset: str, teacher: Artifact):
+    with pytest.raises(UserError, match="is a teacher; give a model that presto distill-layers made"):
+        distill_steps.run(steps_config("store", dataset, teacher.id, **{"inputs.layers": teacher.id}))
+
+
+def test_layers_without_a_table_are_refused(dataset: str, teacher: Artifact):
+    layers = distill_layers.run(layers_config("store", dataset, teacher.id))
+    for table in (None, {}, {"edges": []}):
+        manifest = json.loads(json.dumps(layers.manifest))
+        manifest["model"]["layer_budget"] = table
+        with pytest.raises(UserError, match="has no table of blocks by noise level"):
+            require_layers_of(replace(layers, manifest=manifest), teacher)
+
+
+@pytest.mark.parametrize("kept", [5, 9])
+def test_a_table_that_does_not_fit_is_refused_by_both_stages(dataset: str, teacher: Artifact, kept: int):
+    budget = {"kind": "uniform", "kept": kept}
+    message = f"runs {kept} blocks and the network has 4"
+    with pytest.raises(UserError, match=message):
+        distill_layers.run(layers_config("store", dataset, teacher.id, **{"layers.budget": budget}))
+    with pytest.raises(UserError, match=message):
+        distill_steps.run(steps_config("store", dataset, teacher.id, **{"steps.budget": budget}))
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"kind": "uniform", "kept": 0}, r"layers\.budget\.kept=0: input should be greater than or equal to 1"),
+        ({"kind": "table", "kept": [4, 0]}, r"layers\.budget\.kept\.1=0: input should be greater than or equal to 1"),
+        ({"kind": "table", "kept": [4, 2]}, r"kept=\[4, 2\] must not fall"),
+        ({"kind": "presto"}, r"layers\.budget: kind must be one of 'presto_l'"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_one_sentence(budget: dict[str, object], message: str):
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(LayersStage, None, {"layers.budget": budget})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_other_latents_is_not_judged_beside_this_base(dataset: str, workdir: Path, teacher: Artifact):
+    other = make_dataset(str(workdir / "other"), shard_rows=(11,)).uri
+    foreign = train_teacher.run(teacher_config("elsewhere", other, **DEEP))
+    with pytest.raises(UserError, match="differ in their latent statistics; judge it beside its own base"):
+        require_comparable(foreign, teacher)
+
+
+# --- what an evaluation makes of them
+
+
+def test_every_model_has_its_rows_and_a_name_of_its_own(dataset: str, teacher: Artifact):
+    layers = distill_layers.run(layers_config("store", dataset, teacher.id))
+    again = distill_layers.run(layers_config("store", dataset, teacher.id, seed=1))
+    student = distill_steps.run(steps_config("store", dataset, teacher.id))
+    config = EvaluateConfig(
+        base=(BaseSampler(),), layers=(BaseSampler(sampler="euler", steps=8),), student_steps=(1, 4)
+    )
+    models = {"teacher": teacher, "generator": student, "compared_0": layers, "compared_1": again}
+    systems = compared_systems(config, models)
+    names = ["base dpmpp_2m 40", f"L {layers.id[:6]} euler 8", f"L {again.id[:6]} euler 8", "S 1", "S 4"]
+    assert [s.name for s in systems] == names
+    assert [s.model for s in systems] == ["teacher", "compared_0", "compared_1", "generator", "generator"]
+    assert [s.role for s in systems] == ["base", "layers", "layers", "student", "student"]
+
+
+def test_activations_are_measured_where_blocks_run(dataset: str, teacher: Artifact):
+    layers = distill_layers.run(layers_config("store", dataset, teacher.id, **{"layers.mode": "ase"}))
+    models = {"teacher": open_model(teacher.uri), "compared_0": open_model(layers.uri)}
+    found = hidden_variances(models, {"teacher": "base", "compared_0": "ASE"}, dataset)
+    assert all(list(line["variance"]) == ["0", "1", "2", "3"] for line in found["base"])
+    ran = [len(line["variance"]) for line in found["ASE"]]  # from low noise to high
+    assert ran == sorted(ran, reverse=True)
+    assert (ran[0], ran[-1]) == (4, 2)
+    assert all(v > 0 for line in found["ASE"] for v in line["variance"].values())
