@@ -125,7 +125,11 @@ def distill_steps(
     dry_run: DryRun = False,
 ) -> None:
     """Distil the base model into a few-step generator (Presto-S; with --from, Presto-LS)."""
-    start = [f"inputs.layers={layers}"] if layers else []
+    if layers == "":
+        raise UserError(
+            "--from is empty; name a layer-distilled model, such as presto-layers@candidate, or leave it out"
+        )
+    start = [] if layers is None else [f"inputs.layers={json.dumps(layers)}"]
     _run("distill-steps", "distill_steps", [*(words or []), *start], dry_run)
 
 
@@ -163,6 +167,7 @@ def demo(
 
     if dry_run:
         for name, config in flow.stage_configs(preset, overrides).items():
+            typer.echo(flow.described(name))
             show(flow.FLOW[name].stage, config)
     else:
         flow.run(preset, overrides, local=local)
@@ -185,6 +190,7 @@ def science(
     if dry_run:
         configs = flow.stage_configs(preset or "science", overrides)
         for name in study.STEPS:
+            typer.echo(flow.described(name))
             show(flow.FLOW[name].stage, configs[name])
         if search:
             typer.echo(trials.plan(preset or "science", overrides))

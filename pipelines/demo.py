@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.progress import console
+from pipelines.words import PRESETS
 from presto_core.config.loader import load_config
 from presto_core.config.schema import STAGES, CorpusStage, IngestStage, StageConfig
 from presto_core.config.sections import IngestConfig, InputsConfig
 
-PRESETS = Path(__file__).parent / "presets"
 OBJECT_STORE = Path(".presto/object_store")
 BUCKET = "presto"
 MODULES = {
@@ -55,7 +55,7 @@ FLOW = {
     "ASE": Step("distill-layers", BASE, settings=ASE),
     "L": Step("distill-layers", BASE),
     "S": Step("distill-steps", BASE),
-    "LS": Step("distill-steps", BASE | {"layers": "L"}),
+    "LS": Step("distill-steps", BASE | {"layers": "L"}, settings=("name=presto-both",)),
     "evaluate": Step("evaluate", BASE, compared=("ASE", "L", "S", "LS")),
     "generate": Step("generate", {"generator": "LS"}),
 }
@@ -106,6 +106,13 @@ def _reading(ingest: StageConfig, corpus: StageConfig) -> StageConfig:
         return ingest
     source = ingest.ingest.model_copy(update={"source": corpus.corpus.folder})
     return ingest.model_copy(update={"ingest": source})
+
+
+def described(name: str) -> str:
+    """A step in one line: its name, and the steps whose artifacts it reads."""
+    step = FLOW[name]
+    read = [f"{role} {maker}" for role, maker in step.inputs.items()] + [f"compared {other}" for other in step.compared]
+    return f"## {name}" + (f", made from {', '.join(read)}" if read else "")
 
 
 def run_step(name: str, config: StageConfig, root: str, made: dict[str, Any]) -> Any:

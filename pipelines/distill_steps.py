@@ -18,10 +18,9 @@ from presto_core.config.loader import to_yaml
 from presto_core.config.schema import StepsStage
 from presto_core.diffusion.noise import noise_from_config
 from presto_core.metrics.health import STEP_DISTILLATION
-from presto_core.networks.dit import with_budget
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.registry.manifest import Artifact, commit_artifact, read_artifact
-from presto_core.training.model import ModelCard, load_model, weights_file
+from presto_core.training.model import ModelCard, load_model, weights_file, with_budget
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import TrainState
 from presto_core.training.steps import StepDistillation
@@ -101,18 +100,19 @@ def build(
     dtype: torch.dtype | None,
 ) -> StepDistillation:
     """The algorithm, on every worker."""
-    teacher_folder, start_folder = open_folder(teacher_uri), open_folder(start_uri)
-    teacher, card = load_model(teacher_folder, read_artifact(teacher_folder).manifest)
-    start = read_artifact(start_folder)
-    network, start_card = load_model(start_folder, start.manifest)
-    budget = generator_card(config, start).budget
-    if budget and not start_card.budget:  # dropping blocks of the base itself
-        network = with_budget(network, budget)
+    folder = open_folder(teacher_uri)
+    teacher, card = load_model(folder, read_artifact(folder).manifest)
+    start_folder, start = open_folder(start_uri), None
+    budget = generator_card(config, read_artifact(start_folder)).budget
+    if start_uri != teacher_uri:
+        start, _ = load_model(start_folder, read_artifact(start_folder).manifest)
+    elif budget:  # dropping blocks of the base itself
+        start = with_budget(teacher, budget)
     return StepDistillation(
         config.steps,
         teacher.to(parallel.device),
         sigma_data=card.sigma_data,
-        start=network.to(parallel.device),
+        start=start.to(parallel.device) if start else None,
         budget=budget,
         parallel=parallel,
         autocast_dtype=dtype,

@@ -12,7 +12,7 @@ import torch
 
 from pipelines import plots, report
 from pipelines.costs import hidden_variances, measured_costs
-from pipelines.lineage import require_comparable
+from pipelines.lineage import require_comparable, require_teacher_of
 from pipelines.models import open_model
 from pipelines.progress import console
 from pipelines.shards import Array
@@ -37,10 +37,10 @@ def run(config: EvaluateStage) -> Artifact:
     """
 
     def make(place: Workplace) -> None:
-        models = _models(place)
-        for artifact in models.values():
-            require_comparable(artifact, place.parents["teacher"])
-        uris = {role: artifact.uri for role, artifact in place.parents.items()}
+        teacher, models = place.parents["teacher"], _models(place)
+        require_teacher_of(teacher, place.parents["dataset"])
+        require_comparable({role: a for role, a in models.items() if role != "teacher"}, teacher)
+        uris = {"dataset": place.parents["dataset"].uri} | {role: artifact.uri for role, artifact in models.items()}
         systems = compared_systems(config.evaluate, models)
         sampled = sample_systems(config, [REFERENCE, FLOOR, *systems], uris, place.scratch)
         result = _measured(config, systems, sampled, uris, place)
@@ -54,7 +54,9 @@ def run(config: EvaluateStage) -> Artifact:
 
 
 def _models(place: Workplace) -> dict[str, Artifact]:
-    return {role: artifact for role, artifact in place.parents.items() if role != "dataset"}
+    """The models to judge by role; one that is named twice is judged once."""
+    first = {a.id: role for role, a in reversed(place.parents.items())}
+    return {role: a for role, a in place.parents.items() if role != "dataset" and first[a.id] == role}
 
 
 def _measured(

@@ -1,4 +1,4 @@
-"""Stage: prompts -> music: a WAV and a spectrogram each, from any teacher or generator of the registry."""
+"""Stage: prompts -> music: a WAV and a spectrogram each, from any model of the registry."""
 
 from __future__ import annotations
 

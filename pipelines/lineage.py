@@ -5,16 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from presto_core.config.errors import UserError
+from presto_core.networks.layer_budget import LayerBudget
 from presto_core.registry.manifest import Artifact
 
 
 def method_of(artifact: Artifact) -> str:
-    """How a model was made, as tables name it: base, L, ASE, S, LS, ASE-S."""
-    budget = (artifact.manifest.get("model") or {}).get("layer_budget")
-    layers = "" if budget is None else "ASE" if budget.get("mode") == "ase" else "L"
-    if artifact.kind == "generator":
-        return {"": "S", "L": "LS", "ASE": "ASE-S"}[layers]
-    return layers or "base"
+    """How a model was made, as tables name it: base, L, ASE, S, LS, ASE-S, or S-drop (blocks of the base dropped)."""
+    budget = (artifact.manifest.get("model") or {}).get("layer_budget") or {}
+    exits_early = budget.get("mode") == "ase"
+    if artifact.kind == "layers":
+        return "ASE" if exits_early else "L"
+    if artifact.kind != "generator":
+        return "base"
+    if "layers" in artifact.manifest["parents"]:
+        return "ASE-S" if exits_early else "LS"
+    return "S-drop" if budget else "S"
 
 
 def require_teacher_of(teacher: Artifact, dataset: Artifact) -> None:
@@ -29,7 +34,7 @@ def require_teacher_of(teacher: Artifact, dataset: Artifact) -> None:
     different = _difference(teacher.manifest["model"], data | data.get("latents", {}))
     if different:
         raise UserError(
-            f"teacher {teacher.id} and data set {dataset.id} differ in their {different}; distil on the data set "
+            f"teacher {teacher.id} and data set {dataset.id} differ in their {different}; use the data set "
             f"that the teacher was trained on: inputs.dataset={teacher.manifest['parents'].get('dataset')}"
         )
 
@@ -45,12 +50,13 @@ def require_layers_of(layers: Artifact, teacher: Artifact) -> None:
             f"inputs.layers={layers.uri} is a {layers.kind}; give a model that presto distill-layers made, such as "
             "presto-layers@candidate"
         )
-    table = layers.manifest["model"].get("layer_budget") or {}
-    if not table.get("kept"):
+    try:
+        LayerBudget.from_dict(layers.manifest["model"]["layer_budget"])
+    except (KeyError, TypeError, ValueError):
         raise UserError(
             f"layer-distilled model {layers.id} has no table of blocks by noise level, so what it runs is unknown; "
             "make it again with presto distill-layers"
-        )
+        ) from None
     base = layers.manifest["parents"].get("teacher")
     if base != teacher.id:
         raise UserError(
@@ -59,20 +65,24 @@ def require_layers_of(layers: Artifact, teacher: Artifact) -> None:
         )
 
 
-def require_comparable(model: Artifact, teacher: Artifact) -> None:
-    """Models judged beside each other must make latents of the same codec from captions of the same text encoder.
+def require_comparable(models: dict[str, Artifact], teacher: Artifact) -> None:
+    """Models judged beside a base must be distilled ones, of the same codec, text encoder and statistics.
 
     Raises:
-        UserError: they do not, or it is no model.
+        UserError: one is not.
     """
-    if "model" not in model.manifest:
-        raise UserError(f"{model.uri} is a {model.kind}, not a model that can be judged")
-    different = _difference(model.manifest["model"], teacher.manifest["model"])
-    if different:
-        raise UserError(
-            f"{model.kind} {model.id} and teacher {teacher.id} differ in their {different}; judge it beside its own "
-            f"base, {model.manifest['parents'].get('teacher')}"
-        )
+    for model in models.values():
+        if model.kind not in ("layers", "generator"):
+            raise UserError(
+                f"{model.uri} is a {model.kind}; beside the base, evaluate compares layer-distilled models and "
+                "generators: mend inputs.compared and inputs.generator"
+            )
+        different = _difference(model.manifest["model"], teacher.manifest["model"])
+        if different:
+            raise UserError(
+                f"{model.kind} {model.id} and teacher {teacher.id} differ in their {different}; judge it beside its "
+                f"own base: inputs.teacher={model.manifest['parents'].get('teacher')}"
+            )
 
 
 def _difference(model: dict[str, Any], other: dict[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""A teacher or generator artifact, ready to make music: network, normalisation, codec and text encoder together."""
+"""A model's artifact (teacher, layers, generator), ready to make music: with codec and text encoder."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Model:
 
 
 def open_model(uri: str, *, device: torch.device | str = "cpu") -> Model:
-    """Load a teacher or generator; every byte is checked against its manifest.
+    """Load a model; every byte is checked against its manifest.
 
     Raises:
         StoreError: missing, damaged, or no model.

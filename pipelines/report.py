@@ -72,8 +72,9 @@ table{{border-collapse:collapse}}td,th{{padding:.25rem .75rem;text-align:right;b
 td:first-child,th:first-child{{text-align:left}}tr.student,tr.layers{{font-weight:600}}img{{max-width:100%}}</style>
 <h1>Presto evaluation</h1><table><tr>{head}</tr>{body}<tr><td>real music (noise floor)</td>{floor}</tr></table>
 <p>{html.escape(caption(result))}</p><img src=quality_vs_blocks.png alt="quality against blocks run">
-<h2>Activations by depth</h2><p>Variance after each block that runs: the last block stands out, which is why Presto-L
-keeps it.</p><img src=hidden_variance.png alt="variance of activations by block and noise level">
+<h2>Activations by depth</h2><p>Variance after each block that runs, by noise level. In the paper's model the last
+block stands out, so Presto-L keeps it where ASE does not.</p>
+<img src=hidden_variance.png alt="variance of activations by block and noise level">
 <h2>Listen</h2><table>{players}</table></html>"""
 
 

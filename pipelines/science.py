@@ -165,6 +165,11 @@ def _require_comparable(config: StageConfig) -> None:
             f"science compares students at {STUDENT_STEPS} steps with the base at {BASE_FEW_NFE} evaluations and "
             f"at {BASE_MANY_STEPS} steps or more; add what is missing to evaluate.student_steps or evaluate.base"
         )
+    if settings.layers[:1] != settings.base[:1]:
+        raise UserError(
+            "science compares layer-distilled models with the base under one sampler; make the first of "
+            "evaluate.layers the first of evaluate.base"
+        )
 
 
 def _system(rows: Rows) -> dict[str, Any]:
@@ -177,7 +182,7 @@ def to_markdown(result: dict[str, Any]) -> str:
     """The results table of the README."""
     seeds = len(result["reports"])
     lines = [
-        f"| system | NFE | blocks | FD, {seeds} seeds | FD to base | MMD x 1000 | ms a clip | speed-up |",
+        f"| system | NFE | blocks | FD, mean of {seeds} | FD to base | MMD x 1000 | ms a clip | speed-up |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["systems"]:

@@ -41,9 +41,8 @@ class EvaluateConfig(Section):
     num_samples: Count = 256
     batch_size: Count = 16
     student_steps: tuple[Count, ...] = (1, 2, 4, 8)
-    base: tuple[BaseSampler, ...] = (
-        BaseSampler(),
-        *(BaseSampler(sampler="euler", steps=n) for n in (1, 2, 4, 8)),
+    base: tuple[BaseSampler, ...] = Field(
+        (BaseSampler(), *(BaseSampler(sampler="euler", steps=n) for n in (1, 2, 4, 8))), min_length=1
     )
     """Samplers of the base; the first is the reference that speed-ups are relative to."""
     layers: tuple[BaseSampler, ...] = (BaseSampler(),)

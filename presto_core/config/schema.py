@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from presto_core.config.errors import UserError
 from presto_core.config.sampling import EvaluateConfig, GenerateConfig
 from presto_core.config.section import Section
 from presto_core.config.sections import (
@@ -31,9 +32,10 @@ UNHASHED = ("storage", "tracking", "cluster", "loop", "inputs")
 
 
 class StageConfig(Section):
-    """What every stage takes; `PARENTS` names the inputs it reads, of which empty ones are left out."""
+    """What every stage takes; `PARENTS` names the inputs it reads, `OPTIONAL` those of them that may be empty."""
 
     PARENTS: ClassVar[tuple[str, ...]] = ()
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
 
     inputs: InputsConfig = InputsConfig()
     storage: StorageConfig = StorageConfig()
@@ -42,8 +44,18 @@ class StageConfig(Section):
     seed: int = Field(0, ge=0)
 
     def references(self) -> dict[str, str]:
-        """Role -> the artifact to read, as `inputs` names it."""
-        return {role: reference for role in self.PARENTS if (reference := getattr(self.inputs, role))}
+        """Role -> the artifact to read, as `inputs` names it.
+
+        Raises:
+            UserError: one that this stage needs is empty.
+        """
+        named = {role: str(getattr(self.inputs, role)) for role in self.PARENTS}
+        for role, reference in named.items():
+            if not reference and role not in self.OPTIONAL:
+                raise UserError(
+                    f"inputs.{role} is empty; give a registry name such as presto-{role}@candidate, an id or a URI"
+                )
+        return {role: reference for role, reference in named.items() if reference}
 
     def result_config(self) -> dict[str, Any]:
         """The settings that decide the result: all but where it runs and which artifacts it starts from."""
@@ -112,6 +124,7 @@ class LayersStage(StageConfig):
 
 class StepsStage(StageConfig):
     PARENTS = ("dataset", "teacher", "layers")
+    OPTIONAL = ("layers",)
 
     name: str = "presto-generator"
     steps: StepsConfig = StepsConfig()
@@ -130,6 +143,7 @@ class StepsStage(StageConfig):
 
 class EvaluateStage(StageConfig):
     PARENTS = ("dataset", "teacher", "generator")
+    OPTIONAL = ("generator",)
 
     evaluate: EvaluateConfig = EvaluateConfig()
 

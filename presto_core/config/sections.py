@@ -31,6 +31,7 @@ class InputsConfig(Section):
     layers: str = ""
     """Layer-distilled model that `distill-steps` starts from (Presto-LS); empty starts from the base (Presto-S)."""
     generator: str = "presto-generator@candidate"
+    """Few-step generator; `evaluate` does without one where it is empty (inputs.generator="''")."""
     compared: tuple[str, ...] = ()
     """Further models that `evaluate` compares: layer-distilled ones and other generators."""
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from presto_core.config import noise as config
+from presto_core.config.errors import UserError
 
 BISECTION_STEPS = 80  # halves ln(sigma) in [-25, 25] to below fp64 resolution
 
@@ -141,7 +142,7 @@ class Truncated(NoiseDistribution):
         ends = self.base.cdf(torch.tensor([self.sigma_low, self.sigma_high], dtype=torch.float64))
         low, high = ends.tolist()
         if high - low < 1e-12:
-            raise ValueError(
+            raise UserError(
                 f"truncated noise keeps nothing: {self.base} has no mass in "
                 f"[{self.sigma_low}, {self.sigma_high}]; widen sigma_low or sigma_high"
             )

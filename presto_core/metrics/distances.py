@@ -28,7 +28,8 @@ def frechet_distance(*, generated: Embeddings, reference: Embeddings) -> float:
     root = _symmetric_sqrt(np.atleast_2d(cov_a))
     cross = np.linalg.eigvalsh(root @ np.atleast_2d(cov_b) @ root)
     trace_root = np.sqrt(cross.clip(min=0)).sum()
-    return float(shift @ shift + np.trace(np.atleast_2d(cov_a + cov_b)) - 2 * trace_root)
+    # never below zero but by rounding, as for two sets that are the same
+    return max(0.0, float(shift @ shift + np.trace(np.atleast_2d(cov_a + cov_b)) - 2 * trace_root))
 
 
 def mmd(*, generated: Embeddings, reference: Embeddings, kernel: str = "rbf") -> float:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.embeddings import BudgetEmbedding, ConditionEmbedding, NoiseEmbedding, rotary_angles, rotate
-from presto_core.networks.layer_budget import LayerBudget, Mode, kept_blocks
+from presto_core.networks.layer_budget import Mode, kept_blocks, require_fits
 
 
 class SelfAttention(nn.Module):
@@ -145,15 +145,19 @@ class DiT(nn.Module):
             ValueError: T is not a multiple of the patch.
             UserError: a budget is not between 1 and the depth.
         """
+        budget = self.config.depth if budget is None else budget
+        budgets = budget.tolist() if isinstance(budget, Tensor) else [budget]
+        require_fits(budgets, self.config.depth)
         context_vector, context, visible = self.condition(cond, x.shape[0])
         told = self.noise(c_noise)
         if self.budget is not None:
-            told = told + self.budget(self.config.depth if budget is None else budget)
+            told = told + self.budget(budget)
         vector = F.silu(told + context_vector)
         hidden = self.input(self._tokens(x))
         if taps:
             return self._tapped(hidden, (vector, context, visible), taps)
-        hidden = self._through_blocks(hidden, (vector, context, visible), budget)
+        through = self._through_blocks if min(budgets) == max(budgets) else self._through_mixed
+        hidden = through(hidden, (vector, context, visible), budgets)
         shift, scale = self.final_modulation(vector)[:, None].chunk(2, dim=-1)
         raw = self._frames(self.output(_modulated(hidden, shift, scale))) + self._filtered(x, vector)
         return (raw, hidden) if with_hidden else raw
@@ -166,15 +170,10 @@ class DiT(nn.Module):
             tapped[index] = hidden
         return [tapped[i].transpose(1, 2) for i in taps]
 
-    def _through_blocks(self, hidden: Tensor, told: tuple[Tensor, ...], budget: int | Tensor | None) -> Tensor:
-        """hidden: [B, N, D] through the blocks that its budget keeps."""
-        if isinstance(budget, Tensor):
-            budgets: list[int] = budget.tolist()
-            if min(budgets) < max(budgets):
-                return self._through_mixed(hidden, told, budgets)
-            budget = budgets[0]
+    def _through_blocks(self, hidden: Tensor, told: tuple[Tensor, ...], budgets: list[int]) -> Tensor:
+        """hidden: [B, N, D] through the blocks that the one budget of all samples keeps."""
         rotary = self._rotary(hidden)
-        for index in kept_blocks(self.config.depth if budget is None else budget, self.config.depth, self.mode):
+        for index in kept_blocks(budgets[0], self.config.depth, self.mode):
             hidden = self.blocks[index](hidden, *told, rotary)
         return hidden
 
@@ -225,20 +224,6 @@ class DiT(nn.Module):
         """[B, N, C patch] -> [B, C, N patch]."""
         batch, count, _ = tokens.shape
         return tokens.reshape(batch, count * self.config.patch, self.channels).transpose(1, 2)
-
-
-def with_budget(teacher: DiT, budget: LayerBudget) -> DiT:
-    """A trainable copy of a network that runs at this budget; at full depth it is the original, bit for bit."""
-    network = DiT(
-        teacher.config,
-        channels=teacher.channels,
-        text_dim=teacher.condition.pooled.in_features,
-        mode=budget.mode,
-        budget_conditioned=budget.conditioned,
-    )
-    new = {name: value for name, value in network.state_dict().items() if name.startswith("budget.")}
-    network.load_state_dict(teacher.state_dict() | new)
-    return network.to(teacher.input.weight.device)
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,11 +31,21 @@ def kept_blocks(budget: int, depth: int, mode: Mode = "presto") -> tuple[int, ..
     Raises:
         UserError: the budget is not between 1 and the depth.
     """
-    if not 1 <= budget <= depth:
-        raise UserError(f"a budget of {budget} blocks does not fit a network of {depth}; give 1 to {depth}")
+    require_fits([budget], depth)
     if mode == "ase":
         return tuple(range(budget))
     return (*range(budget - 1), depth - 1)
+
+
+def require_fits(budgets: list[int], depth: int) -> None:
+    """Refuse budgets that are not between 1 and the depth.
+
+    Raises:
+        UserError: naming the first such budget.
+    """
+    for budget in budgets:
+        if not 1 <= budget <= depth:
+            raise UserError(f"a budget of {budget} blocks does not fit a network of {depth}; give 1 to {depth}")
 
 
 @dataclass(frozen=True)
@@ -66,15 +77,16 @@ class LayerBudget:
         """
         kept = _kept(config, depth)
         shares = torch.arange(len(kept) - 1, 0, -1, dtype=torch.float64) / len(kept)
-        edges = tuple(noise.quantile(shares).tolist())
+        edges = tuple(noise.quantile(shares).float().tolist())  # in the precision of noise levels
         return LayerBudget(kept, edges, noise.to_config(), mode, conditioned)
 
     def at(self, sigma: float) -> int:
         """Blocks that run at one noise level; needs no look at a tensor, so that sampling never waits for a device."""
-        return self.kept[sum(sigma < edge for edge in self.edges)]
+        level = float(np.float32(sigma))  # as `of` sees it: a grid's level may be an edge itself
+        return self.kept[sum(level < edge for edge in self.edges)]
 
     def of(self, sigma: Tensor) -> Tensor:
-        """The same for sigma: [B] -> [B] int64."""
+        """The same for sigma: [B] fp32 -> [B] int64."""
         edges, kept = (torch.tensor(v, device=sigma.device) for v in (self.edges, self.kept))
         return kept[(sigma[:, None] < edges).sum(dim=1)]
 
@@ -87,9 +99,15 @@ class LayerBudget:
         """What `to_dict` gave, after JSON too.
 
         Raises:
-            KeyError, TypeError: it holds no table.
+            KeyError, TypeError, ValueError: it holds no table, or one that is none.
         """
-        return LayerBudget(**said | {"kept": tuple(said["kept"]), "edges": tuple(said["edges"])})
+        budget = LayerBudget(**said | {"kept": tuple(said["kept"]), "edges": tuple(said["edges"])})
+        rising, falling = sorted(budget.kept), sorted(budget.edges, reverse=True)
+        if not rising or rising[0] < 1 or list(budget.kept) != rising:
+            raise ValueError(f"kept={list(budget.kept)} must hold numbers of blocks that do not fall")
+        if len(falling) != len(rising) - 1 or list(budget.edges) != falling:
+            raise ValueError(f"edges={list(budget.edges)} must be {len(rising) - 1} falling noise levels")
+        return budget
 
 
 def _kept(config: BudgetConfig, depth: int) -> tuple[int, ...]:

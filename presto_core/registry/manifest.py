@@ -22,7 +22,7 @@ class Artifact:
 
     Attributes:
         id: hash over configuration and parents; the same inputs give the same id.
-        kind: dataset, teacher, generator or report.
+        kind: dataset, teacher, layers, generator or report.
         uri: its folder.
         manifest: everything it says of itself.
     """

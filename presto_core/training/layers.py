@@ -11,10 +11,11 @@ from presto_core.diffusion.denoiser import EDMDenoiser, add_noise
 from presto_core.diffusion.noise import noise_from_config
 from presto_core.losses.dsm import dsm_loss
 from presto_core.losses.layer_distill import self_teacher_loss
-from presto_core.networks.dit import DiT, with_budget
+from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.training import optim
 from presto_core.training.ema import Ema
+from presto_core.training.model import with_budget
 from presto_core.training.parallel import ALONE, Parallel
 from presto_core.training.state import Batch, TrainState
 from presto_core.training.teacher import losses_by_sigma
@@ -69,21 +70,24 @@ class LayerDistillation:
             **losses_by_sigma("dsm_loss", dsm.detach(), sigma, self.p_train),
         }
         loss = dsm.mean()
-        # at full depth the distance is zero: only samples that skip blocks need the second pass
-        skipping = (budget < self.depth).nonzero().squeeze(1)
-        if self.config.self_teacher_weight and len(skipping):
-            full_hidden = self._full_hidden(noisy[skipping], sigma[skipping], cond.rows(skipping))
-            distance = self_teacher_loss(hidden[skipping], full_hidden).sum() / len(budget)
+        if self.config.self_teacher_weight:
+            distance = self._self_teacher_loss(hidden, noisy, sigma, cond, skipping=budget < self.depth)
             loss = loss + self.config.self_teacher_weight * distance
             metrics["self_teacher_loss"] = distance.detach()
         loss.backward()
         return metrics | self._step()
 
-    @torch.no_grad()
-    def _full_hidden(self, noisy: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """[B, N, D] after the last block at full depth."""
-        (activations,) = self.denoise.features(noisy, sigma, cond, taps=(self.depth - 1,))
-        return activations.transpose(1, 2)
+    def _self_teacher_loss(
+        self, hidden: Tensor, noisy: Tensor, sigma: Tensor, cond: Conditioning, *, skipping: Tensor
+    ) -> Tensor:
+        """Mean over the batch; at full depth the distance is zero, so only samples that skip need a second pass."""
+        rows = skipping.nonzero().squeeze(1)
+        if not len(rows):
+            return hidden.new_zeros(())
+        with torch.no_grad():
+            taps = (self.depth - 1,)
+            (full_hidden,) = self.denoise.features(noisy[rows], sigma[rows], cond.rows(rows), taps=taps)
+        return self_teacher_loss(hidden[rows], full_hidden.transpose(1, 2)).sum() / len(hidden)
 
     def _step(self) -> dict[str, Tensor]:
         state = self.state

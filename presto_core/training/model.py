@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from presto_core.config.sections import NetworkConfig
-from presto_core.networks.dit import DiT, with_budget
+from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.registry.store import Folder, StoreError, read_file
 
@@ -51,8 +51,9 @@ class ModelCard:
 
     def new_network(self) -> DiT:
         """An untrained network of this shape."""
-        network = DiT(NetworkConfig(**self.network), channels=self.channels, text_dim=self.text["dim"])
-        return with_budget(network, self.budget) if self.budget else network
+        return _network(
+            NetworkConfig(**self.network), channels=self.channels, text_dim=self.text["dim"], budget=self.budget
+        )
 
     def normalised(self, latents: Tensor) -> Tensor:
         """Latents [B, C, T] as the codec knows them -> as the network does."""
@@ -69,19 +70,34 @@ class ModelCard:
         return mean, std
 
 
+def with_budget(network: DiT, budget: LayerBudget) -> DiT:
+    """A trainable copy of a network that runs at this budget; at full depth it is the original, bit for bit."""
+    text_dim = network.condition.pooled.in_features
+    copy = _network(network.config, channels=network.channels, text_dim=text_dim, budget=budget)
+    new = {name: value for name, value in copy.state_dict().items() if name.startswith("budget.")}
+    copy.load_state_dict(network.state_dict() | new)
+    return copy.to(network.input.weight.device)
+
+
+def _network(config: NetworkConfig, *, channels: int, text_dim: int, budget: LayerBudget | None) -> DiT:
+    if budget is None:
+        return DiT(config, channels=channels, text_dim=text_dim)
+    return DiT(config, channels=channels, text_dim=text_dim, mode=budget.mode, budget_conditioned=budget.conditioned)
+
+
 def weights_file(network: nn.Module) -> dict[str, bytes]:
     """The weights as an artifact's file."""
     return {WEIGHTS: save({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()})}
 
 
 def load_model(folder: Folder, manifest: dict[str, Any]) -> tuple[DiT, ModelCard]:
-    """The network of a teacher or generator artifact, in evaluation mode, with its card.
+    """The network of a model's artifact (teacher, layers, generator), in evaluation mode, with its card.
 
     Raises:
         StoreError: the artifact holds no model, its weights are damaged or do not fit.
     """
     if "model" not in manifest:
-        raise StoreError(f"{folder.uri} is a {manifest.get('kind')}, not a teacher or generator")
+        raise StoreError(f"{folder.uri} is a {manifest.get('kind')}, not a model")
     try:
         card = ModelCard(**manifest["model"])
         network = card.new_network()

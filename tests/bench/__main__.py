@@ -49,11 +49,12 @@ def _preset(stage: type[Stage], preset: str) -> Stage:
 
 def _print(what: str, rows: list[Comparison], rounds: int) -> None:
     table = Table(title=f"{what}, {hardware()['device']}, 1 thread, median of {rounds}")
-    for name in ("what", "ms", "against", "ms", "ratio", "of FLOPs"):
+    for name in ("what", "ms", "against", "ms", "ratio", "of FLOPs", "apart"):
         table.add_column(name, justify="left" if name in ("what", "against") else "right")
     for row in rows:
-        flops = "" if row.flop_ratio is None else f"{row.flop_ratio:.2f}"
-        table.add_row(row.what, f"{row.ms:.0f}", row.against, f"{row.against_ms:.0f}", f"{row.ratio:.2f}", flops)
+        known = row.flop_ratio is not None
+        flops = (f"{row.flop_ratio:.2f}", f"{row.ratio / row.flop_ratio - 1:+.0%}") if known else ("", "")
+        table.add_row(row.what, f"{row.ms:.0f}", row.against, f"{row.against_ms:.0f}", f"{row.ratio:.2f}", *flops)
     Console(width=118).print(table)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from presto_core.config.errors import UserError
 from presto_core.config.layers import TableBudget
@@ -17,15 +16,19 @@ from presto_core.diffusion.denoiser import EDMDenoiser, add_noise
 from presto_core.diffusion.noise import KarrasInference
 from presto_core.losses.dsm import dsm_loss
 from presto_core.losses.layer_distill import self_teacher_loss
-from presto_core.networks.dit import DiT, with_budget
+from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
+from presto_core.registry.manifest import commit_artifact, read_artifact
+from presto_core.samplers.few_step import ping_pong
+from presto_core.samplers.schedule import few_step_sigmas
 from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
 from presto_core.training.layers import LayerDistillation
 from presto_core.training.loop import train
-from presto_core.training.model import ModelCard
+from presto_core.training.model import ModelCard, load_model, weights_file, with_budget
 from presto_core.training.state import Batch, step_generator
 from presto_core.training.steps import StepDistillation
 from presto_core.training.teacher import TeacherTraining
+from tests.core.test_layer_budget import flops
 from tests.core.test_training import local_folder, run, same, weights, without_times
 from tests.core.toy import TEXT_DIM, batches, tiny_dit
 
@@ -48,12 +51,6 @@ def both(**overrides: object) -> StepDistillation:
     table = TableBudget(kept=(1, 2, 2, 3, 3))  # no noise level runs block 2, and all run block 3
     budget = LayerBudget.over(KarrasInference(0.002, 80.0, 7.0), table, depth=DEPTH)
     return StepDistillation(config, teacher(), start=with_budget(teacher(), budget), budget=budget, sigma_data=1.0)
-
-
-def flops(call) -> int:
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
 
 
 # --- the loss
@@ -102,14 +99,17 @@ def test_the_full_depth_pass_is_made_once_and_only_where_blocks_are_skipped():
 
     def one_update(**overrides: object) -> list[int]:
         algorithm = layers(**overrides)
-        last = algorithm.state.networks["layers"].blocks[-2]
-        last.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+        inner = algorithm.state.networks["layers"].blocks[-2]  # which smaller budgets skip
+        inner.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
         sizes.clear()
-        algorithm.update(next(batches()), generator=step_generator(0, rank=0, total_step=0))
-        return sizes
+        metrics = algorithm.update(next(batches()), generator=step_generator(0, rank=0, total_step=0))
+        assert ("self_teacher_loss" in metrics) == (algorithm.config.self_teacher_weight > 0)
+        return list(sizes)
 
     assert one_update(**{"budget.kind": "table", "budget.kept": [2, 2]}) == [4]
     assert one_update(**{"budget.kind": "full"}) == [4]  # the trained pass alone
+    whole, second = one_update(**{"budget.kind": "table", "budget.kept": [2, 4]})
+    assert (whole + second, 0 < second < 4) == (4, True)
     assert one_update(**{"budget.kind": "table", "budget.kept": [2], "self_teacher_weight": 0.0}) == []
 
 
@@ -181,24 +181,39 @@ def test_training_costs_what_its_budgets_run():
 # --- the artifact
 
 
-def test_a_card_rebuilds_the_network_and_its_table():
-    budget = LayerBudget.over(KarrasInference(0.002, 80.0, 7.0), TableBudget(kept=(1, 3)), depth=DEPTH, mode="ase")
-    base = teacher()
-    card = ModelCard(
-        network=base.config.model_dump(mode="json"),
-        channels=4,
-        frames=8,
-        sigma_data=1.0,
-        mean=[0.0] * 4,
-        std=[1.0] * 4,
-        codec={},
-        text={"dim": TEXT_DIM},
-        layer_budget=budget.to_dict(),
+def card_of(budget: LayerBudget) -> ModelCard:
+    latents = {"channels": 4, "frames": 8, "sigma_data": 1.0, "mean": [0.0] * 4, "std": [1.0] * 4}
+    network = teacher().config.model_dump(mode="json")
+    return ModelCard(network=network, codec={}, text={"dim": TEXT_DIM}, layer_budget=budget.to_dict(), **latents)
+
+
+@pytest.mark.parametrize("make", [layers, lambda: layers(mode="ase", budget_conditioning=False), both])
+def test_what_is_saved_samples_bit_for_bit_as_what_was_trained(make, tmp_path):
+    algorithm = make()
+    run(algorithm, 6)
+    (ema,) = algorithm.state.emas.values()
+    files, card = weights_file(ema.network), card_of(algorithm.budget)
+    folder = local_folder(tmp_path)
+    commit_artifact(
+        folder,
+        kind="layers",
+        artifact_id="x",
+        config_yaml="",
+        parents={},
+        files=files,
+        details={"model": card.to_dict()},
     )
-    again = ModelCard(**card.to_dict()).new_network()
-    assert card.budget == budget
-    assert again.mode == "ase"
-    again.load_state_dict(with_budget(base, budget).state_dict())
+    network, loaded = load_model(folder, read_artifact(folder).manifest)
+    assert loaded.budget == algorithm.budget
+
+    def sampled(net: DiT, budget: LayerBudget) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(1)
+        noise, cond = torch.randn(3, 4, 8, generator=rng), next(batches(size=3)).cond
+        sigmas = few_step_sigmas(4, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+        return ping_pong(EDMDenoiser(net, 1.0), noise, sigmas, cond, generator=rng, budget=budget.at)
+
+    with torch.no_grad():
+        assert torch.equal(sampled(network, loaded.budget), sampled(ema.network, algorithm.budget))
 
 
 def test_a_table_that_does_not_fit_the_teacher_is_refused():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scipy import stats
 
+from presto_core.config.errors import UserError
 from presto_core.config.noise import NoiseConfig
 from presto_core.diffusion.noise import (
     DiscreteGrid,
@@ -93,7 +94,7 @@ def test_truncation_keeps_to_its_interval(low: float, width: float, u: float):
 
 
 def test_truncation_without_mass_is_refused():
-    with pytest.raises(ValueError, match="keeps nothing"):
+    with pytest.raises(UserError, match="keeps nothing"):
         Truncated(KarrasInference(0.1, 1.0, 7.0), 5.0, 6.0).quantile(torch.tensor([0.5]))
 
 

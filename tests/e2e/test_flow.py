@@ -149,7 +149,8 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     assert (home / ".presto/out/string-quartet-slow-in-a-minor-66-bpm-0.wav").is_file()
 
     mine = [word for word in TINY if word.startswith("steps.")]
-    words = ("distill-steps", "demo", *mine, "storage.root=s3://presto/demo", "--from", "presto-layers@candidate")
+    words = ("distill-steps", "demo", *mine, "storage.root=s3://presto/demo", "name=presto-both")
+    words += ("--from", "presto-layers@candidate")
     again = presto(*words, cwd=home, env=env | exports)
     assert "is done already, its result is used" in again.stderr, again.stderr  # the very LS of the demo
     logged = first.stdout + first.stderr + second.stderr + generated.stderr
@@ -170,6 +171,7 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
         (("ingest", "ingest.source=nowhere"), 1, "does not exist; give a folder or s3:// prefix of audio"),
         (("ingest", "ingest.source=empty"), 1, "no audio in"),
         (("generate",), 2, "Missing argument"),
+        (("distill-steps", "--from", ""), 1, "--from is empty; name a model such as presto-layers@candidate"),
         (("generate", "a song"), 1, "has no presto-generator@candidate"),
         (("train-teacher", "storage.root=s3://nowhere/x"), 1, "no S3 credentials found"),
         (("up", "--port", "TAKEN"), 1, "is taken; choose another with --port"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.demo import FLOW, stage_configs
-from presto_core.config.loader import ConfigError
+from pipelines.demo import FLOW, described, stage_configs
+from pipelines.words import PRESETS
+from presto_core.config.loader import ConfigError, read_preset
 from presto_core.config.schema import EvaluateStage, IngestStage, StepsStage
 
 
@@ -53,3 +54,14 @@ def test_the_baseline_differs_from_presto_l_in_what_makes_it_a_baseline_alone():
         "self_teacher_weight": (ours["self_teacher_weight"], 0.0),
     }
     assert ours["steps"] == 7
+
+
+def test_the_baselines_preset_is_the_flows_baseline():
+    preset = read_preset("ablations/ase", PRESETS)["layers"]
+    settings = stage_configs("demo", [])["ASE"].model_dump()["layers"]
+    assert preset == {key: settings[key] for key in preset}
+
+
+def test_a_dry_run_says_which_step_reads_what():
+    assert described("LS") == "## LS, made from dataset ingest, teacher base, layers L"
+    assert described("evaluate").endswith("compared ASE, compared L, compared S, compared LS")

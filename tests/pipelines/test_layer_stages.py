@@ -68,15 +68,14 @@ def test_base_to_layers_to_both_with_lineage_and_tables(dataset: str, teacher: A
     assert single.manifest["model"]["layer_budget"] is None
 
 
-def test_what_is_loaded_samples_as_what_was_saved_and_runs_what_its_table_says(dataset: str, teacher: Artifact):
+def test_a_loaded_model_runs_what_its_table_says(dataset: str, teacher: Artifact):
     layers = distill_layers.run(layers_config("store", dataset, teacher.id))
     both = distill_steps.run(steps_config("store", dataset, teacher.id, **{"inputs.layers": layers.id}))
     for artifact in (layers, both):
-        first, again = open_model(artifact.uri), open_model(artifact.uri)
-        assert torch.equal(sampled(first), sampled(again))
-        with watched(first.blocks) as record:
-            sampled(first)
-        budget = first.card.budget
+        model = open_model(artifact.uri)
+        with watched(model.blocks) as record:
+            sampled(model)
+        budget = model.card.budget
         assert budget is not None
         levels = [80.0, 17.5, 2.5, 0.17] if artifact.kind == "generator" else [80.0, 9.7, 0.43, 0.002]
         assert record.runs == 2 * sum(budget.at(s) for s in levels) < 2 * 4 * 4
@@ -84,7 +83,7 @@ def test_what_is_loaded_samples_as_what_was_saved_and_runs_what_its_table_says(d
 
 def test_skipping_without_distillation_is_an_ablation_too(dataset: str, teacher: Artifact):
     dropped = distill_steps.run(steps_config("store", dataset, teacher.id, **{"steps.budget.kind": "presto_ls"}))
-    assert method_of(dropped) == "LS"
+    assert method_of(dropped) == "S-drop"
     assert "layers" not in dropped.manifest["parents"]
     assert sampled(open_model(dropped.uri)).isfinite().all()
 
@@ -123,7 +122,7 @@ def test_something_else_than_layers_is_refused(dataset: str, teacher: Artifact):
 
 def test_layers_without_a_table_are_refused(dataset: str, teacher: Artifact):
     layers = distill_layers.run(layers_config("store", dataset, teacher.id))
-    for table in (None, {}, {"edges": []}):
+    for table in (None, {}, {"edges": []}, {"kept": [1, 4], "edges": [], "distribution": {}}):
         manifest = json.loads(json.dumps(layers.manifest))
         manifest["model"]["layer_budget"] = table
         with pytest.raises(UserError, match="has no table of blocks by noise level"):
@@ -158,8 +157,11 @@ def test_a_table_that_makes_no_sense_is_one_sentence(budget: dict[str, object], 
 def test_a_model_of_other_latents_is_not_judged_beside_this_base(dataset: str, workdir: Path, teacher: Artifact):
     other = make_dataset(str(workdir / "other"), shard_rows=(11,)).uri
     foreign = train_teacher.run(teacher_config("elsewhere", other, **DEEP))
+    layers = distill_layers.run(layers_config("store", dataset, teacher.id))
     with pytest.raises(UserError, match="differ in their latent statistics; judge it beside its own base"):
-        require_comparable(foreign, teacher)
+        require_comparable({"generator": layers}, foreign)
+    with pytest.raises(UserError, match=r"is a teacher; beside the base, .*mend inputs\.compared"):
+        require_comparable({"compared_0": foreign}, teacher)
 
 
 # --- what an evaluation makes of them
@@ -189,3 +191,11 @@ def test_activations_are_measured_where_blocks_run(dataset: str, teacher: Artifa
     assert ran == sorted(ran, reverse=True)
     assert (ran[0], ran[-1]) == (4, 2)
     assert all(v > 0 for line in found["ASE"] for v in line["variance"].values())
+
+
+@pytest.mark.parametrize("role", ["teacher", "dataset"])
+def test_an_empty_input_is_refused(dataset: str, role: str):
+    with pytest.raises(
+        UserError, match=f"inputs.{role} is empty; give a registry name such as presto-{role}@candidate"
+    ):
+        distill_layers.run(layers_config("store", dataset, "t", **{f"inputs.{role}": ""}))

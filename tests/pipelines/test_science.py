@@ -80,3 +80,8 @@ def test_the_verdict_follows_the_targets(student: float, met: tuple[str, str, st
 def test_settings_without_the_compared_systems_are_refused_before_any_work():
     with pytest.raises(UserError, match=r"at 40 steps or more; add what is missing to evaluate.student_steps or"):
         run("demo", ["evaluate.base=[{sampler: euler, steps: 4}]"], seeds=1, local=True)
+
+
+def test_layers_judged_under_another_sampler_than_the_base_are_refused_before_any_work():
+    with pytest.raises(UserError, match=r"make the first of evaluate\.layers the first of evaluate\.base"):
+        run("demo", ["evaluate.layers=[{sampler: euler, steps: 4}]"], seeds=1, local=True)

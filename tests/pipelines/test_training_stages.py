@@ -174,7 +174,7 @@ def test_unknown_parent_is_refused(dataset: str, reference: str, message: str):
 def test_teacher_of_other_latents_is_refused(dataset: str, workdir: Path):
     teacher = train_teacher.run(teacher_config("store", dataset))
     other = make_dataset(str(workdir / "other"), shard_rows=(11,)).uri
-    with pytest.raises(UserError, match="differ in their latent statistics; distil on the data set"):
+    with pytest.raises(UserError, match="differ in their latent statistics; use the data set"):
         distill_steps.run(steps_config("store", other, teacher.id))
 
 
