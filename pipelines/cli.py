@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines import dataset_verbs
 from pipelines.progress import console
 from pipelines.words import PRESETS, is_override, show, split, stage_config
 from presto_core.config.errors import UserError
@@ -39,6 +40,7 @@ corpus_app = typer.Typer(no_args_is_help=True, help="The default corpus: music m
 codec_app = typer.Typer(no_args_is_help=True, help="The codec between audio and latents.")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(codec_app, name="codec")
+app.add_typer(dataset_verbs.app, name="dataset")
 
 Words = Annotated[
     list[str] | None,

@@ -87,6 +87,12 @@ class IngestStage(StageConfig):
         return {"chunk_seconds": round(self.ingest.chunk_frames * 2048 / 44100, 3)}
 
 
+class DatasetStage(StageConfig):
+    """Of a look at a data set."""
+
+    PARENTS = ("dataset",)
+
+
 class TeacherStage(StageConfig):
     PARENTS = ("dataset",)
 
@@ -164,6 +170,7 @@ class GenerateStage(StageConfig):
 STAGES: dict[str, type[StageConfig]] = {
     "corpus": CorpusStage,
     "ingest": IngestStage,
+    "dataset": DatasetStage,
     "train-teacher": TeacherStage,
     "distill-layers": LayersStage,
     "distill-steps": StepsStage,

@@ -148,6 +148,9 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     assert generated.returncode == 0, generated.stderr
     assert (home / ".presto/out/string-quartet-slow-in-a-minor-66-bpm-0.wav").is_file()
 
+    whole = presto("dataset", "verify", "storage.root=s3://presto/demo", cwd=home, env=env | exports)
+    assert whole.returncode == 0, whole.stderr
+    assert "all as committed" in whole.stderr
     mine = [word for word in TINY if word.startswith("steps.")]
     words = ("distill-steps", "demo", *mine, "storage.root=s3://presto/demo", "name=presto-both")
     words += ("--from", "presto-layers@candidate")

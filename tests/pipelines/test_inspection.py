@@ -1,0 +1,104 @@
+"""A data set shown, verified and measured: a sound one passes, and each way of being unsound is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.dataset import LatentDataset, open_dataset
+from pipelines.dataset_verbs import app
+from pipelines.inspection import described, measured, verified
+from presto_core.registry.store import StoreError
+from tests.pipelines.synthetic import make_dataset
+
+
+@pytest.fixture
+def dataset(workdir: Path) -> LatentDataset:
+    return make_dataset(str(workdir / "data"))
+
+
+def with_manifest(workdir: Path, change) -> LatentDataset:
+    """The data set as its manifest would describe it after `change`."""
+    path = workdir / "data/manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest["dataset"])
+    path.write_text(json.dumps(manifest))
+    return open_dataset(str(workdir / "data"))
+
+
+def test_a_sound_data_set_is_counted(dataset: LatentDataset):
+    found = verified(dataset)
+    assert (found.shards, found.rows, found.files) == (4, 38, 1)  # config.yaml beside the shards
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), r"cannot read shard .*1\.parquet"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-50]), r"1\.parquet is damaged: its sha256"),
+        (lambda path: path.write_bytes(b""), r"1\.parquet is damaged"),
+    ],
+)
+def test_a_shard_that_is_gone_or_changed_is_named(dataset: LatentDataset, workdir: Path, damage, message: str):
+    damage(workdir / "data/shards/1.parquet")
+    with pytest.raises(StoreError, match=rf"is not sound: .*{message}.*Restore these files"):
+        verified(dataset)
+
+
+def test_every_problem_is_counted_and_some_are_named(dataset: LatentDataset, workdir: Path):
+    for path in (workdir / "data/shards").glob("*.parquet"):
+        path.write_bytes(b"nothing")
+    (workdir / "data/config.yaml").write_text("other")
+    with pytest.raises(StoreError, match=r"0\.parquet is damaged.*config\.yaml") as caught:
+        verified(dataset)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_that_does_not_fit_its_shards_is_found(dataset: LatentDataset, workdir: Path):
+    changed = with_manifest(workdir, lambda d: d["shards"][0].update(rows=11) or d["latents"].update(frames=9))
+    with pytest.raises(StoreError, match=r"0\.parquet holds 10 rows, the manifest says 11; .*\[4, 8\], not \[4, 9\]"):
+        verified(changed)
+
+
+def test_a_composition_on_both_sides_is_found(dataset: LatentDataset, workdir: Path):
+    leaking = with_manifest(workdir, lambda d: d["shards"].append(d["shards"][0] | {"split": "held_out"}))
+    with pytest.raises(StoreError, match="composition 'k0' is on both sides of the split"):
+        verified(leaking)
+
+
+def test_statistics_are_those_of_the_rows(dataset: LatentDataset, workdir: Path):
+    facts = measured(dataset)
+    assert facts["rows"] == "38"
+    assert facts["different captions"] == "38"
+    assert facts["doubles"].startswith("0 rows")
+    assert facts["normalised"].endswith("sigma_data 1.0000: as the manifest says")
+    assert facts["with a caption"] == "100.0%"
+    assert facts["with a tempo"] == f"{37 / 38:.1%}"  # one row's tempo is 0, which means unknown
+    off = with_manifest(workdir, lambda d: d["latents"].update(std=[1.0] * 4))
+    assert measured(off)["normalised"].endswith("NOT as the manifest says")
+
+
+def test_the_same_latents_twice_are_counted(dataset: LatentDataset, workdir: Path):
+    doubled = with_manifest(workdir, lambda d: d["shards"].append(d["shards"][0]))
+    assert measured(doubled)["doubles"].startswith("10 rows")
+
+
+def test_what_is_shown_is_what_the_manifest_says(dataset: LatentDataset, workdir: Path):
+    rows = {"rows": {"train": 30, "held_out": 8}, "hours": {"train": 1.5, "held_out": 0.25}, "licences": ["CC0"]}
+    facts = described(with_manifest(workdir, lambda d: d.update(rows)))
+    assert facts["rows"] == "30 train (1.50 h), 8 held_out (0.25 h)"
+    assert facts["shards"] == "3 train, 1 held_out"
+    assert facts["latents"].startswith("4 channels x 8 frames, 21.53 frames")
+    assert facts["licences"] == "CC0"
+    assert facts["where"] == dataset.uri
+
+
+def test_the_verbs_find_a_data_set_by_its_uri(dataset: LatentDataset):
+    runner = CliRunner()
+    done = runner.invoke(app, ["stats", f"inputs.dataset={dataset.uri}"])
+    assert done.exit_code == 0, done.exception
+    assert "as the manifest says" in done.output
+    assert runner.invoke(app, ["verify", f"inputs.dataset={dataset.uri}"]).exit_code == 0
