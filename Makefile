@@ -33,7 +33,7 @@ format: $(STAMP) ## rewrite the sources in the house style
 bench: $(STAMP) ## speed, as ratios measured in one run
 	$(BIN)/python -m tests.bench
 
-science: $(STAMP) ## quality of the student against the base over three seeds, about an hour
+science: $(STAMP) ## quality of every distilled model over three seeds, about 70 minutes
 	$(BIN)/presto science
 
 $(STAMP): pyproject.toml constraints.txt

@@ -162,7 +162,7 @@ def demo(
     local: Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Run the whole flow at small size on this machine: about ten minutes on two cores."""
+    """Run the whole flow at small size on this machine: about eleven minutes on two cores."""
     preset, overrides = split(words or [])
     preset = preset or "demo"
     from pipelines import demo as flow
@@ -183,7 +183,7 @@ def science(
     local: Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Measure quality with error bars: one base, several of each distilled model; some hours on two cores."""
+    """Measure quality with error bars: one base, several of each distilled model; about 70 minutes on two cores."""
     preset, overrides = split(words or [])
     from pipelines import demo as flow
     from pipelines import science as study
