@@ -174,7 +174,7 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
         (("ingest", "ingest.source=nowhere"), 1, "does not exist; give a folder or s3:// prefix of audio"),
         (("ingest", "ingest.source=empty"), 1, "no audio in"),
         (("generate",), 2, "Missing argument"),
-        (("distill-steps", "--from", ""), 1, "--from is empty; name a model such as presto-layers@candidate"),
+        (("distill-steps", "--from", ""), 1, "--from is empty; name a layer-distilled model"),
         (("generate", "a song"), 1, "has no presto-generator@candidate"),
         (("train-teacher", "storage.root=s3://nowhere/x"), 1, "no S3 credentials found"),
         (("up", "--port", "TAKEN"), 1, "is taken; choose another with --port"),
