@@ -67,7 +67,7 @@ def sampling(net: DiT, budget: LayerBudget | None, frames: int) -> Call:
     sigmas = few_step_sigmas(STUDENT_STEPS, **ScheduleConfig().model_dump())
     noise, cond, denoise = torch.randn(1, CHANNELS, frames), example_batch(1).cond, EDMDenoiser(net, 1.0)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def call() -> None:
         rng = torch.Generator().manual_seed(0)
         ping_pong(denoise, noise, sigmas, cond, generator=rng, budget=budget.at if budget else None)

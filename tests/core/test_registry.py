@@ -239,5 +239,5 @@ def test_weights_that_do_not_fit_are_refused(folder: Folder) -> None:
     other = weights_file(DiT(NetworkConfig(dim=16, depth=1, heads=1, patch=1), channels=2, text_dim=4))
     with pytest.raises(StoreError, match="do not fit the network they are stored with"):
         load_model(folder, commit(folder, manifest, other))
-    with pytest.raises(StoreError, match="is a report, not a teacher or generator"):
+    with pytest.raises(StoreError, match="is a report, not a model"):
         load_model(folder, committed(folder).manifest)

@@ -33,7 +33,6 @@ TINY = (
     "loop.checkpoint_every=5",
     "evaluate.num_samples=8",
     "evaluate.base=[{steps: 40}, {sampler: euler, steps: 2, guidance_scale: 2}]",
-    "evaluate.layers=[{steps: 3}]",
     "evaluate.student_steps=[1, 4]",
     "generate.steps=2",
 )
@@ -96,8 +95,8 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     assert [(r["name"], r["nfe"], r["blocks_run"]) for r in result["systems"]] == [
         ("base dpmpp_2m 40", 40, 120),
         ("base euler 2 w=2", 4, 12),
-        ("ASE dpmpp_2m 3", 3, 5),
-        ("L dpmpp_2m 3", 3, 5),
+        ("ASE dpmpp_2m 40", 40, 72),
+        ("L dpmpp_2m 40", 40, 72),
         ("S 1", 1, 3),
         ("S 4", 4, 12),
         ("LS 1", 1, 2),
