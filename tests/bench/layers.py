@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -63,9 +64,10 @@ def measure(
 
 
 def sampling(net: DiT, budget: LayerBudget | None, frames: int) -> Call:
-    """One clip by ping-pong."""
+    """One clip by ping-pong, with a frozen copy of the network as inference has it."""
     sigmas = few_step_sigmas(STUDENT_STEPS, **ScheduleConfig().model_dump())
-    noise, cond, denoise = torch.randn(1, CHANNELS, frames), example_batch(1).cond, EDMDenoiser(net, 1.0)
+    noise, cond = torch.randn(1, CHANNELS, frames), example_batch(1).cond
+    denoise = EDMDenoiser(copy.deepcopy(net).eval().requires_grad_(False), 1.0)
 
     @torch.no_grad()
     def call() -> None:
