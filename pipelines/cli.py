@@ -191,8 +191,9 @@ def science(
 
     if dry_run:
         configs = flow.stage_configs(preset or "science", overrides)
-        for name in study.STEPS:
-            typer.echo(flow.described(name))
+        steps = study.ONCE + trials.TRIED if search else study.STEPS
+        for name in steps:
+            typer.echo(flow.described(name, steps))
             show(flow.FLOW[name].stage, configs[name])
         if search:
             typer.echo(trials.plan(preset or "science", overrides))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -108,10 +109,11 @@ def _reading(ingest: StageConfig, corpus: StageConfig) -> StageConfig:
     return ingest.model_copy(update={"ingest": source})
 
 
-def described(name: str) -> str:
-    """A step in one line: its name, and the steps whose artifacts it reads."""
+def described(name: str, among: Iterable[str] = FLOW) -> str:
+    """A step in one line: its name, and the steps whose artifacts it reads where only those `among` run."""
     step = FLOW[name]
-    read = [f"{role} {maker}" for role, maker in step.inputs.items()] + [f"compared {other}" for other in step.compared]
+    read = [f"{role} {maker}" for role, maker in step.inputs.items()]
+    read += [f"compared {other}" for other in step.compared if other in among]
     return f"## {name}" + (f", made from {', '.join(read)}" if read else "")
 
 

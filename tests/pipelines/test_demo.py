@@ -65,3 +65,4 @@ def test_the_baselines_preset_is_the_flows_baseline():
 def test_a_dry_run_says_which_step_reads_what():
     assert described("LS") == "## LS, made from dataset ingest, teacher base, layers L"
     assert described("evaluate").endswith("compared ASE, compared L, compared S, compared LS")
+    assert described("evaluate", ("S", "evaluate")).endswith("teacher base, compared S")
