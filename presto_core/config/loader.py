@@ -161,6 +161,8 @@ def _sentence(stage: type[StageConfig], raw: dict[str, Any], error: Any) -> str:
         return f"{key}: {message}" if key else message
     if error["type"].startswith("union_tag"):
         return f"{key}: kind must be one of {error['ctx'].get('expected_tags', 'the known kinds')}"
+    if error["type"] == "tuple_type":
+        return f"{key}={error['input']!r} must be a list; write {key}=[{error['input']}]"
     return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 

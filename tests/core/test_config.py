@@ -57,6 +57,10 @@ def test_values_are_yaml():
         ("network.dim=3", "belongs to train-teacher"),
         ("steps.p_dmd.kind=gauss", "'karras'"),
         ("steps.ema_decay=1.5", "steps.ema_decay=1.5: input should be less than or equal to 1"),
+        (
+            "inputs.compared=presto-both",
+            "inputs.compared='presto-both' must be a list; write inputs.compared=[presto-both]",
+        ),
         ("steps.generator_updates=many", "steps.generator_updates='many'"),
         ("steps", "must have the form dotted.key=value"),
         ("steps.gan.taps=[1", "is not valid YAML"),
