@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,14 +75,8 @@ def run_stage(
             console.print(f"{stage}: run {run_id}")
             place = Workplace(run_id, parents, folder, run_folder(root, run_id), run)
             make(place)
-            _forget(place.scratch)
+            place.scratch.delete()  # checkpoints and partial results of a finished run are of no further use
         artifact = read_artifact(folder)
         version = tracker.register(register_as, artifact, run)
     console.print(f"{stage}: {register_as} version {version} = {artifact.id}, {artifact.uri}")
     return artifact
-
-
-def _forget(scratch: Folder) -> None:
-    """Checkpoints and partial results of a finished run are of no further use."""
-    with suppress(FileNotFoundError):  # nothing was kept
-        scratch.filesystem.delete_dir(scratch.path)

@@ -1,14 +1,15 @@
 """One URI -> one place in a file system: a local folder, or an S3 bucket of any provider.
 
 Endpoint, region and credentials come from the standard environment and files (AWS_ENDPOINT_URL, AWS_REGION,
-AWS_ACCESS_KEY_ID, profiles, ...); they are never part of a configuration, an artifact or a log. Only URIs travel to
-workers, which look their credentials up themselves.
+AWS_ACCESS_KEY_ID, profiles, roles, ...); they are never part of a configuration, an artifact or a log. Only URIs travel
+to workers, which look their credentials up themselves, as often as they expire.
 """
 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -17,7 +18,12 @@ from pyarrow import fs as pafs
 
 from presto_core.registry.store import Folder, StoreError
 
-CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, ATTEMPTS = 5, 30, 5
+CONNECT_TIMEOUT_S = 5
+REQUEST_TIMEOUT_S = 15  # without a byte; a peer that says nothing for 10 s is still waited for
+# presto_core.registry.retry does the waiting: one quiet repetition serves parts of large uploads and other callers
+ATTEMPTS = 2
+CLIENT_ATTEMPTS = 4  # of boto3, which only looks for the bucket, once
+FILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
 
 
 def open_folder(uri: str) -> Folder:
@@ -33,8 +39,10 @@ def open_folder(uri: str) -> Folder:
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         if not bucket:
             raise StoreError(f"{uri!r} names no bucket; use s3://bucket/prefix")
-        _require_bucket(bucket, endpoint())
-        return Folder(_s3_filesystem(endpoint()), f"{bucket}/{prefix}".rstrip("/"), uri.rstrip("/"))
+        url = endpoint()
+        _require_bucket(bucket, url)
+        # the file system is looked up at every use: temporary credentials would end with it in the middle of a run
+        return Folder(partial(_s3_filesystem, url), f"{bucket}/{prefix}".rstrip("/"), uri.rstrip("/"))
     scheme = uri.partition("://")[0] if "://" in uri else "file"
     if scheme != "file":
         raise StoreError(f"{uri!r}: scheme {scheme!r} is not supported; use s3://bucket/prefix or a local folder")
@@ -48,8 +56,9 @@ def absolute(uri: str) -> str:
 
 
 def endpoint() -> str | None:
-    """The S3 endpoint in use; None means AWS itself."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    """The S3 endpoint in use, of the environment or the profile; None means AWS itself."""
+    said = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return said or _profile().get("endpoint_url") or None
 
 
 def create_bucket(name: str) -> None:
@@ -75,47 +84,99 @@ def s3_client(url: str | None) -> Any:
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=REQUEST_TIMEOUT_S,
-        retries={"max_attempts": ATTEMPTS, "mode": "standard"},
-        s3={"addressing_style": "path" if url else "auto"},
+        retries={"total_max_attempts": CLIENT_ATTEMPTS, "mode": "standard"},
+        s3={"addressing_style": _addressing() or ("path" if url else "auto")},
     )
     # a fresh session: the default one remembers the first credentials it saw
-    return boto3.Session().client("s3", endpoint_url=url, region_name=_region(), config=config)
+    return boto3.Session().client("s3", endpoint_url=url, region_name=region(), config=config)
+
+
+def region() -> str:
+    """The region in use, of the environment or the profile."""
+    return os.environ.get("AWS_REGION") or _session(_surroundings()).get_config_variable("region") or "us-east-1"
 
 
 @lru_cache(maxsize=32)
 def _require_bucket(bucket: str, url: str | None) -> None:
     try:
         s3_client(url).head_bucket(Bucket=bucket)
+    except StoreError:
+        raise
     except Exception as error:
         raise _s3_error(error, bucket, url) from error
 
 
-@lru_cache(maxsize=4)
 def _s3_filesystem(url: str | None) -> pafs.S3FileSystem:
-    import boto3
-
-    found = boto3.Session().get_credentials()
-    if found is None:
+    """The file system with the credentials of this moment: boto3 renews those that expire some minutes before."""
+    try:
+        found = _session(_surroundings()).get_credentials()
+        keys = found and found.get_frozen_credentials()
+    except Exception as error:
+        raise _no_keys(error) from error
+    if keys is None:
         raise StoreError(_NO_CREDENTIALS)
-    keys = found.get_frozen_credentials()
-    place: dict[str, Any] = {"region": _region()}
-    if url:
-        # S3FileSystem does not read AWS_ENDPOINT_URL: without the override it would talk to AWS
-        parsed = urlparse(url)
-        place |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
+    return _connected(url, region(), _addressing(), keys.access_key, keys.secret_key, keys.token)
+
+
+@lru_cache(maxsize=8)
+def _connected(
+    url: str | None, region: str, addressing: str, access_key: str, secret_key: str, token: str | None
+) -> pafs.S3FileSystem:
     return pafs.S3FileSystem(
-        access_key=keys.access_key,
-        secret_key=keys.secret_key,
-        session_token=keys.token,
-        connect_timeout=CONNECT_TIMEOUT_S,
-        request_timeout=REQUEST_TIMEOUT_S,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-        **place,
+        access_key=access_key, secret_key=secret_key, session_token=token, **_options(url, region, addressing)
     )
 
 
-def _region() -> str:
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+def _options(url: str | None, region: str, addressing: str) -> dict[str, Any]:
+    """Everything but the credentials."""
+    options = {
+        "region": region,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "request_timeout": REQUEST_TIMEOUT_S,
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        # delayed, a large upload whose first request fails would leave an empty object under its name
+        "allow_delayed_open": False,
+        "tls_ca_file_path": os.environ.get("AWS_CA_BUNDLE"),
+    }
+    if url:
+        # S3FileSystem does not read AWS_ENDPOINT_URL: without the override it would talk to AWS
+        parsed = urlparse(url)
+        options |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
+        options |= {"force_virtual_addressing": addressing == "virtual"}
+    return options
+
+
+def _addressing() -> str:
+    """path, virtual or auto, where the profile says so: `s3 = addressing_style = ...`."""
+    settings = _profile().get("s3")
+    return str(settings.get("addressing_style", "")) if isinstance(settings, Mapping) else ""
+
+
+def _profile() -> Mapping[str, Any]:
+    try:
+        return _session(_surroundings()).get_scoped_config()
+    except Exception as error:
+        raise _no_keys(error) from error
+
+
+@lru_cache(maxsize=8)
+def _session(surroundings: tuple[object, ...]) -> Any:
+    import botocore.session
+
+    return botocore.session.get_session()
+
+
+def _surroundings() -> tuple[object, ...]:
+    """All that decides which credentials are found; a session is made anew when it changes."""
+    paths = [Path(os.environ.get(name, default)).expanduser() for name, default in FILES.items()]
+    changed = [path.stat().st_mtime_ns if path.is_file() else 0 for path in paths]
+    return (*changed, *sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+
+
+def _no_keys(error: Exception) -> StoreError:
+    """What boto3 says of a profile, a role or a login, as one sentence with a mend."""
+    said = " ".join(str(error).split()).rstrip(".")
+    return StoreError(f"no S3 credentials can be obtained: {said}; mend AWS_PROFILE and its files, or log in again")
 
 
 _NO_CREDENTIALS = (
@@ -131,6 +192,8 @@ def _s3_error(error: Exception, bucket: str, url: str | None) -> StoreError:
     where = url or "AWS"
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return StoreError(_NO_CREDENTIALS)
+    if isinstance(error, boto.CredentialRetrievalError | boto.SSOError | boto.ProfileNotFound):
+        return _no_keys(error)
     if isinstance(error, boto.ConnectionError | boto.HTTPClientError):
         return StoreError(
             f"object store {where} does not answer; start it (embedded one: presto up) or mend AWS_ENDPOINT_URL"
@@ -143,6 +206,11 @@ def _s3_error(error: Exception, bucket: str, url: str | None) -> StoreError:
             return StoreError(
                 f"object store {where} refuses these credentials for bucket {bucket!r}; "
                 "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and that they may use the bucket"
+            )
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
+            return StoreError(
+                f"object store {where}, bucket {bucket!r}: the server is overloaded or failing ({code}) "
+                f"in {CLIENT_ATTEMPTS} attempts; run the same command again later"
             )
         return StoreError(f"object store {where}, bucket {bucket!r}: {code}")
     return StoreError(f"object store {where}, bucket {bucket!r}: {' '.join(str(error).split())}")

@@ -1,27 +1,29 @@
 """Where artifacts and checkpoints are kept: folders of hashed files whose manifest is written last.
 
 A folder without a manifest does not exist for readers, so a half-written one is never trusted. Works on any pyarrow
-file system: a local disk or an S3 bucket.
+file system: a local disk or an S3 bucket, whose passing failures are waited out (retry.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from pyarrow import fs as pafs
 
-from presto_core.config.errors import UserError
+from presto_core.registry.reading import blocks
+from presto_core.registry.retry import Result, persist
+from presto_core.registry.retry import StoreError as StoreError
+from presto_core.registry.retry import reason as reason
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-
-
-class StoreError(UserError):
-    """Something stored is missing, damaged, or cannot be written; the message names it and the mend."""
 
 
 @dataclass(frozen=True)
@@ -29,30 +31,111 @@ class Folder:
     """A place in a file system.
 
     Attributes:
-        filesystem: pyarrow file system.
+        opened: pyarrow file system, or what gives the current one where its credentials change during a run.
         path: path inside it, without scheme.
         uri: how a user would name it.
     """
 
-    filesystem: pafs.FileSystem
+    opened: pafs.FileSystem | Callable[[], pafs.FileSystem]
     path: str
     uri: str
 
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        """Not to be kept for long: ask again for every use."""
+        return self.opened() if callable(self.opened) else self.opened
+
     def child(self, name: str) -> Folder:
-        return Folder(self.filesystem, f"{self.path.rstrip('/')}/{name}", f"{self.uri.rstrip('/')}/{name}")
+        return Folder(self.opened, f"{self.path.rstrip('/')}/{name}", f"{self.uri.rstrip('/')}/{name}")
 
     def file(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}"
 
     def exists(self, name: str = MANIFEST) -> bool:
-        info = self.filesystem.get_file_info(self.file(name))
+        info = self.persist(lambda: self.filesystem.get_file_info(self.file(name)), f"look for {self.uri}/{name}")
         return bool(info.type == pafs.FileType.File)
 
     def folders(self) -> list[str]:
         """Names of the folders inside; none where nothing was written yet."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
-        return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+        found = self._list(recursive=False, allow_not_found=True)
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
+    def files(self, *, recursive: bool = False, missing_ok: bool = False) -> list[pafs.FileInfo]:
+        """What is known of the files inside, by path; none of a missing folder where that is allowed.
+
+        Raises:
+            StoreError: there is no such folder, or it cannot be listed.
+        """
+        found = self._list(recursive=recursive, allow_not_found=missing_ok)
+        return sorted((info for info in found if info.type == pafs.FileType.File), key=lambda info: info.path)
+
+    def delete(self) -> None:
+        """Remove the folder with all that is in it, if it is there."""
+
+        def remove() -> None:
+            if self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound:
+                self.filesystem.delete_dir(self.path)
+
+        self.persist(remove, f"delete {self.uri}")
+
+    def delete_file(self, name: str) -> None:
+        """Remove one file, if it is there."""
+
+        def remove() -> None:
+            if self.filesystem.get_file_info(self.file(name)).type == pafs.FileType.File:
+                with suppress(FileNotFoundError):  # someone else was quicker
+                    self.filesystem.delete_file(self.file(name))
+
+        self.persist(remove, f"delete {self.uri}/{name}")
+
+    def persist(self, action: Callable[[], Result], doing: str) -> Result:
+        """See `retry.persist`."""
+        return persist(action, doing=doing, remote=self.remote)
+
+    @property
+    def remote(self) -> bool:
+        return not isinstance(self.opened, pafs.LocalFileSystem)
+
+    def _list(self, *, recursive: bool, allow_not_found: bool) -> list[pafs.FileInfo]:
+        selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=allow_not_found)
+
+        def ask() -> list[pafs.FileInfo]:
+            try:
+                return list(self.filesystem.get_file_info(selector))
+            except FileNotFoundError:
+                raise StoreError(f"{self.uri} does not exist; name a folder that does") from None
+            except NotADirectoryError:
+                raise StoreError(f"{self.uri} is not a folder; name one") from None
+
+        return self.persist(ask, f"list {self.uri}")
+
+
+def read_bytes(folder: Folder, name: str) -> bytes:
+    """A file's whole content.
+
+    Raises:
+        StoreError: it does not exist, or cannot be read.
+    """
+    whole = io.BytesIO()
+    for block in blocks(folder, name):
+        whole.write(block)
+    return whole.getvalue()
+
+
+def copy_out(folder: Folder, name: str, sink: BinaryIO) -> str:
+    """Copy a file of any size into `sink`, going on after a failure from the byte it has; returns the sha256.
+
+    Raises:
+        StoreError: it does not exist or cannot be read, or the sink cannot take it.
+    """
+    digest = hashlib.sha256()
+    for block in blocks(folder, name):
+        digest.update(block)
+        try:
+            sink.write(block)
+        except OSError as error:
+            raise StoreError(f"cannot keep a copy of {folder.uri}/{name}: {reason(error)}") from error
+    return digest.hexdigest()
 
 
 def write_bytes(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
@@ -62,17 +145,18 @@ def write_bytes(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
         StoreError: the disk is full, or the place cannot be written.
     """
     target = folder.file(name)
-    local = isinstance(folder.filesystem, pafs.LocalFileSystem)
-    temporary = f"{target}.partial" if local else target  # an S3 object appears only once complete
-    try:
-        if local:
-            folder.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        with folder.filesystem.open_output_stream(temporary) as stream:
+
+    def put() -> None:
+        filesystem = folder.filesystem
+        temporary = f"{target}.partial" if not folder.remote else target  # an S3 object appears only once complete
+        if temporary != target:
+            filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        with filesystem.open_output_stream(temporary) as stream:
             stream.write(content)
-        if local:
-            folder.filesystem.move(temporary, target)
-    except OSError as error:
-        raise StoreError(f"cannot write {folder.uri}/{name} ({len(content)} bytes): {reason(error)}") from error
+        if temporary != target:
+            filesystem.move(temporary, target)
+
+    folder.persist(put, f"write {folder.uri}/{name} ({len(content)} bytes)")
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
@@ -92,7 +176,7 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
         StoreError: there is none, it is damaged or of another schema version, or it lists files outside the folder.
     """
     try:
-        manifest = json.loads(_read(folder, MANIFEST))
+        manifest = json.loads(read_bytes(folder, MANIFEST))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{folder.uri}/{MANIFEST} is damaged ({error}); write it again from its stage") from None
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
@@ -114,41 +198,21 @@ def read_file(folder: Folder, name: str, manifest: dict[str, Any]) -> bytes:
     entry = manifest["files"].get(name)
     if entry is None:
         raise StoreError(f"{folder.uri} has no file {name!r}; it has {', '.join(sorted(manifest['files']))}")
-    content = _read(folder, name)
-    found = hashlib.sha256(content).hexdigest()
-    if found != entry["sha256"]:
-        raise StoreError(
-            f"{folder.uri}/{name} is damaged: sha256 {found[:12]}... where the manifest says "
-            f"{entry['sha256'][:12]}...; delete the folder and run its stage again"
-        )
-    return content
+    return read_hashed(folder, name, entry["sha256"])
 
 
-def reason(error: OSError) -> str:
-    """A system error as one clause with its mend."""
-    text = " ".join(str(error).split())
-    lowered = text.lower()
-    for sign, clause in _REASONS.items():
-        if sign in lowered:
-            return clause
-    return text
+def read_hashed(folder: Folder, name: str, sha256: str) -> bytes:
+    """A file's content, checked against a hash that a manifest gives.
 
-
-_REASONS = {
-    "no space left": "the disk is full; free some space and run the same command again",
-    "disk quota exceeded": "the disk quota is used up; free some space and run the same command again",
-    "read-only file system": "the file system is read-only; choose another storage.root",
-    "permission denied": "permission denied; choose another storage.root or mend its permissions",
-    "access_denied": "access denied; check that these credentials may write there",
-    "nosuchbucket": "the bucket does not exist; create it first",
-}
-
-
-def _read(folder: Folder, name: str) -> bytes:
-    try:
-        with folder.filesystem.open_input_file(folder.file(name)) as stream:
-            return bytes(stream.read())
-    except FileNotFoundError:
-        raise StoreError(f"{folder.uri}/{name} does not exist") from None
-    except OSError as error:
-        raise StoreError(f"cannot read {folder.uri}/{name}: {reason(error)}") from error
+    Raises:
+        StoreError: it is missing, or its bytes changed.
+    """
+    for _ in range(2 if folder.remote else 1):  # bytes may have changed on the way only
+        content = read_bytes(folder, name)
+        found = hashlib.sha256(content).hexdigest()
+        if found == sha256:
+            return content
+    raise StoreError(
+        f"{folder.uri}/{name} is damaged: sha256 {found[:12]}... where the manifest says {sha256[:12]}...; "
+        "restore it, or delete the folder and run its stage again"
+    )

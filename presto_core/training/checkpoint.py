@@ -22,7 +22,7 @@ def save_checkpoint(folder: Folder, state: TrainState, *, keep: int) -> Folder:
     files = {TENSORS: save(tensors), SKELETON: json.dumps(skeleton).encode()}
     commit(target, {"kind": "checkpoint", "total_step": state.total_step}, files)
     for name in _complete(folder)[:-keep]:
-        folder.filesystem.delete_dir(folder.child(name).path)
+        folder.child(name).delete()
     return target
 
 

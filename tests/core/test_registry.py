@@ -183,7 +183,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(folder: Folder, tmp_path
         ("[Errno 122] Disk quota exceeded", "free some space"),
         ("[Errno 30] Read-only file system", "choose another storage.root"),
         ("[Errno 13] Permission denied: 'x'", "mend its permissions"),
-        ("AWS Error ACCESS_DENIED during PutObject", "credentials may write there"),
+        ("AWS Error ACCESS_DENIED during PutObject", "credentials may read and write there"),
         ("something\n  else", "something else"),
     ],
 )

@@ -1,10 +1,16 @@
 """Storage: local folders and a real S3 server; each wrong setting ends in one sentence with its mend."""
 
 import json
+import os
+import pickle
 import socket
 import stat
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from pyarrow import fs as pafs
 
 from pipelines import embedded_s3, storage
 from pipelines.embedded_s3 import ObjectStoreError, Server
@@ -85,10 +91,147 @@ def test_missing_credentials_are_named(object_store: Server, monkeypatch):
     storage._require_bucket.cache_clear()
 
 
+# --- endpoint, region and credentials of the standard files
+
+
+@pytest.fixture
+def files(object_store: Server, tmp_path: Path, monkeypatch) -> Path:
+    """A folder with a config file of one's own, and no other AWS setting; the profile `music` is in use."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_PROFILE", "music")
+    for variable, name in (("AWS_CONFIG_FILE", "config"), ("AWS_SHARED_CREDENTIALS_FILE", "credentials")):
+        monkeypatch.setenv(variable, str(tmp_path / name))
+    configure(tmp_path, object_store)
+    return tmp_path
+
+
+def configure(folder: Path, server: Server, *lines: str) -> None:
+    text = ["[profile music]", "region = eu-central-1", f"endpoint_url = {server.endpoint}", *lines]
+    (folder / "config").write_text("\n".join(text))
+
+
+def write_keys(folder: Path, server: Server, *, secret: str | None = None) -> None:
+    text = f"[music]\naws_access_key_id = {server.access_key}\naws_secret_access_key = {secret or server.secret_key}\n"
+    (folder / "credentials").write_text(text)
+
+
+def grant(folder: Path, server: Server, *, secret: str | None = None, minutes: float = 5) -> None:
+    """What a role gives: keys that expire; boto3 asks anew in the last ten minutes."""
+    expires = (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat()
+    keys = {"AccessKeyId": server.access_key, "SecretAccessKey": secret or server.secret_key, "Expiration": expires}
+    (folder / "granted.json").write_text(json.dumps({"Version": 1, **keys}))
+
+
+@pytest.mark.services
+def test_a_profile_gives_endpoint_region_and_keys(files: Path, object_store: Server):
+    write_keys(files, object_store)
+    folder = open_folder(f"s3://latents/{files.name}")
+    assert folder.filesystem.region == storage.region() == "eu-central-1"
+    assert storage.endpoint() == object_store.endpoint
+    commit(folder, {}, {"a": b"1"})
+    assert folder.exists()
+
+
+def test_the_environment_goes_before_the_profile(files: Path, monkeypatch):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    assert storage.region() == "eu-west-1"
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert (storage.region(), storage.endpoint()) == ("eu-north-1", "http://127.0.0.1:9")
+
+
+def test_an_unknown_profile_is_named(files: Path, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "noise")
+    with pytest.raises(StoreError, match=r"The config profile \(noise\) could not be found; mend AWS_PROFILE"):
+        open_folder("s3://latents/x")
+
+
+@pytest.mark.services
+def test_keys_of_a_role_are_renewed_under_an_open_folder(files: Path, object_store: Server):
+    """Proven by what the server accepts: wrong keys, once granted, are used, and right ones again."""
+    configure(files, object_store, f"credential_process = cat {files / 'granted.json'}")
+    grant(files, object_store)
+    folder = open_folder(f"s3://latents/{files.name}")
+    commit(folder, {}, {"a": b"1"})
+    grant(files, object_store, secret="wrong")
+    with pytest.raises(StoreError, match="access denied; check that these credentials"):
+        read_manifest(folder)
+    grant(files, object_store)
+    assert read_manifest(folder)["files"].keys() == {"a"}
+    grant(files, object_store, minutes=-5)
+    with pytest.raises(StoreError, match=r"no S3 credentials can be obtained: .*still expired; mend AWS_PROFILE"):
+        read_manifest(folder)
+
+
+@pytest.mark.services
+def test_a_credentials_file_that_is_rewritten_is_followed(files: Path, object_store: Server):
+    write_keys(files, object_store)
+    folder = open_folder(f"s3://latents/{files.name}")
+    assert not folder.exists()
+    write_keys(files, object_store, secret="wrong")
+    with pytest.raises(StoreError, match="access denied"):
+        folder.exists()
+    write_keys(files, object_store)
+    assert not folder.exists()
+
+
+@pytest.mark.services
+def test_a_session_token_goes_with_the_keys(object_store: Server, monkeypatch):
+    """The server knows no such session."""
+    folder = open_folder("s3://latents/token")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "unknown")
+    with pytest.raises(StoreError, match="the credentials are refused"):
+        folder.files()
+
+
+@pytest.mark.services
+def test_a_folder_travels_without_its_keys(object_store: Server):
+    folder = open_folder("s3://latents/travels")
+    assert not folder.exists()
+    packed = pickle.dumps(folder)
+    assert object_store.secret_key.encode() not in packed
+    assert not pickle.loads(packed).exists()
+
+
+def test_without_an_endpoint_requests_go_to_aws(files: Path, monkeypatch):
+    """The bucket is in the host's name, as AWS wants it: read off what arrives at an HTTP proxy."""
+    (files / "config").write_text("[profile music]\nregion = eu-central-1\n")
+    assert storage.endpoint() is None
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asked: list[bytes] = []
+
+        def answer() -> None:
+            connection = listener.accept()[0]
+            asked.append(connection.recv(1000))
+            connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        through = {"scheme": "http", "host": "127.0.0.1", "port": listener.getsockname()[1]}
+        options = storage._options(None, storage.region(), "") | {"retry_strategy": pafs.AwsStandardS3RetryStrategy(1)}
+        aws = pafs.S3FileSystem(access_key="a", secret_key="b", proxy_options=through, **options)
+        with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+            aws.get_file_info("latents/x")
+        thread.join()
+    assert asked[0].startswith(b"CONNECT latents.s3.eu-central-1.amazonaws.com:443 ")
+    client = storage.s3_client(None)
+    assert client.meta.endpoint_url == "https://s3.eu-central-1.amazonaws.com"
+
+
+@pytest.mark.services
+def test_the_file_system_stays_while_its_keys_do(object_store: Server):
+    """It is looked up at every use; its connections are kept."""
+    first, second = open_folder("s3://latents/x"), open_folder("s3://latents/y")
+    assert first.filesystem is first.filesystem is second.filesystem
+
+
+# --- disks and servers
+
+
 def test_full_disk_is_one_sentence():
     # /dev/full takes a file's open and refuses its bytes: a real "no space left on device"
-    from pyarrow import fs as pafs
-
     from presto_core.registry.store import reason
 
     with (

@@ -1,0 +1,309 @@
+"""A real S3 server behind a proxy that breaks connections: what may pass is waited out, the rest is one sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from random import Random
+from typing import Any
+
+import pytest
+
+from pipelines import storage
+from pipelines.embedded_s3 import Server
+from pipelines.storage import open_folder
+from presto_core.registry import reading, retry
+from presto_core.registry.store import (
+    Folder,
+    StoreError,
+    commit,
+    copy_out,
+    read_bytes,
+    read_file,
+    read_manifest,
+    write_bytes,
+)
+from tests.pipelines.fault_proxy import Fault, FaultProxy
+
+pytestmark = pytest.mark.services
+BLOCK_BYTES = 2**18
+CONTENT = Random(1).randbytes(2 * BLOCK_BYTES + 12345)  # three blocks
+LARGE = CONTENT * 25  # two parts of an upload
+BREAKING = (Fault.REFUSE, Fault.RESET, Fault.TRUNCATE, Fault.SLOW_DOWN)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch) -> None:
+    monkeypatch.setattr(reading, "BLOCK_BYTES", BLOCK_BYTES)
+
+
+@pytest.fixture
+def proxy(object_store: Server) -> Iterator[FaultProxy]:
+    with FaultProxy(object_store.endpoint, seed=7) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def direct(object_store: Server, tmp_path) -> Folder:
+    return open_folder(f"s3://latents/{tmp_path.name}")
+
+
+@pytest.fixture
+def folder(proxy: FaultProxy, direct: Folder, monkeypatch) -> Folder:
+    return through(proxy, direct, monkeypatch)
+
+
+def through(proxy: FaultProxy, direct: Folder, monkeypatch) -> Folder:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    return open_folder(direct.uri)
+
+
+def together(*actions: Callable[[], Any]) -> list[Any]:
+    """Results of actions done at once: most of their time is waiting."""
+    with ThreadPoolExecutor(len(actions)) as pool:
+        return [future.result() for future in [pool.submit(action) for action in actions]]
+
+
+def copied(folder: Folder, name: str) -> bytes:
+    sink = io.BytesIO()
+    assert copy_out(folder, name, sink) == hashlib.sha256(sink.getvalue()).hexdigest()
+    return sink.getvalue()
+
+
+# --- faults that pass
+
+
+def test_a_few_faults_of_each_kind_are_waited_out(object_store: Server, direct: Folder, monkeypatch) -> None:
+    """Three in a row for each object: one more than the SDK and the first attempt see."""
+    with ExitStack() as stack:
+        proxies = [stack.enter_context(FaultProxy(object_store.endpoint)) for _ in BREAKING]
+        places = [through(proxy, direct, monkeypatch).child(fault) for proxy, fault in zip(proxies, BREAKING)]
+        together(*(partial(use_broken, *case) for case in zip(proxies, places, BREAKING)))
+    for fault in BREAKING:
+        assert read_manifest(direct.child(fault))["kind"] == fault
+        assert read_bytes(direct.child(fault), "small") == b"1234"
+    assert read_bytes(direct.child(Fault.RESET), "large") == LARGE
+
+
+def use_broken(proxy: FaultProxy, folder: Folder, fault: Fault) -> None:
+    write_bytes(folder, "read", CONTENT)
+    write_bytes(folder, "copied", CONTENT)
+    objects = {"/read": 10_000, "/copied": 10_000, "/small": 2, "json": 9}
+    for path, after in objects.items():
+        proxy.plan(fault, times=3, path=path, after_bytes=after)
+    proxy.plan(Fault.RESET, times=3, path="/large?partNumber", after_bytes=6_000_000)
+    read, copy, manifest, _ = together(
+        lambda: read_bytes(folder, "read"),
+        lambda: copied(folder, "copied"),
+        lambda: commit(folder, {"kind": fault}, {"small": b"1234"}),
+        lambda: fault is Fault.RESET and write_bytes(folder, "large", LARGE),
+    )
+    assert read == copy == CONTENT
+    assert read_manifest(folder) == manifest
+    assert proxy.injected == {fault: 15 if fault is Fault.RESET else 12}
+
+
+@pytest.mark.parametrize("last", [0x00, 0xA7])  # the second is the mark of a byte that was not written
+def test_an_answer_of_too_few_bytes_is_not_taken(proxy: FaultProxy, folder: Folder, last: int) -> None:
+    """Arrow alone takes it, and fills up with whatever its memory holds."""
+    content = CONTENT[:1000] + bytes([last])
+    write_bytes(folder, "a", content)
+    for missing in (1, 700):
+        proxy.plan(Fault.SHORT, times=2, after_bytes=len(content) - missing)
+        assert read_bytes(folder, "a") == content
+    assert proxy.injected == {Fault.SHORT: 4}
+
+
+def test_bytes_that_changed_on_the_way_are_read_again(proxy: FaultProxy, folder: Folder) -> None:
+    manifest = commit(folder, {}, {"a.bin": CONTENT[:5000]})
+    proxy.plan(Fault.ALTER, times=1, after_bytes=100)
+    assert read_file(folder, "a.bin", manifest) == CONTENT[:5000]
+    proxy.plan(Fault.ALTER, after_bytes=100)
+    with pytest.raises(StoreError, match=r"a\.bin is damaged: sha256"):
+        read_file(folder, "a.bin", manifest)
+    assert proxy.injected == {Fault.ALTER: 3}
+
+
+def test_a_copy_goes_on_where_it_broke(proxy: FaultProxy, folder: Folder) -> None:
+    """Three blocks, the connection breaks in the second: the first is not asked for again."""
+
+    class Sink(io.BytesIO):
+        def write(self, block: Any) -> int:
+            if not self.tell():
+                proxy.plan(Fault.RESET, times=3, method="GET", after_bytes=100_000)
+            return super().write(block)
+
+    write_bytes(folder, "a", CONTENT)
+    before, sink = proxy.requests, Sink()
+    assert copy_out(folder, "a", sink) == hashlib.sha256(CONTENT).hexdigest()
+    assert sink.getvalue() == CONTENT
+    assert proxy.injected == {Fault.RESET: 3}
+    assert proxy.requests - before == (1 + 3) + 3 + 1  # undisturbed; broken; opened anew once, as the SDK repeats once
+
+
+def test_an_object_replaced_under_a_reader_is_refused(proxy: FaultProxy, folder: Folder, direct: Folder) -> None:
+    class Sink(io.BytesIO):
+        def write(self, block: Any) -> int:
+            write_bytes(direct, "a", bytes(len(CONTENT)))
+            proxy.plan(Fault.RESET, times=2, method="GET")
+            return super().write(block)
+
+    write_bytes(folder, "a", CONTENT)
+    with pytest.raises(StoreError, match="/a was replaced while it was read"):
+        copy_out(folder, "a", Sink())
+
+
+def test_a_stall_of_ten_seconds_is_survived(proxy: FaultProxy, folder: Folder) -> None:
+    together(lambda: write_bytes(folder, "a", CONTENT), lambda: write_bytes(folder, "b", b"1"))
+    proxy.plan(Fault.STALL, times=1, seconds=10, path="/a", method="GET", after_bytes=1000)
+    proxy.plan(Fault.STALL, times=1, seconds=10, path="/b", method="HEAD")
+    proxy.plan(Fault.STALL, times=1, seconds=10, path="/c", method="PUT", after_bytes=1000)
+    started = time.monotonic()
+    read, small, _ = together(
+        lambda: read_bytes(folder, "a"), lambda: read_bytes(folder, "b"), lambda: write_bytes(folder, "c", CONTENT)
+    )
+    assert 10 <= time.monotonic() - started < 30
+    assert (read, small, read_bytes(folder, "c")) == (CONTENT, b"1", CONTENT)
+    assert proxy.injected == {Fault.STALL: 3}
+
+
+def test_mixed_faults_leave_every_operation_right(proxy: FaultProxy, folder: Folder, direct: Folder) -> None:
+    """Some hundred operations of three users at once, against what a dictionary would hold."""
+    for fault in (*BREAKING, Fault.SHORT):
+        proxy.plan(fault, times=1, after_bytes=300)  # each at least once
+    for fault in (*BREAKING, Fault.SHORT):
+        proxy.plan(fault, probability=0.05, after_bytes=300)
+
+    def use(user: int) -> int:
+        random, known, place = Random(user), dict[str, bytes](), folder.child(str(user))
+        for number in range(5):
+            name = f"f{random.randrange(5)}"
+            if number % 2 == 0:
+                known[name] = random.randbytes(random.choice([0, 1, 500, 40_000]))
+                assert write_bytes(place, name, known[name])["bytes"] == len(known[name])
+            assert place.exists(name) == (name in known)
+            assert {info.base_name: info.size for info in place.files()} == {n: len(c) for n, c in known.items()}
+            if name in known:
+                assert read_bytes(place, name) == copied(place, name) == known[name]
+        return len(known)
+
+    assert all(together(*(lambda u=user: use(u) for user in range(3))))
+    assert direct.folders() == ["0", "1", "2"]
+    assert set(proxy.injected) == {*BREAKING, Fault.SHORT}
+    assert proxy.injected.total() > 10
+
+
+# --- faults that last
+
+LASTING = {
+    Fault.REFUSE: "the connection was reset",
+    Fault.RESET: "the connection was reset",
+    Fault.TRUNCATE: "(the answer was truncated|the server hung up without an answer)",
+    Fault.SLOW_DOWN: r"the server is overloaded \(503\)",
+}
+
+
+def fails(action: Callable[[], object], place: str, why: str, *, attempts: int = 5) -> None:
+    started = time.monotonic()
+    with pytest.raises(StoreError, match=rf"{place}.* in {attempts} attempts: {why}; .*run the same command") as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - started < 40
+
+
+def test_lasting_faults_end_in_one_sentence_and_leave_nothing(
+    object_store: Server, direct: Folder, monkeypatch
+) -> None:
+    write_bytes(direct, "there", CONTENT)
+    with ExitStack() as stack:
+        actions, proxies = list[Callable[[], None]](), dict[Fault, FaultProxy]()
+        for fault, why in LASTING.items():
+            proxies[fault] = stack.enter_context(FaultProxy(object_store.endpoint))
+            actions += failing(through(proxies[fault], direct, monkeypatch), fault, why)
+            proxies[fault].plan(fault, path="/there", method="GET", after_bytes=1000)
+            proxies[fault].plan(fault, path=f"{fault}%2F", after_bytes=1000)  # listing it
+            proxies[fault].plan(fault, path=f"/{fault}/manifest", after_bytes=1000)
+            proxies[fault].plan(fault, path="?uploads")  # by which every write begins
+        together(*actions)
+        assert all(proxies[fault].injected[fault] >= 10 * 5 for fault in LASTING)
+    assert [info.path for info in direct.files(recursive=True)] == [direct.file("there")]
+    assert not any(direct.child(fault).exists() for fault in LASTING)
+
+
+def failing(folder: Folder, fault: Fault, why: str) -> list[Callable[[], None]]:
+    """Every operation, each of which must fail."""
+    own = folder.child(fault)
+    return [
+        lambda: fails(lambda: read_bytes(folder, "there"), f"cannot read {folder.uri}/there", why),
+        lambda: fails(lambda: copied(folder, "there"), f"cannot read {folder.uri}/there", why),
+        lambda: fails(lambda: own.exists(), f"cannot look for {own.uri}/manifest.json", why),
+        lambda: fails(lambda: own.files(), f"cannot list {own.uri}", why),
+        lambda: fails(lambda: commit(own, {}, {"a": b"1"}), rf"cannot write {own.uri}/a \(1 bytes\)", why),
+        lambda: fails(lambda: write_bytes(own, "large", LARGE), f"cannot write {own.uri}/large", why),
+    ]
+
+
+def test_a_server_that_is_down_or_silent_and_comes_back(object_store: Server, direct: Folder, monkeypatch) -> None:
+    """And what is never whole does not exist: a commit without its manifest, an upload of which one part fails."""
+    monkeypatch.setattr(storage, "REQUEST_TIMEOUT_S", 1)
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
+    fails_twice = partial(fails, attempts=2)
+    write_bytes(direct, "a", b"1234")
+    with FaultProxy(object_store.endpoint) as dead, FaultProxy(object_store.endpoint) as sick:
+        gone, ill = (through(proxy, direct, monkeypatch) for proxy in (dead, sick))
+        sick.plan(Fault.STALL, method="HEAD", seconds=40)
+        sick.plan(Fault.RESET, path="manifest.json", method="PUT", after_bytes=20)
+        sick.plan(Fault.RESET, path="/large?partNumber=2", after_bytes=100_000)
+        with dead.down():
+            together(
+                lambda: fails_twice(lambda: read_bytes(gone, "a"), "/a", "the connection was refused"),
+                lambda: fails_twice(lambda: gone.folders(), "cannot list", "the connection was refused"),
+                lambda: fails_twice(lambda: read_bytes(ill, "a"), "/a", "it timed out"),
+                lambda: fails_twice(lambda: commit(ill, {}, {"b": b"1"}), "manifest.json", "the connection was reset"),
+                lambda: fails_twice(lambda: write_bytes(ill, "large", LARGE), "/large", "the connection was reset"),
+            )
+        assert sick.injected == {Fault.STALL: 4, Fault.RESET: 8}
+        sick.clear()
+        for folder in (gone, ill):
+            assert read_bytes(folder, "a") == b"1234"
+            assert [info.base_name for info in folder.files()] == ["a", "b"]
+            assert not folder.exists()
+
+
+def test_an_overloaded_server_is_named_when_the_bucket_is_looked_for(proxy: FaultProxy, monkeypatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    proxy.plan(Fault.SLOW_DOWN)
+    with pytest.raises(
+        StoreError, match=r"bucket 'latents': the server is overloaded or failing \(503\) in 4 attempts"
+    ):
+        open_folder("s3://latents/x")
+    assert proxy.injected == {Fault.SLOW_DOWN: 4}
+
+
+def test_what_cannot_pass_is_not_asked_for_twice(proxy: FaultProxy, folder: Folder, monkeypatch) -> None:
+    before = proxy.requests
+    with pytest.raises(StoreError, match=r"/none does not exist"):
+        read_bytes(folder, "none")
+    with pytest.raises(StoreError, match=r"/nowhere does not exist; name a folder that does"):
+        folder.child("nowhere").files()
+    assert proxy.requests - before <= 4
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    before = proxy.requests
+    for action in (lambda: read_bytes(folder, "a"), lambda: write_bytes(folder, "a", b""), lambda: folder.folders()):
+        with pytest.raises(StoreError, match=r"(access denied|the credentials are refused); check"):
+            action()
+    assert proxy.requests - before == 3
+
+
+def test_a_full_disk_under_a_copy_is_one_sentence(folder: Folder) -> None:
+    write_bytes(folder, "a", CONTENT)
+    with (
+        pytest.raises(StoreError, match=r"cannot keep a copy of s3://.*/a: the disk is full; free some space"),
+        open("/dev/full", "wb", buffering=0) as sink,
+    ):
+        copy_out(folder, "a", sink)
