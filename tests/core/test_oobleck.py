@@ -95,3 +95,24 @@ def test_a_stereo_autoencoder_hears_mono_on_both_channels(tmp_path: Path) -> Non
     assert codec.decode(latents).shape == (1, 2, 64 * 20)
     with pytest.raises(CodecError, match=r"audio of shape \[1, 3, 1343\]"):
         codec.encode(noise(channels=3))
+
+
+def test_an_unknown_device_is_one_sentence(oobleck_folder: Path) -> None:
+    for device in ("abacus", "cuda:99"):
+        with pytest.raises(CodecError, match=f"oobleck cannot compute on device {device} .*; choose cpu") as caught:
+            load_codec("oobleck", path=str(oobleck_folder), device=device)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_embedded_codec_ignores_the_device() -> None:
+    assert load_codec("mel_pca", device="cuda:99").digest == load_codec("mel_pca").digest
+
+
+@pytest.mark.gpu
+def test_oobleck_on_a_gpu_takes_and_gives_tensors_of_the_cpu(oobleck_folder: Path) -> None:
+    here, there = (load_codec("oobleck", path=str(oobleck_folder), device=device) for device in ("cpu", "cuda"))
+    latents = there.encode(noise(channels=1))
+    audio = there.decode(latents.cuda())
+    assert latents.device.type == audio.device.type == "cpu"
+    torch.testing.assert_close(latents, here.encode(noise(channels=1)), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(audio, here.decode(latents), atol=1e-2, rtol=1e-2)
