@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.dataset import LatentDataset, conditioning_of, open_dataset, read_here
+from pipelines.dataset import LatentDataset, conditioning_of, open_dataset
 from pipelines.models import Model
+from pipelines.reading import read_here
 from pipelines.shards import Rows
 from pipelines.systems import System
 from presto_core.config.schema import EvaluateStage

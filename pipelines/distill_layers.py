@@ -47,6 +47,8 @@ def run(config: LayersStage) -> Artifact:
             total_steps=config.layers.steps,
             loop=config.loop,
             cluster=config.cluster,
+            data=config.data,
+            caption_dropout=config.layers.caption_dropout,
             watch=("dsm_loss", "self_teacher_loss", "blocks_run", "step_seconds"),
             expected=TEACHER,
         )
@@ -86,5 +88,5 @@ def finish(
         config_yaml=to_yaml(config),
         parents=parents,
         files=weights_file(state.emas["layers"].network),
-        details={"model": replace(card, layer_budget=budget.to_dict()).to_dict()},
+        details={"model": replace(card, layer_budget=budget.to_dict()).to_dict(), **dataset.left_out},
     )

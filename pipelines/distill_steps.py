@@ -65,6 +65,7 @@ def run(config: StepsStage) -> Artifact:
             total_steps=int(config.derived()["total_steps"]),
             loop=config.loop,
             cluster=config.cluster,
+            data=config.data,
             watch=("dmd_loss", "dsm_loss", "gan_loss", "d_real", "d_fake", "step_seconds"),
             expected=STEP_DISTILLATION,
         )
@@ -139,5 +140,6 @@ def finish(
         details={
             "model": generator_card(config, read_artifact(open_folder(start_uri))).to_dict(),
             "training": {"generator_step": state.generator_step, "total_step": state.total_step},
+            **dataset.left_out,
         },
     )

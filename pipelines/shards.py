@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,9 +12,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from presto_core.registry.store import Folder, StoreError, reason
+from presto_core.registry.store import Folder, StoreError, read_hashed
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of a data set, as the manifest lists it."""
+
+    file: str
+    split: str
+    rows: int
+    sha256: str
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Rows:
         tempo_bpm: [R] float32, NaN where unknown.
         key: [R] int8, see conditioning.key_index.
         caption, track, composition: [R] strings.
+        start_seconds: [R] float32, where in its track a window begins.
     """
 
     latents: Array
@@ -41,12 +52,18 @@ class Rows:
     caption: Array
     track: Array
     composition: Array
+    start_seconds: Array
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def take(self, index: Any) -> Rows:
         return Rows(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    @staticmethod
+    def of(table: pa.Table) -> Rows:
+        """Columns of a table that `to_parquet` wrote; numbers are not copied. Raises KeyError where one is missing."""
+        return Rows(**{f.name: _array(table.column(f.name)) for f in fields(Rows)})
 
     @staticmethod
     def cat(parts: Sequence[Rows]) -> Rows:
@@ -67,27 +84,27 @@ def from_parquet(content: bytes) -> Rows:
     Raises:
         KeyError, pa.ArrowInvalid: the bytes are not such a file.
     """
-    table = pq.read_table(pa.BufferReader(content))
-    return Rows(**{f.name: _array(table.column(f.name)) for f in fields(Rows)})
+    return Rows.of(pq.read_table(pa.BufferReader(content)))
 
 
-def read_shard(folder: Folder, *, file: str, sha256: str) -> Rows:
-    """A shard's rows, checked against the manifest's hash.
+def read_table(folder: Folder, shard: Shard) -> pa.Table:
+    """A shard's rows as an Arrow table, checked against the manifest's hash and this release's schema.
 
     Raises:
         StoreError: missing, changed, or not a shard; the message names the file.
     """
+    place = f"{folder.uri}/{shard.file}"
+    content = read_hashed(folder, shard.file, shard.sha256)
     try:
-        with folder.filesystem.open_input_file(folder.file(file)) as stream:
-            content = stream.read()
-    except OSError as error:
-        raise StoreError(f"cannot read shard {folder.uri}/{file}: {reason(error)}") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise StoreError(f"shard {folder.uri}/{file} is damaged: its sha256 is not the manifest's; ingest again")
-    try:
-        return from_parquet(content)
-    except (KeyError, pa.ArrowInvalid) as error:
-        raise StoreError(f"shard {folder.uri}/{file} is not of this release's schema: {error}") from error
+        table = pq.read_table(pa.BufferReader(content))
+    except pa.ArrowInvalid as error:
+        raise StoreError(f"shard {place} is not of this release's schema: {error}; ingest again") from None
+    missing = [f.name for f in fields(Rows) if f.name not in table.column_names]
+    if missing:
+        raise StoreError(f"shard {place} is not of this release's schema: it lacks {', '.join(missing)}; ingest again")
+    if table.num_rows != shard.rows:
+        raise StoreError(f"shard {place} holds {table.num_rows} rows, the manifest says {shard.rows}; ingest again")
+    return table
 
 
 def _column(values: Array) -> pa.Array:

@@ -16,16 +16,17 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from pipelines.cluster import actor_resources, map_with_actors, ray_session
-from pipelines.dataset import conditioning_of, open_dataset, read_here
+from pipelines.dataset import conditioning_of, open_dataset
 from pipelines.lineage import method_of
 from pipelines.models import Model, open_model, sample_base, sample_student
 from pipelines.progress import Bar, console, progress_bar
+from pipelines.reading import read_here
 from pipelines.shards import Array, Rows
 from presto_core.config.sampling import BaseSampler, EvaluateConfig, ScheduleConfig
 from presto_core.config.schema import EvaluateStage
 from presto_core.metrics.embed import load_embedder
 from presto_core.registry.manifest import Artifact
-from presto_core.registry.store import Folder, write_bytes
+from presto_core.registry.store import Folder, read_bytes, write_bytes
 from presto_core.training.state import step_generator
 
 
@@ -203,8 +204,7 @@ def _keep(scratch: Folder, system: System, parts: list[dict[str, Any]]) -> None:
 
 
 def _load(scratch: Folder, system: System) -> Sampled:
-    with scratch.filesystem.open_input_file(scratch.file(_partial(system))) as stream:
-        return Sampled(**load(stream.read()))
+    return Sampled(**load(read_bytes(scratch, _partial(system))))
 
 
 def _held_out_rows(dataset_uri: str) -> int:

@@ -40,6 +40,8 @@ def run(config: TeacherStage) -> Artifact:
             total_steps=config.teacher.steps,
             loop=config.loop,
             cluster=config.cluster,
+            data=config.data,
+            caption_dropout=config.teacher.caption_dropout,
             watch=("dsm_loss", "grad_norm", "step_seconds"),
             expected=TEACHER,
         )
@@ -83,5 +85,5 @@ def finish(
         config_yaml=to_yaml(config),
         parents=parents,
         files=weights_file(state.emas["teacher"].network),
-        details={"model": card_of(config, dataset).to_dict()},
+        details={"model": card_of(config, dataset).to_dict(), **dataset.left_out},
     )

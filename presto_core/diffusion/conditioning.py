@@ -40,10 +40,9 @@ class Conditioning:
         """The same batch with nothing told."""
         return replace(self, keep=torch.zeros_like(self.keep))
 
-    def dropped(self, probability: float, *, generator: torch.Generator) -> Conditioning:
-        """Forget each sample's conditions with the given probability (classifier-free guidance training)."""
-        u = torch.rand(len(self), generator=generator, device=self.keep.device)
-        return replace(self, keep=self.keep & (u >= probability))
+    def told(self, which: Tensor) -> Conditioning:
+        """The same batch with the samples where `which` [B] is False unconditional (classifier-free guidance)."""
+        return replace(self, keep=self.keep & which.to(self.keep.device))
 
     def rows(self, index: Tensor | slice) -> Conditioning:
         """Some of the batch's samples."""

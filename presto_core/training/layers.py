@@ -59,8 +59,8 @@ class LayerDistillation:
 
     def update(self, batch: Batch, *, generator: torch.Generator) -> dict[str, Tensor]:
         """minimise L_EDM at budget b(sigma) + beta |h(x; b) - sg(h(x; L))|^2."""
-        cond = batch.cond.dropped(self.config.caption_dropout, generator=generator)
         sigma = self.p_train.sample(len(batch.x0), generator=generator, device=batch.x0.device)
+        cond = batch.cond
         noisy, budget = add_noise(batch.x0, sigma, generator=generator), self.budget.of(sigma)
         x0_hat, hidden = self.trained_denoise.with_hidden(noisy, sigma, cond, budget)
         dsm = dsm_loss(x0_hat, batch.x0, sigma, self.sigma_data)

@@ -1,4 +1,6 @@
-"""Training of the base model: EDM denoising score matching with conditions dropped now and then (METHOD section 1)."""
+"""Training of the base model: EDM denoising score matching (METHOD section 1).
+
+Conditions are withheld now and then, so that guidance is possible: the stream decides for which rows."""
 
 from __future__ import annotations
 
@@ -46,9 +48,8 @@ class TeacherTraining:
         )
 
     def update(self, batch: Batch, *, generator: torch.Generator) -> dict[str, Tensor]:
-        cond = batch.cond.dropped(self.config.caption_dropout, generator=generator)
         sigma = self.p_train.sample(len(batch.x0), generator=generator, device=batch.x0.device)
-        x0_hat = self.denoise(add_noise(batch.x0, sigma, generator=generator), sigma, cond)
+        x0_hat = self.denoise(add_noise(batch.x0, sigma, generator=generator), sigma, batch.cond)
         losses = dsm_loss(x0_hat, batch.x0, sigma, self.sigma_data)
         losses.mean().backward()
         state = self.state

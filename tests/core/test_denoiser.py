@@ -1,5 +1,7 @@
 """EDM preconditioning and guidance: unit variances, limits, identities."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -88,6 +90,7 @@ def test_guidance_without_conditions_is_refused():
         guided(EDMDenoiser(Identity(), SIGMA_DATA), 2)(torch.zeros(1, 2, 2), torch.ones(1), None)
 
 
-def test_condition_dropout_forgets_the_stated_share():
-    kept = conditions(20_000).dropped(0.1, generator=torch.Generator().manual_seed(0)).keep
-    assert float(kept.float().mean()) == pytest.approx(0.9, abs=0.01)
+def test_a_sample_that_is_not_told_is_unconditional_and_one_that_was_stays_so():
+    cond = conditions(4).unconditional()
+    cond = replace(cond, keep=torch.tensor([True, True, False, False]))
+    assert cond.told(torch.tensor([True, False, True, False])).keep.tolist() == [True, False, False, False]

@@ -76,8 +76,8 @@ def test_an_update_minimises_the_written_loss(weight: float, mode: str):
     """Against the loss written out sample by sample: each at its own budget, its full-depth pass beside it."""
     algorithm = layers(**{"self_teacher_weight": weight, "mode": mode, "optim.max_grad_norm": 1e9})
     network, batch = algorithm.state.networks["layers"], next(batches())
+    cond = batch.cond
     rng = step_generator(0, rank=0, total_step=5)
-    cond = batch.cond.dropped(algorithm.config.caption_dropout, generator=rng)
     sigma = algorithm.p_train.sample(4, generator=rng)
     noisy, total = add_noise(batch.x0, sigma, generator=rng), torch.zeros(())
     for i in range(4):

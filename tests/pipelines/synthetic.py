@@ -27,6 +27,7 @@ def rows(count: int, seed: int) -> Rows:
         caption=np.array([f"c{seed}-{i}" for i in range(count)], dtype=object),
         track=np.array([f"t{seed}"] * count, dtype=object),
         composition=np.array([f"k{seed}"] * count, dtype=object),
+        start_seconds=np.arange(count, dtype=np.float32),
     )
 
 

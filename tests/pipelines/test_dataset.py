@@ -1,16 +1,22 @@
 """The training stream: complete, disjoint, reproducible, resumable at any row, checked against its hashes."""
 
+import hashlib
+import io
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipelines import dataset as dataset_module
-from pipelines.dataset import LatentDataset, open_dataset, read_here, read_with_ray, stream
+from pipelines import epoch_plan, reading
+from pipelines.dataset import LatentDataset, conditioning_of, open_dataset, stream
+from pipelines.reading import damaged_shards, read_here, read_with_ray
+from pipelines.shards import to_parquet
 from presto_core.registry.store import StoreError
 from presto_core.training.state import Batch, Cursor
-from tests.pipelines.synthetic import make_dataset
+from tests.pipelines.synthetic import make_dataset, rows
 
 
 @pytest.fixture
@@ -64,23 +70,56 @@ def test_order_depends_on_seed_and_epoch(latents: LatentDataset):
     assert first != ids(take(latents, 5, seed=2))
 
 
-@pytest.mark.parametrize("window_rows", [8192, 12])
-def test_resume_replays_exactly_the_next_row(latents: LatentDataset, window_rows: int, monkeypatch):
-    monkeypatch.setattr(dataset_module, "WINDOW_ROWS", window_rows)
-    whole = take(latents, 12)
-    for done in range(1, 11):
-        resumed = take(latents, 12 - done, cursor=whole[done - 1].cursor)
-        assert ids(resumed) == ids(whole[done:]), f"after batch {done}"
+MANY = (10, 7, 13, 9, 12, 8, 11, 5, 10, 14, 6, 9, 3, 8, 10, 12)  # 147 rows: several lanes and windows
 
 
-@pytest.mark.parametrize("window_rows", [8192, 12])
-def test_workers_share_each_global_batch(latents: LatentDataset, window_rows: int, monkeypatch):
-    monkeypatch.setattr(dataset_module, "WINDOW_ROWS", window_rows)
-    alone = ids(take(latents, 7))
-    shares = [ids(take(latents, 7, rank=r, world_size=3)) for r in range(3)]
+@pytest.fixture(params=["kept", "windows"])
+def many(tmp_path, request, monkeypatch) -> LatentDataset:
+    """A data set of many shards, kept in memory or read window by window."""
+    if request.param == "windows":
+        monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", 40)
+    return make_dataset(str(tmp_path / "data"), shard_rows=MANY)
+
+
+def test_every_row_of_an_epoch_comes_once(many: LatentDataset):
+    seen = sum(ids(take(many, 24)), [])  # 24 batches of 6
+    assert len(seen) == len(set(seen)) == 144
+
+
+def test_resume_replays_exactly_the_next_row(many: LatentDataset):
+    whole = take(many, 30, crop_frames=5, caption_dropout=0.4)
+    for done in (1, 2, 7, 12, 23, 24, 25, 29):
+        resumed = take(many, 30 - done, cursor=whole[done - 1].cursor, crop_frames=5, caption_dropout=0.4)
+        for ours, theirs in zip(resumed, whole[done:], strict=True):
+            assert torch.equal(ours.x0, theirs.x0), f"after batch {done}"
+            assert torch.equal(ours.cond.keep, theirs.cond.keep)
+            assert ours.cursor == theirs.cursor
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_workers_share_each_global_batch(many: LatentDataset, world_size: int):
+    alone = take(many, 30, caption_dropout=0.4)
+    shares = [take(many, 30, rank=r, world_size=world_size, caption_dropout=0.4) for r in range(world_size)]
     for whole, *parts in zip(alone, *shares):
-        assert sorted(whole) == sorted(sum(parts, []))
-        assert all(len(p) == 2 for p in parts)
+        assert torch.equal(whole.x0, torch.cat([p.x0 for p in parts]))
+        assert torch.equal(whole.cond.keep, torch.cat([p.cond.keep for p in parts]))
+        assert all(len(p.x0) == 6 // world_size for p in parts)
+
+
+def test_another_number_of_workers_goes_on_without_losing_or_repeating_a_row(many: LatentDataset):
+    """Three workers stop in the middle of an epoch, two go on, then one: together they see what one alone sees."""
+    cursor, seen = Cursor(), []
+    for world_size, count in ((3, 9), (2, 8), (1, 7)):
+        parts = [take(many, count, cursor=cursor, rank=r, world_size=world_size) for r in range(world_size)]
+        seen += [sum(rows, []) for rows in zip(*map(ids, parts))]
+        cursor = parts[0][-1].cursor
+    assert seen == ids(take(many, 24))
+    assert cursor == Cursor(1, 0)
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(many: LatentDataset):
+    with pytest.raises(ValueError, match="global_batch_size=6 must be a multiple of 4 workers"):
+        take(many, 1, world_size=4)
 
 
 def test_an_incomplete_last_batch_is_left_out_and_the_epoch_ends(latents: LatentDataset):
@@ -88,16 +127,67 @@ def test_an_incomplete_last_batch_is_left_out_and_the_epoch_ends(latents: Latent
     assert [b.cursor for b in batches] == [Cursor(0, 8), Cursor(0, 16), Cursor(1, 0), Cursor(1, 8)]
 
 
-def test_windows_before_the_cursor_are_not_read(latents: LatentDataset, monkeypatch):
-    monkeypatch.setattr(dataset_module, "WINDOW_ROWS", 12)
+def test_windows_before_the_cursor_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", 40)
+    many = make_dataset(str(tmp_path / "data"), shard_rows=MANY)
+    asked: list[int] = []
+
+    def counting(uri, shards):
+        asked.append(len(shards))
+        yield from read_here(uri, shards)
+
+    take(many, 1, reader=counting)
+    take(many, 1, cursor=Cursor(0, 108), reader=counting)  # three quarters into the epoch
+    assert asked[1] <= asked[0] / 4 + 3  # a lane's window may have begun before, three lanes
+
+
+def test_the_reader_is_not_asked_for_more_than_a_window_ahead(tmp_path, monkeypatch):
+    monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", 40)
+    many = make_dataset(str(tmp_path / "data"), shard_rows=MANY)
     read = []
 
     def counting(uri, shards):
-        read.extend(s.file for s in shards)
-        yield from read_here(uri, shards)
+        for shard, found in zip(shards, read_here(uri, shards)):
+            read.append(shard.file)
+            yield found
 
-    take(latents, 1, cursor=Cursor(0, 24), reader=counting)
-    assert len(read) == 1
+    batches = stream(many, seed=1, cursor=Cursor(), global_batch_size=6, reader=counting)
+    next(batches)
+    assert len(read) < len(MANY) / 2
+    batches.close()
+
+
+def test_crops_are_parts_of_their_rows_and_differ_by_epoch(many: LatentDataset):
+    whole = {tempo: x0 for b in take(many, 24) for tempo, x0 in zip(b.cond.tempo_bpm.tolist(), b.x0)}
+    offsets: dict[float, list[int]] = {}
+    for batch in take(many, 72, crop_frames=5):
+        for tempo, crop in zip(batch.cond.tempo_bpm.tolist(), batch.x0):
+            fits = [o for o in range(4) if tempo in whole and torch.equal(whole[tempo][:, o : o + 5], crop)]
+            offsets.setdefault(tempo, []).extend(fits)
+    drawn = [o for tempo in whole for o in offsets[tempo]]
+    assert len(drawn) > 400  # three epochs
+    assert np.bincount(drawn).min() > 0.7 * len(drawn) / 4
+    assert sum(len(set(o)) > 1 for o in offsets.values()) > 0.8 * len(offsets)
+
+
+def test_a_crop_longer_than_a_row_is_refused(latents: LatentDataset):
+    with pytest.raises(StoreError, match=r"data\.crop_frames=9 is more than the 8 frames of a row"):
+        take(latents, 1, crop_frames=9)
+
+
+def test_conditions_are_withheld_from_the_stated_share_and_from_other_rows_each_epoch(many: LatentDataset):
+    batches = take(many, 24 * 20, caption_dropout=0.25)
+    kept = torch.cat([b.cond.keep for b in batches]).float()
+    assert float(kept.mean()) == pytest.approx(0.75, abs=4 * (0.25 * 0.75 / len(kept)) ** 0.5)
+    told = {b.cond.tempo_bpm[i].item() for b in batches for i in range(6) if b.cond.keep[i]}
+    assert len(told) == 147
+
+
+def test_a_row_of_which_nothing_is_known_is_unconditional():
+    mute = rows(3, seed=0)
+    nothing = {"text_mask": np.zeros((3, 3), dtype=bool), "key": np.array([24, 24, 0], dtype=np.int8)}
+    mute = replace(mute, **nothing, tempo_bpm=np.array([np.nan, 100, np.nan], dtype=np.float32))
+    assert conditioning_of(mute).keep.tolist() == [False, True, True]
 
 
 def test_too_little_data_is_refused(latents: LatentDataset):
@@ -123,14 +213,66 @@ def test_data_set_without_manifest_does_not_exist(latents: LatentDataset, tmp_pa
         open_dataset(latents.uri)
 
 
+def test_without_damaged_shards_the_stream_goes_on_and_counts_less(latents: LatentDataset, tmp_path):
+    (tmp_path / "data/shards/1.parquet").write_bytes(b"nothing")
+    found = damaged_shards(latents.uri, latents.shards("train"), with_ray=False)
+    assert list(found) == ["shards/1.parquet"]
+    assert "is damaged" in found["shards/1.parquet"]
+    seen = sum(ids(take(latents.without(found), 3)), [])
+    assert len(seen) == 18
+    assert not any(1000 <= tempo < 2000 for tempo in seen)  # shard 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda b: to_parquet(rows(9, 1)), "holds 9 rows, the manifest says 7"),
+        (lambda b: b[:-1], "is not of this release's schema"),
+        (lambda b: without_column(b, "latents"), "it lacks latents"),
+    ],
+)
+def test_a_shard_of_another_schema_is_named_though_its_hash_is_right(latents, tmp_path, content, message: str):
+    path = tmp_path / "data/shards/1.parquet"
+    path.write_bytes(content(path.read_bytes()))
+    shard = replace(latents.shards("train")[1], sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(StoreError, match=rf"1\.parquet.*{message}"):
+        list(read_here(latents.uri, [shard]))
+
+
+def without_column(content: bytes, name: str) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pq.read_table(io.BytesIO(content)).drop_columns([name]), stream)
+    return stream.getvalue()
+
+
 @pytest.mark.ray
 @pytest.mark.services
-@pytest.mark.parametrize("window_rows", [8192, 12])
-def test_ray_reads_the_same_rows_from_s3(ray_here, latents: LatentDataset, window_rows: int, monkeypatch):
-    monkeypatch.setattr(dataset_module, "WINDOW_ROWS", window_rows)
-    remote = make_dataset("s3://latents/dataset-test")
-    here, there = take(latents, 7), take(remote, 7, reader=read_with_ray)
+def test_ray_reads_the_same_rows_from_s3(ray_here, many: LatentDataset, tmp_path):
+    remote = make_dataset(f"s3://latents/{tmp_path.name}", shard_rows=MANY)
+    here, there = take(many, 30), take(remote, 30, reader=read_with_ray)
     for a, b in zip(here, there, strict=True):
         assert torch.equal(a.x0, b.x0)
         assert torch.equal(a.cond.tokens, b.cond.tokens)
         assert a.cursor == b.cursor
+
+
+@pytest.mark.ray
+@pytest.mark.services
+def test_ray_names_damaged_and_missing_shards(ray_here, latents: LatentDataset, tmp_path):
+    (tmp_path / "data/shards/1.parquet").write_bytes(b"nothing")
+    (tmp_path / "data/shards/2.parquet").unlink()
+    with pytest.raises(StoreError, match=r"1\.parquet is damaged: sha256"):
+        list(read_with_ray(latents.uri, latents.shards("train")[:2]))
+    with pytest.raises(StoreError, match=r"2\.parquet does not exist"):
+        list(read_with_ray(latents.uri, latents.shards("train")[2:]))
+    found = damaged_shards(latents.uri, latents.shards("train"), with_ray=True)
+    assert sorted(found) == ["shards/1.parquet", "shards/2.parquet"]
+
+
+@pytest.mark.ray
+@pytest.mark.services
+def test_long_reading_plans_are_read_part_by_part(ray_here, many: LatentDataset, monkeypatch):
+    monkeypatch.setattr(reading, "SHARDS_A_PLAN", 3)
+    shards = many.shards("train")[:8]
+    for ours, theirs in zip(read_with_ray(many.uri, shards), read_here(many.uri, shards), strict=True):
+        assert np.array_equal(ours.latents, theirs.latents)

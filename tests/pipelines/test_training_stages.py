@@ -183,3 +183,23 @@ def test_tracking_server_that_does_not_answer_is_named(dataset: str):
     with pytest.raises(TrackingError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer") as caught:
         train_teacher.run(config)
     assert "secret" not in str(caught.value)
+
+
+def test_damaged_shards_are_left_out_where_that_is_allowed(dataset: str, workdir: Path, capsys):
+    """Named, counted, remembered by the model; a run that is killed goes on without the same ones."""
+    (workdir / "data/shards/1.parquet").write_bytes(b"nothing")
+    with pytest.raises(StoreError, match=r"1\.parquet is damaged"):
+        train_teacher.run(teacher_config("store", dataset))
+    assert "an epoch is 30 rows in 7 batches of 4, 4 a worker" in capsys.readouterr().err
+    teacher = train_teacher.run(teacher_config("store", dataset, **{"data.damaged_shards": "skip"}))
+    said = capsys.readouterr().err
+    assert "1 damaged shards are left out, 7 of 30 rows: shards/1.parquet" in said
+    assert "an epoch is 23 rows in 5 batches of 4" in said
+    assert teacher.manifest["skipped_shards"] == ["shards/1.parquet"]
+
+
+def test_crops_and_withheld_captions_reach_training(dataset: str, workdir: Path):
+    whole = train_teacher.run(teacher_config("store", dataset))
+    cropped = train_teacher.run(teacher_config("store", dataset, **{"data.crop_frames": 4}))
+    told = train_teacher.run(teacher_config("store", dataset, **{"teacher.caption_dropout": 0.9}))
+    assert len({weights_of(artifact) for artifact in (whole, cropped, told)}) == 3

@@ -1,0 +1,156 @@
+"""The order of an epoch: which rows of which shards go into which batch and to which worker; numbers only, no data.
+
+Shards are permuted and laid end to end, and the line is cut into lanes of equal length. Every global batch takes the
+same number of rows from each lane; inside a lane, rows are permuted within windows of a few shards. Lanes depend on the
+data set and the batch size, never on how many workers there are, so the order is the same for any number of them;
+a worker reads the lanes it takes rows from and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+WINDOW_ROWS = 8192  # rows that are shuffled together, over all lanes; some 300 MB at the demo's shapes
+MAX_LANES = 64
+SHARDS_A_LANE = 4  # at least, where there are enough: a shard on the border of two lanes is read twice
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `start` ... `stop` of one shard."""
+
+    shard: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Window:
+    """Pieces of a lane whose rows are permuted together.
+
+    Attributes:
+        begin: position in the lane of its first row.
+        seed: of its permutation.
+    """
+
+    lane: int
+    begin: int
+    pieces: tuple[Piece, ...]
+    seed: tuple[int, ...]
+
+    @cached_property
+    def end(self) -> int:
+        return self.begin + sum(map(len, self.pieces))
+
+    def order(self) -> Ints:
+        """Permutation of its rows."""
+        return np.random.default_rng(self.seed).permutation(self.end - self.begin)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a lane's rows that one worker takes: `start` ... `stop` of the rows that a batch takes of it."""
+
+    lane: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """One epoch.
+
+    Attributes:
+        lanes: windows of each lane, in order.
+        rows_a_lane: rows of a lane that one global batch takes.
+        batches: global batches in the epoch; what does not fill one is left out.
+    """
+
+    lanes: list[list[Window]]
+    rows_a_lane: int
+    batches: int
+
+    @staticmethod
+    def of(shard_rows: Sequence[int], *, seed: int, epoch: int, global_batch_size: int) -> EpochPlan:
+        """Plan an epoch from the number of rows in each shard."""
+        batches = sum(shard_rows) // global_batch_size
+        lanes = number_of_lanes(len(shard_rows), global_batch_size)
+        rows_a_lane = global_batch_size // lanes
+        length = batches * rows_a_lane
+        permuted = np.random.default_rng([seed, epoch]).permutation(len(shard_rows))
+        ends = np.cumsum(np.asarray(shard_rows, dtype=np.int64)[permuted])
+        starts = ends - np.asarray(shard_rows, dtype=np.int64)[permuted]
+        planned = []
+        for lane in range(lanes):
+            first, last = lane * length, (lane + 1) * length
+            touched = range(int(np.searchsorted(ends, first, "right")), int(np.searchsorted(starts, last, "left")))
+            pieces = [
+                Piece(int(permuted[i]), int(max(first - starts[i], 0)), int(min(last, ends[i]) - starts[i]))
+                for i in touched
+            ]
+            planned.append(_windows(lane, pieces, most=max(WINDOW_ROWS // lanes, 1), seed=(seed, epoch)))
+        return EpochPlan(planned, rows_a_lane, batches)
+
+    def shares(self, *, rank: int, world_size: int) -> list[Share]:
+        """What a worker takes of each lane: its part of the global batch, laid out lane by lane."""
+        mine = self.rows_a_lane * len(self.lanes) // world_size
+        found = []
+        for lane in range(len(self.lanes)):
+            begin = lane * self.rows_a_lane
+            start, stop = max(rank * mine - begin, 0), min((rank + 1) * mine - begin, self.rows_a_lane)
+            if start < stop:
+                found.append(Share(lane, start, stop))
+        return found
+
+    def reading(self, shares: list[Share], *, first_batch: int) -> list[Window]:
+        """Windows a worker needs from `first_batch` on, in the order in which it comes to need them."""
+        needed = [
+            (batch, window)
+            for share in shares
+            for window in self.lanes[share.lane]
+            if (batch := self._first_use(window, share, first_batch)) is not None
+        ]
+        return [window for _, window in sorted(needed, key=lambda n: (n[0], n[1].lane, n[1].begin))]
+
+    def _first_use(self, window: Window, share: Share, first_batch: int) -> int | None:
+        """The first batch from `first_batch` on for which a worker takes rows of a window."""
+        batch = max(window.begin // self.rows_a_lane, first_batch)
+        if batch * self.rows_a_lane + share.stop <= window.begin:
+            batch += 1
+        return batch if batch * self.rows_a_lane + share.start < window.end else None
+
+
+def number_of_lanes(shards: int, global_batch_size: int) -> int:
+    """The most lanes that divide a global batch evenly and leave each some shards."""
+    most = min(MAX_LANES, max(shards // SHARDS_A_LANE, 1), global_batch_size)
+    return next(n for n in range(most, 0, -1) if global_batch_size % n == 0)
+
+
+def _windows(lane: int, pieces: list[Piece], *, most: int, seed: tuple[int, int]) -> list[Window]:
+    """Consecutive pieces that together hold at most `most` rows (or one larger piece alone)."""
+    windows, begin = [], 0
+    for group in _grouped(pieces, most):
+        windows.append(Window(lane, begin, tuple(group), (*seed, lane, begin)))
+        begin = windows[-1].end
+    return windows
+
+
+def _grouped(pieces: list[Piece], most: int) -> Iterator[list[Piece]]:
+    group: list[Piece] = []
+    for piece in pieces:
+        if group and sum(map(len, group)) + len(piece) > most:
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group

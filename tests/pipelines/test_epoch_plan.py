@@ -1,0 +1,127 @@
+"""The epoch's order, as numbers: every row once, shared evenly, from any batch on, and no more read than needed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines import epoch_plan
+from pipelines.epoch_plan import MAX_LANES, EpochPlan, Share, Window, number_of_lanes
+
+SHARDS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
+BATCHES = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 30])
+
+
+def plan(shards: list[int], batch: int, *, epoch: int = 0, seed: int = 0, window_rows: int = 64) -> EpochPlan:
+    """With small windows, so that lanes have several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epoch_plan, "WINDOW_ROWS", window_rows)
+        return EpochPlan.of(shards, seed=seed, epoch=epoch, global_batch_size=batch)
+
+
+def rows_of(window: Window) -> list[tuple[int, int]]:
+    """(shard, row) of a window in its order."""
+    rows = [(piece.shard, row) for piece in window.pieces for row in range(piece.start, piece.stop)]
+    return [rows[i] for i in window.order()]
+
+
+def lane_rows(made: EpochPlan, lane: int) -> list[tuple[int, int]]:
+    return [row for window in made.lanes[lane] for row in rows_of(window)]
+
+
+def batches_of(made: EpochPlan, shares: list[Share], *, first: int = 0) -> list[list[tuple[int, int]]]:
+    """What a worker takes, by a slow loop over whole lanes."""
+    lanes = {share.lane: lane_rows(made, share.lane) for share in shares}
+    k = made.rows_a_lane
+    return [
+        [row for s in shares for row in lanes[s.lane][b * k + s.start : b * k + s.stop]]
+        for b in range(first, made.batches)
+    ]
+
+
+@given(SHARDS, BATCHES, st.integers(0, 5))
+@settings(max_examples=150, deadline=None)
+def test_an_epoch_holds_rows_once_and_all_but_an_incomplete_batch(shards: list[int], batch: int, epoch: int):
+    made = plan(shards, batch, epoch=epoch)
+    rows = [row for lane in range(len(made.lanes)) for row in lane_rows(made, lane)]
+    assert len(rows) == len(set(rows)) == sum(shards) // batch * batch
+    assert all(0 <= row < shards[shard] for shard, row in rows)
+
+
+@given(SHARDS, st.sampled_from([12, 24]), st.sampled_from([1, 2, 3, 4, 6, 12]))
+@settings(max_examples=100, deadline=None)
+def test_workers_share_each_batch_whatever_their_number(shards: list[int], batch: int, world_size: int):
+    made = plan(shards, batch)
+    (alone,) = [batches_of(made, made.shares(rank=0, world_size=1))]
+    parts = [batches_of(made, made.shares(rank=r, world_size=world_size)) for r in range(world_size)]
+    for number, whole in enumerate(alone):
+        together = [row for part in parts for row in part[number]]
+        assert together == whole
+        assert all(len(part[number]) == batch // world_size for part in parts)
+
+
+@given(SHARDS, BATCHES, st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_worker_reads_the_windows_it_uses_in_the_order_of_their_use(
+    shards: list[int], batch: int, data: st.DataObject
+):
+    made = plan(shards, batch)
+    if not made.batches:
+        return
+    world_size = data.draw(st.sampled_from([n for n in (1, 2, 3, 4) if batch % n == 0]))
+    rank, first = data.draw(st.integers(0, world_size - 1)), data.draw(st.integers(0, made.batches - 1))
+    shares = made.shares(rank=rank, world_size=world_size)
+    home = {row: w for lane in made.lanes for w in lane for row in rows_of(w)}
+    used: list[Window] = []
+    for row in (row for rows in batches_of(made, shares, first=first) for row in rows):
+        if home[row] not in used:
+            used.append(home[row])
+    assert made.reading(shares, first_batch=first) == used
+
+
+def test_a_worker_of_many_reads_its_share_of_the_shards():
+    made = plan([128] * 640, 256)
+    assert len(made.lanes) == MAX_LANES
+    for world_size in (1, 2, 8, 64):
+        read = [
+            sum(len(w.pieces) for w in made.reading(made.shares(rank=r, world_size=world_size), first_batch=0))
+            for r in range(world_size)
+        ]
+        assert sum(read) <= 640 + MAX_LANES  # a shard on the border of two lanes is read for both
+        assert max(read) <= 640 / world_size + 2 * MAX_LANES / world_size
+
+
+def test_skipping_ahead_reads_what_is_left_of_the_epoch():
+    made = plan([128] * 640, 256)
+    whole = len(made.reading(made.shares(rank=0, world_size=1), first_batch=0))
+    left = len(made.reading(made.shares(rank=0, world_size=1), first_batch=made.batches * 3 // 4))
+    assert left <= whole / 4 + MAX_LANES
+
+
+def test_lanes_follow_from_data_and_batch_alone():
+    assert number_of_lanes(1, 16) == 1
+    assert number_of_lanes(640, 256) == 64
+    assert number_of_lanes(640, 96) == 48
+    assert number_of_lanes(20, 16) == 4
+    assert number_of_lanes(10_000, 7) == 7
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    shards = [10, 7, 13, 20, 9, 11, 30, 8]
+    orders = [batches_of(p, p.shares(rank=0, world_size=1)) for p in (
+        plan(shards, 6), plan(shards, 6), plan(shards, 6, epoch=1), plan(shards, 6, seed=1)
+    )]  # fmt: skip
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+    assert orders[0] != orders[3]
+
+
+def test_batches_mix_shards():
+    """A batch of 64 rows meets about as many shards as it has lanes, in an order without trend."""
+    made = plan([128] * 320, 64, window_rows=epoch_plan.WINDOW_ROWS)
+    batches = batches_of(made, made.shares(rank=0, world_size=1))
+    assert all(len({shard for shard, _ in rows}) > 55 for rows in batches)
+    first_rows = np.array([row for rows in batches[:128] for _, row in rows])
+    assert first_rows.mean() == pytest.approx(63.5, abs=3)
