@@ -100,9 +100,17 @@ def codec_fit(
 
 
 @app.command()
-def ingest(words: Words = None, dry_run: DryRun = False) -> None:
-    """Encode a folder of audio (ingest.source=...) into latents on storage."""
-    _run("ingest", "ingest", words, dry_run)
+def ingest(
+    words: Words = None,
+    max_bad_fraction: Annotated[
+        float | None,
+        typer.Option(help="Share of files that may be bad; above it the run fails (ingest.max_bad_fraction)."),
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Encode audio (ingest.source=folder, s3://prefix or a list) into latents; what is encoded already is used."""
+    allowed = [] if max_bad_fraction is None else [f"ingest.max_bad_fraction={max_bad_fraction}"]
+    _run("ingest", "ingest", [*(words or []), *allowed], dry_run)
 
 
 @app.command("train-teacher")

@@ -70,37 +70,75 @@ def training_cpus(config: ClusterConfig) -> float:
     return max(config.num_workers, 1) * (config.cpus_per_worker + READER_CPUS)
 
 
-def map_with_actors(items: list[dict[str, Any]], actor: type, config: ClusterConfig, *args: Any) -> Iterator[Any]:
-    """Rows that actors of a class make of items, in the items' order, as they get done.
+def ordered(items: list[dict[str, Any]], *, may_fail: bool = False) -> Any:
+    """A Ray Dataset of one block an item, whose rows come out in the items' order.
 
     Args:
-        actor: class whose `__call__` turns one item into one row; its instances live as long as the call.
-        args: for its constructor.
-
-    Raises:
-        UserError: what the actor raised.
+        may_fail: rows of a worker that died each time it tried are left out, instead of ending the run.
     """
-    import ray
     import ray.data
 
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    rows = ray.data.from_items(items, override_num_blocks=len(items))
+    rows.context.execution_options.preserve_order = True
+    rows.context.enable_progress_bars = False
+    rows.context.max_errored_blocks = -1 if may_fail else 0
+    return rows
+
+
+def with_actors(rows: Any, actor: type, config: ClusterConfig, most: int, *args: Any) -> Any:
+    """A Ray Dataset of what actors of a class make of rows, one of one.
+
+    Args:
+        actor: class whose `__call__` turns one row into another; its instances live as long as the execution.
+        most: actors there can be use for.
+        args: for its constructor.
+    """
+    import ray
+
     # Restarting an actor helps where other nodes are left; on one machine the run itself is started again.
     joined = config.address or os.environ.get("RAY_ADDRESS")
     restarts = {} if joined else {"max_restarts": 0, "max_task_retries": 0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
-        rows = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        return rows.map(
             _Guarded,
             fn_constructor_args=(actor, *args),
-            concurrency=min(config.data_workers, len(items)),
+            concurrency=min(config.data_workers, most),
             num_cpus=config.cpus_per_worker,
             num_gpus=config.gpus_per_worker or None,
             **restarts,
         )
-    for row in rows.iter_rows():
-        if row["error"]:
-            raise UserError(row["error"])
-        yield row
+
+
+def rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a Ray Dataset as they get done.
+
+    Raises:
+        UserError: what a row's `error` says.
+        ClusterError: a worker died.
+    """
+    import ray
+
+    try:
+        for row in dataset.iter_rows():
+            if row["error"]:
+                raise UserError(row["error"])
+            yield row
+    except ray.exceptions.RayTaskError:
+        raise  # a bug of ours
+    except ray.exceptions.RayError as error:
+        raise ClusterError(
+            f"a Ray worker died ({type(error).__name__}; killed, or out of memory?); run the same command to go on"
+        ) from error
+
+
+def map_with_actors(items: list[dict[str, Any]], actor: type, config: ClusterConfig, *args: Any) -> Iterator[Any]:
+    """Rows that actors of a class make of items, in the items' order, as they get done.
+
+    Raises:
+        UserError: what the actor raised.
+    """
+    return rows_of(with_actors(ordered(items), actor, config, len(items), *args))
 
 
 class _Guarded:
@@ -157,7 +195,7 @@ def _quiet() -> None:
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _require_answer(address: str) -> None:

@@ -1,7 +1,8 @@
-"""`presto dataset show|verify|stats`: what a data set holds, whether it is whole, and whether its figures are true."""
+"""`presto dataset show|verify|stats|split|quarantine`: what a data set holds, and whether it is sound."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -19,14 +20,15 @@ Words = Annotated[
         show_default=False,
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command()
-def show(words: Words = None) -> None:
+def show(words: Words = None, as_json: AsJson = False) -> None:
     """Print what the manifest says: rows, hours, shapes, codec, text encoder, licences, bad files."""
     from pipelines import inspection
 
-    _print("data set", inspection.described(_opened(words)))
+    _print("data set", inspection.described(_opened(words)), as_json)
 
 
 @app.command()
@@ -41,11 +43,41 @@ def verify(words: Words = None) -> None:
 
 
 @app.command()
-def stats(words: Words = None) -> None:
+def stats(words: Words = None, as_json: AsJson = False) -> None:
     """Compute from the latents what the manifest claims: mean, deviation, sigma_data; coverage of captions, doubles."""
     from pipelines import inspection
 
-    _print("statistics", inspection.measured(_opened(words)))
+    _print("statistics", inspection.measured(_opened(words)), as_json)
+
+
+@app.command()
+def split(words: Words = None, as_json: AsJson = False) -> None:
+    """Print who is on which side: compositions, tracks, rows and hours, and the pieces that training never hears.
+
+    To split otherwise, ingest again with another ingest.held_out_fraction: nothing is encoded twice.
+    """
+    from pipelines import inspection
+
+    sides = inspection.sides(_opened(words))
+    if as_json:
+        typer.echo(json.dumps(sides, indent=2))
+        return
+    columns = ("split", "compositions", "tracks", "rows", "hours")
+    _table("split", columns, [[side, *(str(sides[side][name]) for name in columns[1:])] for side in sides])
+    _table("held out", ("composition",), [[name] for name in sides["held_out"]["names"]])
+
+
+@app.command()
+def quarantine(words: Words = None, as_json: AsJson = False) -> None:
+    """List the files that ingest could not use: where they are, the stage, and why."""
+    from pipelines import inspection
+
+    rows = inspection.quarantined(_opened(words))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    columns = ("uri", "stage", "error", "message")
+    _table(f"{len(rows)} bad files", columns, [[row[name] for name in columns] for row in rows])
 
 
 def _opened(words: list[str] | None) -> Any:
@@ -59,11 +91,19 @@ def _opened(words: list[str] | None) -> Any:
     return open_dataset(artifact.uri)
 
 
-def _print(title: str, facts: dict[str, str]) -> None:
+def _print(title: str, facts: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        _table(title, None, [list(pair) for pair in facts.items()])
+
+
+def _table(title: str, columns: tuple[str, ...] | None, rows: list[list[str]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, show_header=False)
-    for name, value in facts.items():
-        table.add_row(name, value)
+    table = Table(*(columns or ()), title=title, show_header=columns is not None)
+    for row in rows:
+        table.add_row(*map(escape, row))
     Console(width=118).print(table)

@@ -12,9 +12,10 @@ from typing import Any
 
 from pipelines.progress import console
 from pipelines.words import PRESETS
+from presto_core.config.data import IngestConfig
 from presto_core.config.loader import load_config
 from presto_core.config.schema import STAGES, CorpusStage, IngestStage, StageConfig
-from presto_core.config.sections import IngestConfig, InputsConfig
+from presto_core.config.sections import InputsConfig
 
 OBJECT_STORE = Path(".presto/object_store")
 BUCKET = "presto"

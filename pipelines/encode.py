@@ -1,158 +1,219 @@
-"""The encoding half of ingest: planned groups of tracks -> Parquet shards, one actor call a shard."""
+"""Audio -> latents in the pool, with Ray Data: CPU tasks decode and cut files, a pool of actors encodes what they cut.
+
+A file goes through in segments of a minute or two, so memory depends neither on how long files are nor on how many.
+"""
 
 from __future__ import annotations
 
-import io
 import json
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipelines.shards import Array, Rows, to_parquet
-from pipelines.sources import Track, described
+from pipelines.cluster import ClusterError, actor_resources, ordered, rows_of, with_actors
+from pipelines.encoding import Encoding, End, Segment, decoder_versions, opened
+from pipelines.pool import DIED, Content, Failure, Pool, Seen, segment_name, write_segment
+from pipelines.progress import Bar, console
+from pipelines.sources import Track
 from pipelines.storage import open_folder
-from presto_core.audio.chunks import AudioError, decode, windows
+from presto_core.audio.chunks import AudioError
 from presto_core.audio.codec import load_codec
-from presto_core.audio.latent_stats import LatentStats
-from presto_core.audio.text import TextEmbedding, load_text_encoder
+from presto_core.config.errors import UserError
 from presto_core.config.schema import IngestStage
-from presto_core.diffusion.conditioning import key_index
-from presto_core.registry.store import Folder, StoreError, reason, write_bytes
+from presto_core.config.sections import ClusterConfig
+from presto_core.registry.store import Folder
 
 ENCODE_BATCH = 16  # windows
-SILENCE_RMS = 1e-3  # -60 dB: a window below holds no music
-ROWS_OF_UNKNOWN_LENGTH = 32  # guessed for a track whose length no manifest states
+ATTEMPTS = 3  # where workers die
+ROUND = 2048  # tracks of one execution of Ray Data
+SAVE_EVERY_S = 10.0
+SHARED_DECODE_CPUS = 0.2  # beside encoders on the same cores; where GPUs encode, a decoder has a core of its own
 
 
-@dataclass(frozen=True)
-class ShardPlan:
-    """Tracks that become one shard."""
-
-    name: str
-    split: str
-    tracks: list[dict[str, Any]]
+def unknown_tracks(tracks: list[Track], pool: Pool) -> list[Track]:
+    """Tracks that must be read: new ones, changed ones, and those that only another decoder failed on."""
+    return [track for track in tracks if track.stamp and not _is_known(track, pool)]
 
 
-def plan_shards(tracks: list[Track], *, rows_per_shard: int, chunk_seconds: float) -> list[ShardPlan]:
-    """Group tracks, in order and by split, into shards of about the wanted number of rows."""
-    plans: list[ShardPlan] = []
-    for split in ("train", "held_out"):
-        group: list[dict[str, Any]] = []
-        rows = 0.0
-        members = [t for t in tracks if t.split == split]
-        for track in members:
-            group.append(track.to_dict())
-            rows += track.seconds // chunk_seconds or ROWS_OF_UNKNOWN_LENGTH
-            if rows >= rows_per_shard or track is members[-1]:
-                plans.append(ShardPlan(f"{split}-{len(plans):05d}", split, group))
-                group, rows = [], 0.0
-    return plans
+def _is_known(track: Track, pool: Pool) -> bool:
+    seen = pool.seen.get(track.uri)
+    if seen is None or seen.stamp != track.stamp:
+        return False
+    return seen.failure is not None or _is_settled(pool.contents.get(seen.sha256))
 
 
-class ShardEncoder:
-    """A Ray Data actor: one planned shard in, one Parquet file written, its description out."""
+def _is_settled(content: Content | None) -> bool:
+    return content is not None and (content.failure is None or content.decoder == decoder_versions())
 
-    def __init__(self, config: IngestStage, source_uri: str, artifact_uri: str, scratch_uri: str) -> None:
+
+def encoding_resources(config: ClusterConfig, items: int) -> dict[str, float]:
+    """What `encode_tracks` takes of a cluster."""
+    needs = actor_resources(config, items)
+    return needs | {"cpus": needs["cpus"] + _decode_cpus(config)}
+
+
+def _decode_cpus(config: ClusterConfig) -> float:
+    return 1.0 if config.gpus_per_worker else SHARED_DECODE_CPUS
+
+
+def encode_tracks(config: IngestStage, encoding: Encoding, tracks: list[Track], pool: Pool, bar: Bar) -> None:
+    """Read tracks, encode what the pool does not hold, and note what came of each; inside a Ray session.
+
+    Workers may die: what they had in hand is tried again, a few times.
+
+    Raises:
+        UserError: source or storage does not answer; what is done stays done.
+        ClusterError: workers die again and again.
+    """
+    for attempt in range(ATTEMPTS):
+        left = [track for track in tracks if attempt == 0 or _died(track, pool)]
+        if left and attempt:
+            console.print(f"ingest: a worker died, {len(left)} files are tried again")
+        try:
+            for first in range(0, len(left), ROUND):
+                _encode_round(config, encoding, left[first : first + ROUND], pool, bar)
+        except ClusterError:
+            if attempt == ATTEMPTS - 1:
+                raise
+
+
+def _died(track: Track, pool: Pool) -> bool:
+    """Whether nothing is known of a track because the worker that had it died."""
+    seen = pool.seen.get(track.uri)
+    return seen is None or seen.stamp != track.stamp or seen.failure == DIED
+
+
+def _encode_round(config: IngestStage, encoding: Encoding, tracks: list[Track], pool: Pool, bar: Bar) -> None:
+    saved = time.monotonic()
+    try:
+        for track, end in _ended(config, encoding, tracks, pool):
+            _note(pool, track, end)
+            if end.failure != DIED:
+                bar.update(bar.done + 1, track.file)
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                pool.save()
+                saved = time.monotonic()
+    finally:
+        pool.save()
+
+
+def _note(pool: Pool, track: Track, end: End) -> None:
+    """Remember what a track came to; what had nothing to do with its content is tried again the next time."""
+    failure = end.failure
+    if failure is not None and failure.stage == "fetch":
+        pool.seen[track.uri] = Seen(track.uri, track.stamp, "", failure=failure)
+        return
+    describes = failure is not None and failure.stage == "describe"
+    pool.add(seen=Seen(track.uri, track.stamp, end.sha256, end.facts, failure if describes else None))
+    if not describes and not _is_settled(pool.contents.get(end.sha256)):
+        pool.add(content=Content(end.sha256, end.rows, end.silent, end.seconds, failure, decoder_versions()))
+
+
+def _ended(config: IngestStage, encoding: Encoding, tracks: list[Track], pool: Pool) -> Iterator[tuple[Track, End]]:
+    """Run tracks through decoders and encoders; each as soon as all before it are done."""
+    import ray
+
+    cluster = config.cluster
+    known = ray.put(frozenset(sha for sha, content in pool.contents.items() if _is_settled(content)))
+    items = ordered([{"item": json.dumps([i, asdict(t)])} for i, t in enumerate(tracks)], may_fail=True)
+    items.context.target_max_block_size = 1  # each segment is a block: it is encoded while the next one is decoded
+    cut = items.map_batches(
+        decode_track, batch_size=1, num_cpus=_decode_cpus(cluster), fn_args=(encoding, pool.folder.uri, [known])
+    )
+    encoded = with_actors(cut, SegmentEncoder, cluster, len(tracks), config, pool.folder.uri)
+    failed: dict[int, Failure] = {}
+    segments: dict[int, int] = {}
+    for row in rows_of(encoded):
+        index, end = row["index"], row["end"]
+        if row["failure"]:
+            failed[index] = Failure(**json.loads(row["failure"]))
+        segments[index] = segments.get(index, 0) + (not end)
+        if end:
+            yield tracks[index], _completed(End(**json.loads(end)), failed.get(index), segments[index])
+
+
+def _completed(end: End, failure: Failure | None, segments: int) -> End:
+    """The end of a file, knowing what its encoders said."""
+    said = Failure(**end.failure) if isinstance(end.failure, dict) else end.failure  # JSON made it a dict
+    if said is None and failure is None and segments < len(end.rows):
+        failure = DIED
+    return End(end.sha256, end.facts, tuple(end.rows), end.silent, end.seconds, said or failure)
+
+
+def decode_track(
+    batch: dict[str, Any], encoding: Encoding, pool_uri: str, known: list[Any]
+) -> Iterator[dict[str, list[Any]]]:
+    """A Ray Data task: one track in, a row for each segment out, and one for its end.
+
+    What the user can mend is said in a row: raised in a task, Ray would bury the sentence.
+    """
+    import ray
+
+    index, fields = json.loads(batch["item"][0])
+    track = Track(**fields)
+    try:
+        source, pool = open_folder(track.place), open_folder(pool_uri)
+        for sha256, found in opened(track, source, encoding, known=_fetched(ray, known[0])):
+            yield _row(index, sha256, found, pool)
+    except UserError as error:
+        yield _blank(index) | {"error": [str(error)]}
+
+
+@lru_cache(maxsize=1)
+def _fetched(ray: Any, reference: Any) -> frozenset[str]:
+    """Contents that need no decoding; read once a worker."""
+    return frozenset(ray.get(reference))
+
+
+def _blank(index: int) -> dict[str, list[Any]]:
+    return {
+        "index": [index], "sha256": [""], "segment": [0], "audio": [b""], "shape": ["[]"], "starts": ["[]"],
+        "end": [""], "failure": [""], "error": [""],
+    }  # fmt: skip
+
+
+def _row(index: int, sha256: str, found: Segment | End, pool: Folder) -> dict[str, list[Any]]:
+    blank = _blank(index) | {"sha256": [sha256]}
+    if isinstance(found, End):
+        return blank | {"end": [json.dumps(asdict(found))]}
+    blank["segment"] = [found.number]
+    if not len(found.audio) or pool.exists(segment_name(sha256, found.number)):
+        return blank
+    told = {"shape": [json.dumps(found.audio.shape)], "starts": [json.dumps(found.starts.tolist())]}
+    return blank | told | {"audio": [found.audio.tobytes()]}
+
+
+class SegmentEncoder:
+    """A Ray Data actor: audio of one segment in, its latents written to the pool; what else there is goes through."""
+
+    def __init__(self, config: IngestStage, pool_uri: str) -> None:
         torch.set_num_threads(config.cluster.torch_threads)
-        self.config = config
-        self.source, self.artifact, self.scratch = map(open_folder, (source_uri, artifact_uri, scratch_uri))
-        self.codec = load_codec(config.codec.kind, path=config.codec.path or None)
-        self.text = load_text_encoder(config.text.kind, path=config.text.path, max_tokens=config.text.max_tokens)
-        self.described = {
-            "codec": {
-                "kind": config.codec.kind,
-                "path": config.codec.path,
-                "digest": self.codec.digest,
-                "sample_rate_hz": self.codec.sample_rate_hz,
-                "hop": self.codec.hop,
-            },
-            "text": {
-                "kind": config.text.kind,
-                "path": config.text.path,
-                "name": self.text.name,
-                "digest": self.text.digest,
-                "dim": self.text.dim,
-                "max_tokens": self.text.max_tokens,
-            },
-        }
+        device = "cuda" if config.cluster.gpus_per_worker else "cpu"
+        self.codec = load_codec(config.codec.kind, path=config.codec.path or None, device=device)
+        self.pool = open_folder(pool_uri)
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        plan = ShardPlan(**json.loads(item["plan"]))
-        parts, bad, silent, used = [], [], 0, []
-        for fields in plan.tracks:
-            track = Track(**fields)
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        told = {name: row[name] for name in ("index", "end", "failure", "error")}
+        if row["audio"]:
             try:
-                rows, dropped, track = self._encode(track)
-            except (AudioError, UnicodeDecodeError, json.JSONDecodeError, ValueError) as error:
-                bad.append({"file": track.file, "error": type(error).__name__, "message": str(error)})
-                continue
-            parts.append(rows)
-            used.append(track.to_dict())
-            silent += dropped
-        result: dict[str, Any] = {"bad": bad, "silent": silent, "tracks": used, **self.described}
-        if parts:
-            result |= self._write(plan, Rows.cat(parts))
-        write_bytes(self.scratch, f"{plan.name}.json", json.dumps(result).encode())
-        return {"result": json.dumps(result)}
+                latents = self._encoded(row)
+            except Exception as error:  # of whatever kind: one file's trouble is not the run's
+                failure = Failure("encode", type(error).__name__, " ".join(str(error).split()))
+                return told | {"failure": json.dumps(asdict(failure))}
+            starts = np.array(json.loads(row["starts"])) / self.codec.sample_rate_hz
+            write_segment(self.pool, row["sha256"], row["segment"], latents=latents, start_seconds=starts)
+        return told
 
-    def _encode(self, track: Track) -> tuple[Rows, int, Track]:
-        """A track's rows, how many silent windows were left out, and the track with what its sidecar or tags tell."""
-        settings = self.config.ingest
-        content = read_whole(self.source, track.file)
-        track = described(track, content, self.source)
-        samples = decode(io.BytesIO(content), sample_rate_hz=self.codec.sample_rate_hz)
-        length = settings.chunk_frames * self.codec.hop
-        cut = windows(samples, length=length, step=length - settings.overlap_frames * self.codec.hop)
-        loud = np.sqrt((cut**2).mean(axis=1)) >= SILENCE_RMS
-        if not loud.any():
-            raise AudioError("holds silence only")
-        audio = torch.from_numpy(np.ascontiguousarray(cut[loud]))[:, None]
-        with torch.inference_mode():
-            latents = torch.cat([self.codec.encode(part) for part in audio.split(ENCODE_BATCH)]).numpy()
-            text = self.text.encode([track.caption])
+    @torch.inference_mode()
+    def _encoded(self, row: dict[str, Any]) -> Any:
+        """[R, C, T] float16."""
+        audio = torch.frombuffer(bytearray(row["audio"]), dtype=torch.float32).reshape(json.loads(row["shape"]))
+        latents = torch.cat([self.codec.encode(part).cpu() for part in audio.split(ENCODE_BATCH)]).numpy()
         if not np.isfinite(latents).all():
             raise AudioError("encodes to latents that are not finite")
-        return _rows(track, latents, text), int((~loud).sum()), track
-
-    def _write(self, plan: ShardPlan, rows: Rows) -> dict[str, Any]:
-        file = f"shards/{plan.name}.parquet"
-        entry = write_bytes(self.artifact, file, to_parquet(rows))
-        stats = LatentStats.of(rows.latents)
-        return {
-            "shard": {"file": file, "split": plan.split, "rows": len(rows), "sha256": entry["sha256"]},
-            "bytes": entry["bytes"],
-            "stats": [stats.count, stats.mean.tolist(), stats.m2.tolist()],
-            "shape": list(rows.latents.shape[1:]),
-        }
-
-
-def _rows(track: Track, latents: Array, text: TextEmbedding) -> Rows:
-    count = len(latents)
-
-    def repeated(value: Any, dtype: Any) -> Any:
-        return np.repeat(np.asarray(value, dtype=dtype), count, axis=0)
-
-    tempo = np.nan if track.tempo_bpm is None else track.tempo_bpm
-    return Rows(
-        latents=latents.astype(np.float16),
-        text_pooled=repeated(text.pooled, np.float16),
-        text_tokens=repeated(text.tokens, np.float16),
-        text_mask=repeated(text.mask, bool),
-        tempo_bpm=repeated([tempo], np.float32),
-        key=repeated([key_index(track.key)], np.int8),
-        caption=repeated([track.caption], object),
-        track=repeated([track.file], object),
-        composition=repeated([track.composition], object),
-    )
-
-
-def read_whole(folder: Folder, name: str) -> bytes:
-    try:
-        with folder.filesystem.open_input_file(folder.file(name)) as stream:
-            return bytes(stream.read())
-    except FileNotFoundError:
-        raise AudioError("is listed in the manifest but not there") from None
-    except OSError as error:
-        raise StoreError(f"cannot read {folder.uri}/{name}: {reason(error)}") from error
+        return latents.astype(np.float16)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipelines.dataset import LatentDataset, Shard
+from pipelines.assemble import SPLITS
+from pipelines.curation import QUARANTINE, TRACKS
+from pipelines.dataset import LatentDataset
 from pipelines.progress import progress_bar
-from pipelines.shards import Rows, read_shard
+from pipelines.shards import Rows, Shard, read_table
 from pipelines.storage import open_folder
 from presto_core.audio.latent_stats import LatentStats
 from presto_core.diffusion.conditioning import UNKNOWN_KEY
 from presto_core.registry.store import StoreError, read_file
 
-SPLITS = ("train", "held_out")
 SHOWN = 5  # problems that a message names
 CLOSE = 1e-3  # how far statistics may be from the manifest's: they are sums in another order
 
@@ -46,8 +51,41 @@ def described(dataset: LatentDataset) -> dict[str, str]:
         "codec": f"{codec['kind']} {codec['digest'][:12]}",
         "text encoder": f"{text['kind']} {text['digest'][:12]}, {text['dim']} wide, {text['max_tokens']} tokens",
         "licences": ", ".join(info.get("licences", [])) or "not said",
-        "left out": f"{info.get('silent_windows', 0)} silent windows, {info.get('bad_files', 0)} bad files",
+        "captions": f"{info['captioned_rows'] / sum(info['rows'].values()):.1%} of rows"
+        if "captioned_rows" in info
+        else "not counted",
+        "left out": f"{info.get('silent_windows', 0)} silent windows, {info.get('bad_files', 0)} bad files, "
+        f"{info.get('doubles', 0)} files with the bytes of another",
     }
+
+
+def sides(dataset: LatentDataset) -> dict[str, dict[str, Any]]:
+    """By split: how many compositions, tracks, rows and hours, and the names of the compositions.
+
+    Raises:
+        StoreError: a composition is on both sides, or the list of tracks cannot be read.
+    """
+    content = read_file(open_folder(dataset.uri), TRACKS, dataset.manifest)
+    tracks = [json.loads(line) for line in content.decode().splitlines()]
+    found = {}
+    for split in SPLITS:
+        mine = [track for track in tracks if track["split"] == split]
+        names = sorted({track["composition"] for track in mine})
+        hours = round(sum(track["seconds"] for track in mine) / 3600, 3)
+        rows = sum(track["rows"] for track in mine)
+        found[split] = {
+            "compositions": len(names), "tracks": len(mine), "rows": rows, "hours": hours, "names": names
+        }  # fmt: skip
+    leaked = set(found["train"]["names"]) & set(found["held_out"]["names"])
+    if leaked:
+        raise StoreError(f"composition {min(leaked)!r} is on both sides of the split; ingest again")
+    return found
+
+
+def quarantined(dataset: LatentDataset) -> list[dict[str, str]]:
+    """Files that ingest could not use: uri, file, stage, error, message."""
+    content = read_file(open_folder(dataset.uri), QUARANTINE, dataset.manifest)
+    return [dict(row) for row in pq.read_table(pa.BufferReader(content)).to_pylist()]
 
 
 def verified(dataset: LatentDataset) -> Verified:
@@ -61,8 +99,6 @@ def verified(dataset: LatentDataset) -> Verified:
     for shard, rows in _read(dataset, found.problems):
         found.shards += 1
         found.rows += len(rows)
-        if len(rows) != shard.rows:
-            found.problems.append(f"{shard.file} holds {len(rows)} rows, the manifest says {shard.rows}")
         if list(rows.latents.shape[1:]) != shape:
             found.problems.append(f"{shard.file} holds latents {list(rows.latents.shape[1:])}, not {shape}")
         if not np.isfinite(rows.latents).all():
@@ -143,7 +179,7 @@ def _read(dataset: LatentDataset, problems: list[str]) -> Iterator[tuple[Shard, 
     with progress_bar("dataset", len(shards)) as bar:
         for number, shard in enumerate(shards, 1):
             try:
-                rows = read_shard(folder, file=shard.file, sha256=shard.sha256)
+                rows = Rows.of(read_table(folder, shard))
             except StoreError as error:
                 problems.append(str(error))
             else:

@@ -27,7 +27,10 @@ class Bar:
     first: int | None = None
     printed: float = field(default_factory=time.monotonic)
 
+    done: int = 0
+
     def update(self, done: int, note: str = "") -> None:
+        self.done = done
         if self.first is None:
             self.first = done  # a resumed run starts here; the rate must not count what an earlier run did
         if self.bars is not None and self.task is not None:

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.curation import QUARANTINE, TRACKS, Bad, quarantine_table, to_parquet
 from pipelines.dataset import LatentDataset, open_dataset
 from pipelines.dataset_verbs import app
-from pipelines.inspection import described, measured, verified
-from presto_core.registry.store import StoreError
+from pipelines.inspection import described, measured, sides, verified
+from pipelines.pool import Failure
+from pipelines.storage import open_folder
+from presto_core.registry.store import StoreError, commit
 from tests.pipelines.synthetic import make_dataset
 
 
@@ -37,8 +40,8 @@ def test_a_sound_data_set_is_counted(dataset: LatentDataset):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.unlink(), r"cannot read shard .*1\.parquet"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-50]), r"1\.parquet is damaged: its sha256"),
+        (lambda path: path.unlink(), r"shards/1\.parquet does not exist"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-50]), r"1\.parquet is damaged: sha256"),
         (lambda path: path.write_bytes(b""), r"1\.parquet is damaged"),
     ],
 )
@@ -59,7 +62,10 @@ def test_every_problem_is_counted_and_some_are_named(dataset: LatentDataset, wor
 
 def test_a_manifest_that_does_not_fit_its_shards_is_found(dataset: LatentDataset, workdir: Path):
     changed = with_manifest(workdir, lambda d: d["shards"][0].update(rows=11) or d["latents"].update(frames=9))
-    with pytest.raises(StoreError, match=r"0\.parquet holds 10 rows, the manifest says 11; .*\[4, 8\], not \[4, 9\]"):
+    with pytest.raises(
+        StoreError,
+        match=r"0\.parquet holds 10 rows, the manifest says 11; .*1\.parquet holds latents \[4, 8\], not \[4, 9\]",
+    ):
         verified(changed)
 
 
@@ -102,3 +108,46 @@ def test_the_verbs_find_a_data_set_by_its_uri(dataset: LatentDataset):
     assert done.exit_code == 0, done.exception
     assert "as the manifest says" in done.output
     assert runner.invoke(app, ["verify", f"inputs.dataset={dataset.uri}"]).exit_code == 0
+
+
+@pytest.fixture
+def ingested(workdir: Path) -> LatentDataset:
+    """A data set with the lists that ingest adds."""
+    data = make_dataset(str(workdir / "data"))
+    rows = [
+        {"file": f"{i}.wav", "split": split, "composition": name, "rows": 10 * i, "seconds": 1800.0}
+        for i, (split, name) in enumerate([("train", "a"), ("train", "a"), ("train", "b"), ("held_out", "c")])
+    ]
+    bad = [Bad("x [1].wav", "s3://m/x [1].wav", Failure("decode", "AudioError", "not readable as audio"))]
+    files = {
+        TRACKS: "".join(json.dumps(row) + "\n" for row in rows).encode(),
+        QUARANTINE: to_parquet(quarantine_table(bad)),
+    }
+    commit(open_folder(data.uri), data.manifest, files)
+    return open_dataset(data.uri)
+
+
+def test_sides_are_counted_and_held_out_pieces_named(ingested: LatentDataset):
+    found = sides(ingested)
+    assert found["train"] == {"compositions": 2, "tracks": 3, "rows": 30, "hours": 1.5, "names": ["a", "b"]}
+    assert found["held_out"] == {"compositions": 1, "tracks": 1, "rows": 30, "hours": 0.5, "names": ["c"]}
+
+
+def test_quarantine_split_and_json_on_the_command_line(ingested: LatentDataset):
+    runner, where = CliRunner(), f"inputs.dataset={ingested.uri}"
+    listed = json.loads(runner.invoke(app, ["quarantine", where, "--json"]).stdout)
+    assert listed == [
+        {"uri": "s3://m/x [1].wav", "file": "x [1].wav", "stage": "decode", "error": "AudioError",
+         "message": "not readable as audio"},
+    ]  # fmt: skip
+    table = runner.invoke(app, ["quarantine", where]).stdout
+    assert "x [1].wav" in table
+    assert "not readable" in table
+    assert json.loads(runner.invoke(app, ["split", where, "--json"]).stdout) == sides(ingested)
+    assert "held out" in runner.invoke(app, ["split", where]).stdout
+    assert json.loads(runner.invoke(app, ["stats", where, "--json"]).stdout)["rows"] == "38"
+
+
+def test_a_data_set_without_lists_says_so(dataset: LatentDataset):
+    with pytest.raises(StoreError, match=r"has no file 'tracks\.jsonl'"):
+        sides(dataset)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import mutagen
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from pipelines.sources import SourceError, Track, described, find_tracks
+from pipelines.facts import found_facts
+from pipelines.listings import SourceError
+from pipelines.sources import Track, find_tracks
 from pipelines.storage import open_folder
+from presto_core.config.data import IngestConfig
+from presto_core.registry.store import StoreError
 
 NAMES = [f"piece {i}" for i in range(400)]
 
@@ -28,11 +36,12 @@ def music(tmp_path: Path) -> Path:
 
 
 def found(folder: Path, *, held_out_fraction: float = 0.2, licence: str = "") -> list[Track]:
-    return find_tracks(open_folder(str(folder)), held_out_fraction=held_out_fraction, licence=licence)[0]
+    return find_tracks(IngestConfig(source=str(folder), held_out_fraction=held_out_fraction, licence=licence))
 
 
-def digest(folder: Path) -> str:
-    return find_tracks(open_folder(str(folder)), held_out_fraction=0.2, licence="")[1]
+def seen(folder: Path) -> set[tuple[str, str]]:
+    """What decides whether a file is read again."""
+    return {(track.uri, track.stamp) for track in found(folder)}
 
 
 def list_in_manifest(folder: Path, *rows: object) -> None:
@@ -58,21 +67,27 @@ def test_a_manifest_decides_what_is_taken(music: Path):
         "split": "held_out", "title": "T", "composer": "X", "source": "S", "licence": "CC0", "duration_seconds": 7.5,
     }  # fmt: skip
     list_in_manifest(music, row, {"file": "a.FLAC", "tempo_bpm": None, "key": None, "split": None})
-    second, first = found(music, held_out_fraction=0, licence="CC BY 4.0")
-    assert first == Track("b.wav", "a tune", 120.0, "C# minor", "k1", "held_out", "T", "X", "S", "CC0", 7.5)
+    second, first = (unplaced(t) for t in found(music, held_out_fraction=0, licence="CC BY 4.0"))
+    told = {"caption": "a tune", "tempo_bpm": 120.0, "key": "C# minor", "composition": "k1", "split": "held_out"}
+    assert first == Track("b.wav", **told, title="T", composer="X", source="S", licence="CC0", seconds=7.5)
     assert second == Track("a.FLAC", composition="a", split="train", licence="CC BY 4.0")
+
+
+def unplaced(track: Track) -> Track:
+    """The track without where it was found."""
+    return replace(track, place="", path="", stamp="", sidecar="")
 
 
 def test_a_source_without_audio_is_refused(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("no music")
-    with pytest.raises(SourceError, match=rf"no audio in {tmp_path}: looked for manifest\.jsonl and for wav, flac"):
+    with pytest.raises(SourceError, match=rf"no audio in {tmp_path}: looked for a manifest and for wav, flac"):
         found(tmp_path)
     (tmp_path / "manifest.jsonl").write_text("\n")
     with pytest.raises(SourceError, match="no audio in"):
         found(tmp_path)
-    with pytest.raises(SourceError, match="nowhere does not exist; give a folder or s3:// prefix"):
+    with pytest.raises(StoreError, match="nowhere does not exist; name a folder that does"):
         found(tmp_path / "nowhere")
-    with pytest.raises(SourceError, match=r"notes\.txt is not a folder"):
+    with pytest.raises(StoreError, match=r"notes\.txt is not a folder"):
         found(tmp_path / "notes.txt")
 
 
@@ -151,8 +166,8 @@ def test_compositions_of_a_manifest_stay_together(tmp_path: Path):
 
 def test_a_split_that_is_said_is_taken_by_the_whole_composition(tmp_path: Path):
     said = [{"file": "album 1/01.wav", "split": "held_out"}, {"file": "album 2/01.wav", "split": "train"}]
-    pieces = [{"file": "x.wav", "composition_id": n, "split": "held_out"} for n in NAMES[:20]]
-    silent = [{"file": "y.wav", "composition_id": n} for n in NAMES[:20]]
+    pieces = [{"file": f"x {n}.wav", "composition_id": n, "split": "held_out"} for n in NAMES[:20]]
+    silent = [{"file": f"y {n}.wav", "composition_id": n} for n in NAMES[:20]]
     list_in_manifest(tmp_path, *said, *pieces, *silent)
     one, two, *others = found(tmp_path)
     assert (one.split, two.split) == ("held_out", "train")
@@ -166,26 +181,20 @@ def test_a_composition_said_to_be_on_both_sides_is_refused(tmp_path: Path):
         found(tmp_path)
 
 
-# --- what is the same source
+# --- what is read again
 
 
-def test_what_is_not_taken_does_not_change_the_source(music: Path):
-    before = digest(music)
+def test_what_is_not_taken_changes_nothing(music: Path):
+    before = seen(music)
     (music / "notes.pdf").write_bytes(b"changed")
     (music / "orphan.txt").write_text("beside no audio")
-    assert digest(music) == before
+    assert seen(music) == before
 
 
-@pytest.mark.parametrize(
-    "change", ["new file", "removed", "renamed", "longer", "same length", "sidecar", "new sidecar"]
-)
-def test_any_change_makes_another_source(music: Path, change: str):
-    before, song = digest(music), music / "b.wav"
+@pytest.mark.parametrize("change", ["renamed", "longer", "same length", "sidecar", "new sidecar"])
+def test_a_changed_file_is_read_again_and_its_neighbours_are_not(music: Path, change: str):
+    before, song = seen(music), music / "b.wav"
     match change:
-        case "new file":
-            (music / "d.ogg").touch()
-        case "removed":
-            song.unlink()
         case "renamed":
             song.rename(music / "bb.wav")
         case "longer":
@@ -197,23 +206,101 @@ def test_any_change_makes_another_source(music: Path, change: str):
             (music / "a.json").write_text('{"caption": "now told"}')
         case "new sidecar":
             (music / "deep/er/c.txt").write_text("now told")
-    assert digest(music) != before
+    assert len(seen(music) - before) == len(before - seen(music)) == 1
 
 
-def test_a_manifest_is_the_source(music: Path):
-    list_in_manifest(music, {"file": "b.wav", "caption": "x"})
-    before = digest(music)
-    (music / "e.wav").touch()
-    assert digest(music) == before
-    list_in_manifest(music, {"file": "b.wav", "caption": "y"})
-    assert digest(music) != before
+def test_a_caption_in_the_manifest_spares_the_sidecar(music: Path):
+    list_in_manifest(music, {"file": "a.FLAC", "caption": "x"}, {"file": "b.wav"})
+    before = seen(music)
+    (music / "a.json").write_text('{"caption": "not looked at"}')
+    assert seen(music) == before
+    list_in_manifest(music, {"file": "a.FLAC"}, {"file": "b.wav"})
+    assert len(seen(music) - before) == 1  # its caption must be looked up now
+
+
+def test_a_file_that_is_listed_but_not_there_has_no_stamp(music: Path):
+    list_in_manifest(music, {"file": "b.wav"}, {"file": "gone.wav"})
+    assert [bool(track.stamp) for track in found(music)] == [True, False]
+
+
+def test_a_file_listed_twice_is_refused(music: Path):
+    list_in_manifest(music, {"file": "b.wav"}, {"file": "b.wav"})
+    with pytest.raises(SourceError, match=r"'b\.wav' is listed twice in .*; list each file once"):
+        found(music)
+
+
+# --- several sources, other manifests
+
+
+def test_files_of_several_sources_are_told_apart(tmp_path: Path):
+    for place in ("x/music", "y/music", "z"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.wav").touch()
+    tracks = find_tracks(IngestConfig(source=tuple(str(tmp_path / p) for p in ("x/music", "y/music", "z"))))
+    assert [t.file for t in tracks] == ["music-0/a.wav", "music-1/a.wav", "z/a.wav"]
+    assert [t.uri for t in tracks] == [str(tmp_path / p / "a.wav") for p in ("x/music", "y/music", "z")]
+
+
+ROWS = [{"file": "b.wav", "caption": 'say "x, y"\nin two lines', "tempo_bpm": 90.5}, {"file": "a.FLAC", "caption": "ü"}]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_manifest_may_be_jsonl_csv_or_parquet(music: Path, tmp_path: Path, suffix: str, named: bool):
+    path = tmp_path / "elsewhere" / f"captions.{suffix}" if named else music / f"manifest.{suffix}"
+    path.parent.mkdir(exist_ok=True)
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    elif suffix == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["file", "caption", "tempo_bpm"])
+            writer.writeheader()
+            writer.writerows(ROWS)
+    else:
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    second, first = find_tracks(IngestConfig(source=str(music), manifest=str(path) if named else ""))
+    assert (first.caption, first.tempo_bpm) == (ROWS[0]["caption"], 90.5)
+    assert (second.file, second.caption, second.tempo_bpm) == ("a.FLAC", "ü", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("manifest.csv", b"path,caption\na.wav,x\n", r"manifest\.csv has no column 'file'; it has 'path', 'caption'"),
+        ("manifest.csv", b"file,caption\na.wav,x,y\n", r"manifest\.csv line 2 has 3 fields where the header has 2"),
+        ("manifest.csv", b'file,caption\na.wav,"x\n', r"manifest\.csv line \d is not CSV"),
+        ("manifest.csv", b"file\n\xff\xfe.wav\n", r"manifest\.csv is not UTF-8 text: .*; save it as UTF-8"),
+        ("manifest.csv", b"file,tempo_bpm\na.wav,fast\n", r"manifest\.csv line 2: tempo_bpm='fast' must be a number"),
+        ("manifest.parquet", b"PAR1 no more", r"manifest\.parquet is not a Parquet file"),
+        ("manifest.jsonl", b'{"file": "a.wav"}\n{"fi', r"manifest\.jsonl line 2 is not JSON"),
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path: Path, name: str, content: bytes, message: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=message) as caught:
+        found(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_which_manifest_must_be_clear(music: Path):
+    for suffix in ("csv", "jsonl"):
+        (music / f"manifest.{suffix}").touch()
+    with pytest.raises(
+        SourceError, match=r"holds manifest\.jsonl and manifest\.csv; keep one, or name it: ingest\.man"
+    ):
+        found(music)
+    with pytest.raises(SourceError, match=r"manifest 'notes\.pdf' must be one of \.jsonl, \.csv, \.parquet"):
+        find_tracks(IngestConfig(source=str(music), manifest=str(music / "notes.pdf")))
 
 
 # --- captions
 
 
 def told(folder: Path, file: str = "my_song-2.wav", content: bytes = b"", **known: object) -> Track:
-    return described(Track(file, **known), content, open_folder(str(folder)))  # type: ignore[arg-type]
+    (folder / file).write_bytes(content)
+    track = replace(next(t for t in found(folder) if t.file == file), **known)  # type: ignore[arg-type]
+    alone = replace(unplaced(track), **{"split": "", "composition": ""} | known)  # type: ignore[arg-type]
+    return replace(alone, **found_facts(track, io.BytesIO(content), open_folder(str(folder))))
 
 
 def test_captions_come_from_the_row_then_sidecars_then_tags_then_the_name(tmp_path: Path):
@@ -230,7 +317,7 @@ def test_captions_come_from_the_row_then_sidecars_then_tags_then_the_name(tmp_pa
     assert told(tmp_path, name, content).caption == "a slow blues"
     (tmp_path / "x/my_song-2.json").write_text('{"caption": "a fast blues"}')
     assert told(tmp_path, name, content).caption == "a fast blues"
-    assert told(tmp_path, name, content, caption="its own") == Track(name, "its own")
+    assert told(tmp_path, name, content, caption="its own") == Track(name, caption="its own")
 
 
 def test_a_json_sidecar_tells_more_than_a_caption(tmp_path: Path):
@@ -238,13 +325,13 @@ def test_a_json_sidecar_tells_more_than_a_caption(tmp_path: Path):
     (tmp_path / "my_song-2.json").write_text(json.dumps(facts | {"mood": "ignored"}))
     track = told(tmp_path, licence="as the source", composition="k1", split="train", seconds=3.0)
     assert track == Track(
-        "my_song-2.wav", "c", 98.0, "Eb major", "k1", "train", "t", "k", licence="CC0", seconds=3.0
+        "my_song-2.wav", **facts, composition="k1", split="train", seconds=3.0
     )  # fmt: skip
 
 
 def test_a_sidecar_without_a_caption_leaves_tags_and_what_is_known(tmp_path: Path):
     (tmp_path / "my_song-2.json").write_text('{"caption": null, "key": "", "licence": ""}')
-    assert told(tmp_path, licence="CC0") == Track("my_song-2.wav", "my song 2", licence="CC0")
+    assert told(tmp_path, licence="CC0") == Track("my_song-2.wav", caption="my song 2", licence="CC0")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""One file's way to windows: what is kept of odd files, what is refused and why, in memory that does not grow."""
+
+from __future__ import annotations
+
+import hashlib
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipelines import encoding as encoding_module
+from pipelines.encoding import Encoding, End, Segment, opened
+from pipelines.sources import Track, find_tracks
+from pipelines.storage import open_folder
+from presto_core.audio.codec import CodecError, load_codec
+from presto_core.audio.loudness import integrated_loudness
+from presto_core.config.data import IngestConfig
+from presto_core.config.loader import load_config
+from presto_core.config.schema import IngestStage
+from tests.pipelines.music import FRAMES, RATE_HZ, WINDOW, notes, write_awkward_but_good, write_bad
+
+
+def encoding(**settings: object) -> Encoding:
+    keys = {f"ingest.{name}": value for name, value in {"chunk_frames": FRAMES, **settings}.items()}
+    return Encoding.of(load_config(IngestStage, None, keys), load_codec("mel_pca"))
+
+
+def segments(folder: Path, file: str, how: Encoding, **options: object) -> tuple[list[Segment], End]:
+    (track,) = (t for t in find_tracks(IngestConfig(source=str(folder))) if t.file == file)
+    *found, (sha256, end) = opened(track, open_folder(str(folder)), how, **{"known": frozenset(), **options})
+    assert isinstance(end, End)
+    assert end.sha256 in ("", hashlib.sha256((folder / file).read_bytes()).hexdigest())
+    assert {sha for sha, _ in found} <= {sha256}
+    return [segment for _, segment in found], end
+
+
+def audio_of(found: list[Segment]) -> np.ndarray:
+    return np.concatenate([segment.audio for segment in found])
+
+
+def test_awkward_files_give_all_their_windows(tmp_path: Path):
+    good = write_awkward_but_good(tmp_path)
+    for name, windows in good.items():
+        found, end = segments(tmp_path, name, encoding())
+        assert end.failure is None, (name, end.failure)
+        assert sum(end.rows) == windows, name
+        expected = notes(windows, seed=list(good).index(name))
+        heard = audio_of(found).ravel()
+        assert np.corrcoef(heard[: len(expected)], expected)[0, 1] > 0.99, name
+
+
+def test_bad_files_are_refused_at_the_stage_and_for_the_reason(tmp_path: Path):
+    for name, (stage, words) in write_bad(tmp_path).items():
+        _, end = segments(tmp_path, name, encoding())
+        assert end.failure is not None, name
+        assert end.failure.stage == stage, (name, end.failure)
+        assert words in end.failure.message, (name, end.failure)
+        assert end.failure.error.endswith("Error")
+        assert "\n" not in end.failure.message
+
+
+def test_a_file_that_is_gone_is_refused_and_a_dead_source_ends_the_run(tmp_path: Path):
+    gone = Track("gone.wav", place=str(tmp_path), path="gone.wav", stamp="x")
+    ((_, end),) = opened(gone, open_folder(str(tmp_path)), encoding(), known=frozenset())
+    assert isinstance(end, End)
+    assert end.failure is not None
+    assert (end.failure.stage, end.failure.error) == ("fetch", "StoreError")
+
+
+def test_of_a_known_content_nothing_is_decoded(tmp_path: Path):
+    soundfile.write(tmp_path / "a.wav", notes(3, seed=1), RATE_HZ)
+    known = frozenset([hashlib.sha256((tmp_path / "a.wav").read_bytes()).hexdigest()])
+    found, end = segments(tmp_path, "a.wav", encoding(), known=known)
+    assert (found, end.rows, end.facts["caption"]) == ([], (), "a")
+
+
+def test_silent_windows_are_left_out_and_counted_and_the_others_keep_their_place(tmp_path: Path):
+    parts = [notes(2, seed=1), np.zeros(3 * WINDOW), notes(1, seed=2)]
+    soundfile.write(tmp_path / "a.wav", np.concatenate(parts), RATE_HZ)
+    found, end = segments(tmp_path, "a.wav", encoding())
+    assert (end.rows, end.silent, end.seconds) == ((3,), 3, 6 * WINDOW / RATE_HZ)
+    assert np.concatenate([s.starts for s in found]).tolist() == [0, WINDOW, 5 * WINDOW]
+
+
+@pytest.mark.parametrize(("tail", "starts"), [("drop", [0, 1, 2]), ("pad", [0, 1, 2, 3]), ("shift", [0, 1, 2, 2.5])])
+def test_the_tail_is_as_told(tmp_path: Path, tail: str, starts: list[float]):
+    soundfile.write(tmp_path / "a.wav", notes(3.5, seed=1), RATE_HZ)
+    found, _ = segments(tmp_path, "a.wav", encoding(tail=tail))
+    assert (np.concatenate([s.starts for s in found]) / WINDOW).tolist() == starts
+
+
+def test_segments_hold_a_minute_and_a_half_and_count_on(tmp_path: Path):
+    soundfile.write(tmp_path / "a.wav", notes(600, seed=1, rate_hz=RATE_HZ), RATE_HZ)
+    found, end = segments(tmp_path, "a.wav", encoding())
+    assert end.rows == (258, 258, 84)  # 96 s hold 258 windows of 0.37 s
+    assert [s.number for s in found] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("target", [-23.0, -14.0])
+def test_loudness_is_brought_to_the_target(tmp_path: Path, target: float):
+    for name, level in (("soft.wav", 0.02), ("loud.wav", 1.0)):
+        soundfile.write(tmp_path / name, level * notes(20, seed=1), RATE_HZ, subtype="FLOAT")
+        found, end = segments(tmp_path, name, encoding(loudness_lufs=target))
+        whole = np.concatenate([w.T for s in found for w in s.audio])
+        assert integrated_loudness([whole], sample_rate_hz=RATE_HZ) == pytest.approx(target, abs=0.1)
+        assert end.seconds == 20 * WINDOW / RATE_HZ  # measuring is not counted as hearing twice
+
+
+def test_stereo_of_a_mono_codec_is_refused():
+    with pytest.raises(CodecError, match=r"ingest\.channels=stereo needs a codec of two channels, and mel_pca has 1"):
+        encoding(channels="stereo")
+
+
+def test_every_setting_that_changes_latents_has_a_place_of_its_own():
+    settings = [{}, {"chunk_frames": 9}, {"overlap_frames": 1}, {"tail": "pad"}, {"loudness_lufs": -20.0}]
+    assert len({encoding(**s).key for s in settings}) == len(settings)
+    assert encoding(rows_per_shard=7, held_out_fraction=0.5, source="elsewhere").key == encoding().key
+
+
+def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two hours against ten minutes, while segments are taken one after another."""
+    monkeypatch.setattr(encoding_module, "SPOOL_BYTES", 2**20)
+    peaks = []
+    for minutes in (10, 120):
+        with soundfile.SoundFile(tmp_path / f"{minutes}.flac", "w", 8000, 1, format="FLAC") as file:
+            minute = notes(60 * RATE_HZ / WINDOW, seed=1, rate_hz=8000)
+            for _ in range(minutes):
+                file.write(minute)
+        track = Track("x", place=str(tmp_path), path=f"{minutes}.flac", stamp="x")
+        tracemalloc.start()
+        count = 0
+        for _, found in opened(track, open_folder(str(tmp_path)), encoding(chunk_frames=689), known=frozenset()):
+            count += len(found.audio) if isinstance(found, Segment) else 0
+            del found
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert count == minutes * 60 * RATE_HZ // (689 * 2048)
+    assert peaks[1] < 1.1 * peaks[0]
