@@ -106,7 +106,7 @@ def _reading(ingest: StageConfig, corpus: StageConfig) -> StageConfig:
     assert isinstance(corpus, CorpusStage)
     if ingest.ingest.source != IngestConfig().source:
         return ingest
-    source = ingest.ingest.model_copy(update={"source": corpus.corpus.folder})
+    source = ingest.ingest.model_copy(update={"source": (corpus.corpus.folder,)})
     return ingest.model_copy(update={"ingest": source})
 
 

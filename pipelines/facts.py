@@ -22,7 +22,11 @@ def found_facts(track: Track, content: BinaryIO, source: Folder) -> dict[str, An
     if track.caption:
         return {}
     facts = {name: value for name, value in known_facts(_sidecar(source, track.sidecar)).items() if value}
-    return {"caption": _tag_caption(content, track.file), **facts}
+    if "caption" in facts:
+        return {"caption_source": "sidecar", **facts}
+    tagged = _tag_caption(content)
+    named = PurePosixPath(track.file).stem.replace("_", " ").replace("-", " ")
+    return {"caption_source": "tags" if tagged else "name", "caption": tagged or named, **facts}
 
 
 def _sidecar(source: Folder, name: str) -> dict[str, Any]:
@@ -40,8 +44,8 @@ def _sidecar(source: Folder, name: str) -> dict[str, Any]:
     return {}
 
 
-def _tag_caption(content: BinaryIO, name: str) -> str:
-    """Title and genre of the tags, else the file's name in words."""
+def _tag_caption(content: BinaryIO) -> str:
+    """Genre and title of the tags; empty where they tell neither."""
     import mutagen
 
     content.seek(0)
@@ -50,4 +54,4 @@ def _tag_caption(content: BinaryIO, name: str) -> str:
     except (mutagen.MutagenError, OSError, ValueError):  # damaged tags are no reason to refuse the music
         tags = None
     found = [str(values[0]) for field in ("genre", "title") if (values := (tags or {}).get(field))]
-    return ", ".join(found) or PurePosixPath(name).stem.replace("_", " ").replace("-", " ")
+    return ", ".join(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
@@ -176,6 +177,7 @@ def _described(config: IngestStage, codec: Codec, found: Curated, results: list[
             **results[0]["text"],
         },
         "licences": sorted({entry.track.licence for entry in found.entries if entry.track.licence}),
+        "caption_sources": dict(sorted(Counter(entry.track.caption_source for entry in found.entries).items())),
         "captioned_rows": sum(result["captioned"] for result in results),
         "silent_windows": sum(entry.content.silent for entry in found.entries),
         "bad_files": len(found.bad),

@@ -51,12 +51,18 @@ def described(dataset: LatentDataset) -> dict[str, str]:
         "codec": f"{codec['kind']} {codec['digest'][:12]}",
         "text encoder": f"{text['kind']} {text['digest'][:12]}, {text['dim']} wide, {text['max_tokens']} tokens",
         "licences": ", ".join(info.get("licences", [])) or "not said",
-        "captions": f"{info['captioned_rows'] / sum(info['rows'].values()):.1%} of rows"
-        if "captioned_rows" in info
-        else "not counted",
+        "captions": _captions(info),
         "left out": f"{info.get('silent_windows', 0)} silent windows, {info.get('bad_files', 0)} bad files, "
         f"{info.get('doubles', 0)} files with the bytes of another",
     }
+
+
+def _captions(info: dict[str, Any]) -> str:
+    if "captioned_rows" not in info:
+        return "not counted"
+    share = info["captioned_rows"] / sum(info["rows"].values())
+    sources = ", ".join(f"{count} from {source}" for source, count in info["caption_sources"].items())
+    return f"{share:.1%} of rows; of tracks, {sources}"
 
 
 def sides(dataset: LatentDataset) -> dict[str, dict[str, Any]]:

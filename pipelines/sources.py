@@ -33,6 +33,7 @@ class Track:
             source does not have the file.
         sidecar: file beside it that tells of it, or empty.
         caption: what one hears; empty means: look at the sidecar, or at the file's tags.
+        caption_source: who says it: manifest, sidecar, tags, or the file's name.
         composition: what decides the split, so that one piece is never on both sides.
         split: `train` or `held_out`; empty means: not said, to be decided by composition.
         seconds: length where a manifest says it, else 0.
@@ -44,6 +45,7 @@ class Track:
     stamp: str = ""
     sidecar: str = ""
     caption: str = ""
+    caption_source: str = ""
     tempo_bpm: float | None = None
     key: str | None = None
     composition: str = ""
@@ -118,7 +120,9 @@ def _from_row(row: dict[str, Any], listing: Listing, number: int, source: Folder
     except ValueError as error:
         raise SourceError(f"{where}: {error}") from None
     composition = str(row.get("composition_id") or "")
-    return Track(file=name, place=source.uri, path=name, composition=composition, split=split, seconds=seconds, **facts)
+    said_by = "manifest" if facts["caption"] else ""
+    track = Track(file=name, place=source.uri, path=name, caption_source=said_by, **facts)
+    return replace(track, composition=composition, split=split, seconds=seconds)
 
 
 def known_facts(known: dict[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     [
         (("ingest", "dmeo"), 2, "unknown preset 'dmeo'"),
         (("ingest", "ingest.sorce=x"), 2, "did you mean 'ingest.source'?"),
-        (("ingest", "ingest.source=nowhere"), 1, "does not exist; give a folder or s3:// prefix of audio"),
+        (("ingest", "ingest.source=nowhere"), 1, "does not exist; name a folder that does"),
         (("ingest", "ingest.source=empty"), 1, "no audio in"),
         (("generate",), 2, "Missing argument"),
         (("distill-steps", "--from", ""), 1, "--from is empty; name a layer-distilled model"),

@@ -13,7 +13,8 @@ from presto_core.config.schema import EvaluateStage, IngestStage, StepsStage
 def ingest_source(*overrides: str) -> str:
     ingest = stage_configs("demo", list(overrides))["ingest"]
     assert isinstance(ingest, IngestStage)
-    return ingest.ingest.source
+    (source,) = ingest.ingest.source
+    return source
 
 
 def test_ingest_reads_the_corpus_that_was_built_unless_told_otherwise():

@@ -135,6 +135,7 @@ def test_the_manifest_tells_shapes_counts_and_statistics_of_the_training_rows(ma
     assert info["hours"]["train"] == pytest.approx(len(train) * WINDOW / RATE_HZ / 3600, abs=5e-5)
     assert info["codec"]["digest"] == load_codec("mel_pca").digest
     assert (info["text"]["dim"], info["text"]["max_tokens"]) == (384, 8)
+    assert info["caption_sources"] == {"name": 3, "sidecar": 2}
     assert (info["silent_windows"], info["captioned_rows"]) == (2, sum(GOOD.values()))
 
 

@@ -68,7 +68,14 @@ def test_a_manifest_decides_what_is_taken(music: Path):
     }  # fmt: skip
     list_in_manifest(music, row, {"file": "a.FLAC", "tempo_bpm": None, "key": None, "split": None})
     second, first = (unplaced(t) for t in found(music, held_out_fraction=0, licence="CC BY 4.0"))
-    told = {"caption": "a tune", "tempo_bpm": 120.0, "key": "C# minor", "composition": "k1", "split": "held_out"}
+    told = {
+        "caption": "a tune",
+        "caption_source": "manifest",
+        "tempo_bpm": 120.0,
+        "key": "C# minor",
+        "composition": "k1",
+        "split": "held_out",
+    }
     assert first == Track("b.wav", **told, title="T", composer="X", source="S", licence="CC0", seconds=7.5)
     assert second == Track("a.FLAC", composition="a", split="train", licence="CC BY 4.0")
 
@@ -325,13 +332,15 @@ def test_a_json_sidecar_tells_more_than_a_caption(tmp_path: Path):
     (tmp_path / "my_song-2.json").write_text(json.dumps(facts | {"mood": "ignored"}))
     track = told(tmp_path, licence="as the source", composition="k1", split="train", seconds=3.0)
     assert track == Track(
-        "my_song-2.wav", **facts, composition="k1", split="train", seconds=3.0
+        "my_song-2.wav", **facts, caption_source="sidecar", composition="k1", split="train", seconds=3.0
     )  # fmt: skip
 
 
 def test_a_sidecar_without_a_caption_leaves_tags_and_what_is_known(tmp_path: Path):
     (tmp_path / "my_song-2.json").write_text('{"caption": null, "key": "", "licence": ""}')
-    assert told(tmp_path, licence="CC0") == Track("my_song-2.wav", caption="my song 2", licence="CC0")
+    assert told(tmp_path, licence="CC0") == Track(
+        "my_song-2.wav", caption="my song 2", caption_source="name", licence="CC0"
+    )
 
 
 @pytest.mark.parametrize(
