@@ -195,14 +195,14 @@ def conditioning_of(rows: Rows) -> Conditioning:
     used = int(np.flatnonzero(rows.text_mask.any(axis=0)).max(initial=0)) + 1
     known = rows.text_mask.any(axis=1) | (rows.tempo_bpm > 0) | (rows.key != UNKNOWN_KEY)
     return Conditioning(
-        pooled=_tensor(rows.text_pooled, np.float32),
-        tokens=_tensor(rows.text_tokens[:, :used], np.float32),
-        mask=_tensor(rows.text_mask[:, :used], bool),
-        tempo_bpm=_tensor(rows.tempo_bpm, np.float32),
-        key=_tensor(rows.key, np.int64),
+        pooled=_tensor(rows.text_pooled, torch.float32),
+        tokens=_tensor(rows.text_tokens[:, :used], torch.float32),
+        mask=_tensor(rows.text_mask[:, :used], torch.bool),
+        tempo_bpm=_tensor(rows.tempo_bpm, torch.float32),
+        key=_tensor(rows.key, torch.int64),
         keep=torch.from_numpy(known),
     )
 
 
-def _tensor(values: Array, dtype: Any) -> Tensor:
-    return torch.tensor(np.asarray(values, dtype=dtype))  # copies: what Ray hands out is read-only
+def _tensor(values: Array, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values).to(dtype)  # copies: what Ray hands out is read-only

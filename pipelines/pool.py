@@ -11,7 +11,6 @@ it, files are read and decoded again, and segments that are there are found.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import time
@@ -22,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.shards import Array
+from pipelines.shards import Array, column_of, table_bytes
 from presto_core.registry.store import Folder, StoreError, read_bytes, write_bytes
 
 
@@ -153,13 +152,8 @@ def write_segment(pool: Folder, sha256: str, segment: int, *, latents: Array, st
     Raises:
         StoreError: the place cannot be written.
     """
-    columns = {
-        "latents": pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(latents)),
-        "start_seconds": pa.array(start_seconds.astype(np.float32)),
-    }
-    stream = io.BytesIO()
-    pq.write_table(pa.table(columns), stream, compression="zstd", write_page_checksum=True)
-    write_bytes(pool, segment_name(sha256, segment), stream.getvalue())
+    columns = {"latents": latents, "start_seconds": start_seconds.astype(np.float32)}
+    write_bytes(pool, segment_name(sha256, segment), table_bytes(columns))
 
 
 def read_segment(pool: Folder, sha256: str, segment: int, *, rows: int) -> tuple[Array, Array]:
@@ -173,8 +167,7 @@ def read_segment(pool: Folder, sha256: str, segment: int, *, rows: int) -> tuple
     try:
         content = pa.BufferReader(read_bytes(pool, name))
         table = pq.read_table(content, page_checksum_verification=True)
-        latents = table.column("latents").combine_chunks().to_numpy_ndarray()
-        start_seconds = table.column("start_seconds").to_numpy()
+        latents, start_seconds = column_of(table, "latents"), column_of(table, "start_seconds")
     except (pa.ArrowException, OSError, KeyError) as error:
         why = " ".join(str(error).split())
         raise StoreError(f"encoded segment {pool.uri}/{name} is damaged ({why}); {mend}") from None

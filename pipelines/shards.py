@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -63,19 +64,61 @@ class Rows:
     @staticmethod
     def of(table: pa.Table) -> Rows:
         """Columns of a table that `to_parquet` wrote; numbers are not copied. Raises KeyError where one is missing."""
-        return Rows(**{f.name: _array(table.column(f.name)) for f in fields(Rows)})
+        return Rows(**{f.name: column_of(table, f.name) for f in fields(Rows)})
 
     @staticmethod
     def cat(parts: Sequence[Rows]) -> Rows:
+        """Rows one after another; copied, unless there is one part only."""
+        if len(parts) == 1:
+            return parts[0]
         return Rows(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Rows)})
 
 
 def to_parquet(rows: Rows) -> bytes:
-    """Rows as one Parquet file; tensors are Arrow's own fixed-shape type."""
-    columns = {f.name: _column(getattr(rows, f.name)) for f in fields(rows)}
+    """Rows as one Parquet file."""
+    return table_bytes({f.name: getattr(rows, f.name) for f in fields(rows)})
+
+
+def table_bytes(columns: dict[str, Array]) -> bytes:
+    """Arrays with as many rows each, as one Parquet file.
+
+    A tensor's row is a fixed number of bytes, and its field says the dtype and shape of a row. Arrow has a type for
+    tensors, a list of numbers in Parquet, which takes eight times as long to read.
+    """
+    arrays, described = [], []
+    for name, values in columns.items():
+        if values.ndim == 1:
+            array, metadata = pa.array(values.tolist() if values.dtype.kind in "OU" else values), None
+        else:
+            row_bytes = values[0].nbytes
+            buffer = pa.py_buffer(np.ascontiguousarray(values))
+            array = pa.FixedSizeBinaryArray.from_buffers(pa.binary(row_bytes), len(values), [None, buffer])
+            metadata = {"dtype": values.dtype.name, "shape": json.dumps(values.shape[1:])}
+        arrays.append(array)
+        described.append(pa.field(name, array.type, metadata=metadata))
     stream = io.BytesIO()
-    pq.write_table(pa.table(columns), stream, compression="zstd", write_page_checksum=True)
+    table = pa.Table.from_arrays(arrays, schema=pa.schema(described))
+    pq.write_table(table, stream, compression="lz4", write_page_checksum=True)
     return stream.getvalue()
+
+
+def column_of(table: pa.Table, name: str) -> Array:
+    """A column that `table_bytes` wrote; numbers are not copied where they lie in one piece.
+
+    Raises:
+        KeyError: there is none.
+    """
+    column, metadata = table.column(name), table.schema.field(name).metadata
+    if not metadata:
+        return np.asarray(column.to_pandas())
+    parts = [_tensor(chunk, metadata[b"dtype"].decode(), json.loads(metadata[b"shape"])) for chunk in column.chunks]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _tensor(chunk: pa.FixedSizeBinaryArray, dtype: str, shape: list[int]) -> Array:
+    row_bytes = chunk.type.byte_width
+    buffer = chunk.buffers()[1][chunk.offset * row_bytes : (chunk.offset + len(chunk)) * row_bytes]
+    return np.frombuffer(buffer, dtype=dtype).reshape(len(chunk), *shape)
 
 
 def from_parquet(content: bytes) -> Rows:
@@ -105,18 +148,3 @@ def read_table(folder: Folder, shard: Shard) -> pa.Table:
     if table.num_rows != shard.rows:
         raise StoreError(f"shard {place} holds {table.num_rows} rows, the manifest says {shard.rows}; ingest again")
     return table
-
-
-def _column(values: Array) -> pa.Array:
-    if values.ndim == 1:
-        return pa.array(values.tolist() if values.dtype.kind in "OU" else values)
-    if values.dtype == bool:
-        values = values.astype(np.uint8)  # Arrow packs bools into bits, which a tensor cannot hold
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
-
-
-def _array(column: pa.ChunkedArray) -> Array:
-    if isinstance(column.type, pa.FixedShapeTensorType):
-        values = np.asarray(column.combine_chunks().to_numpy_ndarray())
-        return values.astype(bool) if values.dtype == np.uint8 else values
-    return np.asarray(column.to_pandas())
