@@ -6,7 +6,7 @@ handed over a few batches ahead. A cursor (epoch, row) says all about where a ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,7 +92,7 @@ def stream(
     reader: Reader = read_here,
     crop_frames: int = 0,
     caption_dropout: float = 0.0,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless batches of the training split from `cursor` on; each epoch's rows, less what does not fill a batch.
 
     Args:
@@ -118,7 +118,7 @@ def stream(
     augment = _Augment(seed, rows, frames=frames, crop_frames=crop_frames or frames, caption_dropout=caption_dropout)
     to_batch = _Collate(dataset, device)
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Generator[Batch, None, None]:
         at = cursor
         while True:
             plan = EpochPlan.of(

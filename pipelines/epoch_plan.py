@@ -1,9 +1,9 @@
 """The order of an epoch: which rows of which shards go into which batch and to which worker; numbers only, no data.
 
 Shards are permuted and laid end to end, and the line is cut into lanes of equal length. Every global batch takes the
-same number of rows from each lane; inside a lane, rows are permuted within windows of a few shards. Lanes depend on the
-data set and the batch size, never on how many workers there are, so the order is the same for any number of them;
-a worker reads the lanes it takes rows from and no others.
+same number of rows from each lane; inside a lane, rows are permuted within windows. Lanes depend on the data set and
+the batch size, never on how many workers there are, so the order is the same for any number of them; a worker reads the
+lanes it takes rows from and no others. Windows of different lanes end at different times, so that reading is steady.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-WINDOW_ROWS = 8192  # rows that are shuffled together, over all lanes; some 300 MB at the demo's shapes
-MAX_LANES = 64
+WINDOW_ROWS = 8192  # rows that are held at once, over all lanes; some 400 MB at the demo's shapes
+MAX_LANES = 32
 SHARDS_A_LANE = 4  # at least, where there are enough: a shard on the border of two lanes is read twice
 
 
@@ -84,7 +84,7 @@ class EpochPlan:
     def of(shard_rows: Sequence[int], *, seed: int, epoch: int, global_batch_size: int) -> EpochPlan:
         """Plan an epoch from the number of rows in each shard."""
         batches = sum(shard_rows) // global_batch_size
-        lanes = number_of_lanes(len(shard_rows), global_batch_size)
+        lanes = number_of_lanes(shard_rows, global_batch_size)
         rows_a_lane = global_batch_size // lanes
         length = batches * rows_a_lane
         permuted = np.random.default_rng([seed, epoch]).permutation(len(shard_rows))
@@ -98,7 +98,9 @@ class EpochPlan:
                 Piece(int(permuted[i]), int(max(first - starts[i], 0)), int(min(last, ends[i]) - starts[i]))
                 for i in touched
             ]
-            planned.append(_windows(lane, pieces, most=max(WINDOW_ROWS // lanes, 1), seed=(seed, epoch)))
+            # half of a lane's rows are a window, the other half what is left of the shard it ends in
+            size = max(WINDOW_ROWS // lanes // 2, 1)
+            planned.append(_windows(lane, pieces, size=size, first=-(-size * (lane + 1) // lanes), seed=(seed, epoch)))
         return EpochPlan(planned, rows_a_lane, batches)
 
     def shares(self, *, rank: int, world_size: int) -> list[Share]:
@@ -130,27 +132,34 @@ class EpochPlan:
         return batch if batch * self.rows_a_lane + share.start < window.end else None
 
 
-def number_of_lanes(shards: int, global_batch_size: int) -> int:
-    """The most lanes that divide a global batch evenly and leave each some shards."""
-    most = min(MAX_LANES, max(shards // SHARDS_A_LANE, 1), global_batch_size)
-    return next(n for n in range(most, 0, -1) if global_batch_size % n == 0)
+def number_of_lanes(shard_rows: Sequence[int], global_batch_size: int) -> int:
+    """The most lanes that divide a global batch evenly, leave each some shards, and hold no more than WINDOW_ROWS."""
+    most = min(MAX_LANES, len(shard_rows) // SHARDS_A_LANE, WINDOW_ROWS // (2 * max(shard_rows)), global_batch_size)
+    return next(n for n in range(max(most, 1), 0, -1) if global_batch_size % n == 0)
 
 
-def _windows(lane: int, pieces: list[Piece], *, most: int, seed: tuple[int, int]) -> list[Window]:
-    """Consecutive pieces that together hold at most `most` rows (or one larger piece alone)."""
-    windows, begin = [], 0
-    for group in _grouped(pieces, most):
+def _windows(lane: int, pieces: list[Piece], *, size: int, first: int, seed: tuple[int, int]) -> list[Window]:
+    """Pieces cut into windows of `size` rows, but for the first and the last one."""
+    windows, begin, group, room = list[Window](), 0, list[Piece](), first
+    for piece in pieces:
+        start = piece.start
+        while start < piece.stop:
+            stop = min(piece.stop, start + room)
+            group.append(Piece(piece.shard, start, stop))
+            start, room = stop, room - (stop - start)
+            if not room:
+                windows.append(Window(lane, begin, tuple(group), (*seed, lane, begin)))
+                begin, group, room = windows[-1].end, [], size
+    if group:
         windows.append(Window(lane, begin, tuple(group), (*seed, lane, begin)))
-        begin = windows[-1].end
     return windows
 
 
-def _grouped(pieces: list[Piece], most: int) -> Iterator[list[Piece]]:
-    group: list[Piece] = []
-    for piece in pieces:
-        if group and sum(map(len, group)) + len(piece) > most:
-            yield group
-            group = []
-        group.append(piece)
-    if group:
-        yield group
+def shards_to_read(windows: Sequence[Window]) -> Iterator[int]:
+    """The shards that windows need, in order; one that a lane's next window goes on with is not read again."""
+    last: dict[int, int] = {}
+    for window in windows:
+        for piece in window.pieces:
+            if last.get(window.lane) != piece.shard:
+                last[window.lane] = piece.shard
+                yield piece.shard

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from pipelines import epoch_plan
-from pipelines.epoch_plan import EpochPlan, Piece, Share, Window
+from pipelines.epoch_plan import EpochPlan, Piece, Share, Window, shards_to_read
 from pipelines.reading import Reader
 from pipelines.shards import Array, Rows, Shard
 
@@ -23,22 +23,40 @@ class Source:
         self.kept: list[Rows] = []
 
     def windows(self, windows: list[Window]) -> Iterator[Loaded]:
-        pieces = iter(self._read([piece for window in windows for piece in window.pieces]))
+        """Rows of windows, in order, each shard read once for a lane."""
+        fresh = iter(self._read(list(shards_to_read(windows))))
+        rest: dict[int, Rest] = {}
         for window in windows:
-            parts = [next(pieces) for _ in window.pieces]
+            parts = []
+            for piece in window.pieces:
+                if window.lane not in rest or rest[window.lane].shard != piece.shard:
+                    rest[window.lane] = Rest(piece.shard, 0, next(fresh))
+                found, rest[window.lane] = rest[window.lane].split(piece)
+                parts.append(found)
             ids = [self.first_row[p.shard] + np.arange(p.start, p.stop) for p in window.pieces]
             yield Loaded(window, Rows.cat(parts), np.concatenate(ids), window.order())
 
-    def _read(self, pieces: list[Piece]) -> Iterator[Rows]:
-        if self.keeps and not self.kept:
+    def _read(self, shards: list[int]) -> Iterable[Rows]:
+        if not self.keeps:
+            return self.reader(self.uri, [self.shards[i] for i in shards])
+        if not self.kept:
             self.kept = list(self.reader(self.uri, self.shards))
-        of_pieces = (
-            (self.kept[p.shard] for p in pieces)
-            if self.keeps
-            else self.reader(self.uri, [self.shards[p.shard] for p in pieces])
-        )
-        for piece, rows in zip(pieces, of_pieces):
-            yield rows.take(slice(piece.start, piece.stop))
+        return (self.kept[i] for i in shards)
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What is left of the shard that a lane is in: rows from number `start` on."""
+
+    shard: int
+    start: int
+    rows: Rows
+
+    def split(self, piece: Piece) -> tuple[Rows, Rest]:
+        """A piece's rows, and what comes after them, copied: Ray's memory is given back."""
+        found = self.rows.take(slice(piece.start - self.start, piece.stop - self.start))
+        after = self.rows.take(slice(piece.stop - self.start, None))
+        return found, Rest(self.shard, piece.stop, after.copy())
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _LOOK_S = 0.1  # how often a full queue looks whether anyone still wants its items
+_PATIENCE_S = 10.0  # that a closed iterator is given to finish the item it makes
 
 
-def ahead(make: Callable[[], Iterator[T]], *, depth: int) -> Iterator[T]:
+def ahead(make: Callable[[], Generator[T, None, None]], *, depth: int) -> Generator[T, None, None]:
     """Items of `make()`, up to `depth` of them made before they are asked for, in order.
 
     What the iterator raises is raised here, at the item it belongs to. Closing this generator ends the thread.
@@ -29,16 +30,20 @@ def ahead(make: Callable[[], Iterator[T]], *, depth: int) -> Iterator[T]:
                 continue
 
     def work() -> None:
+        made = make()
         try:
-            for item in make():
+            for item in made:
                 put(True, item)
                 if closed.is_set():
-                    return
+                    break
             put(False, None)
         except BaseException as error:  # whatever it is, it belongs to the one who asks
             put(False, error)
+        finally:
+            made.close()
 
-    threading.Thread(target=work, daemon=True, name="prefetch").start()
+    thread = threading.Thread(target=work, daemon=True, name="prefetch")
+    thread.start()
     try:
         while True:
             found, item = items.get()
@@ -49,3 +54,4 @@ def ahead(make: Callable[[], Iterator[T]], *, depth: int) -> Iterator[T]:
             yield item  # type: ignore[misc]
     finally:
         closed.set()
+        thread.join(_PATIENCE_S)

@@ -1,82 +1,128 @@
-"""Shards from storage in a given order: in this process, or read ahead by Ray Data tasks; each checked by its hash."""
+"""Shards from storage in a given order, ahead of their use, by threads or Ray Data tasks; checked by their hashes."""
 
 from __future__ import annotations
 
+import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.cluster import READER_CPUS
+from pipelines.cluster import READER_CPUS, ordered
 from pipelines.shards import Rows, Shard, read_table
 from pipelines.storage import open_folder
 from presto_core.registry.store import StoreError
 
 Reader = Callable[[str, list[Shard]], Iterable[Rows]]
 
-SHARDS_A_PLAN = 256  # that one execution of Ray Data reads: its start-up grows with their number
-PREFETCHED_SHARDS = 2
+READERS = 2  # threads or tasks that read for a training worker
+AHEAD = 4  # shards that threads have ready or in hand
+TASK_BYTES = 16 * 2**20  # of shards that one task of Ray Data reads: a task costs as much as some megabytes
+SHARDS_A_PLAN = 1024  # that one execution of Ray Data reads: its start-up grows with their number
+PREFETCHED_BLOCKS = 2
 _ERROR = "error"
 
 
-def read_here(uri: str, shards: list[Shard]) -> Iterator[Rows]:
-    """Shards one after another, read in this process.
+def read_here(uri: str, shards: Iterable[Shard]) -> Iterator[Rows]:
+    """Shards in the given order, read ahead by threads of this process.
 
     Raises:
         StoreError: one is missing or damaged.
     """
     folder = open_folder(uri)
-    for shard in shards:
-        yield Rows.of(read_table(folder, shard))
+    pending: deque[Future[pa.Table]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        try:
+            for shard in shards:
+                pending.append(pool.submit(read_table, folder, shard))
+                if len(pending) > AHEAD:
+                    yield Rows.of(pending.popleft().result())
+            while pending:
+                yield Rows.of(pending.popleft().result())
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def read_with_ray(uri: str, shards: list[Shard]) -> Iterator[Rows]:
-    """Shards in the given order, read ahead by Ray Data tasks: parallel, and no further than memory allows.
+    """Shards in the given order, read ahead by Ray Data tasks on any node: in parallel, no further than memory allows.
 
     Raises:
         StoreError: one is missing or damaged.
     """
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
     for first in range(0, len(shards), SHARDS_A_PLAN):
-        items = [{"uri": uri, **vars(shard)} for shard in shards[first : first + SHARDS_A_PLAN]]
-        tasks = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _read_item, batch_format="pyarrow", batch_size=None, zero_copy_batch=True, num_cpus=READER_CPUS / 2
-        )
-        for table in tasks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCHED_SHARDS):
-            if _ERROR in table.column_names:
-                raise StoreError(table.column(_ERROR)[0].as_py())
-            yield Rows.of(table)
+        part = shards[first : first + SHARDS_A_PLAN]
+        yield from _cut(_blocks(uri, part), part)
+
+
+def _blocks(uri: str, shards: list[Shard]) -> Iterator[pa.Table]:
+    """Tables that together hold the shards' rows, in order."""
+    items = [{"uri": uri, "shards": json.dumps([vars(shard) for shard in group])} for group in _tasks(shards)]
+    blocks = ordered(items).map_batches(
+        _read_item,
+        batch_format="pyarrow",
+        batch_size=None,
+        zero_copy_batch=True,
+        num_cpus=READER_CPUS / 2,
+        concurrency=min(READERS, len(items)),
+    )
+    for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCHED_BLOCKS):
+        if _ERROR in table.column_names:
+            raise StoreError(table.column(_ERROR)[0].as_py())
+        yield table
+
+
+def _tasks(shards: list[Shard]) -> Iterator[list[Shard]]:
+    """Consecutive shards that one task reads."""
+    group: list[Shard] = []
+    for shard in shards:
+        group.append(shard)
+        if sum(s.bytes or TASK_BYTES for s in group) >= TASK_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _cut(blocks: Iterator[pa.Table], shards: list[Shard]) -> Iterator[Rows]:
+    """The rows of each shard, out of blocks that may hold several of them or parts."""
+    held: list[pa.Table] = []
+    for shard in shards:
+        while sum(table.num_rows for table in held) < shard.rows:
+            held.append(next(blocks))
+        table = held[0] if len(held) == 1 else pa.concat_tables(held)
+        yield Rows.of(table.slice(0, shard.rows))
+        held = [table.slice(shard.rows)] if table.num_rows > shard.rows else []
 
 
 def _read_item(item: pa.Table) -> pa.Table:
-    """One shard as one block of Arrow memory, which workers on its node share without copying.
+    """Some shards as one block of Arrow memory, which workers on its node share without copying.
 
     What is wrong with a shard is said in its place: raised here, Ray would run the task again and bury the sentence.
     """
-    fields: dict[str, Any] = item.to_pylist()[0]
+    (fields,) = item.to_pylist()
     try:
-        return read_table(open_folder(fields.pop("uri")), Shard(**fields))
+        folder = open_folder(fields["uri"])
+        return pa.concat_tables([read_table(folder, Shard(**shard)) for shard in json.loads(fields["shards"])])
     except StoreError as error:
         return pa.table({_ERROR: [str(error)]})
 
 
 def damaged_shards(uri: str, shards: list[Shard], *, with_ray: bool) -> dict[str, str]:
     """Of the shards that are missing or damaged: file -> what is wrong with it. Reads all of them."""
-    items = [{"uri": uri, **vars(shard)} for shard in shards]
+    items = [{"uri": uri, "shard": json.dumps(vars(shard))} for shard in shards]
     if with_ray:
-        import ray.data
-
-        checked = ray.data.from_items(items).map(_check_item, num_cpus=READER_CPUS / 2).iter_rows()
+        checked = ordered(items).map(_check_item, num_cpus=READER_CPUS / 2).iter_rows()
     else:
         checked = map(_check_item, items)
-    return {row["file"]: row[_ERROR] for row in sorted(checked, key=lambda row: row["file"]) if row[_ERROR]}
+    return {row["file"]: row[_ERROR] for row in checked if row[_ERROR]}
 
 
 def _check_item(item: dict[str, Any]) -> dict[str, Any]:
-    table = _read_item(pa.Table.from_pylist([item]))
-    wrong = table.column(_ERROR)[0].as_py() if _ERROR in table.column_names else ""
-    return {"file": item["file"], _ERROR: wrong}
+    shard = Shard(**json.loads(item["shard"]))
+    try:
+        read_table(open_folder(item["uri"]), shard)
+    except StoreError as error:
+        return {"file": shard.file, _ERROR: str(error)}
+    return {"file": shard.file, _ERROR: ""}

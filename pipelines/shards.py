@@ -61,6 +61,9 @@ class Rows:
     def take(self, index: Any) -> Rows:
         return Rows(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
+    def copy(self) -> Rows:
+        return Rows(**{f.name: getattr(self, f.name).copy() for f in fields(self)})
+
     @staticmethod
     def of(table: pa.Table) -> Rows:
         """Columns of a table that `to_parquet` wrote; numbers are not copied. Raises KeyError where one is missing."""
@@ -68,9 +71,7 @@ class Rows:
 
     @staticmethod
     def cat(parts: Sequence[Rows]) -> Rows:
-        """Rows one after another; copied, unless there is one part only."""
-        if len(parts) == 1:
-            return parts[0]
+        """Rows one after another, copied."""
         return Rows(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Rows)})
 
 

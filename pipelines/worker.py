@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -154,7 +155,8 @@ def _ray_worker(config: dict[str, Any]) -> None:
         board.push.remote(step, metrics)
 
     try:
-        _work(job, _ray_parallel(context), report, reader=read_with_ray)
+        reader = read_with_ray if job.cluster.reader == "ray" else read_here
+        _work(job, _ray_parallel(context), report, reader=reader)
     except DivergenceError as error:
         # every rank stops here together, and a restart would diverge again: end the run without one
         ray.get(board.fail.remote(str(error)))
@@ -214,7 +216,8 @@ def _work(job: Job, parallel: Parallel, report: Callable[[int, dict[str, float]]
     if main:
         report(algorithm.state.total_step, {})
     hooks = Hooks(log=report if main else (lambda step, metrics: None), checkpoint=checkpoint)
-    train(algorithm, batches, seed=job.seed, config=job.loop, parallel=parallel, hooks=hooks)
+    with closing(batches):
+        train(algorithm, batches, seed=job.seed, config=job.loop, parallel=parallel, hooks=hooks)
     if main:
         job.finish(dataset, algorithm.state)
 

@@ -45,6 +45,9 @@ class ClusterConfig(Section):
     gpus_per_worker: float = Field(0, ge=0)
     torch_threads: Count = 1
     """Threads a worker gives to PyTorch, so that workers do not fight over cores."""
+    reader: Literal["ray", "threads"] = "ray"
+    """What reads shards for training workers: `ray`, Ray Data tasks on whichever nodes have CPUs to spare; or `threads`
+    of the worker itself, which cost less where it has CPUs to spare."""
     data_workers: Count = 2
     """Parallel encoders in `ingest` and parallel samplers in `evaluate`."""
     cpus: int = Field(0, ge=0)

@@ -41,7 +41,7 @@ def make_dataset(uri: str, *, shard_rows: tuple[int, ...] = (10, 7, 13), held_ou
         file = f"shards/{seed}.parquet"
         entry = write_bytes(folder, file, to_parquet(part))
         split = "train" if seed < len(shard_rows) else "held_out"
-        shards.append({"file": file, "split": split, "rows": len(part), "sha256": entry["sha256"]})
+        shards.append({"file": file, "split": split, "rows": len(part), **entry})
     info = {
         "shards": shards,
         "latents": {"channels": CHANNELS, "frames": FRAMES, "mean": stats.mean.tolist(), "std": [stats.std] * CHANNELS},

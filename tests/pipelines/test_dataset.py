@@ -143,13 +143,17 @@ def test_windows_before_the_cursor_are_not_read(tmp_path, monkeypatch):
 
 def test_the_reader_is_not_asked_for_more_than_a_window_ahead(tmp_path, monkeypatch):
     monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", 40)
+    monkeypatch.setattr(reading, "AHEAD", 1)
     many = make_dataset(str(tmp_path / "data"), shard_rows=MANY)
     read = []
 
-    def counting(uri, shards):
-        for shard, found in zip(shards, read_here(uri, shards)):
+    def noted(shards):
+        for shard in shards:
             read.append(shard.file)
-            yield found
+            yield shard
+
+    def counting(uri, shards):
+        yield from read_here(uri, noted(shards))
 
     batches = stream(many, seed=1, cursor=Cursor(), global_batch_size=6, reader=counting)
     next(batches)
@@ -271,8 +275,10 @@ def test_ray_names_damaged_and_missing_shards(ray_here, latents: LatentDataset, 
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_long_reading_plans_are_read_part_by_part(ray_here, many: LatentDataset, monkeypatch):
-    monkeypatch.setattr(reading, "SHARDS_A_PLAN", 3)
+@pytest.mark.parametrize(("plan", "task"), [(3, 1), (1024, 5000), (1024, 2**24)])
+def test_shards_come_one_by_one_however_they_are_read_together(ray_here, many: LatentDataset, monkeypatch, plan, task):
+    monkeypatch.setattr(reading, "SHARDS_A_PLAN", plan)
+    monkeypatch.setattr(reading, "TASK_BYTES", task)
     shards = many.shards("train")[:8]
     for ours, theirs in zip(read_with_ray(many.uri, shards), read_here(many.uri, shards), strict=True):
         assert np.array_equal(ours.latents, theirs.latents)
