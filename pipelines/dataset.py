@@ -183,7 +183,7 @@ class _Collate:
         if self.device.type == "cuda":
             latents = latents.pin_memory()
         cond = conditioning_of(rows).told(torch.from_numpy(told))
-        x0 = (latents.to(self.device, non_blocking=True).float() - self.mean) / self.std
+        x0 = latents.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
         return Batch(x0, cond.to(self.device), cursor)
 
 
@@ -205,4 +205,4 @@ def conditioning_of(rows: Rows) -> Conditioning:
 
 
 def _tensor(values: Array, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(values).to(dtype)  # copies: what Ray hands out is read-only
+    return torch.from_numpy(values if values.flags.writeable else values.copy()).to(dtype)

@@ -8,9 +8,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from pipelines import epoch_plan
-from pipelines.epoch_plan import EpochPlan, Piece, Share, Window, shards_to_read
+from pipelines.epoch_plan import EpochPlan, Share, Window, shards_to_read
 from pipelines.reading import Reader
 from pipelines.shards import Array, Rows, Shard
+
+Place = tuple[Rows, int, int]
+"""A row: rows read together, its number among them, and its number in the data set."""
 
 
 class Source:
@@ -25,16 +28,15 @@ class Source:
     def windows(self, windows: list[Window]) -> Iterator[Loaded]:
         """Rows of windows, in order, each shard read once for a lane."""
         fresh = iter(self._read(list(shards_to_read(windows))))
-        rest: dict[int, Rest] = {}
+        current: dict[int, tuple[int, Rows]] = {}
         for window in windows:
-            parts = []
+            places: list[Place] = []
             for piece in window.pieces:
-                if window.lane not in rest or rest[window.lane].shard != piece.shard:
-                    rest[window.lane] = Rest(piece.shard, 0, next(fresh))
-                found, rest[window.lane] = rest[window.lane].split(piece)
-                parts.append(found)
-            ids = [self.first_row[p.shard] + np.arange(p.start, p.stop) for p in window.pieces]
-            yield Loaded(window, Rows.cat(parts), np.concatenate(ids), window.order())
+                if window.lane not in current or current[window.lane][0] != piece.shard:
+                    current[window.lane] = (piece.shard, next(fresh))
+                rows, first = current[window.lane][1], int(self.first_row[piece.shard])
+                places += [(rows, row, first + row) for row in range(piece.start, piece.stop)]
+            yield Loaded(window, [places[i] for i in window.order()])
 
     def _read(self, shards: list[int]) -> Iterable[Rows]:
         if not self.keeps:
@@ -45,43 +47,27 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Rest:
-    """What is left of the shard that a lane is in: rows from number `start` on."""
-
-    shard: int
-    start: int
-    rows: Rows
-
-    def split(self, piece: Piece) -> tuple[Rows, Rest]:
-        """A piece's rows, and what comes after them, copied: Ray's memory is given back."""
-        found = self.rows.take(slice(piece.start - self.start, piece.stop - self.start))
-        after = self.rows.take(slice(piece.stop - self.start, None))
-        return found, Rest(self.shard, piece.stop, after.copy())
-
-
-@dataclass(frozen=True)
 class Loaded:
-    """A window's rows, their numbers in the data set, and their order."""
+    """A window whose shards have been read.
+
+    Attributes:
+        places: where its rows are, in their order.
+    """
 
     window: Window
-    rows: Rows
-    ids: Array
-    order: Array
+    places: list[Place]
 
-    def between(self, start: int, stop: int) -> tuple[Loaded, Array]:
-        """Index of the rows at positions `start` ... `stop` of the lane."""
-        return self, self.order[start - self.window.begin : stop - self.window.begin]
+    def between(self, start: int, stop: int) -> list[Place]:
+        """The rows at positions `start` ... `stop` of the lane."""
+        return self.places[start - self.window.begin : stop - self.window.begin]
 
 
-Part = tuple[Loaded, Array]
-
-
-def batches_of(plan: EpochPlan, shares: list[Share], source: Source, *, first_batch: int) -> Iterator[list[Part]]:
+def batches_of(plan: EpochPlan, shares: list[Share], source: Source, *, first_batch: int) -> Iterator[list[Place]]:
     """What each of a worker's batches is made of, from `first_batch` of the epoch on."""
     coming = source.windows(plan.reading(shares, first_batch=first_batch))
     open_: dict[int, Loaded] = {}
     for batch in range(first_batch, plan.batches):
-        parts: list[Part] = []
+        places: list[Place] = []
         for share in shares:
             begin = batch * plan.rows_a_lane
             position, stop = begin + share.start, begin + share.stop
@@ -90,21 +76,18 @@ def batches_of(plan: EpochPlan, shares: list[Share], source: Source, *, first_ba
                     loaded = next(coming)
                     open_[loaded.window.lane] = loaded
                 until = min(stop, open_[share.lane].window.end)
-                parts.append(open_[share.lane].between(position, until))
+                places += open_[share.lane].between(position, until)
                 position = until
-        yield parts
+        yield places
 
 
-def gathered(parts: list[Part]) -> tuple[Rows, Array]:
-    """The rows of a batch, copied together once, and their numbers in the data set."""
-    ids = np.concatenate([loaded.ids[index] for loaded, index in parts])
+def gathered(places: list[Place]) -> tuple[Rows, Array]:
+    """The rows of a batch, copied together, and their numbers in the data set."""
     columns = {}
     for name in (f.name for f in fields(Rows)):
-        first = getattr(parts[0][0].rows, name)
-        column = np.empty((len(ids), *first.shape[1:]), dtype=first.dtype)
-        done = 0
-        for loaded, index in parts:
-            column[done : done + len(index)] = getattr(loaded.rows, name)[index]
-            done += len(index)
+        first = getattr(places[0][0], name)
+        column = np.empty((len(places), *first.shape[1:]), dtype=first.dtype)
+        for i, (rows, row, _) in enumerate(places):
+            column[i] = getattr(rows, name)[row]
         columns[name] = column
-    return Rows(**columns), ids
+    return Rows(**columns), np.array([number for _, _, number in places])

@@ -92,7 +92,7 @@ def _cut(blocks: Iterator[pa.Table], shards: list[Shard]) -> Iterator[Rows]:
         while sum(table.num_rows for table in held) < shard.rows:
             held.append(next(blocks))
         table = held[0] if len(held) == 1 else pa.concat_tables(held)
-        yield Rows.of(table.slice(0, shard.rows))
+        yield Rows.of(table.slice(0, shard.rows)).copy()  # what is used later must not hold Ray's memory
         held = [table.slice(shard.rows)] if table.num_rows > shard.rows else []
 
 

@@ -1,0 +1,116 @@
+"""How fast rows come out of S3: Presto's stream against a bare Arrow read, webdataset and mosaicml-streaming.
+
+As a program, a loader that waits for the URIs it is to read: `python -m tests.bench.data.reading <loader>`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from pipelines.storage import open_folder
+from tests.bench.data import made_up
+from tests.bench.data.child import Child, reply
+from tests.bench.data.finding import Finding
+from tests.bench.data.readers import PRESTO, READINGS
+
+SHARDS = 72  # more rows than one shuffle window
+TRIED_SHARDS = 14  # enough to choose settings by
+SHORT_SHARDS = 2
+AGAINST = {"pyarrow": 0.85, "webdataset": 1.0, "mosaicml-streaming": 1.0}
+NOTE = (
+    "throughput: rows of 64 x 258 latents and 40 x 384 tokens to float32 batches of 32. Of a long reading's time that "
+    f"of {SHORT_SHARDS} shards is taken off, for every loader alike: imports and the start of workers and Ray are out. "
+    "Only presto shuffles, checks hashes and normalises; caches are cold, the others' settings the best of those tried"
+)
+
+
+def measure(root: str, *, rounds: int, scratch: Path) -> tuple[list[Finding], list[str]]:
+    """Write the data in every format, choose each loader's settings, then read in turn."""
+    long, tried, short = f"{root}/long", f"{root}/tried", f"{root}/short"
+    for uri, shards in ((short, SHORT_SHARDS), (tried, TRIED_SHARDS), (long, SHARDS)):
+        write_copies(uri, shards=shards, scratch=scratch / Path(uri).name)
+    with ExitStack() as stack:
+        chosen = {kind: stack.enter_context(_best(kind, tried, short)) for kind in AGAINST}
+        ours = {name: stack.enter_context(Child("reading", name)) for name in PRESTO}
+        rates = _rates(ours | chosen, long, short, rounds=rounds)
+    findings = [
+        Finding(
+            f"stream, cluster.reader={PRESTO[name]}",
+            rates[name],
+            "MB/s",
+            chosen[kind].name.removeprefix("reading "),
+            rates[kind],
+            wanted=bound,
+            bound="at least" if kind == "pyarrow" else "above",
+        )
+        for name in PRESTO
+        for kind, bound in AGAINST.items()
+    ]
+    return findings, [NOTE]
+
+
+def write_copies(uri: str, *, shards: int, scratch: Path) -> None:
+    """One data set in each loader's format."""
+    shape = made_up.LAPTOP
+    copies = [
+        made_up.ParquetCopy(f"{uri}/presto", shape),
+        made_up.TarCopy(open_folder(f"{uri}/tar")),
+        made_up.MosaicCopy(f"{uri}/mds", shape, scratch),
+    ]
+    made_up.write(copies, shape, shards=shards)
+
+
+def _best(kind: str, tried: str, short: str) -> Child:
+    """The loader of a kind with the settings that are fastest here, ready to read."""
+    seconds = {}
+    for name in (name for name in READINGS if name.startswith(kind)):
+        with Child("reading", name) as child:
+            child.ask(short)
+            seconds[name] = child.ask(tried) - child.ask(short)
+    return Child("reading", min(seconds, key=lambda name: seconds[name]))
+
+
+def _rates(children: dict[str, Child], long: str, short: str, *, rounds: int) -> dict[str, float]:
+    """Median MB/s of each, measured in turn; what a reading costs before its first row is taken out."""
+    for child in children.values():
+        child.ask(short)
+    seconds: dict[str, list[float]] = {name: [] for name in children}
+    for _ in range(rounds):
+        for name, child in children.items():
+            seconds[name].append(child.ask(long) - child.ask(short))
+    megabytes = (SHARDS - SHORT_SHARDS) * made_up.ROWS_PER_SHARD * made_up.LAPTOP.row_bytes / 1e6
+    return {name: megabytes / median(values) for name, values in seconds.items()}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    name = sys.argv[1]
+    with _session() if PRESTO.get(name) == "ray" else nullcontext():
+        for line in sys.stdin:
+            with tempfile.TemporaryDirectory() as scratch:
+                began = time.perf_counter()
+                rows = sum(READINGS[name](json.loads(line), Path(scratch)))
+                seconds = time.perf_counter() - began
+            if rows % made_up.ROWS_PER_SHARD:
+                raise RuntimeError(f"{name} read {rows} rows, which are no whole shards")
+            reply(seconds)
+
+
+def _session() -> AbstractContextManager[None]:
+    from pipelines.cluster import ray_session, training_cpus
+    from presto_core.config.sections import ClusterConfig
+
+    cluster = ClusterConfig()
+    return ray_session(cluster, cpus=training_cpus(cluster))
+
+
+if __name__ == "__main__":
+    main()
