@@ -48,6 +48,7 @@ Words = Annotated[
         metavar="[PRESET] [KEY=VALUE]...", help="A preset's name or file, then overrides.", show_default=False
     ),
 ]
+Local = Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
 
 
@@ -165,11 +166,7 @@ def generate(
 
 
 @app.command()
-def demo(
-    words: Words = None,
-    local: Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")] = False,
-    dry_run: DryRun = False,
-) -> None:
+def demo(words: Words = None, local: Local = False, dry_run: DryRun = False) -> None:
     """Run the whole flow at small size on this machine: about eleven minutes on two cores."""
     preset, overrides = split(words or [])
     preset = preset or "demo"
@@ -188,7 +185,7 @@ def science(
     words: Words = None,
     seeds: Annotated[int, typer.Option(help="Times to distil and judge.", min=1)] = 3,
     search: Annotated[bool, typer.Option("--search", help="Compare student settings instead.")] = False,
-    local: Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")] = False,
+    local: Local = False,
     dry_run: DryRun = False,
 ) -> None:
     """Measure quality with error bars: one base, several of each distilled model; about 70 minutes on two cores."""

@@ -33,6 +33,8 @@ def show(stage: str, config: StageConfig) -> None:
     if config.references():
         named = ", ".join(f"{role} {reference}" for role, reference in config.references().items())
         typer.echo(f"# run_id: follows from these settings and the ids of these, looked up when it runs: {named}")
+    elif config.READS:
+        typer.echo(f"# run_id: follows from these settings and {config.READS}, read when it runs")
     else:
         typer.echo(f"# run_id: {config.run_id()}")
     typer.echo(to_yaml(config))

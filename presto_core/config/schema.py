@@ -29,10 +29,14 @@ UNHASHED = ("storage", "tracking", "cluster", "loop", "inputs")
 
 
 class StageConfig(Section):
-    """What every stage takes; `PARENTS` names the inputs it reads, `OPTIONAL` those of them that may be empty."""
+    """What every stage takes.
+
+    `PARENTS` names the inputs it reads, `OPTIONAL` those of them that may be empty, `READS` what else decides a result.
+    """
 
     PARENTS: ClassVar[tuple[str, ...]] = ()
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    READS: ClassVar[str] = ""
 
     inputs: InputsConfig = InputsConfig()
     storage: StorageConfig = StorageConfig()
@@ -76,6 +80,8 @@ class CorpusStage(StageConfig):
 
 
 class IngestStage(StageConfig):
+    READS = "the contents of its files"
+
     ingest: IngestConfig = IngestConfig()
     codec: CodecConfig = CodecConfig()
     text: TextConfig = TextConfig()
