@@ -7,6 +7,7 @@ handed over a few batches ahead. A cursor (epoch, row) says all about where a ru
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,7 +119,7 @@ def stream(
     augment = _Augment(seed, rows, frames=frames, crop_frames=crop_frames or frames, caption_dropout=caption_dropout)
     to_batch = _Collate(dataset, device)
 
-    def batches() -> Generator[Batch, None, None]:
+    def chosen() -> Generator[tuple[Rows, Array, Cursor], None, None]:
         at = cursor
         while True:
             plan = EpochPlan.of(
@@ -129,8 +130,13 @@ def stream(
             for number, parts in enumerate(batches_of(plan, shares, source, first_batch=first), first + 1):
                 last = number == plan.batches
                 after = Cursor(at.epoch + 1, 0) if last else Cursor(at.epoch, number * global_batch_size)
-                yield to_batch(draws(*gathered(parts)), after)
+                yield *draws(*gathered(parts)), after
             at = Cursor(at.epoch + 1, 0)
+
+    def batches() -> Generator[Batch, None, None]:
+        with closing(ahead(chosen, depth=1)) as gathering:
+            for rows, told, after in gathering:
+                yield to_batch(rows, told, after)
 
     return ahead(batches, depth=BATCHES_AHEAD)
 
@@ -177,13 +183,12 @@ class _Collate:
         self.mean = torch.tensor(stats["mean"], dtype=torch.float32, device=device)[:, None]
         self.std = torch.tensor(stats["std"], dtype=torch.float32, device=device)[:, None]
 
-    def __call__(self, rows_told: tuple[Rows, Array], cursor: Cursor) -> Batch:
-        rows, told = rows_told
+    def __call__(self, rows: Rows, told: Array, cursor: Cursor) -> Batch:
         latents = torch.from_numpy(rows.latents)
         if self.device.type == "cuda":
             latents = latents.pin_memory()
         cond = conditioning_of(rows).told(torch.from_numpy(told))
-        x0 = latents.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
+        x0 = (latents.to(self.device, non_blocking=True) - self.mean).div_(self.std)  # fp16 - fp32 is fp32
         return Batch(x0, cond.to(self.device), cursor)
 
 

@@ -99,7 +99,9 @@ def table_bytes(columns: dict[str, Array]) -> bytes:
         described.append(pa.field(name, array.type, metadata=metadata))
     stream = io.BytesIO()
     table = pa.Table.from_arrays(arrays, schema=pa.schema(described))
-    pq.write_table(table, stream, compression="lz4", write_page_checksum=True)
+    # rows of one track share a caption, which a dictionary keeps once; latents have nothing to share
+    repeated = [name for name in columns if name != "latents"]
+    pq.write_table(table, stream, compression="lz4", use_dictionary=repeated, write_page_checksum=True)
     return stream.getvalue()
 
 
@@ -110,8 +112,10 @@ def column_of(table: pa.Table, name: str) -> Array:
         KeyError: there is none.
     """
     column, metadata = table.column(name), table.schema.field(name).metadata
+    if pa.types.is_string(column.type):
+        return np.array(column.to_pylist(), dtype=object)
     if not metadata:
-        return np.asarray(column.to_pandas())
+        return np.asarray(column.to_numpy())
     parts = [_tensor(chunk, metadata[b"dtype"].decode(), json.loads(metadata[b"shape"])) for chunk in column.chunks]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -140,7 +144,7 @@ def read_table(folder: Folder, shard: Shard) -> pa.Table:
     place = f"{folder.uri}/{shard.file}"
     content = read_hashed(folder, shard.file, shard.sha256)
     try:
-        table = pq.read_table(pa.BufferReader(content))
+        table = pq.read_table(pa.BufferReader(content), use_threads=False)  # several shards are read at a time
     except pa.ArrowInvalid as error:
         raise StoreError(f"shard {place} is not of this release's schema: {error}; ingest again") from None
     missing = [f.name for f in fields(Rows) if f.name not in table.column_names]

@@ -7,7 +7,6 @@ file system: a local disk or an S3 bucket, whose passing failures are waited out
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -116,10 +115,20 @@ def read_bytes(folder: Folder, name: str) -> bytes:
     Raises:
         StoreError: it does not exist, or cannot be read.
     """
-    whole = io.BytesIO()
-    for block in blocks(folder, name):
-        whole.write(block)
-    return whole.getvalue()
+    return b"".join(blocks(folder, name))
+
+
+def _read_at_once(folder: Folder, name: str) -> bytes:
+    """A file's content as the file system gives it; may be wrong where an answer was cut short."""
+
+    def read() -> bytes:
+        try:
+            with folder.filesystem.open_input_file(folder.file(name)) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            raise StoreError(f"{folder.uri}/{name} does not exist") from None
+
+    return folder.persist(read, f"read {folder.uri}/{name}")
 
 
 def copy_out(folder: Folder, name: str, sink: BinaryIO) -> str:
@@ -207,8 +216,9 @@ def read_hashed(folder: Folder, name: str, sha256: str) -> bytes:
     Raises:
         StoreError: it is missing, or its bytes changed.
     """
-    for _ in range(2 if folder.remote else 1):  # bytes may have changed on the way only
-        content = read_bytes(folder, name)
+    # at first in one piece, since the hash tells whether it is whole; then, with more care, as anything else is read
+    for read in (_read_at_once, read_bytes) if folder.remote else (read_bytes,):
+        content = read(folder, name)
         found = hashlib.sha256(content).hexdigest()
         if found == sha256:
             return content

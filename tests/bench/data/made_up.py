@@ -16,6 +16,7 @@ from presto_core.registry.manifest import commit_artifact
 from presto_core.registry.store import Folder, write_bytes
 
 ROWS_PER_SHARD = 128
+ROWS_PER_TRACK = 16  # of 12 s: a track of three minutes
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,18 @@ NARROW = Shape(channels=32, frames=32, tokens=4, text_dim=128)  # many rows in f
 
 
 def rows_of(shape: Shape, seed: int, count: int = ROWS_PER_SHARD) -> Rows:
-    """One shard's rows, with captions of a quarter to all of the tokens."""
+    """One shard's rows, with captions of a quarter to all of the tokens, one for the rows of a track."""
     rng = np.random.default_rng(seed)
-    used = np.r_[shape.tokens, rng.integers(shape.tokens // 4, shape.tokens + 1, count - 1)]
+    tracks = np.arange(count) // ROWS_PER_TRACK
+    used = np.r_[shape.tokens, rng.integers(shape.tokens // 4, shape.tokens + 1, tracks[-1])][tracks]
     return Rows(
         latents=_noise(rng, count, shape.channels, shape.frames),
-        text_pooled=_noise(rng, count, shape.text_dim),
-        text_tokens=_noise(rng, count, shape.tokens, shape.text_dim),
+        text_pooled=_noise(rng, tracks[-1] + 1, shape.text_dim)[tracks],
+        text_tokens=_noise(rng, tracks[-1] + 1, shape.tokens, shape.text_dim)[tracks],
         text_mask=np.arange(shape.tokens) < used[:, None],
         tempo_bpm=rng.uniform(60, 180, count).astype(np.float32),
         key=rng.integers(0, 24, count).astype(np.int8),
-        caption=np.array([f"caption {seed}-{i}" for i in range(count)], dtype=object),
+        caption=np.array([f"caption {seed}-{i}" for i in tracks], dtype=object),
         track=np.array([f"track {seed}"] * count, dtype=object),
         composition=np.array([f"composition {seed}"] * count, dtype=object),
         start_seconds=np.arange(count, dtype=np.float32),
