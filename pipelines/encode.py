@@ -132,7 +132,7 @@ def _ended(config: IngestStage, encoding: Encoding, tracks: list[Track], pool: P
         index, end = row["index"], row["end"]
         if row["failure"]:
             failed[index] = Failure(**json.loads(row["failure"]))
-        segments[index] = segments.get(index, 0) + (not end)
+        segments[index] = segments.get(index, 0) + (row["segment"] >= 0)
         if end:
             yield tracks[index], _completed(End(**json.loads(end)), failed.get(index), segments[index])
 
@@ -148,7 +148,7 @@ def _completed(end: End, failure: Failure | None, segments: int) -> End:
 def decode_track(
     batch: dict[str, Any], encoding: Encoding, pool_uri: str, known: list[Any]
 ) -> Iterator[dict[str, list[Any]]]:
-    """A Ray Data task: one track in, a row for each segment out, and one for its end.
+    """A Ray Data task: one track in, a row for each segment out, the last one with what the track came to.
 
     What the user can mend is said in a row: raised in a task, Ray would bury the sentence.
     """
@@ -158,8 +158,14 @@ def decode_track(
     track = Track(**fields)
     try:
         source, pool = open_folder(track.place), open_folder(pool_uri)
+        held = _blank(index)
         for sha256, found in opened(track, source, encoding, known=_fetched(ray, known[0])):
-            yield _row(index, sha256, found, pool)
+            if isinstance(found, End):
+                yield held | {"end": [json.dumps(asdict(found))]}
+            elif found.number:
+                yield held
+            if isinstance(found, Segment):
+                held = _row(index, sha256, found, pool)
     except UserError as error:
         yield _blank(index) | {"error": [str(error)]}
 
@@ -172,16 +178,13 @@ def _fetched(ray: Any, reference: Any) -> frozenset[str]:
 
 def _blank(index: int) -> dict[str, list[Any]]:
     return {
-        "index": [index], "sha256": [""], "segment": [0], "audio": [b""], "shape": ["[]"], "starts": ["[]"],
+        "index": [index], "sha256": [""], "segment": [-1], "audio": [b""], "shape": ["[]"], "starts": ["[]"],
         "end": [""], "failure": [""], "error": [""],
     }  # fmt: skip
 
 
-def _row(index: int, sha256: str, found: Segment | End, pool: Folder) -> dict[str, list[Any]]:
-    blank = _blank(index) | {"sha256": [sha256]}
-    if isinstance(found, End):
-        return blank | {"end": [json.dumps(asdict(found))]}
-    blank["segment"] = [found.number]
+def _row(index: int, sha256: str, found: Segment, pool: Folder) -> dict[str, list[Any]]:
+    blank = _blank(index) | {"sha256": [sha256], "segment": [found.number]}
     if not len(found.audio) or pool.exists(segment_name(sha256, found.number)):
         return blank
     told = {"shape": [json.dumps(found.audio.shape)], "starts": [json.dumps(found.starts.tolist())]}
@@ -198,7 +201,7 @@ class SegmentEncoder:
         self.pool = open_folder(pool_uri)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        told = {name: row[name] for name in ("index", "end", "failure", "error")}
+        told = {name: row[name] for name in ("index", "segment", "end", "failure", "error")}
         if row["audio"]:
             try:
                 latents = self._encoded(row)

@@ -1,6 +1,6 @@
 """kill -9, at any moment, of a command or of one of its Ray workers: the same command again makes the same bytes.
 
-Real processes on real stores. The short tests kill once of each kind; those marked `slow` kill over twenty seeds.
+Real processes on real stores. Those marked `slow` (`make test-slow`) kill ingest, and both over twenty seeds.
 """
 
 from __future__ import annotations
@@ -271,6 +271,7 @@ def survive(begin, place: Place, calm: Calm, kills: list[tuple[str, float]], rng
     return hits
 
 
+@pytest.mark.slow
 def test_ingest_is_killed_and_makes_the_same_data_set(begin, tmp_path: Path):
     """One kill of a worker while it encodes, then one of the driver among the shards."""
     write_music(tmp_path / "music")

@@ -22,8 +22,8 @@ from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage
 from tests.bench.data.finding import Finding
 
-RATE_HZ, CLIP_SECONDS = 44100, 60
-FEW, MANY, BARE = 4, 124, 30  # clips
+RATE_HZ, CLIP_SECONDS = 44100, 180  # as long as music is
+FEW, MANY, BARE = 4, 52, 12  # clips
 ENCODE_BATCH = 16  # windows
 WANTED = 0.8
 REPOSITORY = Path(__file__).parents[3]

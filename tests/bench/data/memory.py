@@ -25,7 +25,8 @@ from tests.bench.data.child import Child, reply
 from tests.bench.data.finding import Finding
 
 ROWS_PER_SHARD = 512
-SMALL_SHARDS = WINDOW_ROWS // ROWS_PER_SHARD + 2
+SMALL_SHARDS = 2 * WINDOW_ROWS // ROWS_PER_SHARD + 4
+OBJECT_STORE_MB = 100  # Ray Data reads ahead into about half of it: the small set must be larger than that, too
 TIMES = 20
 BATCH = 32
 PAUSE_S = 5.0  # after the first batch: time for readers to run ahead as far as they may
@@ -106,7 +107,7 @@ def _pss_mb(process: psutil.Process) -> float:
 
 
 def main() -> None:
-    count, cluster = int(sys.argv[1]), ClusterConfig()
+    count, cluster = int(sys.argv[1]), ClusterConfig(object_store_mb=OBJECT_STORE_MB)
     uri = json.loads(sys.stdin.readline())
     with ray_session(cluster, cpus=training_cpus(cluster)):
         batches = stream(open_dataset(uri), seed=0, cursor=Cursor(), global_batch_size=BATCH, reader=read_with_ray)
