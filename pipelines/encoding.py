@@ -86,13 +86,11 @@ class Segment:
     Attributes:
         audio: [R, channels, window] float32, without silent windows.
         starts: [R] first sample of each.
-        silent: windows left out.
     """
 
     number: int
     audio: Waveform
     starts: Array
-    silent: int
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,7 @@ class _Counter:
         loud = np.sqrt((audio**2).mean(axis=(1, 2))) >= SILENCE_RMS
         self.rows.append(int(loud.sum()))
         self.silent += int((~loud).sum())
-        return Segment(len(self.rows) - 1, audio[loud], starts[loud], int((~loud).sum()))
+        return Segment(len(self.rows) - 1, audio[loud], starts[loud])
 
 
 def decoder_versions() -> str:

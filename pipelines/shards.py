@@ -126,15 +126,6 @@ def _tensor(chunk: pa.FixedSizeBinaryArray, dtype: str, shape: list[int]) -> Arr
     return np.frombuffer(buffer, dtype=dtype).reshape(len(chunk), *shape)
 
 
-def from_parquet(content: bytes) -> Rows:
-    """Rows of one Parquet file written by `to_parquet`.
-
-    Raises:
-        KeyError, pa.ArrowInvalid: the bytes are not such a file.
-    """
-    return Rows.of(pq.read_table(pa.BufferReader(content)))
-
-
 def read_table(folder: Folder, shard: Shard) -> pa.Table:
     """A shard's rows as an Arrow table, checked against the manifest's hash and this release's schema.
 
