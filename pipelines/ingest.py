@@ -99,7 +99,7 @@ def _require_usable(config: IngestStage, found: Curated, total: int) -> None:
         path = REPORTS / "quarantine.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(_line(bad) for bad in found.bad))
-        raise SourceError(f"{error}. All of them are in {path}") from None
+        raise SourceError(f"{str(error).rstrip('.')}. All of them are in {path}") from None
     if not any(entry.track.split == "train" for entry in found.entries):
         raise SourceError(f"no window for training came out of {total} tracks; lower ingest.held_out_fraction")
 
