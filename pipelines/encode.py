@@ -1,6 +1,7 @@
-"""Audio -> latents in the pool, with Ray Data: CPU tasks decode and cut files, a pool of actors encodes what they cut.
+"""Audio -> latents in the pool, with Ray Data.
 
-A file goes through in segments of a minute or two, so memory depends neither on how long files are nor on how many.
+Where CPUs encode, each of a pool of actors decodes, cuts and encodes one file after another. Where GPUs do, CPU tasks
+decode and cut, and actors encode (encoders.py).
 """
 
 from __future__ import annotations
@@ -9,30 +10,20 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import lru_cache
-from typing import Any
-
-import numpy as np
-import torch
 
 from pipelines.cluster import ClusterError, actor_resources, ordered, rows_of, with_actors
-from pipelines.encoding import Encoding, End, Segment, decoder_versions, opened
-from pipelines.pool import DIED, Content, Failure, Pool, Seen, segment_name, write_segment
+from pipelines.encoders import FileEncoder, SegmentEncoder, decode_track
+from pipelines.encoding import Encoding, End, decoder_versions
+from pipelines.pool import DIED, Content, Failure, Pool, Seen
 from pipelines.progress import Bar, console
 from pipelines.sources import Track
-from pipelines.storage import open_folder
-from presto_core.audio.chunks import AudioError
-from presto_core.audio.codec import load_codec
-from presto_core.config.errors import UserError
 from presto_core.config.schema import IngestStage
 from presto_core.config.sections import ClusterConfig
-from presto_core.registry.store import Folder
 
-ENCODE_BATCH = 16  # windows
 ATTEMPTS = 3  # where workers die
 ROUND = 2048  # tracks of one execution of Ray Data
 SAVE_EVERY_S = 10.0
-SHARED_DECODE_CPUS = 0.2  # beside encoders on the same cores; where GPUs encode, a decoder has a core of its own
+DECODE_CPUS = 1.0  # of a task that decodes for GPUs
 
 
 def unknown_tracks(tracks: list[Track], pool: Pool) -> list[Track]:
@@ -54,11 +45,7 @@ def _is_settled(content: Content | None) -> bool:
 def encoding_resources(config: ClusterConfig, items: int) -> dict[str, float]:
     """What `encode_tracks` takes of a cluster."""
     needs = actor_resources(config, items)
-    return needs | {"cpus": needs["cpus"] + _decode_cpus(config)}
-
-
-def _decode_cpus(config: ClusterConfig) -> float:
-    return 1.0 if config.gpus_per_worker else SHARED_DECODE_CPUS
+    return needs | {"cpus": needs["cpus"] + (DECODE_CPUS if config.gpus_per_worker else 0)}
 
 
 def encode_tracks(config: IngestStage, encoding: Encoding, tracks: list[Track], pool: Pool, bar: Bar) -> None:
@@ -118,21 +105,22 @@ def _ended(config: IngestStage, encoding: Encoding, tracks: list[Track], pool: P
     """Run tracks through decoders and encoders; each as soon as all before it are done."""
     import ray
 
-    cluster = config.cluster
+    cluster, folder = config.cluster, pool.folder.uri
     known = ray.put(frozenset(sha for sha, content in pool.contents.items() if _is_settled(content)))
     items = ordered([{"item": json.dumps([i, asdict(t)])} for i, t in enumerate(tracks)], may_fail=True)
-    items.context.target_max_block_size = 1  # each segment is a block: it is encoded while the next one is decoded
-    cut = items.map_batches(
-        decode_track, batch_size=1, num_cpus=_decode_cpus(cluster), fn_args=(encoding, pool.folder.uri, [known])
-    )
-    encoded = with_actors(cut, SegmentEncoder, cluster, len(tracks), config, pool.folder.uri)
+    if cluster.gpus_per_worker:
+        items.context.target_max_block_size = 1  # each segment is a block: it is encoded while the next one is decoded
+        cut = items.map_batches(decode_track, batch_size=1, num_cpus=DECODE_CPUS, fn_args=(encoding, folder, [known]))
+        encoded = with_actors(cut, SegmentEncoder, cluster, len(tracks), config, folder)
+    else:
+        encoded = with_actors(items, FileEncoder, cluster, len(tracks), config, encoding, folder, [known])
     failed: dict[int, Failure] = {}
     segments: dict[int, int] = {}
     for row in rows_of(encoded):
         index, end = row["index"], row["end"]
         if row["failure"]:
             failed[index] = Failure(**json.loads(row["failure"]))
-        segments[index] = segments.get(index, 0) + (row["segment"] >= 0)
+        segments[index] = segments.get(index, 0) + row["segments"]
         if end:
             yield tracks[index], _completed(End(**json.loads(end)), failed.get(index), segments[index])
 
@@ -143,80 +131,3 @@ def _completed(end: End, failure: Failure | None, segments: int) -> End:
     if said is None and failure is None and segments < len(end.rows):
         failure = DIED
     return End(end.sha256, end.facts, tuple(end.rows), end.silent, end.seconds, said or failure)
-
-
-def decode_track(
-    batch: dict[str, Any], encoding: Encoding, pool_uri: str, known: list[Any]
-) -> Iterator[dict[str, list[Any]]]:
-    """A Ray Data task: one track in, a row for each segment out, the last one with what the track came to.
-
-    What the user can mend is said in a row: raised in a task, Ray would bury the sentence.
-    """
-    import ray
-
-    index, fields = json.loads(batch["item"][0])
-    track = Track(**fields)
-    try:
-        source, pool = open_folder(track.place), open_folder(pool_uri)
-        held = _blank(index)
-        for sha256, found in opened(track, source, encoding, known=_fetched(ray, known[0])):
-            if isinstance(found, End):
-                yield held | {"end": [json.dumps(asdict(found))]}
-            elif found.number:
-                yield held
-            if isinstance(found, Segment):
-                held = _row(index, sha256, found, pool)
-    except UserError as error:
-        yield _blank(index) | {"error": [str(error)]}
-
-
-@lru_cache(maxsize=1)
-def _fetched(ray: Any, reference: Any) -> frozenset[str]:
-    """Contents that need no decoding; read once a worker."""
-    return frozenset(ray.get(reference))
-
-
-def _blank(index: int) -> dict[str, list[Any]]:
-    return {
-        "index": [index], "sha256": [""], "segment": [-1], "audio": [b""], "shape": ["[]"], "starts": ["[]"],
-        "end": [""], "failure": [""], "error": [""],
-    }  # fmt: skip
-
-
-def _row(index: int, sha256: str, found: Segment, pool: Folder) -> dict[str, list[Any]]:
-    blank = _blank(index) | {"sha256": [sha256], "segment": [found.number]}
-    if not len(found.audio) or pool.exists(segment_name(sha256, found.number)):
-        return blank
-    told = {"shape": [json.dumps(found.audio.shape)], "starts": [json.dumps(found.starts.tolist())]}
-    return blank | told | {"audio": [found.audio.tobytes()]}
-
-
-class SegmentEncoder:
-    """A Ray Data actor: audio of one segment in, its latents written to the pool; what else there is goes through."""
-
-    def __init__(self, config: IngestStage, pool_uri: str) -> None:
-        torch.set_num_threads(config.cluster.torch_threads)
-        device = "cuda" if config.cluster.gpus_per_worker else "cpu"
-        self.codec = load_codec(config.codec.kind, path=config.codec.path or None, device=device)
-        self.pool = open_folder(pool_uri)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        told = {name: row[name] for name in ("index", "segment", "end", "failure", "error")}
-        if row["audio"]:
-            try:
-                latents = self._encoded(row)
-            except Exception as error:  # of whatever kind: one file's trouble is not the run's
-                failure = Failure("encode", type(error).__name__, " ".join(str(error).split()))
-                return told | {"failure": json.dumps(asdict(failure))}
-            starts = np.array(json.loads(row["starts"])) / self.codec.sample_rate_hz
-            write_segment(self.pool, row["sha256"], row["segment"], latents=latents, start_seconds=starts)
-        return told
-
-    @torch.inference_mode()
-    def _encoded(self, row: dict[str, Any]) -> Any:
-        """[R, C, T] float16."""
-        audio = torch.frombuffer(bytearray(row["audio"]), dtype=torch.float32).reshape(json.loads(row["shape"]))
-        latents = torch.cat([self.codec.encode(part).cpu() for part in audio.split(ENCODE_BATCH)]).numpy()
-        if not np.isfinite(latents).all():
-            raise AudioError("encodes to latents that are not finite")
-        return latents.astype(np.float16)

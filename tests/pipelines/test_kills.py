@@ -34,7 +34,7 @@ from tests.pipelines.synthetic import make_dataset
 PRESTO = str(Path(sys.executable).parent / "presto")
 SEEDS = 20
 PATIENCE_S = 400  # for what takes some twenty seconds on a quiet machine
-DECODERS, ACTORS, READERS, IDLE = "ray::MapBatches(decode_track)", "ray::MapWorker(Map(_Guarded))", "_read_item", "IDLE"
+ACTORS, READERS, IDLE = "ray::MapWorker(Map(_Guarded))", "_read_item", "IDLE"
 S3_ROOT = "s3://latents/kills/store"  # the same for all runs: it is written into the data set's config.yaml
 pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(3000)]
 
@@ -244,10 +244,10 @@ def strike(life: Life, place: Place, calm: Calm, share: float, victim: str, rng:
             if rng.random() < 0.5:  # else the next life meets what this one left behind
                 life.end()
             return Kill("driver", phase)
-        for worker, title in rng.sample(found := life.workers(DECODERS, ACTORS), len(found)):
+        for worker, title in rng.sample(found := life.workers(ACTORS), len(found)):
             if title == title_of(worker):
                 worker.kill()
-                return Kill("decoder" if DECODERS in title else "actor", phase)
+                return Kill("actor", phase)
         time.sleep(0.02)
     return None
 
@@ -340,8 +340,7 @@ def test_the_kills_hit_every_phase_in_drivers_and_in_workers():
     if len(RECORD) < SEEDS:
         pytest.skip("needs the kills of all seeds")
     hit = {(kill.victim, kill.phase) for kills in RECORD.values() for kill in kills}
-    driver, workers = ("driver", "encode"), ("decoder", "encode")
-    assert {driver, workers, ("actor", "encode"), ("driver", "shards"), ("actor", "shards")} <= hit
+    assert {(victim, phase) for victim in ("driver", "actor") for phase in ("encode", "shards")} <= hit
 
 
 # ---- the training stream
