@@ -102,5 +102,5 @@ def _one_clip(config: EvaluateStage, system: System, model: Model, cond: Any) ->
 
 def _held_out(dataset: LatentDataset, count: int) -> Rows:
     """The first rows that training did not see."""
-    first = next(iter(read_here(dataset.uri, dataset.shards("held_out")[:1])))
+    first = next(iter(read_here(dataset.uri, dataset.shards("held_out")[:1], Rows)))
     return first.take(slice(0, count))

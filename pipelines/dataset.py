@@ -6,9 +6,10 @@ handed over a few batches ahead. A cursor (epoch, row) says all about where a ru
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 
 from pipelines.epoch_plan import EpochPlan
-from pipelines.gather import Source, batches_of, gathered
+from pipelines.gather import Reading, Source
 from pipelines.prefetch import ahead
 from pipelines.reading import Reader, read_here
-from pipelines.shards import Array, Rows, Shard
+from pipelines.shards import Array, Examples, Shard
 from pipelines.storage import open_folder
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
 from presto_core.registry.store import StoreError, read_manifest
@@ -119,19 +120,20 @@ def stream(
     augment = _Augment(seed, rows, frames=frames, crop_frames=crop_frames or frames, caption_dropout=caption_dropout)
     to_batch = _Collate(dataset, device)
 
-    def chosen() -> Generator[tuple[Rows, Array, Cursor], None, None]:
-        at = cursor
-        while True:
-            plan = EpochPlan.of(
-                [s.rows for s in shards], seed=seed, epoch=at.epoch, global_batch_size=global_batch_size
-            )
-            shares, first = plan.shares(rank=rank, world_size=world_size), at.row // global_batch_size
-            draws = augment.of_epoch(at.epoch)
-            for number, parts in enumerate(batches_of(plan, shares, source, first_batch=first), first + 1):
-                last = number == plan.batches
-                after = Cursor(at.epoch + 1, 0) if last else Cursor(at.epoch, number * global_batch_size)
-                yield *draws(*gathered(parts)), after
-            at = Cursor(at.epoch + 1, 0)
+    def epochs() -> Iterator[Reading]:
+        for epoch in count(cursor.epoch):
+            plan = EpochPlan.of([s.rows for s in shards], seed=seed, epoch=epoch, global_batch_size=global_batch_size)
+            first = cursor.row // global_batch_size if epoch == cursor.epoch else 0
+            yield Reading(epoch, plan, plan.shares(rank=rank, world_size=world_size), first)
+
+    def chosen() -> Generator[tuple[Examples, Array, Cursor], None, None]:
+        draws: _Draws | None = None
+        for reading, number, rows, ids in source.batches(epochs()):
+            if draws is None or draws.epoch != reading.epoch:
+                draws = augment.of_epoch(reading.epoch)
+            last = number + 1 == reading.plan.batches
+            after = Cursor(reading.epoch + 1, 0) if last else Cursor(reading.epoch, (number + 1) * global_batch_size)
+            yield *draws(rows, ids), after
 
     def batches() -> Generator[Batch, None, None]:
         with closing(ahead(chosen, depth=1)) as gathering:
@@ -154,18 +156,19 @@ class _Augment:
     def of_epoch(self, epoch: int) -> _Draws:
         rng = np.random.default_rng([self.seed, epoch, 1])
         offsets = rng.integers(0, self.frames - self.crop_frames + 1, self.rows)
-        return _Draws(offsets, rng.random(self.rows) >= self.caption_dropout, self.crop_frames)
+        return _Draws(epoch, offsets, rng.random(self.rows) >= self.caption_dropout, self.crop_frames)
 
 
 @dataclass(frozen=True)
 class _Draws:
     """By row of the data set: where its crop begins, and whether its conditions are told."""
 
+    epoch: int
     offset: Array
     told: Array
     crop_frames: int
 
-    def __call__(self, rows: Rows, ids: Array) -> tuple[Rows, Array]:
+    def __call__(self, rows: Examples, ids: Array) -> tuple[Examples, Array]:
         """Rows cropped, and which of them are told their conditions."""
         if self.crop_frames < rows.latents.shape[2]:
             starts = self.offset[ids]
@@ -183,16 +186,16 @@ class _Collate:
         self.mean = torch.tensor(stats["mean"], dtype=torch.float32, device=device)[:, None]
         self.std = torch.tensor(stats["std"], dtype=torch.float32, device=device)[:, None]
 
-    def __call__(self, rows: Rows, told: Array, cursor: Cursor) -> Batch:
+    def __call__(self, rows: Examples, told: Array, cursor: Cursor) -> Batch:
         latents = torch.from_numpy(rows.latents)
         if self.device.type == "cuda":
             latents = latents.pin_memory()
         cond = conditioning_of(rows).told(torch.from_numpy(told))
-        x0 = (latents.to(self.device, non_blocking=True) - self.mean).div_(self.std)  # fp16 - fp32 is fp32
+        x0 = latents.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
         return Batch(x0, cond.to(self.device), cursor)
 
 
-def conditioning_of(rows: Rows) -> Conditioning:
+def conditioning_of(rows: Examples) -> Conditioning:
     """What the rows' captions, tempi and keys tell a network; tokens that no caption of the batch fills are cut off.
 
     A row of which nothing is known is unconditional.

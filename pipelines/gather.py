@@ -1,49 +1,39 @@
-"""From an epoch's plan to the rows of each batch: windows are read in the order of their use, and gathered from."""
+"""From the plans of epochs to the rows of each batch: windows are read in the order of their use, and gathered from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import tee
 
 import numpy as np
 
 from pipelines import epoch_plan
-from pipelines.epoch_plan import EpochPlan, Share, Window, shards_to_read
+from pipelines.epoch_plan import EpochPlan, Ints, Share, Window, shards_to_read
 from pipelines.reading import Reader
-from pipelines.shards import Array, Rows, Shard
-
-Place = tuple[Rows, int, int]
-"""A row: rows read together, its number among them, and its number in the data set."""
+from pipelines.shards import Array, Examples, Held, Shard
 
 
-class Source:
-    """Windows of rows through a reader. A split that fits into one window is read once and kept."""
+@dataclass(frozen=True)
+class Reading:
+    """What a worker reads of one epoch.
 
-    def __init__(self, uri: str, shards: list[Shard], reader: Reader) -> None:
-        self.uri, self.shards, self.reader = uri, shards, reader
-        self.first_row = np.cumsum([0, *(s.rows for s in shards)])
-        self.keeps = int(self.first_row[-1]) <= epoch_plan.WINDOW_ROWS
-        self.kept: list[Rows] = []
+    Attributes:
+        epoch: its number.
+        shares: the worker's part of each lane.
+        first_batch: of the epoch that is still to come.
+    """
 
-    def windows(self, windows: list[Window]) -> Iterator[Loaded]:
-        """Rows of windows, in order, each shard read once for a lane."""
-        fresh = iter(self._read(list(shards_to_read(windows))))
-        current: dict[int, tuple[int, Rows]] = {}
-        for window in windows:
-            places: list[Place] = []
-            for piece in window.pieces:
-                if window.lane not in current or current[window.lane][0] != piece.shard:
-                    current[window.lane] = (piece.shard, next(fresh))
-                rows, first = current[window.lane][1], int(self.first_row[piece.shard])
-                places += [(rows, row, first + row) for row in range(piece.start, piece.stop)]
-            yield Loaded(window, [places[i] for i in window.order()])
+    epoch: int
+    plan: EpochPlan
+    shares: list[Share]
+    first_batch: int
 
-    def _read(self, shards: list[int]) -> Iterable[Rows]:
-        if not self.keeps:
-            return self.reader(self.uri, [self.shards[i] for i in shards])
-        if not self.kept:
-            self.kept = list(self.reader(self.uri, self.shards))
-        return (self.kept[i] for i in shards)
+    @cached_property
+    def windows(self) -> list[Window]:
+        """Needed of the epoch, in the order of their use."""
+        return self.plan.reading(self.shares, first_batch=self.first_batch)
 
 
 @dataclass(frozen=True)
@@ -51,43 +41,99 @@ class Loaded:
     """A window whose shards have been read.
 
     Attributes:
-        places: where its rows are, in their order.
+        pieces: the shards its rows are of.
+        piece, row, number: of each row in the window's order: its shard, its place there, and its number in the data
+            set.
     """
 
     window: Window
-    places: list[Place]
+    pieces: list[Held]
+    piece: Ints
+    row: Ints
+    number: Ints
 
-    def between(self, start: int, stop: int) -> list[Place]:
-        """The rows at positions `start` ... `stop` of the lane."""
-        return self.places[start - self.window.begin : stop - self.window.begin]
+
+class Source:
+    """Rows of epochs through a reader, which reads on into the next epoch before one has ended.
+
+    A split that fits into one window is read once and kept.
+    """
+
+    def __init__(self, uri: str, shards: list[Shard], reader: Reader) -> None:
+        self.uri, self.shards, self.reader = uri, shards, reader
+        self.first_row = np.cumsum([0, *(s.rows for s in shards)])
+
+    def batches(self, epochs: Iterator[Reading]) -> Iterator[tuple[Reading, int, Examples, Ints]]:
+        """Each batch of each epoch: its number there, its rows, and their numbers in the data set."""
+        used, read = tee(epochs)
+        fresh = iter(self._read(read))
+        for reading in used:
+            coming = self._loaded(reading.windows, fresh)
+            for number, places in enumerate(_places(reading, coming), reading.first_batch):
+                yield reading, number, *gathered(places)
+
+    def _loaded(self, windows: list[Window], fresh: Iterator[Held]) -> Iterator[Loaded]:
+        """Windows with their rows, each shard taken once for a lane."""
+        current: dict[int, tuple[int, Held]] = {}
+        for window in windows:
+            pieces, piece, row, number = list[Held](), list[Ints](), list[Ints](), list[Ints]()
+            for part in window.pieces:
+                if window.lane not in current or current[window.lane][0] != part.shard:
+                    current[window.lane] = (part.shard, next(fresh))
+                rows = np.arange(part.start, part.stop)
+                piece.append(np.full(len(rows), len(pieces)))
+                row.append(rows)
+                number.append(self.first_row[part.shard] + rows)
+                pieces.append(current[window.lane][1])
+            order = window.order()
+            columns = (np.concatenate(column)[order] for column in (piece, row, number))
+            yield Loaded(window, pieces, *columns)
+
+    def _read(self, epochs: Iterator[Reading]) -> Iterable[Held]:
+        order = (shard for reading in epochs for shard in shards_to_read(reading.windows))
+        if int(self.first_row[-1]) > epoch_plan.WINDOW_ROWS:
+            return self.reader(self.uri, (self.shards[i] for i in order), Held)
+        kept = list(self.reader(self.uri, self.shards, Held))
+        return (kept[i] for i in order)
 
 
-def batches_of(plan: EpochPlan, shares: list[Share], source: Source, *, first_batch: int) -> Iterator[list[Place]]:
-    """What each of a worker's batches is made of, from `first_batch` of the epoch on."""
-    coming = source.windows(plan.reading(shares, first_batch=first_batch))
+Places = list[tuple[Loaded, int, int]]
+"""Rows of a batch: from where to where of which windows."""
+
+
+def _places(reading: Reading, coming: Iterator[Loaded]) -> Iterator[Places]:
+    """What each of a worker's batches in an epoch is made of."""
+    plan = reading.plan
     open_: dict[int, Loaded] = {}
-    for batch in range(first_batch, plan.batches):
-        places: list[Place] = []
-        for share in shares:
+    for batch in range(reading.first_batch, plan.batches):
+        places: Places = []
+        for share in reading.shares:
             begin = batch * plan.rows_a_lane
             position, stop = begin + share.start, begin + share.stop
             while position < stop:
                 while share.lane not in open_ or open_[share.lane].window.end <= position:
                     loaded = next(coming)
                     open_[loaded.window.lane] = loaded
-                until = min(stop, open_[share.lane].window.end)
-                places += open_[share.lane].between(position, until)
+                found = open_[share.lane]
+                until = min(stop, found.window.end)
+                places.append((found, position - found.window.begin, until - found.window.begin))
                 position = until
         yield places
 
 
-def gathered(places: list[Place]) -> tuple[Rows, Array]:
+def gathered(places: Places) -> tuple[Examples, Ints]:
     """The rows of a batch, copied together, and their numbers in the data set."""
-    columns = {}
-    for name in (f.name for f in fields(Rows)):
-        first = getattr(places[0][0], name)
-        column = np.empty((len(places), *first.shape[1:]), dtype=first.dtype)
-        for i, (rows, row, _) in enumerate(places):
-            column[i] = getattr(rows, name)[row]
-        columns[name] = column
-    return Rows(**columns), np.array([number for _, _, number in places])
+    sources = [
+        (loaded.pieces[piece], row)
+        for loaded, start, stop in places
+        for piece, row in zip(loaded.piece[start:stop].tolist(), loaded.row[start:stop].tolist())
+    ]
+    columns = {name: _stacked([getattr(rows, name)[row] for rows, row in sources]) for name in Examples.columns()}
+    return Examples(**columns), np.concatenate([loaded.number[start:stop] for loaded, start, stop in places])
+
+
+def _stacked(values: list[Array]) -> Array:
+    column = np.empty((len(values), *values[0].shape), dtype=values[0].dtype)
+    for i, value in enumerate(values):
+        column[i] = value
+    return column

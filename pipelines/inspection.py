@@ -185,7 +185,7 @@ def _read(dataset: LatentDataset, problems: list[str]) -> Iterator[tuple[Shard, 
     with progress_bar("dataset", len(shards)) as bar:
         for number, shard in enumerate(shards, 1):
             try:
-                rows = Rows.of(read_table(folder, shard))
+                rows = Rows.of(read_table(folder, shard, columns=Rows.columns()))
             except StoreError as error:
                 problems.append(str(error))
             else:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from itertools import islice
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
 from pipelines.cluster import READER_CPUS, ordered
-from pipelines.shards import Rows, Shard, read_table
+from pipelines.shards import Held, Rows, Shard, read_table
 from pipelines.storage import open_folder
 from presto_core.registry.store import StoreError
 
-Reader = Callable[[str, list[Shard]], Iterable[Rows]]
+R = TypeVar("R", Held, Rows)
+"""What is made of a shard."""
+
+
+class Reader(Protocol):
+    """Shards in the given order, with the columns of a kind, read ahead of their use."""
+
+    def __call__(self, uri: str, shards: Iterable[Shard], kind: type[R]) -> Iterator[R]: ...
+
 
 READERS = 2  # threads or tasks that read for a training worker
 AHEAD = 4  # shards that threads have ready or in hand
@@ -25,40 +34,47 @@ PREFETCHED_BLOCKS = 2
 _ERROR = "error"
 
 
-def read_here(uri: str, shards: Iterable[Shard]) -> Iterator[Rows]:
+def read_here(uri: str, shards: Iterable[Shard], kind: type[R]) -> Iterator[R]:
     """Shards in the given order, read ahead by threads of this process.
 
     Raises:
         StoreError: one is missing or damaged.
     """
     folder = open_folder(uri)
-    pending: deque[Future[pa.Table]] = deque()
+
+    def read(shard: Shard) -> R:
+        return kind.of(read_table(folder, shard, columns=kind.columns()))
+
+    pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(READERS) as pool:
         try:
             for shard in shards:
-                pending.append(pool.submit(read_table, folder, shard))
+                pending.append(pool.submit(read, shard))
                 if len(pending) > AHEAD:
-                    yield Rows.of(pending.popleft().result())
+                    yield pending.popleft().result()
             while pending:
-                yield Rows.of(pending.popleft().result())
+                yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def read_with_ray(uri: str, shards: list[Shard]) -> Iterator[Rows]:
+def read_with_ray(uri: str, shards: Iterable[Shard], kind: type[R]) -> Iterator[R]:
     """Shards in the given order, read ahead by Ray Data tasks on any node: in parallel, no further than memory allows.
 
     Raises:
         StoreError: one is missing or damaged.
     """
-    for first in range(0, len(shards), SHARDS_A_PLAN):
-        part = shards[first : first + SHARDS_A_PLAN]
-        yield from _cut(_blocks(uri, part), part)
+    coming = iter(shards)
+    while part := list(islice(coming, SHARDS_A_PLAN)):
+        yield from _cut(_blocks(uri, part, kind.columns()), part, kind)
 
 
-def _blocks(uri: str, shards: list[Shard]) -> Iterator[pa.Table]:
+def _blocks(uri: str, shards: list[Shard], columns: list[str]) -> Iterator[pa.Table]:
     """Tables that together hold the shards' rows, in order."""
-    items = [{"uri": uri, "shards": json.dumps([vars(shard) for shard in group])} for group in _tasks(shards)]
+    items = [
+        {"uri": uri, "columns": columns, "shards": json.dumps([vars(shard) for shard in group])}
+        for group in _tasks(shards)
+    ]
     blocks = ordered(items).map_batches(
         _read_item,
         batch_format="pyarrow",
@@ -85,14 +101,14 @@ def _tasks(shards: list[Shard]) -> Iterator[list[Shard]]:
         yield group
 
 
-def _cut(blocks: Iterator[pa.Table], shards: list[Shard]) -> Iterator[Rows]:
+def _cut(blocks: Iterator[pa.Table], shards: list[Shard], kind: type[R]) -> Iterator[R]:
     """The rows of each shard, out of blocks that may hold several of them or parts."""
     held: list[pa.Table] = []
     for shard in shards:
         while sum(table.num_rows for table in held) < shard.rows:
             held.append(next(blocks))
         table = held[0] if len(held) == 1 else pa.concat_tables(held)
-        yield Rows.of(table.slice(0, shard.rows)).copy()  # what is used later must not hold Ray's memory
+        yield kind.of(table.slice(0, shard.rows)).copy()  # what is used later must not hold Ray's memory
         held = [table.slice(shard.rows)] if table.num_rows > shard.rows else []
 
 
@@ -104,7 +120,8 @@ def _read_item(item: pa.Table) -> pa.Table:
     (fields,) = item.to_pylist()
     try:
         folder = open_folder(fields["uri"])
-        return pa.concat_tables([read_table(folder, Shard(**shard)) for shard in json.loads(fields["shards"])])
+        shards = [Shard(**shard) for shard in json.loads(fields["shards"])]
+        return pa.concat_tables([read_table(folder, shard, columns=fields["columns"]) for shard in shards])
     except StoreError as error:
         return pa.table({_ERROR: [str(error)]})
 
@@ -122,7 +139,7 @@ def damaged_shards(uri: str, shards: list[Shard], *, with_ray: bool) -> dict[str
 def _check_item(item: dict[str, Any]) -> dict[str, Any]:
     shard = Shard(**json.loads(item["shard"]))
     try:
-        read_table(open_folder(item["uri"]), shard)
+        read_table(open_folder(item["uri"]), shard, columns=Rows.columns())
     except StoreError as error:
         return {"file": shard.file, _ERROR: str(error)}
     return {"file": shard.file, _ERROR: ""}

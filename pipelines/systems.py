@@ -143,7 +143,7 @@ class SystemSampler:
     def _chosen(self, split: str, start: int, count: int) -> Rows:
         """Rows start ... start + count of the split in a fixed shuffled order, over again where it is short."""
         if split not in self.rows:
-            whole = Rows.cat(list(read_here(self.dataset.uri, self.dataset.shards(split))))
+            whole = Rows.cat(list(read_here(self.dataset.uri, self.dataset.shards(split), Rows)))
             self.rows[split] = whole.take(np.random.default_rng(0).permutation(len(whole)))
         rows = self.rows[split]
         return rows.take(np.arange(start, start + count) % len(rows))

@@ -12,8 +12,10 @@ import torch
 
 from pipelines import epoch_plan, reading
 from pipelines.dataset import LatentDataset, conditioning_of, open_dataset, stream
+from pipelines.epoch_plan import EpochPlan, shards_to_read
+from pipelines.gather import Reading, Source
 from pipelines.reading import damaged_shards, read_here, read_with_ray
-from pipelines.shards import to_parquet
+from pipelines.shards import Rows, to_parquet
 from presto_core.registry.store import StoreError
 from presto_core.training.state import Batch, Cursor
 from tests.pipelines.synthetic import make_dataset, rows
@@ -51,9 +53,7 @@ def test_rows_stay_together_with_their_conditions(latents: LatentDataset):
 
 
 def read_all(data: LatentDataset):
-    from pipelines.shards import Rows
-
-    return Rows.cat(list(read_here(data.uri, data.shards("train"))))
+    return Rows.cat(list(read_here(data.uri, data.shards("train"), Rows)))
 
 
 def test_latents_are_normalised_to_unit_variance(latents: LatentDataset):
@@ -127,38 +127,56 @@ def test_an_incomplete_last_batch_is_left_out_and_the_epoch_ends(latents: Latent
     assert [b.cursor for b in batches] == [Cursor(0, 8), Cursor(0, 16), Cursor(1, 0), Cursor(1, 8)]
 
 
+def noted(read: list[str]):
+    """A reader that notes what is asked of it."""
+
+    def reader(uri, shards, kind):
+        def asked():
+            for shard in shards:
+                read.append(shard.file)
+                yield shard
+
+        yield from read_here(uri, asked(), kind)
+
+    return reader
+
+
 def test_windows_before_the_cursor_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", 40)
-    many = make_dataset(str(tmp_path / "data"), shard_rows=MANY)
-    asked: list[int] = []
+    shards = make_dataset(str(tmp_path / "data"), shard_rows=MANY).shards("train")
+    plan = EpochPlan.of(MANY, seed=1, epoch=0, global_batch_size=6)
 
-    def counting(uri, shards):
-        asked.append(len(shards))
-        yield from read_here(uri, shards)
+    def count(first_batch: int) -> int:
+        read = list[str]()
+        epoch = Reading(0, plan, plan.shares(rank=0, world_size=1), first_batch)
+        assert len(list(Source(str(tmp_path / "data"), shards, noted(read)).batches(iter([epoch])))) == 24 - first_batch
+        return len(read)
 
-    take(many, 1, reader=counting)
-    take(many, 1, cursor=Cursor(0, 108), reader=counting)  # three quarters into the epoch
-    assert asked[1] <= asked[0] / 4 + 3  # a lane's window may have begun before, three lanes
+    assert count(18) <= count(0) / 4 + 3  # a lane's window may have begun before, three lanes
 
 
 def test_the_reader_is_not_asked_for_more_than_a_window_ahead(tmp_path, monkeypatch):
     monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", 40)
     monkeypatch.setattr(reading, "AHEAD", 1)
     many = make_dataset(str(tmp_path / "data"), shard_rows=MANY)
-    read = []
-
-    def noted(shards):
-        for shard in shards:
-            read.append(shard.file)
-            yield shard
-
-    def counting(uri, shards):
-        yield from read_here(uri, noted(shards))
-
-    batches = stream(many, seed=1, cursor=Cursor(), global_batch_size=6, reader=counting)
+    read = list[str]()
+    batches = stream(many, seed=1, cursor=Cursor(), global_batch_size=6, reader=noted(read))
     next(batches)
     assert len(read) < len(MANY) / 2
     batches.close()
+
+
+def test_the_next_epoch_is_read_before_one_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", 40)
+    shards = make_dataset(str(tmp_path / "data"), shard_rows=MANY).shards("train")
+    plans = [EpochPlan.of(MANY, seed=1, epoch=epoch, global_batch_size=6) for epoch in (0, 1)]
+    readings = [Reading(e, plan, plan.shares(rank=0, world_size=1), 0) for e, plan in enumerate(plans)]
+    read = list[str]()
+    needed = len(list(shards_to_read(readings[0].windows)))
+    for reading_, number, *_ in Source(str(tmp_path / "data"), shards, noted(read)).batches(iter(readings)):
+        if (reading_.epoch, number) == (0, 23):
+            assert len(read) > needed
+            return
 
 
 def test_crops_are_parts_of_their_rows_and_differ_by_epoch(many: LatentDataset):
@@ -240,7 +258,7 @@ def test_a_shard_of_another_schema_is_named_though_its_hash_is_right(latents, tm
     path.write_bytes(content(path.read_bytes()))
     shard = replace(latents.shards("train")[1], sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(StoreError, match=rf"1\.parquet.*{message}"):
-        list(read_here(latents.uri, [shard]))
+        list(read_here(latents.uri, [shard], Rows))
 
 
 def without_column(content: bytes, name: str) -> bytes:
@@ -266,9 +284,9 @@ def test_ray_names_damaged_and_missing_shards(ray_here, latents: LatentDataset, 
     (tmp_path / "data/shards/1.parquet").write_bytes(b"nothing")
     (tmp_path / "data/shards/2.parquet").unlink()
     with pytest.raises(StoreError, match=r"1\.parquet is damaged: sha256"):
-        list(read_with_ray(latents.uri, latents.shards("train")[:2]))
+        list(read_with_ray(latents.uri, latents.shards("train")[:2], Rows))
     with pytest.raises(StoreError, match=r"2\.parquet does not exist"):
-        list(read_with_ray(latents.uri, latents.shards("train")[2:]))
+        list(read_with_ray(latents.uri, latents.shards("train")[2:], Rows))
     found = damaged_shards(latents.uri, latents.shards("train"), with_ray=True)
     assert sorted(found) == ["shards/1.parquet", "shards/2.parquet"]
 
@@ -280,5 +298,5 @@ def test_shards_come_one_by_one_however_they_are_read_together(ray_here, many: L
     monkeypatch.setattr(reading, "SHARDS_A_PLAN", plan)
     monkeypatch.setattr(reading, "TASK_BYTES", task)
     shards = many.shards("train")[:8]
-    for ours, theirs in zip(read_with_ray(many.uri, shards), read_here(many.uri, shards), strict=True):
+    for ours, theirs in zip(read_with_ray(many.uri, shards, Rows), read_here(many.uri, shards, Rows), strict=True):
         assert np.array_equal(ours.latents, theirs.latents)

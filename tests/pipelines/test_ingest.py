@@ -90,7 +90,7 @@ class Made:
 
 def read_back(artifact: Artifact) -> Made:
     data = open_dataset(artifact.uri)
-    return Made(artifact, {s: Rows.cat(list(read_here(data.uri, data.shards(s)))) for s in ("train", "held_out")})
+    return Made(artifact, {s: Rows.cat(list(read_here(data.uri, data.shards(s), Rows))) for s in ("train", "held_out")})
 
 
 @pytest.fixture(scope="module")

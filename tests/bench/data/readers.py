@@ -1,4 +1,4 @@
-"""The loaders that are compared: each reads every row of one data set once and hands out batches of float32 tensors.
+"""The loaders that are compared: each reads every row of a data set once an epoch, in batches of float32 tensors.
 
 Only Presto's shuffles, checks hashes and normalises; the others are spared that work. Settings of which none is best
 everywhere (threads, workers) are tried, and the best one is compared.
@@ -25,14 +25,14 @@ BATCH = 32
 COLUMNS = ("latents", "text_pooled", "text_tokens", "text_mask", "tempo_bpm", "key")
 DTYPES = (torch.float32, torch.float32, torch.float32, torch.bool, torch.float32, torch.int64)
 Tensors = tuple[Tensor, ...]
-Reading = Callable[[str, Path], Iterator[int]]
-"""(Folder of the data set's copies, empty local folder) -> rows of each batch."""
+Reading = Callable[[str, Path, int], Iterator[int]]
+"""(Folder of the data set's copies, empty local folder, epochs) -> rows of each batch."""
 
 
 def presto(reader: str) -> Reading:
-    """One epoch of the training stream: shuffled, hashes checked, normalised."""
+    """The training stream: shuffled, hashes checked, normalised."""
 
-    def read(uri: str, scratch: Path) -> Iterator[int]:
+    def read(uri: str, scratch: Path, epochs: int) -> Iterator[int]:
         from pipelines import reading
         from pipelines.dataset import open_dataset, stream
         from presto_core.training.state import Cursor
@@ -41,7 +41,7 @@ def presto(reader: str) -> Reading:
         rows = sum(s.rows for s in dataset.shards("train"))
         chosen = {"ray": reading.read_with_ray, "threads": reading.read_here}[reader]
         batches = stream(dataset, seed=0, cursor=Cursor(), global_batch_size=BATCH, reader=chosen)
-        for _ in range(rows // BATCH):
+        for _ in range(epochs * (rows // BATCH)):
             yield len(next(batches).x0)
         batches.close()
 
@@ -51,7 +51,7 @@ def presto(reader: str) -> Reading:
 def pyarrow_files(threads: int) -> Reading:
     """What one writes without a library: shards read whole by threads, then cut."""
 
-    def read(uri: str, scratch: Path) -> Iterator[int]:
+    def read(uri: str, scratch: Path, epochs: int) -> Iterator[int]:
         import pyarrow.parquet as pq
 
         folder, files = _files(f"{uri}/presto/shards")
@@ -61,20 +61,20 @@ def pyarrow_files(threads: int) -> Reading:
             return _tensors([column_of(table, name) for name in COLUMNS])
 
         with ThreadPoolExecutor(threads) as pool:
-            for shard in pool.map(tensors, files):
+            for shard in pool.map(tensors, files * epochs):
                 for batch in zip(*(column.split(BATCH) for column in shard)):
                     yield len(batch[0])
 
     return read
 
 
-def pyarrow_dataset(uri: str, scratch: Path) -> Iterator[int]:
+def pyarrow_dataset(uri: str, scratch: Path, epochs: int) -> Iterator[int]:
     """Arrow's own scanner with its own threads and read-ahead."""
     import pyarrow as pa
     import pyarrow.dataset as ds
 
     folder, files = _files(f"{uri}/presto/shards")
-    scanned = ds.dataset(files, filesystem=folder.filesystem, format="parquet")
+    scanned = ds.dataset(files * epochs, filesystem=folder.filesystem, format="parquet")
     for batch in scanned.to_batches(columns=list(COLUMNS), batch_size=BATCH):
         table = pa.Table.from_batches([batch])
         yield len(_tensors([column_of(table, name) for name in COLUMNS])[0])
@@ -83,14 +83,14 @@ def pyarrow_dataset(uri: str, scratch: Path) -> Iterator[int]:
 def webdataset(workers: int) -> Reading:
     """Tar shards streamed through the library's pipeline and its loader."""
 
-    def read(uri: str, scratch: Path) -> Iterator[int]:
+    def read(uri: str, scratch: Path, epochs: int) -> Iterator[int]:
         import webdataset as wds
         from webdataset.gopen import gopen_schemes
 
         gopen_schemes["s3"] = _open_s3
         with ThreadPoolExecutor(1) as pool:  # listing starts S3 threads, which a fork must not inherit
             urls = [f"s3://{file}" for file in pool.submit(_listed, f"{uri}/tar").result()]
-        dataset = wds.WebDataset(urls, shardshuffle=False, empty_check=False)
+        dataset = wds.WebDataset(urls * epochs, shardshuffle=False, empty_check=False)
         batches = dataset.map(_from_tar).batched(BATCH, collation_fn=_stacked)
         for batch in wds.WebLoader(batches, batch_size=None, num_workers=workers):
             yield len(batch[0])
@@ -101,7 +101,7 @@ def webdataset(workers: int) -> Reading:
 def mosaic(workers: int) -> Reading:
     """MDS shards through an empty local cache and the library's own loader."""
 
-    def read(uri: str, scratch: Path) -> Iterator[int]:
+    def read(uri: str, scratch: Path, epochs: int) -> Iterator[int]:
         from streaming import StreamingDataLoader, StreamingDataset
 
         cache = scratch / "cache"
@@ -109,8 +109,9 @@ def mosaic(workers: int) -> Reading:
             remote=f"{uri}/mds", local=str(cache), shuffle=False, batch_size=BATCH, predownload=8 * BATCH
         )
         loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers, collate_fn=_from_mosaic)
-        for batch in loader:
-            yield len(batch[0])
+        for _ in range(epochs):  # what the cache holds is not fetched again
+            for batch in loader:
+                yield len(batch[0])
         shutil.rmtree(cache)
 
     return read

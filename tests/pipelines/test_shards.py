@@ -1,0 +1,68 @@
+"""A shard's columns come back as they were, and what rows share is stored and held once."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.shards import Held, Rows, column_of, stored_column, to_parquet
+from tests.pipelines.synthetic import rows
+
+
+def of_tracks(counts: list[int], *, seed: int = 0) -> Rows:
+    """Rows of tracks, those of one with the same caption."""
+    track = np.repeat(np.arange(len(counts)), counts)
+    made = rows(len(track), seed)
+    names = ("text_pooled", "text_tokens", "text_mask", "caption")
+    return replace(made, **{name: getattr(made, name)[track] for name in names})
+
+
+def read(content: bytes) -> pa.Table:
+    return pq.read_table(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("counts", [[1], [5], [1, 1, 1], [4, 1, 3]])
+def test_every_column_comes_back_bit_by_bit(counts: list[int]):
+    made = of_tracks(counts)
+    back = Rows.of(read(to_parquet(made)))
+    for name in Rows.columns():
+        ours, theirs = getattr(made, name), getattr(back, name)
+        assert theirs.dtype == ours.dtype, name
+        assert np.array_equal(ours, theirs), name
+
+
+def test_what_rows_on_end_share_is_held_once():
+    held = Held.of(read(to_parquet(of_tracks([4, 1, 3]))))
+    assert len(held.text_tokens.values) == len(held.text_pooled.values) == 3
+    assert held.text_tokens.index.tolist() == [0, 0, 0, 0, 1, 2, 2, 2]
+    assert held.latents.index is None
+
+
+def test_shards_read_together_keep_their_rows_apart():
+    parts = [of_tracks([2, 3]), of_tracks([1, 4], seed=1)]
+    table = pa.concat_tables([read(to_parquet(part)) for part in parts])
+    whole = Rows.cat(parts)
+    for start, stop in ((0, 10), (1, 4), (3, 8), (5, 10), (9, 10)):
+        cut = table.slice(start, stop - start)
+        for name in Rows.columns():
+            assert np.array_equal(column_of(cut, name), getattr(whole, name)[start:stop]), name
+        held = Held.of(cut).copy()
+        assert np.array_equal(
+            np.stack([held.text_tokens[i] for i in range(stop - start)]), whole.text_tokens[start:stop]
+        )
+
+
+def test_captions_of_many_bytes_stay_a_dictionary():
+    """Parquet's own limit is 1 MiB, after which values would be stored row by row."""
+    made = of_tracks([2] * 40)
+    tokens = np.random.default_rng(0).standard_normal((40, 64, 512)).astype(np.float16)[np.repeat(np.arange(40), 2)]
+    content = to_parquet(replace(made, text_tokens=tokens))
+    assert len(content) < 0.6 * tokens.nbytes
+    stored = stored_column(read(content), "text_tokens")
+    assert len(stored.values) == 40
+    assert np.array_equal(stored.array(), tokens)
