@@ -12,7 +12,8 @@ from pipelines.dataset import LatentDataset
 from pipelines.lineage import require_teacher_of
 from pipelines.stage import Workplace, run_stage
 from pipelines.storage import open_folder
-from pipelines.worker import Job, run_job
+from pipelines.training import Job
+from pipelines.worker import run_job
 from presto_core.config.loader import to_yaml
 from presto_core.config.schema import LayersStage
 from presto_core.metrics.health import TEACHER
@@ -47,6 +48,7 @@ def run(config: LayersStage) -> Artifact:
             total_steps=config.layers.steps,
             loop=config.loop,
             cluster=config.cluster,
+            health=config.health,
             data=config.data,
             caption_dropout=config.layers.caption_dropout,
             watch=("dsm_loss", "self_teacher_loss", "blocks_run", "step_seconds"),

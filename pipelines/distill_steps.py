@@ -12,7 +12,8 @@ from pipelines.dataset import LatentDataset
 from pipelines.lineage import require_layers_of, require_teacher_of
 from pipelines.stage import Workplace, run_stage
 from pipelines.storage import open_folder
-from pipelines.worker import Job, run_job
+from pipelines.training import Job
+from pipelines.worker import run_job
 from presto_core.config.layers import PrestoLSBudget
 from presto_core.config.loader import to_yaml
 from presto_core.config.schema import StepsStage
@@ -65,6 +66,7 @@ def run(config: StepsStage) -> Artifact:
             total_steps=int(config.derived()["total_steps"]),
             loop=config.loop,
             cluster=config.cluster,
+            health=config.health,
             data=config.data,
             watch=("dmd_loss", "dsm_loss", "gan_loss", "d_real", "d_fake", "step_seconds"),
             expected=STEP_DISTILLATION,

@@ -10,7 +10,8 @@ from pipelines import plots
 from pipelines.dataset import SIGMA_DATA, LatentDataset
 from pipelines.stage import Workplace, run_stage
 from pipelines.storage import open_folder
-from pipelines.worker import Job, run_job
+from pipelines.training import Job
+from pipelines.worker import run_job
 from presto_core.config.loader import to_yaml
 from presto_core.config.schema import TeacherStage
 from presto_core.metrics.health import TEACHER
@@ -40,6 +41,7 @@ def run(config: TeacherStage) -> Artifact:
             total_steps=config.teacher.steps,
             loop=config.loop,
             cluster=config.cluster,
+            health=config.health,
             data=config.data,
             caption_dropout=config.teacher.caption_dropout,
             watch=("dsm_loss", "grad_norm", "step_seconds"),
