@@ -10,6 +10,7 @@ import torch
 from pipelines import plots
 from pipelines.dataset import LatentDataset
 from pipelines.lineage import require_teacher_of
+from pipelines.resume import Resume
 from pipelines.stage import Workplace, run_stage
 from pipelines.storage import open_folder
 from pipelines.training import Job
@@ -26,7 +27,7 @@ from presto_core.training.state import TrainState
 PLOTTED = ("dsm_loss", "self_teacher_loss", "grad_norm", "blocks_run", *(f"dsm_loss/q{i}" for i in (1, 2, 3, 4)))
 
 
-def run(config: LayersStage) -> Artifact:
+def run(config: LayersStage, resume: Resume = Resume()) -> Artifact:
     """Distil a base model's layers, go on with an interrupted distillation, or find it done.
 
     Raises:
@@ -57,7 +58,7 @@ def run(config: LayersStage) -> Artifact:
         run_job(job, place.run)
         place.show("losses.png", plots.losses({name: place.run.history(name) for name in PLOTTED}))
 
-    return run_stage("distill-layers", config, make, register_as=config.name)
+    return run_stage("distill-layers", config, make, register_as=config.name, resume=resume)
 
 
 def build(

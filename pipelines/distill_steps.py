@@ -10,6 +10,7 @@ import torch
 from pipelines import plots
 from pipelines.dataset import LatentDataset
 from pipelines.lineage import require_layers_of, require_teacher_of
+from pipelines.resume import Resume
 from pipelines.stage import Workplace, run_stage
 from pipelines.storage import open_folder
 from pipelines.training import Job
@@ -39,7 +40,7 @@ PLOTTED = (
 )
 
 
-def run(config: StepsStage) -> Artifact:
+def run(config: StepsStage, resume: Resume = Resume()) -> Artifact:
     """Distill a base model, go on with an interrupted distillation, or find it done.
 
     Raises:
@@ -75,7 +76,7 @@ def run(config: StepsStage) -> Artifact:
         place.show("losses.png", plots.losses({name: place.run.history(name) for name in PLOTTED}))
         place.show("noise.png", plots.noise_distributions(config.steps))
 
-    return run_stage("distill-steps", config, make, register_as=config.name)
+    return run_stage("distill-steps", config, make, register_as=config.name, resume=resume)
 
 
 def generator_card(config: StepsStage, start: Artifact) -> ModelCard:

@@ -6,10 +6,13 @@ A row is stored before the checkpoint that continues behind it, so a resumed run
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 
+from pipelines.tracked import TrackedRun
 from presto_core.registry.store import Folder, read_bytes, write_bytes
+
+ROWS = "metrics"  # folder of a run's scratch
 
 Row = tuple[int, dict[str, float]]
 
@@ -34,14 +37,14 @@ class Journal:
             write_bytes(self.folder, _name(total_step), json.dumps(rows).encode())
 
 
-def stored_rows(folder: Folder, *, upto: int, after: int = -1) -> Iterator[Row]:
-    """Rows of steps after+1 ... upto, in order."""
-    names = sorted(info.base_name for info in folder.files(missing_ok=True) if info.base_name.endswith(".json"))
-    for name in names:
-        if after < int(name.removeprefix("rows-").removesuffix(".json")):
-            for step, metrics in json.loads(read_bytes(folder, name)):
-                if after < step <= upto:
-                    yield step, metrics
+def report_missed(scratch: Folder, run: TrackedRun, *, upto: float = inf) -> None:
+    """Tell MLflow of stored rows; those that it was told before are not sent again."""
+    folder = scratch.child(ROWS)
+    names = [info.base_name for info in folder.files(missing_ok=True) if info.base_name.startswith("rows-")]
+    for name in sorted(names):
+        for step, metrics in json.loads(read_bytes(folder, name)):
+            if step <= upto:
+                run.log(step, metrics)
 
 
 def _name(total_step: int) -> str:

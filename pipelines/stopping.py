@@ -80,7 +80,8 @@ def _hear_sigterm() -> None:
 
 
 def preempted() -> bool:
-    """Whether Ray was told that a node of this run is about to go."""
-    import ray.train
+    """Whether Ray has told this worker that a node of its group is about to go."""
+    from ray.train.v2._internal.execution.context import get_train_context
 
-    return ray.train.get_preemption_info() is not None
+    # ray.train.get_preemption_info asks rank 0, and waits until all ranks ask: here each asks when it likes
+    return get_train_context().preemption_context.preemption_info is not None

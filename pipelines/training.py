@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipelines.dataset import LatentDataset, open_dataset, stream
-from pipelines.journal import Journal
+from pipelines.journal import ROWS, Journal
 from pipelines.stopping import StoppedError
 from pipelines.storage import open_folder
 from presto_core.config.data import DataConfig
@@ -24,7 +24,7 @@ from presto_core.training.parallel import Parallel
 from presto_core.training.saving import CheckpointWriter
 from presto_core.training.state import Algorithm, TrainState
 
-CHECKPOINTS, ROWS = "checkpoints", "metrics"  # folders of a run's scratch
+CHECKPOINTS = "checkpoints"  # folder of a run's scratch
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ class Watcher:
     Attributes:
         watch: metrics that the progress line shows.
         expected: the ranges signals should stay in.
-        missed: rows up to a step, stored beside a checkpoint, which MLflow may not have been told.
+        report_missed: tell MLflow of the rows up to a step that were stored beside checkpoints.
         unhealthy: why the run was asked to stop, where a signal was the reason.
     """
 
@@ -73,7 +73,7 @@ class Watcher:
     expected: dict[str, Expected]
     health: HealthConfig
     stop: Stop
-    missed: Callable[[int], Iterable[tuple[int, Metrics]]]
+    report_missed: Callable[..., None]
     error: str = ""
     stopped: bool = False
     unhealthy: str = ""
@@ -83,8 +83,7 @@ class Watcher:
         """One report; the first of an attempt has no metrics and says where it starts."""
         if not metrics and step:
             console.print(f"{self.bar.label}: resumed at step {step} of {self.bar.total}")
-            for earlier in self.missed(step):
-                self.run.log(*earlier)
+            self.report_missed(upto=step)
         self.bar.update(step, summary(metrics, self.watch))
         if metrics:
             self.run.log(step, metrics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,16 +14,16 @@ import torch
 
 from pipelines.cluster import ClusterError, ray_session, training_cpus
 from pipelines.dataset import LatentDataset, open_dataset
-from pipelines.journal import stored_rows
+from pipelines.journal import report_missed
 from pipelines.progress import console, progress_bar
 from pipelines.reading import damaged_shards, read_here, read_with_ray
-from pipelines.stopping import CTRL_C, PREEMPTED, Stop, StoppedError, listen_in_worker, preempted
+from pipelines.stopping import PREEMPTED, Stop, StoppedError, listen_in_worker, preempted
 from pipelines.storage import open_folder
 from pipelines.tracking import TrackedRun
-from pipelines.training import ROWS, Job, Line, work
+from pipelines.training import Job, Line, work
 from pipelines.watch import Board, Watcher
 from presto_core.config.errors import UserError
-from presto_core.registry.store import Folder, read_bytes, write_bytes
+from presto_core.registry.store import read_bytes, write_bytes
 from presto_core.training.divergence import DivergenceError
 from presto_core.training.parallel import Parallel
 from presto_core.training.saving import SaveError
@@ -39,11 +39,12 @@ def run_job(job: Job, run: TrackedRun) -> None:
     Raises:
         UserError: the first sentence a worker failed with.
         ClusterError: the cluster is too small, or kept losing workers.
-        StoppedError, KeyboardInterrupt: the run was told to end, and the state is saved.
+        StoppedError: the run was told to end, and its state is saved.
+        KeyboardInterrupt: Ctrl-C was pressed twice.
     """
     stop = Stop()
     with progress_bar(job.label, job.total_steps) as bar, stop.listening():
-        missed = partial(_missed, open_folder(job.scratch_uri).child(ROWS))
+        missed = partial(report_missed, open_folder(job.scratch_uri), run)
         watcher = Watcher(run, bar, job.watch, job.expected, job.health, stop, missed)
         try:
             if job.cluster.num_workers == 0:
@@ -54,13 +55,7 @@ def run_job(job: Job, run: TrackedRun) -> None:
         except StoppedError:
             if watcher.unhealthy:
                 raise UserError(f"{job.label} stopped, and its state is saved: {watcher.unhealthy}") from None
-            if stop.reason == CTRL_C:
-                raise KeyboardInterrupt from None
             raise
-
-
-def _missed(folder: Folder, upto: int) -> Iterator[tuple[int, dict[str, float]]]:
-    return stored_rows(folder, upto=upto)
 
 
 def _checked(job: Job) -> Job:
