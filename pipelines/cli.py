@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import dataset_verbs
+from pipelines import dataset_verbs, training_verbs
 from pipelines.progress import console
 from pipelines.words import PRESETS, is_override, show, split, stage_config
 from presto_core.config.errors import UserError
@@ -41,6 +41,7 @@ codec_app = typer.Typer(no_args_is_help=True, help="The codec between audio and 
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(codec_app, name="codec")
 app.add_typer(dataset_verbs.app, name="dataset")
+app.add_typer(training_verbs.app)
 
 Words = Annotated[
     list[str] | None,
@@ -112,36 +113,6 @@ def ingest(
     """Encode audio (ingest.source=folder, s3://prefix or a list) into latents; what is encoded already is used."""
     allowed = [] if max_bad_fraction is None else [f"ingest.max_bad_fraction={max_bad_fraction}"]
     _run("ingest", "ingest", [*(words or []), *allowed], dry_run)
-
-
-@app.command("train-teacher")
-def train_teacher(words: Words = None, dry_run: DryRun = False) -> None:
-    """Train the base model on latents."""
-    _run("train-teacher", "train_teacher", words, dry_run)
-
-
-@app.command("distill-layers")
-def distill_layers(words: Words = None, dry_run: DryRun = False) -> None:
-    """Teach the base model to run fewer blocks where noise is high (Presto-L; layers.mode=ase for the baseline)."""
-    _run("distill-layers", "distill_layers", words, dry_run)
-
-
-@app.command("distill-steps")
-def distill_steps(
-    words: Words = None,
-    layers: Annotated[
-        str | None,
-        typer.Option("--from", metavar="MODEL", help="Layer-distilled model to start from: presto-layers@candidate."),
-    ] = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Distil the base model into a few-step generator (Presto-S; with --from, Presto-LS)."""
-    if layers == "":
-        raise UserError(
-            "--from is empty; name a layer-distilled model, such as presto-layers@candidate, or leave it out"
-        )
-    start = [] if layers is None else [f"inputs.layers={json.dumps(layers)}"]
-    _run("distill-steps", "distill_steps", [*(words or []), *start], dry_run)
 
 
 @app.command()

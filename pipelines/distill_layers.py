@@ -10,9 +10,11 @@ import torch
 from pipelines import plots
 from pipelines.dataset import LatentDataset
 from pipelines.lineage import require_teacher_of
+from pipelines.resume import Resume
 from pipelines.stage import Workplace, run_stage
 from pipelines.storage import open_folder
-from pipelines.worker import Job, run_job
+from pipelines.training import Job
+from pipelines.worker import run_job
 from presto_core.config.loader import to_yaml
 from presto_core.config.schema import LayersStage
 from presto_core.metrics.health import TEACHER
@@ -25,7 +27,7 @@ from presto_core.training.state import TrainState
 PLOTTED = ("dsm_loss", "self_teacher_loss", "grad_norm", "blocks_run", *(f"dsm_loss/q{i}" for i in (1, 2, 3, 4)))
 
 
-def run(config: LayersStage) -> Artifact:
+def run(config: LayersStage, resume: Resume = Resume()) -> Artifact:
     """Distil a base model's layers, go on with an interrupted distillation, or find it done.
 
     Raises:
@@ -47,6 +49,7 @@ def run(config: LayersStage) -> Artifact:
             total_steps=config.layers.steps,
             loop=config.loop,
             cluster=config.cluster,
+            health=config.health,
             data=config.data,
             caption_dropout=config.layers.caption_dropout,
             watch=("dsm_loss", "self_teacher_loss", "blocks_run", "step_seconds"),
@@ -55,7 +58,7 @@ def run(config: LayersStage) -> Artifact:
         run_job(job, place.run)
         place.show("losses.png", plots.losses({name: place.run.history(name) for name in PLOTTED}))
 
-    return run_stage("distill-layers", config, make, register_as=config.name)
+    return run_stage("distill-layers", config, make, register_as=config.name, resume=resume)
 
 
 def build(

@@ -10,9 +10,11 @@ import torch
 from pipelines import plots
 from pipelines.dataset import LatentDataset
 from pipelines.lineage import require_layers_of, require_teacher_of
+from pipelines.resume import Resume
 from pipelines.stage import Workplace, run_stage
 from pipelines.storage import open_folder
-from pipelines.worker import Job, run_job
+from pipelines.training import Job
+from pipelines.worker import run_job
 from presto_core.config.layers import PrestoLSBudget
 from presto_core.config.loader import to_yaml
 from presto_core.config.schema import StepsStage
@@ -38,7 +40,7 @@ PLOTTED = (
 )
 
 
-def run(config: StepsStage) -> Artifact:
+def run(config: StepsStage, resume: Resume = Resume()) -> Artifact:
     """Distill a base model, go on with an interrupted distillation, or find it done.
 
     Raises:
@@ -65,6 +67,7 @@ def run(config: StepsStage) -> Artifact:
             total_steps=int(config.derived()["total_steps"]),
             loop=config.loop,
             cluster=config.cluster,
+            health=config.health,
             data=config.data,
             watch=("dmd_loss", "dsm_loss", "gan_loss", "d_real", "d_fake", "step_seconds"),
             expected=STEP_DISTILLATION,
@@ -73,7 +76,7 @@ def run(config: StepsStage) -> Artifact:
         place.show("losses.png", plots.losses({name: place.run.history(name) for name in PLOTTED}))
         place.show("noise.png", plots.noise_distributions(config.steps))
 
-    return run_stage("distill-steps", config, make, register_as=config.name)
+    return run_stage("distill-steps", config, make, register_as=config.name, resume=resume)
 
 
 def generator_card(config: StepsStage, start: Artifact) -> ModelCard:

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.journal import report_missed
 from pipelines.progress import console
+from pipelines.resume import Resume, begin, origin
 from pipelines.storage import absolute, open_folder
-from pipelines.tracking import TrackedRun, open_tracker
+from pipelines.tracked import TrackedRun, patiently
+from pipelines.tracking import open_tracker
 from presto_core.config.schema import StageConfig
 from presto_core.registry.manifest import Artifact, artifact_folder, read_artifact, run_folder
 from presto_core.registry.store import Folder
@@ -23,6 +26,7 @@ class Workplace:
     Attributes:
         run_id: id of the run and of the artifact it makes.
         parents: role -> artifact it starts from.
+        origin: the checkpoint that a forked run started from, as a further parent.
         artifact: folder to commit the artifact in.
         scratch: folder of checkpoints and partial results.
         run: its record in MLflow.
@@ -30,6 +34,7 @@ class Workplace:
 
     run_id: str
     parents: dict[str, Artifact]
+    origin: dict[str, str]
     artifact: Folder
     scratch: Folder
     run: TrackedRun
@@ -43,7 +48,7 @@ class Workplace:
 
     @property
     def parent_ids(self) -> dict[str, str]:
-        return {role: artifact.id for role, artifact in self.parents.items()}
+        return {role: artifact.id for role, artifact in self.parents.items()} | self.origin
 
 
 def run_stage(
@@ -53,12 +58,14 @@ def run_stage(
     *,
     register_as: str,
     inputs: dict[str, str] | None = None,
+    resume: Resume = Resume(),
 ) -> Artifact:
     """Make a stage's artifact unless it exists, and register it.
 
     Args:
         make: does the work and commits `workplace.artifact`; may resume from `workplace.scratch`.
         inputs: hashes of inputs that are no artifacts (a folder of audio).
+        resume: a run under way that this must be, or start from.
 
     Raises:
         UserError: whatever the stage, storage or tracking could not do.
@@ -66,17 +73,20 @@ def run_stage(
     root = open_folder(absolute(config.storage.root))
     tracker = open_tracker(config.tracking)
     parents = {role: tracker.resolve(said, root.uri) for role, said in config.references().items()}
-    run_id = config.run_id({role: a.id for role, a in parents.items()} | (inputs or {}))
-    folder = artifact_folder(root, run_id)
-    with tracker.run(stage, config, run_id, {role: a.id for role, a in parents.items()}) as run:
+    ids = {role: a.id for role, a in parents.items()}
+    forked = origin(resume, root, stage, config, ids)
+    run_id = config.run_id(ids | forked | (inputs or {}))
+    folder, scratch = artifact_folder(root, run_id), run_folder(root, run_id)
+    with tracker.run(stage, config, run_id, ids | forked) as run:
         if folder.exists():
             console.print(f"{stage}: run {run_id} is done already, its result is used")
+            report_missed(scratch, run)
         else:
             console.print(f"{stage}: run {run_id}")
-            place = Workplace(run_id, parents, folder, run_folder(root, run_id), run)
-            make(place)
-            place.scratch.delete()  # checkpoints and partial results of a finished run are of no further use
+            begin(scratch, root, stage, config, ids | forked)
+            make(Workplace(run_id, parents, forked, folder, scratch, run))
+        scratch.delete()  # checkpoints and partial results of a finished run are of no further use
         artifact = read_artifact(folder)
-        version = tracker.register(register_as, artifact, run)
+        version = patiently(lambda: tracker.register(register_as, artifact, run))
     console.print(f"{stage}: {register_as} version {version} = {artifact.id}, {artifact.uri}")
     return artifact

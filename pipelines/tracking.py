@@ -6,15 +6,17 @@ import json
 import logging
 import os
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.stopping import StoppedError
 from pipelines.storage import open_folder
-from presto_core.config.errors import UserError
+from pipelines.tracked import TrackedRun as TrackedRun
+from pipelines.tracked import TrackingError as TrackingError
+from pipelines.tracked import without_password as without_password
 from presto_core.config.loader import flatten
 from presto_core.config.schema import StageConfig
 from presto_core.config.sections import TrackingConfig
@@ -23,11 +25,6 @@ from presto_core.registry.manifest import Artifact, artifact_folder, read_artifa
 HOME = Path(".presto")
 RUN_ID, ARTIFACT_URI, ARTIFACT_ID = "presto.run_id", "presto.artifact_uri", "presto.artifact_id"
 CANDIDATE = "candidate"  # the alias every new version gets
-BATCH = 500  # metrics a request; MLflow takes 1000
-
-
-class TrackingError(UserError):
-    """MLflow cannot be reached, or does not know what was asked for."""
 
 
 @dataclass
@@ -58,13 +55,13 @@ class Tracker:
         run = TrackedRun(self.client, mlflow_id)
         try:
             yield run
-        except KeyboardInterrupt:
-            run.finish("KILLED")
+        except (KeyboardInterrupt, StoppedError):
+            run.give_up("KILLED")
             raise
         except BaseException:
-            run.finish("FAILED")
+            run.give_up("FAILED")
             raise
-        run.finish("FINISHED")
+        run.finish()
 
     def _create(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, str]) -> str:
         from mlflow.entities import Param
@@ -128,58 +125,6 @@ class Tracker:
         return str(version.tags[ARTIFACT_URI])
 
 
-@dataclass
-class TrackedRun:
-    """One MLflow run: metrics are sent in batches, and what was sent before a resume is not sent again."""
-
-    client: Any
-    mlflow_id: str
-    _buffer: list[tuple[int, str, float]] = field(default_factory=list)
-    _sent: dict[str, int] = field(default_factory=dict)
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Add a row; it is sent with the next flush."""
-        self._buffer.extend((step, name.replace("/", "."), value) for name, value in metrics.items())
-        if len(self._buffer) >= BATCH:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send what is buffered; where MLflow does not answer, it is kept for the next time."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        rows = [(s, n, v) for s, n, v in self._buffer if s > self._last_sent(n)]
-        try:
-            for start in range(0, len(rows), BATCH):
-                part = rows[start : start + BATCH]
-                self.client.log_batch(self.mlflow_id, metrics=[Metric(n, v, now, s) for s, n, v in part])
-                self._sent |= {n: s for s, n, _ in part}
-        except Exception as error:  # any of MLflow's, requests' or SQLAlchemy's: tracking must not end a training run
-            logging.getLogger(__name__).warning("MLflow did not take metrics, they are kept: %s", error)
-            return
-        self._buffer.clear()
-
-    def history(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of one metric, in order."""
-        self.flush()
-        points = self.client.get_metric_history(self.mlflow_id, name.replace("/", "."))
-        return sorted((p.step, p.value) for p in points)
-
-    def attach(self, path: Path) -> None:
-        """Store a file with the run: a plot, a report, a sound."""
-        self.client.log_artifact(self.mlflow_id, str(path))
-
-    def finish(self, status: str) -> None:
-        self.flush()
-        self.client.set_terminated(self.mlflow_id, status=status)
-
-    def _last_sent(self, name: str) -> int:
-        if name not in self._sent:
-            points = self.client.get_metric_history(self.mlflow_id, name)
-            self._sent[name] = max((p.step for p in points), default=-1)
-        return self._sent[name]
-
-
 def open_tracker(config: TrackingConfig) -> Tracker:
     """Connect to MLflow; without a URI, to a database under .presto.
 
@@ -215,8 +160,3 @@ def tracking_uri(config: TrackingConfig) -> str:
     """The URI in use: as configured, else MLFLOW_TRACKING_URI, else sqlite under .presto."""
     local = f"sqlite:///{(HOME / 'mlflow.db').absolute()}"
     return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or local
-
-
-def without_password(uri: str) -> str:
-    """A URI that may be shown: user and password between :// and @ are left out."""
-    return re.sub(r"://[^/@]+@", "://", uri)

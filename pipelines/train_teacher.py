@@ -8,9 +8,11 @@ import torch
 
 from pipelines import plots
 from pipelines.dataset import SIGMA_DATA, LatentDataset
+from pipelines.resume import Resume
 from pipelines.stage import Workplace, run_stage
 from pipelines.storage import open_folder
-from pipelines.worker import Job, run_job
+from pipelines.training import Job
+from pipelines.worker import run_job
 from presto_core.config.loader import to_yaml
 from presto_core.config.schema import TeacherStage
 from presto_core.metrics.health import TEACHER
@@ -21,7 +23,7 @@ from presto_core.training.state import TrainState
 from presto_core.training.teacher import TeacherTraining
 
 
-def run(config: TeacherStage) -> Artifact:
+def run(config: TeacherStage, resume: Resume = Resume()) -> Artifact:
     """Train a base model, go on with an interrupted training, or find it done.
 
     Raises:
@@ -40,6 +42,7 @@ def run(config: TeacherStage) -> Artifact:
             total_steps=config.teacher.steps,
             loop=config.loop,
             cluster=config.cluster,
+            health=config.health,
             data=config.data,
             caption_dropout=config.teacher.caption_dropout,
             watch=("dsm_loss", "grad_norm", "step_seconds"),
@@ -49,7 +52,7 @@ def run(config: TeacherStage) -> Artifact:
         names = ("dsm_loss", "grad_norm", *(f"dsm_loss/q{i}" for i in (1, 2, 3, 4)))
         place.show("losses.png", plots.losses({name: place.run.history(name) for name in names}))
 
-    return run_stage("train-teacher", config, make, register_as=config.name)
+    return run_stage("train-teacher", config, make, register_as=config.name, resume=resume)
 
 
 def card_of(config: TeacherStage, dataset: LatentDataset) -> ModelCard:

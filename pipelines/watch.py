@@ -2,90 +2,118 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.progress import Bar, console, summary
+from pipelines.stopping import Stop
 from pipelines.tracking import TrackedRun
+from presto_core.config.sections import HealthConfig
 from presto_core.metrics.health import Expected, breaches
 
-BOARD_POLL_S = 0.5
-ROWS_BEFORE_WARNING = 5
+Metrics = dict[str, float]
+
+
+class Messages(NamedTuple):
+    """What came since the last look: rows, warnings, and the first error; `stopped` where that is a stop in order."""
+
+    rows: list[tuple[int, Metrics]]
+    warnings: list[str]
+    error: str
+    stopped: bool
 
 
 @dataclass
 class Board:
-    """Messages from rank 0 to the command that waits; an actor where workers run elsewhere."""
+    """Messages between rank 0 and the command that waits; an actor where workers run elsewhere."""
 
-    rows: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    rows: list[tuple[int, Metrics]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     error: str = ""
+    stopped: bool = False
+    asked: str = ""
 
-    def push(self, step: int, metrics: dict[str, float]) -> None:
+    def push(self, step: int, metrics: Metrics) -> None:
         self.rows.append((step, metrics))
 
-    def fail(self, error: str) -> None:
-        self.error = self.error or error
+    def warn(self, sentence: str) -> None:
+        self.warnings.append(sentence)
 
-    def drain(self) -> tuple[list[tuple[int, dict[str, float]]], str]:
-        rows, self.rows = self.rows, []
-        return rows, self.error
+    def fail(self, error: str, *, stopped: bool = False) -> None:
+        if not self.error:
+            self.error, self.stopped = error, stopped
+
+    def drain(self) -> Messages:
+        messages = Messages(self.rows, self.warnings, self.error, self.stopped)
+        self.rows, self.warnings = [], []
+        return messages
+
+    def ask_to_stop(self, reason: str) -> None:
+        self.asked = reason
+
+    def stop_reason(self) -> str:
+        return self.asked
 
 
+@dataclass
 class Watcher:
-    """Shows and records what rank 0 reports, and warns once of each unhealthy signal.
+    """Shows and records what rank 0 reports; warns of unhealthy signals, and asks for a stop where that is wanted.
 
-    Args:
+    Attributes:
         watch: metrics that the progress line shows.
         expected: the ranges signals should stay in.
+        report_missed: tell MLflow of the rows up to a step that were stored beside checkpoints.
+        unhealthy: why the run was asked to stop, where a signal was the reason.
     """
 
-    def __init__(self, run: TrackedRun, bar: Bar, *, watch: tuple[str, ...], expected: dict[str, Expected]) -> None:
-        self.run, self.bar, self.watch, self.expected = run, bar, watch, expected
-        self.error = ""
-        self.rows_outside: dict[str, int] = {}
+    run: TrackedRun
+    bar: Bar
+    watch: tuple[str, ...]
+    expected: dict[str, Expected]
+    health: HealthConfig
+    stop: Stop
+    report_missed: Callable[..., None]
+    error: str = ""
+    stopped: bool = False
+    unhealthy: str = ""
+    rows_outside: dict[str, int] = field(default_factory=dict)
 
-    def receive(self, step: int, metrics: dict[str, float]) -> None:
+    def receive(self, step: int, metrics: Metrics) -> None:
         """One report; the first of an attempt has no metrics and says where it starts."""
         if not metrics and step:
             console.print(f"{self.bar.label}: resumed at step {step} of {self.bar.total}")
+            self.report_missed(upto=step)
         self.bar.update(step, summary(metrics, self.watch))
         if metrics:
             self.run.log(step, metrics)
-        self._warn(step, metrics)
+            self._check(step, metrics)
 
-    def _warn(self, step: int, metrics: dict[str, float]) -> None:
-        """Say once of each signal that it has been outside its range for several rows on end."""
+    def warn(self, sentence: str) -> None:
+        console.print(f"{self.bar.label}: {sentence}", style="yellow", markup=False)
+
+    def _check(self, step: int, metrics: Metrics) -> None:
+        """Say once of each signal that it stays outside its range; where it goes on, stop if that is wanted."""
         outside = breaches(metrics, self.expected)
-        self.rows_outside = {name: self.rows_outside.get(name, 0) + 1 for name in outside}
+        unseen = {name: rows for name, rows in self.rows_outside.items() if name not in metrics}
+        self.rows_outside = unseen | {name: self.rows_outside.get(name, 0) + 1 for name in outside}
         for name, sentence in outside.items():
-            if self.rows_outside[name] == ROWS_BEFORE_WARNING:
-                console.print(f"[yellow]{self.bar.label}, step {step}: {sentence}")
+            if self.rows_outside[name] == self.health.patience:
+                self.warn(f"step {step}: {sentence}")
+            if self.rows_outside[name] == 2 * self.health.patience and self.health.stop:
+                rows = f"for {self.rows_outside[name]} rows up to step {step}"
+                self.unhealthy = f"{sentence}, {rows}; mend the settings, or go on all the same with health.stop=false"
+                self.stop.ask(self.unhealthy)
 
     def poll(self, board: Any) -> None:
-        """Fetch what has been reported to a `Board` actor since the last look."""
+        """Exchange messages with a `Board` actor."""
         import ray
 
-        rows, self.error = ray.get(board.drain.remote())
-        for step, metrics in rows:
+        messages = Messages(*ray.get(board.drain.remote()))
+        self.error, self.stopped = messages.error, messages.stopped
+        for sentence in messages.warnings:
+            self.warn(sentence)
+        for step, metrics in messages.rows:
             self.receive(step, metrics)
-
-    @contextmanager
-    def following(self, board: Any) -> Iterator[None]:
-        """Poll the board while the block runs, and once more when it ends well."""
-        done = threading.Event()
-
-        def follow() -> None:
-            while not done.wait(BOARD_POLL_S):
-                self.poll(board)
-
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-        self.poll(board)
+        if self.stop.reason:
+            ray.get(board.ask_to_stop.remote(self.stop.reason))

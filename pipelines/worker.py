@@ -3,63 +3,34 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from pipelines.cluster import ClusterError, ray_session, training_cpus
-from pipelines.dataset import LatentDataset, open_dataset, stream
+from pipelines.dataset import LatentDataset, open_dataset
+from pipelines.journal import report_missed
 from pipelines.progress import console, progress_bar
 from pipelines.reading import damaged_shards, read_here, read_with_ray
+from pipelines.stopping import PREEMPTED, Stop, StoppedError, listen_in_worker, preempted
 from pipelines.storage import open_folder
 from pipelines.tracking import TrackedRun
+from pipelines.training import Job, Line, work
 from pipelines.watch import Board, Watcher
-from presto_core.config.data import DataConfig
 from presto_core.config.errors import UserError
-from presto_core.config.sections import ClusterConfig, LoopConfig
-from presto_core.metrics.health import Expected
 from presto_core.registry.store import read_bytes, write_bytes
-from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
-from presto_core.training.loop import Hooks, train
-from presto_core.training.optim import DivergenceError
+from presto_core.training.divergence import DivergenceError
 from presto_core.training.parallel import Parallel
-from presto_core.training.state import Algorithm, TrainState
+from presto_core.training.saving import SaveError
 
 SKIPPED = "skipped_shards.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """All a worker needs to take part in a run; holds URIs and settings, never credentials or tensors.
-
-    Attributes:
-        label: what the progress bar says.
-        build: makes the algorithm: (dataset, parallel, autocast dtype) -> Algorithm; a module-level callable.
-        finish: rank 0 turns the final state into the artifact's files and commits them.
-        caption_dropout: probability that a row's conditions are withheld.
-        watch: metrics the progress line shows.
-        skipped: shards that are left out because they are damaged.
-    """
-
-    label: str
-    build: Callable[[LatentDataset, Parallel, torch.dtype | None], Algorithm]
-    finish: Callable[[LatentDataset, TrainState], None]
-    dataset_uri: str
-    scratch_uri: str
-    seed: int
-    global_batch_size: int
-    total_steps: int
-    loop: LoopConfig
-    cluster: ClusterConfig
-    data: DataConfig
-    watch: tuple[str, ...]
-    caption_dropout: float = 0.0
-    expected: dict[str, Expected] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ()
+POLL_S = 0.5  # between two looks of command and workers at what the other side says
+ENDING = (DivergenceError, SaveError, StoppedError)  # all ranks stop in the same step, and a restart would not help
 
 
 def run_job(job: Job, run: TrackedRun) -> None:
@@ -68,15 +39,23 @@ def run_job(job: Job, run: TrackedRun) -> None:
     Raises:
         UserError: the first sentence a worker failed with.
         ClusterError: the cluster is too small, or kept losing workers.
+        StoppedError: the run was told to end, and its state is saved.
+        KeyboardInterrupt: Ctrl-C was pressed twice.
     """
-    with progress_bar(job.label, job.total_steps) as bar:
-        watcher = Watcher(run, bar, watch=job.watch, expected=job.expected)
-        if job.cluster.num_workers == 0:
-            _work(_checked(job), Parallel(), watcher.receive, reader=read_here)
-            return
-        config = job.cluster
-        with ray_session(config, cpus=training_cpus(config), gpus=config.num_workers * config.gpus_per_worker):
-            _run_with_ray_train(_checked(job), watcher)
+    stop = Stop()
+    with progress_bar(job.label, job.total_steps) as bar, stop.listening():
+        missed = partial(report_missed, open_folder(job.scratch_uri), run)
+        watcher = Watcher(run, bar, job.watch, job.expected, job.health, stop, missed)
+        try:
+            if job.cluster.num_workers == 0:
+                line = Line(watcher.receive, watcher.warn, lambda: stop.reason)
+                work(_checked(job), Parallel(), line, reader=read_here)
+            else:
+                _run_in_ray(job, watcher)
+        except StoppedError:
+            if watcher.unhealthy:
+                raise UserError(f"{job.label} stopped, and its state is saved: {watcher.unhealthy}") from None
+            raise
 
 
 def _checked(job: Job) -> Job:
@@ -108,16 +87,57 @@ def _known_damaged(job: Job, dataset: LatentDataset) -> tuple[str, ...]:
     return tuple(json.loads(read_bytes(scratch, SKIPPED)))
 
 
-def _run_with_ray_train(job: Job, watcher: Watcher) -> None:
+def _run_in_ray(job: Job, watcher: Watcher) -> None:
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import TrainingFailedError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    config = job.cluster
+    with ray_session(config, cpus=training_cpus(config), gpus=config.num_workers * config.gpus_per_worker):
+        watcher.stop.listen()  # ray.init took the signal handlers for itself
+        # beside this command, so that no other node takes it along
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = (
+            ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+        )  # no other node's death ends it
+        fit = _InBackground(_trainer(_checked(job), board).fit)
+        while not fit.done.wait(POLL_S):
+            watcher.poll(board)
+        watcher.poll(board)
+        if watcher.stopped:
+            raise StoppedError(watcher.error)
+        if isinstance(fit.error, TrainingFailedError | ray.exceptions.RayError):
+            sentence = watcher.error or _first_line(fit.error)
+            raise ClusterError(f"{job.label} stopped: {sentence}. Run the same command to go on") from fit.error
+        if fit.error or watcher.error:
+            raise fit.error or UserError(watcher.error)
+
+
+class _InBackground:
+    """A call in a thread of its own: the main thread stays free to hear signals, which Ray would take."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call, self.done = call, threading.Event()
+        self.error: BaseException | None = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self.call()
+        except BaseException as error:
+            self.error = error
+        self.done.set()
+
+
+def _trainer(job: Job, board: Any) -> Any:
+    """The Ray Train job; Ray keeps only its own bookkeeping in its storage, as checkpoints outlive a Ray session."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    board = ray.remote(Board).options(num_cpus=0).remote()
     resources = {"CPU": job.cluster.cpus_per_worker}
     if job.cluster.gpus_per_worker:
         resources["GPU"] = job.cluster.gpus_per_worker
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _ray_worker,
         train_loop_config={"job": job, "board": board},
         scaling_config=ScalingConfig(
@@ -125,22 +145,12 @@ def _run_with_ray_train(job: Job, watcher: Watcher) -> None:
             use_gpu=job.cluster.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
-        # Ray keeps only its own bookkeeping here; checkpoints are ours, so that they outlive any Ray session
         run_config=RunConfig(
             name=f"attempt-{time.time_ns():x}",
             storage_path=f"{job.scratch_uri}/ray",
             failure_config=FailureConfig(max_failures=job.cluster.max_failures),
         ),
     )
-    with watcher.following(board):
-        try:
-            trainer.fit()
-        except (TrainingFailedError, ray.exceptions.RayError) as error:
-            watcher.poll(board)
-            sentence = watcher.error or _first_line(error)
-            raise ClusterError(f"{job.label} stopped: {sentence}. Run the same command to go on") from error
-    if watcher.error:
-        raise UserError(watcher.error)
 
 
 def _ray_worker(config: dict[str, Any]) -> None:
@@ -150,19 +160,32 @@ def _ray_worker(config: dict[str, Any]) -> None:
 
     job, board, context = config["job"], config["board"], ray.train.get_context()
     rank = context.get_world_rank()
-
-    def report(step: int, metrics: dict[str, float]) -> None:
-        board.push.remote(step, metrics)
-
+    line = _line_of(board, rank)
     try:
         reader = read_with_ray if job.cluster.reader == "ray" else read_here
-        _work(job, _ray_parallel(context), report, reader=reader)
-    except DivergenceError as error:
-        # every rank stops here together, and a restart would diverge again: end the run without one
-        ray.get(board.fail.remote(str(error)))
+        work(job, _ray_parallel(context), line, reader=reader)
+    except ENDING as error:
+        if rank == 0:
+            ray.get(board.fail.remote(str(error), stopped=isinstance(error, StoppedError)))
     except UserError as error:
         ray.get(board.fail.remote(f"worker {rank}: {error}"))
         raise
+
+
+def _line_of(board: Any, rank: int) -> Line:
+    """Of a Ray worker: its own SIGTERM and notices, and, now and then on rank 0, what the command asks for."""
+    import ray
+
+    own, looked_at = listen_in_worker(), 0.0
+
+    def stop_reason() -> str:
+        nonlocal looked_at
+        if not own.reason and time.monotonic() - looked_at > POLL_S:
+            looked_at = time.monotonic()
+            own.ask(PREEMPTED if preempted() else ray.get(board.stop_reason.remote()) if rank == 0 else "")
+        return own.reason
+
+    return Line(board.push.remote, board.warn.remote, stop_reason)
 
 
 def _ray_parallel(context: Any) -> Parallel:
@@ -185,41 +208,6 @@ def _ray_parallel(context: Any) -> Parallel:
         )
 
     return Parallel(context.get_world_rank(), world_size, device, distribute, average)
-
-
-def _work(job: Job, parallel: Parallel, report: Callable[[int, dict[str, float]], None], *, reader: Any) -> None:
-    """Build, resume, train, save, finish: the same on every rank, in Ray or out of it."""
-    torch.set_num_threads(job.cluster.torch_threads)
-    dataset = open_dataset(job.dataset_uri).without(job.skipped)
-    torch.manual_seed(job.seed)  # networks are initialised alike on all ranks
-    algorithm = job.build(dataset, parallel, torch.bfloat16 if job.loop.autocast == "bf16" else None)
-    checkpoints = open_folder(job.scratch_uri).child("checkpoints")
-    load_checkpoint(checkpoints, algorithm.state)
-    main = parallel.rank == 0
-
-    def checkpoint() -> None:
-        if main:
-            save_checkpoint(checkpoints, algorithm.state, keep=job.loop.keep_checkpoints)
-
-    batches = stream(
-        dataset,
-        seed=job.seed,
-        cursor=algorithm.state.cursor,
-        global_batch_size=job.global_batch_size,
-        rank=parallel.rank,
-        world_size=parallel.world_size,
-        device=parallel.device,
-        reader=reader,
-        crop_frames=job.data.crop_frames,
-        caption_dropout=job.caption_dropout,
-    )
-    if main:
-        report(algorithm.state.total_step, {})
-    hooks = Hooks(log=report if main else (lambda step, metrics: None), checkpoint=checkpoint)
-    with closing(batches):
-        train(algorithm, batches, seed=job.seed, config=job.loop, parallel=parallel, hooks=hooks)
-    if main:
-        job.finish(dataset, algorithm.state)
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from presto_core.config.sampling import EvaluateConfig, GenerateConfig
 from presto_core.config.section import Section
 from presto_core.config.sections import (
     ClusterConfig,
+    HealthConfig,
     InputsConfig,
     LayersConfig,
     LoopConfig,
@@ -25,7 +26,7 @@ from presto_core.config.sections import (
 )
 
 # Where and how a stage runs does not change what it makes.
-UNHASHED = ("storage", "tracking", "cluster", "loop", "inputs")
+UNHASHED = ("storage", "tracking", "cluster", "loop", "health", "inputs")
 
 
 class StageConfig(Section):
@@ -111,6 +112,7 @@ class TeacherStage(StageConfig):
     teacher: TeacherConfig = TeacherConfig()
     data: DataConfig = DataConfig()
     loop: LoopConfig = LoopConfig()
+    health: HealthConfig = HealthConfig()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
@@ -129,6 +131,7 @@ class LayersStage(StageConfig):
     layers: LayersConfig = LayersConfig()
     data: DataConfig = DataConfig()
     loop: LoopConfig = LoopConfig()
+    health: HealthConfig = HealthConfig()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
@@ -148,6 +151,7 @@ class StepsStage(StageConfig):
     steps: StepsConfig = StepsConfig()
     data: DataConfig = DataConfig()
     loop: LoopConfig = LoopConfig()
+    health: HealthConfig = HealthConfig()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

@@ -98,8 +98,20 @@ class LoopConfig(Section):
     checkpoint_every: Count = 100
     """Total steps between two checkpoints."""
     keep_checkpoints: Count = 2
+    """Newest checkpoints that are kept; with one, nothing is left where that one gets damaged."""
+    keep_every: int = Field(0, ge=0)
+    """Checkpoints at multiples of this many total steps are kept as well until the run is done; 0 keeps none."""
     autocast: Literal["none", "bf16"] = "none"
     """Reduced precision around networks only; sigma, weights and reductions stay fp32."""
+
+
+class HealthConfig(Section):
+    """What happens when a health signal leaves the range it is expected in (METHOD section 3)."""
+
+    stop: bool = False
+    """End the run, with a checkpoint, when a signal stays outside for twice `patience` rows."""
+    patience: Count = 5
+    """Logged rows on end that a signal is outside its range before the run warns of it."""
 
 
 class TeacherConfig(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from presto_core.registry.retry import StoreError
+from presto_core.registry.retry import DamagedError, StoreError
 
 if TYPE_CHECKING:
     from presto_core.registry.store import Folder
@@ -41,7 +41,7 @@ class _Source:
                 self._open()
             block = self._read(min(BLOCK_BYTES, self.stream.size() - self.position))
         except FileNotFoundError:
-            raise StoreError(f"{self.folder.uri}/{self.name} does not exist") from None
+            raise DamagedError(f"{self.folder.uri}/{self.name} does not exist") from None
         except OSError:
             self.stream = None
             raise

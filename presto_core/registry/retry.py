@@ -21,6 +21,10 @@ class StoreError(UserError):
     """Something stored is missing, damaged, or cannot be written; the message names it and the mend."""
 
 
+class DamagedError(StoreError):
+    """Stored bytes are missing or not those that were written: reading them again will not help."""
+
+
 def persist(action: Callable[[], Result], *, doing: str, remote: bool) -> Result:
     """Do something to storage; where it is remote, again after a failure that may pass.
 

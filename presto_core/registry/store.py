@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from pyarrow import fs as pafs
 
 from presto_core.registry.reading import blocks
+from presto_core.registry.retry import DamagedError as DamagedError
 from presto_core.registry.retry import Result, persist
 from presto_core.registry.retry import StoreError as StoreError
 from presto_core.registry.retry import reason as reason
@@ -126,7 +127,7 @@ def _read_at_once(folder: Folder, name: str) -> bytes:
             with folder.filesystem.open_input_file(folder.file(name)) as stream:
                 return bytes(stream.read())
         except FileNotFoundError:
-            raise StoreError(f"{folder.uri}/{name} does not exist") from None
+            raise DamagedError(f"{folder.uri}/{name} does not exist") from None
 
     return folder.persist(read, f"read {folder.uri}/{name}")
 
@@ -187,7 +188,7 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
     try:
         manifest = json.loads(read_bytes(folder, MANIFEST))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{folder.uri}/{MANIFEST} is damaged ({error}); write it again from its stage") from None
+        raise DamagedError(f"{folder.uri}/{MANIFEST} is damaged ({error}); write it again from its stage") from None
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         raise StoreError(
             f"{folder.uri}/{MANIFEST} is not of schema version {SCHEMA_VERSION}; this release cannot read it"
@@ -222,7 +223,7 @@ def read_hashed(folder: Folder, name: str, sha256: str) -> bytes:
         found = hashlib.sha256(content).hexdigest()
         if found == sha256:
             return content
-    raise StoreError(
+    raise DamagedError(
         f"{folder.uri}/{name} is damaged: sha256 {found[:12]}... where the manifest says {sha256[:12]}...; "
         "restore it, or delete the folder and run its stage again"
     )

@@ -1,61 +1,152 @@
-"""TrainState on disk: tensors as safetensors, the rest as JSON; no pickle, and the newest complete one wins."""
+"""TrainState on disk: tensors as safetensors, the rest as JSON; no pickle, and the newest complete one wins.
+
+A checkpoint is a folder step-<total_step> whose manifest is written last: without one it does not exist.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from safetensors.torch import load, save
 from torch import Tensor
 
-from presto_core.registry.store import Folder, StoreError, commit, read_file, read_manifest
+from presto_core.registry.store import MANIFEST, DamagedError, Folder, StoreError, commit, read_file, read_manifest
 from presto_core.training.state import TrainState
 
 TENSORS, SKELETON = "state.safetensors", "state.json"
 
+Warn = Callable[[str], None]
 
-def save_checkpoint(folder: Folder, state: TrainState, *, keep: int) -> Folder:
-    """Commit `state` under step-<total_step>, then delete all but the newest `keep`."""
-    tensors: dict[str, Tensor] = {}
-    skeleton = _pack(state.state_dict(), "", tensors)
-    target = folder.child(f"step-{state.total_step:09d}")
-    files = {TENSORS: save(tensors), SKELETON: json.dumps(skeleton).encode()}
-    commit(target, {"kind": "checkpoint", "total_step": state.total_step}, files)
-    for name in _complete(folder)[:-keep]:
-        folder.child(name).delete()
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state as it was at one step, copied to CPU memory, so that training may go on.
+
+    Attributes:
+        skeleton: JSON-ready copy of the nested state, in which tensors are replaced by their names.
+    """
+
+    total_step: int
+    tensors: dict[str, Tensor]
+    skeleton: Any
+
+    @staticmethod
+    def of(state: dict[str, Any]) -> Snapshot:
+        """Copy what `TrainState.state_dict` gave."""
+        tensors: dict[str, Tensor] = {}
+        skeleton = _pack(state, "", tensors)
+        return Snapshot(state["total_step"], tensors, skeleton)
+
+
+def save_checkpoint(folder: Folder, state: TrainState, *, keep: int, every: int = 0) -> Folder:
+    """Commit `state` at once; see `write_checkpoint`."""
+    target = write_checkpoint(folder, Snapshot.of(state.state_dict()))
+    delete_old(folder, newest=state.total_step, keep=keep, every=every)
     return target
 
 
-def load_checkpoint(folder: Folder, state: TrainState) -> bool:
+def write_checkpoint(folder: Folder, snapshot: Snapshot) -> Folder:
+    """Commit a snapshot under step-<total_step>.
+
+    Raises:
+        StoreError: it cannot be written; nothing that was there before is touched.
+    """
+    target = folder.child(f"step-{snapshot.total_step:09d}")
+    _delete(target)  # a damaged one, or the half of one
+    files = {TENSORS: save(snapshot.tensors), SKELETON: json.dumps(snapshot.skeleton).encode()}
+    commit(target, {"kind": "checkpoint", "total_step": snapshot.total_step}, files)
+    return target
+
+
+def delete_old(folder: Folder, *, newest: int, keep: int, every: int = 0) -> None:
+    """Delete all checkpoints but the last `keep` and those at multiples of `every` steps.
+
+    Args:
+        newest: step of the one just committed; what claims to be newer was found damaged, or is half of one.
+    """
+    complete = {name for name in _names(folder) if folder.child(name).exists()}
+    upto = sorted(name for name in complete if _step(name) <= newest)
+    kept = {*upto[-keep:], *(name for name in upto if every and _step(name) and _step(name) % every == 0)}
+    for name in _names(folder):
+        if name not in kept:
+            _delete(folder.child(name))
+
+
+def delete_incomplete(folder: Folder) -> None:
+    """Remove what an interrupted save left."""
+    for name in _names(folder):
+        if not folder.child(name).exists():
+            folder.child(name).delete()
+
+
+def newest_checkpoint(folder: Folder, warn: Warn = lambda sentence: None) -> tuple[Folder, dict[str, bytes]] | None:
+    """The newest complete checkpoint, and its files as they were written; None where there is no checkpoint.
+
+    Args:
+        warn: told of each damaged one that is passed over.
+
+    Raises:
+        StoreError: all of them are damaged, or the store does not answer.
+    """
+    damaged: list[DamagedError] = []
+    for name in reversed(_names(folder)):
+        checkpoint = folder.child(name)
+        if not checkpoint.exists():
+            continue
+        try:
+            manifest = read_manifest(checkpoint)
+            files = {file: read_file(checkpoint, file, manifest) for file in (TENSORS, SKELETON)}
+        except DamagedError as error:
+            damaged.append(error)
+            continue
+        for why in damaged:
+            warn(f"a damaged checkpoint is passed over, the one of step {_step(name)} is used instead: {why}")
+        return checkpoint, files
+    if damaged:
+        raise StoreError(f"no checkpoint is whole: {damaged[0]}; to start afresh, delete {folder.uri}")
+    return None
+
+
+def load_checkpoint(folder: Folder, state: TrainState, warn: Warn = lambda sentence: None) -> bool:
     """Restore the newest complete checkpoint into `state`; False where there is none.
 
     Raises:
-        StoreError: it is damaged, or belongs to another network.
+        StoreError: see `newest_checkpoint`; or it belongs to another network.
     """
-    names = _complete(folder)
-    if not names:
+    found = newest_checkpoint(folder, warn)
+    if found is None:
         return False
-    newest = folder.child(names[-1])
-    manifest = read_manifest(newest)
-    tensors = load(read_file(newest, TENSORS, manifest))
-    skeleton = json.loads(read_file(newest, SKELETON, manifest))
+    checkpoint, files = found
     try:
-        state.load_state_dict(_unpack(skeleton, tensors))
+        state.load_state_dict(_unpack(json.loads(files[SKELETON]), load(files[TENSORS])))
     except (RuntimeError, KeyError, ValueError) as error:
         why = " ".join(str(error).split())[:300]
-        raise StoreError(f"checkpoint {newest.uri} does not fit this run's networks: {why}") from error
+        raise StoreError(f"checkpoint {checkpoint.uri} does not fit this run's networks: {why}") from error
     return True
 
 
-def _complete(folder: Folder) -> list[str]:
-    """Committed checkpoints, oldest first."""
-    return [name for name in folder.folders() if name.startswith("step-") and folder.child(name).exists()]
+def _names(folder: Folder) -> list[str]:
+    """Folders of checkpoints, complete or not, oldest first."""
+    return [name for name in folder.folders() if name.startswith("step-")]
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def _delete(checkpoint: Folder) -> None:
+    """Its manifest first, so that nobody takes what is left for a damaged one."""
+    checkpoint.delete_file(MANIFEST)
+    checkpoint.delete()
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """JSON-ready copy of a nested state in which tensors are replaced by their names in `tensors`."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous()
+        tensors[path] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": path}
     if isinstance(value, dict):
         # keys keep their type: optimiser states are keyed by int

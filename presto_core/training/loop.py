@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
 from presto_core.config.sections import LoopConfig
-from presto_core.training.optim import DivergenceError
+from presto_core.training.divergence import DivergenceError, any_rank, diagnosis, has_non_finite, noise_levels
+from presto_core.training.meter import Meter
 from presto_core.training.parallel import ALONE, Parallel
 from presto_core.training.state import Algorithm, Batch, step_generator
 
@@ -23,7 +19,7 @@ class Hooks:
     Attributes:
         log: every `log_every` steps, with the metrics averaged over those steps and all workers.
         checkpoint: when the state is due to be saved; every rank calls it.
-        should_stop: True ends the run early, after a checkpoint.
+        should_stop: True on any rank ends the run early on all of them, after a checkpoint.
     """
 
     log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
@@ -40,84 +36,42 @@ def train(
     parallel: Parallel = ALONE,
     hooks: Hooks | None = None,
 ) -> None:
-    """Run an algorithm from where its state stands to its last step.
+    """Run an algorithm from where its state stands to its last step, or to the step it is asked to stop at.
 
     Args:
         batches: starts at `algorithm.state.cursor`.
 
     Raises:
-        DivergenceError: naming step and last good checkpoint's step.
+        DivergenceError: on all ranks; names loss, rank, noise levels, step and the last good checkpoint's step.
     """
-    hooks, state, meter = hooks or Hooks(), algorithm.state, Meter()
-    saved_at = state.total_step
-    while state.total_step < algorithm.total_steps:
-        with meter.waiting():
-            batch = next(batches)
-        rng = step_generator(seed, rank=parallel.rank, total_step=state.total_step, device=parallel.device)
-        try:
+    hooks, state = hooks or Hooks(), algorithm.state
+    meter, saved_at = Meter(state.pending), state.total_step
+    with noise_levels(state.networks) as levels:
+        while state.total_step < algorithm.total_steps:
+            with meter.waiting():
+                batch = next(batches)
+            rng = step_generator(seed, rank=parallel.rank, total_step=state.total_step, device=parallel.device)
             metrics = algorithm.update(batch, generator=rng)
-        except DivergenceError as error:
-            raise DivergenceError(
-                f"{error} (total_step {state.total_step}, rank {parallel.rank}); the last good checkpoint is of "
-                f"step {saved_at}: lower the learning rate or the loss weights, then run again"
-            ) from None
-        state.total_step += 1
-        state.cursor = batch.cursor
-        meter.add(metrics)
-        last = state.total_step == algorithm.total_steps
-        if last or state.total_step % config.log_every == 0:
-            hooks.log(state.total_step, meter.drain(parallel))
-        stop = hooks.should_stop()
-        if last or stop or state.total_step % config.checkpoint_every == 0:
-            hooks.checkpoint()
-            saved_at = state.total_step
-        if stop:
-            return
+            diverged, stop = any_rank(parallel, has_non_finite(metrics, parallel.device), hooks.should_stop())
+            if diverged:
+                raise DivergenceError(_divergence(diagnosis(metrics, levels, parallel), state.total_step, saved_at))
+            state.total_step += 1
+            state.cursor = batch.cursor
+            meter.add(metrics)
+            last = state.total_step == algorithm.total_steps
+            if last or state.total_step % config.log_every == 0:
+                hooks.log(state.total_step, meter.drain(parallel))
+            if last or stop or state.total_step % config.checkpoint_every == 0:
+                state.pending = meter.settle(parallel)
+                hooks.checkpoint()
+                saved_at = state.total_step
+            if stop:
+                return
 
 
-@dataclass
-class Meter:
-    """Means of what was measured since the last look; values stay on their device until then."""
-
-    values: dict[str, list[Tensor]] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    steps: int = 0
-
-    def waiting(self) -> _Waiting:
-        """Context in which time counts as waiting for data."""
-        return _Waiting(self)
-
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        self.steps += 1
-        for name, value in metrics.items():
-            self.values.setdefault(name, []).append(value)
-
-    def drain(self, parallel: Parallel) -> dict[str, float]:
-        """Means over steps and workers; what no worker saw is left out. Starts afresh."""
-        seconds = time.perf_counter() - self.started
-        local = {name: torch.stack([v.float() for v in vs]) for name, vs in self.values.items()}
-        means = {name: _mean(v, parallel) for name, v in sorted(local.items())}
-        means["step_seconds"] = seconds / max(self.steps, 1)
-        means["data_wait_fraction"] = self.waited / max(seconds, 1e-9)
-        self.values, self.started, self.waited, self.steps = {}, time.perf_counter(), 0.0, 0
-        return {name: mean for name, mean in means.items() if not math.isnan(mean)}
-
-
-class _Waiting:
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-
-    def __enter__(self) -> None:
-        self.since = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.meter.waited += time.perf_counter() - self.since
-
-
-def _mean(values: Tensor, parallel: Parallel) -> float:
-    """Mean over steps and workers of the values that are not NaN (a noise bin may be empty in a batch)."""
-    seen = ~values.isnan()
-    total = torch.stack([values.nan_to_num().sum(), seen.sum().float()])
-    sums = parallel.average(total.to(parallel.device))
-    return float(sums[0] / sums[1])
+def _divergence(what: str, total_step: int, saved_at: int) -> str:
+    good = f"the last good checkpoint is of step {saved_at}" if saved_at else "there is no checkpoint yet"
+    return (
+        f"{what} (total_step {total_step}); the step is thrown away and {good}: lower the learning rate or the loss "
+        "weights, or look for bad rows in the data (presto dataset verify), then run again"
+    )

@@ -8,14 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from presto_core.config.errors import UserError
 from presto_core.config.sections import OptimConfig
 
 FINAL_FRACTION = 0.05  # of the learning rate, at the end of a cosine decay
-
-
-class DivergenceError(UserError):
-    """A loss or gradient stopped being finite; raised on all ranks before the optimiser moves."""
 
 
 def adamw(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
@@ -43,16 +38,14 @@ def learning_rate(config: OptimConfig, *, update: int, total_updates: int) -> fl
 def step(optimizer: torch.optim.Optimizer, config: OptimConfig, *, name: str, update: int, total_updates: int) -> float:
     """Clip, check and apply the gradients that `backward` left; clear them; return their norm before clipping.
 
-    Gradients are already averaged over workers, so every rank sees the same norm and raises together.
-
-    Raises:
-        DivergenceError: the gradient norm is NaN or infinite; nothing was changed.
+    Gradients are already averaged over workers, so every rank sees the same norm. Where it is not finite nothing is
+    moved, and the loop ends the run.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
     if not math.isfinite(norm):
         optimizer.zero_grad(set_to_none=True)
-        raise DivergenceError(f"gradient of {name} is {norm} at its update {update}")
+        return norm
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, update=update, total_updates=total_updates)
     optimizer.step()

@@ -41,6 +41,9 @@ class TrainState:
     """Trained networks, optimisers, averages and counters of a run.
 
     There is no RNG in it: each step's random numbers follow from (seed, rank, total_step).
+
+    Attributes:
+        pending: what was measured since the last logged row, over all workers: name -> (sum, count).
     """
 
     networks: dict[str, nn.Module]
@@ -49,6 +52,7 @@ class TrainState:
     total_step: int = 0
     generator_step: int = 0
     cursor: Cursor = field(default_factory=Cursor)
+    pending: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Nested dict of tensors and plain values."""
@@ -60,6 +64,7 @@ class TrainState:
             "total_step": self.total_step,
             "generator_step": self.generator_step,
             "cursor": {"epoch": self.cursor.epoch, "row": self.cursor.row},
+            "pending": dict(self.pending),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -77,6 +82,7 @@ class TrainState:
             ema.updates = state["ema_updates"][name]
         self.total_step, self.generator_step = state["total_step"], state["generator_step"]
         self.cursor = Cursor(**state["cursor"])
+        self.pending = {name: (total, count) for name, (total, count) in state["pending"].items()}
 
 
 class Algorithm(Protocol):
@@ -86,7 +92,10 @@ class Algorithm(Protocol):
     total_steps: int
 
     def update(self, batch: Batch, *, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step: move whichever networks are due; return scalars to log. The loop counts `total_step`."""
+        """One step: move whichever networks are due; return scalars to log. The loop counts `total_step`.
+
+        A scalar that is not finite ends the run, except in a part `loss/q1` of a loss of which this batch has none.
+        """
         ...
 
 

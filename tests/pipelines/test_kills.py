@@ -1,150 +1,30 @@
-"""kill -9, at any moment, of a command or of one of its Ray workers: the same command again makes the same bytes.
+"""kill -9, at any moment, of ingest or of one of its Ray workers: the same command again makes the same bytes.
 
-Real processes on real stores. Those marked `slow` (`make test-slow`) kill ingest, and both over twenty seeds.
+Real processes on real stores, over twenty seeds (`make test-slow`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
-import psutil
 import pytest
 import soundfile
 
-from pipelines import epoch_plan
-from pipelines.dataset import open_dataset, stream
 from pipelines.embedded_s3 import Server
 from pipelines.storage import open_folder
 from presto_core.registry.store import read_bytes
-from presto_core.training.state import Cursor
+from tests.pipelines.lives import PATIENCE_S, PRESTO, Life, title_of, wait_for
 from tests.pipelines.music import RATE_HZ, notes, write_awkward_but_good, write_bad, write_music
-from tests.pipelines.synthetic import make_dataset
 
-PRESTO = str(Path(sys.executable).parent / "presto")
 SEEDS = 20
-PATIENCE_S = 400  # for what takes some twenty seconds on a quiet machine
-ACTORS, READERS, IDLE = "ray::MapWorker(Map(_Guarded))", "_read_item", "IDLE"
+ACTORS = "ray::MapWorker(Map(_Guarded))"
 S3_ROOT = "s3://latents/kills/store"  # the same for all runs: it is written into the data set's config.yaml
 pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(3000)]
-
-
-class Life:
-    """One life of a command: a process in a session of its own, and all the processes it starts."""
-
-    def __init__(self, command: list[str], cwd: Path) -> None:
-        mine = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-        self.log = cwd / f"life-{time.time_ns()}.log"
-        with self.log.open("wb") as stderr, self.log.with_suffix(".out").open("wb") as stdout:
-            self.process = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env=mine | {"HOME": str(cwd), "OMP_NUM_THREADS": "1"},
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
-        self.family: set[psutil.Process] = {psutil.Process(self.process.pid)}
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text()
-
-    @property
-    def goes_on(self) -> bool:
-        return self.process.poll() is None
-
-    def look(self) -> None:
-        """Remember every process that came of this command, so that none is left when it is dead."""
-        for member in list(self.family):
-            try:
-                self.family |= set(member.children(recursive=True))
-            except psutil.Error:
-                continue
-
-    def workers(self, *titles: str) -> list[tuple[psutil.Process, str]]:
-        """Ray workers that do one of these things now, and what it is."""
-        self.look()
-        found = [(member, title_of(member)) for member in self.family]
-        return [(worker, title) for worker, title in found if any(t in title for t in titles)]
-
-    def kill(self) -> None:
-        """kill -9 of the driver; what it leaves behind is left to itself, until `end`."""
-        self.look()
-        assert self.goes_on
-        self.process.kill()
-        assert self.process.wait(60) == -signal.SIGKILL
-
-    def end(self, patience_s: float = 30.0) -> None:
-        """Make sure that no process of this life is left; Ray's agents do not end by themselves, all others do."""
-        self.look()
-        wait_for(lambda: not any(lives(m) and "Agent" not in title_of(m) for m in self.family), patience_s, step_s=0.1)
-        for member in filter(lives, self.family):
-            member.kill()
-        assert wait_for(lambda: not any(map(lives, self.family)), 60)
-
-    def exit_code(self) -> int:
-        """Wait for the end. A failing one must be a sentence that a user can act upon."""
-        code = self.process.wait(PATIENCE_S)
-        self.end()
-        if code:
-            assert code == 1, self.said
-            assert [s for s in self.said.splitlines() if s.startswith("presto: ")] == self.said.splitlines()[-1:]
-            assert "Traceback" not in self.said
-            assert "bug" not in self.said
-        return code
-
-
-def lives(member: psutil.Process) -> bool:
-    try:
-        return member.is_running() and member.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def title_of(member: psutil.Process) -> str:
-    try:
-        return " ".join(member.cmdline()).strip() if lives(member) else ""
-    except psutil.Error:
-        return ""
-
-
-def wait_for(happened: Callable[[], object], seconds: float, *, step_s: float = 0.02) -> bool:
-    until = time.monotonic() + seconds
-    while not happened():
-        if time.monotonic() > until:
-            return False
-        time.sleep(step_s)
-    return True
-
-
-@pytest.fixture
-def begin() -> Iterator[Callable[[list[str], Path], Life]]:
-    """Start lives; none outlasts its test."""
-    begun: list[Life] = []
-
-    def start(command: list[str], cwd: Path) -> Life:
-        cwd.mkdir(exist_ok=True)
-        begun.append(Life(command, cwd))
-        return begun[-1]
-
-    yield start
-    for life in begun:
-        life.look()
-        life.end(patience_s=0)
-
-
-# ---- ingest
 
 
 @dataclass(frozen=True)
@@ -341,154 +221,3 @@ def test_the_kills_hit_every_phase_in_drivers_and_in_workers():
         pytest.skip("needs the kills of all seeds")
     hit = {(kill.victim, kill.phase) for kills in RECORD.values() for kill in kills}
     assert {(victim, phase) for victim in ("driver", "actor") for phase in ("encode", "shards")} <= hit
-
-
-# ---- the training stream
-
-STREAM = """
-import hashlib, json, os, sys, time
-from pathlib import Path
-
-import torch
-
-from pipelines import epoch_plan, reading
-from pipelines.cluster import ray_session
-from pipelines.dataset import open_dataset, stream
-from presto_core.config.errors import UserError
-from presto_core.config.sections import ClusterConfig
-from presto_core.training.state import Cursor
-
-uri, log, total, ranks = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-epoch_plan.WINDOW_ROWS, reading.SHARDS_A_PLAN = 120, 8
-log.touch()
-kept = log.read_bytes().rpartition(b"\\n")[0]
-lines = kept.splitlines()
-cursor = Cursor(*json.loads(lines[-1])["cursor"]) if lines else Cursor()
-try:
-    with ray_session(ClusterConfig(cpus=2, object_store_mb=200), cpus=1), log.open("r+b") as out:
-        out.truncate(len(kept) + bool(kept))
-        out.seek(0, 2)
-        settings = {"seed": 5, "cursor": cursor, "global_batch_size": 12, "world_size": ranks, "crop_frames": 6}
-        data, read = open_dataset(uri), reading.read_with_ray
-        streams = [stream(data, rank=rank, reader=read, **settings) for rank in range(ranks)]
-        for _ in range(len(lines), total):
-            parts = [next(s) for s in streams]
-            x0 = torch.cat([part.x0 for part in parts])
-            tempi = torch.cat([part.cond.tempo_bpm for part in parts])
-            after = parts[0].cursor
-            told = {"rows": tempi.int().tolist(), "x0": hashlib.sha256(x0.numpy().tobytes()).hexdigest()}
-            out.write(json.dumps(told | {"cursor": [after.epoch, after.row]}).encode() + b"\\n")
-            out.flush()
-            os.fsync(out.fileno())
-            time.sleep(0.01)
-except UserError as error:
-    sys.exit(f"presto: {error}")
-"""
-
-
-@pytest.fixture(scope="module")
-def latents(object_store: Server) -> str:
-    """Sixty shards on S3, whose rows are numbered by their tempi."""
-    return make_dataset("s3://latents/kills/stream", shard_rows=(30,) * 60).uri
-
-
-def undisturbed(uri: str, total: int) -> list[dict[str, object]]:
-    """What the log of a run must hold: the same stream read in this process, without Ray."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(epoch_plan, "WINDOW_ROWS", 120)
-        batches = islice(stream(open_dataset(uri), seed=5, cursor=Cursor(), global_batch_size=12, crop_frames=6), total)
-        return [
-            {
-                "rows": batch.cond.tempo_bpm.int().tolist(),
-                "x0": hashlib.sha256(batch.x0.numpy().tobytes()).hexdigest(),
-                "cursor": [batch.cursor.epoch, batch.cursor.row],
-            }
-            for batch in batches
-        ]
-
-
-@dataclass
-class Listener:
-    """A command that goes through the stream and keeps each batch in a log, started again as often as it takes."""
-
-    begin: Callable[[list[str], Path], Life]
-    uri: str
-    cwd: Path
-    total: int
-    life: Life | None = None
-    exits: list[int] = field(default_factory=list)
-
-    @property
-    def log(self) -> Path:
-        return self.cwd / "batches.jsonl"
-
-    def kept(self) -> list[bytes]:
-        return self.log.read_bytes().split(b"\n")[:-1] if self.log.exists() else []
-
-    def start(self, ranks: int) -> Life:
-        words = [self.uri, str(self.log), str(self.total), str(ranks)]
-        self.life = self.begin([sys.executable, "-c", STREAM, *words], self.cwd)
-        return self.life
-
-    def strike(self, victim: str, *, after: int, ranks: int) -> str:
-        """Kill the driver or a reader once so many batches are kept; what was killed, or nothing."""
-        while len(self.kept()) < self.total:
-            life = self.life if self.life and self.life.goes_on else None
-            if life is None:
-                self.exits += [self.life.process.returncode] if self.life else []
-                if self.life and self.exits[-1] != -signal.SIGKILL:
-                    self.life.exit_code()
-                life = self.start(ranks)
-            wait_for(lambda now=life: not now.goes_on or len(self.kept()) >= after, PATIENCE_S)
-            if victim == "driver" and life.goes_on:
-                life.kill()
-                life.end()
-                return victim
-            if victim == "reader" and (killed := kill_reader(life)):
-                return killed
-        return ""
-
-    def finish(self, ranks: int) -> None:
-        if self.life is None or self.life.process.poll() == -signal.SIGKILL or self.life.exit_code():
-            assert self.start(ranks).exit_code() == 0, self.life and self.life.said
-
-
-def kill_reader(life: Life) -> str:
-    """kill -9 of a Ray worker while it reads a shard; of an idle one where none is met within some seconds."""
-    until = time.monotonic() + 10
-    while life.goes_on:
-        workers = life.workers(READERS, IDLE)
-        for _ in range(200):  # a read takes milliseconds: look often, and only at these
-            for worker, _title in workers:
-                now = title_of(worker)
-                if READERS in now or (IDLE in now and time.monotonic() > until):
-                    worker.kill()
-                    return "reader" if READERS in now else "idle worker"
-    return ""
-
-
-def test_the_stream_is_killed_and_goes_on_with_the_next_row(begin, latents: str, tmp_path: Path):
-    listener = Listener(begin, latents, tmp_path / "stream", total=200)
-    assert listener.strike("reader", after=20, ranks=1)
-    assert listener.strike("driver", after=90, ranks=1) == "driver"
-    assert 90 <= len(listener.kept()) < 200
-    listener.finish(ranks=2)
-    assert list(map(json.loads, listener.kept())) == undisturbed(latents, 200)
-
-
-@pytest.mark.slow
-def test_the_stream_survives_kills_at_random_moments_on_changing_numbers_of_workers(
-    begin, latents: str, tmp_path: Path
-):
-    rng, hits = random.Random(7), []
-    listener = Listener(begin, latents, tmp_path / "stream", total=900)  # six epochs
-    for seed in range(SEEDS):
-        victim = "driver" if seed % 3 == 2 else "reader"
-        after, ranks = int((seed + rng.random()) / (SEEDS + 1) * listener.total), rng.choice((1, 2, 3, 4))
-        hits.append(listener.strike(victim, after=after, ranks=ranks))
-    listener.finish(ranks=6)
-    assert list(map(json.loads, listener.kept())) == undisturbed(latents, listener.total)
-    print(hits)
-    assert hits.count("driver") == SEEDS // 3
-    assert hits.count("reader") >= SEEDS // 3  # while they read
-    assert all(hits)

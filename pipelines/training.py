@@ -1,0 +1,139 @@
+"""What every rank of a training run does, in Ray or out of it: build, resume, train, save, finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipelines.dataset import LatentDataset, open_dataset, stream
+from pipelines.journal import ROWS, Journal
+from pipelines.stopping import StoppedError
+from pipelines.storage import open_folder
+from presto_core.config.data import DataConfig
+from presto_core.config.sections import ClusterConfig, HealthConfig, LoopConfig
+from presto_core.metrics.health import Expected
+from presto_core.registry.store import Folder, StoreError
+from presto_core.training.checkpoint import delete_incomplete, load_checkpoint
+from presto_core.training.loop import Hooks, train
+from presto_core.training.parallel import Parallel
+from presto_core.training.saving import CheckpointWriter
+from presto_core.training.state import Algorithm, TrainState
+
+CHECKPOINTS = "checkpoints"  # folder of a run's scratch
+
+
+@dataclass(frozen=True)
+class Job:
+    """All a worker needs to take part in a run; holds URIs and settings, never credentials or tensors.
+
+    Attributes:
+        label: what the progress bar says.
+        build: makes the algorithm: (dataset, parallel, autocast dtype) -> Algorithm; a module-level callable.
+        finish: rank 0 turns the final state into the artifact's files and commits them.
+        caption_dropout: probability that a row's conditions are withheld.
+        watch: metrics the progress line shows.
+        skipped: shards that are left out because they are damaged.
+    """
+
+    label: str
+    build: Callable[[LatentDataset, Parallel, torch.dtype | None], Algorithm]
+    finish: Callable[[LatentDataset, TrainState], None]
+    dataset_uri: str
+    scratch_uri: str
+    seed: int
+    global_batch_size: int
+    total_steps: int
+    loop: LoopConfig
+    cluster: ClusterConfig
+    data: DataConfig
+    watch: tuple[str, ...]
+    caption_dropout: float = 0.0
+    expected: dict[str, Expected] = field(default_factory=dict)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A rank's line to the command that waits.
+
+    Attributes:
+        report: a row of metrics; without any, where the run starts. Only rank 0 speaks.
+        warn: a sentence to show.
+        stop_reason: why the run should end early, as far as this rank knows; empty where it should not.
+    """
+
+    report: Callable[[int, dict[str, float]], None]
+    warn: Callable[[str], None]
+    stop_reason: Callable[[], str]
+
+
+def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
+    """Build, resume, train, save, finish: the same on every rank, in Ray or out of it."""
+    torch.set_num_threads(job.cluster.torch_threads)
+    dataset = open_dataset(job.dataset_uri).without(job.skipped)
+    torch.manual_seed(job.seed)  # networks are initialised alike on all ranks
+    algorithm = job.build(dataset, parallel, torch.bfloat16 if job.loop.autocast == "bf16" else None)
+    state, main, scratch = algorithm.state, parallel.rank == 0, open_folder(job.scratch_uri)
+    _resume(scratch.child(CHECKPOINTS), state, parallel, line)
+    batches = stream(
+        dataset,
+        seed=job.seed,
+        cursor=state.cursor,
+        global_batch_size=job.global_batch_size,
+        rank=parallel.rank,
+        world_size=parallel.world_size,
+        device=parallel.device,
+        reader=reader,
+        crop_frames=job.data.crop_frames,
+        caption_dropout=job.caption_dropout,
+    )
+    keep, every = job.loop.keep_checkpoints, job.loop.keep_every
+    with (
+        closing(batches),
+        CheckpointWriter(scratch.child(CHECKPOINTS), last_good=state.total_step, keep=keep, every=every) as writer,
+    ):
+        hooks = _hooks(state, writer, Journal(scratch.child(ROWS)), line, main=main)
+        train(algorithm, batches, seed=job.seed, config=job.loop, parallel=parallel, hooks=hooks)
+        writer.finish()
+    if state.total_step < algorithm.total_steps:
+        raise StoppedError(
+            f"{job.label} stopped at step {state.total_step} of {algorithm.total_steps}, since "
+            f"{line.stop_reason() or 'a worker was told to end'}; its state is saved, run the same command to go on"
+        )
+    if main:
+        job.finish(dataset, state)
+
+
+def _resume(checkpoints: Folder, state: TrainState, parallel: Parallel, line: Line) -> None:
+    """Load the newest checkpoint on every rank, and say where the run starts."""
+    main = parallel.rank == 0
+    if main:
+        delete_incomplete(checkpoints)
+    load_checkpoint(checkpoints, state, line.warn if main else lambda sentence: None)
+    mean = float(parallel.average(torch.tensor(float(state.total_step), device=parallel.device)))
+    if mean != state.total_step:
+        raise StoreError(f"workers found different checkpoints in {checkpoints.uri}; see that all of them can read it")
+    if main:
+        line.report(state.total_step, {})
+
+
+def _hooks(state: TrainState, writer: CheckpointWriter, journal: Journal, line: Line, *, main: bool) -> Hooks:
+    """What the loop calls: rank 0 reports, saves and listens to the command; every rank hears its own signals."""
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        if main:
+            journal.add(step, metrics)
+            line.report(step, metrics)
+
+    def checkpoint() -> None:
+        whole = state.state_dict()  # on every rank: where networks are sharded, it is gathered from all
+        if main:
+            writer.save(whole, first=partial(journal.write, state.total_step, journal.take()))
+
+    return Hooks(log=log, checkpoint=checkpoint, should_stop=lambda: writer.failed or bool(line.stop_reason()))

@@ -1,0 +1,76 @@
+"""`presto train-teacher|distill-layers|distill-steps`: the verbs that train, and go on with what was interrupted."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from pipelines.words import show, stage_config
+from presto_core.config.errors import UserError
+
+app = typer.Typer()
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PRESET] [KEY=VALUE]...", help="A preset's name or file, then overrides.", show_default=False
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
+ResumeRun = Annotated[
+    str,
+    typer.Option(
+        "--resume",
+        metavar="RUN_ID",
+        help="Go on with this run; refused, with the difference, where its settings are others.",
+        show_default=False,
+    ),
+]
+Fork = Annotated[
+    bool, typer.Option("--fork", help="With --resume and other settings: a new run from its newest checkpoint.")
+]
+
+
+@app.command("train-teacher")
+def train_teacher(words: Words = None, resume: ResumeRun = "", fork: Fork = False, dry_run: DryRun = False) -> None:
+    """Train the base model on latents."""
+    _run("train-teacher", words, resume, fork=fork, dry_run=dry_run)
+
+
+@app.command("distill-layers")
+def distill_layers(words: Words = None, resume: ResumeRun = "", fork: Fork = False, dry_run: DryRun = False) -> None:
+    """Teach the base model to run fewer blocks where noise is high (Presto-L; layers.mode=ase for the baseline)."""
+    _run("distill-layers", words, resume, fork=fork, dry_run=dry_run)
+
+
+@app.command("distill-steps")
+def distill_steps(
+    words: Words = None,
+    layers: Annotated[
+        str | None,
+        typer.Option("--from", metavar="MODEL", help="Layer-distilled model to start from: presto-layers@candidate."),
+    ] = None,
+    resume: ResumeRun = "",
+    fork: Fork = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Distil the base model into a few-step generator (Presto-S; with --from, Presto-LS)."""
+    if layers == "":
+        raise UserError(
+            "--from is empty; name a layer-distilled model, such as presto-layers@candidate, or leave it out"
+        )
+    start = [] if layers is None else [f"inputs.layers={json.dumps(layers)}"]
+    _run("distill-steps", [*(words or []), *start], resume, fork=fork, dry_run=dry_run)
+
+
+def _run(stage: str, words: list[str] | None, resume: str, *, fork: bool, dry_run: bool) -> None:
+    config = stage_config(stage, words or [])
+    if dry_run:
+        show(stage, config)
+        return
+    from pipelines.resume import Resume
+
+    import_module(f"pipelines.{stage.replace('-', '_')}").run(config, Resume(resume, fork))

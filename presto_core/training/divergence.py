@@ -1,0 +1,95 @@
+"""What is not finite ends a run: found on whichever rank it is, told by all of them in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from presto_core.config.errors import UserError
+from presto_core.training.parallel import Parallel
+
+Levels = dict[str, Tensor]
+FINE, NAN, INFINITE = 0.0, 1.0, 2.0
+WORDS = {NAN: "nan", INFINITE: "inf"}
+NAMED = 3  # losses in a sentence; the others follow from these
+
+
+class DivergenceError(UserError):
+    """A loss or gradient stopped being finite; raised on all ranks in the same step, of which nothing is saved."""
+
+
+def any_rank(parallel: Parallel, *flags: Tensor | bool) -> list[bool]:
+    """Which flags are up on some rank; every rank gets the same answer.
+
+    One all-reduce of a few numbers in every step: beside that of the gradients it costs next to nothing, and so all
+    ranks stop after the same step, at once.
+    """
+    local = torch.stack([torch.as_tensor(f, dtype=torch.float32, device=parallel.device) for f in flags])
+    return [share > 0 for share in parallel.average(local).tolist()]
+
+
+def has_non_finite(metrics: dict[str, Tensor], device: torch.device) -> Tensor:
+    """Whether a metric is NaN or infinite on this rank: a scalar on `device`."""
+    values = [v.to(device, torch.float32) for v in _checked(metrics).values()]
+    return ~torch.stack(values).isfinite().all() if values else torch.tensor(False)
+
+
+@contextmanager
+def noise_levels(networks: dict[str, nn.Module]) -> Iterator[Levels]:
+    """Watch which noise levels each network was asked at last: name -> c_noise = ln(sigma) / 4, [B]."""
+    levels: Levels = {}
+
+    def remember(name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if len(arguments) > 1 and isinstance(arguments[1], Tensor):  # a raw network's F(x, c_noise, ...)
+            levels[name] = arguments[1].detach()
+
+    hooks = [net.register_forward_pre_hook(partial(remember, name)) for name, net in networks.items()]
+    try:
+        yield levels
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def diagnosis(metrics: dict[str, Tensor], levels: Levels, parallel: Parallel) -> str:
+    """Which loss is not finite, on which rank, at which noise levels; else which gradient. Every rank calls it."""
+    names = list(_checked(metrics))
+    table = _of_all_ranks(torch.tensor([*map(_kind, _checked(metrics).values()), *_sigma_range(levels)]), parallel)
+    losses = [i for i, name in enumerate(names) if not name.endswith("grad_norm")]
+    losses.sort(key=lambda i: not names[i].endswith("loss"))
+    for rank, row in enumerate(table):
+        bad = [f"{names[i]} is {WORDS[row[i]]}" for i in losses if row[i] != FINE]
+        if bad:
+            return f"{', '.join(bad[:NAMED])} on rank {rank}, at noise levels sigma {row[-2]:.3g} ... {row[-1]:.3g}"
+    bad = [f"{name} is {WORDS[kind]}" for name, kind in zip(names, table[0]) if kind != FINE]
+    return f"{', '.join(bad)} on all ranks, at noise levels sigma {table[0][-2]:.3g} ... {table[0][-1]:.3g}"
+
+
+def _checked(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All but the parts of a loss (`dsm_loss/q1`): a batch may have none of one, and the loss itself tells of them."""
+    return {name: metrics[name] for name in sorted(metrics) if "/" not in name}
+
+
+def _kind(value: Tensor) -> float:
+    return NAN if value.isnan() else INFINITE if value.isinf() else FINE
+
+
+def _sigma_range(levels: Levels) -> tuple[float, float]:
+    """Least and greatest sigma that any network was asked at."""
+    if not levels:
+        return 0.0, 0.0
+    asked = torch.cat([c_noise.float().flatten().cpu() for c_noise in levels.values()])
+    return float((4 * asked.min()).exp()), float((4 * asked.max()).exp())
+
+
+def _of_all_ranks(row: Tensor, parallel: Parallel) -> list[list[float]]:
+    """A row [N] of each rank: [ranks, N]. Small whole numbers stay what they are."""
+    rows = torch.zeros(parallel.world_size, len(row), dtype=torch.float64, device=parallel.device)
+    rows[parallel.rank] = row.to(rows)
+    table: list[list[float]] = (parallel.average(rows) * parallel.world_size).float().tolist()
+    return table

@@ -1,0 +1,71 @@
+"""Means of what a run measures between two logged rows: over steps and workers, and across a stop and a resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from presto_core.training.parallel import Parallel
+
+
+class Meter:
+    """What was measured since the last row; values stay on their device until they are asked for.
+
+    Args:
+        pending: sums and counts that an earlier life of the run left, over all workers.
+    """
+
+    def __init__(self, pending: dict[str, tuple[float, float]]) -> None:
+        self.pending = pending
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self.values: dict[str, list[Tensor]] = {}
+        self.started, self.waited, self.steps = time.perf_counter(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in the block counts as waiting for data."""
+        since = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - since
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        self.steps += 1
+        for name, value in metrics.items():
+            self.values.setdefault(name, []).append(value)
+
+    def settle(self, parallel: Parallel) -> dict[str, tuple[float, float]]:
+        """Sums and counts so far over all workers, for a checkpoint; every rank calls it."""
+        names = sorted(self.values)
+        local = [_sum_and_count(self.values[name], parallel.device) for name in names]
+        if names:
+            for name, (total, count) in zip(names, parallel.average(torch.stack(local)).tolist()):
+                before = self.pending.get(name, (0.0, 0.0))
+                self.pending[name] = (before[0] + total, before[1] + count)
+        self.values = {}
+        return dict(self.pending)
+
+    def drain(self, parallel: Parallel) -> dict[str, float]:
+        """Means over steps and workers; what no worker saw is left out. Starts afresh; every rank calls it."""
+        seconds = time.perf_counter() - self.started
+        sums = self.settle(parallel)
+        means = {name: total / count for name, (total, count) in sorted(sums.items()) if count}
+        means["step_seconds"] = seconds / max(self.steps, 1)
+        means["data_wait_fraction"] = self.waited / max(seconds, 1e-9)
+        self.pending = {}
+        self._start_afresh()
+        return means
+
+
+def _sum_and_count(values: list[Tensor], device: torch.device) -> Tensor:
+    """Sum and number of the values that are not NaN (a noise bin may be empty in a batch): [2].
+
+    In double precision sums of some thousand float32 do not depend on where a checkpoint cuts them in two.
+    """
+    stacked = torch.stack([v.to(device, torch.float64) for v in values])
+    return torch.stack([stacked.nan_to_num().sum(), (~stacked.isnan()).sum().double()])

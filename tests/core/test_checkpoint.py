@@ -1,0 +1,223 @@
+"""Checkpoints: written beside training, the newest whole one wins, and a failed save leaves the one before it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from presto_core.config.sections import LoopConfig, StepsConfig
+from presto_core.registry.store import Folder, StoreError
+from presto_core.training.checkpoint import delete_incomplete, load_checkpoint, save_checkpoint
+from presto_core.training.loop import Hooks, train
+from presto_core.training.saving import CheckpointWriter, SaveError
+from presto_core.training.steps import StepDistillation
+from tests.core.test_training import distillation, local_folder, run, same, weights
+from tests.core.toy import batches, tiny_dit
+
+STATE = "state.safetensors"
+
+
+def writer_of(folder: Folder, *, last_good: int = 0, keep: int = 2, every: int = 0) -> CheckpointWriter:
+    return CheckpointWriter(folder, last_good=last_good, keep=keep, every=every)
+
+
+def saved_at(folder: Folder, steps: range, *, keep: int = 2, every: int = 0) -> StepDistillation:
+    algorithm = distillation()
+    for step in steps:
+        run(algorithm, step)
+        save_checkpoint(folder, algorithm.state, keep=keep, every=every)
+    return algorithm
+
+
+def truncate(checkpoint: Path, file: str = STATE) -> None:
+    whole = (checkpoint / file).read_bytes()
+    (checkpoint / file).write_bytes(whole[: len(whole) // 2])
+
+
+def steps_of(folder: Folder) -> list[int]:
+    return [int(name.removeprefix("step-")) for name in folder.folders()]
+
+
+def loaded(folder: Folder, warnings: list[str]) -> int:
+    algorithm = distillation()
+    assert load_checkpoint(folder, algorithm.state, warnings.append)
+    return algorithm.state.total_step
+
+
+# --- beside training
+
+
+def test_what_is_written_is_the_state_of_the_due_step_though_training_went_on(tmp_path):
+    algorithm, folder, gate = distillation(), local_folder(tmp_path), threading.Event()
+    run(algorithm, 3)
+    then = {name: weights(net) for name, net in algorithm.state.networks.items()}
+    with writer_of(folder) as writer:
+        writer.save(algorithm.state.state_dict(), first=lambda: gate.wait(60))
+        run(algorithm, 6)
+        assert folder.folders() == []  # still waiting, and so nothing was committed
+        gate.set()
+        writer.finish()
+    restored = distillation()
+    assert load_checkpoint(folder, restored.state)
+    assert restored.state.total_step == 3
+    for name, net in restored.state.networks.items():
+        assert same(then[name], weights(net))
+        assert not same(then[name], weights(algorithm.state.networks[name]))
+
+
+def test_one_save_at_a_time(tmp_path):
+    algorithm, gate = distillation(), threading.Event()
+    run(algorithm, 1)
+    order: list[str] = []
+    with writer_of(local_folder(tmp_path)) as writer:
+        writer.save(algorithm.state.state_dict(), first=lambda: gate.wait(60) and order.append("first"))
+        threading.Timer(0.2, gate.set).start()
+        writer.save(algorithm.state.state_dict(), first=lambda: order.append("second"))
+    assert order == ["first", "second"]
+
+
+def test_end_of_the_context_waits_though_the_run_was_interrupted(tmp_path):
+    algorithm, folder, gate = distillation(), local_folder(tmp_path), threading.Event()
+    run(algorithm, 1)
+
+    def interrupted() -> None:
+        with writer_of(folder) as writer:
+            writer.save(algorithm.state.state_dict(), first=lambda: gate.wait(60))
+            threading.Timer(0.2, gate.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert loaded(folder, []) == 1
+
+
+def test_failed_save_ends_the_run_with_the_last_good_checkpoint_named_and_whole(tmp_path):
+    """A file where a folder should be: the store refuses, on a background thread, in the middle of a run."""
+    algorithm, folder = distillation(), local_folder(tmp_path)
+    (tmp_path / "step-000000004").write_text("in the way")
+    with writer_of(folder) as writer:
+        state = algorithm.state
+        hooks = Hooks(checkpoint=lambda: writer.save(state.state_dict()), should_stop=lambda: writer.failed)
+        train(algorithm, batches(), seed=0, config=LoopConfig(log_every=1, checkpoint_every=2), hooks=hooks)
+        writer.wait()
+        assert writer.failed
+        writer.save(state.state_dict())  # what is due later changes nothing
+        with pytest.raises(SaveError, match=r"step-000000004.*the last good checkpoint is of step 2: .*step-0{8}2\)$"):
+            writer.finish()
+    assert state.total_step < algorithm.total_steps
+    assert loaded(folder, []) == 2
+
+
+# --- which one counts
+
+
+def test_newest_complete_checkpoint_wins_and_half_of_one_is_cleaned_up(tmp_path):
+    folder = local_folder(tmp_path)
+    saved_at(folder, range(1, 4))
+    assert steps_of(folder) == [2, 3]
+    (tmp_path / "step-000000003" / "manifest.json").unlink()  # as if killed while uploading
+    warnings: list[str] = []
+    assert loaded(folder, warnings) == 2
+    assert warnings == []  # nothing is wrong with it: it was never there
+    delete_incomplete(folder)
+    assert steps_of(folder) == [2]
+
+
+@pytest.mark.parametrize("file", [STATE, "state.json", "manifest.json"])
+def test_damaged_newest_is_passed_over_aloud(tmp_path, file: str):
+    folder = local_folder(tmp_path)
+    algorithm = saved_at(folder, range(1, 4))
+    truncate(tmp_path / "step-000000003", file)
+    warnings: list[str] = []
+    assert loaded(folder, warnings) == 2
+    (warning,) = warnings
+    assert "the one of step 2 is used instead" in warning
+    assert f"step-000000003/{file} is damaged" in warning
+    save_checkpoint(folder, algorithm.state, keep=2)  # the run comes to the same step again
+    assert loaded(folder, []) == 3
+
+
+def test_missing_file_counts_as_damage(tmp_path):
+    folder, warnings = local_folder(tmp_path), list[str]()
+    saved_at(folder, range(1, 4))
+    (tmp_path / "step-000000003" / STATE).unlink()
+    assert loaded(folder, warnings) == 2
+    assert len(warnings) == 1
+
+
+def test_all_damaged_or_foreign_is_refused(tmp_path):
+    folder = local_folder(tmp_path)
+    saved_at(folder, range(1, 3))
+    other = StepDistillation(StepsConfig(), tiny_dit(dim=32), sigma_data=1.0)
+    with pytest.raises(StoreError, match="does not fit this run's networks"):
+        load_checkpoint(folder, other.state)
+    for step in (1, 2):
+        truncate(tmp_path / f"step-00000000{step}")
+    with pytest.raises(StoreError, match=r"no checkpoint is whole: .*step-000000002/.* is damaged.*delete"):
+        load_checkpoint(folder, distillation().state)
+
+
+def test_no_checkpoint_is_not_an_error(tmp_path):
+    assert not load_checkpoint(local_folder(tmp_path / "none"), distillation().state)
+
+
+# --- which ones are kept
+
+
+def test_newest_and_every_nth_are_kept(tmp_path):
+    folder = local_folder(tmp_path)
+    saved_at(folder, range(1, 11), keep=2, every=4)
+    assert steps_of(folder) == [4, 8, 9, 10]
+
+
+def test_what_is_newer_than_the_one_just_saved_was_damaged_and_goes(tmp_path):
+    """Counted among the newest, a damaged one would push out the good ones."""
+    folder = local_folder(tmp_path)
+    saved_at(folder, range(1, 4), keep=3)
+    truncate(tmp_path / "step-000000003")
+    again = distillation()
+    load_checkpoint(folder, again.state, lambda sentence: None)
+    save_checkpoint(folder, again.state, keep=1)
+    assert steps_of(folder) == [2]
+
+
+def test_nothing_is_deleted_before_the_new_one_is_there(tmp_path):
+    folder = local_folder(tmp_path)
+    algorithm = saved_at(folder, range(1, 3), keep=1)
+    run(algorithm, 3)
+    (tmp_path / "step-000000003").write_text("in the way")
+    with pytest.raises(StoreError):
+        save_checkpoint(folder, algorithm.state, keep=1)
+    assert loaded(folder, []) == 2
+
+
+# --- rows of metrics across a stop
+
+
+@pytest.mark.parametrize("stops", [(3,), (5, 6, 7)])
+def test_rows_are_those_of_a_run_that_was_not_stopped(tmp_path, stops: tuple[int, ...]):
+    """Stopped between two rows: what was measured before is part of the row behind."""
+
+    def rows_of(stops: tuple[int, ...]) -> list[tuple[int, dict[str, float]]]:
+        rows: list[tuple[int, dict[str, float]]] = []
+        folder = local_folder(tmp_path / str(len(stops)))
+        for stop in (*stops, 12):
+            algorithm = distillation()
+            load_checkpoint(folder, algorithm.state)
+            state = algorithm.state
+            hooks = Hooks(
+                log=lambda step, metrics: rows.append((step, metrics)),
+                checkpoint=lambda s=state: save_checkpoint(folder, s, keep=1),
+                should_stop=lambda s=state, at=stop: s.total_step + 1 == at,
+            )
+            stream = batches(cursor=state.cursor)
+            train(algorithm, stream, seed=0, config=LoopConfig(log_every=4, checkpoint_every=100), hooks=hooks)
+        return [(s, {k: v for k, v in m.items() if not k.endswith(("_seconds", "_fraction"))}) for s, m in rows]
+
+    undisturbed = rows_of(())
+    assert [step for step, _ in undisturbed] == [4, 8, 12]
+    assert rows_of(stops) == undisturbed
+    assert torch.isfinite(torch.tensor([v for _, m in undisturbed for v in m.values()])).all()

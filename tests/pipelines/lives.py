@@ -1,0 +1,105 @@
+"""Commands as real processes: begun, watched, killed, and ended with all that came of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+PRESTO = str(Path(sys.executable).parent / "presto")
+PATIENCE_S = 400  # for what takes some twenty seconds on a quiet machine
+
+
+class Life:
+    """One life of a command: a process in a session of its own, and all the processes it starts."""
+
+    def __init__(self, command: list[str], cwd: Path) -> None:
+        mine = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+        self.log = cwd / f"life-{time.time_ns()}.log"
+        with self.log.open("wb") as stderr, self.log.with_suffix(".out").open("wb") as stdout:
+            self.process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=mine | {"HOME": str(cwd), "OMP_NUM_THREADS": "1"},
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        self.family: set[psutil.Process] = {psutil.Process(self.process.pid)}
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def goes_on(self) -> bool:
+        return self.process.poll() is None
+
+    def look(self) -> None:
+        """Remember every process that came of this command, so that none is left when it is dead."""
+        for member in list(self.family):
+            try:
+                self.family |= set(member.children(recursive=True))
+            except psutil.Error:
+                continue
+
+    def workers(self, *titles: str) -> list[tuple[psutil.Process, str]]:
+        """Ray workers that do one of these things now, and what it is."""
+        self.look()
+        found = [(member, title_of(member)) for member in self.family]
+        return [(worker, title) for worker, title in found if any(t in title for t in titles)]
+
+    def kill(self) -> None:
+        """kill -9 of the driver; what it leaves behind is left to itself, until `end`."""
+        self.look()
+        assert self.goes_on
+        self.process.kill()
+        assert self.process.wait(60) == -signal.SIGKILL
+
+    def end(self, patience_s: float = 30.0) -> None:
+        """Make sure that no process of this life is left; Ray's agents do not end by themselves, all others do."""
+        self.look()
+        wait_for(lambda: not any(lives(m) and "Agent" not in title_of(m) for m in self.family), patience_s, step_s=0.1)
+        for member in filter(lives, self.family):
+            member.kill()
+        assert wait_for(lambda: not any(map(lives, self.family)), 60)
+
+    def exit_code(self) -> int:
+        """Wait for the end. A failing one must be a sentence that a user can act upon."""
+        code = self.process.wait(PATIENCE_S)
+        self.end()
+        if code:
+            assert code == 1, self.said
+            assert [s for s in self.said.splitlines() if s.startswith("presto: ")] == self.said.splitlines()[-1:]
+            assert "Traceback" not in self.said
+            assert "bug" not in self.said
+        return code
+
+
+def lives(member: psutil.Process) -> bool:
+    try:
+        return member.is_running() and member.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def title_of(member: psutil.Process) -> str:
+    try:
+        return " ".join(member.cmdline()).strip() if lives(member) else ""
+    except psutil.Error:
+        return ""
+
+
+def wait_for(happened: Callable[[], object], seconds: float, *, step_s: float = 0.02) -> bool:
+    until = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > until:
+            return False
+        time.sleep(step_s)
+    return True

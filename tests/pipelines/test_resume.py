@@ -1,0 +1,183 @@
+"""Going on: the same command, a run by name, a fork; and one record in MLflow, with every step once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines import train_teacher
+from pipelines.resume import RECORD, Resume
+from pipelines.storage import open_folder
+from pipelines.tracking import RUN_ID, open_tracker
+from presto_core.config.errors import UserError
+from presto_core.config.schema import TeacherStage
+from presto_core.config.sections import TrackingConfig
+from presto_core.metrics.health import Expected
+from presto_core.registry.manifest import Artifact
+from presto_core.training.teacher import TeacherTraining
+from tests.pipelines.synthetic import make_dataset
+from tests.pipelines.test_training_stages import teacher_config, weights_of
+
+TIMES = ("step_seconds", "data_wait_fraction")
+
+
+@pytest.fixture
+def dataset(workdir: Path) -> str:
+    return make_dataset(str(workdir / "data")).uri
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """The next run is interrupted in the middle of a step, as by a second Ctrl-C; later ones are not."""
+    update = TeacherTraining.update
+
+    def interrupted(self, batch, *, generator):
+        if self.state.total_step == at:
+            monkeypatch.setattr(TeacherTraining, "update", update)
+            raise KeyboardInterrupt
+        return update(self, batch, generator=generator)
+
+    monkeypatch.setattr(TeacherTraining, "update", interrupted)
+
+
+def begun(config: TeacherStage, monkeypatch: pytest.MonkeyPatch, at: int = 5) -> str:
+    """Run id of a run that is under way."""
+    interrupt(monkeypatch, at)
+    with pytest.raises(KeyboardInterrupt):
+        train_teacher.run(config)
+    (run_id,) = open_folder(config.storage.root).child("runs").folders()
+    return run_id
+
+
+def series(run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Metric histories of the one MLflow run of a run, but for times."""
+    tracker = open_tracker(TrackingConfig())
+    (found,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{run_id}'")
+    names = [name for name in found.data.metrics if name not in TIMES]
+    histories = {name: tracker.client.get_metric_history(found.info.run_id, name) for name in names}
+    return {name: [(p.step, p.value) for p in points] for name, points in histories.items()}
+
+
+def test_settings_are_recorded_at_the_start_and_gone_at_the_end(dataset: str, monkeypatch):
+    config = teacher_config("store", dataset)
+    run_id = begun(config, monkeypatch)
+    record = json.loads(Path("store/runs", run_id, RECORD).read_text())
+    assert TeacherStage(**record["config"]) == config
+    train_teacher.run(config)
+    assert not Path("store/runs", run_id).exists()
+
+
+def test_a_run_by_name_goes_on_with_the_same_bits(dataset: str, monkeypatch, capsys):
+    whole = train_teacher.run(teacher_config("whole", dataset))
+    config = teacher_config("store", dataset)
+    run_id = begun(config, monkeypatch)
+    resumed = train_teacher.run(config, Resume(run_id))
+    assert "resumed at step 3 of 8" in capsys.readouterr().err
+    assert (resumed.id, weights_of(resumed)) == (run_id, weights_of(whole))
+
+
+def test_other_settings_are_refused_with_the_difference(dataset: str, monkeypatch):
+    run_id = begun(teacher_config("store", dataset), monkeypatch)
+    other = {"teacher.steps": 10, "teacher.optim.learning_rate": 0.5, "loop.log_every": 1}
+    message = (
+        f"run {run_id} was started with other settings: teacher.steps: 8 -> 10, "
+        "teacher.optim.learning_rate: 0.001 -> 0.5; give it the same, or start a new run .* with --fork$"
+    )
+    with pytest.raises(UserError, match=message):
+        train_teacher.run(teacher_config("store", dataset, **other), Resume(run_id))
+    moved = make_dataset(str(Path("elsewhere").absolute())).uri  # the same id: only where it lies is another
+    assert train_teacher.run(teacher_config("store", moved), Resume(run_id)).id == run_id
+
+
+def test_a_fork_starts_from_the_newest_checkpoint_and_remembers_it(dataset: str, monkeypatch, capsys):
+    run_id = begun(teacher_config("store", dataset), monkeypatch)
+    longer = teacher_config("store", dataset, **{"teacher.steps": 10})
+    child = train_teacher.run(longer, Resume(run_id, fork=True))
+    assert "resumed at step 3 of 10" in capsys.readouterr().err
+    assert child.id not in (run_id, train_teacher.run(longer).id)
+    assert child.manifest["parents"] == {"dataset": "0" * 16, "forked_from": f"{run_id}/step-000000003"}
+    tracker = open_tracker(TrackingConfig())
+    (found,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{child.id}'")
+    assert found.data.tags["presto.parent.forked_from"] == f"{run_id}/step-000000003"
+    assert train_teacher.run(teacher_config("store", dataset)).id == run_id  # the run it came from goes on untouched
+
+
+def test_an_interrupted_fork_goes_on_by_name_though_its_origin_is_gone(dataset: str, monkeypatch, capsys):
+    first = begun(teacher_config("store", dataset), monkeypatch)
+    longer = teacher_config("store", dataset, **{"teacher.steps": 10})
+    interrupt(monkeypatch, at=8)
+    with pytest.raises(KeyboardInterrupt):
+        train_teacher.run(longer, Resume(first, fork=True))
+    (child,) = set(open_folder("store").child("runs").folders()) - {first}
+    train_teacher.run(teacher_config("store", dataset))
+    assert train_teacher.run(longer, Resume(child)).id == child
+    assert "resumed at step 6 of 10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("resume", "message"),
+    [
+        (Resume(fork=True), "--fork needs the run to start from; name it: --resume RUN_ID"),
+        (Resume("0" * 16), f"no run {'0' * 16} is under way in .*; there is none"),
+    ],
+)
+def test_a_run_that_is_not_there_is_refused(dataset: str, resume: Resume, message: str):
+    with pytest.raises(UserError, match=message):
+        train_teacher.run(teacher_config("store", dataset), resume)
+
+
+# --- the record
+
+
+def test_every_step_is_recorded_once_with_the_values_of_an_undisturbed_run(dataset: str, monkeypatch):
+    undisturbed = train_teacher.run(teacher_config("whole", dataset, seed=3))
+    expected = series(undisturbed.id)
+    tracker = open_tracker(TrackingConfig())
+    (found,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{undisturbed.id}'")
+    tracker.client.delete_run(found.info.run_id)  # the same run_id is to be recorded anew
+    config = teacher_config("store", dataset, seed=3)
+    for at in (2, 5, 7):  # before the first checkpoint, after rows that are done again, between two rows
+        interrupt(monkeypatch, at)
+        with pytest.raises(KeyboardInterrupt):
+            train_teacher.run(config)
+    resumed = train_teacher.run(config)
+    assert weights_of(resumed) == weights_of(undisturbed)
+    assert series(resumed.id) == expected
+    assert [step for step, _ in expected["dsm_loss"]] == [2, 4, 6, 8]
+
+
+def test_rows_that_mlflow_never_got_are_told_after_a_resume(dataset: str, monkeypatch):
+    """As when the command is killed before it could send them: they lie beside the checkpoint."""
+    from pipelines.tracked import TrackedRun
+
+    config = teacher_config("store", dataset)
+    with monkeypatch.context() as deaf:
+        deaf.setattr(TrackedRun, "_send", lambda self: None)
+        run_id = begun(config, monkeypatch, at=7)
+    train_teacher.run(config)
+    assert [step for step, _ in series(run_id)["dsm_loss"]] == [2, 4, 6, 8]
+
+
+# --- health
+
+
+def unhealthy(dataset: str, monkeypatch: pytest.MonkeyPatch, **overrides: object) -> Artifact:
+    """A run whose gradient norm can never be where it is said to belong."""
+    monkeypatch.setattr(train_teacher, "TEACHER", {"grad_norm": Expected(0.0, 1e-9, "the gradient explodes")})
+    keys = {"loop.log_every": 1, "loop.checkpoint_every": 100, "health.patience": 2} | overrides
+    return train_teacher.run(teacher_config("store", dataset, **keys))
+
+
+def test_an_unhealthy_signal_warns_once_and_the_run_goes_on(dataset: str, monkeypatch, capsys):
+    unhealthy(dataset, monkeypatch)
+    assert capsys.readouterr().err.count("is outside 0 ... 1e-09: the gradient explodes") == 1
+
+
+def test_an_unhealthy_signal_that_stays_ends_the_run_where_that_is_wanted(dataset: str, monkeypatch, capsys):
+    message = r"stopped, and its state is saved: grad_norm = .*the gradient explodes, for 4 rows up to step 4; mend"
+    with pytest.raises(UserError, match=message):
+        unhealthy(dataset, monkeypatch, **{"health.stop": True})
+    assert "step 2: grad_norm" in capsys.readouterr().err
+    unhealthy(dataset, monkeypatch)  # the same run: the setting is not part of its result
+    assert "resumed at step 5 of 8" in capsys.readouterr().err
