@@ -13,6 +13,7 @@ import torch
 
 from pipelines.cluster import ClusterError, ray_session, training_cpus
 from pipelines.dataset import LatentDataset, open_dataset, stream
+from pipelines.parallel import ray_parallel
 from pipelines.progress import console, progress_bar
 from pipelines.reading import damaged_shards, read_here, read_with_ray
 from pipelines.storage import open_folder
@@ -156,35 +157,13 @@ def _ray_worker(config: dict[str, Any]) -> None:
 
     try:
         reader = read_with_ray if job.cluster.reader == "ray" else read_here
-        _work(job, _ray_parallel(context), report, reader=reader)
+        _work(job, ray_parallel(context), report, reader=reader)
     except DivergenceError as error:
         # every rank stops here together, and a restart would diverge again: end the run without one
         ray.get(board.fail.remote(str(error)))
     except UserError as error:
         ray.get(board.fail.remote(f"worker {rank}: {error}"))
         raise
-
-
-def _ray_parallel(context: Any) -> Parallel:
-    import ray.train.torch
-    from torch import distributed
-    from torch.nn.parallel import DistributedDataParallel
-
-    device, world_size = ray.train.torch.get_device(), context.get_world_size()
-    if world_size == 1:
-        return Parallel(device=device)
-
-    def average(tensor: torch.Tensor) -> torch.Tensor:
-        distributed.all_reduce(tensor)
-        return tensor / world_size
-
-    def distribute(module: torch.nn.Module, *, some_unused: bool = False) -> torch.nn.Module:
-        devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(
-            module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=some_unused
-        )
-
-    return Parallel(context.get_world_rank(), world_size, device, distribute, average)
 
 
 def _work(job: Job, parallel: Parallel, report: Callable[[int, dict[str, float]], None], *, reader: Any) -> None:
