@@ -13,7 +13,7 @@ import torch
 
 from pipelines.cluster import ClusterError, ray_session, training_cpus
 from pipelines.dataset import LatentDataset, open_dataset, stream
-from pipelines.parallel import ray_parallel
+from pipelines.parallel import in_group, in_process
 from pipelines.progress import console, progress_bar
 from pipelines.reading import damaged_shards, read_here, read_with_ray
 from pipelines.storage import open_folder
@@ -21,6 +21,7 @@ from pipelines.tracking import TrackedRun
 from pipelines.watch import Board, Watcher
 from presto_core.config.data import DataConfig
 from presto_core.config.errors import UserError
+from presto_core.config.schema import per_worker
 from presto_core.config.sections import ClusterConfig, LoopConfig
 from presto_core.metrics.health import Expected
 from presto_core.registry.store import read_bytes, write_bytes
@@ -73,7 +74,7 @@ def run_job(job: Job, run: TrackedRun) -> None:
     with progress_bar(job.label, job.total_steps) as bar:
         watcher = Watcher(run, bar, watch=job.watch, expected=job.expected)
         if job.cluster.num_workers == 0:
-            _work(_checked(job), Parallel(), watcher.receive, reader=read_here)
+            _work(_checked(job), in_process(job.loop), watcher.receive, reader=read_here)
             return
         config = job.cluster
         with ray_session(config, cpus=training_cpus(config), gpus=config.num_workers * config.gpus_per_worker):
@@ -92,10 +93,10 @@ def _checked(job: Job) -> Job:
             f"{', '.join(job.skipped)}",
             style="yellow",
         )
-    share = job.global_batch_size // max(job.cluster.num_workers, 1)
+    share = per_worker(job.global_batch_size, job.cluster, job.loop)
     console.print(
         f"{job.label}: an epoch is {rows} rows in {rows // job.global_batch_size} batches of {job.global_batch_size}, "
-        f"{share} a worker"
+        f"{share['batch_size_per_worker']} a worker, accumulated in {share['gradient_accumulation_steps']}"
     )
     return job
 
@@ -147,17 +148,16 @@ def _run_with_ray_train(job: Job, watcher: Watcher) -> None:
 def _ray_worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import ray
-    import ray.train
+    import ray.train.torch
 
-    job, board, context = config["job"], config["board"], ray.train.get_context()
-    rank = context.get_world_rank()
+    job, board, rank = config["job"], config["board"], ray.train.get_context().get_world_rank()
 
     def report(step: int, metrics: dict[str, float]) -> None:
         board.push.remote(step, metrics)
 
     try:
         reader = read_with_ray if job.cluster.reader == "ray" else read_here
-        _work(job, ray_parallel(context), report, reader=reader)
+        _work(job, in_group(ray.train.torch.get_device(), job.loop), report, reader=reader)
     except DivergenceError as error:
         # every rank stops here together, and a restart would diverge again: end the run without one
         ray.get(board.fail.remote(str(error)))

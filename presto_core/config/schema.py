@@ -24,7 +24,7 @@ from presto_core.config.sections import (
     TrackingConfig,
 )
 
-# Where and how a stage runs does not change what it makes.
+# Where and how a stage runs does not change what it makes, but for rounding (workers, micro-batches, sharding).
 UNHASHED = ("storage", "tracking", "cluster", "loop", "inputs")
 
 
@@ -119,7 +119,7 @@ class TeacherStage(StageConfig):
 
     def derived(self) -> dict[str, Any]:
         steps, batch = self.teacher.steps, self.teacher.global_batch_size
-        return {"rows_seen": steps * batch, **_per_worker(batch, self.cluster)}
+        return {"rows_seen": steps * batch, **per_worker(batch, self.cluster, self.loop)}
 
 
 class LayersStage(StageConfig):
@@ -137,7 +137,7 @@ class LayersStage(StageConfig):
 
     def derived(self) -> dict[str, Any]:
         steps, batch = self.layers.steps, self.layers.global_batch_size
-        return {"rows_seen": steps * batch, **_per_worker(batch, self.cluster)}
+        return {"rows_seen": steps * batch, **per_worker(batch, self.cluster, self.loop)}
 
 
 class StepsStage(StageConfig):
@@ -157,7 +157,7 @@ class StepsStage(StageConfig):
     def derived(self) -> dict[str, Any]:
         ratio, batch = self.steps.fake_updates_per_generator_update, self.steps.global_batch_size
         total = self.steps.generator_updates * (ratio + 1)
-        return {"total_steps": total, "rows_seen": total * batch, **_per_worker(batch, self.cluster)}
+        return {"total_steps": total, "rows_seen": total * batch, **per_worker(batch, self.cluster, self.loop)}
 
 
 class EvaluateStage(StageConfig):
@@ -198,5 +198,10 @@ def _require_divisible(name: str, batch: int, cluster: ClusterConfig) -> None:
         raise ValueError(f"{name}={batch} must be a multiple of cluster.num_workers={workers}")
 
 
-def _per_worker(batch: int, cluster: ClusterConfig) -> dict[str, int]:
-    return {"batch_size_per_worker": batch // max(cluster.num_workers, 1)}
+def per_worker(batch: int, cluster: ClusterConfig, loop: LoopConfig) -> dict[str, int]:
+    """What each worker does of a global batch, and in how many micro-batches."""
+    share = batch // max(cluster.num_workers, 1)
+    return {
+        "batch_size_per_worker": share,
+        "gradient_accumulation_steps": -(-share // (loop.micro_batch_size or share)),
+    }

@@ -91,13 +91,17 @@ class OptimConfig(Section):
 
 
 class LoopConfig(Section):
-    """How a run is watched and saved; none of it changes the result."""
+    """How a run computes, is watched and saved; none of it changes the result beyond rounding."""
 
     log_every: Count = 10
     """Updates between two logged rows."""
     checkpoint_every: Count = 100
     """Total steps between two checkpoints."""
     keep_checkpoints: Count = 2
+    micro_batch_size: int = Field(0, ge=0)
+    """Rows a worker puts through the networks at once; gradients of its share of the global batch are accumulated over
+    micro-batches. 0 takes the share whole. Lower it where memory is short: the result stays the same but for rounding,
+    so it is not part of the run_id."""
     autocast: Literal["none", "bf16"] = "none"
     """Reduced precision around networks only; sigma, weights and reductions stay fp32."""
 

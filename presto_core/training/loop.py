@@ -53,7 +53,7 @@ def train(
     while state.total_step < algorithm.total_steps:
         with meter.waiting():
             batch = next(batches)
-        rng = step_generator(seed, rank=parallel.rank, total_step=state.total_step, device=parallel.device)
+        rng = step_generator(seed, total_step=state.total_step, device=parallel.device)
         try:
             metrics = algorithm.update(batch, generator=rng)
         except DivergenceError as error:
@@ -94,14 +94,14 @@ class Meter:
             self.values.setdefault(name, []).append(value)
 
     def drain(self, parallel: Parallel) -> dict[str, float]:
-        """Means over steps and workers; what no worker saw is left out. Starts afresh."""
+        """Means over steps and rows of all workers; what none saw is left out. Starts afresh."""
         seconds = time.perf_counter() - self.started
-        local = {name: torch.stack([v.float() for v in vs]) for name, vs in self.values.items()}
-        means = {name: _mean(v, parallel) for name, v in sorted(local.items())}
-        means["step_seconds"] = seconds / max(self.steps, 1)
-        means["data_wait_fraction"] = self.waited / max(seconds, 1e-9)
+        names = sorted(self.values)
+        means = _means([torch.cat([v.float().flatten() for v in self.values[name]]) for name in names], parallel)
+        found = {name: mean for name, mean in zip(names, means) if not math.isnan(mean)}
+        timing = {"step_seconds": seconds / max(self.steps, 1), "data_wait_fraction": self.waited / max(seconds, 1e-9)}
         self.values, self.started, self.waited, self.steps = {}, time.perf_counter(), 0.0, 0
-        return {name: mean for name, mean in means.items() if not math.isnan(mean)}
+        return found | timing
 
 
 class _Waiting:
@@ -115,9 +115,10 @@ class _Waiting:
         self.meter.waited += time.perf_counter() - self.since
 
 
-def _mean(values: Tensor, parallel: Parallel) -> float:
-    """Mean over steps and workers of the values that are not NaN (a noise bin may be empty in a batch)."""
-    seen = ~values.isnan()
-    total = torch.stack([values.nan_to_num().sum(), seen.sum().float()])
-    sums = parallel.average(total.to(parallel.device))
-    return float(sums[0] / sums[1])
+def _means(observed: list[Tensor], parallel: Parallel) -> list[float]:
+    """Mean of each over all workers' observations that are not NaN (a noise bin may be empty in a batch)."""
+    if not observed:
+        return []
+    totals = torch.stack([torch.stack([v.nansum(), (~v.isnan()).sum().float()]) for v in observed])
+    sums = parallel.average(totals.to(parallel.device))
+    return (sums[:, 0] / sums[:, 1]).tolist()

@@ -49,6 +49,9 @@ def step(optimizer: torch.optim.Optimizer, config: OptimConfig, *, name: str, up
         DivergenceError: the gradient norm is NaN or infinite; nothing was changed.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for p in parameters:
+        if p.grad is None:  # a block that no row ran has gradient 0, however the rows are shared among workers
+            p.grad = torch.zeros_like(p)
     norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
     if not math.isfinite(norm):
         optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""How one process of a run relates to the others: the only thing the loop knows about workers."""
+"""How one process of a run relates to the others: the only thing loop and algorithms know about workers."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ class Parallel:
     """One worker's place in its group.
 
     Attributes:
+        micro_batch_size: rows that go through the networks at once; 0 takes a worker's share whole.
         distribute: wraps a trained network so that its gradients are averaged over workers; `some_unused=True` where
             a step may leave some of its parameters without gradient.
         average: mean of a tensor over workers.
+        synchronise: tells a network that `distribute` gave whether its next backward averages over workers.
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    micro_batch_size: int = 0
     distribute: Distribute = _as_it_is
     average: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    synchronise: Callable[[nn.Module, bool], None] = lambda module, on: None
 
 
 ALONE = Parallel()

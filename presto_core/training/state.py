@@ -35,12 +35,16 @@ class Batch:
     cond: Conditioning
     cursor: Cursor
 
+    def rows(self, index: slice) -> Batch:
+        """Some of its rows; the cursor stays that of the whole batch."""
+        return Batch(self.x0[index], self.cond.rows(index), self.cursor)
+
 
 @dataclass
 class TrainState:
     """Trained networks, optimisers, averages and counters of a run.
 
-    There is no RNG in it: each step's random numbers follow from (seed, rank, total_step).
+    There is no RNG in it: each step's random numbers follow from (seed, total_step).
     """
 
     networks: dict[str, nn.Module]
@@ -86,11 +90,20 @@ class Algorithm(Protocol):
     total_steps: int
 
     def update(self, batch: Batch, *, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step: move whichever networks are due; return scalars to log. The loop counts `total_step`."""
+        """One step: move whichever networks are due. The loop counts `total_step`.
+
+        Args:
+            batch: this worker's share.
+            generator: of this step, in the same state on every worker.
+
+        Returns:
+            What to log: name -> any number of observations, NaN where there is nothing to observe. Means are taken over
+            all of them, so that one a row makes them the same however the batch is shared.
+        """
         ...
 
 
-def step_generator(seed: int, *, rank: int, total_step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random source of one step on one worker, independent of what ran before it."""
-    state = np.random.SeedSequence([seed, rank, total_step]).generate_state(1, np.uint64)[0]
+def step_generator(seed: int, *, total_step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random source of one step, the same on every worker and independent of what ran before it."""
+    state = np.random.SeedSequence([seed, 0, total_step]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

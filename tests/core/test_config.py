@@ -102,6 +102,13 @@ def test_run_id_follows_the_result_and_not_the_place():
     assert load_config(TeacherStage).run_id({"dataset": "b"}) != plain
 
 
+def test_micro_batches_are_derived_and_do_not_change_the_run_id():
+    config = load_config(TeacherStage, None, ["cluster.num_workers=2", "loop.micro_batch_size=6"])
+    assert config.derived()["batch_size_per_worker"] == 16
+    assert config.derived()["gradient_accumulation_steps"] == 3
+    assert config.run_id() == load_config(TeacherStage).run_id()
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_printed_yaml_reproduces_the_configuration(stage: str, tmp_path: Path):
     config = load_config(STAGES[stage], "demo", preset_folder=PRESETS)
