@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipelines.cluster import ClusterError, ray_session, training_cpus
+from pipelines.cluster import READER_CPUS, ClusterError, least_workers, ray_session, resources_per_worker, training_cpus
 from pipelines.dataset import LatentDataset, open_dataset, stream
 from pipelines.parallel import in_group, in_process
 from pipelines.progress import console, progress_bar
@@ -77,7 +77,7 @@ def run_job(job: Job, run: TrackedRun) -> None:
             _work(_checked(job), in_process(job.loop), watcher.receive, reader=read_here)
             return
         config = job.cluster
-        with ray_session(config, cpus=training_cpus(config), gpus=config.num_workers * config.gpus_per_worker):
+        with ray_session(config, cpus=training_cpus(config), gpus=least_workers(config) * config.gpus_per_worker):
             _run_with_ray_train(_checked(job), watcher)
 
 
@@ -112,28 +112,10 @@ def _known_damaged(job: Job, dataset: LatentDataset) -> tuple[str, ...]:
 
 def _run_with_ray_train(job: Job, watcher: Watcher) -> None:
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train import TrainingFailedError
 
-    board = ray.remote(Board).options(num_cpus=0).remote()
-    resources = {"CPU": job.cluster.cpus_per_worker}
-    if job.cluster.gpus_per_worker:
-        resources["GPU"] = job.cluster.gpus_per_worker
-    trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config={"job": job, "board": board},
-        scaling_config=ScalingConfig(
-            num_workers=job.cluster.num_workers,
-            use_gpu=job.cluster.gpus_per_worker > 0,
-            resources_per_worker=resources,
-        ),
-        # Ray keeps only its own bookkeeping here; checkpoints are ours, so that they outlive any Ray session
-        run_config=RunConfig(
-            name=f"attempt-{time.time_ns():x}",
-            storage_path=f"{job.scratch_uri}/ray",
-            failure_config=FailureConfig(max_failures=job.cluster.max_failures),
-        ),
-    )
+    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=_beside_this_command()).remote()
+    trainer = _trainer(job, board)
     with watcher.following(board):
         try:
             trainer.fit()
@@ -145,19 +127,59 @@ def _run_with_ray_train(job: Job, watcher: Watcher) -> None:
         raise UserError(watcher.error)
 
 
+def _beside_this_command() -> Any:
+    """So that no other node's death ends an actor."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def _trainer(job: Job, board: Any) -> Any:
+    """The Ray Train job, of a fixed number of workers or of an elastic one."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.elastic import ElasticTrainer
+
+    config, resources = job.cluster, resources_per_worker(job.cluster)
+    elastic = 0 < config.min_workers < config.num_workers
+    trainer = (ElasticTrainer if elastic else TorchTrainer)(
+        _ray_worker,
+        train_loop_config={"job": job, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=(config.min_workers, config.num_workers) if elastic else config.num_workers,
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        # Ray keeps only its own bookkeeping here; checkpoints are ours, so that they outlive any Ray session
+        run_config=RunConfig(
+            name=f"attempt-{time.time_ns():x}",
+            storage_path=f"{job.scratch_uri}/ray",
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    if not elastic:
+        return trainer
+    readers = {"CPU": config.cpus_per_worker + READER_CPUS}
+    return trainer.with_even_shares(global_batch_size=job.global_batch_size, room=resources | readers)
+
+
 def _ray_worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import ray
     import ray.train.torch
 
-    job, board, rank = config["job"], config["board"], ray.train.get_context().get_world_rank()
+    job, board, context = config["job"], config["board"], ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
 
     def report(step: int, metrics: dict[str, float]) -> None:
-        board.push.remote(step, metrics)
+        elastic = {"workers": workers} if metrics and job.cluster.min_workers else {}
+        board.push.remote(step, metrics | elastic)
 
     try:
         reader = read_with_ray if job.cluster.reader == "ray" else read_here
-        _work(job, in_group(ray.train.torch.get_device(), job.loop), report, reader=reader)
+        _work(job, in_group(ray.train.torch.get_device(), job.loop, job.cluster.parallel), report, reader=reader)
     except DivergenceError as error:
         # every rank stops here together, and a restart would diverge again: end the run without one
         ray.get(board.fail.remote(str(error)))
@@ -179,6 +201,8 @@ def _work(job: Job, parallel: Parallel, report: Callable[[int, dict[str, float]]
     def checkpoint() -> None:
         if main:
             save_checkpoint(checkpoints, algorithm.state, keep=job.loop.keep_checkpoints)
+        elif algorithm.state.sharded:
+            algorithm.state.state_dict()  # hands this worker's parts to rank 0
 
     batches = stream(
         dataset,
@@ -197,6 +221,8 @@ def _work(job: Job, parallel: Parallel, report: Callable[[int, dict[str, float]]
     hooks = Hooks(log=report if main else (lambda step, metrics: None), checkpoint=checkpoint)
     with closing(batches):
         train(algorithm, batches, seed=job.seed, config=job.loop, parallel=parallel, hooks=hooks)
+    for ema in algorithm.state.emas.values():
+        ema.gather()
     if main:
         job.finish(dataset, algorithm.state)
 

@@ -193,15 +193,26 @@ STAGES: dict[str, type[StageConfig]] = {
 
 
 def _require_divisible(name: str, batch: int, cluster: ClusterConfig) -> None:
-    workers = max(cluster.num_workers, 1)
-    if batch % workers:
-        raise ValueError(f"{name}={batch} must be a multiple of cluster.num_workers={workers}")
+    for key in ("num_workers", "min_workers"):
+        workers = max(getattr(cluster, key), 1)
+        if batch % workers:
+            possible = ", ".join(map(str, even_shares(batch, most=workers)))
+            raise ValueError(f"{name}={batch} must be a multiple of cluster.{key}={workers}, as it is of {possible}")
 
 
-def per_worker(batch: int, cluster: ClusterConfig, loop: LoopConfig) -> dict[str, int]:
-    """What each worker does of a global batch, and in how many micro-batches."""
-    share = batch // max(cluster.num_workers, 1)
-    return {
-        "batch_size_per_worker": share,
-        "gradient_accumulation_steps": -(-share // (loop.micro_batch_size or share)),
-    }
+def even_shares(batch: int, *, least: int = 1, most: int) -> list[int]:
+    """Numbers of workers that share a global batch evenly, in ascending order."""
+    return [count for count in range(max(least, 1), most + 1) if batch % count == 0]
+
+
+def per_worker(batch: int, cluster: ClusterConfig, loop: LoopConfig) -> dict[str, Any]:
+    """What each worker does of a global batch, and in how many micro-batches; where elastic, for each group size."""
+    most = max(cluster.num_workers, 1)
+    shares = {count: batch // count for count in even_shares(batch, least=cluster.min_workers or most, most=most)}
+    steps = {count: -(-share // (loop.micro_batch_size or share)) for count, share in shares.items()}
+    derived: dict[str, Any] = {"batch_size_per_worker": shares[most], "gradient_accumulation_steps": steps[most]}
+    if cluster.min_workers:
+        derived["by_number_of_workers"] = {
+            count: f"{share} a worker, accumulated in {steps[count]}" for count, share in shares.items()
+        }
+    return derived

@@ -48,14 +48,16 @@ class LayerDistillation:
         self.p_train = noise_from_config(config.p_train)
         self.budget = budget_of(config, self.depth)
         network = with_budget(teacher, self.budget)
+        ema = Ema(network, config.ema_decay)
         self.denoise = EDMDenoiser(network, sigma_data, autocast_dtype)
         # a batch may leave a block out, on one worker or on all
-        trained = parallel.distribute(network, some_unused=True)
+        trained = parallel.distribute(network, name="layers", some_unused=True)
+        ema.shard_like(network)
         self.trained_denoise = EDMDenoiser(trained, sigma_data, autocast_dtype)
         self.state = TrainState(
             networks={"layers": network},
             optimizers={"layers": optim.adamw(network.parameters(), config.optim)},
-            emas={"layers": Ema(network, config.ema_decay)},
+            emas={"layers": ema},
         )
 
     def update(self, batch: Batch, *, generator: torch.Generator) -> Metrics:
@@ -83,7 +85,7 @@ class LayerDistillation:
     ) -> Tensor:
         """[B]; at full depth the distance is zero, so only samples that skip need a second pass."""
         rows, distances = skipping.nonzero().squeeze(1), hidden.new_zeros(len(hidden))
-        if not len(rows):
+        if not len(rows) and not self.denoise.net.enters_every_block:
             return distances
         with torch.no_grad():
             taps = (self.depth - 1,)

@@ -8,9 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.training.ema import Ema
+from presto_core.training.sharding import load_network, load_optimizer, whole_on_first
 
 
 @dataclass(frozen=True)
@@ -55,29 +57,40 @@ class TrainState:
     cursor: Cursor = field(default_factory=Cursor)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nested dict of tensors and plain values."""
-        return {
+        """Nested dict of tensors and plain values.
+
+        Where networks are sharded, every worker must call it; rank 0 gets whole tensors, the others empty ones.
+        """
+        tensors = {
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
             "emas": {name: ema.network.state_dict() for name, ema in self.emas.items()},
+        }
+        return {
+            **(whole_on_first(tensors) if self.sharded else tensors),
             "ema_updates": {name: ema.updates for name, ema in self.emas.items()},
             "total_step": self.total_step,
             "generator_step": self.generator_step,
             "cursor": {"epoch": self.cursor.epoch, "row": self.cursor.row},
         }
 
+    @property
+    def sharded(self) -> bool:
+        """Whether this worker holds only a part of some network."""
+        return any(isinstance(p, DTensor) for net in self.networks.values() for p in net.parameters())
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore in place what `state_dict` gave.
+        """Restore in place what `state_dict` gave rank 0, under the same sharding or another.
 
         Raises:
-            RuntimeError, KeyError: the state belongs to other networks.
+            RuntimeError, ValueError, KeyError: the state belongs to other networks.
         """
         for name, net in self.networks.items():
-            net.load_state_dict(state["networks"][name])
+            load_network(net, state["networks"][name])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            load_optimizer(optimizer, state["optimizers"][name])
         for name, ema in self.emas.items():
-            ema.network.load_state_dict(state["emas"][name])
+            load_network(ema.network, state["emas"][name])
             ema.updates = state["ema_updates"][name]
         self.total_step, self.generator_step = state["total_step"], state["generator_step"]
         self.cursor = Cursor(**state["cursor"])

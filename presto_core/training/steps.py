@@ -77,20 +77,23 @@ class StepDistillation:
             channels=config.gan.head_channels,
             layers=config.gan.head_layers,
         ).to(parallel.device)
+        ema = Ema(generator, config.ema_decay)
         self._wrap(teacher, generator, fake_score, head, autocast_dtype)
-        self.state = _new_state(config, generator, fake_score, head)
+        ema.shard_like(generator)
+        self.state = _new_state(config, generator, fake_score, head, ema)
 
     def _wrap(self, teacher: DiT, generator: DiT, fake_score: DiT, head: PatchHead, dtype: torch.dtype | None) -> None:
         """Denoisers to call; those named `trained_*` average their gradients over workers."""
         distribute = self.parallel.distribute
         frozen = teacher.requires_grad_(False).eval()
+        self.parallel.hold(frozen, "real_score")
         self.real_score = guided(EDMDenoiser(frozen, self.sigma_data, dtype), self.config.guidance_scale)
         self.generator = EDMDenoiser(generator, self.sigma_data, dtype)
         self.fake_score = EDMDenoiser(fake_score, self.sigma_data, dtype)
         # with a budget, a batch may leave a block out
-        trained_generator = distribute(generator, some_unused=self.budget is not None)
+        trained_generator = distribute(generator, name="generator", some_unused=self.budget is not None)
         self.trained_generator = EDMDenoiser(trained_generator, self.sigma_data, dtype)
-        self.trained_fake_score = EDMDenoiser(distribute(fake_score), self.sigma_data, dtype)
+        self.trained_fake_score = EDMDenoiser(distribute(fake_score, name="fake_score"), self.sigma_data, dtype)
         self.adversary = Adversary(
             self.config.gan,
             self.p_gan,
@@ -98,7 +101,7 @@ class StepDistillation:
             fake_score=self.fake_score,
             trained_fake_score=self.trained_fake_score,
             head=head,
-            trained_head=distribute(head) if self.adversarial else head,
+            trained_head=distribute(head, name="head") if self.adversarial else head,
         )
 
     @property
@@ -240,7 +243,7 @@ class StepDistillation:
         return part.draws.noised(part.batch.x0, sigma), sigma
 
 
-def _new_state(config: StepsConfig, generator: DiT, fake_score: DiT, head: PatchHead) -> TrainState:
+def _new_state(config: StepsConfig, generator: DiT, fake_score: DiT, head: PatchHead, ema: Ema) -> TrainState:
     networks: dict[str, nn.Module] = {"generator": generator, "fake_score": fake_score, "head": head}
     sections = {
         "generator": config.generator_optim,
@@ -250,7 +253,7 @@ def _new_state(config: StepsConfig, generator: DiT, fake_score: DiT, head: Patch
     return TrainState(
         networks=networks,
         optimizers={name: optim.adamw(networks[name].parameters(), sections[name]) for name in networks},
-        emas={"generator": Ema(generator, config.ema_decay)},
+        emas={"generator": ema},
     )
 
 

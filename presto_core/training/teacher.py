@@ -41,11 +41,13 @@ class TeacherTraining:
         self.total_steps = config.steps
         self.sigma_data = sigma_data
         self.p_train = noise_from_config(config.p_train)
-        self.denoise = EDMDenoiser(parallel.distribute(network), sigma_data, autocast_dtype)
+        ema = Ema(network, config.ema_decay)
+        self.denoise = EDMDenoiser(parallel.distribute(network, name="teacher"), sigma_data, autocast_dtype)
+        ema.shard_like(network)
         self.state = TrainState(
             networks={"teacher": network},
             optimizers={"teacher": optim.adamw(network.parameters(), config.optim)},
-            emas={"teacher": Ema(network, config.ema_decay)},
+            emas={"teacher": ema},
         )
 
     def update(self, batch: Batch, *, generator: torch.Generator) -> Metrics:

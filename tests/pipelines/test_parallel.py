@@ -10,7 +10,7 @@ from presto_core.diffusion.noise import LogNormal
 from presto_core.training.draws import Draws
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import step_generator
-from tests.pipelines.group import ALGORITHMS, alone, difference, double_precision, in_processes, result
+from tests.pipelines.group import ALGORITHMS, alone, difference, double_precision, in_processes, result, together
 
 FP64 = 1e-10  # of a tensor's largest number; what is measured is below 2e-12
 Results = dict[str, dict[str, Tensor]]
@@ -21,8 +21,8 @@ def every_algorithm(parallel: Parallel, micro_batch_size: int) -> Results:
         return {name: result(name, parallel, micro_batch_size=micro_batch_size) for name in ALGORITHMS}
 
 
-def two_ways(parallel: Parallel) -> list[Results]:
-    return [every_algorithm(parallel, 0), every_algorithm(parallel, 3)]
+def two_ways() -> list[Results]:
+    return [every_algorithm(together(), 0), every_algorithm(together(), 3)]
 
 
 @pytest.fixture(scope="module")
