@@ -66,8 +66,19 @@ def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Itera
 
 
 def training_cpus(config: ClusterConfig) -> float:
-    """CPUs that a group of training workers and their readers take."""
-    return max(config.num_workers, 1) * (config.cpus_per_worker + READER_CPUS)
+    """CPUs that the smallest group of training workers and their readers take."""
+    return least_workers(config) * (config.cpus_per_worker + READER_CPUS)
+
+
+def least_workers(config: ClusterConfig) -> int:
+    """Workers without which training does not start."""
+    return max(config.min_workers or config.num_workers, 1)
+
+
+def resources_per_worker(config: ClusterConfig) -> dict[str, float]:
+    """As Ray names them."""
+    gpus = {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
+    return {"CPU": config.cpus_per_worker, **gpus}
 
 
 def ordered(items: list[dict[str, Any]], *, may_fail: bool = False) -> Any:

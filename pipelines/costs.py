@@ -79,7 +79,7 @@ def _hidden_variance(model: Model, rows: Rows) -> list[dict[str, Any]]:
     x0, cond = model.card.normalised(latents), conditioning_of(rows).to(model.device)
     found = []
     for sigma in VARIANCE_SIGMAS:
-        rng = step_generator(0, rank=0, total_step=0, device=model.device)
+        rng = step_generator(0, total_step=0, device=model.device)
         noisy = add_noise(x0, full_sigma(sigma, x0), generator=rng)
         with watched(model.blocks) as record:
             denoise_at(model.denoise, noisy, sigma, cond, model.budget_at)
@@ -95,7 +95,7 @@ def _blocks_run(model: Model, clip: partial[Tensor]) -> int:
 
 
 def _one_clip(config: EvaluateStage, system: System, model: Model, cond: Any) -> Tensor:
-    rng = step_generator(config.seed, rank=0, total_step=0, device=model.device)
+    rng = step_generator(config.seed, total_step=0, device=model.device)
     noise = model.noise(1, generator=rng)
     return system.sample(model, noise, cond, schedule=config.evaluate.schedule, generator=rng)
 

@@ -55,7 +55,7 @@ def run(config: GenerateStage) -> list[Clip]:
 def _generate(config: GenerateStage, model: Model, prompt: str, folder: Path) -> Clip:
     started = time.perf_counter()
     settings, rate_hz = config.generate, model.codec.sample_rate_hz
-    rng = step_generator(settings.seed, rank=0, total_step=0)
+    rng = step_generator(settings.seed, total_step=0)
     noise = model.noise(1, generator=rng, frames=_frames(model, settings.seconds))
     cond = told(model, [prompt], tempo_bpm=settings.tempo_bpm, key=settings.key)
     if model.artifact.kind == "generator":

@@ -134,7 +134,7 @@ class SystemSampler:
         if system.role in ("train", "held_out"):
             with torch.inference_mode():
                 return model.codec.decode(torch.tensor(np.asarray(rows.latents, dtype=np.float32)))
-        rng = step_generator(self.config.seed, rank=0, total_step=start, device=model.device)
+        rng = step_generator(self.config.seed, total_step=start, device=model.device)
         noise = model.noise(count, generator=rng)
         cond = conditioning_of(rows).to(model.device)
         x0 = system.sample(model, noise, cond, schedule=self.config.evaluate.schedule, generator=rng)

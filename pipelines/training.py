@@ -106,6 +106,8 @@ def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
             f"{job.label} stopped at step {state.total_step} of {algorithm.total_steps}, since "
             f"{line.stop_reason() or 'a worker was told to end'}; its state is saved, run the same command to go on"
         )
+    for ema in state.emas.values():
+        ema.gather()
     if main:
         job.finish(dataset, state)
 

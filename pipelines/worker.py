@@ -10,11 +10,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-
-from pipelines.cluster import ClusterError, ray_session, training_cpus
+from pipelines.cluster import READER_CPUS, ClusterError, least_workers, ray_session, resources_per_worker, training_cpus
 from pipelines.dataset import LatentDataset, open_dataset
 from pipelines.journal import report_missed
+from pipelines.parallel import in_group, in_process
 from pipelines.progress import console, progress_bar
 from pipelines.reading import damaged_shards, read_here, read_with_ray
 from pipelines.stopping import PREEMPTED, Stop, StoppedError, listen_in_worker, preempted
@@ -23,9 +22,9 @@ from pipelines.tracking import TrackedRun
 from pipelines.training import Job, Line, work
 from pipelines.watch import Board, Watcher
 from presto_core.config.errors import UserError
+from presto_core.config.schema import per_worker
 from presto_core.registry.store import read_bytes, write_bytes
 from presto_core.training.divergence import DivergenceError
-from presto_core.training.parallel import Parallel
 from presto_core.training.saving import SaveError
 
 SKIPPED = "skipped_shards.json"
@@ -49,7 +48,7 @@ def run_job(job: Job, run: TrackedRun) -> None:
         try:
             if job.cluster.num_workers == 0:
                 line = Line(watcher.receive, watcher.warn, lambda: stop.reason)
-                work(_checked(job), Parallel(), line, reader=read_here)
+                work(_checked(job), in_process(job.loop), line, reader=read_here)
             else:
                 _run_in_ray(job, watcher)
         except StoppedError:
@@ -70,10 +69,10 @@ def _checked(job: Job) -> Job:
             f"{', '.join(job.skipped)}",
             style="yellow",
         )
-    share = job.global_batch_size // max(job.cluster.num_workers, 1)
+    share = per_worker(job.global_batch_size, job.cluster, job.loop)
     console.print(
         f"{job.label}: an epoch is {rows} rows in {rows // job.global_batch_size} batches of {job.global_batch_size}, "
-        f"{share} a worker"
+        f"{share['batch_size_per_worker']} a worker, accumulated in {share['gradient_accumulation_steps']}"
     )
     return job
 
@@ -90,16 +89,11 @@ def _known_damaged(job: Job, dataset: LatentDataset) -> tuple[str, ...]:
 def _run_in_ray(job: Job, watcher: Watcher) -> None:
     import ray
     from ray.train import TrainingFailedError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     config = job.cluster
-    with ray_session(config, cpus=training_cpus(config), gpus=config.num_workers * config.gpus_per_worker):
+    with ray_session(config, cpus=training_cpus(config), gpus=least_workers(config) * config.gpus_per_worker):
         watcher.stop.listen()  # ray.init took the signal handlers for itself
-        # beside this command, so that no other node takes it along
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        board = (
-            ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
-        )  # no other node's death ends it
+        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=_beside_this_command()).remote()
         fit = _InBackground(_trainer(_checked(job), board).fit)
         while not fit.done.wait(POLL_S):
             watcher.poll(board)
@@ -129,41 +123,55 @@ class _InBackground:
         self.done.set()
 
 
+def _beside_this_command() -> Any:
+    """So that no other node's death ends an actor."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def _trainer(job: Job, board: Any) -> Any:
-    """The Ray Train job; Ray keeps only its own bookkeeping in its storage, as checkpoints outlive a Ray session."""
+    """The Ray Train job, of a fixed number of workers or of an elastic one."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    resources = {"CPU": job.cluster.cpus_per_worker}
-    if job.cluster.gpus_per_worker:
-        resources["GPU"] = job.cluster.gpus_per_worker
-    return TorchTrainer(
+    from pipelines.elastic import ElasticTrainer
+
+    config, resources = job.cluster, resources_per_worker(job.cluster)
+    elastic = 0 < config.min_workers < config.num_workers
+    trainer = (ElasticTrainer if elastic else TorchTrainer)(
         _ray_worker,
         train_loop_config={"job": job, "board": board},
         scaling_config=ScalingConfig(
-            num_workers=job.cluster.num_workers,
-            use_gpu=job.cluster.gpus_per_worker > 0,
+            num_workers=(config.min_workers, config.num_workers) if elastic else config.num_workers,
+            use_gpu=config.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
+        # Ray keeps only its own bookkeeping here; checkpoints are ours, so that they outlive any Ray session
         run_config=RunConfig(
             name=f"attempt-{time.time_ns():x}",
             storage_path=f"{job.scratch_uri}/ray",
-            failure_config=FailureConfig(max_failures=job.cluster.max_failures),
+            failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
+    if not elastic:
+        return trainer
+    readers = {"CPU": config.cpus_per_worker + READER_CPUS}
+    return trainer.with_even_shares(global_batch_size=job.global_batch_size, room=resources | readers)
 
 
 def _ray_worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import ray
-    import ray.train
+    import ray.train.torch
 
     job, board, context = config["job"], config["board"], ray.train.get_context()
-    rank = context.get_world_rank()
-    line = _line_of(board, rank)
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    line = _line_of(board, rank, told={"workers": float(workers)} if job.cluster.min_workers else {})
     try:
         reader = read_with_ray if job.cluster.reader == "ray" else read_here
-        work(job, _ray_parallel(context), line, reader=reader)
+        work(job, in_group(ray.train.torch.get_device(), job.loop, job.cluster.parallel), line, reader=reader)
     except ENDING as error:
         if rank == 0:
             ray.get(board.fail.remote(str(error), stopped=isinstance(error, StoppedError)))
@@ -172,8 +180,12 @@ def _ray_worker(config: dict[str, Any]) -> None:
         raise
 
 
-def _line_of(board: Any, rank: int) -> Line:
-    """Of a Ray worker: its own SIGTERM and notices, and, now and then on rank 0, what the command asks for."""
+def _line_of(board: Any, rank: int, *, told: dict[str, float]) -> Line:
+    """Of a Ray worker: its own SIGTERM and notices, and, now and then on rank 0, what the command asks for.
+
+    Args:
+        told: goes with every row of metrics.
+    """
     import ray
 
     own, looked_at = listen_in_worker(), 0.0
@@ -185,29 +197,10 @@ def _line_of(board: Any, rank: int) -> Line:
             own.ask(PREEMPTED if preempted() else ray.get(board.stop_reason.remote()) if rank == 0 else "")
         return own.reason
 
-    return Line(board.push.remote, board.warn.remote, stop_reason)
+    def report(step: int, metrics: dict[str, float]) -> None:
+        board.push.remote(step, metrics | told if metrics else {})
 
-
-def _ray_parallel(context: Any) -> Parallel:
-    import ray.train.torch
-    from torch import distributed
-    from torch.nn.parallel import DistributedDataParallel
-
-    device, world_size = ray.train.torch.get_device(), context.get_world_size()
-    if world_size == 1:
-        return Parallel(device=device)
-
-    def average(tensor: torch.Tensor) -> torch.Tensor:
-        distributed.all_reduce(tensor)
-        return tensor / world_size
-
-    def distribute(module: torch.nn.Module, *, some_unused: bool = False) -> torch.nn.Module:
-        devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(
-            module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=some_unused
-        )
-
-    return Parallel(context.get_world_rank(), world_size, device, distribute, average)
+    return Line(report, board.warn.remote, stop_reason)
 
 
 def _first_line(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from presto_core.config.sections import (
     TrackingConfig,
 )
 
-# Where and how a stage runs does not change what it makes.
+# Where and how a stage runs does not change what it makes, but for rounding (workers, micro-batches, sharding).
 UNHASHED = ("storage", "tracking", "cluster", "loop", "health", "inputs")
 
 
@@ -121,7 +121,7 @@ class TeacherStage(StageConfig):
 
     def derived(self) -> dict[str, Any]:
         steps, batch = self.teacher.steps, self.teacher.global_batch_size
-        return {"rows_seen": steps * batch, **_per_worker(batch, self.cluster)}
+        return {"rows_seen": steps * batch, **per_worker(batch, self.cluster, self.loop)}
 
 
 class LayersStage(StageConfig):
@@ -140,7 +140,7 @@ class LayersStage(StageConfig):
 
     def derived(self) -> dict[str, Any]:
         steps, batch = self.layers.steps, self.layers.global_batch_size
-        return {"rows_seen": steps * batch, **_per_worker(batch, self.cluster)}
+        return {"rows_seen": steps * batch, **per_worker(batch, self.cluster, self.loop)}
 
 
 class StepsStage(StageConfig):
@@ -161,7 +161,7 @@ class StepsStage(StageConfig):
     def derived(self) -> dict[str, Any]:
         ratio, batch = self.steps.fake_updates_per_generator_update, self.steps.global_batch_size
         total = self.steps.generator_updates * (ratio + 1)
-        return {"total_steps": total, "rows_seen": total * batch, **_per_worker(batch, self.cluster)}
+        return {"total_steps": total, "rows_seen": total * batch, **per_worker(batch, self.cluster, self.loop)}
 
 
 class EvaluateStage(StageConfig):
@@ -197,10 +197,26 @@ STAGES: dict[str, type[StageConfig]] = {
 
 
 def _require_divisible(name: str, batch: int, cluster: ClusterConfig) -> None:
-    workers = max(cluster.num_workers, 1)
-    if batch % workers:
-        raise ValueError(f"{name}={batch} must be a multiple of cluster.num_workers={workers}")
+    for key in ("num_workers", "min_workers"):
+        workers = max(getattr(cluster, key), 1)
+        if batch % workers:
+            possible = ", ".join(map(str, even_shares(batch, most=workers)))
+            raise ValueError(f"{name}={batch} must be a multiple of cluster.{key}={workers}, as it is of {possible}")
 
 
-def _per_worker(batch: int, cluster: ClusterConfig) -> dict[str, int]:
-    return {"batch_size_per_worker": batch // max(cluster.num_workers, 1)}
+def even_shares(batch: int, *, least: int = 1, most: int) -> list[int]:
+    """Numbers of workers that share a global batch evenly, in ascending order."""
+    return [count for count in range(max(least, 1), most + 1) if batch % count == 0]
+
+
+def per_worker(batch: int, cluster: ClusterConfig, loop: LoopConfig) -> dict[str, Any]:
+    """What each worker does of a global batch, and in how many micro-batches; where elastic, for each group size."""
+    most = max(cluster.num_workers, 1)
+    shares = {count: batch // count for count in even_shares(batch, least=cluster.min_workers or most, most=most)}
+    steps = {count: -(-share // (loop.micro_batch_size or share)) for count, share in shares.items()}
+    derived: dict[str, Any] = {"batch_size_per_worker": shares[most], "gradient_accumulation_steps": steps[most]}
+    if cluster.min_workers:
+        derived["by_number_of_workers"] = {
+            count: f"{share} a worker, accumulated in {steps[count]}" for count, share in shares.items()
+        }
+    return derived

@@ -36,11 +36,42 @@ class InputsConfig(Section):
     """Further models that `evaluate` compares: layer-distilled ones and other generators."""
 
 
+Held = Literal["replicate", "shard"]
+
+
+class ParallelConfig(Section):
+    """How workers hold each network. `replicate`: all of it on each (DDP). `shard`: a part of its weights, gradients,
+    moments and average on each (FSDP2), gathered block by block where it runs. The result is the same but for rounding.
+    """
+
+    teacher: Held = "replicate"
+    """The network that `train-teacher` trains."""
+    layers: Held = "replicate"
+    """The network that `distill-layers` trains."""
+    generator: Held = "replicate"
+    """The few-step generator that `distill-steps` trains."""
+    fake_score: Held = "replicate"
+    real_score: Held = "replicate"
+    """The frozen teacher in `distill-steps`."""
+    offload_real_score: bool = False
+    """Keep the parts of a sharded real score in CPU memory, and on the GPU only the block that runs."""
+
+    @model_validator(mode="after")
+    def _offloads_what_is_sharded(self) -> Self:
+        if self.offload_real_score and self.real_score == "replicate":
+            raise ValueError("offload_real_score=true needs real_score=shard")
+        return self
+
+
 class ClusterConfig(Section):
     address: str = ""
     """Ray address to join; empty starts Ray on this machine (RAY_ADDRESS, when set, wins over empty)."""
     num_workers: int = Field(1, ge=0)
     """Training workers; 0 runs the same loop inside this process, without Ray Train."""
+    min_workers: int = Field(0, ge=0)
+    """Workers that training goes on with when nodes are lost, up to num_workers again when nodes come; each number in
+    between that shares the global batch evenly is used. 0 waits for all num_workers."""
+    parallel: ParallelConfig = ParallelConfig()
     cpus_per_worker: Positive = 0.8
     gpus_per_worker: float = Field(0, ge=0)
     torch_threads: Count = 1
@@ -55,6 +86,12 @@ class ClusterConfig(Section):
     object_store_mb: int = Field(512, ge=80)
     max_failures: int = Field(2, ge=0)
     """Times a training worker group may be restarted from its last checkpoint."""
+
+    @model_validator(mode="after")
+    def _least_below_most(self) -> Self:
+        if self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers={self.min_workers} must not be above num_workers={self.num_workers}")
+        return self
 
 
 class NetworkConfig(Section):
@@ -91,7 +128,7 @@ class OptimConfig(Section):
 
 
 class LoopConfig(Section):
-    """How a run is watched and saved; none of it changes the result."""
+    """How a run computes, is watched and saved; none of it changes the result beyond rounding."""
 
     log_every: Count = 10
     """Updates between two logged rows."""
@@ -101,6 +138,12 @@ class LoopConfig(Section):
     """Newest checkpoints that are kept; with one, nothing is left where that one gets damaged."""
     keep_every: int = Field(0, ge=0)
     """Checkpoints at multiples of this many total steps are kept as well until the run is done; 0 keeps none."""
+    micro_batch_size: int = Field(0, ge=0)
+    """Rows a worker puts through the networks at once; gradients of its share of the global batch are accumulated over
+    micro-batches. 0 takes the share whole. Lower it where memory is short: the result stays the same but for rounding,
+    so it is not part of the run_id."""
+    activation_checkpointing: bool = False
+    """Compute activations inside transformer blocks again in the backward pass instead of keeping them."""
     autocast: Literal["none", "bf16"] = "none"
     """Reduced precision around networks only; sigma, weights and reductions stay fp32."""
 

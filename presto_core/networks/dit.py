@@ -1,8 +1,7 @@
 """The diffusion transformer over latent frames: the raw network F inside every denoiser of the project.
 
-Peebles & Xie 2023 (AdaLN-zero), with rotary positions, SwiGLU, normalised queries and keys, and cross-attention to the
-caption. Contract: `net(x_scaled, c_noise, cond, budget)`, where a budget is the number of blocks that run; with `taps`,
-the activations that a discriminator reads.
+Peebles & Xie 2023, with blocks as `block` describes them. Contract: `net(x_scaled, c_noise, cond, budget)`, where a
+budget is the number of blocks that run; with `taps`, the activations that a discriminator reads.
 """
 
 from __future__ import annotations
@@ -13,80 +12,9 @@ from torch import Tensor, nn
 
 from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.networks.embeddings import BudgetEmbedding, ConditionEmbedding, NoiseEmbedding, rotary_angles, rotate
+from presto_core.networks.block import Block, modulated
+from presto_core.networks.embeddings import BudgetEmbedding, ConditionEmbedding, NoiseEmbedding, rotary_angles
 from presto_core.networks.layer_budget import Mode, kept_blocks, require_fits
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.q_norm, self.k_norm = nn.RMSNorm(dim // heads), nn.RMSNorm(dim // heads)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """x: [B, N, D] -> [B, N, D]."""
-        q, k, v = (_split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
-        q, k = rotate(self.q_norm(q), *rotary), rotate(self.k_norm(k), *rotary)
-        return self.out(_join_heads(F.scaled_dot_product_attention(q, k, v)))
-
-
-class CrossAttention(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(dim, dim, bias=False)
-        self.kv = nn.Linear(dim, 2 * dim, bias=False)
-        self.q_norm, self.k_norm = nn.RMSNorm(dim // heads), nn.RMSNorm(dim // heads)
-        self.out = nn.Linear(dim, dim)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, x: Tensor, context: Tensor, visible: Tensor) -> Tensor:
-        """x: [B, N, D] attends to context: [B, S, D] where visible: [B, S]."""
-        k, v = (_split_heads(t, self.heads) for t in self.kv(context).chunk(2, dim=-1))
-        q = self.q_norm(_split_heads(self.q(x), self.heads))
-        mask = visible[:, None, None, :]
-        return self.out(_join_heads(F.scaled_dot_product_attention(q, self.k_norm(k), v, attn_mask=mask)))
-
-
-class SwiGLU(nn.Module):
-    """Gated feed-forward (Shazeer 2020); `ratio` counts as if ungated, so 4 costs what a plain 4x MLP costs."""
-
-    def __init__(self, dim: int, ratio: float) -> None:
-        super().__init__()
-        hidden = max(8, round(dim * ratio * 2 / 3 / 8) * 8)
-        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
-
-
-class Block(nn.Module):
-    """Self-attention, cross-attention and feed-forward, modulated by AdaLN-zero."""
-
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        dim = config.dim
-        self.attention = SelfAttention(dim, config.heads)
-        self.cross_norm = nn.RMSNorm(dim)
-        self.cross = CrossAttention(dim, config.heads)
-        self.mlp = SwiGLU(dim, config.mlp_ratio)
-        self.modulation = nn.Linear(dim, 6 * dim)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-
-    def forward(
-        self, x: Tensor, vector: Tensor, context: Tensor, visible: Tensor, rotary: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """x: [B, N, D] -> [B, N, D]; vector: [B, D] activated noise and condition embedding."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(vector)[:, None].chunk(6, dim=-1)
-        x = x + gate1 * self.attention(_modulated(x, shift1, scale1), rotary)
-        x = x + self.cross(self.cross_norm(x), context, visible)
-        return x + gate2 * self.mlp(_modulated(x, shift2, scale2))
 
 
 class DiT(nn.Module):
@@ -98,7 +26,13 @@ class DiT(nn.Module):
         text_dim: width E of caption embeddings.
         mode: which blocks a budget skips.
         budget_conditioned: add an embedding of the budget to that of the noise level.
+
+    Attributes:
+        enters_every_block: call blocks that no sample runs too, on none. Where blocks are sharded, every worker has to
+            take part in gathering each.
     """
+
+    enters_every_block = False
 
     def __init__(
         self,
@@ -156,10 +90,13 @@ class DiT(nn.Module):
         hidden = self.input(self._tokens(x))
         if taps:
             return self._tapped(hidden, (vector, context, visible), taps)
-        through = self._through_blocks if min(budgets) == max(budgets) else self._through_mixed
+        skips_alike = min(budgets) == max(budgets) and (
+            min(budgets) == self.config.depth or not self.enters_every_block
+        )
+        through = self._through_blocks if skips_alike else self._through_mixed
         hidden = through(hidden, (vector, context, visible), budgets)
         shift, scale = self.final_modulation(vector)[:, None].chunk(2, dim=-1)
-        raw = self._frames(self.output(_modulated(hidden, shift, scale))) + self._filtered(x, vector)
+        raw = self._frames(self.output(modulated(hidden, shift, scale))) + self._filtered(x, vector)
         return (raw, hidden) if with_hidden else raw
 
     def _tapped(self, hidden: Tensor, told: tuple[Tensor, ...], taps: tuple[int, ...]) -> list[Tensor]:
@@ -191,7 +128,7 @@ class DiT(nn.Module):
             if count < len(hidden):
                 finished.append(hidden[count:])
                 hidden = hidden[:count]
-            if count:
+            if count or self.enters_every_block:
                 hidden = block(hidden, *(t[:count] for t in told_ordered), rotary)
         return torch.cat([hidden, *reversed(finished)])[order.argsort()]
 
@@ -224,15 +161,3 @@ class DiT(nn.Module):
         """[B, N, C patch] -> [B, C, N patch]."""
         batch, count, _ = tokens.shape
         return tokens.reshape(batch, count * self.config.patch, self.channels).transpose(1, 2)
-
-
-def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
-
-
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _join_heads(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(-2)

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from presto_core.config.sections import GanConfig
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.diffusion.denoiser import EDMDenoiser, add_noise
+from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.noise import NoiseDistribution
 from presto_core.losses.gan import approximate_r1, discriminator_loss, generator_loss
-from presto_core.training.parallel import Parallel
-from presto_core.training.state import Batch
+from presto_core.training.accumulate import Metrics, MicroBatch
 
 
 class Adversary:
@@ -36,62 +35,58 @@ class Adversary:
         trained_fake_score: EDMDenoiser,
         head: nn.Module,
         trained_head: nn.Module,
-        parallel: Parallel,
     ) -> None:
-        self.config, self.p_gan, self.taps, self.parallel = config, p_gan, taps, parallel
+        self.config, self.p_gan, self.taps = config, p_gan, taps
         self.fake_score, self.head = fake_score, head
         self.trained_fake_score, self.trained_head = trained_fake_score, trained_head
 
-    def discriminator_loss(self, x0: Tensor, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_D on real latents and generated ones x0 [B, C, T], each noised by p_GAN and judged in one pass."""
-        both = torch.cat([batch.x0, x0])
-        sigma = self.p_gan.sample(len(both), generator=rng, device=both.device)
-        noisy, cond = add_noise(both, sigma, generator=rng), Conditioning.cat([batch.cond, batch.cond])
+    def discriminator_loss(self, x0: Tensor, part: MicroBatch) -> tuple[Tensor, Metrics]:
+        """L_D [B] on real latents and generated ones x0 [B, C, T], each noised by p_GAN and judged in one pass."""
+        batch, draws = part.batch, part.draws
+        sigma_real, sigma_fake = draws.sigma(self.p_gan), draws.sigma(self.p_gan)
+        sigma, cond = torch.cat([sigma_real, sigma_fake]), Conditioning.cat([batch.cond, batch.cond])
+        noisy = torch.cat([draws.noised(batch.x0, sigma_real), draws.noised(x0, sigma_fake)])
         scores = self.trained_head(self.trained_fake_score.features(noisy, sigma, cond, taps=self.taps))
         real_scores, fake_scores = scores.chunk(2)
-        loss = discriminator_loss(real_scores, fake_scores, self.config.kind).mean()
+        loss = discriminator_loss(real_scores, fake_scores, self.config.kind)
         metrics = {
             "discriminator_loss": loss.detach(),
-            "d_real": real_scores.detach().mean(),
-            "d_fake": fake_scores.detach().mean(),
+            "d_real": real_scores.detach().mean(dim=1),
+            "d_fake": fake_scores.detach().mean(dim=1),
         }
         if self.config.r1_weight:
-            penalty = self._r1(noisy[: len(x0)], sigma[: len(x0)], batch, real_scores, rng)
+            penalty = self._r1(noisy[: len(x0)], sigma_real, part, real_scores)
             loss, metrics["r1"] = loss + self.config.r1_weight * penalty, penalty.detach()
         return loss, metrics
 
-    def _r1(self, noisy: Tensor, sigma: Tensor, batch: Batch, real_scores: Tensor, rng: torch.Generator) -> Tensor:
-        """Penalty on how fast the score of noised real latents changes."""
+    def _r1(self, noisy: Tensor, sigma: Tensor, part: MicroBatch, real_scores: Tensor) -> Tensor:
+        """[B] penalty on how fast the score of noised real latents changes."""
         std = self.config.r1_std
-        nudged = add_noise(noisy, torch.full_like(sigma, std), generator=rng)
-        features = self.trained_fake_score.features(nudged, sigma, batch.cond, taps=self.taps)
-        return approximate_r1(real_scores, self.trained_head(features), std).mean()
+        nudged = part.draws.noised(noisy, torch.full_like(sigma, std))
+        features = self.trained_fake_score.features(nudged, sigma, part.batch.cond, taps=self.taps)
+        return approximate_r1(real_scores, self.trained_head(features), std)
 
-    def gradient(self, x0: Tensor, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradient(self, x0: Tensor, part: MicroBatch) -> tuple[Tensor, Metrics]:
         """dL_G/dx0 [B, C, T]; the critics' weights take part without a graph of their own."""
-        leaf = x0.clone().requires_grad_()
-        sigma = self.p_gan.sample(len(x0), generator=rng, device=x0.device)
+        leaf, draws = x0.clone().requires_grad_(), part.draws
+        sigma = draws.sigma(self.p_gan)
         with frozen(self.fake_score.net, self.head):
-            noisy = add_noise(leaf, sigma, generator=rng)
-            features = self.fake_score.features(noisy, sigma, batch.cond, taps=self.taps)
-            real_scores = self._real_scores(batch, rng) if self.config.kind == "relativistic" else None
-            loss = generator_loss(self.head(features), self.config.kind, real_scores).mean()
-            (gradient,) = torch.autograd.grad(loss, leaf)
-        return gradient, {"gan_loss": loss.detach(), "gan_grad_norm": gradient.norm()}
+            features = self.fake_score.features(draws.noised(leaf, sigma), sigma, part.batch.cond, taps=self.taps)
+            real_scores = self._real_scores(part) if self.config.kind == "relativistic" else None
+            losses = generator_loss(self.head(features), self.config.kind, real_scores)
+            (gradient,) = torch.autograd.grad(losses.mean(), leaf)
+        return gradient, {"gan_loss": losses.detach()}
 
     @torch.no_grad()
-    def _real_scores(self, batch: Batch, rng: torch.Generator) -> Tensor:
-        sigma = self.p_gan.sample(len(batch.x0), generator=rng, device=batch.x0.device)
-        noisy = add_noise(batch.x0, sigma, generator=rng)
-        return self.head(self.fake_score.features(noisy, sigma, batch.cond, taps=self.taps))
+    def _real_scores(self, part: MicroBatch) -> Tensor:
+        x0, cond, draws = part.batch.x0, part.batch.cond, part.draws
+        sigma = draws.sigma(self.p_gan)
+        return self.head(self.fake_score.features(draws.noised(x0, sigma), sigma, cond, taps=self.taps))
 
-    def weight(self, dmd: Tensor, adversarial: Tensor) -> Tensor:
-        """nu_1, or nu_1 |dL_DMD/dx0| / |dL_G/dx0| with norms over the joined batch of all workers."""
-        nu = torch.tensor(self.config.generator_weight, device=dmd.device)
-        if self.config.weight_mode == "absolute":
-            return nu
-        squares = self.parallel.average(torch.stack([dmd.square().sum(), adversarial.square().sum()]))
-        return nu * (squares[0] / squares[1].clamp(min=1e-20)).sqrt()
+    def weight(self, dmd_norm: Tensor, gan_norm: Tensor) -> Tensor:
+        """nu_1, or nu_1 |dL_DMD/dx0| / |dL_G/dx0|, given those norms over the joined batch of all workers."""
+        nu = torch.tensor(self.config.generator_weight, device=dmd_norm.device)
+        return nu if self.config.weight_mode == "absolute" else nu * dmd_norm / gan_norm.clamp(min=1e-10)
 
 
 @contextmanager

@@ -35,8 +35,8 @@ def any_rank(parallel: Parallel, *flags: Tensor | bool) -> list[bool]:
 
 def has_non_finite(metrics: dict[str, Tensor], device: torch.device) -> Tensor:
     """Whether a metric is NaN or infinite on this rank: a scalar on `device`."""
-    values = [v.to(device, torch.float32) for v in _checked(metrics).values()]
-    return ~torch.stack(values).isfinite().all() if values else torch.tensor(False)
+    values = [v.to(device, torch.float32).flatten() for v in _checked(metrics).values()]
+    return ~torch.cat(values).isfinite().all() if values else torch.tensor(False)
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def _checked(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _kind(value: Tensor) -> float:
-    return NAN if value.isnan() else INFINITE if value.isinf() else FINE
+    return NAN if value.isnan().any() else INFINITE if value.isinf().any() else FINE
 
 
 def _sigma_range(levels: Levels) -> tuple[float, float]:

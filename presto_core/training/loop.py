@@ -50,7 +50,7 @@ def train(
         while state.total_step < algorithm.total_steps:
             with meter.waiting():
                 batch = next(batches)
-            rng = step_generator(seed, rank=parallel.rank, total_step=state.total_step, device=parallel.device)
+            rng = step_generator(seed, total_step=state.total_step, device=parallel.device)
             metrics = algorithm.update(batch, generator=rng)
             diverged, stop = any_rank(parallel, has_non_finite(metrics, parallel.device), hooks.should_stop())
             if diverged:

@@ -51,7 +51,7 @@ class Meter:
         return dict(self.pending)
 
     def drain(self, parallel: Parallel) -> dict[str, float]:
-        """Means over steps and workers; what no worker saw is left out. Starts afresh; every rank calls it."""
+        """Means over steps and rows of all workers; what none saw is left out. Starts afresh; every rank calls it."""
         seconds = time.perf_counter() - self.started
         sums = self.settle(parallel)
         means = {name: total / count for name, (total, count) in sorted(sums.items()) if count}
@@ -67,5 +67,5 @@ def _sum_and_count(values: list[Tensor], device: torch.device) -> Tensor:
 
     In double precision sums of some thousand float32 do not depend on where a checkpoint cuts them in two.
     """
-    stacked = torch.stack([v.to(device, torch.float64) for v in values])
-    return torch.stack([stacked.nan_to_num().sum(), (~stacked.isnan()).sum().double()])
+    joined = torch.cat([v.to(device, torch.float64).flatten() for v in values])
+    return torch.stack([joined.nan_to_num().sum(), (~joined.isnan()).sum().double()])

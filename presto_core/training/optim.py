@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from presto_core.config.sections import OptimConfig
+from presto_core.training.sharding import whole
 
 FINAL_FRACTION = 0.05  # of the learning rate, at the end of a cosine decay
 
@@ -42,7 +43,10 @@ def step(optimizer: torch.optim.Optimizer, config: OptimConfig, *, name: str, up
     moved, and the loop ends the run.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+    for p in parameters:
+        if p.grad is None:  # a block that no row ran has gradient 0, however the rows are shared among workers
+            p.grad = torch.zeros_like(p)
+    norm = float(whole(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)))
     if not math.isfinite(norm):
         optimizer.zero_grad(set_to_none=True)
         return norm

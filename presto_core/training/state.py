@@ -8,9 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.training.ema import Ema
+from presto_core.training.sharding import load_network, load_optimizer, whole_on_first
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,16 @@ class Batch:
     cond: Conditioning
     cursor: Cursor
 
+    def rows(self, index: slice) -> Batch:
+        """Some of its rows; the cursor stays that of the whole batch."""
+        return Batch(self.x0[index], self.cond.rows(index), self.cursor)
+
 
 @dataclass
 class TrainState:
     """Trained networks, optimisers, averages and counters of a run.
 
-    There is no RNG in it: each step's random numbers follow from (seed, rank, total_step).
+    There is no RNG in it: each step's random numbers follow from (seed, total_step).
 
     Attributes:
         pending: what was measured since the last logged row, over all workers: name -> (sum, count).
@@ -55,11 +61,17 @@ class TrainState:
     pending: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nested dict of tensors and plain values."""
-        return {
+        """Nested dict of tensors and plain values.
+
+        Where networks are sharded, every worker must call it; rank 0 gets whole tensors, the others empty ones.
+        """
+        tensors = {
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
             "emas": {name: ema.network.state_dict() for name, ema in self.emas.items()},
+        }
+        return {
+            **(whole_on_first(tensors) if self.sharded else tensors),
             "ema_updates": {name: ema.updates for name, ema in self.emas.items()},
             "total_step": self.total_step,
             "generator_step": self.generator_step,
@@ -67,18 +79,23 @@ class TrainState:
             "pending": dict(self.pending),
         }
 
+    @property
+    def sharded(self) -> bool:
+        """Whether this worker holds only a part of some network."""
+        return any(isinstance(p, DTensor) for net in self.networks.values() for p in net.parameters())
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore in place what `state_dict` gave.
+        """Restore in place what `state_dict` gave rank 0, under the same sharding or another.
 
         Raises:
-            RuntimeError, KeyError: the state belongs to other networks.
+            RuntimeError, ValueError, KeyError: the state belongs to other networks.
         """
         for name, net in self.networks.items():
-            net.load_state_dict(state["networks"][name])
+            load_network(net, state["networks"][name])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            load_optimizer(optimizer, state["optimizers"][name])
         for name, ema in self.emas.items():
-            ema.network.load_state_dict(state["emas"][name])
+            load_network(ema.network, state["emas"][name])
             ema.updates = state["ema_updates"][name]
         self.total_step, self.generator_step = state["total_step"], state["generator_step"]
         self.cursor = Cursor(**state["cursor"])
@@ -92,14 +109,21 @@ class Algorithm(Protocol):
     total_steps: int
 
     def update(self, batch: Batch, *, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step: move whichever networks are due; return scalars to log. The loop counts `total_step`.
+        """One step: move whichever networks are due. The loop counts `total_step`.
 
-        A scalar that is not finite ends the run, except in a part `loss/q1` of a loss of which this batch has none.
+        Args:
+            batch: this worker's share.
+            generator: of this step, in the same state on every worker.
+
+        Returns:
+            What to log: name -> any number of observations, NaN where there is nothing to observe. Means are taken over
+            all of them, so that one a row makes them the same however the batch is shared. One that is not finite ends
+            the run, except in a part `loss/q1` of a loss, of which a row may not be.
         """
         ...
 
 
-def step_generator(seed: int, *, rank: int, total_step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random source of one step on one worker, independent of what ran before it."""
-    state = np.random.SeedSequence([seed, rank, total_step]).generate_state(1, np.uint64)[0]
+def step_generator(seed: int, *, total_step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random source of one step, the same on every worker and independent of what ran before it."""
+    state = np.random.SeedSequence([seed, 0, total_step]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from presto_core.config.sections import TeacherConfig
-from presto_core.diffusion.denoiser import EDMDenoiser, add_noise
+from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.noise import NoiseDistribution, noise_from_config
 from presto_core.losses.dsm import dsm_loss
 from presto_core.training import optim
+from presto_core.training.accumulate import Metrics, MicroBatch, accumulated, micro_batches
 from presto_core.training.ema import Ema
 from presto_core.training.parallel import ALONE, Parallel
 from presto_core.training.state import Batch, TrainState
@@ -36,22 +37,34 @@ class TeacherTraining:
         parallel: Parallel = ALONE,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.parallel = config, parallel
         self.total_steps = config.steps
         self.sigma_data = sigma_data
         self.p_train = noise_from_config(config.p_train)
-        self.denoise = EDMDenoiser(parallel.distribute(network), sigma_data, autocast_dtype)
+        ema = Ema(network, config.ema_decay)
+        self.denoise = EDMDenoiser(parallel.distribute(network, name="teacher"), sigma_data, autocast_dtype)
+        ema.shard_like(network)
         self.state = TrainState(
             networks={"teacher": network},
             optimizers={"teacher": optim.adamw(network.parameters(), config.optim)},
-            emas={"teacher": Ema(network, config.ema_decay)},
+            emas={"teacher": ema},
         )
 
-    def update(self, batch: Batch, *, generator: torch.Generator) -> dict[str, Tensor]:
-        sigma = self.p_train.sample(len(batch.x0), generator=generator, device=batch.x0.device)
-        x0_hat = self.denoise(add_noise(batch.x0, sigma, generator=generator), sigma, batch.cond)
-        losses = dsm_loss(x0_hat, batch.x0, sigma, self.sigma_data)
-        losses.mean().backward()
+    def update(self, batch: Batch, *, generator: torch.Generator) -> Metrics:
+        metrics = accumulated(self._backward, micro_batches(batch, generator, self.parallel))
+        return metrics | self._step()
+
+    def _backward(self, part: MicroBatch) -> Metrics:
+        """Gradient of L_EDM."""
+        x0, cond, draws = part.batch.x0, part.batch.cond, part.draws
+        part.before_backward(self.parallel, self.denoise.net)
+        sigma = draws.sigma(self.p_train)
+        x0_hat = self.denoise(draws.noised(x0, sigma), sigma, cond)
+        losses = dsm_loss(x0_hat, x0, sigma, self.sigma_data)
+        (part.weight * losses.mean()).backward()
+        return observed("dsm_loss", losses.detach(), sigma, self.p_train)
+
+    def _step(self) -> Metrics:
         state = self.state
         norm = optim.step(
             state.optimizers["teacher"],
@@ -61,14 +74,11 @@ class TeacherTraining:
             total_updates=self.total_steps,
         )
         state.emas["teacher"].update(state.networks["teacher"])
-        return {
-            "dsm_loss": losses.detach().mean(),
-            "grad_norm": torch.tensor(norm),
-            **losses_by_sigma("dsm_loss", losses.detach(), sigma, self.p_train),
-        }
+        return {"grad_norm": torch.tensor(norm)}
 
 
-def losses_by_sigma(name: str, losses: Tensor, sigma: Tensor, p: NoiseDistribution) -> dict[str, Tensor]:
-    """Mean loss in each quartile of p(sigma), NaN where the batch has none: `name/q1` holds the least noise."""
+def observed(name: str, losses: Tensor, sigma: Tensor, p: NoiseDistribution) -> Metrics:
+    """losses [B], all and by quartile of p(sigma), NaN where a row is in another; `name/q1` has the least noise."""
     quartile = (p.cdf(sigma) * SIGMA_BINS).long().clamp(max=SIGMA_BINS - 1)
-    return {f"{name}/q{i + 1}": losses[quartile == i].mean() for i in range(SIGMA_BINS)}
+    bins = {f"{name}/q{i + 1}": losses.where(quartile == i, torch.nan) for i in range(SIGMA_BINS)}
+    return {name: losses, **bins}

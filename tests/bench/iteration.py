@@ -26,7 +26,7 @@ def measure(network: NetworkConfig, steps: StepsConfig, *, rounds: int) -> list[
 
     def iteration() -> None:
         for _ in range(critic_updates + 1):
-            rng = step_generator(0, rank=0, total_step=algorithm.state.total_step)
+            rng = step_generator(0, total_step=algorithm.state.total_step)
             algorithm.update(batch, generator=rng)
             algorithm.state.total_step += 1
 

@@ -79,7 +79,7 @@ def sampling(net: DiT, budget: LayerBudget | None, frames: int) -> Call:
 
 def generator_pass(net: DiT, budget: LayerBudget | None, steps: StepsConfig, frames: int) -> Call:
     """The generator's part of its update: its pass over a batch with noise from p_gen, and back."""
-    batch, rng = example_batch(steps.global_batch_size, frames), step_generator(0, rank=0, total_step=0)
+    batch, rng = example_batch(steps.global_batch_size, frames), step_generator(0, total_step=0)
     sigma = noise_from_config(steps.p_gen).sample(len(batch.x0), generator=rng)
     noisy, denoise = add_noise(batch.x0, sigma, generator=rng), EDMDenoiser(net, 1.0)
 
@@ -93,7 +93,7 @@ def training_step(teacher: DiT, layers: LayersConfig, frames: int) -> Call:
     """One update without self-teacher, whose own pass would hide what the budgets save; the same noise levels each."""
     algorithm = LayerDistillation(layers.model_copy(update={"self_teacher_weight": 0.0}), teacher, sigma_data=1.0)
     batch = example_batch(layers.global_batch_size, frames)
-    return lambda: algorithm.update(batch, generator=step_generator(0, rank=0, total_step=0))
+    return lambda: algorithm.update(batch, generator=step_generator(0, total_step=0))
 
 
 def _compared(what: str, call: Call, against: str, other: Call, *, rounds: int) -> Comparison:

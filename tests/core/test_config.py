@@ -66,7 +66,12 @@ def test_values_are_yaml():
         ("steps.gan.taps=[1", "is not valid YAML"),
         ("steps.p_gen={kind: karras, sigma_min: 5, sigma_max: 1}", "sigma_min=5.0 must be below sigma_max=1.0"),
         ("steps.p_gen={kind: mixture, weights: [1]}", "2 components, 1 weights"),
-        ("cluster.num_workers=3", "steps.global_batch_size=16 must be a multiple of cluster.num_workers=3"),
+        (
+            "cluster.num_workers=3",
+            "steps.global_batch_size=16 must be a multiple of cluster.num_workers=3, as it is of 1",
+        ),
+        ("cluster.min_workers=2", "min_workers=2 must not be above num_workers=1"),
+        ("cluster.parallel.offload_real_score=true", "offload_real_score=true needs real_score=shard"),
     ],
 )
 def test_every_mistake_is_one_sentence_with_its_mend(override: str, message: str):
@@ -100,6 +105,25 @@ def test_run_id_follows_the_result_and_not_the_place():
     assert load_config(TeacherStage, None, ["inputs.dataset=other"]).run_id({"dataset": "a"}) == plain
     assert load_config(TeacherStage, None, ["seed=1"]).run_id({"dataset": "a"}) != plain
     assert load_config(TeacherStage).run_id({"dataset": "b"}) != plain
+
+
+def test_micro_batches_are_derived_and_do_not_change_the_run_id():
+    config = load_config(TeacherStage, None, ["cluster.num_workers=2", "loop.micro_batch_size=6"])
+    assert config.derived()["batch_size_per_worker"] == 16
+    assert config.derived()["gradient_accumulation_steps"] == 3
+    assert config.run_id() == load_config(TeacherStage).run_id()
+
+
+def test_elastic_groups_keep_the_global_batch():
+    keys = ["teacher.global_batch_size=24", "cluster.num_workers=8", "cluster.min_workers=3", "loop.micro_batch_size=4"]
+    assert load_config(TeacherStage, None, keys).derived()["by_number_of_workers"] == {
+        3: "8 a worker, accumulated in 2",
+        4: "6 a worker, accumulated in 2",
+        6: "4 a worker, accumulated in 1",
+        8: "3 a worker, accumulated in 1",
+    }
+    with pytest.raises(ConfigError, match=r"=24 must be a multiple of cluster\.min_workers=5, as it is of 1, 2, 3, 4"):
+        load_config(TeacherStage, None, [*keys, "cluster.min_workers=5"])
 
 
 @pytest.mark.parametrize("stage", STAGES)

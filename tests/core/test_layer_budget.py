@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from presto_core.config.errors import UserError
 from presto_core.config.layers import FullBudget, PrestoLBudget, PrestoLSBudget, TableBudget, UniformBudget
 from presto_core.diffusion.noise import DiscreteGrid, KarrasInference, LogNormal, LogUniform, NoiseDistribution
-from presto_core.networks.dit import Block, DiT
+from presto_core.networks.block import Block
+from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget, kept_blocks
 from presto_core.samplers.schedule import few_step_sigmas
 from presto_core.training.model import with_budget

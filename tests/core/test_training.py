@@ -10,10 +10,12 @@ from presto_core.config.schema import StepsStage
 from presto_core.config.sections import LoopConfig, OptimConfig, StepsConfig, TeacherConfig
 from presto_core.registry.store import Folder
 from presto_core.training import optim
+from presto_core.training.accumulate import micro_batches
 from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
 from presto_core.training.ema import Ema
 from presto_core.training.loop import Hooks, train
 from presto_core.training.optim import learning_rate
+from presto_core.training.parallel import ALONE
 from presto_core.training.state import step_generator
 from presto_core.training.steps import Phase, StepDistillation
 from presto_core.training.teacher import TeacherTraining
@@ -51,7 +53,7 @@ def test_five_critic_steps_then_one_generator_step(ratio: int):
     phases = []
     for batch in itertools.islice(batches(), algorithm.total_steps):
         phases.append(algorithm.phase)
-        algorithm.update(batch, generator=step_generator(0, rank=0, total_step=algorithm.state.total_step))
+        algorithm.update(batch, generator=step_generator(0, total_step=algorithm.state.total_step))
         algorithm.state.total_step += 1
     assert phases == ([Phase.CRITIC] * ratio + [Phase.GENERATOR]) * 4
     assert algorithm.state.generator_step == 4
@@ -129,10 +131,11 @@ def test_generator_gradient_equals_autograd_of_the_written_loss():
     algorithm = distillation(**{"gan.weight_mode": "absolute", "gan.generator_weight": 0.1})
     run(algorithm, 5)
     batch = next(batches())
-    x_in, sigma = algorithm._generator_input(batch, step_generator(0, rank=0, total_step=9))
+    (part,) = micro_batches(batch, step_generator(0, total_step=9), ALONE)
+    x_in, sigma = algorithm._generator_input(part)
     x0 = algorithm.generate(x_in, sigma, batch.cond)
-    dmd, _ = algorithm._dmd(x0.detach(), batch, step_generator(1, rank=0, total_step=9))
-    gan, _ = algorithm.adversary.gradient(x0.detach(), batch, step_generator(2, rank=0, total_step=9))
+    dmd, _ = algorithm._dmd(x0.detach(), part)
+    gan, _ = algorithm.adversary.gradient(x0.detach(), part)
     net = algorithm.state.networks["generator"]
     two_stage = torch.autograd.grad(x0, list(net.parameters()), dmd + 0.1 * gan, retain_graph=True)
     g = dmd * dmd.numel()  # L_DMD's gradient is g / n
@@ -146,7 +149,8 @@ def test_rollout_inputs_follow_the_generators_own_trajectory():
     algorithm = distillation(generator_input="rollout")
     batch, levels = next(batches()), set()
     for step in range(40):
-        x, sigma = algorithm._generator_input(batch, step_generator(0, rank=0, total_step=step))
+        (part,) = micro_batches(batch, step_generator(0, total_step=step), ALONE)
+        x, sigma = algorithm._generator_input(part)
         levels.add(round(float(sigma[0]), 3))
         assert not x.requires_grad
         assert x.shape == batch.x0.shape
@@ -182,10 +186,10 @@ def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in ("step_seconds", "data_wait_fraction")} for row in rows]
 
 
-def test_step_generators_differ_by_seed_rank_and_step():
+def test_step_generators_differ_by_seed_and_step():
     draws = {
-        float(torch.rand(1, generator=step_generator(seed, rank=rank, total_step=step)))
-        for seed, rank, step in itertools.product(range(3), range(3), range(3))
+        float(torch.rand(1, generator=step_generator(seed, total_step=step)))
+        for seed, step in itertools.product(range(3), range(9))
     }
     assert len(draws) == 27
 

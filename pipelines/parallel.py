@@ -1,0 +1,107 @@
+"""Where a worker's `Parallel` is made from the configuration: how one process of a run relates to the others."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from presto_core.config.sections import LoopConfig, ParallelConfig
+from presto_core.networks.dit import DiT
+from presto_core.training.parallel import Parallel
+
+
+def in_process(loop: LoopConfig) -> Parallel:
+    """The only process of a run, without a group."""
+
+    def distribute(module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module:
+        return _checkpointed(module, loop)
+
+    return Parallel(micro_batch_size=loop.micro_batch_size, distribute=distribute)
+
+
+def in_group(device: torch.device, loop: LoopConfig, config: ParallelConfig | None = None) -> Parallel:
+    """This process's place in the group that torch.distributed has been told of: gloo on CPUs, nccl on GPUs.
+
+    Args:
+        config: which networks are sharded.
+    """
+    world_size = distributed.get_world_size()
+    if world_size == 1:
+        return replace(in_process(loop), device=device)
+
+    def average(tensor: torch.Tensor) -> torch.Tensor:
+        distributed.all_reduce(tensor)
+        return tensor / world_size
+
+    spread = _Spread(init_device_mesh(device.type, (world_size,)), loop, config or ParallelConfig())
+    return Parallel(
+        rank=distributed.get_rank(),
+        world_size=world_size,
+        device=device,
+        micro_batch_size=loop.micro_batch_size,
+        distribute=spread.distribute,
+        hold=spread.hold,
+        average=average,
+        synchronise=_synchronise,
+    )
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Puts networks on workers: `replicate` is DDP, `shard` is FSDP2."""
+
+    mesh: DeviceMesh
+    loop: LoopConfig
+    config: ParallelConfig
+
+    def distribute(self, module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module:
+        _checkpointed(module, self.loop)
+        if self._sharded(name):
+            return self._shard(module)
+        devices = [torch.cuda.current_device()] if self.mesh.device_type == "cuda" else None
+        return DistributedDataParallel(
+            module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=some_unused
+        )
+
+    def hold(self, module: nn.Module, name: str) -> None:
+        if self._sharded(name):
+            self._shard(module, offload=name == "real_score" and self.config.offload_real_score)
+
+    def _sharded(self, name: str) -> bool:
+        return getattr(self.config, name, "replicate") == "shard"
+
+    def _shard(self, module: nn.Module, *, offload: bool = False) -> nn.Module:
+        """Each block is gathered when it runs, forward and back; the rest of the network likewise, as one more unit."""
+        assert isinstance(module, DiT)
+        options: dict[str, Any] = {"mesh": self.mesh, "reshard_after_forward": True}
+        if self.loop.autocast == "bf16":  # gathered in bf16; kept, summed and updated in fp32
+            options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        if offload:
+            options["offload_policy"] = CPUOffloadPolicy(pin_memory=self.mesh.device_type == "cuda")
+        for block in module.blocks:
+            fully_shard(block, **options)
+        fully_shard(module, **options)
+        module.enters_every_block = True
+        # tapped activations are views, which nothing here writes to
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        return module
+
+
+def _checkpointed(module: nn.Module, loop: LoopConfig) -> nn.Module:
+    if isinstance(module, DiT):
+        for block in module.blocks:
+            block.checkpointing = loop.activation_checkpointing  # type: ignore[assignment]
+    return module
+
+
+def _synchronise(module: nn.Module, on: bool) -> None:
+    """Sharded networks exchange gradients each time: to accumulate them whole would take the memory sharding saves."""
+    if isinstance(module, DistributedDataParallel):
+        module.require_backward_grad_sync = on  # what DDP's own no_sync() turns off and on again

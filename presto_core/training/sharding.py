@@ -1,0 +1,69 @@
+"""Tensors of which each worker holds a part (DTensor), and whole ones as checkpoints and artifacts hold them.
+
+What is saved is whole and named alike whatever the sharding, so that a run may go on with another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This worker's part; sharing memory with the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with all its parts; every worker calls it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This worker's part of a whole tensor, sharded as `like` is; needs no other worker."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_on_first(state: Any) -> Any:
+    """A nested state with sharded tensors made whole, in CPU memory, on rank 0; elsewhere they are left empty.
+
+    Every worker calls it, with the same state; one tensor at a time is whole on the device.
+    """
+    if isinstance(state, DTensor):
+        full = state.full_tensor().detach()
+        return full.cpu() if distributed.get_rank() == 0 else full.new_empty(0)
+    if isinstance(state, dict):
+        return {k: whole_on_first(v) for k, v in state.items()}
+    if isinstance(state, list | tuple):
+        return [whole_on_first(v) for v in state]
+    return state
+
+
+def load_network(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load whole weights into a network that may be sharded.
+
+    Raises:
+        RuntimeError: they are another network's.
+    """
+    own = network.state_dict()
+    network.load_state_dict({k: placed_like(v, own[k]) if k in own else v for k, v in state.items()})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load whole moments into the optimizer of a network that may be sharded.
+
+    Raises:
+        ValueError: they are another network's.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        index: {name: placed_like(v, parameters[index]) if isinstance(v, Tensor) else v for name, v in values.items()}
+        for index, values in state["state"].items()
+        if index < len(parameters)
+    }
+    optimizer.load_state_dict({**state, "state": moments})

@@ -1,0 +1,102 @@
+"""A worker group that loses a node goes on with fewer workers, the same global batch and so the same result."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ray.train import ScalingConfig
+from safetensors.torch import load
+
+from pipelines import train_teacher
+from pipelines.elastic import EvenSharesPolicy
+from pipelines.storage import open_folder
+from pipelines.tracking import RUN_ID, open_tracker
+from presto_core.config.schema import TeacherStage
+from presto_core.config.sections import TrackingConfig
+from presto_core.registry.manifest import Artifact, artifact_folder, read_artifact, run_folder
+from presto_core.registry.store import read_file
+from tests.pipelines.local_cluster import local_cluster
+from tests.pipelines.synthetic import make_dataset
+from tests.pipelines.test_training_stages import teacher_config
+
+STEPS = 200
+SETTINGS = {
+    "teacher.steps": STEPS,
+    "teacher.global_batch_size": 24,
+    "network.dim": 64,
+    "network.depth": 4,
+    "loop.checkpoint_every": 5,
+}
+FP32 = 1e-3  # of a tensor's largest number, after all steps
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers"),
+    [([8.0], 8), ([7.2], 8), ([7.1], 4), ([2.0, 2.0, 3.0], 4), ([0.8, 0.8], 0), ([100.0], 8), ([2.7], 2)],
+)
+def test_a_group_is_as_large_as_its_room_and_the_global_batch_allow(nodes: list[float], workers: int):
+    scaling = ScalingConfig(num_workers=(2, 9), resources_per_worker={"CPU": 0.8})
+    policy = EvenSharesPolicy(scaling, global_batch_size=16, room={"CPU": 0.9})
+    reserved = {str(i): {"CPU": cpus, "memory": 1e9} for i, cpus in enumerate(nodes)}
+    assert policy._count_possible_workers(reserved) == workers
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_training_goes_on_where_a_node_is_lost_and_ends_with_the_same_weights(workdir: Path):
+    dataset = make_dataset(str(workdir / "data"), shard_rows=(40, 30, 26)).uri
+    here = train_teacher.run(teacher_config("here", dataset, **SETTINGS))
+    with local_cluster(2, workdir) as (cluster, environment):
+        keys = {"cluster.num_workers": 2, "cluster.min_workers": 1, "cluster.address": cluster.address}
+        config = teacher_config("store", dataset, **SETTINGS, **keys, **{"cluster.reader": "threads"})
+        settings = [f"{k}={v}" for k, v in overrides(config).items()]
+        command = [sys.executable, "-m", "pipelines.cli", "train-teacher", *settings]
+        run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        wait_for_checkpoint(config, step=20, run=run)
+        cluster.lose_a_node()
+        _, said = run.communicate(timeout=400)
+    assert run.returncode == 0, said
+    there = read_artifact(artifact_folder(open_folder("store"), here.id))
+    assert there.id == here.id
+    group_sizes = history(there, "workers")
+    assert group_sizes[0] == 2, "both workers trained at first"
+    assert group_sizes[-1] == 1, "one goes on"
+    assert difference(weights(here), weights(there)) < FP32
+
+
+def overrides(config: TeacherStage) -> dict[str, object]:
+    from presto_core.config.loader import flatten
+
+    changed = flatten(config.model_dump(mode="json"))
+    plain = flatten(TeacherStage().model_dump(mode="json"))
+    return {k: v for k, v in changed.items() if v != plain[k]}
+
+
+def wait_for_checkpoint(config: TeacherStage, *, step: int, run: subprocess.Popen[str]) -> None:
+    """Until a step has been saved."""
+    folder = run_folder(open_folder("store"), config.run_id({"dataset": "0" * 16})).child("checkpoints")
+    until = time.monotonic() + 200
+    while not any(name >= f"step-{step:09d}" for name in folder.folders()):
+        assert run.poll() is None, run.stderr and run.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
+    return load(read_file(open_folder(artifact.uri), "weights.safetensors", artifact.manifest))
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return max(float((a[k] - b[k]).abs().max() / a[k].abs().max()) for k in a)
+
+
+def history(artifact: Artifact, metric: str) -> list[float]:
+    tracker = open_tracker(TrackingConfig())
+    runs = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{artifact.id}'")
+    found = [p for run in runs for p in tracker.client.get_metric_history(run.info.run_id, metric)]
+    return [p.value for p in sorted(found, key=lambda p: p.step)]
