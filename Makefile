@@ -10,7 +10,7 @@ SOURCES := presto_core pipelines tune_spaces infra tests
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format bench bench-data science test-slow clean help
+.PHONY: demo test lint format bench bench-data science test-slow test-chaos clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -22,6 +22,9 @@ test: $(STAMP) ## all tests that fit into CI
 
 test-slow: $(STAMP) ## longer tests
 	$(BIN)/python -m pytest -m slow
+
+test-chaos: $(STAMP) ## faults and kills at random moments, about two hours; rewrites the table in docs/chaos.md
+	CHAOS_PAGE=docs/chaos.md $(BIN)/python -m pytest -m chaos
 
 lint: $(STAMP) ## style, types and who may import whom
 	$(BIN)/ruff check $(SOURCES)

@@ -40,8 +40,8 @@ class Journal:
 def report_missed(scratch: Folder, run: TrackedRun, *, upto: float = inf) -> None:
     """Tell MLflow of stored rows; those that it was told before are not sent again."""
     folder = scratch.child(ROWS)
-    names = [info.base_name for info in folder.files(missing_ok=True) if info.base_name.startswith("rows-")]
-    for name in sorted(names):
+    names = [info.base_name for info in folder.files(missing_ok=True)]
+    for name in sorted(name for name in names if name.endswith(".json")):  # not the half of one
         for step, metrics in json.loads(read_bytes(folder, name)):
             if step <= upto:
                 run.log(step, metrics)

@@ -50,7 +50,7 @@ def persist(action: Callable[[], Result], *, doing: str, remote: bool) -> Result
         raise StoreError(f"cannot {doing}{often}: {reason(error)}") from error
 
 
-def may_pass(error: BaseException) -> bool:
+def may_pass(error: BaseException | None) -> bool:
     """Whether trying again may help: not after a refusal, a missing thing, or a full disk."""
     if not isinstance(error, OSError) or isinstance(error, _LASTING_TYPES):
         return False

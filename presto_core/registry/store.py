@@ -161,8 +161,14 @@ def write_bytes(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
         temporary = f"{target}.partial" if not folder.remote else target  # an S3 object appears only once complete
         if temporary != target:
             filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        with filesystem.open_output_stream(temporary) as stream:
-            stream.write(content)
+        try:
+            with filesystem.open_output_stream(temporary) as stream:
+                stream.write(content)
+        except OSError:
+            if temporary != target:  # half a file would only fill a full disk
+                with suppress(OSError):
+                    filesystem.delete_file(temporary)
+            raise
         if temporary != target:
             filesystem.move(temporary, target)
 

@@ -8,8 +8,20 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
+from presto_core.registry.retry import may_pass
 from presto_core.registry.store import Folder, StoreError
 from presto_core.training.checkpoint import Snapshot, delete_old, write_checkpoint
+
+PATIENCE_S = 120
+# each request was tried for some seconds already; nobody waits for this thread, so an outage may last longer
+_PATIENTLY = Retrying(
+    stop=stop_after_delay(PATIENCE_S),
+    wait=wait_fixed(3),
+    retry=retry_if_exception(lambda error: isinstance(error, StoreError) and may_pass(error.__cause__)),
+    reraise=True,
+)
 
 
 class SaveError(StoreError):
@@ -59,11 +71,14 @@ class CheckpointWriter:
             self.running.result()
 
     def _write(self, snapshot: Snapshot, first: Callable[[], None]) -> None:
-        try:
+        def commit() -> None:
             first()
             write_checkpoint(self.folder, snapshot)
             self.last_good = snapshot.total_step
             delete_old(self.folder, newest=snapshot.total_step, keep=self.keep, every=self.every)
+
+        try:
+            _PATIENTLY.copy()(commit)
         except StoreError as error:
             self._make_room(snapshot.total_step)
             raise SaveError(f"{error} ({self._good()})") from error

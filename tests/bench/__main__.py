@@ -13,7 +13,7 @@ from pipelines.words import PRESETS
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage, LayersStage, StageConfig, StepsStage, TeacherStage
 from presto_core.metrics.latency import hardware
-from tests.bench import iteration, layers, sampling
+from tests.bench import checkpointing, iteration, layers, sampling
 from tests.bench.clock import Comparison
 
 Stage = TypeVar("Stage", bound=StageConfig)
@@ -30,7 +30,11 @@ def main() -> None:
     network, steps = _preset(TeacherStage, small).network, _preset(StepsStage, small).steps
     _print(
         f"{small} network",
-        [*iteration.measure(network, steps, rounds=rounds), *sampling.measure(network, rounds=rounds)],
+        [
+            *iteration.measure(network, steps, rounds=rounds),
+            *checkpointing.measure(network, _preset(TeacherStage, small).teacher, rounds=rounds),
+            *sampling.measure(network, rounds=rounds),
+        ],
         rounds,
     )
     budgets = layers.measure(

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -19,14 +20,22 @@ PATIENCE_S = 400  # for what takes some twenty seconds on a quiet machine
 class Life:
     """One life of a command: a process in a session of its own, and all the processes it starts."""
 
-    def __init__(self, command: list[str], cwd: Path) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        cwd: Path,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        *,
+        keep_stdin: bool = False,
+    ) -> None:
         mine = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
         self.log = cwd / f"life-{time.time_ns()}.log"
         with self.log.open("wb") as stderr, self.log.with_suffix(".out").open("wb") as stdout:
             self.process = subprocess.Popen(
                 command,
                 cwd=cwd,
-                env=mine | {"HOME": str(cwd), "OMP_NUM_THREADS": "1"},
+                env=mine | {"HOME": str(cwd), "OMP_NUM_THREADS": "1"} | dict(environment),
+                stdin=subprocess.PIPE if keep_stdin else None,
                 stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
@@ -36,6 +45,10 @@ class Life:
     @property
     def said(self) -> str:
         return self.log.read_text()
+
+    @property
+    def printed(self) -> str:
+        return self.log.with_suffix(".out").read_text()
 
     @property
     def goes_on(self) -> bool:

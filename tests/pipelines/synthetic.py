@@ -31,11 +31,19 @@ def rows(count: int, seed: int) -> Rows:
     )
 
 
-def make_dataset(uri: str, *, shard_rows: tuple[int, ...] = (10, 7, 13), held_out_rows: int = 8) -> LatentDataset:
-    """Commit a data set of the given shards at `uri`."""
+def make_dataset(
+    uri: str,
+    *,
+    shard_rows: tuple[int, ...] = (10, 7, 13),
+    held_out_rows: int = 8,
+    poisoned_row: int | None = None,
+) -> LatentDataset:
+    """Commit a data set of the given shards at `uri`; one row of the first may hold a NaN that no statistics saw."""
     folder = open_folder(uri)
     parts = [rows(n, seed) for seed, n in enumerate((*shard_rows, held_out_rows))]
     stats = LatentStats.merged([LatentStats.of(p.latents) for p in parts[:-1]])
+    if poisoned_row is not None:
+        parts[0].latents[poisoned_row, 0, 0] = np.nan
     shards = []
     for seed, part in enumerate(parts):
         file = f"shards/{seed}.parquet"

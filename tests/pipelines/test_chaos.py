@@ -1,0 +1,104 @@
+"""Faults that befall a training run in one process: the same command goes on, and ends with the same bits.
+
+The short half of `make test-chaos`; test_chaos_ray.py has workers, nodes and servers.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from presto_core.config.errors import UserError
+from tests.pipelines.chaos import EVERY, SAME, TABLE, Line, Parents, Training, lost, reached, wait_until
+from tests.pipelines.lives import wait_for
+from tests.pipelines.synthetic import make_dataset
+
+pytestmark = [pytest.mark.chaos, pytest.mark.services, pytest.mark.timeout(3000)]
+
+
+def truncate(file: Path) -> None:
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+
+
+def test_kill_9_then_a_damaged_checkpoint_then_sigterm(begin, tmp_path: Path, parents: Parents):
+    """One run, three lives: LS has every network there is."""
+    calm, run = (Training("LS", tmp_path / name, parents) for name in ("calm", "run"))
+    calm.finish_here()
+    killed = run.begin(begin)
+    assert wait_until(killed, 3 * EVERY - 2)
+    killed.kill()
+    truncate(run.newest_checkpoint / "state.safetensors")
+
+    told = run.begin(begin)
+    assert wait_until(told, reached(killed) + 1)
+    told.process.send_signal(signal.SIGTERM)
+    assert told.exit_code() == 1
+    assert "a damaged checkpoint is passed over" in told.said
+    assert "since it was told to end (SIGTERM); its state is saved, run the same command to go on" in told.said
+    assert run.checkpoints()[-1] >= reached(told)
+
+    run.finish_here()
+    assert run.outcome() == calm.outcome()
+    TABLE.append(Line("driver SIGKILL, then newest checkpoint truncated", "LS", 0, 1, lost(killed, told), SAME))
+    TABLE.append(Line("driver SIGTERM", "LS", 0, 1, 0, f"saved, exit status 1; then {SAME}"))
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of its own that can get full."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk needs the right to mount one: {mounted.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Write until nothing more fits."""
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as out:
+        while True:
+            out.write(bytes(4096))
+    return filler
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(begin, tmp_path: Path, parents: Parents):
+    calm = Training("L", tmp_path / "calm", parents, steps=120)
+    calm.finish_here()
+    disk = tmp_path / "disk"
+    with small_disk(disk, "8m"):
+        run = replace(calm, cwd=tmp_path / "run", settings={"storage.root": str(disk / "store")}, lives=[])
+        life = run.begin(begin)
+        assert wait_for(lambda: len(run.checkpoints()) >= 2, 120)
+        filler = fill(disk)
+        assert life.exit_code() == 1
+        good = run.checkpoints()[-1]
+        assert f"the last good checkpoint is of step {good}" in life.said
+        assert "the disk is full; free some space and run the same command again" in life.said
+        filler.unlink()
+        run.finish_here()
+        assert run.outcome() == calm.outcome()
+    TABLE.append(Line("disk full", "L", 0, 1, reached(life) - good, f"one sentence; with space again {SAME}"))
+
+
+def test_a_nan_in_the_data_stops_before_it_is_learnt(tmp_path: Path, parents: Parents):
+    poisoned = make_dataset(str(tmp_path / "poisoned"), poisoned_row=3).uri
+    run = Training("teacher", tmp_path / "run", Parents(poisoned), settings={"loop.checkpoint_every": 1})
+    message = (
+        r"dsm_loss is nan on rank 0, at noise levels sigma .*\(total_step (\d+)\); the step is thrown away and the"
+    )
+    with pytest.raises(UserError, match=message) as caught:
+        run.finish_here()
+    assert f"the last good checkpoint is of step {run.checkpoints()[-1]}" in str(caught.value)
+    assert run.weights_are_finite()
+    TABLE.append(Line("NaN in a batch", "teacher", 0, 1, 1, "loss, step, noise levels, rank and last checkpoint named"))

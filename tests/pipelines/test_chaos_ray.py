@@ -1,0 +1,227 @@
+"""Faults that befall training on Ray workers, their nodes and the servers they need (`make test-chaos`)."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import psutil
+import pytest
+
+from pipelines.cluster import ENVIRONMENT
+from pipelines.embedded_s3 import Server
+from pipelines.storage import open_folder
+from tests.pipelines.chaos import SAME, TABLE, VERBS, Line, Parents, Training, lost, reached, wait_until
+from tests.pipelines.fault_proxy import FaultProxy
+from tests.pipelines.lives import PATIENCE_S, Life, title_of, wait_for
+from tests.pipelines.synthetic import make_dataset
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.slow,
+    pytest.mark.ray,
+    pytest.mark.services,
+    pytest.mark.timeout(6000),
+]
+STEPS = 300
+KILLS = 7  # a run; eight kinds of run make 56
+OUTAGE_S = 30
+WORKER = "RayTrainWorker"
+
+
+def kill_worker(life: Life, rng: random.Random) -> bool:
+    """kill -9 of one training worker; False where the life ended before there was one."""
+    wait_for(lambda: not life.goes_on or life.workers(WORKER), PATIENCE_S)
+    workers = [worker for worker, _ in life.workers(WORKER)]
+    if not life.goes_on or not workers:
+        return False
+    rng.choice(workers).kill()
+    return True
+
+
+def survive(begin, run: Training, rng: random.Random) -> list[str]:
+    """Kill drivers and workers at random steps, each time going on with the same command; who was killed."""
+    life, hits = run.begin(begin), list[str]()
+    for step in sorted(rng.sample(range(2, STEPS - 20), KILLS)):
+        victim = rng.choice(("driver", "worker"))
+        if not life.goes_on:
+            life.exit_code()
+            life = run.begin(begin)
+        if not wait_until(life, step):
+            continue
+        if victim == "worker" and kill_worker(life, rng):
+            hits.append(victim)
+        elif victim == "driver":
+            life.kill()
+            hits.append(victim)
+            if rng.random() < 0.5:  # else the next life meets what this one left behind
+                life.end()
+            life = run.begin(begin)
+    if life.exit_code():
+        assert run.begin(begin).exit_code() == 0, run.lives[-1].said
+    return hits
+
+
+HITS: list[str] = []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("stage", VERBS)
+def test_kills_at_random_steps(begin, tmp_path: Path, parents: Parents, stage: str, workers: int):
+    calm = Training(stage, tmp_path / "calm", parents, steps=STEPS, workers=workers)
+    assert calm.begin(begin).exit_code() == 0, calm.lives[-1].said
+    run = replace(calm, cwd=tmp_path / "run", lives=[])
+    hits = survive(begin, run, random.Random(f"{stage} {workers}"))
+    assert run.outcome() == calm.outcome()
+    HITS.extend(hits)
+    for victim in sorted(set(hits)):
+        kills = hits.count(victim)
+        TABLE.append(Line(f"{victim} SIGKILL at random steps", stage, workers, kills, lost(*run.lives), SAME))
+
+
+def test_there_were_fifty_random_kills_of_both_kinds():
+    if len(HITS) < len(VERBS) * 2 * KILLS // 2:
+        pytest.skip("needs the kills of all stages")
+    assert len(HITS) >= 50
+    assert set(HITS) == {"driver", "worker"}
+
+
+def test_sigterm_of_one_worker_saves_on_all_and_ends(begin, tmp_path: Path, parents: Parents):
+    calm = Training("S", tmp_path / "calm", parents, steps=STEPS, workers=2)
+    assert calm.begin(begin).exit_code() == 0
+    run = replace(calm, cwd=tmp_path / "run", lives=[])
+    life = run.begin(begin)
+    assert wait_until(life, 10)
+    worker, _ = life.workers(WORKER)[-1]
+    worker.send_signal(signal.SIGTERM)
+    assert life.exit_code() == 1
+    assert "its state is saved, run the same command to go on" in life.said
+    again = run.begin(begin)
+    assert again.exit_code() == 0
+    assert lost(life, again) == 0
+    assert run.outcome() == calm.outcome()
+    TABLE.append(Line("SIGTERM of one worker", "S", 2, 1, 0, f"saved, exit status 1; then {SAME}"))
+
+
+def test_nan_on_one_rank_stops_both(begin, tmp_path: Path, parents: Parents):
+    poisoned = Parents(make_dataset(str(tmp_path / "poisoned"), poisoned_row=3).uri)
+    run = Training("teacher", tmp_path / "run", poisoned, workers=2, settings={"loop.checkpoint_every": 1})
+    life = run.begin(begin)
+    assert life.exit_code() == 1
+    good = run.checkpoints()[-1]
+    assert f"the last good checkpoint is of step {good}:" in life.said
+    assert f"on rank {int('on rank 1' in life.said)}, at noise levels sigma" in life.said
+    assert life.said.count("resumed") == 0  # no restart would help
+    assert run.weights_are_finite()
+    TABLE.append(Line("NaN on one rank", "teacher", 2, 1, 1, "loss, step, noise levels, rank, last checkpoint named"))
+
+
+# --- servers
+
+
+def test_object_store_down_for_half_a_minute(begin, tmp_path: Path, parents: Parents, object_store: Server):
+    calm = Training("teacher", tmp_path / "calm", parents, steps=2500, workers=1)
+    assert calm.begin(begin).exit_code() == 0
+    with FaultProxy(object_store.endpoint) as proxy:
+        root, through = "s3://latents/chaos", {"AWS_ENDPOINT_URL": proxy.endpoint}
+        open_folder(root).delete()
+        run = replace(calm, cwd=tmp_path / "run", settings={"storage.root": root}, environment=through, lives=[])
+        life = run.begin(begin)
+        assert wait_until(life, 30)
+        with proxy.down():
+            time.sleep(OUTAGE_S)
+        assert life.exit_code() == 0, life.said
+    assert run.outcome() == calm.outcome()
+    TABLE.append(Line(f"object store down for {OUTAGE_S} s", "teacher", 1, 1, 0, f"waited out; {SAME}"))
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path)]
+    with (tmp_path / "mlflow.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words], stdout=log, stderr=log, start_new_session=True
+        )
+    assert wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), 180, step_s=0.5)
+    yield f"http://127.0.0.1:{port}"
+    for child in psutil.Process(server.pid).children(recursive=True):
+        child.kill()
+    server.kill()
+    server.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return urlopen(url, timeout=2).status == 200
+    except (URLError, OSError):
+        return False
+
+
+def test_mlflow_down_for_half_a_minute(begin, tmp_path: Path, parents: Parents, mlflow_server: str):
+    calm = Training("teacher", tmp_path / "calm", parents, steps=1500)
+    assert calm.begin(begin).exit_code() == 0
+    with FaultProxy(mlflow_server) as proxy:
+        run = replace(calm, cwd=tmp_path / "run", settings={"tracking.uri": proxy.endpoint}, lives=[])
+        life = run.begin(begin)
+        assert wait_until(life, 30)
+        with proxy.down():
+            time.sleep(OUTAGE_S)
+        assert life.exit_code() == 0, life.said
+        assert run.outcome() == calm.outcome()
+    TABLE.append(Line(f"MLflow down for {OUTAGE_S} s", "teacher", 0, 1, 0, f"rows kept and sent later; {SAME}"))
+
+
+# --- nodes
+
+CLUSTER = """
+import json, sys
+from ray.cluster_utils import Cluster
+
+memory = {"object_store_memory": 100 * 2**20}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+nodes = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
+raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
+print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
+sys.stdin.read()
+"""
+FAST = {f"RAY_health_check_{name}_ms": "1000" for name in ("initial_delay", "period", "timeout")}
+
+
+def test_node_killed_in_a_cluster(begin, tmp_path: Path, parents: Parents):
+    calm = Training("teacher", tmp_path / "calm", parents, steps=STEPS, workers=1)
+    assert calm.begin(begin).exit_code() == 0
+    (tmp_path / "cluster").mkdir()
+    shared = {**ENVIRONMENT, **FAST, "RAY_health_check_failure_threshold": "3", "RAY_AUTH_MODE": "token"}
+    shared |= {"RAY_AUTH_TOKEN": "5" * 64, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
+    cluster = begin([sys.executable, "-c", CLUSTER], tmp_path / "cluster", shared, keep_stdin=True)
+    assert wait_for(lambda: cluster.printed.strip() or not cluster.goes_on, PATIENCE_S), cluster.said
+    known = json.loads(cluster.printed)
+    joined = {"cluster.address": known["address"]}
+    run = replace(calm, cwd=tmp_path / "run", settings=joined, environment=shared, lives=[])
+    life = run.begin(begin)
+    assert wait_until(life, 20)
+    (raylet,) = [pid for pid in known["raylets"] if hosts_worker(pid)]
+    before = reached(life)
+    psutil.Process(raylet).kill()
+    assert life.exit_code() == 0, life.said
+    assert run.outcome() == calm.outcome()
+    assert before < STEPS
+    TABLE.append(Line("node (raylet) SIGKILL", "teacher", 1, 1, lost(life), f"restarted on another node; {SAME}"))
+
+
+def hosts_worker(raylet: int) -> bool:
+    return any(WORKER in title_of(child) for child in psutil.Process(raylet).children(recursive=True))
