@@ -17,19 +17,18 @@ from presto_core.config.schema import even_shares
 
 
 class EvenSharesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
-    """As many workers as there is room for, of those numbers that share the global batch evenly.
+    """As many workers as there is room for, of those numbers that share the global batch evenly."""
 
-    Args:
-        room: resources a worker needs, those of the tasks that read for it included.
-    """
-
-    def __init__(self, scaling_config: ScalingConfig, *, global_batch_size: int, room: dict[str, float]) -> None:
+    def __init__(self, scaling_config: ScalingConfig, *, global_batch_size: int) -> None:
         super().__init__(scaling_config)
-        self.global_batch_size, self.room = global_batch_size, room
+        self.global_batch_size = global_batch_size
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
+        """Args: reserved_resources: node -> what Ray keeps there for this run, worker by worker."""
+        needed = {name: amount for name, amount in self.scaling_config._resources_per_worker_not_none.items() if amount}
+        # the little more is for fractions: 2.4 // 0.8 is 2
         room = sum(
-            min(int((node.get(name, 0.0) + 1e-6) // amount) for name, amount in self.room.items() if amount)
+            min(int((node.get(name, 0.0) + 1e-6) // amount) for name, amount in needed.items())
             for node in reserved_resources.values()
         )
         counts = even_shares(self.global_batch_size, most=min(room, self.scaling_config.max_workers))
@@ -39,8 +38,8 @@ class EvenSharesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
 class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
     """A TorchTrainer whose `ScalingConfig(num_workers=(least, most))` is followed by an `EvenSharesPolicy`."""
 
-    def with_even_shares(self, *, global_batch_size: int, room: dict[str, float]) -> ElasticTrainer:
-        self._policy = EvenSharesPolicy(self.scaling_config, global_batch_size=global_batch_size, room=room)
+    def with_even_shares(self, global_batch_size: int) -> ElasticTrainer:
+        self._policy = EvenSharesPolicy(self.scaling_config, global_batch_size=global_batch_size)
         return self
 
     def _initialize_and_run_controller(self, **controller: Any) -> Any:

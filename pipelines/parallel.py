@@ -66,9 +66,7 @@ class _Spread:
         if self._sharded(name):
             return self._shard(module)
         devices = [torch.cuda.current_device()] if self.mesh.device_type == "cuda" else None
-        return DistributedDataParallel(
-            module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=some_unused
-        )
+        return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=some_unused)
 
     def hold(self, module: nn.Module, name: str) -> None:
         if self._sharded(name):

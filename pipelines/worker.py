@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pipelines.cluster import READER_CPUS, ClusterError, least_workers, ray_session, resources_per_worker, training_cpus
+from pipelines.cluster import ClusterError, least_workers, ray_session, resources_per_worker, training_cpus
 from pipelines.dataset import LatentDataset, open_dataset
 from pipelines.journal import report_missed
 from pipelines.parallel import in_group, in_process
@@ -138,7 +138,7 @@ def _trainer(job: Job, board: Any) -> Any:
 
     from pipelines.elastic import ElasticTrainer
 
-    config, resources = job.cluster, resources_per_worker(job.cluster)
+    config = job.cluster
     elastic = 0 < config.min_workers < config.num_workers
     trainer = (ElasticTrainer if elastic else TorchTrainer)(
         _ray_worker,
@@ -146,7 +146,7 @@ def _trainer(job: Job, board: Any) -> Any:
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, config.num_workers) if elastic else config.num_workers,
             use_gpu=config.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            resources_per_worker=resources_per_worker(config),
         ),
         # Ray keeps only its own bookkeeping here; checkpoints are ours, so that they outlive any Ray session
         run_config=RunConfig(
@@ -155,10 +155,7 @@ def _trainer(job: Job, board: Any) -> Any:
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
-    if not elastic:
-        return trainer
-    readers = {"CPU": config.cpus_per_worker + READER_CPUS}
-    return trainer.with_even_shares(global_batch_size=job.global_batch_size, room=resources | readers)
+    return trainer.with_even_shares(job.global_batch_size) if elastic else trainer
 
 
 def _ray_worker(config: dict[str, Any]) -> None:

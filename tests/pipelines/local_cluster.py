@@ -21,6 +21,8 @@ ENVIRONMENT = {
     "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
 }
@@ -40,6 +42,7 @@ class LocalCluster:
         )
         assert self.process.stdout
         self.address = self.process.stdout.readline().strip()
+        assert self.address, f"the cluster did not start; see {log}"
 
     def lose_a_node(self) -> None:
         assert self.process.stdin

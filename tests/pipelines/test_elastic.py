@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from pipelines import train_teacher
 from pipelines.elastic import EvenSharesPolicy
 from pipelines.storage import open_folder
 from pipelines.tracking import RUN_ID, open_tracker
+from presto_core.config.loader import flatten
 from presto_core.config.schema import TeacherStage
 from presto_core.config.sections import TrackingConfig
 from presto_core.registry.manifest import Artifact, artifact_folder, read_artifact, run_folder
@@ -32,21 +35,23 @@ SETTINGS = {
     "network.depth": 4,
     "loop.checkpoint_every": 5,
 }
+PATIENCE_S = 500
 FP32 = 1e-3  # of a tensor's largest number, after all steps
 
 
 @pytest.mark.parametrize(
     ("nodes", "workers"),
-    [([8.0], 8), ([7.2], 8), ([7.1], 4), ([2.0, 2.0, 3.0], 4), ([0.8, 0.8], 0), ([100.0], 8), ([2.7], 2)],
+    [([6.4], 8), ([6.3], 4), ([1.6, 1.6, 2.4], 4), ([0.8, 0.8], 2), ([0.7, 0.7], 0), ([7.2], 8), ([2.4], 2), ([], 0)],
 )
 def test_a_group_is_as_large_as_its_room_and_the_global_batch_allow(nodes: list[float], workers: int):
     scaling = ScalingConfig(num_workers=(2, 9), resources_per_worker={"CPU": 0.8})
-    policy = EvenSharesPolicy(scaling, global_batch_size=16, room={"CPU": 0.9})
+    policy = EvenSharesPolicy(scaling, global_batch_size=16)
     reserved = {str(i): {"CPU": cpus, "memory": 1e9} for i, cpus in enumerate(nodes)}
     assert policy._count_possible_workers(reserved) == workers
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.ray
 def test_training_goes_on_where_a_node_is_lost_and_ends_with_the_same_weights(workdir: Path):
     dataset = make_dataset(str(workdir / "data"), shard_rows=(40, 30, 26)).uri
@@ -54,13 +59,11 @@ def test_training_goes_on_where_a_node_is_lost_and_ends_with_the_same_weights(wo
     with local_cluster(2, workdir) as (cluster, environment):
         keys = {"cluster.num_workers": 2, "cluster.min_workers": 1, "cluster.address": cluster.address}
         config = teacher_config("store", dataset, **SETTINGS, **keys, **{"cluster.reader": "threads"})
-        settings = [f"{k}={v}" for k, v in overrides(config).items()]
-        command = [sys.executable, "-m", "pipelines.cli", "train-teacher", *settings]
-        run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        wait_for_checkpoint(config, step=20, run=run)
-        cluster.lose_a_node()
-        _, said = run.communicate(timeout=400)
-    assert run.returncode == 0, said
+        with training(config, environment, workdir / "run.log") as run:
+            wait_for_checkpoint(config, step=20, run=run)
+            cluster.lose_a_node()
+            run.wait(timeout=PATIENCE_S)
+    assert run.returncode == 0, (workdir / "run.log").read_text()
     there = read_artifact(artifact_folder(open_folder("store"), here.id))
     assert there.id == here.id
     group_sizes = history(there, "workers")
@@ -69,22 +72,29 @@ def test_training_goes_on_where_a_node_is_lost_and_ends_with_the_same_weights(wo
     assert difference(weights(here), weights(there)) < FP32
 
 
-def overrides(config: TeacherStage) -> dict[str, object]:
-    from presto_core.config.loader import flatten
+@contextmanager
+def training(config: TeacherStage, environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The command that trains, in a process of its own."""
+    changed, plain = (flatten(c.model_dump(mode="json")) for c in (config, TeacherStage()))
+    settings = [f"{k}={v}" for k, v in changed.items() if v != plain[k]]
+    command = [sys.executable, "-m", "pipelines.cli", "train-teacher", *settings]
+    with log.open("w") as file:
+        run = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        try:
+            yield run
+        finally:
+            run.kill()
+            run.wait()
 
-    changed = flatten(config.model_dump(mode="json"))
-    plain = flatten(TeacherStage().model_dump(mode="json"))
-    return {k: v for k, v in changed.items() if v != plain[k]}
 
-
-def wait_for_checkpoint(config: TeacherStage, *, step: int, run: subprocess.Popen[str]) -> None:
+def wait_for_checkpoint(config: TeacherStage, *, step: int, run: subprocess.Popen[bytes]) -> None:
     """Until a step has been saved."""
     folder = run_folder(open_folder("store"), config.run_id({"dataset": "0" * 16})).child("checkpoints")
-    until = time.monotonic() + 200
+    until = time.monotonic() + PATIENCE_S
     while not any(name >= f"step-{step:09d}" for name in folder.folders()):
-        assert run.poll() is None, run.stderr and run.stderr.read()
-        assert time.monotonic() < until
-        time.sleep(0.02)
+        assert run.poll() is None, "the run ended before it had saved anything; see run.log"
+        assert time.monotonic() < until, "the run saved nothing; see run.log"
+        time.sleep(0.05)
 
 
 def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
