@@ -95,9 +95,14 @@ def _run_in_ray(job: Job, watcher: Watcher) -> None:
         watcher.stop.listen()  # ray.init took the signal handlers for itself
         board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=_beside_this_command()).remote()
         fit = _InBackground(_trainer(_checked(job), board).fit)
-        while not fit.done.wait(POLL_S):
+        try:
+            while not fit.done.wait(POLL_S):
+                watcher.poll(board)
             watcher.poll(board)
-        watcher.poll(board)
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                f"{job.label} lost its Ray session ({type(error).__name__}); run the same command to go on"
+            ) from error
         if watcher.stopped:
             raise StoppedError(watcher.error)
         if isinstance(fit.error, TrainingFailedError | ray.exceptions.RayError):

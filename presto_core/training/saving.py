@@ -78,7 +78,7 @@ class CheckpointWriter:
             delete_old(self.folder, newest=snapshot.total_step, keep=self.keep, every=self.every)
 
         try:
-            _PATIENTLY.copy()(commit)
+            _PATIENTLY.copy()(commit) if self.folder.remote else commit()
         except StoreError as error:
             self._make_room(snapshot.total_step)
             raise SaveError(f"{error} ({self._good()})") from error

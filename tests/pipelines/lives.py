@@ -14,7 +14,7 @@ from types import MappingProxyType
 import psutil
 
 PRESTO = str(Path(sys.executable).parent / "presto")
-PATIENCE_S = 400  # for what takes some twenty seconds on a quiet machine
+PATIENCE_S = 900  # for what takes some twenty seconds on a quiet machine
 
 
 class Life:

@@ -72,15 +72,24 @@ def survive(begin, run: Training, rng: random.Random) -> list[str]:
     return hits
 
 
+def undisturbed(begin, run: Training) -> Training:
+    """The same run, which nothing befalls; one worker's bits are those of the loop in this process."""
+    calm = replace(run, cwd=run.cwd.with_name("calm"), settings={}, environment={}, lives=[])
+    if run.workers == 2:
+        assert calm.begin(begin).exit_code() == 0, calm.lives[-1].said
+    else:
+        replace(calm, workers=0).finish_here()
+    return calm
+
+
 HITS: list[str] = []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("stage", VERBS)
 def test_kills_at_random_steps(begin, tmp_path: Path, parents: Parents, stage: str, workers: int):
-    calm = Training(stage, tmp_path / "calm", parents, steps=STEPS, workers=workers)
-    assert calm.begin(begin).exit_code() == 0, calm.lives[-1].said
-    run = replace(calm, cwd=tmp_path / "run", lives=[])
+    run = Training(stage, tmp_path / "run", parents, steps=STEPS, workers=workers)
+    calm = undisturbed(begin, run)
     hits = survive(begin, run, random.Random(f"{stage} {workers}"))
     assert run.outcome() == calm.outcome()
     HITS.extend(hits)
@@ -97,9 +106,8 @@ def test_there_were_fifty_random_kills_of_both_kinds():
 
 
 def test_sigterm_of_one_worker_saves_on_all_and_ends(begin, tmp_path: Path, parents: Parents):
-    calm = Training("S", tmp_path / "calm", parents, steps=STEPS, workers=2)
-    assert calm.begin(begin).exit_code() == 0
-    run = replace(calm, cwd=tmp_path / "run", lives=[])
+    run = Training("S", tmp_path / "run", parents, steps=STEPS, workers=2)
+    calm = undisturbed(begin, run)
     life = run.begin(begin)
     assert wait_until(life, 10)
     worker, _ = life.workers(WORKER)[-1]
@@ -130,12 +138,12 @@ def test_nan_on_one_rank_stops_both(begin, tmp_path: Path, parents: Parents):
 
 
 def test_object_store_down_for_half_a_minute(begin, tmp_path: Path, parents: Parents, object_store: Server):
-    calm = Training("teacher", tmp_path / "calm", parents, steps=2500, workers=1)
-    assert calm.begin(begin).exit_code() == 0
     with FaultProxy(object_store.endpoint) as proxy:
         root, through = "s3://latents/chaos", {"AWS_ENDPOINT_URL": proxy.endpoint}
         open_folder(root).delete()
-        run = replace(calm, cwd=tmp_path / "run", settings={"storage.root": root}, environment=through, lives=[])
+        settings = {"storage.root": root}
+        run = Training("teacher", tmp_path / "run", parents, 600, 1, settings=settings, environment=through)
+        calm = undisturbed(begin, run)
         life = run.begin(begin)
         assert wait_until(life, 30)
         with proxy.down():
@@ -172,10 +180,9 @@ def answers(url: str) -> bool:
 
 
 def test_mlflow_down_for_half_a_minute(begin, tmp_path: Path, parents: Parents, mlflow_server: str):
-    calm = Training("teacher", tmp_path / "calm", parents, steps=1500)
-    assert calm.begin(begin).exit_code() == 0
     with FaultProxy(mlflow_server) as proxy:
-        run = replace(calm, cwd=tmp_path / "run", settings={"tracking.uri": proxy.endpoint}, lives=[])
+        run = Training("teacher", tmp_path / "run", parents, 600, settings={"tracking.uri": proxy.endpoint})
+        calm = undisturbed(begin, run)
         life = run.begin(begin)
         assert wait_until(life, 30)
         with proxy.down():
@@ -202,8 +209,6 @@ FAST = {f"RAY_health_check_{name}_ms": "1000" for name in ("initial_delay", "per
 
 
 def test_node_killed_in_a_cluster(begin, tmp_path: Path, parents: Parents):
-    calm = Training("teacher", tmp_path / "calm", parents, steps=STEPS, workers=1)
-    assert calm.begin(begin).exit_code() == 0
     (tmp_path / "cluster").mkdir()
     shared = {**ENVIRONMENT, **FAST, "RAY_health_check_failure_threshold": "3", "RAY_AUTH_MODE": "token"}
     shared |= {"RAY_AUTH_TOKEN": "5" * 64, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
@@ -211,7 +216,8 @@ def test_node_killed_in_a_cluster(begin, tmp_path: Path, parents: Parents):
     assert wait_for(lambda: cluster.printed.strip() or not cluster.goes_on, PATIENCE_S), cluster.said
     known = json.loads(cluster.printed)
     joined = {"cluster.address": known["address"]}
-    run = replace(calm, cwd=tmp_path / "run", settings=joined, environment=shared, lives=[])
+    run = Training("teacher", tmp_path / "run", parents, STEPS, 1, settings=joined, environment=shared)
+    calm = undisturbed(begin, run)
     life = run.begin(begin)
     assert wait_until(life, 20)
     (raylet,) = [pid for pid in known["raylets"] if hosts_worker(pid)]
