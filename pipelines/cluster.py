@@ -58,7 +58,7 @@ def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Itera
     import ray
 
     try:
-        _require(ray.cluster_resources(), cpus=cpus, gpus=gpus)
+        require(ray.cluster_resources(), cpus=cpus, gpus=gpus)
         yield
     finally:
         if opened_here:
@@ -211,7 +211,12 @@ def _require_answer(address: str) -> None:
         ) from None
 
 
-def _require(available: dict[str, float], *, cpus: float, gpus: float) -> None:
+def require(available: dict[str, float], *, cpus: float, gpus: float) -> None:
+    """Compare what is needed with what a cluster has, in Ray's names.
+
+    Raises:
+        ClusterError: it has less.
+    """
     for name, key, needed in (("CPUs", "CPU", cpus), ("GPUs", "GPU", gpus)):
         have = available.get(key, 0.0)
         if needed > have + 1e-6:
