@@ -183,9 +183,11 @@ def _connect(config: ClusterConfig) -> None:
                 include_dashboard=False,
                 **common,
             )
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # of a start that takes too long, Ray says no more than Exception
         where = f"no Ray cluster answers at {address!r}" if address else "Ray cannot be started on this machine"
-        raise ClusterError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+        mend = "see that it is well" if address else "see that memory and CPUs are free"
+        said = " ".join(str(error).split())[:300].rstrip(".")
+        raise ClusterError(f"{where}: {said}; {mend}, and run the same command again") from error
     _quiet()
 
 

@@ -24,12 +24,20 @@ torch.set_num_threads(1)  # two cores are shared with Ray's workers
 
 
 @pytest.fixture
-def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, with no tracking or storage settings inherited."""
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def workdir(empty: Path, mlflow_database: Path) -> Path:
+    """A current folder in which nothing was done yet but to make MLflow's data base."""
+    (empty / ".presto").mkdir()
+    shutil.copy(mlflow_database, ".presto/mlflow.db")
+    return empty
 
 
 @pytest.fixture(scope="session")

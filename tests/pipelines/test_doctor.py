@@ -60,12 +60,12 @@ def test_a_bucket_is_tried_and_left_as_it_was(object_store: Server, root: str):
 
 
 @pytest.mark.parametrize("made", ["", "store"])
-def test_a_folder_is_tried_and_left_as_it_was(workdir: Path, made: str):
-    (workdir / made).mkdir(exist_ok=True)
-    before = tree(workdir)
+def test_a_folder_is_tried_and_left_as_it_was(empty: Path, made: str):
+    (empty / made).mkdir(exist_ok=True)
+    before = tree(empty)
     for name in ("storage", "conditional put"):
         assert found(name, "storage.root=store/deeper").result is Result.OK
-    assert tree(workdir) == before
+    assert tree(empty) == before
 
 
 @pytest.mark.services
@@ -106,11 +106,11 @@ def test_a_folder_that_cannot_be_written_is_named(unprivileged):
     assert finding.mend == "choose another storage.root or mend its permissions"
 
 
-def test_a_root_that_is_no_folder_is_named(workdir: Path):
-    (workdir / "store").write_text("a file")
+def test_a_root_that_is_no_folder_is_named(empty: Path):
+    (empty / "store").write_text("a file")
     finding = found("storage", "storage.root=store")
     assert (finding.result, finding.mend) == (Result.FAILED, "choose another storage.root")
-    assert tree(workdir) == {"store"}
+    assert tree(empty) == {"store"}
 
 
 # --- clock
@@ -172,7 +172,7 @@ def test_a_folder_needs_no_clock():
 
 
 @pytest.mark.services
-def test_a_server_is_tried_and_left_as_it_was(mlflow_server: str, workdir: Path):
+def test_a_server_is_tried_and_left_as_it_was(mlflow_server: str, empty: Path):
     from mlflow.entities import ViewType
 
     config = TrackingConfig(uri=mlflow_server, experiment="doctors")
@@ -194,16 +194,16 @@ def test_a_server_is_tried_and_left_as_it_was(mlflow_server: str, workdir: Path)
     assert finding.mend.endswith(f"mlflow experiments restore --experiment-id {tracker.experiment_id}")
 
 
-def test_a_data_base_is_tried_and_left_as_it_was(workdir: Path, mlflow_database: Path):
+def test_a_data_base_is_tried_and_left_as_it_was(empty: Path, mlflow_database: Path):
     """At first there is none; then there is one, whose artifacts go into a folder."""
     assert found("MLflow").result is Result.OK
-    assert tree(workdir) == set()
-    (workdir / ".presto").mkdir()
+    assert tree(empty) == set()
+    (empty / ".presto").mkdir()
     shutil.copy(mlflow_database, ".presto/mlflow.db")
     open_tracker(TrackingConfig())
-    before = tree(workdir)
+    before = tree(empty)
     assert found("MLflow").result is Result.OK
-    assert tree(workdir) == before
+    assert tree(empty) == before
 
 
 def test_a_dead_server_is_named_without_its_password():
@@ -316,7 +316,7 @@ def test_whatever_happens_in_a_check_the_others_run(monkeypatch):
     assert doctor.show(findings[1:5])
 
 
-def test_a_dry_run_touches_nothing(workdir: Path, monkeypatch):
+def test_a_dry_run_touches_nothing(empty: Path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", DEAD)
     words = ["doctor", "paper", "storage.root=s3://nowhere/x", f"tracking.uri={DEAD}", "--dry-run"]
     shown = CliRunner().invoke(cli.app, words)
@@ -324,13 +324,13 @@ def test_a_dry_run_touches_nothing(workdir: Path, monkeypatch):
     assert "put, get, list and delete below s3://nowhere/x" in shown.stdout
     planned = json.loads(CliRunner().invoke(cli.app, [*words, "--json"]).stdout)
     assert [check["check"] for check in planned][-7:-2] == [f"Ray: {stage}" for stage in probes.stages_with_workers()]
-    assert tree(workdir) == set()
+    assert tree(empty) == set()
 
 
 @pytest.mark.services
 @pytest.mark.ray
 def test_where_all_is_well_it_says_so_and_leaves_nothing(
-    object_store: Server, mlflow_server: str, ray_here: None, workdir: Path
+    object_store: Server, mlflow_server: str, ray_here: None, empty: Path
 ):
     before = keys("latents")
     words = ("doctor", "demo", "storage.root=s3://latents/mine", f"tracking.uri={mlflow_server}")
@@ -338,7 +338,7 @@ def test_where_all_is_well_it_says_so_and_leaves_nothing(
     results = {check["check"]: check["result"] for check in json.loads(done.stdout)["checks"]}
     assert (done.exit_code, set(results.values()), len(results)) == (0, {"ok"}, 15)
     assert object_store.secret_key not in done.output
-    assert (tree(workdir), keys("latents")) == (set(), before)
+    assert (tree(empty), keys("latents")) == (set(), before)
 
 
 @pytest.mark.services
