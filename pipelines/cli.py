@@ -12,14 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import dataset_verbs, training_verbs
+from pipelines import dataset_verbs, machine_verbs, training_verbs
 from pipelines.progress import console
 from pipelines.words import PRESETS, is_override, show, split, stage_config
 from presto_core.config.errors import UserError
 from presto_core.config.loader import ConfigError, load_config, preset_names
 from presto_core.config.schema import STAGES, StageConfig
 
-OBJECT_STORE = Path(".presto/object_store")
 CRASH_LOG = Path(".presto/crash.log")
 
 app = typer.Typer(
@@ -33,7 +32,7 @@ app = typer.Typer(
         "[bold]corpus build → ingest → train-teacher → distill-layers, distill-steps → evaluate → generate[/bold]\n\n"
         "Every stage takes a preset (demo, laptop, paper, or a YAML file) and overrides such as "
         "[bold]steps.p_dmd.kind=karras[/bold]; [bold]--dry-run[/bold] shows what would run. "
-        "[bold]presto demo[/bold] runs all of it."
+        "[bold]presto demo[/bold] runs all of it; [bold]presto doctor[/bold] says what is missing for it."
     ),
 )
 corpus_app = typer.Typer(no_args_is_help=True, help="The default corpus: music made from packages alone.")
@@ -42,6 +41,8 @@ app.add_typer(corpus_app, name="corpus")
 app.add_typer(codec_app, name="codec")
 app.add_typer(dataset_verbs.app, name="dataset")
 app.add_typer(training_verbs.app)
+for verb in (machine_verbs.up, machine_verbs.down, machine_verbs.doctor):
+    app.command()(verb)
 
 Words = Annotated[
     list[str] | None,
@@ -51,34 +52,6 @@ Words = Annotated[
 ]
 Local = Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
-
-
-@app.command()
-def up(
-    port: Annotated[int, typer.Option(help="Port of the S3 endpoint; 0 takes a free one.")] = 0,
-    bucket: Annotated[str, typer.Option(help="Bucket to create.")] = "presto",
-) -> None:
-    """Start an S3 server on this machine and print its environment: eval "$(presto up)"."""
-    import os
-
-    from pipelines import embedded_s3, storage
-
-    server, started = embedded_s3.start(OBJECT_STORE, port=port)
-    os.environ.update(server.environment())
-    storage.create_bucket(bucket)
-    for name, value in server.environment().items():
-        typer.echo(f"export {name}={value}")
-    state = "started" if started else "runs already"
-    console.print(f"object store {state}: {server.endpoint}, storage.root=s3://{bucket}, stop it with: presto down")
-
-
-@app.command()
-def down() -> None:
-    """Stop the S3 server that `presto up` started; its data stay."""
-    from pipelines import embedded_s3
-
-    stopped = embedded_s3.stop(OBJECT_STORE)
-    console.print("object store stopped" if stopped else "no object store runs here")
 
 
 @corpus_app.command("build")

@@ -58,7 +58,7 @@ def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Itera
     import ray
 
     try:
-        _require(ray.cluster_resources(), cpus=cpus, gpus=gpus)
+        require(ray.cluster_resources(), cpus=cpus, gpus=gpus)
         yield
     finally:
         if opened_here:
@@ -194,9 +194,11 @@ def _connect(config: ClusterConfig) -> None:
                 include_dashboard=False,
                 **common,
             )
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # of a start that takes too long, Ray says no more than Exception
         where = f"no Ray cluster answers at {address!r}" if address else "Ray cannot be started on this machine"
-        raise ClusterError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+        mend = "see that it is well" if address else "see that memory and CPUs are free"
+        said = " ".join(str(error).split())[:300].rstrip(".")
+        raise ClusterError(f"{where}: {said}; {mend}, and run the same command again") from error
     _quiet()
 
 
@@ -222,7 +224,12 @@ def _require_answer(address: str) -> None:
         ) from None
 
 
-def _require(available: dict[str, float], *, cpus: float, gpus: float) -> None:
+def require(available: dict[str, float], *, cpus: float, gpus: float) -> None:
+    """Compare what is needed with what a cluster has, in Ray's names.
+
+    Raises:
+        ClusterError: it has less.
+    """
     for name, key, needed in (("CPUs", "CPU", cpus), ("GPUs", "GPU", gpus)):
         have = available.get(key, 0.0)
         if needed > have + 1e-6:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.progress import console
+from pipelines.progress import console, print_table
 from pipelines.words import stage_config
 
 app = typer.Typer(no_args_is_help=True, help="What a data set of latents holds, and whether it is sound.")
@@ -63,8 +63,8 @@ def split(words: Words = None, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(sides, indent=2))
         return
     columns = ("split", "compositions", "tracks", "rows", "hours")
-    _table("split", columns, [[side, *(str(sides[side][name]) for name in columns[1:])] for side in sides])
-    _table("held out", ("composition",), [[name] for name in sides["held_out"]["names"]])
+    print_table("split", columns, [[side, *(str(sides[side][name]) for name in columns[1:])] for side in sides])
+    print_table("held out", ("composition",), [[name] for name in sides["held_out"]["names"]])
 
 
 @app.command()
@@ -77,7 +77,7 @@ def quarantine(words: Words = None, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(rows, indent=2))
         return
     columns = ("uri", "stage", "error", "message")
-    _table(f"{len(rows)} bad files", columns, [[row[name] for name in columns] for row in rows])
+    print_table(f"{len(rows)} bad files", columns, [[row[name] for name in columns] for row in rows])
 
 
 def _opened(words: list[str] | None) -> Any:
@@ -95,15 +95,4 @@ def _print(title: str, facts: dict[str, str], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
     else:
-        _table(title, None, [list(pair) for pair in facts.items()])
-
-
-def _table(title: str, columns: tuple[str, ...] | None, rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*(columns or ()), title=title, show_header=columns is not None)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console(width=118).print(table)
+        print_table(title, None, [list(pair) for pair in facts.items()])

@@ -84,7 +84,7 @@ def run(preset: str, overrides: list[str], *, local: bool) -> None:
     _say_where_things_are(configs, root, time.monotonic() - started)
 
 
-def stage_configs(preset: str, overrides: list[str]) -> dict[str, StageConfig]:
+def stage_configs(preset: str | None, overrides: list[str]) -> dict[str, StageConfig]:
     """Every step's settings; an override goes to the stages that have its section.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Progress a person can watch: bars with losses and time left on a terminal, a line now and then in a log."""
+"""What a person watches: bars with losses and time left on a terminal, a line now and then in a log; and tables."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as EtaColumn
+from rich.table import Table
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 LINE_EVERY_S = 10.0
@@ -69,3 +71,11 @@ def progress_bar(label: str, total: int) -> Iterator[Bar]:
 def summary(metrics: dict[str, float], names: tuple[str, ...]) -> str:
     """The named metrics in one short line."""
     return "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)
+
+
+def print_table(title: str, columns: tuple[str, ...] | None, rows: list[list[str]]) -> None:
+    """Print a verb's result, to standard output."""
+    table = Table(*(columns or ()), title=title, show_header=columns is not None)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(width=118).print(table)

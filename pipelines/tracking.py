@@ -129,31 +129,63 @@ def open_tracker(config: TrackingConfig) -> Tracker:
     """Connect to MLflow; without a URI, to a database under .presto.
 
     Raises:
-        TrackingError: it does not answer or refuses the credentials.
+        TrackingError: it does not answer or refuses the credentials, or the experiment was deleted.
     """
+    HOME.mkdir(exist_ok=True)
+    client, uri = connect(config)
+    with answering(config):
+        experiment_id = experiment(client, uri, config.experiment) or new_experiment(client, uri, config.experiment)
+    return Tracker(client, uri, experiment_id)
+
+
+def connect(config: TrackingConfig) -> tuple[Any, str]:
+    """A client of MLflow, and the URI it uses."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-
-    HOME.mkdir(exist_ok=True)
     uri = tracking_uri(config)
-    client = mlflow.MlflowClient(tracking_uri=uri)
-    try:
-        experiment = client.get_experiment_by_name(config.experiment)
-        if experiment is None:
-            place = (HOME / "mlartifacts").absolute().as_uri() if uri.startswith("sqlite") else None
-            experiment_id = client.create_experiment(config.experiment, artifact_location=place)
-        else:
-            experiment_id = experiment.experiment_id
-    except Exception as error:  # sqlalchemy, requests and MLflow each have their own
-        why = without_password(" ".join(str(error).split())[:200])
+    return mlflow.MlflowClient(tracking_uri=uri), uri
+
+
+def experiment(client: Any, uri: str, name: str) -> str | None:
+    """Id of an experiment; None where there is none of that name.
+
+    Raises:
+        TrackingError: it was deleted, and MLflow keeps its name.
+    """
+    found = client.get_experiment_by_name(name)
+    if found and found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"MLflow at {without_password(uri)} does not answer: {why}; mend tracking.uri, or leave it empty"
-        ) from error
-    return Tracker(client, uri, experiment_id)
+            f"experiment {name!r} of MLflow at {without_password(uri)} is deleted; choose another tracking.experiment, "
+            f"or restore it with: mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+    return found and str(found.experiment_id)
+
+
+def new_experiment(client: Any, uri: str, name: str) -> str:
+    """Create an experiment, whose files a database keeps under .presto; returns its id."""
+    place = (HOME / "mlartifacts").absolute().as_uri() if uri.startswith("sqlite") else None
+    return str(client.create_experiment(name, artifact_location=place))
+
+
+@contextmanager
+def answering(config: TrackingConfig) -> Iterator[None]:
+    """Turn what libraries say of MLflow, or better the system below them, into a TrackingError with a mend."""
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:  # sqlalchemy, requests and MLflow each have their own
+        first: BaseException = error
+        while inner := first.__cause__ or first.__context__:
+            first = inner
+        said = first.strerror if isinstance(first, OSError) and first.strerror else str(error)
+        why, uri = (without_password(t) for t in (" ".join(said.split())[:200].rstrip("."), tracking_uri(config)))
+        raise TrackingError(f"MLflow at {uri} does not answer: {why}; mend tracking.uri, or leave it empty") from error
 
 
 def tracking_uri(config: TrackingConfig) -> str:

@@ -1,10 +1,18 @@
-"""Fixtures of real things: a working folder, a real S3 server, a real Ray session."""
+"""Fixtures of real things: a working folder, a real S3 server, a real MLflow server, a real Ray session."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -16,12 +24,20 @@ torch.set_num_threads(1)  # two cores are shared with Ray's workers
 
 
 @pytest.fixture
-def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, with no tracking or storage settings inherited."""
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def workdir(empty: Path, mlflow_database: Path) -> Path:
+    """A current folder in which nothing was done yet but to make MLflow's data base."""
+    (empty / ".presto").mkdir()
+    shutil.copy(mlflow_database, ".presto/mlflow.db")
+    return empty
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +52,45 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     embedded_s3.stop(folder)
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data base of MLflow's in which nothing was done yet, to be copied: making its tables takes seconds."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("mlflow_database") / "mlflow.db"
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(mlflow_database, folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
+    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
+    for _ in range(300):
+        try:
+            urlopen(f"{uri}/health", timeout=1).close()
+            break
+        except (URLError, OSError):
+            time.sleep(0.2)
+    yield uri
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait(20)
 
 
 @pytest.fixture(scope="session")

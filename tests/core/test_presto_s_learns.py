@@ -51,7 +51,7 @@ def teacher() -> DiT:
     torch.manual_seed(0)
     net = DiT(NetworkConfig(dim=32, depth=2, heads=2, patch=1, mlp_ratio=4), channels=2, text_dim=2)
     optim = OptimConfig(learning_rate=3e-3, warmup_steps=20, decay="cosine")
-    algorithm = TeacherTraining(TeacherConfig(steps=500, optim=optim, ema_decay=0.99), net, sigma_data=0.75)
+    algorithm = TeacherTraining(TeacherConfig(steps=300, optim=optim, ema_decay=0.99), net, sigma_data=0.75)
     train(algorithm, stream(), seed=0, config=LOOP)
     return algorithm.state.emas["teacher"].network
 
@@ -78,7 +78,7 @@ def test_teacher_fits_the_mixture(teacher: DiT):
 def test_distillation_fits_both_modes_in_few_steps(teacher: DiT):
     fast = OptimConfig(learning_rate=1e-3, betas=(0.0, 0.99))
     config = StepsConfig(
-        generator_updates=100,
+        generator_updates=60,
         generator_optim=OptimConfig(learning_rate=3e-4, betas=(0.0, 0.99)),
         fake_optim=fast,
         head_optim=fast,

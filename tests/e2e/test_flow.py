@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 import soundfile
@@ -40,34 +36,6 @@ TINY = (
 
 def presto(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PRESTO, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=500)
-
-
-@pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
-    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
-    for _ in range(300):
-        try:
-            urlopen(f"{uri}/health", timeout=1).close()
-            break
-        except (URLError, OSError):
-            time.sleep(0.2)
-    yield uri
-    os.killpg(server.pid, signal.SIGTERM)
-    server.wait(20)
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +144,7 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
         (("distill-steps", "--from", ""), 1, "--from is empty; name a layer-distilled model"),
         (("generate", "a song"), 1, "has no presto-generator@candidate"),
         (("train-teacher", "storage.root=s3://nowhere/x"), 1, "no S3 credentials found"),
+        (("doctor", "cluster.adress=x"), 2, "did you mean 'cluster.address'?"),
         (("up", "--port", "TAKEN"), 1, "is taken; choose another with --port"),
     ],
 )

@@ -1,0 +1,59 @@
+"""`presto up|down|doctor`: the surroundings of a run, started, stopped and tried out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.progress import console
+from pipelines.words import split
+
+OBJECT_STORE = Path(".presto/object_store")
+
+
+def up(
+    port: Annotated[int, typer.Option(help="Port of the S3 endpoint; 0 takes a free one.")] = 0,
+    bucket: Annotated[str, typer.Option(help="Bucket to create.")] = "presto",
+) -> None:
+    """Start an S3 server on this machine and print its environment: eval "$(presto up)"."""
+    import os
+
+    from pipelines import embedded_s3, storage
+
+    server, started = embedded_s3.start(OBJECT_STORE, port=port)
+    os.environ.update(server.environment())
+    storage.create_bucket(bucket)
+    for name, value in server.environment().items():
+        typer.echo(f"export {name}={value}")
+    state = "started" if started else "runs already"
+    console.print(f"object store {state}: {server.endpoint}, storage.root=s3://{bucket}, stop it with: presto down")
+
+
+def down() -> None:
+    """Stop the S3 server that `presto up` started; its data stay."""
+    from pipelines import embedded_s3
+
+    stopped = embedded_s3.stop(OBJECT_STORE)
+    console.print("object store stopped" if stopped else "no object store runs here")
+
+
+def doctor(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PRESET] [KEY=VALUE]...", help="What will be run: a preset, then overrides.", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be checked, and stop.")] = False,
+) -> None:
+    """Try out what a preset needs: Python, torch, Ray, storage, MLflow, disk; say what fails and how to mend it."""
+    from pipelines import doctor as practice
+
+    checks = practice.checks(*split(words or []))
+    if dry_run:
+        practice.show_plan(checks, as_json=as_json)
+    elif not practice.show(practice.run(checks), as_json=as_json):
+        raise typer.Exit(1)

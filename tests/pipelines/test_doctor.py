@@ -1,0 +1,359 @@
+"""`presto doctor` against real servers, good ones and broken ones: what it finds, what it says, what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pipelines import cli, doctor, probes, round_trips, storage
+from pipelines.cluster import ClusterError
+from pipelines.doctor import Check, Finding, Result
+from pipelines.embedded_s3 import Server
+from pipelines.tracking import connect, open_tracker
+from presto_core.config.errors import UserError
+from presto_core.config.sections import ClusterConfig, TrackingConfig
+
+DEAD = "http://127.0.0.1:9"
+
+
+def found(name: str, *overrides: str) -> Finding:
+    """What one check of those for some settings finds."""
+    (check,) = [check for check in doctor.checks(None, list(overrides)) if check.name == name]
+    return doctor.examine(check)
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def keys(bucket: str) -> set[str]:
+    listed = storage.s3_client(storage.endpoint()).list_objects_v2(Bucket=bucket)
+    return {entry["Key"] for entry in listed.get("Contents", ())}
+
+
+# --- storage
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("root", ["s3://latents", "s3://latents/new", "s3://latents/music"])
+def test_a_bucket_is_tried_and_left_as_it_was(object_store: Server, root: str):
+    storage.s3_client(storage.endpoint()).put_object(Bucket="latents", Key="music/object", Body=b"of the user")
+    before = keys("latents")
+    for name in ("storage", "conditional put"):
+        assert found(name, f"storage.root={root}").result is Result.OK
+    assert keys("latents") == before
+
+
+@pytest.mark.parametrize("made", ["", "store"])
+def test_a_folder_is_tried_and_left_as_it_was(empty: Path, made: str):
+    (empty / made).mkdir(exist_ok=True)
+    before = tree(empty)
+    for name in ("storage", "conditional put"):
+        assert found(name, "storage.root=store/deeper").result is Result.OK
+    assert tree(empty) == before
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(
+    ("root", "environment", "detail", "mend"),
+    [
+        ("s3://nowhere/x", {}, "bucket 'nowhere' does not exist at http", "create it or mend storage.root"),
+        ("s3://latents", {"AWS_SECRET_ACCESS_KEY": "geheim"}, "refuses these credentials", "check AWS_ACCESS_KEY_ID"),
+        ("s3://latents", {"AWS_ACCESS_KEY_ID": "nobody"}, "refuses these credentials", "check AWS_ACCESS_KEY_ID"),
+        ("s3://latents", {"AWS_ENDPOINT_URL": DEAD}, f"object store {DEAD} does not answer", "mend AWS_ENDPOINT_URL"),
+    ],
+)
+def test_wrong_storage_is_named_with_its_mend(object_store: Server, root: str, environment, detail, mend, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    storage._require_bucket.cache_clear()
+    finding = found("storage", f"storage.root={root}")
+    storage._require_bucket.cache_clear()
+    assert (finding.result, detail in finding.detail, mend in finding.mend) == (Result.FAILED, True, True), finding
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(finding)
+
+
+@pytest.fixture
+def unprivileged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Without the superuser's right to write anywhere."""
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
+    yield
+    os.seteuid(user)
+
+
+def test_a_folder_that_cannot_be_written_is_named(unprivileged):
+    root = "/var/presto"
+    finding = found("storage", f"storage.root={root}")
+    assert finding.result is Result.FAILED
+    assert finding.detail.startswith(f"cannot write {root}/presto-doctor-")
+    assert finding.detail.endswith("permission denied")
+    assert finding.mend == "choose another storage.root or mend its permissions"
+
+
+def test_a_root_that_is_no_folder_is_named(empty: Path):
+    (empty / "store").write_text("a file")
+    finding = found("storage", "storage.root=store")
+    assert (finding.result, finding.mend) == (Result.FAILED, "choose another storage.root")
+    assert tree(empty) == {"store"}
+
+
+# --- clock
+
+
+@contextmanager
+def server_of(seconds: float) -> Iterator[str]:
+    """A server whose clock is some seconds off."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(403)
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return formatdate(self.server.now() + seconds, usegmt=True)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    import time
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        server.now = time.time
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.services
+def test_the_clock_is_that_of_the_store_on_one_machine(object_store: Server):
+    finding = found("clock", "storage.root=s3://latents")
+    assert finding.result is Result.OK
+    assert finding.detail.endswith(f"s apart from {object_store.endpoint}")
+
+
+@pytest.mark.parametrize(("seconds", "side"), [(-3600, "ahead of"), (3600, "behind")])
+def test_a_wrong_clock_is_named(seconds: float, side: str, monkeypatch):
+    with server_of(seconds) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        finding = found("clock", "storage.root=s3://latents")
+    assert finding.result is Result.FAILED
+    assert f" s {side} that of {url}, which refuses requests" in finding.detail
+    assert finding.mend == "set the clock, or let NTP keep it"
+
+
+@pytest.mark.parametrize("url", [DEAD, "store:9000"])
+def test_a_store_that_tells_no_time_is_named(url: str, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    finding = found("clock", "storage.root=s3://latents")
+    assert (finding.result, finding.mend.endswith("mend AWS_ENDPOINT_URL")) == (Result.FAILED, True)
+    assert finding.detail.startswith(f"{url} does not answer: ")
+
+
+def test_a_folder_needs_no_clock():
+    assert found("clock").result is Result.SKIPPED
+
+
+# --- MLflow
+
+
+@pytest.mark.services
+def test_a_server_is_tried_and_left_as_it_was(mlflow_server: str, empty: Path):
+    from mlflow.entities import ViewType
+
+    config = TrackingConfig(uri=mlflow_server, experiment="doctors")
+    client, _ = connect(config)
+    experiments = {e.name for e in client.search_experiments()}
+    assert "will make" in round_trips.mlflow(config)
+    assert {e.name for e in client.search_experiments()} == experiments
+    tracker = open_tracker(config)
+    assert "will make" not in round_trips.mlflow(config)
+    assert client.search_runs([tracker.experiment_id]) == []
+    (run,) = client.search_runs([tracker.experiment_id], run_view_type=ViewType.DELETED_ONLY)
+    assert run.data.tags["presto.doctor"] == "true"
+    assert run.data.metrics == {"doctor": 1.5}
+    assert client.list_artifacts(run.info.run_id) == []
+    client.delete_experiment(tracker.experiment_id)
+    finding = found("MLflow", f"tracking.uri={mlflow_server}", "tracking.experiment=doctors")
+    assert finding.result is Result.FAILED
+    assert finding.detail == f"experiment 'doctors' of MLflow at {mlflow_server} is deleted"
+    assert finding.mend.endswith(f"mlflow experiments restore --experiment-id {tracker.experiment_id}")
+
+
+def test_a_data_base_is_tried_and_left_as_it_was(empty: Path, mlflow_database: Path):
+    """At first there is none; then there is one, whose artifacts go into a folder."""
+    assert found("MLflow").result is Result.OK
+    assert tree(empty) == set()
+    (empty / ".presto").mkdir()
+    shutil.copy(mlflow_database, ".presto/mlflow.db")
+    open_tracker(TrackingConfig())
+    before = tree(empty)
+    assert found("MLflow").result is Result.OK
+    assert tree(empty) == before
+
+
+def test_a_dead_server_is_named_without_its_password():
+    finding = found("MLflow", "tracking.uri=http://me:geh@im@127.0.0.1:9")
+    assert finding.result is Result.FAILED
+    assert finding.detail == f"MLflow at {DEAD} does not answer: Connection refused"
+    assert finding.mend == "mend tracking.uri, or leave it empty"
+
+
+def test_a_server_that_says_nothing_is_given_up():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        check = Check("MLflow", "", partial(round_trips.mlflow, TrackingConfig(uri=uri)), limit_s=1)
+        assert doctor.examine(check).detail == "no answer within 1 s"
+
+
+# --- Ray
+
+
+@pytest.mark.ray
+def test_a_cluster_is_compared_with_what_each_stage_asks_for(ray_here: None):
+    def holds(stage: str, **settings: float) -> str:
+        probe = probes.RayProbe(ClusterConfig(**settings))
+        assert "1 node, 2 CPUs, 0 GPUs" in probe.reach()
+        return probe.holds(stage)
+
+    assert holds("train-teacher", num_workers=2) == "2 workers of 0.8 CPUs; in all 1.8 CPUs, 0 GPUs"
+    assert holds("ingest", data_workers=1).startswith("1 worker of 0.8 CPUs; in all 1")
+    with pytest.raises(
+        ClusterError, match=r"this needs 3\.6 CPUs and the Ray cluster has 2; lower cluster.num_workers"
+    ):
+        holds("distill-steps", num_workers=4)
+    with pytest.raises(ClusterError, match="this needs 1 GPUs and the Ray cluster has 0"):
+        holds("distill-layers", gpus_per_worker=1)
+    with pytest.raises(ClusterError, match=r"this needs 3\.2 CPUs and the Ray cluster has 2"):
+        holds("evaluate", data_workers=4)
+    with pytest.raises(probes.SkippedError, match=r"num_workers=0 trains in the command's own process"):
+        holds("train-teacher", num_workers=0)
+    assert holds("evaluate", num_workers=0)
+
+
+def test_a_worker_must_fit_on_one_node():
+    small, large = {"CPU": 2.0}, {"CPU": 9.0, "GPU": 2.0}
+    assert probes.places([small, small], {"CPU": 0.8, "GPU": 0}) == 4
+    assert probes.places([small, large], {"CPU": 3, "GPU": 0}) == 3
+    assert probes.places([small, large], {"CPU": 3, "GPU": 1}) == 2
+    assert probes.places([{"CPU": 0.3}], {"CPU": 0.1, "GPU": 0}) == 3  # in spite of rounding
+    probe = probes.RayProbe(ClusterConfig(num_workers=2, cpus_per_worker=3), [small] * 4)
+    with pytest.raises(ClusterError, match="needs 2 workers of 3 CPUs each and the nodes have room for 0; lower"):
+        probe.holds("train-teacher")
+
+
+# --- this machine
+
+
+def test_an_old_python_is_named():
+    assert probes.python().startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    with pytest.raises(UserError, match=r"Python 3\.10\.14 runs Presto, which needs >=3\.11; make a new environment"):
+        probes.python((3, 10, 14))
+
+
+def test_gpus_are_missed_where_workers_on_this_machine_ask_for_them(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "nccl is not needed" in probes.torch_and_gpus(ClusterConfig())
+    assert "of the cluster that is joined" in probes.torch_and_gpus(ClusterConfig(gpus_per_worker=1, address="auto"))
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"gpus_per_worker=1 asks for GPUs .* sees none here; install an NVIDIA"):
+            probes.torch_and_gpus(ClusterConfig(gpus_per_worker=1))
+
+
+def test_a_small_disk_is_named(tmp_path: Path):
+    assert "GiB free" in probes.free_space(tmp_path / "not" / "there")
+    with pytest.raises(UserError, match=r"GiB left, less than \d+; free some space"):
+        probes.free_space(tmp_path, least_bytes=2**62)
+
+
+def test_a_missing_package_is_named():
+    assert probes.package("av", "av", "m4a", "").startswith("av ")
+    with pytest.raises(UserError, match="none-such is not installed, which m4a needs; pip install it"):
+        probes.package("none_such", "none-such", "m4a", "pip install it")
+
+
+# --- all of it
+
+
+def test_whatever_happens_in_a_check_the_others_run(monkeypatch):
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "geheim")
+
+    def bug() -> str:
+        raise RuntimeError("a geheim\nplace")
+
+    def fine() -> str:
+        return "well, geheim"
+
+    findings = doctor.run(
+        [
+            Check("a", "", bug),
+            Check("b", "", bug, required=False),
+            Check("c", "", fine),
+            Check("d", "", fine, after="a"),
+            Check("e", "", fine, after="c"),
+            Check("f", "", lambda: Path("/none").read_text()),
+        ]
+    )
+    assert [f.result for f in findings] == ["failed", "lacking", "ok", "skipped", "ok", "failed"]
+    assert findings[0].detail == "unexpected RuntimeError: a *** place"
+    assert findings[2].detail == "well, ***"
+    assert findings[5].detail == "/none: No such file or directory"
+    assert not doctor.show(findings)
+    assert doctor.show(findings[1:5])
+
+
+def test_a_dry_run_touches_nothing(empty: Path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", DEAD)
+    words = ["doctor", "paper", "storage.root=s3://nowhere/x", f"tracking.uri={DEAD}", "--dry-run"]
+    shown = CliRunner().invoke(cli.app, words)
+    assert shown.exit_code == 0
+    assert "put, get, list and delete below s3://nowhere/x" in shown.stdout
+    planned = json.loads(CliRunner().invoke(cli.app, [*words, "--json"]).stdout)
+    assert [check["check"] for check in planned][-7:-2] == [f"Ray: {stage}" for stage in probes.stages_with_workers()]
+    assert tree(empty) == set()
+
+
+@pytest.mark.services
+@pytest.mark.ray
+def test_where_all_is_well_it_says_so_and_leaves_nothing(
+    object_store: Server, mlflow_server: str, ray_here: None, empty: Path
+):
+    before = keys("latents")
+    words = ("doctor", "demo", "storage.root=s3://latents/mine", f"tracking.uri={mlflow_server}")
+    done = CliRunner().invoke(cli.app, [*words, "--json"])
+    results = {check["check"]: check["result"] for check in json.loads(done.stdout)["checks"]}
+    assert (done.exit_code, set(results.values()), len(results)) == (0, {"ok"}, 15)
+    assert object_store.secret_key not in done.output
+    assert (tree(empty), keys("latents")) == (set(), before)
+
+
+@pytest.mark.services
+def test_where_all_is_broken_it_says_what_and_goes_on(object_store: Server, tmp_path: Path):
+    words = ("demo", "storage.root=s3://latents", f"tracking.uri={DEAD}", "cluster.address=127.0.0.1:9")
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    mine["AWS_SECRET_ACCESS_KEY"] = "geheim"
+    command = [sys.executable, "-m", "pipelines.cli", "doctor", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=mine, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "doctor: to be mended: storage, MLflow, Ray"
+    for detail in ("refuses these credentials", "Connection refused", "no Ray cluster answers at '127.0.0.1:9'"):
+        assert detail in done.stdout
+    assert done.stdout.count("FAILED") == 3
+    assert done.stdout.count("│ skipped │") == 6
+    assert "geheim" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert tree(tmp_path) == set()
