@@ -40,7 +40,6 @@ codec_app = typer.Typer(no_args_is_help=True, help="The codec between audio and 
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(codec_app, name="codec")
 app.add_typer(dataset_verbs.app, name="dataset")
-app.add_typer(training_verbs.app)
 for verb in (machine_verbs.up, machine_verbs.down, machine_verbs.doctor):
     app.command()(verb)
 
@@ -86,6 +85,10 @@ def ingest(
     """Encode audio (ingest.source=folder, s3://prefix or a list) into latents; what is encoded already is used."""
     allowed = [] if max_bad_fraction is None else [f"ingest.max_bad_fraction={max_bad_fraction}"]
     _run("ingest", "ingest", [*(words or []), *allowed], dry_run)
+
+
+for verb in (training_verbs.train_teacher, training_verbs.distill_layers, training_verbs.distill_steps):
+    app.command()(verb)
 
 
 @app.command()

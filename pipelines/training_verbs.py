@@ -11,8 +11,6 @@ import typer
 from pipelines.words import show, stage_config
 from presto_core.config.errors import UserError
 
-app = typer.Typer()
-
 Words = Annotated[
     list[str] | None,
     typer.Argument(
@@ -34,19 +32,16 @@ Fork = Annotated[
 ]
 
 
-@app.command("train-teacher")
 def train_teacher(words: Words = None, resume: ResumeRun = "", fork: Fork = False, dry_run: DryRun = False) -> None:
     """Train the base model on latents."""
     _run("train-teacher", words, resume, fork=fork, dry_run=dry_run)
 
 
-@app.command("distill-layers")
 def distill_layers(words: Words = None, resume: ResumeRun = "", fork: Fork = False, dry_run: DryRun = False) -> None:
     """Teach the base model to run fewer blocks where noise is high (Presto-L; layers.mode=ase for the baseline)."""
     _run("distill-layers", words, resume, fork=fork, dry_run=dry_run)
 
 
-@app.command("distill-steps")
 def distill_steps(
     words: Words = None,
     layers: Annotated[
