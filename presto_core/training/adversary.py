@@ -100,3 +100,10 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     finally:
         for p in parameters:
             p.requires_grad_(True)
+
+
+def require_taps_in_depth(taps: tuple[int, ...], depth: int) -> None:
+    """Raises: ValueError naming the taps that are no blocks."""
+    outside = [t for t in taps if not 0 <= t < depth]
+    if outside:
+        raise ValueError(f"steps.gan.taps names blocks {outside}; the teacher has blocks 0 to {depth - 1}")

@@ -24,7 +24,7 @@ from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.training import optim
 from presto_core.training.accumulate import Metrics, MicroBatch, accumulated, joined, micro_batches
-from presto_core.training.adversary import Adversary
+from presto_core.training.adversary import Adversary, require_taps_in_depth
 from presto_core.training.ema import Ema
 from presto_core.training.generated import Generated, joint_metrics, rollout
 from presto_core.training.parallel import ALONE, Parallel
@@ -66,7 +66,7 @@ class StepDistillation:
         self.parallel = parallel
         self.total_steps = config.generator_updates * (config.fake_updates_per_generator_update + 1)
         self.taps = config.gan.taps or (len(teacher.blocks) // 2,)
-        _require_taps_in_depth(self.taps, len(teacher.blocks))
+        require_taps_in_depth(self.taps, len(teacher.blocks))
         self.p_gen, self.p_dmd, self.p_dsm, self.p_gan = (
             noise_from_config(p) for p in (config.p_gen, config.p_dmd, config.p_dsm, config.p_gan)
         )
@@ -183,7 +183,11 @@ class StepDistillation:
     def _generated(self, part: MicroBatch, *, with_graph: bool) -> Generated:
         """What the generator makes of a micro-batch, and the gradients of its losses there."""
         x_in, sigma = self._generator_input(part)
-        x0 = self._trained_pass(part, x_in, sigma) if with_graph else self._untrained_pass(part, x_in, sigma)
+        if with_graph:
+            x0 = self._trained_pass(part, x_in, sigma)
+        else:
+            with torch.no_grad():
+                x0 = self.generate(x_in, sigma, part.batch.cond)
         dmd, metrics = self._dmd(x0.detach(), part)
         adversarial = None
         if self._judging:
@@ -203,10 +207,6 @@ class StepDistillation:
     def _trained_pass(self, part: MicroBatch, x_in: Tensor, sigma: Tensor) -> Tensor:
         part.before_backward(self.parallel, self.trained_generator.net)
         return self.generate(x_in, sigma, part.batch.cond, trained=True)
-
-    @torch.no_grad()
-    def _untrained_pass(self, part: MicroBatch, x_in: Tensor, sigma: Tensor) -> Tensor:
-        return self.generate(x_in, sigma, part.batch.cond)
 
     def _dmd(self, x0: Tensor, part: MicroBatch) -> tuple[Tensor, Metrics]:
         """Gradient of L_DMD with respect to x0."""
@@ -245,19 +245,9 @@ class StepDistillation:
 
 def _new_state(config: StepsConfig, generator: DiT, fake_score: DiT, head: PatchHead, ema: Ema) -> TrainState:
     networks: dict[str, nn.Module] = {"generator": generator, "fake_score": fake_score, "head": head}
-    sections = {
-        "generator": config.generator_optim,
-        "fake_score": config.fake_optim,
-        "head": config.head_optim,
-    }
+    sections = {"generator": config.generator_optim, "fake_score": config.fake_optim, "head": config.head_optim}
     return TrainState(
         networks=networks,
         optimizers={name: optim.adamw(networks[name].parameters(), sections[name]) for name in networks},
         emas={"generator": ema},
     )
-
-
-def _require_taps_in_depth(taps: tuple[int, ...], depth: int) -> None:
-    outside = [t for t in taps if not 0 <= t < depth]
-    if outside:
-        raise ValueError(f"steps.gan.taps names blocks {outside}; the teacher has blocks 0 to {depth - 1}")

@@ -36,7 +36,7 @@ SETTINGS = {
     "loop.checkpoint_every": 5,
 }
 PATIENCE_S = 500
-FP32 = 1e-3  # of a tensor's largest number, after all steps
+FP32 = 1e-4  # of a tensor's largest number, after all steps; 1e-6 is measured
 
 
 @pytest.mark.parametrize(
