@@ -65,7 +65,12 @@ def begin(scratch: Folder, root: Folder, stage: str, config: StageConfig, parent
         return
     if FORKED_FROM in parents:
         _copy_checkpoint(root, parents[FORKED_FROM], scratch)
-    record = {"stage": stage, "parents": parents, "result": config.result_config(), "config": config.model_dump()}
+    record = {
+        "stage": stage,
+        "parents": parents,
+        "result": config.result_config(),
+        "config": config.model_dump(exclude={"storage", "tracking"}),
+    }
     write_bytes(scratch, RECORD, json.dumps(record, indent=2).encode())
 
 
