@@ -44,7 +44,8 @@ class Meter:
         names = sorted(self.values)
         local = [_sum_and_count(self.values[name], parallel.device) for name in names]
         if names:
-            for name, (total, count) in zip(names, parallel.average(torch.stack(local)).tolist()):
+            sums = parallel.average(torch.stack(local)) * parallel.world_size  # true on any number of workers
+            for name, (total, count) in zip(names, sums.tolist()):
                 before = self.pending.get(name, (0.0, 0.0))
                 self.pending[name] = (before[0] + total, before[1] + count)
         self.values = {}
