@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-WINDOW_ROWS = 4096  # rows that are held at once, over all lanes; some 150 MB at the laptop preset's shapes
+WINDOW_ROWS = 8192  # rows that are held at once, over all lanes; some 300 MB at the laptop preset's shapes
 MAX_LANES = 32
 SHARDS_A_LANE = 4  # at least, where there are enough: a shard on the border of two lanes is read twice
 

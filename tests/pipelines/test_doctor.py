@@ -231,7 +231,7 @@ def test_a_cluster_is_compared_with_what_each_stage_asks_for(ray_here: None):
         return probe.holds(stage)
 
     assert holds("train-teacher", num_workers=2) == "2 workers of 0.8 CPUs; in all 1.8 CPUs, 0 GPUs"
-    assert holds("ingest", data_workers=1).startswith("1 worker of 0.8 CPUs; in all 1")
+    assert holds("ingest", data_workers=1) == "1 worker of 0.8 CPUs; in all 0.8 CPUs, 0 GPUs"
     with pytest.raises(
         ClusterError, match=r"this needs 3\.6 CPUs and the Ray cluster has 2; lower cluster.num_workers"
     ):

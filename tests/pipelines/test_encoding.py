@@ -66,7 +66,7 @@ def test_a_file_that_is_gone_is_refused_and_a_dead_source_ends_the_run(tmp_path:
     ((_, end),) = opened(gone, open_folder(str(tmp_path)), encoding(), known=frozenset())
     assert isinstance(end, End)
     assert end.failure is not None
-    assert (end.failure.stage, end.failure.error) == ("fetch", "StoreError")
+    assert (end.failure.stage, end.failure.error) == ("fetch", "DamagedError")
 
 
 def test_of_a_known_content_nothing_is_decoded(tmp_path: Path):
