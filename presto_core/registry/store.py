@@ -74,7 +74,8 @@ class Folder:
 
         def remove() -> None:
             if self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound:
-                self.filesystem.delete_dir(self.path)
+                with suppress(FileNotFoundError):  # someone else was quicker, or a store still lists what it deleted
+                    self.filesystem.delete_dir(self.path)
 
         self.persist(remove, f"delete {self.uri}")
 
