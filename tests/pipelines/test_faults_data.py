@@ -103,6 +103,7 @@ def shards_of(root: str) -> dict[str, bytes]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ingest_through_a_bad_network_and_an_outage_makes_the_same_data_set(
     object_store: Server, music: str, tmp_path: Path
 ):
