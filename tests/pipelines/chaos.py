@@ -135,6 +135,12 @@ def reached(life: Life) -> int:
     return int(steps[-1]) if steps else 0
 
 
+def resumed_at(life: Life) -> int:
+    """The step that a life, or the last restart of its workers, went on from; 0 where it began."""
+    steps = re.findall(r"resumed at step (\d+)", life.said)
+    return int(steps[-1]) if steps else 0
+
+
 def lost(*lives: Life) -> int:
     """The most steps that one resume did again, over the lives of a run: of those that had been told of."""
     most, told = 0, 0

@@ -21,7 +21,7 @@ import pytest
 from pipelines.cluster import ENVIRONMENT
 from pipelines.embedded_s3 import Server
 from pipelines.storage import open_folder
-from tests.pipelines.chaos import SAME, TABLE, VERBS, Line, Parents, Training, lost, reached, wait_until
+from tests.pipelines.chaos import SAME, TABLE, VERBS, Line, Parents, Training, lost, resumed_at, wait_until
 from tests.pipelines.fault_proxy import FaultProxy
 from tests.pipelines.lives import PATIENCE_S, Life, title_of, wait_for
 from tests.pipelines.synthetic import make_dataset
@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.services,
     pytest.mark.timeout(6000),
 ]
-STEPS = 300
+STEPS = 1000  # some twenty seconds of them: a kill must not come after the last
 KILLS = 7  # a run; eight kinds of run make 56
 OUTAGE_S = 30
 WORKER = "RayTrainWorker"
@@ -116,6 +116,7 @@ def test_sigterm_of_one_worker_saves_on_all_and_ends(begin, tmp_path: Path, pare
     assert "its state is saved, run the same command to go on" in life.said
     again = run.begin(begin)
     assert again.exit_code() == 0
+    assert 0 < resumed_at(again) < STEPS
     assert lost(life, again) == 0
     assert run.outcome() == calm.outcome()
     TABLE.append(Line("SIGTERM of one worker", "S", 2, 1, 0, f"saved, exit status 1; then {SAME}"))
@@ -221,11 +222,10 @@ def test_node_killed_in_a_cluster(begin, tmp_path: Path, parents: Parents):
     life = run.begin(begin)
     assert wait_until(life, 20)
     (raylet,) = [pid for pid in known["raylets"] if hosts_worker(pid)]
-    before = reached(life)
     psutil.Process(raylet).kill()
     assert life.exit_code() == 0, life.said
+    assert 0 < resumed_at(life) < STEPS
     assert run.outcome() == calm.outcome()
-    assert before < STEPS
     TABLE.append(Line("node (raylet) SIGKILL", "teacher", 1, 1, lost(life), f"restarted on another node; {SAME}"))
 
 
