@@ -129,4 +129,4 @@ def patiently(action: Callable[[], Result]) -> Result:
 
 def without_password(uri: str) -> str:
     """A URI that may be shown: user and password between :// and @ are left out."""
-    return re.sub(r"://[^/@]+@", "://", uri)
+    return re.sub(r"://[^/\s]*@", "://", uri)  # a password may hold an @

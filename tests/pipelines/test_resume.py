@@ -63,7 +63,8 @@ def test_settings_are_recorded_at_the_start_and_gone_at_the_end(dataset: str, mo
     config = teacher_config("store", dataset)
     run_id = begun(config, monkeypatch)
     record = json.loads(Path("store/runs", run_id, RECORD).read_text())
-    assert TeacherStage(**record["config"]) == config
+    assert not {"storage", "tracking"} & record["config"].keys()  # a tracking URI may hold a password
+    assert TeacherStage(**record["config"], storage=config.storage, tracking=config.tracking) == config
     train_teacher.run(config)
     assert not Path("store/runs", run_id).exists()
 
