@@ -14,7 +14,7 @@ import typer
 
 from pipelines import dataset_verbs, machine_verbs, training_verbs
 from pipelines.progress import console
-from pipelines.words import PRESETS, is_override, show, split, stage_config
+from pipelines.words import PRESETS, DryRun, Words, is_override, show, split, stage_config
 from presto_core.config.errors import UserError
 from presto_core.config.loader import ConfigError, load_config, preset_names
 from presto_core.config.schema import STAGES, StageConfig
@@ -43,14 +43,7 @@ app.add_typer(dataset_verbs.app, name="dataset")
 for verb in (machine_verbs.up, machine_verbs.down, machine_verbs.doctor):
     app.command()(verb)
 
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[PRESET] [KEY=VALUE]...", help="A preset's name or file, then overrides.", show_default=False
-    ),
-]
 Local = Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
 
 
 @corpus_app.command("build")

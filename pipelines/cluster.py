@@ -65,6 +65,11 @@ def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Itera
             ray.shutdown()
 
 
+def joined_address(config: ClusterConfig) -> str:
+    """Address of the Ray cluster that a command joins; empty where it starts its own."""
+    return config.address or os.environ.get("RAY_ADDRESS", "")
+
+
 def training_cpus(config: ClusterConfig) -> float:
     """CPUs that the smallest group of training workers and their readers take."""
     return least_workers(config) * (config.cpus_per_worker + READER_CPUS)
@@ -107,8 +112,7 @@ def with_actors(rows: Any, actor: type, config: ClusterConfig, most: int, *args:
     import ray
 
     # Restarting an actor helps where other nodes are left; on one machine the run itself is started again.
-    joined = config.address or os.environ.get("RAY_ADDRESS")
-    restarts = {} if joined else {"max_restarts": 0, "max_task_retries": 0}
+    restarts = {} if joined_address(config) else {"max_restarts": 0, "max_task_retries": 0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
         return rows.map(
@@ -174,7 +178,7 @@ def actor_resources(config: ClusterConfig, items: int) -> dict[str, float]:
 
 
 def _connect(config: ClusterConfig) -> None:
-    address = config.address or os.environ.get("RAY_ADDRESS") or None
+    address = joined_address(config)
     if address:
         _require_answer(address)
     elif not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -14,9 +13,10 @@ from threading import Thread
 import typer
 
 from pipelines import probes, round_trips
+from pipelines.cluster import joined_address
 from pipelines.demo import FLOW, stage_configs
 from pipelines.progress import console, print_table
-from pipelines.tracking import HOME
+from pipelines.tracking import HOME, without_password
 from presto_core.config.errors import UserError
 
 LIMIT_S = 60.0  # for an import or a start on a busy machine; servers that are silent are given up sooner, see storage
@@ -103,7 +103,7 @@ def checks(preset: str | None, overrides: list[str]) -> list[Check]:
             f"a run with a metric and an artifact in experiment {ingest.tracking.experiment!r}",
             partial(round_trips.mlflow, ingest.tracking),
         ),
-        Check("Ray", _ray_plan(probes.joined(cluster)), ray.reach),
+        Check("Ray", _ray_plan(joined_address(cluster)), ray.reach),
         *(
             Check(
                 f"Ray: {stage}", "its workers against the cluster's resources", partial(ray.holds, stage), after="Ray"
@@ -180,7 +180,7 @@ def hidden(text: str) -> str:
     for name in SECRETS:
         if value := os.environ.get(name):
             text = text.replace(value, "***")
-    return re.sub(r"://[^/\s]*@", "://", text)  # to the last @: a password may hold one
+    return without_password(text)
 
 
 def show_plan(tried: list[Check], *, as_json: bool = False) -> None:

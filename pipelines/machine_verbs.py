@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines.progress import console
-from pipelines.words import split
+from pipelines.words import Words, split
 
 OBJECT_STORE = Path(".presto/object_store")
 
@@ -40,12 +40,7 @@ def down() -> None:
 
 
 def doctor(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[PRESET] [KEY=VALUE]...", help="What will be run: a preset, then overrides.", show_default=False
-        ),
-    ] = None,
+    words: Words = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be checked, and stop.")] = False,
 ) -> None:

@@ -18,6 +18,16 @@ from urllib.request import Request, urlopen
 
 from packaging.specifiers import SpecifierSet
 
+from pipelines.cluster import (
+    ClusterError,
+    actor_resources,
+    joined_address,
+    least_workers,
+    ray_session,
+    require,
+    resources_per_worker,
+    training_cpus,
+)
 from pipelines.storage import CONNECT_TIMEOUT_S, endpoint, region
 from presto_core.config.errors import UserError
 from presto_core.config.schema import STAGES, StageConfig
@@ -56,7 +66,7 @@ def torch_and_gpus(cluster: ClusterConfig) -> str:
     said = f"{torch.__version__}, {f'CUDA {torch.version.cuda}, {gpus} GPUs' if gpus else 'no GPU here'}"
     if not cluster.gpus_per_worker:
         return f"{said}, none asked for (cluster.gpus_per_worker=0): workers talk through gloo, nccl is not needed"
-    if joined(cluster):
+    if joined_address(cluster):
         return (
             f"{said}; cluster.gpus_per_worker={cluster.gpus_per_worker:g} asks for GPUs of the cluster that is joined"
         )
@@ -92,13 +102,15 @@ class RayProbe:
         Raises:
             ClusterError: it cannot be started, or does not answer.
         """
-        from pipelines.cluster import ray_session
-
         with ray_session(self.cluster, cpus=0):
             import ray
 
             self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            how = f"joined {joined(self.cluster)}" if joined(self.cluster) else "started on this machine and stopped"
+            how = (
+                f"joined {joined_address(self.cluster)}"
+                if joined_address(self.cluster)
+                else "started on this machine and stopped"
+            )
             total = ray.cluster_resources()
             cpus, gpus, count = total.get("CPU", 0), total.get("GPU", 0), len(self.nodes)
             return f"{ray.__version__}, {how}: {count} node{'s'[: count > 1]}, {cpus:g} CPUs, {gpus:g} GPUs"
@@ -110,15 +122,13 @@ class RayProbe:
             ClusterError: it has less.
             SkippedError: the stage needs none.
         """
-        from pipelines.cluster import ClusterError, require
-
         if stage in TRAINING and self.cluster.num_workers == 0:
             raise SkippedError("not needed: cluster.num_workers=0 trains in the command's own process")
         needs, worker, count = asked(stage, self.cluster)
         names = {key for node in self.nodes for key in node}
         require({key: sum(node.get(key, 0) for node in self.nodes) for key in names}, **needs)
         room = places(self.nodes, worker)
-        what = " and ".join(f"{amount:g} {key}s" for key, amount in worker.items() if amount)
+        what = " and ".join(f"{amount:g} {key}s" for key, amount in worker.items())
         if room < count:
             raise ClusterError(
                 f"{stage} needs {count} workers of {what} each and the nodes have room for {room}; "
@@ -127,20 +137,14 @@ class RayProbe:
         return f"{count} worker{'s'[: count > 1]} of {what}; in all {needs['cpus']:g} CPUs, {needs['gpus']:g} GPUs"
 
 
-def joined(cluster: ClusterConfig) -> str:
-    """Address of the Ray cluster that a command joins; empty where it starts its own."""
-    return cluster.address or os.environ.get("RAY_ADDRESS", "")
-
-
 def asked(stage: str, cluster: ClusterConfig) -> tuple[dict[str, float], dict[str, float], int]:
     """What a stage takes at once (cpus, gpus), what one of its workers takes in Ray's names, and how many there are."""
-    from pipelines.cluster import actor_resources, training_cpus
     from pipelines.encode import encoding_resources
 
-    worker = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    worker = resources_per_worker(cluster)
     if stage in TRAINING:
-        gpus = cluster.num_workers * cluster.gpus_per_worker
-        return {"cpus": training_cpus(cluster), "gpus": gpus}, worker, cluster.num_workers
+        count = least_workers(cluster)
+        return {"cpus": training_cpus(cluster), "gpus": count * cluster.gpus_per_worker}, worker, count
     needs = encoding_resources if stage == "ingest" else actor_resources
     return needs(cluster, cluster.data_workers), worker, cluster.data_workers
 

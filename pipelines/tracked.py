@@ -127,6 +127,6 @@ def patiently(action: Callable[[], Result]) -> Result:
         ) from error
 
 
-def without_password(uri: str) -> str:
-    """A URI that may be shown: user and password between :// and @ are left out."""
-    return re.sub(r"://[^/\s]*@", "://", uri)  # a password may hold an @
+def without_password(text: str) -> str:
+    """A URI, or a text with some, that may be shown: user and password between :// and @ are left out."""
+    return re.sub(r"://[^/\s]*@", "://", text)  # a password may hold an @

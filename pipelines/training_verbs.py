@@ -8,16 +8,9 @@ from typing import Annotated
 
 import typer
 
-from pipelines.words import show, stage_config
+from pipelines.words import DryRun, Words, show, stage_config
 from presto_core.config.errors import UserError
 
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[PRESET] [KEY=VALUE]...", help="A preset's name or file, then overrides.", show_default=False
-    ),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
 ResumeRun = Annotated[
     str,
     typer.Option(

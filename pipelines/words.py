@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -10,6 +11,14 @@ from presto_core.config.loader import load_config, to_yaml
 from presto_core.config.schema import STAGES, StageConfig
 
 PRESETS = Path(__file__).parent / "presets"
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PRESET] [KEY=VALUE]...", help="A preset's name or file, then overrides.", show_default=False
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
 
 
 def stage_config(stage: str, words: list[str]) -> StageConfig:

@@ -94,15 +94,10 @@ class LayerDistillation:
 
     def _step(self) -> Metrics:
         state = self.state
-        norm = optim.step(
-            state.optimizers["layers"],
-            self.config.optim,
-            name="layers",
-            update=state.total_step,
-            total_updates=self.total_steps,
-        )
+        due = {"layers": (state.optimizers["layers"], self.config.optim)}
+        norms = optim.step(due, update=state.total_step, total_updates=self.total_steps)
         state.emas["layers"].update(state.networks["layers"])
-        return {"grad_norm": torch.tensor(norm)}
+        return {"grad_norm": torch.tensor(norms["layers"])}
 
 
 def budget_of(config: LayersConfig, depth: int) -> LayerBudget:

@@ -36,22 +36,31 @@ def learning_rate(config: OptimConfig, *, update: int, total_updates: int) -> fl
     return config.learning_rate * (FINAL_FRACTION + (1 - FINAL_FRACTION) * cosine)
 
 
-def step(optimizer: torch.optim.Optimizer, config: OptimConfig, *, name: str, update: int, total_updates: int) -> float:
-    """Clip, check and apply the gradients that `backward` left; clear them; return their norm before clipping.
+Due = dict[str, tuple[torch.optim.Optimizer, OptimConfig]]
+"""Optimisers that move in one step, by the names of their networks."""
 
-    Gradients are already averaged over workers, so every rank sees the same norm. Where it is not finite nothing is
-    moved, and the loop ends the run.
+
+def step(due: Due, *, update: int, total_updates: int) -> dict[str, float]:
+    """Clip, check and apply the gradients that `backward` left; clear them; return their norms before clipping.
+
+    Gradients are already averaged over workers, so every rank sees the same norms. Where one is not finite no network
+    is moved, and the loop ends the run.
     """
+    norms = {name: _clipped(optimizer, config) for name, (optimizer, config) in due.items()}
+    finite = all(map(math.isfinite, norms.values()))
+    for optimizer, config in due.values():
+        if finite:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, update=update, total_updates=total_updates)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norms
+
+
+def _clipped(optimizer: torch.optim.Optimizer, config: OptimConfig) -> float:
+    """Clip an optimiser's gradients in place; their norm before."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for p in parameters:
         if p.grad is None:  # a block that no row ran has gradient 0, however the rows are shared among workers
             p.grad = torch.zeros_like(p)
-    norm = float(whole(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)))
-    if not math.isfinite(norm):
-        optimizer.zero_grad(set_to_none=True)
-        return norm
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, update=update, total_updates=total_updates)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
+    return float(whole(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)))

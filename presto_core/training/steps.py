@@ -145,14 +145,11 @@ class StepDistillation:
     def _step_critic(self) -> Metrics:
         ratio = self.config.fake_updates_per_generator_update
         update = self.state.total_step - self.state.generator_step
-        due = {"fake_score": self.config.fake_optim}
+        optimizers = self.state.optimizers
+        due = {"fake_score": (optimizers["fake_score"], self.config.fake_optim)}
         if self.adversarial:
-            due["head"] = self.config.head_optim
-        total = self.config.generator_updates * ratio
-        norms = {
-            name: optim.step(self.state.optimizers[name], section, name=name, update=update, total_updates=total)
-            for name, section in due.items()
-        }
+            due["head"] = (optimizers["head"], self.config.head_optim)
+        norms = optim.step(due, update=update, total_updates=self.config.generator_updates * ratio)
         return {f"{name}_grad_norm": torch.tensor(norm) for name, norm in norms.items()}
 
     def _generator_backward(self, parts: Sequence[MicroBatch]) -> Metrics:
@@ -224,16 +221,11 @@ class StepDistillation:
 
     def _step_generator(self) -> Metrics:
         state = self.state
-        norm = optim.step(
-            state.optimizers["generator"],
-            self.config.generator_optim,
-            name="generator",
-            update=state.generator_step,
-            total_updates=self.config.generator_updates,
-        )
+        due = {"generator": (state.optimizers["generator"], self.config.generator_optim)}
+        norms = optim.step(due, update=state.generator_step, total_updates=self.config.generator_updates)
         state.emas["generator"].update(state.networks["generator"])
         state.generator_step += 1
-        return {"generator_grad_norm": torch.tensor(norm)}
+        return {"generator_grad_norm": torch.tensor(norms["generator"])}
 
     def _generator_input(self, part: MicroBatch) -> tuple[Tensor, Tensor]:
         """What the generator denoises, [B, C, T], and its noise levels, [B]."""

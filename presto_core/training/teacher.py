@@ -66,15 +66,10 @@ class TeacherTraining:
 
     def _step(self) -> Metrics:
         state = self.state
-        norm = optim.step(
-            state.optimizers["teacher"],
-            self.config.optim,
-            name="teacher",
-            update=state.total_step,
-            total_updates=self.total_steps,
-        )
+        due = {"teacher": (state.optimizers["teacher"], self.config.optim)}
+        norms = optim.step(due, update=state.total_step, total_updates=self.total_steps)
         state.emas["teacher"].update(state.networks["teacher"])
-        return {"grad_norm": torch.tensor(norm)}
+        return {"grad_norm": torch.tensor(norms["teacher"])}
 
 
 def observed(name: str, losses: Tensor, sigma: Tensor, p: NoiseDistribution) -> Metrics:

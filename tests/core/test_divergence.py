@@ -48,6 +48,17 @@ def test_exploding_gradient_of_a_finite_loss_names_the_gradient():
         train(algorithm, batches(), seed=0, config=LOOP)
 
 
+def test_a_bad_gradient_of_the_head_keeps_the_fake_score_where_it_is_too():
+    algorithm = distillation()
+    before = copy.deepcopy(algorithm.state.state_dict()["networks"])
+    for p in algorithm.state.networks["head"].parameters():
+        p.register_hook(lambda grad: grad * torch.inf)
+    with pytest.raises(DivergenceError, match=r"^head_grad_norm is (inf|nan) on all ranks"):
+        train(algorithm, batches(), seed=0, config=LOOP)
+    for name, net in algorithm.state.networks.items():
+        assert all(torch.equal(value, before[name][key]) for key, value in net.state_dict().items()), name
+
+
 class Overflowing(TeacherTraining):
     """A loss beside the trained one overflows at step 5, though its gradient takes no part."""
 

@@ -205,7 +205,7 @@ def test_clipping_reports_the_norm_before_it():
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     parameter.grad = torch.full((4,), 3.0)
     config = OptimConfig(learning_rate=1.0, max_grad_norm=1.0)
-    assert optim.step(optimizer, config, name="x", update=0, total_updates=1) == pytest.approx(6.0)
+    assert optim.step({"x": (optimizer, config)}, update=0, total_updates=1) == pytest.approx({"x": 6.0})
     torch.testing.assert_close(parameter.detach(), torch.full((4,), -0.5))
 
 

@@ -5,15 +5,10 @@ from __future__ import annotations
 import json
 import random
 import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -152,32 +147,6 @@ def test_object_store_down_for_half_a_minute(begin, tmp_path: Path, parents: Par
         assert life.exit_code() == 0, life.said
     assert run.outcome() == calm.outcome()
     TABLE.append(Line(f"object store down for {OUTAGE_S} s", "teacher", 1, 1, 0, f"waited out; {SAME}"))
-
-
-@pytest.fixture
-def mlflow_server(tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path)]
-    with (tmp_path / "mlflow.log").open("wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *words], stdout=log, stderr=log, start_new_session=True
-        )
-    assert wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), 180, step_s=0.5)
-    yield f"http://127.0.0.1:{port}"
-    for child in psutil.Process(server.pid).children(recursive=True):
-        child.kill()
-    server.kill()
-    server.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        return urlopen(url, timeout=2).status == 200
-    except (URLError, OSError):
-        return False
 
 
 def test_mlflow_down_for_half_a_minute(begin, tmp_path: Path, parents: Parents, mlflow_server: str):
