@@ -25,10 +25,17 @@ class Resume:
 
     Attributes:
         fork: where the settings differ, start a run of its own from the newest checkpoint of the named one.
+
+    Raises:
+        UserError: a fork of no run.
     """
 
     run_id: str = ""
     fork: bool = False
+
+    def __post_init__(self) -> None:
+        if self.fork and not self.run_id:  # said before anything is looked up
+            raise UserError("--fork needs the run to start from; name it: --resume RUN_ID")
 
 
 def origin(resume: Resume, root: Folder, stage: str, config: StageConfig, parents: dict[str, str]) -> dict[str, str]:
@@ -37,8 +44,6 @@ def origin(resume: Resume, root: Folder, stage: str, config: StageConfig, parent
     Raises:
         UserError: no such run is under way, it is of another stage, or of other settings and no fork is wanted.
     """
-    if resume.fork and not resume.run_id:
-        raise UserError("--fork needs the run to start from; name it: --resume RUN_ID")
     if not resume.run_id:
         return {}
     record = _read_record(root, resume.run_id)
