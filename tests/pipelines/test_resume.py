@@ -116,16 +116,14 @@ def test_an_interrupted_fork_goes_on_by_name_though_its_origin_is_gone(dataset: 
     assert "resumed at step 6 of 10" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("resume", "message"),
-    [
-        (Resume(fork=True), "--fork needs the run to start from; name it: --resume RUN_ID"),
-        (Resume("0" * 16), f"no run {'0' * 16} is under way in .*; there is none"),
-    ],
-)
-def test_a_run_that_is_not_there_is_refused(dataset: str, resume: Resume, message: str):
-    with pytest.raises(UserError, match=message):
-        train_teacher.run(teacher_config("store", dataset), resume)
+def test_a_fork_of_no_run_is_refused():
+    with pytest.raises(UserError, match="--fork needs the run to start from; name it: --resume RUN_ID"):
+        Resume(fork=True)
+
+
+def test_a_run_that_is_not_there_is_refused(dataset: str):
+    with pytest.raises(UserError, match=f"no run {'0' * 16} is under way in .*; there is none"):
+        train_teacher.run(teacher_config("store", dataset), Resume("0" * 16))
 
 
 # --- the record
