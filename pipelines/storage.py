@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import lru_cache, partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import getproxies
 
 from pyarrow import fs as pafs
 
@@ -23,6 +25,8 @@ REQUEST_TIMEOUT_S = 15  # without a byte; a peer that says nothing for 10 s is s
 # presto_core.registry.retry does the waiting: one quiet repetition serves parts of large uploads and other callers
 ATTEMPTS = 2
 CLIENT_ATTEMPTS = 4  # of boto3, which only looks for the bucket, once
+SIGNED_FOR_S = 900  # as far as clocks may differ
+CONNECTIONS = 8  # kept open to each server; more are opened where more threads read
 FILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
 
 
@@ -42,7 +46,9 @@ def open_folder(uri: str) -> Folder:
         url = endpoint()
         _require_bucket(bucket, url)
         # the file system is looked up at every use: temporary credentials would end with it in the middle of a run
-        return Folder(partial(_s3_filesystem, url), f"{bucket}/{prefix}".rstrip("/"), uri.rstrip("/"))
+        place = f"{bucket}/{prefix}".rstrip("/")
+        get = None if getproxies() else partial(_get_object, url)  # the file system knows how to pass a proxy
+        return Folder(partial(_s3_filesystem, url), place, uri.rstrip("/"), get)
     scheme = uri.partition("://")[0] if "://" in uri else "file"
     if scheme != "file":
         raise StoreError(f"{uri!r}: scheme {scheme!r} is not supported; use s3://bucket/prefix or a local folder")
@@ -76,8 +82,8 @@ def create_bucket(name: str) -> None:
         raise _s3_error(error, name, endpoint()) from error
 
 
-def s3_client(url: str | None) -> Any:
-    """A boto3 client with bounded waiting."""
+def s3_client(url: str | None, **options: Any) -> Any:
+    """A boto3 client with bounded waiting, and more options of botocore's Config."""
     import boto3
     from botocore.config import Config
 
@@ -86,9 +92,37 @@ def s3_client(url: str | None) -> Any:
         read_timeout=REQUEST_TIMEOUT_S,
         retries={"total_max_attempts": CLIENT_ATTEMPTS, "mode": "standard"},
         s3={"addressing_style": _addressing() or ("path" if url else "auto")},
+        **options,
     )
     # a fresh session: the default one remembers the first credentials it saw
     return boto3.Session().client("s3", endpoint_url=url, region_name=region(), config=config)
+
+
+def _get_object(url: str | None, path: str) -> bytes:
+    """An object by bucket/key in one request, for half the work that the file system makes of it. Raises OSError."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
+
+    bucket, _, key = path.partition("/")
+    try:
+        signer, pool = _getter(url, _surroundings())
+        signed = signer.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, ExpiresIn=SIGNED_FOR_S)
+        answer = pool.request("GET", signed, retries=False, redirect=False, decode_content=False)
+    except (BotoCoreError, ClientError, HTTPError) as error:
+        raise OSError(str(error)) from error
+    if answer.status != HTTPStatus.OK:
+        raise OSError(f"HTTP status {answer.status}")
+    return bytes(answer.data)
+
+
+@lru_cache(maxsize=8)
+def _getter(url: str | None, surroundings: tuple[object, ...]) -> Any:
+    """A client that signs with the credentials of the moment, and connections that are used again."""
+    import urllib3
+
+    timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=REQUEST_TIMEOUT_S)
+    pool = urllib3.PoolManager(timeout=timeout, maxsize=CONNECTIONS, ca_certs=os.environ.get("AWS_CA_BUNDLE"))
+    return s3_client(url, signature_version="s3v4"), pool
 
 
 def region() -> str:

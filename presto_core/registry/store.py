@@ -34,11 +34,13 @@ class Folder:
         opened: pyarrow file system, or what gives the current one where its credentials change during a run.
         path: path inside it, without scheme.
         uri: how a user would name it.
+        get: gives a whole file by its path in one request, sooner than `opened` does; raises OSError.
     """
 
     opened: pafs.FileSystem | Callable[[], pafs.FileSystem]
     path: str
     uri: str
+    get: Callable[[str], bytes] | None = None
 
     @property
     def filesystem(self) -> pafs.FileSystem:
@@ -46,7 +48,7 @@ class Folder:
         return self.opened() if callable(self.opened) else self.opened
 
     def child(self, name: str) -> Folder:
-        return Folder(self.opened, f"{self.path.rstrip('/')}/{name}", f"{self.uri.rstrip('/')}/{name}")
+        return Folder(self.opened, self.file(name), f"{self.uri.rstrip('/')}/{name}", self.get)
 
     def file(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}"
@@ -118,19 +120,6 @@ def read_bytes(folder: Folder, name: str) -> bytes:
         StoreError: it does not exist, or cannot be read.
     """
     return b"".join(blocks(folder, name))
-
-
-def _read_at_once(folder: Folder, name: str) -> bytes:
-    """A file's content as the file system gives it; may be wrong where an answer was cut short."""
-
-    def read() -> bytes:
-        try:
-            with folder.filesystem.open_input_file(folder.file(name)) as stream:
-                return bytes(stream.read())
-        except FileNotFoundError:
-            raise DamagedError(f"{folder.uri}/{name} does not exist") from None
-
-    return folder.persist(read, f"read {folder.uri}/{name}")
 
 
 def copy_out(folder: Folder, name: str, sink: BinaryIO) -> str:
@@ -224,12 +213,15 @@ def read_hashed(folder: Folder, name: str, sha256: str) -> bytes:
     Raises:
         StoreError: it is missing, or its bytes changed.
     """
-    # at first in one piece, since the hash tells whether it is whole; then, with more care, as anything else is read
-    for read in (_read_at_once, read_bytes) if folder.remote else (read_bytes,):
-        content = read(folder, name)
-        found = hashlib.sha256(content).hexdigest()
-        if found == sha256:
-            return content
+    if folder.get:  # the hash tells whether this went well; where not, reading it with care tells why
+        with suppress(OSError):
+            content = folder.get(folder.file(name))
+            if hashlib.sha256(content).hexdigest() == sha256:
+                return content
+    content = read_bytes(folder, name)
+    found = hashlib.sha256(content).hexdigest()
+    if found == sha256:
+        return content
     raise DamagedError(
         f"{folder.uri}/{name} is damaged: sha256 {found[:12]}... where the manifest says {sha256[:12]}...; "
         "restore it, or delete the folder and run its stage again"

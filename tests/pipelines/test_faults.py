@@ -119,6 +119,13 @@ def test_an_answer_of_too_few_bytes_is_not_taken(proxy: FaultProxy, folder: Fold
     assert proxy.injected == {Fault.SHORT: 4}
 
 
+def test_a_file_whose_hash_is_known_takes_one_request(proxy: FaultProxy, folder: Folder) -> None:
+    manifest = commit(folder, {}, {"a b+ü.bin": CONTENT})
+    before = proxy.requests
+    assert read_file(folder, "a b+ü.bin", manifest) == CONTENT
+    assert proxy.requests == before + 1
+
+
 def test_bytes_that_changed_on_the_way_are_read_again(proxy: FaultProxy, folder: Folder) -> None:
     manifest = commit(folder, {}, {"a.bin": CONTENT[:5000]})
     proxy.plan(Fault.ALTER, times=1, after_bytes=100)

@@ -155,11 +155,15 @@ def test_keys_of_a_role_are_renewed_under_an_open_folder(files: Path, object_sto
     grant(files, object_store)
     folder = open_folder(f"s3://latents/{files.name}")
     commit(folder, {}, {"a": b"1"})
+    assert folder.get(folder.file("a")) == b"1"
     grant(files, object_store, secret="wrong")
     with pytest.raises(StoreError, match="access denied; check that these credentials"):
         read_manifest(folder)
+    with pytest.raises(OSError, match="403"):
+        folder.get(folder.file("a"))
     grant(files, object_store)
     assert read_manifest(folder)["files"].keys() == {"a"}
+    assert folder.get(folder.file("a")) == b"1"
     grant(files, object_store, minutes=-5)
     with pytest.raises(StoreError, match=r"no S3 credentials can be obtained: .*still expired; mend AWS_PROFILE"):
         read_manifest(folder)
@@ -184,6 +188,13 @@ def test_a_session_token_goes_with_the_keys(object_store: Server, monkeypatch):
     monkeypatch.setenv("AWS_SESSION_TOKEN", "unknown")
     with pytest.raises(StoreError, match="the credentials are refused"):
         folder.files()
+
+
+@pytest.mark.services
+def test_through_a_proxy_only_the_file_system_reads(object_store: Server, monkeypatch):
+    assert open_folder("s3://latents/x").get
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    assert open_folder("s3://latents/x").get is None
 
 
 @pytest.mark.services
