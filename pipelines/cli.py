@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import sys
 import traceback
@@ -19,6 +21,7 @@ from presto_core.config.errors import UserError
 from presto_core.config.loader import ConfigError, load_config, preset_names
 from presto_core.config.schema import STAGES, StageConfig
 
+GARBAGE_AFTER = 50_000  # new objects; Python's own 700 is meant for small programs
 CRASH_LOG = Path(".presto/crash.log")
 
 app = typer.Typer(
@@ -169,6 +172,10 @@ def _execute(stage: str, module: str, config: StageConfig, dry_run: bool) -> Non
 
 def main() -> None:
     """Entry point: a user's mistake ends in one sentence and a non-zero exit, never in a traceback."""
+    # torch, ray and mlflow bring half a million objects that stay: looking at all of them again and again takes a
+    # second of a command's start, and another one of its end
+    gc.set_threshold(GARBAGE_AFTER)
+    atexit.register(gc.freeze)
     try:
         app()
     except ConfigError as error:

@@ -79,7 +79,7 @@ def mlflow_server(mlflow_database: Path, tmp_path_factory: pytest.TempPathFactor
         "--artifacts-destination",
         str(folder / "files"),
     ]
-    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
     for _ in range(300):
