@@ -70,6 +70,11 @@ def joined_address(config: ClusterConfig) -> str:
     return config.address or os.environ.get("RAY_ADDRESS", "")
 
 
+def reads_with_ray(config: ClusterConfig) -> bool:
+    """Whether Ray Data reads for training workers; `auto`: where other nodes may have CPUs to spare."""
+    return config.reader == "ray" or (config.reader == "auto" and bool(joined_address(config)))
+
+
 def training_cpus(config: ClusterConfig) -> float:
     """CPUs that the smallest group of training workers and their readers take."""
     return least_workers(config) * (config.cpus_per_worker + READER_CPUS)

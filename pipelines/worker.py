@@ -10,7 +10,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pipelines.cluster import ClusterError, least_workers, ray_session, resources_per_worker, training_cpus
+from pipelines.cluster import (
+    ClusterError,
+    least_workers,
+    ray_session,
+    reads_with_ray,
+    resources_per_worker,
+    training_cpus,
+)
 from pipelines.dataset import LatentDataset, open_dataset
 from pipelines.journal import report_missed
 from pipelines.parallel import in_group, in_process
@@ -144,10 +151,11 @@ def _trainer(job: Job, board: Any) -> Any:
     from pipelines.elastic import ElasticTrainer
 
     config = job.cluster
+    reader = read_with_ray if reads_with_ray(config) else read_here
     elastic = 0 < config.min_workers < config.num_workers
     trainer = (ElasticTrainer if elastic else TorchTrainer)(
         _ray_worker,
-        train_loop_config={"job": job, "board": board},
+        train_loop_config={"job": job, "board": board, "reader": reader},
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, config.num_workers) if elastic else config.num_workers,
             use_gpu=config.gpus_per_worker > 0,
@@ -172,8 +180,8 @@ def _ray_worker(config: dict[str, Any]) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     line = _line_of(board, rank, told={"workers": float(workers)} if job.cluster.min_workers else {})
     try:
-        reader = read_with_ray if job.cluster.reader == "ray" else read_here
-        work(job, in_group(ray.train.torch.get_device(), job.loop, job.cluster.parallel), line, reader=reader)
+        parallel = in_group(ray.train.torch.get_device(), job.loop, job.cluster.parallel)
+        work(job, parallel, line, reader=config["reader"])
     except ENDING as error:
         if rank == 0:
             ray.get(board.fail.remote(str(error), stopped=isinstance(error, StoppedError)))

@@ -76,9 +76,9 @@ class ClusterConfig(Section):
     gpus_per_worker: float = Field(0, ge=0)
     torch_threads: Count = 1
     """Threads a worker gives to PyTorch, so that workers do not fight over cores."""
-    reader: Literal["ray", "threads"] = "ray"
+    reader: Literal["auto", "ray", "threads"] = "auto"
     """What reads shards for training workers: `ray`, Ray Data tasks on whichever nodes have CPUs to spare; or `threads`
-    of the worker itself, which cost less where it has CPUs to spare."""
+    of the worker itself, for half the work. `auto`: `ray` on a cluster that is joined, `threads` on one machine."""
     data_workers: Count = 2
     """Parallel encoders in `ingest` and parallel samplers in `evaluate`."""
     cpus: int = Field(0, ge=0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines import cluster, distill_steps, train_teacher
-from pipelines.cluster import ClusterError, ray_session
+from pipelines.cluster import ClusterError, ray_session, reads_with_ray
 from pipelines.models import open_model
 from pipelines.storage import open_folder
 from pipelines.tracking import RUN_ID, TrackingError, open_tracker
@@ -110,11 +110,24 @@ def test_interrupted_run_resumes_and_ends_with_the_same_bits(dataset: str, workd
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_ray_worker_with_s3_ends_with_the_bits_of_the_local_run(ray_here, dataset: str):
-    here = train_teacher.run(teacher_config("store", dataset))
-    remote = make_dataset("s3://latents/stage-test/data").uri
-    there = train_teacher.run(teacher_config("s3://latents/stage-test", remote, **{"cluster.num_workers": 1}))
+def test_ray_worker_with_s3_ends_with_the_bits_of_the_local_run(ray_here, workdir: Path):
+    """Of more rows than one window, which Ray Data reads inside the worker."""
+    large = {"shard_rows": (1000,) * 9}
+    here = train_teacher.run(teacher_config("store", make_dataset(str(workdir / "data"), **large).uri))
+    remote = make_dataset("s3://latents/stage-test/data", **large).uri
+    ray = {"cluster.num_workers": 1, "cluster.reader": "ray"}
+    there = train_teacher.run(teacher_config("s3://latents/stage-test", remote, **ray))
     assert weights_of(there) == weights_of(here)
+
+
+def test_ray_data_reads_where_there_may_be_other_nodes(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert not reads_with_ray(ClusterConfig())
+    assert reads_with_ray(ClusterConfig(reader="ray"))
+    assert reads_with_ray(ClusterConfig(address="127.0.0.1:6379"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert reads_with_ray(ClusterConfig())
+    assert not reads_with_ray(ClusterConfig(reader="threads"))
 
 
 @pytest.mark.ray
