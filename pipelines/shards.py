@@ -183,11 +183,15 @@ def _each(values: Array) -> pa.Array:
 
 
 def _in_runs(values: Array) -> pa.Array:
-    """A row's bytes, once for rows on end that share them; Parquet has dictionaries for binary of any length only."""
+    """A row's bytes, once for all rows that share them; Parquet has dictionaries for binary of any length only.
+
+    A value must not be in a dictionary twice: Arrow would leave room for it in the file, filled with whatever memory
+    held.
+    """
     flat = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)
     starts = np.r_[True, (flat[1:] != flat[:-1]).any(axis=1)]
-    once = pa.array([row.tobytes() for row in flat[starts]], type=pa.binary())
-    return pa.DictionaryArray.from_arrays(pa.array(np.cumsum(starts, dtype=np.int32) - 1), once)
+    once = pa.array([row.tobytes() for row in flat[starts]], type=pa.binary()).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(once.indices.take(pa.array(np.cumsum(starts) - 1)), once.dictionary)
 
 
 def column_of(table: pa.Table, name: str) -> Array:

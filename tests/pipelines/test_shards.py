@@ -66,3 +66,17 @@ def test_captions_of_many_bytes_stay_a_dictionary():
     stored = stored_column(read(content), "text_tokens")
     assert len(stored.values) == 40
     assert np.array_equal(stored.array(), tokens)
+
+
+def test_a_caption_that_comes_again_is_stored_once():
+    """Twice in a dictionary, it would leave room in the file that Arrow fills with whatever memory held."""
+    masks = np.array([[True, False, False], [True, True, False]])
+    once, again = (to_parquet(replace(rows(3, 0), text_mask=masks[order])) for order in ([0, 1, 1], [0, 1, 0]))
+    assert stored_column(read(again), "text_mask").index.tolist() == [0, 1, 0]
+    assert _bytes_of(again, "text_mask") == _bytes_of(once, "text_mask")
+
+
+def _bytes_of(content: bytes, name: str) -> int:
+    group = pq.read_metadata(io.BytesIO(content)).row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    return columns[name].total_uncompressed_size
