@@ -120,8 +120,8 @@ def mosaic(workers: int) -> Reading:
 PRESTO = {f"presto, {reader}": reader for reader in ("threads", "ray")}
 READINGS: dict[str, Reading] = {
     **{name: presto(reader) for name, reader in PRESTO.items()},
-    **{f"pyarrow, {n} threads": pyarrow_files(n) for n in (2, 4)},
-    "pyarrow, dataset": pyarrow_dataset,
+    **{f"pyarrow.parquet, {n} threads": pyarrow_files(n) for n in (2, 4)},
+    "pyarrow.dataset": pyarrow_dataset,
     **{f"webdataset, {n} workers": webdataset(n) for n in (0, 1, 2)},
     **{f"mosaicml-streaming, {n} workers": mosaic(n) for n in (0, 1, 2)},
 }
