@@ -122,6 +122,14 @@ def read_bytes(folder: Folder, name: str) -> bytes:
     return b"".join(blocks(folder, name))
 
 
+def _read_quickly(folder: Folder, name: str) -> bytes:
+    """A file's content in one request; nothing, or something else, where that goes wrong or cannot be done."""
+    if folder.get:
+        with suppress(OSError):
+            return folder.get(folder.file(name))
+    return b""
+
+
 def copy_out(folder: Folder, name: str, sink: BinaryIO) -> str:
     """Copy a file of any size into `sink`, going on after a failure from the byte it has; returns the sha256.
 
@@ -213,15 +221,13 @@ def read_hashed(folder: Folder, name: str, sha256: str) -> bytes:
     Raises:
         StoreError: it is missing, or its bytes changed.
     """
-    if folder.get:  # the hash tells whether this went well; where not, reading it with care tells why
-        with suppress(OSError):
-            content = folder.get(folder.file(name))
-            if hashlib.sha256(content).hexdigest() == sha256:
-                return content
-    content = read_bytes(folder, name)
-    found = hashlib.sha256(content).hexdigest()
-    if found == sha256:
-        return content
+    # the hash tells whether the quick reading went well; where not, reading with care tells why; and bytes that change
+    # on the way are none that were written
+    for read in (_read_quickly, read_bytes, read_bytes) if folder.remote else (read_bytes,):
+        content = read(folder, name)
+        found = hashlib.sha256(content).hexdigest()
+        if found == sha256:
+            return content
     raise DamagedError(
         f"{folder.uri}/{name} is damaged: sha256 {found[:12]}... where the manifest says {sha256[:12]}...; "
         "restore it, or delete the folder and run its stage again"

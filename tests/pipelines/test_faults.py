@@ -133,7 +133,7 @@ def test_bytes_that_changed_on_the_way_are_read_again(proxy: FaultProxy, folder:
     proxy.plan(Fault.ALTER, after_bytes=100)
     with pytest.raises(StoreError, match=r"a\.bin is damaged: sha256"):
         read_file(folder, "a.bin", manifest)
-    assert proxy.injected == {Fault.ALTER: 3}
+    assert proxy.injected == {Fault.ALTER: 4}
 
 
 def test_a_copy_goes_on_where_it_broke(proxy: FaultProxy, folder: Folder) -> None:
