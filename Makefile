@@ -23,7 +23,7 @@ test: $(STAMP) ## all tests that fit into CI
 test-slow: $(STAMP) ## longer tests
 	$(BIN)/python -m pytest -m "slow and not chaos"
 
-test-chaos: $(STAMP) ## faults and kills at random moments, about two hours; rewrites the table in docs/chaos.md
+test-chaos: $(STAMP) ## faults and kills at random moments, about forty minutes; rewrites the table in docs/chaos.md
 	CHAOS_PAGE=docs/chaos.md $(BIN)/python -m pytest -m chaos
 
 lint: $(STAMP) ## style, types and who may import whom
@@ -39,7 +39,7 @@ format: $(STAMP) ## rewrite the sources in the house style
 bench: $(STAMP) ## speed, as ratios measured in one run
 	$(BIN)/python -m tests.bench
 
-bench-data: $(BENCH_STAMP) ## the data plane against other loaders, on a real S3 server, about 10 minutes
+bench-data: $(BENCH_STAMP) ## the data plane against other loaders, on a real S3 server, about 12 minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BENCH_VENV)/bin/python -m tests.bench.data $(BENCH_DATA)
 
 $(BENCH_STAMP): $(STAMP) tests/bench/requirements-data.txt
