@@ -186,11 +186,9 @@ def _connect(config: ClusterConfig) -> None:
     address = joined_address(config)
     if address:
         _require_answer(address)
-    else:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # only nodes of a cluster are given notice
-        if not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
-            # a token of this session's own; Ray would write one, world-readable, into the home folder
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    elif not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        # a token of this session's own; Ray would write one, world-readable, into the home folder
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines import epoch_plan
 from pipelines.epoch_plan import EpochPlan, Ints, Share, Window, shards_to_read
-from pipelines.reading import Reader, read_here
+from pipelines.reading import Reader
 from pipelines.shards import Array, Examples, Held, Shard
 
 
@@ -56,7 +56,7 @@ class Loaded:
 class Source:
     """Rows of epochs through a reader, which reads on into the next epoch before one has ended.
 
-    A split that fits into one window is read once and kept; by threads here, since Ray Data would take longer to start.
+    A split that fits into one window is read once and kept.
     """
 
     def __init__(self, uri: str, shards: list[Shard], reader: Reader) -> None:
@@ -93,7 +93,7 @@ class Source:
         order = (shard for reading in epochs for shard in shards_to_read(reading.windows))
         if int(self.first_row[-1]) > epoch_plan.WINDOW_ROWS:
             return self.reader(self.uri, (self.shards[i] for i in order), Held)
-        kept = list(read_here(self.uri, self.shards, Held))
+        kept = list(self.reader(self.uri, self.shards, Held))
         return (kept[i] for i in order)
 
 

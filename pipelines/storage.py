@@ -14,7 +14,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
-from urllib.request import getproxies
 
 from pyarrow import fs as pafs
 
@@ -47,8 +46,7 @@ def open_folder(uri: str) -> Folder:
         _require_bucket(bucket, url)
         # the file system is looked up at every use: temporary credentials would end with it in the middle of a run
         place = f"{bucket}/{prefix}".rstrip("/")
-        get = None if getproxies() else partial(_get_object, url)  # the file system knows how to pass a proxy
-        return Folder(partial(_s3_filesystem, url), place, uri.rstrip("/"), get)
+        return Folder(partial(_s3_filesystem, url), place, uri.rstrip("/"), get=partial(_get_object, url))
     scheme = uri.partition("://")[0] if "://" in uri else "file"
     if scheme != "file":
         raise StoreError(f"{uri!r}: scheme {scheme!r} is not supported; use s3://bucket/prefix or a local folder")

@@ -33,6 +33,14 @@ class Board:
     error: str = ""
     stopped: bool = False
     asked: str = ""
+    attempt: str = ""
+
+    def begin(self, attempt: str) -> None:
+        """A worker group starts: failures of those before it count no more, whenever they are told.
+
+        The worker of a lost node lives on for some seconds, beside those that took over.
+        """
+        self.attempt, self.error, self.stopped = attempt, "", False
 
     def push(self, step: int, metrics: Metrics) -> None:
         self.rows.append((step, metrics))
@@ -40,8 +48,9 @@ class Board:
     def warn(self, sentence: str) -> None:
         self.warnings.append(sentence)
 
-    def fail(self, error: str, *, stopped: bool = False) -> None:
-        if not self.error:
+    def fail(self, error: str, attempt: str = "", *, stopped: bool = False) -> None:
+        """The first failure of an attempt is its cause; other ranks than 0 do not know which attempt they are of."""
+        if attempt in ("", self.attempt) and not self.error:
             self.error, self.stopped = error, stopped
 
     def drain(self) -> Messages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -179,14 +180,17 @@ def _ray_worker(config: dict[str, Any]) -> None:
     job, board, context = config["job"], config["board"], ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     line = _line_of(board, rank, told={"workers": float(workers)} if job.cluster.min_workers else {})
+    attempt = secrets.token_hex(4) if rank == 0 else ""
+    if attempt:
+        ray.get(board.begin.remote(attempt))
     try:
         parallel = in_group(ray.train.torch.get_device(), job.loop, job.cluster.parallel)
         work(job, parallel, line, reader=config["reader"])
     except ENDING as error:
         if rank == 0:
-            ray.get(board.fail.remote(str(error), stopped=isinstance(error, StoppedError)))
+            ray.get(board.fail.remote(str(error), attempt, stopped=isinstance(error, StoppedError)))
     except UserError as error:
-        ray.get(board.fail.remote(f"worker {rank}: {error}"))
+        ray.get(board.fail.remote(f"worker {rank}: {error}", attempt))
         raise
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -157,9 +156,7 @@ def write_bytes(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
 
     def put() -> None:
         filesystem = folder.filesystem
-        # an S3 object appears only once complete; elsewhere another process may write the same file at the same time,
-        # as the worker of a lost node does until it notices
-        temporary = target if folder.remote else f"{target}.{secrets.token_hex(4)}.partial"
+        temporary = f"{target}.partial" if not folder.remote else target  # an S3 object appears only once complete
         if temporary != target:
             filesystem.create_dir(target.rpartition("/")[0], recursive=True)
         try:

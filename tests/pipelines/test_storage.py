@@ -15,7 +15,7 @@ from pyarrow import fs as pafs
 from pipelines import embedded_s3, storage
 from pipelines.embedded_s3 import ObjectStoreError, Server
 from pipelines.storage import open_folder
-from presto_core.registry.store import StoreError, commit, read_file, read_manifest
+from presto_core.registry.store import StoreError, commit, read_bytes, read_file, read_manifest, write_bytes
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -191,10 +191,12 @@ def test_a_session_token_goes_with_the_keys(object_store: Server, monkeypatch):
 
 
 @pytest.mark.services
-def test_through_a_proxy_only_the_file_system_reads(object_store: Server, monkeypatch):
-    assert open_folder("s3://latents/x").get
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    assert open_folder("s3://latents/x").get is None
+def test_a_proxy_in_the_environment_is_passed_by_like_the_file_system_does(object_store: Server, monkeypatch):
+    folder = open_folder("s3://latents/proxy")
+    write_bytes(folder, "a", b"1")
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing answers there
+    assert folder.get(folder.file("a")) == read_bytes(folder, "a") == b"1"
 
 
 @pytest.mark.services
