@@ -14,7 +14,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from pipelines import cli
+from infra import cli
 from presto_core.audio.codec import CodecError, load_codec
 from presto_core.audio.codec_fit import fit_linear_decoder, fit_mel_pca
 from presto_core.audio.codec_folder import OUTPUT_FILES, FitCorpus

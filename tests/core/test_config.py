@@ -149,7 +149,7 @@ def test_dotted_names_are_the_override_keys():
 
 def test_dry_run_imports_neither_torch_nor_ray_nor_mlflow():
     script = (
-        "import sys; from pipelines import cli; sys.argv = ['presto', 'distill-steps', 'demo', '--dry-run']\n"
+        "import sys; from infra import cli; sys.argv = ['presto', 'distill-steps', 'demo', '--dry-run']\n"
         "try: cli.main()\nexcept SystemExit as e: assert not e.code, e.code\n"
         "print('HEAVY', sorted({'torch', 'ray', 'mlflow', 'boto3', 'pyarrow', 'numpy'} & set(sys.modules)))"
     )

@@ -24,7 +24,7 @@ from tests.pipelines.lives import PATIENCE_S, Life, wait_for
 from tests.pipelines.test_training_stages import TINY, weights_of
 
 # the command line, but with a line for each row that comes, so that a test knows which step was reached
-PRESTO = ("-c", "from pipelines import cli, progress; progress.LINE_EVERY_S = 0.0; cli.main()")
+PRESTO = ("-c", "from pipelines import progress; from infra import cli; progress.LINE_EVERY_S = 0.0; cli.main()")
 VERBS = {"teacher": "train-teacher", "L": "distill-layers", "S": "distill-steps", "LS": "distill-steps"}
 RUN = {"train-teacher": train_teacher.run, "distill-layers": distill_layers.run, "distill-steps": distill_steps.run}
 TIMES = ("step_seconds", "data_wait_fraction")

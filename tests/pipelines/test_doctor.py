@@ -20,7 +20,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pipelines import cli, doctor, probes, round_trips, storage
+from infra import cli
+from pipelines import doctor, probes, round_trips, storage
 from pipelines.cluster import ClusterError
 from pipelines.doctor import Check, Finding, Result
 from pipelines.embedded_s3 import Server
@@ -346,7 +347,7 @@ def test_where_all_is_broken_it_says_what_and_goes_on(object_store: Server, tmp_
     words = ("demo", "storage.root=s3://latents", f"tracking.uri={DEAD}", "cluster.address=127.0.0.1:9")
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
     mine["AWS_SECRET_ACCESS_KEY"] = "geheim"
-    command = [sys.executable, "-m", "pipelines.cli", "doctor", *words]
+    command = [sys.executable, "-m", "infra.cli", "doctor", *words]
     done = subprocess.run(command, cwd=tmp_path, env=mine, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "doctor: to be mended: storage, MLflow, Ray"

@@ -77,7 +77,7 @@ def training(config: TeacherStage, environment: dict[str, str], log: Path) -> It
     """The command that trains, in a process of its own."""
     changed, plain = (flatten(c.model_dump(mode="json")) for c in (config, TeacherStage()))
     settings = [f"{k}={v}" for k, v in changed.items() if v != plain[k]]
-    command = [sys.executable, "-m", "pipelines.cli", "train-teacher", *settings]
+    command = [sys.executable, "-m", "infra.cli", "train-teacher", *settings]
     with log.open("w") as file:
         run = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
         try:

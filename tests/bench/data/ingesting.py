@@ -66,7 +66,7 @@ def ingest_seconds(root: str, source: Path, *, preset: str, scratch: Path) -> fl
     settings = [f"storage.root={root}", f"ingest.source={json.dumps([str(source)])}"]
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "ingest", preset, *settings],
+        [sys.executable, "-m", "infra.cli", "ingest", preset, *settings],
         cwd=scratch,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
