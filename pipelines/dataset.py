@@ -20,6 +20,7 @@ from pipelines.epoch_plan import EpochPlan
 from pipelines.gather import Reading, Source
 from pipelines.prefetch import ahead
 from pipelines.reading import Reader, read_here
+from pipelines.shard_cache import ShardCache
 from pipelines.shards import Array, Examples, Shard
 from pipelines.storage import open_folder
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
@@ -92,12 +93,14 @@ def stream(
     world_size: int = 1,
     device: torch.device | str = "cpu",
     reader: Reader = read_here,
+    cache: ShardCache | None = None,
     crop_frames: int = 0,
     caption_dropout: float = 0.0,
 ) -> Generator[Batch, None, None]:
     """Endless batches of the training split from `cursor` on; each epoch's rows, less what does not fill a batch.
 
     Args:
+        cache: where shards from object storage are kept for later epochs.
         crop_frames: length of a random part of each row; 0 takes rows whole.
         caption_dropout: probability that a row's conditions are withheld (classifier-free guidance).
 
@@ -116,7 +119,7 @@ def stream(
         raise ValueError(f"global_batch_size={global_batch_size} must be a multiple of {world_size} workers")
     if crop_frames > frames:
         raise StoreError(f"data.crop_frames={crop_frames} is more than the {frames} frames of a row of {dataset.uri}")
-    source = Source(dataset.uri, shards, reader)
+    source = Source(dataset.uri, shards, reader, cache)
     augment = _Augment(seed, rows, frames=frames, crop_frames=crop_frames or frames, caption_dropout=caption_dropout)
     to_batch = _Collate(dataset, device)
 

@@ -12,6 +12,7 @@ import numpy as np
 from pipelines import epoch_plan
 from pipelines.epoch_plan import EpochPlan, Ints, Share, Window, shards_to_read
 from pipelines.reading import Reader
+from pipelines.shard_cache import ShardCache
 from pipelines.shards import Array, Examples, Held, Shard
 
 
@@ -56,11 +57,11 @@ class Loaded:
 class Source:
     """Rows of epochs through a reader, which reads on into the next epoch before one has ended.
 
-    A split that fits into one window is read once and kept.
+    A split that fits into one window is read once and kept in memory; shards of a larger one are kept in `cache`.
     """
 
-    def __init__(self, uri: str, shards: list[Shard], reader: Reader) -> None:
-        self.uri, self.shards, self.reader = uri, shards, reader
+    def __init__(self, uri: str, shards: list[Shard], reader: Reader, cache: ShardCache | None = None) -> None:
+        self.uri, self.shards, self.reader, self.cache = uri, shards, reader, cache
         self.first_row = np.cumsum([0, *(s.rows for s in shards)])
 
     def batches(self, epochs: Iterator[Reading]) -> Iterator[tuple[Reading, int, Examples, Ints]]:
@@ -92,7 +93,7 @@ class Source:
     def _read(self, epochs: Iterator[Reading]) -> Iterable[Held]:
         order = (shard for reading in epochs for shard in shards_to_read(reading.windows))
         if int(self.first_row[-1]) > epoch_plan.WINDOW_ROWS:
-            return self.reader(self.uri, (self.shards[i] for i in order), Held)
+            return self.reader(self.uri, (self.shards[i] for i in order), Held, cache=self.cache)
         kept = list(self.reader(self.uri, self.shards, Held))
         return (kept[i] for i in order)
 

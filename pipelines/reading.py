@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 
 from pipelines.cluster import READER_CPUS, ordered
+from pipelines.shard_cache import ShardCache
 from pipelines.shards import Held, Rows, Shard, read_table
 from pipelines.storage import open_folder
 from presto_core.registry.store import StoreError
@@ -23,7 +24,9 @@ R = TypeVar("R", Held, Rows)
 class Reader(Protocol):
     """Shards in the given order, with the columns of a kind, read ahead of their use."""
 
-    def __call__(self, uri: str, shards: Iterable[Shard], kind: type[R]) -> Iterator[R]: ...
+    def __call__(
+        self, uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None
+    ) -> Iterator[R]: ...
 
 
 READERS = 2  # threads or tasks that read for a training worker
@@ -34,7 +37,7 @@ PREFETCHED_BLOCKS = 2
 _ERROR = "error"
 
 
-def read_here(uri: str, shards: Iterable[Shard], kind: type[R]) -> Iterator[R]:
+def read_here(uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None) -> Iterator[R]:
     """Shards in the given order, read ahead by threads of this process.
 
     Raises:
@@ -43,7 +46,7 @@ def read_here(uri: str, shards: Iterable[Shard], kind: type[R]) -> Iterator[R]:
     folder = open_folder(uri)
 
     def read(shard: Shard) -> R:
-        return kind.of(read_table(folder, shard, columns=kind.columns()))
+        return kind.of(read_table(folder, shard, columns=kind.columns(), cache=cache))
 
     pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(READERS) as pool:
@@ -58,7 +61,7 @@ def read_here(uri: str, shards: Iterable[Shard], kind: type[R]) -> Iterator[R]:
             pool.shutdown(cancel_futures=True)
 
 
-def read_with_ray(uri: str, shards: Iterable[Shard], kind: type[R]) -> Iterator[R]:
+def read_with_ray(uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None) -> Iterator[R]:
     """Shards in the given order, read ahead by Ray Data tasks on any node: in parallel, no further than memory allows.
 
     Raises:
@@ -66,13 +69,14 @@ def read_with_ray(uri: str, shards: Iterable[Shard], kind: type[R]) -> Iterator[
     """
     coming = iter(shards)
     while part := list(islice(coming, SHARDS_A_PLAN)):
-        yield from _cut(_blocks(uri, part, kind.columns()), part, kind)
+        yield from _cut(_blocks(uri, part, kind.columns(), cache), part, kind)
 
 
-def _blocks(uri: str, shards: list[Shard], columns: list[str]) -> Iterator[pa.Table]:
+def _blocks(uri: str, shards: list[Shard], columns: list[str], cache: ShardCache | None) -> Iterator[pa.Table]:
     """Tables that together hold the shards' rows, in order."""
+    kept = json.dumps(cache and vars(cache))
     items = [
-        {"uri": uri, "columns": columns, "shards": json.dumps([vars(shard) for shard in group])}
+        {"uri": uri, "columns": columns, "shards": json.dumps([vars(shard) for shard in group]), "cache": kept}
         for group in _tasks(shards)
     ]
     blocks = ordered(items).map_batches(
@@ -121,7 +125,9 @@ def _read_item(item: pa.Table) -> pa.Table:
     try:
         folder = open_folder(fields["uri"])
         shards = [Shard(**shard) for shard in json.loads(fields["shards"])]
-        return pa.concat_tables([read_table(folder, shard, columns=fields["columns"]) for shard in shards])
+        kept = json.loads(fields["cache"])
+        cache = kept and ShardCache(**kept)
+        return pa.concat_tables([read_table(folder, s, columns=fields["columns"], cache=cache) for s in shards])
     except StoreError as error:
         return pa.table({_ERROR: [str(error)]})
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.shard_cache import ShardCache
 from presto_core.registry.store import Folder, StoreError, read_hashed
 
 Array = npt.NDArray[Any]
@@ -231,16 +232,19 @@ def _tensors(chunk: pa.Array, dtype: str, shape: list[int]) -> Column:
     return Column(np.frombuffer(buffer, dtype=dtype).reshape(len(chunk), *shape), None)
 
 
-def read_table(folder: Folder, shard: Shard, *, columns: Sequence[str]) -> pa.Table:
+def read_table(folder: Folder, shard: Shard, *, columns: Sequence[str], cache: ShardCache | None = None) -> pa.Table:
     """Columns of a shard as an Arrow table, checked against the manifest's hash and this release's schema.
+
+    Args:
+        cache: where a shard from object storage is looked for first, and kept.
 
     Raises:
         StoreError: missing, changed, or not a shard; the message names the file.
     """
     place = f"{folder.uri}/{shard.file}"
-    content = read_hashed(folder, shard.file, shard.sha256)
+    content = _content(folder, shard, cache if folder.remote else None)
     try:
-        file = pq.ParquetFile(pa.BufferReader(content))
+        file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)))
         missing = [name for name in Rows.columns() if name not in file.schema_arrow.names]
         if missing:
             raise pa.ArrowInvalid(f"it lacks {', '.join(missing)}")
@@ -250,3 +254,13 @@ def read_table(folder: Folder, shard: Shard, *, columns: Sequence[str]) -> pa.Ta
     if table.num_rows != shard.rows:
         raise StoreError(f"shard {place} holds {table.num_rows} rows, the manifest says {shard.rows}; ingest again")
     return table
+
+
+def _content(folder: Folder, shard: Shard, cache: ShardCache | None) -> bytes | memoryview:
+    if cache is None:
+        return read_hashed(folder, shard.file, shard.sha256)
+    if (kept := cache.read(shard.sha256)) is not None:
+        return kept
+    content = read_hashed(folder, shard.file, shard.sha256)
+    cache.keep(shard.sha256, content)
+    return content

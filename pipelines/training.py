@@ -12,6 +12,7 @@ import torch
 
 from pipelines.dataset import LatentDataset, open_dataset, stream
 from pipelines.journal import ROWS, Journal
+from pipelines.shard_cache import ShardCache
 from pipelines.stopping import StoppedError
 from pipelines.storage import open_folder
 from presto_core.config.data import DataConfig
@@ -90,6 +91,7 @@ def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
         world_size=parallel.world_size,
         device=parallel.device,
         reader=reader,
+        cache=ShardCache.of(job.cluster),
         crop_frames=job.data.crop_frames,
         caption_dropout=job.caption_dropout,
     )

@@ -130,7 +130,7 @@ def test_an_incomplete_last_batch_is_left_out_and_the_epoch_ends(latents: Latent
 def noted(read: list[str]):
     """A reader that notes what is asked of it."""
 
-    def reader(uri, shards, kind):
+    def reader(uri, shards, kind, cache=None):
         def asked():
             for shard in shards:
                 read.append(shard.file)

@@ -22,6 +22,7 @@ from pipelines.shards import column_of
 from pipelines.storage import open_folder
 
 BATCH = 32
+CACHE_BYTES = 2**40
 COLUMNS = ("latents", "text_pooled", "text_tokens", "text_mask", "tempo_bpm", "key")
 DTYPES = (torch.float32, torch.float32, torch.float32, torch.bool, torch.float32, torch.int64)
 Tensors = tuple[Tensor, ...]
@@ -30,17 +31,19 @@ Reading = Callable[[str, Path, int], Iterator[int]]
 
 
 def presto(reader: str) -> Reading:
-    """The training stream: shuffled, hashes checked, normalised."""
+    """The training stream: shuffled, hashes checked, normalised, its cache of shards empty at first."""
 
     def read(uri: str, scratch: Path, epochs: int) -> Iterator[int]:
         from pipelines import reading
         from pipelines.dataset import open_dataset, stream
+        from pipelines.shard_cache import ShardCache
         from presto_core.training.state import Cursor
 
         dataset = open_dataset(f"{uri}/presto")
         rows = sum(s.rows for s in dataset.shards("train"))
         chosen = {"ray": reading.read_with_ray, "threads": reading.read_here}[reader]
-        batches = stream(dataset, seed=0, cursor=Cursor(), global_batch_size=BATCH, reader=chosen)
+        cache = ShardCache(str(scratch / "shards"), CACHE_BYTES)
+        batches = stream(dataset, seed=0, cursor=Cursor(), global_batch_size=BATCH, reader=chosen, cache=cache)
         for _ in range(epochs * (rows // BATCH)):
             yield len(next(batches).x0)
         batches.close()

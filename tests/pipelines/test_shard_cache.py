@@ -1,0 +1,152 @@
+"""Shards kept on the node's disk: read from storage once, never trusted blindly, and never in the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines import epoch_plan, shard_cache
+from pipelines.dataset import open_dataset, stream
+from pipelines.reading import read_here, read_with_ray
+from pipelines.shard_cache import ShardCache
+from pipelines.shards import Rows
+from pipelines.storage import open_folder
+from presto_core.config.sections import ClusterConfig
+from presto_core.registry.store import StoreError
+from presto_core.training.state import Batch, Cursor
+from tests.pipelines.synthetic import make_dataset
+
+CONTENT = [bytes([i]) * 1000 for i in range(8)]
+NAMES = [hashlib.sha256(content).hexdigest() for content in CONTENT]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ShardCache:
+    return ShardCache(str(tmp_path / "cache/shards"), 10**6)
+
+
+@pytest.fixture
+def uri(object_store, tmp_path: Path) -> str:
+    return str(make_dataset(f"s3://latents/{tmp_path.name}").uri)
+
+
+def files(cache: ShardCache) -> list[str]:
+    return sorted(os.listdir(cache.place)) if cache.place.is_dir() else []
+
+
+def test_what_is_kept_is_read_again_and_nothing_else(cache: ShardCache):
+    cache.keep(NAMES[0], CONTENT[0])
+    assert bytes(cache.read(NAMES[0]) or b"") == CONTENT[0]
+    assert cache.read(NAMES[1]) is None
+    assert files(cache) == [NAMES[0]]
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "empty", "longer"])
+def test_a_damaged_copy_is_not_used_and_goes(cache: ShardCache, damage: str):
+    cache.keep(NAMES[0], CONTENT[0])
+    path = cache.place / NAMES[0]
+    kept = path.read_bytes()
+    path.write_bytes({"changed": b"x" + kept[1:], "cut": kept[:-1], "empty": b"", "longer": kept + b"x"}[damage])
+    assert cache.read(NAMES[0]) is None
+    assert files(cache) == []
+
+
+def test_it_keeps_no_more_than_its_limit(tmp_path: Path):
+    cache = ShardCache(str(tmp_path), 3500)
+    for name, content in zip(NAMES, CONTENT):
+        cache.keep(name, content)
+    assert len(files(cache)) == 3
+
+
+def test_what_nobody_read_for_long_makes_room(tmp_path: Path):
+    cache = ShardCache(str(tmp_path), 2500)
+    for name, content in zip(NAMES[:2], CONTENT):
+        cache.keep(name, content)
+    long_ago = time.time() - shard_cache.IDLE_S - 60
+    os.utime(cache.place / NAMES[0], (long_ago, long_ago))
+    shard_cache._room.cache_clear()  # as in a new process
+    cache.keep(NAMES[2], CONTENT[2])
+    assert files(cache) == sorted(NAMES[1:3])
+
+
+def test_a_place_that_takes_nothing_is_said_once_and_no_error(tmp_path: Path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    cache = ShardCache(str(tmp_path / "file/shards"), 10**6)
+    for name, content in zip(NAMES, CONTENT):
+        cache.keep(name, content)
+        assert cache.read(name) is None
+    assert [r.message.count("mend cluster.cache_folder") for r in caplog.records] == [1]
+
+
+def test_many_writers_of_one_shard_leave_it_whole(cache: ShardCache):
+    content = os.urandom(2**18)
+    name = hashlib.sha256(content).hexdigest()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: cache.keep(name, content), range(32)))
+    assert files(cache) == [name]
+    assert bytes(cache.read(name) or b"") == content
+
+
+def test_settings_name_it(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ShardCache.of(ClusterConfig(shard_cache_gb=0)) is None
+    cache = ShardCache.of(ClusterConfig(shard_cache_gb=2))
+    assert cache
+    assert (cache.place, cache.limit_bytes) == (tmp_path / ".cache/presto/shards", 2 * 10**9)
+
+
+@pytest.mark.services
+def test_later_readings_need_no_storage(uri: str, cache: ShardCache, object_store):
+    dataset = open_dataset(uri)
+    first = Rows.cat(list(read_here(uri, dataset.shards("train"), Rows, cache=cache)))
+    open_folder(f"{uri}/shards").delete()
+    again = Rows.cat(list(read_here(uri, dataset.shards("train"), Rows, cache=cache)))
+    for name in Rows.columns():
+        assert (getattr(first, name) == getattr(again, name)).all() or name == "tempo_bpm"
+    shutil.rmtree(cache.place)
+    with pytest.raises(StoreError, match="does not exist"):
+        list(read_here(uri, dataset.shards("train"), Rows, cache=cache))
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(("window_rows", "kept"), [(8, True), (8192, False)], ids=["larger than memory", "small"])
+def test_a_stream_is_the_same_with_and_without(uri: str, cache: ShardCache, monkeypatch, window_rows: int, kept: bool):
+    monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", window_rows)
+
+    def batches(cache: ShardCache | None) -> list[Batch]:
+        found = stream(open_dataset(uri), seed=3, cursor=Cursor(), global_batch_size=4, cache=cache)
+        taken = list(islice(found, 20))
+        found.close()
+        return taken
+
+    for a, b in zip(batches(None), batches(cache), strict=True):
+        assert torch.equal(a.x0, b.x0)
+        assert a.cursor == b.cursor
+    assert bool(files(cache)) == kept
+
+
+@pytest.mark.services
+def test_local_shards_are_not_copied(tmp_path: Path, cache: ShardCache):
+    dataset = make_dataset(str(tmp_path / "local"))
+    list(read_here(dataset.uri, dataset.shards("train"), Rows, cache=cache))
+    assert files(cache) == []
+
+
+@pytest.mark.ray
+@pytest.mark.services
+def test_tasks_of_ray_keep_and_use_them(ray_here, uri: str, cache: ShardCache):
+    dataset = open_dataset(uri)
+    list(read_with_ray(uri, dataset.shards("train"), Rows, cache=cache))
+    assert files(cache) == sorted({shard.sha256 for shard in dataset.shards("train")})
+    open_folder(f"{uri}/shards").delete()
+    assert sum(len(r) for r in read_with_ray(uri, dataset.shards("train"), Rows, cache=cache)) == sum(
+        shard.rows for shard in dataset.shards("train")
+    )
