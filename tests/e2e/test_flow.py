@@ -52,12 +52,18 @@ def env(mlflow_server: str, home: Path) -> dict[str, str]:
     return mine | {"MLFLOW_TRACKING_URI": mlflow_server, "OMP_NUM_THREADS": "1", "HOME": str(home)}
 
 
+@pytest.fixture(scope="module")
+def first(home: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The demo, run once."""
+    done = presto("demo", *TINY, cwd=home, env=env)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 @pytest.mark.entry
 @pytest.mark.ray
 @pytest.mark.services
-def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env: dict[str, str]):
-    first = presto("demo", *TINY, cwd=home, env=env)
-    assert first.returncode == 0, first.stderr
+def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env: dict[str, str], first):
     (report,) = (home / ".presto/reports").glob("*/report.json")
     result = json.loads(report.read_text())
     assert [(r["name"], r["nfe"], r["blocks_run"]) for r in result["systems"]] == [
@@ -90,19 +96,6 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     assert second.stderr.count("is done already, its result is used") == 7
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
-    science = presto("science", "demo", *TINY, "--seeds", "1", cwd=home, env=env)
-    assert science.returncode == 0, science.stderr
-    assert science.stderr.count("is done already, its result is used") == 7
-    assert "FD of S at 4 steps ÷ the base at 4 evaluations" in science.stderr
-    assert "| **S 4** | 4 | 12 |" in (home / ".presto/science/science.md").read_text()
-
-    trial = '{"no GAN": {"steps.gan.generator_weight": 0.0}}'
-    search = f"from pipelines.search import run; run('demo', {TINY!r}, local=False, trials={trial})"
-    searched = subprocess.run([sys.executable, "-c", search], cwd=home, env=env, capture_output=True, text=True)
-    assert searched.returncode == 0, searched.stderr
-    assert searched.stderr.count("is done already, its result is used") == 2
-    assert "| no GAN |" in (home / ".presto/science/search.md").read_text()
-
     up = presto("up", cwd=home, env=env)
     exports = dict(re.findall(r"export (\w+)=(\S+)", up.stdout))
     words = (
@@ -130,6 +123,25 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     assert unknown.returncode == 1
     assert "has no presto-generator@champion; it has presto-ase@candidate" in unknown.stderr.replace("\n", " ")
     assert "Traceback" not in unknown.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.entry
+@pytest.mark.ray
+@pytest.mark.services
+def test_a_study_uses_what_the_demo_made(home: Path, env: dict[str, str], first):
+    science = presto("science", "demo", *TINY, "--seeds", "1", cwd=home, env=env)
+    assert science.returncode == 0, science.stderr
+    assert science.stderr.count("is done already, its result is used") == 7
+    assert "FD of S at 4 steps ÷ the base at 4 evaluations" in science.stderr
+    assert "| **S 4** | 4 | 12 |" in (home / ".presto/science/science.md").read_text()
+
+    trial = '{"no GAN": {"steps.gan.generator_weight": 0.0}}'
+    search = f"from pipelines.search import run; run('demo', {TINY!r}, local=False, trials={trial})"
+    searched = subprocess.run([sys.executable, "-c", search], cwd=home, env=env, capture_output=True, text=True)
+    assert searched.returncode == 0, searched.stderr
+    assert searched.stderr.count("is done already, its result is used") == 2
+    assert "| no GAN |" in (home / ".presto/science/search.md").read_text()
 
 
 @pytest.mark.entry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pipelines import distill_layers, distill_steps, train_teacher
 from pipelines.costs import hidden_variances
 from pipelines.lineage import method_of, require_comparable, require_layers_of
 from pipelines.models import Model, open_model, sample_base, sample_student
+from pipelines.storage import open_folder
 from pipelines.systems import compared_systems
 from presto_core.config.errors import UserError
 from presto_core.config.loader import load_config
@@ -20,7 +22,7 @@ from presto_core.config.sampling import BaseSampler, EvaluateConfig, ScheduleCon
 from presto_core.config.schema import LayersStage
 from presto_core.diffusion.noise import KarrasInference, LogNormal
 from presto_core.metrics.blocks import watched
-from presto_core.registry.manifest import Artifact
+from presto_core.registry.manifest import Artifact, artifact_folder, read_artifact
 from tests.pipelines.synthetic import make_dataset
 from tests.pipelines.test_training_stages import steps_config, teacher_config, weights_of
 
@@ -33,14 +35,26 @@ def layers_config(root: str, dataset: str, teacher: str, **overrides: object) ->
     return load_config(LayersStage, None, keys | overrides)
 
 
-@pytest.fixture
-def dataset(workdir: Path) -> str:
-    return make_dataset(str(workdir / "data")).uri
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_dataset(str(tmp_path_factory.mktemp("data"))).uri
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: str, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The teacher of all tests here, trained once."""
+    folder = tmp_path_factory.mktemp("teacher")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(mlflow_database, folder)}")
+        return train_teacher.run(teacher_config("store", dataset, **DEEP))
 
 
 @pytest.fixture
-def teacher(dataset: str) -> Artifact:
-    return train_teacher.run(teacher_config("store", dataset, **DEEP))
+def teacher(workdir: Path, trained: Artifact) -> Artifact:
+    """The teacher in the test's own store."""
+    shutil.copytree(Path(trained.uri).parents[1], "store")
+    return read_artifact(artifact_folder(open_folder(str(workdir / "store")), trained.id))
 
 
 def sampled(model: Model, steps: int = 4) -> torch.Tensor:
@@ -90,7 +104,7 @@ def test_skipping_without_distillation_is_an_ablation_too(dataset: str, teacher:
 
 @pytest.mark.ray
 @pytest.mark.services
-@pytest.mark.parametrize("mode", ["presto", "ase"])
+@pytest.mark.parametrize("mode", ["presto", pytest.param("ase", marks=pytest.mark.slow)])
 def test_two_workers_distil_layers_though_blocks_are_left_out(ray_here, dataset: str, mode: str, teacher: Artifact):
     """Budgets below the depth on both workers: gradients of skipped blocks are missing, and nobody waits for them."""
     two = {"cluster.num_workers": 2, "cluster.cpus_per_worker": 0.7}
