@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from presto_core.config.layers import PrestoLSBudget, kept_in_bins
 from presto_core.config.schema import LayersStage, StageConfig, StepsStage, TeacherStage
@@ -108,6 +108,20 @@ def stage_work(config: StageConfig, depth: int, *, layered: bool = False) -> Sta
     if isinstance(config, StepsStage):
         return _steps_work(config, depth, layered=layered)
     raise TypeError(f"{type(config).__name__} does not train")
+
+
+def row_flops(
+    config: TeacherStage | LayersStage | StepsStage, model: dict[str, Any], *, layered: bool = False
+) -> float:
+    """Model FLOPs of a row of the batch, a mean over steps.
+
+    Args:
+        model: the model's card, as an artifact's manifest holds it.
+    """
+    network, text = NetworkConfig(**model["network"]), model["text"]
+    frames = config.data.crop_frames or model["frames"]
+    shape = LatentShape(model["channels"], frames, text["dim"], text["max_tokens"])
+    return stage_work(config, network.depth, layered=layered).flops(network, shape)
 
 
 def _layer_passes(config: LayersStage, depth: int) -> Iterator[Pass]:

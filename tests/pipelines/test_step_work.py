@@ -66,7 +66,11 @@ def algorithm_of(config: StageConfig, *, layered: bool) -> Algorithm:
 def test_flops_of_every_phase(stage: type[StageConfig], overrides: dict[str, object], layered: bool):
     """Within 6 %: budgets are drawn by row here and are a mean there, and backward passes end before the input."""
     config = load_config(stage, None, overrides)
-    work, algorithm, rows = stage_work(config, NETWORK.depth, layered=layered), algorithm_of(config, layered=layered), 32
+    work, algorithm, rows = (
+        stage_work(config, NETWORK.depth, layered=layered),
+        algorithm_of(config, layered=layered),
+        32,
+    )
     for phase in work.phases:  # critic, then generator, as the algorithm does them
         rng = step_generator(0, total_step=algorithm.state.total_step)
         counted = flops(lambda rng=rng: algorithm.update(batch(rows), generator=rng))
