@@ -28,7 +28,8 @@ class Pass:
         network: role of the network, as `cluster.parallel` names it.
         rows: for each row of the batch.
         blocks: that run, a mean over rows.
-        whole: whether it ends in the network's output; a discriminator reads activations instead.
+        whole: whether it ends in the network's output, instead of in activations.
+        judged: whether a discriminator head reads those.
     """
 
     network: str
@@ -36,6 +37,7 @@ class Pass:
     rows: float
     blocks: float
     whole: bool = True
+    judged: bool = False
 
     def flops(self, network: NetworkConfig, shape: LatentShape) -> float:
         """A row of the batch."""
@@ -53,6 +55,7 @@ class Phase:
         passes: through networks.
         moved: role of the network whose weights the step moves.
         averaged: whether its moving average is updated too.
+        draws: times that each row gets noise of its own.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Phase:
     passes: tuple[Pass, ...]
     moved: str
     averaged: bool = True
+    draws: int = 1
 
     def flops(self, network: NetworkConfig, shape: LatentShape) -> float:
         """Model FLOPs a row of the batch; what is computed again to save memory does not count."""
@@ -141,6 +145,7 @@ def _steps_work(config: StepsStage, depth: int, *, layered: bool) -> StageWork:
     blocks, ratio = sum(kept) / len(kept), steps.fake_updates_per_generator_update
     rolled = (steps.rollout.steps - 1) / 2 if steps.generator_input == "rollout" else 0.0
     again = 1.0 if _generates_twice(config) else 0.0
+    judged = 2 if steps.gan.generator_weight > 0 else 0  # real latents and generated ones
     critic = Phase(
         "critic",
         ratio / (ratio + 1),
@@ -151,6 +156,7 @@ def _steps_work(config: StepsStage, depth: int, *, layered: bool) -> StageWork:
         ),
         "fake_score",
         averaged=False,
+        draws=2 + judged + (steps.gan.r1_weight > 0),
     )
     generator = Phase(
         "generator",
@@ -163,6 +169,7 @@ def _steps_work(config: StepsStage, depth: int, *, layered: bool) -> StageWork:
             *_judged(steps.gan, depth, "through", rows=1),
         ),
         "generator",
+        draws=2 + judged // 2,
     )
     total = int(config.derived()["total_steps"])
     trained = ("generator", "fake_score")
@@ -172,9 +179,10 @@ def _steps_work(config: StepsStage, depth: int, *, layered: bool) -> StageWork:
 def _judged(gan: GanConfig, depth: int, work: Work, *, rows: int) -> Iterator[Pass]:
     """Passes of the fake score up to the last block that the discriminator reads."""
     if gan.generator_weight > 0:
-        yield Pass("fake_score", work, rows, max(gan.taps or (depth // 2,)) + 1, whole=False)
+        blocks = max(gan.taps or (depth // 2,)) + 1
+        yield Pass("fake_score", work, rows, blocks, whole=False, judged=True)
         if work == "through" and gan.kind == "relativistic":
-            yield Pass("fake_score", "forward", 1, max(gan.taps or (depth // 2,)) + 1, whole=False)
+            yield Pass("fake_score", "forward", 1, blocks, whole=False, judged=True)
 
 
 def _generates_twice(config: StepsStage) -> bool:
