@@ -7,11 +7,14 @@ import os
 import secrets
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import ceil
 from typing import Any
 
+from pipelines.progress import console
 from presto_core.config.errors import UserError
 from presto_core.config.sections import ClusterConfig
 
@@ -58,8 +61,9 @@ def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Itera
     import ray
 
     try:
-        require(ray.cluster_resources(), cpus=cpus, gpus=gpus)
-        yield
+        with _asked_for(config, cpus=cpus, gpus=gpus):
+            require(ray.cluster_resources(), cpus=cpus, gpus=gpus)
+            yield
     finally:
         if opened_here:
             ray.shutdown()
@@ -233,6 +237,31 @@ def _require_answer(address: str) -> None:
         ) from None
 
 
+@contextmanager
+def _asked_for(config: ClusterConfig, *, cpus: float, gpus: float) -> Iterator[None]:
+    """Where a cluster is too small, ask its autoscaler for the rest, wait for it, and hold it while the block runs."""
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    needed = {"CPU": cpus, "GPU": gpus}
+    if not config.wait_seconds or _covers(ray.cluster_resources(), needed):
+        yield
+        return
+    console.print(f"waiting up to {config.wait_seconds} s for nodes: this needs {cpus:g} CPUs and {gpus:g} GPUs")
+    request_resources(num_cpus=ceil(cpus), bundles=[{"GPU": 1}] * ceil(gpus))
+    until = time.monotonic() + config.wait_seconds
+    try:
+        while not _covers(ray.cluster_resources(), needed) and time.monotonic() < until:
+            time.sleep(1)
+        yield
+    finally:
+        request_resources(num_cpus=0)
+
+
+def _covers(available: dict[str, float], needed: dict[str, float]) -> bool:
+    return all(available.get(name, 0.0) >= amount - 1e-6 for name, amount in needed.items())
+
+
 def require(available: dict[str, float], *, cpus: float, gpus: float) -> None:
     """Compare what is needed with what a cluster has, in Ray's names.
 
@@ -244,5 +273,6 @@ def require(available: dict[str, float], *, cpus: float, gpus: float) -> None:
         if needed > have + 1e-6:
             raise ClusterError(
                 f"this needs {needed:g} {name} and the Ray cluster has {have:g}; lower cluster.num_workers, "
-                "cluster.cpus_per_worker or cluster.data_workers, or use a larger cluster"
+                "cluster.cpus_per_worker or cluster.data_workers, use a larger cluster, or, where it grows by itself, "
+                "wait for that with cluster.wait_seconds=900"
             )

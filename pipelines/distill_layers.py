@@ -12,6 +12,7 @@ from pipelines.dataset import LatentDataset
 from pipelines.lineage import require_teacher_of
 from pipelines.resume import Resume
 from pipelines.stage import Workplace, run_stage
+from pipelines.step_work import row_flops
 from pipelines.storage import open_folder
 from pipelines.training import Job
 from pipelines.worker import run_job
@@ -54,6 +55,7 @@ def run(config: LayersStage, resume: Resume = Resume()) -> Artifact:
             caption_dropout=config.layers.caption_dropout,
             watch=("dsm_loss", "self_teacher_loss", "blocks_run", "step_seconds"),
             expected=TEACHER,
+            row_flops=row_flops(config, teacher.manifest["model"]),
         )
         run_job(job, place.run)
         place.show("losses.png", plots.losses({name: place.run.history(name) for name in PLOTTED}))

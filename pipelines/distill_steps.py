@@ -12,6 +12,7 @@ from pipelines.dataset import LatentDataset
 from pipelines.lineage import require_layers_of, require_teacher_of
 from pipelines.resume import Resume
 from pipelines.stage import Workplace, run_stage
+from pipelines.step_work import row_flops
 from pipelines.storage import open_folder
 from pipelines.training import Job
 from pipelines.worker import run_job
@@ -55,7 +56,7 @@ def run(config: StepsStage, resume: Resume = Resume()) -> Artifact:
         if layers:
             require_layers_of(layers, teacher)
         start = layers or teacher
-        generator_card(config, start)  # a table that does not fit is refused here, not by a worker
+        card = generator_card(config, start)  # a table that does not fit is refused here, not by a worker
         job = Job(
             label="distill-steps",
             build=partial(build, config, teacher.uri, start.uri),
@@ -71,6 +72,7 @@ def run(config: StepsStage, resume: Resume = Resume()) -> Artifact:
             data=config.data,
             watch=("dmd_loss", "dsm_loss", "gan_loss", "d_real", "d_fake", "step_seconds"),
             expected=STEP_DISTILLATION,
+            row_flops=row_flops(config, card.to_dict(), layered=card.budget is not None),
         )
         run_job(job, place.run)
         place.show("losses.png", plots.losses({name: place.run.history(name) for name in PLOTTED}))

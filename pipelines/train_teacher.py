@@ -7,9 +7,10 @@ from functools import partial
 import torch
 
 from pipelines import plots
-from pipelines.dataset import SIGMA_DATA, LatentDataset
+from pipelines.dataset import SIGMA_DATA, LatentDataset, open_dataset
 from pipelines.resume import Resume
 from pipelines.stage import Workplace, run_stage
+from pipelines.step_work import row_flops
 from pipelines.storage import open_folder
 from pipelines.training import Job
 from pipelines.worker import run_job
@@ -47,6 +48,7 @@ def run(config: TeacherStage, resume: Resume = Resume()) -> Artifact:
             caption_dropout=config.teacher.caption_dropout,
             watch=("dsm_loss", "grad_norm", "step_seconds"),
             expected=TEACHER,
+            row_flops=row_flops(config, card_of(config, open_dataset(place.parents["dataset"].uri)).to_dict()),
         )
         run_job(job, place.run)
         names = ("dsm_loss", "grad_norm", *(f"dsm_loss/q{i}" for i in (1, 2, 3, 4)))

@@ -39,6 +39,7 @@ class Job:
         caption_dropout: probability that a row's conditions are withheld.
         watch: metrics the progress line shows.
         skipped: shards that are left out because they are damaged.
+        row_flops: model FLOPs of a row of the batch, a mean over steps; 0 is not known.
     """
 
     label: str
@@ -57,6 +58,11 @@ class Job:
     expected: dict[str, Expected] = field(default_factory=dict)
     health: HealthConfig = field(default_factory=HealthConfig)
     skipped: tuple[str, ...] = ()
+    row_flops: float = 0.0
+
+    @property
+    def run_id(self) -> str:
+        return self.scratch_uri.rstrip("/").rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,13 @@ class Line:
         report: a row of metrics; without any, where the run starts. Only rank 0 speaks.
         warn: a sentence to show.
         stop_reason: why the run should end early, as far as this rank knows; empty where it should not.
+        saved: the step of each checkpoint once it is whole; only rank 0 speaks.
     """
 
     report: Callable[[int, dict[str, float]], None]
     warn: Callable[[str], None]
     stop_reason: Callable[[], str]
+    saved: Callable[[int], None] = lambda step: None
 
 
 def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
@@ -95,11 +103,14 @@ def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
         crop_frames=job.data.crop_frames,
         caption_dropout=job.caption_dropout,
     )
-    keep, every = job.loop.keep_checkpoints, job.loop.keep_every
-    with (
-        closing(batches),
-        CheckpointWriter(scratch.child(CHECKPOINTS), last_good=state.total_step, keep=keep, every=every) as writer,
-    ):
+    writer = CheckpointWriter(
+        scratch.child(CHECKPOINTS),
+        last_good=state.total_step,
+        keep=job.loop.keep_checkpoints,
+        every=job.loop.keep_every,
+        saved=line.saved,
+    )
+    with closing(batches), writer:
         hooks = _hooks(state, writer, Journal(scratch.child(ROWS)), line, main=main)
         train(algorithm, batches, seed=job.seed, config=job.loop, parallel=parallel, hooks=hooks)
         writer.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import threading
 import time
@@ -26,6 +27,7 @@ from pipelines.progress import console, progress_bar
 from pipelines.reading import damaged_shards, read_here, read_with_ray
 from pipelines.stopping import PREEMPTED, Stop, StoppedError, listen_in_worker, preempted
 from pipelines.storage import open_folder
+from pipelines.telemetry import Telemetry
 from pipelines.tracking import TrackedRun
 from pipelines.training import Job, Line, work
 from pipelines.watch import Board, Watcher
@@ -33,6 +35,7 @@ from presto_core.config.errors import UserError
 from presto_core.config.schema import per_worker
 from presto_core.registry.store import read_bytes, write_bytes
 from presto_core.training.divergence import DivergenceError
+from presto_core.training.parallel import Parallel
 from presto_core.training.saving import SaveError
 
 SKIPPED = "skipped_shards.json"
@@ -179,13 +182,15 @@ def _ray_worker(config: dict[str, Any]) -> None:
 
     job, board, context = config["job"], config["board"], ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    line = _line_of(board, rank, told={"workers": float(workers)} if job.cluster.min_workers else {})
     attempt = secrets.token_hex(4) if rank == 0 else ""
     if attempt:
         ray.get(board.begin.remote(attempt))
     try:
         parallel = in_group(ray.train.torch.get_device(), job.loop, job.cluster.parallel)
-        work(job, parallel, line, reader=config["reader"])
+        telemetry = _telemetry(job, parallel)
+        line = _line_of(board, telemetry, told={"workers": float(workers)} if job.cluster.min_workers else {})
+        with telemetry.failures():
+            work(job, parallel, line, reader=config["reader"])
     except ENDING as error:
         if rank == 0:
             ray.get(board.fail.remote(str(error), attempt, stopped=isinstance(error, StoppedError)))
@@ -194,7 +199,19 @@ def _ray_worker(config: dict[str, Any]) -> None:
         raise
 
 
-def _line_of(board: Any, rank: int, *, told: dict[str, float]) -> Line:
+def _telemetry(job: Job, parallel: Parallel) -> Telemetry:
+    return Telemetry(
+        job.run_id,
+        job.label,
+        parallel,
+        global_batch_size=job.global_batch_size,
+        total_steps=job.total_steps,
+        row_flops=job.row_flops,
+        bf16=job.loop.autocast == "bf16",
+    )
+
+
+def _line_of(board: Any, telemetry: Telemetry, *, told: dict[str, float]) -> Line:
     """Of a Ray worker: its own SIGTERM and notices, and, now and then on rank 0, what the command asks for.
 
     Args:
@@ -202,7 +219,7 @@ def _line_of(board: Any, rank: int, *, told: dict[str, float]) -> Line:
     """
     import ray
 
-    own, looked_at = listen_in_worker(), 0.0
+    rank, own, looked_at = telemetry.parallel.rank, listen_in_worker(), 0.0
 
     def stop_reason() -> str:
         nonlocal looked_at
@@ -213,8 +230,13 @@ def _line_of(board: Any, rank: int, *, told: dict[str, float]) -> Line:
 
     def report(step: int, metrics: dict[str, float]) -> None:
         board.push.remote(step, metrics | told if metrics else {})
+        telemetry.row(step, metrics)
 
-    return Line(report, board.warn.remote, stop_reason)
+    def warn(sentence: str) -> None:
+        board.warn.remote(sentence)
+        telemetry.say(sentence, logging.WARNING)
+
+    return Line(report, warn, stop_reason, saved=telemetry.checkpointed)
 
 
 def _first_line(error: BaseException) -> str:

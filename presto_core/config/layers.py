@@ -9,7 +9,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from presto_core.config.errors import UserError
 from presto_core.config.section import Count, Section
+
+PAPER_DEPTH = 28
+# blocks of 28 dropped in five equally likely bins, from high noise to low
+PAPER_DROPPED = {"presto_l": (14, 12, 8, 4, 0), "presto_ls": (12, 8, 8, 0, 0)}
 
 
 class PrestoLBudget(Section):
@@ -57,3 +62,23 @@ BudgetConfig = Annotated[
     PrestoLBudget | PrestoLSBudget | UniformBudget | FullBudget | TableBudget,
     Field(discriminator="kind"),
 ]
+
+
+def kept_in_bins(config: BudgetConfig, depth: int) -> tuple[int, ...]:
+    """Blocks of a network of `depth` that a budget keeps in each bin, from high noise to low.
+
+    Raises:
+        UserError: the budget does not fit the depth.
+    """
+    if isinstance(config, TableBudget):
+        kept = config.kept
+    elif isinstance(config, UniformBudget):
+        kept = (config.kept,)
+    else:
+        dropped = PAPER_DROPPED.get(config.kind, (0,))
+        kept = tuple(depth - round(d * depth / PAPER_DEPTH) for d in dropped)
+    if max(kept) > depth:
+        raise UserError(
+            f"budget {list(kept)} runs {max(kept)} blocks and the network has {depth}; keep at most {depth} in each bin"
+        )
+    return kept

@@ -89,6 +89,8 @@ class ClusterConfig(Section):
     cpus: int = Field(0, ge=0)
     """Cores a locally started Ray may use; 0 means all."""
     object_store_mb: int = Field(512, ge=80)
+    wait_seconds: int = Field(0, ge=0)
+    """How long to wait for nodes where a cluster is too small for now: an autoscaler is asked for them. 0 refuses."""
     max_failures: int = Field(2, ge=0)
     """Times a training worker group may be restarted from its last checkpoint."""
 

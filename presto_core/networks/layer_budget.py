@@ -13,13 +13,10 @@ import torch
 from torch import Tensor
 
 from presto_core.config.errors import UserError
-from presto_core.config.layers import BudgetConfig, TableBudget, UniformBudget
+from presto_core.config.layers import BudgetConfig, kept_in_bins
 from presto_core.diffusion.noise import NoiseDistribution
 
 Mode = Literal["presto", "ase"]
-PAPER_DEPTH = 28
-# blocks of 28 dropped in five equally likely bins, from high noise to low
-PAPER_DROPPED = {"presto_l": (14, 12, 8, 4, 0), "presto_ls": (12, 8, 8, 0, 0)}
 
 
 def kept_blocks(budget: int, depth: int, mode: Mode = "presto") -> tuple[int, ...]:
@@ -75,7 +72,7 @@ class LayerBudget:
         Raises:
             UserError: the table does not fit the depth.
         """
-        kept = _kept(config, depth)
+        kept = kept_in_bins(config, depth)
         shares = torch.arange(len(kept) - 1, 0, -1, dtype=torch.float64) / len(kept)
         edges = tuple(noise.quantile(shares).float().tolist())  # in the precision of noise levels
         return LayerBudget(kept, edges, noise.to_config(), mode, conditioned)
@@ -108,19 +105,3 @@ class LayerBudget:
         if len(falling) != len(rising) - 1 or list(budget.edges) != falling:
             raise ValueError(f"edges={list(budget.edges)} must be {len(rising) - 1} falling noise levels")
         return budget
-
-
-def _kept(config: BudgetConfig, depth: int) -> tuple[int, ...]:
-    """Blocks kept in each bin, from high noise to low."""
-    if isinstance(config, TableBudget):
-        kept = config.kept
-    elif isinstance(config, UniformBudget):
-        kept = (config.kept,)
-    else:
-        dropped = PAPER_DROPPED.get(config.kind, (0,))
-        kept = tuple(depth - round(d * depth / PAPER_DEPTH) for d in dropped)
-    if max(kept) > depth:
-        raise UserError(
-            f"budget {list(kept)} runs {max(kept)} blocks and the network has {depth}; keep at most {depth} in each bin"
-        )
-    return kept

@@ -9,7 +9,7 @@ from presto_core.config.sections import LoopConfig
 from presto_core.training.divergence import DivergenceError, any_rank, diagnosis, has_non_finite, noise_levels
 from presto_core.training.meter import Meter
 from presto_core.training.parallel import ALONE, Parallel
-from presto_core.training.state import Algorithm, Batch, step_generator
+from presto_core.training.state import Algorithm, Batch, Phased, step_generator
 
 
 @dataclass
@@ -51,13 +51,14 @@ def train(
             with meter.waiting():
                 batch = next(batches)
             rng = step_generator(seed, total_step=state.total_step, device=parallel.device)
+            phase = algorithm.phase.value if isinstance(algorithm, Phased) else ""
             metrics = algorithm.update(batch, generator=rng)
             diverged, stop = any_rank(parallel, has_non_finite(metrics, parallel.device), hooks.should_stop())
             if diverged:
                 raise DivergenceError(_divergence(diagnosis(metrics, levels, parallel), state.total_step, saved_at))
             state.total_step += 1
             state.cursor = batch.cursor
-            meter.add(metrics)
+            meter.add(metrics, phase)
             last = state.total_step == algorithm.total_steps
             if last or state.total_step % config.log_every == 0:
                 hooks.log(state.total_step, meter.drain(parallel))

@@ -12,6 +12,11 @@ from torch import Tensor
 from presto_core.training.parallel import Parallel
 
 
+def is_time(name: str) -> bool:
+    """Whether a metric says how long something took, so that no two runs agree on it."""
+    return name.startswith(("step_seconds", "data_wait_"))
+
+
 class Meter:
     """What was measured since the last row; values stay on their device until they are asked for.
 
@@ -26,16 +31,20 @@ class Meter:
     def _start_afresh(self) -> None:
         self.values: dict[str, list[Tensor]] = {}
         self.started, self.waited, self.steps = time.perf_counter(), 0.0, 0
+        self.step_began, self.phases = self.started, dict[str, list[float]]()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Time in the block counts as waiting for data."""
-        since = time.perf_counter()
+        self.step_began = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - since
+        self.waited += time.perf_counter() - self.step_began
 
-    def add(self, metrics: dict[str, Tensor]) -> None:
+    def add(self, metrics: dict[str, Tensor], phase: str = "") -> None:
+        """A step is done, of a phase where steps differ; it began with the wait for its data."""
         self.steps += 1
+        if phase:
+            self.phases.setdefault(phase, []).append(time.perf_counter() - self.step_began)
         for name, value in metrics.items():
             self.values.setdefault(name, []).append(value)
 
@@ -58,6 +67,7 @@ class Meter:
         means = {name: total / count for name, (total, count) in sorted(sums.items()) if count}
         means["step_seconds"] = seconds / max(self.steps, 1)
         means["data_wait_fraction"] = self.waited / max(seconds, 1e-9)
+        means |= {f"step_seconds/{phase}": sum(times) / len(times) for phase, times in self.phases.items()}
         self.pending = {}
         self._start_afresh()
         return means

@@ -34,10 +34,13 @@ class CheckpointWriter:
     Args:
         last_good: step of the checkpoint that the run started from; 0 where there was none.
         keep, every: see `delete_old`.
+        saved: told the step of each checkpoint once it is whole, in the writer's thread.
     """
 
-    def __init__(self, folder: Folder, *, last_good: int, keep: int, every: int) -> None:
-        self.folder, self.last_good, self.keep, self.every = folder, last_good, keep, every
+    def __init__(
+        self, folder: Folder, *, last_good: int, keep: int, every: int, saved: Callable[[int], None] = lambda step: None
+    ) -> None:
+        self.folder, self.last_good, self.keep, self.every, self.saved = folder, last_good, keep, every, saved
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.running: Future[None] | None = None
 
@@ -75,6 +78,7 @@ class CheckpointWriter:
             first()
             write_checkpoint(self.folder, snapshot)
             self.last_good = snapshot.total_step
+            self.saved(snapshot.total_step)
             delete_old(self.folder, newest=snapshot.total_step, keep=self.keep, every=self.every)
 
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from enum import Enum
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -121,6 +122,14 @@ class Algorithm(Protocol):
             the run, except in a part `loss/q1` of a loss, of which a row may not be.
         """
         ...
+
+
+@runtime_checkable
+class Phased(Protocol):
+    """An `Algorithm` whose steps are of several kinds; `phase` is that of the next one."""
+
+    @property
+    def phase(self) -> Enum: ...
 
 
 def step_generator(seed: int, *, total_step: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -14,6 +14,7 @@ from presto_core.training.accumulate import micro_batches
 from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
 from presto_core.training.ema import Ema
 from presto_core.training.loop import Hooks, train
+from presto_core.training.meter import is_time
 from presto_core.training.optim import learning_rate
 from presto_core.training.parallel import ALONE
 from presto_core.training.state import step_generator
@@ -183,7 +184,7 @@ def local_folder(path) -> Folder:
 
 
 def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k not in ("step_seconds", "data_wait_fraction")} for row in rows]
+    return [{k: v for k, v in row.items() if not is_time(k)} for row in rows]
 
 
 def test_step_generators_differ_by_seed_and_step():

@@ -20,6 +20,7 @@ from presto_core.config.schema import STAGES, StageConfig
 from presto_core.config.sections import TrackingConfig
 from presto_core.registry.manifest import Artifact, read_artifact
 from presto_core.training.checkpoint import TENSORS
+from presto_core.training.meter import is_time
 from tests.pipelines.lives import PATIENCE_S, Life, wait_for
 from tests.pipelines.test_training_stages import TINY, weights_of
 
@@ -27,7 +28,6 @@ from tests.pipelines.test_training_stages import TINY, weights_of
 PRESTO = ("-c", "from pipelines import progress; from infra import cli; progress.LINE_EVERY_S = 0.0; cli.main()")
 VERBS = {"teacher": "train-teacher", "L": "distill-layers", "S": "distill-steps", "LS": "distill-steps"}
 RUN = {"train-teacher": train_teacher.run, "distill-layers": distill_layers.run, "distill-steps": distill_steps.run}
-TIMES = ("step_seconds", "data_wait_fraction")
 EVERY = 4  # steps between two checkpoints
 SAME = "same bits, same series"
 Series = dict[str, list[tuple[int, float]]]
@@ -124,7 +124,7 @@ class Training:
         tracker = open_tracker(TrackingConfig(uri=self.settings.get("tracking.uri", "")))
         (run,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{name}'")
         assert run.info.status == "FINISHED"
-        names = sorted(name for name in run.data.metrics if name not in TIMES)
+        names = sorted(name for name in run.data.metrics if not is_time(name))
         histories = {name: tracker.client.get_metric_history(run.info.run_id, name) for name in names}
         return weights_of(artifact), {name: [(p.step, p.value) for p in ps] for name, ps in histories.items()}
 

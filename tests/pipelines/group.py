@@ -22,6 +22,7 @@ from presto_core.diffusion.noise import KarrasInference
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.training.layers import LayerDistillation
 from presto_core.training.loop import Hooks, train
+from presto_core.training.meter import is_time
 from presto_core.training.model import with_budget
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import Algorithm, Batch, Cursor
@@ -92,7 +93,7 @@ def run(algorithm: Algorithm, parallel: Parallel) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def log(step: int, metrics: dict[str, float]) -> None:
-        timeless = {k: v for k, v in metrics.items() if k not in ("step_seconds", "data_wait_fraction")}
+        timeless = {k: v for k, v in metrics.items() if not is_time(k)}
         found.update({f"step {step}: {k}": torch.tensor(v) for k, v in timeless.items()})
 
     loop = LoopConfig(log_every=1, checkpoint_every=1000)

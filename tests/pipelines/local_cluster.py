@@ -1,6 +1,7 @@
 """A Ray cluster of several nodes on this machine, in a process of its own: nodes are killed as if their power was cut.
 
-`python -m tests.pipelines.local_cluster NODES` prints the address; `lose` on its input kills the last node.
+`python -m tests.pipelines.local_cluster NODES` prints the address; `lose` on its input kills the last node, and `gain`
+starts another.
 """
 
 from __future__ import annotations
@@ -44,11 +45,17 @@ class LocalCluster:
         assert self.address, f"the cluster did not start; see {log}"
 
     def lose_a_node(self) -> None:
+        self._told("lose", "lost")
+
+    def gain_a_node(self) -> None:
+        self._told("gain", "gained")
+
+    def _told(self, word: str, answer: str) -> None:
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write("lose\n")
+        self.process.stdin.write(f"{word}\n")
         self.process.stdin.flush()
-        assert self.process.stdout.readline().strip() == "lost"
+        assert self.process.stdout.readline().strip() == answer
 
     def end(self) -> None:
         assert self.process.stdin
@@ -76,9 +83,13 @@ def _serve(nodes: int) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
     others = [cluster.add_node(**size) for _ in range(nodes - 1)]
     print(cluster.address, flush=True)
-    for _ in sys.stdin:
-        cluster.remove_node(others.pop(), allow_graceful=False)
-        print("lost", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "gain":
+            others.append(cluster.add_node(**size))
+            print("gained", flush=True)
+        else:
+            cluster.remove_node(others.pop(), allow_graceful=False)
+            print("lost", flush=True)
     cluster.shutdown()
 
 

@@ -8,20 +8,22 @@ from pipelines.dataset import LatentDataset, open_dataset
 from pipelines.shards import Rows, to_parquet
 from pipelines.storage import open_folder
 from presto_core.audio.latent_stats import LatentStats
+from presto_core.networks.flops import LatentShape
 from presto_core.registry.manifest import commit_artifact
 from presto_core.registry.store import write_bytes
 
 CHANNELS, FRAMES, TEXT_DIM, TOKENS = 4, 8, 8, 3
+SHAPE = LatentShape(CHANNELS, FRAMES, TEXT_DIM, TOKENS)
 
 
-def rows(count: int, seed: int) -> Rows:
+def rows(count: int, seed: int, shape: LatentShape = SHAPE) -> Rows:
     """Rows whose captions number them: c<seed>-<index>."""
     rng = np.random.default_rng(seed)
     return Rows(
-        latents=(3 + 2 * rng.standard_normal((count, CHANNELS, FRAMES))).astype(np.float16),
-        text_pooled=rng.standard_normal((count, TEXT_DIM)).astype(np.float16),
-        text_tokens=rng.standard_normal((count, TOKENS, TEXT_DIM)).astype(np.float16),
-        text_mask=np.ones((count, TOKENS), dtype=bool),
+        latents=(3 + 2 * rng.standard_normal((count, shape.channels, shape.frames))).astype(np.float16),
+        text_pooled=rng.standard_normal((count, shape.text_dim)).astype(np.float16),
+        text_tokens=rng.standard_normal((count, shape.text_tokens, shape.text_dim)).astype(np.float16),
+        text_mask=np.ones((count, shape.text_tokens), dtype=bool),
         tempo_bpm=np.arange(count, dtype=np.float32) + 1000 * seed,
         key=(np.arange(count) % 24).astype(np.int8),
         caption=np.array([f"c{seed}-{i}" for i in range(count)], dtype=object),
@@ -37,10 +39,11 @@ def make_dataset(
     shard_rows: tuple[int, ...] = (10, 7, 13),
     held_out_rows: int = 8,
     poisoned_row: int | None = None,
+    shape: LatentShape = SHAPE,
 ) -> LatentDataset:
     """Commit a data set of the given shards at `uri`; one row of the first may hold a NaN that no statistics saw."""
     folder = open_folder(uri)
-    parts = [rows(n, seed) for seed, n in enumerate((*shard_rows, held_out_rows))]
+    parts = [rows(n, seed, shape) for seed, n in enumerate((*shard_rows, held_out_rows))]
     stats = LatentStats.merged([LatentStats.of(p.latents) for p in parts[:-1]])
     if poisoned_row is not None:
         parts[0].latents[poisoned_row, 0, 0] = np.nan
@@ -52,9 +55,21 @@ def make_dataset(
         shards.append({"file": file, "split": split, "rows": len(part), **entry})
     info = {
         "shards": shards,
-        "latents": {"channels": CHANNELS, "frames": FRAMES, "mean": stats.mean.tolist(), "std": [stats.std] * CHANNELS},
+        "latents": {
+            "channels": shape.channels,
+            "frames": shape.frames,
+            "mean": stats.mean.tolist(),
+            "std": [stats.std] * shape.channels,
+        },
         "codec": {"kind": "mel_pca", "path": "", "digest": "none", "sample_rate_hz": 44100, "hop": 2048},
-        "text": {"kind": "minilm", "path": "", "name": "x", "digest": "none", "dim": TEXT_DIM, "max_tokens": TOKENS},
+        "text": {
+            "kind": "minilm",
+            "path": "",
+            "name": "x",
+            "digest": "none",
+            "dim": shape.text_dim,
+            "max_tokens": shape.text_tokens,
+        },
     }
     commit_artifact(
         folder, kind="dataset", artifact_id="0" * 16, config_yaml="", parents={}, files={}, details={"dataset": info}

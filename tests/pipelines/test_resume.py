@@ -16,11 +16,10 @@ from presto_core.config.schema import TeacherStage
 from presto_core.config.sections import TrackingConfig
 from presto_core.metrics.health import Expected
 from presto_core.registry.manifest import Artifact
+from presto_core.training.meter import is_time
 from presto_core.training.teacher import TeacherTraining
 from tests.pipelines.synthetic import make_dataset
 from tests.pipelines.test_training_stages import teacher_config, weights_of
-
-TIMES = ("step_seconds", "data_wait_fraction")
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ def series(run_id: str) -> dict[str, list[tuple[int, float]]]:
     """Metric histories of the one MLflow run of a run, but for times."""
     tracker = open_tracker(TrackingConfig())
     (found,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{run_id}'")
-    names = [name for name in found.data.metrics if name not in TIMES]
+    names = [name for name in found.data.metrics if not is_time(name)]
     histories = {name: tracker.client.get_metric_history(found.info.run_id, name) for name in names}
     return {name: [(p.step, p.value) for p in points] for name, points in histories.items()}
 

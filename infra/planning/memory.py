@@ -1,0 +1,104 @@
+"""Memory of one device in training: weights and what belongs to them, and activations kept for the backward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.step_work import Pass, StageWork
+from presto_core.config.sections import LoopConfig, NetworkConfig, ParallelConfig
+from presto_core.networks.flops import LatentShape, block_parameters, mlp_width, parameters, tokens
+
+GIB = 2.0**30
+FP32, MOMENTS = 4, 8  # bytes a parameter: of weights, gradients or an average; of Adam's two moments
+WORKSPACE_GIB = 1.5  # CUDA's context, libraries and what the allocator cannot use: an assumption
+
+# Bytes that one block keeps of one sample, in fp32 and under bf16 autocast, by what they grow with: tokens x width,
+# tokens x hidden width, context x width, tokens x heads, width. Fitted to what autograd saves (within 1 %: a test).
+BLOCK_BYTES = {False: (100.4, 16.0, 16.3, 17.3, 24.7), True: (70.2, 8.0, 16.2, 18.7, 13.5)}
+OUTER_BYTES = {False: 16.0, True: 8.0}  # all but the blocks, by tokens x width
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GiB of one worker's device at most.
+
+    Attributes:
+        state: weights, gradients, moments, averages, and buffers that gradients are exchanged in.
+        activations: of the phase that keeps most.
+    """
+
+    state: float
+    activations: float
+    workspace: float = WORKSPACE_GIB
+
+    @property
+    def total(self) -> float:
+        return self.state + self.activations + self.workspace
+
+
+def memory(
+    work: StageWork,
+    network: NetworkConfig,
+    shape: LatentShape,
+    *,
+    rows: int,
+    workers: int,
+    loop: LoopConfig,
+    sharding: ParallelConfig,
+) -> Memory:
+    """What a worker needs whose share of a micro-batch is `rows`."""
+    return Memory(
+        state_bytes(work, network, shape, workers=workers, sharding=sharding) / GIB,
+        max(kept_bytes(phase.passes, network, shape, rows=rows, loop=loop) for phase in work.phases) / GIB,
+    )
+
+
+def state_bytes(
+    work: StageWork, network: NetworkConfig, shape: LatentShape, *, workers: int, sharding: ParallelConfig
+) -> float:
+    """Of all networks of a stage, replicated or a worker's part of the sharded ones and two gathered blocks."""
+    total, count = 0.0, parameters(network, shape)
+    for role in (*work.trained, *work.frozen):
+        trained = role in work.trained
+        each = FP32 * (1 + trained) + MOMENTS * trained + FP32 * (role in work.averaged)
+        if is_sharded(role, sharding) and workers > 1:
+            offloaded = role == "real_score" and sharding.offload_real_score
+            total += (0 if offloaded else each * count / workers) + 2 * FP32 * block_parameters(network)
+        else:
+            total += (each + FP32 * (trained and workers > 1)) * count
+    return total
+
+
+def is_sharded(role: str, sharding: ParallelConfig) -> bool:
+    return bool(getattr(sharding, role, "replicate") == "shard")
+
+
+def kept_bytes(
+    passes: tuple[Pass, ...], network: NetworkConfig, shape: LatentShape, *, rows: int, loop: LoopConfig
+) -> float:
+    """Activations of all passes of a phase that are gone back through, alive at the same time."""
+    bf16 = loop.autocast == "bf16"
+    dim, n = network.dim, tokens(network, shape)
+    block, outer = block_bytes(network, shape, bf16=bf16), OUTER_BYTES[bf16] * dim * n
+    total = 0.0
+    for each in (p for p in passes if p.work != "forward"):
+        if loop.activation_checkpointing:  # each block's input, and one block's inside while it is computed again
+            kept = each.blocks * (2 if bf16 else 4) * dim * n + block
+        else:
+            kept = each.blocks * block
+        copies = 2.0 * each.blocks * block_parameters(network) if bf16 else 0.0  # weights in bf16, kept as well
+        total += each.rows * rows * (kept + outer) + copies
+    return total
+
+
+def block_bytes(network: NetworkConfig, shape: LatentShape, *, bf16: bool) -> float:
+    """What one block keeps of one sample for its backward pass, but for copies of weights."""
+    dim, n, context = network.dim, tokens(network, shape), shape.text_tokens + 1
+    grows_with = (dim * n, mlp_width(network) * n, dim * context, network.heads * n, dim)
+    return sum(factor * size for factor, size in zip(BLOCK_BYTES[bf16], grows_with))
+
+
+def checkpoint_bytes(work: StageWork, network: NetworkConfig, shape: LatentShape) -> float:
+    """Weights, moments and averages, as `training.checkpoint` writes them."""
+    each = {role: FP32 + MOMENTS + FP32 * (role in work.averaged) for role in work.trained}
+    return sum(each.values()) * float(parameters(network, shape))

@@ -1,0 +1,182 @@
+"""What `presto plan` predicts against what runs here take: `make bench-plan` (`python -m tests.bench.plan`).
+
+Real training runs, of teacher, L, S and LS at several sizes, in one process and in two of a gloo group, read a data set
+from disk, report and save as always. CPU time is compared as well as wall time, since the machine may have other work;
+it does not see the waiting of two workers for each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from infra.planning.measure import cores, measured
+from infra.planning.step import Group, StepTime, step_time
+from pipelines.dataset import LatentDataset
+from pipelines.reading import read_here
+from pipelines.step_work import stage_work
+from pipelines.training import Job, Line, work
+from presto_core.config.layers import PrestoLSBudget
+from presto_core.config.loader import load_config
+from presto_core.config.schema import STAGES
+from presto_core.config.sections import ClusterConfig, LoopConfig, NetworkConfig
+from presto_core.diffusion.noise import noise_from_config
+from presto_core.metrics.latency import hardware
+from presto_core.networks.dit import DiT
+from presto_core.networks.flops import LatentShape
+from presto_core.networks.layer_budget import LayerBudget
+from presto_core.training.layers import LayerDistillation
+from presto_core.training.model import with_budget
+from presto_core.training.parallel import Parallel
+from presto_core.training.state import Algorithm, TrainState
+from presto_core.training.steps import StepDistillation
+from presto_core.training.teacher import TeacherTraining
+from tests.pipelines.group import alone, in_processes, together
+from tests.pipelines.synthetic import make_dataset
+
+SHAPE = LatentShape(channels=64, frames=130, text_dim=384, text_tokens=40)
+NETWORKS = {
+    "small": NetworkConfig(dim=64, depth=4, heads=2, patch=2),
+    "demo": NetworkConfig(dim=128, depth=6, heads=4, patch=2),
+    "wide": NetworkConfig(dim=256, depth=4, heads=4, patch=2),
+}
+BATCH = 16
+ITERATIONS = 4  # of five critic steps and a generator step
+STAGES_RUN = {"teacher": "train-teacher", "L": "distill-layers", "S": "distill-steps", "LS": "distill-steps"}
+CRITIC_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Build:
+    """Makes an algorithm of a network that nobody trained, in a worker."""
+
+    stage: str
+    network: NetworkConfig
+
+    def __call__(self, dataset: LatentDataset, parallel: Parallel, dtype: torch.dtype | None) -> Algorithm:
+        config: Any = config_of(self.stage)
+        net = DiT(self.network, channels=SHAPE.channels, text_dim=SHAPE.text_dim)
+        if self.stage == "teacher":
+            return TeacherTraining(config.teacher, net, sigma_data=1.0, parallel=parallel)
+        if self.stage == "L":
+            return LayerDistillation(config.layers, net, sigma_data=1.0, parallel=parallel)
+        budget = LayerBudget.over(noise_from_config(config.steps.p_gen), PrestoLSBudget(), depth=self.network.depth)
+        start, kept = (with_budget(net, budget), budget) if self.stage == "LS" else (None, None)
+        return StepDistillation(config.steps, net, sigma_data=1.0, start=start, budget=kept, parallel=parallel)
+
+
+def config_of(stage: str) -> Any:
+    total = ITERATIONS * (CRITIC_STEPS + 1)
+    keys = {
+        "teacher": {"teacher.steps": total, "teacher.global_batch_size": BATCH},
+        "L": {"layers.steps": total, "layers.global_batch_size": BATCH},
+    }.get(stage, {"steps.generator_updates": ITERATIONS, "steps.global_batch_size": BATCH})
+    return load_config(STAGES[STAGES_RUN[stage]], None, keys)
+
+
+def finish(dataset: LatentDataset, state: TrainState) -> None:
+    """Nothing is kept of these runs."""
+
+
+def run(stage: str, size: str, folder: str, workers: int) -> dict[str, float]:
+    """Medians over iterations of wall and CPU seconds a step, in one process of a run."""
+    job = Job(
+        label=f"{stage} {size}",
+        build=Build(stage, NETWORKS[size]),
+        finish=finish,
+        dataset_uri=f"{folder}/data",
+        scratch_uri=f"{folder}/runs/{stage}-{size}-{workers}",
+        seed=0,
+        global_batch_size=BATCH,
+        total_steps=ITERATIONS * (CRITIC_STEPS + 1),
+        loop=LoopConfig(log_every=CRITIC_STEPS + 1, checkpoint_every=1000),
+        cluster=ClusterConfig(),
+        data=config_of(stage).data,
+        watch=(),
+    )
+    clock = [time.process_time()]
+    rows: list[tuple[float, float]] = []
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        now = time.process_time()
+        if metrics:
+            rows.append((metrics["step_seconds"], (now - clock[0]) / (CRITIC_STEPS + 1)))
+        clock[0] = now
+
+    line = Line(report, lambda sentence: None, lambda: "")
+    work(job, alone() if workers == 1 else together(), line, reader=read_here)
+    kept = rows[1:] or [(0.0, 0.0)]  # the first iteration warms up; ranks other than 0 report nothing
+    return {"wall": median(wall for wall, _ in kept), "cpu": median(cpu for _, cpu in kept)}
+
+
+def of_process(stage: str, size: str, folder: str, workers: int) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in run(stage, size, folder, workers).items()}
+
+
+def predicted(stage: str, size: str, workers: int, pace: Any) -> StepTime:
+    network = NETWORKS[size]
+    config = config_of(stage)
+    loop = config.loop.model_copy(update={"checkpoint_every": 1000})
+    group = Group(workers, BATCH // workers, loop, config.cluster.parallel)
+    return step_time(stage_work(config, network.depth, layered=stage == "LS"), network, SHAPE, pace, group)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--stages", nargs="+", default=list(STAGES_RUN), choices=list(STAGES_RUN))
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        make_dataset(f"{folder}/data", shard_rows=(64, 64), shape=SHAPE)
+        for size in arguments.sizes:
+            for workers in (w for w in arguments.workers if w <= cores()):
+                pace = measured(NETWORKS[size], SHAPE, rows=BATCH // workers, workers=workers)
+                for stage in arguments.stages:
+                    place = Path(folder) / f"group-{stage}-{size}-{workers}"
+                    (first, *_) = in_processes(workers, of_process, place, stage, size, folder, workers)
+                    step = predicted(stage, size, workers, pace)
+                    found.append(
+                        {
+                            "stage": stage,
+                            "size": size,
+                            "workers": workers,
+                            "predicted": step.total,
+                            "predicted_cpu": step.total,
+                            **{name: float(value) for name, value in first.items()},
+                        }
+                    )
+                    print(json.dumps(found[-1]), flush=True)
+    show(found)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"hardware": hardware(), "runs": found}, indent=1) + "\n")
+
+
+def show(found: list[dict[str, Any]]) -> None:
+    table = Table(title=f"ms a step, batch {BATCH}, {hardware()['device']}, one thread a worker")
+    for name in ("run", "workers", "predicted", "measured", "off", "predicted CPU", "measured CPU", "off"):
+        table.add_column(name, justify="right")
+    for row in found:
+        pairs = [(row["predicted"], row["wall"]), (row["predicted_cpu"], row["cpu"])]
+        cells = [cell for p, m in pairs for cell in (f"{1e3 * p:.1f}", f"{1e3 * m:.1f}", f"{p / m - 1:+.0%}")]
+        table.add_row(f"{row['stage']} {row['size']}", str(row["workers"]), *cells)
+    Console(width=118).print(table)
+    within = sum(abs(row["predicted"] / row["wall"] - 1) <= 0.2 for row in found)
+    print(f"{within} of {len(found)} within 20 % by wall time")
+
+
+if __name__ == "__main__":
+    main()

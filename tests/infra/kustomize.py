@@ -1,0 +1,99 @@
+"""The part of kustomize that the overlays use, in Python: CI need not have the program to see what would be applied.
+
+Resources, namespace, images, JSON patches, deletion, and replacements of whole fields; anything else is refused. Where
+`kubectl kustomize` is there, a test compares the two.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonpatch
+import yaml
+
+Document = dict[str, Any]
+KNOWN = {"apiVersion", "kind", "namespace", "resources", "images", "patches", "replacements"}
+
+
+def rendered(folder: Path) -> list[Document]:
+    """What `kubectl apply -k folder` would send."""
+    said = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    assert said.keys() <= KNOWN, f"{folder} uses what is not rendered here: {said.keys() - KNOWN}"
+    documents = [document for name in said["resources"] for document in _read(folder / name)]
+    for patch in said.get("patches", []):
+        documents = list(_patched(documents, patch))
+    for image in said.get("images", []):
+        for container in (c for document in documents for c in containers(document) if c["image"] == image["name"]):
+            container["image"] = image["newName"] + (
+                f"@{image['digest']}" if "digest" in image else f":{image['newTag']}"
+            )
+    for replacement in said.get("replacements", []):
+        _replace(documents, replacement)
+    for document in documents if "namespace" in said else []:
+        document["metadata"]["namespace"] = said["namespace"]
+        for subject in document.get("subjects", []):
+            subject["namespace"] = said["namespace"]
+    return documents
+
+
+def read(path: Path) -> list[Document]:
+    """The documents of a file, no two sharing a part by an anchor."""
+    return [copy.deepcopy(_unshared(document)) for document in yaml.safe_load_all(path.read_text())]
+
+
+def containers(node: Any) -> Iterator[Document]:
+    """Every container in a document, wherever its pod is described."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("containers", "initContainers"):
+                yield from value
+            else:
+                yield from containers(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from containers(value)
+
+
+def _read(path: Path) -> list[Document]:
+    return rendered(path) if path.is_dir() else read(path)
+
+
+def _unshared(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(value) for value in node] if isinstance(node, list) else node
+
+
+def _selected(documents: list[Document], target: Document) -> list[Document]:
+    found = [d for d in documents if d["kind"] == target["kind"] and d["metadata"]["name"] == target["name"]]
+    assert found, f"nothing is selected by {target}"
+    return found
+
+
+def _patched(documents: list[Document], patch: Document) -> Iterator[Document]:
+    chosen, change = _selected(documents, patch["target"]), yaml.safe_load(patch["patch"])
+    for document in documents:
+        if document not in chosen:
+            yield document
+        elif isinstance(change, list):
+            yield jsonpatch.apply_patch(document, change)
+        else:
+            assert change["$patch"] == "delete"
+
+
+def _replace(documents: list[Document], replacement: Document) -> None:
+    source = replacement["source"]
+    value: Any = _selected(documents, source)[0]
+    for key in source["fieldPath"].split("."):
+        value = value[key]
+    for target in replacement["targets"]:
+        for document in _selected(documents, target["select"]):
+            for path in target["fieldPaths"]:
+                *parents, last = path.split(".")
+                place = document
+                for key in parents:
+                    place = place[key]
+                place[last] = copy.deepcopy(value)

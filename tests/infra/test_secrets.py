@@ -1,0 +1,40 @@
+"""No secret is in what is committed for machines, nor in what kustomize makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from detect_secrets.core.scan import scan_file
+from detect_secrets.settings import default_settings
+
+from tests.infra.test_manifests import INFRA, OVERLAYS, documents
+
+# what a digest and a made-up account have to look like
+HARMLESS = "sha256:" + 64 * "0"
+
+
+def found(path: Path) -> set[tuple[str, str]]:
+    """File and kind of what looks like a secret."""
+    with default_settings():
+        return {(path.name, secret.type) for secret in scan_file(str(path))}
+
+
+def test_no_secret_is_committed_or_rendered(tmp_path: Path):
+    rendered = []
+    for overlay in OVERLAYS:
+        rendered.append(tmp_path / f"{overlay.name}.yaml")
+        rendered[-1].write_text(yaml.safe_dump_all(documents(overlay)))
+    committed = [path for path in INFRA.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    readable = []
+    for path in [*committed, *rendered]:
+        readable.append(tmp_path / f"scanned-{path.name}")
+        readable[-1].write_text(path.read_text().replace(HARMLESS, "DIGEST"))
+        assert found(readable[-1]) == set(), path
+
+
+def test_the_scanner_sees_a_secret(tmp_path: Path):
+    leaked = tmp_path / "settings.yaml"
+    key = "AKIA" + "Z7QH2M4XK9R3T6WB"
+    leaked.write_text((INFRA / "kuberay/base/settings.yaml").read_text() + f"  AWS_ACCESS_KEY_ID: {key}\n")
+    assert ("settings.yaml", "AWS Access Key") in found(leaked)
