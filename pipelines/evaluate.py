@@ -24,7 +24,7 @@ from pipelines.stage import REPORTS, Workplace, run_stage
 from pipelines.storage import open_folder
 from pipelines.systems import FLOOR, REFERENCE, Sampled, System, compared_systems, labels_of, sample_systems
 from pipelines.tracking import open_tracker
-from presto_core.config.loader import to_yaml
+from presto_core.config.loader import settings_yaml
 from presto_core.config.schema import EvaluateStage
 from presto_core.metrics.distances import frechet_distance, mmd
 from presto_core.metrics.embed import load_embedder
@@ -130,7 +130,7 @@ def _commit(config: EvaluateStage, result: dict[str, Any], sampled: dict[str, Sa
         place.artifact,
         kind="report",
         artifact_id=place.run_id,
-        config_yaml=to_yaml(config),
+        config_yaml=settings_yaml(config),
         parents=place.parent_ids,
         files={
             EMBEDDINGS: save(embeddings),

@@ -13,8 +13,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help=(
         "The register of artifacts: what is there, from what, how good, and which one is in use.\n\n"
-        "A version is named presto-generator@champion, @candidate-ls, @v3, @3f9c1a2b (content hash), or by the id of its "
-        "artifact. Settings: storage.root=…, tracking.uri=…"
+        "A version is named presto-generator@champion, @candidate-ls, @v3, @3f9c1a2b (content hash), or by an "
+        "artifact's id. Settings: storage.root=…, tracking.uri=…"
     ),
 )
 
@@ -62,8 +62,8 @@ def search(
     """Find versions: "fd < 3 and latency_ms < 250 and parent = 0123456789abcdef and steps.p_gen.kind = karras".
 
     Numbers: fd, fd_to_base, mmd, density, coverage, latency_ms, nfe, blocks, speed_up, rows, hours. Texts: method,
-    kind, stage, id, run_id, content, parent, licence, embedding, hardware, name; any setting by its dotted key; created by
-    date. Comparisons: < <= > >= = != and ~ (contains), joined by and.
+    kind, stage, id, run_id, content, parent, licence, embedding, hardware, name; any setting by its dotted key;
+    created by date. Comparisons: < <= > >= = != and ~ (contains), joined by and.
     """
     from pipelines.registry import views
 

@@ -13,7 +13,6 @@ from presto_core.registry.manifest import CONFIG, read_artifact
 from presto_core.registry.store import read_file
 
 Pair = tuple[Any, Any]
-_INCIDENTAL = ("storage.", "tracking.", "cluster.")  # where it was made
 
 
 def differences(client: Any, one: Version, other: Version) -> dict[str, dict[str, Pair]]:
@@ -39,7 +38,7 @@ def _different(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Pair]:
 def _settings(version: Version) -> dict[str, Any]:
     folder = open_folder(version.uri)
     said = yaml.safe_load(read_file(folder, CONFIG, read_artifact(folder).manifest)) or {}
-    return {key: value for key, value in flatten(said).items() if not key.startswith(_INCIDENTAL)}
+    return flatten(said)
 
 
 def _made_with(client: Any, version: Version) -> dict[str, Any]:

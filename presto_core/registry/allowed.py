@@ -42,9 +42,9 @@ def require_names(names: Sequence[object]) -> None:
     seen: dict[str, str] = {"manifest.json": "manifest.json"}
     for name in names:
         require_name(name)
-        other = seen.setdefault(str(name).lower(), str(name))
-        if other is not name:
+        if other := seen.get(str(name).lower()):
             raise RefusedError(f"file names {other!r} and {name!r} are one file on some systems")
+        seen[str(name).lower()] = str(name)
     for lowered, name in seen.items():
         if above := next((p for p in PurePosixPath(lowered).parents if str(p) in seen), None):
             raise RefusedError(f"file name {name!r} lies below {seen[str(above)]!r}, which is a file")

@@ -80,11 +80,8 @@ def parquet(stream: BinaryIO, size: int) -> None:
     stream.seek(0)
     try:
         metadata = pq.ParquetFile(stream).metadata
-        ends = [
-            _chunk_end(metadata.row_group(g).column(c))
-            for g in range(metadata.num_row_groups)
-            for c in range(metadata.num_columns)
-        ]
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        spans = [_span_of(group.column(number)) for group in groups for number in range(group.num_columns)]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RefusedError(f"its footer cannot be read: {' '.join(str(error).split())[:200]}") from None
     if any(not 0 <= start <= end <= size for start, end in spans):
