@@ -8,7 +8,7 @@ from typing import Any
 
 HIDDEN = "[redacted]"
 _KEY = re.compile(
-    r"(?i)(pass(word|wd|phrase)?|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|authorization|"
+    r"(?i)(pass(word|wd|phrase)?|secret([_-]?key)?|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|authorization|"
     r"cookie|signature|sas)s?$"
 )
 _HARMLESS_KEY = re.compile(r"(?i)max_tokens|(^|[._])tokens$|text_tokens|keep_|ema_")

@@ -77,9 +77,10 @@ def _health(client: Any, candidate: Version, limits: PromoteConfig) -> Check:
     last = client.get_run(candidate.mlflow_run).data.metrics
     known = {name: last[name] for name in expected if name in last}
     outside = list(breaches(known, expected).values())
-    if not known:
-        return Check("health", not limits.require_health, "no signals are recorded", "signals of training in range")
-    return Check("health", not outside, "; ".join(outside) or f"{len(known)} signals in range", "all in range")
+    well = bool(known) and not outside
+    found = "; ".join(outside) or (f"{len(known)} signals in range" if known else "no signals are recorded")
+    wanted = "signals of training in range" if limits.require_health else "any"
+    return Check("health", well or not limits.require_health, found, wanted)
 
 
 def _quality(candidate: Version, limits: PromoteConfig) -> Check:

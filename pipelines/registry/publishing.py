@@ -26,6 +26,7 @@ from presto_core.registry.store import Folder, copy_out, read_bytes
 
 CONFLICTS_S = 60  # that writers of the same model get out of each other's way
 CLAIM_S = 30  # after which one who said it would register an artifact is thought dead
+_CLASH = ("IntegrityError", "UniqueViolation", "UNIQUE constraint")  # two inserted the same row
 _CONFLICT = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS", "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 
 
@@ -190,7 +191,9 @@ def patient(action: Callable[[], Any]) -> Any:
     from mlflow.exceptions import MlflowException
 
     def conflict(error: BaseException) -> bool:
-        return isinstance(error, MlflowException) and error.error_code in _CONFLICT
+        if not isinstance(error, MlflowException):
+            return False
+        return error.error_code in _CONFLICT or any(sign in str(error) for sign in _CLASH)
 
     waits = wait_random_exponential(multiplier=0.1, max=3)
     return Retrying(stop=stop_after_delay(CONFLICTS_S), wait=waits, retry=retry_if_exception(conflict), reraise=True)(

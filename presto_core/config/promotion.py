@@ -24,4 +24,4 @@ class PromoteConfig(Section):
     require_licence: bool = True
     """Refuse a version of which it is not known what licence its data have."""
     require_health: bool = True
-    """Refuse a version of whose training no health signals are recorded."""
+    """Refuse a version whose training ended with health signals out of range, or recorded none."""

@@ -16,6 +16,7 @@ from presto_core.config.errors import UserError
 
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # the format's own
 JSON_LIMIT, YAML_LIMIT, LINE_LIMIT = 256 * 2**20, 4 * 2**20, 4 * 2**20
+YAML_DEPTH = 60
 PNG_SIDE_LIMIT = 20_000
 PARQUET_FOOTER_LIMIT = 256 * 2**20
 _PICKLE_OR_ARCHIVE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04", b"\x1f\x8b", b"\x7fELF", b"MZ")
@@ -114,7 +115,11 @@ def yaml_text(stream: BinaryIO, size: int) -> None:
     _not_executable(stream)
     _limited(size, YAML_LIMIT)
     try:
-        for event in yaml.parse(stream.read().decode(), Loader=yaml.SafeLoader):
+        depth = 0
+        for event in yaml.parse(stream.read().decode(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > YAML_DEPTH:
+                raise RefusedError(f"it is nested more than {YAML_DEPTH} deep")
             if isinstance(event, yaml.AliasEvent):
                 raise RefusedError("it has YAML aliases, which can grow without end")
             if tag := getattr(event, "tag", None):
