@@ -1,4 +1,4 @@
-"""A real PostgreSQL of one's own on this machine, from the wheel that carries it: for trials and tests, on 127.0.0.1."""
+"""A real PostgreSQL on this machine, from the wheel that carries it: for trials and tests, on 127.0.0.1 alone."""
 
 from __future__ import annotations
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
@@ -20,10 +22,15 @@ from infra.mlflow.postgres import Postgres, new_postgres
 from infra.mlflow.server import MlflowServer
 from pipelines.embedded_s3 import Server, free_ports
 from pipelines.registry.names import CANDIDATE, CHAMPION
+from pipelines.registry.promotion import Promoter
 from pipelines.registry.publishing import record_folder
 from pipelines.registry.record import Record
+from pipelines.storage import open_folder
+from presto_core.config.promotion import PromoteConfig
+from presto_core.registry.content import content_hash
 from tests.pipelines.lives import wait_for
 from tests.pipelines.registry_home import Home, files_below, make_home
+from tests.pipelines.test_serving import playable
 
 pytestmark = pytest.mark.services
 PATIENCE_S = 300
@@ -131,20 +138,8 @@ for id in {[home.made["S"].id, home.made["LS"].id]!r}[:: 1 if {number} % 2 else 
     return subprocess.Popen([sys.executable, "-c", program], **how, **pipes)
 
 
-def contest(team: tuple[MlflowServer, Home], tmp_path: Path, writers: int) -> None:
-    """Let writers loose at once; afterwards the register is as if they had come one after the other."""
-    server, home = team
-    if "contested" in home.catalog.models:
-        home.client.delete_registered_model("contested")
-        record_folder_of_contest(home).delete()
-    started = [writer(home, server.client_environment(), tmp_path / str(n), n) for n in range(writers)]
-    for process in started:
-        assert process.stdin
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in started:
-        _, said = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 0, said[-2000:]
+def require_consistent(home: Home) -> None:
+    """The register is as if the writers had come one after the other."""
     versions = home.catalog.newest("contested", limit=99)
     assert len(versions) == 2  # two contents, two versions
     entries = Record(record_folder(home.client, "contested")).entries()
@@ -157,21 +152,44 @@ def contest(team: tuple[MlflowServer, Home], tmp_path: Path, writers: int) -> No
     assert {n for alias, n in aliases.items() if alias.startswith("archived-")} == former
 
 
-def record_folder_of_contest(home: Home) -> Any:
-    from pipelines.storage import open_folder
+@pytest.fixture
+def contested(team: tuple[MlflowServer, Home]) -> Iterator[Home]:
+    """Afterwards the model is gone, with its record."""
+    yield team[1]
+    team[1].client.delete_registered_model("contested")
+    open_folder(team[1].root).child("registry").child("contested").delete()
 
-    return open_folder(home.root).child("registry").child("contested")
 
+def test_four_writers_at_once(contested: Home):
+    barrier = threading.Barrier(4)
 
-def test_four_writers_at_once(team: tuple[MlflowServer, Home], tmp_path: Path):
-    contest(team, tmp_path, 4)
+    def one(number: int) -> None:
+        barrier.wait(PATIENCE_S)
+        for of in ("S", "LS") if number % 2 else ("LS", "S"):
+            contested.register(contested.made[of], "contested", "x")
+            version = contested.catalog.find(f"contested@{content_hash(contested.made[of].manifest)}")
+            promoter = Promoter(contested.client, judge=lambda *_: [])
+            promoter.promote(f"contested@v{version.number}", PromoteConfig(), why=f"writer {number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, range(4)))
+    require_consistent(contested)
 
 
 @pytest.mark.slow
-def test_sixteen_writers_at_once(team: tuple[MlflowServer, Home], tmp_path: Path):
-    contest(team, tmp_path, 16)
+def test_sixteen_processes_at_once(team: tuple[MlflowServer, Home], contested: Home, tmp_path: Path):
+    started = [writer(contested, team[0].client_environment(), tmp_path / str(n), n) for n in range(16)]
+    for process in started:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in started:
+        _, said = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, said[-2000:]
+    require_consistent(contested)
 
 
+@pytest.mark.slow
 def test_the_data_base_is_killed_and_comes_back_with_all_of_it(team: tuple[MlflowServer, Home], postgres: Postgres):
     _, home = team
     before = {(v.name, v.number, v.aliases) for v in home.catalog.everything()}
@@ -213,30 +231,29 @@ def test_passwords_in_front(postgres: Postgres, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow
 def test_mlflow_serves_a_registered_model(team: tuple[MlflowServer, Home], tmp_path: Path):
     """`mlflow models serve` with nothing but the server's address; the answer to the stored example is music."""
-    server, _ = team
+    beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
+    environment = team[0].client_environment() | {"PATH": beside_python}
     port = free_ports(1)[0]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/served@candidate"]
     command += ["--port", str(port), "--host", "127.0.0.1", "--env-manager", "local"]
-    from tests.pipelines.test_serving import playable
-
-    home = playable("s3://latents/served", "served")
+    playable("s3://latents/served", "served")
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            command, env=os.environ | server.client_environment(), stdout=log, stderr=log, start_new_session=True
+            command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
         assert wait_for(lambda: _pings(port) or process.poll() is not None, PATIENCE_S)
         assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
-        body = json.dumps({"dataframe_split": {"columns": ["prompt"], "data": [["solo piano"]]}, "params": {"steps": 1}})
+        body = json.dumps(
+            {"dataframe_split": {"columns": ["prompt"], "data": [["solo piano"]]}, "params": {"steps": 1}}
+        )
         request = Request(f"http://127.0.0.1:{port}/invocations", body.encode(), {"Content-Type": "application/json"})
         (row,) = json.load(urlopen(request, timeout=PATIENCE_S))["predictions"]
         assert row["sample_rate_hz"] == 44100
         assert row["wav_base64"].startswith("UklGR")  # RIFF
-        assert home.made
     finally:
-        import signal
-
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

@@ -84,7 +84,7 @@ def test_a_server_that_hangs_slows_nobody(mlflow_server: str):
     """Every request stalls longer than all rows take together, had they waited for it."""
     with FaultProxy(mlflow_server) as proxy:
         run = run_at(proxy.endpoint)
-        proxy.plan(Fault.STALL, times=3, seconds=3.0)
+        proxy.plan(Fault.STALL, times=3, seconds=1.5)
         began = threading.Event()
         original = run.client.log_batch
 
