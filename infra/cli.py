@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import dataset_verbs, machine_verbs, training_verbs
+from pipelines import dataset_verbs, machine_verbs, registry_verbs, training_verbs
 from pipelines.progress import console
 from pipelines.words import PRESETS, DryRun, Words, is_override, show, split, stage_config
 from presto_core.config.errors import UserError
@@ -43,6 +43,7 @@ codec_app = typer.Typer(no_args_is_help=True, help="The codec between audio and 
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(codec_app, name="codec")
 app.add_typer(dataset_verbs.app, name="dataset")
+app.add_typer(registry_verbs.app, name="registry")
 for verb in (machine_verbs.up, machine_verbs.down, machine_verbs.doctor):
     app.command()(verb)
 
@@ -97,6 +98,10 @@ def evaluate(words: Words = None, dry_run: DryRun = False) -> None:
 def generate(
     words: Annotated[list[str], typer.Argument(metavar='"PROMPT" [KEY=VALUE]...', help="Prompts, then overrides.")],
     preset: Annotated[str | None, typer.Option(help="Preset to start from.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="champion, candidate-ls, presto-generator@v3, models:/…, an id or a URI (inputs.generator)."),
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Make music from a prompt: a WAV and a spectrogram in generate.output."""
@@ -104,6 +109,8 @@ def generate(
     overrides = [w for w in words if is_override(w)]
     if prompts:
         overrides.append(f"generate.prompts={json.dumps(prompts)}")
+    if model is not None:
+        overrides.append(f"inputs.generator={json.dumps(model)}")
     config = load_config(STAGES["generate"], preset, overrides, preset_folder=PRESETS)
     _execute("generate", "generate", config, dry_run)
 

@@ -49,7 +49,7 @@ class Step:
 
 BASE = {"dataset": "ingest", "teacher": "base"}
 # adaptive score estimation as published: an early exit, told nothing, taught nothing but to denoise
-ASE = ("layers.mode=ase", "layers.budget_conditioning=false", "layers.self_teacher_weight=0", "name=presto-ase")
+ASE = ("layers.mode=ase", "layers.budget_conditioning=false", "layers.self_teacher_weight=0")
 FLOW = {
     "corpus": Step("corpus"),
     "ingest": Step("ingest"),
@@ -57,7 +57,7 @@ FLOW = {
     "ASE": Step("distill-layers", BASE, settings=ASE),
     "L": Step("distill-layers", BASE),
     "S": Step("distill-steps", BASE),
-    "LS": Step("distill-steps", BASE | {"layers": "L"}, settings=("name=presto-both",)),
+    "LS": Step("distill-steps", BASE | {"layers": "L"}),
     "evaluate": Step("evaluate", BASE, compared=("ASE", "L", "S", "LS")),
     "generate": Step("generate", {"generator": "LS"}),
 }

@@ -16,7 +16,7 @@ from pipelines.step_work import row_flops
 from pipelines.storage import open_folder
 from pipelines.training import Job
 from pipelines.worker import run_job
-from presto_core.config.loader import to_yaml
+from presto_core.config.loader import settings_yaml
 from presto_core.config.schema import LayersStage
 from presto_core.metrics.health import TEACHER
 from presto_core.registry.manifest import Artifact, commit_artifact, read_artifact
@@ -90,7 +90,7 @@ def finish(
         open_folder(uri),
         kind="layers",
         artifact_id=run_id,
-        config_yaml=to_yaml(config),
+        config_yaml=settings_yaml(config),
         parents=parents,
         files=weights_file(state.emas["layers"].network),
         details={"model": replace(card, layer_budget=budget.to_dict()).to_dict(), **dataset.left_out},

@@ -17,7 +17,7 @@ from pipelines.storage import open_folder
 from pipelines.training import Job
 from pipelines.worker import run_job
 from presto_core.config.layers import PrestoLSBudget
-from presto_core.config.loader import to_yaml
+from presto_core.config.loader import settings_yaml
 from presto_core.config.schema import StepsStage
 from presto_core.diffusion.noise import noise_from_config
 from presto_core.metrics.health import STEP_DISTILLATION
@@ -139,7 +139,7 @@ def finish(
         open_folder(uri),
         kind="generator",
         artifact_id=run_id,
-        config_yaml=to_yaml(config),
+        config_yaml=settings_yaml(config),
         parents=parents,
         files=weights_file(state.emas["generator"].network),
         details={

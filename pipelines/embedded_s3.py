@@ -85,7 +85,7 @@ def start(folder: Path, *, port: int = 0) -> tuple[Server, bool]:
         raise ObjectStoreError(f"port {port} of {HOST} is taken; choose another with --port, or 0 for any free one")
     (folder / "data").mkdir(parents=True, exist_ok=True)
     access_key, secret_key = _credentials(folder)
-    ports = _free_ports(len(INTERNAL_PORTS) + 1)
+    ports = free_ports(len(INTERNAL_PORTS) + 1)
     s3_port = port or ports[-1]
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
@@ -197,7 +197,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Distinct ports nobody listens on at the moment."""
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:

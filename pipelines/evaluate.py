@@ -7,19 +7,24 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import soundfile
 import torch
+from safetensors.numpy import save
 
 from pipelines import plots, report
 from pipelines.costs import hidden_variances, measured_costs
 from pipelines.lineage import require_comparable, require_teacher_of
 from pipelines.models import open_model
 from pipelines.progress import console
+from pipelines.registry.measuring import EMBEDDINGS, record_measurements
+from pipelines.registry.names import REPORT
 from pipelines.shards import Array
 from pipelines.stage import REPORTS, Workplace, run_stage
 from pipelines.storage import open_folder
 from pipelines.systems import FLOOR, REFERENCE, Sampled, System, compared_systems, labels_of, sample_systems
-from presto_core.config.loader import to_yaml
+from pipelines.tracking import open_tracker
+from presto_core.config.loader import settings_yaml
 from presto_core.config.schema import EvaluateStage
 from presto_core.metrics.distances import frechet_distance, mmd
 from presto_core.metrics.embed import load_embedder
@@ -48,8 +53,9 @@ def run(config: EvaluateStage) -> Artifact:
         for row in result["systems"]:
             place.run.log(row["nfe"], {f"{row['label']}/{k}": row[k] for k in ("fd", "mmd", "sampling_ms")})
 
-    artifact = run_stage("evaluate", config, make, register_as="presto-report")
-    _unpack(artifact)
+    artifact = run_stage("evaluate", config, make, register_as=REPORT)
+    result = _unpack(artifact)
+    record_measurements(open_tracker(config.tracking).client, artifact, result)
     return artifact
 
 
@@ -117,33 +123,45 @@ def _commit(config: EvaluateStage, result: dict[str, Any], sampled: dict[str, Sa
         if name != FLOOR.name
         for i, clip in enumerate(one.audio)
     }
+    # what promotion draws its confidence interval from
+    embeddings = {name: np.ascontiguousarray(one.embeddings, dtype=np.float32) for name, one in sampled.items()}
+    embeddings["reference"] = embeddings.pop(REFERENCE.name)
     commit_artifact(
         place.artifact,
         kind="report",
         artifact_id=place.run_id,
-        config_yaml=to_yaml(config),
+        config_yaml=settings_yaml(config),
         parents=place.parent_ids,
         files={
+            EMBEDDINGS: save(embeddings),
             "report.json": json.dumps(result, indent=2).encode(),
             "quality_vs_blocks.png": plots.quality_vs_blocks(result),
             "hidden_variance.png": plots.hidden_variance(result["hidden_variance"]),
             "index.html": report.to_html(result, sorted(sounds)).encode(),
             **sounds,
         },
-        details={"report": {"floor_fd": result["floor"]["fd"], "seed": result["seed"]}},
+        details={
+            "report": {
+                "floor_fd": result["floor"]["fd"],
+                "seed": result["seed"],
+                "measure": f"{result['embedding']['digest'][:16]} of what {result['decoder_digest'][:16]} decodes",
+            }
+        },
     )
 
 
-def _unpack(artifact: Artifact) -> None:
-    """Put the report where it can be opened, and print its table."""
+def _unpack(artifact: Artifact) -> dict[str, Any]:
+    """Put the report where it can be opened, and print its table; returns what report.json holds."""
     source, target = open_folder(artifact.uri), REPORTS / artifact.id
     for name in artifact.manifest["files"]:
         path = target / name
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(read_file(source, name, artifact.manifest))
-    report.print_table(json.loads((target / "report.json").read_text()))
+    result: dict[str, Any] = json.loads((target / "report.json").read_text())
+    report.print_table(result)
     console.print(f"evaluate: page with plots and sounds: {target / 'index.html'}")
+    return result
 
 
 def _slug(name: str) -> str:

@@ -11,17 +11,13 @@ import soundfile
 import torch
 
 from pipelines import plots
-from pipelines.models import Model, open_model, sample_base, sample_student
+from pipelines.loading import Generator, open_generator
 from pipelines.progress import console
 from pipelines.storage import absolute
 from pipelines.tracking import open_tracker
 from presto_core.config.errors import UserError
-from presto_core.config.sampling import BaseSampler
+from presto_core.config.sampling import GenerateConfig
 from presto_core.config.schema import GenerateStage
-from presto_core.diffusion.conditioning import Conditioning, key_index
-from presto_core.training.state import step_generator
-
-PATCH_ROOM = 16  # lengths are rounded to a multiple of it, which every patch size in use divides
 
 
 @dataclass(frozen=True)
@@ -46,67 +42,28 @@ def run(config: GenerateStage) -> list[Clip]:
         raise UserError('nothing to generate: give a prompt, as in presto generate "solo piano, slow, A minor"')
     torch.set_num_threads(config.cluster.torch_threads)
     artifact = open_tracker(config.tracking).resolve(config.inputs.generator, absolute(config.storage.root))
-    model = open_model(artifact.uri)
+    generator = open_generator(artifact.uri)
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
-    return [_generate(config, model, prompt, folder) for prompt in settings.prompts]
+    return [_generate(config.generate, generator, prompt, folder) for prompt in settings.prompts]
 
 
-def _generate(config: GenerateStage, model: Model, prompt: str, folder: Path) -> Clip:
+def _generate(settings: GenerateConfig, generator: Generator, prompt: str, folder: Path) -> Clip:
     started = time.perf_counter()
-    settings, rate_hz = config.generate, model.codec.sample_rate_hz
-    rng = step_generator(settings.seed, total_step=0)
-    noise = model.noise(1, generator=rng, frames=_frames(model, settings.seconds))
-    cond = told(model, [prompt], tempo_bpm=settings.tempo_bpm, key=settings.key)
-    if model.artifact.kind == "generator":
-        x0 = sample_student(model, noise, cond, steps=settings.steps, schedule=settings.schedule, generator=rng)
-    else:
-        x0 = sample_base(model, noise, cond, how=BaseSampler(steps=settings.steps), schedule=settings.schedule)
-    audio = model.decode(x0)[0].numpy()
+    (made,) = generator.generate(
+        [prompt],
+        steps=settings.steps,
+        seed=settings.seed,
+        seconds=settings.seconds,
+        tempo_bpm=settings.tempo_bpm,
+        key=settings.key,
+        schedule=settings.schedule,
+    )
     took_ms = (time.perf_counter() - started) * 1e3
-    clip = _write(folder, prompt, audio.clip(-1, 1), rate_hz, took_ms, settings.seed)
-    what = f"{clip.seconds:.1f} s in {took_ms:.0f} ms ({settings.steps} steps of {model.artifact.id})"
+    clip = _write(folder, prompt, made.audio, made.sample_rate_hz, took_ms, settings.seed)
+    what = f"{clip.seconds:.1f} s in {took_ms:.0f} ms ({settings.steps} steps of {generator.artifact.id})"
     console.print(f"generate: {what}: {clip.wav}")
     return clip
-
-
-def told(model: Model, prompts: list[str], *, tempo_bpm: float | None = None, key: str | None = None) -> Conditioning:
-    """Prompts as conditions. Tempo and key are read from the prompt where they are not given ("90 bpm", "in D minor").
-
-    Raises:
-        UserError: the key is no key.
-    """
-    text = model.text.encode(prompts)
-    tempi = [tempo_bpm or _tempo_in(p) for p in prompts]
-    try:
-        keys = [key_index(key or _key_in(p)) for p in prompts]
-    except ValueError as error:
-        raise UserError(f"generate.key: {error}") from None
-    return Conditioning(
-        pooled=text.pooled,
-        tokens=text.tokens,
-        mask=text.mask,
-        tempo_bpm=torch.tensor([t if t is not None else torch.nan for t in tempi]),
-        key=torch.tensor(keys),
-        keep=torch.ones(len(prompts), dtype=torch.bool),
-    )
-
-
-def _tempo_in(prompt: str) -> float | None:
-    found = re.search(r"(\d{2,3})\s*bpm", prompt, re.IGNORECASE)
-    return float(found[1]) if found else None
-
-
-def _key_in(prompt: str) -> str | None:
-    found = re.search(r"\b([A-G][#b]?) (major|minor)\b", prompt)
-    return f"{found[1]} {found[2]}" if found else None
-
-
-def _frames(model: Model, seconds: float | None) -> int:
-    if seconds is None:
-        return model.card.frames
-    wanted = seconds * model.codec.sample_rate_hz / model.codec.hop
-    return max(PATCH_ROOM, round(wanted / PATCH_ROOM) * PATCH_ROOM)
 
 
 def _write(folder: Path, prompt: str, audio: plots.Samples, rate_hz: int, took_ms: float, seed: int) -> Clip:

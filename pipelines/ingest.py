@@ -36,7 +36,7 @@ from pipelines.storage import absolute, open_folder
 from presto_core.audio.codec import Codec, load_codec
 from presto_core.audio.latent_stats import LatentStats
 from presto_core.audio.text import text_digest
-from presto_core.config.loader import to_yaml
+from presto_core.config.loader import settings_yaml
 from presto_core.config.schema import IngestStage
 from presto_core.registry.manifest import Artifact, commit_artifact
 from presto_core.registry.store import read_bytes
@@ -138,7 +138,7 @@ def _commit(config: IngestStage, codec: Codec, found: Curated, results: list[dic
         place.artifact,
         kind="dataset",
         artifact_id=place.run_id,
-        config_yaml=to_yaml(config),
+        config_yaml=settings_yaml(config),
         parents={},
         files={
             TRACKS: tracks.encode(),

@@ -6,6 +6,7 @@ A row is stored before the checkpoint that continues behind it, so a resumed run
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 
@@ -37,14 +38,19 @@ class Journal:
             write_bytes(self.folder, _name(total_step), json.dumps(rows).encode())
 
 
-def report_missed(scratch: Folder, run: TrackedRun, *, upto: float = inf) -> None:
-    """Tell MLflow of stored rows; those that it was told before are not sent again."""
+def stored_rows(scratch: Folder) -> Iterator[Row]:
+    """Rows that lie beside a run's checkpoints, in order."""
     folder = scratch.child(ROWS)
     names = [info.base_name for info in folder.files(missing_ok=True)]
     for name in sorted(name for name in names if name.endswith(".json")):  # not the half of one
-        for step, metrics in json.loads(read_bytes(folder, name)):
-            if step <= upto:
-                run.log(step, metrics)
+        yield from (tuple(row) for row in json.loads(read_bytes(folder, name)))
+
+
+def report_missed(scratch: Folder, run: TrackedRun, *, upto: float = inf) -> None:
+    """Tell MLflow of stored rows; those that it was told before are not sent again."""
+    for step, metrics in stored_rows(scratch):
+        if step <= upto:
+            run.log(step, metrics)
 
 
 def _name(total_step: int) -> str:

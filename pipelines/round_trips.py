@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from pipelines import tracking
+from pipelines.conditional import create
 from pipelines.storage import absolute, endpoint, open_folder, s3_client
 from pipelines.tracking import TrackingError
 from presto_core.config.sections import TrackingConfig
@@ -48,42 +49,14 @@ def conditional_put(root: str) -> str:
         StoreError: the second of two such writes was done.
     """
     with scratch(root) as folder:
-        put = _put_if_none if folder.remote else _create
-        if not put(folder, "once"):
+        if not create(folder, "once", CONTENT):
             raise StoreError(f"{root} refuses a conditional put of a new object; check the rights of these credentials")
-        if put(folder, "once"):
+        if create(folder, "once", CONTENT + b" twice"):
             raise StoreError(
                 f"{root} overwrites in spite of If-None-Match: two runs of the same settings at the same time could "
                 "replace each other's equal files; start a run once, or use a store that heeds it"
             )
     return "If-None-Match: * refuses the second put" if folder.remote else "exclusive creation refuses the second file"
-
-
-def _put_if_none(folder: Folder, name: str) -> bool:
-    from botocore.exceptions import ClientError
-
-    bucket, _, key = folder.file(name).partition("/")
-    try:
-        s3_client(endpoint()).put_object(Bucket=bucket, Key=key, Body=CONTENT, IfNoneMatch="*")
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code")
-        if code in ("PreconditionFailed", "412"):
-            return False
-        raise StoreError(
-            f"{folder.uri}: a conditional put fails with {code}; use a store that knows If-None-Match"
-        ) from error
-    return True
-
-
-def _create(folder: Folder, name: str) -> bool:
-    path = Path(folder.file(name))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with path.open("xb") as stream:
-            stream.write(CONTENT)
-    except FileExistsError:
-        return False
-    return True
 
 
 @contextmanager

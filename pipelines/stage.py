@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from pipelines.journal import report_missed
+from pipelines.journal import report_missed, stored_rows
 from pipelines.progress import console
+from pipelines.registry.publishing import publish
 from pipelines.resume import Resume, begin, origin
 from pipelines.storage import absolute, open_folder
 from pipelines.tracked import TrackedRun, patiently
@@ -77,7 +79,8 @@ def run_stage(
     forked = origin(resume, root, stage, config, ids)
     run_id = config.run_id(ids | forked | (inputs or {}))
     folder, scratch = artifact_folder(root, run_id), run_folder(root, run_id)
-    with tracker.run(stage, config, run_id, ids | forked) as run:
+    with tracker.run(stage, config, run_id, parents) as run:
+        run.stored = partial(stored_rows, scratch)
         if folder.exists():
             console.print(f"{stage}: run {run_id} is done already, its result is used")
             report_missed(scratch, run)
@@ -85,8 +88,11 @@ def run_stage(
             console.print(f"{stage}: run {run_id}")
             begin(scratch, root, stage, config, ids | forked)
             make(Workplace(run_id, parents, forked, folder, scratch, run))
-        scratch.delete()  # checkpoints and partial results of a finished run are of no further use
         artifact = read_artifact(folder)
-        version = patiently(lambda: tracker.register(register_as, artifact, run))
-    console.print(f"{stage}: {register_as} version {version} = {artifact.id}, {artifact.uri}")
+        made = patiently(
+            lambda: publish(tracker.client, register_as, artifact, mlflow_run=run.mlflow_id, stage=stage, root=root)
+        )
+        run.settle()
+        scratch.delete()  # checkpoints, rows and partial results of a finished run are of no further use
+    console.print(f"{stage}: {made.name}@{made.alias} is version {made.number} = {artifact.id}, {artifact.uri}")
     return artifact

@@ -1,24 +1,30 @@
-"""One MLflow run of a stage: rows of metrics reach it once each, however often the run or the server is interrupted."""
+"""One MLflow run of a stage: rows of metrics reach it once each, however slow or interrupted run and server are."""
 
 from __future__ import annotations
 
 import logging
-import re
+import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
+from pipelines.redaction import redacted
 from presto_core.config.errors import UserError
 
 BATCH = 500  # metrics a request; MLflow takes 1000
 FLUSH_EVERY_S = 5
 PAUSE_S = 15  # before it is tried again with a server that did not answer, as a try may take some seconds itself
 PATIENCE_S = 90  # at the end of a run, for a server that is started again
+POINTS_HELD = 200_000  # some 30 MB; what comes beyond is read from the rows beside the checkpoints later
+GENERATOR_STEP = "generator_step"
+_OF_GENERATOR = ("dmd_", "gan_", "generator_", "x0_")
 _PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 
 Result = TypeVar("Result")
@@ -28,59 +34,128 @@ class TrackingError(UserError):
     """MLflow cannot be reached, or does not know what was asked for."""
 
 
+class Point(NamedTuple):
+    """One value of one metric. MLflow takes a point that is sent twice, with the same time, for one."""
+
+    step: int
+    name: str
+    value: float
+    timestamp_ms: int
+
+
 @dataclass
 class TrackedRun:
-    """One MLflow run: metrics are sent in batches, and of each metric a step that was sent is never sent again."""
+    """One MLflow run. `log` only takes rows; a thread sends them, so that a slow server slows nobody.
+
+    Of each metric a step that was sent is never sent again, and rows arrive in order.
+
+    Attributes:
+        stored: rows kept beside checkpoints, to be read again where more came than memory may hold.
+    """
 
     client: Any
     mlflow_id: str
-    _buffer: list[tuple[int, str, float]] = field(default_factory=list)
-    _sent: dict[str, int] = field(default_factory=dict)
-    _next_flush: float = 0.0
+    stored: Callable[[], Iterable[tuple[int, dict[str, float]]]] | None = None
+    _points: deque[Point] = field(default_factory=deque)
+    _sent: dict[str, int] | None = None
+    _overflowed: bool = False
+    _closed: bool = False
+    _sending: threading.RLock = field(default_factory=threading.RLock)
+    _news: threading.Event = field(default_factory=threading.Event)
+    _hurry: threading.Event = field(default_factory=threading.Event)
+    _sender: threading.Thread | None = None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Add a row; it is sent within some seconds, with those that come meanwhile."""
-        self._buffer.extend((step, name.replace("/", "."), value) for name, value in metrics.items())
-        if time.monotonic() >= self._next_flush:
-            self.flush()
+        """Take a row; returns at once, whatever the server does.
 
-    def flush(self) -> None:
-        """Send what is buffered; where MLflow does not answer, it is kept for the next time."""
+        `step` counts total steps. Where `generator_step` is among the metrics, those of the generator are logged a
+        second time on that axis, as generator_step.<name>.
+        """
+        if len(self._points) >= POINTS_HELD and self.stored:
+            self._overflowed = True  # and later rows must not overtake those that were left out
+        if self._overflowed or self._closed:
+            return
+        self._points.extend(_points_of(step, metrics))
+        if self._sender is None:
+            self._sender = threading.Thread(target=self._send_on, name="mlflow-sender", daemon=True)
+            self._sender.start()
+        self._news.set()
+
+    def _send_on(self) -> None:
+        """What the thread does: send what there is, then wait for more; after a failure, wait longer."""
+        while self._news.wait() and not self._closed:
+            self._news.clear()
+            if not self.flush():
+                self._news.set()
+                self._hurry.wait(PAUSE_S)
+            else:
+                self._hurry.wait(FLUSH_EVERY_S)
+
+    def flush(self) -> bool:
+        """Send what is held; False where MLflow does not answer: it is kept for the next time."""
         try:
             self._send()
-            self._next_flush = time.monotonic() + FLUSH_EVERY_S
         except Exception as error:  # any of MLflow's, requests' or SQLAlchemy's: tracking must not end a training run
-            self._sent.clear()  # an answer may have got lost: ask the server what it has
-            self._next_flush = time.monotonic() + PAUSE_S
-            logging.getLogger(__name__).warning("MLflow did not take metrics, they are kept: %s", error)
+            said = redacted(" ".join(str(error).split())[:300])
+            logging.getLogger(__name__).warning("MLflow did not take metrics, they are kept: %s", said)
+            return False
+        return True
 
     def _send(self) -> None:
         from mlflow.entities import Metric
 
-        now, rows = int(time.time() * 1000), []
+        with self._sending:
+            try:
+                while points := list(islice(self._points, BATCH)):
+                    new = self._unsent(points)
+                    if new:
+                        metrics = [Metric(p.name, p.value, p.timestamp_ms, p.step) for p in new]
+                        self.client.log_batch(self.mlflow_id, metrics=metrics)
+                    self._remember(new)
+                    for _ in points:
+                        self._points.popleft()
+            except BaseException:
+                self._sent = None  # an answer may have got lost: ask the server what it has
+                raise
+
+    def _unsent(self, points: list[Point]) -> list[Point]:
+        """Points behind the last one of their metric."""
+        if self._sent is None:
+            # the only way to know the steps of all metrics without their histories, which MLflow itself takes
+            latest = self.client.get_run(self.mlflow_id).data._metric_objs
+            self._sent = {metric.key: metric.step for metric in latest}
         reached: dict[str, int] = {}
-        for step, name, value in self._buffer:
-            if step > reached.get(name, self._last_sent(name)):
-                reached[name] = step
-                rows.append(Metric(name, value, now, step))
-        for start in range(0, len(rows), BATCH):
-            self.client.log_batch(self.mlflow_id, metrics=rows[start : start + BATCH])
-        self._sent |= reached
-        self._buffer.clear()
+        new = []
+        for point in points:
+            if point.step > reached.get(point.name, self._sent.get(point.name, -1)):
+                reached[point.name] = point.step
+                new.append(point)
+        return new
+
+    def _remember(self, points: list[Point]) -> None:
+        if self._sent is not None:
+            self._sent |= {point.name: point.step for point in points}
 
     def history(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of one metric, in order."""
         self.settle()
-        points = patiently(lambda: self.client.get_metric_history(self.mlflow_id, name.replace("/", ".")))
+        points = patiently(lambda: self.client.get_metric_history(self.mlflow_id, metric_name(name)))
         return sorted((p.step, p.value) for p in points)
 
     def settle(self) -> None:
-        """Send all that is buffered, waiting for MLflow if need be.
+        """Send all that was taken, waiting for MLflow if need be.
 
         Raises:
             TrackingError: it does not answer for a while.
         """
         patiently(self._send)
+        if self._overflowed and self.stored:
+            self._overflowed = False
+            for step, metrics in self.stored():
+                self._points.extend(_points_of(step, metrics))
+                if len(self._points) >= POINTS_HELD:
+                    patiently(self._send)
+            patiently(self._send)
 
     def attach(self, path: Path) -> None:
         """Store a file with the run: a plot, a report, a sound."""
@@ -88,19 +163,38 @@ class TrackedRun:
 
     def finish(self) -> None:
         self.settle()
+        self._close()
         patiently(lambda: self.client.set_terminated(self.mlflow_id, status="FINISHED"))
 
     def give_up(self, status: str) -> None:
         """Say that the run ended early, if MLflow answers: the reason why it did must not be hidden by another."""
         self.flush()
+        self._close()
         with suppress(Exception):
             self.client.set_terminated(self.mlflow_id, status=status)
 
-    def _last_sent(self, name: str) -> int:
-        if name not in self._sent:
-            points = self.client.get_metric_history(self.mlflow_id, name)
-            self._sent[name] = max((p.step for p in points), default=-1)
-        return self._sent[name]
+    def _close(self) -> None:
+        self._closed = True
+        self._news.set()
+        self._hurry.set()
+
+
+def metric_name(name: str) -> str:
+    """A metric's name in MLflow: slashes would make groups, which only those of the system are."""
+    return name if name.startswith("system/") else name.replace("/", ".")
+
+
+def _points_of(step: int, metrics: dict[str, float]) -> list[Point]:
+    now = int(time.time() * 1000)
+    points = [Point(step, metric_name(name), value, now) for name, value in metrics.items()]
+    if GENERATOR_STEP in metrics:
+        own = int(metrics[GENERATOR_STEP])
+        points += [
+            Point(own, f"{GENERATOR_STEP}.{metric_name(name)}", value, now)
+            for name, value in metrics.items()
+            if name.startswith(_OF_GENERATOR) and name != GENERATOR_STEP
+        ]
+    return points
 
 
 def patiently(action: Callable[[], Result]) -> Result:
@@ -121,12 +215,7 @@ def patiently(action: Callable[[], Result]) -> Result:
     except MlflowException as error:
         if not may_pass(error):
             raise
-        why = without_password(" ".join(str(error).split())[:200])
+        why = redacted(" ".join(str(error).split())[:200])
         raise TrackingError(
             f"MLflow did not answer for {PATIENCE_S} s: {why}; start it again and run the same command"
         ) from error
-
-
-def without_password(text: str) -> str:
-    """A URI, or a text with some, that may be shown: user and password between :// and @ are left out."""
-    return re.sub(r"://[^/\s]*@", "://", text)  # a password may hold an @

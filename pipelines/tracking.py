@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.inputs import environment_tags, log_parents
+from pipelines.redaction import redacted, redacted_items
+from pipelines.redaction import without_password as without_password
+from pipelines.registry.catalog import Catalog
+from pipelines.registry.names import PARENT, RUN_ID, STAGE, parse_reference
 from pipelines.stopping import StoppedError
 from pipelines.storage import open_folder
+from pipelines.system_metrics import sampled
 from pipelines.tracked import TrackedRun as TrackedRun
 from pipelines.tracked import TrackingError as TrackingError
-from pipelines.tracked import without_password as without_password
 from presto_core.config.loader import flatten
 from presto_core.config.schema import StageConfig
 from presto_core.config.sections import TrackingConfig
 from presto_core.registry.manifest import Artifact, artifact_folder, read_artifact
 
 HOME = Path(".presto")
-RUN_ID, ARTIFACT_URI, ARTIFACT_ID = "presto.run_id", "presto.artifact_uri", "presto.artifact_id"
-CANDIDATE = "candidate"  # the alias every new version gets
 
 
 @dataclass
@@ -42,19 +44,20 @@ class Tracker:
     experiment_id: str
 
     @contextmanager
-    def run(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, str]) -> Iterator[TrackedRun]:
+    def run(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, Artifact]) -> Iterator[TrackedRun]:
         """A run for this run_id: a new one, or the one an interrupted command left; its status is set at the end."""
         found = self.client.search_runs(
             [self.experiment_id], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1, order_by=["attributes.start_time ASC"]
         )
         if found:
-            mlflow_id = found[0].info.run_id
+            mlflow_id, began_ms = found[0].info.run_id, found[0].info.start_time
             self.client.update_run(mlflow_id, status="RUNNING")
         else:
-            mlflow_id = self._create(stage, config, run_id, parents)
+            mlflow_id, began_ms = self._create(stage, config, run_id, parents)
         run = TrackedRun(self.client, mlflow_id)
         try:
-            yield run
+            with sampled(run, began_ms):
+                yield run
         except (KeyboardInterrupt, StoppedError):
             run.give_up("KILLED")
             raise
@@ -63,66 +66,33 @@ class Tracker:
             raise
         run.finish()
 
-    def _create(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, str]) -> str:
+    def _create(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, Artifact]) -> tuple[str, int]:
         from mlflow.entities import Param
 
-        tags = {RUN_ID: run_id, "presto.stage": stage, "mlflow.runName": f"{stage}-{run_id}"}
-        tags |= {f"presto.parent.{role}": artifact_id for role, artifact_id in parents.items()}
-        mlflow_id: str = self.client.create_run(self.experiment_id, tags=tags).info.run_id
+        tags = {RUN_ID: run_id, STAGE: stage, "mlflow.runName": f"{stage}-{run_id}", **environment_tags()}
+        tags |= {f"{PARENT}{role}": artifact.id for role, artifact in parents.items()}
+        info = self.client.create_run(self.experiment_id, tags=redacted_items(tags)).info
         flat = flatten(config.model_dump(mode="json", exclude={"storage", "tracking"}))
-        params = [Param(key, v if isinstance(v, str) else json.dumps(v)) for key, v in flat.items()]
+        said = redacted_items({key: v if isinstance(v, str) else json.dumps(v) for key, v in flat.items()})
+        params = [Param(key, value) for key, value in said.items()]
         for start in range(0, len(params), 100):
-            self.client.log_batch(mlflow_id, params=params[start : start + 100])
-        return mlflow_id
-
-    def register(self, name: str, artifact: Artifact, run: TrackedRun) -> int:
-        """Make an artifact findable as `name@candidate`; a version that exists is used again. Returns its number."""
-        import mlflow.exceptions
-
-        try:
-            self.client.create_registered_model(name)
-        except mlflow.exceptions.MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        known = self.client.search_model_versions(f"name = '{name}' and tags.`{ARTIFACT_ID}` = '{artifact.id}'")
-        if known:
-            version = int(known[0].version)
-        else:
-            self.client.log_dict(run.mlflow_id, artifact.manifest, "artifact/manifest.json")
-            tags = {ARTIFACT_ID: artifact.id, ARTIFACT_URI: artifact.uri, "presto.kind": artifact.kind}
-            source = f"runs:/{run.mlflow_id}/artifact"
-            created = self.client.create_model_version(name, source=source, run_id=run.mlflow_id, tags=tags)
-            version = int(created.version)
-        self.client.set_registered_model_alias(name, CANDIDATE, str(version))
-        return version
+            self.client.log_batch(info.run_id, params=params[start : start + 100])
+        log_parents(self.client, info.run_id, parents)
+        return str(info.run_id), int(info.start_time)
 
     def resolve(self, reference: str, storage_root: str) -> Artifact:
-        """An artifact by registry name (`presto-generator@candidate`), id, or URI.
+        """An artifact by registry name (`presto-generator@candidate`, models:/…), id, or URI.
 
         Raises:
-            TrackingError: no such name or alias; the known ones are listed.
+            RegistryError: no such name or alias; the known ones are listed.
             StoreError: the artifact is missing or damaged.
         """
+        named = parse_reference(reference)
+        if named:
+            return read_artifact(open_folder(Catalog(self.client).named(named).uri))
         if "/" in reference:
             return read_artifact(open_folder(reference))
-        if re.fullmatch(r"[0-9a-f]{16}", reference):
-            return read_artifact(artifact_folder(open_folder(storage_root), reference))
-        name, _, alias = reference.partition("@")
-        return read_artifact(open_folder(self._uri_of(name, alias or CANDIDATE)))
-
-    def _uri_of(self, name: str, alias: str) -> str:
-        import mlflow.exceptions
-
-        try:
-            version = self.client.get_model_version_by_alias(name, alias)
-        except mlflow.exceptions.MlflowException:
-            models = self.client.search_registered_models()
-            known = ", ".join(sorted(f"{m.name}@{a}" for m in models for a in m.aliases)) or "nothing yet"
-            raise TrackingError(
-                f"the registry at {without_password(self.uri)} has no {name}@{alias}; it has {known}. "
-                "Run the stage that makes it, or give an artifact's id or URI"
-            ) from None
-        return str(version.tags[ARTIFACT_URI])
+        return read_artifact(artifact_folder(open_folder(storage_root), reference))
 
 
 def open_tracker(config: TrackingConfig) -> Tracker:
@@ -185,7 +155,7 @@ def answering(config: TrackingConfig) -> Iterator[None]:
         while inner := first.__cause__ or first.__context__:
             first = inner
         said = first.strerror if isinstance(first, OSError) and first.strerror else str(error)
-        why, uri = (without_password(t) for t in (" ".join(said.split())[:200].rstrip("."), tracking_uri(config)))
+        why, uri = (redacted(t) for t in (" ".join(said.split())[:200].rstrip("."), tracking_uri(config)))
         raise TrackingError(f"MLflow at {uri} does not answer: {why}; mend tracking.uri, or leave it empty") from error
 
 

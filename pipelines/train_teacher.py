@@ -14,7 +14,7 @@ from pipelines.step_work import row_flops
 from pipelines.storage import open_folder
 from pipelines.training import Job
 from pipelines.worker import run_job
-from presto_core.config.loader import to_yaml
+from presto_core.config.loader import settings_yaml
 from presto_core.config.schema import TeacherStage
 from presto_core.metrics.health import TEACHER
 from presto_core.registry.manifest import Artifact, commit_artifact
@@ -87,7 +87,7 @@ def finish(
         open_folder(uri),
         kind="teacher",
         artifact_id=run_id,
-        config_yaml=to_yaml(config),
+        config_yaml=settings_yaml(config),
         parents=parents,
         files=weights_file(state.emas["teacher"].network),
         details={"model": card_of(config, dataset).to_dict(), **dataset.left_out},

@@ -143,6 +143,8 @@ def _hooks(state: TrainState, writer: CheckpointWriter, journal: Journal, line: 
 
     def log(step: int, metrics: dict[str, float]) -> None:
         if main:
+            if state.generator_step:
+                metrics = metrics | {"generator_step": float(state.generator_step)}
             journal.add(step, metrics)
             line.report(step, metrics)
 

@@ -19,6 +19,7 @@ from presto_core.config.errors import UserError
 from presto_core.config.schema import STAGES, StageConfig
 
 Stage = TypeVar("Stage", bound=StageConfig)
+ELSEWHERE = {"storage", "tracking", "cluster", "inputs", "name"}
 
 
 class ConfigError(UserError):
@@ -78,6 +79,11 @@ def preset_names(folder: Path) -> list[str]:
 def to_yaml(config: StageConfig) -> str:
     """The resolved configuration, as a preset that reproduces it."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def settings_yaml(config: StageConfig) -> str:
+    """What an artifact remembers of its settings: not where it was made, which may hold passwords, nor from what."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude=ELSEWHERE), sort_keys=False)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

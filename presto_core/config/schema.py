@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from presto_core.config.data import CodecConfig, CorpusConfig, DataConfig, IngestConfig, TextConfig
 from presto_core.config.errors import UserError
+from presto_core.config.promotion import PromoteConfig
 from presto_core.config.sampling import EvaluateConfig, GenerateConfig
 from presto_core.config.section import Section
 from presto_core.config.sections import (
@@ -25,8 +26,9 @@ from presto_core.config.sections import (
     TrackingConfig,
 )
 
-# Where and how a stage runs does not change what it makes, but for rounding (workers, micro-batches, sharding).
-UNHASHED = ("storage", "tracking", "cluster", "loop", "health", "inputs")
+# Where and how a stage runs does not change what it makes, but for rounding (workers, micro-batches, sharding); nor
+# does the name that its result is registered under.
+UNHASHED = ("storage", "tracking", "cluster", "loop", "health", "inputs", "name")
 
 
 class StageConfig(Section):
@@ -127,7 +129,7 @@ class TeacherStage(StageConfig):
 class LayersStage(StageConfig):
     PARENTS = ("dataset", "teacher")
 
-    name: str = "presto-layers"
+    name: str = "presto-generator"
     layers: LayersConfig = LayersConfig()
     data: DataConfig = DataConfig()
     loop: LoopConfig = LoopConfig()
@@ -184,6 +186,12 @@ class GenerateStage(StageConfig):
     generate: GenerateConfig = GenerateConfig()
 
 
+class RegistryStage(StageConfig):
+    """Of a look at the register, or work on it."""
+
+    promote: PromoteConfig = PromoteConfig()
+
+
 STAGES: dict[str, type[StageConfig]] = {
     "corpus": CorpusStage,
     "ingest": IngestStage,
@@ -193,6 +201,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "distill-steps": StepsStage,
     "evaluate": EvaluateStage,
     "generate": GenerateStage,
+    "registry": RegistryStage,
 }
 
 

@@ -86,7 +86,7 @@ def read_artifact(folder: Folder) -> Artifact:
 
 def provenance() -> dict[str, str | None]:
     """Versions of what makes artifacts, and the commit of the source tree where there is one."""
-    versions: dict[str, str | None] = {"python": platform.python_version(), "git_commit": _git_commit()}
+    versions: dict[str, str | None] = {"python": platform.python_version(), "git_commit": git_commit()}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
@@ -95,7 +95,8 @@ def provenance() -> dict[str, str | None]:
     return versions
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
+    """The commit of the source tree; None where there is none."""
     source = Path(__file__).parent
     try:
         done = subprocess.run(

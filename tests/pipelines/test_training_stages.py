@@ -180,7 +180,7 @@ def test_unanswering_ray_address_is_refused():
     ],
 )
 def test_unknown_parent_is_refused(dataset: str, reference: str, message: str):
-    with pytest.raises((TrackingError, StoreError), match=message):
+    with pytest.raises(UserError, match=message):
         distill_steps.run(steps_config("store", dataset, reference))
 
 

@@ -1,0 +1,79 @@
+"""What must not be recorded or shown: secrets, told by the name of their key or by the shape of their value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = "[redacted]"
+_KEY = re.compile(
+    r"(?i)(pass(word|wd|phrase)?|secret([_-]?key)?|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|authorization|"
+    r"cookie|signature|sas)s?$"
+)
+_HARMLESS_KEY = re.compile(r"(?i)max_tokens|(^|[._])tokens$|text_tokens|keep_|ema_")
+# a password may hold an @ or a /: what lies between :// and the last @ before the next blank, where a : is in it
+_USERINFO = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)([^\s\"'<>]*?:[^\s\"'<>]*@|[^/\s\"'<>]*@)")
+_SHAPES = (
+    re.compile(r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}\b"),  # AWS key ids
+    re.compile(r"(?i)(?<=x-amz-signature=)[0-9a-f]+|(?<=x-amz-credential=)[^&\s]+|(?<=x-amz-security-token=)[^&\s]+"),
+    re.compile(r"(?i)(?<=[?&]sig=)[^&\s]+|(?<=[?&]signature=)[^&\s]+|(?<=[?&]awsaccesskeyid=)[^&\s]+"),
+    re.compile(r"(?i)(?<=bearer )[a-z0-9._~+/=-]{8,}|(?<=basic )[a-z0-9+/=]{8,}"),
+    re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),  # JSON web tokens
+    re.compile(
+        r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,})"
+    ),
+    re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
+    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"),
+    # in a text: password=..., "secret_key": "...", AWS_SECRET_ACCESS_KEY=...
+    re.compile(
+        r"(?i)(?<![a-z])(?:[\w.-]*(?:password|passwd|secret|api[_-]?key|access[_-]?key|private[_-]?key|auth[_-]?token|"
+        r"session[_-]?token)[\w-]*)[\"']?\s*[=:]\s*[\"']?(?!\[redacted\])([^\s\"'&,;})]+)"
+    ),
+)
+# a bare AWS secret: 40 characters of base64 with upper and lower case and digits; a sha1 has no upper case
+_BARE_SECRET = re.compile(
+    r"(?<![A-Za-z0-9+/=])(?=[A-Za-z0-9+/]*[A-Z])(?=[A-Za-z0-9+/]*[a-z])(?=[A-Za-z0-9+/]*\d)"
+    r"[A-Za-z0-9+/]{40}(?![A-Za-z0-9+/=])"
+)
+
+
+def without_password(text: str) -> str:
+    """A URI, or a text with some, that may be shown: user and password between :// and @ are left out."""
+    return _USERINFO.sub(lambda found: found[1] + _host(found[2]), text)
+
+
+def _host(said: str) -> str:
+    """Of what lies before an @: a path whose only @ belongs to a file's name is kept."""
+    first, slash, _ = said.partition("/")
+    if slash and re.fullmatch(r"[^:@]*:\d+", first):  # a host and its port, and a path that holds an @
+        return said
+    return "" if ":" in first or "@" in first else said
+
+
+def redacted(text: str) -> str:
+    """A text in which nothing of a secret's shape is left."""
+    shown = without_password(text)
+    for shape in _SHAPES:
+        shown = shape.sub(_hide, shown)
+    return _BARE_SECRET.sub(HIDDEN, shown)
+
+
+def redacted_items(items: Mapping[str, Any]) -> dict[str, str]:
+    """Settings or tags as text: those of a secret's name are hidden whole, the others by the shape of their value."""
+    return {
+        key: HIDDEN if names_secret(key) and value not in ("", None) else redacted(str(value))
+        for key, value in items.items()
+    }
+
+
+def names_secret(key: str) -> bool:
+    """Whether a key, dotted or not, is named like a secret's."""
+    return bool(_KEY.search(key)) and not _HARMLESS_KEY.search(key)
+
+
+def _hide(found: re.Match[str]) -> str:
+    if found.re.groups:
+        whole, secret = found[0], found[1]
+        return whole[: len(whole) - len(secret)] + HIDDEN if secret else whole
+    return HIDDEN

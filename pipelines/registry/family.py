@@ -1,0 +1,124 @@
+"""What a version was made from, up to the data: as a tree of text, and as a picture (SVG)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from rich.tree import Tree
+
+from pipelines.registry.catalog import Catalog, Version
+from pipelines.registry.names import HASH_SHOWN
+
+WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 250, 62, 30, 46, 16
+
+
+@dataclass
+class Family:
+    """Ancestors of a version, itself included.
+
+    Attributes:
+        versions: by artifact id; an ancestor that is not registered is missing.
+        parents: artifact id -> role -> artifact id.
+    """
+
+    start: str
+    versions: dict[str, Version] = field(default_factory=dict)
+    parents: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        nodes = [
+            {"id": node, "version": self.versions[node].to_dict() if node in self.versions else None}
+            for node in self.parents
+        ]
+        edges = [{"from": p, "to": n, "role": r} for n, roles in self.parents.items() for r, p in roles.items()]
+        return {"start": self.start, "nodes": nodes, "edges": edges}
+
+    def generation(self, node: str) -> int:
+        """0 for what has no parents; else one more than the last of its parents."""
+        return 1 + max((self.generation(p) for p in self.parents.get(node, {}).values()), default=-1)
+
+
+def family_of(catalog: Catalog, version: Version) -> Family:
+    """Follow parents as the registry knows them."""
+    family = Family(version.artifact_id, {version.artifact_id: version})
+    queue = [version.artifact_id]
+    while queue:
+        node = queue.pop(0)
+        known = family.versions.get(node)
+        family.parents[node] = known.parents if known else {}
+        unseen = [p for p in family.parents[node].values() if p not in family.parents and p not in queue]
+        family.versions |= {v.artifact_id: v for v in catalog.of_artifacts([p for p in unseen if "/" not in p])}
+        queue += unseen
+    return family
+
+
+def as_tree(family: Family) -> Tree:
+    """The version at the root, what it was made from below it; what was shown once is not unfolded again."""
+    shown: set[str] = set()
+
+    def grow(node: str, role: str, onto: Tree | None) -> Tree:
+        label = f"{role}: " if role else ""
+        again = node in shown and bool(family.parents[node])
+        text = f"{label}{escape_markup(' '.join(_lines(family, node)))}{' (see above)' if again else ''}"
+        branch = onto.add(text) if onto else Tree(text)
+        if not again:
+            shown.add(node)
+            for parent_role, parent in sorted(family.parents[node].items()):
+                grow(parent, parent_role, branch)
+        return branch
+
+    return grow(family.start, "", None)
+
+
+def as_svg(family: Family) -> str:
+    """A picture from the data at the top to the version at the bottom; it needs nothing but itself."""
+    rows: dict[int, list[str]] = {}
+    for node in family.parents:
+        rows.setdefault(family.generation(node), []).append(node)
+    place = {
+        node: (MARGIN + column * (WIDTH + GAP_X), MARGIN + row * (HEIGHT + GAP_Y))
+        for row, nodes in rows.items()
+        for column, node in enumerate(nodes)
+    }
+    width = max(x for x, _ in place.values()) + WIDTH + MARGIN
+    height = max(y for _, y in place.values()) + HEIGHT + MARGIN
+    lines = [_edge(place[p], place[n], role) for n, roles in family.parents.items() for role, p in roles.items()]
+    boxes = [_box(place[node], _lines(family, node), start=node == family.start) for node in family.parents]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">\n'
+        f'<rect width="100%" height="100%" fill="#ffffff"/>\n' + "\n".join([*lines, *boxes]) + "\n</svg>\n"
+    )
+
+
+def _lines(family: Family, node: str) -> list[str]:
+    """What a node is called, in up to three short lines."""
+    version = family.versions.get(node)
+    if version is None:
+        return [node, "not registered"]
+    said = [f"{version.name}@v{version.number}", f"{version.method or version.kind} {version.content[:HASH_SHOWN]}"]
+    fd = version.measured.get("fd")
+    last = [*version.aliases, *([f"FD {fd:.2f}"] if fd is not None else [])]
+    return said + ([f"({', '.join(last)})"] if last else [])
+
+
+def escape_markup(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _edge(above: tuple[int, int], below: tuple[int, int], role: str) -> str:
+    x1, y1, x2, y2 = above[0] + WIDTH // 2, above[1] + HEIGHT, below[0] + WIDTH // 2, below[1]
+    label = f'<text x="{(x1 + x2) // 2 + 4}" y="{(y1 + y2) // 2}" fill="#666666" font-size="10">{escape(role)}</text>'
+    return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="#999999"/>{label}'
+
+
+def _box(corner: tuple[int, int], lines: list[str], *, start: bool) -> str:
+    x, y = corner
+    stroke = "#b3391f" if start else "#446688"
+    text = "".join(
+        f'<text x="{x + 10}" y="{y + 19 + 16 * number}">{escape(line[:38])}</text>' for number, line in enumerate(lines)
+    )
+    return f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#f6f8fa" stroke="{stroke}"/>{text}'

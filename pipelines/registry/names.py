@@ -1,0 +1,81 @@
+"""What things are called in the register: models, aliases, tags, and the ways to refer to a version."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from presto_core.config.errors import UserError
+
+TEACHER, GENERATOR, DATASET, REPORT = "presto-teacher", "presto-generator", "presto-dataset", "presto-report"
+NAME_OF_KIND = {
+    "teacher": TEACHER,
+    "layers": GENERATOR,
+    "generator": GENERATOR,
+    "dataset": DATASET,
+    "report": REPORT,
+}
+MODEL_KINDS = ("teacher", "layers", "generator")
+
+CANDIDATE, CHAMPION, ARCHIVED = "candidate", "champion", "archived-"
+RUN_ID, ARTIFACT_URI, ARTIFACT_ID = "presto.run_id", "presto.artifact_uri", "presto.artifact_id"
+KIND, METHOD, STAGE, CONTENT = "presto.kind", "presto.method", "presto.stage", "presto.content"
+PARENT, PARENTS = "presto.parent.", "presto.parents"  # one tag a role; all ids in one, to search in
+LICENCES, BUDGET, SIZE = "presto.licences", "presto.budget", "presto.bytes"
+REGISTERED_AS = "presto.as."  # tag of a run, with the name of the model: its version there
+RECORD = "presto.record"  # tag of a model: the folder whose files decide which version is champion
+MEASURED = "presto.measured."  # tags of a version: what an evaluation found
+METRIC = "registry."  # metrics of a run: the same as numbers, to search in
+
+HASH_SHOWN = 12
+
+
+class RegistryError(UserError):
+    """The register does not know what was asked for, or refuses it; the message says why and the mend."""
+
+
+def candidate_of(method: str) -> str:
+    """The alias of the newest version of one method: candidate-l, candidate-s, candidate-ls, candidate-ase, ..."""
+    return f"{CANDIDATE}-{re.sub(r'[^a-z0-9]+', '-', method.lower())}"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A version as a user names it.
+
+    Attributes:
+        name: of the model.
+        alias: candidate, champion, ..., or the first digits of a content hash.
+        number: MLflow's number of the version; 0 where an alias is given.
+    """
+
+    name: str
+    alias: str = CANDIDATE
+    number: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}@{f'v{self.number}' if self.number else self.alias}"
+
+
+def parse_reference(text: str) -> Reference | None:
+    """A reference by name; None where it is an artifact's id or a place.
+
+    `presto-generator`, `presto-generator@champion`, `presto-generator@v3`, `presto-generator@3f9c1a2b` (content hash),
+    `models:/presto-generator@champion`, `models:/presto-generator/3`; an alias alone is one of presto-generator.
+
+    Raises:
+        RegistryError: it begins with models:/ and goes on otherwise.
+    """
+    if text.startswith("models:/"):
+        found = re.fullmatch(r"models:/([^/@]+)(?:@([\w-]+)|/(\d+))", text)
+        if not found:
+            raise RegistryError(f"{text!r} is no model; write models:/{GENERATOR}@champion or models:/{GENERATOR}/3")
+        return Reference(found[1], found[2] or CANDIDATE, int(found[3] or 0))
+    if "/" in text or re.fullmatch(r"[0-9a-f]{16}", text):
+        return None
+    if re.fullmatch(r"champion|candidate(-\w+)*|archived-\d+|v\d+", text):
+        text = f"{GENERATOR}@{text}"
+    name, _, alias = text.partition("@")
+    if number := re.fullmatch(r"v(\d+)", alias):
+        return Reference(name, number=int(number[1]))
+    return Reference(name, alias or CANDIDATE)

@@ -1,0 +1,272 @@
+"""Artifacts between storage and a folder: resumed where they were cut, checked by hash and kind, whole or not there."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pipelines.progress import Bar, progress_bar
+from pipelines.registry.ranges import Part, Parts, fetch, parts_of
+from presto_core.registry.allowed import RefusedError, require_content
+from presto_core.registry.content import Entry, content_hash, require_artifact
+from presto_core.registry.manifest import Artifact
+from presto_core.registry.store import MANIFEST, Folder, StoreError, read_manifest, reason, write_bytes
+
+THREADS = 8
+MANIFEST_LIMIT = 512 * 2**20
+BLOCK = 8 * 2**20
+
+
+def pull(artifact: Artifact, source: Folder, target: Path, *, content: str = "") -> bool:
+    """Copy an artifact into a folder that does not exist yet; False where the same is there already.
+
+    An interrupted copy goes on where it stopped. The folder appears whole, when every byte is checked.
+
+    Args:
+        content: hash that the registry says it has; empty where it says none.
+
+    Raises:
+        RefusedError: it is not what the registry says, or holds what an artifact must not.
+        StoreError: it cannot be read, or the disk refuses.
+    """
+    files = require_artifact(artifact.manifest)
+    found = content_hash(artifact.manifest)
+    if content and found != content:
+        raise RefusedError(f"{artifact.uri} is {found[:12]}, where the registry says {content[:12]}; it was changed")
+    if target.exists() or target.is_symlink():
+        if _same(target, found):
+            return False
+        raise RefusedError(f"{target} exists and is something else; name a folder that does not exist")
+    _require_room(target.parent, sum(entry.bytes for entry in files.values()))
+    partial = target.parent / f".{target.name}.{found[:12]}.partial"
+    with _alone(partial):
+        _fetch_all(source, files, partial, target.name)
+        body = json.dumps(artifact.manifest, indent=2, sort_keys=True).encode()
+        _write(partial / MANIFEST, body)
+        (partial / Parts.NAME).unlink(missing_ok=True)
+        os.rename(partial, target)
+    return True
+
+
+def _fetch_all(source: Folder, files: dict[str, Entry], partial: Path, label: str) -> None:
+    """Every part of every file that is not there; each file is checked as soon as it is whole."""
+    done = Parts.of(partial)
+    for name, entry in files.items():
+        _open_file(partial, name, entry)
+    wanted = [part for name, entry in files.items() for part in parts_of(name, entry.bytes)]
+    total = sum(entry.bytes for entry in files.values())
+    with progress_bar(f"pull {label}", total) as bar, ThreadPoolExecutor(THREADS) as pool:
+        bar.update(sum(part.size for part in wanted if part in done))
+        one = _fetcher(source, partial, done, bar)
+        pending = [part for part in wanted if part not in done]
+        with _cancelled_on_failure(pool):
+            for _ in pool.map(one, pending):
+                pass
+            list(pool.map(lambda name: _check(partial, name, files[name], done), files))
+
+
+def _fetcher(source: Folder, partial: Path, done: Parts, bar: Bar) -> Callable[[Part], None]:
+    def one(part: Part) -> None:
+        fetch(source, part, partial / part.name)
+        done.add(part)
+        bar.update(bar.done + part.size, part.name)
+
+    return one
+
+
+@contextmanager
+def _cancelled_on_failure(pool: ThreadPoolExecutor) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+
+
+def _check(partial: Path, name: str, entry: Entry, done: Parts) -> None:
+    """The hash and the kind of a whole file; where it is not right, its parts are forgotten."""
+    path = partial / name
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            if digest != entry.sha256:
+                raise RefusedError(
+                    f"{name} came with sha256 {digest[:12]}... where its manifest says {entry.sha256[:12]}...; "
+                    "nothing of it is kept; run the same command again, or verify the version in storage"
+                )
+            require_content(name, stream, entry.bytes)
+    except RefusedError:
+        done.forget(name)
+        path.unlink()
+        raise
+
+
+def _open_file(partial: Path, name: str, entry: Entry) -> None:
+    """A file of the right size, in a folder that is none of someone else's."""
+    path = partial / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            os.ftruncate(descriptor, entry.bytes)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {reason(error)}") from error
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """The half-done copy for oneself: a folder with nothing in it that leads elsewhere."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        partial.mkdir(mode=0o700)
+    if partial.is_symlink() or not partial.is_dir():
+        raise RefusedError(f"{partial} is in the way and no folder; remove it")
+    list(regular_files(partial))
+    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise StoreError(f"another pull is at work on {partial}; wait for it") from None
+    finally:
+        os.close(descriptor)
+
+
+def regular_files(folder: Path) -> Iterator[str]:
+    """Names of the files below a folder.
+
+    Raises:
+        RefusedError: there is a link, a device or a socket among them.
+    """
+    for place, folders, files in os.walk(folder, followlinks=False):
+        for name in (*folders, *files):
+            path = Path(place) / name
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                raise RefusedError(f"{path} is a symbolic link; an artifact holds files alone")
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise RefusedError(f"{path} is a device, a pipe or a socket; an artifact holds files alone")
+            if stat.S_ISREG(mode):
+                yield path.relative_to(folder).as_posix()
+
+
+def _same(target: Path, content: str) -> bool:
+    try:
+        return content_hash(read_local(target)) == content
+    except (StoreError, RefusedError):
+        return False
+
+
+def read_local(folder: Path) -> dict[str, Any]:
+    """The manifest of a pulled artifact's folder.
+
+    Raises:
+        StoreError: there is none, or it is damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > MANIFEST_LIMIT:
+            raise RefusedError(f"{path} is larger than {MANIFEST_LIMIT} bytes")
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path} does not exist; name the folder of an artifact, such as one that was pulled"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: {str(error)[:200]}") from None
+    if not isinstance(manifest, dict):
+        raise StoreError(f"{path} is no manifest")
+    return manifest
+
+
+def require_sound(folder: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """The manifest and files of an artifact's folder: all that it lists, nothing else, each with its hash and kind.
+
+    Raises:
+        RefusedError: something is not as the manifest says, or must not be in an artifact.
+    """
+    present = set(regular_files(folder))
+    manifest = read_local(folder)
+    files = require_artifact(manifest)
+    if missing := sorted(files.keys() - present):
+        raise RefusedError(f"{folder} lacks {', '.join(missing[:5])}, which its manifest lists")
+    if foreign := sorted(present - files.keys() - {MANIFEST}):
+        raise RefusedError(f"{folder} holds {', '.join(foreign[:5])}, which its manifest does not list")
+    for name, entry in files.items():
+        with (folder / name).open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size != entry.bytes:
+                raise RefusedError(f"{name} has {size} bytes where its manifest says {entry.bytes}")
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            if digest != entry.sha256:
+                raise RefusedError(f"{name} has sha256 {digest[:12]}... where its manifest says {entry.sha256[:12]}...")
+            require_content(name, stream, size)
+    return manifest, files
+
+
+def push(folder: Path, target: Folder) -> Artifact:
+    """Copy an artifact's folder into storage, the manifest last; what is there already is used.
+
+    Raises:
+        RefusedError: see `require_sound`; or another artifact of the same id is there.
+        StoreError: it cannot be written.
+    """
+    manifest, files = require_sound(folder)
+    artifact = Artifact(str(manifest["id"]), str(manifest["kind"]), target.uri, manifest)
+    if target.exists():
+        if content_hash(read_manifest(target)) != content_hash(manifest):
+            raise RefusedError(f"{target.uri} holds another artifact of the same id; push to another storage.root")
+        return artifact
+    total = sum(entry.bytes for entry in files.values())
+    with progress_bar(f"push {artifact.id}", total) as bar:
+        for name, entry in files.items():
+            _upload(folder / name, target, name, entry)
+            bar.update(bar.done + entry.bytes, name)
+    write_bytes(target, MANIFEST, json.dumps(manifest, indent=2, sort_keys=True).encode())
+    return artifact
+
+
+def _upload(path: Path, target: Folder, name: str, entry: Entry) -> None:
+    """One file; bytes that changed since they were checked are noticed, and the artifact does not come to exist."""
+    place = target.file(name)
+
+    def put() -> None:
+        filesystem, digest = target.filesystem, hashlib.sha256()
+        if not target.remote:
+            filesystem.create_dir(place.rpartition("/")[0], recursive=True)
+        with path.open("rb") as stream, filesystem.open_output_stream(place) as sink:
+            while block := stream.read(BLOCK):
+                digest.update(block)
+                sink.write(block)
+        if digest.hexdigest() != entry.sha256:
+            raise RefusedError(f"{path} changed while it was pushed; push again")
+
+    target.persist(put, f"write {target.uri}/{name}")
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise StoreError(
+            f"{folder} has {free / 1e9:.1f} GB free and the artifact needs {needed / 1e9:.1f} GB; free some"
+        )
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,264 @@
+"""The register as a team has it: MLflow with PostgreSQL behind it and S3 through it, and many writers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+from typer.testing import CliRunner
+
+from infra.cli import app
+from infra.mlflow.postgres import Postgres, new_postgres
+from infra.mlflow.server import MlflowServer
+from pipelines.embedded_s3 import Server, free_ports
+from pipelines.registry.names import CANDIDATE, CHAMPION
+from pipelines.registry.promotion import Promoter
+from pipelines.registry.publishing import record_folder
+from pipelines.registry.record import Record
+from pipelines.storage import open_folder
+from presto_core.config.promotion import PromoteConfig
+from presto_core.registry.content import content_hash
+from tests.pipelines.lives import wait_for
+from tests.pipelines.registry_home import Home, files_below, make_home
+from tests.pipelines.test_serving import playable
+
+pytestmark = pytest.mark.services
+PATIENCE_S = 300
+LOOSE = ("promote.require_health=false", "promote.bootstrap_draws=10")
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    server = new_postgres()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="module")
+def team(
+    postgres: Postgres, object_store: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[MlflowServer, Home]]:
+    """A server whose clients know its address alone, and a family in its register, on S3."""
+    folder, before = tmp_path_factory.mktemp("team"), Path.cwd()
+    server = MlflowServer(
+        folder,
+        postgres.uri("mlflow"),
+        "s3://latents/mlflow",
+        environment={"MLFLOW_S3_ENDPOINT_URL": object_store.endpoint},
+    )
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        os.chdir(folder)
+        home = make_home("s3://latents/register")
+        os.chdir(before)
+        yield server, home
+    server.kill()
+
+
+@pytest.fixture(autouse=True)
+def _there(team: tuple[MlflowServer, Home], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", team[0].uri)
+    monkeypatch.chdir(tmp_path)
+
+
+def presto(home: Home, *words: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["registry", *words, *home.words()], catch_exceptions=False)
+    assert done.exit_code == code, done.output
+    return done.stdout
+
+
+def test_all_verbs(team: tuple[MlflowServer, Home], tmp_path: Path):
+    _, home = team
+    home.judged(home.made["S"], home.made["LS"], worse=(0.6, 0.4))
+    assert {v["name"] for v in json.loads(presto(home, "list", "--json"))} == {
+        *("presto-dataset", "presto-teacher", "presto-generator", "presto-report")
+    }
+    found = json.loads(presto(home, "search", f"fd < 3 and parent = {home.made['base'].id}", "--json"))
+    assert [v["method"] for v in found] == ["LS", "S"]
+    shown = json.loads(presto(home, "show", "candidate-ls", "--json"))
+    assert shown["uri"].startswith("s3://latents/register/artifacts/")
+    assert len(json.loads(presto(home, "lineage", "candidate-ls", "--json"))["edges"]) == 6
+    assert json.loads(presto(home, "diff", "candidate-s", "candidate-ls", "--json"))["version"]["method"] == ["S", "LS"]
+    for of in ("S", "LS"):
+        presto(home, "promote", f"candidate-{of.lower()}", *LOOSE, "--why", f"{of} is good")
+    assert json.loads(presto(home, "show", "champion", "--json"))["method"] == "LS"
+    presto(home, "rollback", "--why", "it hums")
+    champion = json.loads(presto(home, "show", "champion", "--json"))
+    assert champion["method"] == "S"
+    assert [d["action"] for d in champion["decisions"]] == ["promote", "rollback"]
+    presto(home, "pull", "presto-dataset@candidate", str(tmp_path / "data"))
+    assert {"manifest.json", "shards/0.parquet"} <= files_below(tmp_path / "data").keys()
+    presto(Home("s3://latents/elsewhere", home.tracker, {}), "push", str(tmp_path / "data"), "--name", "data-copy")
+    presto(home, "verify")
+    orphan = Home("s3://latents/elsewhere", home.tracker, {})
+    home.client.delete_registered_model("data-copy")
+    for name in list(home.catalog.models):
+        for version in home.catalog.newest(name, limit=9):
+            if version.artifact_id == "0" * 16 and "elsewhere" in version.uri:
+                home.client.delete_model_version(name, str(version.number))
+    assert json.loads(presto(orphan, "gc", "--older-than-hours", "0", "--json"))["garbage"] == []  # its id is in use
+    presto(home, "gc")
+
+
+def writer(home: Home, environment: dict[str, str], folder: Path, number: int) -> subprocess.Popen[str]:
+    """A process of its own that registers two contents and promotes both, as fast as it can."""
+    program = f"""
+import sys
+from pipelines.registry.promotion import Promoter
+from pipelines.registry.publishing import publish
+from pipelines.storage import open_folder
+from pipelines.tracking import open_tracker
+from presto_core.config.promotion import PromoteConfig
+from presto_core.config.sections import TrackingConfig
+from presto_core.registry.manifest import artifact_folder, read_artifact
+
+tracker, root = open_tracker(TrackingConfig()), open_folder({home.root!r})
+sys.stdin.readline()
+for id in {[home.made["S"].id, home.made["LS"].id]!r}[:: 1 if {number} % 2 else -1]:
+    run = tracker.client.create_run(tracker.experiment_id).info.run_id
+    artifact = read_artifact(artifact_folder(root, id))
+    made = publish(tracker.client, "contested", artifact, mlflow_run=run, stage="x", root=root)
+    promoter = Promoter(tracker.client, judge=lambda *_: [])
+    promoter.promote(f"contested@v{{made.number}}", PromoteConfig(), why="writer {number}")
+"""
+    folder.mkdir()
+    how = {"cwd": folder, "env": os.environ | environment, "text": True}
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", program], **how, **pipes)
+
+
+def require_consistent(home: Home) -> None:
+    """The register is as if the writers had come one after the other."""
+    versions = home.catalog.newest("contested", limit=99)
+    assert len(versions) == 2  # two contents, two versions
+    entries = Record(record_folder(home.client, "contested")).entries()
+    assert [e.number for e in entries] == list(range(1, len(entries) + 1))
+    assert all(one.version != other.version for one, other in zip(entries, entries[1:]))
+    aliases = {alias: int(n) for alias, n in home.client.get_registered_model("contested").aliases.items()}
+    assert aliases[CHAMPION] == entries[-1].version
+    assert aliases[CANDIDATE] in (1, 2)
+    former = {e.version for e in entries} - {entries[-1].version}
+    assert {n for alias, n in aliases.items() if alias.startswith("archived-")} == former
+
+
+@pytest.fixture
+def contested(team: tuple[MlflowServer, Home]) -> Iterator[Home]:
+    """Afterwards the model is gone, with its record."""
+    yield team[1]
+    team[1].client.delete_registered_model("contested")
+    open_folder(team[1].root).child("registry").child("contested").delete()
+
+
+def test_four_writers_at_once(contested: Home):
+    barrier = threading.Barrier(4)
+
+    def one(number: int) -> None:
+        barrier.wait(PATIENCE_S)
+        for of in ("S", "LS") if number % 2 else ("LS", "S"):
+            contested.register(contested.made[of], "contested", "x")
+            version = contested.catalog.find(f"contested@{content_hash(contested.made[of].manifest)}")
+            promoter = Promoter(contested.client, judge=lambda *_: [])
+            promoter.promote(f"contested@v{version.number}", PromoteConfig(), why=f"writer {number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, range(4)))
+    require_consistent(contested)
+
+
+@pytest.mark.slow
+def test_sixteen_processes_at_once(team: tuple[MlflowServer, Home], contested: Home, tmp_path: Path):
+    started = [writer(contested, team[0].client_environment(), tmp_path / str(n), n) for n in range(16)]
+    for process in started:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in started:
+        _, said = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, said[-2000:]
+    require_consistent(contested)
+
+
+@pytest.mark.slow
+def test_the_data_base_is_killed_and_comes_back_with_all_of_it(team: tuple[MlflowServer, Home], postgres: Postgres):
+    _, home = team
+    before = {(v.name, v.number, v.aliases) for v in home.catalog.everything()}
+    postgres.stop(kill=True)
+    postgres.start()
+    assert wait_for(lambda: _versions(home) == before, PATIENCE_S)
+
+
+def _versions(home: Home) -> set[tuple[str, int, tuple[str, ...]]]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return {(v.name, v.number, v.aliases) for v in home.catalog.everything()}
+    except MlflowException:
+        return set()
+
+
+@pytest.mark.slow
+def test_passwords_in_front(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without one nobody gets in; with one a stage and the verbs work; the password is in no log of ours."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    server = MlflowServer(tmp_path, postgres.uri("mlflow"), str(tmp_path / "files"), auth=postgres.uri("auth"))
+    server.start()
+    try:
+        refused = CliRunner().invoke(app, ["registry", "list", f"tracking.uri={server.uri}"])
+        assert "401" in str(refused.exception)
+        for name, value in server.client_environment().items():
+            monkeypatch.setenv(name, value)
+        (tmp_path / "work").mkdir()
+        monkeypatch.chdir(tmp_path / "work")
+        home = make_home(str(tmp_path / "store"))
+        shown = json.loads(presto(home, "show", "candidate-ls", "--json"))
+        assert shown["method"] == "LS"
+        assert server.password not in json.dumps(shown)
+    finally:
+        server.kill()
+
+
+@pytest.mark.slow
+def test_mlflow_serves_a_registered_model(team: tuple[MlflowServer, Home], tmp_path: Path):
+    """`mlflow models serve` with nothing but the server's address; the answer to the stored example is music."""
+    beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
+    environment = team[0].client_environment() | {"PATH": beside_python}
+    port = free_ports(1)[0]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/served@candidate"]
+    command += ["--port", str(port), "--host", "127.0.0.1", "--env-manager", "local"]
+    playable("s3://latents/served", "served")
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        assert wait_for(lambda: _pings(port) or process.poll() is not None, PATIENCE_S)
+        assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+        body = json.dumps(
+            {"dataframe_split": {"columns": ["prompt"], "data": [["solo piano"]]}, "params": {"steps": 1}}
+        )
+        request = Request(f"http://127.0.0.1:{port}/invocations", body.encode(), {"Content-Type": "application/json"})
+        (row,) = json.load(urlopen(request, timeout=PATIENCE_S))["predictions"]
+        assert row["sample_rate_hz"] == 44100
+        assert row["wav_base64"].startswith("UklGR")  # RIFF
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _pings(port: int) -> bool:
+    try:
+        return bool(urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).status == 200)
+    except OSError:
+        return False

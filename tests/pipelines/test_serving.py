@@ -1,0 +1,135 @@
+"""A registered generator makes music: from Python, from the command line, and by MLflow's own means."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+from infra.cli import app
+from pipelines.loading import load_generator
+from pipelines.registry.promotion import Promoter
+from pipelines.serving import PARAMS, RATE, SECONDS, WAV
+from pipelines.storage import open_folder
+from pipelines.tracking import open_tracker
+from presto_core.audio.codec import load_codec
+from presto_core.audio.text import load_text_encoder
+from presto_core.config.errors import UserError
+from presto_core.config.promotion import PromoteConfig
+from presto_core.config.sections import NetworkConfig, TrackingConfig
+from presto_core.registry.manifest import artifact_folder, commit_artifact, read_artifact
+from presto_core.training.model import ModelCard, weights_file
+from tests.pipelines.registry_home import Home
+
+FRAMES = 32
+
+
+def playable(root: str, name: str) -> Home:
+    """A register with a generator that nobody trained, between the real codec and the real text encoder."""
+    codec = load_codec("mel_pca")
+    text = load_text_encoder("minilm", path="", max_tokens=16)
+    card = ModelCard(
+        network=NetworkConfig(dim=16, depth=2, heads=2, patch=2).model_dump(mode="json"),
+        channels=codec.channels,
+        frames=FRAMES,
+        sigma_data=0.5,
+        mean=[0.0] * codec.channels,
+        std=[1.0] * codec.channels,
+        codec={"kind": "mel_pca", "path": "", "digest": codec.digest},
+        text={"kind": "minilm", "path": "", "digest": text.digest, "dim": text.dim, "max_tokens": 16},
+    )
+    torch.manual_seed(0)
+    folder = artifact_folder(open_folder(root), "1" * 16)
+    commit_artifact(
+        folder,
+        kind="generator",
+        artifact_id="1" * 16,
+        config_yaml="",
+        parents={},
+        files=weights_file(card.new_network()),
+        details={"model": card.to_dict()},
+    )
+    home = Home(root, open_tracker(TrackingConfig()), {"S": read_artifact(folder)})
+    home.register(home.made["S"], name, "distill-steps")
+    return home
+
+
+@pytest.fixture
+def home(workdir: Path) -> Home:
+    made = playable(str(workdir / "store"), "presto-generator")
+    Promoter(made.client, judge=lambda *_: []).promote("presto-generator@v1", PromoteConfig(), why="it plays")
+    return made
+
+
+def decoded(wav: str) -> tuple[np.ndarray, int]:
+    return soundfile.read(io.BytesIO(base64.b64decode(wav)), dtype="float32")
+
+
+def test_music_from_python_from_the_command_line_and_from_mlflow_is_the_same(home: Home, workdir: Path):
+    """The champion, asked for by all its names, with one seed."""
+    generator = load_generator("models:/presto-generator@champion", storage_root=home.root)
+    prompts = ["solo piano", "string quartet, 90 bpm, in A minor"]
+    clips = generator.generate(prompts, steps=2, seed=3)
+    assert [clip.prompt for clip in clips] == prompts
+    assert clips[0].audio.shape[1] / 44100 == pytest.approx(clips[0].seconds) == pytest.approx(1.486, abs=0.01)
+    assert np.isfinite(clips[0].audio).all()
+    (again,) = generator.generate(prompts[1:], steps=2, seed=3)
+    assert np.array_equal(again.audio, clips[1].audio)
+    (longer,) = generator.generate(prompts[:1], steps=1, seconds=3.0)
+    assert longer.seconds == pytest.approx(3.0, abs=0.4)
+
+    words = ["generate", "solo piano", "--model", "champion", "generate.steps=2", "generate.seed=3", *home.words()]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    samples, rate_hz = soundfile.read(workdir / ".presto/out/solo-piano-3.wav", dtype="float32")
+    assert rate_hz == 44100
+    assert np.allclose(samples, clips[0].audio[0], atol=1e-4)
+
+    mlflow.set_tracking_uri(home.tracker.uri)
+    model = mlflow.pyfunc.load_model("models:/presto-generator@champion")
+    found = model.predict(pd.DataFrame({"prompt": prompts}), params={"steps": 2, "seed": 3})
+    for row, clip in zip(found.to_dict("records"), clips):
+        samples, rate_hz = decoded(row[WAV])
+        assert np.allclose(samples, clip.audio[0], atol=1e-4)
+        assert (rate_hz, row[RATE]) == (44100, 44100)
+        assert row[SECONDS] == pytest.approx(clip.seconds)
+
+
+def test_the_mlflow_model_is_code_with_a_signature_and_an_example_and_holds_no_pickle(home: Home, workdir: Path):
+    mlflow.set_tracking_uri(home.tracker.uri)
+    folder = Path(mlflow.artifacts.download_artifacts("models:/presto-generator@champion"))
+    assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
+    assert "MusicModel" in (folder / "serving_code.py").read_text()
+    info = mlflow.models.get_model_info("models:/presto-generator@champion")
+    assert info.signature.inputs.input_names() == ["prompt"]
+    assert info.signature.outputs.input_names() == [WAV, RATE, SECONDS]
+    assert {p.name for p in info.signature.params} == set(PARAMS)
+    assert info.saved_input_example_info
+
+
+@pytest.mark.parametrize("content", [b"\x80\x04.", None])
+def test_a_damaged_mlflow_model_is_refused_when_it_is_loaded(home: Home, workdir: Path, content: bytes | None):
+    mlflow.set_tracking_uri(home.tracker.uri)
+    folder = Path(mlflow.artifacts.download_artifacts("models:/presto-generator@champion", dst_path=str(workdir / "m")))
+    (weights,) = folder.rglob("weights.safetensors")
+    weights.write_bytes(content or weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(UserError, match=r"weights\.safetensors is damaged"):
+        mlflow.pyfunc.load_model(str(folder))
+
+
+def test_wrong_requests_are_one_sentence(home: Home):
+    generator = load_generator("champion", storage_root=home.root)
+    with pytest.raises(UserError, match="steps=0 must be at least 1"):
+        generator.generate(["x"], steps=0)
+    with pytest.raises(UserError, match=r"generate\.key"):
+        generator.generate(["x"], key="H flat")
+    with pytest.raises(UserError, match="has no presto-generator@nothing"):
+        load_generator("presto-generator@nothing")

@@ -1,0 +1,183 @@
+"""Metrics reach MLflow once, in order, by a thread: the server slow, killed and started again; memory bounded."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.mlflow.server import MlflowServer
+from pipelines import tracked
+from pipelines.system_metrics import sampled
+from pipelines.tracked import POINTS_HELD, TrackedRun
+from pipelines.tracking import connect
+from presto_core.config.sections import TrackingConfig
+from tests.pipelines.fault_proxy import Fault, FaultProxy
+from tests.pipelines.lives import wait_for
+
+Row = tuple[int, dict[str, float]]
+PATIENCE_S = 120
+
+
+def rows(first: int, last: int) -> list[Row]:
+    return [(step, {"dsm_loss": 1 / step, "grad_norm": float(step)}) for step in range(first, last + 1)]
+
+
+def run_at(uri: str) -> TrackedRun:
+    client, _ = connect(TrackingConfig(uri=uri))
+    return TrackedRun(client, client.create_run("0").info.run_id)
+
+
+def points(run: TrackedRun, uri: str, name: str = "dsm_loss") -> list[tuple[int, float]]:
+    """As the server stores them, in the order of arrival: read past any proxy."""
+    client, _ = connect(TrackingConfig(uri=uri))
+    return [(p.step, p.value) for p in client.get_metric_history(run.mlflow_id, name)]
+
+
+def expected(first: int, last: int) -> list[tuple[int, float]]:
+    return [(step, 1 / step) for step in range(first, last + 1)]
+
+
+@pytest.fixture
+def server(mlflow_database: Path, tmp_path: Path) -> Iterator[MlflowServer]:
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(mlflow_database.read_bytes())
+    made = MlflowServer(tmp_path, f"sqlite:///{database}", str(tmp_path / "files"))
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.mark.services
+def test_a_server_killed_in_mid_run_loses_and_doubles_nothing(server: MlflowServer, monkeypatch: pytest.MonkeyPatch):
+    """kill -9 twice, once with requests on their way; compared point by point, and in the order they were logged."""
+    monkeypatch.setattr(tracked, "PAUSE_S", 0.5)
+    monkeypatch.setattr(tracked, "FLUSH_EVERY_S", 0.05)
+    run = run_at(server.uri)
+    said = threading.Event()
+    for step, metrics in rows(1, 900):
+        run.log(step, metrics)
+        if step == 300:
+            assert wait_for(lambda: bool(points(run, server.uri)), PATIENCE_S)
+            server.kill()
+        if step == 500:
+            server.start()
+        if step == 600:
+            killer = threading.Thread(target=lambda: (said.wait(PATIENCE_S), server.kill()))
+            killer.start()
+        if step == 700:
+            said.set()
+            killer.join()
+            server.start()
+    run.finish()
+    assert points(run, server.uri) == expected(1, 900)
+    assert [step for step, _ in points(run, server.uri, "grad_norm")] == list(range(1, 901))
+    client, _ = connect(TrackingConfig(uri=server.uri))
+    assert client.get_run(run.mlflow_id).info.status == "FINISHED"
+
+
+@pytest.mark.services
+def test_a_server_that_hangs_slows_nobody(mlflow_server: str):
+    """Every request stalls longer than all rows take together, had they waited for it."""
+    with FaultProxy(mlflow_server) as proxy:
+        run = run_at(proxy.endpoint)
+        proxy.plan(Fault.STALL, times=3, seconds=1.5)
+        began = threading.Event()
+        original = run.client.log_batch
+
+        def noticed(*args: object, **named: object) -> object:
+            began.set()
+            return original(*args, **named)
+
+        run.client.log_batch = noticed
+        for step, metrics in rows(1, 2000):
+            run.log(step, metrics)
+        assert proxy.injected[Fault.STALL] <= 1  # all rows were taken before the first answer came
+        run.finish()
+        assert began.is_set()
+    assert points(run, mlflow_server) == expected(1, 2000)
+
+
+@pytest.mark.services
+def test_answers_that_get_lost_double_nothing(mlflow_server: str, monkeypatch: pytest.MonkeyPatch):
+    """The server stored the points, and the client was told that it failed."""
+    monkeypatch.setattr(tracked, "PAUSE_S", 0.2)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with FaultProxy(mlflow_server) as proxy:
+        run = run_at(proxy.endpoint)
+        for step, metrics in rows(1, 50):
+            run.log(step, metrics)
+        run.settle()
+        proxy.plan(Fault.RESET, times=2, path="log-batch")
+        for step, metrics in rows(51, 100):
+            run.log(step, metrics)
+        run.finish()
+    assert points(run, mlflow_server) == expected(1, 100)
+
+
+def test_a_point_sent_twice_is_one_point(workdir: Path):
+    from mlflow.entities import Metric
+
+    run = run_at("")
+    for _ in range(2):
+        run.client.log_batch(run.mlflow_id, metrics=[Metric("x", 1.0, 1000, 3), Metric("x", 2.0, 1001, 4)])
+    assert points(run, "", "x") == [(3, 1.0), (4, 2.0)]
+
+
+def test_what_is_too_much_for_memory_comes_from_the_stored_rows_in_order(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tracked, "POINTS_HELD", 100)
+    run = run_at("")
+    stored: list[Row] = []
+    run.stored = lambda: stored
+    silent = run.client.log_batch
+    monkeypatch.setattr(run.client, "log_batch", lambda *args, **named: (_ for _ in ()).throw(OSError("down")))
+    for row in rows(1, 500):
+        stored.append(row)
+        run.log(*row)
+        assert len(run._points) <= 100 + 2
+    monkeypatch.setattr(run.client, "log_batch", silent)
+    for row in rows(501, 600):  # the server is back, and later rows must not overtake
+        stored.append(row)
+        run.log(*row)
+    run.finish()
+    assert points(run, "") == expected(1, 600)
+    assert POINTS_HELD > 100
+
+
+def test_a_resumed_run_sends_only_what_is_new(workdir: Path):
+    first = run_at("")
+    for row in rows(1, 40):
+        first.log(*row)
+    first.give_up("KILLED")
+    again = TrackedRun(first.client, first.mlflow_id)
+    for row in rows(20, 60):
+        again.log(*row)
+    again.finish()
+    assert points(again, "") == expected(1, 60)
+
+
+def test_the_machine_is_watched_and_the_axis_goes_on_after_a_resume(workdir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    run = run_at("")
+    with sampled(run, int((time.time() - 5000) * 1000)):
+        assert wait_for(lambda: bool(run._sender), PATIENCE_S)
+    run.finish()
+    found = points(run, "", "system/cpu_utilization_percentage")
+    assert found[0][0] >= 5000
+    assert all(0 <= value <= 100 for _, value in found)
+
+
+def test_nothing_waits_in_a_thread_after_the_end(workdir: Path):
+    before = {thread.ident for thread in threading.enumerate()}
+    run = run_at("")
+    run.log(1, {"x": 1.0})
+    run.finish()
+    mine = [t for t in threading.enumerate() if t.ident not in before and t.name == "mlflow-sender"]
+    for thread in mine:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
