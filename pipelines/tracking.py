@@ -69,7 +69,7 @@ class Tracker:
         tags = {RUN_ID: run_id, "presto.stage": stage, "mlflow.runName": f"{stage}-{run_id}"}
         tags |= {f"presto.parent.{role}": artifact_id for role, artifact_id in parents.items()}
         mlflow_id: str = self.client.create_run(self.experiment_id, tags=tags).info.run_id
-        flat = flatten(config.model_dump(mode="json", exclude={"storage", "tracking"}))
+        flat = flatten(config.model_dump(mode="json", exclude={"storage", "tracking", "submit"}))
         params = [Param(key, v if isinstance(v, str) else json.dumps(v)) for key, v in flat.items()]
         for start in range(0, len(params), 100):
             self.client.log_batch(mlflow_id, params=params[start : start + 100])

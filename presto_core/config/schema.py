@@ -24,9 +24,10 @@ from presto_core.config.sections import (
     TeacherConfig,
     TrackingConfig,
 )
+from presto_core.config.submit import SubmitConfig
 
 # Where and how a stage runs does not change what it makes, but for rounding (workers, micro-batches, sharding).
-UNHASHED = ("storage", "tracking", "cluster", "loop", "health", "inputs")
+UNHASHED = ("storage", "tracking", "cluster", "submit", "loop", "health", "inputs")
 
 
 class StageConfig(Section):
@@ -43,6 +44,7 @@ class StageConfig(Section):
     storage: StorageConfig = StorageConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
+    submit: SubmitConfig = SubmitConfig()
     seed: int = Field(0, ge=0)
 
     def references(self) -> dict[str, str]:
