@@ -66,11 +66,13 @@ class Line:
         report: a row of metrics; without any, where the run starts. Only rank 0 speaks.
         warn: a sentence to show.
         stop_reason: why the run should end early, as far as this rank knows; empty where it should not.
+        require_at_work: raises where other workers have taken over; asked before anything is written.
     """
 
     report: Callable[[int, dict[str, float]], None]
     warn: Callable[[str], None]
     stop_reason: Callable[[], str]
+    require_at_work: Callable[[], None] = lambda: None
 
 
 def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
@@ -96,7 +98,13 @@ def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
     keep, every = job.loop.keep_checkpoints, job.loop.keep_every
     with (
         closing(batches),
-        CheckpointWriter(scratch.child(CHECKPOINTS), last_good=state.total_step, keep=keep, every=every) as writer,
+        CheckpointWriter(
+            scratch.child(CHECKPOINTS),
+            last_good=state.total_step,
+            keep=keep,
+            every=every,
+            require_at_work=line.require_at_work,
+        ) as writer,
     ):
         hooks = _hooks(state, writer, Journal(scratch.child(ROWS)), line, main=main)
         train(algorithm, batches, seed=job.seed, config=job.loop, parallel=parallel, hooks=hooks)
@@ -109,6 +117,7 @@ def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
     for ema in state.emas.values():
         ema.gather()
     if main:
+        line.require_at_work()
         job.finish(dataset, state)
 
 
