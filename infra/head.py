@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from infra.targets import on_loopback
+from infra.targets import API_SERVER, on_loopback
 from pipelines.progress import console
 from presto_core.config.errors import UserError
 
@@ -107,7 +107,7 @@ class Head:
             os.environ.setdefault("RAY_AUTH_TOKEN", self.token)
         import ray
 
-        with self._answering():
+        with self._answering(), _unhindered():
             context = ray.init(address, logging_level=logging.ERROR)
             ray.shutdown()
         return f"http://{context.dashboard_url}"
@@ -193,7 +193,18 @@ def _client(address: str, token: str) -> Any:
             return super()._do_request(method, endpoint, **{"timeout": (CONNECT_S, ANSWER_S), **request})
 
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return Client(address, headers=headers, verify=os.environ.get("REQUESTS_CA_BUNDLE") or True)
+    with _unhindered():
+        return Client(address, headers=headers, verify=os.environ.get("REQUESTS_CA_BUNDLE") or True)
+
+
+@contextmanager
+def _unhindered() -> Iterator[None]:
+    """Without the addresses of this environment, which Ray would take instead of the one it is given."""
+    named = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", API_SERVER) if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(named)
 
 
 def _short(error: BaseException) -> str:

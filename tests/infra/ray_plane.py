@@ -106,6 +106,9 @@ class Plane:
             return any(WORKER in title_of(child) for child in self.raylet(number).children(recursive=True))
         return False
 
+    def has_ended(self, job_id: str) -> bool:
+        return not any(f'"status": "{status}"' in self.get(f"/api/jobs/{job_id}") for status in ("PENDING", "RUNNING"))
+
     def alive(self) -> int:
         return self.get("/api/v0/nodes?detail=1").count('"state": "ALIVE"')
 
