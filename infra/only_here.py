@@ -105,7 +105,7 @@ def _is_path(uri: str) -> bool:
 
 def _require_shared(key: str, uri: str, config: StageConfig) -> None:
     """A path must lie in a folder that all nodes share, or, where it is read, in what is sent along."""
-    path, sent = Path(uri.removeprefix("file://")), config.submit.working_dir
+    path, sent = Path(os.path.normpath(uri.removeprefix("file://"))), config.submit.working_dir
     if any(path.is_absolute() and path.is_relative_to(folder) for folder in config.submit.shared_folders):
         return
     if sent and key in READ and not path.is_absolute() and (Path(sent) / path).exists():

@@ -77,8 +77,10 @@ class Plane:
         ]
         try:
             self._start(*head)
+            assert wait_for(lambda: self.alive() == 1, STARTED_S, step_s=0.2), self.said(0)
             for cpus in self.cpus:
-                self.add_node(cpus)
+                self._start(f"--address={HEAD}:{self.gcs}", f"--num-cpus={cpus:g}")
+            assert wait_for(lambda: self.alive() == len(self.nodes), STARTED_S, step_s=0.2), self.said(-1)
         except BaseException:
             self.__exit__()
             raise
@@ -88,9 +90,6 @@ class Plane:
         for node in reversed(self.nodes):
             end(node)
         shutil.rmtree(self.temp, ignore_errors=True)
-
-    def add_node(self, cpus: float) -> None:
-        self._start(f"--address={HEAD}:{self.gcs}", f"--num-cpus={cpus:g}")
 
     def lose_node(self, number: int) -> None:
         """SIGKILL of a node's raylet: what it had started is orphaned, as where a network is cut."""
@@ -120,7 +119,7 @@ class Plane:
         return ""
 
     def said(self, number: int) -> str:
-        return (self.folder / f"node-{number}.log").read_text()
+        return sorted(self.folder.glob("node-*.log"))[number].read_text()
 
     def _start(self, *options: str) -> None:
         ports = free_ports(6)
@@ -136,17 +135,14 @@ class Plane:
         command += [f"--{name}={port}" for name, port in zip(names, ports)]
         command += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={100 * 2**20}"]
         command += ["--disable-usage-stats"]
-        if "--head" in options:
-            command.append(f"--temp-dir={self.temp}")
         number = len(self.nodes)
+        command.append(f"--temp-dir={self.temp / str(number)}")  # what a job brings lies there, once a node
         with (self.folder / f"node-{number}.log").open("wb") as log:
             self.nodes.append(
                 subprocess.Popen(
                     command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
                 )
             )
-        # one after the other: nodes that start together would take the same socket
-        assert wait_for(lambda: self.alive() == len(self.nodes), STARTED_S, step_s=0.2), self.said(number)
 
 
 def end(node: subprocess.Popen[bytes]) -> None:
