@@ -10,7 +10,7 @@ SOURCES := presto_core pipelines tune_spaces infra tests
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format bench bench-data science test-slow test-chaos clean help
+.PHONY: demo test lint format bench bench-data science test-slow test-chaos test-cluster clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -25,6 +25,9 @@ test-slow: $(STAMP) ## longer tests
 
 test-chaos: $(STAMP) ## faults and kills at random moments, about forty minutes; rewrites the table in docs/chaos.md
 	CHAOS_PAGE=docs/chaos.md $(BIN)/python -m pytest -m chaos
+
+test-cluster: $(STAMP) ## the whole flow as jobs on a cluster that loses a node, about ten minutes; rewrites docs/cluster_transcript.md
+	CLUSTER_PAGE=docs/cluster_transcript.md $(BIN)/python -m pytest -m slow tests/infra/test_cluster.py
 
 lint: $(STAMP) ## style, types and who may import whom
 	$(BIN)/ruff check $(SOURCES)

@@ -5,24 +5,27 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import os
 import sys
 import traceback
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pipelines import dataset_verbs, machine_verbs, registry_verbs, training_verbs
+from infra import jobs_verbs, training_verbs
+from infra.on import Work, carry_out, runner
+from infra.targets import LOCAL, On
+from pipelines import dataset_verbs, machine_verbs, registry_verbs
 from pipelines.progress import console
 from pipelines.words import PRESETS, DryRun, Words, is_override, show, split, stage_config
 from presto_core.config.errors import UserError
 from presto_core.config.loader import ConfigError, load_config, preset_names
-from presto_core.config.schema import STAGES, StageConfig
+from presto_core.config.schema import STAGES
 
 GARBAGE_AFTER = 50_000  # new objects; Python's own 700 is meant for small programs
 CRASH_LOG = Path(".presto/crash.log")
+JOB = "PRESTO_JOB"  # set in a job: its id
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,6 +47,7 @@ app.add_typer(corpus_app, name="corpus")
 app.add_typer(codec_app, name="codec")
 app.add_typer(dataset_verbs.app, name="dataset")
 app.add_typer(registry_verbs.app, name="registry")
+app.add_typer(jobs_verbs.app, name="jobs")
 for verb in (machine_verbs.up, machine_verbs.down, machine_verbs.doctor):
     app.command()(verb)
 
@@ -51,9 +55,9 @@ Local = Annotated[bool, typer.Option("--local", help="Keep everything in a folde
 
 
 @corpus_app.command("build")
-def corpus_build(words: Words = None, dry_run: DryRun = False) -> None:
+def corpus_build(words: Words = None, on: On = LOCAL, dry_run: DryRun = False) -> None:
     """Make the default corpus: public-domain pieces and composed ones, with captions, rendered by a soundfont."""
-    _run("corpus", "build_corpus", words, dry_run)
+    _carry_out(("corpus", "build"), "build_corpus", words, on, dry_run)
 
 
 @codec_app.command("fit")
@@ -77,11 +81,12 @@ def ingest(
         float | None,
         typer.Option(help="Share of files that may be bad; above it the run fails (ingest.max_bad_fraction)."),
     ] = None,
+    on: On = LOCAL,
     dry_run: DryRun = False,
 ) -> None:
     """Encode audio (ingest.source=folder, s3://prefix or a list) into latents; what is encoded already is used."""
     allowed = [] if max_bad_fraction is None else [f"ingest.max_bad_fraction={max_bad_fraction}"]
-    _run("ingest", "ingest", [*(words or []), *allowed], dry_run)
+    _carry_out(("ingest",), "ingest", [*(words or []), *allowed], on, dry_run)
 
 
 for verb in (training_verbs.train_teacher, training_verbs.distill_layers, training_verbs.distill_steps):
@@ -89,9 +94,9 @@ for verb in (training_verbs.train_teacher, training_verbs.distill_layers, traini
 
 
 @app.command()
-def evaluate(words: Words = None, dry_run: DryRun = False) -> None:
+def evaluate(words: Words = None, on: On = LOCAL, dry_run: DryRun = False) -> None:
     """Compare base, generator and inputs.compared=[...] on held-out music: distances, latency, sounds, plots."""
-    _run("evaluate", "evaluate", words, dry_run)
+    _carry_out(("evaluate",), "evaluate", words, on, dry_run)
 
 
 @app.command()
@@ -102,6 +107,7 @@ def generate(
         str | None,
         typer.Option(help="champion, candidate-ls, presto-generator@v3, models:/…, an id or a URI (inputs.generator)."),
     ] = None,
+    on: On = LOCAL,
     dry_run: DryRun = False,
 ) -> None:
     """Make music from a prompt: a WAV and a spectrogram in generate.output."""
@@ -112,7 +118,7 @@ def generate(
     if model is not None:
         overrides.append(f"inputs.generator={json.dumps(model)}")
     config = load_config(STAGES["generate"], preset, overrides, preset_folder=PRESETS)
-    _execute("generate", "generate", config, dry_run)
+    carry_out(Work(("generate",), "generate", config, runner("generate")), on=on, dry_run=dry_run)
 
 
 @app.command()
@@ -165,16 +171,9 @@ def presets() -> None:
         typer.echo(name)
 
 
-def _run(stage: str, module: str, words: list[str] | None, dry_run: bool) -> None:
-    _execute(stage, module, stage_config(stage, words or []), dry_run)
-
-
-def _execute(stage: str, module: str, config: StageConfig, dry_run: bool) -> None:
-    if dry_run:
-        show(stage, config)
-        return
-    runner: Callable[[Any], Any] = import_module(f"pipelines.{module}").run
-    runner(config)
+def _carry_out(verb: tuple[str, ...], module: str, words: list[str] | None, on: str, dry_run: bool) -> None:
+    config = stage_config(verb[0], words or [])
+    carry_out(Work(verb, verb[0], config, runner(module)), on=on, dry_run=dry_run)
 
 
 def main() -> None:
@@ -196,6 +195,8 @@ def main() -> None:
     except Exception as error:
         CRASH_LOG.parent.mkdir(exist_ok=True)
         CRASH_LOG.write_text(traceback.format_exc())
+        if JOB in os.environ:  # of a node's disk, who follows the job sees nothing
+            traceback.print_exc()
         last = (str(error).strip().splitlines() or [""])[-1]
         _fail(f"unexpected {type(error).__name__}: {last[:300]}. This is a bug; its traceback is in {CRASH_LOG}", 70)
 

@@ -116,25 +116,30 @@ class RayProbe:
             return f"{ray.__version__}, {how}: {count} node{'s'[: count > 1]}, {cpus:g} CPUs, {gpus:g} GPUs"
 
     def holds(self, stage: str) -> str:
-        """Compare what a stage asks for with what the cluster has, in sum and node by node.
+        """See `require_places`."""
+        return require_places(stage, self.cluster, self.nodes)
 
-        Raises:
-            ClusterError: it has less.
-            SkippedError: the stage needs none.
-        """
-        if stage in TRAINING and self.cluster.num_workers == 0:
-            raise SkippedError("not needed: cluster.num_workers=0 trains in the command's own process")
-        needs, worker, count = asked(stage, self.cluster)
-        names = {key for node in self.nodes for key in node}
-        require({key: sum(node.get(key, 0) for node in self.nodes) for key in names}, **needs)
-        room = places(self.nodes, worker)
-        what = " and ".join(f"{amount:g} {key}s" for key, amount in worker.items())
-        if room < count:
-            raise ClusterError(
-                f"{stage} needs {count} workers of {what} each and the nodes have room for {room}; "
-                "lower cluster.num_workers, cluster.data_workers or cluster.cpus_per_worker, or use larger nodes"
-            )
-        return f"{count} worker{'s'[: count > 1]} of {what}; in all {needs['cpus']:g} CPUs, {needs['gpus']:g} GPUs"
+
+def require_places(stage: str, cluster: ClusterConfig, nodes: list[dict[str, float]]) -> str:
+    """Compare what a stage asks for with what a cluster's nodes have, in sum and node by node; says what it asks for.
+
+    Raises:
+        ClusterError: they have less.
+        SkippedError: the stage needs none.
+    """
+    if stage in TRAINING and cluster.num_workers == 0:
+        raise SkippedError("not needed: cluster.num_workers=0 trains in the command's own process")
+    needs, worker, count = asked(stage, cluster)
+    names = {key for node in nodes for key in node}
+    require({key: sum(node.get(key, 0) for node in nodes) for key in names}, **needs)
+    room = places(nodes, worker)
+    what = " and ".join(f"{amount:g} {key}s" for key, amount in worker.items())
+    if room < count:
+        raise ClusterError(
+            f"{stage} needs {count} workers of {what} each and the nodes have room for {room}; "
+            "lower cluster.num_workers, cluster.data_workers or cluster.cpus_per_worker, or use larger nodes"
+        )
+    return f"{count} worker{'s'[: count > 1]} of {what}; in all {needs['cpus']:g} CPUs, {needs['gpus']:g} GPUs"
 
 
 def asked(stage: str, cluster: ClusterConfig) -> tuple[dict[str, float], dict[str, float], int]:

@@ -74,7 +74,7 @@ def begin(scratch: Folder, root: Folder, stage: str, config: StageConfig, parent
         "stage": stage,
         "parents": parents,
         "result": config.result_config(),
-        "config": config.model_dump(exclude={"storage", "tracking"}),
+        "config": config.model_dump(exclude={"storage", "tracking", "submit"}),
     }
     write_bytes(scratch, RECORD, json.dumps(record, indent=2).encode())
 

@@ -19,10 +19,15 @@ from presto_core.config.errors import UserError
 TOLD = "it was told to end (SIGTERM)"
 CTRL_C = "Ctrl-C was pressed"
 PREEMPTED = "its node is about to be taken away"
+TAKEN_OVER = "other workers have taken over its run"
 
 
 class StoppedError(UserError):
     """A run ended early because it was asked to; its state is saved and the same command goes on."""
+
+
+class TakenOverError(UserError):
+    """A worker goes on though its node was given up: those that took over write, and it must not."""
 
 
 @dataclass
@@ -77,6 +82,14 @@ def listen_in_worker() -> Stop:
 
 def _hear_sigterm() -> None:
     signal.signal(signal.SIGTERM, WORKER._on_sigterm)
+
+
+def own_attempt() -> str:
+    """What tells the worker group of this process from those before and after it: its placement group."""
+    import ray
+
+    me: Any = ray.get_runtime_context().current_actor  # only its main thread knows where it was placed
+    return str(ray.get(me.execute.remote(lambda: ray.get_runtime_context().get_placement_group_id())))
 
 
 def preempted() -> bool:

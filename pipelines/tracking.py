@@ -72,7 +72,7 @@ class Tracker:
         tags = {RUN_ID: run_id, STAGE: stage, "mlflow.runName": f"{stage}-{run_id}", **environment_tags()}
         tags |= {f"{PARENT}{role}": artifact.id for role, artifact in parents.items()}
         info = self.client.create_run(self.experiment_id, tags=redacted_items(tags)).info
-        flat = flatten(config.model_dump(mode="json", exclude={"storage", "tracking"}))
+        flat = flatten(config.model_dump(mode="json", exclude={"storage", "tracking", "submit"}))
         said = redacted_items({key: v if isinstance(v, str) else json.dumps(v) for key, v in flat.items()})
         params = [Param(key, value) for key, value in said.items()]
         for start in range(0, len(params), 100):

@@ -74,12 +74,14 @@ class Line:
         warn: a sentence to show.
         stop_reason: why the run should end early, as far as this rank knows; empty where it should not.
         saved: the step of each checkpoint once it is whole; only rank 0 speaks.
+        require_at_work: raises where other workers have taken over; asked before anything is written.
     """
 
     report: Callable[[int, dict[str, float]], None]
     warn: Callable[[str], None]
     stop_reason: Callable[[], str]
     saved: Callable[[int], None] = lambda step: None
+    require_at_work: Callable[[], None] = lambda: None
 
 
 def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
@@ -109,6 +111,7 @@ def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
         keep=job.loop.keep_checkpoints,
         every=job.loop.keep_every,
         saved=line.saved,
+        require_at_work=line.require_at_work,
     )
     with closing(batches), writer:
         hooks = _hooks(state, writer, Journal(scratch.child(ROWS)), line, main=main)
@@ -122,6 +125,7 @@ def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
     for ema in state.emas.values():
         ema.gather()
     if main:
+        line.require_at_work()
         job.finish(dataset, state)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipelines.progress import Bar, console, summary
-from pipelines.stopping import Stop
+from pipelines.stopping import TAKEN_OVER, Stop
 from pipelines.tracking import TrackedRun
 from presto_core.config.sections import HealthConfig
 from presto_core.metrics.health import Expected, breaches
@@ -33,24 +33,32 @@ class Board:
     error: str = ""
     stopped: bool = False
     asked: str = ""
-    attempt: str = ""
+    attempts: list[str] = field(default_factory=list)
 
     def begin(self, attempt: str) -> None:
-        """A worker group starts: failures of those before it count no more, whenever they are told.
+        """A worker group starts: those before it are not listened to any more, and may not write.
 
         The worker of a lost node lives on for some seconds, beside those that took over.
         """
-        self.attempt, self.error, self.stopped = attempt, "", False
+        if attempt not in self.attempts:
+            self.attempts.append(attempt)
+            self.error, self.stopped = "", False
 
-    def push(self, step: int, metrics: Metrics) -> None:
-        self.rows.append((step, metrics))
+    def is_at_work(self, attempt: str) -> bool:
+        """Whether this is the newest worker group."""
+        return self.attempts[-1:] == [attempt]
 
-    def warn(self, sentence: str) -> None:
-        self.warnings.append(sentence)
+    def push(self, step: int, metrics: Metrics, attempt: str) -> None:
+        if self.is_at_work(attempt):
+            self.rows.append((step, metrics))
 
-    def fail(self, error: str, attempt: str = "", *, stopped: bool = False) -> None:
-        """The first failure of an attempt is its cause; other ranks than 0 do not know which attempt they are of."""
-        if attempt in ("", self.attempt) and not self.error:
+    def warn(self, sentence: str, attempt: str) -> None:
+        if self.is_at_work(attempt):
+            self.warnings.append(sentence)
+
+    def fail(self, error: str, attempt: str, *, stopped: bool = False) -> None:
+        """The first failure of the group at work is its cause; one may come before rank 0 says that it began."""
+        if (self.is_at_work(attempt) or attempt not in self.attempts) and not self.error:
             self.error, self.stopped = error, stopped
 
     def drain(self) -> Messages:
@@ -61,8 +69,8 @@ class Board:
     def ask_to_stop(self, reason: str) -> None:
         self.asked = reason
 
-    def stop_reason(self) -> str:
-        return self.asked
+    def stop_reason(self, attempt: str) -> str:
+        return self.asked if self.is_at_work(attempt) else TAKEN_OVER
 
 
 @dataclass

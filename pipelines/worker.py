@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +24,16 @@ from pipelines.journal import report_missed
 from pipelines.parallel import in_group, in_process
 from pipelines.progress import console, progress_bar
 from pipelines.reading import damaged_shards, read_here, read_with_ray
-from pipelines.stopping import PREEMPTED, Stop, StoppedError, listen_in_worker, preempted
+from pipelines.stopping import (
+    PREEMPTED,
+    TAKEN_OVER,
+    Stop,
+    StoppedError,
+    TakenOverError,
+    listen_in_worker,
+    own_attempt,
+    preempted,
+)
 from pipelines.storage import open_folder
 from pipelines.telemetry import Telemetry
 from pipelines.tracking import TrackedRun
@@ -39,6 +47,7 @@ from presto_core.training.parallel import Parallel
 from presto_core.training.saving import SaveError
 
 SKIPPED = "skipped_shards.json"
+ANSWER_S = 60  # for a word of the command, before a worker writes
 POLL_S = 0.5  # between two looks of command and workers at what the other side says
 ENDING = (DivergenceError, SaveError, StoppedError)  # all ranks stop in the same step, and a restart would not help
 
@@ -182,13 +191,13 @@ def _ray_worker(config: dict[str, Any]) -> None:
 
     job, board, context = config["job"], config["board"], ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    attempt = secrets.token_hex(4) if rank == 0 else ""
-    if attempt:
+    attempt = own_attempt()
+    if rank == 0:
         ray.get(board.begin.remote(attempt))
     try:
         parallel = in_group(ray.train.torch.get_device(), job.loop, job.cluster.parallel)
         telemetry = _telemetry(job, parallel)
-        line = _line_of(board, telemetry, told={"workers": float(workers)} if job.cluster.min_workers else {})
+        line = _line_of(board, telemetry, attempt, told={"workers": float(workers)} if job.cluster.min_workers else {})
         with telemetry.failures():
             work(job, parallel, line, reader=config["reader"])
     except ENDING as error:
@@ -211,10 +220,11 @@ def _telemetry(job: Job, parallel: Parallel) -> Telemetry:
     )
 
 
-def _line_of(board: Any, telemetry: Telemetry, *, told: dict[str, float]) -> Line:
+def _line_of(board: Any, telemetry: Telemetry, attempt: str, *, told: dict[str, float]) -> Line:
     """Of a Ray worker: its own SIGTERM and notices, and, now and then on rank 0, what the command asks for.
 
     Args:
+        attempt: the worker group's; once another is at work, this one is not heard and writes nothing.
         told: goes with every row of metrics.
     """
     import ray
@@ -225,18 +235,22 @@ def _line_of(board: Any, telemetry: Telemetry, *, told: dict[str, float]) -> Lin
         nonlocal looked_at
         if not own.reason and time.monotonic() - looked_at > POLL_S:
             looked_at = time.monotonic()
-            own.ask(PREEMPTED if preempted() else ray.get(board.stop_reason.remote()) if rank == 0 else "")
+            own.ask(PREEMPTED if preempted() else ray.get(board.stop_reason.remote(attempt)) if rank == 0 else "")
         return own.reason
 
     def report(step: int, metrics: dict[str, float]) -> None:
-        board.push.remote(step, metrics | told if metrics else {})
+        board.push.remote(step, metrics | told if metrics else {}, attempt)
         telemetry.row(step, metrics)
 
     def warn(sentence: str) -> None:
-        board.warn.remote(sentence)
+        board.warn.remote(sentence, attempt)
         telemetry.say(sentence, logging.WARNING)
 
-    return Line(report, warn, stop_reason, saved=telemetry.checkpointed)
+    def require_at_work() -> None:
+        if not ray.get(board.is_at_work.remote(attempt), timeout=ANSWER_S):
+            raise TakenOverError(f"{TAKEN_OVER}, so it writes nothing more")
+
+    return Line(report, warn, stop_reason, telemetry.checkpointed, require_at_work)
 
 
 def _first_line(error: BaseException) -> str:

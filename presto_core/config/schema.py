@@ -25,10 +25,11 @@ from presto_core.config.sections import (
     TeacherConfig,
     TrackingConfig,
 )
+from presto_core.config.submit import SubmitConfig
 
 # Where and how a stage runs does not change what it makes, but for rounding (workers, micro-batches, sharding); nor
 # does the name that its result is registered under.
-UNHASHED = ("storage", "tracking", "cluster", "loop", "health", "inputs", "name")
+UNHASHED = ("storage", "tracking", "cluster", "submit", "loop", "health", "inputs", "name")
 
 
 class StageConfig(Section):
@@ -45,6 +46,7 @@ class StageConfig(Section):
     storage: StorageConfig = StorageConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
+    submit: SubmitConfig = SubmitConfig()
     seed: int = Field(0, ge=0)
 
     def references(self) -> dict[str, str]:

@@ -35,12 +35,21 @@ class CheckpointWriter:
         last_good: step of the checkpoint that the run started from; 0 where there was none.
         keep, every: see `delete_old`.
         saved: told the step of each checkpoint once it is whole, in the writer's thread.
+        require_at_work: raises where another process writes into the folder now; `finish` passes that on.
     """
 
     def __init__(
-        self, folder: Folder, *, last_good: int, keep: int, every: int, saved: Callable[[int], None] = lambda step: None
+        self,
+        folder: Folder,
+        *,
+        last_good: int,
+        keep: int,
+        every: int,
+        saved: Callable[[int], None] = lambda step: None,
+        require_at_work: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folder, self.last_good, self.keep, self.every, self.saved = folder, last_good, keep, every, saved
+        self.folder, self.last_good, self.keep, self.every = folder, last_good, keep, every
+        self.saved, self.require_at_work = saved, require_at_work
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.running: Future[None] | None = None
 
@@ -75,10 +84,12 @@ class CheckpointWriter:
 
     def _write(self, snapshot: Snapshot, first: Callable[[], None]) -> None:
         def commit() -> None:
+            self.require_at_work()
             first()
             write_checkpoint(self.folder, snapshot)
             self.last_good = snapshot.total_step
             self.saved(snapshot.total_step)
+            self.require_at_work()  # before others' checkpoints are deleted
             delete_old(self.folder, newest=snapshot.total_step, keep=self.keep, every=self.every)
 
         try:

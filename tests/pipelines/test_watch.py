@@ -1,17 +1,40 @@
-"""What workers tell the waiting command: only failures of the group that is at work count."""
+"""What workers tell the waiting command: only the group that is at work is heard, and may write."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.stopping import TAKEN_OVER, TakenOverError
+from pipelines.storage import open_folder
 from pipelines.watch import Board
+from presto_core.training.saving import CheckpointWriter
 
 
-def test_the_worker_of_a_lost_node_does_not_end_the_run_of_those_that_took_over():
+def test_the_worker_of_a_lost_node_is_not_heard_beside_those_that_took_over():
     board = Board()
     board.begin("first")
     board.begin("second")
+    board.push(7, {"loss": 1.0}, "first")
+    board.warn("strange", "first")
     board.fail("its checkpoint was cleared away", "first")
-    assert board.drain().error == ""
+    assert board.drain() == ([], [], "", False)
+    assert board.stop_reason("first") == TAKEN_OVER
+    board.push(7, {"loss": 2.0}, "second")
     board.fail("the disk is full", "second")
     board.fail("and therefore this", "second")
-    assert board.drain().error == "the disk is full"
+    assert board.drain() == ([(7, {"loss": 2.0})], [], "the disk is full", False)
+    assert board.stop_reason("second") == ""
+
+
+def test_a_group_that_was_given_up_cannot_begin_again():
+    board = Board()
+    for attempt in ("first", "second", "first"):
+        board.begin(attempt)
+    assert board.is_at_work("second")
+    assert not board.is_at_work("first")
 
 
 def test_what_a_restart_mended_is_forgotten():
@@ -22,8 +45,30 @@ def test_what_a_restart_mended_is_forgotten():
     assert board.drain()[2:] == ("", False)
 
 
-def test_ranks_that_know_no_attempt_are_heard():
+def test_a_rank_is_heard_that_fails_before_the_first_one_begins():
     board = Board()
     board.begin("first")
-    board.fail("worker 1: a shard is damaged")
+    board.fail("worker 1: a shard is damaged", "second")
     assert board.drain().error == "worker 1: a shard is damaged"
+
+
+def test_a_worker_that_others_took_over_from_writes_and_deletes_no_checkpoint(tmp_path: Path):
+    board, folder = Board(), open_folder(str(tmp_path))
+    board.begin("first")
+
+    def require_at_work() -> None:
+        if not board.is_at_work("first"):
+            raise TakenOverError(TAKEN_OVER)
+
+    with CheckpointWriter(folder, last_good=0, keep=1, every=0, require_at_work=require_at_work) as writer:
+        writer.save({"total_step": 4, "weight": torch.ones(2)})
+        writer.finish()
+        there = sorted(folder.folders())
+        board.begin("second")
+        written: list[int] = []
+        writer.save({"total_step": 8, "weight": torch.ones(2)}, first=lambda: written.append(8))
+        with pytest.raises(TakenOverError, match="taken over"):
+            writer.finish()
+        assert writer.failed
+    assert sorted(folder.folders()) == there == ["step-000000004"]
+    assert written == []

@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
-from pipelines.words import DryRun, Words, show, stage_config
+from infra.on import Work, carry_out
+from infra.targets import LOCAL, On
+from pipelines.words import DryRun, Words, stage_config
 from presto_core.config.errors import UserError
+from presto_core.config.schema import StageConfig
 
 ResumeRun = Annotated[
     str,
@@ -25,14 +28,18 @@ Fork = Annotated[
 ]
 
 
-def train_teacher(words: Words = None, resume: ResumeRun = "", fork: Fork = False, dry_run: DryRun = False) -> None:
+def train_teacher(
+    words: Words = None, resume: ResumeRun = "", fork: Fork = False, on: On = LOCAL, dry_run: DryRun = False
+) -> None:
     """Train the base model on latents."""
-    _run("train-teacher", words, resume, fork=fork, dry_run=dry_run)
+    _run("train-teacher", words, resume, fork=fork, on=on, dry_run=dry_run)
 
 
-def distill_layers(words: Words = None, resume: ResumeRun = "", fork: Fork = False, dry_run: DryRun = False) -> None:
+def distill_layers(
+    words: Words = None, resume: ResumeRun = "", fork: Fork = False, on: On = LOCAL, dry_run: DryRun = False
+) -> None:
     """Teach the base model to run fewer blocks where noise is high (Presto-L; layers.mode=ase for the baseline)."""
-    _run("distill-layers", words, resume, fork=fork, dry_run=dry_run)
+    _run("distill-layers", words, resume, fork=fork, on=on, dry_run=dry_run)
 
 
 def distill_steps(
@@ -43,6 +50,7 @@ def distill_steps(
     ] = None,
     resume: ResumeRun = "",
     fork: Fork = False,
+    on: On = LOCAL,
     dry_run: DryRun = False,
 ) -> None:
     """Distil the base model into a few-step generator (Presto-S; with --from, Presto-LS)."""
@@ -51,14 +59,17 @@ def distill_steps(
             "--from is empty; name a layer-distilled model, such as presto-layers@candidate, or leave it out"
         )
     start = [] if layers is None else [f"inputs.layers={json.dumps(layers)}"]
-    _run("distill-steps", [*(words or []), *start], resume, fork=fork, dry_run=dry_run)
+    _run("distill-steps", [*(words or []), *start], resume, fork=fork, on=on, dry_run=dry_run)
 
 
-def _run(stage: str, words: list[str] | None, resume: str, *, fork: bool, dry_run: bool) -> None:
+def _run(stage: str, words: list[str] | None, resume: str, *, fork: bool, on: str, dry_run: bool) -> None:
+    def run(config: StageConfig) -> None:
+        from pipelines.resume import Resume
+
+        import_module(f"pipelines.{stage.replace('-', '_')}").run(config, Resume(resume, fork))
+
+    options = (*(("--resume", resume) if resume else ()), *(("--fork",) if fork else ()))
     config = stage_config(stage, words or [])
-    if dry_run:
-        show(stage, config)
-        return
-    from pipelines.resume import Resume
-
-    import_module(f"pipelines.{stage.replace('-', '_')}").run(config, Resume(resume, fork))
+    # a fork has an id of its own, which follows from the checkpoint that it starts from
+    work = Work((stage,), stage, config, run, options, run_id="" if fork else resume)
+    carry_out(work, on=on, dry_run=dry_run)

@@ -1,0 +1,90 @@
+"""A cluster that the tests share, and a user of another machine who sends jobs to it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.embedded_s3 import Server
+from tests.infra.ray_plane import Plane, strangers_environment
+from tests.pipelines.conftest import begin as begin
+from tests.pipelines.lives import PATIENCE_S
+
+PRESTO = (sys.executable, "-m", "infra.cli")
+
+
+@dataclass(frozen=True)
+class User:
+    """Who sends jobs: from a folder and a home of their own, with their own environment and nothing else."""
+
+    home: Path
+    environment: dict[str, str]
+    url: str
+
+    def presto(self, *words: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*PRESTO, *words],
+            cwd=self.home,
+            env=self.environment | environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+
+    def jobs(self) -> list[dict[str, Any]]:
+        listed = self.presto("jobs", "list", "--json")
+        assert listed.returncode == 0, listed.stderr
+        rows: list[dict[str, Any]] = json.loads(listed.stdout)
+        return rows
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """The nodes' S3 credentials, in a file that their environment names."""
+
+    file: Path
+    server: Server
+
+    def give(self) -> None:
+        said = self.server.environment()
+        self.file.write_text(
+            f"[default]\naws_access_key_id = {said['AWS_ACCESS_KEY_ID']}\n"
+            f"aws_secret_access_key = {said['AWS_SECRET_ACCESS_KEY']}\n"
+        )
+
+    def take(self) -> None:
+        self.file.write_text("")
+
+    def environment(self) -> dict[str, str]:
+        keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        rest = {name: value for name, value in self.server.environment().items() if name not in keys}
+        return rest | {"AWS_SHARED_CREDENTIALS_FILE": str(self.file), "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+@pytest.fixture(scope="session")
+def node_secrets(object_store: Server, tmp_path_factory: pytest.TempPathFactory) -> Secrets:
+    secrets = Secrets(tmp_path_factory.mktemp("secrets") / "credentials", object_store)
+    secrets.give()
+    return secrets
+
+
+@pytest.fixture(scope="session")
+def plane(node_secrets: Secrets, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    """A head and one worker node."""
+    with Plane(tmp_path_factory.mktemp("plane"), cpus=(2,), environment=node_secrets.environment()) as up:
+        yield up
+
+
+@pytest.fixture(scope="session")
+def user(plane: Plane, object_store: Server, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> User:
+    home = tmp_path_factory.mktemp("user")
+    mine = {"RAY_AUTH_TOKEN": plane.token, "RAY_API_SERVER_ADDRESS": plane.url, "MLFLOW_TRACKING_URI": mlflow_server}
+    return User(home, strangers_environment(home, **mine, **object_store.environment()), plane.url)

@@ -1,0 +1,162 @@
+"""The whole flow as jobs on a cluster of three nodes, one of which is lost in training (`make test-cluster`)."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipelines.embedded_s3 import Server
+from pipelines.storage import open_folder
+from presto_core.registry.manifest import run_folder
+from tests.e2e.test_flow import TINY
+from tests.infra.conftest import PRESTO, Secrets
+from tests.infra.ray_plane import Plane, strangers_environment
+from tests.pipelines.lives import PATIENCE_S, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(3600)]
+PAGE = "CLUSTER_PAGE"  # names the page that gets the transcript
+ROOT = "s3://latents/cluster"
+STEPS = 1500
+CLUSTER = (
+    "cluster.num_workers=1",
+    "cluster.data_workers=1",
+    "cluster.cpus_per_worker=0.8",
+    "cluster.max_failures=8",
+    "teacher.steps=1500",
+    "loop.checkpoint_every=20",
+)
+HEADING = """# The whole flow as jobs
+
+Written by `make test-cluster`: a Ray head and two worker nodes as processes of their own on one machine, with a token;
+an S3 and an MLflow server; and a user of another home and folder, whose environment holds nothing of the nodes'. One
+node is lost in training. Paths, ports and ids are neutral here; the rest is as it was printed.
+
+```console
+"""
+
+
+@dataclass
+class Transcript:
+    """What a user typed and saw; `hidden` are texts of this machine and what stands for them."""
+
+    home: Path
+    environment: dict[str, str]
+    hidden: dict[str, str]
+    lines: list[str] = field(default_factory=list)
+
+    def presto(self, *words: str) -> subprocess.Popen[str]:
+        self.lines.append("$ presto " + " ".join(f"'{w}'" if set(w) & set(" [{") else w for w in words))
+        return subprocess.Popen(
+            [*PRESTO, *words],
+            cwd=self.home,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def end(self, view: subprocess.Popen[str]) -> str:
+        said, _ = view.communicate(timeout=PATIENCE_S)
+        self.lines += [said.rstrip(), ""]
+        assert view.returncode == 0, said
+        return said
+
+    def note(self, what: str) -> None:
+        self.lines.append(f"# {what}")
+
+    def write(self, page: Path) -> None:
+        text = "\n".join(self.lines)
+        for mine, neutral in self.hidden.items():
+            text = text.replace(mine, neutral)
+        numbers: dict[str, str] = {}
+        text = re.sub(
+            r"\b[0-9a-f]{16}\b|(?<=-)[0-9a-f]{8}\b", lambda m: numbers.setdefault(m[0], f"{len(numbers):04d}"), text
+        )
+        text = re.sub(r"127\.0\.0\.1:\d+", "head:8265", text)
+        text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+", "…", text)
+        page.write_text(HEADING + text + "\n```\n")
+
+
+def test_the_whole_flow_as_jobs_of_a_stranger_with_a_node_lost_in_training(
+    node_secrets: Secrets, object_store: Server, mlflow_server: str, tmp_path: Path
+):
+    home, shared = tmp_path / "stranger", tmp_path / "shared"
+    with Plane(tmp_path / "plane", cpus=(1, 1), environment=node_secrets.environment()) as plane:
+        environment = strangers_environment(
+            home,
+            RAY_AUTH_TOKEN=plane.token,
+            RAY_API_SERVER_ADDRESS=plane.url,
+            MLFLOW_TRACKING_URI=mlflow_server,
+            **object_store.environment(),
+        )
+        secrets = {value: "***" for name, value in environment.items() if "SECRET" in name or "TOKEN" in name}
+        user = Transcript(home, environment, {str(shared): "/mnt/music", str(tmp_path): "/home/me"} | secrets)
+
+        def job(*words: str, only: tuple[str, ...]) -> str:
+            """A verb to its end, with those of the settings that its stage reads."""
+            return user.end(begun(*words, only=only))
+
+        def begun(*words: str, only: tuple[str, ...]) -> subprocess.Popen[str]:
+            mine = [word for word in (*TINY, *CLUSTER) if word.startswith(only)]
+            return user.presto(*words, f"storage.root={ROOT}", *mine, "--on", plane.url)
+
+        mounted = f"submit.shared_folders=[{shared}]"
+        job("corpus", "build", "demo", f"corpus.folder={shared}/corpus", mounted, only=("corpus.",))
+        job("ingest", "demo", f"ingest.source={shared}/corpus", mounted, only=("cluster.",))
+        training = ("network.", "teacher.", "loop.", "cluster.")
+        teacher = begun("train-teacher", "demo", only=training)
+        number = lost_in_training(plane, teacher)
+        user.note(f"node {number} is killed while it trains")
+        said = user.end(teacher)
+        assert re.findall(r"resumed at step [1-9]", said), said
+        job("distill-layers", "demo", only=("layers.", "loop.", "cluster."))
+        job("distill-steps", "demo", "--from", "presto-layers@candidate", only=("steps.", "loop.", "cluster."))
+        job("evaluate", "demo", only=("evaluate.", "cluster."))
+        client = mlflow.MlflowClient(tracking_uri=mlflow_server)
+        promote(client, "presto-generator")
+        user.note("presto-generator@champion is set")
+        user.end(user.presto("jobs", "list"))
+    version = client.get_model_version_by_alias("presto-generator", "champion")
+    assert version.tags["presto.artifact_uri"].startswith(ROOT)
+    require_each_step_once(client)
+    text = "\n".join(user.lines)
+    assert not [name for name in secrets if name in text]
+    if page := os.environ.get(PAGE):
+        user.write(Path(page))
+
+
+def lost_in_training(plane: Plane, view: subprocess.Popen[str]) -> int:
+    """Kill the node that trains, once there is a checkpoint to go on from; which one it was."""
+    runs = open_folder(ROOT).child("runs")
+
+    def saved() -> bool:
+        return any(run_folder(open_folder(ROOT), run).child("checkpoints").folders() for run in runs.folders())
+
+    assert wait_for(lambda: saved() or view.poll() is not None, PATIENCE_S, step_s=0.2)
+    (number,) = [number for number in (1, 2) if plane.trains(number)]
+    plane.lose_node(number)
+    return number
+
+
+def promote(client: mlflow.MlflowClient, name: str) -> None:
+    """To be `presto registry promote` once that verb is there."""
+    candidate = client.get_model_version_by_alias(name, "candidate")
+    client.set_registered_model_alias(name, "champion", candidate.version)
+
+
+def require_each_step_once(client: mlflow.MlflowClient) -> None:
+    """What the orphaned worker had told is not told again, nor beside what those told that took over."""
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name("presto").experiment_id],
+        f"tags.`presto.stage` = 'train-teacher' and params.`teacher.steps` = '{STEPS}'",
+    )
+    assert run.info.status == "FINISHED"
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "dsm_loss")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == STEPS

@@ -1,0 +1,188 @@
+"""Jobs on a real cluster: sent, followed through cut connections, left, stopped, gone on with, and refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.storage import open_folder
+from presto_core.registry.manifest import artifact_folder, read_artifact, run_folder
+from tests.infra.conftest import PRESTO, Secrets, User
+from tests.infra.ray_plane import Plane, free_ports
+from tests.infra.relay import Relay
+from tests.pipelines.lives import PATIENCE_S, Life, wait_for
+from tests.pipelines.synthetic import make_dataset
+
+pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(2000)]
+ROOT = "s3://latents/jobs"
+LINES, CUTS, STATUS = 40, 3, 7  # lines between two cuts
+QUIET = "echo begun; sleep 3000"
+
+
+@pytest.fixture(scope="session")
+def dataset(object_store: object) -> str:
+    return make_dataset(f"{ROOT}/data").uri
+
+
+def training(dataset: str, **more: object) -> list[str]:
+    """Words of a small training in the job's own process."""
+    settings = {
+        "storage.root": ROOT,
+        "inputs.dataset": dataset,
+        "network.dim": 16,
+        "network.depth": 2,
+        "network.heads": 2,
+        "teacher.global_batch_size": 4,
+        "cluster.num_workers": 0,
+    }
+    return ["train-teacher", *(f"{key}={value}" for key, value in (settings | more).items())]
+
+
+def sent(plane: Plane, entrypoint: str, job_id: str) -> str:
+    """A job of someone else's; `presto jobs` takes it as it is."""
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(plane.url, headers={"Authorization": f"Bearer {plane.token}"})
+    return str(client.submit_job(entrypoint=entrypoint, submission_id=job_id))
+
+
+def test_a_job_is_stopped_with_its_state_and_the_same_command_goes_on(user: User, plane: Plane, dataset: str):
+    words = [*training(dataset, **{"teacher.steps": 3000, "loop.checkpoint_every": 50}), "--on", user.url]
+    first = user.presto(*words, "submit.follow=false")
+    assert first.returncode == 0, first.stderr
+    (job_id, run_id) = re.findall(r"job (\S+), run ([0-9a-f]{16}), sent to", first.stderr)[0]
+    run = run_folder(open_folder(ROOT), run_id).child("checkpoints")
+    assert wait_for(lambda: run.folders() or plane.has_ended(job_id), PATIENCE_S, step_s=0.5), log_of(user, job_id)
+
+    second = user.presto(*words)
+    assert second.returncode == 1
+    assert f"job {job_id} is at run {run_id} already; follow it" in second.stderr
+
+    stopped = user.presto("jobs", "stop", run_id)
+    assert stopped.returncode == 0, stopped.stderr
+    assert f"job {job_id}: STOPPED" in stopped.stderr
+    assert "its state is saved, run the same command to go on" in log_of(user, job_id)
+
+    again = user.presto(*words)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "resumed at step" in again.stdout
+    assert read_artifact(artifact_folder(open_folder(ROOT), run_id)).id == run_id
+    listed = {row["job"]: row for row in user.jobs()}
+    assert listed[job_id]["run"] == run_id
+    assert listed[job_id]["stage"] == "train-teacher"
+
+    shown = plane.get("/api/jobs/") + first.stderr + again.stdout + again.stderr
+    for name, secret in user.environment.items():
+        if name.endswith(("SECRET_ACCESS_KEY", "AUTH_TOKEN")):
+            assert secret not in shown, f"{name} is shown"
+
+
+def test_a_log_is_whole_though_the_connection_is_cut_again_and_again(user: User, plane: Plane, tmp_path: Path):
+    job_id = sent(plane, talkative(tmp_path), "talkative")
+    with Relay(plane.dashboard) as relay:
+        command = [*PRESTO, "jobs", "logs", "-f", job_id, "--on", f"http://127.0.0.1:{relay.port}"]
+        view = subprocess.Popen(
+            command, cwd=user.home, env=user.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        got = []
+        with view:
+            for line in view.stdout or ():
+                got.append(line)
+                if line.startswith("part "):
+                    assert wait_for(relay.cut, PATIENCE_S)  # it may be between two connections of its own accord
+                    (tmp_path / f"go-{line.split()[1]}").touch()
+    parts = [[f"line {i}\n" for i in range(LINES)] + [f"part {part} ends\n"] for part in range(CUTS)]
+    assert [line for line in got if line.startswith(("line ", "part "))] == [*sum(parts, []), "line last\n"]
+    assert view.returncode == STATUS
+    assert user.presto("jobs", "wait", job_id).returncode == STATUS
+    assert user.presto("jobs", "logs", job_id).stdout.endswith("line last\n")
+
+
+def talkative(folder: Path) -> str:
+    """A job that says something in parts, and goes on with the next one when a file tells it to."""
+    part = f"i=0; while [ $i -lt {LINES} ]; do echo line $i; i=$((i+1)); done; echo part %d ends; "
+    wait = f"while [ ! -e {folder}/go-%d ]; do sleep 0.1; done; "
+    return "".join(part % n + wait % n for n in range(CUTS)) + f"echo line last; exit {STATUS}"
+
+
+def test_ctrl_c_asks_whether_to_stop_the_job_or_only_the_view(user: User, plane: Plane, begin: Callable[..., Life]):
+    job_id = sent(plane, QUIET, "quiet")
+    command = [*PRESTO, "jobs", "logs", "-f", job_id]
+
+    def interrupted(answer: bytes) -> Life:
+        life = begin(command, user.home, user.environment, keep_stdin=True)
+        assert wait_for(lambda: "waiting for job" in life.said or not life.goes_on, PATIENCE_S)
+        life.process.send_signal(signal.SIGINT)
+        assert wait_for(lambda: "stop the job too?" in life.said or not life.goes_on, PATIENCE_S)
+        assert life.goes_on, life.said
+        life.process.stdin.write(answer)
+        life.process.stdin.flush()
+        life.process.wait(PATIENCE_S)
+        return life
+
+    left = interrupted(b"v\n")
+    assert left.process.returncode == 130, left.said
+    assert "goes on; follow it: presto jobs logs -f quiet" in left.said
+    status = json.loads(user.presto("jobs", "status", job_id, "--json").stdout)
+    assert status["status"] == "RUNNING"
+    assert user.presto("jobs", "wait", job_id, "--timeout", "1").returncode == 124
+    ended = interrupted(b"s\n")
+    assert ended.process.returncode == 143, ended.said
+    assert "STOPPED" in ended.said
+
+
+def test_a_missing_secret_of_the_nodes_is_one_sentence(user: User, node_secrets: Secrets, dataset: str):
+    node_secrets.take()
+    try:
+        done = user.presto(*training(dataset, seed=5), "--on", user.url)
+    finally:
+        node_secrets.give()
+    assert done.returncode == 1
+    assert "presto: no S3 credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "environment", "message"),
+    [
+        ({}, {"RAY_AUTH_TOKEN": "f" * 64}, "refuses this token; set RAY_AUTH_TOKEN"),
+        ({}, {"RAY_AUTH_TOKEN": ""}, "asks for a token and there is none here"),
+        (
+            {"cluster.num_workers": 2, "cluster.gpus_per_worker": 1},
+            {},
+            "this needs 2 GPUs and the Ray cluster has 0",
+        ),
+        ({"inputs.dataset": "no-such@candidate"}, {}, "has no no-such@candidate"),
+        ({"inputs.dataset": "no-such@candidate"}, {"MLFLOW_TRACKING_URI": "sqlite:///x.db"}, "is no server"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence_before_anything_is_sent(
+    user: User, plane: Plane, dataset: str, more: dict[str, object], environment: dict[str, str], message: str
+):
+    before = plane.get("/api/jobs/").count("submission_id")
+    done = user.presto(*training(dataset, **more), "--on", user.url, **environment)
+    assert done.returncode == 1, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("presto: ") == 1
+    assert plane.get("/api/jobs/").count("submission_id") == before
+
+
+def test_a_dead_head_and_an_unknown_job_are_named(user: User):
+    (port,) = free_ports(1)
+    dead = user.presto("jobs", "list", "--on", f"http://127.0.0.1:{port}")
+    assert dead.returncode == 1
+    assert f"no Ray head answers at http://127.0.0.1:{port} (Connection refused)" in dead.stderr
+    unknown = user.presto("jobs", "logs", "nothing")
+    assert unknown.returncode == 1
+    assert f"no job nothing at {user.url}; there is" in unknown.stderr
+
+
+def log_of(user: User, job_id: str) -> str:
+    return user.presto("jobs", "logs", job_id).stdout

@@ -1,0 +1,358 @@
+"""What is checked before anything is sent: targets, places that exist only here, secrets, sizes; and the RayJob."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from infra.on import Work
+from infra.only_here import frozen, require_no_secrets, require_reachable
+from infra.parcel import LAUNCHER, SETTINGS, packed
+from infra.rayjob import rendered
+from infra.submit import entrypoint, environment
+from infra.targets import Kind, Target, on_loopback, target_of
+from pipelines.words import PRESETS
+from presto_core.config.errors import UserError
+from presto_core.config.loader import ConfigError, load_config, to_yaml
+from presto_core.config.schema import STAGES, StageConfig
+from presto_core.config.submit import SubmitConfig
+from tests.infra.conftest import PRESTO
+from tests.infra.ray_plane import strangers_environment
+
+FAR, HERE = Target(Kind.HEAD, "http://10.0.0.7:8265"), Target(Kind.HEAD, "http://127.0.0.1:8265")
+IMAGE = "registry.example/presto@sha256:" + "a" * 64
+ELSEWHERE = {"storage.root": "s3://bucket/x", "tracking.uri": "https://mlflow.example"}
+CRDS = Path(__file__).parents[2].parent / "shared/data/kuberay-crds"
+
+
+def config_of(stage: str, preset: str = "demo", **settings: Any) -> StageConfig:
+    return load_config(STAGES[stage], preset, ELSEWHERE | settings, preset_folder=PRESETS)
+
+
+def work_of(stage: str, config: StageConfig, *options: str) -> Work:
+    verb = ("corpus", "build") if stage == "corpus" else (stage,)
+    return Work(verb, stage, config, lambda _: None, options)
+
+
+@pytest.mark.parametrize(
+    ("on", "kind", "address"),
+    [
+        ("local", Kind.LOCAL, ""),
+        ("http://head:8265/", Kind.HEAD, "http://head:8265"),
+        ("https://ray.example", Kind.HEAD, "https://ray.example"),
+        ("ray://head:10001", Kind.HEAD, "ray://head:10001"),
+        ("kuberay", Kind.KUBERAY, ""),
+        ("kuberay://prod", Kind.KUBERAY, "prod"),
+    ],
+)
+def test_targets(on: str, kind: Kind, address: str):
+    assert target_of(on) == Target(kind, address)
+
+
+@pytest.mark.parametrize("on", ["", "head:8265", "http://", "http://head:x", "ftp://head", "kuberay://", "locl"])
+def test_what_is_no_target_is_refused(on: str):
+    with pytest.raises(UserError, match="is no target; use local"):
+        target_of(on)
+
+
+def test_a_password_in_the_address_is_refused_and_not_shown():
+    with pytest.raises(UserError, match="holds a password") as refused:
+        target_of("https://me:hunter22@head:8265")
+    assert "hunter22" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://127.0.0.1:1", True),
+        ("http://localhost:8265", True),
+        ("http://[::1]:8265", True),
+        ("http://127.9.9.9", True),
+        ("http://10.0.0.1:8265", False),
+        ("http://head", False),
+        ("http://127.0.0.1.example", False),
+    ],
+)
+def test_loopback(url: str, here: bool):
+    assert on_loopback(url) is here
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "message"),
+    [
+        ("train-teacher", {"storage.root": "/data/x"}, "storage.root=/data/x exists on this machine only"),
+        ("train-teacher", {"storage.root": ".presto/store"}, "storage.root=.presto/store exists on this machine only"),
+        ("ingest", {"ingest.source": ["s3://b/a", "music"]}, "ingest.source=music exists on this machine only"),
+        ("ingest", {"ingest.source": "s3://b/a", "codec.path": "/w"}, "codec.path=/w exists on this machine only"),
+        ("corpus", {"tracking.uri": ""}, "corpus.folder=.presto/corpus exists on this machine only"),
+        ("generate", {}, "generate.output=.presto/out exists on this machine only"),
+        ("evaluate", {"inputs.teacher": "/store/abc"}, "inputs.teacher=/store/abc exists on this machine only"),
+        ("train-teacher", {"tracking.uri": "sqlite:///x.db"}, "tracking.uri=sqlite:///x.db is no server"),
+        ("train-teacher", {"tracking.uri": ""}, "tracking.uri is empty"),
+        (
+            "train-teacher",
+            {"tracking.uri": "http://127.0.0.1:5000"},
+            "tracking.uri=http://127.0.0.1:5000 is a server of",
+        ),
+        ("train-teacher", {"cluster.address": "10.0.0.1:6379"}, "both name a cluster"),
+    ],
+)
+def test_what_exists_only_here_is_refused_with_its_name(
+    stage: str, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError) as refused:
+        require_reachable(stage, frozen(stage, config_of(stage, **settings)), FAR)
+    assert message in str(refused.value)
+
+
+def test_an_object_store_of_this_machine_is_refused_unless_the_cluster_is_on_it_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
+    config = config_of("train-teacher")
+    require_reachable("train-teacher", config, HERE)
+    with pytest.raises(UserError, match=r"lies in the object store http://127.0.0.1:9000 of this machine"):
+        require_reachable("train-teacher", config, FAR)
+
+
+def test_shared_folders_and_what_is_sent_along_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "codec").mkdir()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example")
+    settings = {"ingest.source": "/mnt/music/a", "submit.shared_folders": ["/mnt/music"]}
+    sent = {"codec.path": "codec", "submit.working_dir": str(tmp_path)}
+    require_reachable("ingest", config_of("ingest", **settings, **sent), FAR)
+    with pytest.raises(UserError, match=r"ingest.source=/mnt/music/\.\./x exists"):
+        require_reachable("ingest", config_of("ingest", **settings | {"ingest.source": "/mnt/music/../x"}), FAR)
+
+
+def test_the_mlflow_server_of_this_environment_is_frozen_into_the_settings(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example")
+    sent = frozen("train-teacher", config_of("train-teacher", **{"tracking.uri": ""}))
+    assert sent.tracking.uri == "https://tracking.example"
+    assert sent.run_id() == config_of("train-teacher").run_id()
+
+
+def test_secrets_in_settings_are_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMIK7MDENG")
+    for said in ("uri: https://me:hunter22@mlflow", "prompts: [wJalrXUtnFEMIK7MDENG]"):
+        with pytest.raises(UserError, match="the settings hold") as refused:
+            require_no_secrets(said)
+        assert "hunter22" not in str(refused.value)
+        assert "wJalr" not in str(refused.value)
+    require_no_secrets(to_yaml(config_of("train-teacher")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image": IMAGE, "working_dir": "."}, "leave one of them out"),
+        ({"image": "presto:latest"}, "is not pinned"),
+        ({"env": {"MY_API_KEY": "x"}}, "looks like a secret"),
+        ({"max_mb": 0}, "submit.max_mb"),
+    ],
+)
+def test_settings_that_clash_are_refused(settings: dict[str, Any], message: str):
+    with pytest.raises(ConfigError) as refused:
+        config_of("train-teacher", **{f"submit.{key}": value for key, value in settings.items()})
+    assert message in str(refused.value)
+
+
+def test_how_a_verb_is_sent_does_not_change_its_run():
+    assert config_of("train-teacher", **{"submit.max_mb": 7}).run_id() == config_of("train-teacher").run_id()
+
+
+# --- the parcel
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A user's folder with what should stay there."""
+    for name in (
+        "preset.yaml",
+        "notes/a.txt",
+        ".env",
+        ".aws/credentials",
+        "key.pem",
+        "runs/x.bin",
+        ".git/HEAD",
+        "drop/b",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    (tmp_path / ".gitignore").write_text("runs/\n")
+    return tmp_path
+
+
+def test_code_settings_and_the_folder_are_sent_without_credentials(
+    mine: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    parcel = packed(SubmitConfig(working_dir=str(mine), excludes=("drop/",)), "seed: 1\n")
+    own = {
+        name for name in parcel.files if not name.startswith(("presto_core/", "pipelines/", "infra/", "tune_spaces/"))
+    }
+    assert own == {"preset.yaml", "notes/a.txt", ".gitignore"}
+    folder = tmp_path_factory.mktemp("sent")
+    parcel.write(folder)
+    assert (folder / SETTINGS).read_text() == "seed: 1\n"
+    assert not list(folder.rglob("*.pyc"))
+    done = subprocess.run(
+        ["sh", LAUNCHER, "train-teacher", SETTINGS, "--dry-run"],
+        cwd=folder,
+        env=strangers_environment(mine, PRESTO_PYTHON=sys.executable) | {"PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "seed: 1" in done.stdout
+
+
+def test_a_folder_of_two_gigabytes_is_refused_with_what_takes_most(mine: Path):
+    for name, size in (("dump.bin", 2_000_000_000), ("notes/b.wav", 7_000_000)):
+        with (mine / name).open("wb") as file:
+            file.truncate(size)  # sparse: no byte of it is on the disk
+    with pytest.raises(UserError) as refused:
+        packed(SubmitConfig(working_dir=str(mine)), "")
+    assert "holds 2007 MB, more than submit.max_mb=100: dump.bin 2000 MB, notes 7 MB" in str(refused.value)
+    packed(SubmitConfig(working_dir=str(mine), excludes=("*.bin",)), "")
+
+
+def test_a_folder_that_does_not_exist_is_named():
+    with pytest.raises(UserError, match=r"working_dir=nowhere is no folder"):
+        packed(SubmitConfig(working_dir="nowhere"), "")
+
+
+# --- what is sent
+
+
+@pytest.mark.parametrize("stage", ["corpus", "ingest", "train-teacher", "distill-steps", "evaluate", "generate"])
+@pytest.mark.parametrize("image", ["", IMAGE])
+def test_the_command_of_a_job_needs_no_path_of_this_machine(stage: str, image: str):
+    config = config_of(stage, **{"submit.image": image})
+    said = entrypoint(work_of(stage, config), config)
+    assert sys.executable not in said
+    assert str(Path.cwd()) not in said
+    assert not set(said) & set("$`;&|<>"), "a shell on the way would change it"
+
+
+def test_a_job_is_told_its_settings_one_way_only():
+    sent, inside = config_of("evaluate"), config_of("evaluate", **{"submit.image": IMAGE})
+    assert "PRESTO_SETTINGS" not in environment(sent, "id")
+    assert yaml.safe_load(environment(inside, "id")["PRESTO_SETTINGS"])["storage"]["root"] == "s3://bucket/x"
+
+
+@pytest.mark.parametrize(("preset", "pods", "gpus"), [("demo", 2, None), ("paper", 8, "1")])
+def test_a_rayjob_is_as_large_as_its_preset_asks(preset: str, pods: int, gpus: str | None):
+    config = config_of("train-teacher", preset, **{"submit.image": IMAGE, "submit.namespace": "music"})
+    job = rendered(work_of("train-teacher", config), config, "presto-1")
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["replicas"] == pods
+    container = group["template"]["spec"]["containers"][0]
+    assert container["resources"]["limits"].get("nvidia.com/gpu") == gpus
+    assert container["image"] == IMAGE
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert job["metadata"]["namespace"] == "music"
+    assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+
+
+def test_rayjobs_fit_the_schema_of_kuberay():
+    if not CRDS.is_dir():
+        pytest.skip("KubeRay's CRDs are not here")
+    crd = yaml.load((CRDS / "ray.io_rayjobs.yaml").read_text(), yaml.CSafeLoader)
+    (version,) = [v for v in crd["spec"]["versions"] if v["name"] == "v1"]
+    schema = jsonschema.Draft202012Validator(closed(version["schema"]["openAPIV3Schema"]))
+    for stage in ("corpus", "train-teacher", "evaluate"):
+        config = config_of(stage, "paper", **{"submit.image": IMAGE})
+        schema.validate(rendered(work_of(stage, config), config, "presto-1"))
+    job = rendered(work_of("evaluate", config), config, "presto-1")
+    job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["contaners"] = []
+    with pytest.raises(jsonschema.ValidationError, match="contaners"):
+        schema.validate(job)
+
+
+def closed(schema: Any) -> Any:
+    """As the API server takes it: fields that the schema does not name are refused, and some numbers may be texts."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    made = {key: closed(value) for key, value in schema.items()}
+    if made.get("type") == "object" and "properties" in made:
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+# --- the command line
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--on", "nowhere"), 1, "is no target; use local"),
+        (("--on", "http://10.0.0.7:8265"), 1, "tracking.uri is empty"),
+        (
+            ("--on", "kuberay", "tracking.uri=https://m.example"),
+            1,
+            "submit.image is empty, and pods have no other code",
+        ),
+        (("--on", "kuberay", "submit.imge=x"), 2, "did you mean 'submit.image'?"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words: tuple[str, ...], code: int, message: str, tmp_path: Path):
+    done = presto("train-teacher", "demo", *words, home=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_says_what_would_be_sent_and_touches_nothing(tmp_path: Path):
+    words = ("train-teacher", "demo", "storage.root=s3://b/x", "tracking.uri=https://m.example", "--dry-run")
+    done = presto(*words, "--on", "http://10.0.0.7:8265", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("# to http://10.0.0.7:8265, with ")
+    assert "exec sh presto-job.sh train-teacher presto-job.yaml" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kubectl_is_asked_for_where_it_is_missing(tmp_path: Path):
+    words = (
+        "train-teacher",
+        "demo",
+        "storage.root=s3://b/x",
+        "tracking.uri=https://m.example",
+        f"submit.image={IMAGE}",
+    )
+    applied = presto(*words, "--on", "kuberay://prod", home=tmp_path, PATH="/nowhere")
+    assert applied.returncode == 1
+    assert "kubectl is not installed" in applied.stderr
+    printed = presto(*words, "--on", "kuberay", home=tmp_path)
+    assert yaml.safe_load(printed.stdout)["kind"] == "RayJob"
+    assert json.dumps(IMAGE) in json.dumps(yaml.safe_load(printed.stdout))
+
+
+def presto(*words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    mine = strangers_environment(home) | environment
+    assert not {name for name in mine if name.startswith(("AWS_", "MLFLOW_"))}
+    return subprocess.run([*PRESTO, *words], cwd=home, env=mine, capture_output=True, text=True, timeout=300)
+
+
+def test_a_job_in_an_image_reads_its_settings_from_its_environment(tmp_path: Path):
+    config = config_of("train-teacher", seed=3)
+    told = strangers_environment(tmp_path, PRESTO_SETTINGS=to_yaml(config), PRESTO_JOB="presto-1")
+    command = [sys.executable, "-m", "infra.in_job", "train-teacher", "PRESTO_SETTINGS", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, env=told, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "seed: 3" in done.stdout
+    lacking = subprocess.run(command, cwd=tmp_path, env=strangers_environment(tmp_path), capture_output=True, text=True)
+    assert lacking.returncode == 1
+    assert "PRESTO_SETTINGS is not set" in lacking.stderr
+    assert os.environ.get("PRESTO_JOB") is None
