@@ -6,10 +6,11 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipelines.stopping import StoppedError
@@ -42,16 +43,22 @@ class Tracker:
     experiment_id: str
 
     @contextmanager
-    def run(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, str]) -> Iterator[TrackedRun]:
+    def run(
+        self,
+        stage: str,
+        config: StageConfig,
+        run_id: str,
+        parents: dict[str, str],
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> Iterator[TrackedRun]:
         """A run for this run_id: a new one, or the one an interrupted command left; its status is set at the end."""
-        found = self.client.search_runs(
-            [self.experiment_id], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1, order_by=["attributes.start_time ASC"]
-        )
-        if found:
-            mlflow_id = found[0].info.run_id
+        mlflow_id = self.run_of(run_id)
+        if mlflow_id:
             self.client.update_run(mlflow_id, status="RUNNING")
         else:
             mlflow_id = self._create(stage, config, run_id, parents)
+        for name, value in tags.items():
+            self.client.set_tag(mlflow_id, name, value)
         run = TrackedRun(self.client, mlflow_id)
         try:
             yield run
@@ -62,6 +69,13 @@ class Tracker:
             run.give_up("FAILED")
             raise
         run.finish()
+
+    def run_of(self, run_id: str) -> str | None:
+        """MLflow's id of the run with this run_id; None where there is none."""
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1, order_by=["attributes.start_time ASC"]
+        )
+        return str(found[0].info.run_id) if found else None
 
     def _create(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, str]) -> str:
         from mlflow.entities import Param

@@ -21,6 +21,7 @@ from pipelines.cluster import (
 )
 from pipelines.dataset import LatentDataset, open_dataset
 from pipelines.journal import report_missed
+from pipelines.judge import JUDGE_CPUS
 from pipelines.parallel import in_group, in_process
 from pipelines.progress import console, progress_bar
 from pipelines.reading import damaged_shards, read_here, read_with_ray
@@ -28,6 +29,7 @@ from pipelines.stopping import PREEMPTED, Stop, StoppedError, listen_in_worker, 
 from pipelines.storage import open_folder
 from pipelines.tracking import TrackedRun
 from pipelines.training import Job, Line, work
+from pipelines.trial import Trial
 from pipelines.watch import Board, Watcher
 from presto_core.config.errors import UserError
 from presto_core.config.schema import per_worker
@@ -40,7 +42,7 @@ POLL_S = 0.5  # between two looks of command and workers at what the other side 
 ENDING = (DivergenceError, SaveError, StoppedError)  # all ranks stop in the same step, and a restart would not help
 
 
-def run_job(job: Job, run: TrackedRun) -> None:
+def run_job(job: Job, run: TrackedRun, trial: Trial | None = None) -> None:
     """Train to the end, on this machine or a cluster, from the last checkpoint if there is one.
 
     Raises:
@@ -52,7 +54,7 @@ def run_job(job: Job, run: TrackedRun) -> None:
     stop = Stop()
     with progress_bar(job.label, job.total_steps) as bar, stop.listening():
         missed = partial(report_missed, open_folder(job.scratch_uri), run)
-        watcher = Watcher(run, bar, job.watch, job.expected, job.health, stop, missed)
+        watcher = Watcher(run, bar, job.watch, job.expected, job.health, stop, missed, trial)
         try:
             if job.cluster.num_workers == 0:
                 line = Line(watcher.receive, watcher.warn, lambda: stop.reason)
@@ -99,7 +101,8 @@ def _run_in_ray(job: Job, watcher: Watcher) -> None:
     from ray.train import TrainingFailedError
 
     config = job.cluster
-    with ray_session(config, cpus=training_cpus(config), gpus=least_workers(config) * config.gpus_per_worker):
+    judging = JUDGE_CPUS if job.validation.every else 0
+    with ray_session(config, cpus=training_cpus(config) + judging, gpus=least_workers(config) * config.gpus_per_worker):
         watcher.stop.listen()  # ray.init took the signal handlers for itself
         board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=_beside_this_command()).remote()
         fit = _InBackground(_trainer(_checked(job), board).fit)
