@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import dataset_verbs, machine_verbs, training_verbs
+from pipelines import dataset_verbs, machine_verbs, sweep_verbs, training_verbs
 from pipelines.progress import console
 from pipelines.words import PRESETS, DryRun, Words, is_override, show, split, stage_config
 from presto_core.config.errors import UserError
@@ -43,6 +43,7 @@ codec_app = typer.Typer(no_args_is_help=True, help="The codec between audio and 
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(codec_app, name="codec")
 app.add_typer(dataset_verbs.app, name="dataset")
+app.add_typer(sweep_verbs.app, name="sweep")
 for verb in (machine_verbs.up, machine_verbs.down, machine_verbs.doctor):
     app.command()(verb)
 

@@ -179,8 +179,10 @@ class Validation(AbstractContextManager["Validation"]):
 
     def _judge(self, update: int, total_step: int, stored: Future[str] | None) -> None:
         uri = stored.result() if stored else self.snapshots.folder(update).uri
+        started = time.perf_counter()
         found = self.judge(uri)
-        row = self.snapshots.tell(update, total_step, {name: found[name] for name in METRICS})
+        metrics = {name: found[name] for name in METRICS} | {"seconds": time.perf_counter() - started}
+        row = self.snapshots.tell(update, total_step, metrics)
         self.rows[update] = row
         self.under_way.discard(update)
         best = {min(self.rows, key=self._distance)} if self.config.keep == "best" else set()

@@ -109,6 +109,8 @@ class DatasetStage(StageConfig):
 class TrainingStage(StageConfig):
     """What the stages that train take beside their own section."""
 
+    name: str = "presto"
+    """Registry name of what is made."""
     data: DataConfig = DataConfig()
     loop: LoopConfig = LoopConfig()
     health: HealthConfig = HealthConfig()

@@ -60,7 +60,8 @@ def train(
             state.total_step += 1
             state.cursor = batch.cursor
             meter.add(metrics)
-            hooks.stepped()
+            with meter.pausing():
+                hooks.stepped()
             last = state.total_step == algorithm.total_steps
             if last or state.total_step % config.log_every == 0:
                 hooks.log(state.total_step, meter.drain(parallel))
