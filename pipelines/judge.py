@@ -18,8 +18,10 @@ import torch
 import torchaudio.functional as TAF
 from torch import Tensor
 
+from pipelines.cluster import beside_this_process
 from pipelines.dataset import LatentDataset, conditioning_of, open_dataset
 from pipelines.models import Model, open_model
+from pipelines.room import JUDGE_CPUS
 from pipelines.shards import Array, Rows
 from pipelines.systems import System, shuffled_rows
 from presto_core.config.errors import UserError
@@ -30,7 +32,6 @@ from presto_core.metrics.embed import PATCH_SECONDS, load_embedder
 from presto_core.metrics.latency import measure_latency
 from presto_core.training.state import step_generator
 
-JUDGE_CPUS = 0.1  # reserved for it; it sleeps but for some seconds a validation
 TIMED_CALLS = 3
 Judging = Callable[[str], dict[str, float]]
 """URI of a model's folder -> its metrics by name."""
@@ -166,9 +167,10 @@ def judging_actor(config: ValidationConfig, dataset_uri: str, *, torch_threads: 
     """The actor that judges by these settings, made when there is none; it ends with the process that made it."""
     import ray
 
-    settings = json.dumps([config.judged_alike(), dataset_uri], sort_keys=True)
+    settings = json.dumps([config.judged_alike(), open_dataset(dataset_uri).manifest], sort_keys=True)
     name = f"presto-judge-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
     options = {"name": name, "get_if_exists": True, "num_cpus": JUDGE_CPUS, "max_restarts": 3, "max_task_retries": 3}
+    options |= {"scheduling_strategy": beside_this_process()}  # where the data set may have been copied to
     return ray.remote(Judge).options(**options).remote(config, dataset_uri, torch_threads=torch_threads)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from pipelines import preflight, sweep_report
@@ -15,15 +15,27 @@ from pipelines.cluster import ray_session
 from pipelines.judge import judging_actor
 from pipelines.near import near_copy
 from pipelines.progress import console, progress_bar
+from pipelines.room import Needs, concurrent, require_room
 from pipelines.storage import absolute, open_folder
 from pipelines.sweep_plan import Plan, Proposal
-from pipelines.sweep_record import DEFAULT, FAILED, FINISHED, RESULT, TRIAL, WINNER, Record, Records, sweep_folder
+from pipelines.sweep_record import (
+    DEFAULT,
+    FAILED,
+    FINISHED,
+    PRUNED,
+    RESULT,
+    TRIAL,
+    WINNER,
+    Record,
+    Records,
+    sweep_folder,
+)
 from pipelines.sweep_result import definition, ranked, summarised
 from pipelines.sweep_watch import SweepWatch
 from pipelines.tracked import TrackedRun
 from pipelines.tracking import Tracker, open_tracker, tracking_uri
 from presto_core.config.errors import UserError
-from presto_core.registry.manifest import Artifact, artifact_folder, read_artifact
+from presto_core.registry.manifest import Artifact, artifact_folder, read_artifact, run_folder
 from presto_core.registry.store import Folder, write_bytes
 
 # before Ray starts, for its workers too; a value the user has set wins
@@ -50,7 +62,6 @@ def run(plan: Plan, *, retry: bool = False) -> dict[str, Any]:
     Raises:
         UserError: parents, storage, MLflow or cluster cannot be used; or no trial came to a value.
     """
-    preflight.require_room_here(plan.base.cluster)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     root = open_folder(absolute(plan.sweep.storage.root))
@@ -71,10 +82,22 @@ def run(plan: Plan, *, retry: bool = False) -> dict[str, Any]:
         result = summarised(asked, records.all().values(), records.sessions(spent))
         write_bytes(folder, RESULT, sweep_report.to_json(result))
         _register(plan, result, root, tracker)
+        _tidy(plan, result, root)
         for path in sweep_report.write(result):
             record.attach(path)
     sweep_report.show(result)
+    if not result["winner"]:
+        raise UserError(_why_none(plan, result["trials"]))
     return result
+
+
+def _why_none(plan: Plan, trials: list[dict[str, Any]]) -> str:
+    reasons = [row["reason"] for row in trials if row["reason"]]
+    first = f"; the first because: {reasons[0]}" if reasons else ""
+    return (
+        f"no trial of sweep {plan.id} came to the end: {len(reasons)} of {len(trials)} failed{first}; mend that, and "
+        "run the same command with --retry"
+    )
 
 
 def _placed(plan: Plan, root: Folder, parents: dict[str, Artifact]) -> Plan:
@@ -109,14 +132,15 @@ def _spend(
     if not searching and not open_ended and not repeats and known:
         return []
     spent = []
-    with ray_session(plan.base.cluster, cpus=preflight.Needs.of(plan.base.cluster).cpus):
+    with ray_session(plan.base.cluster, cpus=Needs.of(plan.base.cluster).cpus):
         import ray
 
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray took it for itself
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        needs = preflight.Needs.of(plan.base.cluster)
-        preflight.require_room(needs, nodes)
+        needs = Needs.of(plan.base.cluster)
+        require_room(needs, nodes)
         preflight.require_reachable_record(plan.base.tracking.uri, len(nodes))
-        at_once = preflight.concurrent(needs, nodes, most=plan.sweep.sweep.concurrent)
+        at_once = concurrent(needs, nodes, most=plan.sweep.sweep.concurrent)
         judge = _judge(plan)
         watch = SweepWatch(plan, records, known, tracker, parent.mlflow_id)
         if searching or open_ended:
@@ -171,13 +195,13 @@ def _tuned(
 
     searcher = Learned(plan, watch.given, watch.known) if proposals is None else Listed(proposals, watch.given)
     scheduler = scheduler_of(plan, watch.known.values()) if early else FIFOScheduler()
-    resources = preflight.Needs.for_tune(plan.base.cluster)
+    resources = Needs.for_tune(plan.base.cluster)
     bookkeeping = watch.records.folder.child(f"ray-{time.time_ns():x}")  # of Tune's own, which nothing reads again
     total, began = plan.trials if proposals is None else len(proposals), time.monotonic()
     with progress_bar("sweep" if early else "repeats", total) as bar:
-        watch.bar = bar
+        watch.bar, watch.over = bar, 0
         tuner = tune.Tuner(
-            tune.with_resources(partial(run_trial, plan=plan), resources),
+            tune.with_resources(tune.with_parameters(run_trial, plan=plan), resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
@@ -186,7 +210,11 @@ def _tuned(
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name="tune", storage_path=bookkeeping.uri, verbose=0, callbacks=[watch], log_to_file=False
+                name="tune",
+                storage_path=bookkeeping.uri,
+                verbose=0,
+                callbacks=[watch],
+                failure_config=tune.FailureConfig(max_failures=plan.base.cluster.max_failures),
             ),
         )
         try:
@@ -195,6 +223,13 @@ def _tuned(
             with suppress(UserError):
                 bookkeeping.delete()
     return {"seconds": time.monotonic() - began, "at_once": float(at_once)}
+
+
+def _tidy(plan: Plan, result: dict[str, Any], root: Folder) -> None:
+    """Delete the checkpoints of trials that were stopped early, unless they are wanted."""
+    for row in result["trials"]:
+        if row["state"] == PRUNED and not plan.sweep.sweep.keep_stopped:
+            run_folder(root, row["run_id"]).delete()
 
 
 def _register(plan: Plan, result: dict[str, Any], root: Folder, tracker: Tracker) -> None:

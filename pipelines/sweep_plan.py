@@ -22,7 +22,7 @@ from tune_spaces.spaces import SPACES, joined
 MISSES = 200  # draws on end that were there before, after which a space is taken for used up
 FIRST_SEED = 1000  # of repeats: seeds that the search did not see
 # settings that say how far and how surely a sweep goes, not which one it is
-_EXTENT = {"samples", "concurrent", "repeats", "register_best"}
+_EXTENT = {"samples", "concurrent", "repeats", "register_best", "keep_stopped"}
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ def definition(plan: Plan, mlflow_id: str) -> Definition:
         "id": plan.id,
         "stage": sweep.stage,
         "preset": plan.preset,
-        "words": list(plan.words),
-        "base": plan.base.model_dump(mode="json"),
+        "words": [word for word in plan.words if not word.startswith("tracking.")],  # a URI may hold a password
+        "base": plan.base.model_dump(mode="json", exclude={"storage", "tracking"}),
         "keys": list(plan.space),
         "metrics": list(sweep.metrics),
         "mode": sweep.mode,
@@ -51,7 +51,7 @@ def summarised(said: Definition, records: Iterable[Record], sessions: list[dict[
     return {
         **said,
         "trials": [_row(said, r) for r in [*best, *(r for r in trials if r not in best)]],
-        "repeats": {role: _spread(said, [r for r in every if r.role == role]) for role in (WINNER, DEFAULT)},
+        "repeats": {role: _spread(said, _repeats(every, role, best)) for role in (WINNER, DEFAULT)},
         "winner": _winner(said, best),
         "verdict": _verdict(said, every, best),
         "importance": importance(said, trials),
@@ -83,6 +83,16 @@ def _row(said: Definition, record: Record) -> dict[str, Any]:
     return {"value": value, "update": record.update, "last": row, **{name: getattr(record, name) for name in shown}}
 
 
+def _repeats(every: list[Record], role: str, best: list[Record]) -> list[Record]:
+    """Of the preset, or of the winner: with more samples it may be another than it was."""
+    wanted = best[0].settings if best and role == WINNER else {}
+    return [r for r in every if r.role == role and _unseeded(r.settings) == _unseeded(wanted)]
+
+
+def _unseeded(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "seed"}
+
+
 def _spread(said: Definition, records: list[Record]) -> dict[str, Any]:
     """Mean and standard deviation over seeds."""
     values = [value_of(said, r) for r in records if r.state == FINISHED and r.rows]
@@ -112,7 +122,7 @@ def _verdict(said: Definition, every: list[Record], best: list[Record]) -> dict[
         return {"beats": False, "says": "No trial came to the end, so there is no winner."}
     if not best[0].settings:
         return {"beats": False, "says": f"No trial beat the preset's own settings in {metric}."}
-    won, own = (_spread(said, [r for r in every if r.role == role])["values"] for role in (WINNER, DEFAULT))
+    won, own = (_spread(said, _repeats(every, role, best))["values"] for role in (WINNER, DEFAULT))
     if min(len(won), len(own)) < 2:
         return {
             "beats": False,

@@ -60,9 +60,11 @@ def run(
     said = {"spaces": space, "samples": samples, "metrics": metric, "mode": mode, "search": search}
     said |= {"scheduler": scheduler}
     options = [f"sweep.{name}={json.dumps(value)}" for name, value in said.items() if value is not None]
+    from pipelines.room import require_room_here
     from pipelines.sweep_plan import planned
 
     plan = planned([*(words or []), *options])
+    require_room_here(plan.base.cluster)
     if dry_run:
         _show_plan(plan)
         return

@@ -37,7 +37,7 @@ class SweepWatch(Callback):  # type: ignore[misc]
     def given(self, proposal: Proposal) -> dict[str, Any]:
         """What a trial is given; from here on the sweep knows it."""
         record = self.known.setdefault(proposal.run_id, Record(proposal.run_id, proposal.settings, proposal.role))
-        record.state, record.role = RUNNING, proposal.role
+        record.state = RUNNING
         config = self.plan.config(proposal.settings)
         record.full_steps = int(config.derived().get("total_steps", config.updates))
         self.records.save(record)
@@ -78,6 +78,8 @@ class SweepWatch(Callback):  # type: ignore[misc]
     def _count(self, record: Record, trial_id: str, costs: dict[str, float]) -> None:
         """Add the seconds since the trial's last word; those of an earlier life stay in the record."""
         before = self.counted.get(trial_id, {})
+        if costs.get("wall_s", 0.0) < before.get("wall_s", 0.0):
+            before = {}  # its process died, and another one goes on
         for name in ("wall_s", "trained_s", "judged_s"):
             setattr(record, name, getattr(record, name) + costs.get(name, 0.0) - before.get(name, 0.0))
         self.counted[trial_id] = costs

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.cluster import (
     ClusterError,
+    beside_this_process,
     least_workers,
     ray_session,
     reads_with_ray,
@@ -21,10 +22,10 @@ from pipelines.cluster import (
 )
 from pipelines.dataset import LatentDataset, open_dataset
 from pipelines.journal import report_missed
-from pipelines.judge import JUDGE_CPUS
 from pipelines.parallel import in_group, in_process
 from pipelines.progress import console, progress_bar
 from pipelines.reading import damaged_shards, read_here, read_with_ray
+from pipelines.room import JUDGE_CPUS
 from pipelines.stopping import PREEMPTED, Stop, StoppedError, listen_in_worker, preempted
 from pipelines.storage import open_folder
 from pipelines.tracking import TrackedRun
@@ -104,7 +105,7 @@ def _run_in_ray(job: Job, watcher: Watcher) -> None:
     judging = JUDGE_CPUS if job.validation.every else 0
     with ray_session(config, cpus=training_cpus(config) + judging, gpus=least_workers(config) * config.gpus_per_worker):
         watcher.stop.listen()  # ray.init took the signal handlers for itself
-        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=_beside_this_command()).remote()
+        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=beside_this_process()).remote()
         fit = _InBackground(_trainer(_checked(job), board).fit)
         try:
             while not fit.done.wait(POLL_S):
@@ -137,14 +138,6 @@ class _InBackground:
         except BaseException as error:
             self.error = error
         self.done.set()
-
-
-def _beside_this_command() -> Any:
-    """So that no other node's death ends an actor."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _trainer(job: Job, board: Any) -> Any:

@@ -60,6 +60,8 @@ class SweepConfig(Section):
     """Transformer blocks that tables of layer budgets are made for; 0 takes network.depth of the preset."""
     repeats: int = Field(3, ge=0)
     """Further seeds that the winner and the preset's own settings are trained with, to the end."""
+    keep_stopped: bool = False
+    """Keep the checkpoints of trials that were stopped early, so that their settings can go on from there."""
     register_best: int = Field(1, ge=0)
     """Best trials that are registered under the stage's name as candidates; the best one last."""
 
