@@ -66,12 +66,18 @@ class Judge:
             self.reference = self._reference(model)
         parts = [self._embedded(model, self._sampled(model, system, start)) for start in self._starts]
         generated = np.concatenate(parts)
+        try:
+            distances = {
+                of.__name__: of(generated=generated, reference=self.reference) for of in (frechet_distance, mmd)
+            }
+        except ValueError as error:
+            raise UserError(f"the weights in {uri} cannot be judged: {error}; lower the learning rate") from error
         clip = partial(self._one_clip, model, system)
         with watched(model.blocks) as record:
             clip()
         return {
-            "fd": frechet_distance(generated=generated, reference=self.reference),
-            "mmd": mmd(generated=generated, reference=self.reference),
+            "fd": distances["frechet_distance"],
+            "mmd": distances["mmd"],
             "blocks": float(record.runs),
             "sampling_ms": measure_latency(clip, calls=TIMED_CALLS).p50_ms,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage
 from presto_core.diffusion.noise import noise_from_config, snr_db
 
-COLOURS = colormaps["viridis_r"]
+COLOURS = colormaps["viridis"]
 Rows = list[dict[str, Any]]
 
 
@@ -24,12 +25,12 @@ def parallel_coordinates(result: dict[str, Any]) -> bytes:
     rows = _valued(result)
     keys = sorted({key for row in rows for key in row["settings"]})
     figure = Figure(figsize=(max(6.0, 1.6 * (len(keys) + 1)), 4.5), layout="constrained")
-    axes, scale = figure.subplots(), _scale(rows)
+    axes, colour_of = figure.subplots(), _colours(result, rows)
     places = {key: _positions([row["settings"].get(key) for row in rows]) for key in keys}
     heights = _positions([row["value"] for row in rows])[0]
     for i, row in enumerate(rows):
         line = [places[key][0][i] for key in keys] + [heights[i]]
-        axes.plot(range(len(line)), line, color=COLOURS(scale(row["value"])), alpha=0.8, linewidth=1.2)
+        axes.plot(range(len(line)), line, color=colour_of(row["value"]), alpha=0.8, linewidth=1.2)
     for x, key in enumerate(keys):
         for label, y in places[key][1]:
             axes.text(
@@ -48,14 +49,14 @@ def noise_response(result: dict[str, Any]) -> bytes | None:
     if not roles or not rows:
         return None
     figure = Figure(figsize=(4 * len(roles), 6), layout="constrained")
-    panels, scale = figure.subplots(2, len(roles), squeeze=False), _scale(rows)
+    panels, colour_of = figure.subplots(2, len(roles), squeeze=False), _colours(result, rows)
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     for column, role in enumerate(roles):
         above, below = panels[0][column], panels[1][column]
         for row in sorted(rows, key=lambda r: -r["value"]):
             config = load_config(StepsStage, None, {**result["base"], **row["settings"]})
             decibel = snr_db(noise_from_config(getattr(config.steps, role)).quantile(u), 1.0)
-            colour, q = COLOURS(scale(row["value"])), torch.quantile(decibel, torch.tensor([0.1, 0.5, 0.9]).double())
+            colour, q = colour_of(row["value"]), torch.quantile(decibel, torch.tensor([0.1, 0.5, 0.9]).double())
             above.hist(decibel.numpy(), bins=80, range=(-45, 60), density=True, histtype="step", color=colour)
             low, middle, high = q.tolist()
             below.errorbar(middle, row["value"], xerr=[[middle - low], [high - middle]], color=colour, fmt="o", ms=4)
@@ -96,12 +97,12 @@ def importance(result: dict[str, Any]) -> bytes | None:
 def learning(result: dict[str, Any]) -> bytes:
     """The metric against updates, one line a trial: where each was stopped."""
     rows, metric = _valued(result), result["metrics"][0]
-    figure, scale = Figure(figsize=(7, 4), layout="constrained"), _scale(rows)
+    figure, colour_of = Figure(figsize=(7, 4), layout="constrained"), _colours(result, rows)
     axes = figure.subplots()
     for row in rows:
         points = sorted((int(update), values[metric]) for update, values in row["rows"].items())
         ends = "o" if row["state"] == "finished" else "x"
-        axes.plot(*zip(*points), color=COLOURS(scale(row["value"])), marker=ends, markevery=[-1], linewidth=1)
+        axes.plot(*zip(*points), color=colour_of(row["value"]), marker=ends, markevery=[-1], linewidth=1)
     axes.set(xlabel="updates (x: stopped early)", ylabel=metric)
     return as_png(figure)
 
@@ -110,9 +111,12 @@ def _valued(result: dict[str, Any]) -> Rows:
     return [row for row in result["trials"] if row["value"] is not None]
 
 
-def _scale(rows: Rows) -> Normalize:
-    values = [row["value"] for row in rows] or [0.0, 1.0]
-    return Normalize(min(values), max(values))
+def _colours(result: dict[str, Any], rows: Rows) -> Callable[[float], Any]:
+    """The better, the darker."""
+    sign = 1 if result["mode"] == "min" else -1
+    values = [sign * row["value"] for row in rows] or [0.0, 1.0]
+    scale = Normalize(min(values), max(values))
+    return lambda value: COLOURS(scale(sign * value))
 
 
 def _positions(values: list[Any]) -> tuple[list[float], list[tuple[str, float]]]:

@@ -16,6 +16,13 @@ from pipelines.sweep_result import difference
 from pipelines.tracking import HOME
 
 SHOWN = 12  # trials in a table
+TITLES = {
+    "importance": "Importance of settings",
+    "parallel_coordinates": "Settings and metric",
+    "noise_response": "Response to noise distributions",
+    "pareto": "Quality and cost",
+    "learning": "While they trained",
+}
 
 
 def to_json(result: dict[str, Any]) -> bytes:
@@ -36,6 +43,18 @@ def write(result: dict[str, Any]) -> list[Path]:
 
 def folder_of(sweep_id: str) -> Path:
     return HOME / "reports" / f"sweep-{sweep_id}"
+
+
+def plots(result: dict[str, Any]) -> dict[str, bytes]:
+    """By name, those for which there is enough to draw."""
+    drawn = {
+        "importance": sweep_plots.importance(result),
+        "parallel_coordinates": sweep_plots.parallel_coordinates(result),
+        "noise_response": sweep_plots.noise_response(result),
+        "pareto": sweep_plots.pareto(result),
+        "learning": sweep_plots.learning(result),
+    }
+    return {name: png for name, png in drawn.items() if png}
 
 
 def winner_preset(result: dict[str, Any]) -> str:
@@ -69,17 +88,9 @@ def to_html(result: dict[str, Any]) -> str:
         "".join(f"<p>{html.escape(sentence)}</p>" for sentence in _costs(result)),
         "<h2>Trials</h2>" + _html_table(_columns(metric), _table(result)),
         "<h2>Over seeds</h2>" + _html_table(("settings", f"{metric} by seed", "mean", "std"), _seeds(result)),
-        "<h2>What mattered</h2>"
-        f"<p>At update {shares['update']}, which all of {shares['trials']} trials reached; settings that only some "
-        "trials have are left out.</p>" + _image(sweep_plots.importance(result), "importance"),
-        "<h2>Settings and metric</h2>" + _image(sweep_plots.parallel_coordinates(result), "parallel coordinates"),
+        f"<p>{html.escape(_reach(shares))}</p>",
     ]
-    if response := sweep_plots.noise_response(result):
-        sections.append("<h2>Response to noise distributions</h2>" + _image(response, "response in decibel"))
-    sections += [
-        "<h2>Quality and cost</h2>" + _image(sweep_plots.pareto(result), "Pareto front"),
-        "<h2>While they trained</h2>" + _image(sweep_plots.learning(result), "metric by update"),
-    ]
+    sections += [f"<h2>{TITLES[name]}</h2>{_image(png, TITLES[name])}" for name, png in plots(result).items()]
     return f"""<!doctype html><html lang=en><meta charset=utf-8><title>Presto sweep {result["id"]}</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}}
 table{{border-collapse:collapse;font-size:.85rem}}
@@ -128,13 +139,18 @@ def _costs(result: dict[str, Any]) -> list[str]:
     return [stopping, beyond]
 
 
+def _reach(shares: dict[str, Any]) -> str:
+    return (
+        f"Importance is taken at update {shares['update']}, which all of {shares['trials']} trials reached; settings "
+        "that only some trials have are left out."
+    )
+
+
 def _html_table(columns: tuple[str, ...], rows: list[list[str]]) -> str:
     head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def _image(png: bytes | None, alt: str) -> str:
-    if png is None:
-        return "<p>Too few trials to say.</p>"
+def _image(png: bytes, alt: str) -> str:
     return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

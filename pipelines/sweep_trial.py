@@ -112,6 +112,8 @@ def run_trial(given: dict[str, Any], *, plan: Plan) -> None:
             reporter.end(interrupted=str(error))
     except UserError as error:
         reporter.end(failed=str(error))
+    except Exception as error:  # settings that some code cannot work with must not end the sweep
+        reporter.end(failed=f"{type(error).__name__}: {error}")
     if reporter.stopped:
         raise SystemExit(0)  # what Tune waits for before it gives this process another trial
 

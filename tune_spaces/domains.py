@@ -7,6 +7,7 @@ noise distribution exists where the kind was chosen to be lognormal.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -38,6 +39,7 @@ class Kinds:
 
 
 Space = Mapping[str, Choice | Range | Kinds]
+_POWER = re.compile(r"(?<![\w.])(\d+)(e[+-]?\d+)")
 Suggest = Callable[[str, Choice | Range], Any]
 """(name, domain) -> a value of it; a name has one domain wherever it is asked for."""
 
@@ -84,5 +86,10 @@ def _parts(key: str, domain: Choice | Range | Kinds) -> Iterator[dict[str, Any]]
 
 
 def as_words(settings: Mapping[str, Any]) -> list[str]:
-    """Overrides as the command line's `key=value` words; YAML reads JSON."""
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    """Overrides as the command line's `key=value` words."""
+    return [f"{key}={_yaml(value)}" for key, value in settings.items()]
+
+
+def _yaml(value: Any) -> str:
+    """JSON, which YAML reads, but for 1e-05, which it takes for text."""
+    return _POWER.sub(r"\1.0\2", json.dumps(value))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import re
+from typing import Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -10,6 +11,10 @@ from presto_core.config.section import Count, Section
 from presto_core.config.validation import Metric
 
 Searched = Literal["train-teacher", "distill-layers", "distill-steps"]
+
+
+def _number(value: object) -> object:
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value) else value
 
 
 class RangeConfig(Section):
@@ -64,6 +69,14 @@ class SweepConfig(Section):
     """Keep the checkpoints of trials that were stopped early, so that their settings can go on from there."""
     register_best: int = Field(1, ge=0)
     """Best trials that are registered under the stage's name as candidates; the best one last."""
+
+    @field_validator("domains", mode="after")
+    @classmethod
+    def _numbers_are_no_text(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """YAML takes 1e-5 for text, where 1.0e-5 is a number."""
+        return {
+            key: tuple(map(_number, domain)) if isinstance(domain, tuple) else domain for key, domain in value.items()
+        }
 
     @field_validator("spaces", "metrics", mode="before")
     @classmethod
