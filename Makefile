@@ -10,7 +10,7 @@ SOURCES := presto_core pipelines tune_spaces infra tests
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format bench bench-data science test-slow test-chaos test-cluster clean help
+.PHONY: demo test lint format bench bench-data science sweep-demo test-slow test-chaos test-cluster clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -54,6 +54,9 @@ $(BENCH_STAMP): $(STAMP) tests/bench/requirements-data.txt
 
 science: $(STAMP) ## quality of every distilled model over three seeds, about 70 minutes
 	$(BIN)/presto science
+
+sweep-demo: $(STAMP) ## a sweep and the full grid of its configurations, hours; rewrites the figures in docs/sweeps.md
+	$(BIN)/python -m tests.bench.sweeping $(SWEEP_DEMO)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -16,7 +16,7 @@ import typer
 from infra import jobs_verbs, training_verbs
 from infra.on import Work, carry_out, runner
 from infra.targets import LOCAL, On
-from pipelines import dataset_verbs, machine_verbs, registry_verbs
+from pipelines import dataset_verbs, machine_verbs, registry_verbs, sweep_verbs
 from pipelines.progress import console
 from pipelines.words import PRESETS, DryRun, Words, is_override, show, split, stage_config
 from presto_core.config.errors import UserError
@@ -48,6 +48,7 @@ app.add_typer(codec_app, name="codec")
 app.add_typer(dataset_verbs.app, name="dataset")
 app.add_typer(registry_verbs.app, name="registry")
 app.add_typer(jobs_verbs.app, name="jobs")
+app.add_typer(sweep_verbs.app, name="sweep")
 for verb in (machine_verbs.up, machine_verbs.down, machine_verbs.doctor):
     app.command()(verb)
 

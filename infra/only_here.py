@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from infra.targets import Target, on_loopback
-from pipelines.tracked import without_password
+from pipelines.redaction import without_password
 from presto_core.config.errors import UserError
 from presto_core.config.loader import flatten
 from presto_core.config.schema import StageConfig

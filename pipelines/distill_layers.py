@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from pipelines.stage import Workplace, run_stage
 from pipelines.step_work import row_flops
 from pipelines.storage import open_folder
 from pipelines.training import Job
+from pipelines.trial import Trial
 from pipelines.worker import run_job
 from presto_core.config.loader import settings_yaml
 from presto_core.config.schema import LayersStage
@@ -28,7 +30,7 @@ from presto_core.training.state import TrainState
 PLOTTED = ("dsm_loss", "self_teacher_loss", "grad_norm", "blocks_run", *(f"dsm_loss/q{i}" for i in (1, 2, 3, 4)))
 
 
-def run(config: LayersStage, resume: Resume = Resume()) -> Artifact:
+def run(config: LayersStage, resume: Resume = Resume(), trial: Trial | None = None) -> Artifact:
     """Distil a base model's layers, go on with an interrupted distillation, or find it done.
 
     Raises:
@@ -47,20 +49,30 @@ def run(config: LayersStage, resume: Resume = Resume()) -> Artifact:
             scratch_uri=place.scratch.uri,
             seed=config.seed,
             global_batch_size=config.layers.global_batch_size,
+            kind="layers",
+            card=partial(_card, config, teacher),
+            updates=config.updates,
             total_steps=config.layers.steps,
             loop=config.loop,
             cluster=config.cluster,
             health=config.health,
+            validation=config.validation,
             data=config.data,
             caption_dropout=config.layers.caption_dropout,
             watch=("dsm_loss", "self_teacher_loss", "blocks_run", "step_seconds"),
             expected=TEACHER,
             row_flops=row_flops(config, teacher.manifest["model"]),
         )
-        run_job(job, place.run)
-        place.show("losses.png", plots.losses({name: place.run.history(name) for name in PLOTTED}))
+        run_job(job, place.run, place.trial)
+        place.show("losses.png", lambda: plots.losses({name: place.run.history(name) for name in PLOTTED}))
 
-    return run_stage("distill-layers", config, make, register_as=config.name, resume=resume)
+    return run_stage("distill-layers", config, make, register_as=config.name, resume=resume, trial=trial)
+
+
+def _card(config: LayersStage, teacher: Artifact, dataset: LatentDataset) -> ModelCard:
+    """The teacher's, and the table it is trained with."""
+    card = ModelCard(**teacher.manifest["model"])
+    return replace(card, layer_budget=budget_of(config.layers, card.network["depth"]).to_dict())
 
 
 def build(
@@ -82,10 +94,10 @@ def finish(
     parents: dict[str, str],
     dataset: LatentDataset,
     state: TrainState,
+    details: dict[str, Any],
 ) -> None:
     """Commit the averaged network; its card is the teacher's, and the table it was trained with."""
-    card = ModelCard(**read_artifact(open_folder(teacher_uri)).manifest["model"])
-    budget = budget_of(config.layers, card.network["depth"])
+    card = _card(config, read_artifact(open_folder(teacher_uri)), dataset)
     commit_artifact(
         open_folder(uri),
         kind="layers",
@@ -93,5 +105,5 @@ def finish(
         config_yaml=settings_yaml(config),
         parents=parents,
         files=weights_file(state.emas["layers"].network),
-        details={"model": replace(card, layer_budget=budget.to_dict()).to_dict(), **dataset.left_out},
+        details={"model": card.to_dict(), **dataset.left_out, **details},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from pipelines.stage import Workplace, run_stage
 from pipelines.step_work import row_flops
 from pipelines.storage import open_folder
 from pipelines.training import Job
+from pipelines.trial import Trial
 from pipelines.worker import run_job
 from presto_core.config.layers import PrestoLSBudget
 from presto_core.config.loader import settings_yaml
@@ -41,7 +43,7 @@ PLOTTED = (
 )
 
 
-def run(config: StepsStage, resume: Resume = Resume()) -> Artifact:
+def run(config: StepsStage, resume: Resume = Resume(), trial: Trial | None = None) -> Artifact:
     """Distill a base model, go on with an interrupted distillation, or find it done.
 
     Raises:
@@ -65,20 +67,24 @@ def run(config: StepsStage, resume: Resume = Resume()) -> Artifact:
             scratch_uri=place.scratch.uri,
             seed=config.seed,
             global_batch_size=config.steps.global_batch_size,
+            kind="generator",
+            card=partial(_card, config, start),
+            updates=config.updates,
             total_steps=int(config.derived()["total_steps"]),
             loop=config.loop,
             cluster=config.cluster,
             health=config.health,
+            validation=config.validation,
             data=config.data,
             watch=("dmd_loss", "dsm_loss", "gan_loss", "d_real", "d_fake", "step_seconds"),
             expected=STEP_DISTILLATION,
             row_flops=row_flops(config, card.to_dict(), layered=card.budget is not None),
         )
-        run_job(job, place.run)
-        place.show("losses.png", plots.losses({name: place.run.history(name) for name in PLOTTED}))
-        place.show("noise.png", plots.noise_distributions(config.steps))
+        run_job(job, place.run, place.trial)
+        place.show("losses.png", lambda: plots.losses({name: place.run.history(name) for name in PLOTTED}))
+        place.show("noise.png", lambda: plots.noise_distributions(config.steps))
 
-    return run_stage("distill-steps", config, make, register_as=config.name, resume=resume)
+    return run_stage("distill-steps", config, make, register_as=config.name, resume=resume, trial=trial)
 
 
 def generator_card(config: StepsStage, start: Artifact) -> ModelCard:
@@ -95,6 +101,10 @@ def generator_card(config: StepsStage, start: Artifact) -> ModelCard:
     if card.budget:  # which blocks are skipped, and what the network is told, stay as they were trained
         budget = replace(budget, mode=card.budget.mode, conditioned=card.budget.conditioned)
     return replace(card, layer_budget=budget.to_dict())
+
+
+def _card(config: StepsStage, start: Artifact, dataset: LatentDataset) -> ModelCard:
+    return generator_card(config, start)
 
 
 def build(
@@ -133,6 +143,7 @@ def finish(
     parents: dict[str, str],
     dataset: LatentDataset,
     state: TrainState,
+    details: dict[str, Any],
 ) -> None:
     """Commit the averaged generator with its card."""
     commit_artifact(
@@ -146,5 +157,6 @@ def finish(
             "model": generator_card(config, read_artifact(open_folder(start_uri))).to_dict(),
             "training": {"generator_step": state.generator_step, "total_step": state.total_step},
             **dataset.left_out,
+            **details,
         },
     )

@@ -37,7 +37,7 @@ def noise_distributions(steps: StepsConfig, *, sigma_data: float = 1.0) -> bytes
         )
     axes.set(xlabel="signal-to-noise ratio, dB (noise falls to the right)", ylabel="density")
     axes.legend(frameon=False)
-    return _png(figure)
+    return as_png(figure)
 
 
 def losses(histories: dict[str, list[tuple[int, float]]]) -> bytes:
@@ -51,7 +51,7 @@ def losses(histories: dict[str, list[tuple[int, float]]]) -> bytes:
         steps, values = zip(*points)
         axes.plot(steps, values, linewidth=1)
         axes.set(title=name, xlabel="step")
-    return _png(figure)
+    return as_png(figure)
 
 
 def quality_vs_blocks(result: dict[str, Any]) -> bytes:
@@ -78,7 +78,7 @@ def _quality(systems: list[dict[str, Any]], floor: float) -> bytes:
     axes.axhline(floor, linestyle=":", color="grey", label="real music")
     axes.set(xscale="log", yscale="log", xlabel="transformer blocks run for a clip", ylabel="Fréchet distance")
     axes.legend(frameon=False)
-    return _png(figure)
+    return as_png(figure)
 
 
 def hidden_variance(measured: dict[str, list[dict[str, Any]]]) -> bytes:
@@ -93,7 +93,7 @@ def hidden_variance(measured: dict[str, list[dict[str, Any]]]) -> bytes:
         axes.set(title=label, xlabel="block", yscale="log")
     panels[0].set(ylabel="variance of activations")
     panels[-1].legend(frameon=False, fontsize="small")
-    return _png(figure)
+    return as_png(figure)
 
 
 def spectrogram(samples: Samples, rate_hz: int, title: str) -> bytes:
@@ -103,14 +103,15 @@ def spectrogram(samples: Samples, rate_hz: int, title: str) -> bytes:
     with np.errstate(divide="ignore"):  # digital silence is minus infinity dB: drawn in the darkest colour
         axes.specgram(samples, NFFT=2048, Fs=rate_hz, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
     axes.set(xlabel="seconds", ylabel="Hz", title=title, ylim=(0, min(16000, rate_hz / 2)))
-    return _png(figure)
+    return as_png(figure)
 
 
 def _role_label(role: str, noise: object) -> str:
     return f"{role}: {type(noise).__name__}"
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()

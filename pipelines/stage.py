@@ -14,6 +14,7 @@ from pipelines.resume import Resume, begin, origin
 from pipelines.storage import absolute, open_folder
 from pipelines.tracked import TrackedRun, patiently
 from pipelines.tracking import open_tracker
+from pipelines.trial import Trial
 from presto_core.config.schema import StageConfig
 from presto_core.registry.manifest import Artifact, artifact_folder, read_artifact, run_folder
 from presto_core.registry.store import Folder
@@ -32,6 +33,7 @@ class Workplace:
         artifact: folder to commit the artifact in.
         scratch: folder of checkpoints and partial results.
         run: its record in MLflow.
+        trial: the sweep it belongs to, if it does.
     """
 
     run_id: str
@@ -40,12 +42,15 @@ class Workplace:
     artifact: Folder
     scratch: Folder
     run: TrackedRun
+    trial: Trial | None = None
 
-    def show(self, name: str, picture: bytes) -> None:
-        """Keep a plot where it can be opened, and with the run's record."""
+    def show(self, name: str, draw: Callable[[], bytes]) -> None:
+        """Keep a plot where it can be opened, and with the run's record; a sweep draws its trials together."""
+        if self.trial:
+            return
         path = REPORTS / self.run_id / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture)
+        path.write_bytes(draw())
         self.run.attach(path)
 
     @property
@@ -61,6 +66,7 @@ def run_stage(
     register_as: str,
     inputs: dict[str, str] | None = None,
     resume: Resume = Resume(),
+    trial: Trial | None = None,
 ) -> Artifact:
     """Make a stage's artifact unless it exists, and register it.
 
@@ -68,6 +74,7 @@ def run_stage(
         make: does the work and commits `workplace.artifact`; may resume from `workplace.scratch`.
         inputs: hashes of inputs that are no artifacts (a folder of audio).
         resume: a run under way that this must be, or start from.
+        trial: the sweep that this run belongs to; what it makes is not registered then.
 
     Raises:
         UserError: whatever the stage, storage or tracking could not do.
@@ -79,7 +86,7 @@ def run_stage(
     forked = origin(resume, root, stage, config, ids)
     run_id = config.run_id(ids | forked | (inputs or {}))
     folder, scratch = artifact_folder(root, run_id), run_folder(root, run_id)
-    with tracker.run(stage, config, run_id, parents) as run:
+    with tracker.run(stage, config, run_id, parents, trial.tags if trial else {}) as run:
         run.stored = partial(stored_rows, scratch)
         if folder.exists():
             console.print(f"{stage}: run {run_id} is done already, its result is used")
@@ -87,12 +94,15 @@ def run_stage(
         else:
             console.print(f"{stage}: run {run_id}")
             begin(scratch, root, stage, config, ids | forked)
-            make(Workplace(run_id, parents, forked, folder, scratch, run))
+            make(Workplace(run_id, parents, forked, folder, scratch, run, trial))
         artifact = read_artifact(folder)
-        made = patiently(
-            lambda: publish(tracker.client, register_as, artifact, mlflow_run=run.mlflow_id, stage=stage, root=root)
-        )
+        made = None
+        if not trial:
+            made = patiently(
+                lambda: publish(tracker.client, register_as, artifact, mlflow_run=run.mlflow_id, stage=stage, root=root)
+            )
         run.settle()
         scratch.delete()  # checkpoints, rows and partial results of a finished run are of no further use
-    console.print(f"{stage}: {made.name}@{made.alias} is version {made.number} = {artifact.id}, {artifact.uri}")
+    if made:
+        console.print(f"{stage}: {made.name}@{made.alias} is version {made.number} = {artifact.id}, {artifact.uri}")
     return artifact

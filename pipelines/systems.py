@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from pipelines.cluster import actor_resources, map_with_actors, ray_session
-from pipelines.dataset import conditioning_of, open_dataset
+from pipelines.dataset import LatentDataset, conditioning_of, open_dataset
 from pipelines.lineage import method_of
 from pipelines.models import Model, open_model, sample_base, sample_student
 from pipelines.progress import Bar, console, progress_bar
@@ -143,10 +143,15 @@ class SystemSampler:
     def _chosen(self, split: str, start: int, count: int) -> Rows:
         """Rows start ... start + count of the split in a fixed shuffled order, over again where it is short."""
         if split not in self.rows:
-            whole = Rows.cat(list(read_here(self.dataset.uri, self.dataset.shards(split), Rows)))
-            self.rows[split] = whole.take(np.random.default_rng(0).permutation(len(whole)))
+            self.rows[split] = shuffled_rows(self.dataset, split)
         rows = self.rows[split]
         return rows.take(np.arange(start, start + count) % len(rows))
+
+
+def shuffled_rows(dataset: LatentDataset, split: str) -> Rows:
+    """All rows of a split, in a shuffled order that is always the same."""
+    whole = Rows.cat(list(read_here(dataset.uri, dataset.shards(split), Rows)))
+    return whole.take(np.random.default_rng(0).permutation(len(whole)))
 
 
 @dataclass(frozen=True)

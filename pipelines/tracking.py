@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipelines.inputs import environment_tags, log_parents
@@ -44,19 +45,25 @@ class Tracker:
     experiment_id: str
 
     @contextmanager
-    def run(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, Artifact]) -> Iterator[TrackedRun]:
+    def run(
+        self,
+        stage: str,
+        config: StageConfig,
+        run_id: str,
+        parents: dict[str, Artifact],
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> Iterator[TrackedRun]:
         """A run for this run_id: a new one, or the one an interrupted command left; its status is set at the end."""
-        found = self.client.search_runs(
-            [self.experiment_id], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1, order_by=["attributes.start_time ASC"]
-        )
-        if found:
-            mlflow_id, began_ms = found[0].info.run_id, found[0].info.start_time
+        mlflow_id = self.run_of(run_id)
+        if mlflow_id:
             self.client.update_run(mlflow_id, status="RUNNING")
         else:
-            mlflow_id, began_ms = self._create(stage, config, run_id, parents)
+            mlflow_id = self._create(stage, config, run_id, parents)
+        for name, value in tags.items():
+            self.client.set_tag(mlflow_id, name, value)
         run = TrackedRun(self.client, mlflow_id)
         try:
-            with sampled(run, began_ms):
+            with sampled(run, self.client.get_run(mlflow_id).info.start_time):
                 yield run
         except (KeyboardInterrupt, StoppedError):
             run.give_up("KILLED")
@@ -66,7 +73,14 @@ class Tracker:
             raise
         run.finish()
 
-    def _create(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, Artifact]) -> tuple[str, int]:
+    def run_of(self, run_id: str) -> str | None:
+        """MLflow's id of the run with this run_id; None where there is none."""
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1, order_by=["attributes.start_time ASC"]
+        )
+        return str(found[0].info.run_id) if found else None
+
+    def _create(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, Artifact]) -> str:
         from mlflow.entities import Param
 
         tags = {RUN_ID: run_id, STAGE: stage, "mlflow.runName": f"{stage}-{run_id}", **environment_tags()}
@@ -78,7 +92,7 @@ class Tracker:
         for start in range(0, len(params), 100):
             self.client.log_batch(info.run_id, params=params[start : start + 100])
         log_parents(self.client, info.run_id, parents)
-        return str(info.run_id), int(info.start_time)
+        return str(info.run_id)
 
     def resolve(self, reference: str, storage_root: str) -> Artifact:
         """An artifact by registry name (`presto-generator@candidate`, models:/…), id, or URI.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from pipelines.stage import Workplace, run_stage
 from pipelines.step_work import row_flops
 from pipelines.storage import open_folder
 from pipelines.training import Job
+from pipelines.trial import Trial
 from pipelines.worker import run_job
 from presto_core.config.loader import settings_yaml
 from presto_core.config.schema import TeacherStage
@@ -24,7 +26,7 @@ from presto_core.training.state import TrainState
 from presto_core.training.teacher import TeacherTraining
 
 
-def run(config: TeacherStage, resume: Resume = Resume()) -> Artifact:
+def run(config: TeacherStage, resume: Resume = Resume(), trial: Trial | None = None) -> Artifact:
     """Train a base model, go on with an interrupted training, or find it done.
 
     Raises:
@@ -40,21 +42,25 @@ def run(config: TeacherStage, resume: Resume = Resume()) -> Artifact:
             scratch_uri=place.scratch.uri,
             seed=config.seed,
             global_batch_size=config.teacher.global_batch_size,
+            kind="teacher",
+            card=partial(card_of, config),
+            updates=config.updates,
             total_steps=config.teacher.steps,
             loop=config.loop,
             cluster=config.cluster,
             health=config.health,
+            validation=config.validation,
             data=config.data,
             caption_dropout=config.teacher.caption_dropout,
             watch=("dsm_loss", "grad_norm", "step_seconds"),
             expected=TEACHER,
             row_flops=row_flops(config, card_of(config, open_dataset(place.parents["dataset"].uri)).to_dict()),
         )
-        run_job(job, place.run)
+        run_job(job, place.run, place.trial)
         names = ("dsm_loss", "grad_norm", *(f"dsm_loss/q{i}" for i in (1, 2, 3, 4)))
-        place.show("losses.png", plots.losses({name: place.run.history(name) for name in names}))
+        place.show("losses.png", lambda: plots.losses({name: place.run.history(name) for name in names}))
 
-    return run_stage("train-teacher", config, make, register_as=config.name, resume=resume)
+    return run_stage("train-teacher", config, make, register_as=config.name, resume=resume, trial=trial)
 
 
 def card_of(config: TeacherStage, dataset: LatentDataset) -> ModelCard:
@@ -80,7 +86,13 @@ def build(
 
 
 def finish(
-    config: TeacherStage, run_id: str, uri: str, parents: dict[str, str], dataset: LatentDataset, state: TrainState
+    config: TeacherStage,
+    run_id: str,
+    uri: str,
+    parents: dict[str, str],
+    dataset: LatentDataset,
+    state: TrainState,
+    details: dict[str, Any],
 ) -> None:
     """Commit the averaged weights as the artifact."""
     commit_artifact(
@@ -90,5 +102,5 @@ def finish(
         config_yaml=settings_yaml(config),
         parents=parents,
         files=weights_file(state.emas["teacher"].network),
-        details={"model": card_of(config, dataset).to_dict(), **dataset.left_out},
+        details={"model": card_of(config, dataset).to_dict(), **dataset.left_out, **details},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,16 +11,20 @@ from typing import Any
 import torch
 
 from pipelines.dataset import LatentDataset, open_dataset, stream
-from pipelines.journal import ROWS, Journal
+from pipelines.journal import ROWS, Journal, Row
+from pipelines.judge import judge_of
 from pipelines.shard_cache import ShardCache
 from pipelines.stopping import StoppedError
 from pipelines.storage import open_folder
+from pipelines.validation import Snapshots, Validation
 from presto_core.config.data import DataConfig
 from presto_core.config.sections import ClusterConfig, HealthConfig, LoopConfig
+from presto_core.config.validation import ValidationConfig
 from presto_core.metrics.health import Expected
 from presto_core.registry.store import Folder, StoreError
 from presto_core.training.checkpoint import delete_incomplete, load_checkpoint
 from presto_core.training.loop import Hooks, train
+from presto_core.training.model import ModelCard
 from presto_core.training.parallel import Parallel
 from presto_core.training.saving import CheckpointWriter
 from presto_core.training.state import Algorithm, TrainState
@@ -35,8 +39,11 @@ class Job:
     Attributes:
         label: what the progress bar says.
         build: makes the algorithm: (dataset, parallel, autocast dtype) -> Algorithm; a module-level callable.
-        finish: rank 0 turns the final state into the artifact's files and commits them.
+        finish: rank 0 turns the final state into the artifact's files and commits them, with details for its manifest.
+        kind: of that artifact.
+        card: what it says of the model.
         caption_dropout: probability that a row's conditions are withheld.
+        updates: of the network that is shipped; where each step is one, total_steps.
         watch: metrics the progress line shows.
         skipped: shards that are left out because they are damaged.
         row_flops: model FLOPs of a row of the batch, a mean over steps; 0 is not known.
@@ -44,12 +51,15 @@ class Job:
 
     label: str
     build: Callable[[LatentDataset, Parallel, torch.dtype | None], Algorithm]
-    finish: Callable[[LatentDataset, TrainState], None]
+    finish: Callable[[LatentDataset, TrainState, dict[str, Any]], None]
+    kind: str
+    card: Callable[[LatentDataset], ModelCard]
     dataset_uri: str
     scratch_uri: str
     seed: int
     global_batch_size: int
     total_steps: int
+    updates: int
     loop: LoopConfig
     cluster: ClusterConfig
     data: DataConfig
@@ -57,6 +67,7 @@ class Job:
     caption_dropout: float = 0.0
     expected: dict[str, Expected] = field(default_factory=dict)
     health: HealthConfig = field(default_factory=HealthConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     skipped: tuple[str, ...] = ()
     row_flops: float = 0.0
 
@@ -113,10 +124,12 @@ def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
         saved=line.saved,
         require_at_work=line.require_at_work,
     )
-    with closing(batches), writer:
-        hooks = _hooks(state, writer, Journal(scratch.child(ROWS)), line, main=main)
+    with closing(batches), writer, _validating(job, dataset, state, scratch, main=main) as validation:
+        hooks = _hooks(state, writer, Journal(scratch.child(ROWS)), line, validation, main=main)
         train(algorithm, batches, seed=job.seed, config=job.loop, parallel=parallel, hooks=hooks)
         writer.finish()
+        if validation and main:
+            _report(validation.finish(), line)
     if state.total_step < algorithm.total_steps:
         raise StoppedError(
             f"{job.label} stopped at step {state.total_step} of {algorithm.total_steps}, since "
@@ -126,7 +139,42 @@ def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
         ema.gather()
     if main:
         line.require_at_work()
-        job.finish(dataset, state)
+        job.finish(dataset, state, _validated(job, state, validation) if validation else {})
+
+
+def _validating(
+    job: Job, dataset: LatentDataset, state: TrainState, scratch: Folder, *, main: bool
+) -> AbstractContextManager[Validation | None]:
+    """The run's validation, with what an earlier life of it left; none where none is wanted."""
+    if not job.validation.every:
+        return nullcontext()
+    (ema,) = state.emas.values()
+    snapshots = Snapshots(scratch, job.kind, job.card(dataset).to_dict())
+    judge = judge_of(job.validation, dataset.uri, torch_threads=job.cluster.torch_threads) if main else _no_judge
+    validation = Validation(job.validation, snapshots, judge, ema, last_update=job.updates, main=main)
+    if main:
+        validation.resume(state.total_step)
+    return validation
+
+
+def _no_judge(uri: str) -> dict[str, float]:
+    raise AssertionError("only rank 0 asks")
+
+
+def _validated(job: Job, state: TrainState, validation: Validation) -> dict[str, Any]:
+    """What the manifest says of validations; where the best weights are wanted, they take the place of the last."""
+    (ema,) = state.emas.values()
+    kept = job.updates
+    if job.validation.keep == "best":
+        kept, weights = validation.best()
+        ema.network.load_state_dict(weights)
+    rows = [row for _, row in sorted(validation.rows.items())]
+    return {"validation": {"judged": job.validation.judged_alike(), "kept_update": kept, "rows": rows}}
+
+
+def _report(rows: list[Row], line: Line) -> None:
+    for step, metrics in rows:
+        line.report(step, metrics)
 
 
 def _resume(checkpoints: Folder, state: TrainState, parallel: Parallel, line: Line) -> None:
@@ -142,8 +190,22 @@ def _resume(checkpoints: Folder, state: TrainState, parallel: Parallel, line: Li
         line.report(state.total_step, {})
 
 
-def _hooks(state: TrainState, writer: CheckpointWriter, journal: Journal, line: Line, *, main: bool) -> Hooks:
+def _hooks(
+    state: TrainState,
+    writer: CheckpointWriter,
+    journal: Journal,
+    line: Line,
+    validation: Validation | None,
+    *,
+    main: bool,
+) -> Hooks:
     """What the loop calls: rank 0 reports, saves and listens to the command; every rank hears its own signals."""
+
+    def stepped() -> None:
+        if validation:
+            validation.stepped(state)
+            if main:
+                _report(validation.take(), line)
 
     def log(step: int, metrics: dict[str, float]) -> None:
         if main:
@@ -152,9 +214,14 @@ def _hooks(state: TrainState, writer: CheckpointWriter, journal: Journal, line: 
             journal.add(step, metrics)
             line.report(step, metrics)
 
+    def first(total_step: int, rows: list[Row]) -> None:
+        journal.write(total_step, rows)
+        if validation:
+            validation.settle_stored()
+
     def checkpoint() -> None:
         whole = state.state_dict()  # on every rank: where networks are sharded, it is gathered from all
         if main:
-            writer.save(whole, first=partial(journal.write, state.total_step, journal.take()))
+            writer.save(whole, first=partial(first, state.total_step, journal.take()))
 
-    return Hooks(log=log, checkpoint=checkpoint, should_stop=lambda: writer.failed or bool(line.stop_reason()))
+    return Hooks(stepped, log, checkpoint, should_stop=lambda: writer.failed or bool(line.stop_reason()))

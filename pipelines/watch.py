@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pipelines.progress import Bar, console, summary
 from pipelines.stopping import TAKEN_OVER, Stop
 from pipelines.tracking import TrackedRun
+from pipelines.trial import Trial
 from presto_core.config.sections import HealthConfig
 from presto_core.metrics.health import Expected, breaches
 
@@ -80,6 +81,7 @@ class Watcher:
     Attributes:
         watch: metrics that the progress line shows.
         expected: the ranges signals should stay in.
+        trial: the sweep that is told of rows too, and may ask for a stop.
         report_missed: tell MLflow of the rows up to a step that were stored beside checkpoints.
         unhealthy: why the run was asked to stop, where a signal was the reason.
     """
@@ -91,6 +93,7 @@ class Watcher:
     health: HealthConfig
     stop: Stop
     report_missed: Callable[..., None]
+    trial: Trial | None = None
     error: str = ""
     stopped: bool = False
     unhealthy: str = ""
@@ -101,10 +104,12 @@ class Watcher:
         if not metrics and step:
             console.print(f"{self.bar.label}: resumed at step {step} of {self.bar.total}")
             self.report_missed(upto=step)
-        self.bar.update(step, summary(metrics, self.watch))
+        self.bar.update(max(step, self.bar.done), summary(metrics, self.watch))  # a validation may come late
         if metrics:
             self.run.log(step, metrics)
             self._check(step, metrics)
+            if reason := self.trial.tell(step, metrics) if self.trial else "":
+                self.stop.ask(reason)
 
     def warn(self, sentence: str) -> None:
         console.print(f"{self.bar.label}: {sentence}", style="yellow", markup=False)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.cluster import (
     ClusterError,
+    beside_this_process,
     least_workers,
     ray_session,
     reads_with_ray,
@@ -24,6 +25,7 @@ from pipelines.journal import report_missed
 from pipelines.parallel import in_group, in_process
 from pipelines.progress import console, progress_bar
 from pipelines.reading import damaged_shards, read_here, read_with_ray
+from pipelines.room import JUDGE_CPUS
 from pipelines.stopping import (
     PREEMPTED,
     TAKEN_OVER,
@@ -38,6 +40,7 @@ from pipelines.storage import open_folder
 from pipelines.telemetry import Telemetry
 from pipelines.tracking import TrackedRun
 from pipelines.training import Job, Line, work
+from pipelines.trial import Trial
 from pipelines.watch import Board, Watcher
 from presto_core.config.errors import UserError
 from presto_core.config.schema import per_worker
@@ -52,7 +55,7 @@ POLL_S = 0.5  # between two looks of command and workers at what the other side 
 ENDING = (DivergenceError, SaveError, StoppedError)  # all ranks stop in the same step, and a restart would not help
 
 
-def run_job(job: Job, run: TrackedRun) -> None:
+def run_job(job: Job, run: TrackedRun, trial: Trial | None = None) -> None:
     """Train to the end, on this machine or a cluster, from the last checkpoint if there is one.
 
     Raises:
@@ -64,7 +67,7 @@ def run_job(job: Job, run: TrackedRun) -> None:
     stop = Stop()
     with progress_bar(job.label, job.total_steps) as bar, stop.listening():
         missed = partial(report_missed, open_folder(job.scratch_uri), run)
-        watcher = Watcher(run, bar, job.watch, job.expected, job.health, stop, missed)
+        watcher = Watcher(run, bar, job.watch, job.expected, job.health, stop, missed, trial)
         try:
             if job.cluster.num_workers == 0:
                 line = Line(watcher.receive, watcher.warn, lambda: stop.reason)
@@ -111,9 +114,10 @@ def _run_in_ray(job: Job, watcher: Watcher) -> None:
     from ray.train import TrainingFailedError
 
     config = job.cluster
-    with ray_session(config, cpus=training_cpus(config), gpus=least_workers(config) * config.gpus_per_worker):
+    judging = JUDGE_CPUS if job.validation.every else 0
+    with ray_session(config, cpus=training_cpus(config) + judging, gpus=least_workers(config) * config.gpus_per_worker):
         watcher.stop.listen()  # ray.init took the signal handlers for itself
-        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=_beside_this_command()).remote()
+        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=beside_this_process()).remote()
         fit = _InBackground(_trainer(_checked(job), board).fit)
         try:
             while not fit.done.wait(POLL_S):
@@ -146,14 +150,6 @@ class _InBackground:
         except BaseException as error:
             self.error = error
         self.done.set()
-
-
-def _beside_this_command() -> Any:
-    """So that no other node's death ends an actor."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _trainer(job: Job, board: Any) -> Any:

@@ -26,10 +26,12 @@ from presto_core.config.sections import (
     TrackingConfig,
 )
 from presto_core.config.submit import SubmitConfig
+from presto_core.config.sweep import SweepConfig
+from presto_core.config.validation import ValidationConfig
 
 # Where and how a stage runs does not change what it makes, but for rounding (workers, micro-batches, sharding); nor
 # does the name that its result is registered under.
-UNHASHED = ("storage", "tracking", "cluster", "submit", "loop", "health", "inputs", "name")
+UNHASHED = ("storage", "tracking", "cluster", "submit", "loop", "health", "inputs", "name", "validation")
 
 
 class StageConfig(Section):
@@ -108,59 +110,91 @@ class DatasetStage(StageConfig):
     PARENTS = ("dataset",)
 
 
-class TeacherStage(StageConfig):
+class TrainingStage(StageConfig):
+    """What the stages that train take beside their own section."""
+
+    name: str = "presto"
+    """Registry name of what is made."""
+    data: DataConfig = DataConfig()
+    loop: LoopConfig = LoopConfig()
+    health: HealthConfig = HealthConfig()
+    validation: ValidationConfig = ValidationConfig()
+
+    @property
+    def updates(self) -> int:
+        """Updates of the network that is shipped, from the first to the last."""
+        raise NotImplementedError
+
+    def result_config(self) -> dict[str, Any]:
+        """With validation where it chooses the weights that become the result."""
+        config = super().result_config()
+        if self.validation.keep == "best":
+            config["validation"] = {"every": self.validation.every, **self.validation.judged_alike()}
+        return config
+
+    @model_validator(mode="after")
+    def _best_of_some(self) -> Self:
+        if self.validation.keep == "best" and not self.validation.every:
+            raise ValueError("validation.keep=best needs validations to choose from; set validation.every")
+        return self
+
+
+class TeacherStage(TrainingStage):
     PARENTS = ("dataset",)
 
     name: str = "presto-teacher"
     network: NetworkConfig = NetworkConfig()
     teacher: TeacherConfig = TeacherConfig()
-    data: DataConfig = DataConfig()
-    loop: LoopConfig = LoopConfig()
-    health: HealthConfig = HealthConfig()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         _require_divisible("teacher.global_batch_size", self.teacher.global_batch_size, self.cluster)
         return self
 
+    @property
+    def updates(self) -> int:
+        return self.teacher.steps
+
     def derived(self) -> dict[str, Any]:
         steps, batch = self.teacher.steps, self.teacher.global_batch_size
         return {"rows_seen": steps * batch, **per_worker(batch, self.cluster, self.loop)}
 
 
-class LayersStage(StageConfig):
+class LayersStage(TrainingStage):
     PARENTS = ("dataset", "teacher")
 
     name: str = "presto-generator"
     layers: LayersConfig = LayersConfig()
-    data: DataConfig = DataConfig()
-    loop: LoopConfig = LoopConfig()
-    health: HealthConfig = HealthConfig()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         _require_divisible("layers.global_batch_size", self.layers.global_batch_size, self.cluster)
         return self
 
+    @property
+    def updates(self) -> int:
+        return self.layers.steps
+
     def derived(self) -> dict[str, Any]:
         steps, batch = self.layers.steps, self.layers.global_batch_size
         return {"rows_seen": steps * batch, **per_worker(batch, self.cluster, self.loop)}
 
 
-class StepsStage(StageConfig):
+class StepsStage(TrainingStage):
     PARENTS = ("dataset", "teacher", "layers")
     OPTIONAL = ("layers",)
 
     name: str = "presto-generator"
     steps: StepsConfig = StepsConfig()
-    data: DataConfig = DataConfig()
-    loop: LoopConfig = LoopConfig()
-    health: HealthConfig = HealthConfig()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         _require_divisible("steps.global_batch_size", self.steps.global_batch_size, self.cluster)
         return self
+
+    @property
+    def updates(self) -> int:
+        return self.steps.generator_updates
 
     def derived(self) -> dict[str, Any]:
         ratio, batch = self.steps.fake_updates_per_generator_update, self.steps.global_batch_size
@@ -180,6 +214,12 @@ class EvaluateStage(StageConfig):
     def derived(self) -> dict[str, Any]:
         nfe = sum(b.nfe for b in self.evaluate.base) + sum(self.evaluate.student_steps)
         return {"network_evaluations_of_base_and_one_student": nfe * self.evaluate.num_samples}
+
+
+class SweepStage(StageConfig):
+    """Of a sweep over another stage's settings, which are a configuration of their own."""
+
+    sweep: SweepConfig = SweepConfig()
 
 
 class GenerateStage(StageConfig):
@@ -204,6 +244,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "evaluate": EvaluateStage,
     "generate": GenerateStage,
     "registry": RegistryStage,
+    "sweep": SweepStage,
 }
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 SAMPLE_RATE_HZ, N_FFT, HOP, N_MELS = 16000, 512, 256, 96
-PATCH_FRAMES = 187  # 3 s
+PATCH_FRAMES = 187
+PATCH_SECONDS = 3.0  # which they are, but for a few samples
 
 
 class Embedder(Protocol):

@@ -17,11 +17,13 @@ class Hooks:
     """What the surroundings want to hear.
 
     Attributes:
+        stepped: after every step, on every rank.
         log: every `log_every` steps, with the metrics averaged over those steps and all workers.
         checkpoint: when the state is due to be saved; every rank calls it.
         should_stop: True on any rank ends the run early on all of them, after a checkpoint.
     """
 
+    stepped: Callable[[], None] = lambda: None
     log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
     checkpoint: Callable[[], None] = lambda: None
     should_stop: Callable[[], bool] = lambda: False
@@ -59,6 +61,8 @@ def train(
             state.total_step += 1
             state.cursor = batch.cursor
             meter.add(metrics, phase)
+            with meter.pausing():
+                hooks.stepped()
             last = state.total_step == algorithm.total_steps
             if last or state.total_step % config.log_every == 0:
                 hooks.log(state.total_step, meter.drain(parallel))

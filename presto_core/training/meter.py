@@ -30,7 +30,7 @@ class Meter:
 
     def _start_afresh(self) -> None:
         self.values: dict[str, list[Tensor]] = {}
-        self.started, self.waited, self.steps = time.perf_counter(), 0.0, 0
+        self.started, self.waited, self.paused, self.steps = time.perf_counter(), 0.0, 0.0, 0
         self.step_began, self.phases = self.started, dict[str, list[float]]()
 
     @contextmanager
@@ -39,6 +39,13 @@ class Meter:
         self.step_began = time.perf_counter()
         yield
         self.waited += time.perf_counter() - self.step_began
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Time in the block counts as none of the run's own."""
+        since = time.perf_counter()
+        yield
+        self.paused += time.perf_counter() - since
 
     def add(self, metrics: dict[str, Tensor], phase: str = "") -> None:
         """A step is done, of a phase where steps differ; it began with the wait for its data."""
@@ -62,7 +69,7 @@ class Meter:
 
     def drain(self, parallel: Parallel) -> dict[str, float]:
         """Means over steps and rows of all workers; what none saw is left out. Starts afresh; every rank calls it."""
-        seconds = time.perf_counter() - self.started
+        seconds = time.perf_counter() - self.started - self.paused
         sums = self.settle(parallel)
         means = {name: total / count for name, (total, count) in sorted(sums.items()) if count}
         means["step_seconds"] = seconds / max(self.steps, 1)

@@ -87,7 +87,12 @@ def _network(config: NetworkConfig, *, channels: int, text_dim: int, budget: Lay
 
 def weights_file(network: nn.Module) -> dict[str, bytes]:
     """The weights as an artifact's file."""
-    return {WEIGHTS: save({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()})}
+    return weights_bytes(network.state_dict())
+
+
+def weights_bytes(state: dict[str, Tensor]) -> dict[str, bytes]:
+    """The same of a network's state, whole."""
+    return {WEIGHTS: save({name: value.detach().cpu().contiguous() for name, value in state.items()})}
 
 
 def load_model(folder: Folder, manifest: dict[str, Any]) -> tuple[DiT, ModelCard]:

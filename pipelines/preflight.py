@@ -1,0 +1,61 @@
+"""Before a sweep's first trial: what its trials start from fits together, and they can tell MLflow how they do."""
+
+from __future__ import annotations
+
+from pipelines.dataset import open_dataset
+from pipelines.judge import require_judgeable
+from pipelines.lineage import require_layers_of, require_teacher_of
+from pipelines.sweep_plan import Plan
+from presto_core.config.errors import UserError
+from presto_core.config.noise import KarrasNoise
+from presto_core.config.schema import LayersStage, StepsStage, TrainingStage
+from presto_core.diffusion.noise import noise_from_config
+from presto_core.networks.layer_budget import LayerBudget
+from presto_core.registry.manifest import Artifact
+
+
+def require_parents(plan: Plan, parents: dict[str, Artifact]) -> None:
+    """Data set, base and layer-distilled model must fit each other, the validation, and the tables of the space.
+
+    Raises:
+        UserError: they do not.
+    """
+    dataset = open_dataset(parents["dataset"].uri)
+    require_judgeable(plan.base.validation, dataset)
+    if "teacher" not in parents:
+        return
+    require_teacher_of(parents["teacher"], parents["dataset"])
+    if "layers" in parents:
+        require_layers_of(parents["layers"], parents["teacher"])
+    depth = parents["teacher"].manifest["model"]["network"]["depth"]
+    budgets = any(key.endswith(".budget") for key in plan.space)
+    if budgets and depth != plan.depth:
+        raise UserError(
+            f"the space's layer budgets are made for {plan.depth} blocks and teacher {parents['teacher'].id} has "
+            f"{depth}; set sweep.depth={depth}"
+        )
+    for proposal in plan.proposals() if budgets and plan.sweep.sweep.search != "optuna" else ():
+        _require_budget(plan.config(proposal.settings), depth)
+
+
+def _require_budget(config: TrainingStage, depth: int) -> None:
+    """A trial's table must fit the network; a worker would find that out only later."""
+    wanted = None
+    if isinstance(config, StepsStage):
+        wanted = config.steps.budget
+    elif isinstance(config, LayersStage):
+        wanted = config.layers.budget
+    if wanted:
+        LayerBudget.over(noise_from_config(KarrasNoise()), wanted, depth=depth)
+
+
+def require_reachable_record(tracking_uri: str, nodes: int) -> None:
+    """Trials on other nodes must reach MLflow.
+
+    Raises:
+        UserError: it is a file of this machine, and there are other nodes.
+    """
+    if nodes > 1 and tracking_uri.startswith("sqlite"):
+        raise UserError(
+            f"the sweep would run on {nodes} nodes and MLflow is a file of this one; set tracking.uri to a server"
+        )

@@ -1,0 +1,99 @@
+"""Configuration of a sweep: which stage, over which settings, how it searches, and when it stops a trial early."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, Self
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from presto_core.config.section import Count, Section
+from presto_core.config.validation import Metric
+
+Searched = Literal["train-teacher", "distill-layers", "distill-steps"]
+
+
+def _number(value: object) -> object:
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value) else value
+
+
+class RangeConfig(Section):
+    """Numbers between two ends."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Even on a logarithmic scale."""
+    integer: bool = False
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"the domain is empty: low={self.low:g} must be below high={self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low={self.low:g} must be above 0 on a logarithmic scale")
+        return self
+
+
+class SweepConfig(Section):
+    stage: Searched = "distill-steps"
+    """The stage whose settings are tried."""
+    spaces: tuple[str, ...] = ()
+    """Ready spaces, joined: `presto sweep spaces` lists them."""
+    domains: dict[str, tuple[JsonValue, ...] | RangeConfig] = Field(default_factory=dict)
+    """Settings of your own to try: dotted key -> list of values, or {low, high, log, integer}; wins over `spaces`."""
+    search: Literal["random", "grid", "optuna"] = "random"
+    """`grid`: each combination once; `optuna`: later trials learn from earlier ones (TPE)."""
+    samples: Count = 16
+    """Trials, the preset's own settings among them; more of them go on with the same sweep. `grid` needs no number."""
+    metrics: tuple[Metric, ...] = ("fd",)
+    """What is sought, the first ranks trials and stops them; with several, the report shows the Pareto front."""
+    mode: Literal["min", "max"] = "min"
+    """Whether less of the first metric is better; of the others, less is."""
+    scheduler: Literal["asha", "median", "none", "pbt"] = "asha"
+    """When a trial is stopped early: `asha` keeps the best 1/reduction at each rung, `median` what is above the median
+    of the others, `none` never."""
+    grace: int = Field(0, ge=0)
+    """Updates before a trial may be stopped; 0 takes the first validation."""
+    reduction: int = Field(3, ge=2)
+    """Each rung of `asha` comes after `reduction` times the updates of the one before."""
+    concurrent: int = Field(0, ge=0)
+    """Trials at a time; 0 runs as many as the cluster holds."""
+    seed: int = Field(0, ge=0)
+    """Of the search; the trials' own seed is `seed`."""
+    depth: int = Field(0, ge=0)
+    """Transformer blocks that tables of layer budgets are made for; 0 takes network.depth of the preset."""
+    repeats: int = Field(3, ge=0)
+    """Further seeds that the winner and the preset's own settings are trained with, to the end."""
+    keep_stopped: bool = False
+    """Keep the checkpoints of trials that were stopped early, so that their settings can go on from there."""
+    register_best: int = Field(1, ge=0)
+    """Best trials that are registered under the stage's name as candidates; the best one last."""
+
+    @field_validator("domains", mode="after")
+    @classmethod
+    def _numbers_are_no_text(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """YAML takes 1e-5 for text, where 1.0e-5 is a number."""
+        return {
+            key: tuple(map(_number, domain)) if isinstance(domain, tuple) else domain for key, domain in value.items()
+        }
+
+    @field_validator("spaces", "metrics", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> Self:
+        empty = [key for key, domain in self.domains.items() if domain == ()]
+        if empty:
+            raise ValueError(f"the domain of {empty[0]!r} is empty; list at least one value")
+        if not self.metrics:
+            raise ValueError("metrics must name at least one, such as fd")
+        if self.scheduler == "pbt":
+            raise ValueError(
+                "scheduler=pbt does nothing for trials that train through Ray Train, since Tune sees no checkpoint of "
+                "theirs to copy; use asha or median, and presto distill-steps --resume RUN_ID --fork to go on with "
+                "other settings by hand"
+            )
+        return self

@@ -1,0 +1,88 @@
+"""`make sweep-demo`: the sweep of docs/sweeps.md and the full grid of its configurations; writes the page's figures.
+
+`python -m tests.bench.sweeping [KEY=VALUE]...` may make it smaller, such as sweep.samples=6 steps.generator_updates=9.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipelines import sweep, sweep_report
+from pipelines.demo import stage_configs
+from pipelines.science import base_trained
+from pipelines.sweep_plan import planned
+from tune_spaces.domains import as_words
+
+PAGE = Path("docs/sweeps.md")
+IMAGES = Path("docs/images")
+BEGIN, END = "<!-- sweep-demo: begin -->", "<!-- sweep-demo: end -->"
+PRESET = "sweeps/demo"
+
+
+def main(words: list[str]) -> None:
+    with base_trained(stage_configs("demo", [w for w in words if not _of_a_sweep(w)]), local=True) as (root, made):
+        inputs = [f"inputs.{role}={made[step].uri}" for role, step in (("dataset", "ingest"), ("teacher", "base"))]
+    here = [PRESET, f"storage.root={root}", *inputs, *words]
+    early = sweep.run(planned(here))
+    whole = sweep.run(planned([*here, "sweep.scheduler=none", "sweep.repeats=0"]))
+    figures = written(early, whole, " ".join(["make sweep-demo", *words]))
+    page = PAGE.read_text()
+    head, tail = page.partition(BEGIN)[0], page.partition(END)[2]
+    PAGE.write_text(f"{head}{BEGIN}\n{figures}\n{END}{tail}")
+    print(figures)
+
+
+def _of_a_sweep(word: str) -> bool:
+    return word.partition(".")[0] in ("sweep", "validation", "loop", "cluster")
+
+
+def written(early: dict[str, Any], whole: dict[str, Any], command: str) -> str:
+    """The figures as Markdown, and the plots beside the page."""
+    best, least, saved, over = _best(early), _best(whole), early["saved"], early["overhead"]
+    trials = f"{len(early['trials'])} trials of {early['updates']} updates"
+    steps = (
+        f"ASHA's best is {(best - least) / least:+.1%} from the full grid's (wanted: within 5 %), with "
+        f"{saved['share']:.0%} of its steps (wanted: at most 40 %)."
+    )
+    beyond = (
+        f"Beyond training a trial took {over['other_share']:.0%} more (wanted: at most 15 %) and "
+        f"{over['validation_share']:.0%} for validation; the whole sweep {over['all_share']:.0%} more than both."
+    )
+    lines = [
+        f"`{command}` on {os.cpu_count()} cores ({platform.machine()}), {trials}.",
+        "",
+        early["verdict"]["says"],
+        "",
+        "| | ASHA | all to the end |",
+        "|---|---:|---:|",
+        f"| best {early['metrics'][0]} of the trials | {best:.3f} | {least:.3f} |",
+        f"| steps trained | {saved['steps_trained']} | {saved['steps_of_all_to_the_end']} |",
+        "",
+        f"{steps} {beyond}",
+        "",
+        f"The winner: `{' '.join(as_words(early['winner']['settings'])) or 'the preset itself'}`",
+        "",
+        *_table(early),
+    ]
+    for name, content in sweep_report.plots(early).items():
+        IMAGES.mkdir(exist_ok=True)
+        (IMAGES / f"sweep_{name}.png").write_bytes(content)
+        lines += ["", f"![{name.replace('_', ' ')}](images/sweep_{name}.png)"]
+    return "\n".join(lines)
+
+
+def _best(result: dict[str, Any]) -> float:
+    return float(next(row["value"] for row in result["trials"] if row["state"] == "finished"))
+
+
+def _table(result: dict[str, Any]) -> list[str]:
+    shares = result["importance"]["shares"].items()
+    return ["| setting | share of variance |", "|---|---:|", *(f"| `{k}` | {v:.2f} |" for k, v in shares)]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,177 @@
+"""A sweep for real: trials in Ray Tune, stopped, failed, repeated and recorded; killed, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import sweep, sweep_report
+from pipelines.storage import open_folder
+from pipelines.sweep_plan import planned
+from pipelines.sweep_record import DEFAULT, FAILED, FINISHED, PRUNED, TRIAL, WINNER, Record, Records, sweep_folder
+from pipelines.tracking import RUN_ID, open_tracker
+from presto_core.config.loader import load_config
+from presto_core.config.schema import StepsStage
+from presto_core.config.sections import TrackingConfig
+from tests.pipelines.lives import PRESTO, Life, wait_for
+from tests.pipelines.sweeping import UPDATES, Place, make_place
+
+LEARNING_RATE = "steps.generator_optim.learning_rate"
+BETTER, WORSE, ABSURD = 1e-3, 1e-7, 1e30  # than the preset's
+ONE_AT_A_TIME = {"sweep.search": "grid", "sweep.concurrent": 1, "sweep.reduction": 2, "sweep.grace": 1}
+RATES = {"sweep.domains": json.dumps({LEARNING_RATE: [BETTER, WORSE]})}
+PATIENCE_S = 400
+
+
+@pytest.fixture
+def place(workdir: Path) -> Place:
+    return make_place(workdir)
+
+
+def records_of(place: Place) -> dict[str, Record]:
+    (sweep_id,) = open_folder(place.root).child("sweeps").folders()
+    return Records(sweep_folder(open_folder(place.root), sweep_id)).all()
+
+
+def children(of: str) -> list[Any]:
+    tracker = open_tracker(TrackingConfig())
+    return list(tracker.client.search_runs([tracker.experiment_id], f"tags.`mlflow.parentRunId` = '{of}'"))
+
+
+@pytest.mark.ray
+@pytest.mark.services
+def test_a_sweep_ends_in_an_answer_and_is_not_run_again(ray_here, place: Place, workdir: Path, capsys):
+    domains = json.dumps({LEARNING_RATE: [BETTER, WORSE, ABSURD]})
+    plan = place.plan(**ONE_AT_A_TIME, **{"sweep.domains": domains})
+    result = sweep.run(plan)
+    trials = {r.settings.get(LEARNING_RATE): r for r in records_of(place).values() if r.role == TRIAL}
+    states = {rate: record.state for rate, record in trials.items()}
+    assert states == {None: FINISHED, BETTER: FINISHED, WORSE: PRUNED, ABSURD: FAILED}
+    assert "are not finite; lower the learning rate" in trials[ABSURD].reason
+    assert sorted(trials[None].rows) == list(range(1, UPDATES + 1))
+    assert trials[WORSE].update == 1
+    assert trials[WORSE].steps < trials[None].steps == 2 * UPDATES
+
+    assert result["winner"]["settings"] == {LEARNING_RATE: BETTER}
+    assert [len(result["repeats"][role]["values"]) for role in (WINNER, DEFAULT)] == [2, 2]
+    assert result["saved"]["steps_trained"] < result["saved"]["steps_of_all_to_the_end"]
+
+    runs = {run.data.tags[RUN_ID]: run for run in children(result["mlflow_run"])}
+    assert set(runs) == set(records_of(place))
+    ended = {run_id: (run.info.status, run.data.tags["presto.trial"]) for run_id, run in runs.items()}
+    status = {FINISHED: "FINISHED", PRUNED: "KILLED", FAILED: "FAILED"}
+    assert ended == {run_id: (status[r.state], r.state) for run_id, r in records_of(place).items()}
+    assert runs[result["winner"]["run_id"]].data.params[LEARNING_RATE] == str(BETTER)
+    registered = open_tracker(TrackingConfig()).client.search_model_versions("name = 'presto-generator'")
+    assert [v.tags["presto.artifact_id"] for v in registered] == [result["winner"]["artifact"]]
+    # what was stopped early leaves no checkpoints
+    assert not set(open_folder(place.root).child("runs").folders()) & {trials[WORSE].run_id}
+
+    before = records_of(place)
+    capsys.readouterr()
+    again = sweep.run(plan)
+    assert "8 trials are over already, 0 go on" in capsys.readouterr().err
+    assert records_of(place) == before
+    assert again["winner"] == result["winner"]
+    _the_winner_can_be_had_again(result)
+
+
+def _the_winner_can_be_had_again(result: dict[str, Any]) -> None:
+    """By the command that is printed, and by the preset that holds only the difference."""
+    words = shlex.split(result["winner"]["command"])[2:]
+    parents = {role: result["parents"][role] for role in ("dataset", "teacher")}
+    assert load_config(StepsStage, None, words).run_id(parents) == result["winner"]["run_id"]
+    preset = sweep_report.folder_of(result["id"]) / "winner.yaml"
+    assert load_config(StepsStage, preset).run_id(parents) == result["winner"]["run_id"]
+    page = (preset.parent / "index.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/png;base64,") >= 3
+
+
+@pytest.mark.ray
+def test_a_killed_sweep_goes_on_and_leaves_nobody_behind(place: Place, workdir: Path, begin: Callable[..., Life]):
+    """kill -9 of the command once a trial is done: no finished trial runs again, and the rungs are remembered."""
+    settings = {**ONE_AT_A_TIME, **RATES, "cluster.cpus": 2, "cluster.object_store_mb": 100, "sweep.repeats": 0}
+    command = [PRESTO, "sweep", *place.words(**settings)]
+    first = begin(command, workdir)
+    assert wait_for(lambda: _done(place) or not first.goes_on, PATIENCE_S, step_s=0.1), first.said
+    assert first.goes_on, first.said
+    first.kill()
+    first.end()
+    done = {run_id: r for run_id, r in records_of(place).items() if r.over}
+    again = begin(command, workdir)
+    assert again.exit_code() == 0, again.said
+    assert "trials are over already" in again.said
+    after = records_of(place)
+    assert {run_id: after[run_id] for run_id in done} == done
+    states = {r.settings.get(LEARNING_RATE): r.state for r in after.values()}
+    assert states == {None: FINISHED, BETTER: FINISHED, WORSE: PRUNED}
+
+
+def _done(place: Place) -> bool:
+    return bool(open_folder(place.root).child("sweeps").folders()) and any(r.over for r in records_of(place).values())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ctrl_c_ends_all_of_it_and_the_same_command_goes_on(place: Place, workdir: Path, begin: Callable[..., Life]):
+    settings = {**ONE_AT_A_TIME, **RATES, "cluster.cpus": 2, "sweep.repeats": 0, "steps.generator_updates": 60}
+    settings["validation.every"] = 20
+    command = [PRESTO, "sweep", *place.words(**settings)]
+    first = begin(command, workdir)
+    assert wait_for(lambda: first.workers("ray::ImplicitFunc") or not first.goes_on, PATIENCE_S, step_s=0.1)
+    first.process.send_signal(signal.SIGINT)
+    assert first.process.wait(PATIENCE_S) == 130, first.said
+    assert "interrupted; run the same command again to go on" in first.said
+    first.end()  # nobody is left but Ray's agents, which it waits for
+    assert begin(command, workdir).exit_code() == 0
+
+
+@pytest.mark.ray
+@pytest.mark.services
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cluster.num_workers": 1, "cluster.cpus_per_worker": 0.8},  # trials whose worker Ray Train places
+        {"sweep.search": "optuna", "sweep.metrics": "[fd,blocks]", "sweep.samples": 6},
+        {"sweep.scheduler": "median"},
+        {"sweep.scheduler": "none"},
+    ],
+    ids=["nested", "optuna", "median", "none"],
+)
+def test_every_way_to_sweep_comes_to_an_answer(ray_here, place: Place, settings: dict[str, object]):
+    result = sweep.run(place.plan(**ONE_AT_A_TIME | RATES | settings))
+    assert result["winner"]
+    assert {row["state"] for row in result["trials"]} <= {FINISHED, PRUNED}
+    wanted = settings.get("sweep.samples", 3)
+    assert len(result["trials"]) == wanted
+    if settings.get("sweep.scheduler") == "none":
+        assert result["saved"]["share"] == 1.0
+
+
+@pytest.mark.ray
+@pytest.mark.services
+@pytest.mark.slow
+def test_trials_on_s3_share_one_copy_of_what_they_read(ray_here, workdir: Path, monkeypatch, tmp_path: Path):
+    from pipelines.near import CACHE
+
+    monkeypatch.setenv(CACHE, str(tmp_path / "near"))
+    place = make_place(workdir, root="s3://latents/sweep-test/store", dataset="s3://latents/sweep-test/data")
+    result = sweep.run(place.plan(**ONE_AT_A_TIME, **RATES))
+    assert result["winner"]["settings"] == {LEARNING_RATE: BETTER}
+    assert len([p for p in (tmp_path / "near").iterdir() if p.is_dir()]) >= 1
+
+
+def test_a_plan_is_refused_where_its_budgets_do_not_fit_the_base(place: Place):
+    from presto_core.config.errors import UserError
+
+    with pytest.raises(UserError, match=r"made for 8 blocks and teacher \w+ has 2; set sweep\.depth=2"):
+        sweep.run(place.plan(**{"sweep.spaces": "[layers]"}))
+    assert planned(place.words(**{"sweep.spaces": "[layers]", "sweep.depth": 2})).depth == 2

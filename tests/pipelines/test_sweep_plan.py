@@ -1,0 +1,179 @@
+"""What a sweep would try: spaces that fit the schema, proposals that are always the same, and every mistake named."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from itertools import islice
+
+import pytest
+
+from pipelines.cluster import ClusterError
+from pipelines.room import Needs, concurrent, require_room
+from pipelines.sweep_plan import Plan, planned, suggestions
+from pipelines.words import PRESETS
+from presto_core.config.loader import load_config, preset_names
+from presto_core.config.schema import STAGES, StepsStage, TrainingStage
+from presto_core.config.sections import ClusterConfig
+from tune_spaces import layers
+from tune_spaces.domains import Choice, Kinds, Range, combinations, ranges, walk
+from tune_spaces.spaces import SPACES
+
+SWEEPS = [name for name in preset_names(PRESETS) if name.startswith("sweeps/")]
+TRAINING = {name: stage for name, stage in STAGES.items() if issubclass(stage, TrainingStage)}
+EVERY = "validation.every=5"
+
+
+def plan(*words: str) -> Plan:
+    return planned(["demo", EVERY, *words])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 6, 28])
+@pytest.mark.parametrize("name", SPACES)
+def test_every_space_samples_valid_settings(name: str, depth: int):
+    """A field that is renamed breaks this, and not a cluster."""
+    rng, space = random.Random(0), SPACES[name](depth)
+    assert space
+    for _ in range(20):
+        settings = walk(space, suggestions(rng))
+        for stage in TRAINING.values():
+            mine = {k: v for k, v in settings.items() if k.partition(".")[0] in stage.model_fields}
+            load_config(stage, "demo", mine, preset_folder=PRESETS)
+    read = {key for stage in TRAINING.values() for key in space if key.partition(".")[0] in stage.model_fields}
+    assert read == set(space)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 6, 8, 28])
+def test_layer_budgets_keep_more_blocks_as_noise_falls(depth: int):
+    tables = [budget["kept"] for budget in layers.budgets(depth)]
+    assert len({tuple(table) for table in tables}) == len(tables)
+    assert [depth] * layers.BINS in tables
+    for table in tables:
+        assert table == sorted(table)
+        assert 1 <= table[0] <= table[-1] <= depth
+
+
+@pytest.mark.parametrize("work", layers.WORK)
+@pytest.mark.parametrize("tilt", layers.TILTS)
+def test_layer_budgets_have_the_work_they_are_named_for(work: float, tilt: float):
+    kept = layers.table(28, work=work, tilt=tilt)
+    assert sum(kept) / len(kept) / 28 == pytest.approx(work, abs=0.5 / 28)
+
+
+def test_parameters_exist_for_their_family_only():
+    space = {"steps.p_dmd": Kinds({"lognormal": {"mean": Range(-1, 1)}, "karras": {"rho": Choice((3.0, 7.0))}})}
+    drawn = [walk(space, suggestions(random.Random(i))) for i in range(20)]
+    kinds = {d["steps.p_dmd.kind"]: set(d) - {"steps.p_dmd.kind"} for d in drawn}
+    assert kinds == {"lognormal": {"steps.p_dmd.mean"}, "karras": {"steps.p_dmd.rho"}}
+    assert ranges(space) == ["steps.p_dmd"]
+    config = load_config(StepsStage, None, {"steps.p_dmd.kind": "karras", "steps.p_dmd.rho": 3.0})
+    assert config.steps.p_dmd.model_dump()["rho"] == 3.0
+
+
+def test_a_grid_holds_every_combination_once():
+    space = {"a": Choice((1, 2, 3)), "b": Kinds({"x": {"c": Choice((1, 2))}, "y": {}})}
+    found = [json.dumps(c) for c in combinations(space)]
+    assert len(found) == len(set(found)) == 3 * 3
+
+
+def test_the_papers_table_is_eight_runs_of_which_one_is_the_presets_own():
+    proposals = list(plan("sweep.spaces=[paper]", "sweep.search=grid").proposals())
+    assert len(proposals) == len({p.run_id for p in proposals}) == 8
+    assert proposals[0].settings == {}
+
+
+def test_proposals_are_always_the_same_and_more_samples_go_on_with_them():
+    few, many = (plan("sweep.spaces=[noise,losses]", f"sweep.samples={n}") for n in (5, 12))
+    assert list(few.proposals()) == list(islice(many.proposals(), 5))
+    assert len({p.run_id for p in many.proposals()}) == 12
+    assert few.id == many.id
+    assert few.id != plan("sweep.spaces=[noise,losses]", "sweep.seed=1").id
+
+
+def test_a_space_that_is_used_up_ends_the_search():
+    proposals = list(plan('sweep.domains={"seed": [0, 1, 2]}', "sweep.samples=50").proposals())
+    assert [p.settings.get("seed", 0) for p in proposals[1:]] in ([1, 2], [2, 1])
+
+
+def test_a_run_is_the_same_run_outside_the_sweep():
+    """Its run_id is that of the command with the same settings, so that nothing is trained twice."""
+    found = plan("sweep.spaces=[losses]")
+    proposal = list(islice(found.proposals(), 2))[1]
+    alone = load_config(StepsStage, "demo", proposal.settings, preset_folder=PRESETS)
+    assert alone.run_id() == proposal.run_id
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_preset_can_be_planned(name: str):
+    found = planned([name])
+    assert 1 < sum(1 for _ in found.proposals()) <= found.trials
+
+
+MISTAKES = [
+    (["--space", "nosie"], "unknown space 'nosie'; did you mean 'noise'?"),
+    (["--space", "noise", "validation.every=0"], "metric 'fd' would never be reported: validation.every=0"),
+    (["--space", "noise", "validation.every=500"], "validation.every=500 is more than the 40 updates"),
+    (["--space", "noise", "sweep.grace=50"], "sweep.grace=50 is more than the 40 updates"),
+    (["--space", "noise", "--samples", "0"], "sweep.samples=0: input should be greater than or equal to 1"),
+    (["--space", "noise", "--metric", "fdd"], "'fdd': input should be 'fd', 'mmd', 'blocks' or 'sampling_ms'"),
+    (["--space", "noise", "--search", "grid"], "sweep.search=grid needs lists of values, and 'steps.p_gen' is a range"),
+    (["--space", "noise", "--scheduler", "pbt"], "scheduler=pbt does nothing"),
+    (["--space", "paper-layers"], "paper-layers has no key of this stage"),
+    ([], "a sweep of distill-steps needs settings to try"),
+    (['sweep.domains={"steps.gan.wieght_mode": [1]}'], "did you mean 'steps.gan.weight_mode'?"),
+    (['sweep.domains={"steps.gan.kind": ["wgan"]}'], "steps.gan.kind='wgan'"),
+    (['sweep.domains={"seed": []}'], "the domain of 'seed' is empty"),
+    (['sweep.domains={"steps.ema_decay": {low: 1, high: 1}}'], "the domain is empty: low=1 must be below high=1"),
+    (['sweep.domains={"loop.log_every": [1, 2]}'], "'loop.log_every' does not change what distill-steps makes"),
+    (['sweep.domains={"seed": [1]}', "cluster.cpus_per_worker=99", "cluster.cpus=2"], "so no trial would ever start"),
+    (["--space", "noise", "cluster.gpus_per_worker=64"], "a trial needs 128 GPUs"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_every_mistake_is_one_sentence_before_any_trial(words, message, empty, monkeypatch, capsys):
+    from infra import cli
+
+    monkeypatch.setattr(sys, "argv", ["presto", "sweep", "demo", "validation.every=5", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code in (1, 2)
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert not (empty / ".presto").exists()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "nodes", "at_once"),
+    [
+        (ClusterConfig(num_workers=0, cpus_per_worker=0.9), [{"CPU": 2}], 2),
+        (ClusterConfig(num_workers=0, cpus_per_worker=1), [{"CPU": 2}], 1),
+        (ClusterConfig(num_workers=2, cpus_per_worker=0.8), [{"CPU": 2}], 1),
+        (ClusterConfig(num_workers=1, cpus_per_worker=3, gpus_per_worker=0.25), [{"CPU": 16, "GPU": 1}], 4),
+    ],
+)
+def test_as_many_trials_run_as_fit(cluster: ClusterConfig, nodes, at_once: int):
+    require_room(Needs.of(cluster), nodes)
+    assert concurrent(Needs.of(cluster), nodes, most=0) == at_once
+    assert concurrent(Needs.of(cluster), nodes, most=1) == 1
+
+
+def test_a_worker_that_fits_no_node_is_refused():
+    needs = Needs.of(ClusterConfig(num_workers=2, gpus_per_worker=2))
+    with pytest.raises(ClusterError, match=r"no node with 2 \(the largest: 1\), so no trial would ever start"):
+        require_room(needs, [{"CPU": 8, "GPU": 1}] * 4)
+
+
+def test_dry_run_starts_without_torch_ray_or_optuna():
+    script = (
+        "import sys; from infra import cli; sys.argv = ['presto', 'sweep', 'sweeps/demo', '--dry-run']\n"
+        "try: cli.main()\nexcept SystemExit as e: assert not e.code, e.code\n"
+        "print('HEAVY', sorted({'torch', 'ray', 'mlflow', 'optuna', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in done.stdout
+    assert "36 trials at most" in done.stdout
+    assert "0: (the settings of the preset)" in done.stdout

@@ -1,0 +1,142 @@
+"""Validation beside a run: it changes nothing, is the same each time, loses no row, and can choose the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import distill_layers, distill_steps, train_teacher
+from pipelines.judge import Judge, judge_of, require_judgeable
+from pipelines.models import open_model
+from pipelines.storage import open_folder
+from pipelines.tracking import RUN_ID, open_tracker
+from pipelines.validation import PREFIX, UPDATE
+from presto_core.config.errors import UserError
+from presto_core.config.loader import ConfigError, load_config
+from presto_core.config.schema import LayersStage
+from presto_core.config.sections import TrackingConfig
+from presto_core.config.validation import ValidationConfig
+from presto_core.registry.manifest import Artifact
+from presto_core.training.steps import StepDistillation
+from tests.pipelines.synthetic import make_dataset
+from tests.pipelines.test_training_stages import steps_config, teacher_config, weights_of
+
+VALIDATION = {"validation.every": 1, "validation.samples": 8, "validation.embedding": "latents"}
+SETTINGS = ValidationConfig(samples=8, embedding="latents")
+
+
+@pytest.fixture
+def dataset(workdir: Path) -> str:
+    return make_dataset(str(workdir / "data")).uri
+
+
+def history(artifact: Artifact, name: str) -> list[tuple[int, float]]:
+    tracker = open_tracker(TrackingConfig())
+    runs = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{artifact.id}'")
+    assert len(runs) == 1
+    points = tracker.client.get_metric_history(runs[0].info.run_id, f"validation.{name}")
+    return [(p.step, p.value) for p in points]
+
+
+def rows_of(artifact: Artifact) -> list[tuple[int, float]]:
+    return [(step, metrics[f"{PREFIX}fd"]) for step, metrics in artifact.manifest["validation"]["rows"]]
+
+
+def test_validation_leaves_the_runs_bits_and_id_as_they_are(dataset: str):
+    teacher = train_teacher.run(teacher_config("store", dataset))
+    plain = distill_steps.run(steps_config("store", dataset, teacher.id))
+    validated = distill_steps.run(steps_config("other", dataset, teacher.uri, **VALIDATION))
+    assert validated.id == plain.id
+    assert weights_of(validated) == weights_of(plain)
+
+
+@pytest.mark.parametrize("backlog", [0, 1])
+def test_each_update_has_one_row_whose_value_is_that_of_its_weights(dataset: str, backlog: int):
+    more = {"steps.generator_updates": 3, "validation.backlog": backlog}
+    teacher = train_teacher.run(teacher_config("store", dataset))
+    student = distill_steps.run(steps_config("store", dataset, teacher.id, **VALIDATION, **more))
+    assert [step for step, _ in rows_of(student)] == [6, 12, 18]
+    assert history(student, "fd") == rows_of(student)
+    assert history(student, "update") == [(6, 1.0), (12, 2.0), (18, 3.0)]
+    for _ in range(2):  # the same weights, the same value, bit for bit
+        assert Judge(SETTINGS, dataset)(student.uri)["fd"] == rows_of(student)[-1][1]
+
+
+def test_a_killed_run_loses_no_validation_and_repeats_none(dataset: str, monkeypatch):
+    more = VALIDATION | {"steps.generator_updates": 4, "loop.checkpoint_every": 7}
+    teacher = train_teacher.run(teacher_config("store", dataset))
+    whole = distill_steps.run(steps_config("whole", dataset, teacher.uri, **more))
+    expected, update = rows_of(whole), StepDistillation.update
+    open_tracker(TrackingConfig()).client.delete_run(open_tracker(TrackingConfig()).run_of(whole.id))
+
+    for last in (9, 16, 22):  # each time some steps behind a validation or a checkpoint
+
+        def killed(self, batch, *, generator, last=last):
+            if self.state.total_step == last:
+                raise KeyboardInterrupt
+            return update(self, batch, generator=generator)
+
+        monkeypatch.setattr(StepDistillation, "update", killed)
+        with pytest.raises(KeyboardInterrupt):
+            distill_steps.run(steps_config("store", dataset, teacher.id, **more))
+    monkeypatch.setattr(StepDistillation, "update", update)
+    resumed = distill_steps.run(steps_config("store", dataset, teacher.id, **more))
+    assert weights_of(resumed) == weights_of(whole)
+    assert rows_of(resumed) == expected
+    assert history(resumed, "fd") == expected
+
+
+def test_the_best_weights_can_be_kept(dataset: str):
+    """A learning rate at which the average first gets better and then far worse, so that last and best differ."""
+    more = {"teacher.steps": 12, "teacher.optim.learning_rate": 0.5, "teacher.optim.warmup_steps": 8}
+    more |= VALIDATION | {"teacher.ema_decay": 0.3}
+    last = train_teacher.run(teacher_config("store", dataset, **more))
+    best = train_teacher.run(teacher_config("store", dataset, **more, **{"validation.keep": "best"}))
+    rows = rows_of(last)
+    assert rows_of(best) == rows
+    kept = best.manifest["validation"]["kept_update"]
+    values = dict(rows)
+    assert values[kept] == min(values.values()) < values[12]
+    assert Judge(SETTINGS, dataset)(best.uri)["fd"] == values[kept]
+    assert best.id != last.id  # the choice decides the result
+    assert not open_folder("store").child("runs").folders()
+
+
+def test_every_stage_that_trains_can_be_validated(dataset: str):
+    teacher = train_teacher.run(teacher_config("store", dataset, **VALIDATION))
+    keys = {"layers.steps": 2, "layers.global_batch_size": 4, "cluster.num_workers": 0, "storage.root": "store"}
+    keys |= {"inputs.dataset": dataset, "inputs.teacher": teacher.id, "loop.log_every": 2}
+    layers = distill_layers.run(load_config(LayersStage, None, keys | VALIDATION))
+    assert [row[1][UPDATE] for row in layers.manifest["validation"]["rows"]] == [1, 2]
+    assert len(rows_of(teacher)) == 8
+    assert open_model(layers.uri).card.layer_budget
+
+
+@pytest.mark.ray
+@pytest.mark.services
+def test_the_actor_of_a_ray_session_says_what_the_process_itself_would(ray_here, dataset: str):
+    import ray
+
+    student_of = train_teacher.run(teacher_config("store", dataset))
+    here = Judge(SETTINGS, dataset)(student_of.uri)
+    ask = judge_of(SETTINGS, dataset)
+    there = ask(student_of.uri)
+    assert {k: there[k] for k in ("fd", "mmd", "blocks")} == {k: here[k] for k in ("fd", "mmd", "blocks")}
+    with pytest.raises(UserError, match=r"manifest\.json does not exist"):
+        ask(f"{student_of.uri}-gone")
+    del ask
+    assert ray.is_initialized()
+
+
+def test_what_no_judge_could_measure_is_refused(dataset: str, workdir: Path):
+    from pipelines.dataset import open_dataset
+
+    with pytest.raises(
+        UserError, match=r"clips of 0\.37 s are shorter than the 3 s that validation\.embedding=musicnn"
+    ):
+        require_judgeable(ValidationConfig(), open_dataset(dataset))
+    with pytest.raises(UserError, match="holds out 1 rows; validation needs two"):
+        require_judgeable(SETTINGS, make_dataset(str(workdir / "few"), held_out_rows=1))
+    with pytest.raises(ConfigError, match="keep=best needs validations to choose from"):
+        steps_config("store", dataset, "x", **{"validation.keep": "best"})

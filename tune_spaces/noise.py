@@ -1,0 +1,27 @@
+"""Noise distributions of Presto-S, role by role: family and parameters (METHOD section 2)."""
+
+from __future__ import annotations
+
+from tune_spaces.domains import Choice, Kinds, Range, Space
+
+LOGNORMAL = {"mean": Range(-1.6, 1.6), "std": Range(0.6, 2.0)}
+KARRAS = {"rho": Range(2.0, 10.0)}
+SCORED = Kinds({"lognormal": LOGNORMAL, "karras": KARRAS})
+
+NOISE: Space = {
+    # continuous inputs only: the discrete grid is an ablation of the paper's (paper.py)
+    "steps.p_gen": Kinds({"karras": KARRAS, "lognormal": {"mean": Range(-0.5, 2.0), "std": Range(1.0, 2.5)}}),
+    "steps.p_dmd": SCORED,
+    "steps.p_dsm": SCORED,
+    "steps.p_gan": SCORED,
+}
+
+# the same families as a few named points, for a grid and for response curves that can be compared
+POINTS = Choice(
+    (
+        {"kind": "lognormal", "mean": -0.4, "std": 1.0},
+        {"kind": "lognormal", "mean": 0.4, "std": 1.4},
+        {"kind": "karras", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
+    )
+)
+NOISE_POINTS: Space = {"steps.p_dmd": POINTS, "steps.p_dsm": POINTS, "steps.p_gan": POINTS}

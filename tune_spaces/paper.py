@@ -1,0 +1,26 @@
+"""The paper's ablations and its reviewers' questions as exact grids."""
+
+from __future__ import annotations
+
+from tune_spaces.domains import Choice, Space
+
+# sigma^train and sigma^inf; paper, figure 1 and its table of the three roles
+TRAIN = {"kind": "lognormal", "mean": -0.4, "std": 1.0}
+INF = {"kind": "karras", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+EITHER = Choice((TRAIN, INF))
+
+DISTRIBUTIONS: Space = {"steps.p_dmd": EITHER, "steps.p_dsm": EITHER, "steps.p_gan": EITHER}
+INPUTS: Space = {"steps.p_gen": Choice((INF, {"kind": "grid", "num_steps": 4}))}
+LAYER_PARTS: Space = {
+    "layers.mode": Choice(("presto", "ase")),
+    "layers.budget_conditioning": Choice((True, False)),
+    "layers.self_teacher_weight": Choice((0.1, 0.0)),
+}
+# reviewers: how much depends on R, on nu at each size of latents, and on chance?
+RATIO: Space = {"steps.fake_updates_per_generator_update": Choice((3, 4, 5, 6, 7, 8))}
+NU: Space = {
+    "steps.gan.generator_weight": Choice((0.001, 0.01, 0.1, 1.0)),
+    "steps.gan.weight_mode": Choice(("absolute", "grad_ratio")),
+}
+NU_BY_LATENT_SIZE: Space = {**NU, "data.crop_frames": Choice((32, 64, 128))}
+SEEDS: Space = {"seed": Choice(tuple(range(8)))}

@@ -1,0 +1,35 @@
+"""The ready spaces by name, and how several become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from tune_spaces import layers, losses, noise, paper
+from tune_spaces.domains import Space
+
+SPACES: dict[str, Callable[[int], Space]] = {
+    "noise": lambda depth: noise.NOISE,
+    "noise-points": lambda depth: noise.NOISE_POINTS,
+    "layers": layers.layers,
+    "few-layers": layers.few_layers,
+    "losses": lambda depth: losses.LOSSES,
+    "paper": lambda depth: paper.DISTRIBUTIONS,
+    "paper-inputs": lambda depth: paper.INPUTS,
+    "paper-layers": lambda depth: paper.LAYER_PARTS,
+    "ratio": lambda depth: paper.RATIO,
+    "nu": lambda depth: paper.NU,
+    "nu-by-latent-size": lambda depth: paper.NU_BY_LATENT_SIZE,
+    "seeds": lambda depth: paper.SEEDS,
+}
+
+
+def joined(names: Iterable[str], *, depth: int) -> Space:
+    """One space of all keys; a later space wins where two have the same.
+
+    Args:
+        depth: transformer blocks that layer budgets are made for.
+
+    Raises:
+        KeyError: no space of that name.
+    """
+    return {key: domain for name in names for key, domain in SPACES[name](depth).items()}
