@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +43,14 @@ def near_copy(uri: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where copies are kept, open to this user alone: $PRESTO_CACHE, or a folder of the system's temporary ones.
+    """Where this node keeps copies, open to this user alone: $PRESTO_CACHE, or ~/.cache/presto.
+
+    Not a temporary folder by default: those may be memory. Any copy may be deleted at any time.
 
     Raises:
         StoreError: it belongs to someone else, or cannot be made.
     """
-    default = Path(tempfile.gettempdir()) / f"presto-cache-{os.getuid()}"
-    folder = Path(os.environ.get(CACHE) or default)
+    folder = Path(os.path.expanduser(os.environ.get(CACHE) or "~/.cache/presto"))
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = folder.stat().st_uid

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from pipelines.near import CACHE, cache_folder
 from presto_core.config.sections import ClusterConfig
+from presto_core.registry.store import StoreError
 
 LEFT_FREE = 0.1  # of the disk, for others
 IDLE_S = 24 * 3600  # a shard that nobody read for so long makes room for others
@@ -27,29 +29,45 @@ SEAL_BYTES = 32  # of the hash
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Kept shards of one node.
+    """What is said of kept shards; each process that reads opens them where it runs.
 
     Attributes:
-        folder: where they are, ~ being the home of whoever reads; made when the first one is kept.
         limit_bytes: of all of them together.
+        folder: where they are; empty is a place of the node's own (near.py).
     """
 
-    folder: str
     limit_bytes: int
+    folder: str = ""
 
     @classmethod
     def of(cls, config: ClusterConfig) -> ShardCache | None:
-        """The cache that a cluster's settings name; None where they want none."""
-        limit = int(config.shard_cache_gb * 1e9)
-        return cls(f"{config.cache_folder}/shards", limit) if limit else None
-
-    @property
-    def place(self) -> Path:
-        return Path(os.path.expanduser(self.folder))
+        """The cache that a cluster's settings ask for; None where they want none."""
+        return cls(int(config.shard_cache_gb * 1e9)) if config.shard_cache_gb else None
 
     def read(self, sha256: str) -> memoryview | None:
         """The bytes with this hash, or None where they are not kept; damaged ones are deleted."""
-        path = self.place / sha256
+        return _opened(self).read(sha256)
+
+    def keep(self, sha256: str, content: bytes) -> None:
+        """Keep bytes whose hash was checked, where there is room; a disk that takes none is said once and no error."""
+        _opened(self).keep(sha256, content)
+
+
+class _Kept:
+    """The shards a node keeps, as one process sees them; their size is counted once, so many together pass it a bit."""
+
+    def __init__(self, cache: ShardCache) -> None:
+        self.folder, self.room = Path(cache.folder or os.devnull), 0
+        try:
+            self.folder = Path(cache.folder or cache_folder() / "shards")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            disk = shutil.disk_usage(self.folder)
+            self.room = min(cache.limit_bytes - self._without_idle(), disk.free - int(LEFT_FREE * disk.total))
+        except (OSError, StoreError) as error:
+            self._give_up(error)
+
+    def read(self, sha256: str) -> memoryview | None:
+        path = self.folder / sha256
         try:
             kept = memoryview(path.read_bytes())
         except OSError:
@@ -62,50 +80,29 @@ class ShardCache:
         return None
 
     def keep(self, sha256: str, content: bytes) -> None:
-        """Keep bytes whose hash was checked, where there is room; a disk that takes none is said once and no error."""
-        room = _room(self)
-        if len(content) > room.left():
+        if len(content) > self.room:
             return
-        partial = self.place / f"{sha256}.{secrets.token_hex(8)}"
+        partial = self.folder / f"{sha256}.{secrets.token_hex(8)}"
         try:
             with partial.open("wb") as file:
                 file.write(content)
                 file.write(blake3(content).digest())
-            partial.replace(self.place / sha256)
+            partial.replace(self.folder / sha256)
         except OSError as error:
             with suppress(OSError):
                 partial.unlink()
-            room.close(error)
+            self._give_up(error)
         else:
-            room.used += len(content)
+            self.room -= len(content)
 
-
-class _Room:
-    """What one process knows of a cache's size: counted at its first use, so that many together pass it by little."""
-
-    def __init__(self, cache: ShardCache) -> None:
-        self.limit, self.folder, self.used = cache.limit_bytes, cache.place, 0
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            disk = shutil.disk_usage(self.folder)
-            self.used = self._without_idle()
-            self.limit = min(self.limit, self.used + disk.free - int(LEFT_FREE * disk.total))
-        except OSError as error:
-            self.close(error)
-
-    def left(self) -> int:
-        return self.limit - self.used
-
-    def close(self, error: OSError) -> None:
-        """Keep nothing more in this process."""
-        if self.limit:
-            logging.getLogger(__name__).warning(
-                "shards cannot be kept in %s (%s): each epoch reads them from storage; mend cluster.cache_folder, or "
-                "set cluster.shard_cache_gb=0",
-                self.folder,
-                error.strerror or error,
-            )
-        self.limit = 0
+    def _give_up(self, error: Exception) -> None:
+        logging.getLogger(__name__).warning(
+            "shards cannot be kept on this node: each epoch reads them from storage (%s); set %s to a folder with "
+            "room, or cluster.shard_cache_gb=0",
+            error,
+            CACHE,
+        )
+        self.room = 0
 
     def _without_idle(self) -> int:
         """Delete what nobody read for long; bytes of the rest."""
@@ -121,5 +118,5 @@ class _Room:
 
 
 @lru_cache(maxsize=8)
-def _room(cache: ShardCache) -> _Room:
-    return _Room(cache)
+def _opened(cache: ShardCache) -> _Kept:
+    return _Kept(cache)

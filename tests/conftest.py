@@ -23,6 +23,12 @@ from pipelines.embedded_s3 import Server
 torch.set_num_threads(1)  # two cores are shared with Ray's workers
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Copies of what object storage holds are kept in a folder of the tests' own."""
+    os.environ["PRESTO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, with no tracking or storage settings inherited."""

@@ -79,11 +79,9 @@ class ClusterConfig(Section):
     reader: Literal["auto", "ray", "threads"] = "auto"
     """What reads shards for training workers: `ray`, Ray Data tasks on whichever nodes have CPUs to spare; or `threads`
     of the worker itself, for half the work. `auto`: `ray` on a cluster that is joined, `threads` on one machine."""
-    cache_folder: str = "~/.cache/presto"
-    """Folder on each node's own disk for copies of what object storage holds; it may be deleted at any time."""
-    shard_cache_gb: float = Field(50, ge=0)
-    """Shards that training has read are kept there up to this size, so that later epochs do not fetch them; a tenth of
-    the disk stays free. 0 keeps none."""
+    shard_cache_gb: float = Field(10, ge=0)
+    """Shards that training has read are kept on each node up to this size, in $PRESTO_CACHE or ~/.cache/presto, so that
+    later epochs do not fetch them; a tenth of the disk stays free. 0 keeps none."""
     data_workers: Count = 2
     """Parallel encoders in `ingest` and parallel samplers in `evaluate`."""
     cpus: int = Field(0, ge=0)

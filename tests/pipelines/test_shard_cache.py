@@ -30,7 +30,7 @@ NAMES = [hashlib.sha256(content).hexdigest() for content in CONTENT]
 
 @pytest.fixture
 def cache(tmp_path: Path) -> ShardCache:
-    return ShardCache(str(tmp_path / "cache/shards"), 10**6)
+    return ShardCache(10**6, str(tmp_path / "cache/shards"))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def uri(object_store, tmp_path: Path) -> str:
 
 
 def files(cache: ShardCache) -> list[str]:
-    return sorted(os.listdir(cache.place)) if cache.place.is_dir() else []
+    return sorted(os.listdir(Path(cache.folder))) if Path(cache.folder).is_dir() else []
 
 
 def test_what_is_kept_is_read_again_and_nothing_else(cache: ShardCache):
@@ -52,7 +52,7 @@ def test_what_is_kept_is_read_again_and_nothing_else(cache: ShardCache):
 @pytest.mark.parametrize("damage", ["changed", "cut", "empty", "longer"])
 def test_a_damaged_copy_is_not_used_and_goes(cache: ShardCache, damage: str):
     cache.keep(NAMES[0], CONTENT[0])
-    path = cache.place / NAMES[0]
+    path = Path(cache.folder) / NAMES[0]
     kept = path.read_bytes()
     path.write_bytes({"changed": b"x" + kept[1:], "cut": kept[:-1], "empty": b"", "longer": kept + b"x"}[damage])
     assert cache.read(NAMES[0]) is None
@@ -60,30 +60,30 @@ def test_a_damaged_copy_is_not_used_and_goes(cache: ShardCache, damage: str):
 
 
 def test_it_keeps_no_more_than_its_limit(tmp_path: Path):
-    cache = ShardCache(str(tmp_path), 3500)
+    cache = ShardCache(3500, str(tmp_path))
     for name, content in zip(NAMES, CONTENT):
         cache.keep(name, content)
     assert len(files(cache)) == 3
 
 
 def test_what_nobody_read_for_long_makes_room(tmp_path: Path):
-    cache = ShardCache(str(tmp_path), 2500)
+    cache = ShardCache(2500, str(tmp_path))
     for name, content in zip(NAMES[:2], CONTENT):
         cache.keep(name, content)
     long_ago = time.time() - shard_cache.IDLE_S - 60
-    os.utime(cache.place / NAMES[0], (long_ago, long_ago))
-    shard_cache._room.cache_clear()  # as in a new process
+    os.utime(Path(cache.folder) / NAMES[0], (long_ago, long_ago))
+    shard_cache._opened.cache_clear()  # as in a new process
     cache.keep(NAMES[2], CONTENT[2])
     assert files(cache) == sorted(NAMES[1:3])
 
 
 def test_a_place_that_takes_nothing_is_said_once_and_no_error(tmp_path: Path, caplog):
     (tmp_path / "file").write_text("no folder")
-    cache = ShardCache(str(tmp_path / "file/shards"), 10**6)
+    cache = ShardCache(10**6, str(tmp_path / "file/shards"))
     for name, content in zip(NAMES, CONTENT):
         cache.keep(name, content)
         assert cache.read(name) is None
-    assert [r.message.count("mend cluster.cache_folder") for r in caplog.records] == [1]
+    assert [r.getMessage().count("cluster.shard_cache_gb=0") for r in caplog.records] == [1]
 
 
 def test_many_writers_of_one_shard_leave_it_whole(cache: ShardCache):
@@ -95,12 +95,15 @@ def test_many_writers_of_one_shard_leave_it_whole(cache: ShardCache):
     assert bytes(cache.read(name) or b"") == content
 
 
-def test_settings_name_it(monkeypatch, tmp_path: Path):
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_a_cluster_says_how_much_and_a_node_where(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("PRESTO_CACHE", str(tmp_path / "mine"))
     assert ShardCache.of(ClusterConfig(shard_cache_gb=0)) is None
     cache = ShardCache.of(ClusterConfig(shard_cache_gb=2))
-    assert cache
-    assert (cache.place, cache.limit_bytes) == (tmp_path / ".cache/presto/shards", 2 * 10**9)
+    assert cache == ShardCache(2 * 10**9)
+    shard_cache._opened.cache_clear()
+    cache.keep(NAMES[0], CONTENT[0])
+    assert os.listdir(tmp_path / "mine/shards") == [NAMES[0]]
+    shard_cache._opened.cache_clear()
 
 
 @pytest.mark.services
@@ -111,7 +114,7 @@ def test_later_readings_need_no_storage(uri: str, cache: ShardCache, object_stor
     again = Rows.cat(list(read_here(uri, dataset.shards("train"), Rows, cache=cache)))
     for name in Rows.columns():
         assert (getattr(first, name) == getattr(again, name)).all() or name == "tempo_bpm"
-    shutil.rmtree(cache.place)
+    shutil.rmtree(Path(cache.folder))
     with pytest.raises(StoreError, match="does not exist"):
         list(read_here(uri, dataset.shards("train"), Rows, cache=cache))
 

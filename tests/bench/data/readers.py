@@ -42,7 +42,7 @@ def presto(reader: str) -> Reading:
         dataset = open_dataset(f"{uri}/presto")
         rows = sum(s.rows for s in dataset.shards("train"))
         chosen = {"ray": reading.read_with_ray, "threads": reading.read_here}[reader]
-        cache = ShardCache(str(scratch / "shards"), CACHE_BYTES)
+        cache = ShardCache(CACHE_BYTES, str(scratch / "shards"))
         batches = stream(dataset, seed=0, cursor=Cursor(), global_batch_size=BATCH, reader=chosen, cache=cache)
         for _ in range(epochs * (rows // BATCH)):
             yield len(next(batches).x0)
