@@ -1,10 +1,9 @@
-"""A verb as a KubeRay RayJob: rendered from kuberay/rayjob.yaml, printed, or handed to kubectl."""
+"""A verb as a KubeRay RayJob: rendered from kuberay/base/rayjob.yaml, printed, or handed to kubectl."""
 
 from __future__ import annotations
 
 import math
 import subprocess
-from copy import deepcopy
 from importlib import metadata
 from pathlib import Path
 from shutil import which
@@ -23,7 +22,7 @@ from pipelines.progress import console
 from presto_core.config.errors import UserError
 from presto_core.config.schema import StageConfig
 
-BASE = Path(__file__).parent / "kuberay" / "rayjob.yaml"
+BASE = Path(__file__).parent / "kuberay/base/rayjob.yaml"
 WITH_WORKERS = ("ingest", *TRAINING, "evaluate")
 APPLY_S = 60
 
@@ -55,23 +54,24 @@ def rendered(work: Work, config: StageConfig, name: str) -> dict[str, Any]:
     Args:
         config: with `submit.image`.
     """
-    # through `deepcopy`, so that the parts which the base shares by anchors are written out
-    job = deepcopy(yaml.safe_load(BASE.read_text()))
+    job: dict[str, Any] = _plain(yaml.safe_load(BASE.read_text()))
     job["metadata"] |= {"name": name, "namespace": config.submit.namespace}
-    env = environment(config, name)
-    job["spec"] |= {
+    spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
+    spec |= {
         "entrypoint": entrypoint(work, config),
         "jobId": name,
-        "runtimeEnvYAML": _to_yaml({"env_vars": env}),
+        "runtimeEnvYAML": _to_yaml({"env_vars": environment(config, name)}),
     }
-    cluster = job["spec"]["rayClusterSpec"]
     cluster["rayVersion"] = metadata.version("ray")
-    (group,) = cluster["workerGroupSpecs"]
-    for template in (cluster["headGroupSpec"]["template"], group["template"]):
-        template["spec"]["containers"][0]["image"] = config.submit.image
-        template["spec"]["terminationGracePeriodSeconds"] = config.submit.stop_grace_seconds
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    group = groups["train" if work.stage in TRAINING or config.cluster.gpus_per_worker else "ingest"]
     cluster["workerGroupSpecs"] = [_sized(group, work.stage, config)] if work.stage in WITH_WORKERS else []
-    return _plain(job)
+    of_ray = [cluster["headGroupSpec"]["template"], *(g["template"] for g in cluster["workerGroupSpecs"])]
+    for template in of_ray:
+        template["spec"]["terminationGracePeriodSeconds"] = config.submit.stop_grace_seconds
+    for template in (spec["submitterPodTemplate"], *of_ray):
+        template["spec"]["containers"][0]["image"] = config.submit.image
+    return job
 
 
 def _sized(group: dict[str, Any], stage: str, config: StageConfig) -> dict[str, Any]:
@@ -81,12 +81,14 @@ def _sized(group: dict[str, Any], stage: str, config: StageConfig) -> dict[str, 
     least = least_workers(cluster) if stage in TRAINING else 1
     cpus = math.ceil(cluster.cpus_per_worker + READER_CPUS)
     gpus = math.ceil(cluster.gpus_per_worker)
-    amounts = {"cpu": str(cpus), "memory": f"{config.submit.memory_gib:g}Gi"}
-    amounts |= {"nvidia.com/gpu": str(gpus)} if gpus else {}
-    group["template"]["spec"]["containers"][0]["resources"] = {"requests": amounts, "limits": amounts}
-    started_with = {"num-cpus": str(cpus), **({"num-gpus": str(gpus)} if gpus else {})}
-    count = {"replicas": max(most, 1), "minReplicas": least, "maxReplicas": max(most, 1)}
-    return group | count | {"rayStartParams": started_with}
+    own = {"cpu": str(cpus), "memory": f"{config.submit.memory_gib:g}Gi"}
+    own |= {"nvidia.com/gpu": str(gpus)} if gpus else {}
+    (container,) = group["template"]["spec"]["containers"]
+    for amounts in container["resources"].values():
+        amounts.pop("nvidia.com/gpu", None)
+        amounts |= own
+    group["rayStartParams"] |= {"num-cpus": str(cpus), **({"num-gpus": str(gpus)} if gpus else {})}
+    return group | {"replicas": max(most, 1), "minReplicas": least, "maxReplicas": max(most, 1)}
 
 
 class _Readable(yaml.SafeDumper):

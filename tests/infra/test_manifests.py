@@ -83,7 +83,7 @@ def test_kubernetes_kinds_are_valid(source: Path):
 
 
 def test_a_misspelt_field_is_refused():
-    (job,) = [d for d in rendered(OVERLAYS[0]) if d["kind"] == "RayJob"]
+    (job,) = [d for d in rendered(INFRA / "kuberay/base") if d["kind"] == "RayJob"]
     whole = as_pod(pods(job)[0] | {"securityContextt": {}})
     with pytest.raises(kubernetes_validate.ValidationError, match="securityContextt"):
         kubernetes_validate.validate(whole, KUBERNETES, strict=True)
@@ -165,7 +165,7 @@ def pinned(package: str) -> str:
 
 
 def test_the_manifests_ray_is_the_images():
-    (job,) = [d for d in rendered(OVERLAYS[0]) if d["kind"] == "RayJob"]
+    (job,) = [d for d in rendered(INFRA / "kuberay/base") if d["kind"] == "RayJob"]
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == pinned("ray")
 
 

@@ -36,5 +36,5 @@ def test_no_secret_is_committed_or_rendered(tmp_path: Path):
 def test_the_scanner_sees_a_secret(tmp_path: Path):
     leaked = tmp_path / "settings.yaml"
     key = "AKIA" + "Z7QH2M4XK9R3T6WB"
-    leaked.write_text((INFRA / "kuberay/base/settings.yaml").read_text() + f"  AWS_ACCESS_KEY_ID: {key}\n")
+    leaked.write_text((INFRA / "kuberay/namespace/settings.yaml").read_text() + f"  AWS_ACCESS_KEY_ID: {key}\n")
     assert ("settings.yaml", "AWS Access Key") in found(leaked)
