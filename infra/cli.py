@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from infra.planning import verb as planning
 from pipelines import dataset_verbs, machine_verbs, training_verbs
 from pipelines.progress import console
 from pipelines.words import PRESETS, DryRun, Words, is_override, show, split, stage_config
@@ -43,7 +44,7 @@ codec_app = typer.Typer(no_args_is_help=True, help="The codec between audio and 
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(codec_app, name="codec")
 app.add_typer(dataset_verbs.app, name="dataset")
-for verb in (machine_verbs.up, machine_verbs.down, machine_verbs.doctor):
+for verb in (machine_verbs.up, machine_verbs.down, machine_verbs.doctor, planning.plan):
     app.command()(verb)
 
 Local = Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")]

@@ -57,16 +57,17 @@ def state_bytes(
     work: StageWork, network: NetworkConfig, shape: LatentShape, *, workers: int, sharding: ParallelConfig
 ) -> float:
     """Of all networks of a stage, replicated or a worker's part of the sharded ones and two gathered blocks."""
-    total, count = 0.0, parameters(network, shape)
+    total, gathered, count = 0.0, 0.0, parameters(network, shape)
     for role in (*work.trained, *work.frozen):
         trained = role in work.trained
         each = FP32 * (1 + trained) + MOMENTS * trained + FP32 * (role in work.averaged)
         if is_sharded(role, sharding) and workers > 1:
             offloaded = role == "real_score" and sharding.offload_real_score
-            total += (0 if offloaded else each * count / workers) + 2 * FP32 * block_parameters(network)
+            total += 0 if offloaded else each * count / workers
+            gathered = 2.0 * FP32 * block_parameters(network)
         else:
             total += (each + FP32 * (trained and workers > 1)) * count
-    return total
+    return total + gathered
 
 
 def is_sharded(role: str, sharding: ParallelConfig) -> bool:

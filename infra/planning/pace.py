@@ -42,8 +42,8 @@ class Pace:
     """Constants of one worker of a group.
 
     Attributes:
-        block, outer, head: by kind of pass, seconds over rows: of one block, of all but the blocks, and of a discriminator
-            head on a block's activations.
+        block, outer, head: by kind of pass, seconds over rows: of one block, of all but the blocks, and of the
+            discriminator's head.
         update, average: seconds over parameters: clipping and Adam; a moving average.
         draw: seconds of noise for one row.
         overhead: seconds of a step besides.
