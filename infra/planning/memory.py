@@ -80,7 +80,7 @@ def kept_bytes(
     """Activations of all passes of a phase that are gone back through, alive at the same time."""
     bf16 = loop.autocast == "bf16"
     dim, n = network.dim, tokens(network, shape)
-    block, outer = block_bytes(network, shape, bf16=bf16), OUTER_BYTES[bf16] * dim * n
+    block, outer = block_bytes(network, shape, bf16=bf16), outer_bytes(network, shape, bf16=bf16)
     total = 0.0
     for each in (p for p in passes if p.work != "forward"):
         if loop.activation_checkpointing:  # each block's input, and one block's inside while it is computed again
@@ -97,6 +97,11 @@ def block_bytes(network: NetworkConfig, shape: LatentShape, *, bf16: bool) -> fl
     dim, n, context = network.dim, tokens(network, shape), shape.text_tokens + 1
     grows_with = (dim * n, mlp_width(network) * n, dim * context, network.heads * n, dim)
     return sum(factor * size for factor, size in zip(BLOCK_BYTES[bf16], grows_with))
+
+
+def outer_bytes(network: NetworkConfig, shape: LatentShape, *, bf16: bool) -> float:
+    """What all but the blocks keeps of one sample."""
+    return OUTER_BYTES[bf16] * network.dim * tokens(network, shape)
 
 
 def checkpoint_bytes(work: StageWork, network: NetworkConfig, shape: LatentShape) -> float:
