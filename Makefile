@@ -10,7 +10,7 @@ SOURCES := presto_core pipelines tune_spaces infra tests
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format bench bench-data science sweep-demo test-slow test-chaos test-cluster clean help
+.PHONY: demo test lint format bench bench-data bench-plan science sweep-demo test-slow test-chaos test-cluster clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -51,6 +51,9 @@ $(BENCH_STAMP): $(STAMP) tests/bench/requirements-data.txt
 	  "$$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/presto.pth"
 	$(BENCH_VENV)/bin/python -m pip install --no-deps -r tests/bench/requirements-data.txt
 	@touch $(BENCH_STAMP)
+
+bench-plan: $(STAMP) ## what `presto plan` predicts against runs on this machine, about 15 minutes
+	$(BIN)/python -m tests.bench.plan $(BENCH_PLAN)
 
 science: $(STAMP) ## quality of every distilled model over three seeds, about 70 minutes
 	$(BIN)/presto science

@@ -15,6 +15,7 @@ import typer
 
 from infra import jobs_verbs, training_verbs
 from infra.on import Work, carry_out, runner
+from infra.planning import verb as planning
 from infra.targets import LOCAL, On
 from pipelines import dataset_verbs, machine_verbs, registry_verbs, sweep_verbs
 from pipelines.progress import console
@@ -49,7 +50,7 @@ app.add_typer(dataset_verbs.app, name="dataset")
 app.add_typer(registry_verbs.app, name="registry")
 app.add_typer(jobs_verbs.app, name="jobs")
 app.add_typer(sweep_verbs.app, name="sweep")
-for verb in (machine_verbs.up, machine_verbs.down, machine_verbs.doctor):
+for verb in (machine_verbs.up, machine_verbs.down, machine_verbs.doctor, planning.plan):
     app.command()(verb)
 
 Local = Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")]

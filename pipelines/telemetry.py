@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -69,7 +70,7 @@ class Telemetry:
             self.gauges = {name: Gauge(name, what, tag_keys=tags[name]) for name, what in GAUGES.items()}
             self.peak = peak_flops(self.parallel.device, bf16=self.bf16)
             self._set("presto_checkpoint_timestamp_seconds", time.time())
-        self.say("worker starts", workers=self.parallel.world_size, device=str(self.parallel.device))
+        self.say("worker starts", values={"workers": self.parallel.world_size, "device": str(self.parallel.device)})
 
     def row(self, step: int, metrics: dict[str, float]) -> None:
         """Of rank 0: set what follows from a row; without metrics, where the run starts."""
@@ -84,7 +85,7 @@ class Telemetry:
                 self._set("presto_step_seconds", value, phase=name.partition("/")[2] or "all")
             elif name.endswith("_loss"):
                 self._set("presto_loss", value, loss=name)
-        self.say("row" if metrics else "starts at", step=step, **metrics)
+        self.say("row" if metrics else "starts", values={"step": step, **metrics})
 
     def _rates(self, metrics: dict[str, float]) -> dict[str, float]:
         seconds = metrics.get("step_seconds", 0.0)
@@ -102,7 +103,7 @@ class Telemetry:
     def checkpointed(self, step: int) -> None:
         """The checkpoint of a step is whole."""
         self._set("presto_checkpoint_timestamp_seconds", time.time())
-        self.say("checkpoint", step=step)
+        self.say("checkpoint", values={"step": step})
 
     @contextmanager
     def failures(self) -> Iterator[None]:
@@ -113,7 +114,7 @@ class Telemetry:
             self.say(f"{type(error).__name__}: {error}", logging.ERROR)
             raise
 
-    def say(self, what: str, level: int = logging.INFO, **values: object) -> None:
+    def say(self, what: str, level: int = logging.INFO, *, values: Mapping[str, object] = MappingProxyType({})) -> None:
         """A line in the log of this worker."""
         known = {"run_id": self.run_id, "stage": self.stage, "rank": self.parallel.rank}
         log.log(level, what, extra=known | {name.replace("/", "_"): value for name, value in values.items()})

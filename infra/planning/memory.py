@@ -57,16 +57,17 @@ def state_bytes(
     work: StageWork, network: NetworkConfig, shape: LatentShape, *, workers: int, sharding: ParallelConfig
 ) -> float:
     """Of all networks of a stage, replicated or a worker's part of the sharded ones and two gathered blocks."""
-    total, count = 0.0, parameters(network, shape)
+    total, gathered, count = 0.0, 0.0, parameters(network, shape)
     for role in (*work.trained, *work.frozen):
         trained = role in work.trained
         each = FP32 * (1 + trained) + MOMENTS * trained + FP32 * (role in work.averaged)
         if is_sharded(role, sharding) and workers > 1:
             offloaded = role == "real_score" and sharding.offload_real_score
-            total += (0 if offloaded else each * count / workers) + 2 * FP32 * block_parameters(network)
+            total += 0 if offloaded else each * count / workers
+            gathered = 2.0 * FP32 * block_parameters(network)
         else:
             total += (each + FP32 * (trained and workers > 1)) * count
-    return total
+    return total + gathered
 
 
 def is_sharded(role: str, sharding: ParallelConfig) -> bool:
@@ -79,7 +80,7 @@ def kept_bytes(
     """Activations of all passes of a phase that are gone back through, alive at the same time."""
     bf16 = loop.autocast == "bf16"
     dim, n = network.dim, tokens(network, shape)
-    block, outer = block_bytes(network, shape, bf16=bf16), OUTER_BYTES[bf16] * dim * n
+    block, outer = block_bytes(network, shape, bf16=bf16), outer_bytes(network, shape, bf16=bf16)
     total = 0.0
     for each in (p for p in passes if p.work != "forward"):
         if loop.activation_checkpointing:  # each block's input, and one block's inside while it is computed again
@@ -96,6 +97,11 @@ def block_bytes(network: NetworkConfig, shape: LatentShape, *, bf16: bool) -> fl
     dim, n, context = network.dim, tokens(network, shape), shape.text_tokens + 1
     grows_with = (dim * n, mlp_width(network) * n, dim * context, network.heads * n, dim)
     return sum(factor * size for factor, size in zip(BLOCK_BYTES[bf16], grows_with))
+
+
+def outer_bytes(network: NetworkConfig, shape: LatentShape, *, bf16: bool) -> float:
+    """What all but the blocks keeps of one sample."""
+    return OUTER_BYTES[bf16] * network.dim * tokens(network, shape)
 
 
 def checkpoint_bytes(work: StageWork, network: NetworkConfig, shape: LatentShape) -> float:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from infra.planning.memory import block_bytes, outer_bytes
 from pipelines.devices import Device
 from pipelines.step_work import FACTOR, Work
 from presto_core.config.sections import NetworkConfig
 from presto_core.networks.flops import LatentShape, block_flops, outer_flops
 
 # Assumptions of `published`; each is printed with a plan.
-MATMUL_SHARE = {True: 0.40, False: 0.60}  # of peak that a pass reaches, in bf16 and in fp32, elementwise work included
+MATMUL_SHARE = {True: 0.60, False: 0.75}  # of peak that matrix products reach, in bf16 and in fp32
+TRAFFIC = 2.0  # times that what a block keeps goes through memory in a forward pass: written and read, kernel by kernel
 LAUNCH_S = 6e-6  # between two kernels, without CUDA graphs or compilation
 BLOCK_KERNELS, OUTER_KERNELS, HEAD_KERNELS = 60, 40, 15  # of a forward pass
-BANDWIDTH_SHARE = 0.7  # of memory bandwidth that optimiser and averages reach
+BANDWIDTH_SHARE = 0.7  # of memory bandwidth that all that is no matrix product reaches
 LINK_SHARE = 0.7  # of a link's bandwidth that an all-reduce reaches
 UPDATE_BYTES, AVERAGE_BYTES = 40, 12  # moved a parameter: clipping and Adam; an average
 STEP_OVERHEAD_S = 2e-3  # of Python between steps, and the look at whether a loss is finite
@@ -42,8 +44,8 @@ class Pace:
     """Constants of one worker of a group.
 
     Attributes:
-        block, outer, head: by kind of pass, seconds over rows: of one block, of all but the blocks, and of a discriminator
-            head on a block's activations.
+        block, outer, head: by kind of pass, seconds over rows: of one block, of all but the blocks, and of the
+            discriminator's head.
         update, average: seconds over parameters: clipping and Adam; a moving average.
         draw: seconds of noise for one row.
         overhead: seconds of a step besides.
@@ -84,14 +86,18 @@ def published(
     bandwidth = 1e9 * device.memory_gb_s * BANDWIDTH_SHARE
     link = device.link_gb_s if gpus <= GPUS_A_NODE else min(device.link_gb_s, node_gbit / 8)
 
-    def line(flops: float, kernels: int, work: Work) -> Line:
-        return Line(0.0, FACTOR[work] * flops / rate, floor=FACTOR[work] * kernels * LAUNCH_S)
+    def line(flops: float, kept: float, kernels: int, work: Work) -> Line:
+        row = flops / rate + TRAFFIC * kept / bandwidth
+        return Line(0.0, FACTOR[work] * row, floor=FACTOR[work] * kernels * LAUNCH_S)
+
+    block = block_flops(network, shape), block_bytes(network, shape, bf16=bf16), BLOCK_KERNELS
+    outer = outer_flops(network, shape), outer_bytes(network, shape, bf16=bf16), OUTER_KERNELS
 
     return Pace(
         device=device.name,
-        block={work: line(block_flops(network, shape), BLOCK_KERNELS, work) for work in FACTOR},
-        outer={work: line(outer_flops(network, shape), OUTER_KERNELS, work) for work in FACTOR},
-        head={work: line(0.0, HEAD_KERNELS, work) for work in FACTOR},
+        block={work: line(*block, work) for work in FACTOR},
+        outer={work: line(*outer, work) for work in FACTOR},
+        head={work: line(0.0, 0.0, HEAD_KERNELS, work) for work in FACTOR},
         update=Line(0.0, UPDATE_BYTES / bandwidth),
         average=Line(0.0, AVERAGE_BYTES / bandwidth),
         draw=10 * 4 * shape.channels * shape.frames / bandwidth,
@@ -116,8 +122,9 @@ def _assumptions(device: Device, *, bf16: bool, gpus: int, node_gbit: float) -> 
             f"{device.memory_gb_s:g} GB/s ({device.source}); not measured here"
         ),
         (
-            f"passes reach {MATMUL_SHARE[bf16]:.0%} of that peak, and no kernel starts sooner than "
-            f"{LAUNCH_S * 1e6:g} us after another ({BLOCK_KERNELS} a block forward)"
+            f"matrix products reach {MATMUL_SHARE[bf16]:.0%} of that peak; activations go {TRAFFIC:g} times through "
+            f"memory a forward pass, at {BANDWIDTH_SHARE:.0%} of its bandwidth, since nothing is compiled; no kernel "
+            f"starts sooner than {LAUNCH_S * 1e6:g} us after another ({BLOCK_KERNELS} a block forward)"
         ),
         f"{GPUS_A_NODE} GPUs a node, {device.link_gb_s:g} GB/s from each to the others; {node_gbit:g} Gbit/s between "
         f"nodes; an all-reduce reaches {LINK_SHARE:.0%} of the slower one"

@@ -1,0 +1,226 @@
+"""`presto plan`: memory as autograd keeps it, times that add up, mistakes in one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from typer.testing import CliRunner
+
+from infra.cli import app
+from infra.planning.measure import measured
+from infra.planning.memory import GIB, block_bytes, kept_bytes, state_bytes
+from infra.planning.outlook import HELPS, Outlook
+from infra.planning.pace import published
+from infra.planning.plan import SIZES, Question, predict, published_pace, question
+from infra.planning.sizing import PAGE, rewritten
+from infra.planning.step import Group, StepTime, step_time
+from pipelines.devices import DEVICES
+from pipelines.step_work import FACTOR, Pass, StageWork, stage_work
+from pipelines.words import PRESETS
+from presto_core.config.errors import UserError
+from presto_core.config.loader import ConfigError, load_config
+from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
+from presto_core.config.sections import LoopConfig, NetworkConfig, ParallelConfig
+from presto_core.networks.dit import DiT
+from presto_core.networks.flops import LatentShape, parameters
+from tests.core.test_flops import conditioned
+
+PAPER, SHAPE = load_config(TeacherStage, "paper", preset_folder=PRESETS).network, LatentShape(64, 689)
+SHARDED = ParallelConfig(**dict.fromkeys(("teacher", "layers", "generator", "fake_score", "real_score"), "shard"))
+REPLICATED = ParallelConfig()
+
+
+def paper_work(stage: type[Any]) -> StageWork:
+    return stage_work(load_config(stage, "paper", preset_folder=PRESETS), PAPER.depth)
+
+
+def asked(*overrides: str, preset: str = "paper", gpus: int = 8, device: str = "h100") -> Question:
+    return question(preset, list(overrides), gpus=gpus, device=DEVICES[device], node_gbit=400, price=None)
+
+
+def planned(*overrides: str, **what: Any) -> dict[str, Outlook]:
+    wanted = asked(*overrides, **what)
+    return dict(zip(wanted.stages, predict(wanted, published_pace(wanted))))
+
+
+def saved_bytes(net: DiT, shape: LatentShape, rows: int, blocks: int, *, bf16: bool) -> int:
+    """What autograd keeps of a forward pass, each storage once, without weights."""
+    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    storages: dict[int, int] = {}
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)  # so that no address is used twice
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.randn(rows, shape.channels, shape.frames)
+    with saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        net(x, torch.zeros(rows), conditioned(rows, shape), blocks)
+    return sum(storages.values())
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (NetworkConfig(dim=96, depth=3, heads=3, patch=2, mlp_ratio=3), LatentShape(16, 96, 32, 12)),
+        (NetworkConfig(dim=128, depth=3, heads=8, patch=1, mlp_ratio=4), LatentShape(16, 72, 32, 40)),
+    ],
+)
+def test_activations_of_a_block_are_what_autograd_keeps(network: NetworkConfig, shape: LatentShape, bf16: bool):
+    net = DiT(network, channels=shape.channels, text_dim=shape.text_dim)
+    by_rows = [
+        (saved_bytes(net, shape, rows, 3, bf16=bf16) - saved_bytes(net, shape, rows, 1, bf16=bf16)) / 2
+        for rows in (2, 4)
+    ]
+    assert block_bytes(network, shape, bf16=bf16) == pytest.approx((by_rows[1] - by_rows[0]) / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("stage", "sharding", "gib"),
+    [
+        (LayersStage, REPLICATED, 10.7),
+        (LayersStage, SHARDED, 1.5),
+        (StepsStage, REPLICATED, 21.3),
+        (StepsStage, SHARDED, 2.8),
+    ],
+)
+def test_memory_of_weights_is_that_of_docs_parallelism(stage: type[Any], sharding: ParallelConfig, gib: float):
+    """Which leaves out the buffers that gradients are exchanged in: 4 bytes a parameter of each trained network."""
+    work = paper_work(stage)
+    buffers = 0 if sharding is SHARDED else 4 * len(work.trained) * parameters(PAPER, SHAPE)
+    state = state_bytes(work, PAPER, SHAPE, workers=8, sharding=sharding) - buffers
+    assert state / GIB == pytest.approx(gib, abs=0.16)
+
+
+def test_recomputed_and_smaller_micro_batches_keep_less():
+    passes, loop = (Pass("teacher", "train", 1, 28),), LoopConfig()
+    whole = kept_bytes(passes, PAPER, SHAPE, rows=8, loop=loop)
+    recomputed = kept_bytes(passes, PAPER, SHAPE, rows=8, loop=replace_loop(loop, activation_checkpointing=True))
+    assert recomputed < 0.15 * whole
+    assert kept_bytes(passes, PAPER, SHAPE, rows=4, loop=loop) == pytest.approx(whole / 2)
+
+
+def replace_loop(loop: LoopConfig, **changes: object) -> LoopConfig:
+    return loop.model_copy(update=changes)
+
+
+def time_of(stage: type[Any], *, workers: int, rows: int, **loop: object) -> StepTime:
+    work = stage_work(load_config(stage, "paper", preset_folder=PRESETS), PAPER.depth)
+    pace = published(DEVICES["h100"], PAPER, SHAPE, bf16=True, gpus=workers, node_gbit=400)
+    return step_time(work, PAPER, SHAPE, pace, Group(workers, rows, LoopConfig(**loop), REPLICATED))
+
+
+@pytest.mark.parametrize("stage", [TeacherStage, LayersStage, StepsStage])
+def test_parts_add_up_and_grow_as_they_should(stage: type[Any]):
+    alone, eight, many = (time_of(stage, workers=n, rows=32) for n in (1, 8, 64))
+    assert sum(alone.parts.values()) == alone.total
+    assert alone.exchange == alone.exchanged_bytes == 0
+    assert 0 < eight.exchange < many.exchange
+    assert alone.compute < 1.001 * eight.compute  # noise is drawn for all rows on each worker
+    assert time_of(stage, workers=1, rows=64).compute == pytest.approx(2 * alone.compute, rel=0.05)
+    assert time_of(stage, workers=1, rows=32, activation_checkpointing=True).compute > 1.2 * alone.compute
+    assert time_of(stage, workers=1, rows=1).compute > alone.compute / 32  # kernels cannot start any faster
+
+
+def test_what_does_not_fit_is_said_and_mended():
+    found = planned("loop.micro_batch_size=0")
+    assert found["base"].fits
+    assert not found["S"].fits
+    assert found["S"].bottleneck == "memory"
+    assert "loop.micro_batch_size" in found["S"].helps
+    mended = planned()["S"]
+    assert mended.fits
+    assert mended.bottleneck in HELPS
+    assert mended.micro_batches == 4
+
+
+def test_cost_follows_from_hours():
+    dear = planned()["base"]
+    assert dear.cost_usd == pytest.approx(dear.hours * 8 * DEVICES["h100"].price_usd)
+    assert replace(dear, price_usd=0.0).cost_usd == 0
+    assert 0.1 < dear.utilisation < 0.6
+    assert dear.hours < planned(device="a100")["base"].hours < planned(device="l4")["base"].hours
+
+
+def test_the_sizing_table_in_the_docs_is_what_the_model_says():
+    page = (Path(__file__).parents[2] / PAGE).read_text()
+    assert rewritten(page) == page
+
+
+def said(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["plan", *arguments], catch_exceptions=True)
+
+
+def test_json_holds_stages_growth_and_assumptions():
+    body = json.loads(said("paper", "--json").stdout)
+    assert [stage["name"] for stage in body["stages"]] == [
+        "train-teacher (base)",
+        "distill-layers (L)",
+        "distill-steps (S)",
+        "distill-steps (LS)",
+    ]
+    assert [row["workers"] for row in body["growth"]] == list(SIZES)
+    assert "hours" not in body["growth"][-1]  # 256 rows are not shared by 512
+    assert all(0 < row["weak_efficiency"] <= 1 for row in body["growth"])
+    assert any("60%" in sentence for sentence in body["assumptions"])
+    assert {"compute", "update", "exchange", "reading", "checkpoint"} <= body["stages"][0]["step"].keys()
+
+
+def test_tables_name_every_stage_and_the_assumptions():
+    out = said("paper", "--gpus", "8").stdout
+    for words in ("train-teacher (base)", "distill-steps (LS)", "held up by", "batch too small", "data sheet", "4 USD"):
+        assert words in out
+    assert "8 x h100" in said("paper", "--dry-run").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("paper", "--device", "h10"), "no figures of a device 'h10'; did you mean h100"),
+        (("paper", "--gpus", "7"), "teacher.global_batch_size=256 must be a multiple of cluster.num_workers=7"),
+        (("papier",), "papier"),
+        (("paper", "layers.budget.kind=table", "layers.budget.kept=[40]"), "runs 40 blocks and the network has 28"),
+        (("paper", "network.patch=2"), "689 latent frames do not divide into tokens of network.patch=2"),
+        (("demo", "--device", "here", "--gpus", "16", "cluster.torch_threads=64"), "asks for 1024"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: tuple[str, ...], sentence: str):
+    error = said(*arguments).exception
+    assert isinstance(error, ConfigError | UserError)
+    assert sentence in str(error)
+    assert "\n" not in str(error)
+
+
+def test_a_plan_starts_without_torch_and_ray():
+    script = "import sys; from typer.testing import CliRunner; from infra.cli import app\n"
+    script += "result = CliRunner().invoke(app, ['plan', 'demo', '--gpus', '4'])\n"
+    script += "print(result.exit_code, sorted({'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "0 []", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_constants_of_this_machine_are_measured(workers: int):
+    network, shape = NetworkConfig(dim=32, depth=2, heads=2, patch=2), LatentShape(8, 32, 16, 4)
+    pace = measured(network, shape, rows=4, workers=workers)
+    for work in FACTOR:
+        assert pace.block[work].seconds(4) > 0
+        assert pace.head[work].seconds(4) > 0
+    assert pace.block["train"].seconds(4) > pace.block["forward"].seconds(4)
+    assert pace.update.seconds(10**6) > 0
+    assert 0 < pace.exchange_bytes_s <= 1e12
