@@ -142,7 +142,6 @@ def demo(words: Words = None, local: Local = False, dry_run: DryRun = False) -> 
 def science(
     words: Words = None,
     seeds: Annotated[int, typer.Option(help="Times to distil and judge.", min=1)] = 3,
-    search: Annotated[bool, typer.Option("--search", help="Compare student settings instead.")] = False,
     local: Local = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -150,18 +149,12 @@ def science(
     preset, overrides = split(words or [])
     from pipelines import demo as flow
     from pipelines import science as study
-    from pipelines import search as trials
 
     if dry_run:
         configs = flow.stage_configs(preset or "science", overrides)
-        steps = study.ONCE + trials.TRIED if search else study.STEPS
-        for name in steps:
-            typer.echo(flow.described(name, steps))
+        for name in study.STEPS:
+            typer.echo(flow.described(name, study.STEPS))
             show(flow.FLOW[name].stage, configs[name])
-        if search:
-            typer.echo(trials.plan(preset or "science", overrides))
-    elif search:
-        trials.run(preset or "science", overrides, local=local)
     else:
         study.run(preset or "science", overrides, seeds=seeds, local=local)
 

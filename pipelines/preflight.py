@@ -6,6 +6,7 @@ from pipelines.dataset import open_dataset
 from pipelines.judge import require_judgeable
 from pipelines.lineage import require_layers_of, require_teacher_of
 from pipelines.sweep_plan import Plan
+from pipelines.tracking import Tracker
 from presto_core.config.errors import UserError
 from presto_core.config.noise import KarrasNoise
 from presto_core.config.schema import LayersStage, StepsStage, TrainingStage
@@ -47,6 +48,24 @@ def _require_budget(config: TrainingStage, depth: int) -> None:
         wanted = config.layers.budget
     if wanted:
         LayerBudget.over(noise_from_config(KarrasNoise()), wanted, depth=depth)
+
+
+def estimate(plan: Plan, tracker: Tracker, trials: int, at_once: int) -> str:
+    """What the search would take if no trial were stopped, at the pace of the newest run of this stage."""
+    stage, base = plan.sweep.sweep.stage, plan.base
+    steps = int(base.derived().get("total_steps", base.updates))
+    found = tracker.client.search_runs(
+        [tracker.experiment_id],
+        f"tags.`presto.stage` = '{stage}' and metrics.step_seconds > 0",
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )
+    what = f"sweep: {trials} trials of {steps} steps, {at_once} at a time"
+    if not found:
+        return f"{what}; how long a step takes is not known yet"
+    seconds = float(found[0].data.metrics["step_seconds"])
+    minutes = trials * steps * seconds / at_once / 60
+    return f"{what}, at most {minutes:.0f} min and what validation takes, at {seconds:.2g} s a step as in the last run"
 
 
 def require_reachable_record(tracking_uri: str, nodes: int) -> None:

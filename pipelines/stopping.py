@@ -67,6 +67,19 @@ class Stop:
         console.print("stopping after this step; the state is saved first (Ctrl-C again: at once, without)")
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While the block runs, SIGTERM ends the command as Ctrl-C does; Ray takes it for itself otherwise."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 WORKER = Stop()  # of a Ray Train worker's process; its signal handler and its training are in different threads
 
 

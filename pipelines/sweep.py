@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -11,12 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines import preflight, sweep_report
-from pipelines.cluster import ray_session
+from pipelines.cluster import ClusterError, ray_session
 from pipelines.judge import judging_actor
 from pipelines.near import near_copy
 from pipelines.progress import console, progress_bar
 from pipelines.registry.publishing import publish
 from pipelines.room import Needs, concurrent, require_room
+from pipelines.stopping import interruptible
 from pipelines.storage import absolute, open_folder
 from pipelines.sweep_plan import Plan, Proposal
 from pipelines.sweep_record import (
@@ -45,7 +45,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, and Ray with it
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial's last word is no metric
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # for a stopped trial to save its state, before its process is given up
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",  # for a stopped trial to save its state, before its process is given up
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
@@ -133,15 +133,15 @@ def _spend(
     if not searching and not open_ended and not repeats and known:
         return []
     spent = []
-    with ray_session(plan.base.cluster, cpus=Needs.of(plan.base.cluster).cpus):
+    needs = Needs.of(plan.base.cluster)
+    with ray_session(plan.base.cluster, cpus=needs.cpus), interruptible():
         import ray
 
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray took it for itself
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        needs = Needs.of(plan.base.cluster)
         require_room(needs, nodes)
         preflight.require_reachable_record(plan.base.tracking.uri, len(nodes))
         at_once = concurrent(needs, nodes, most=plan.sweep.sweep.concurrent)
+        console.print(preflight.estimate(plan, tracker, len(searching or ()) or plan.trials, at_once))
         judge = _judge(plan)
         watch = SweepWatch(plan, records, known, tracker, parent.mlflow_id)
         if searching or open_ended:
@@ -220,10 +220,24 @@ def _tuned(
         )
         try:
             tuner.fit()
+        except Exception as error:
+            raise _sentence(error) from error
         finally:
             with suppress(UserError):
                 bookkeeping.delete()
     return {"seconds": time.monotonic() - began, "at_once": float(at_once)}
+
+
+def _sentence(error: Exception) -> Exception:
+    """What one of our own parts said, where Tune or Ray put it into an exception of theirs."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, UserError):
+            return inner
+        inner = inner.__cause__ or inner.__context__
+    if type(error).__module__.startswith("ray."):
+        return ClusterError(f"the sweep lost its Ray session ({type(error).__name__}); run the same command to go on")
+    return error
 
 
 def _tidy(plan: Plan, result: dict[str, Any], root: Folder) -> None:

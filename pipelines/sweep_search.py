@@ -14,7 +14,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from ray.tune.search import Searcher
 
 from pipelines.sweep_plan import Plan, Proposal, rounded
-from pipelines.sweep_record import FINISHED, PRUNED, Record
+from pipelines.sweep_record import FINISHED, PRUNED, TRIAL, Record
 from tune_spaces.domains import Choice, Range, walk
 
 UPDATE = "update"  # what schedulers count
@@ -49,11 +49,18 @@ class Learned(Searcher):  # type: ignore[misc]
         sampler = optuna.samplers.TPESampler(seed=sweep.seed + len(records))
         self.study = optuna.create_study(directions=[f"{sweep.mode}imize", *others], sampler=sampler)
         self.asked: dict[str, tuple[Any, str]] = {}
-        self.left = sweep.samples - sum(record.over for record in records.values())
-        for record in records.values():
-            self._tell(self._replayed(record.settings), record)
+        mine = [record for record in records.values() if record.role == TRIAL]
+        self.left = sweep.samples - len(mine)
+        for record in mine:
+            if record.over:
+                self._tell(self._replayed(record.settings), record)
+        self.resumed = [record for record in mine if not record.over]
 
     def suggest(self, trial_id: str) -> Any:
+        if self.resumed:
+            record = self.resumed.pop()
+            self.asked[trial_id] = (self._replayed(record.settings), record.run_id)
+            return self.given(Proposal(record.settings, record.run_id))
         for _ in range(REPEATED):
             if self.left <= 0:
                 break

@@ -52,6 +52,9 @@ def run(
     search: Annotated[str | None, typer.Option(help="random, grid or optuna (sweep.search).")] = None,
     scheduler: Annotated[str | None, typer.Option(help="asha, median or none (sweep.scheduler).")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run trials again that failed.")] = False,
+    step_seconds: Annotated[
+        float | None, typer.Option(help="Of a step, for the cost that --dry-run prints.", min=0, show_default=False)
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the first configurations and what all would cost, and stop.")
     ] = False,
@@ -66,7 +69,7 @@ def run(
     plan = planned([*(words or []), *options])
     require_room_here(plan.base.cluster)
     if dry_run:
-        _show_plan(plan)
+        _show_plan(plan, step_seconds)
         return
     from pipelines import sweep
 
@@ -110,7 +113,7 @@ def spaces(depth: Annotated[int, typer.Option(help="Transformer blocks, for laye
     print_table("spaces", ("space", "setting", "domain"), rows)
 
 
-def _show_plan(plan: Any) -> None:
+def _show_plan(plan: Any, step_seconds: float | None) -> None:
     """The first configurations and the cost, as comments and `key=value` words."""
     from tune_spaces.domains import as_words
 
@@ -124,7 +127,10 @@ def _show_plan(plan: Any) -> None:
     typer.echo(f"# {plan.trials} trials at most, {2 * sweep.repeats} repeats of winner and preset with other seeds")
     total = (plan.trials + 2 * sweep.repeats) * steps
     typer.echo(f"# to the end, each is {steps} steps and {validations} validations: {total} steps in all at most")
-    typer.echo(f"# time: {total} x the seconds of a step, over trials at a time; a run's step_seconds says them")
+    if step_seconds is None:
+        typer.echo("# time: give --step-seconds, which any run of the stage logs as step_seconds")
+    else:
+        typer.echo(f"# time: at most {total * step_seconds / 3600:.2g} h of training, over the trials at a time")
     if sweep.search == "optuna":
         typer.echo("# later proposals follow from what earlier trials come to; these are drawn by chance")
     for number, proposal in zip(range(FIRST), plan.proposals()):

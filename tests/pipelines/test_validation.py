@@ -129,6 +129,19 @@ def test_the_actor_of_a_ray_session_says_what_the_process_itself_would(ray_here,
     assert ray.is_initialized()
 
 
+@pytest.mark.ray
+@pytest.mark.services
+@pytest.mark.slow
+@pytest.mark.parametrize("held", ["replicate", "shard"])
+def test_the_weights_of_several_workers_are_judged_whole(ray_here, dataset: str, held: str):
+    teacher = train_teacher.run(teacher_config("store", dataset))
+    two = {"cluster.num_workers": 2, "cluster.cpus_per_worker": 0.7, "cluster.parallel.generator": held}
+    student = distill_steps.run(steps_config("store", dataset, teacher.id, **VALIDATION, **two))
+    assert [step for step, _ in rows_of(student)] == [6, 12]
+    assert Judge(SETTINGS, dataset)(student.uri)["fd"] == rows_of(student)[-1][1]
+    assert history(student, "fd") == rows_of(student)
+
+
 def test_what_no_judge_could_measure_is_refused(dataset: str, workdir: Path):
     from pipelines.dataset import open_dataset
 
