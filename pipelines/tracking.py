@@ -44,8 +44,19 @@ class Tracker:
     experiment_id: str
 
     @contextmanager
-    def run(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, Artifact]) -> Iterator[TrackedRun]:
-        """A run for this run_id: a new one, or the one an interrupted command left; its status is set at the end."""
+    def run(
+        self,
+        stage: str,
+        config: StageConfig,
+        run_id: str,
+        parents: dict[str, Artifact],
+        origin: dict[str, str] | None = None,
+    ) -> Iterator[TrackedRun]:
+        """A run for this run_id: a new one, or the one an interrupted command left; its status is set at the end.
+
+        Args:
+            origin: what is a parent and no artifact: the checkpoint of a fork.
+        """
         found = self.client.search_runs(
             [self.experiment_id], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1, order_by=["attributes.start_time ASC"]
         )
@@ -53,7 +64,7 @@ class Tracker:
             mlflow_id, began_ms = found[0].info.run_id, found[0].info.start_time
             self.client.update_run(mlflow_id, status="RUNNING")
         else:
-            mlflow_id, began_ms = self._create(stage, config, run_id, parents)
+            mlflow_id, began_ms = self._create(stage, config, run_id, parents, origin or {})
         run = TrackedRun(self.client, mlflow_id)
         try:
             with sampled(run, began_ms):
@@ -66,11 +77,14 @@ class Tracker:
             raise
         run.finish()
 
-    def _create(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, Artifact]) -> tuple[str, int]:
+    def _create(
+        self, stage: str, config: StageConfig, run_id: str, parents: dict[str, Artifact], origin: dict[str, str]
+    ) -> tuple[str, int]:
         from mlflow.entities import Param
 
         tags = {RUN_ID: run_id, STAGE: stage, "mlflow.runName": f"{stage}-{run_id}", **environment_tags()}
-        tags |= {f"{PARENT}{role}": artifact.id for role, artifact in parents.items()}
+        ids = {role: artifact.id for role, artifact in parents.items()} | origin
+        tags |= {f"{PARENT}{role}": parent for role, parent in ids.items()}
         info = self.client.create_run(self.experiment_id, tags=redacted_items(tags)).info
         flat = flatten(config.model_dump(mode="json", exclude={"storage", "tracking"}))
         said = redacted_items({key: v if isinstance(v, str) else json.dumps(v) for key, v in flat.items()})
