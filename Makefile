@@ -40,7 +40,7 @@ format: $(STAMP) ## rewrite the sources in the house style
 	$(BIN)/ruff format $(SOURCES)
 
 bench: $(STAMP) ## speed, as ratios measured in one run
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(BENCH)
 
 bench-data: $(BENCH_STAMP) ## the data plane against other loaders, on a real S3 server, about 12 minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BENCH_VENV)/bin/python -m tests.bench.data $(BENCH_DATA)

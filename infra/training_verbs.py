@@ -46,7 +46,9 @@ def distill_steps(
     words: Words = None,
     layers: Annotated[
         str | None,
-        typer.Option("--from", metavar="MODEL", help="Layer-distilled model to start from: presto-layers@candidate."),
+        typer.Option(
+            "--from", metavar="MODEL", help="Layer-distilled model to start from: presto-generator@candidate-l."
+        ),
     ] = None,
     resume: ResumeRun = "",
     fork: Fork = False,
@@ -56,7 +58,7 @@ def distill_steps(
     """Distil the base model into a few-step generator (Presto-S; with --from, Presto-LS)."""
     if layers == "":
         raise UserError(
-            "--from is empty; name a layer-distilled model, such as presto-layers@candidate, or leave it out"
+            "--from is empty; name a layer-distilled model, such as presto-generator@candidate-l, or leave it out"
         )
     start = [] if layers is None else [f"inputs.layers={json.dumps(layers)}"]
     _run("distill-steps", [*(words or []), *start], resume, fork=fork, on=on, dry_run=dry_run)

@@ -48,7 +48,7 @@ def require_layers_of(layers: Artifact, teacher: Artifact) -> None:
     if layers.kind != "layers":
         raise UserError(
             f"inputs.layers={layers.uri} is a {layers.kind}; give a model that presto distill-layers made, such as "
-            "presto-layers@candidate"
+            "presto-generator@candidate-l"
         )
     try:
         LayerBudget.from_dict(layers.manifest["model"]["layer_budget"])

@@ -86,7 +86,7 @@ def run_stage(
     forked = origin(resume, root, stage, config, ids)
     run_id = config.run_id(ids | forked | (inputs or {}))
     folder, scratch = artifact_folder(root, run_id), run_folder(root, run_id)
-    with tracker.run(stage, config, run_id, parents, trial.tags if trial else {}) as run:
+    with tracker.run(stage, config, run_id, parents, origin=forked, tags=trial.tags if trial else {}) as run:
         run.stored = partial(stored_rows, scratch)
         if folder.exists():
             console.print(f"{stage}: run {run_id} is done already, its result is used")

@@ -51,14 +51,21 @@ class Tracker:
         config: StageConfig,
         run_id: str,
         parents: dict[str, Artifact],
+        *,
+        origin: Mapping[str, str] = MappingProxyType({}),
         tags: Mapping[str, str] = MappingProxyType({}),
     ) -> Iterator[TrackedRun]:
-        """A run for this run_id: a new one, or the one an interrupted command left; its status is set at the end."""
+        """A run for this run_id: a new one, or the one an interrupted command left; its status is set at the end.
+
+        Args:
+            origin: what is a parent and no artifact: the checkpoint of a fork.
+            tags: more to say of the run.
+        """
         mlflow_id = self.run_of(run_id)
         if mlflow_id:
             self.client.update_run(mlflow_id, status="RUNNING")
         else:
-            mlflow_id = self._create(stage, config, run_id, parents)
+            mlflow_id = self._create(stage, config, run_id, parents, origin)
         for name, value in tags.items():
             self.client.set_tag(mlflow_id, name, value)
         run = TrackedRun(self.client, mlflow_id)
@@ -80,11 +87,14 @@ class Tracker:
         )
         return str(found[0].info.run_id) if found else None
 
-    def _create(self, stage: str, config: StageConfig, run_id: str, parents: dict[str, Artifact]) -> str:
+    def _create(
+        self, stage: str, config: StageConfig, run_id: str, parents: dict[str, Artifact], origin: Mapping[str, str]
+    ) -> str:
         from mlflow.entities import Param
 
         tags = {RUN_ID: run_id, STAGE: stage, "mlflow.runName": f"{stage}-{run_id}", **environment_tags()}
-        tags |= {f"{PARENT}{role}": artifact.id for role, artifact in parents.items()}
+        ids = {role: artifact.id for role, artifact in parents.items()} | dict(origin)
+        tags |= {f"{PARENT}{role}": parent for role, parent in ids.items()}
         info = self.client.create_run(self.experiment_id, tags=redacted_items(tags)).info
         flat = flatten(config.model_dump(mode="json", exclude={"storage", "tracking", "submit"}))
         said = redacted_items({key: v if isinstance(v, str) else json.dumps(v) for key, v in flat.items()})

@@ -8,13 +8,15 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.progress import Bar, progress_bar
+from pipelines.progress import progress_bar
 from pipelines.registry.ranges import Part, Parts, fetch, parts_of
 from presto_core.registry.allowed import RefusedError, require_content
 from presto_core.registry.content import Entry, content_hash, require_artifact
@@ -63,24 +65,26 @@ def _fetch_all(source: Folder, files: dict[str, Entry], partial: Path, label: st
     for name, entry in files.items():
         _open_file(partial, name, entry)
     wanted = [part for name, entry in files.items() for part in parts_of(name, entry.bytes)]
+    pending = [part for part in wanted if part not in done]
+    missing, lock = Counter(part.name for part in pending), threading.Lock()
     total = sum(entry.bytes for entry in files.values())
-    with progress_bar(f"pull {label}", total) as bar, ThreadPoolExecutor(THREADS) as pool:
+    with progress_bar(f"pull {label}", total) as bar, ThreadPoolExecutor(THREADS) as pool, _cancelled_on_failure(pool):
         bar.update(sum(part.size for part in wanted if part in done))
-        one = _fetcher(source, partial, done, bar)
-        pending = [part for part in wanted if part not in done]
-        with _cancelled_on_failure(pool):
-            for _ in pool.map(one, pending):
-                pass
-            list(pool.map(lambda name: _check(partial, name, files[name], done), files))
 
+        def one(part: Part) -> None:
+            fetch(source, part, partial / part.name)
+            done.add(part)
+            with lock:
+                missing[part.name] -= 1
+                whole = not missing[part.name]
+                bar.update(bar.done + part.size, part.name)
+            if whole:
+                _check(partial, part.name, files[part.name], done)
 
-def _fetcher(source: Folder, partial: Path, done: Parts, bar: Bar) -> Callable[[Part], None]:
-    def one(part: Part) -> None:
-        fetch(source, part, partial / part.name)
-        done.add(part)
-        bar.update(bar.done + part.size, part.name)
-
-    return one
+        complete = [name for name in files if name not in missing]
+        checks = [pool.submit(_check, partial, name, files[name], done) for name in complete]
+        for future in as_completed([*checks, *(pool.submit(one, part) for part in pending)]):
+            future.result()
 
 
 @contextmanager

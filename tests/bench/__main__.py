@@ -1,4 +1,4 @@
-"""Speed as ratios measured in one run: `make bench` (`python -m tests.bench [--preset demo] [--rounds 7]`)."""
+"""Speed as ratios measured in one run: `make bench` (BENCH="--only registry")."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.words import PRESETS
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage, LayersStage, StageConfig, StepsStage, TeacherStage
 from presto_core.metrics.latency import hardware
-from tests.bench import checkpointing, iteration, layers, sampling
+from tests.bench import checkpointing, iteration, layers, registry, sampling
 from tests.bench.clock import Comparison
 
 Stage = TypeVar("Stage", bound=StageConfig)
@@ -24,9 +24,18 @@ def main() -> None:
     parser.add_argument("--preset", default="demo", help="network and distillation settings to measure")
     parser.add_argument("--layers-preset", default="laptop", help="network to measure layer budgets on")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each thing; their median counts")
+    parser.add_argument("--only", choices=("networks", "registry"), help="measure one of them alone")
+    parser.add_argument("--versions", type=int, default=10_000, help="size of the register")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rounds, small, large = arguments.rounds, arguments.preset, arguments.layers_preset
+    if arguments.only != "registry":
+        _networks(arguments.preset, arguments.layers_preset, arguments.rounds)
+    if arguments.only != "networks":
+        found = registry.measure(versions=arguments.versions, rounds=arguments.rounds)
+        _print("the register", found, arguments.rounds)
+
+
+def _networks(small: str, large: str, rounds: int) -> None:
     network, steps = _preset(TeacherStage, small).network, _preset(StepsStage, small).steps
     _print(
         f"{small} network",

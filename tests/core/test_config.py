@@ -58,8 +58,8 @@ def test_values_are_yaml():
         ("steps.p_dmd.kind=gauss", "'karras'"),
         ("steps.ema_decay=1.5", "steps.ema_decay=1.5: input should be less than or equal to 1"),
         (
-            "inputs.compared=presto-both",
-            "inputs.compared='presto-both' must be a list; write inputs.compared=[presto-both]",
+            "inputs.compared=candidate-ls",
+            "inputs.compared='candidate-ls' must be a list; write inputs.compared=[candidate-ls]",
         ),
         ("steps.generator_updates=many", "steps.generator_updates='many'"),
         ("steps", "must have the form dotted.key=value"),

@@ -114,8 +114,8 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     assert whole.returncode == 0, whole.stderr
     assert "all as committed" in whole.stderr
     mine = [word for word in TINY if word.startswith("steps.")]
-    words = ("distill-steps", "demo", *mine, "storage.root=s3://presto/demo", "name=presto-both")
-    words += ("--from", "presto-layers@candidate")
+    words = ("distill-steps", "demo", *mine, "storage.root=s3://presto/demo")
+    words += ("--from", "presto-generator@candidate-l")
     again = presto(*words, cwd=home, env=env | exports)
     assert "is done already, its result is used" in again.stderr, again.stderr  # the very LS of the demo
     logged = first.stdout + first.stderr + second.stderr + generated.stderr
@@ -123,7 +123,7 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
 
     unknown = presto("generate", "x", "inputs.generator=presto-generator@champion", cwd=home, env=env | exports)
     assert unknown.returncode == 1
-    assert "has no presto-generator@champion; it has presto-ase@candidate" in unknown.stderr.replace("\n", " ")
+    assert "has no presto-generator@champion; it has presto-dataset@candidate" in unknown.stderr.replace("\n", " ")
     assert "Traceback" not in unknown.stderr
 
 

@@ -1,0 +1,174 @@
+"""The register at size: searching and showing among 10,000 versions; pulling against bare boto3 (`--only registry`)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from pipelines import embedded_s3, storage
+from pipelines.registry import names, transfer, views
+from pipelines.registry.filters import NUMBERS
+from pipelines.storage import open_folder
+from pipelines.tracking import open_tracker
+from presto_core.config.loader import load_config
+from presto_core.config.schema import RegistryStage
+from presto_core.registry.manifest import Artifact, commit_artifact
+from tests.bench.clock import Comparison, alternate
+
+MODEL = "presto-generator"
+FILES, FILE_MB = 8, 64
+
+
+def measure(*, versions: int, rounds: int) -> list[Comparison]:
+    """Times of looking, and of pulling relative to boto3."""
+    with _elsewhere() as folder:
+        config = load_config(RegistryStage, None, {"storage.root": str(folder / "store")})
+        fill(open_tracker(config.tracking), folder / "store", versions)
+        rows = _looks(config, versions, rounds)
+        return [*rows, *_pulls(folder, rounds)]
+
+
+def fill(tracker: Any, root: Path, count: int) -> None:
+    """Versions as `publish` leaves them, with runs, straight into MLflow's own tables: its API would take long."""
+    from mlflow.store.model_registry.dbmodels import models as registry
+    from mlflow.store.tracking.dbmodels import models as tracking
+    from sqlalchemy import create_engine, insert
+
+    rng, now = random.Random(0), int(time.time() * 1000)
+    rows: dict[Any, list[dict[str, Any]]] = {}
+    for number in range(1, count + 1):
+        run, tags = _version(rng, number)
+        common = {"source_type": "UNKNOWN", "source_name": "", "entry_point_name": "", "source_version": ""}
+        rows.setdefault(tracking.SqlRun, []).append(
+            {"run_uuid": run, "name": f"run-{number}", "user_id": "bench", "status": "FINISHED"}
+            | {"start_time": now + number, "end_time": now + number, "lifecycle_stage": "active", **common}
+            | {"experiment_id": int(tracker.experiment_id), "artifact_uri": f"{root}/{run}"}
+        )  # fmt: skip
+        of_run = tags | {f"{names.REGISTERED_AS}{MODEL}": str(number)}
+        rows.setdefault(tracking.SqlTag, []).extend({"run_uuid": run, "key": k, "value": v} for k, v in of_run.items())
+        metrics = [
+            {"run_uuid": run, "key": f"{names.METRIC}{name}", "value": float(tags[f"{names.MEASURED}{name}"])}
+            | {"timestamp": now, "step": 0, "is_nan": False}
+            for name in NUMBERS[:9]
+        ]
+        for table in (tracking.SqlMetric, tracking.SqlLatestMetric):
+            rows.setdefault(table, []).extend(metrics)
+        rows.setdefault(tracking.SqlParam, []).extend(
+            {"run_uuid": run, "key": f"steps.setting_{n}", "value": str(rng.random())} for n in range(60)
+        )
+        rows.setdefault(registry.SqlModelVersion, []).append(
+            {"name": MODEL, "version": number, "creation_time": now + number, "last_updated_time": now + number}
+            | {"current_stage": "None", "source": f"runs:/{run}/model", "run_id": run, "status": "READY"}
+        )
+        rows.setdefault(registry.SqlModelVersionTag, []).extend(
+            {"name": MODEL, "version": number, "key": key, "value": value} for key, value in tags.items()
+        )
+    tracker.client.create_registered_model(MODEL, tags={names.RECORD: str(root / "registry" / MODEL)})
+    with create_engine(tracker.uri).begin() as connection:
+        for table, some in rows.items():
+            connection.execute(insert(table), some)
+    tracker.client.set_registered_model_alias(MODEL, names.CHAMPION, str(count // 2))
+
+
+def _version(rng: random.Random, number: int) -> tuple[str, dict[str, str]]:
+    """A run's id, and the tags of its version."""
+    digest = hashlib.sha256(str(number).encode()).hexdigest()
+    teacher = f"{number % 100:016x}"
+    tags = {
+        names.CONTENT: digest,
+        names.ARTIFACT_ID: digest[:16],
+        names.ARTIFACT_URI: f"s3://presto/bench/artifacts/{digest[:16]}",
+        names.KIND: "generator",
+        names.METHOD: rng.choice(["L", "S", "LS"]),
+        names.STAGE: "distill-steps",
+        names.RUN_ID: digest[:16],
+        names.PARENTS: f" {teacher} ",
+        f"{names.PARENT}teacher": teacher,
+        names.LICENCES: '["CC0-1.0"]',
+        f"{names.MEASURED}hardware": "made up",
+    }
+    return digest[:32], tags | {f"{names.MEASURED}{name}": str(20 * rng.random()) for name in NUMBERS[:9]}
+
+
+def _looks(config: RegistryStage, versions: int, rounds: int) -> list[Comparison]:
+    """Each as the command does it from the moment that Python has started, table included; against a second."""
+    asked = f"fd < 3 and latency_ms < 15 and parent = {7:016x}"
+
+    def search(text: str, order: str) -> None:
+        views.print_versions(*views.found(config, text, order=order, limit=50), as_json=False)
+
+    looks = {
+        f'search "{asked}"': lambda: search(asked, "fd"),
+        "search of everything": lambda: search("", ""),
+        "show champion": lambda: views.print_version(config, "champion", as_json=False),
+        "list": lambda: views.print_versions(*views.newest(config, "", limit=20), as_json=False),
+    }
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        times = alternate(looks, rounds=rounds)
+    return [Comparison(f"{name}, {versions} versions", ms, "a second", 1000) for name, ms in times.items()]
+
+
+def _pulls(folder: Path, rounds: int) -> list[Comparison]:
+    """The same bytes from the same server: checked and whole, or as boto3 leaves them."""
+    server, _ = embedded_s3.start(folder / "server")
+    try:
+        os.environ.update(server.environment())
+        storage.create_bucket("bench")
+        artifact = _artifact("s3://bench/artifact")
+        source, client = open_folder(artifact.uri), storage.s3_client(server.endpoint)
+
+        def pull() -> None:
+            shutil.rmtree(folder / "pulled", ignore_errors=True)
+            transfer.pull(artifact, source, folder / "pulled")
+
+        def bare() -> None:
+            shutil.rmtree(folder / "bare", ignore_errors=True)
+            (folder / "bare").mkdir()
+            for name in artifact.manifest["files"]:
+                client.download_file("bench", f"artifact/{name}", str(folder / "bare" / name))
+
+        times = alternate({"bare": bare, "pull": pull}, rounds=rounds)
+    finally:
+        embedded_s3.stop(folder / "server")
+    what = f"boto3's download_file of {FILES} x {FILE_MB} MB"
+    return [Comparison(what, times["bare"], "pull of the same (the ratio is throughput)", times["pull"])]
+
+
+def _artifact(uri: str) -> Artifact:
+    rng = np.random.default_rng(0)
+    files = {f"w{n}.safetensors": save({"x": rng.random(FILE_MB * 2**17)}) for n in range(FILES)}
+    return commit_artifact(
+        open_folder(uri),
+        kind="generator",
+        artifact_id="0" * 16,
+        config_yaml="",
+        parents={},
+        files=files,
+        details={},
+    )
+
+
+@contextmanager
+def _elsewhere() -> Iterator[Path]:
+    """A folder of one's own to work in, gone afterwards; the environment as before."""
+    before, environment = Path.cwd(), dict(os.environ)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        try:
+            yield Path(place)
+        finally:
+            os.chdir(before)
+            os.environ.clear()
+            os.environ.update(environment)
