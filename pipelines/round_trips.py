@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import tempfile
@@ -115,7 +114,6 @@ def mlflow(config: TrackingConfig) -> str:
     Raises:
         TrackingError: MLflow does not answer, refuses something, or gives back something else.
     """
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     with tracking.answering(config), ExitStack() as stack:
         used = stack.enter_context(_database(config))
         client, uri = tracking.connect(used)

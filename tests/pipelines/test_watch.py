@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 
-from pipelines.stopping import TAKEN_OVER, TakenOverError
+from pipelines.stopping import TAKEN_OVER, TakenOverError, own_attempt
 from pipelines.storage import open_folder
 from pipelines.watch import Board
 from presto_core.training.saving import CheckpointWriter
@@ -72,3 +74,29 @@ def test_a_worker_that_others_took_over_from_writes_and_deletes_no_checkpoint(tm
         assert writer.failed
     assert sorted(folder.folders()) == there == ["step-000000004"]
     assert written == []
+
+
+def _tell_and_fail_at_first(config: dict[str, str]) -> None:
+    import ray.train
+
+    folder, rank = Path(config["folder"]), ray.train.get_context().get_world_rank()
+    (folder / f"{own_attempt()}-{rank}").touch()
+    ray.train.report({})  # all ranks have told before one fails
+    if len(list(folder.iterdir())) == 2:
+        raise RuntimeError("the first group fails")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ranks_of_a_group_know_that_they_are_of_one_and_another_group_is_another(ray_here, tmp_path: Path):
+    told = tmp_path / "told"
+    told.mkdir()
+    TorchTrainer(
+        _tell_and_fail_at_first,
+        train_loop_config={"folder": str(told)},
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+        run_config=RunConfig(storage_path=str(tmp_path / "runs"), failure_config=FailureConfig(max_failures=2)),
+    ).fit()
+    attempts = [path.name.rpartition("-")[0] for path in told.iterdir()]
+    assert "None" not in attempts
+    assert sorted(attempts.count(attempt) for attempt in set(attempts)) == [2, 2]
