@@ -59,6 +59,8 @@ def publish(client: Any, name: str, artifact: Artifact, *, mlflow_run: str, stag
             lambda: _known(client, name, content),
             lambda: _new_version(client, name, artifact, content, mlflow_run=mlflow_run, stage=stage),
         )
+    if not fresh:
+        _place(client, name, number, artifact.uri)
     method = method_of(artifact) if artifact.kind in names.MODEL_KINDS else ""
     aliases = [(names.CANDIDATE, "")]
     aliases += [(names.candidate_of(method), method)] if artifact.kind in ("layers", "generator") else []
@@ -94,6 +96,12 @@ def record_folder(client: Any, name: str, root: Folder | None = None) -> Folder:
 def _known(client: Any, name: str, content: str) -> int | None:
     found = client.search_model_versions(f"name = '{name}' and tags.`{names.CONTENT}` = '{content}'", max_results=1)
     return int(found[0].version) if found else None
+
+
+def _place(client: Any, name: str, number: int, uri: str) -> None:
+    """The same bytes may lie in several places: those that were written last are the ones that are still there."""
+    if client.get_model_version(name, str(number)).tags.get(names.ARTIFACT_URI) != uri:
+        client.set_model_version_tag(name, str(number), names.ARTIFACT_URI, uri)
 
 
 def _exclusively(

@@ -247,6 +247,9 @@ def test_pull_then_push_elsewhere_keeps_the_version(home: Home, tmp_path: Path):
     assert version.content == home.catalog.find("candidate-ls").content
     assert Path(version.uri).is_relative_to(tmp_path / "other")
     assert version.parents == home.catalog.find("candidate-ls").parents
+    home.register(home.made["LS"], "pushed", "distill-steps")  # the same content, where it was made
+    (version,) = home.catalog.newest("pushed", limit=5)
+    assert version.uri == home.made["LS"].uri
 
 
 def test_pull_goes_on_where_it_was_cut(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
