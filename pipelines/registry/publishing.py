@@ -112,7 +112,7 @@ def _exclusively(
     if not create(folder, claim, mine):
         age = time.time() - float(json.loads(read_bytes(folder, claim))["when"])
         waiting = Retrying(
-            stop=stop_after_delay(max(CLAIM_S - age, 0)),
+            stop=stop_after_delay(min(max(CLAIM_S - age, 0), CLAIM_S)),  # clocks may differ
             wait=wait_random_exponential(multiplier=0.1, max=2),
             retry=retry_if_result(lambda found: found is None),
             retry_error_callback=lambda state: None,

@@ -527,6 +527,16 @@ def test_registering_at_the_same_time_makes_one_version_of_one_content(home: Hom
     assert len(home.catalog.newest("at-once", limit=9)) == 1
 
 
+def test_a_writer_that_died_after_its_claim_does_not_stop_others(home: Home):
+    """Killed between saying that it would register a content and doing so."""
+    content = home.catalog.find("candidate-s").content
+    claims = Path(home.root) / "registry/abandoned/versions"
+    claims.mkdir(parents=True)
+    (claims / f"{content}.json").write_text('{"nonce": "gone", "when": 0}')
+    home.register(home.made["S"], "abandoned", "x")
+    assert [v.content for v in home.catalog.newest("abandoned", limit=9)] == [content]
+
+
 def test_an_alias_that_was_left_behind_by_a_kill_is_mended(home: Home, model: str):
     promoter = Promoter(home.client)
     promoter.promote(f"{model}@v1", LOOSE, why="first")
