@@ -153,7 +153,7 @@ def _commit(config: EvaluateStage, result: dict[str, Any], sampled: dict[str, Sa
 def _unpack(artifact: Artifact) -> dict[str, Any]:
     """Put the report where it can be opened, and print its table; returns what report.json holds."""
     source, target = open_folder(artifact.uri), REPORTS / artifact.id
-    for name in artifact.manifest["files"]:
+    for name in artifact.manifest["files"].keys() - {EMBEDDINGS}:
         path = target / name
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from pipelines.storage import open_folder
 from pipelines.system_metrics import sampled
 from pipelines.tracked import TrackedRun as TrackedRun
 from pipelines.tracked import TrackingError as TrackingError
+from presto_core.config.errors import UserError
 from presto_core.config.loader import flatten
 from presto_core.config.schema import StageConfig
 from presto_core.config.sections import TrackingConfig
@@ -173,7 +174,7 @@ def answering(config: TrackingConfig) -> Iterator[None]:
     """Turn what libraries say of MLflow, or better the system below them, into a TrackingError with a mend."""
     try:
         yield
-    except TrackingError:
+    except UserError:
         raise
     except Exception as error:  # sqlalchemy, requests and MLflow each have their own
         first: BaseException = error

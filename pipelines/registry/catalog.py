@@ -185,12 +185,13 @@ class Catalog:
         return sorted(found, key=lambda v: (place[v.mlflow_run], v.name, -v.number))
 
     def of_artifacts(self, ids: list[str]) -> list[Version]:
-        """The newest version of each artifact."""
-        newest: dict[str, Version] = {}
-        for artifact_id in ids:
-            for version in self._all(f"tags.`{names.ARTIFACT_ID}` = '{artifact_id}'"):
-                newest.setdefault(artifact_id, version)
-        return list(newest.values())
+        """One version of each artifact: that which was touched last, where it has several names."""
+        found = [self.named_alike(artifact_id)[:1] for artifact_id in ids]
+        return [version for versions in found for version in versions]
+
+    def named_alike(self, artifact_id: str) -> list[Version]:
+        """All versions of one artifact, under whatever names."""
+        return self._all(f"tags.`{names.ARTIFACT_ID}` = '{artifact_id}'")
 
     def newest(self, name: str, *, limit: int, method: str = "") -> list[Version]:
         """Versions of one model, the newest first."""

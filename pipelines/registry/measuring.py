@@ -40,7 +40,7 @@ def record_measurements(client: Any, report: Artifact, result: dict[str, Any]) -
     """Tag every version that a report judged; returns them."""
     catalog = Catalog(client)
     best = best_rows(result, report.manifest["parents"])
-    found = catalog.of_artifacts(list(best))
+    found = [version for artifact_id in best for version in catalog.named_alike(artifact_id)]
     for version in found:
         row = best[version.artifact_id]
         numbers = {name: float(row[key]) for name, key in FOUND.items() if key in row}

@@ -9,6 +9,7 @@ from pipelines.progress import console, print_table, progress_bar
 from pipelines.registry import names, transfer, upkeep
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.gate import Check
+from pipelines.registry.local import require_sound
 from pipelines.registry.names import RegistryError
 from pipelines.registry.promotion import Promoter
 from pipelines.registry.publishing import publish, record_folder
@@ -39,7 +40,7 @@ def pull(config: RegistryStage, reference: str, folder: Path, *, dry_run: bool, 
 def push(config: RegistryStage, folder: Path, *, name: str, dry_run: bool, as_json: bool) -> None:
     """Check, store and register a folder."""
     folder = folder.expanduser().absolute()
-    manifest, files = transfer.require_sound(folder)
+    manifest, files = require_sound(folder)
     model = name or names.NAME_OF_KIND[str(manifest["kind"])]
     root = open_folder(absolute(config.storage.root))
     target = artifact_folder(root, str(manifest["id"]))

@@ -59,6 +59,8 @@ def publish(client: Any, name: str, artifact: Artifact, *, mlflow_run: str, stag
             lambda: _known(client, name, content),
             lambda: _new_version(client, name, artifact, content, mlflow_run=mlflow_run, stage=stage),
         )
+    if not fresh:
+        _place(client, name, number, artifact.uri)
     method = method_of(artifact) if artifact.kind in names.MODEL_KINDS else ""
     aliases = [(names.CANDIDATE, "")]
     aliases += [(names.candidate_of(method), method)] if artifact.kind in ("layers", "generator") else []
@@ -96,6 +98,12 @@ def _known(client: Any, name: str, content: str) -> int | None:
     return int(found[0].version) if found else None
 
 
+def _place(client: Any, name: str, number: int, uri: str) -> None:
+    """The same bytes may lie in several places: those that were written last are the ones that are still there."""
+    if client.get_model_version(name, str(number)).tags.get(names.ARTIFACT_URI) != uri:
+        client.set_model_version_tag(name, str(number), names.ARTIFACT_URI, uri)
+
+
 def _exclusively(
     folder: Folder, claim: str, look: Callable[[], int | None], make: Callable[[], int]
 ) -> tuple[int, bool]:
@@ -104,7 +112,7 @@ def _exclusively(
     if not create(folder, claim, mine):
         age = time.time() - float(json.loads(read_bytes(folder, claim))["when"])
         waiting = Retrying(
-            stop=stop_after_delay(max(CLAIM_S - age, 0)),
+            stop=stop_after_delay(min(max(CLAIM_S - age, 0), CLAIM_S)),  # clocks may differ
             wait=wait_random_exponential(multiplier=0.1, max=2),
             retry=retry_if_result(lambda found: found is None),
             retry_error_callback=lambda state: None,

@@ -7,16 +7,15 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from pipelines.progress import progress_bar
+from pipelines.registry.local import read_local, regular_files, require_sound
 from pipelines.registry.ranges import Part, Parts, fetch, parts_of
 from presto_core.registry.allowed import RefusedError, require_content
 from presto_core.registry.content import Entry, content_hash, require_artifact
@@ -24,7 +23,6 @@ from presto_core.registry.manifest import Artifact
 from presto_core.registry.store import MANIFEST, Folder, StoreError, read_manifest, reason, write_bytes
 
 THREADS = 8
-MANIFEST_LIMIT = 512 * 2**20
 BLOCK = 8 * 2**20
 
 
@@ -147,76 +145,11 @@ def _alone(partial: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def regular_files(folder: Path) -> Iterator[str]:
-    """Names of the files below a folder.
-
-    Raises:
-        RefusedError: there is a link, a device or a socket among them.
-    """
-    for place, folders, files in os.walk(folder, followlinks=False):
-        for name in (*folders, *files):
-            path = Path(place) / name
-            mode = path.lstat().st_mode
-            if stat.S_ISLNK(mode):
-                raise RefusedError(f"{path} is a symbolic link; an artifact holds files alone")
-            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise RefusedError(f"{path} is a device, a pipe or a socket; an artifact holds files alone")
-            if stat.S_ISREG(mode):
-                yield path.relative_to(folder).as_posix()
-
-
 def _same(target: Path, content: str) -> bool:
     try:
         return content_hash(read_local(target)) == content
     except (StoreError, RefusedError):
         return False
-
-
-def read_local(folder: Path) -> dict[str, Any]:
-    """The manifest of a pulled artifact's folder.
-
-    Raises:
-        StoreError: there is none, or it is damaged.
-    """
-    path = folder / MANIFEST
-    try:
-        if path.stat().st_size > MANIFEST_LIMIT:
-            raise RefusedError(f"{path} is larger than {MANIFEST_LIMIT} bytes")
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise StoreError(
-            f"{path} does not exist; name the folder of an artifact, such as one that was pulled"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: {str(error)[:200]}") from None
-    if not isinstance(manifest, dict):
-        raise StoreError(f"{path} is no manifest")
-    return manifest
-
-
-def require_sound(folder: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
-    """The manifest and files of an artifact's folder: all that it lists, nothing else, each with its hash and kind.
-
-    Raises:
-        RefusedError: something is not as the manifest says, or must not be in an artifact.
-    """
-    present = set(regular_files(folder))
-    manifest = read_local(folder)
-    files = require_artifact(manifest)
-    if missing := sorted(files.keys() - present):
-        raise RefusedError(f"{folder} lacks {', '.join(missing[:5])}, which its manifest lists")
-    if foreign := sorted(present - files.keys() - {MANIFEST}):
-        raise RefusedError(f"{folder} holds {', '.join(foreign[:5])}, which its manifest does not list")
-    for name, entry in files.items():
-        with (folder / name).open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if size != entry.bytes:
-                raise RefusedError(f"{name} has {size} bytes where its manifest says {entry.bytes}")
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            if digest != entry.sha256:
-                raise RefusedError(f"{name} has sha256 {digest[:12]}... where its manifest says {entry.sha256[:12]}...")
-            require_content(name, stream, size)
-    return manifest, files
 
 
 def push(folder: Path, target: Folder) -> Artifact:

@@ -12,6 +12,7 @@ from presto_core.config.sections import LoopConfig, StepsConfig
 from presto_core.registry.store import Folder, StoreError
 from presto_core.training.checkpoint import delete_incomplete, load_checkpoint, save_checkpoint
 from presto_core.training.loop import Hooks, train
+from presto_core.training.meter import is_time
 from presto_core.training.saving import CheckpointWriter, SaveError
 from presto_core.training.steps import StepDistillation
 from tests.core.test_training import distillation, local_folder, run, same, weights
@@ -215,7 +216,7 @@ def test_rows_are_those_of_a_run_that_was_not_stopped(tmp_path, stops: tuple[int
             )
             stream = batches(cursor=state.cursor)
             train(algorithm, stream, seed=0, config=LoopConfig(log_every=4, checkpoint_every=100), hooks=hooks)
-        return [(s, {k: v for k, v in m.items() if "_seconds" not in k and not k.endswith("_fraction")}) for s, m in rows]
+        return [(s, {k: v for k, v in m.items() if not is_time(k)}) for s, m in rows]
 
     undisturbed = rows_of(())
     assert [step for step, _ in undisturbed] == [4, 8, 12]

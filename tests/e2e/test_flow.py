@@ -121,9 +121,19 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     logged = first.stdout + first.stderr + second.stderr + generated.stderr
     assert exports["AWS_SECRET_ACCESS_KEY"] not in logged
 
-    unknown = presto("generate", "x", "inputs.generator=presto-generator@champion", cwd=home, env=env | exports)
+    gate = ("demo", "storage.root=s3://presto/demo")
+    gate += ("promote.max_fd_ratio=1e9", "promote.max_latency_ratio=1e9")  # what is measured here says nothing
+    for model in ("candidate-s", "candidate-ls"):
+        promoted = presto("registry", "promote", model, *gate, "--why", "a try", "--json", cwd=home, env=env | exports)
+        assert promoted.returncode == 0, promoted.stdout + promoted.stderr
+    (against,) = [c for c in json.loads(promoted.stdout)["checks"] if c["name"] == "against champion"]
+    assert re.match(r"[\d.]+ \([\d.]+ ... [\d.]+, 95%\) of presto-generator@v", against["found"]), against
+    played = presto("generate", "a song", gate[1], "--model", "champion", cwd=home, env=env | exports)
+    assert played.returncode == 0, played.stderr
+
+    unknown = presto("generate", "x", "--model", "archived-9", cwd=home, env=env | exports)
     assert unknown.returncode == 1
-    assert "has no presto-generator@champion; it has presto-dataset@candidate" in unknown.stderr.replace("\n", " ")
+    assert "has no presto-generator@archived-9; it has presto-dataset@candidate" in unknown.stderr.replace("\n", " ")
     assert "Traceback" not in unknown.stderr
 
 

@@ -124,7 +124,7 @@ class Training:
         tracker = open_tracker(TrackingConfig(uri=self.settings.get("tracking.uri", "")))
         (run,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{name}'")
         assert run.info.status == "FINISHED"
-        names = sorted(name for name in run.data.metrics if not is_time(name))
+        names = sorted(name for name in run.data.metrics if not is_time(name) and not name.startswith("system/"))
         histories = {name: tracker.client.get_metric_history(run.info.run_id, name) for name in names}
         return weights_of(artifact), {name: [(p.step, p.value) for p in ps] for name, ps in histories.items()}
 

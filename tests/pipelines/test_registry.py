@@ -247,6 +247,9 @@ def test_pull_then_push_elsewhere_keeps_the_version(home: Home, tmp_path: Path):
     assert version.content == home.catalog.find("candidate-ls").content
     assert Path(version.uri).is_relative_to(tmp_path / "other")
     assert version.parents == home.catalog.find("candidate-ls").parents
+    home.register(home.made["LS"], "pushed", "distill-steps")  # the same content, where it was made
+    (version,) = home.catalog.newest("pushed", limit=5)
+    assert version.uri == home.made["LS"].uri
 
 
 def test_pull_goes_on_where_it_was_cut(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -522,6 +525,16 @@ def test_registering_at_the_same_time_makes_one_version_of_one_content(home: Hom
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(one, range(4))) == {1}
     assert len(home.catalog.newest("at-once", limit=9)) == 1
+
+
+def test_a_writer_that_died_after_its_claim_does_not_stop_others(home: Home):
+    """Killed between saying that it would register a content and doing so."""
+    content = home.catalog.find("candidate-s").content
+    claims = Path(home.root) / "registry/abandoned/versions"
+    claims.mkdir(parents=True)
+    (claims / f"{content}.json").write_text('{"nonce": "gone", "when": 0}')
+    home.register(home.made["S"], "abandoned", "x")
+    assert [v.content for v in home.catalog.newest("abandoned", limit=9)] == [content]
 
 
 def test_an_alias_that_was_left_behind_by_a_kill_is_mended(home: Home, model: str):

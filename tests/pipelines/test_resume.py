@@ -53,7 +53,7 @@ def series(run_id: str) -> dict[str, list[tuple[int, float]]]:
     """Metric histories of the one MLflow run of a run, but for times."""
     tracker = open_tracker(TrackingConfig())
     (found,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{run_id}'")
-    names = [name for name in found.data.metrics if not is_time(name)]
+    names = [name for name in found.data.metrics if not is_time(name) and not name.startswith("system/")]
     histories = {name: tracker.client.get_metric_history(found.info.run_id, name) for name in names}
     return {name: [(p.step, p.value) for p in points] for name, points in histories.items()}
 
