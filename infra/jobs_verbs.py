@@ -26,7 +26,7 @@ Address = Annotated[
 Name = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the id of its run.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say which job is meant, and stop.")]
-COLUMNS = ("job", "status", "stage", "run", "by", "started", "took")
+COLUMNS = ("job", "status", "run", "by", "started", "took")  # ids must not be cut, so no more than fits
 
 
 @app.command("list")
@@ -112,7 +112,7 @@ def described(job: Any) -> dict[str, str]:
         "stage": str(known.get("presto.stage", "")),
         "run": str(known.get("presto.run_id", "")),
         "by": str(known.get("presto.user", "")),
-        "started": datetime.fromtimestamp(began / 1000, UTC).isoformat(timespec="seconds") if began else "",
+        "started": f"{datetime.fromtimestamp(began / 1000, UTC):%Y-%m-%d %H:%M:%SZ}" if began else "",
         "took": f"{(until - began) / 1000:.0f} s" if began else "",
         "exit status": "" if job.driver_exit_code is None else str(job.driver_exit_code),
     }
