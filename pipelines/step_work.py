@@ -50,7 +50,7 @@ class Phase:
     """One kind of step.
 
     Attributes:
-        name: as the metric `step_seconds/<name>` has it; empty where all steps are alike.
+        name: as the metric `<name>_step_seconds` has it; empty where all steps are alike.
         share: of all steps.
         passes: through networks.
         moved: role of the network whose weights the step moves.

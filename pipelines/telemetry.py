@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from pipelines.devices import device_called
+from pipelines.stopping import StoppedError
 from presto_core.config.errors import UserError
 from presto_core.training.parallel import Parallel
 
@@ -81,8 +82,8 @@ class Telemetry:
         for name, value in self._rates(metrics).items():
             self._set(name, value)
         for name, value in metrics.items():
-            if name.startswith("step_seconds"):
-                self._set("presto_step_seconds", value, phase=name.partition("/")[2] or "all")
+            if name.endswith("step_seconds"):
+                self._set("presto_step_seconds", value, phase=name.removesuffix("step_seconds").rstrip("_") or "all")
             elif name.endswith("_loss"):
                 self._set("presto_loss", value, loss=name)
         self.say("row" if metrics else "starts", values={"step": step, **metrics})
@@ -107,9 +108,12 @@ class Telemetry:
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """An exception that ends the block is in the log too."""
+        """An exception that ends the block is in the log too; a stop that was asked for is no error."""
         try:
             yield
+        except StoppedError as stop:
+            self.say(str(stop), logging.WARNING)
+            raise
         except Exception as error:
             self.say(f"{type(error).__name__}: {error}", logging.ERROR)
             raise

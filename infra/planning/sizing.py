@@ -25,10 +25,7 @@ HEAD = (
 
 def table() -> list[str]:
     """Markdown lines: a row a stage of each preset and device."""
-    lines = [
-        "| preset | on | stage | GiB a GPU | rows/s | ms a step | hours | USD |",
-        "|---|---|---|---:|---:|---:|---:|---:|",
-    ]
+    lines = [*HEAD]
     for preset, device, gpus in ROWS:
         asked = question(preset, [], gpus=gpus, device=device_named(device), node_gbit=400, price=None)
         for o in predict(asked, published_pace(asked)):

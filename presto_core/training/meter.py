@@ -14,7 +14,7 @@ from presto_core.training.parallel import Parallel
 
 def is_time(name: str) -> bool:
     """Whether a metric says how long something took, so that no two runs agree on it."""
-    return name.startswith(("step_seconds", "data_wait_"))
+    return name.endswith("step_seconds") or name == "data_wait_fraction"
 
 
 class Meter:
@@ -74,7 +74,7 @@ class Meter:
         means = {name: total / count for name, (total, count) in sorted(sums.items()) if count}
         means["step_seconds"] = seconds / max(self.steps, 1)
         means["data_wait_fraction"] = self.waited / max(seconds, 1e-9)
-        means |= {f"step_seconds/{phase}": sum(times) / len(times) for phase, times in self.phases.items()}
+        means |= {f"{phase}_step_seconds": sum(times) / len(times) for phase, times in self.phases.items()}
         self.pending = {}
         self._start_afresh()
         return means

@@ -226,3 +226,17 @@ def test_ema_in_closed_form():
 def test_taps_beyond_the_network_are_refused():
     with pytest.raises(ValueError, match=r"blocks \[7\].*0 to 2"):
         distillation(**{"gan.taps": [1, 7]})
+
+
+def test_critic_and_generator_steps_are_timed_apart():
+    """Their means, in the shares of the steps, make up no more than the mean of all steps."""
+    algorithm, rows = distillation(), []
+    hooks = Hooks(log=lambda step, metrics: rows.append(metrics))
+    ratio = algorithm.config.fake_updates_per_generator_update
+    loop = LoopConfig(log_every=ratio + 1, checkpoint_every=1000)
+    train(algorithm, batches(cursor=algorithm.state.cursor), seed=0, config=loop, hooks=hooks)
+    for row in rows:
+        critic, generator = row["critic_step_seconds"], row["generator_step_seconds"]
+        assert critic > 0
+        assert generator > 0
+        assert ratio * critic + generator <= (ratio + 1) * row["step_seconds"]
