@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
-import threading
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 import torch
-import yaml
 
-from pipelines import telemetry, train_teacher
-from pipelines.cluster import ray_session
+from pipelines import telemetry
 from pipelines.devices import DEVICES, device_called, device_named
-from pipelines.stopping import StoppedError
 from pipelines.telemetry import GAUGES, PEAK, peak_flops
 from presto_core.config.errors import UserError
-from presto_core.config.sections import ClusterConfig
 from tests.pipelines.synthetic import make_dataset
-from tests.pipelines.test_training_stages import teacher_config
-
-GRAFANA = Path(__file__).parents[2] / "infra/grafana"
-GPU_ONLY = {"ray_node_gpus_utilization"}  # of Ray's own, which a node without a GPU does not export
-PATIENCE_S = 400.0  # gauges reach the node's agent every few seconds
+from tests.pipelines.watched_run import GPU_ONLY, watched
 
 
 @pytest.fixture
@@ -37,95 +25,39 @@ def dataset(workdir: Path) -> str:
     return make_dataset(str(workdir / "data")).uri
 
 
-def scraped(address: str) -> dict[str, str]:
-    """Names of metrics that a node exports -> the first line of each."""
-    with urlopen(address, timeout=10) as answer:
-        lines = [line.decode() for line in answer]
-    return {line.partition("{")[0]: line for line in reversed(lines) if line.startswith("ray_")}
-
-
-def exported(wanted: set[str]) -> dict[str, str]:
-    """What the session's node exports, once all of that is there."""
-    import ray
-
-    (node,) = ray.nodes()
-    address, found = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", dict[str, str]()
-    until = time.monotonic() + PATIENCE_S
-    while not wanted <= found.keys() and time.monotonic() < until:
-        with suppress(OSError):  # the agent is still starting
-            found = scraped(address)
-        time.sleep(0.5)
-    return found
-
-
-def log_lines(run_id: str) -> Iterator[dict[str, object]]:
-    import ray
-
-    folder = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs/train"
-    for path in folder.glob("ray-train-app-worker-*.log"):
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        yield from (record for record in records if record.get("run_id") == run_id)
-
-
-def watched() -> set[str]:
-    """Metrics that the dashboard and the alerts ask for."""
-    dashboard, alerts = (GRAFANA / name for name in ("training.json", "alerts.yaml"))
-    expressions = [t["expr"] for panel in json.loads(dashboard.read_text())["panels"] for t in panel["targets"]]
-    expressions += [r["expr"] for group in yaml.safe_load(alerts.read_text())["groups"] for r in group["rules"]]
-    return {name for expression in expressions for name in re.findall(r"\bray_\w+", expression)}
-
-
 def test_every_gauge_of_ours_is_on_the_dashboard():
     assert {f"ray_{name}" for name in GAUGES} <= watched()
 
 
 @pytest.mark.ray
-def test_a_run_is_seen_by_prometheus_and_in_the_log(
-    dataset: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-):
-    """While it trains, until all that dashboard and alerts ask for is seen; a worker's gauges go with it."""
-    monkeypatch.setenv(PEAK, "0.001")
-    monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
-    group = {"cluster.num_workers": 2, "cluster.cpus_per_worker": 0.5, "loop.checkpoint_every": 50}
-    config = teacher_config("store", dataset, **group, **{"teacher.steps": 1_000_000})
-    ours, wanted = {f"ray_{name}" for name in GAUGES}, watched() - GPU_ONLY
-    with ray_session(ClusterConfig(cpus=2, object_store_mb=100), cpus=1):
-        watcher = _Watcher(wanted)
-        watcher.start()
-        with pytest.raises(StoppedError, match="SIGTERM"):
-            train_teacher.run(config)
-        found = {name: line for name, line in watcher.found.items() if name in ours}
-        (run_id,) = (folder.name for folder in Path("store/runs").iterdir())
-        lines = list(log_lines(run_id))
-    assert wanted <= watcher.found.keys()
-    assert found.keys() == ours
-    assert all(f'run_id="{run_id}"' in line and 'stage="train-teacher"' in line for line in found.values())
-    assert all(float(line.split()[-1]) > 0 for name, line in found.items() if not name.endswith("wait_seconds"))
-    assert abs(float(found["ray_presto_checkpoint_timestamp_seconds"].split()[-1]) - time.time()) < 3600
-    assert {(line["rank"], line["message"]) for line in lines} >= {
-        (0, "worker starts"),
-        (1, "worker starts"),
-        (0, "row"),
-        (0, "checkpoint"),
-    }
+def test_a_run_is_seen_by_prometheus_and_in_the_log(dataset: str):
+    """In a process of its own: its workers need another environment than those of the session that tests share."""
+    environment = os.environ | {PEAK: "0.001", "RAY_metrics_report_interval_ms": "1000"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, "-m", "tests.pipelines.watched_run", dataset]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=570)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    _are_exported(seen["metrics"], seen["run_id"])
+    _are_logged(seen["lines"])
+    assert "worker starts" not in done.stderr
+
+
+def _are_exported(metrics: dict[str, str], run_id: str) -> None:
+    assert watched() - GPU_ONLY <= metrics.keys()
+    ours = {name: metrics[f"ray_{name}"] for name in GAUGES}
+    assert all(f'run_id="{run_id}"' in line and 'stage="train-teacher"' in line for line in ours.values())
+    values = {name: float(line.split()[-1]) for name, line in ours.items()}
+    assert all(value > 0 for name, value in values.items() if name != "presto_data_wait_seconds")
+    assert abs(values["presto_checkpoint_timestamp_seconds"] - time.time()) < 3600
+
+
+def _are_logged(lines: list[dict[str, object]]) -> None:
+    said = {(line["rank"], line["message"]) for line in lines}
+    assert said >= {(0, "worker starts"), (1, "worker starts"), (0, "row"), (0, "checkpoint")}
     stops = [line for line in lines if line["levelname"] == "WARNING"]
     assert {line["rank"] for line in stops} == {0, 1}
     assert all("train-teacher stopped at step" in str(line["message"]) for line in stops)
-    assert "worker starts" not in "".join(capfd.readouterr())
-
-
-class _Watcher(threading.Thread):
-    """Scrapes beside the run until all that is wanted was seen, or patience ends; then tells the run to end."""
-
-    def __init__(self, wanted: set[str]) -> None:
-        super().__init__(daemon=True)
-        self.wanted, self.found = wanted, dict[str, str]()
-
-    def run(self) -> None:
-        try:
-            self.found = exported(self.wanted)
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("said", ["fast", "0", "-3"])
