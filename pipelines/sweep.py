@@ -219,6 +219,9 @@ def _tuned(
         )
         try:
             tuner.fit()
+        except KeyboardInterrupt:
+            console.print("interrupted; run the same command again to go on where it stopped")
+            raise
         except Exception as error:
             raise _sentence(error) from error
         finally:

@@ -26,6 +26,7 @@ LEARNING_RATE = "steps.generator_optim.learning_rate"
 BETTER, WORSE, ABSURD = 1e-3, 1e-7, 1e30  # than the preset's
 ONE_AT_A_TIME = {"sweep.search": "grid", "sweep.concurrent": 1, "sweep.reduction": 2, "sweep.grace": 1}
 RATES = {"sweep.domains": json.dumps({LEARNING_RATE: [BETTER, WORSE]})}
+A_RANGE = json.dumps({LEARNING_RATE: {"low": 1e-5, "high": 1e-3, "log": True}})
 PATIENCE_S = 400
 
 
@@ -140,7 +141,7 @@ def test_ctrl_c_ends_all_of_it_and_the_same_command_goes_on(place: Place, workdi
     "settings",
     [
         {"cluster.num_workers": 1, "cluster.cpus_per_worker": 0.8},  # trials whose worker Ray Train places
-        {"sweep.search": "optuna", "sweep.metrics": "[fd,blocks]", "sweep.samples": 6},
+        {"sweep.search": "optuna", "sweep.metrics": "[fd,blocks]", "sweep.samples": 6, "sweep.domains": A_RANGE},
         {"sweep.scheduler": "median"},
         {"sweep.scheduler": "none"},
     ],
