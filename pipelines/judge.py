@@ -51,8 +51,11 @@ class Judge:
         torch.set_num_threads(torch_threads)
         self.config, self.dataset = config, open_dataset(dataset_uri)
         require_judgeable(config, self.dataset)
-        self.rows = shuffled_rows(self.dataset, "held_out")
         self.reference: Array | None = None
+
+    @cached_property
+    def rows(self) -> Rows:
+        return shuffled_rows(self.dataset, "held_out")
 
     @cached_property
     def embedder(self) -> Any:
@@ -89,9 +92,12 @@ class Judge:
         except UserError as error:
             return {"error": str(error)}
 
-    def ready(self) -> bool:
-        """Answers once the judge has what it needs."""
-        return True
+    def ready(self) -> str:
+        """Read what it needs; why it cannot, or nothing."""
+        try:
+            return "" if len(self.rows) else "nothing is held out"
+        except UserError as error:
+            return str(error)
 
     @property
     def _starts(self) -> range:

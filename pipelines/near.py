@@ -12,7 +12,16 @@ from filelock import FileLock
 
 from pipelines.progress import console
 from pipelines.storage import open_folder
-from presto_core.registry.store import MANIFEST, Folder, StoreError, read_bytes, read_file, read_manifest, write_bytes
+from presto_core.registry.store import (
+    MANIFEST,
+    DamagedError,
+    Folder,
+    StoreError,
+    read_bytes,
+    read_hashed,
+    read_manifest,
+    write_bytes,
+)
 
 CACHE = "PRESTO_CACHE"  # names the folder of copies
 SPARE = 1.2  # of an artifact's size must be free
@@ -24,22 +33,27 @@ def near_copy(uri: str) -> str:
     Several processes may ask at once: one copies, the others wait for it. A copy that was interrupted is made again.
 
     Raises:
-        StoreError: the artifact is missing or damaged.
+        StoreError: the artifact is missing, or the copy cannot be written.
     """
     source = open_folder(uri)
     if not source.remote:
         return uri
     manifest = read_manifest(source)
+    hashes = _hashes(manifest)
     place = cache_folder() / str(manifest["id"])
     with FileLock(f"{place}.lock"):
         target = open_folder(str(place))
-        if not target.exists() or read_manifest(target) != manifest:
-            target.delete()
-            size = sum(entry["bytes"] for entry in manifest["files"].values())
-            if shutil.disk_usage(place.parent).free < SPARE * size:
-                console.print(f"{uri} is read where it is: {place.parent} has no room for its {size >> 20} MiB")
-                return uri
-            _copy(source, target, manifest)
+        if target.exists() and read_manifest(target) == manifest:
+            return str(place)
+        size = sum(entry["bytes"] for entry in hashes.values())
+        if shutil.disk_usage(place.parent).free < SPARE * size:
+            console.print(f"{uri} is read where it is: {place.parent} has no room for its {size >> 20} MiB")
+            return uri
+        target.delete()
+        try:
+            _copy(source, target, hashes)
+        except DamagedError:  # what reads it says so, or does without the damaged part
+            return uri
     return str(place)
 
 
@@ -61,8 +75,14 @@ def cache_folder() -> Path:
     return folder
 
 
-def _copy(source: Folder, target: Folder, manifest: dict[str, Any]) -> None:
+def _hashes(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Files of an artifact and, of a data set, its shards: name -> {sha256, bytes}."""
+    shards = {shard["file"]: shard for shard in manifest.get("dataset", {}).get("shards", ())}
+    return {**manifest["files"], **shards}
+
+
+def _copy(source: Folder, target: Folder, hashes: dict[str, dict[str, Any]]) -> None:
     """File by file, each checked against its hash; the manifest last, so that half a copy does not exist."""
-    for name in manifest["files"]:
-        write_bytes(target, name, read_file(source, name, manifest))
+    for name, entry in hashes.items():
+        write_bytes(target, name, read_hashed(source, name, entry["sha256"]))
     write_bytes(target, MANIFEST, read_bytes(source, MANIFEST))

@@ -162,10 +162,8 @@ def _judge(plan: Plan) -> Any:
 
     dataset = near_copy(plan.base.references()["dataset"])
     actor = judging_actor(plan.base.validation, dataset, torch_threads=plan.base.cluster.torch_threads)
-    try:
-        ray.get(actor.ready.remote())
-    except ray.exceptions.RayTaskError as error:
-        raise error.as_instanceof_cause() if isinstance(error.cause, UserError) else error from None
+    if why_not := ray.get(actor.ready.remote()):
+        raise UserError(why_not)
     return actor
 
 

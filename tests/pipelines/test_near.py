@@ -1,0 +1,69 @@
+"""A copy near the reader: made once whoever asks, whole or not at all, and only of what is far."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipelines.dataset import open_dataset
+from pipelines.embedded_s3 import Server
+from pipelines.near import CACHE, near_copy
+from pipelines.reading import read_here
+from pipelines.shards import Rows
+from pipelines.storage import open_folder
+from presto_core.registry.store import MANIFEST, StoreError, write_bytes
+from tests.pipelines.synthetic import make_dataset
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE, str(tmp_path / "near"))
+    return tmp_path / "near"
+
+
+def test_what_is_in_a_folder_stays_there(empty: Path, cache: Path):
+    uri = make_dataset(str(empty / "data")).uri
+    assert near_copy(uri) == uri
+    assert not cache.exists()
+
+
+def test_all_who_ask_get_the_one_copy_which_reads_as_the_original(object_store: Server, cache: Path):
+    far = make_dataset("s3://latents/near/all")
+    with ThreadPoolExecutor(4) as pool:
+        places = set(pool.map(near_copy, [far.uri] * 4))
+    (place,) = places
+    made = {path: path.stat().st_mtime_ns for path in Path(place).rglob("*") if path.is_file()}
+    near = open_dataset(place)
+    assert near.manifest == far.manifest
+    for split in ("train", "held_out"):
+        texts = [[list(rows.caption) for rows in read_here(d.uri, d.shards(split), Rows)] for d in (near, far)]
+        assert texts[0] == texts[1]
+    assert near_copy(far.uri) == place
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert cache.stat().st_mode & 0o077 == 0
+
+
+def test_half_a_copy_is_made_again(object_store: Server, cache: Path):
+    far = make_dataset("s3://latents/near/half")
+    place = Path(near_copy(far.uri))
+    (place / MANIFEST).unlink()
+    (place / "shards/0.parquet").write_bytes(b"half")
+    assert near_copy(far.uri) == str(place)
+    assert list(read_here(str(place), open_dataset(str(place)).shards("train"), Rows))
+
+
+def test_what_is_damaged_is_left_to_its_reader(object_store: Server, cache: Path):
+    far = make_dataset("s3://latents/near/damaged")
+    write_bytes(open_folder(far.uri), "shards/1.parquet", b"nothing")
+    assert near_copy(far.uri) == far.uri
+
+
+def test_a_cache_that_cannot_be_is_refused(object_store: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(CACHE, str(tmp_path / "file" / "near"))
+    with pytest.raises(StoreError, match=r"copies cannot be kept in .*set PRESTO_CACHE"):
+        near_copy(make_dataset("s3://latents/near/refused").uri)
