@@ -30,13 +30,13 @@ def plan(*words: str) -> Plan:
     return planned(["demo", EVERY, *words])
 
 
-@pytest.mark.parametrize("depth", [1, 2, 6, 28])
+@pytest.mark.parametrize("depth", [2, 28])
 @pytest.mark.parametrize("name", SPACES)
 def test_every_space_samples_valid_settings(name: str, depth: int):
     """A field that is renamed breaks this, and not a cluster."""
     rng, space = random.Random(0), SPACES[name](depth)
     assert space
-    for _ in range(20):
+    for _ in range(5):
         settings = walk(space, suggestions(rng))
         for stage in TRAINING.values():
             mine = {k: v for k, v in settings.items() if k.partition(".")[0] in stage.model_fields}
