@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
@@ -100,8 +101,7 @@ class Validation(AbstractContextManager["Validation"]):
     last_update: int
     main: bool = True
     rows: dict[int, Row] = field(default_factory=dict)
-    fresh: list[Row] = field(default_factory=list)
-    waited_s: float = 0.0
+    fresh: deque[Row] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.seen = self.ema.updates
@@ -139,12 +139,11 @@ class Validation(AbstractContextManager["Validation"]):
         Raises:
             UserError: a model could not be judged or stored.
         """
-        for future in self.judged:
-            if future.done():
-                future.result()
-        self.judged = [future for future in self.judged if not future.done()]
-        rows, self.fresh = self.fresh, []
-        return rows
+        done = [future for future in self.judged if future.done()]
+        self.judged = [future for future in self.judged if future not in done]
+        for future in done:
+            future.result()
+        return [self.fresh.popleft() for _ in range(len(self.fresh))]
 
     def settle_stored(self) -> None:
         """Before a checkpoint is committed: every copy up to it is stored."""
@@ -172,10 +171,8 @@ class Validation(AbstractContextManager["Validation"]):
         self.judged.append(self.threads[1].submit(self._judge, update, total_step, stored))
 
     def _wait_for(self, happened: Callable[[], bool]) -> None:
-        started = time.perf_counter()
         while not happened():
             wait([j for j in self.judged if not j.done()], return_when="FIRST_COMPLETED")
-        self.waited_s += time.perf_counter() - started
 
     def _judge(self, update: int, total_step: int, stored: Future[str] | None) -> None:
         uri = stored.result() if stored else self.snapshots.folder(update).uri
