@@ -81,6 +81,8 @@ def run(plan: Plan, *, retry: bool = False) -> dict[str, Any]:
         spent = _spend(plan, records, known, tracker, record)
         result = summarised(asked, records.all().values(), records.sessions(spent))
         write_bytes(folder, RESULT, sweep_report.to_json(result))
+        if result["winner"]:
+            record.log(len(result["trials"]), {f"best/{plan.metric}": result["trials"][0]["value"]})
         _register(plan, result, root, tracker)
         _tidy(plan, result, root)
         for path in sweep_report.write(result):
