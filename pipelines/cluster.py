@@ -180,14 +180,6 @@ class _Guarded:
             return {"error": str(error)}
 
 
-def beside_this_process() -> Any:
-    """Where an actor is placed so that no other node's death ends it."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
 def actor_resources(config: ClusterConfig, items: int) -> dict[str, float]:
     """What `map_with_actors` takes of a cluster."""
     workers = min(config.data_workers, items)

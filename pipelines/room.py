@@ -82,6 +82,14 @@ def concurrent(needs: Needs, nodes: list[dict[str, Any]], *, most: int) -> int:
     return max(1, min([*fit, most] if most else fit))
 
 
+def beside_this_process() -> Any:
+    """Where an actor is placed so that no other node's death ends it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def _gpus_here(config: ClusterConfig) -> float:
     if not config.gpus_per_worker:
         return 0.0

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from pipelines import preflight, sweep_report
-from pipelines.cluster import ClusterError, ray_session
+from pipelines.cluster import ray_session
 from pipelines.judge import judging_actor
 from pipelines.near import near_copy
-from pipelines.progress import console, progress_bar
+from pipelines.progress import console
 from pipelines.registry.publishing import publish
 from pipelines.room import Needs, concurrent, require_room
 from pipelines.stopping import interruptible
@@ -32,23 +30,13 @@ from pipelines.sweep_record import (
     sweep_folder,
 )
 from pipelines.sweep_result import definition, ranked, summarised
+from pipelines.sweep_tune import ENVIRONMENT, tuned
 from pipelines.sweep_watch import SweepWatch
 from pipelines.tracked import TrackedRun
 from pipelines.tracking import Tracker, open_tracker, tracking_uri
 from presto_core.config.errors import UserError
 from presto_core.registry.manifest import Artifact, artifact_folder, read_artifact, run_folder
 from presto_core.registry.store import Folder, write_bytes
-
-# before Ray starts, for its workers too; a value the user has set wins
-ENVIRONMENT = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # trials find .presto where the command does
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, and Ray with it
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial's last word is no metric
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",  # for a stopped trial to save its state, before its process is given up
-    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
 
 
 def run(plan: Plan, *, retry: bool = False) -> dict[str, Any]:
@@ -82,6 +70,8 @@ def run(plan: Plan, *, retry: bool = False) -> dict[str, Any]:
         spent = _spend(plan, records, known, tracker, record)
         result = summarised(asked, records.all().values(), records.sessions(spent))
         write_bytes(folder, RESULT, sweep_report.to_json(result))
+        if result["winner"]:
+            record.log(len(result["trials"]), {f"best/{plan.metric}": result["trials"][0]["value"]})
         _register(plan, result, root, tracker)
         _tidy(plan, result, root)
         for path in sweep_report.write(result):
@@ -145,10 +135,10 @@ def _spend(
         judge = _judge(plan)
         watch = SweepWatch(plan, records, known, tracker, parent.mlflow_id)
         if searching or open_ended:
-            spent.append(_tuned(plan, searching, watch, at_once, early=True))
+            spent.append(tuned(plan, searching, watch, at_once, early=True))
         repeats = [p for p in _repeats(plan, known) if not _over(known, p)]
         if repeats:
-            spent.append(_tuned(plan, repeats, watch, at_once, early=False))
+            spent.append(tuned(plan, repeats, watch, at_once, early=False))
         ray.kill(judge)
     return spent
 
@@ -175,70 +165,6 @@ def _repeats(plan: Plan, known: dict[str, Record]) -> list[Proposal]:
         return []
     default = plan.repeats({}, DEFAULT)
     return default + (plan.repeats(best[0].settings, WINNER) if best[0].settings else [])
-
-
-def _tuned(
-    plan: Plan, proposals: list[Proposal] | None, watch: SweepWatch, at_once: int, *, early: bool
-) -> dict[str, float]:
-    """Run trials with Ray Tune.
-
-    Args:
-        proposals: what to run; None lets Optuna propose.
-        early: stop trials that are lost.
-    """
-    from ray import tune
-    from ray.tune.schedulers import FIFOScheduler
-
-    from pipelines.sweep_search import Learned, Listed, scheduler_of
-    from pipelines.sweep_trial import run_trial
-
-    searcher = Learned(plan, watch.given, watch.known) if proposals is None else Listed(proposals, watch.given)
-    scheduler = scheduler_of(plan, watch.known.values()) if early else FIFOScheduler()
-    resources = Needs.for_tune(plan.base.cluster)
-    bookkeeping = watch.records.folder.child(f"ray-{time.time_ns():x}")  # of Tune's own, which nothing reads again
-    total, began = plan.trials if proposals is None else len(proposals), time.monotonic()
-    with progress_bar("sweep" if early else "repeats", total) as bar:
-        watch.bar, watch.over = bar, 0
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(run_trial, plan=plan), resources),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=scheduler,
-                num_samples=total,
-                max_concurrent_trials=at_once,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=bookkeeping.uri,
-                verbose=0,
-                callbacks=[watch],
-                failure_config=tune.FailureConfig(max_failures=plan.base.cluster.max_failures),
-            ),
-        )
-        try:
-            tuner.fit()
-        except KeyboardInterrupt:
-            console.print("interrupted; run the same command again to go on where it stopped")
-            raise
-        except Exception as error:
-            raise _sentence(error) from error
-        finally:
-            with suppress(UserError):
-                bookkeeping.delete()
-    return {"seconds": time.monotonic() - began, "at_once": float(at_once)}
-
-
-def _sentence(error: Exception) -> Exception:
-    """What one of our own parts said, where Tune or Ray put it into an exception of theirs."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, UserError):
-            return inner
-        inner = inner.__cause__ or inner.__context__
-    if type(error).__module__.startswith("ray."):
-        return ClusterError(f"the sweep lost its Ray session ({type(error).__name__}); run the same command to go on")
-    return error
 
 
 def _tidy(plan: Plan, result: dict[str, Any], root: Folder) -> None:

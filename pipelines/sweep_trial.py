@@ -131,4 +131,5 @@ def _validations(config: TrainingStage, artifact: Artifact) -> list[tuple[int, M
         return [(step, dict(metrics)) for step, metrics in said["rows"]]
     dataset = config.references()["dataset"]
     found = judge_of(config.validation, dataset, torch_threads=config.cluster.torch_threads)(artifact.uri)
-    return [(0, {UPDATE: float(config.updates)} | {f"{PREFIX}{name}": value for name, value in found.items()})]
+    steps = int(config.derived().get("total_steps", config.updates))
+    return [(steps, {UPDATE: float(config.updates)} | {f"{PREFIX}{name}": value for name, value in found.items()})]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pipelines.progress import console, print_table
+from pipelines.progress import print_table
 from pipelines.words import Words, stage_config
 from presto_core.config.schema import SweepStage
 from presto_core.config.sweep import SweepConfig
@@ -93,7 +93,7 @@ def report(
     root = open_folder(absolute(config.storage.root))
     if not sweep or "=" in sweep:
         known = root.child("sweeps").folders()
-        console.print(f"sweeps in {root.uri}: {', '.join(known) or 'none yet'}; presto sweep report ID shows one")
+        typer.echo(f"sweeps in {root.uri}: {', '.join(known) or 'none yet'}; presto sweep report ID shows one")
         return
     records = Records(sweep_folder(root, sweep))
     result = summarised(records.definition(), records.all().values(), records.sessions([]))

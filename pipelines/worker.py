@@ -13,7 +13,6 @@ from typing import Any
 
 from pipelines.cluster import (
     ClusterError,
-    beside_this_process,
     least_workers,
     ray_session,
     reads_with_ray,
@@ -25,7 +24,7 @@ from pipelines.journal import report_missed
 from pipelines.parallel import in_group, in_process
 from pipelines.progress import console, progress_bar
 from pipelines.reading import damaged_shards, read_here, read_with_ray
-from pipelines.room import JUDGE_CPUS
+from pipelines.room import JUDGE_CPUS, beside_this_process
 from pipelines.stopping import (
     PREEMPTED,
     TAKEN_OVER,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import sweep, sweep_report
+from pipelines import distill_steps, sweep, sweep_report
 from pipelines.storage import open_folder
 from pipelines.sweep_plan import planned
 from pipelines.sweep_record import DEFAULT, FAILED, FINISHED, PRUNED, TRIAL, WINNER, Record, Records, sweep_folder
@@ -155,6 +155,19 @@ def test_every_way_to_sweep_comes_to_an_answer(ray_here, place: Place, settings:
     assert len(result["trials"]) == wanted
     if settings.get("sweep.scheduler") == "none":
         assert result["saved"]["share"] == 1.0
+
+
+@pytest.mark.ray
+@pytest.mark.services
+@pytest.mark.slow
+def test_a_run_that_was_made_without_a_sweep_is_judged_and_not_trained(ray_here, place: Place):
+    plan = place.plan(**ONE_AT_A_TIME, **RATES, **{"sweep.repeats": 0})
+    alone = distill_steps.run(plan.config({"validation.every": 0}))
+    result = sweep.run(plan)
+    own = next(row for row in result["trials"] if not row["settings"])
+    assert own["artifact"] == own["run_id"] == alone.id
+    assert list(own["rows"]) == [UPDATES]
+    assert own["steps"] == own["full_steps"] == 2 * UPDATES
 
 
 @pytest.mark.ray
