@@ -102,12 +102,16 @@ def json_text(stream: BinaryIO, size: int) -> None:
 
 def json_lines(stream: BinaryIO, size: int) -> None:
     _not_executable(stream)
-    number = 0
-    while line := stream.readline(LINE_LIMIT + 1):
-        number += 1
-        _limited(len(line), LINE_LIMIT)
-        if line.strip():
-            _json(line, f"line {number}")
+    number, rest, more = 0, b"", True
+    while more:  # not by readline, which files of arrow do not have
+        block = stream.read(LINE_LIMIT)
+        more = bool(block)
+        *lines, rest = [*(rest + block).split(b"\n"), *([] if more else [b""])]
+        _limited(len(rest), LINE_LIMIT)
+        for line in lines:
+            number += 1
+            if line.strip():
+                _json(line, f"line {number}")
 
 
 def yaml_text(stream: BinaryIO, size: int) -> None:

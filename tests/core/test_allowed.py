@@ -198,6 +198,7 @@ CONTENTS: dict[str, tuple[str, bytes, str]] = {
     "JSON deep": ("m.json", b"[" * 200_000, "is no JSON"),
     "JSON not UTF-8": ("m.json", b'"\xff\xfe"', "is no JSON"),
     "JSON key twice": ("m.json", b'{"a": 1, "a": 2}', "a key twice"),
+    "JSON line cut": ("t.jsonl", b'{"a": 1}\n{"a"', "line 2 is no JSON"),
     "JSON line wrong": ("t.jsonl", b'{"a": 1}\nnot\n', "line 2 is no JSON"),
     "YAML object": ("c.yaml", b"a: !!python/object/apply:os.system ['x']", "YAML tag"),
     "YAML module": ("c.yaml", b"a: !!python/name:os.system", "YAML tag"),
@@ -326,6 +327,7 @@ def sound() -> bytes:
         ("report.json", b'{"a": [1, 2.5, null], "b": "x"}'),
         ("tracks.jsonl", b'{"a": 1}\n\n{"a": 2}\n'),
         ("empty.jsonl", b""),
+        ("long.jsonl", b'{"a": "' + b"x" * 3_000_000 + b'"}\n{"a": "' + b"y" * 3_000_000 + b'"}'),
         ("config.yaml", b"a: 1\nb: [1, 2]\nc: {d: 'x'}\n"),
         ("config.yaml", b""),
         ("audio/LS-4-0.wav", sound()),
@@ -338,6 +340,7 @@ def sound() -> bytes:
 def test_harmless_files_are_let_through(name: str, content: bytes):
     require_name(name)
     require_content(name, io.BytesIO(content), len(content))
+    require_content(name, pa.BufferReader(content), len(content))  # as storage opens files
 
 
 def test_the_same_content_is_the_same_version_whenever_it_was_made():

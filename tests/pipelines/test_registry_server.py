@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
@@ -20,17 +21,22 @@ from typer.testing import CliRunner
 from infra.cli import app
 from infra.mlflow.postgres import Postgres, new_postgres
 from infra.mlflow.server import MlflowServer
+from pipelines import tracked, train_teacher
 from pipelines.embedded_s3 import Server, free_ports
-from pipelines.registry.names import CANDIDATE, CHAMPION
+from pipelines.registry.names import CANDIDATE, CHAMPION, RUN_ID
 from pipelines.registry.promotion import Promoter
 from pipelines.registry.publishing import record_folder
 from pipelines.registry.record import Record
 from pipelines.storage import open_folder
+from pipelines.tracking import open_tracker
 from presto_core.config.promotion import PromoteConfig
+from presto_core.config.sections import TrackingConfig
 from presto_core.registry.content import content_hash
+from presto_core.training.teacher import TeacherTraining
 from tests.pipelines.lives import wait_for
 from tests.pipelines.registry_home import Home, files_below, make_home
 from tests.pipelines.test_serving import playable
+from tests.pipelines.test_training_stages import teacher_config
 
 pytestmark = pytest.mark.services
 PATIENCE_S = 300
@@ -119,7 +125,9 @@ from pipelines.registry.promotion import Promoter
 from pipelines.registry.publishing import publish
 from pipelines.storage import open_folder
 from pipelines.tracking import open_tracker
+from pipelines.tracking import open_tracker
 from presto_core.config.promotion import PromoteConfig
+from presto_core.config.sections import TrackingConfig
 from presto_core.config.sections import TrackingConfig
 from presto_core.registry.manifest import artifact_folder, read_artifact
 
@@ -205,6 +213,41 @@ def _versions(home: Home) -> set[tuple[str, int, tuple[str, ...]]]:
         return {(v.name, v.number, v.aliases) for v in home.catalog.everything()}
     except MlflowException:
         return set()
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_mid_training_loses_and_doubles_no_metric(
+    team: tuple[MlflowServer, Home], monkeypatch: pytest.MonkeyPatch
+):
+    """Compared point by point with the same training that nobody disturbed, in an experiment of its own."""
+    server, home = team
+    keys = {"teacher.steps": 240, "loop.log_every": 1, "loop.checkpoint_every": 60, "storage.root": home.root}
+
+    def trained(experiment: str, root: str) -> dict[str, list[tuple[int, float]]]:
+        config = teacher_config(root, home.made["data"].uri, **keys | {"storage.root": root})
+        config = config.model_copy(update={"tracking": TrackingConfig(experiment=experiment)})
+        artifact = train_teacher.run(config)
+        tracker = open_tracker(config.tracking)
+        (run,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{artifact.id}'")
+        assert run.info.status == "FINISHED"
+        histories = {n: tracker.client.get_metric_history(run.info.run_id, n) for n in ("dsm_loss", "grad_norm")}
+        return {name: [(p.step, p.value) for p in points] for name, points in histories.items()}
+
+    calm = trained("calm", "s3://latents/calm")
+    update = TeacherTraining.update
+
+    def disturbed(self: TeacherTraining, *batch: Any, **how: Any) -> Any:
+        if self.state.total_step in (60, 180):
+            server.kill()
+        if self.state.total_step in (120, 230):
+            server.start()
+        return update(self, *batch, **how)
+
+    monkeypatch.setattr(TeacherTraining, "update", disturbed)
+    monkeypatch.setattr(tracked, "PAUSE_S", 0.5)
+    monkeypatch.setattr(tracked, "FLUSH_EVERY_S", 0.1)
+    assert trained("disturbed", "s3://latents/disturbed") == calm
+    assert [step for step, _ in calm["dsm_loss"]] == list(range(1, 241))
 
 
 @pytest.mark.slow
