@@ -35,8 +35,8 @@ HEADING = """# The whole flow as jobs
 
 Written by `make test-cluster`: a Ray head and two worker nodes as processes of their own on one machine, with a token;
 an S3 and an MLflow server; and a user of another home and folder, whose environment holds nothing of the nodes'. One
-node is lost in training. Paths, ports and ids are neutral here, and Ray's own diagnostics are left out; the rest is as it
-was printed.
+node is lost in training. Paths, ports and ids are neutral here, Ray's own diagnostics are left out, and the rest is as
+it was printed.
 
 ```console
 """

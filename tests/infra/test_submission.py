@@ -33,6 +33,13 @@ ELSEWHERE = {"storage.root": "s3://bucket/x", "tracking.uri": "https://mlflow.ex
 CRDS = Path(__file__).parents[2].parent / "shared/data/kuberay-crds"
 
 
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the servers that other tests share."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+
+
 def config_of(stage: str, preset: str = "demo", **settings: Any) -> StageConfig:
     return load_config(STAGES[stage], preset, ELSEWHERE | settings, preset_folder=PRESETS)
 
