@@ -82,7 +82,9 @@ class Transcript:
             text = text.replace(mine, neutral)
         numbers: dict[str, str] = {}
         text = re.sub(
-            r"\b[0-9a-f]{16}\b|(?<=-)[0-9a-f]{8}\b", lambda m: numbers.setdefault(m[0], f"{len(numbers):04d}"), text
+            r"\b[0-9a-f]{16}\b|(?<=-)[0-9a-f]{8}\b",
+            lambda m: numbers.setdefault(m[0], str(len(numbers)).zfill(len(m[0]))),
+            text,
         )
         text = re.sub(r"127\.0\.0\.1:\d+", "head:8265", text)
         text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+", "…", text)
