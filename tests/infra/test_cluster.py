@@ -35,7 +35,7 @@ HEADING = """# The whole flow as jobs
 
 Written by `make test-cluster`: a Ray head and two worker nodes as processes of their own on one machine, with a token;
 an S3 and an MLflow server; and a user of another home and folder, whose environment holds nothing of the nodes'. One
-node is lost in training. Paths, ports and ids are neutral here, and Ray's own diagnostics are left out; the rest is as
+node is lost in training. Paths, ports and ids are neutral here, Ray's own diagnostics are left out, and the rest is as
 it was printed.
 
 ```console
@@ -82,7 +82,9 @@ class Transcript:
             text = text.replace(mine, neutral)
         numbers: dict[str, str] = {}
         text = re.sub(
-            r"\b[0-9a-f]{16}\b|(?<=-)[0-9a-f]{8}\b", lambda m: numbers.setdefault(m[0], f"{len(numbers):04d}"), text
+            r"\b[0-9a-f]{16}\b|(?<=-)[0-9a-f]{8}\b",
+            lambda m: numbers.setdefault(m[0], str(len(numbers)).zfill(len(m[0]))),
+            text,
         )
         text = re.sub(r"127\.0\.0\.1:\d+", "head:8265", text)
         text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+", "…", text)

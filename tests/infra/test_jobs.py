@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.storage import open_folder
-from presto_core.registry.manifest import artifact_folder, read_artifact, run_folder
+from presto_core.registry.manifest import run_folder
 from tests.infra.conftest import PRESTO, Secrets, User
 from tests.infra.ray_plane import Plane, free_ports
 from tests.infra.relay import Relay
@@ -53,10 +53,9 @@ def sent(plane: Plane, entrypoint: str, job_id: str) -> str:
 
 
 def test_a_job_is_stopped_with_its_state_and_the_same_command_goes_on(user: User, plane: Plane, dataset: str):
-    words = [*training(dataset, **{"teacher.steps": 3000, "loop.checkpoint_every": 50}), "--on", user.url]
+    words = [*training(dataset, **{"teacher.steps": 10**7, "loop.checkpoint_every": 50}), "--on", user.url]
     first = user.presto(*words, "submit.follow=false")
-    assert first.returncode == 0, first.stderr
-    (job_id, run_id) = re.findall(r"job (\S+), run ([0-9a-f]{16}), sent to", first.stderr)[0]
+    job_id, run_id = ids_in(first)
     run = run_folder(open_folder(ROOT), run_id).child("checkpoints")
     assert wait_for(lambda: run.folders() or plane.has_ended(job_id), PATIENCE_S, step_s=0.5), log_of(user, job_id)
 
@@ -69,15 +68,19 @@ def test_a_job_is_stopped_with_its_state_and_the_same_command_goes_on(user: User
     assert f"job {job_id}: STOPPED" in stopped.stderr
     assert "its state is saved, run the same command to go on" in log_of(user, job_id)
 
-    again = user.presto(*words)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "resumed at step" in again.stdout
-    assert read_artifact(artifact_folder(open_folder(ROOT), run_id)).id == run_id
+    again = user.presto(*words, "submit.follow=false")
+    assert ids_in(again)[1] == run_id
+    log = f"/api/jobs/{ids_in(again)[0]}/logs"
+    assert wait_for(
+        lambda: "resumed at step" in plane.get(log) or plane.has_ended(ids_in(again)[0]), PATIENCE_S, step_s=0.5
+    )
+    assert "resumed at step" in plane.get(log)
+    assert user.presto("jobs", "stop", run_id, "--no-wait").returncode == 0
     listed = {row["job"]: row for row in user.jobs()}
     assert listed[job_id]["run"] == run_id
     assert listed[job_id]["stage"] == "train-teacher"
 
-    shown = plane.get("/api/jobs/") + first.stderr + again.stdout + again.stderr
+    shown = plane.get("/api/jobs/") + plane.get(log) + first.stderr + again.stderr
     for name, secret in user.environment.items():
         if name.endswith(("SECRET_ACCESS_KEY", "AUTH_TOKEN")):
             assert secret not in shown, f"{name} is shown"
@@ -182,6 +185,13 @@ def test_a_dead_head_and_an_unknown_job_are_named(user: User):
     unknown = user.presto("jobs", "logs", "nothing")
     assert unknown.returncode == 1
     assert f"no job nothing at {user.url}; there is" in unknown.stderr
+
+
+def ids_in(sent: subprocess.CompletedProcess[str]) -> tuple[str, str]:
+    """Of the job and its run, as they are printed when it is sent."""
+    assert sent.returncode == 0, sent.stderr
+    found: list[tuple[str, str]] = re.findall(r"job (\S+), run ([0-9a-f]{16}), sent to", sent.stderr)
+    return found[0]
 
 
 def log_of(user: User, job_id: str) -> str:

@@ -33,6 +33,13 @@ IMAGE = "registry.example/presto@sha256:" + "a" * 64
 ELSEWHERE = {"storage.root": "s3://bucket/x", "tracking.uri": "https://mlflow.example"}
 
 
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the servers that other tests share."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+
+
 def config_of(stage: str, preset: str = "demo", **settings: Any) -> StageConfig:
     return load_config(STAGES[stage], preset, ELSEWHERE | settings, preset_folder=PRESETS)
 
