@@ -13,11 +13,11 @@ from typing import Annotated
 
 import typer
 
-from infra import jobs_verbs, training_verbs
+from infra import jobs_verbs, sweep_verbs, training_verbs
 from infra.on import Work, carry_out, runner
 from infra.planning import verb as planning
 from infra.targets import LOCAL, On
-from pipelines import dataset_verbs, machine_verbs, registry_verbs, sweep_verbs
+from pipelines import dataset_verbs, machine_verbs, registry_verbs
 from pipelines.progress import console
 from pipelines.words import PRESETS, DryRun, Words, is_override, show, split, stage_config
 from presto_core.config.errors import UserError

@@ -21,9 +21,10 @@ from pipelines.probes import TRAINING
 from pipelines.progress import console
 from presto_core.config.errors import UserError
 from presto_core.config.schema import StageConfig
+from presto_core.config.sweep import SweepConfig
 
 BASE = Path(__file__).parent / "kuberay/base/rayjob.yaml"
-WITH_WORKERS = ("ingest", *TRAINING, "evaluate")
+WITH_WORKERS = ("ingest", *TRAINING, "evaluate", "sweep")
 APPLY_S = 60
 
 
@@ -64,7 +65,8 @@ def rendered(work: Work, config: StageConfig, name: str) -> dict[str, Any]:
     }
     cluster["rayVersion"] = metadata.version("ray")
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
-    group = groups["train" if work.stage in TRAINING or config.cluster.gpus_per_worker else "ingest"]
+    trains = work.stage in (*TRAINING, "sweep") or config.cluster.gpus_per_worker
+    group = groups["train" if trains else "ingest"]
     cluster["workerGroupSpecs"] = [_sized(group, work.stage, config)] if work.stage in WITH_WORKERS else []
     of_ray = [cluster["headGroupSpec"]["template"], *(g["template"] for g in cluster["workerGroupSpecs"])]
     for template in of_ray:
@@ -79,6 +81,8 @@ def _sized(group: dict[str, Any], stage: str, config: StageConfig) -> dict[str, 
     cluster = config.cluster
     most = cluster.num_workers if stage in TRAINING else cluster.data_workers
     least = least_workers(cluster) if stage in TRAINING else 1
+    if isinstance(sweep := getattr(config, "sweep", None), SweepConfig):
+        most = max(cluster.num_workers, 1) * max(sweep.concurrent, 1)
     cpus = math.ceil(cluster.cpus_per_worker + READER_CPUS)
     gpus = math.ceil(cluster.gpus_per_worker)
     own = {"cpu": str(cpus), "memory": f"{config.submit.memory_gib:g}Gi"}

@@ -24,7 +24,7 @@ from presto_core.config.loader import to_yaml
 from presto_core.config.schema import StageConfig
 
 IN_IMAGE = "PRESTO_SETTINGS"  # where a job in an image has its settings; see in_job.py
-WITHOUT_RUN = ("corpus", "generate")  # verbs that no run is recorded of
+WITHOUT_RUN = ("corpus", "generate", "sweep")  # verbs that no run is recorded of, or many are
 
 
 def submit(work: Work, target: Target, *, dry_run: bool) -> None:

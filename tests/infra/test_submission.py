@@ -18,7 +18,9 @@ from infra.only_here import frozen, require_no_secrets, require_reachable
 from infra.parcel import LAUNCHER, SETTINGS, packed
 from infra.rayjob import rendered
 from infra.submit import entrypoint, environment
+from infra.sweep_verbs import as_one
 from infra.targets import Kind, Target, on_loopback, target_of
+from pipelines.sweep_plan import planned
 from pipelines.words import PRESETS
 from presto_core.config.errors import UserError
 from presto_core.config.loader import ConfigError, load_config, to_yaml
@@ -253,6 +255,14 @@ def test_a_job_is_told_its_settings_one_way_only():
     sent, inside = config_of("evaluate"), config_of("evaluate", **{"submit.image": IMAGE})
     assert "PRESTO_SETTINGS" not in environment(sent, "id")
     assert yaml.safe_load(environment(inside, "id")["PRESTO_SETTINGS"])["storage"]["root"] == "s3://bucket/x"
+
+
+def test_a_sweep_is_sent_as_one_file_that_means_the_same(tmp_path: Path):
+    plan = planned(["demo", "validation.every=5", 'sweep.spaces=["noise", "layers"]', "sweep.samples=6", "seed=3"])
+    (tmp_path / "job.yaml").write_text(to_yaml(as_one(plan)))
+    again = planned([str(tmp_path / "job.yaml")])
+    assert (again.base, again.space, again.depth) == (plan.base, plan.space, plan.depth)
+    assert list(again.proposals()) == list(plan.proposals())
 
 
 @pytest.mark.parametrize(("preset", "pods", "gpus"), [("demo", 2, None), ("paper", 8, "1")])

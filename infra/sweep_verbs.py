@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
+from pydantic import create_model
 from typer.core import TyperGroup
 
+from infra.on import Work, carry_out
+from infra.targets import LOCAL, On
 from pipelines.progress import print_table
 from pipelines.words import Words, stage_config
-from presto_core.config.schema import SweepStage
+from presto_core.config.schema import StageConfig, SweepStage
 from presto_core.config.sweep import SweepConfig
 
 FIRST = 5  # configurations that --dry-run prints
@@ -55,6 +58,7 @@ def run(
     step_seconds: Annotated[
         float | None, typer.Option(help="Of a step, for the cost that --dry-run prints.", min=0, show_default=False)
     ] = None,
+    on: On = LOCAL,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the first configurations and what all would cost, and stop.")
     ] = False,
@@ -67,13 +71,26 @@ def run(
     from pipelines.sweep_plan import planned
 
     plan = planned([*(words or []), *options])
-    require_room_here(plan.base.cluster)
-    if dry_run:
-        _show_plan(plan, step_seconds)
-        return
-    from pipelines import sweep
+    if on == LOCAL:
+        require_room_here(plan.base.cluster)
+        if dry_run:
+            _show_plan(plan, step_seconds)
+            return
 
-    sweep.run(plan, retry=retry)
+    def run(_: StageConfig) -> None:
+        from pipelines import sweep
+
+        sweep.run(plan, retry=retry)
+
+    work = Work(("sweep", RUN), "sweep", as_one(plan), run, ("--retry",) if retry else ())
+    carry_out(work, on=on, dry_run=dry_run)
+
+
+def as_one(plan: Any) -> StageConfig:
+    """A plan as one configuration, which means the same plan where it is read as a preset: what a job is sent."""
+    sweep: SweepConfig = plan.sweep.sweep.model_copy(update={"depth": plan.depth})
+    both = create_model("SweptStage", __base__=type(plan.base), sweep=(SweepConfig, sweep))
+    return cast(StageConfig, both.model_validate(plan.base.model_dump() | {"sweep": sweep.model_dump()}))
 
 
 @app.command()
