@@ -184,8 +184,9 @@ def _sweep_on_what_is_there(home: Path, env: dict[str, str]) -> None:
     mine = [word for word in TINY if word.startswith("steps.")]
     settings = ["validation.every=1", "validation.samples=4", "validation.reference_samples=8", "sweep.repeats=0"]
     settings += ["cluster.num_workers=0", "storage.root=s3://presto/demo"]
+    listed = ("--search", "grid", "--scheduler", "none")
     domains = 'sweep.domains={"steps.gan.generator_weight": [0.0]}'
-    swept = presto("sweep", "demo", *mine, *settings, domains, "--search", "grid", cwd=home, env=env)
+    swept = presto("sweep", "demo", *mine, *settings, domains, *listed, cwd=home, env=env)
     assert swept.returncode == 0, swept.stderr
     (report,) = (home / ".presto/reports").glob("sweep-*/sweep.json")
     trials = {str(row["settings"]): row for row in json.loads(report.read_text())["trials"]}
