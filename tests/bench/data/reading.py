@@ -29,10 +29,10 @@ EPOCHS = 4  # read on end; what the first one costs is told apart from the other
 FIRST, LATER = "first epoch", "later epochs"
 AGAINST = {"pyarrow.parquet": 0.85, "pyarrow.dataset": 0.85, "webdataset": 1.0, "mosaicml-streaming": 1.0}
 NOTE = (
-    "throughput: rows of 64 x 258 latents and 40 x 384 tokens to float32 batches of 32. Of a long reading's time that "
+    "throughput: rows of 64 x 258 latents and 40 x 384 tokens to float32 batches of 32. Of the first epoch's time that "
     f"of {SHORT_SHARDS} shards is taken off, for every loader alike: imports and the start of workers and Ray are out. "
-    "Only presto shuffles, checks hashes and normalises; caches are cold at first, and the others' settings are the "
-    "best of those tried"
+    f"Later epochs: what {EPOCHS} on end take beyond one. Only presto shuffles, checks hashes and normalises; its shards "
+    "on disk and those of mosaicml-streaming are none at first; the others' settings are the best of those tried"
 )
 
 
