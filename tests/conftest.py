@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 import torch
 
+from infra.mlflow.server import MlflowServer
 from pipelines import embedded_s3, storage
 from pipelines.embedded_s3 import Server
 
@@ -74,29 +68,10 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mlflow_server(mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("mlflow")
     shutil.copy(mlflow_database, folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
-    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
-    for _ in range(300):
-        try:
-            urlopen(f"{uri}/health", timeout=1).close()
-            break
-        except (URLError, OSError):
-            time.sleep(0.2)
-    yield uri
-    os.killpg(server.pid, signal.SIGTERM)
-    server.wait(20)
+    server = MlflowServer(folder, f"sqlite:///{folder}/mlflow.db", str(folder / "files"))
+    server.start()
+    yield server.uri
+    server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 
+from pipelines.embedded_s3 import free_ports
 from tests.pipelines.lives import lives, title_of, wait_for
 from tests.pipelines.local_cluster import ENVIRONMENT
 
@@ -161,17 +161,6 @@ def end(node: subprocess.Popen[bytes]) -> None:
                 member.kill()
     node.kill()
     node.wait(60)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses at the moment, all different."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def strangers_environment(home: Path, **more: str) -> dict[str, str]:

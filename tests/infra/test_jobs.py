@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.embedded_s3 import free_ports
 from pipelines.storage import open_folder
 from presto_core.registry.manifest import run_folder
 from tests.infra.conftest import PRESTO, Secrets, User
-from tests.infra.ray_plane import Plane, free_ports
+from tests.infra.ray_plane import Plane
 from tests.infra.relay import Relay
 from tests.pipelines.lives import PATIENCE_S, Life, wait_for
 from tests.pipelines.synthetic import make_dataset

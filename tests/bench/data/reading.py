@@ -31,8 +31,8 @@ AGAINST = {"pyarrow.parquet": 0.85, "pyarrow.dataset": 0.85, "webdataset": 1.0, 
 NOTE = (
     "throughput: rows of 64 x 258 latents and 40 x 384 tokens to float32 batches of 32. Of the first epoch's time that "
     f"of {SHORT_SHARDS} shards is taken off, for every loader alike: imports and the start of workers and Ray are out. "
-    f"Later epochs: what {EPOCHS} on end take beyond one. Only presto shuffles, checks hashes and normalises; its shards "
-    "on disk and those of mosaicml-streaming are none at first; the others' settings are the best of those tried"
+    f"Later epochs: what {EPOCHS} on end take beyond one. Only presto shuffles, checks hashes and normalises; its "
+    "shards on disk and mosaicml-streaming's are none at first; the others' settings are the best of those tried"
 )
 
 
