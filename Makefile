@@ -26,7 +26,7 @@ test-slow: $(STAMP) ## longer tests
 test-chaos: $(STAMP) ## faults and kills at random moments, about forty minutes; rewrites the table in docs/chaos.md
 	CHAOS_PAGE=docs/chaos.md $(BIN)/python -m pytest -m chaos
 
-test-cluster: $(STAMP) ## the whole flow as jobs on a cluster that loses a node, about ten minutes; rewrites docs/cluster_transcript.md
+test-cluster: $(STAMP) ## the whole flow as jobs on a cluster that loses a node, about five minutes; rewrites docs/cluster_transcript.md
 	CLUSTER_PAGE=docs/cluster_transcript.md $(BIN)/python -m pytest -m slow tests/infra/test_cluster.py
 
 lint: $(STAMP) ## style, types and who may import whom
