@@ -36,10 +36,13 @@ app = typer.Typer(
         "Distil a music diffusion model into a few-step generator (Presto!).\n\n"
         "The flow, one verb a stage; each reads what the one before it registered, and running it again resumes or "
         "reuses:\n\n"
-        "[bold]corpus build → ingest → train-teacher → distill-layers, distill-steps → evaluate → generate[/bold]\n\n"
+        "[bold]corpus build → ingest → train-teacher → distill-layers, distill-steps → evaluate → registry promote → "
+        "generate[/bold]\n\n"
         "Every stage takes a preset (demo, laptop, paper, or a YAML file) and overrides such as "
         "[bold]steps.p_dmd.kind=karras[/bold]; [bold]--dry-run[/bold] shows what would run. "
-        "[bold]presto demo[/bold] runs all of it; [bold]presto doctor[/bold] says what is missing for it."
+        "[bold]--on http://head:8265[/bold] sends it to a Ray cluster. [bold]presto demo[/bold] runs all of it; "
+        "[bold]presto doctor[/bold] says what is missing for it; [bold]presto sweep[/bold] tries settings; "
+        "[bold]presto plan[/bold] says what GPUs would take."
     ),
 )
 corpus_app = typer.Typer(no_args_is_help=True, help="The default corpus: music made from packages alone.")
