@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
+from pipelines.registry.publishing import patient
 from presto_core.registry.manifest import Artifact
 
 FOUND = {
@@ -63,8 +65,8 @@ def _tell(client: Any, version: Version, numbers: dict[str, float], texts: dict[
     if not changed:
         return
     for key, value in changed.items():
-        client.set_model_version_tag(version.name, str(version.number), key, value)
+        patient(partial(client.set_model_version_tag, version.name, str(version.number), key, value))
     now = int(time.time() * 1000)
     metrics = [Metric(f"{names.METRIC}{key}", value, now, 0) for key, value in numbers.items()]
     tags = [RunTag(f"{names.MEASURED}{key}", value) for key, value in texts.items()]
-    client.log_batch(version.mlflow_run, metrics=metrics, tags=tags)
+    patient(partial(client.log_batch, version.mlflow_run, metrics=metrics, tags=tags))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pipelines.registry import names
@@ -115,10 +116,10 @@ class Promoter:
         while True:
             entries = record.entries()
             for alias, version in _aliases(entries).items():
-                patient(lambda: self.client.set_registered_model_alias(name, alias, str(version)))  # noqa: B023
+                patient(partial(self.client.set_registered_model_alias, name, alias, str(version)))
             for alias in set(self.client.get_registered_model(name).aliases) - set(_aliases(entries)):
                 if alias.startswith(names.ARCHIVED):
-                    self.client.delete_registered_model_alias(name, alias)
+                    patient(partial(self.client.delete_registered_model_alias, name, alias))
             head = record.head()
             if head is None or head.number == entries[-1].number:
                 break
@@ -164,4 +165,5 @@ def who() -> str:
 def _tell(client: Any, name: str, entry: Entry) -> None:
     """Who, when and why, with the version as well, for those who look with MLflow."""
     for key in ("action", "who", "when", "why"):
-        client.set_model_version_tag(name, str(entry.version), f"presto.promotion.{key}", str(getattr(entry, key)))
+        value = str(getattr(entry, key))
+        patient(partial(client.set_model_version_tag, name, str(entry.version), f"presto.promotion.{key}", value))

@@ -87,7 +87,7 @@ def record_folder(client: Any, name: str, root: Folder | None = None) -> Folder:
     uri = model.tags.get(names.RECORD)
     if uri is None and root is not None:
         uri = root.child("registry").child(name).uri
-        client.set_registered_model_tag(name, names.RECORD, uri)
+        patient(partial(client.set_registered_model_tag, name, names.RECORD, uri))
     if uri is None:
         raise names.RegistryError(f"{name} was not registered by presto; push an artifact to it first")
     return open_folder(uri)
@@ -101,7 +101,7 @@ def _known(client: Any, name: str, content: str) -> int | None:
 def _place(client: Any, name: str, number: int, uri: str) -> None:
     """The same bytes may lie in several places: those that were written last are the ones that are still there."""
     if client.get_model_version(name, str(number)).tags.get(names.ARTIFACT_URI) != uri:
-        client.set_model_version_tag(name, str(number), names.ARTIFACT_URI, uri)
+        patient(partial(client.set_model_version_tag, name, str(number), names.ARTIFACT_URI, uri))
 
 
 def _exclusively(
@@ -129,7 +129,7 @@ def _new_version(client: Any, name: str, artifact: Artifact, content: str, *, ml
     created = patient(lambda: client.create_model_version(name, source=source, run_id=mlflow_run, tags=tags))
     version = int(created.version)
     for key, value in (tags | {f"{names.REGISTERED_AS}{name}": str(version)}).items():
-        client.set_tag(mlflow_run, key, value)
+        patient(partial(client.set_tag, mlflow_run, key, value))
     info = artifact.manifest.get("dataset", {})
     for metric in ("rows", "hours"):
         if isinstance(info.get(metric), dict):

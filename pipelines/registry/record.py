@@ -61,9 +61,7 @@ class Record:
 
     def head(self) -> Entry | None:
         """The decision that rules."""
-        found = sorted(
-            info.base_name for info in self.folder.files(missing_ok=True) if _ENTRY.fullmatch(info.base_name)
-        )
+        found = self._names()
         return self._read(found[-1]) if found else None
 
     def read(self, number: int) -> Entry:
