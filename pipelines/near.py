@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from pipelines.progress import console
 from pipelines.storage import open_folder
+from presto_core.registry.content import Entry, require_artifact
 from presto_core.registry.store import (
     MANIFEST,
     DamagedError,
@@ -33,24 +33,25 @@ def near_copy(uri: str) -> str:
 
     Raises:
         StoreError: the artifact is missing, or the copy cannot be written.
+        RefusedError: its manifest is none of an artifact.
     """
     source = open_folder(uri)
     if not source.remote:
         return uri
     manifest = read_manifest(source)
-    hashes = _hashes(manifest)
+    files = require_artifact(manifest)  # names that lead out of the folder of copies are refused
     place = cache_folder() / str(manifest["id"])
     with FileLock(f"{place}.lock"):
         target = open_folder(str(place))
         if target.exists() and read_manifest(target) == manifest:
             return str(place)
-        size = sum(entry["bytes"] for entry in hashes.values())
+        size = sum(entry.bytes for entry in files.values())
         if shutil.disk_usage(place.parent).free < SPARE * size:
             console.print(f"{uri} is read where it is: {place.parent} has no room for its {size >> 20} MiB")
             return uri
         target.delete()
         try:
-            _copy(source, target, hashes)
+            _copy(source, target, files)
         except DamagedError:  # what reads it says so, or does without the damaged part
             return uri
     return str(place)
@@ -75,14 +76,8 @@ def cache_folder() -> Path:
     return folder
 
 
-def _hashes(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Files of an artifact and, of a data set, its shards: name -> {sha256, bytes}."""
-    shards = {shard["file"]: shard for shard in manifest.get("dataset", {}).get("shards", ())}
-    return {**manifest["files"], **shards}
-
-
-def _copy(source: Folder, target: Folder, hashes: dict[str, dict[str, Any]]) -> None:
+def _copy(source: Folder, target: Folder, files: dict[str, Entry]) -> None:
     """File by file, each checked against its hash; the manifest last, so that half a copy does not exist."""
-    for name, entry in hashes.items():
-        write_bytes(target, name, read_hashed(source, name, entry["sha256"]))
+    for name, entry in files.items():
+        write_bytes(target, name, read_hashed(source, name, entry.sha256))
     write_bytes(target, MANIFEST, read_bytes(source, MANIFEST))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pipelines.near import CACHE, near_copy
 from pipelines.reading import read_here
 from pipelines.shards import Rows
 from pipelines.storage import open_folder
+from presto_core.registry.allowed import RefusedError
 from presto_core.registry.store import MANIFEST, StoreError, write_bytes
 from tests.pipelines.synthetic import make_dataset
 
@@ -67,3 +69,18 @@ def test_a_cache_that_cannot_be_is_refused(object_store: Server, tmp_path: Path,
     monkeypatch.setenv(CACHE, str(tmp_path / "file" / "near"))
     with pytest.raises(StoreError, match=r"copies cannot be kept in .*set PRESTO_CACHE"):
         near_copy(make_dataset("s3://latents/near/refused").uri)
+
+
+@pytest.mark.parametrize("where", ["id", "shard"])
+def test_a_manifest_that_leads_out_of_the_cache_is_refused(object_store: Server, cache: Path, where: str):
+    far = make_dataset(f"s3://latents/near/hostile-{where}")
+    manifest = json.loads(json.dumps(far.manifest))
+    if where == "id":
+        manifest["id"] = "../outside"
+    else:
+        manifest["dataset"]["shards"][0]["file"] = "../../outside.parquet"
+    write_bytes(open_folder(far.uri), MANIFEST, json.dumps(manifest).encode())
+    with pytest.raises(RefusedError):
+        near_copy(far.uri)
+    assert not list(cache.parent.glob("outside*"))
+    assert not cache.exists()
