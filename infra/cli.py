@@ -19,6 +19,7 @@ from infra.planning import verb as planning
 from infra.targets import LOCAL, On
 from pipelines import dataset_verbs, machine_verbs, registry_verbs
 from pipelines.progress import console
+from pipelines.redaction import redacted
 from pipelines.words import PRESETS, DryRun, Words, is_override, show, split, stage_config
 from presto_core.config.errors import UserError
 from presto_core.config.loader import ConfigError, load_config, preset_names
@@ -27,6 +28,7 @@ from presto_core.config.schema import STAGES
 GARBAGE_AFTER = 50_000  # new objects; Python's own 700 is meant for small programs
 CRASH_LOG = Path(".presto/crash.log")
 JOB = "PRESTO_JOB"  # set in a job: its id
+MLFLOW_ERRORS = "mlflow.exceptions"  # by name: importing MLflow takes seconds
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -191,6 +193,12 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'system'}: {error.strerror or error}; free the resource and run again", 1)
     except Exception as error:
+        if type(error).__module__ == MLFLOW_ERRORS:
+            _fail(
+                f"MLflow stopped answering, or refuses: {redacted(' '.join(str(error).split())[:300])}. See that the "
+                "server of tracking.uri runs, and run the same command again",
+                1,
+            )
         CRASH_LOG.parent.mkdir(exist_ok=True)
         CRASH_LOG.write_text(traceback.format_exc())
         if JOB in os.environ:  # of a node's disk, who follows the job sees nothing

@@ -11,17 +11,24 @@ from pipelines.progress import console
 from pipelines.words import Words, split
 
 OBJECT_STORE = Path(".presto/object_store")
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 
 
 def up(
     port: Annotated[int, typer.Option(help="Port of the S3 endpoint; 0 takes a free one.")] = 0,
     bucket: Annotated[str, typer.Option(help="Bucket to create.")] = "presto",
+    dry_run: DryRun = False,
 ) -> None:
     """Start an S3 server on this machine and print its environment: eval "$(presto up)"."""
     import os
 
     from pipelines import embedded_s3, storage
 
+    if dry_run:
+        runs, where = embedded_s3.find(OBJECT_STORE), f"port {port}" if port else "a free port"
+        begin = f"the S3 server at {runs.endpoint} runs already" if runs else f"would start an S3 server on {where}"
+        console.print(f"{begin}; bucket {bucket} is made unless it is there; data in {OBJECT_STORE}")
+        return
     server, started = embedded_s3.start(OBJECT_STORE, port=port)
     os.environ.update(server.environment())
     storage.create_bucket(bucket)
@@ -31,10 +38,14 @@ def up(
     console.print(f"object store {state}: {server.endpoint}, storage.root=s3://{bucket}, stop it with: presto down")
 
 
-def down() -> None:
+def down(dry_run: DryRun = False) -> None:
     """Stop the S3 server that `presto up` started; its data stay."""
     from pipelines import embedded_s3
 
+    if dry_run:
+        runs = embedded_s3.find(OBJECT_STORE)
+        console.print(f"would stop the object store at {runs.endpoint}" if runs else "no object store runs here")
+        return
     stopped = embedded_s3.stop(OBJECT_STORE)
     console.print("object store stopped" if stopped else "no object store runs here")
 

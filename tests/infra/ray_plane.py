@@ -47,7 +47,9 @@ class Plane:
         nodes: the `ray start` processes, the head first.
     """
 
-    def __init__(self, folder: Path, *, cpus: tuple[float, ...], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, *, cpus: tuple[float, ...], environment: Mapping[str, str], closed: bool = True
+    ) -> None:
         self.folder, self.cpus, self.token = folder, cpus, secrets.token_hex(32)
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.temp = Path(tempfile.mkdtemp(prefix="presto-plane-"))  # not below `folder`: paths of sockets must be short
@@ -58,7 +60,7 @@ class Plane:
             **ENVIRONMENT,
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "HOME": str(home),
-            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_MODE": "token" if closed else "disabled",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_worker_niceness": "0",
             **environment,

@@ -178,6 +178,17 @@ def test_what_cannot_work_is_refused_in_one_sentence_before_anything_is_sent(
     assert plane.get("/api/jobs/").count("submission_id") == before
 
 
+def test_a_cluster_that_takes_jobs_from_anyone_gets_none(user: User, tmp_path: Path):
+    far = ["storage.root=s3://bucket/x", "tracking.uri=https://mlflow.example"]
+    with Plane(tmp_path, cpus=(), environment={}, closed=False) as plane:
+        address = f"http://0.0.0.0:{plane.dashboard}"  # of no loopback device, and leads to one
+        done = user.presto("train-teacher", "demo", *far, "--on", address, AWS_ENDPOINT_URL="https://s3.example")
+        jobs = plane.get("/api/jobs/")
+    assert done.returncode == 1
+    assert f"{address} takes jobs from anyone who reaches it; start the cluster with RAY_AUTH_MODE" in done.stderr
+    assert json.loads(jobs) == []
+
+
 def test_a_dead_head_and_an_unknown_job_are_named(user: User):
     (port,) = free_ports(1)
     dead = user.presto("jobs", "list", "--on", f"http://127.0.0.1:{port}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.pipelines.chaos import Parents, Training, write_table
 from tests.pipelines.lives import Life
+from tests.pipelines.registry_home import Home, make_home
 from tests.pipelines.synthetic import make_dataset
 
 CHAOS_PAGE = "CHAOS_PAGE"  # names the page that gets the table of what was measured
@@ -43,6 +45,32 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parents]:
     yield Parents(data.dataset, teacher.uri, layers.uri)
     if page := os.environ.get(CHAOS_PAGE):
         write_table(before / page)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A register on a data base and a folder, with a family of five in it, made once."""
+    place, before = tmp_path_factory.mktemp("register"), Path.cwd()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        os.chdir(place)
+        made = make_home(str(place / "store"))
+        made.judged(made.made["S"], made.made["LS"], worse=(0.6, 0.4))
+        os.chdir(before)
+        yield made
+
+
+@pytest.fixture
+def beside_the_register(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(Path(home.root).parent)
+
+
+@pytest.fixture
+def copy(home: Home, tmp_path: Path) -> Path:
+    """A registered artifact's folder, to spoil."""
+    shutil.copytree(home.made["S"].uri, tmp_path / "copy")
+    return tmp_path / "copy"
 
 
 @pytest.fixture(autouse=True)

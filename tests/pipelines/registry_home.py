@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
+from typer.testing import CliRunner
 
+from infra.cli import app
 from pipelines import distill_layers, distill_steps, train_teacher
 from pipelines.registry.catalog import Catalog
 from pipelines.registry.measuring import EMBEDDINGS, record_measurements
@@ -113,3 +115,21 @@ def make_home(root: str, *, tracking_uri: str = "") -> Home:
 
 def files_below(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def presto(home: Home, *words: str, code: int = 0) -> str:
+    """What a verb of `presto registry` prints to be read by programs; it must end with `code`."""
+    done = CliRunner().invoke(app, ["registry", *words, *home.words()], catch_exceptions=False)
+    assert done.exit_code == code, done.output
+    return done.stdout
+
+
+def aliases_of(home: Home, model: str) -> dict[str, int]:
+    """A data base gives numbers, a server texts."""
+    return {alias: int(number) for alias, number in home.client.get_registered_model(model).aliases.items()}
+
+
+def edit(folder: Path, **changes: object) -> None:
+    """Change entries of an artifact's manifest."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -328,6 +328,15 @@ def test_a_dry_run_touches_nothing(empty: Path, monkeypatch):
     assert tree(empty) == set()
 
 
+@pytest.mark.parametrize(
+    ("verb", "said"), [("up", "would start an S3 server on a free port"), ("down", "no object store runs here")]
+)
+def test_up_and_down_may_only_say_what_they_would_do(empty: Path, verb: str, said: str):
+    shown = CliRunner().invoke(cli.app, [verb, "--dry-run"])
+    assert (shown.exit_code, said in " ".join(shown.output.split())) == (0, True)
+    assert tree(empty) == set()
+
+
 @pytest.mark.services
 @pytest.mark.ray
 def test_where_all_is_well_it_says_so_and_leaves_nothing(

@@ -33,13 +33,15 @@ from presto_core.config.promotion import PromoteConfig
 from presto_core.config.sections import TrackingConfig
 from presto_core.registry.content import content_hash
 from presto_core.training.teacher import TeacherTraining
+from tests.pipelines.fault_proxy import Fault, FaultProxy
 from tests.pipelines.lives import wait_for
-from tests.pipelines.registry_home import Home, files_below, make_home
+from tests.pipelines.registry_home import Home, files_below, make_home, presto
 from tests.pipelines.test_serving import playable
 from tests.pipelines.test_training_stages import teacher_config
 
 pytestmark = pytest.mark.services
 PATIENCE_S = 300
+PRESTO = str(Path(sys.executable).parent / "presto")
 LOOSE = ("promote.require_health=false", "promote.bootstrap_draws=10")
 
 
@@ -78,10 +80,21 @@ def _there(team: tuple[MlflowServer, Home], tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
 
 
-def presto(home: Home, *words: str, code: int = 0) -> str:
-    done = CliRunner().invoke(app, ["registry", *words, *home.words()], catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return done.stdout
+@pytest.mark.parametrize("words", [("list",), ("search", "fd < 3"), ("show", "candidate-s")])
+def test_a_server_lost_after_the_first_answer(team: tuple[MlflowServer, Home], tmp_path: Path, words: tuple[str, ...]):
+    server, home = team
+    with FaultProxy(server.uri) as proxy:
+        for lost in ("registered-models/", "model-versions/", "/runs/"):
+            proxy.plan(Fault.REFUSE, path=lost)
+        environment = os.environ | {"MLFLOW_TRACKING_URI": proxy.endpoint, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+        command = [PRESTO, "registry", *words, f"storage.root={home.root}"]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert proxy.injected[Fault.REFUSE]
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert "MLflow stopped answering" in said
+    assert "run the same command again" in said
+    assert "Traceback" not in said
 
 
 def test_all_verbs(team: tuple[MlflowServer, Home], tmp_path: Path):

@@ -1,0 +1,179 @@
+"""Versions pulled and pushed: nothing that is not what its manifest says is taken, written or run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pipelines.registry import transfer
+from pipelines.storage import open_folder
+from presto_core.config.errors import UserError
+from presto_core.registry.allowed import RefusedError
+from presto_core.registry.manifest import read_artifact
+from tests.pipelines.registry_home import Home, edit, files_below, presto
+
+pytestmark = pytest.mark.usefixtures("beside_the_register")
+
+
+def test_pull_then_push_elsewhere_keeps_the_version(home: Home, tmp_path: Path):
+    presto(home, "pull", "candidate-ls", str(tmp_path / "mine"))
+    assert files_below(tmp_path / "mine") == files_below(Path(home.made["LS"].uri))
+    assert json.loads(presto(home, "pull", "candidate-ls", str(tmp_path / "mine"), "--json"))["pulled"] is False
+    elsewhere = Home(str(tmp_path / "other"), home.tracker, {})
+    presto(elsewhere, "push", str(tmp_path / "mine"), "--name", "pushed", "--dry-run")
+    assert "pushed" not in home.catalog.models
+    for _ in range(2):
+        presto(elsewhere, "push", str(tmp_path / "mine"), "--name", "pushed")
+    (version,) = home.catalog.newest("pushed", limit=5)
+    assert version.content == home.catalog.find("candidate-ls").content
+    assert Path(version.uri).is_relative_to(tmp_path / "other")
+    assert version.parents == home.catalog.find("candidate-ls").parents
+    home.register(home.made["LS"], "pushed", "distill-steps")  # the same content, where it was made
+    (version,) = home.catalog.newest("pushed", limit=5)
+    assert version.uri == home.made["LS"].uri
+
+
+def test_pull_goes_on_where_it_was_cut(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    artifact = home.made["data"]
+    from pipelines.registry import ranges
+
+    monkeypatch.setattr(ranges, "PART_BYTES", 1000)
+    monkeypatch.setattr(transfer, "THREADS", 1)
+    asked: list[ranges.Part] = []
+
+    def breaking(source: object, part: ranges.Part, path: Path) -> None:
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        asked.append(part)
+        fetch(source, part, path)
+
+    fetch = ranges.fetch
+    monkeypatch.setattr(transfer, "fetch", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        transfer.pull(artifact, open_folder(artifact.uri), tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+    again: list[ranges.Part] = []
+    monkeypatch.setattr(transfer, "fetch", lambda source, part, path: (again.append(part), fetch(source, part, path)))
+    assert transfer.pull(artifact, open_folder(artifact.uri), tmp_path / "mine")
+    assert not set(asked) & set(again)
+    assert files_below(tmp_path / "mine") == files_below(Path(artifact.uri))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+HOSTILE_FOLDERS = {
+    "planted pickle": (lambda f: (f / "state.pkl").write_bytes(b"\x80\x04."), "holds state.pkl, which"),
+    "planted module": (lambda f: (f / "x.py").write_text("x"), "holds x.py"),
+    "hidden file": (lambda f: (f / ".env").write_text("x"), r"holds \.env"),
+    "link": (lambda f: (f / "link.json").symlink_to("/etc/passwd"), "is a symbolic link"),
+    "link in place of weights": (
+        lambda f: ((f / "weights.safetensors").unlink(), (f / "weights.safetensors").symlink_to("/etc/passwd")),
+        "is a symbolic link",
+    ),
+    "linked folder": (lambda f: (f / "audio").symlink_to("/tmp"), "is a symbolic link"),
+    "pipe": (lambda f: os.mkfifo(f / "pipe.json"), "is a device, a pipe or a socket"),
+    "missing file": (lambda f: (f / "weights.safetensors").unlink(), "lacks weights.safetensors"),
+    "changed byte": (
+        lambda f: (f / "config.yaml").write_bytes((f / "config.yaml").read_bytes()[:-1] + b"#"),
+        r"config.yaml has sha256 .* where its manifest says",
+    ),
+    "longer file": (lambda f: (f / "config.yaml").open("a").write("#") and None, "bytes where its manifest says"),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json does not exist"),
+    "manifest of noise": (lambda f: (f / "manifest.json").write_bytes(b"\x80\x04"), "is damaged"),
+    "manifest a list": (lambda f: (f / "manifest.json").write_text("[]"), "is no manifest"),
+    "file outside": (lambda f: edit(f, files={"../x.json": {"sha256": "a" * 64, "bytes": 1}}), "leads out"),
+    "id outside": (lambda f: edit(f, id="../../x"), "is not 16 hexadecimal"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE_FOLDERS)
+def test_a_hostile_folder_is_not_pushed(home: Home, copy: Path, tmp_path: Path, case: str):
+    spoil, says = HOSTILE_FOLDERS[case]
+    spoil(copy)
+    with pytest.raises(UserError, match=says):
+        transfer.push(copy, open_folder(str(tmp_path / "target")))
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_folder_whose_hash_is_right_and_kind_is_wrong_is_not_pushed(copy: Path, tmp_path: Path):
+    import hashlib
+
+    content = b"\x80\x04\x95 a pickle that the manifest vouches for"
+    (copy / "weights.safetensors").write_bytes(content)
+    said = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    edit(copy, files=files | {"weights.safetensors": said})
+    with pytest.raises(RefusedError, match=r"weights\.safetensors is refused: it holds a pickle"):
+        transfer.push(copy, open_folder(str(tmp_path / "target")))
+
+
+def spoiled_storage(copy: Path, case: str) -> str:
+    """Spoil what lies in storage, as who may write there could; returns what must be said."""
+    if case == "other bytes":
+        path = copy / "weights.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+        return "came with sha256"
+    if case == "shorter file":
+        path = copy / "weights.safetensors"
+        path.write_bytes(path.read_bytes()[:-10])
+        return "truncated"
+    if case == "missing file":
+        (copy / "config.yaml").unlink()
+        return "cannot read|does not exist"
+    if case == "file outside":
+        edit(copy, files={"../../escaped.json": {"sha256": "a" * 64, "bytes": 1}})
+        return "outside its folder|leads out"
+    if case == "absolute file":
+        edit(copy, files={"/tmp/escaped.json": {"sha256": "a" * 64, "bytes": 1}})
+        return "outside its folder|is absolute"
+    if case == "planted pickle":
+        (copy / "x.pkl").write_bytes(b"\x80\x04.")
+        edit(copy, files={"x.pkl": {"sha256": "a" * 64, "bytes": 3}})
+        return "of no known type"
+    edit(copy, parents={})
+    return "where the registry says"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "other bytes",
+        "shorter file",
+        "missing file",
+        "file outside",
+        "absolute file",
+        "planted pickle",
+        "other manifest",
+    ],
+)
+def test_hostile_storage_writes_nothing_outside_and_nothing_that_is_not_right(home: Home, copy: Path, case: str):
+    content = home.catalog.find("candidate-s").content
+    says = spoiled_storage(copy, case)
+    place = copy.parent / "place"
+    place.mkdir()
+    before = {p for p in copy.parent.rglob("*") if not p.is_relative_to(place)}
+    with pytest.raises(UserError, match=says):
+        transfer.pull(read_artifact(open_folder(str(copy))), open_folder(str(copy)), place / "mine", content=content)
+    assert not (place / "mine").exists()
+    assert {p for p in copy.parent.rglob("*") if not p.is_relative_to(place)} == before
+    assert not Path("/tmp/escaped.json").exists()
+
+
+@pytest.mark.parametrize("how", ["link", "link inside", "file"])
+def test_a_pull_follows_no_link_that_lies_in_its_way(home: Home, tmp_path: Path, how: str):
+    artifact, content = home.made["S"], home.catalog.find("candidate-s").content
+    partial = tmp_path / f".mine.{content[:12]}.partial"
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    if how == "link":
+        partial.symlink_to(outside)
+    elif how == "link inside":
+        partial.mkdir()
+        (partial / "weights.safetensors").symlink_to(outside / "weights")
+    else:
+        partial.write_text("x")
+    with pytest.raises(RefusedError, match=r"symbolic link|in the way"):
+        transfer.pull(artifact, open_folder(artifact.uri), tmp_path / "mine", content=content)
+    assert not list(outside.iterdir())
