@@ -96,8 +96,8 @@ def ingest(
     _carry_out(("ingest",), "ingest", [*(words or []), *allowed], on, dry_run)
 
 
-for verb in (training_verbs.train_teacher, training_verbs.distill_layers, training_verbs.distill_steps):
-    app.command()(verb)
+for stage in (training_verbs.train_teacher, training_verbs.distill_layers, training_verbs.distill_steps):
+    app.command()(stage)
 
 
 @app.command()
