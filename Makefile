@@ -58,7 +58,7 @@ bench-plan: $(STAMP) ## what `presto plan` predicts against runs on this machine
 science: $(STAMP) ## quality of every distilled model over three seeds, about 70 minutes
 	$(BIN)/presto science
 
-sweep-demo: $(STAMP) ## a sweep and the full grid of its configurations, hours; rewrites the figures in docs/sweeps.md
+sweep-demo: $(STAMP) ## a sweep and the full grid of its configurations, about 70 minutes; rewrites the figures in docs/sweeps.md
 	$(BIN)/python -m tests.bench.sweeping $(SWEEP_DEMO)
 
 $(STAMP): pyproject.toml constraints.txt

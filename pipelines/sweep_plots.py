@@ -22,7 +22,7 @@ Rows = list[dict[str, Any]]
 
 def parallel_coordinates(result: dict[str, Any]) -> bytes:
     """One line a trial through its settings to the metric; the better, the darker."""
-    rows = _valued(result)
+    rows, measured = _alike(result)
     keys = sorted({key for row in rows for key in row["settings"]})
     figure = Figure(figsize=(max(6.0, 1.6 * (len(keys) + 1)), 4.5), layout="constrained")
     axes, colour_of = figure.subplots(), _colours(result, rows)
@@ -36,7 +36,7 @@ def parallel_coordinates(result: dict[str, Any]) -> bytes:
             axes.text(
                 x, y, label, fontsize=6, ha="center", va="center", bbox={"color": "white", "alpha": 0.7, "pad": 1}
             )
-    names = [key.replace(".", ".\n", 1) for key in keys] + [result["metrics"][0]]
+    names = [key.replace(".", ".\n", 1) for key in keys] + [measured.replace(" ", "\n", 1)]
     axes.set_xticks(range(len(names)), names, fontsize=6, rotation=20)
     axes.set(yticks=[], ylim=(-0.08, 1.08))
     return as_png(figure)
@@ -45,7 +45,7 @@ def parallel_coordinates(result: dict[str, Any]) -> bytes:
 def noise_response(result: dict[str, Any]) -> bytes | None:
     """By swept role: densities over SNR in dB, coloured by the metric; and the metric against their medians."""
     roles = [role for role in ROLES if any(key.startswith(f"steps.{role}") for key in result["keys"])]
-    rows = _valued(result)
+    rows, measured = _alike(result)
     if not roles or not rows:
         return None
     figure = Figure(figsize=(4 * len(roles), 6), layout="constrained")
@@ -61,9 +61,7 @@ def noise_response(result: dict[str, Any]) -> bytes | None:
             low, middle, high = q.tolist()
             below.errorbar(middle, row["value"], xerr=[[middle - low], [high - middle]], color=colour, fmt="o", ms=4)
         above.set(title=role, ylabel="density" if column == 0 else "")
-        below.set(
-            xlabel="SNR, dB: median, 10 to 90 %", xlim=(-45, 60), ylabel=result["metrics"][0] if column == 0 else ""
-        )
+        below.set(xlabel="SNR, dB: median, 10 to 90 %", xlim=(-45, 60), ylabel=measured if column == 0 else "")
     return as_png(figure)
 
 
@@ -90,7 +88,7 @@ def importance(result: dict[str, Any]) -> bytes | None:
     figure = Figure(figsize=(7, 0.5 + 0.35 * len(shares)), layout="constrained")
     axes = figure.subplots()
     axes.barh(list(shares), list(shares.values()))
-    axes.set(xlabel="share of variance explained (fANOVA)")
+    axes.set(xlabel=f"share of variance explained after {result['importance']['update']} updates (fANOVA)")
     return as_png(figure)
 
 
@@ -109,6 +107,14 @@ def learning(result: dict[str, Any]) -> bytes:
 
 def _valued(result: dict[str, Any]) -> Rows:
     return [row for row in result["trials"] if row["value"] is not None]
+
+
+def _alike(result: dict[str, Any]) -> tuple[Rows, str]:
+    """Trials by the metric where all of them have it, and its name: who was stopped early is no worse for that."""
+    update, metric = int(result["importance"]["update"]), result["metrics"][0]
+    reached = [({int(u): values for u, values in row["rows"].items()}, row) for row in result["trials"]]
+    rows = [row | {"value": values[update][metric]} for values, row in reached if update in values]
+    return rows, f"{metric} after {update} updates"
 
 
 def _colours(result: dict[str, Any], rows: Rows) -> Callable[[float], Any]:

@@ -6,17 +6,20 @@ its Ray Train workers as it always does.
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 from pipelines.judge import judge_of
 from pipelines.near import near_copy
 from pipelines.resume import Resume
 from pipelines.stopping import StoppedError
 from pipelines.sweep_plan import Plan
+from pipelines.sweep_tune import ENVIRONMENT, PATIENCE
 from pipelines.trial import Trial
 from pipelines.validation import PREFIX, UPDATE
 from presto_core.config.errors import UserError
@@ -90,6 +93,21 @@ class Reporter:
             self.stopped = True
 
 
+class EndsInOrder:
+    """Where no other trial follows in a process, Tune frees what it holds at once: here, when the run has ended.
+
+    Else the last trials that are stopped would lose their state, and their workers' places stay taken.
+    """
+
+    at_work: ClassVar[threading.Thread | None] = None
+
+    def cleanup(self) -> None:
+        """Of Ray Tune's Trainable, called when its process is given up."""
+        super().cleanup()  # type: ignore[misc]  # tells the trial, and does not wait
+        if EndsInOrder.at_work:
+            EndsInOrder.at_work.join(float(os.environ[PATIENCE]))
+
+
 def run_trial(given: dict[str, Any], *, plan: Plan) -> None:
     """What Ray Tune calls.
 
@@ -98,6 +116,8 @@ def run_trial(given: dict[str, Any], *, plan: Plan) -> None:
     """
     from ray import tune
 
+    EndsInOrder.at_work = threading.current_thread()
+    os.environ.setdefault(PATIENCE, ENVIRONMENT[PATIENCE])  # a cluster that runs already does not have the command's
     config = plan.config(given["settings"])
     reporter = Reporter(tune.report, set(given["known"]) - {config.updates}, config.updates, config.loop.log_every)
     stage = import_module(f"pipelines.{MODULES[plan.sweep.sweep.stage]}")
@@ -116,6 +136,9 @@ def run_trial(given: dict[str, Any], *, plan: Plan) -> None:
         reporter.end(failed=f"{type(error).__name__}: {error}")
     if reporter.stopped:
         raise SystemExit(0)  # what Tune waits for before it gives this process another trial
+
+
+setattr(run_trial, "__mixins__", (EndsInOrder,))  # noqa: B010  # which Ray Tune looks for
 
 
 def _near(config: TrainingStage) -> TrainingStage:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines import sweep, sweep_report
+from pipelines import sweep, sweep_plots, sweep_report
 from pipelines.demo import stage_configs
 from pipelines.science import base_trained
 from pipelines.sweep_plan import planned
@@ -67,9 +67,10 @@ def written(early: dict[str, Any], whole: dict[str, Any], command: str) -> str:
         "",
         f"The winner: `{' '.join(as_words(early['winner']['settings'])) or 'the preset itself'}`",
         "",
-        *_table(early),
+        *_table(early, whole),
     ]
-    for name, content in sweep_report.plots(early).items():
+    # what settings do is plainer where all trials came to the end; where the others were stopped, only the sweep tells
+    for name, content in (sweep_report.plots(whole) | {"learning": sweep_plots.learning(early)}).items():
         IMAGES.mkdir(exist_ok=True)
         (IMAGES / f"sweep_{name}.png").write_bytes(content)
         lines += ["", f"![{name.replace('_', ' ')}](images/sweep_{name}.png)"]
@@ -80,9 +81,12 @@ def _best(result: dict[str, Any]) -> float:
     return float(next(row["value"] for row in result["trials"] if row["state"] == "finished"))
 
 
-def _table(result: dict[str, Any]) -> list[str]:
-    shares = result["importance"]["shares"].items()
-    return ["| setting | share of variance |", "|---|---:|", *(f"| `{k}` | {v:.2f} |" for k, v in shares)]
+def _table(*results: dict[str, Any]) -> list[str]:
+    """Share of variance that settings explain, where a sweep can compare all trials: one column a sweep."""
+    told = [result["importance"] for result in results]
+    head = " | ".join(["share of variance that explains", *(f"after {t['update']} updates" for t in told)])
+    rows = (" | ".join([f"`{key}`", *(f"{t['shares'].get(key, 0.0):.2f}" for t in told)]) for key in told[-1]["shares"])
+    return [f"| {head} |", "|---" + "|---:" * len(told) + "|", *(f"| {row} |" for row in rows)]
 
 
 if __name__ == "__main__":

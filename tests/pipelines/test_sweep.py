@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.util.placement_group import placement_group_table
 
 from pipelines import distill_steps, sweep, sweep_report
 from pipelines.storage import open_folder
@@ -19,6 +20,8 @@ from pipelines.tracking import RUN_ID, open_tracker
 from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage
 from presto_core.config.sections import TrackingConfig
+from presto_core.registry.manifest import artifact_folder, run_folder
+from presto_core.training.checkpoint import newest_checkpoint
 from tests.pipelines.lives import PRESTO, Life, wait_for
 from tests.pipelines.sweeping import UPDATES, Place, make_place
 
@@ -27,6 +30,7 @@ BETTER, WORSE, ABSURD = 1e-3, 1e-7, 1e30  # than the preset's
 ONE_AT_A_TIME = {"sweep.search": "grid", "sweep.concurrent": 1, "sweep.reduction": 2, "sweep.grace": 1}
 RATES = {"sweep.domains": json.dumps({LEARNING_RATE: [BETTER, WORSE]})}
 A_RANGE = json.dumps({LEARNING_RATE: {"low": 1e-5, "high": 1e-3, "log": True}})
+SAVED_WHEN_STOPPED = {"sweep.keep_stopped": True, "loop.checkpoint_every": 1000, "steps.generator_updates": 12}
 PATIENCE_S = 400
 
 
@@ -140,7 +144,8 @@ def test_ctrl_c_ends_all_of_it_and_the_same_command_goes_on(place: Place, workdi
 @pytest.mark.parametrize(
     "settings",
     [
-        {"cluster.num_workers": 1, "cluster.cpus_per_worker": 0.8},  # trials whose worker Ray Train places
+        # trials whose worker Ray Train places
+        {"cluster.num_workers": 1, "cluster.cpus_per_worker": 0.8, **SAVED_WHEN_STOPPED},
         {"sweep.search": "optuna", "sweep.metrics": "[fd,blocks]", "sweep.samples": 6, "sweep.domains": A_RANGE},
         {"sweep.scheduler": "median"},
         {"sweep.scheduler": "none"},
@@ -155,6 +160,12 @@ def test_every_way_to_sweep_comes_to_an_answer(ray_here, place: Place, settings:
     assert len(result["trials"]) == wanted
     if settings.get("sweep.scheduler") == "none":
         assert result["saved"]["share"] == 1.0
+    assert not [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    if settings.get("sweep.keep_stopped"):  # the last trial as well saved its state before its process was given up
+        (stopped,) = (row["run_id"] for row in result["trials"] if row["state"] == PRUNED)
+        root = open_folder(place.root)
+        saved = newest_checkpoint(run_folder(root, stopped).child("checkpoints"))
+        assert saved or artifact_folder(root, stopped).exists()  # it heard of it only when it was done
 
 
 @pytest.mark.ray
