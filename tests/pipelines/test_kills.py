@@ -144,7 +144,7 @@ def survive(begin, place: Place, calm: Calm, kills: list[tuple[str, float]], rng
     if life.process.poll() == -signal.SIGKILL or life.exit_code():
         life = begin(place.command, place.cwd)
         assert life.exit_code() == 0, life.said
-    assert "presto-dataset version 1 = " in life.said
+    assert "presto-dataset@candidate is version 1 = " in life.said
     made = place.contents()
     assert made.keys() == calm.contents.keys()
     assert [file for file in made if made[file] != calm.contents[file]] == []
