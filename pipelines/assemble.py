@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.columns import Array
 from pipelines.pool import Content, read_segment
-from pipelines.shards import Array, Rows, to_parquet
+from pipelines.shards import Rows, to_parquet
 from pipelines.sources import Track
 from pipelines.storage import open_folder
 from presto_core.audio.latent_stats import LatentStats

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.columns import Array
 from pipelines.epoch_plan import EpochPlan
 from pipelines.gather import Reading, Source
 from pipelines.prefetch import ahead
 from pipelines.reading import Reader, read_here
 from pipelines.shard_cache import ShardCache
-from pipelines.shards import Array, Examples, Shard
+from pipelines.shards import Examples, Shard
 from pipelines.storage import open_folder
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
 from presto_core.registry.store import StoreError, read_manifest

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from pipelines.columns import Array
 from pipelines.facts import found_facts
 from pipelines.pool import Failure
-from pipelines.shards import Array
 from pipelines.sources import Track
 from presto_core.audio.chunks import AudioError, Tail, Waveform, blocks, cut
 from presto_core.audio.codec import Codec, CodecError

@@ -13,13 +13,13 @@ import torch
 from safetensors.numpy import save
 
 from pipelines import plots, report
+from pipelines.columns import Array
 from pipelines.costs import hidden_variances, measured_costs
 from pipelines.lineage import require_comparable, require_teacher_of
 from pipelines.models import open_model
 from pipelines.progress import console
 from pipelines.registry.measuring import EMBEDDINGS, record_measurements
 from pipelines.registry.names import REPORT
-from pipelines.shards import Array
 from pipelines.stage import REPORTS, Workplace, run_stage
 from pipelines.storage import open_folder
 from pipelines.systems import FLOOR, REFERENCE, Sampled, System, compared_systems, labels_of, sample_systems

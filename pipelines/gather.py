@@ -10,10 +10,11 @@ from itertools import tee
 import numpy as np
 
 from pipelines import epoch_plan
+from pipelines.columns import Array
 from pipelines.epoch_plan import EpochPlan, Ints, Share, Window, shards_to_read
 from pipelines.reading import Reader
 from pipelines.shard_cache import ShardCache
-from pipelines.shards import Array, Examples, Held, Shard
+from pipelines.shards import Examples, Held, Shard
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ import torch
 import torchaudio.functional as TAF
 from torch import Tensor
 
+from pipelines.columns import Array
 from pipelines.dataset import LatentDataset, conditioning_of, open_dataset
 from pipelines.models import Model, open_model
 from pipelines.room import JUDGE_CPUS, beside_this_process
-from pipelines.shards import Array, Rows
+from pipelines.shards import Rows
 from pipelines.systems import System, shuffled_rows
 from presto_core.config.errors import UserError
 from presto_core.config.validation import ValidationConfig

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.shards import Array, column_of, table_bytes
+from pipelines.columns import Array, column_of, table_bytes
 from presto_core.registry.store import Folder, StoreError, read_bytes, write_bytes
 
 

@@ -16,12 +16,13 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from pipelines.cluster import actor_resources, map_with_actors, ray_session
+from pipelines.columns import Array
 from pipelines.dataset import LatentDataset, conditioning_of, open_dataset
 from pipelines.lineage import method_of
 from pipelines.models import Model, open_model, sample_base, sample_student
 from pipelines.progress import Bar, console, progress_bar
 from pipelines.reading import read_here
-from pipelines.shards import Array, Rows
+from pipelines.shards import Rows
 from presto_core.config.sampling import BaseSampler, EvaluateConfig, ScheduleConfig
 from presto_core.config.schema import EvaluateStage
 from presto_core.metrics.embed import load_embedder

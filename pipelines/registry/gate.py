@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load
 
+from pipelines.columns import Array
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.measuring import EMBEDDINGS, best_rows
 from pipelines.registry.upkeep import problems_of
-from pipelines.shards import Array
 from pipelines.storage import open_folder
 from presto_core.config.errors import UserError
 from presto_core.config.promotion import PromoteConfig

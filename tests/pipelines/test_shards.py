@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.shards import Held, Rows, column_of, stored_column, to_parquet
+from pipelines.columns import column_of, stored_column
+from pipelines.shards import Held, Rows, to_parquet
 from tests.pipelines.synthetic import rows
 
 

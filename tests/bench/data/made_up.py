@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.shards import Array, Rows, to_parquet
+from pipelines.columns import Array
+from pipelines.shards import Rows, to_parquet
 from pipelines.storage import open_folder
 from presto_core.registry.manifest import commit_artifact
 from presto_core.registry.store import Folder, write_bytes

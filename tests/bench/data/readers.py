@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.shards import column_of
+from pipelines.columns import column_of
 from pipelines.storage import open_folder
 
 BATCH = 32
