@@ -36,7 +36,7 @@ from presto_core.networks.dit import DiT
 from presto_core.networks.flops import LatentShape
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.training.layers import LayerDistillation
-from presto_core.training.model import with_budget
+from presto_core.training.model import ModelCard, with_budget
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import Algorithm, TrainState
 from presto_core.training.steps import StepDistillation
@@ -84,8 +84,12 @@ def config_of(stage: str) -> Any:
     return load_config(STAGES[STAGES_RUN[stage]], None, keys)
 
 
-def finish(dataset: LatentDataset, state: TrainState) -> None:
+def finish(dataset: LatentDataset, state: TrainState, details: dict[str, Any]) -> None:
     """Nothing is kept of these runs."""
+
+
+def no_card(dataset: LatentDataset) -> ModelCard:
+    raise NotImplementedError("these runs are not validated")
 
 
 def run(stage: str, size: str, folder: str, workers: int) -> dict[str, float]:
@@ -94,11 +98,14 @@ def run(stage: str, size: str, folder: str, workers: int) -> dict[str, float]:
         label=f"{stage} {size}",
         build=Build(stage, NETWORKS[size]),
         finish=finish,
+        kind="generator",
+        card=no_card,
         dataset_uri=f"{folder}/data",
         scratch_uri=f"{folder}/runs/{stage}-{size}-{workers}",
         seed=0,
         global_batch_size=BATCH,
         total_steps=ITERATIONS * (CRITIC_STEPS + 1),
+        updates=ITERATIONS * (CRITIC_STEPS + 1),
         loop=LoopConfig(log_every=CRITIC_STEPS + 1, checkpoint_every=1000),
         cluster=ClusterConfig(),
         data=config_of(stage).data,

@@ -64,6 +64,8 @@ try:
             out.flush()
             os.fsync(out.fileno())
             time.sleep(0.01)
+        for s in streams:
+            s.close()  # while Ray is there: what they read ahead would start it anew
 except UserError as error:
     sys.exit(f"presto: {error}")
 """
