@@ -52,7 +52,7 @@ $(BENCH_STAMP): $(STAMP) tests/bench/requirements-data.txt
 	$(BENCH_VENV)/bin/python -m pip install --no-deps -r tests/bench/requirements-data.txt
 	@touch $(BENCH_STAMP)
 
-bench-plan: $(STAMP) ## what `presto plan` predicts against runs on this machine, about 15 minutes
+bench-plan: $(STAMP) ## what `presto plan` predicts against runs on this machine, about 25 minutes
 	$(BIN)/python -m tests.bench.plan $(BENCH_PLAN)
 
 science: $(STAMP) ## quality of every distilled model over three seeds, about 70 minutes

@@ -3,12 +3,16 @@
 Real training runs, of teacher, L, S and LS at several sizes, in one process and in two of a gloo group, read a data set
 from disk, report and save as always. CPU time is compared as well as wall time, since the machine may have other work;
 it does not see the waiting of two workers for each other.
+
+Shared machines change their pace, by a factor of two here within minutes. So constants are measured before and after
+each run, and where they come to other predictions, the run is repeated; what never was steady is said to be so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -54,6 +58,7 @@ BATCH = 16
 ITERATIONS = 4  # of five critic steps and a generator step
 STAGES_RUN = {"teacher": "train-teacher", "L": "distill-layers", "S": "distill-steps", "LS": "distill-steps"}
 CRITIC_STEPS = 5
+STEADY, TRIES = 0.1, 3  # most that predictions before and after a run may differ; runs until they do not
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def no_card(dataset: LatentDataset) -> ModelCard:
     raise NotImplementedError("these runs are not validated")
 
 
-def run(stage: str, size: str, folder: str, workers: int) -> dict[str, float]:
+def run(stage: str, size: str, folder: str, workers: int, number: int) -> dict[str, float]:
     """Medians over iterations of wall and CPU seconds a step, in one process of a run."""
     job = Job(
         label=f"{stage} {size}",
@@ -101,7 +106,7 @@ def run(stage: str, size: str, folder: str, workers: int) -> dict[str, float]:
         kind="generator",
         card=no_card,
         dataset_uri=f"{folder}/data",
-        scratch_uri=f"{folder}/runs/{stage}-{size}-{workers}",
+        scratch_uri=f"{folder}/runs/{stage}-{size}-{workers}-{number}",
         seed=0,
         global_batch_size=BATCH,
         total_steps=ITERATIONS * (CRITIC_STEPS + 1),
@@ -126,8 +131,8 @@ def run(stage: str, size: str, folder: str, workers: int) -> dict[str, float]:
     return {"wall": median(wall for wall, _ in kept), "cpu": median(cpu for _, cpu in kept)}
 
 
-def of_process(stage: str, size: str, folder: str, workers: int) -> dict[str, torch.Tensor]:
-    return {name: torch.tensor(value) for name, value in run(stage, size, folder, workers).items()}
+def of_process(stage: str, size: str, folder: str, workers: int, number: int) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in run(stage, size, folder, workers, number).items()}
 
 
 def predicted(stage: str, size: str, workers: int, pace: Any) -> StepTime:
@@ -136,6 +141,28 @@ def predicted(stage: str, size: str, workers: int, pace: Any) -> StepTime:
     loop = config.loop.model_copy(update={"checkpoint_every": 1000})
     group = Group(workers, BATCH // workers, loop, config.cluster.parallel)
     return step_time(stage_work(config, network.depth, layered=stage == "LS"), network, SHAPE, pace, group)
+
+
+def compared(stage: str, size: str, folder: str, workers: int) -> dict[str, Any]:
+    """One run, and what is predicted of it: the mean of what constants before and after it say."""
+    row: dict[str, Any] = {"stage": stage, "size": size, "workers": workers, "off_pace": math.inf}
+    for number in range(TRIES):
+        before = foretold(stage, size, workers)
+        place = Path(folder) / f"group-{stage}-{size}-{workers}-{number}"
+        (first, *_) = in_processes(workers, of_process, place, stage, size, folder, workers, number)
+        after = foretold(stage, size, workers)
+        if (off := abs(after / before - 1)) < row["off_pace"]:
+            row |= {"predicted": (before + after) / 2, "off_pace": off}
+            row |= {name: float(value) for name, value in first.items()}
+        if off <= STEADY:
+            break
+    return row
+
+
+def foretold(stage: str, size: str, workers: int) -> float:
+    """Seconds a step by constants that are measured now."""
+    pace = measured(NETWORKS[size], SHAPE, rows=BATCH // workers, workers=workers)
+    return predicted(stage, size, workers, pace).total
 
 
 def main() -> None:
@@ -151,21 +178,8 @@ def main() -> None:
         make_dataset(f"{folder}/data", shard_rows=(64, 64), shape=SHAPE)
         for size in arguments.sizes:
             for workers in (w for w in arguments.workers if w <= cores()):
-                pace = measured(NETWORKS[size], SHAPE, rows=BATCH // workers, workers=workers)
                 for stage in arguments.stages:
-                    place = Path(folder) / f"group-{stage}-{size}-{workers}"
-                    (first, *_) = in_processes(workers, of_process, place, stage, size, folder, workers)
-                    step = predicted(stage, size, workers, pace)
-                    found.append(
-                        {
-                            "stage": stage,
-                            "size": size,
-                            "workers": workers,
-                            "predicted": step.total,
-                            "predicted_cpu": step.total,
-                            **{name: float(value) for name, value in first.items()},
-                        }
-                    )
+                    found.append(compared(stage, size, folder, workers))
                     print(json.dumps(found[-1]), flush=True)
     show(found)
     if arguments.json:
@@ -174,15 +188,16 @@ def main() -> None:
 
 def show(found: list[dict[str, Any]]) -> None:
     table = Table(title=f"ms a step, batch {BATCH}, {hardware()['device']}, one thread a worker")
-    for name in ("run", "workers", "predicted", "measured", "off", "predicted CPU", "measured CPU", "off"):
+    for name in ("run", "workers", "predicted", "measured", "off", "measured CPU", "off", "pace changed by"):
         table.add_column(name, justify="right")
     for row in found:
-        pairs = [(row["predicted"], row["wall"]), (row["predicted_cpu"], row["cpu"])]
-        cells = [cell for p, m in pairs for cell in (f"{1e3 * p:.1f}", f"{1e3 * m:.1f}", f"{p / m - 1:+.0%}")]
-        table.add_row(f"{row['stage']} {row['size']}", str(row["workers"]), *cells)
+        said = [f"{1e3 * row['predicted']:.1f}"]
+        said += [t for m in ("wall", "cpu") for t in (f"{1e3 * row[m]:.1f}", f"{row['predicted'] / row[m] - 1:+.0%}")]
+        table.add_row(f"{row['stage']} {row['size']}", str(row["workers"]), *said, f"{row['off_pace']:.0%}")
     Console(width=118).print(table)
-    within = sum(abs(row["predicted"] / row["wall"] - 1) <= 0.2 for row in found)
-    print(f"{within} of {len(found)} within 20 % by wall time")
+    steady = [row for row in found if row["off_pace"] <= STEADY]
+    within = sum(abs(row["predicted"] / row["wall"] - 1) <= 0.2 for row in steady)
+    print(f"{within} of {len(steady)} within 20 % by wall time; {len(found) - len(steady)} ran while the pace changed")
 
 
 if __name__ == "__main__":
