@@ -193,18 +193,24 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'system'}: {error.strerror or error}; free the resource and run again", 1)
     except Exception as error:
-        if type(error).__module__ == MLFLOW_ERRORS:
-            _fail(
-                f"MLflow stopped answering, or refuses: {redacted(' '.join(str(error).split())[:300])}. See that the "
-                "server of tracking.uri runs, and run the same command again",
-                1,
-            )
+        if _mlflow_is_lost(error):
+            why = redacted(" ".join(str(error).split())[:300])
+            _fail(f"MLflow stopped answering: {why}. See that it runs, and run the same command again", 1)
         CRASH_LOG.parent.mkdir(exist_ok=True)
         CRASH_LOG.write_text(traceback.format_exc())
         if JOB in os.environ:  # of a node's disk, who follows the job sees nothing
             traceback.print_exc()
         last = (str(error).strip().splitlines() or [""])[-1]
         _fail(f"unexpected {type(error).__name__}: {last[:300]}. This is a bug; its traceback is in {CRASH_LOG}", 70)
+
+
+def _mlflow_is_lost(error: Exception) -> bool:
+    """Whether its server went away; what it refuses to do is a bug of ours, like any other."""
+    if type(error).__module__ != MLFLOW_ERRORS:
+        return False
+    from pipelines.tracked import PASSING
+
+    return getattr(error, "error_code", "") in PASSING
 
 
 def _fail(message: str, code: int) -> None:

@@ -8,16 +8,15 @@ from typing import Annotated
 import typer
 
 from pipelines.progress import console
-from pipelines.words import Words, split
+from pipelines.words import OnlySay, Words, split
 
 OBJECT_STORE = Path(".presto/object_store")
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 
 
 def up(
     port: Annotated[int, typer.Option(help="Port of the S3 endpoint; 0 takes a free one.")] = 0,
     bucket: Annotated[str, typer.Option(help="Bucket to create.")] = "presto",
-    dry_run: DryRun = False,
+    dry_run: OnlySay = False,
 ) -> None:
     """Start an S3 server on this machine and print its environment: eval "$(presto up)"."""
     import os
@@ -38,7 +37,7 @@ def up(
     console.print(f"object store {state}: {server.endpoint}, storage.root=s3://{bucket}, stop it with: presto down")
 
 
-def down(dry_run: DryRun = False) -> None:
+def down(dry_run: OnlySay = False) -> None:
     """Stop the S3 server that `presto up` started; its data stay."""
     from pipelines import embedded_s3
 

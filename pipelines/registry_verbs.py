@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.words import stage_config
+from pipelines.words import OnlySay, stage_config
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,7 +26,6 @@ Which = Annotated[str, typer.Argument(metavar="VERSION", help="presto-generator@
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Limit = Annotated[int, typer.Option(help="Most versions to print.", min=1, max=1000)]
 Why = Annotated[str, typer.Option("--why", help="The reason; it is recorded.", show_default=False)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 
 
 @app.command("list")
@@ -99,7 +98,7 @@ def pull(
     version: Which,
     folder: Annotated[Path, typer.Argument(help="Folder to make.")],
     settings: Settings = None,
-    dry_run: DryRun = False,
+    dry_run: OnlySay = False,
     as_json: AsJson = False,
 ) -> None:
     """Copy a version into a folder: resumed where it was cut, every hash and file type checked, whole or not there."""
@@ -113,7 +112,7 @@ def push(
     folder: Annotated[Path, typer.Argument(help="Folder of an artifact, such as one that was pulled elsewhere.")],
     settings: Settings = None,
     name: Annotated[str, typer.Option(help="Model to register it under; by its kind unless told.")] = "",
-    dry_run: DryRun = False,
+    dry_run: OnlySay = False,
     as_json: AsJson = False,
 ) -> None:
     """Store an artifact's folder and register it; refused unless it is exactly what its manifest says."""
@@ -132,7 +131,7 @@ def promote(
         ),
     ] = None,
     why: Why = "",
-    dry_run: DryRun = False,
+    dry_run: OnlySay = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a version champion if it passes the gate: files, licence, health, quality against the champion, latency."""
@@ -147,7 +146,7 @@ def rollback(
     name: Annotated[str, typer.Argument(help="Model whose champion goes back one step.")] = "presto-generator",
     settings: Settings = None,
     why: Why = "",
-    dry_run: DryRun = False,
+    dry_run: OnlySay = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the champion before this one champion again."""
@@ -162,7 +161,7 @@ def rollback(
 def verify(
     version: Annotated[str, typer.Argument(metavar="[VERSION]", help="One version; all where it is left out.")] = "",
     settings: Settings = None,
-    dry_run: DryRun = False,
+    dry_run: OnlySay = False,
     as_json: AsJson = False,
 ) -> None:
     """Read every byte of stored versions again: hashes, file types, and whether champions are who the record says."""

@@ -25,7 +25,7 @@ PATIENCE_S = 90  # at the end of a run, for a server that is started again
 POINTS_HELD = 200_000  # some 30 MB; what comes beyond is read from the rows beside the checkpoints later
 GENERATOR_STEP = "generator_step"
 _OF_GENERATOR = ("dmd_", "gan_", "generator_", "x0_")
-_PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
+PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 
 Result = TypeVar("Result")
 
@@ -206,7 +206,7 @@ def patiently(action: Callable[[], Result]) -> Result:
     from mlflow.exceptions import MlflowException
 
     def may_pass(error: BaseException) -> bool:
-        return isinstance(error, MlflowException) and error.error_code in _PASSING
+        return isinstance(error, MlflowException) and error.error_code in PASSING
 
     waits = wait_exponential(multiplier=0.5, max=5)
     retrying = Retrying(stop=stop_after_delay(PATIENCE_S), wait=waits, retry=retry_if_exception(may_pass), reraise=True)

@@ -19,6 +19,7 @@ Words = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
+OnlySay = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 
 
 def stage_config(stage: str, words: list[str]) -> StageConfig:

@@ -58,6 +58,7 @@ BATCH = 16
 ITERATIONS = 4  # of five critic steps and a generator step
 STAGES_RUN = {"teacher": "train-teacher", "L": "distill-layers", "S": "distill-steps", "LS": "distill-steps"}
 CRITIC_STEPS = 5
+STEPS = ITERATIONS * (CRITIC_STEPS + 1)
 STEADY, TRIES = 0.1, 3  # most that predictions before and after a run may differ; runs until they do not
 
 
@@ -81,10 +82,9 @@ class Build:
 
 
 def config_of(stage: str) -> Any:
-    total = ITERATIONS * (CRITIC_STEPS + 1)
     keys = {
-        "teacher": {"teacher.steps": total, "teacher.global_batch_size": BATCH},
-        "L": {"layers.steps": total, "layers.global_batch_size": BATCH},
+        "teacher": {"teacher.steps": STEPS, "teacher.global_batch_size": BATCH},
+        "L": {"layers.steps": STEPS, "layers.global_batch_size": BATCH},
     }.get(stage, {"steps.generator_updates": ITERATIONS, "steps.global_batch_size": BATCH})
     return load_config(STAGES[STAGES_RUN[stage]], None, keys)
 
@@ -109,8 +109,8 @@ def run(stage: str, size: str, folder: str, workers: int, number: int) -> dict[s
         scratch_uri=f"{folder}/runs/{stage}-{size}-{workers}-{number}",
         seed=0,
         global_batch_size=BATCH,
-        total_steps=ITERATIONS * (CRITIC_STEPS + 1),
-        updates=ITERATIONS * (CRITIC_STEPS + 1),
+        total_steps=STEPS,
+        updates=STEPS,
         loop=LoopConfig(log_every=CRITIC_STEPS + 1, checkpoint_every=1000),
         cluster=ClusterConfig(),
         data=config_of(stage).data,
