@@ -16,6 +16,7 @@ from pipelines import sweep, sweep_plots, sweep_report
 from pipelines.demo import stage_configs
 from pipelines.science import base_trained
 from pipelines.sweep_plan import planned
+from presto_core.config.errors import UserError
 from tune_spaces.domains import as_words
 
 PAGE = Path("docs/sweeps.md")
@@ -25,9 +26,11 @@ PRESET = "sweeps/demo"
 
 
 def main(words: list[str]) -> None:
+    swept = [PRESET, *(w for w in words if not _of_the_base(w))]
+    planned(swept)  # a mistake is found before a base is trained
     with base_trained(stage_configs("demo", list(filter(_of_the_base, words))), local=True) as (root, made):
         inputs = [f"inputs.{role}={made[step].uri}" for role, step in (("dataset", "ingest"), ("teacher", "base"))]
-    here = [PRESET, f"storage.root={root}", *inputs, *(w for w in words if not _of_the_base(w))]
+    here = [*swept, f"storage.root={root}", *inputs]
     early = sweep.run(planned(here))
     whole = sweep.run(planned([*here, "sweep.scheduler=none", "sweep.repeats=0"]))
     figures = written(early, whole, " ".join(["make sweep-demo", *words]))
@@ -90,4 +93,7 @@ def _table(*results: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"sweep-demo: {error}")
