@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import pstdev
 from typing import Any, Literal
 
 from presto_core.config.layers import PrestoLSBudget, kept_in_bins
@@ -56,6 +57,7 @@ class Phase:
         moved: role of the network whose weights the step moves.
         averaged: whether its moving average is updated too.
         draws: times that each row gets noise of its own.
+        spread: standard deviation over rows of what the blocks of a row cost, in forward passes of one block.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Phase:
     moved: str
     averaged: bool = True
     draws: int = 1
+    spread: float = 0.0
 
     def flops(self, network: NetworkConfig, shape: LatentShape) -> float:
         """Model FLOPs a row of the batch; what is computed again to save memory does not count."""
@@ -107,7 +110,7 @@ def stage_work(config: StageConfig, depth: int, *, layered: bool = False) -> Sta
         steps = (config.teacher.steps, config.teacher.global_batch_size)
         return StageWork(*steps, (Phase("", 1.0, passes, "teacher"),), ("teacher",), ("teacher",))
     if isinstance(config, LayersStage):
-        phase = Phase("", 1.0, tuple(_layer_passes(config, depth)), "layers")
+        phase = Phase("", 1.0, tuple(_layer_passes(config, depth)), "layers", spread=_layer_spread(config, depth))
         return StageWork(config.layers.steps, config.layers.global_batch_size, (phase,), ("layers",), ("layers",))
     if isinstance(config, StepsStage):
         return _steps_work(config, depth, layered=layered)
@@ -137,6 +140,11 @@ def _layer_passes(config: LayersStage, depth: int) -> Iterator[Pass]:
         yield Pass("layers", "forward", skipping, depth, whole=False)
 
 
+def _layer_spread(config: LayersStage, depth: int) -> float:
+    teacher = depth if config.layers.self_teacher_weight else 0
+    return pstdev(FACTOR["train"] * k + teacher * (k < depth) for k in kept_in_bins(config.layers.budget, depth))
+
+
 def _steps_work(config: StepsStage, depth: int, *, layered: bool) -> StageWork:
     """Presto-S and Presto-LS (METHOD section 3): R critic steps, then one generator step."""
     steps = config.steps
@@ -157,6 +165,7 @@ def _steps_work(config: StepsStage, depth: int, *, layered: bool) -> StageWork:
         "fake_score",
         averaged=False,
         draws=2 + judged + (steps.gan.r1_weight > 0),
+        spread=pstdev(kept),
     )
     generator = Phase(
         "generator",
@@ -170,6 +179,7 @@ def _steps_work(config: StepsStage, depth: int, *, layered: bool) -> StageWork:
         ),
         "generator",
         draws=2 + judged // 2,
+        spread=(FACTOR["train"] + again) * pstdev(kept),
     )
     total = int(config.derived()["total_steps"])
     trained = ("generator", "fake_score")

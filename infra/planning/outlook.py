@@ -19,6 +19,7 @@ Training = TeacherStage | LayersStage | StepsStage
 HELPS = {
     "compute": "matrix products: a faster device, loop.autocast=bf16, or more devices",
     "update": "optimiser and averages: a larger batch a device",
+    "waiting": "layer budgets that differ between devices: a larger batch a device",
     "exchange": "gradients between devices: fewer devices, a larger batch, or a faster network",
     "reading": "reading shards: more cores for it",
     "checkpoint": "copying checkpoints: a larger loop.checkpoint_every",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import ceil, sqrt
+from statistics import NormalDist
 
 from infra.planning.memory import checkpoint_bytes, is_sharded
 from infra.planning.pace import Pace
@@ -21,6 +22,7 @@ class StepTime:
     Attributes:
         compute: passes through networks, noise, and Python in between.
         update: clipping, optimiser, moving average.
+        waiting: for the worker whose rows run the most blocks.
         exchange: gradients and gathered weights, as far as they are waited for.
         reading: data, likewise.
         checkpoint: copying the state, spread over the steps between two checkpoints.
@@ -29,6 +31,7 @@ class StepTime:
 
     compute: float
     update: float
+    waiting: float
     exchange: float
     reading: float
     checkpoint: float
@@ -74,8 +77,8 @@ def step_time(work: StageWork, network: NetworkConfig, shape: LatentShape, pace:
     def mean(name: str) -> float:
         return sum(share * getattr(time, name) for share, time in times)
 
-    compute, update, exchange, reading = (mean(name) for name in ("compute", "update", "exchange", "reading"))
-    return StepTime(compute, update, exchange, reading, copied, mean("exchanged_bytes"))
+    parts = ("compute", "update", "waiting", "exchange", "reading", "exchanged_bytes")
+    return StepTime(checkpoint=copied, **{name: mean(name) for name in parts})
 
 
 def phase_seconds(phase: Phase, network: NetworkConfig, shape: LatentShape, pace: Pace, group: Group) -> float:
@@ -93,7 +96,8 @@ def _phase_time(phase: Phase, network: NetworkConfig, shape: LatentShape, pace: 
     exchanged, exchange = _exchange(phase, network, shape, pace, group)
     read = group.rows * shape.row_bytes / pace.read_bytes_s
     reading = max(0.0, read - compute) if pace.reads_beside else read
-    return StepTime(compute, update, exchange, reading, 0.0, exchanged)
+    waiting = _waiting(phase, pace, group)
+    return StepTime(compute, update, waiting, exchange, reading, 0.0, exchanged)
 
 
 def _pass_seconds(p: Pass, network: NetworkConfig, pace: Pace, group: Group) -> float:
@@ -108,6 +112,14 @@ def _pass_seconds(p: Pass, network: NetworkConfig, pace: Pace, group: Group) -> 
     outer = pace.outer[p.work].seconds(rows) * (1.0 if p.whole else 0.5)
     head = pace.head[p.work].seconds(rows) if p.judged else 0.0
     return group.micro_batches * (blocks + outer + head)
+
+
+def _waiting(phase: Phase, pace: Pace, group: Group) -> float:
+    """A mean worker's wait for the slowest: the largest of as many normal numbers, by Blom's formula (1958)."""
+    if group.workers == 1:
+        return 0.0
+    largest = NormalDist().inv_cdf((group.workers - 0.375) / (group.workers + 0.25))
+    return largest * phase.spread * sqrt(group.rows) * pace.block["forward"].per_unit
 
 
 def _exchange(

@@ -27,6 +27,7 @@ from pipelines.devices import DEVICES
 from pipelines.step_work import FACTOR, Pass, StageWork, stage_work
 from pipelines.words import PRESETS
 from presto_core.config.errors import UserError
+from presto_core.config.layers import kept_in_bins
 from presto_core.config.loader import ConfigError, load_config
 from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
 from presto_core.config.sections import LoopConfig, NetworkConfig, ParallelConfig
@@ -128,12 +129,27 @@ def time_of(stage: type[Any], *, workers: int, rows: int, **loop: object) -> Ste
 def test_parts_add_up_and_grow_as_they_should(stage: type[Any]):
     alone, eight, many = (time_of(stage, workers=n, rows=32) for n in (1, 8, 64))
     assert sum(alone.parts.values()) == alone.total
-    assert alone.exchange == alone.exchanged_bytes == 0
+    assert alone.exchange == alone.exchanged_bytes == alone.waiting == 0
     assert 0 < eight.exchange < many.exchange
     assert alone.compute < 1.001 * eight.compute  # noise is drawn for all rows on each worker
     assert time_of(stage, workers=1, rows=64).compute == pytest.approx(2 * alone.compute, rel=0.05)
     assert time_of(stage, workers=1, rows=32, activation_checkpointing=True).compute > 1.2 * alone.compute
     assert time_of(stage, workers=1, rows=1).compute > alone.compute / 32  # kernels cannot start any faster
+
+
+@pytest.mark.parametrize("workers", [2, 64])
+def test_a_group_waits_for_the_worker_with_most_blocks(workers: int):
+    """Against budgets drawn for every row; a row that skips blocks has a forward pass at full depth besides."""
+    rows, depth = 32, PAPER.depth
+    kept = torch.tensor(kept_in_bins(load_config(LayersStage, "paper", preset_folder=PRESETS).layers.budget, depth))
+    rng = torch.Generator().manual_seed(0)
+    drawn = kept[torch.randint(len(kept), (4000, workers, rows), generator=rng)]
+    cost = (3.0 * drawn + depth * (drawn < depth)).sum(2)
+    passes = (cost.amax(1) - cost.mean(1)).mean().item()
+    pace = published(DEVICES["h100"], PAPER, SHAPE, bf16=True, gpus=workers, node_gbit=400)
+    waiting = time_of(LayersStage, workers=workers, rows=rows).waiting
+    assert waiting == pytest.approx(passes * pace.block["forward"].per_unit, rel=0.06)
+    assert time_of(TeacherStage, workers=workers, rows=rows).waiting == 0
 
 
 def test_what_does_not_fit_is_said_and_mended():
@@ -177,7 +193,7 @@ def test_json_holds_stages_growth_and_assumptions():
     assert "hours" not in body["growth"][-1]  # 256 rows are not shared by 512
     assert all(0 < row["weak_efficiency"] <= 1 for row in body["growth"])
     assert any("60%" in sentence for sentence in body["assumptions"])
-    assert {"compute", "update", "exchange", "reading", "checkpoint"} <= body["stages"][0]["step"].keys()
+    assert {"compute", "update", "waiting", "exchange", "reading", "checkpoint"} <= body["stages"][0]["step"].keys()
 
 
 def test_tables_name_every_stage_and_the_assumptions():
