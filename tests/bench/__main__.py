@@ -65,8 +65,8 @@ def _print(what: str, rows: list[Comparison], rounds: int) -> None:
     for name in ("what", "ms", "against", "ms", "ratio", "of FLOPs", "apart"):
         table.add_column(name, justify="left" if name in ("what", "against") else "right")
     for row in rows:
-        known = row.flop_ratio is not None
-        flops = (f"{row.flop_ratio:.2f}", f"{row.ratio / row.flop_ratio - 1:+.0%}") if known else ("", "")
+        known = row.flop_ratio
+        flops = (f"{known:.2f}", f"{row.ratio / known - 1:+.0%}") if known is not None else ("", "")
         table.add_row(row.what, f"{row.ms:.0f}", row.against, f"{row.against_ms:.0f}", f"{row.ratio:.2f}", *flops)
     Console(width=118).print(table)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -27,7 +27,7 @@ class Comparison:
         return self.ms / self.against_ms
 
 
-def alternate(calls: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
+def alternate(calls: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
     """Median milliseconds of each call; all are called once before and then in turn, `rounds` times."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():

@@ -9,7 +9,7 @@ from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.guidance import guided
 from presto_core.networks.dit import DiT
-from presto_core.samplers.edm import SAMPLERS
+from presto_core.samplers.edm import dpmpp_2m
 from presto_core.samplers.few_step import ping_pong
 from presto_core.samplers.schedule import few_step_sigmas, karras_sigmas
 from tests.bench.clock import Comparison, alternate
@@ -28,7 +28,7 @@ def measure(network: NetworkConfig, *, rounds: int) -> list[Comparison]:
 
     @torch.inference_mode()
     def base() -> None:
-        SAMPLERS["dpmpp_2m"](guided(denoise, GUIDANCE), noise, base_sigmas, cond)
+        dpmpp_2m(guided(denoise, GUIDANCE), noise, base_sigmas, cond)
 
     @torch.inference_mode()
     def student() -> None:

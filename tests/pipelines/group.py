@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
 
 from pipelines.parallel import in_group, in_process
 from presto_core.config.layers import TableBudget
@@ -54,8 +55,8 @@ def layers(parallel: Parallel) -> Algorithm:
     return LayerDistillation(config, tiny_dit(depth=DEPTH), sigma_data=1.0, parallel=parallel)
 
 
-def steps(parallel: Parallel, **overrides: object) -> Algorithm:
-    config = load_config(StepsStage, overrides={f"steps.{k}": v for k, v in (STEPS | overrides).items()}).steps
+def steps(parallel: Parallel, *, keys: dict[str, object]) -> Algorithm:
+    config = load_config(StepsStage, overrides={f"steps.{k}": v for k, v in (STEPS | keys).items()}).steps
     return StepDistillation(config, tiny_dit(depth=DEPTH), sigma_data=1.0, parallel=parallel)
 
 
@@ -71,9 +72,9 @@ def both(parallel: Parallel) -> Algorithm:
 ALGORITHMS: dict[str, Callable[[Parallel], Algorithm]] = {
     "teacher": teacher,
     "L": layers,
-    "S": partial(steps, **{"gan.r1_weight": 0.1}),
+    "S": partial(steps, keys={"gan.r1_weight": 0.1}),
     "S, rollout": partial(
-        steps, **{"generator_input": "rollout", "gan.kind": "relativistic", "gan.weight_mode": "absolute"}
+        steps, keys={"generator_input": "rollout", "gan.kind": "relativistic", "gan.weight_mode": "absolute"}
     ),
     "LS": both,
 }
@@ -116,7 +117,7 @@ def shares(parallel: Parallel, cursor: Cursor) -> Iterator[Batch]:
 def in_processes(count: int, function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """What `function(*args)` returns in each of `count` processes of a group; made of tensors and dicts."""
     folder.mkdir(parents=True)
-    torch.multiprocessing.spawn(_member, (count, str(folder), function, args), nprocs=count)
+    spawn(_member, (count, str(folder), function, args), nprocs=count)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 

@@ -90,8 +90,9 @@ class ParquetCopy:
             | {"dim": shape.text_dim, "max_tokens": shape.tokens},
         }
         details = {"dataset": info}
-        identity = {"kind": "dataset", "artifact_id": "0" * 16, "config_yaml": "", "parents": {}}
-        commit_artifact(self.folder, **identity, files={}, details=details)
+        commit_artifact(
+            self.folder, kind="dataset", artifact_id="0" * 16, config_yaml="", parents={}, files={}, details=details
+        )
 
 
 class TarCopy:

@@ -116,7 +116,7 @@ def main() -> None:
         for _ in range(count - 1):
             next(batches)
         reply("done")
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def main() -> None:
         hooks = Hooks(log=lambda step, metrics: logged.append(metrics))
         train(algorithm, batches, seed=0, config=config.loop, hooks=hooks)
         reply(logged)
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
 
 
 if __name__ == "__main__":
