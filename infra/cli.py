@@ -20,7 +20,7 @@ from infra.targets import LOCAL, On
 from pipelines import dataset_verbs, machine_verbs, registry_verbs
 from pipelines.progress import console
 from pipelines.redaction import redacted
-from pipelines.words import PRESETS, DryRun, Words, is_override, show, split, stage_config
+from pipelines.words import PRESETS, DryRun, Words, is_override, reads, show, split, stage_config
 from presto_core.config.errors import UserError
 from presto_core.config.loader import ConfigError, load_config, preset_names
 from presto_core.config.schema import STAGES
@@ -165,6 +165,7 @@ def science(
 
 
 @app.command()
+@reads
 def presets() -> None:
     """List the presets that come with the package."""
     for name in preset_names(PRESETS):

@@ -10,6 +10,7 @@ import typer
 
 from infra.targets import API_SERVER, Kind, target_of
 from pipelines.progress import console, print_table
+from pipelines.words import reads
 from presto_core.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ COLUMNS = ("job", "status", "run", "by", "started", "took")  # ids must not be c
 
 
 @app.command("list")
+@reads
 def list_jobs(on: Address = "", as_json: AsJson = False) -> None:
     """List jobs, the newest first."""
     rows = [described(job) for job in _head(on).jobs()]
@@ -40,6 +42,7 @@ def list_jobs(on: Address = "", as_json: AsJson = False) -> None:
 
 
 @app.command()
+@reads
 def status(job: Name, on: Address = "", as_json: AsJson = False) -> None:
     """Say what a job is at, and why it failed."""
     found = _head(on).job(job)
@@ -51,6 +54,7 @@ def status(job: Name, on: Address = "", as_json: AsJson = False) -> None:
 
 
 @app.command()
+@reads
 def logs(
     job: Name,
     on: Address = "",
@@ -66,6 +70,7 @@ def logs(
 
 
 @app.command()
+@reads
 def wait(
     job: Name,
     on: Address = "",

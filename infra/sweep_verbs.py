@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from infra.on import Work, carry_out
 from infra.targets import LOCAL, On
 from pipelines.progress import print_table
-from pipelines.words import Words, stage_config
+from pipelines.words import Words, reads, stage_config
 from presto_core.config.schema import StageConfig, SweepStage
 from presto_core.config.sweep import SweepConfig
 
@@ -94,6 +94,7 @@ def as_one(plan: Any) -> StageConfig:
 
 
 @app.command()
+@reads
 def report(
     sweep: Annotated[str, typer.Argument(metavar="[ID]", help="Of the sweep; without, they are listed.")] = "",
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="storage.root=...")] = None,
@@ -122,6 +123,7 @@ def report(
 
 
 @app.command()
+@reads
 def spaces(depth: Annotated[int, typer.Option(help="Transformer blocks, for layer budgets.", min=1)] = 8) -> None:
     """List the ready spaces and their domains."""
     from tune_spaces.spaces import SPACES

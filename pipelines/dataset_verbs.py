@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.progress import console, print_table
-from pipelines.words import stage_config
+from pipelines.words import reads, stage_config
 
 app = typer.Typer(no_args_is_help=True, help="What a data set of latents holds, and whether it is sound.")
 
@@ -24,6 +24,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 @app.command()
+@reads
 def show(words: Words = None, as_json: AsJson = False) -> None:
     """Print what the manifest says: rows, hours, shapes, codec, text encoder, licences, bad files."""
     from pipelines import inspection
@@ -32,6 +33,7 @@ def show(words: Words = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@reads
 def verify(words: Words = None) -> None:
     """Read every byte again and compare it with the manifest: hashes, rows, shapes, one split a composition."""
     from pipelines import inspection
@@ -43,6 +45,7 @@ def verify(words: Words = None) -> None:
 
 
 @app.command()
+@reads
 def stats(words: Words = None, as_json: AsJson = False) -> None:
     """Compute from the latents what the manifest claims: mean, deviation, sigma_data; coverage of captions, doubles."""
     from pipelines import inspection
@@ -51,6 +54,7 @@ def stats(words: Words = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@reads
 def split(words: Words = None, as_json: AsJson = False) -> None:
     """Print who is on which side: compositions, tracks, rows and hours, and the pieces that training never hears.
 
@@ -68,6 +72,7 @@ def split(words: Words = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@reads
 def quarantine(words: Words = None, as_json: AsJson = False) -> None:
     """List the files that ingest could not use: where they are, the stage, and why."""
     from pipelines import inspection

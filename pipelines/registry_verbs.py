@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.words import OnlySay, stage_config
+from pipelines.words import OnlySay, reads, stage_config
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +29,7 @@ Why = Annotated[str, typer.Option("--why", help="The reason; it is recorded.", s
 
 
 @app.command("list")
+@reads
 def list_(
     name: Annotated[str, typer.Argument(help="Model, such as presto-generator; all where it is left out.")] = "",
     settings: Settings = None,
@@ -44,6 +45,7 @@ def list_(
 
 
 @app.command()
+@reads
 def show(version: Which, settings: Settings = None, as_json: AsJson = False) -> None:
     """Show a version: from which data, teacher, code and settings, how good and how fast, promoted by whom."""
     from pipelines.registry import views
@@ -52,6 +54,7 @@ def show(version: Which, settings: Settings = None, as_json: AsJson = False) -> 
 
 
 @app.command()
+@reads
 def search(
     words: Annotated[list[str], typer.Argument(metavar='"FILTER" [KEY=VALUE]...', help="fd < 3 and method = LS")],
     order: Annotated[str, typer.Option(help="Number to sort by, least first; else the newest come first.")] = "",
@@ -73,6 +76,7 @@ def search(
 
 
 @app.command()
+@reads
 def lineage(
     version: Which,
     settings: Settings = None,
@@ -86,6 +90,7 @@ def lineage(
 
 
 @app.command()
+@reads
 def diff(one: Which, other: Which, settings: Settings = None, as_json: AsJson = False) -> None:
     """Compare two versions: settings, what was measured, parents, code."""
     from pipelines.registry import views

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +23,22 @@ Words = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
 OnlySay = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
+
+
+def reads(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that changes nothing, with a --dry-run all the same, so that scripts may give it to any verb."""
+
+    @wraps(verb)
+    def read(*args: Any, dry_run: bool = False, **kwargs: Any) -> None:
+        if dry_run:
+            typer.echo(f"would only read, and change nothing: {inspect.getdoc(verb)}".splitlines()[0])
+        else:
+            verb(*args, **kwargs)
+
+    signature = inspect.signature(verb, eval_str=True)
+    option = inspect.Parameter("dry_run", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=OnlySay)
+    read.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    return read
 
 
 def stage_config(stage: str, words: list[str]) -> StageConfig:

@@ -1,0 +1,45 @@
+"""Every verb of the command line: it says what it would do, and starts at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from infra.cli import app
+
+
+def verbs(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if not hasattr(command, "commands"):
+        yield path, command
+        return
+    for name, below in command.commands.items():
+        yield from verbs(below, (*path, name))
+
+
+def test_every_verb_has_a_dry_run():
+    found = dict(verbs(typer.main.get_command(app)))
+    assert ("registry", "list") in found
+    assert ("train-teacher",) in found
+    without = [path for path, verb in found.items() if not any("--dry-run" in p.opts for p in verb.params)]
+    assert not without
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("registry", "show", "presto-generator@champion", "tracking.uri=http://127.0.0.1:1"),
+        ("jobs", "logs", "raysubmit_x", "--on", "http://127.0.0.1:1", "-f"),
+        ("dataset", "verify", "s3://nowhere/x"),
+        ("presets",),
+    ],
+)
+def test_a_verb_that_only_reads_says_so_and_reads_nothing(words: tuple[str, ...]):
+    """None of these places exists, so that to read would fail."""
+    done = CliRunner().invoke(app, [*words, "--dry-run"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert done.stdout.startswith("would only read, and change nothing: ")
+    assert CliRunner().invoke(app, [*words, "--dry-rum"]).exit_code == 2
