@@ -105,6 +105,7 @@ def _assumptions(asked: Question, pace_of: PaceOf) -> list[str]:
     if asked.price_usd:
         said.append(f"{asked.price_usd:g} USD for an hour of one GPU, an assumption unless --price was given")
     said.append("captions fill text.max_tokens; the discriminator's head is not counted in memory")
+    said.append("layer budgets come by chance, and a step waits for the device whose rows run the most blocks")
     said.append("evaluation, restarts after lost nodes and the time until nodes are there come on top")
     return [*said, f"ingest of the preset's corpus: {ingest_core_hours(asked):.2g} core-hours (rate from docs/data.md)"]
 
