@@ -99,9 +99,9 @@ class Head:
 
     def _dashboard_of(self, address: str) -> str:
         """The Jobs API of a cluster by the address of its Ray client server."""
-        from pipelines.cluster import _require_answer
+        from pipelines.cluster import require_answer
 
-        _require_answer(address)
+        require_answer(address)
         if self.token:
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray is imported
             os.environ.setdefault("RAY_AUTH_TOKEN", self.token)

@@ -8,11 +8,9 @@ import secrets
 import socket
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
-from typing import Any
 
 from pipelines.progress import console
 from presto_core.config.errors import UserError
@@ -95,101 +93,10 @@ def resources_per_worker(config: ClusterConfig) -> dict[str, float]:
     return {"CPU": config.cpus_per_worker, **gpus}
 
 
-def ordered(items: list[dict[str, Any]], *, may_fail: bool = False) -> Any:
-    """A Ray Dataset of one block an item, whose rows come out in the items' order.
-
-    Args:
-        may_fail: rows of a worker that died each time it tried are left out, instead of ending the run.
-    """
-    import ray.data
-
-    rows = ray.data.from_items(items, override_num_blocks=len(items))
-    rows.context.execution_options.preserve_order = True
-    rows.context.enable_progress_bars = False
-    rows.context.max_errored_blocks = -1 if may_fail else 0
-    return rows
-
-
-def with_actors(rows: Any, actor: type, config: ClusterConfig, most: int, *args: Any) -> Any:
-    """A Ray Dataset of what actors of a class make of rows, one of one.
-
-    Args:
-        actor: class whose `__call__` turns one row into another; its instances live as long as the execution.
-        most: actors there can be use for.
-        args: for its constructor.
-    """
-    import ray
-
-    # Restarting an actor helps where other nodes are left; on one machine the run itself is started again.
-    restarts = {} if joined_address(config) else {"max_restarts": 0, "max_task_retries": 0}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
-        return rows.map(
-            _Guarded,
-            fn_constructor_args=(actor, *args),
-            concurrency=min(config.data_workers, most),
-            num_cpus=config.cpus_per_worker,
-            num_gpus=config.gpus_per_worker or None,
-            **restarts,
-        )
-
-
-def rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
-    """Rows of a Ray Dataset as they get done.
-
-    Raises:
-        UserError: what a row's `error` says.
-        ClusterError: a worker died.
-    """
-    import ray
-
-    try:
-        for row in dataset.iter_rows():
-            if row["error"]:
-                raise UserError(row["error"])
-            yield row
-    except ray.exceptions.RayTaskError:
-        raise  # a bug of ours
-    except ray.exceptions.RayError as error:
-        raise ClusterError(
-            f"a Ray worker died ({type(error).__name__}; killed, or out of memory?); run the same command to go on"
-        ) from error
-
-
-def map_with_actors(items: list[dict[str, Any]], actor: type, config: ClusterConfig, *args: Any) -> Iterator[Any]:
-    """Rows that actors of a class make of items, in the items' order, as they get done.
-
-    Raises:
-        UserError: what the actor raised.
-    """
-    return rows_of(with_actors(ordered(items), actor, config, len(items), *args))
-
-
-class _Guarded:
-    """An actor that says what the user can mend in a row: raised in a task, Ray would bury the sentence."""
-
-    def __init__(self, actor: type, *args: Any) -> None:
-        self.make: Callable[[], Any] = lambda: actor(*args)
-        self.made: Any = None
-
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        try:
-            self.made = self.made or self.make()
-            return {**self.made(item), "error": ""}
-        except UserError as error:
-            return {"error": str(error)}
-
-
-def actor_resources(config: ClusterConfig, items: int) -> dict[str, float]:
-    """What `map_with_actors` takes of a cluster."""
-    workers = min(config.data_workers, items)
-    return {"cpus": workers * config.cpus_per_worker, "gpus": workers * config.gpus_per_worker}
-
-
 def _connect(config: ClusterConfig) -> None:
     address = joined_address(config)
     if address:
-        _require_answer(address)
+        require_answer(address)
     elif not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         # a token of this session's own; Ray would write one, world-readable, into the home folder
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -224,7 +131,7 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _require_answer(address: str) -> None:
+def require_answer(address: str) -> None:
     """ray.init tries a dead address for ten minutes; one connection attempt tells at once."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdigit():

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from pipelines.cluster import ClusterError, actor_resources, ordered, rows_of, with_actors
+from pipelines.actors import actor_resources, ordered, rows_of, with_actors
+from pipelines.cluster import ClusterError
 from pipelines.encoders import FileEncoder, SegmentEncoder, decode_track
 from pipelines.encoding import Encoding, End, decoder_versions
 from pipelines.pool import DIED, Content, Failure, Pool, Seen

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.actors import actor_resources, map_with_actors
 from pipelines.assemble import SPLITS, ShardAssembler, ShardPlan, plan_shards
-from pipelines.cluster import actor_resources, map_with_actors, ray_session
+from pipelines.cluster import ray_session
 from pipelines.curation import (
     DOUBLES,
     QUARANTINE,

@@ -18,9 +18,9 @@ from urllib.request import Request, urlopen
 
 from packaging.specifiers import SpecifierSet
 
+from pipelines.actors import actor_resources
 from pipelines.cluster import (
     ClusterError,
-    actor_resources,
     joined_address,
     least_workers,
     ray_session,

@@ -11,7 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
-from pipelines.cluster import READER_CPUS, ordered
+from pipelines.actors import ordered
+from pipelines.cluster import READER_CPUS
 from pipelines.shard_cache import ShardCache
 from pipelines.shards import Held, Rows, Shard, read_table
 from pipelines.storage import open_folder

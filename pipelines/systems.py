@@ -15,7 +15,8 @@ import torchaudio.functional as TAF
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from pipelines.cluster import actor_resources, map_with_actors, ray_session
+from pipelines.actors import actor_resources, map_with_actors
+from pipelines.cluster import ray_session
 from pipelines.columns import Array
 from pipelines.dataset import LatentDataset, conditioning_of, open_dataset
 from pipelines.lineage import method_of

@@ -26,12 +26,13 @@ OnlySay = Annotated[bool, typer.Option("--dry-run", help="Say what would be done
 
 
 def reads(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb that changes nothing, with a --dry-run all the same, so that scripts may give it to any verb."""
+    """A verb that changes nothing stored, with a --dry-run all the same, so that scripts may give it to any verb."""
 
     @wraps(verb)
     def read(*args: Any, dry_run: bool = False, **kwargs: Any) -> None:
         if dry_run:
-            typer.echo(f"would only read, and change nothing: {inspect.getdoc(verb)}".splitlines()[0])
+            does = (inspect.getdoc(verb) or "").partition("\n")[0]
+            typer.echo(f"would do this, which changes no artifact, record or job: {does}")
         else:
             verb(*args, **kwargs)
 

@@ -78,7 +78,7 @@ def _said(*, workers: int, threads: int) -> tuple[str, ...]:
             f"{threads} thread{'s' if threads > 1 else ''} each; what else runs here makes it worse"
         ),
         "gradients are exchanged when the backward pass is done, since the same cores do both",
-        f"a core reads {READ_BYTES_S / 1e6:g} MB/s of shards (measured: docs/data.md), and does nothing else meanwhile",
+        f"a worker reads {READ_BYTES_S / 1e6:g} MB/s of shards (measured: docs/data.md) and does nothing else then",
     )
 
 

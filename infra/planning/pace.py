@@ -130,5 +130,5 @@ def _assumptions(device: Device, *, bf16: bool, gpus: int, node_gbit: float) -> 
         f"nodes; an all-reduce reaches {LINK_SHARE:.0%} of the slower one"
         + ("" if gpus > GPUS_A_NODE else ", here the first"),
         "gradients travel while the backward pass goes on; a tenth of their way is seen at least",
-        f"one core reads {READ_BYTES_S / 1e6:g} MB/s of shards beside each GPU (measured: docs/data.md)",
+        f"Ray Data reads {READ_BYTES_S / 1e6:g} MB/s of shards for each GPU (measured on two cores: docs/data.md)",
     )

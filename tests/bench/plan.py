@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.planning.measure import cores, measured
-from infra.planning.step import Group, StepTime, step_time
+from infra.planning.step import Group, step_time
 from pipelines.dataset import LatentDataset
 from pipelines.reading import read_here
 from pipelines.step_work import stage_work
@@ -59,6 +59,7 @@ ITERATIONS = 4  # of five critic steps and a generator step
 STAGES_RUN = {"teacher": "train-teacher", "L": "distill-layers", "S": "distill-steps", "LS": "distill-steps"}
 CRITIC_STEPS = 5
 STEPS = ITERATIONS * (CRITIC_STEPS + 1)
+UNSAVED = 1000  # steps between checkpoints: more than a run has
 STEADY, TRIES = 0.1, 3  # most that predictions before and after a run may differ; runs until they do not
 
 
@@ -111,7 +112,7 @@ def run(stage: str, size: str, folder: str, workers: int, number: int) -> dict[s
         global_batch_size=BATCH,
         total_steps=STEPS,
         updates=STEPS,
-        loop=LoopConfig(log_every=CRITIC_STEPS + 1, checkpoint_every=1000),
+        loop=LoopConfig(log_every=CRITIC_STEPS + 1, checkpoint_every=UNSAVED),
         cluster=ClusterConfig(),
         data=config_of(stage).data,
         watch=(),
@@ -135,14 +136,6 @@ def of_process(stage: str, size: str, folder: str, workers: int, number: int) ->
     return {name: torch.tensor(value) for name, value in run(stage, size, folder, workers, number).items()}
 
 
-def predicted(stage: str, size: str, workers: int, pace: Any) -> StepTime:
-    network = NETWORKS[size]
-    config = config_of(stage)
-    loop = config.loop.model_copy(update={"checkpoint_every": 1000})
-    group = Group(workers, BATCH // workers, loop, config.cluster.parallel)
-    return step_time(stage_work(config, network.depth, layered=stage == "LS"), network, SHAPE, pace, group)
-
-
 def compared(stage: str, size: str, folder: str, workers: int) -> dict[str, Any]:
     """One run, and what is predicted of it: the mean of what constants before and after it say."""
     row: dict[str, Any] = {"stage": stage, "size": size, "workers": workers, "off_pace": math.inf}
@@ -161,8 +154,10 @@ def compared(stage: str, size: str, folder: str, workers: int) -> dict[str, Any]
 
 def foretold(stage: str, size: str, workers: int) -> float:
     """Seconds a step by constants that are measured now."""
-    pace = measured(NETWORKS[size], SHAPE, rows=BATCH // workers, workers=workers)
-    return predicted(stage, size, workers, pace).total
+    network, rows, config = NETWORKS[size], BATCH // workers, config_of(stage)
+    pace = measured(network, SHAPE, rows=rows, workers=workers)
+    group = Group(workers, rows, config.loop.model_copy(update={"checkpoint_every": UNSAVED}), config.cluster.parallel)
+    return step_time(stage_work(config, network.depth, layered=stage == "LS"), network, SHAPE, pace, group).total
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Every verb of the command line: it says what it would do, and starts at once."""
+"""Every verb of the command line says what it would do."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def test_a_verb_that_only_reads_says_so_and_reads_nothing(words: tuple[str, ...]
     """None of these places exists, so that to read would fail."""
     done = CliRunner().invoke(app, [*words, "--dry-run"], catch_exceptions=False)
     assert done.exit_code == 0
-    assert done.stdout.startswith("would only read, and change nothing: ")
+    assert done.stdout.startswith("would do this, which changes no artifact, record or job: ")
     assert CliRunner().invoke(app, [*words, "--dry-rum"]).exit_code == 2

@@ -168,7 +168,7 @@ def test_running_ray_that_is_too_small_is_refused(ray_here):
 
 def test_unanswering_ray_address_is_refused():
     with pytest.raises(ClusterError, match=r"no Ray cluster answers at '127\.0\.0\.1:9'"):
-        cluster._require_answer("127.0.0.1:9")
+        cluster.require_answer("127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
