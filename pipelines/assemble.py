@@ -12,7 +12,7 @@ import torch
 
 from pipelines.columns import Array
 from pipelines.pool import Content, read_segment
-from pipelines.shards import Rows, to_parquet
+from pipelines.shards import Rows, to_parquet, write_shard
 from pipelines.sources import Track
 from pipelines.storage import open_folder
 from presto_core.audio.latent_stats import LatentStats
@@ -99,7 +99,7 @@ class ShardAssembler:
         plan = ShardPlan(fields["name"], fields["split"], [Part(**part) for part in fields["parts"]])
         rows = self._rows(plan.parts)
         file = f"shards/{plan.name}.parquet"
-        entry = write_bytes(self.artifact, file, to_parquet(rows))
+        entry = write_shard(self.artifact, file, to_parquet(rows))
         stats = LatentStats.of(rows.latents)
         result = {
             "shard": {"file": file, "split": plan.split, "rows": len(rows), **entry},

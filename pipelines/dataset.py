@@ -7,7 +7,6 @@ handed over a few batches ahead. A cursor (epoch, row) says all about where a ru
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -130,19 +129,14 @@ def stream(
             first = cursor.row // global_batch_size if epoch == cursor.epoch else 0
             yield Reading(epoch, plan, plan.shares(rank=rank, world_size=world_size), first)
 
-    def chosen() -> Generator[tuple[Examples, Array, Cursor], None, None]:
+    def batches() -> Generator[Batch, None, None]:
         draws: _Draws | None = None
         for reading, number, rows, ids in source.batches(epochs()):
             if draws is None or draws.epoch != reading.epoch:
                 draws = augment.of_epoch(reading.epoch)
             last = number + 1 == reading.plan.batches
             after = Cursor(reading.epoch + 1, 0) if last else Cursor(reading.epoch, (number + 1) * global_batch_size)
-            yield *draws(rows, ids), after
-
-    def batches() -> Generator[Batch, None, None]:
-        with closing(ahead(chosen, depth=1)) as gathering:
-            for rows, told, after in gathering:
-                yield to_batch(rows, told, after)
+            yield to_batch(*draws(rows, ids), after)
 
     return ahead(batches, depth=BATCHES_AHEAD)
 

@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from pipelines.progress import console
 from pipelines.storage import open_folder
+from presto_core.registry.checksum import Checksum
 from presto_core.registry.content import Entry, require_artifact
 from presto_core.registry.store import (
     MANIFEST,
@@ -17,7 +18,7 @@ from presto_core.registry.store import (
     Folder,
     StoreError,
     read_bytes,
-    read_hashed,
+    read_checked,
     read_manifest,
     write_bytes,
 )
@@ -79,5 +80,5 @@ def cache_folder() -> Path:
 def _copy(source: Folder, target: Folder, files: dict[str, Entry]) -> None:
     """File by file, each checked against its hash; the manifest last, so that half a copy does not exist."""
     for name, entry in files.items():
-        write_bytes(target, name, read_hashed(source, name, entry.sha256))
+        write_bytes(target, name, read_checked(source, name, Checksum("sha256", entry.sha256)))
     write_bytes(target, MANIFEST, read_bytes(source, MANIFEST))

@@ -1,7 +1,6 @@
 """Shards read from object storage, kept on the node's disk by their hashes: later epochs and other workers read there.
 
-A kept shard is a copy under the name of its sha256, with a BLAKE3 hash at its end that is checked at every reading, for
-a fifth of the work. Any of them may be deleted at any time.
+A kept shard is a copy under the name of its hash, which is checked at every reading. Any may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -16,15 +15,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from blake3 import blake3
-
 from pipelines.near import CACHE, cache_folder
 from presto_core.config.sections import ClusterConfig
+from presto_core.registry.checksum import Checksum
 from presto_core.registry.store import StoreError
 
 LEFT_FREE = 0.1  # of the disk, for others
 IDLE_S = 24 * 3600  # a shard that nobody read for so long makes room for others
-SEAL_BYTES = 32  # of the hash
 
 
 @dataclass(frozen=True)
@@ -44,13 +41,13 @@ class ShardCache:
         """The cache that a cluster's settings ask for; None where they want none."""
         return cls(int(config.shard_cache_gb * 1e9)) if config.shard_cache_gb else None
 
-    def read(self, sha256: str) -> memoryview | None:
+    def read(self, checksum: Checksum) -> bytes | None:
         """The bytes with this hash, or None where they are not kept; damaged ones are deleted."""
-        return _opened(self).read(sha256)
+        return _opened(self).read(checksum)
 
-    def keep(self, sha256: str, content: bytes) -> None:
+    def keep(self, checksum: Checksum, content: bytes) -> None:
         """Keep bytes whose hash was checked, where there is room; a disk that takes none is said once and no error."""
-        _opened(self).keep(sha256, content)
+        _opened(self).keep(checksum.digest, content)
 
 
 class _Kept:
@@ -66,28 +63,25 @@ class _Kept:
         except (OSError, StoreError) as error:
             self._give_up(error)
 
-    def read(self, sha256: str) -> memoryview | None:
-        path = self.folder / sha256
+    def read(self, checksum: Checksum) -> bytes | None:
+        path = self.folder / checksum.digest
         try:
-            kept = memoryview(path.read_bytes())
+            content = path.read_bytes()
         except OSError:
             return None
-        content, seal = kept[:-SEAL_BYTES], kept[-SEAL_BYTES:]
-        if blake3(content).digest() == seal:
+        if checksum.found(content) == checksum.digest:
             return content
         with suppress(OSError):
             path.unlink()
         return None
 
-    def keep(self, sha256: str, content: bytes) -> None:
+    def keep(self, name: str, content: bytes) -> None:
         if len(content) > self.room:
             return
-        partial = self.folder / f"{sha256}.{secrets.token_hex(8)}"
+        partial = self.folder / f"{name}.{secrets.token_hex(8)}"
         try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.write(blake3(content).digest())
-            partial.replace(self.folder / sha256)
+            partial.write_bytes(content)
+            partial.replace(self.folder / name)
         except OSError as error:
             with suppress(OSError):
                 partial.unlink()

@@ -9,21 +9,29 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from blake3 import blake3
 
 from pipelines.columns import Array, Column, column_of, stored_column, table_bytes
 from pipelines.shard_cache import ShardCache
-from presto_core.registry.store import Folder, StoreError, read_hashed
+from presto_core.registry.checksum import Checksum
+from presto_core.registry.store import Folder, StoreError, read_checked, write_bytes
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file of a data set, as the manifest lists it."""
+    """One Parquet file of a data set, as the manifest lists it; the first data sets knew no blake3."""
 
     file: str
     split: str
     rows: int
     sha256: str
     bytes: int = 0
+    blake3: str = ""
+
+    @property
+    def checksum(self) -> Checksum:
+        """What its bytes are checked against at every reading."""
+        return Checksum("blake3", self.blake3) if self.blake3 else Checksum("sha256", self.sha256)
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,11 @@ def to_parquet(rows: Rows) -> bytes:
     return table_bytes({name: getattr(rows, name) for name in rows.columns()}, repeated=REPEATED)
 
 
+def write_shard(folder: Folder, file: str, content: bytes) -> dict[str, Any]:
+    """Write what `to_parquet` gave; its hashes and size for the manifest. Raises StoreError where it cannot."""
+    return write_bytes(folder, file, content) | {"blake3": blake3(content).hexdigest()}
+
+
 def read_table(folder: Folder, shard: Shard, *, columns: Sequence[str], cache: ShardCache | None = None) -> pa.Table:
     """Columns of a shard as an Arrow table, checked against the manifest's hash and this release's schema.
 
@@ -141,11 +154,11 @@ def read_table(folder: Folder, shard: Shard, *, columns: Sequence[str], cache: S
     return table
 
 
-def _content(folder: Folder, shard: Shard, cache: ShardCache | None) -> bytes | memoryview:
+def _content(folder: Folder, shard: Shard, cache: ShardCache | None) -> bytes:
     if cache is None:
-        return read_hashed(folder, shard.file, shard.sha256)
-    if (kept := cache.read(shard.sha256)) is not None:
+        return read_checked(folder, shard.file, shard.checksum)
+    if (kept := cache.read(shard.checksum)) is not None:
         return kept
-    content = read_hashed(folder, shard.file, shard.sha256)
-    cache.keep(shard.sha256, content)
+    content = read_checked(folder, shard.file, shard.checksum)
+    cache.keep(shard.checksum, content)
     return content

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from pyarrow import fs as pafs
 
+from presto_core.registry.checksum import Checksum
 from presto_core.registry.reading import blocks
 from presto_core.registry.retry import DamagedError as DamagedError
 from presto_core.registry.retry import Result, persist
@@ -212,10 +213,10 @@ def read_file(folder: Folder, name: str, manifest: dict[str, Any]) -> bytes:
     entry = manifest["files"].get(name)
     if entry is None:
         raise StoreError(f"{folder.uri} has no file {name!r}; it has {', '.join(sorted(manifest['files']))}")
-    return read_hashed(folder, name, entry["sha256"])
+    return read_checked(folder, name, Checksum("sha256", entry["sha256"]))
 
 
-def read_hashed(folder: Folder, name: str, sha256: str) -> bytes:
+def read_checked(folder: Folder, name: str, wanted: Checksum) -> bytes:
     """A file's content, checked against a hash that a manifest gives.
 
     Raises:
@@ -225,10 +226,10 @@ def read_hashed(folder: Folder, name: str, sha256: str) -> bytes:
     # on the way are none that were written
     for read in (_read_quickly, read_bytes, read_bytes) if folder.remote else (read_bytes,):
         content = read(folder, name)
-        found = hashlib.sha256(content).hexdigest()
-        if found == sha256:
+        found = wanted.found(content)
+        if found == wanted.digest:
             return content
     raise DamagedError(
-        f"{folder.uri}/{name} is damaged: sha256 {found[:12]}... where the manifest says {sha256[:12]}...; "
-        "restore it, or delete the folder and run its stage again"
+        f"{folder.uri}/{name} is damaged: {wanted.algorithm} {found[:12]}... where the manifest says "
+        f"{wanted.digest[:12]}...; restore it, or delete the folder and run its stage again"
     )

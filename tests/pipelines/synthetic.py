@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from pipelines.dataset import LatentDataset, open_dataset
-from pipelines.shards import Rows, to_parquet
+from pipelines.shards import Rows, to_parquet, write_shard
 from pipelines.storage import open_folder
 from presto_core.audio.latent_stats import LatentStats
 from presto_core.networks.flops import LatentShape
 from presto_core.registry.manifest import commit_artifact
-from presto_core.registry.store import write_bytes
 
 CHANNELS, FRAMES, TEXT_DIM, TOKENS = 4, 8, 8, 3
 SHAPE = LatentShape(CHANNELS, FRAMES, TEXT_DIM, TOKENS)
@@ -50,7 +49,7 @@ def make_dataset(
     shards = []
     for seed, part in enumerate(parts):
         file = f"shards/{seed}.parquet"
-        entry = write_bytes(folder, file, to_parquet(part))
+        entry = write_shard(folder, file, to_parquet(part))
         split = "train" if seed < len(shard_rows) else "held_out"
         shards.append({"file": file, "split": split, "rows": len(part), **entry})
     info = {

@@ -1,6 +1,5 @@
 """The training stream: complete, disjoint, reproducible, resumable at any row, checked against its hashes."""
 
-import hashlib
 import io
 from dataclasses import replace
 from itertools import islice
@@ -9,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from blake3 import blake3
 
 from pipelines import epoch_plan, reading
 from pipelines.dataset import LatentDataset, conditioning_of, open_dataset, stream
@@ -245,6 +245,15 @@ def test_without_damaged_shards_the_stream_goes_on_and_counts_less(latents: Late
     assert not any(1000 <= tempo < 2000 for tempo in seen)  # shard 1
 
 
+def test_shards_of_a_data_set_that_knows_no_blake3_are_checked_by_sha256(latents: LatentDataset, tmp_path):
+    first = [replace(shard, blake3="") for shard in latents.shards("train")]
+    new, old = (Rows.cat(list(read_here(latents.uri, shards, Rows))) for shards in (latents.shards("train"), first))
+    assert (new.latents == old.latents).all()
+    (tmp_path / "data/shards/1.parquet").write_bytes(b"nothing")
+    with pytest.raises(StoreError, match=r"1\.parquet is damaged: sha256"):
+        list(read_here(latents.uri, first, Rows))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -256,7 +265,7 @@ def test_without_damaged_shards_the_stream_goes_on_and_counts_less(latents: Late
 def test_a_shard_of_another_schema_is_named_though_its_hash_is_right(latents, tmp_path, content, message: str):
     path = tmp_path / "data/shards/1.parquet"
     path.write_bytes(content(path.read_bytes()))
-    shard = replace(latents.shards("train")[1], sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    shard = replace(latents.shards("train")[1], blake3=blake3(path.read_bytes()).hexdigest())
     with pytest.raises(StoreError, match=rf"1\.parquet.*{message}"):
         list(read_here(latents.uri, [shard], Rows))
 
@@ -283,7 +292,7 @@ def test_ray_reads_the_same_rows_from_s3(ray_here, many: LatentDataset, tmp_path
 def test_ray_names_damaged_and_missing_shards(ray_here, latents: LatentDataset, tmp_path):
     (tmp_path / "data/shards/1.parquet").write_bytes(b"nothing")
     (tmp_path / "data/shards/2.parquet").unlink()
-    with pytest.raises(StoreError, match=r"1\.parquet is damaged: sha256"):
+    with pytest.raises(StoreError, match=r"1\.parquet is damaged: blake3"):
         list(read_with_ray(latents.uri, latents.shards("train")[:2], Rows))
     with pytest.raises(StoreError, match=r"2\.parquet does not exist"):
         list(read_with_ray(latents.uri, latents.shards("train")[2:], Rows))

@@ -41,7 +41,7 @@ def test_a_sound_data_set_is_counted(dataset: LatentDataset):
     ("damage", "message"),
     [
         (lambda path: path.unlink(), r"shards/1\.parquet does not exist"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-50]), r"1\.parquet is damaged: sha256"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-50]), r"1\.parquet is damaged: blake3"),
         (lambda path: path.write_bytes(b""), r"1\.parquet is damaged"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 
 from pipelines import epoch_plan, shard_cache
 from pipelines.dataset import open_dataset, stream
@@ -20,12 +20,14 @@ from pipelines.shard_cache import ShardCache
 from pipelines.shards import Rows
 from pipelines.storage import open_folder
 from presto_core.config.sections import ClusterConfig
+from presto_core.registry.checksum import Checksum
 from presto_core.registry.store import StoreError
 from presto_core.training.state import Batch, Cursor
 from tests.pipelines.synthetic import make_dataset
 
 CONTENT = [bytes([i]) * 1000 for i in range(8)]
-NAMES = [hashlib.sha256(content).hexdigest() for content in CONTENT]
+SUMS = [Checksum("blake3", blake3(content).hexdigest()) for content in CONTENT]
+NAMES = [found.digest for found in SUMS]
 
 
 @pytest.fixture
@@ -43,56 +45,56 @@ def files(cache: ShardCache) -> list[str]:
 
 
 def test_what_is_kept_is_read_again_and_nothing_else(cache: ShardCache):
-    cache.keep(NAMES[0], CONTENT[0])
-    assert bytes(cache.read(NAMES[0]) or b"") == CONTENT[0]
-    assert cache.read(NAMES[1]) is None
+    cache.keep(SUMS[0], CONTENT[0])
+    assert cache.read(SUMS[0]) == CONTENT[0]
+    assert cache.read(SUMS[1]) is None
     assert files(cache) == [NAMES[0]]
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "empty", "longer"])
 def test_a_damaged_copy_is_not_used_and_goes(cache: ShardCache, damage: str):
-    cache.keep(NAMES[0], CONTENT[0])
+    cache.keep(SUMS[0], CONTENT[0])
     path = Path(cache.folder) / NAMES[0]
     kept = path.read_bytes()
     path.write_bytes({"changed": b"x" + kept[1:], "cut": kept[:-1], "empty": b"", "longer": kept + b"x"}[damage])
-    assert cache.read(NAMES[0]) is None
+    assert cache.read(SUMS[0]) is None
     assert files(cache) == []
 
 
 def test_it_keeps_no_more_than_its_limit(tmp_path: Path):
     cache = ShardCache(3500, str(tmp_path))
-    for name, content in zip(NAMES, CONTENT):
-        cache.keep(name, content)
+    for checksum, content in zip(SUMS, CONTENT):
+        cache.keep(checksum, content)
     assert len(files(cache)) == 3
 
 
 def test_what_nobody_read_for_long_makes_room(tmp_path: Path):
     cache = ShardCache(2500, str(tmp_path))
-    for name, content in zip(NAMES[:2], CONTENT):
-        cache.keep(name, content)
+    for checksum, content in zip(SUMS[:2], CONTENT):
+        cache.keep(checksum, content)
     long_ago = time.time() - shard_cache.IDLE_S - 60
     os.utime(Path(cache.folder) / NAMES[0], (long_ago, long_ago))
     shard_cache._opened.cache_clear()  # as in a new process
-    cache.keep(NAMES[2], CONTENT[2])
+    cache.keep(SUMS[2], CONTENT[2])
     assert files(cache) == sorted(NAMES[1:3])
 
 
 def test_a_place_that_takes_nothing_is_said_once_and_no_error(tmp_path: Path, caplog):
     (tmp_path / "file").write_text("no folder")
     cache = ShardCache(10**6, str(tmp_path / "file/shards"))
-    for name, content in zip(NAMES, CONTENT):
-        cache.keep(name, content)
-        assert cache.read(name) is None
+    for checksum, content in zip(SUMS, CONTENT):
+        cache.keep(checksum, content)
+        assert cache.read(checksum) is None
     assert [r.getMessage().count("cluster.shard_cache_gb=0") for r in caplog.records] == [1]
 
 
 def test_many_writers_of_one_shard_leave_it_whole(cache: ShardCache):
     content = os.urandom(2**18)
-    name = hashlib.sha256(content).hexdigest()
+    checksum = Checksum("blake3", blake3(content).hexdigest())
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: cache.keep(name, content), range(32)))
-    assert files(cache) == [name]
-    assert bytes(cache.read(name) or b"") == content
+        list(pool.map(lambda _: cache.keep(checksum, content), range(32)))
+    assert files(cache) == [checksum.digest]
+    assert cache.read(checksum) == content
 
 
 def test_a_cluster_says_how_much_and_a_node_where(monkeypatch, tmp_path: Path):
@@ -101,7 +103,7 @@ def test_a_cluster_says_how_much_and_a_node_where(monkeypatch, tmp_path: Path):
     cache = ShardCache.of(ClusterConfig(shard_cache_gb=2))
     assert cache == ShardCache(2 * 10**9)
     shard_cache._opened.cache_clear()
-    cache.keep(NAMES[0], CONTENT[0])
+    cache.keep(SUMS[0], CONTENT[0])
     assert os.listdir(tmp_path / "mine/shards") == [NAMES[0]]
     shard_cache._opened.cache_clear()
 
@@ -148,7 +150,7 @@ def test_local_shards_are_not_copied(tmp_path: Path, cache: ShardCache):
 def test_tasks_of_ray_keep_and_use_them(ray_here, uri: str, cache: ShardCache):
     dataset = open_dataset(uri)
     list(read_with_ray(uri, dataset.shards("train"), Rows, cache=cache))
-    assert files(cache) == sorted({shard.sha256 for shard in dataset.shards("train")})
+    assert files(cache) == sorted({shard.blake3 for shard in dataset.shards("train")})
     open_folder(f"{uri}/shards").delete()
     assert sum(len(r) for r in read_with_ray(uri, dataset.shards("train"), Rows, cache=cache)) == sum(
         shard.rows for shard in dataset.shards("train")

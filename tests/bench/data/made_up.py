@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.columns import Array
-from pipelines.shards import Rows, to_parquet
+from pipelines.shards import Rows, to_parquet, write_shard
 from pipelines.storage import open_folder
 from presto_core.registry.manifest import commit_artifact
 from presto_core.registry.store import Folder, write_bytes
@@ -76,7 +76,7 @@ class ParquetCopy:
 
     def add_bytes(self, content: bytes, rows: int) -> None:
         file = f"shards/{len(self.shards):05d}.parquet"
-        entry = write_bytes(self.folder, file, content)
+        entry = write_shard(self.folder, file, content)
         self.shards.append({"file": file, "split": "train", "rows": rows, **entry})
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,16 @@ Reading = Callable[[str, Path, int], Iterator[int]]
 """(Folder of the data set's copies, empty local folder, epochs) -> rows of each batch."""
 
 
-def presto(reader: str) -> Reading:
-    """The training stream: shuffled, hashes checked, normalised, its cache of shards empty at first."""
+@dataclass(frozen=True)
+class Ours:
+    """Settings of the stream: `cluster.reader`, and whether `cluster.shard_cache_gb` lets it keep shards on disk."""
+
+    reader: str
+    keeps: bool
+
+
+def presto(how: Ours) -> Reading:
+    """The training stream: shuffled, hashes checked, normalised; what it keeps of shards is nothing at first."""
 
     def read(uri: str, scratch: Path, epochs: int) -> Iterator[int]:
         from pipelines import reading
@@ -41,8 +50,8 @@ def presto(reader: str) -> Reading:
 
         dataset = open_dataset(f"{uri}/presto")
         rows = sum(s.rows for s in dataset.shards("train"))
-        chosen = {"ray": reading.read_with_ray, "threads": reading.read_here}[reader]
-        cache = ShardCache(CACHE_BYTES, str(scratch / "shards"))
+        chosen = {"ray": reading.read_with_ray, "threads": reading.read_here}[how.reader]
+        cache = ShardCache(CACHE_BYTES, str(scratch / "shards")) if how.keeps else None
         batches = stream(dataset, seed=0, cursor=Cursor(), global_batch_size=BATCH, reader=chosen, cache=cache)
         for _ in range(epochs * (rows // BATCH)):
             yield len(next(batches).x0)
@@ -120,9 +129,13 @@ def mosaic(workers: int) -> Reading:
     return read
 
 
-PRESTO = {f"presto, {reader}": reader for reader in ("threads", "ray")}
+PRESTO = {
+    f"presto, {reader}, {'keeps shards' if keeps else 'keeps nothing'}": Ours(reader, keeps)
+    for reader in ("threads", "ray")
+    for keeps in (True, False)
+}
 READINGS: dict[str, Reading] = {
-    **{name: presto(reader) for name, reader in PRESTO.items()},
+    **{name: presto(how) for name, how in PRESTO.items()},
     **{f"pyarrow.parquet, {n} threads": pyarrow_files(n) for n in (2, 4)},
     "pyarrow.dataset": pyarrow_dataset,
     **{f"webdataset, {n} workers": webdataset(n) for n in (0, 1, 2)},
