@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -90,7 +91,9 @@ class _Guarded:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         try:
-            self.made = self.made or self.make()
+            if self.made is None:
+                self.made = self.make()
+                gc.freeze()  # Ray asks for a collection every few seconds, which what was imported would make long
             return {**self.made(item), "error": ""}
         except UserError as error:
             return {"error": str(error)}

@@ -190,7 +190,9 @@ class _Counter:
         loud = np.array([np.vdot(window, window) / window.size for window in audio]) >= SILENCE_RMS**2
         self.rows.append(int(loud.sum()))
         self.silent += int((~loud).sum())
-        return Segment(len(self.rows) - 1, audio[loud], starts[loud])
+        if not loud.all():  # else it would be a copy for nothing
+            audio, starts = audio[loud], starts[loud]
+        return Segment(len(self.rows) - 1, audio, starts)
 
 
 def decoder_versions() -> str:

@@ -10,22 +10,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import lru_cache, partial
-from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from pyarrow import fs as pafs
 
 from presto_core.registry.store import Folder, StoreError
 
+if TYPE_CHECKING:
+    from pipelines.one_request import Objects
+
 CONNECT_TIMEOUT_S = 5
 REQUEST_TIMEOUT_S = 15  # without a byte; a peer that says nothing for 10 s is still waited for
 # presto_core.registry.retry does the waiting: one quiet repetition serves parts of large uploads and other callers
 ATTEMPTS = 2
 CLIENT_ATTEMPTS = 4  # of boto3, which only looks for the bucket, once
-SIGNED_FOR_S = 900  # as far as clocks may differ
-CONNECTIONS = 8  # kept open to each server; more are opened where more threads read
 FILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
 
 
@@ -46,7 +46,7 @@ def open_folder(uri: str) -> Folder:
         _require_bucket(bucket, url)
         # the file system is looked up at every use: temporary credentials would end with it in the middle of a run
         place = f"{bucket}/{prefix}".rstrip("/")
-        return Folder(partial(_s3_filesystem, url), place, uri.rstrip("/"), get=partial(_get_object, url))
+        return Folder(partial(_s3_filesystem, url), place, uri.rstrip("/"), quick=partial(_objects, url))
     scheme = uri.partition("://")[0] if "://" in uri else "file"
     if scheme != "file":
         raise StoreError(f"{uri!r}: scheme {scheme!r} is not supported; use s3://bucket/prefix or a local folder")
@@ -96,31 +96,17 @@ def s3_client(url: str | None, **options: Any) -> Any:
     return boto3.Session().client("s3", endpoint_url=url, region_name=region(), config=config)
 
 
-def _get_object(url: str | None, path: str) -> bytes:
-    """An object by bucket/key in one request, for half the work that the file system makes of it. Raises OSError."""
-    from botocore.exceptions import BotoCoreError, ClientError
-    from urllib3.exceptions import HTTPError
-
-    bucket, _, key = path.partition("/")
-    try:
-        signer, pool = _getter(url, _surroundings())
-        signed = signer.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, ExpiresIn=SIGNED_FOR_S)
-        answer = pool.request("GET", signed, retries=False, redirect=False, decode_content=False)
-    except (BotoCoreError, ClientError, HTTPError) as error:
-        raise OSError(str(error)) from error
-    if answer.status != HTTPStatus.OK:
-        raise OSError(f"HTTP status {answer.status}")
-    return bytes(answer.data)
+def _objects(url: str | None) -> Objects:
+    """For one request each, with the credentials of this moment."""
+    return _objects_of(url, _surroundings())
 
 
 @lru_cache(maxsize=8)
-def _getter(url: str | None, surroundings: tuple[object, ...]) -> Any:
-    """A client that signs with the credentials of the moment, and connections that are used again."""
-    import urllib3
+def _objects_of(url: str | None, surroundings: tuple[object, ...]) -> Objects:
+    from pipelines.one_request import Objects
 
-    timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=REQUEST_TIMEOUT_S)
-    pool = urllib3.PoolManager(timeout=timeout, maxsize=CONNECTIONS, ca_certs=os.environ.get("AWS_CA_BUNDLE"))
-    return s3_client(url, signature_version="s3v4"), pool
+    client = s3_client(url, signature_version="s3v4")
+    return Objects(client, connect_s=CONNECT_TIMEOUT_S, silence_s=REQUEST_TIMEOUT_S)
 
 
 def region() -> str:

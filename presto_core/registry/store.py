@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from pyarrow import fs as pafs
 
@@ -25,6 +25,15 @@ from presto_core.registry.retry import reason as reason
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+QUICK_BYTES = 8 * 2**20  # a larger file is uploaded in parts, of which one can be tried again
+
+
+class Quick(Protocol):
+    """Whole files by their paths in one request each; both raise OSError, and a file is written whole or not at all."""
+
+    def get(self, path: str) -> bytes: ...
+
+    def put(self, path: str, content: bytes) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -35,13 +44,13 @@ class Folder:
         opened: pyarrow file system, or what gives the current one where its credentials change during a run.
         path: path inside it, without scheme.
         uri: how a user would name it.
-        get: gives a whole file by its path in one request, sooner than `opened` does; raises OSError.
+        quick: gives what reads and writes a whole file by its path in one request, sooner than `opened` does.
     """
 
     opened: pafs.FileSystem | Callable[[], pafs.FileSystem]
     path: str
     uri: str
-    get: Callable[[str], bytes] | None = None
+    quick: Callable[[], Quick] | None = None
 
     @property
     def filesystem(self) -> pafs.FileSystem:
@@ -49,7 +58,7 @@ class Folder:
         return self.opened() if callable(self.opened) else self.opened
 
     def child(self, name: str) -> Folder:
-        return Folder(self.opened, self.file(name), f"{self.uri.rstrip('/')}/{name}", self.get)
+        return Folder(self.opened, self.file(name), f"{self.uri.rstrip('/')}/{name}", self.quick)
 
     def file(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}"
@@ -125,10 +134,19 @@ def read_bytes(folder: Folder, name: str) -> bytes:
 
 def _read_quickly(folder: Folder, name: str) -> bytes:
     """A file's content in one request; nothing, or something else, where that goes wrong or cannot be done."""
-    if folder.get:
+    if folder.quick:
         with suppress(OSError):
-            return folder.get(folder.file(name))
+            return folder.quick().get(folder.file(name))
     return b""
+
+
+def _written_quickly(folder: Folder, name: str, content: bytes) -> bool:
+    """Whether a file could be written in one request."""
+    if folder.quick and len(content) <= QUICK_BYTES:
+        with suppress(OSError):
+            folder.quick().put(folder.file(name), content)
+            return True
+    return False
 
 
 def copy_out(folder: Folder, name: str, sink: BinaryIO) -> str:
@@ -171,7 +189,8 @@ def write_bytes(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
         if temporary != target:
             filesystem.move(temporary, target)
 
-    folder.persist(put, f"write {folder.uri}/{name} ({len(content)} bytes)")
+    if not _written_quickly(folder, name, content):
+        folder.persist(put, f"write {folder.uri}/{name} ({len(content)} bytes)")
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 

@@ -1,0 +1,58 @@
+"""S3 objects read and written in one signed request each: Arrow's file system makes three of a small upload.
+
+What goes wrong raises OSError and no more: the caller asks the file system again, which tells why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from base64 import b64encode
+from http import HTTPStatus
+from typing import Any
+
+import urllib3
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
+
+SIGNED_FOR_S = 900  # as far as clocks may differ
+CONNECTIONS = 8  # kept open to each server; more are opened where more threads read
+
+
+class Objects:
+    """Objects of one server, each named by bucket/key; for any number of threads.
+
+    Args:
+        client: of boto3, signing with the credentials of the moment.
+        connect_s: for a connection.
+        silence_s: without a byte, and for a whole upload.
+    """
+
+    def __init__(self, client: Any, *, connect_s: float, silence_s: float) -> None:
+        self.client = client
+        self.reading = urllib3.Timeout(connect=connect_s, read=silence_s)
+        self.writing = urllib3.Timeout(connect=silence_s, read=silence_s)  # sending is part of connecting here
+        self.pool = urllib3.PoolManager(maxsize=CONNECTIONS, ca_certs=os.environ.get("AWS_CA_BUNDLE"))
+
+    def get(self, path: str) -> bytes:
+        """An object's bytes."""
+        return bytes(self._answer("GET", "get_object", path, {}, timeout=self.reading).data)
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write an object, whole or not at all."""
+        # without it, SeaweedFS makes an empty object of a connection that ends before the first byte
+        md5 = b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+        options = {"timeout": self.writing, "headers": {"Content-MD5": md5}, "body": content}
+        self._answer("PUT", "put_object", path, {"ContentMD5": md5}, **options)
+
+    def _answer(self, verb: str, operation: str, path: str, signed: dict[str, str], **options: Any) -> Any:
+        bucket, _, key = path.partition("/")
+        parameters = {"Bucket": bucket, "Key": key, **signed}
+        try:
+            url = self.client.generate_presigned_url(operation, parameters, ExpiresIn=SIGNED_FOR_S)
+            answer = self.pool.request(verb, url, retries=False, redirect=False, decode_content=False, **options)
+        except (BotoCoreError, ClientError, HTTPError) as error:
+            raise OSError(str(error)) from error
+        if answer.status != HTTPStatus.OK:
+            raise OSError(f"HTTP status {answer.status}")
+        return answer
