@@ -97,8 +97,13 @@ def s3_client(url: str | None, **options: Any) -> Any:
 
 
 def _objects(url: str | None) -> Objects:
-    """For one request each, with the credentials of this moment."""
-    return _objects_of(url, _surroundings())
+    """For one request each, with the credentials of this moment. Raises OSError where none can be found."""
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        return _objects_of(url, _surroundings())
+    except BotoCoreError as error:
+        raise OSError(str(error)) from error
 
 
 @lru_cache(maxsize=8)

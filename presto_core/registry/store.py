@@ -11,12 +11,14 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from pyarrow import fs as pafs
 
 from presto_core.registry.checksum import Checksum
+from presto_core.registry.quick import Quick, read_quickly, written_quickly
 from presto_core.registry.reading import blocks
 from presto_core.registry.retry import DamagedError as DamagedError
 from presto_core.registry.retry import Result, persist
@@ -25,15 +27,6 @@ from presto_core.registry.retry import reason as reason
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-QUICK_BYTES = 8 * 2**20  # a larger file is uploaded in parts, of which one can be tried again
-
-
-class Quick(Protocol):
-    """Whole files by their paths in one request each; both raise OSError, and a file is written whole or not at all."""
-
-    def get(self, path: str) -> bytes: ...
-
-    def put(self, path: str, content: bytes) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -132,23 +125,6 @@ def read_bytes(folder: Folder, name: str) -> bytes:
     return b"".join(blocks(folder, name))
 
 
-def _read_quickly(folder: Folder, name: str) -> bytes:
-    """A file's content in one request; nothing, or something else, where that goes wrong or cannot be done."""
-    if folder.quick:
-        with suppress(OSError):
-            return folder.quick().get(folder.file(name))
-    return b""
-
-
-def _written_quickly(folder: Folder, name: str, content: bytes) -> bool:
-    """Whether a file could be written in one request."""
-    if folder.quick and len(content) <= QUICK_BYTES:
-        with suppress(OSError):
-            folder.quick().put(folder.file(name), content)
-            return True
-    return False
-
-
 def copy_out(folder: Folder, name: str, sink: BinaryIO) -> str:
     """Copy a file of any size into `sink`, going on after a failure from the byte it has; returns the sha256.
 
@@ -189,7 +165,7 @@ def write_bytes(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
         if temporary != target:
             filesystem.move(temporary, target)
 
-    if not _written_quickly(folder, name, content):
+    if not written_quickly(folder.quick, target, content):
         folder.persist(put, f"write {folder.uri}/{name} ({len(content)} bytes)")
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
@@ -243,8 +219,10 @@ def read_checked(folder: Folder, name: str, wanted: Checksum) -> bytes:
     """
     # the hash tells whether the quick reading went well; where not, reading with care tells why; and bytes that change
     # on the way are none that were written
-    for read in (_read_quickly, read_bytes, read_bytes) if folder.remote else (read_bytes,):
-        content = read(folder, name)
+    quickly = partial(read_quickly, folder.quick, folder.file(name))
+    carefully = partial(read_bytes, folder, name)
+    for read in (quickly, carefully, carefully) if folder.remote else (carefully,):
+        content = read()
         found = wanted.found(content)
         if found == wanted.digest:
             return content
