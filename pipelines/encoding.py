@@ -5,27 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from tempfile import SpooledTemporaryFile
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from pipelines.columns import Array
 from pipelines.facts import found_facts
+from pipelines.fetched import fetched
 from pipelines.pool import Failure
 from pipelines.sources import Track
 from presto_core.audio.chunks import AudioError, Tail, Waveform, blocks, cut
 from presto_core.audio.codec import Codec, CodecError
 from presto_core.audio.loudness import gain, integrated_loudness
 from presto_core.config.schema import IngestStage
-from presto_core.registry.store import Folder, StoreError, copy_out
+from presto_core.registry.store import Folder, StoreError
 
 RECIPE = 2  # raise when the same settings would give other latents
 SILENCE_RMS = 1e-3  # -60 dB: a window below holds no music
 SEGMENT_SECONDS = 96.0  # of windows that travel together
-SPOOL_BYTES = 64 * 2**20  # a larger file is kept on disk while it is decoded
 
 
 @dataclass(frozen=True)
@@ -113,36 +113,38 @@ def opened(
     Raises:
         StoreError: the source does not answer.
     """
-    with SpooledTemporaryFile(SPOOL_BYTES) as spool:
-        content, facts = cast(BinaryIO, spool), dict[str, Any]()
+    with ExitStack() as stack:
         try:
-            sha256 = copy_out(source, track.path, content)
+            file = stack.enter_context(fetched(source, track.path))
         except StoreError as error:
             source.exists(track.path)  # a source that does not answer at all ends the run here
             yield "", End("", {}, failure=_failure("fetch", error))
             return
+        sha256 = file.sha256
         try:
-            facts = found_facts(track, content, source)
+            facts = found_facts(track, file.stream, source)
         except ValueError as error:
             yield sha256, End(sha256, {}, failure=_failure("describe", error))
             return
         if sha256 in known:
             yield sha256, End(sha256, facts)
             return
-        counter = _Counter(content, encoding)
+        counter, failure = _Counter(file.stream, encoding), None
         try:
             for segment in counter.segments():
+                if file.changed:
+                    break
                 yield sha256, segment
             counter.require_music()
-        except AudioError as error:
-            yield sha256, End(sha256, facts, failure=_failure("decode", error))
         except Exception as error:  # of whatever kind: one file's trouble is not the run's
-            yield sha256, End(sha256, facts, failure=_failure("decode", error))
+            failure = _failure("decode", error)
+        if file.changed:  # then its hash is not of what was decoded
+            failure = _failure("fetch", StoreError("was changed while it was read; run the same command again"))
+        if failure:
+            yield sha256, End(sha256, facts, failure=failure)
         else:
-            yield (
-                sha256,
-                End(sha256, facts, tuple(counter.rows), counter.silent, counter.samples / encoding.sample_rate_hz),
-            )
+            seconds = counter.samples / encoding.sample_rate_hz
+            yield sha256, End(sha256, facts, tuple(counter.rows), counter.silent, seconds)
 
 
 class _Counter:

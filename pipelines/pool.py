@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.columns import Array, column_of, table_bytes
+from presto_core.registry.quick import read_quickly
 from presto_core.registry.store import Folder, StoreError, read_bytes, write_bytes
 
 
@@ -165,8 +167,7 @@ def read_segment(pool: Folder, sha256: str, segment: int, *, rows: int) -> tuple
     name = segment_name(sha256, segment)
     mend = f"delete {pool.uri} and ingest again: it is encoded anew"
     try:
-        content = pa.BufferReader(read_bytes(pool, name))
-        table = pq.read_table(content, page_checksum_verification=True)
+        table = _read_table(pool, name)
         latents, start_seconds = column_of(table, "latents"), column_of(table, "start_seconds")
     except (pa.ArrowException, OSError, KeyError) as error:
         why = " ".join(str(error).split())
@@ -174,6 +175,18 @@ def read_segment(pool: Folder, sha256: str, segment: int, *, rows: int) -> tuple
     if len(latents) != rows:
         raise StoreError(f"encoded segment {pool.uri}/{name} holds {len(latents)} rows, not {rows}; {mend}")
     return latents, start_seconds
+
+
+def _read_table(pool: Folder, name: str) -> pa.Table:
+    """A segment's table, its pages checked; in one request where that goes well."""
+
+    def table(content: bytes) -> pa.Table:
+        return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+
+    with suppress(pa.ArrowException, OSError):
+        if content := read_quickly(pool.quick, pool.file(name)):
+            return table(content)
+    return table(read_bytes(pool, name))
 
 
 def _write_lines(folder: Folder, name: str, entries: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipelines import encoding as encoding_module
+from pipelines import fetched as fetching
+from pipelines.embedded_s3 import Server
 from pipelines.encoding import Encoding, End, Segment, opened
 from pipelines.sources import Track, find_tracks
 from pipelines.storage import open_folder
@@ -19,6 +21,7 @@ from presto_core.audio.loudness import integrated_loudness
 from presto_core.config.data import IngestConfig
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage
+from presto_core.registry.store import write_bytes
 from tests.pipelines.music import FRAMES, RATE_HZ, WINDOW, notes, write_awkward_but_good, write_bad
 
 
@@ -67,6 +70,47 @@ def test_a_file_that_is_gone_is_refused_and_a_dead_source_ends_the_run(tmp_path:
     assert isinstance(end, End)
     assert end.failure is not None
     assert (end.failure.stage, end.failure.error) == ("fetch", "DamagedError")
+
+
+@pytest.mark.parametrize("how", ["grows", "is cut", "is replaced"])
+def test_a_file_that_changes_while_it_is_read_gives_no_more_and_is_read_again_later(tmp_path: Path, how: str):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, notes(600, seed=1, rate_hz=RATE_HZ), RATE_HZ)
+    track = Track("a.wav", place=str(tmp_path), path="a.wav", stamp="x")
+    coming = opened(track, open_folder(str(tmp_path)), encoding(), known=frozenset())
+    sha256, first = next(coming)
+    assert isinstance(first, Segment)
+    size = path.stat().st_size
+    if how == "is replaced":  # whoever holds the old one reads it to its end
+        path.unlink()
+        path.write_bytes(b"another")
+    else:
+        os.truncate(path, size // 3 if how == "is cut" else size + 100)
+    *more, (_, end) = coming
+    assert isinstance(end, End)
+    if how == "is replaced":
+        assert (len(more), end.failure, end.sha256) == (2, None, sha256)
+        return
+    assert more == []
+    assert end.failure is not None
+    assert (end.failure.stage, end.rows) == ("fetch", ())
+    assert end.failure.message == "was changed while it was read; run the same command again"
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("spool", [100, 2**20], ids=["on disk", "in memory"])
+def test_a_file_from_storage_is_copied(
+    object_store: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spool: int
+):
+    monkeypatch.setattr(fetching, "SPOOL_BYTES", spool)
+    folder = open_folder(f"s3://latents/{tmp_path.name}")
+    write_bytes(folder, "a.wav", bytes(range(200)))
+    with fetching.fetched(folder, "a.wav") as file:
+        folder.delete_file("a.wav")
+        assert file.sha256 == hashlib.sha256(bytes(range(200))).hexdigest()
+        assert file.stream.seek(0) == 0
+        assert file.stream.read() == bytes(range(200))
+        assert not file.changed
 
 
 def test_of_a_known_content_nothing_is_decoded(tmp_path: Path):
@@ -119,9 +163,8 @@ def test_every_setting_that_changes_latents_has_a_place_of_its_own():
     assert encoding(rows_per_shard=7, held_out_fraction=0.5, source="elsewhere").key == encoding().key
 
 
-def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path: Path):
     """Two hours against ten minutes, while segments are taken one after another."""
-    monkeypatch.setattr(encoding_module, "SPOOL_BYTES", 2**20)
     peaks = []
     for minutes in (10, 120):
         with soundfile.SoundFile(tmp_path / f"{minutes}.flac", "w", 8000, 1, format="FLAC") as file:
