@@ -23,7 +23,7 @@ from pipelines.step_work import FACTOR, Work
 from presto_core.config.sections import GanConfig, NetworkConfig
 from presto_core.networks.flops import LatentShape
 
-READ_BYTES_S = 327e6  # of a worker's own threads in a first epoch: measured, docs/data.md
+READ_BYTES_S = 377e6  # of a worker's own threads in a first epoch: measured, docs/data.md
 COPY_BYTES_S = 2e9  # memory to memory
 
 

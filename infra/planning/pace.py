@@ -22,7 +22,7 @@ BANDWIDTH_SHARE = 0.7  # of memory bandwidth that all that is no matrix product 
 LINK_SHARE = 0.7  # of a link's bandwidth that an all-reduce reaches
 UPDATE_BYTES, AVERAGE_BYTES = 40, 12  # moved a parameter: clipping and Adam; an average
 STEP_OVERHEAD_S = 2e-3  # of Python between steps, and the look at whether a loss is finite
-READ_BYTES_S = 162e6  # Ray Data's in a first epoch, with its start: measured, docs/data.md
+READ_BYTES_S = 148e6  # Ray Data's in a first epoch, with its start: measured, docs/data.md
 COPY_BYTES_S = 10e9  # from GPU to CPU memory, of a checkpoint
 GPUS_A_NODE = 8
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pipelines import epoch_plan, shard_cache
 from pipelines.dataset import open_dataset, stream
 from pipelines.reading import read_here, read_with_ray
 from pipelines.shard_cache import ShardCache
-from pipelines.shards import Rows
+from pipelines.shards import Rows, Shard
 from pipelines.storage import open_folder
 from presto_core.config.sections import ClusterConfig
 from presto_core.registry.checksum import Checksum
@@ -59,6 +60,16 @@ def test_a_damaged_copy_is_not_used_and_goes(cache: ShardCache, damage: str):
     path.write_bytes({"changed": b"x" + kept[1:], "cut": kept[:-1], "empty": b"", "longer": kept + b"x"}[damage])
     assert cache.read(SUMS[0]) is None
     assert files(cache) == []
+
+
+@pytest.mark.parametrize("digest", ["../precious", "", "A" * 64, "a" * 63, 5, None])
+def test_a_manifest_cannot_name_a_file_of_another_folder(tmp_path: Path, digest: object):
+    (tmp_path / "precious").write_text("not a shard")
+    cache = ShardCache(10**6, str(tmp_path / "shards"))
+    shard = Shard("shards/0.parquet", "train", rows=1, sha256="a" * 64)
+    with pytest.raises(StoreError, match="is not 64 hexadecimal digits; do not use its artifact"):
+        cache.read(replace(shard, blake3=digest or "", sha256=digest).checksum)  # type: ignore[arg-type]
+    assert (tmp_path / "precious").exists()
 
 
 def test_it_keeps_no_more_than_its_limit(tmp_path: Path):
