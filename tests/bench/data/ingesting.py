@@ -36,6 +36,7 @@ def measure(root: str, *, preset: str, scratch: Path) -> tuple[list[Finding], li
     write_clips(many, MANY)
     config = load_config(IngestStage, preset, [], preset_folder=PRESETS)
     before = bare_seconds(config, sorted(many.glob("*.wav"))[:BARE])
+    ingest_seconds(f"{root}/first", few, preset=preset, scratch=scratch)  # a fresh installation's first start is slow
     start = ingest_seconds(f"{root}/few", few, preset=preset, scratch=scratch)
     whole = ingest_seconds(f"{root}/many", many, preset=preset, scratch=scratch)
     after = bare_seconds(config, sorted(many.glob("*.wav"))[:BARE])
