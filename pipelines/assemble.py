@@ -37,7 +37,7 @@ class Part:
     """Rows `start` ... `stop` of one encoded segment, which holds `rows`."""
 
     track: dict[str, Any]
-    sha256: str
+    digest: str
     segment: int
     rows: int
     start: int
@@ -60,7 +60,7 @@ def plan_shards(entries: list[Entry], *, rows_per_shard: int) -> list[ShardPlan]
     follows from what is in it, not from when it came.
     """
     plans: list[ShardPlan] = []
-    ordered = sorted(entries, key=lambda entry: entry.content.sha256)
+    ordered = sorted(entries, key=lambda entry: entry.content.digest)
     for split in SPLITS:
         group: list[Part] = []
         held = 0
@@ -68,7 +68,7 @@ def plan_shards(entries: list[Entry], *, rows_per_shard: int) -> list[ShardPlan]
             start = part.start
             while start < part.stop:
                 stop = min(part.stop, start + rows_per_shard - held)
-                group.append(Part(part.track, part.sha256, part.segment, part.rows, start, stop))
+                group.append(Part(part.track, part.digest, part.segment, part.rows, start, stop))
                 held, start = held + stop - start, stop
                 if held == rows_per_shard:
                     plans.append(ShardPlan(f"{split}-{len(plans):05d}", split, group))
@@ -83,7 +83,7 @@ def _parts(entries: list[Entry], split: str) -> Iterator[Part]:
     for entry in entries:
         if entry.track.split == split:
             for segment, rows in enumerate(entry.content.rows):
-                yield Part(asdict(entry.track), entry.content.sha256, segment, rows, 0, rows)
+                yield Part(asdict(entry.track), entry.content.digest, segment, rows, 0, rows)
 
 
 class ShardAssembler:
@@ -117,7 +117,7 @@ class ShardAssembler:
         texts = self.text.encode(captions)
         made = []
         for part in parts:
-            latents, starts = read_segment(self.pool, part.sha256, part.segment, rows=part.rows)
+            latents, starts = read_segment(self.pool, part.digest, part.segment, rows=part.rows)
             which = slice(part.start, part.stop)
             caption = captions.index(part.track["caption"])
             made.append(_rows_of(Track(**part.track), latents[which], starts[which], texts, caption))

@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "THP_MEM_ALLOC_ENABLE": "1",  # PyTorch asks for huge pages: less of encoding goes into touching fresh memory
 }
 
 

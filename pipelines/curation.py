@@ -65,14 +65,14 @@ def curated(tracks: list[Track], pool: Pool) -> Curated:
         if seen is None or seen.stamp != track.stamp:
             bad.append(Bad(track.file, track.uri, DIED if track.stamp else MISSING))
             continue
-        content = pool.contents.get(seen.sha256)
+        content = pool.contents.get(seen.digest)
         failure = seen.failure or (content.failure if content is not None else DIED)
         if failure is not None or content is None:
             bad.append(Bad(track.file, track.uri, failure or DIED))
-        elif content.sha256 in first:
-            doubles[track.file] = first[content.sha256]
+        elif content.digest in first:
+            doubles[track.file] = first[content.digest]
         else:
-            first[content.sha256] = track.file
+            first[content.digest] = track.file
             known = {name: value for name, value in seen.facts.items() if value}
             entries.append(Entry(replace(track, **known, seconds=content.seconds), content))
     return Curated(entries, bad, doubles)
@@ -92,7 +92,7 @@ def require_few_bad(bad: list[Bad], total: int, allowed: float) -> None:
 def tracks_row(entry: Entry) -> dict[str, Any]:
     """A track as the data set lists it."""
     known = {name: value for name, value in asdict(entry.track).items() if name not in PLACES}
-    return known | {"sha256": entry.content.sha256, "rows": sum(entry.content.rows)}
+    return known | {"blake3": entry.content.digest, "rows": sum(entry.content.rows)}
 
 
 def quarantine_table(bad: list[Bad]) -> pa.Table:

@@ -23,6 +23,7 @@ from presto_core.config.sections import ClusterConfig
 
 ATTEMPTS = 3  # where workers die
 ROUND = 2048  # tracks of one execution of Ray Data
+TOGETHER, BLOCKS_A_WORKER = 4, 6  # tracks at once at most, and how often a worker is given some at least
 SAVE_EVERY_S = 10.0
 DECODE_CPUS = 1.0  # of a task that decodes for GPUs
 
@@ -36,7 +37,7 @@ def _is_known(track: Track, pool: Pool) -> bool:
     seen = pool.seen.get(track.uri)
     if seen is None or seen.stamp != track.stamp:
         return False
-    return seen.failure is not None or _is_settled(pool.contents.get(seen.sha256))
+    return seen.failure is not None or _is_settled(pool.contents.get(seen.digest))
 
 
 def _is_settled(content: Content | None) -> bool:
@@ -64,10 +65,19 @@ def encode_tracks(config: IngestStage, encoding: Encoding, tracks: list[Track], 
             console.print(f"ingest: a worker died, {len(left)} files are tried again")
         try:
             for first in range(0, len(left), ROUND):
-                _encode_round(config, encoding, left[first : first + ROUND], pool, bar)
+                chunk = left[first : first + ROUND]
+                together = _together(config.cluster, len(chunk)) if attempt == 0 else 1
+                _encode_round(config, encoding, chunk, pool, bar, together=together)
         except ClusterError:
             if attempt == ATTEMPTS - 1:
                 raise
+
+
+def _together(config: ClusterConfig, tracks: int) -> int:
+    """Tracks that a worker is given at once, so that Ray has less to do; not so many that some wait for others."""
+    if config.gpus_per_worker:
+        return 1  # one is decoded while another is encoded
+    return min(max(tracks // (BLOCKS_A_WORKER * config.data_workers), 1), TOGETHER)
 
 
 def _died(track: Track, pool: Pool) -> bool:
@@ -76,10 +86,12 @@ def _died(track: Track, pool: Pool) -> bool:
     return seen is None or seen.stamp != track.stamp or seen.failure == DIED
 
 
-def _encode_round(config: IngestStage, encoding: Encoding, tracks: list[Track], pool: Pool, bar: Bar) -> None:
+def _encode_round(
+    config: IngestStage, encoding: Encoding, tracks: list[Track], pool: Pool, bar: Bar, *, together: int
+) -> None:
     saved = time.monotonic()
     try:
-        for track, end in _ended(config, encoding, tracks, pool):
+        for track, end in _ended(config, encoding, tracks, pool, together=together):
             _note(pool, track, end)
             if end.failure != DIED:
                 bar.update(bar.done + 1, track.file)
@@ -97,18 +109,21 @@ def _note(pool: Pool, track: Track, end: End) -> None:
         pool.seen[track.uri] = Seen(track.uri, track.stamp, "", failure=failure)
         return
     describes = failure is not None and failure.stage == "describe"
-    pool.add(seen=Seen(track.uri, track.stamp, end.sha256, end.facts, failure if describes else None))
-    if not describes and not _is_settled(pool.contents.get(end.sha256)):
-        pool.add(content=Content(end.sha256, end.rows, end.silent, end.seconds, failure, decoder_versions()))
+    pool.add(seen=Seen(track.uri, track.stamp, end.digest, end.facts, failure if describes else None))
+    if not describes and not _is_settled(pool.contents.get(end.digest)):
+        pool.add(content=Content(end.digest, end.rows, end.silent, end.seconds, failure, decoder_versions()))
 
 
-def _ended(config: IngestStage, encoding: Encoding, tracks: list[Track], pool: Pool) -> Iterator[tuple[Track, End]]:
+def _ended(
+    config: IngestStage, encoding: Encoding, tracks: list[Track], pool: Pool, *, together: int
+) -> Iterator[tuple[Track, End]]:
     """Run tracks through decoders and encoders; each as soon as all before it are done."""
     import ray
 
     cluster, folder = config.cluster, pool.folder.uri
-    known = ray.put(frozenset(sha for sha, content in pool.contents.items() if _is_settled(content)))
-    items = ordered([{"item": json.dumps([i, asdict(t)])} for i, t in enumerate(tracks)], may_fail=True)
+    known = ray.put(frozenset(digest for digest, content in pool.contents.items() if _is_settled(content)))
+    named = [{"item": json.dumps([i, asdict(track)])} for i, track in enumerate(tracks)]
+    items = ordered(named, together=together, may_fail=True)
     if cluster.gpus_per_worker:
         items.context.target_max_block_size = 1  # each segment is a block: it is encoded while the next one is decoded
         cut = items.map_batches(decode_track, batch_size=1, num_cpus=DECODE_CPUS, fn_args=(encoding, folder, [known]))
@@ -131,4 +146,4 @@ def _completed(end: End, failure: Failure | None, segments: int) -> End:
     said = Failure(**end.failure) if isinstance(end.failure, dict) else end.failure  # JSON made it a dict
     if said is None and failure is None and segments < len(end.rows):
         failure = DIED
-    return End(end.sha256, end.facts, tuple(end.rows), end.silent, end.seconds, said or failure)
+    return End(end.digest, end.facts, tuple(end.rows), end.silent, end.seconds, said or failure)

@@ -41,13 +41,13 @@ def decode_track(
     try:
         source, pool = open_folder(track.place), open_folder(pool_uri)
         held = _blank(index)
-        for sha256, found in opened(track, source, encoding, known=_fetched(ray, known[0])):
+        for digest, found in opened(track, source, encoding, known=_fetched(ray, known[0])):
             if isinstance(found, End):
                 yield held | {"end": [json.dumps(asdict(found))]}
             elif found.number:
                 yield held
             if isinstance(found, Segment):
-                held = _row(index, sha256, found, pool)
+                held = _row(index, digest, found, pool)
     except UserError as error:
         yield _blank(index) | {"error": [str(error)]}
 
@@ -60,14 +60,14 @@ def _fetched(ray: Any, reference: Any) -> frozenset[str]:
 
 def _blank(index: int) -> dict[str, list[Any]]:
     return {
-        "index": [index], "sha256": [""], "segment": [-1], "audio": [b""], "shape": ["[]"], "starts": ["[]"],
+        "index": [index], "digest": [""], "segment": [-1], "audio": [b""], "shape": ["[]"], "starts": ["[]"],
         "end": [""], "failure": [""], "error": [""],
     }  # fmt: skip
 
 
-def _row(index: int, sha256: str, found: Segment, pool: Folder) -> dict[str, list[Any]]:
-    blank = _blank(index) | {"sha256": [sha256], "segment": [found.number]}
-    if not len(found.audio) or pool.exists(segment_name(sha256, found.number)):
+def _row(index: int, digest: str, found: Segment, pool: Folder) -> dict[str, list[Any]]:
+    blank = _blank(index) | {"digest": [digest], "segment": [found.number]}
+    if not len(found.audio) or pool.exists(segment_name(digest, found.number)):
         return blank
     told = {"shape": [json.dumps(found.audio.shape)], "starts": [json.dumps(found.starts.tolist())]}
     return blank | told | {"audio": [found.audio.tobytes()]}
@@ -82,14 +82,14 @@ class Encoder:
         self.codec = load_codec(config.codec.kind, path=config.codec.path or None, device=device)
         self.pool = open_folder(pool_uri)
 
-    def keep(self, sha256: str, segment: Segment) -> Failure | None:
+    def keep(self, digest: str, segment: Segment) -> Failure | None:
         """Write a segment's latents to the pool, or say why there are none."""
         try:
             latents = self._encoded(segment.audio)
         except Exception as error:  # of whatever kind: one file's trouble is not the run's
             return Failure("encode", type(error).__name__, " ".join(str(error).split()))
         starts = segment.starts / self.codec.sample_rate_hz
-        write_segment(self.pool, sha256, segment.number, latents=latents, start_seconds=starts)
+        write_segment(self.pool, digest, segment.number, latents=latents, start_seconds=starts)
         return None
 
     @torch.inference_mode()
@@ -113,15 +113,18 @@ class FileEncoder:
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         index, fields = json.loads(item["item"])
         track, pool = Track(**fields), self.encoder.pool
-        row = {"index": index, "segments": 0, "end": "", "failure": ""}
-        for sha256, found in opened(track, open_folder(track.place), self.encoding, known=self.known):
+        row, there = {"index": index, "segments": 0, "end": "", "failure": ""}, True
+        for digest, found in opened(track, open_folder(track.place), self.encoding, known=self.known):
             if isinstance(found, End):
                 row["end"] = json.dumps(asdict(found))
                 continue
             row["segments"] += 1
-            if row["failure"] or not len(found.audio) or pool.exists(segment_name(sha256, found.number)):
+            if row["failure"] or not len(found.audio):
                 continue
-            if failure := self.encoder.keep(sha256, found):
+            # they were written in order: where one is not there, those after it are not, but for rare ones made again
+            if there := there and pool.exists(segment_name(digest, found.number)):
+                continue
+            if failure := self.encoder.keep(digest, found):
                 row["failure"] = json.dumps(asdict(failure))
         return row
 
@@ -138,6 +141,6 @@ class SegmentEncoder:
         if row["audio"]:
             audio = np.frombuffer(bytearray(row["audio"]), np.float32).reshape(json.loads(row["shape"]))
             segment = Segment(row["segment"], audio, np.array(json.loads(row["starts"])))
-            if failure := self.encoder.keep(row["sha256"], segment):
+            if failure := self.encoder.keep(row["digest"], segment):
                 told["failure"] = json.dumps(asdict(failure))
         return told

@@ -23,9 +23,9 @@ from presto_core.audio.loudness import gain, integrated_loudness
 from presto_core.config.schema import IngestStage
 from presto_core.registry.store import Folder, StoreError
 
-RECIPE = 2  # raise when the same settings would give other latents
+RECIPE = 3  # raise when the same settings would give other latents, or name them otherwise
 SILENCE_RMS = 1e-3  # -60 dB: a window below holds no music
-SEGMENT_SECONDS = 96.0  # of windows that travel together
+SEGMENT_SECONDS = 192.0  # of windows that travel together
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Segment:
 class End:
     """What a file came to, once its segments have been given."""
 
-    sha256: str
+    digest: str
     facts: dict[str, Any]
     rows: tuple[int, ...] = ()
     silent: int = 0
@@ -108,7 +108,7 @@ class End:
 def opened(
     track: Track, source: Folder, encoding: Encoding, *, known: frozenset[str]
 ) -> Iterator[tuple[str, Segment | End]]:
-    """A file's segments and then its end, each with the sha256 of the file; of `known` contents only the end.
+    """A file's segments and then its end, each with the digest of the file; of `known` contents only the end.
 
     Raises:
         StoreError: the source does not answer.
@@ -120,31 +120,33 @@ def opened(
             source.exists(track.path)  # a source that does not answer at all ends the run here
             yield "", End("", {}, failure=_failure("fetch", error))
             return
-        sha256 = file.sha256
+        digest = file.digest
         try:
             facts = found_facts(track, file.stream, source)
         except ValueError as error:
-            yield sha256, End(sha256, {}, failure=_failure("describe", error))
+            yield digest, End(digest, {}, failure=_failure("describe", error))
             return
-        if sha256 in known:
-            yield sha256, End(sha256, facts)
+        if digest in known:
+            yield digest, End(digest, facts)
             return
         counter, failure = _Counter(file.stream, encoding), None
         try:
             for segment in counter.segments():
                 if file.changed:
                     break
-                yield sha256, segment
+                yield digest, segment
             counter.require_music()
+        except OSError as error:  # of a disk, which may be better tomorrow
+            failure = _failure("fetch", error)
         except Exception as error:  # of whatever kind: one file's trouble is not the run's
             failure = _failure("decode", error)
         if file.changed:  # then its hash is not of what was decoded
             failure = _failure("fetch", StoreError("was changed while it was read; run the same command again"))
         if failure:
-            yield sha256, End(sha256, facts, failure=failure)
+            yield digest, End(digest, facts, failure=failure)
         else:
             seconds = counter.samples / encoding.sample_rate_hz
-            yield sha256, End(sha256, facts, tuple(counter.rows), counter.silent, seconds)
+            yield digest, End(digest, facts, tuple(counter.rows), counter.silent, seconds)
 
 
 class _Counter:
@@ -156,16 +158,11 @@ class _Counter:
         self.silent = self.samples = 0
 
     def segments(self) -> Iterator[Segment]:
-        encoding, group = self.encoding, list[tuple[int, Waveform]]()
-        factor = self._factor()
+        encoding, factor = self.encoding, self._factor()
         heard = (block * factor if factor != 1 else block for block in self._decoded())
-        for window in cut(heard, length=encoding.window, step=encoding.step, tail=encoding.tail):
-            group.append(window)
-            if len(group) == encoding.windows_a_segment:
-                yield self._segment(group)
-                group = []
-        if group:
-            yield self._segment(group)
+        sizes = {"length": encoding.window, "step": encoding.step, "together": encoding.windows_a_segment}
+        for starts, audio in cut(heard, tail=encoding.tail, **sizes):
+            yield self._segment(np.array(starts), audio)
 
     def require_music(self) -> None:
         if not sum(self.rows):
@@ -187,8 +184,7 @@ class _Counter:
             self.samples += len(block)
             yield block
 
-    def _segment(self, group: list[tuple[int, Waveform]]) -> Segment:
-        audio, starts = np.stack([window for _, window in group]), np.array([start for start, _ in group])
+    def _segment(self, starts: Array, audio: Waveform) -> Segment:
         loud = np.array([np.vdot(window, window) / window.size for window in audio]) >= SILENCE_RMS**2
         self.rows.append(int(loud.sum()))
         self.silent += int((~loud).sum())

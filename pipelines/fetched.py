@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
+from io import FileIO
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
+
+from blake3 import blake3
 
 from presto_core.registry.store import DamagedError, Folder, copy_out
 
@@ -22,11 +24,12 @@ class Fetched:
     """A file to be decoded.
 
     Attributes:
+        digest: BLAKE3 of the content.
         stream: its content, seekable.
         stamp: of a local file when it was hashed.
     """
 
-    sha256: str
+    digest: str
     stream: BinaryIO
     stamp: tuple[int, ...] | None = None
 
@@ -51,13 +54,13 @@ def fetched(source: Folder, name: str) -> Iterator[Fetched]:
         return
     with source.persist(lambda: _opened(Path(source.file(name)), uri), f"read {uri}") as file:
         stamp = _stamp(file)
-        sha256 = source.persist(lambda: hashlib.file_digest(file, "sha256").hexdigest(), f"read {uri}")
-        yield Fetched(sha256, file, stamp)
+        digest = source.persist(lambda: hashlib.file_digest(file, cast(Any, blake3)).hexdigest(), f"read {uri}")
+        yield Fetched(digest, file, stamp)
 
 
-def _opened(path: Path, uri: str) -> BufferedReader:
+def _opened(path: Path, uri: str) -> FileIO:
     try:
-        return path.open("rb")
+        return path.open("rb", buffering=0)  # decoders read it as a plain file
     except FileNotFoundError:
         raise DamagedError(f"{uri} does not exist") from None
 

@@ -87,7 +87,7 @@ def _encode(config: IngestStage, encoding: Encoding, tracks: list[Track], unknow
         bar.update(known)
         encode_tracks(config, encoding, unknown, pool, bar)
     pool.compact()
-    audio = sum(pool.contents[sha].seconds for sha in pool.contents.keys() - before)
+    audio = sum(pool.contents[new].seconds for new in pool.contents.keys() - before)
     seconds = time.monotonic() - began
     console.print(f"ingest: {audio / 60:.1f} min of new audio in {seconds:.0f} s, {audio / seconds:.0f} x real time")
 

@@ -1,4 +1,4 @@
-"""S3 objects read and written in one signed request each: Arrow's file system makes three of a small upload.
+"""S3 objects read, written and looked for in one signed request each: Arrow makes three of a small upload.
 
 What goes wrong raises OSError and no more: the caller asks the file system again, which tells why.
 """
@@ -34,6 +34,10 @@ class Objects:
         self.writing = urllib3.Timeout(connect=silence_s, read=silence_s)  # sending is part of connecting here
         self.pool = urllib3.PoolManager(maxsize=CONNECTIONS, ca_certs=os.environ.get("AWS_CA_BUNDLE"))
 
+    def has(self, path: str) -> bool:
+        """Whether there is such an object."""
+        return self._answer("HEAD", "head_object", path, {}, timeout=self.reading).status == HTTPStatus.OK
+
     def get(self, path: str) -> bytes:
         """An object's bytes."""
         return bytes(self._answer("GET", "get_object", path, {}, timeout=self.reading).data)
@@ -53,6 +57,7 @@ class Objects:
             answer = self.pool.request(verb, url, retries=False, redirect=False, decode_content=False, **options)
         except (BotoCoreError, ClientError, HTTPError) as error:
             raise OSError(str(error)) from error
-        if answer.status != HTTPStatus.OK:
+        expected = {HTTPStatus.OK, HTTPStatus.NOT_FOUND} if verb == "HEAD" else {HTTPStatus.OK}
+        if answer.status not in expected:
             raise OSError(f"HTTP status {answer.status}")
         return answer

@@ -2,7 +2,7 @@
 
 Below the storage root, one folder for each way of encoding (codec, window, loudness, ...):
 
-    encoded/<way>/latents/<sha256 of the audio>-<segment>.parquet    written once, never changed
+    encoded/<way>/latents/<BLAKE3 of the file>-<segment>.parquet    written once, never changed
     encoded/<way>/journal/*.jsonl                                    what is known of files and of contents
 
 A segment is there as a whole or not at all. The journal makes a second run quick and holds no truth of its own: without
@@ -50,6 +50,7 @@ class Content:
     """What one file's audio came to, whatever the file is called.
 
     Attributes:
+        digest: BLAKE3 of the file.
         rows: windows with music in each segment.
         silent: windows that were left out.
         seconds: length of the audio.
@@ -57,7 +58,7 @@ class Content:
         decoder: versions of what decoded it; another one may do better where this one failed.
     """
 
-    sha256: str
+    digest: str
     rows: tuple[int, ...] = ()
     silent: int = 0
     seconds: float = 0.0
@@ -71,7 +72,7 @@ class Seen:
 
     uri: str
     stamp: str
-    sha256: str
+    digest: str
     facts: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
 
@@ -140,31 +141,31 @@ class Pool:
         if kind == "seen":
             self.seen[entry["uri"]] = Seen(**known)
         else:
-            self.contents[entry["sha256"]] = Content(**known | {"rows": tuple(entry["rows"])})
+            self.contents[entry["digest"]] = Content(**known | {"rows": tuple(entry["rows"])})
 
 
-def segment_name(sha256: str, segment: int) -> str:
+def segment_name(digest: str, segment: int) -> str:
     """Where a segment's latents are, below the pool's folder."""
-    return f"latents/{sha256[:2]}/{sha256}-{segment:05d}.parquet"
+    return f"latents/{digest[:2]}/{digest}-{segment:05d}.parquet"
 
 
-def write_segment(pool: Folder, sha256: str, segment: int, *, latents: Array, start_seconds: Array) -> None:
+def write_segment(pool: Folder, digest: str, segment: int, *, latents: Array, start_seconds: Array) -> None:
     """Keep latents [R, C, T] float16 of windows that begin at `start_seconds` [R].
 
     Raises:
         StoreError: the place cannot be written.
     """
     columns = {"latents": latents, "start_seconds": start_seconds.astype(np.float32)}
-    write_bytes(pool, segment_name(sha256, segment), table_bytes(columns))
+    write_bytes(pool, segment_name(digest, segment), table_bytes(columns))
 
 
-def read_segment(pool: Folder, sha256: str, segment: int, *, rows: int) -> tuple[Array, Array]:
+def read_segment(pool: Folder, digest: str, segment: int, *, rows: int) -> tuple[Array, Array]:
     """Latents [R, C, T] and start_seconds [R] of a segment.
 
     Raises:
         StoreError: it is missing, damaged, or holds another number of rows.
     """
-    name = segment_name(sha256, segment)
+    name = segment_name(digest, segment)
     mend = f"delete {pool.uri} and ingest again: it is encoded anew"
     try:
         table = _read_table(pool, name)

@@ -14,7 +14,7 @@ from blake3 import blake3
 from pipelines.columns import Array, Column, column_of, stored_column, table_bytes
 from pipelines.shard_cache import ShardCache
 from presto_core.registry.checksum import Checksum
-from presto_core.registry.store import Folder, StoreError, read_checked, write_bytes
+from presto_core.registry.store import Folder, StoreError, read_checked, write_listed
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def to_parquet(rows: Rows) -> bytes:
 
 def write_shard(folder: Folder, file: str, content: bytes) -> dict[str, Any]:
     """Write what `to_parquet` gave; its hashes and size for the manifest. Raises StoreError where it cannot."""
-    return write_bytes(folder, file, content) | {"blake3": blake3(content).hexdigest()}
+    return write_listed(folder, file, content) | {"blake3": blake3(content).hexdigest()}
 
 
 def read_table(folder: Folder, shard: Shard, *, columns: Sequence[str], cache: ShardCache | None = None) -> pa.Table:

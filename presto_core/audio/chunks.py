@@ -110,54 +110,64 @@ def windows(samples: Waveform, *, length: int, step: int) -> npt.NDArray[np.floa
 
 
 def cut(
-    blocks: Iterable[Waveform], *, length: int, step: int, tail: Tail
-) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """Cut blocks [n, channels] into windows that start at 0, step, 2 step, ...; holds length + step samples.
+    blocks: Iterable[Waveform], *, length: int, step: int, tail: Tail, together: int = 1
+) -> Iterator[tuple[list[int], npt.NDArray[np.float32]]]:
+    """Cut blocks [n, channels] into windows that start at 0, step, 2 step, ...; each sample is copied once.
 
     Args:
         step: at most `length`, so that no sample is left out between windows.
         tail: what becomes of samples at the end that no full window holds. `drop`: nothing; `pad`: one more window,
             filled with zeros; `shift`: one more window that ends where the audio ends.
+        together: windows that are given at once, but for the last ones.
 
     Returns:
-        Pairs of a window's first sample and the window itself, [channels, length] and contiguous.
+        Pairs of windows' first samples and the windows themselves, [W, channels, length]; to be read only, since the
+        next ones may begin with samples of the last one.
 
     Raises:
         AudioError: the audio is shorter than one window and is not to be padded.
     """
     if not 0 < step <= length:
         raise ValueError(f"step={step} must be between 1 and length={length}")
-    # `room` holds the samples from `start` on: the last window that was given, then up to `step` newer ones
-    room: npt.NDArray[np.float32] | None = None
-    start = held = 0
+    windows: npt.NDArray[np.float32] | None = None
+    last: npt.NDArray[np.float32] | None = None  # full window
+    starts: list[int] = []  # of full windows
+    start = held = 0  # of the window that is being filled
     for block in blocks:
-        room = np.zeros((block.shape[1], length + step), np.float32) if room is None else room
+        windows = np.empty((together, block.shape[1], length), np.float32) if windows is None else windows
         while len(block):
-            goal = length if held < length else length + step
-            new, block = block[: goal - held], block[goal - held :]
-            room[:, held : held + len(new)] = new.T
+            new, block = block[: length - held], block[length - held :]
+            windows[len(starts), :, held : held + len(new)] = new.T
             held += len(new)
-            if held < goal:
+            if held < length:
                 break
-            if goal > length:
-                room[:, :length] = room[:, step:]
-                start, held = start + step, length
-            yield start, room[:, :length].copy()
-    if room is None or (held < length and tail != "pad"):
+            last = windows[len(starts)]
+            starts.append(start)
+            if len(starts) == together:
+                yield starts, windows
+                windows, starts = np.empty_like(windows), []
+            start, held = start + step, length - step
+            windows[len(starts), :, :held] = last[:, step:]
+    if windows is None or (last is None and tail != "pad"):
         raise _too_short(held, length)
-    at = _last_window(held, length=length, step=step, tail=tail)
-    if at is not None:
-        room[:, held:] = 0
-        yield start + at, room[:, at : at + length].copy()
+    if (before := _last_window(held, last, windows[len(starts)], step=step, tail=tail)) is not None:
+        starts.append(start - before)
+    if starts:
+        yield starts, windows[: len(starts)]
 
 
-def _last_window(held: int, *, length: int, step: int, tail: Tail) -> int | None:
-    """Where in `cut`'s room the tail's window starts, if any; of `held` samples the first `length` were given."""
-    if held == length or tail == "drop":
+def _last_window(held: int, last: Waveform | None, window: Waveform, *, step: int, tail: Tail) -> int | None:
+    """Complete the window of which `held` samples are there; how much sooner it starts, or None where it is dropped."""
+    length = window.shape[1]
+    if last is not None and (tail == "drop" or held == length - step):
         return None
-    if held < length:
+    if last is None or tail == "pad":
+        window[:, held:] = 0
         return 0
-    return step if tail == "pad" else held - length
+    missing = length - held
+    window[:, missing:] = window[:, :held].copy()
+    window[:, :missing] = last[:, step - missing : step]
+    return missing
 
 
 def _too_short(samples: int, length: int) -> AudioError:

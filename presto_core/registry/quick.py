@@ -13,11 +13,21 @@ LIMIT_BYTES = 8 * 2**20  # a larger file is better written in parts, of which on
 
 
 class Quick(Protocol):
-    """Files by their paths; both raise OSError, and a file is written whole or not at all."""
+    """Files by their paths; all raise OSError, and a file is written whole or not at all."""
+
+    def has(self, path: str) -> bool: ...
 
     def get(self, path: str) -> bytes: ...
 
     def put(self, path: str, content: bytes) -> None: ...
+
+
+def found_quickly(quick: Callable[[], Quick] | None, path: str) -> bool | None:
+    """Whether there is a file; None where that goes wrong or cannot be done."""
+    if quick:
+        with suppress(OSError):
+            return quick().has(path)
+    return None
 
 
 def read_quickly(quick: Callable[[], Quick] | None, path: str) -> bytes:

@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
+from blake3 import blake3
 from pyarrow import fs as pafs
 
 from presto_core.registry.checksum import Checksum
-from presto_core.registry.quick import Quick, read_quickly, written_quickly
+from presto_core.registry.quick import Quick, found_quickly, read_quickly, written_quickly
 from presto_core.registry.reading import blocks
 from presto_core.registry.retry import DamagedError as DamagedError
 from presto_core.registry.retry import Result, persist
@@ -37,7 +38,7 @@ class Folder:
         opened: pyarrow file system, or what gives the current one where its credentials change during a run.
         path: path inside it, without scheme.
         uri: how a user would name it.
-        quick: gives what reads and writes a whole file by its path in one request, sooner than `opened` does.
+        quick: gives what reads, writes and looks for a whole file in one request, sooner than `opened` does.
     """
 
     opened: pafs.FileSystem | Callable[[], pafs.FileSystem]
@@ -57,6 +58,8 @@ class Folder:
         return f"{self.path.rstrip('/')}/{name}"
 
     def exists(self, name: str = MANIFEST) -> bool:
+        if (found := found_quickly(self.quick, self.file(name))) is not None:
+            return found
         info = self.persist(lambda: self.filesystem.get_file_info(self.file(name)), f"look for {self.uri}/{name}")
         return bool(info.type == pafs.FileType.File)
 
@@ -126,23 +129,23 @@ def read_bytes(folder: Folder, name: str) -> bytes:
 
 
 def copy_out(folder: Folder, name: str, sink: BinaryIO) -> str:
-    """Copy a file of any size into `sink`, going on after a failure from the byte it has; returns the sha256.
+    """Copy a file of any size into `sink`, going on after a failure from the byte it has; returns its BLAKE3 hash.
 
     Raises:
         StoreError: it does not exist or cannot be read, or the sink cannot take it.
     """
-    digest = hashlib.sha256()
+    digest = blake3()
     for block in blocks(folder, name):
         digest.update(block)
         try:
             sink.write(block)
         except OSError as error:
             raise StoreError(f"cannot keep a copy of {folder.uri}/{name}: {reason(error)}") from error
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
-def write_bytes(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
-    """Write one file, whole or not at all; return its manifest entry {sha256, bytes}.
+def write_bytes(folder: Folder, name: str, content: bytes) -> None:
+    """Write one file, whole or not at all.
 
     Raises:
         StoreError: the disk is full, or the place cannot be written.
@@ -167,12 +170,17 @@ def write_bytes(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
 
     if not written_quickly(folder.quick, target, content):
         folder.persist(put, f"write {folder.uri}/{name} ({len(content)} bytes)")
+
+
+def write_listed(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
+    """Write one file, see `write_bytes`; returns its manifest entry {sha256, bytes}."""
+    write_bytes(folder, name, content)
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def commit(folder: Folder, manifest: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
     """Write files, then the manifest that makes them exist; returns the manifest as written."""
-    entries = {name: write_bytes(folder, name, content) for name, content in files.items()}
+    entries = {name: write_listed(folder, name, content) for name, content in files.items()}
     known = manifest.get("files", {})
     full = {"schema_version": SCHEMA_VERSION, **manifest, "files": {**known, **entries}}
     write_bytes(folder, MANIFEST, json.dumps(full, indent=2, sort_keys=True).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import sys
 import tracemalloc
@@ -62,7 +63,9 @@ def test_every_wav_encoding_gives_its_samples(subtype: str, bits: int) -> None:
         ("MP3", "MPEG_LAYER_III", 22050),
     ],
 )
-def test_blocks_are_bitwise_the_whole_file_decoded_and_resampled_at_once(form: str, subtype: str, rate_hz: int) -> None:
+def test_blocks_are_bitwise_the_whole_file_decoded_and_resampled_at_once(
+    tmp_path: Path, form: str, subtype: str, rate_hz: int
+) -> None:
     stream = io.BytesIO()
     with soundfile.SoundFile(stream, "w", rate_hz, 2, format=form, subtype=subtype) as file:
         for part in np.split(noise(600_000, 2), 10):
@@ -73,7 +76,10 @@ def test_blocks_are_bitwise_the_whole_file_decoded_and_resampled_at_once(form: s
         expected = wanted if rate_hz == RATE_HZ else soxr.resample(wanted, rate_hz, RATE_HZ)
         np.testing.assert_array_equal(heard(stream.getvalue(), channels=channels), expected.T)
     expected = mono if rate_hz == RATE_HZ else soxr.resample(mono, rate_hz, RATE_HZ)
-    np.testing.assert_array_equal(decode(io.BytesIO(stream.getvalue()), sample_rate_hz=RATE_HZ), expected)
+    (tmp_path / "a").write_bytes(stream.getvalue())
+    with (tmp_path / "a").open("rb", buffering=0) as plain:
+        for content in (stream, plain):
+            np.testing.assert_array_equal(decode(content, sample_rate_hz=RATE_HZ), expected)
 
 
 @pytest.mark.parametrize("stored", [1, 2, 7])
@@ -97,9 +103,22 @@ def test_a_sine_stays_a_sine_on_both_channels_at_far_rates(rate_hz: int) -> None
 def test_the_content_tells_the_format_not_the_name(tmp_path: Path) -> None:
     path = tmp_path / "song.raw"  # a name that libsndfile would believe
     path.write_bytes(encoded(tone(440.0), form="FLAC"))
-    with path.open("rb") as stream:
-        stream.seek(1000)  # as a caller that looked at the tags leaves it
-        np.testing.assert_allclose(decode(stream, sample_rate_hz=RATE_HZ), tone(440.0), atol=2**-15)
+    for buffering in (-1, 0):  # a plain file libsndfile reads by itself
+        with path.open("rb", buffering=buffering) as stream:
+            stream.seek(1000)  # as a caller that looked at the tags leaves it
+            for _ in range(2):
+                np.testing.assert_allclose(decode(stream, sample_rate_hz=RATE_HZ), tone(440.0), atol=2**-15)
+
+
+def test_a_plain_file_that_cannot_be_read_is_no_bad_audio(tmp_path: Path) -> None:
+    """A disk fails after the first block: here, its file is no longer open for reading."""
+    (tmp_path / "a").write_bytes(encoded(noise(2_000_000)))
+    with (tmp_path / "a").open("rb", buffering=0) as stream, (tmp_path / "b").open("wb") as other:
+        coming = blocks(stream, sample_rate_hz=RATE_HZ, channels=1)
+        next(coming)
+        os.dup2(other.fileno(), stream.fileno())
+        with pytest.raises(OSError, match="cannot be read"):
+            next(coming)
 
 
 def test_a_flac_of_unstated_length_is_read_to_its_end() -> None:

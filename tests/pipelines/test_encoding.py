@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tracemalloc
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from blake3 import blake3
 
 from pipelines import fetched as fetching
 from pipelines.embedded_s3 import Server
@@ -32,10 +32,10 @@ def encoding(**settings: object) -> Encoding:
 
 def segments(folder: Path, file: str, how: Encoding, **options: object) -> tuple[list[Segment], End]:
     (track,) = (t for t in find_tracks(IngestConfig(source=str(folder))) if t.file == file)
-    *found, (sha256, end) = opened(track, open_folder(str(folder)), how, **{"known": frozenset(), **options})
+    *found, (digest, end) = opened(track, open_folder(str(folder)), how, **{"known": frozenset(), **options})
     assert isinstance(end, End)
-    assert end.sha256 in ("", hashlib.sha256((folder / file).read_bytes()).hexdigest())
-    assert {sha for sha, _ in found} <= {sha256}
+    assert end.digest in ("", blake3((folder / file).read_bytes()).hexdigest())
+    assert {of for of, _ in found} <= {digest}
     return [segment for _, segment in found], end
 
 
@@ -75,10 +75,10 @@ def test_a_file_that_is_gone_is_refused_and_a_dead_source_ends_the_run(tmp_path:
 @pytest.mark.parametrize("how", ["grows", "is cut", "is replaced"])
 def test_a_file_that_changes_while_it_is_read_gives_no_more_and_is_read_again_later(tmp_path: Path, how: str):
     path = tmp_path / "a.wav"
-    soundfile.write(path, notes(600, seed=1, rate_hz=RATE_HZ), RATE_HZ)
+    soundfile.write(path, notes(1200, seed=1, rate_hz=RATE_HZ), RATE_HZ)
     track = Track("a.wav", place=str(tmp_path), path="a.wav", stamp="x")
     coming = opened(track, open_folder(str(tmp_path)), encoding(), known=frozenset())
-    sha256, first = next(coming)
+    digest, first = next(coming)
     assert isinstance(first, Segment)
     size = path.stat().st_size
     if how == "is replaced":  # whoever holds the old one reads it to its end
@@ -89,7 +89,7 @@ def test_a_file_that_changes_while_it_is_read_gives_no_more_and_is_read_again_la
     *more, (_, end) = coming
     assert isinstance(end, End)
     if how == "is replaced":
-        assert (len(more), end.failure, end.sha256) == (2, None, sha256)
+        assert (len(more), end.failure, end.digest) == (2, None, digest)
         return
     assert more == []
     assert end.failure is not None
@@ -107,7 +107,7 @@ def test_a_file_from_storage_is_copied(
     write_bytes(folder, "a.wav", bytes(range(200)))
     with fetching.fetched(folder, "a.wav") as file:
         folder.delete_file("a.wav")
-        assert file.sha256 == hashlib.sha256(bytes(range(200))).hexdigest()
+        assert file.digest == blake3(bytes(range(200))).hexdigest()
         assert file.stream.seek(0) == 0
         assert file.stream.read() == bytes(range(200))
         assert not file.changed
@@ -115,7 +115,7 @@ def test_a_file_from_storage_is_copied(
 
 def test_of_a_known_content_nothing_is_decoded(tmp_path: Path):
     soundfile.write(tmp_path / "a.wav", notes(3, seed=1), RATE_HZ)
-    known = frozenset([hashlib.sha256((tmp_path / "a.wav").read_bytes()).hexdigest()])
+    known = frozenset([blake3((tmp_path / "a.wav").read_bytes()).hexdigest()])
     found, end = segments(tmp_path, "a.wav", encoding(), known=known)
     assert (found, end.rows, end.facts["caption"]) == ([], (), "a")
 
@@ -135,10 +135,10 @@ def test_the_tail_is_as_told(tmp_path: Path, tail: str, starts: list[float]):
     assert (np.concatenate([s.starts for s in found]) / WINDOW).tolist() == starts
 
 
-def test_segments_hold_a_minute_and_a_half_and_count_on(tmp_path: Path):
-    soundfile.write(tmp_path / "a.wav", notes(600, seed=1, rate_hz=RATE_HZ), RATE_HZ)
+def test_segments_hold_three_minutes_and_count_on(tmp_path: Path):
+    soundfile.write(tmp_path / "a.wav", notes(1200, seed=1, rate_hz=RATE_HZ), RATE_HZ)
     found, end = segments(tmp_path, "a.wav", encoding())
-    assert end.rows == (258, 258, 84)  # 96 s hold 258 windows of 0.37 s
+    assert end.rows == (516, 516, 168)  # 192 s hold 516 windows of 0.37 s
     assert [s.number for s in found] == [0, 1, 2]
 
 

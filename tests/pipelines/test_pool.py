@@ -33,8 +33,8 @@ def content(name: str, **known: object) -> Content:
     return Content(f"sha of {name}", **{"rows": (3,), "seconds": 2.0, "decoder": decoder_versions(), **known})  # type: ignore[arg-type]
 
 
-def seen(name: str, sha256: str = "", **known: object) -> Seen:
-    return Seen(f"/music/{name}", "1", sha256 or f"sha of {name}", **known)  # type: ignore[arg-type]
+def seen(name: str, digest: str = "", **known: object) -> Seen:
+    return Seen(f"/music/{name}", "1", digest or f"sha of {name}", **known)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_segment_comes_back_bit_for_bit_and_damage_is_found(pool: Pool, tmp_pa
 
 def test_tracks_are_sorted_into_usable_bad_and_doubles(pool: Pool):
     pool.add(seen=seen("a", facts={"caption": "found", "tempo_bpm": None, "licence": ""}), content=content("a"))
-    pool.add(seen=seen("a again", sha256="sha of a"))
+    pool.add(seen=seen("a again", digest="sha of a"))
     pool.add(seen=seen("b"), content=content("b", failure=NO_AUDIO))
     pool.add(seen=seen("c", failure=Failure("describe", "ValueError", "no JSON")))
     tracks = [track("a", tempo_bpm=90.0, licence="CC0"), *map(track, ("a again", "b", "c", "d")), track("e", stamp="")]
@@ -182,13 +182,13 @@ def test_shards_are_full_and_hold_every_row_once_in_the_order_of_contents(rows: 
         assert set(counts[:-1]) <= {size}
         assert all(0 < count <= size for count in counts)
         planned = [
-            (part.sha256, part.segment, row)
+            (part.digest, part.segment, row)
             for plan in mine
             for part in plan.parts
             for row in range(part.start, part.stop)
         ]
         expected = sorted(
-            (entry.content.sha256, segment, row)
+            (entry.content.digest, segment, row)
             for entry in made
             if entry.track.split == split
             for segment, count in enumerate(entry.content.rows)
