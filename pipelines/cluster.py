@@ -32,7 +32,10 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
-    "THP_MEM_ALLOC_ENABLE": "1",  # PyTorch asks for huge pages: less of encoding goes into touching fresh memory
+    # fresh memory is what encoding spends most on beside the codec: PyTorch asks for huge pages, and all threads have
+    # one heap, since those of threads are given back as soon as they are empty
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "MALLOC_ARENA_MAX": "1",
 }
 
 

@@ -53,7 +53,7 @@ def power_frames(samples: Tensor, settings: MelSettings) -> Tensor:
     """Samples [N] -> power spectra [floor(N / hop) * frames_per_latent, bins], centred on multiples of frame_hop."""
     frames = len(samples) // settings.hop * settings.frames_per_latent
     spectra = spectrum(samples, n_fft=settings.n_fft, hop=settings.frame_hop)[:frames]
-    return torch.view_as_real(spectra).square().sum(-1)
+    return torch.add(*torch.view_as_real(spectra).square().unbind(-1))  # sum(-1) of two takes five times as long
 
 
 def log_mel(power: Tensor, filters: Tensor, *, power_floor: float) -> Tensor:

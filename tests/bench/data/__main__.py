@@ -24,7 +24,9 @@ FAILED = "not measured: "
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="readings of each loader; their median counts")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="measurements of each loader, and of ingest; their median counts"
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--preset", default="laptop", help="whose network, batch and windows are used")
     arguments = parser.parse_args()
@@ -52,7 +54,7 @@ def measure(parts: Sequence[str], *, preset: str, rounds: int, scratch: Path) ->
         "stream": lambda: reading.measure(root, rounds=rounds, scratch=scratch),
         "wait": lambda: waiting.measure(f"{root}/long/presto", preset=preset, there="stream" in parts),
         "memory": lambda: memory.measure(root),
-        "ingest": lambda: ingesting.measure(f"{root}/ingest", preset=preset, scratch=scratch),
+        "ingest": lambda: ingesting.measure(f"{root}/ingest", preset=preset, rounds=rounds, scratch=scratch),
     }
     for part in (part for part in PARTS if part in parts):
         began = time.monotonic()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import soundfile
@@ -29,25 +30,27 @@ WANTED = 0.8
 REPOSITORY = Path(__file__).parents[3]
 
 
-def measure(root: str, *, preset: str, scratch: Path) -> tuple[list[Finding], list[str]]:
+def measure(root: str, *, preset: str, rounds: int, scratch: Path) -> tuple[list[Finding], list[str]]:
     """Clips a second of the command, less what it takes for a few, against one process that does the bare work."""
     few, many = scratch / "few", scratch / "many"
     write_clips(few, FEW)
     write_clips(many, MANY)
     config = load_config(IngestStage, preset, [], preset_folder=PRESETS)
-    before = bare_seconds(config, sorted(many.glob("*.wav"))[:BARE])
     ingest_seconds(f"{root}/first", few, preset=preset, scratch=scratch)  # a fresh installation's first start is slow
-    started = ingest_seconds(f"{root}/few", few, preset=preset, scratch=scratch)
-    whole = ingest_seconds(f"{root}/many", many, preset=preset, scratch=scratch)
-    start = (started + ingest_seconds(f"{root}/again", few, preset=preset, scratch=scratch)) / 2
-    after = bare_seconds(config, sorted(many.glob("*.wav"))[:BARE])
+    starts, wholes, bares = [], [], []
+    for i in range(rounds):
+        starts.append(ingest_seconds(f"{root}/few-{i}", few, preset=preset, scratch=scratch))
+        wholes.append(ingest_seconds(f"{root}/many-{i}", many, preset=preset, scratch=scratch))
+        bares.append(bare_seconds(config, sorted(many.glob("*.wav"))[:BARE]))
+    start, whole = median(starts), median(wholes)
     cores, hours = os.cpu_count() or 1, CLIP_SECONDS / 3600
     rate = (MANY - FEW) * hours / ((whole - start) / 3600) / cores
-    bare = BARE * hours / ((before + after) / 2 / 3600)
+    bare = BARE * hours / (median(bares) / 3600)
     finding = Finding("ingest, all cores", rate, "h/core-h", "decode + encode, one process", bare, wanted=WANTED)
     note = (
-        f"ingest: {rate:.0f} hours of audio a core-hour on {cores} cores; {MANY} clips of {CLIP_SECONDS} s less {FEW} "
-        f"({start:.0f} s), which leaves out the start of Ray and of its encoders; bare reads the same files from disk"
+        f"ingest: {rate:.0f} hours of audio a core-hour on {cores} cores; {MANY} clips of {CLIP_SECONDS} s ({whole:.0f} s) "
+        f"less {FEW} ({start:.0f} s), which leaves out the start of Ray and of its encoders; medians of {rounds} rounds; "
+        "bare reads the same files from disk"
     )
     return [finding], [note]
 
