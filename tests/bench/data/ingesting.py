@@ -48,9 +48,9 @@ def measure(root: str, *, preset: str, rounds: int, scratch: Path) -> tuple[list
     bare = BARE * hours / (median(bares) / 3600)
     finding = Finding("ingest, all cores", rate, "h/core-h", "decode + encode, one process", bare, wanted=WANTED)
     note = (
-        f"ingest: {rate:.0f} hours of audio a core-hour on {cores} cores; {MANY} clips of {CLIP_SECONDS} s ({whole:.0f} s) "
-        f"less {FEW} ({start:.0f} s), which leaves out the start of Ray and of its encoders; medians of {rounds} rounds; "
-        "bare reads the same files from disk"
+        f"ingest: {rate:.0f} hours of audio a core-hour on {cores} cores; {MANY} clips of {CLIP_SECONDS} s "
+        f"({whole:.0f} s) less {FEW} ({start:.0f} s), which leaves out the start of Ray and of its encoders; "
+        f"medians of {rounds} rounds; bare reads the same files from disk"
     )
     return [finding], [note]
 
