@@ -24,9 +24,7 @@ FAILED = "not measured: "
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="measurements of each thing; their median counts"
-    )
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each thing; their median counts")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--preset", default="laptop", help="whose network, batch and windows are used")
     arguments = parser.parse_args()
