@@ -112,7 +112,7 @@ def windows(samples: Waveform, *, length: int, step: int) -> npt.NDArray[np.floa
 def cut(
     blocks: Iterable[Waveform], *, length: int, step: int, tail: Tail, together: int = 1
 ) -> Iterator[tuple[list[int], npt.NDArray[np.float32]]]:
-    """Cut blocks [n, channels] into windows that start at 0, step, 2 step, ...; each sample is copied once.
+    """Cut blocks [n, channels] into windows that start at 0, step, 2 step, ...; no sample is copied but into windows.
 
     Args:
         step: at most `length`, so that no sample is left out between windows.
