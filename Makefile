@@ -42,7 +42,7 @@ format: $(STAMP) ## rewrite the sources in the house style
 bench: $(STAMP) ## speed, as ratios measured in one run
 	$(BIN)/python -m tests.bench $(BENCH)
 
-bench-data: $(BENCH_STAMP) ## the data plane against other loaders, on a real S3 server, about 12 minutes
+bench-data: $(BENCH_STAMP) ## the data plane against other loaders, on a real S3 server, about 14 minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BENCH_VENV)/bin/python -m tests.bench.data $(BENCH_DATA)
 
 $(BENCH_STAMP): $(STAMP) tests/bench/requirements-data.txt

@@ -16,7 +16,7 @@ from presto_core.config.sections import GanConfig, NetworkConfig
 from presto_core.networks.flops import LatentShape
 
 SIZES = (8, 16, 32, 64, 128, 256, 512)
-INGEST_HOURS_A_CORE_HOUR = 393  # of audio: measured, docs/data.md
+INGEST_HOURS_A_CORE_HOUR = 751  # of audio: measured, docs/data.md
 CHANNELS = 64  # of both codecs
 TEXT_DIM = 384  # of the embedded text encoder
 
