@@ -113,7 +113,8 @@ class FileEncoder:
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         index, fields = json.loads(item["item"])
         track, pool = Track(**fields), self.encoder.pool
-        row, there = {"index": index, "segments": 0, "end": "", "failure": ""}, True
+        row = {"index": index, "segments": 0, "end": "", "failure": ""}
+        there = True
         for digest, found in opened(track, open_folder(track.place), self.encoding, known=self.known):
             if isinstance(found, End):
                 row["end"] = json.dumps(asdict(found))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from base64 import b64encode
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -36,7 +37,8 @@ class Objects:
 
     def has(self, path: str) -> bool:
         """Whether there is such an object."""
-        return self._answer("HEAD", "head_object", path, {}, timeout=self.reading).status == HTTPStatus.OK
+        either = (HTTPStatus.OK, HTTPStatus.NOT_FOUND)
+        return self._answer("HEAD", "head_object", path, {}, either, timeout=self.reading).status == HTTPStatus.OK
 
     def get(self, path: str) -> bytes:
         """An object's bytes."""
@@ -46,10 +48,18 @@ class Objects:
         """Write an object, whole or not at all."""
         # without it, SeaweedFS makes an empty object of a connection that ends before the first byte
         md5 = b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
-        options = {"timeout": self.writing, "headers": {"Content-MD5": md5}, "body": content}
-        self._answer("PUT", "put_object", path, {"ContentMD5": md5}, **options)
+        signed, headers = {"ContentMD5": md5}, {"Content-MD5": md5}
+        self._answer("PUT", "put_object", path, signed, timeout=self.writing, headers=headers, body=content)
 
-    def _answer(self, verb: str, operation: str, path: str, signed: dict[str, str], **options: Any) -> Any:
+    def _answer(
+        self,
+        verb: str,
+        operation: str,
+        path: str,
+        signed: dict[str, str],
+        expected: Sequence[HTTPStatus] = (HTTPStatus.OK,),
+        **options: Any,
+    ) -> Any:
         bucket, _, key = path.partition("/")
         parameters = {"Bucket": bucket, "Key": key, **signed}
         try:
@@ -57,7 +67,6 @@ class Objects:
             answer = self.pool.request(verb, url, retries=False, redirect=False, decode_content=False, **options)
         except (BotoCoreError, ClientError, HTTPError) as error:
             raise OSError(str(error)) from error
-        expected = {HTTPStatus.OK, HTTPStatus.NOT_FOUND} if verb == "HEAD" else {HTTPStatus.OK}
         if answer.status not in expected:
             raise OSError(f"HTTP status {answer.status}")
         return answer

@@ -112,7 +112,7 @@ def windows(samples: Waveform, *, length: int, step: int) -> npt.NDArray[np.floa
 def cut(
     blocks: Iterable[Waveform], *, length: int, step: int, tail: Tail, together: int = 1
 ) -> Iterator[tuple[list[int], npt.NDArray[np.float32]]]:
-    """Cut blocks [n, channels] into windows that start at 0, step, 2 step, ...; no sample is copied but into windows.
+    """Cut blocks [n, channels] into windows that start at 0, step, 2 step, ...; samples are copied straight into them.
 
     Args:
         step: at most `length`, so that no sample is left out between windows.
@@ -121,8 +121,7 @@ def cut(
         together: windows that are given at once, but for the last ones.
 
     Returns:
-        Pairs of windows' first samples and the windows themselves, [W, channels, length]; to be read only, since the
-        next ones may begin with samples of the last one.
+        Pairs of windows' first samples and the windows themselves, [W, channels, length]; they are the caller's.
 
     Raises:
         AudioError: the audio is shorter than one window and is not to be padded.
@@ -144,6 +143,7 @@ def cut(
             last = windows[len(starts)]
             starts.append(start)
             if len(starts) == together:
+                last = last.copy()  # the next window may begin with samples of this one, which the caller may change
                 yield starts, windows
                 windows, starts = np.empty_like(windows), []
             start, held = start + step, length - step

@@ -128,7 +128,8 @@ def test_a_file_whose_hash_is_known_takes_one_request(proxy: FaultProxy, folder:
 
 def test_a_file_is_looked_for_in_one_request(proxy: FaultProxy, folder: Folder, direct: Folder) -> None:
     write_bytes(direct, "a b+ü.bin", b"")
-    for name, there in {"a b+ü.bin": True, "a": False, "a b+ü.bin/c": False}.items():
+    write_bytes(direct, "folder/b", b"")
+    for name, there in {"a b+ü.bin": True, "a": False, "a b+ü.bin/c": False, "folder": False}.items():
         before = proxy.requests
         assert folder.exists(name) is there
         assert proxy.requests == before + 1

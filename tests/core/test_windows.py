@@ -1,0 +1,121 @@
+"""Samples -> windows: the slices of the whole, whatever blocks they come in."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from presto_core.audio.chunks import AudioError, Tail, cut, windows
+
+
+@pytest.mark.parametrize(("length", "step"), [(10, 10), (10, 4), (10, 1), (7, 13), (100, 50)])
+def test_windows_are_the_slices_of_a_loop(length: int, step: int) -> None:
+    samples = np.arange(100, dtype=np.float32)
+    expected = [samples[at : at + length] for at in range(0, 100, step) if at + length <= 100]
+    np.testing.assert_array_equal(windows(samples, length=length, step=step), expected)
+
+
+def test_every_sample_of_whole_windows_is_used_once() -> None:
+    samples = np.arange(103, dtype=np.float32)
+    cut = windows(samples, length=10, step=10)
+    np.testing.assert_array_equal(cut.reshape(-1), samples[:100])
+
+
+def test_too_short_audio_is_refused_with_both_lengths() -> None:
+    assert windows(np.zeros(10, dtype=np.float32), length=10, step=10).shape == (1, 10)
+    with pytest.raises(AudioError, match="shorter than one window: 9 of 10 samples"):
+        windows(np.zeros(9, dtype=np.float32), length=10, step=10)
+
+
+TAILS: tuple[Tail, ...] = ("drop", "pad", "shift")
+
+
+def in_blocks(samples: np.ndarray, sizes: list[int]) -> Iterator[np.ndarray]:
+    """[channels, N] as blocks [n, channels] of these sizes, over and over."""
+    at = 0
+    for size in itertools.cycle(sizes):
+        if at >= samples.shape[1]:
+            return
+        yield samples[:, at : at + size].T
+        at += size
+
+
+def slow_cut(samples: np.ndarray, *, length: int, step: int, tail: Tail) -> list[tuple[int, np.ndarray]]:
+    """Windows of the whole array [channels, N], and the tail's rule word by word."""
+    count = samples.shape[1]
+    found = [(at, samples[:, at : at + length]) for at in range(0, count, step) if at + length <= count]
+    covered = max((at + length for at, _ in found), default=0)
+    if covered < count and tail == "shift":
+        found.append((count - length, samples[:, count - length :]))
+    if covered < count and tail == "pad":
+        at = next(at for at in range(0, count, step) if at + length > covered)
+        found.append((at, np.pad(samples[:, at:], ((0, 0), (0, at + length - count)))))
+    return found
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    count=st.integers(1, 120),
+    length=st.integers(1, 40),
+    overlap=st.integers(0, 39),
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=4),
+    channels=st.integers(1, 3),
+    tail=st.sampled_from(TAILS),
+    together=st.integers(1, 4),
+)
+def test_windows_of_a_stream_are_those_of_the_whole(
+    count: int, length: int, overlap: int, sizes: list[int], channels: int, tail: Tail, together: int
+) -> None:
+    step = max(1, length - overlap)
+    samples = np.arange(1, count * channels + 1, dtype=np.float32).reshape(channels, count)
+    stream = in_blocks(samples, sizes)
+    if count < length and tail != "pad":
+        with pytest.raises(AudioError, match=f"shorter than one window: {count} of {length} samples"):
+            list(cut(stream, length=length, step=step, tail=tail))
+        return
+    found = []
+    for starts, some in cut(stream, length=length, step=step, tail=tail, together=together):
+        assert (some.shape[1:], some.dtype, some.flags.c_contiguous) == ((channels, length), np.float32, True)
+        found.append((starts, some.copy()))
+        some[:] = -1  # they are the caller's: what he does to them does not show in the next
+    expected = slow_cut(samples, length=length, step=step, tail=tail)
+    assert [start for starts, _ in found for start in starts] == [start for start, _ in expected]
+    assert [len(some) for _, some in found[:-1]] == [together] * (len(found) - 1)
+    together_again = np.concatenate([some for _, some in found])
+    np.testing.assert_array_equal(together_again, np.stack([window for _, window in expected]))
+
+
+@pytest.mark.parametrize(
+    ("tail", "starts"), [("drop", [0, 4, 8]), ("pad", [0, 4, 8, 12]), ("shift", [0, 4, 8, 9])], ids=TAILS
+)
+def test_the_tail_of_nineteen_samples(tail: Tail, starts: list[int]) -> None:
+    samples = np.arange(19, dtype=np.float32)[None]
+    found = list(cut([samples.T], length=10, step=4, tail=tail))
+    assert [start for (start,), _ in found] == starts
+    last = {"drop": [*range(8, 18)], "pad": [*range(12, 19), 0, 0, 0], "shift": [*range(9, 19)]}
+    assert found[-1][1].tolist() == [[last[tail]]]
+
+
+def test_windows_of_endless_audio_come_while_it_lasts() -> None:
+    """A stream that never ends, of which only what the windows need is read."""
+    endless = (np.full((7, 2), number, np.float32) for number in itertools.count())
+    first = list(itertools.islice(cut(endless, length=14, step=7, tail="pad"), 1000))
+    assert [start for (start,), _ in first] == list(range(0, 7000, 7))
+    assert next(endless)[0, 0] == 1001
+
+
+@pytest.mark.parametrize("step", [0, 11])
+def test_steps_that_stand_still_or_leave_gaps_are_refused(step: int) -> None:
+    with pytest.raises(ValueError, match=f"step={step} must be between 1 and length=10"):
+        list(cut([], length=10, step=step, tail="drop"))
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_no_samples_make_no_window(tail: Tail) -> None:
+    with pytest.raises(AudioError, match="shorter than one window: 0 of 10 samples"):
+        list(cut([], length=10, step=10, tail=tail))
