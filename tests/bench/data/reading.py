@@ -7,6 +7,7 @@ As a program, a loader that waits for what it is to read, a URI and how many tim
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -105,13 +106,16 @@ def _rates(children: dict[str, Child], long: str, short: str, *, rounds: int) ->
 def main() -> None:
     torch.set_num_threads(1)
     name = sys.argv[1]
-    with _session() if name in PRESTO and PRESTO[name].reader == "ray" else nullcontext():
-        for line in sys.stdin:
-            with tempfile.TemporaryDirectory() as scratch:
-                began = time.perf_counter()
-                uri, epochs = json.loads(line)
-                rows = sum(READINGS[name](uri, Path(scratch), epochs))
-                seconds = time.perf_counter() - began
+    session = _session() if name in PRESTO and PRESTO[name].reader == "ray" else nullcontext()
+    with tempfile.TemporaryDirectory() as scratch, session:
+        for number, line in enumerate(sys.stdin):
+            folder = Path(scratch) / str(number)
+            folder.mkdir()
+            began = time.perf_counter()
+            uri, epochs = json.loads(line)
+            rows = sum(READINGS[name](uri, folder, epochs))
+            seconds = time.perf_counter() - began
+            shutil.rmtree(folder, ignore_errors=True)  # Ray's tasks may still keep what they read ahead; that goes last
             if rows % made_up.ROWS_PER_SHARD:
                 raise RuntimeError(f"{name} read {rows} rows, which are no whole shards")
             reply(seconds)
