@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from infra.mlflow.server import MlflowServer
-from pipelines import embedded_s3, storage
-from pipelines.embedded_s3 import Server
+from pipelines.storage import filesystem as storage
+from pipelines.storage import local_s3 as embedded_s3
+from pipelines.storage.local_s3 import Server
+from tests.servers.mlflow_server import MlflowServer
 
 torch.set_num_threads(1)  # two cores are shared with Ray's workers
 
@@ -77,7 +78,7 @@ def mlflow_server(mlflow_database: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def ray_here(object_store: Server) -> Iterator[None]:
     """One Ray session that the tests share; started after the object store, so that workers know its address."""
-    from pipelines.cluster import ray_session
+    from pipelines.cluster.session import ray_session
     from presto_core.config.sections import ClusterConfig
 
     with ray_session(ClusterConfig(cpus=2, object_store_mb=200), cpus=1):

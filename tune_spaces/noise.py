@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from tune_spaces.domains import Choice, Kinds, Range, Space
+from tune_spaces.domains import (
+    Choice,
+    Kinds,
+    Range,
+    Space,
+)
 
 LOGNORMAL = {"mean": Range(-1.6, 1.6), "std": Range(0.6, 2.0)}
 KARRAS = {"rho": Range(2.0, 10.0)}

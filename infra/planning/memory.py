@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.step_work import Pass, StageWork
-from presto_core.config.sections import LoopConfig, NetworkConfig, ParallelConfig
-from presto_core.networks.flops import LatentShape, block_parameters, mlp_width, parameters, tokens
+from pipelines.train.step_flops import Pass, StageWork
+from presto_core.config.sections import (
+    LoopConfig,
+    NetworkConfig,
+    ParallelConfig,
+)
+from presto_core.networks.flops import (
+    LatentShape,
+    block_parameters,
+    mlp_width,
+    parameters,
+    tokens,
+)
 
 GIB = 2.0**30
 FP32, MOMENTS = 4, 8  # bytes a parameter: of weights, gradients or an average; of Adam's two moments

@@ -11,8 +11,12 @@ from typing import Any
 
 from pipelines.redaction import redacted
 from pipelines.registry import names
-from pipelines.registry.filters import NUMBERS, Clause
-from pipelines.registry.names import Reference, RegistryError, parse_reference
+from pipelines.registry.names import (
+    Reference,
+    RegistryError,
+    parse_reference,
+)
+from pipelines.registry.search_filter import NUMBERS, Clause
 
 PAGE = 100
 LIMIT = 1000  # that MLflow gives at once

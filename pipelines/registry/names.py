@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from presto_core.config.errors import UserError
+from pipelines.tracking.tags import ARTIFACT_ID as ARTIFACT_ID
+from pipelines.tracking.tags import ARTIFACT_URI as ARTIFACT_URI
+from pipelines.tracking.tags import CONTENT as CONTENT
+from pipelines.tracking.tags import KIND as KIND
+from pipelines.tracking.tags import METHOD as METHOD
+from pipelines.tracking.tags import PARENT as PARENT
+from pipelines.tracking.tags import PARENTS as PARENTS
+from pipelines.tracking.tags import RUN_ID as RUN_ID
+from pipelines.tracking.tags import STAGE as STAGE
+from presto_core.errors import UserError
 
 TEACHER, GENERATOR, DATASET, REPORT = "presto-teacher", "presto-generator", "presto-dataset", "presto-report"
 NAME_OF_KIND = {
@@ -18,9 +27,6 @@ NAME_OF_KIND = {
 MODEL_KINDS = ("teacher", "layers", "generator")
 
 CANDIDATE, CHAMPION, ARCHIVED = "candidate", "champion", "archived-"
-RUN_ID, ARTIFACT_URI, ARTIFACT_ID = "presto.run_id", "presto.artifact_uri", "presto.artifact_id"
-KIND, METHOD, STAGE, CONTENT = "presto.kind", "presto.method", "presto.stage", "presto.content"
-PARENT, PARENTS = "presto.parent.", "presto.parents"  # one tag a role; all ids in one, to search in
 LICENCES, BUDGET, SIZE = "presto.licences", "presto.budget", "presto.bytes"
 REGISTERED_AS = "presto.as."  # tag of a run, with the name of the model: its version there
 RECORD = "presto.record"  # tag of a model: the folder whose files decide which version is champion

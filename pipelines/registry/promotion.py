@@ -12,10 +12,10 @@ from typing import Any
 
 from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
-from pipelines.registry.gate import Check, checks
 from pipelines.registry.names import Reference, RegistryError
-from pipelines.registry.publishing import patient, record_folder
-from pipelines.registry.record import Entry, Record
+from pipelines.registry.promotion_checks import Check, checks
+from pipelines.registry.promotion_log import Entry, Record
+from pipelines.registry.publish import patient, record_folder
 from presto_core.config.promotion import PromoteConfig
 
 ATTEMPTS = 64  # as many as may be promoted in the meantime by others before we give up

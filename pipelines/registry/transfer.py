@@ -14,13 +14,32 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipelines.progress import progress_bar
-from pipelines.registry.local import read_local, regular_files, require_sound
-from pipelines.registry.ranges import Part, Parts, fetch, parts_of
-from presto_core.registry.allowed import RefusedError, require_content
-from presto_core.registry.content import Entry, content_hash, require_artifact
-from presto_core.registry.manifest import Artifact
-from presto_core.registry.store import MANIFEST, Folder, StoreError, read_manifest, reason, write_bytes
+from pipelines.console import progress_bar
+from pipelines.registry.local_artifact import (
+    read_local,
+    regular_files,
+    require_sound,
+)
+from pipelines.storage.ranged_download import (
+    Part,
+    Parts,
+    fetch,
+    parts_of,
+)
+from presto_core.artifacts.folder import MANIFEST, Folder
+from presto_core.artifacts.manifest import Artifact
+from presto_core.artifacts.manifest_schema import (
+    Entry,
+    content_hash,
+    require_artifact,
+)
+from presto_core.artifacts.store import (
+    StoreError,
+    read_manifest,
+    reason,
+    write_bytes,
+)
+from presto_core.artifacts.validate import RefusedError, require_content
 
 THREADS = 8
 BLOCK = 8 * 2**20

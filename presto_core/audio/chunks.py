@@ -10,7 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from presto_core.audio.decoders import AudioError, Sound, Waveform, open_sound
+from presto_core.audio.decoders import (
+    AudioError,
+    Sound,
+    Waveform,
+    open_sound,
+)
 
 __all__ = ["AUDIO_SUFFIXES", "AudioError", "Tail", "Waveform", "blocks", "cut", "decode", "is_audio", "windows"]
 

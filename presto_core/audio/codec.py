@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from presto_core.config.errors import UserError
+from presto_core.errors import UserError
 
 
 class CodecError(UserError):
@@ -44,23 +42,6 @@ class Codec(Protocol):
         ...
 
 
-def load_codec(kind: str, *, path: str | None = None, device: torch.device | str = "cpu") -> Codec:
-    """The codec a `codec` section names.
-
-    Args:
-        kind: `mel_pca` (shipped weights, or a folder that `presto codec fit` made) or `oobleck`.
-        path: local folder of the weights; None for those shipped with the package.
-        device: where `oobleck` computes. Audio and latents may come from anywhere and return on the CPU, as those of
-            `mel_pca`, which computes there only.
-
-    Raises:
-        CodecError: no such kind, its weights are missing or damaged, or there is no such device.
-    """
-    if kind not in CODECS:
-        raise CodecError(f"codec.kind={kind} is not known; choose one of {', '.join(sorted(CODECS))}")
-    return CODECS[kind](path, device)
-
-
 def check_audio(audio: Tensor, *, audio_channels: int, hop: int) -> None:
     """Refuse audio that is not [B, audio_channels, N] with at least one latent frame; raises CodecError."""
     if audio.ndim != 3 or audio.shape[1] != audio_channels or audio.shape[2] < hop:
@@ -73,18 +54,3 @@ def check_latents(latents: Tensor, *, channels: int) -> None:
     if latents.ndim != 3 or latents.shape[1] != channels or latents.shape[2] < 1:
         shape = list(latents.shape)
         raise CodecError(f"latents of shape {shape} given to a codec that wants [B, {channels}, T] with T >= 1")
-
-
-def _mel_pca(path: str | None, device: torch.device | str) -> Codec:
-    from presto_core.audio.mel_pca import MelPcaCodec
-
-    return MelPcaCodec.load(path)
-
-
-def _oobleck(path: str | None, device: torch.device | str) -> Codec:
-    from presto_core.audio.oobleck import OobleckCodec
-
-    return OobleckCodec.load(path, device=device)
-
-
-CODECS: dict[str, Callable[[str | None, torch.device | str], Codec]] = {"mel_pca": _mel_pca, "oobleck": _oobleck}

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from presto_core.config.errors import UserError
+from presto_core.errors import UserError
 
 Waveform = npt.NDArray[np.float32]
 

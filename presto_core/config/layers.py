@@ -9,8 +9,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from presto_core.config.errors import UserError
 from presto_core.config.section import Count, Section
+from presto_core.errors import UserError
 
 PAPER_DEPTH = 28
 # blocks of 28 dropped in five equally likely bins, from high noise to low

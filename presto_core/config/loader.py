@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from presto_core.config.errors import UserError
 from presto_core.config.schema import STAGES, StageConfig
+from presto_core.errors import UserError
 
 Stage = TypeVar("Stage", bound=StageConfig)
 ELSEWHERE = {"storage", "tracking", "cluster", "inputs", "name"}

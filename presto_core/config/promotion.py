@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from presto_core.config.section import Count, Positive, Section
+from presto_core.config.section import (
+    Count,
+    Positive,
+    Section,
+)
 
 
 class PromoteConfig(Section):

@@ -8,8 +8,13 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from presto_core.config.data import CodecConfig, CorpusConfig, DataConfig, IngestConfig, TextConfig
-from presto_core.config.errors import UserError
+from presto_core.config.data import (
+    CodecConfig,
+    CorpusConfig,
+    DataConfig,
+    IngestConfig,
+    TextConfig,
+)
 from presto_core.config.promotion import PromoteConfig
 from presto_core.config.sampling import EvaluateConfig, GenerateConfig
 from presto_core.config.section import Section
@@ -28,6 +33,7 @@ from presto_core.config.sections import (
 from presto_core.config.submit import SubmitConfig
 from presto_core.config.sweep import SweepConfig
 from presto_core.config.validation import ValidationConfig
+from presto_core.errors import UserError
 
 # Where and how a stage runs does not change what it makes, but for rounding (workers, micro-batches, sharding); nor
 # does the name that its result is registered under.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from presto_core.config import noise as config
-from presto_core.config.errors import UserError
+from presto_core.errors import UserError
 
 BISECTION_STEPS = 80  # halves ln(sigma) in [-25, 25] to below fp64 resolution
 

@@ -13,8 +13,17 @@ from torch import Tensor, nn
 from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.block import Block, modulated
-from presto_core.networks.embeddings import BudgetEmbedding, ConditionEmbedding, NoiseEmbedding, rotary_angles
-from presto_core.networks.layer_budget import Mode, kept_blocks, require_fits
+from presto_core.networks.embeddings import (
+    BudgetEmbedding,
+    ConditionEmbedding,
+    NoiseEmbedding,
+    rotary_angles,
+)
+from presto_core.networks.layer_budget import (
+    Mode,
+    kept_blocks,
+    require_fits,
+)
 
 
 class DiT(nn.Module):

@@ -13,7 +13,14 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from presto_core.registry.store import MANIFEST, DamagedError, Folder, StoreError, commit, read_file, read_manifest
+from presto_core.artifacts.folder import MANIFEST, Folder
+from presto_core.artifacts.store import (
+    DamagedError,
+    StoreError,
+    commit,
+    read_file,
+    read_manifest,
+)
 from presto_core.training.state import TrainState
 
 TENSORS, SKELETON = "state.safetensors", "state.json"

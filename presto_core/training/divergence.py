@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from presto_core.config.errors import UserError
+from presto_core.errors import UserError
 from presto_core.training.parallel import Parallel
 
 Levels = dict[str, Tensor]

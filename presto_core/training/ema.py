@@ -7,7 +7,11 @@ import copy
 import torch
 from torch import nn
 
-from presto_core.training.sharding import local, placed_like, whole
+from presto_core.training.sharding import (
+    local,
+    placed_like,
+    whole,
+)
 
 
 class Ema:

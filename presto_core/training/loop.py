@@ -6,10 +6,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from presto_core.config.sections import LoopConfig
-from presto_core.training.divergence import DivergenceError, any_rank, diagnosis, has_non_finite, noise_levels
+from presto_core.training.divergence import (
+    DivergenceError,
+    any_rank,
+    diagnosis,
+    has_non_finite,
+    noise_levels,
+)
 from presto_core.training.meter import Meter
 from presto_core.training.parallel import ALONE, Parallel
-from presto_core.training.state import Algorithm, Batch, Phased, step_generator
+from presto_core.training.state import (
+    Algorithm,
+    Batch,
+    Phased,
+    step_generator,
+)
 
 
 @dataclass

@@ -13,7 +13,11 @@ from torch.distributed.tensor import DTensor
 
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.training.ema import Ema
-from presto_core.training.sharding import load_network, load_optimizer, whole_on_first
+from presto_core.training.sharding import (
+    load_network,
+    load_optimizer,
+    whole_on_first,
+)
 
 
 @dataclass(frozen=True)

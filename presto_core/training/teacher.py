@@ -12,8 +12,13 @@ from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.noise import NoiseDistribution, noise_from_config
 from presto_core.losses.dsm import dsm_loss
 from presto_core.training import optim
-from presto_core.training.accumulate import Metrics, MicroBatch, accumulated, micro_batches
 from presto_core.training.ema import Ema
+from presto_core.training.gradient_accumulation import (
+    Metrics,
+    MicroBatch,
+    accumulated,
+    micro_batches,
+)
 from presto_core.training.parallel import ALONE, Parallel
 from presto_core.training.state import Batch, TrainState
 

@@ -9,9 +9,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.words import PRESETS
+from pipelines.presets.resolve import PRESETS
 from presto_core.config.loader import load_config
-from presto_core.config.schema import IngestStage, LayersStage, StageConfig, StepsStage, TeacherStage
+from presto_core.config.schema import (
+    IngestStage,
+    LayersStage,
+    StageConfig,
+    StepsStage,
+    TeacherStage,
+)
 from presto_core.metrics.latency import hardware
 from tests.bench import checkpointing, iteration, layers, registry, sampling
 from tests.bench.clock import Comparison

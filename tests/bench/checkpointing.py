@@ -9,11 +9,15 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from pipelines.storage import open_folder
-from presto_core.config.sections import LoopConfig, NetworkConfig, TeacherConfig
+from pipelines.storage.filesystem import open_folder
+from presto_core.config.sections import (
+    LoopConfig,
+    NetworkConfig,
+    TeacherConfig,
+)
 from presto_core.networks.dit import DiT
+from presto_core.training.async_checkpoint import CheckpointWriter
 from presto_core.training.loop import Hooks, train
-from presto_core.training.saving import CheckpointWriter
 from presto_core.training.state import Batch
 from presto_core.training.teacher import TeacherTraining
 from tests.bench.clock import Comparison, alternate

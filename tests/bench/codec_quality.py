@@ -20,10 +20,10 @@ from torch import Tensor
 from torchaudio.functional import melscale_fbanks
 
 from presto_core.audio.chunks import decode
-from presto_core.audio.griffin_lim import griffin_lim, spectrum
-from presto_core.audio.magnitude_decoder import MagnitudeDecoder
-from presto_core.audio.mel_pca import MelPcaCodec, MelPcaEncoder
-from presto_core.audio.tensor_file import TensorFile
+from presto_core.audio.mel_codec.griffin_lim import griffin_lim, spectrum
+from presto_core.audio.mel_codec.magnitude_decoder import MagnitudeDecoder
+from presto_core.audio.mel_codec.mel_pca import MelPcaCodec, MelPcaEncoder
+from presto_core.audio.mel_codec.tensor_file import TensorFile
 from presto_core.metrics.embed import PATCH_FRAMES, MusicnnEmbedder
 
 RATE_HZ, N_FFT, HOP = 44100, 2048, 512

@@ -9,9 +9,13 @@ import torch
 from presto_core.config.sections import NetworkConfig, StepsConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.dit import DiT
-from presto_core.training.adversary import frozen
-from presto_core.training.state import Batch, Cursor, step_generator
-from presto_core.training.steps import StepDistillation
+from presto_core.training.adversarial import frozen
+from presto_core.training.state import (
+    Batch,
+    Cursor,
+    step_generator,
+)
+from presto_core.training.step_distillation import StepDistillation
 from tests.bench.clock import Comparison, alternate
 
 CHANNELS, FRAMES, TEXT_DIM, TOKENS = 64, 130, 384, 40

@@ -11,15 +11,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from presto_core.config.layers import FullBudget, PrestoLSBudget
 from presto_core.config.sampling import ScheduleConfig
-from presto_core.config.sections import LayersConfig, NetworkConfig, StepsConfig
+from presto_core.config.sections import (
+    LayersConfig,
+    NetworkConfig,
+    StepsConfig,
+)
 from presto_core.diffusion.denoiser import EDMDenoiser, add_noise
 from presto_core.diffusion.noise import noise_from_config
+from presto_core.models.model_card import with_budget
 from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.samplers.few_step import ping_pong
 from presto_core.samplers.schedule import few_step_sigmas
-from presto_core.training.layers import LayerDistillation
-from presto_core.training.model import with_budget
+from presto_core.training.layer_distillation import LayerDistillation
 from presto_core.training.state import step_generator
 from tests.bench.clock import Comparison, alternate
 from tests.bench.iteration import CHANNELS, TEXT_DIM, example_batch

@@ -24,29 +24,37 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from infra.planning.measure import cores, measured
-from infra.planning.step import Group, step_time
-from pipelines.dataset import LatentDataset
-from pipelines.reading import read_here
-from pipelines.step_work import stage_work
-from pipelines.training import Job, Line, work
+from infra.planning.benchmark import cores, measured
+from infra.planning.step_time import Group, step_time
+from pipelines.data.dataset import LatentDataset
+from pipelines.data.shard_reader import read_here
+from pipelines.train.step_flops import stage_work
+from pipelines.train.worker import (
+    Job,
+    Line,
+    work,
+)
 from presto_core.config.layers import PrestoLSBudget
 from presto_core.config.loader import load_config
 from presto_core.config.schema import STAGES
-from presto_core.config.sections import ClusterConfig, LoopConfig, NetworkConfig
+from presto_core.config.sections import (
+    ClusterConfig,
+    LoopConfig,
+    NetworkConfig,
+)
 from presto_core.diffusion.noise import noise_from_config
 from presto_core.metrics.latency import hardware
+from presto_core.models.model_card import ModelCard, with_budget
 from presto_core.networks.dit import DiT
 from presto_core.networks.flops import LatentShape
 from presto_core.networks.layer_budget import LayerBudget
-from presto_core.training.layers import LayerDistillation
-from presto_core.training.model import ModelCard, with_budget
+from presto_core.training.layer_distillation import LayerDistillation
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import Algorithm, TrainState
-from presto_core.training.steps import StepDistillation
+from presto_core.training.step_distillation import StepDistillation
 from presto_core.training.teacher import TeacherTraining
-from tests.pipelines.group import alone, in_processes, together
-from tests.pipelines.synthetic import make_dataset
+from tests.support.process_group import alone, in_processes, together
+from tests.support.synthetic_dataset import make_dataset
 
 SHAPE = LatentShape(channels=64, frames=130, text_dim=384, text_tokens=40)
 NETWORKS = {

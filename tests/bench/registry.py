@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from pipelines import embedded_s3, storage
-from pipelines.registry import names, transfer, views
-from pipelines.registry.filters import NUMBERS
-from pipelines.storage import open_folder
-from pipelines.tracking import open_tracker
+from infra.cli import registry_views as views
+from pipelines.registry import names, transfer
+from pipelines.registry.search_filter import NUMBERS
+from pipelines.storage import filesystem as storage
+from pipelines.storage import local_s3 as embedded_s3
+from pipelines.storage.filesystem import open_folder
+from pipelines.tracking.client import open_tracker
+from presto_core.artifacts.manifest import Artifact, commit_artifact
 from presto_core.config.loader import load_config
 from presto_core.config.schema import RegistryStage
-from presto_core.registry.manifest import Artifact, commit_artifact
 from tests.bench.clock import Comparison, alternate
 
 MODEL = "presto-generator"

@@ -12,11 +12,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines import sweep, sweep_plots, sweep_report
-from pipelines.demo import stage_configs
-from pipelines.science import base_trained
-from pipelines.sweep_plan import planned
-from presto_core.config.errors import UserError
+from pipelines.sweep import (
+    plots as sweep_plots,
+)
+from pipelines.sweep import (
+    report as sweep_report,
+)
+from pipelines.sweep import (
+    runner as sweep,
+)
+from pipelines.sweep.plan import planned
+from pipelines.workflows.demo import stage_configs
+from pipelines.workflows.seed_study import base_trained
+from presto_core.errors import UserError
 from tune_spaces.domains import as_words
 
 PAGE = Path("docs/sweeps.md")

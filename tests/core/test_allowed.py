@@ -17,8 +17,13 @@ import pytest
 import soundfile
 from safetensors.numpy import save
 
-from presto_core.registry.allowed import RefusedError, require_content, require_name, require_names
-from presto_core.registry.content import content_hash, require_artifact
+from presto_core.artifacts.manifest_schema import content_hash, require_artifact
+from presto_core.artifacts.validate import (
+    RefusedError,
+    require_content,
+    require_name,
+    require_names,
+)
 
 ID, HASH = "0" * 16, "a" * 64
 

@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.store import StoreError
 from presto_core.config.sections import LoopConfig, StepsConfig
-from presto_core.registry.store import Folder, StoreError
-from presto_core.training.checkpoint import delete_incomplete, load_checkpoint, save_checkpoint
+from presto_core.training.async_checkpoint import CheckpointWriter, SaveError
+from presto_core.training.checkpoint import (
+    delete_incomplete,
+    load_checkpoint,
+    save_checkpoint,
+)
 from presto_core.training.loop import Hooks, train
 from presto_core.training.meter import is_time
-from presto_core.training.saving import CheckpointWriter, SaveError
-from presto_core.training.steps import StepDistillation
+from presto_core.training.step_distillation import StepDistillation
 from tests.core.test_training import distillation, local_folder, run, same, weights
-from tests.core.toy import batches, tiny_dit
+from tests.support.toy_networks import batches, tiny_dit
 
 STATE = "state.safetensors"
 

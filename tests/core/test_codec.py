@@ -12,12 +12,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from presto_core.audio.codec import CodecError, load_codec
-from presto_core.audio.griffin_lim import griffin_lim, spectrum
-from presto_core.audio.mel_frames import MelSettings, log_mel, power_frames
-from presto_core.audio.mel_pca import DECODER_FILE, ENCODER_FILE, MelPcaCodec
-from presto_core.audio.peak_phase import peak_phase
-from presto_core.audio.tensor_file import TensorFile
+from presto_core.audio.codec import CodecError
+from presto_core.audio.load_codec import load_codec
+from presto_core.audio.mel_codec.griffin_lim import griffin_lim, spectrum
+from presto_core.audio.mel_codec.mel_frames import (
+    MelSettings,
+    log_mel,
+    power_frames,
+)
+from presto_core.audio.mel_codec.mel_pca import (
+    DECODER_FILE,
+    ENCODER_FILE,
+    MelPcaCodec,
+)
+from presto_core.audio.mel_codec.peak_phase import peak_phase
+from presto_core.audio.mel_codec.tensor_file import TensorFile
 
 RATE_HZ = 44100
 ROUND_TRIP_DB = 4.0

@@ -14,13 +14,14 @@ import soundfile
 import torch
 from torch import Tensor
 
-from infra import cli
-from presto_core.audio.codec import CodecError, load_codec
-from presto_core.audio.codec_fit import fit_linear_decoder, fit_mel_pca
-from presto_core.audio.codec_folder import OUTPUT_FILES, FitCorpus
-from presto_core.audio.magnitude_decoder import MagnitudeDecoder
-from presto_core.audio.mel_frames import MelSettings, log_mel_blocks
-from presto_core.audio.mel_pca import MelPcaEncoder
+from infra.cli import main as cli
+from presto_core.audio.codec import CodecError
+from presto_core.audio.load_codec import load_codec
+from presto_core.audio.mel_codec.codec_fit import fit_linear_decoder, fit_mel_pca
+from presto_core.audio.mel_codec.codec_folder import OUTPUT_FILES, FitCorpus
+from presto_core.audio.mel_codec.magnitude_decoder import MagnitudeDecoder
+from presto_core.audio.mel_codec.mel_frames import MelSettings, log_mel_blocks
+from presto_core.audio.mel_codec.mel_pca import MelPcaEncoder
 
 RATE_HZ = 44100
 SMALL = MelSettings(n_fft=256, frame_hop=64, mels=12, channels=6)

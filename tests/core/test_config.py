@@ -7,10 +7,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.words import PRESETS
-from presto_core.config.loader import ConfigError, flatten, load_config, preset_names, to_yaml
-from presto_core.config.noise import KarrasNoise, LogNormalNoise, MixtureNoise
-from presto_core.config.schema import STAGES, StepsStage, TeacherStage
+from pipelines.presets.resolve import PRESETS
+from presto_core.config.loader import (
+    ConfigError,
+    flatten,
+    load_config,
+    preset_names,
+    to_yaml,
+)
+from presto_core.config.noise import (
+    KarrasNoise,
+    LogNormalNoise,
+    MixtureNoise,
+)
+from presto_core.config.schema import (
+    STAGES,
+    StepsStage,
+    TeacherStage,
+)
 
 
 def preset(tmp_path: Path, **content: object) -> Path:
@@ -149,7 +163,7 @@ def test_dotted_names_are_the_override_keys():
 
 def test_dry_run_imports_neither_torch_nor_ray_nor_mlflow():
     script = (
-        "import sys; from infra import cli; sys.argv = ['presto', 'distill-steps', 'demo', '--dry-run']\n"
+        "import sys; from infra.cli import main as cli; sys.argv = ['presto', 'distill-steps', 'demo', '--dry-run']\n"
         "try: cli.main()\nexcept SystemExit as e: assert not e.code, e.code\n"
         "print('HEAVY', sorted({'torch', 'ray', 'mlflow', 'boto3', 'pyarrow', 'numpy'} & set(sys.modules)))"
     )

@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from presto_core.corpus.build import _check_disk, build_corpus
-from presto_core.corpus.clips import file_sha256, write_flac
-from presto_core.corpus.folder import read_manifest
-from presto_core.corpus.plan import CorpusSettings, make_piece, plan
-from presto_core.corpus.render import TARGET_RMS_DBFS
-from presto_core.corpus.styles import STYLES
+from pipelines.corpus.build import _check_disk, build_corpus
+from pipelines.corpus.clips import file_sha256, write_flac
+from pipelines.corpus.folder import read_manifest
+from pipelines.corpus.plan import (
+    CorpusSettings,
+    make_piece,
+    plan,
+)
+from pipelines.corpus.render import TARGET_RMS_DBFS
+from pipelines.corpus.styles import STYLES
 
 SMALL = {"minutes": 1.0, "clip_seconds": 6.0, "held_out_fraction": 0.2, "seed": 3}
 

@@ -11,13 +11,42 @@ import mido
 import numpy as np
 import pytest
 
-from presto_core.corpus.captions import PHRASINGS, caption, tempo_word
-from presto_core.corpus.composer import compose, make_melody, make_phrases
-from presto_core.corpus.ensembles import CHORALE_SETTINGS, TUNE_SETTINGS
-from presto_core.corpus.keys import Key, estimate_key, parse_key, pitch_class_weights
-from presto_core.corpus.render import SAMPLE_RATE_HZ, TARGET_RMS_DBFS, normalised, render, soft_limited
-from presto_core.corpus.score import DRUM_CHANNEL, Note, Part, Piece, excerpt, is_in_key, to_midi, transpose, untangled
-from presto_core.corpus.styles import STYLES
+from pipelines.corpus.captions import (
+    PHRASINGS,
+    caption,
+    tempo_word,
+)
+from pipelines.corpus.composer import (
+    compose,
+    make_melody,
+    make_phrases,
+)
+from pipelines.corpus.ensembles import CHORALE_SETTINGS, TUNE_SETTINGS
+from pipelines.corpus.keys import (
+    Key,
+    estimate_key,
+    parse_key,
+    pitch_class_weights,
+)
+from pipelines.corpus.render import (
+    SAMPLE_RATE_HZ,
+    TARGET_RMS_DBFS,
+    normalised,
+    render,
+    soft_limited,
+)
+from pipelines.corpus.score import (
+    DRUM_CHANNEL,
+    Note,
+    Part,
+    Piece,
+    excerpt,
+    is_in_key,
+    to_midi,
+    transpose,
+    untangled,
+)
+from pipelines.corpus.styles import STYLES
 
 TUNE = "WindThatShakesTheBarleyReel.abc"
 ALL_KEYS = [Key(tonic, mode) for tonic in range(12) for mode in ("major", "minor")]

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from presto_core.corpus.ensembles import TUNE_TEMPO_BPM
-from presto_core.corpus.harmony import (
+from pipelines.corpus.ensembles import TUNE_TEMPO_BPM
+from pipelines.corpus.harmony import (
     FOLLOWS_WELL,
     HOME_BONUS,
     PLAIN_CHORDS,
@@ -21,12 +21,21 @@ from presto_core.corpus.harmony import (
     Chord,
     harmonise,
 )
-from presto_core.corpus.index import corpus_folder, find_entries, find_entry, load_index
-from presto_core.corpus.keys import Key, Mode, parse_key
-from presto_core.corpus.orchestrate import ARRANGE
-from presto_core.corpus.repertoire import read_tune
-from presto_core.corpus.score import Note, is_in_key
-from presto_core.corpus.vetting import chorale_candidate, tune_candidate
+from pipelines.corpus.index import (
+    corpus_folder,
+    find_entries,
+    find_entry,
+    load_index,
+)
+from pipelines.corpus.keys import (
+    Key,
+    Mode,
+    parse_key,
+)
+from pipelines.corpus.orchestrate import ARRANGE
+from pipelines.corpus.repertoire import read_tune
+from pipelines.corpus.score import Note, is_in_key
+from pipelines.corpus.vetting import chorale_candidate, tune_candidate
 
 CHORALES = ("bwv10.7.mxl", "bwv101.7.mxl", "bwv104.6.mxl", "bwv108.6.mxl")
 TUNE = "WindThatShakesTheBarleyReel.abc"

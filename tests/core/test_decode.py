@@ -17,7 +17,12 @@ import soundfile
 import soxr
 
 from presto_core.audio import decoders
-from presto_core.audio.chunks import AudioError, blocks, decode, is_audio
+from presto_core.audio.chunks import (
+    AudioError,
+    blocks,
+    decode,
+    is_audio,
+)
 from presto_core.audio.decoders import AudioError as SameError
 from tests.core.test_audio import encoded, tone
 

@@ -6,9 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from presto_core.diffusion.denoiser import EDMDenoiser, add_noise, preconditioning
+from presto_core.diffusion.denoiser import (
+    EDMDenoiser,
+    add_noise,
+    preconditioning,
+)
 from presto_core.diffusion.guidance import guided
-from tests.core.toy import conditions
+from tests.support.toy_networks import conditions
 
 SIGMA_DATA = 0.7
 

@@ -11,10 +11,19 @@ import scipy.linalg
 import torch
 from prdc import compute_prdc
 
-from presto_core.metrics.distances import frechet_distance, mmd, squared_distances
-from presto_core.metrics.health import STEP_DISTILLATION, TEACHER, Expected, breaches
+from presto_core.metrics.distances import (
+    frechet_distance,
+    mmd,
+    squared_distances,
+)
 from presto_core.metrics.latency import hardware, measure_latency
 from presto_core.metrics.prdc import prdc
+from presto_core.training.health import (
+    STEP_DISTILLATION,
+    TEACHER,
+    Expected,
+    breaches,
+)
 
 Matrix = np.ndarray
 

@@ -14,7 +14,7 @@ from presto_core.training.loop import Hooks, train
 from presto_core.training.state import Batch
 from presto_core.training.teacher import TeacherTraining
 from tests.core.test_training import distillation
-from tests.core.toy import batches, tiny_dit
+from tests.support.toy_networks import batches, tiny_dit
 
 LOOP = LoopConfig(log_every=1, checkpoint_every=2)
 

@@ -8,7 +8,13 @@ import torch
 from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.dit import DiT
-from presto_core.networks.flops import LatentShape, block_flops, block_parameters, forward_flops, parameters
+from presto_core.networks.flops import (
+    LatentShape,
+    block_flops,
+    block_parameters,
+    forward_flops,
+    parameters,
+)
 from tests.core.test_layer_budget import flops
 
 SIZES = [

@@ -14,15 +14,27 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from presto_core.config.errors import UserError
-from presto_core.config.layers import FullBudget, PrestoLBudget, PrestoLSBudget, TableBudget, UniformBudget
-from presto_core.diffusion.noise import DiscreteGrid, KarrasInference, LogNormal, LogUniform, NoiseDistribution
+from presto_core.config.layers import (
+    FullBudget,
+    PrestoLBudget,
+    PrestoLSBudget,
+    TableBudget,
+    UniformBudget,
+)
+from presto_core.diffusion.noise import (
+    DiscreteGrid,
+    KarrasInference,
+    LogNormal,
+    LogUniform,
+    NoiseDistribution,
+)
+from presto_core.errors import UserError
+from presto_core.models.model_card import with_budget
 from presto_core.networks.block import Block
 from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget, kept_blocks
 from presto_core.samplers.schedule import few_step_sigmas
-from presto_core.training.model import with_budget
-from tests.core.toy import conditions, tiny_dit
+from tests.support.toy_networks import conditions, tiny_dit
 
 DEPTH = 5
 NOISES = [LogNormal(-0.4, 1.0), KarrasInference(0.002, 80.0, 7.0), LogUniform(0.01, 10.0)]

@@ -7,30 +7,39 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from presto_core.config.errors import UserError
+from presto_core.artifacts.manifest import commit_artifact, read_artifact
 from presto_core.config.layers import TableBudget
 from presto_core.config.loader import load_config
 from presto_core.config.schema import LayersStage, StepsStage
-from presto_core.config.sections import LoopConfig, OptimConfig, TeacherConfig
+from presto_core.config.sections import (
+    LoopConfig,
+    OptimConfig,
+    TeacherConfig,
+)
 from presto_core.diffusion.denoiser import EDMDenoiser, add_noise
 from presto_core.diffusion.noise import KarrasInference
+from presto_core.errors import UserError
 from presto_core.losses.dsm import dsm_loss
 from presto_core.losses.layer_distill import self_teacher_loss
+from presto_core.models.model_card import (
+    ModelCard,
+    load_model,
+    weights_file,
+    with_budget,
+)
 from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
-from presto_core.registry.manifest import commit_artifact, read_artifact
 from presto_core.samplers.few_step import ping_pong
 from presto_core.samplers.schedule import few_step_sigmas
 from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
-from presto_core.training.layers import LayerDistillation
+from presto_core.training.layer_distillation import LayerDistillation
 from presto_core.training.loop import train
-from presto_core.training.model import ModelCard, load_model, weights_file, with_budget
 from presto_core.training.state import Batch, step_generator
-from presto_core.training.steps import StepDistillation
+from presto_core.training.step_distillation import StepDistillation
 from presto_core.training.teacher import TeacherTraining
 from tests.core.test_layer_budget import flops
 from tests.core.test_training import local_folder, run, same, weights, without_times
-from tests.core.toy import TEXT_DIM, batches, tiny_dit
+from tests.support.toy_networks import TEXT_DIM, batches, tiny_dit
 
 DEPTH = 4
 

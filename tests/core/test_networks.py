@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from presto_core.config.sections import NetworkConfig
-from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning, key_index
+from presto_core.diffusion.conditioning import (
+    UNKNOWN_KEY,
+    Conditioning,
+    key_index,
+)
 from presto_core.networks.discriminator import PatchHead
 from presto_core.networks.dit import DiT
 from presto_core.networks.embeddings import rotary_angles, rotate
-from tests.core.toy import TEXT_DIM, conditions, tiny_dit
+from tests.support.toy_networks import TEXT_DIM, conditions, tiny_dit
 
 X, C_NOISE = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([-1.0, 0.0, 1.0])
 

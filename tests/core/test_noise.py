@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scipy import stats
 
-from presto_core.config.errors import UserError
 from presto_core.config.noise import NoiseConfig
 from presto_core.diffusion.noise import (
     DiscreteGrid,
@@ -22,6 +21,7 @@ from presto_core.diffusion.noise import (
     noise_from_config,
     snr_db,
 )
+from presto_core.errors import UserError
 from presto_core.samplers.schedule import few_step_sigmas
 
 CONTINUOUS = {

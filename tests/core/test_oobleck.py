@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from presto_core.audio.codec import CodecError, load_codec
+from presto_core.audio.codec import CodecError
+from presto_core.audio.load_codec import load_codec
 
 diffusers = pytest.importorskip("diffusers")
 

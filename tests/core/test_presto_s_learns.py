@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from presto_core.config.sections import GanConfig, LoopConfig, NetworkConfig, OptimConfig, StepsConfig, TeacherConfig
+from presto_core.config.sections import (
+    GanConfig,
+    LoopConfig,
+    NetworkConfig,
+    OptimConfig,
+    StepsConfig,
+    TeacherConfig,
+)
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.metrics.distances import mmd
@@ -13,7 +20,7 @@ from presto_core.samplers.few_step import ping_pong
 from presto_core.samplers.schedule import few_step_sigmas, karras_sigmas
 from presto_core.training.loop import train
 from presto_core.training.state import Batch, Cursor
-from presto_core.training.steps import StepDistillation
+from presto_core.training.step_distillation import StepDistillation
 from presto_core.training.teacher import TeacherTraining
 
 SAMPLES = 1000

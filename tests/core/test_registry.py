@@ -12,9 +12,8 @@ import pytest
 import torch
 from pyarrow import fs as pafs
 
-from presto_core.config.sections import NetworkConfig
-from presto_core.networks.dit import DiT
-from presto_core.registry.manifest import (
+from presto_core.artifacts.folder import MANIFEST, Folder
+from presto_core.artifacts.manifest import (
     CONFIG,
     Artifact,
     artifact_folder,
@@ -23,9 +22,7 @@ from presto_core.registry.manifest import (
     read_artifact,
     run_folder,
 )
-from presto_core.registry.store import (
-    MANIFEST,
-    Folder,
+from presto_core.artifacts.store import (
     StoreError,
     commit,
     read_file,
@@ -33,7 +30,14 @@ from presto_core.registry.store import (
     reason,
     write_bytes,
 )
-from presto_core.training.model import WEIGHTS, ModelCard, load_model, weights_file
+from presto_core.config.sections import NetworkConfig
+from presto_core.models.model_card import (
+    WEIGHTS,
+    ModelCard,
+    load_model,
+    weights_file,
+)
+from presto_core.networks.dit import DiT
 
 FILES = {"weights.bin": bytes(range(256)) * 100, "deep/er/empty": b"", "words.txt": "ü\n".encode()}
 

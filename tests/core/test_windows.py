@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from presto_core.audio.chunks import AudioError, Tail, cut, windows
+from presto_core.audio.chunks import (
+    AudioError,
+    Tail,
+    cut,
+    windows,
+)
 
 
 @pytest.mark.parametrize(("length", "step"), [(10, 10), (10, 4), (10, 1), (7, 13), (100, 50)])

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.embedded_s3 import Server
-from tests.infra.ray_plane import Plane, strangers_environment
+from pipelines.storage.local_s3 import Server
 from tests.pipelines.conftest import begin as begin
-from tests.pipelines.lives import PATIENCE_S
+from tests.servers.ray_cluster import Plane, strangers_environment
+from tests.support.processes import PATIENCE_S
 
-PRESTO = (sys.executable, "-m", "infra.cli")
+PRESTO = (sys.executable, "-m", "infra.cli.main")
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipelines.embedded_s3 import Server
-from pipelines.storage import open_folder
-from presto_core.registry.manifest import run_folder
+from pipelines.storage.filesystem import open_folder
+from pipelines.storage.local_s3 import Server
+from presto_core.artifacts.manifest import run_folder
 from tests.e2e.test_flow import TINY
 from tests.infra.conftest import PRESTO, Secrets
-from tests.infra.ray_plane import Plane, strangers_environment
-from tests.pipelines.lives import PATIENCE_S, wait_for
+from tests.servers.ray_cluster import Plane, strangers_environment
+from tests.support.processes import PATIENCE_S, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(3600)]
 PAGE = "CLUSTER_PAGE"  # names the page that gets the transcript

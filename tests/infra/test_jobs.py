@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.embedded_s3 import free_ports
-from pipelines.storage import open_folder
-from presto_core.registry.manifest import run_folder
+from pipelines.storage.filesystem import open_folder
+from pipelines.storage.local_s3 import free_ports
+from presto_core.artifacts.manifest import run_folder
 from tests.infra.conftest import PRESTO, Secrets, User
-from tests.infra.ray_plane import Plane
-from tests.infra.relay import Relay
-from tests.pipelines.lives import PATIENCE_S, Life, wait_for
-from tests.pipelines.synthetic import make_dataset
+from tests.servers.ray_cluster import Plane
+from tests.servers.relay import Relay
+from tests.support.processes import PATIENCE_S, Life, wait_for
+from tests.support.synthetic_dataset import make_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(2000)]
 ROOT = "s3://latents/jobs"

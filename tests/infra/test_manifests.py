@@ -16,8 +16,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pipelines.words import stage_config
-from tests.infra.kustomize import Document, containers, read, rendered
+from pipelines.presets.resolve import stage_config
+from tests.support.kustomize import Document, containers, read, rendered
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"

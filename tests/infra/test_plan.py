@@ -15,22 +15,50 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from typer.testing import CliRunner
 
-from infra.cli import app
-from infra.planning.measure import measured
-from infra.planning.memory import GIB, block_bytes, kept_bytes, state_bytes
-from infra.planning.outlook import HELPS, Outlook
-from infra.planning.pace import published
-from infra.planning.plan import SIZES, Question, predict, published_pace, question
-from infra.planning.sizing import PAGE, rewritten
-from infra.planning.step import Group, StepTime, step_time
-from pipelines.devices import DEVICES
-from pipelines.step_work import FACTOR, Pass, StageWork, stage_work
-from pipelines.words import PRESETS
-from presto_core.config.errors import UserError
+from infra.cli.main import app
+from infra.planning.benchmark import measured
+from infra.planning.device_model import published
+from infra.planning.estimate import HELPS, Outlook
+from infra.planning.memory import (
+    GIB,
+    block_bytes,
+    kept_bytes,
+    state_bytes,
+)
+from infra.planning.planner import (
+    SIZES,
+    Question,
+    predict,
+    published_pace,
+    question,
+)
+from infra.planning.sizing_table import PAGE, rewritten
+from infra.planning.step_time import (
+    Group,
+    StepTime,
+    step_time,
+)
+from pipelines.presets.resolve import PRESETS
+from pipelines.train.device_specs import DEVICES
+from pipelines.train.step_flops import (
+    FACTOR,
+    Pass,
+    StageWork,
+    stage_work,
+)
 from presto_core.config.layers import kept_in_bins
 from presto_core.config.loader import ConfigError, load_config
-from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
-from presto_core.config.sections import LoopConfig, NetworkConfig, ParallelConfig
+from presto_core.config.schema import (
+    LayersStage,
+    StepsStage,
+    TeacherStage,
+)
+from presto_core.config.sections import (
+    LoopConfig,
+    NetworkConfig,
+    ParallelConfig,
+)
+from presto_core.errors import UserError
 from presto_core.networks.dit import DiT
 from presto_core.networks.flops import LatentShape, parameters
 from tests.core.test_flops import conditioned

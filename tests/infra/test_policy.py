@@ -10,11 +10,16 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 import infra
-from pipelines.embedded_s3 import Server
-from pipelines.round_trips import conditional_put, storage
-from pipelines.storage import open_folder
-from presto_core.registry.store import commit, read_file, read_manifest, write_bytes
-from tests.pipelines.fault_proxy import FaultProxy, Message
+from pipelines.doctor.service_checks import conditional_put, storage
+from pipelines.storage.filesystem import open_folder
+from pipelines.storage.local_s3 import Server
+from presto_core.artifacts.store import (
+    commit,
+    read_file,
+    read_manifest,
+    write_bytes,
+)
+from tests.servers.fault_proxy import FaultProxy, Message
 
 POLICY = json.loads((Path(infra.__file__).parent / "object_store/policy.json").read_text())
 # granted for what happens only when something else failed, or by other means than these requests

@@ -13,22 +13,38 @@ import jsonschema
 import pytest
 import yaml
 
-from infra.on import Work
-from infra.only_here import frozen, require_no_secrets, require_reachable
-from infra.parcel import LAUNCHER, SETTINGS, packed
-from infra.rayjob import rendered
-from infra.submit import entrypoint, environment
-from infra.sweep_verbs import as_one
-from infra.targets import Kind, Target, on_loopback, target_of
-from pipelines.sweep_plan import planned
-from pipelines.words import PRESETS
-from presto_core.config.errors import UserError
-from presto_core.config.loader import ConfigError, load_config, to_yaml
+from infra.cli.sweep import as_one
+from infra.jobs.command import Work, entrypoint, environment
+from infra.jobs.kuberay import rendered
+from infra.jobs.package import (
+    LAUNCHER,
+    SETTINGS,
+    packed,
+)
+from infra.jobs.portability import (
+    frozen,
+    require_no_secrets,
+    require_reachable,
+)
+from infra.jobs.targets import (
+    Kind,
+    Target,
+    on_loopback,
+    target_of,
+)
+from pipelines.presets.resolve import PRESETS
+from pipelines.sweep.plan import planned
+from presto_core.config.loader import (
+    ConfigError,
+    load_config,
+    to_yaml,
+)
 from presto_core.config.schema import STAGES, StageConfig
 from presto_core.config.submit import SubmitConfig
+from presto_core.errors import UserError
 from tests.infra.conftest import PRESTO
-from tests.infra.ray_plane import strangers_environment
 from tests.infra.test_manifests import CRDS, kuberay
+from tests.servers.ray_cluster import strangers_environment
 
 FAR, HERE = Target(Kind.HEAD, "http://10.0.0.7:8265"), Target(Kind.HEAD, "http://127.0.0.1:8265")
 IMAGE = "registry.example/presto@sha256:" + "a" * 64
@@ -348,7 +364,7 @@ def presto(*words: str, home: Path, **environment: str) -> subprocess.CompletedP
 def test_a_job_in_an_image_reads_its_settings_from_its_environment(tmp_path: Path):
     config = config_of("train-teacher", seed=3)
     told = strangers_environment(tmp_path, PRESTO_SETTINGS=to_yaml(config), PRESTO_JOB="presto-1")
-    command = [sys.executable, "-m", "infra.in_job", "train-teacher", "PRESTO_SETTINGS", "--dry-run"]
+    command = [sys.executable, "-m", "infra.cli.in_job", "train-teacher", "PRESTO_SETTINGS", "--dry-run"]
     done = subprocess.run(command, cwd=tmp_path, env=told, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "seed: 3" in done.stdout

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipelines.chaos import Parents, Training, write_table
-from tests.pipelines.lives import Life
-from tests.pipelines.registry_home import Home, make_home
-from tests.pipelines.synthetic import make_dataset
+from tests.support.fault_runs import Parents, Training, write_table
+from tests.support.processes import Life
+from tests.support.synthetic_dataset import make_dataset
+from tests.support.tiny_registry import Home, make_home
 
 CHAOS_PAGE = "CHAOS_PAGE"  # names the page that gets the table of what was measured
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from presto_core.config.errors import UserError
-from tests.pipelines.chaos import EVERY, SAME, TABLE, Line, Parents, Training, lost, reached, wait_until
-from tests.pipelines.lives import wait_for
-from tests.pipelines.synthetic import make_dataset
+from presto_core.errors import UserError
+from tests.support.fault_runs import EVERY, SAME, TABLE, Line, Parents, Training, lost, reached, wait_until
+from tests.support.processes import wait_for
+from tests.support.synthetic_dataset import make_dataset
 
 pytestmark = [pytest.mark.chaos, pytest.mark.services, pytest.mark.timeout(3000)]
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.cluster import ENVIRONMENT
-from pipelines.embedded_s3 import Server
-from pipelines.storage import open_folder
-from tests.pipelines.chaos import SAME, TABLE, VERBS, Line, Parents, Training, lost, resumed_at, wait_until
-from tests.pipelines.fault_proxy import FaultProxy
-from tests.pipelines.lives import PATIENCE_S, Life, title_of, wait_for
-from tests.pipelines.synthetic import make_dataset
+from pipelines.cluster.session import ENVIRONMENT
+from pipelines.storage.filesystem import open_folder
+from pipelines.storage.local_s3 import Server
+from tests.servers.fault_proxy import FaultProxy
+from tests.support.fault_runs import SAME, TABLE, VERBS, Line, Parents, Training, lost, resumed_at, wait_until
+from tests.support.processes import PATIENCE_S, Life, title_of, wait_for
+from tests.support.synthetic_dataset import make_dataset
 
 pytestmark = [
     pytest.mark.chaos,

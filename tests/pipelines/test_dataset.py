@@ -10,15 +10,25 @@ import pytest
 import torch
 from blake3 import blake3
 
-from pipelines import epoch_plan, reading
-from pipelines.dataset import LatentDataset, conditioning_of, open_dataset, stream
-from pipelines.epoch_plan import EpochPlan, shards_to_read
-from pipelines.gather import Reading, Source
-from pipelines.reading import damaged_shards, read_here, read_with_ray
-from pipelines.shards import Rows, to_parquet
-from presto_core.registry.store import StoreError
+from pipelines.data import epoch_plan
+from pipelines.data import shard_reader as reading
+from pipelines.data.batch_reader import Reading, Source
+from pipelines.data.dataset import (
+    LatentDataset,
+    conditioning_of,
+    open_dataset,
+    stream,
+)
+from pipelines.data.epoch_plan import EpochPlan, shards_to_read
+from pipelines.data.shard_reader import (
+    damaged_shards,
+    read_here,
+    read_with_ray,
+)
+from pipelines.data.shards import Rows, to_parquet
+from presto_core.artifacts.store import StoreError
 from presto_core.training.state import Batch, Cursor
-from tests.pipelines.synthetic import make_dataset, rows
+from tests.support.synthetic_dataset import make_dataset, rows
 
 
 @pytest.fixture

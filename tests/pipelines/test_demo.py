@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.demo import FLOW, described, stage_configs
-from pipelines.words import PRESETS
+from pipelines.presets.resolve import PRESETS
+from pipelines.workflows.demo import (
+    FLOW,
+    described,
+    stage_configs,
+)
 from presto_core.config.loader import ConfigError, read_preset
-from presto_core.config.schema import EvaluateStage, IngestStage, StepsStage
+from presto_core.config.schema import (
+    EvaluateStage,
+    IngestStage,
+    StepsStage,
+)
 
 
 def ingest_source(*overrides: str) -> str:

@@ -20,14 +20,27 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from infra import cli
-from pipelines import doctor, probes, round_trips, storage
-from pipelines.cluster import ClusterError
-from pipelines.doctor import Check, Finding, Result
-from pipelines.embedded_s3 import Server
-from pipelines.tracking import connect, open_tracker
-from presto_core.config.errors import UserError
+from infra.cli import main as cli
+from pipelines.cluster.session import ClusterError
+from pipelines.doctor import (
+    doctor,
+)
+from pipelines.doctor import (
+    machine_checks as probes,
+)
+from pipelines.doctor import (
+    service_checks as round_trips,
+)
+from pipelines.doctor.doctor import (
+    Check,
+    Finding,
+    Result,
+)
+from pipelines.storage import filesystem as storage
+from pipelines.storage.local_s3 import Server
+from pipelines.tracking.client import connect, open_tracker
 from presto_core.config.sections import ClusterConfig, TrackingConfig
+from presto_core.errors import UserError
 
 DEAD = "http://127.0.0.1:9"
 
@@ -356,7 +369,7 @@ def test_where_all_is_broken_it_says_what_and_goes_on(object_store: Server, tmp_
     words = ("demo", "storage.root=s3://latents", f"tracking.uri={DEAD}", "cluster.address=127.0.0.1:9")
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
     mine["AWS_SECRET_ACCESS_KEY"] = "geheim"
-    command = [sys.executable, "-m", "infra.cli", "doctor", *words]
+    command = [sys.executable, "-m", "infra.cli.main", "doctor", *words]
     done = subprocess.run(command, cwd=tmp_path, env=mine, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "doctor: to be mended: storage, MLflow, Ray"

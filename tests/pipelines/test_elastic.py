@@ -14,18 +14,23 @@ import torch
 from ray.train import ScalingConfig
 from safetensors.torch import load
 
-from pipelines import train_teacher
-from pipelines.elastic import EvenSharesPolicy
-from pipelines.storage import open_folder
-from pipelines.tracking import RUN_ID, open_tracker
+from pipelines.stages import train_teacher
+from pipelines.storage.filesystem import open_folder
+from pipelines.tracking.client import RUN_ID, open_tracker
+from pipelines.train.elastic import EvenSharesPolicy
+from presto_core.artifacts.manifest import (
+    Artifact,
+    artifact_folder,
+    read_artifact,
+    run_folder,
+)
+from presto_core.artifacts.store import read_file
 from presto_core.config.loader import flatten
 from presto_core.config.schema import TeacherStage
 from presto_core.config.sections import TrackingConfig
-from presto_core.registry.manifest import Artifact, artifact_folder, read_artifact, run_folder
-from presto_core.registry.store import read_file
-from tests.pipelines.local_cluster import local_cluster
-from tests.pipelines.synthetic import make_dataset
 from tests.pipelines.test_training_stages import teacher_config
+from tests.servers.local_cluster import local_cluster
+from tests.support.synthetic_dataset import make_dataset
 
 STEPS = 200
 SETTINGS = {
@@ -77,7 +82,7 @@ def training(config: TeacherStage, environment: dict[str, str], log: Path) -> It
     """The command that trains, in a process of its own."""
     changed, plain = (flatten(c.model_dump(mode="json")) for c in (config, TeacherStage()))
     settings = [f"{k}={v}" for k, v in changed.items() if v != plain[k]]
-    command = [sys.executable, "-m", "infra.cli", "train-teacher", *settings]
+    command = [sys.executable, "-m", "infra.cli.main", "train-teacher", *settings]
     with log.open("w") as file:
         run = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
         try:

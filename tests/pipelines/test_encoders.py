@@ -10,13 +10,17 @@ import pytest
 import ray
 import soundfile
 
-from pipelines.encoders import FileEncoder, SegmentEncoder, decode_track
-from pipelines.sources import find_tracks
+from pipelines.ingest.sources import find_tracks
+from pipelines.ingest.workers import (
+    FileEncoder,
+    SegmentEncoder,
+    decode_track,
+)
 from presto_core.config.data import IngestConfig
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage
-from tests.pipelines.music import FRAMES, RATE_HZ, notes, write_awkward_but_good, write_bad
 from tests.pipelines.test_encoding import encoding
+from tests.support.music import FRAMES, RATE_HZ, notes, write_awkward_but_good, write_bad
 
 
 @pytest.mark.ray

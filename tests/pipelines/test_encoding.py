@@ -11,18 +11,24 @@ import pytest
 import soundfile
 from blake3 import blake3
 
-from pipelines import fetched as fetching
-from pipelines.embedded_s3 import Server
-from pipelines.encoding import Encoding, End, Segment, opened
-from pipelines.sources import Track, find_tracks
-from pipelines.storage import open_folder
-from presto_core.audio.codec import CodecError, load_codec
+from pipelines.ingest import source_file as fetching
+from pipelines.ingest.segments import (
+    Encoding,
+    End,
+    Segment,
+    opened,
+)
+from pipelines.ingest.sources import Track, find_tracks
+from pipelines.storage.filesystem import open_folder
+from pipelines.storage.local_s3 import Server
+from presto_core.artifacts.store import write_bytes
+from presto_core.audio.codec import CodecError
+from presto_core.audio.load_codec import load_codec
 from presto_core.audio.loudness import integrated_loudness
 from presto_core.config.data import IngestConfig
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage
-from presto_core.registry.store import write_bytes
-from tests.pipelines.music import FRAMES, RATE_HZ, WINDOW, notes, write_awkward_but_good, write_bad
+from tests.support.music import FRAMES, RATE_HZ, WINDOW, notes, write_awkward_but_good, write_bad
 
 
 def encoding(**settings: object) -> Encoding:

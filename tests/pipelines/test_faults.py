@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from pipelines import storage
-from pipelines.embedded_s3 import Server
-from pipelines.storage import open_folder
-from presto_core.registry import reading, retry
-from presto_core.registry.store import (
-    Folder,
+from pipelines.storage import filesystem as storage
+from pipelines.storage.filesystem import open_folder
+from pipelines.storage.local_s3 import Server
+from presto_core.artifacts import resumable_read as reading
+from presto_core.artifacts import retry
+from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.store import (
     StoreError,
     commit,
     copy_out,
@@ -28,7 +29,7 @@ from presto_core.registry.store import (
     read_manifest,
     write_bytes,
 )
-from tests.pipelines.fault_proxy import Fault, FaultProxy
+from tests.servers.fault_proxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.services
 BLOCK_BYTES = 2**18

@@ -15,16 +15,20 @@ import pytest
 import soundfile
 import torch
 
-from pipelines import epoch_plan
-from pipelines.dataset import open_dataset, stream
-from pipelines.embedded_s3 import Server
-from pipelines.reading import read_here
-from pipelines.storage import open_folder
-from presto_core.registry.store import StoreError, read_bytes, write_bytes
+from pipelines.data import epoch_plan
+from pipelines.data.dataset import open_dataset, stream
+from pipelines.data.shard_reader import read_here
+from pipelines.storage.filesystem import open_folder
+from pipelines.storage.local_s3 import Server
+from presto_core.artifacts.store import (
+    StoreError,
+    read_bytes,
+    write_bytes,
+)
 from presto_core.training.state import Cursor
-from tests.pipelines.fault_proxy import Fault, FaultProxy
-from tests.pipelines.music import RATE_HZ, notes
-from tests.pipelines.synthetic import make_dataset
+from tests.servers.fault_proxy import Fault, FaultProxy
+from tests.support.music import RATE_HZ, notes
+from tests.support.synthetic_dataset import make_dataset
 
 PRESTO = str(Path(sys.executable).parent / "presto")
 pytestmark = pytest.mark.services

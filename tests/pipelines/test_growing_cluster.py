@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import ClusterError, ray_session
+from pipelines.cluster.session import ClusterError, ray_session
 from presto_core.config.sections import ClusterConfig
-from tests.pipelines.local_cluster import local_cluster
+from tests.servers.local_cluster import local_cluster
 
 NEEDS_TWO = """
 from pipelines.cluster import ray_session

@@ -16,25 +16,26 @@ import soundfile
 import torch
 
 import presto_core.audio
-from pipelines import ingest
-from pipelines.dataset import open_dataset
-from pipelines.embedded_s3 import Server
-from pipelines.listings import SourceError
-from pipelines.reading import read_here
-from pipelines.shards import Rows
-from pipelines.sources import find_tracks
-from pipelines.storage import open_folder
-from pipelines.tracking import open_tracker
+from pipelines.data.dataset import open_dataset
+from pipelines.data.shard_reader import read_here
+from pipelines.data.shards import Rows
+from pipelines.ingest.manifests import SourceError
+from pipelines.ingest.sources import find_tracks
+from pipelines.registry.resolve import resolve
+from pipelines.stages import ingest
+from pipelines.storage.filesystem import open_folder
+from pipelines.storage.local_s3 import Server
+from pipelines.tracking.client import open_tracker
+from presto_core.artifacts.manifest import Artifact, run_folder
+from presto_core.artifacts.store import read_file, write_bytes
 from presto_core.audio.chunks import decode
-from presto_core.audio.codec import load_codec
-from presto_core.audio.mel_pca import ENCODER_FILE
-from presto_core.audio.tensor_file import TensorFile
+from presto_core.audio.load_codec import load_codec
+from presto_core.audio.mel_codec.mel_pca import ENCODER_FILE
+from presto_core.audio.mel_codec.tensor_file import TensorFile
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage
 from presto_core.config.sections import TrackingConfig
-from presto_core.registry.manifest import Artifact, run_folder
-from presto_core.registry.store import read_file, write_bytes
-from tests.pipelines.music import FRAMES, RATE_HZ, WINDOW, notes, write_music
+from tests.support.music import FRAMES, RATE_HZ, WINDOW, notes, write_music
 
 GOOD = {
     "b.flac": 3,
@@ -215,7 +216,7 @@ def test_the_same_source_again_is_the_same_data_set_and_nothing_is_read(
     assert again == made.artifact
     assert "is done already, its result is used" in capsys.readouterr().err
     tracker = open_tracker(TrackingConfig())
-    assert tracker.resolve("presto-dataset@candidate", "store").id == made.artifact.id
+    assert resolve(tracker.client, "presto-dataset@candidate", "store").id == made.artifact.id
     assert len(tracker.client.search_model_versions("name = 'presto-dataset'")) == 1
     assert not Path(run_folder(open_folder("store"), made.artifact.id).path).exists()
 
@@ -284,7 +285,7 @@ def test_a_changed_caption_is_another_data_set_of_the_same_latents(made: Made, h
 
 
 def test_other_codec_weights_encode_anew(tmp_path: Path):
-    from pipelines.encoding import Encoding
+    from pipelines.ingest.segments import Encoding
 
     shutil.copytree(Path(presto_core.audio.__file__).parent / "weights", tmp_path / "codec")
     config = config_of("music", **{"codec.path": str(tmp_path / "codec")})

@@ -8,14 +8,24 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.curation import QUARANTINE, TRACKS, Bad, quarantine_table, to_parquet
-from pipelines.dataset import LatentDataset, open_dataset
-from pipelines.dataset_verbs import app
-from pipelines.inspection import described, measured, sides, verified
-from pipelines.pool import Failure
-from pipelines.storage import open_folder
-from presto_core.registry.store import StoreError, commit
-from tests.pipelines.synthetic import make_dataset
+from infra.cli.dataset import app
+from pipelines.data.dataset import LatentDataset, open_dataset
+from pipelines.data.inspection import (
+    described,
+    measured,
+    sides,
+    verified,
+)
+from pipelines.data.layout import QUARANTINE, TRACKS
+from pipelines.ingest.curation import (
+    Bad,
+    quarantine_table,
+    to_parquet,
+)
+from pipelines.ingest.latent_cache import Failure
+from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.store import StoreError, commit
+from tests.support.synthetic_dataset import make_dataset
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from pipelines.embedded_s3 import Server
-from pipelines.storage import open_folder
-from presto_core.registry.store import read_bytes
-from tests.pipelines.lives import PATIENCE_S, PRESTO, Life, title_of, wait_for
-from tests.pipelines.music import RATE_HZ, notes, write_awkward_but_good, write_bad, write_music
+from pipelines.storage.filesystem import open_folder
+from pipelines.storage.local_s3 import Server
+from presto_core.artifacts.store import read_bytes
+from tests.support.music import RATE_HZ, notes, write_awkward_but_good, write_bad, write_music
+from tests.support.processes import PATIENCE_S, PRESTO, Life, title_of, wait_for
 
 SEEDS = 20
 ACTORS = "ray::MapWorker(Map(_Guarded))"

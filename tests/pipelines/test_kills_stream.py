@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import epoch_plan
-from pipelines.dataset import open_dataset, stream
-from pipelines.embedded_s3 import Server
+from pipelines.data import epoch_plan
+from pipelines.data.dataset import open_dataset, stream
+from pipelines.storage.local_s3 import Server
 from presto_core.training.state import Cursor
-from tests.pipelines.lives import PATIENCE_S, Life, title_of, wait_for
-from tests.pipelines.synthetic import make_dataset
+from tests.support.processes import PATIENCE_S, Life, title_of, wait_for
+from tests.support.synthetic_dataset import make_dataset
 
 SEEDS = 20
 READERS, IDLE = "_read_item", "IDLE"

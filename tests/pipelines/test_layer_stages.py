@@ -10,21 +10,42 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import distill_layers, distill_steps, train_teacher
-from pipelines.costs import hidden_variances
-from pipelines.lineage import method_of, require_comparable, require_layers_of
-from pipelines.models import Model, open_model, sample_base, sample_student
-from pipelines.storage import open_folder
-from pipelines.systems import compared_systems
-from presto_core.config.errors import UserError
+from pipelines.evaluate.latency import hidden_variances
+from pipelines.evaluate.systems import compared_systems
+from pipelines.inference.model import (
+    Model,
+    open_model,
+    sample_base,
+    sample_student,
+)
+from pipelines.registry.compatibility import (
+    method_of,
+    require_comparable,
+    require_layers_of,
+)
+from pipelines.stages import (
+    distill_layers,
+    distill_steps,
+    train_teacher,
+)
+from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.manifest import (
+    Artifact,
+    artifact_folder,
+    read_artifact,
+)
 from presto_core.config.loader import load_config
-from presto_core.config.sampling import BaseSampler, EvaluateConfig, ScheduleConfig
+from presto_core.config.sampling import (
+    BaseSampler,
+    EvaluateConfig,
+    ScheduleConfig,
+)
 from presto_core.config.schema import LayersStage
 from presto_core.diffusion.noise import KarrasInference, LogNormal
-from presto_core.metrics.blocks import watched
-from presto_core.registry.manifest import Artifact, artifact_folder, read_artifact
-from tests.pipelines.synthetic import make_dataset
+from presto_core.errors import UserError
+from presto_core.metrics.block_activity import watched
 from tests.pipelines.test_training_stages import steps_config, teacher_config, weights_of
+from tests.support.synthetic_dataset import make_dataset
 
 DEEP = {"network.depth": 4}
 

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.dataset import open_dataset
-from pipelines.embedded_s3 import Server
-from pipelines.near import CACHE, near_copy
-from pipelines.reading import read_here
-from pipelines.shards import Rows
-from pipelines.storage import open_folder
-from presto_core.registry.allowed import RefusedError
-from presto_core.registry.store import MANIFEST, StoreError, write_bytes
-from tests.pipelines.synthetic import make_dataset
+from pipelines.data.dataset import open_dataset
+from pipelines.data.shard_reader import read_here
+from pipelines.data.shards import Rows
+from pipelines.storage.filesystem import open_folder
+from pipelines.storage.local_s3 import Server
+from pipelines.storage.node_cache import CACHE, near_copy
+from presto_core.artifacts.folder import MANIFEST
+from presto_core.artifacts.store import StoreError, write_bytes
+from presto_core.artifacts.validate import RefusedError
+from tests.support.synthetic_dataset import make_dataset
 
 pytestmark = pytest.mark.services
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from presto_core.diffusion.noise import LogNormal
-from presto_core.training.draws import Draws
 from presto_core.training.parallel import Parallel
+from presto_core.training.row_rng import Draws
 from presto_core.training.state import step_generator
-from tests.pipelines.group import ALGORITHMS, alone, difference, double_precision, in_processes, result, together
+from tests.support.process_group import ALGORITHMS, alone, difference, double_precision, in_processes, result, together
 
 FP64 = 1e-10  # of a tensor's largest number; what is measured is below 2e-12
 Results = dict[str, dict[str, Tensor]]

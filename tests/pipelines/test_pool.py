@@ -11,15 +11,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.assemble import Entry, plan_shards
-from pipelines.curation import MISSING, Curated, curated, quarantine_table, require_few_bad, shown
-from pipelines.encode import unknown_tracks
-from pipelines.encoding import decoder_versions
-from pipelines.listings import SourceError
-from pipelines.pool import DIED, Content, Failure, Pool, Seen, read_segment, segment_name, write_segment
-from pipelines.sources import Track
-from pipelines.storage import open_folder
-from presto_core.registry.store import StoreError
+from pipelines.ingest.curation import (
+    MISSING,
+    Curated,
+    curated,
+    quarantine_table,
+    require_few_bad,
+    shown,
+)
+from pipelines.ingest.encode import unknown_tracks
+from pipelines.ingest.latent_cache import (
+    DIED,
+    Content,
+    Failure,
+    Pool,
+    Seen,
+    read_segment,
+    segment_name,
+    write_segment,
+)
+from pipelines.ingest.manifests import SourceError
+from pipelines.ingest.segments import decoder_versions
+from pipelines.ingest.shard_writer import Entry, plan_shards
+from pipelines.ingest.sources import Track
+from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.store import StoreError
 
 NO_AUDIO = Failure("decode", "AudioError", "not readable as audio")
 

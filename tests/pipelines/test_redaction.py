@@ -7,14 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import train_teacher
-from pipelines.redaction import HIDDEN, names_secret, redacted, redacted_items
-from pipelines.storage import open_folder
-from pipelines.tracking import RUN_ID, open_tracker
+from pipelines.redaction import (
+    HIDDEN,
+    names_secret,
+    redacted,
+    redacted_items,
+)
+from pipelines.stages import train_teacher
+from pipelines.storage.filesystem import open_folder
+from pipelines.tracking.client import RUN_ID, open_tracker
+from presto_core.artifacts.store import read_file
 from presto_core.config.sections import TrackingConfig
-from presto_core.registry.store import read_file
-from tests.pipelines.synthetic import make_dataset
 from tests.pipelines.test_training_stages import teacher_config
+from tests.support.synthetic_dataset import make_dataset
 
 # made up for this page of tests, or of vendors' own documentation
 SECRETS = {

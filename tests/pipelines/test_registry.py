@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.registry.filters import parse
-from pipelines.registry.names import CANDIDATE, CHAMPION, Reference, RegistryError, candidate_of, parse_reference
-from pipelines.registry.publishing import publish
-from pipelines.storage import open_folder
-from tests.pipelines.registry_home import Home, presto
+from pipelines.inference.lazy_mlflow import save_mlflow_model
+from pipelines.registry.names import (
+    CANDIDATE,
+    CHAMPION,
+    Reference,
+    RegistryError,
+    candidate_of,
+    parse_reference,
+)
+from pipelines.registry.publish import publish
+from pipelines.registry.resolve import resolve
+from pipelines.registry.search_filter import parse
+from pipelines.storage.filesystem import open_folder
+from tests.support.tiny_registry import Home, presto
 
 pytestmark = pytest.mark.usefixtures("beside_the_register")
 
@@ -46,7 +55,7 @@ def test_a_version_is_found_by_every_name_it_has(home: Home):
     version = home.catalog.find("presto-generator@candidate-ls")
     for name in (f"v{version.number}", f"presto-generator@{version.content[:10]}", version.artifact_id, "candidate"):
         assert home.catalog.find(name) == version, name
-    assert home.tracker.resolve("models:/presto-generator@candidate-ls", home.root).id == version.artifact_id
+    assert resolve(home.tracker.client, "models:/presto-generator@candidate-ls", home.root).id == version.artifact_id
 
 
 @pytest.mark.parametrize(
@@ -76,6 +85,7 @@ def test_registering_again_makes_no_version_and_the_run_knows_its_origin(home: H
             mlflow_run=run.info.run_id,
             stage="distill-steps",
             root=open_folder(home.root),
+            pack=save_mlflow_model,
         )
     assert len(home.catalog.everything()) == before
     assert re.fullmatch("[0-9a-f]{64}", run.data.tags["presto.environment"])
@@ -169,7 +179,7 @@ def test_lineage_goes_from_the_generator_to_the_data_and_its_picture_may_be_stor
     for line in ("layers: presto-generator@v1 L", "teacher: presto-teacher@v1", "dataset: presto-dataset@v1"):
         assert line in text
     with (tmp_path / "family.svg").open("rb") as stream:
-        from presto_core.registry.allowed import require_content
+        from presto_core.artifacts.validate import require_content
 
         require_content("family.svg", stream, (tmp_path / "family.svg").stat().st_size)
     family = json.loads(presto(home, "lineage", "candidate-ls", "--json"))

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.registry import transfer
-from pipelines.storage import open_folder
-from presto_core.config.errors import UserError
-from presto_core.registry.allowed import RefusedError
-from presto_core.registry.manifest import read_artifact
-from tests.pipelines.registry_home import Home, edit, files_below, presto
+from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.manifest import read_artifact
+from presto_core.artifacts.validate import RefusedError
+from presto_core.errors import UserError
+from tests.support.tiny_registry import Home, edit, files_below, presto
 
 pytestmark = pytest.mark.usefixtures("beside_the_register")
 
@@ -38,7 +38,7 @@ def test_pull_then_push_elsewhere_keeps_the_version(home: Home, tmp_path: Path):
 
 def test_pull_goes_on_where_it_was_cut(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     artifact = home.made["data"]
-    from pipelines.registry import ranges
+    from pipelines.storage import ranged_download as ranges
 
     monkeypatch.setattr(ranges, "PART_BYTES", 1000)
     monkeypatch.setattr(transfer, "THREADS", 1)

@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from infra.cli import app
-from pipelines.loading import load_generator
-from pipelines.registry.gate import ratio_interval
+from infra.cli.main import app
+from pipelines.inference.generator import load_generator
+from pipelines.inference.lazy_mlflow import save_mlflow_model
 from pipelines.registry.names import CHAMPION, RegistryError
 from pipelines.registry.promotion import Promoter
-from pipelines.registry.publishing import publish, record_folder
-from pipelines.registry.record import Record
-from pipelines.storage import open_folder
-from presto_core.config.errors import UserError
+from pipelines.registry.promotion_checks import ratio_interval
+from pipelines.registry.promotion_log import Record
+from pipelines.registry.publish import publish, record_folder
+from pipelines.storage.filesystem import open_folder
 from presto_core.config.promotion import PromoteConfig
-from tests.pipelines.registry_home import Home, aliases_of, edit, presto
+from presto_core.errors import UserError
+from tests.support.tiny_registry import Home, aliases_of, edit, presto
 
 pytestmark = pytest.mark.usefixtures("beside_the_register")
 LOOSE = PromoteConfig(require_health=False, bootstrap_draws=20)
@@ -140,7 +141,9 @@ def test_registering_at_the_same_time_makes_one_version_of_one_content(home: Hom
     def one(number: int) -> int:
         barrier.wait(60)
         root = open_folder(home.root)
-        return publish(home.client, "at-once", home.made["S"], mlflow_run=run, stage="x", root=root).number
+        return publish(
+            home.client, "at-once", home.made["S"], mlflow_run=run, stage="x", root=root, pack=save_mlflow_model
+        ).number
 
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(one, range(4))) == {1}

@@ -18,26 +18,28 @@ from urllib.request import Request, urlopen
 import pytest
 from typer.testing import CliRunner
 
-from infra.cli import app
-from infra.mlflow.postgres import Postgres, new_postgres
-from infra.mlflow.server import MlflowServer
-from pipelines import tracked, train_teacher
-from pipelines.embedded_s3 import Server, free_ports
-from pipelines.registry.names import CANDIDATE, CHAMPION, RUN_ID
+from infra.cli.main import app
+from pipelines.registry.names import CANDIDATE, CHAMPION
 from pipelines.registry.promotion import Promoter
-from pipelines.registry.publishing import record_folder
-from pipelines.registry.record import Record
-from pipelines.storage import open_folder
-from pipelines.tracking import open_tracker
+from pipelines.registry.promotion_log import Record
+from pipelines.registry.publish import record_folder
+from pipelines.stages import train_teacher
+from pipelines.storage.filesystem import open_folder
+from pipelines.storage.local_s3 import Server, free_ports
+from pipelines.tracking import run as tracked
+from pipelines.tracking.client import open_tracker
+from pipelines.tracking.tags import RUN_ID
+from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.config.promotion import PromoteConfig
 from presto_core.config.sections import TrackingConfig
-from presto_core.registry.content import content_hash
 from presto_core.training.teacher import TeacherTraining
-from tests.pipelines.fault_proxy import Fault, FaultProxy
-from tests.pipelines.lives import wait_for
-from tests.pipelines.registry_home import Home, files_below, make_home, presto
 from tests.pipelines.test_serving import playable
 from tests.pipelines.test_training_stages import teacher_config
+from tests.servers.fault_proxy import Fault, FaultProxy
+from tests.servers.mlflow_server import MlflowServer
+from tests.servers.postgres import Postgres, new_postgres
+from tests.support.processes import wait_for
+from tests.support.tiny_registry import Home, files_below, make_home, presto
 
 pytestmark = pytest.mark.services
 PATIENCE_S = 300

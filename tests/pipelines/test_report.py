@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import plots, report
+from pipelines.evaluate import plots, report
 from presto_core.config.sections import StepsConfig
 
 CYCLE = [(31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40)]  # matplotlib's first four line colours

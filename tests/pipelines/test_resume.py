@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import train_teacher
-from pipelines.resume import RECORD, Resume
-from pipelines.storage import open_folder
-from pipelines.tracking import RUN_ID, open_tracker
-from presto_core.config.errors import UserError
+from pipelines.stages import train_teacher
+from pipelines.storage.filesystem import open_folder
+from pipelines.tracking.client import RUN_ID, open_tracker
+from pipelines.train.resume import Resume
+from presto_core.artifacts.manifest import Artifact
+from presto_core.artifacts.run_layout import RECORD
 from presto_core.config.schema import TeacherStage
 from presto_core.config.sections import TrackingConfig
-from presto_core.metrics.health import Expected
-from presto_core.registry.manifest import Artifact
+from presto_core.errors import UserError
+from presto_core.training.health import Expected
 from presto_core.training.meter import is_time
 from presto_core.training.teacher import TeacherTraining
-from tests.pipelines.synthetic import make_dataset
 from tests.pipelines.test_training_stages import teacher_config, weights_of
+from tests.support.synthetic_dataset import make_dataset
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_every_step_is_recorded_once_with_the_values_of_an_undisturbed_run(datas
 
 def test_rows_that_mlflow_never_got_are_told_after_a_resume(dataset: str, monkeypatch):
     """As when the command is killed before it could send them: they lie beside the checkpoint."""
-    from pipelines.tracked import TrackedRun
+    from pipelines.tracking.run import TrackedRun
 
     config = teacher_config("store", dataset)
     with monkeypatch.context() as deaf:

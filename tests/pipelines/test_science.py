@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.science import CLAIMS, Spread, run, summarised, to_markdown
-from presto_core.config.errors import UserError
+from pipelines.workflows.seed_study import (
+    CLAIMS,
+    Spread,
+    run,
+    summarised,
+    to_markdown,
+)
+from presto_core.errors import UserError
 
 
 def row(name: str, role: str, steps: int, nfe: int, fd: float, sampler: str = "euler") -> dict[str, Any]:

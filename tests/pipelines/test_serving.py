@@ -14,20 +14,29 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
-from infra.cli import app
-from pipelines.loading import load_generator
+from infra.cli.main import app
+from pipelines.inference.generator import load_generator
+from pipelines.inference.mlflow_model import (
+    PARAMS,
+    RATE,
+    SECONDS,
+    WAV,
+)
 from pipelines.registry.promotion import Promoter
-from pipelines.serving import PARAMS, RATE, SECONDS, WAV
-from pipelines.storage import open_folder
-from pipelines.tracking import open_tracker
-from presto_core.audio.codec import load_codec
-from presto_core.audio.text import load_text_encoder
-from presto_core.config.errors import UserError
+from pipelines.storage.filesystem import open_folder
+from pipelines.tracking.client import open_tracker
+from presto_core.artifacts.manifest import (
+    artifact_folder,
+    commit_artifact,
+    read_artifact,
+)
+from presto_core.audio.load_codec import load_codec
 from presto_core.config.promotion import PromoteConfig
 from presto_core.config.sections import NetworkConfig, TrackingConfig
-from presto_core.registry.manifest import artifact_folder, commit_artifact, read_artifact
-from presto_core.training.model import ModelCard, weights_file
-from tests.pipelines.registry_home import Home
+from presto_core.errors import UserError
+from presto_core.models.model_card import ModelCard, weights_file
+from presto_core.text.encoder import load_text_encoder
+from tests.support.tiny_registry import Home
 
 FRAMES = 32
 

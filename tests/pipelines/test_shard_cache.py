@@ -14,17 +14,17 @@ import pytest
 import torch
 from blake3 import blake3
 
-from pipelines import epoch_plan, shard_cache
-from pipelines.dataset import open_dataset, stream
-from pipelines.reading import read_here, read_with_ray
-from pipelines.shard_cache import ShardCache
-from pipelines.shards import Rows, Shard
-from pipelines.storage import open_folder
+from pipelines.data import epoch_plan, shard_cache
+from pipelines.data.dataset import open_dataset, stream
+from pipelines.data.shard_cache import ShardCache
+from pipelines.data.shard_reader import read_here, read_with_ray
+from pipelines.data.shards import Rows, Shard
+from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.checksum import Checksum
+from presto_core.artifacts.store import StoreError
 from presto_core.config.sections import ClusterConfig
-from presto_core.registry.checksum import Checksum
-from presto_core.registry.store import StoreError
 from presto_core.training.state import Batch, Cursor
-from tests.pipelines.synthetic import make_dataset
+from tests.support.synthetic_dataset import make_dataset
 
 CONTENT = [bytes([i]) * 1000 for i in range(8)]
 SUMS = [Checksum("blake3", blake3(content).hexdigest()) for content in CONTENT]

@@ -6,10 +6,10 @@ import pytest
 from pyarrow.fs import LocalFileSystem
 from torch import Tensor, distributed
 
+from presto_core.artifacts.folder import Folder
 from presto_core.config.sections import ParallelConfig
-from presto_core.registry.store import Folder
 from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.pipelines.group import (
+from tests.support.process_group import (
     ALGORITHMS,
     SHARDED,
     alone,

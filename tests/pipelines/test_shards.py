@@ -10,9 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.columns import column_of, stored_column
-from pipelines.shards import Held, Rows, to_parquet
-from tests.pipelines.synthetic import rows
+from pipelines.data.parquet_tensors import column_of, stored_column
+from pipelines.data.shards import (
+    Held,
+    Rows,
+    to_parquet,
+)
+from tests.support.synthetic_dataset import rows
 
 
 def of_tracks(counts: list[int], *, seed: int = 0) -> Rows:

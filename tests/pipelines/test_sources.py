@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from pipelines.facts import found_facts
-from pipelines.listings import SourceError
-from pipelines.sources import Track, find_tracks
-from pipelines.storage import open_folder
+from pipelines.ingest.manifests import SourceError
+from pipelines.ingest.sidecars import found_facts
+from pipelines.ingest.sources import Track, find_tracks
+from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.store import StoreError
 from presto_core.config.data import IngestConfig
-from presto_core.registry.store import StoreError
 
 NAMES = [f"piece {i}" for i in range(400)]
 

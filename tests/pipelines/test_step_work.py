@@ -5,20 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipelines.step_work import StageWork, stage_work
-from pipelines.words import PRESETS
+from pipelines.presets.resolve import PRESETS
+from pipelines.train.step_flops import StageWork, stage_work
 from presto_core.config.layers import PrestoLSBudget
 from presto_core.config.loader import load_config
-from presto_core.config.schema import IngestStage, LayersStage, StageConfig, StepsStage, TeacherStage
+from presto_core.config.schema import (
+    IngestStage,
+    LayersStage,
+    StageConfig,
+    StepsStage,
+    TeacherStage,
+)
 from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.noise import noise_from_config
+from presto_core.models.model_card import with_budget
 from presto_core.networks.dit import DiT
 from presto_core.networks.flops import LatentShape
 from presto_core.networks.layer_budget import LayerBudget
-from presto_core.training.layers import LayerDistillation
-from presto_core.training.model import with_budget
-from presto_core.training.state import Algorithm, Batch, Cursor, step_generator
-from presto_core.training.steps import StepDistillation
+from presto_core.training.layer_distillation import LayerDistillation
+from presto_core.training.state import (
+    Algorithm,
+    Batch,
+    Cursor,
+    step_generator,
+)
+from presto_core.training.step_distillation import StepDistillation
 from presto_core.training.teacher import TeacherTraining
 from tests.core.test_flops import conditioned
 from tests.core.test_layer_budget import flops

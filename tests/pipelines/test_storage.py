@@ -12,10 +12,18 @@ from pathlib import Path
 import pytest
 from pyarrow import fs as pafs
 
-from pipelines import embedded_s3, storage
-from pipelines.embedded_s3 import ObjectStoreError, Server
-from pipelines.storage import open_folder
-from presto_core.registry.store import StoreError, commit, read_bytes, read_file, read_manifest, write_bytes
+from pipelines.storage import filesystem as storage
+from pipelines.storage import local_s3 as embedded_s3
+from pipelines.storage.filesystem import open_folder
+from pipelines.storage.local_s3 import ObjectStoreError, Server
+from presto_core.artifacts.store import (
+    StoreError,
+    commit,
+    read_bytes,
+    read_file,
+    read_manifest,
+    write_bytes,
+)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -245,7 +253,7 @@ def test_the_file_system_stays_while_its_keys_do(object_store: Server):
 
 def test_full_disk_is_one_sentence():
     # /dev/full takes a file's open and refuses its bytes: a real "no space left on device"
-    from presto_core.registry.store import reason
+    from presto_core.artifacts.store import reason
 
     with (
         pytest.raises(OSError, match=r"(?i)no space") as caught,

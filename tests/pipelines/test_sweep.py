@@ -12,18 +12,30 @@ from typing import Any
 import pytest
 from ray.util.placement_group import placement_group_table
 
-from pipelines import distill_steps, sweep, sweep_report
-from pipelines.storage import open_folder
-from pipelines.sweep_plan import planned
-from pipelines.sweep_record import DEFAULT, FAILED, FINISHED, PRUNED, TRIAL, WINNER, Record, Records, sweep_folder
-from pipelines.tracking import RUN_ID, open_tracker
+from pipelines.stages import distill_steps
+from pipelines.storage.filesystem import open_folder
+from pipelines.sweep import report as sweep_report
+from pipelines.sweep import runner as sweep
+from pipelines.sweep.plan import planned
+from pipelines.sweep.store import (
+    DEFAULT,
+    FAILED,
+    FINISHED,
+    PRUNED,
+    TRIAL,
+    WINNER,
+    Record,
+    Records,
+    sweep_folder,
+)
+from pipelines.tracking.client import RUN_ID, open_tracker
+from presto_core.artifacts.manifest import artifact_folder, run_folder
 from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage
 from presto_core.config.sections import TrackingConfig
-from presto_core.registry.manifest import artifact_folder, run_folder
 from presto_core.training.checkpoint import newest_checkpoint
-from tests.pipelines.lives import PRESTO, Life, wait_for
-from tests.pipelines.sweeping import UPDATES, Place, make_place
+from tests.support.processes import PRESTO, Life, wait_for
+from tests.support.tiny_sweep import UPDATES, Place, make_place
 
 LEARNING_RATE = "steps.generator_optim.learning_rate"
 BETTER, WORSE, ABSURD = 1e-3, 1e-7, 1e30  # than the preset's
@@ -185,7 +197,7 @@ def test_a_run_that_was_made_without_a_sweep_is_judged_and_not_trained(ray_here,
 @pytest.mark.services
 @pytest.mark.slow
 def test_trials_on_s3_share_one_copy_of_what_they_read(ray_here, workdir: Path, monkeypatch, tmp_path: Path):
-    from pipelines.near import CACHE
+    from pipelines.storage.node_cache import CACHE
 
     monkeypatch.setenv(CACHE, str(tmp_path / "near"))
     place = make_place(workdir, root="s3://latents/sweep-test/store", dataset="s3://latents/sweep-test/data")
@@ -195,7 +207,7 @@ def test_trials_on_s3_share_one_copy_of_what_they_read(ray_here, workdir: Path, 
 
 
 def test_a_plan_is_refused_where_its_budgets_do_not_fit_the_base(place: Place):
-    from presto_core.config.errors import UserError
+    from presto_core.errors import UserError
 
     with pytest.raises(UserError, match=r"made for 8 blocks and teacher \w+ has 2; set sweep\.depth=2"):
         sweep.run(place.plan(**{"sweep.spaces": "[layers]"}))

@@ -10,15 +10,34 @@ from itertools import islice
 
 import pytest
 
-from pipelines.cluster import ClusterError
-from pipelines.room import Needs, concurrent, require_room
-from pipelines.sweep_plan import Plan, planned, suggestions
-from pipelines.words import PRESETS
+from pipelines.cluster.resources import (
+    Needs,
+    concurrent,
+    require_room,
+)
+from pipelines.cluster.session import ClusterError
+from pipelines.presets.resolve import PRESETS
+from pipelines.sweep.plan import (
+    Plan,
+    planned,
+    suggestions,
+)
 from presto_core.config.loader import load_config, preset_names
-from presto_core.config.schema import STAGES, StepsStage, TrainingStage
+from presto_core.config.schema import (
+    STAGES,
+    StepsStage,
+    TrainingStage,
+)
 from presto_core.config.sections import ClusterConfig
 from tune_spaces import layers
-from tune_spaces.domains import Choice, Kinds, Range, combinations, ranges, walk
+from tune_spaces.domains import (
+    Choice,
+    Kinds,
+    Range,
+    combinations,
+    ranges,
+    walk,
+)
 from tune_spaces.spaces import SPACES
 
 SWEEPS = [name for name in preset_names(PRESETS) if name.startswith("sweeps/")]
@@ -134,7 +153,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES)
 def test_every_mistake_is_one_sentence_before_any_trial(words, message, empty, monkeypatch, capsys):
-    from infra import cli
+    from infra.cli import main as cli
 
     monkeypatch.setattr(sys, "argv", ["presto", "sweep", "demo", "validation.every=5", *words])
     with pytest.raises(SystemExit) as ended:
@@ -169,7 +188,7 @@ def test_a_worker_that_fits_no_node_is_refused():
 
 def test_dry_run_starts_without_torch_ray_or_optuna():
     script = (
-        "import sys; from infra import cli; sys.argv = ['presto', 'sweep', 'sweeps/demo', '--dry-run']\n"
+        "import sys; from infra.cli import main as cli; sys.argv = ['presto', 'sweep', 'sweeps/demo', '--dry-run']\n"
         "try: cli.main()\nexcept SystemExit as e: assert not e.code, e.code\n"
         "print('HEAVY', sorted({'torch', 'ray', 'mlflow', 'optuna', 'pyarrow', 'numpy'} & set(sys.modules)))"
     )

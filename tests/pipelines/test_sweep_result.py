@@ -7,10 +7,22 @@ from typing import Any
 
 import pytest
 
-from pipelines import sweep_report
-from pipelines.sweep_plan import planned
-from pipelines.sweep_record import DEFAULT, FAILED, FINISHED, PRUNED, WINNER, Record
-from pipelines.sweep_result import definition, importance, ranked, summarised
+from pipelines.sweep import report as sweep_report
+from pipelines.sweep.analysis import (
+    definition,
+    importance,
+    ranked,
+    summarised,
+)
+from pipelines.sweep.plan import planned
+from pipelines.sweep.store import (
+    DEFAULT,
+    FAILED,
+    FINISHED,
+    PRUNED,
+    WINNER,
+    Record,
+)
 from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage
 from tune_spaces.domains import as_words
@@ -135,7 +147,7 @@ def test_the_winner_as_a_preset_holds_the_difference_and_means_the_same_run(said
 
 
 def _presets() -> Any:
-    from pipelines.words import PRESETS
+    from pipelines.presets.resolve import PRESETS
 
     return PRESETS
 

@@ -12,12 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import telemetry
-from pipelines.devices import DEVICES, device_called, device_named
-from pipelines.telemetry import GAUGES, PEAK, peak_flops
-from presto_core.config.errors import UserError
-from tests.pipelines.synthetic import make_dataset
-from tests.pipelines.watched_run import GPU_ONLY, watched
+from pipelines.train import telemetry
+from pipelines.train.device_specs import (
+    DEVICES,
+    device_called,
+    device_named,
+)
+from pipelines.train.telemetry import (
+    GAUGES,
+    PEAK,
+    peak_flops,
+)
+from presto_core.errors import UserError
+from tests.support.scraped_run import GPU_ONLY, watched
+from tests.support.synthetic_dataset import make_dataset
 
 
 @pytest.fixture
@@ -34,7 +42,7 @@ def test_a_run_is_seen_by_prometheus_and_in_the_log(dataset: str):
     """In a process of its own: its workers need another environment than those of the session that tests share."""
     environment = os.environ | {PEAK: "0.001", "RAY_metrics_report_interval_ms": "1000"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    command = [sys.executable, "-m", "tests.pipelines.watched_run", dataset]
+    command = [sys.executable, "-m", "tests.support.scraped_run", dataset]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=570)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from infra.mlflow.server import MlflowServer
-from pipelines import tracked
-from pipelines.system_metrics import sampled
-from pipelines.tracked import POINTS_HELD, TrackedRun
-from pipelines.tracking import connect
+from pipelines.tracking import run as tracked
+from pipelines.tracking.client import connect
+from pipelines.tracking.run import POINTS_HELD, TrackedRun
+from pipelines.tracking.system_metrics import sampled
 from presto_core.config.sections import TrackingConfig
-from tests.pipelines.fault_proxy import Fault, FaultProxy
-from tests.pipelines.lives import wait_for
+from tests.servers.fault_proxy import Fault, FaultProxy
+from tests.servers.mlflow_server import MlflowServer
+from tests.support.processes import wait_for
 
 Row = tuple[int, dict[str, float]]
 PATIENCE_S = 120

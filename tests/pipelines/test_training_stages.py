@@ -6,18 +6,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import cluster, distill_steps, train_teacher
-from pipelines.cluster import ClusterError, ray_session, reads_with_ray
-from pipelines.models import open_model
-from pipelines.storage import open_folder
-from pipelines.tracking import RUN_ID, TrackingError, open_tracker
-from presto_core.config.errors import UserError
+from pipelines.cluster import session as cluster
+from pipelines.cluster.session import (
+    ClusterError,
+    ray_session,
+    reads_with_ray,
+)
+from pipelines.inference.model import open_model
+from pipelines.registry.resolve import resolve
+from pipelines.stages import distill_steps, train_teacher
+from pipelines.storage.filesystem import open_folder
+from pipelines.tracking.client import (
+    RUN_ID,
+    TrackingError,
+    open_tracker,
+)
+from presto_core.artifacts.manifest import Artifact
+from presto_core.artifacts.store import StoreError, read_file
 from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage, TeacherStage
 from presto_core.config.sections import ClusterConfig, TrackingConfig
-from presto_core.registry.manifest import Artifact
-from presto_core.registry.store import StoreError, read_file
-from tests.pipelines.synthetic import make_dataset
+from presto_core.errors import UserError
+from tests.support.synthetic_dataset import make_dataset
 
 TINY = {
     "network.dim": 16,
@@ -59,8 +69,8 @@ def test_base_then_student_with_lineage_and_record(dataset: str, workdir: Path):
     assert teacher.manifest["parents"] == {"dataset": "0" * 16}
     assert student.manifest["parents"] == {"dataset": "0" * 16, "teacher": teacher.id}
     tracker = open_tracker(TrackingConfig())
-    assert tracker.resolve("presto-generator@candidate", "store").id == student.id
-    assert tracker.resolve("presto-teacher", "store").id == teacher.id
+    assert resolve(tracker.client, "presto-generator@candidate", "store").id == student.id
+    assert resolve(tracker.client, "presto-teacher", "store").id == teacher.id
     runs = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{student.id}'")
     assert [r.info.status for r in runs] == ["FINISHED"]
     assert runs[0].data.params["steps.p_gen.kind"] == "karras"

@@ -6,21 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import distill_layers, distill_steps, train_teacher
-from pipelines.judge import Judge, judge_of, require_judgeable
-from pipelines.models import open_model
-from pipelines.storage import open_folder
-from pipelines.tracking import RUN_ID, open_tracker
-from pipelines.validation import PREFIX, UPDATE
-from presto_core.config.errors import UserError
+from pipelines.evaluate.validator import (
+    Judge,
+    judge_of,
+    require_judgeable,
+)
+from pipelines.inference.model import open_model
+from pipelines.stages import (
+    distill_layers,
+    distill_steps,
+    train_teacher,
+)
+from pipelines.storage.filesystem import open_folder
+from pipelines.tracking.client import RUN_ID, open_tracker
+from pipelines.train.validation import PREFIX, UPDATE
+from presto_core.artifacts.manifest import Artifact
 from presto_core.config.loader import ConfigError, load_config
 from presto_core.config.schema import LayersStage
 from presto_core.config.sections import TrackingConfig
 from presto_core.config.validation import ValidationConfig
-from presto_core.registry.manifest import Artifact
-from presto_core.training.steps import StepDistillation
-from tests.pipelines.synthetic import make_dataset
+from presto_core.errors import UserError
+from presto_core.training.step_distillation import StepDistillation
 from tests.pipelines.test_training_stages import steps_config, teacher_config, weights_of
+from tests.support.synthetic_dataset import make_dataset
 
 VALIDATION = {"validation.every": 1, "validation.samples": 8, "validation.embedding": "latents"}
 SETTINGS = ValidationConfig(samples=8, embedding="latents")
@@ -143,7 +151,7 @@ def test_the_weights_of_several_workers_are_judged_whole(ray_here, dataset: str,
 
 
 def test_what_no_judge_could_measure_is_refused(dataset: str, workdir: Path):
-    from pipelines.dataset import open_dataset
+    from pipelines.data.dataset import open_dataset
 
     with pytest.raises(
         UserError, match=r"clips of 0\.37 s are shorter than the 3 s that validation\.embedding=musicnn"

@@ -9,10 +9,14 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines.stopping import TAKEN_OVER, TakenOverError, own_attempt
-from pipelines.storage import open_folder
-from pipelines.watch import Board
-from presto_core.training.saving import CheckpointWriter
+from pipelines.cluster.shutdown import (
+    TAKEN_OVER,
+    TakenOverError,
+    own_attempt,
+)
+from pipelines.storage.filesystem import open_folder
+from pipelines.train.driver import Board
+from presto_core.training.async_checkpoint import CheckpointWriter
 
 
 def test_the_worker_of_a_lost_node_is_not_heard_beside_those_that_took_over():

@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines import embedded_s3
-from pipelines.storage import create_bucket
+from pipelines.storage import local_s3 as embedded_s3
+from pipelines.storage.filesystem import create_bucket
 from tests.bench.data import ingesting, memory, reading, waiting
 from tests.bench.data.finding import Finding, save, show
 

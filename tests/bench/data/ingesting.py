@@ -15,12 +15,12 @@ import numpy as np
 import soundfile
 import torch
 
-from pipelines.words import PRESETS
+from pipelines.presets.resolve import PRESETS
 from presto_core.audio.chunks import decode, windows
-from presto_core.audio.codec import load_codec
-from presto_core.audio.text import load_text_encoder
+from presto_core.audio.load_codec import load_codec
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage
+from presto_core.text.encoder import load_text_encoder
 from tests.bench.data.finding import Finding
 
 RATE_HZ, CLIP_SECONDS = 44100, 180  # as long as music is
@@ -72,7 +72,7 @@ def ingest_seconds(root: str, source: Path, *, preset: str, scratch: Path) -> fl
     settings = [f"storage.root={root}", f"ingest.source={json.dumps([str(source)])}"]
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "infra.cli", "ingest", preset, *settings],
+        [sys.executable, "-m", "infra.cli.main", "ingest", preset, *settings],
         cwd=scratch,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,

@@ -10,11 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.columns import Array
-from pipelines.shards import Rows, to_parquet, write_shard
-from pipelines.storage import open_folder
-from presto_core.registry.manifest import commit_artifact
-from presto_core.registry.store import Folder, write_bytes
+from pipelines.data.parquet_tensors import Array
+from pipelines.data.shards import (
+    Rows,
+    to_parquet,
+    write_shard,
+)
+from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.manifest import commit_artifact
+from presto_core.artifacts.store import write_bytes
 
 ROWS_PER_SHARD = 128
 ROWS_PER_TRACK = 16  # of 12 s: a track of three minutes

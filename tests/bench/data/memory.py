@@ -13,11 +13,11 @@ from threading import Event, Thread
 
 import psutil
 
-from pipelines.cluster import ray_session, training_cpus
-from pipelines.dataset import open_dataset, stream
-from pipelines.epoch_plan import WINDOW_ROWS
-from pipelines.reading import read_with_ray
-from pipelines.shards import to_parquet
+from pipelines.cluster.session import ray_session, training_cpus
+from pipelines.data.dataset import open_dataset, stream
+from pipelines.data.epoch_plan import WINDOW_ROWS
+from pipelines.data.shard_reader import read_with_ray
+from pipelines.data.shards import to_parquet
 from presto_core.config.sections import ClusterConfig
 from presto_core.training.state import Cursor
 from tests.bench.data import made_up

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.columns import column_of
-from pipelines.storage import open_folder
+from pipelines.data.parquet_tensors import column_of
+from pipelines.storage.filesystem import open_folder
 
 BATCH = 32
 CACHE_BYTES = 2**40
@@ -43,9 +43,9 @@ def presto(how: Ours) -> Reading:
     """The training stream: shuffled, hashes checked, normalised; what it keeps of shards is nothing at first."""
 
     def read(uri: str, scratch: Path, epochs: int) -> Iterator[int]:
-        from pipelines import reading
-        from pipelines.dataset import open_dataset, stream
-        from pipelines.shard_cache import ShardCache
+        from pipelines.data import shard_reader as reading
+        from pipelines.data.dataset import open_dataset, stream
+        from pipelines.data.shard_cache import ShardCache
         from presto_core.training.state import Cursor
 
         dataset = open_dataset(f"{uri}/presto")
@@ -151,7 +151,7 @@ def _files(uri: str) -> tuple[Any, list[str]]:
 
 
 def _listed(uri: str) -> list[str]:
-    from pipelines.storage import endpoint, s3_client
+    from pipelines.storage.filesystem import endpoint, s3_client
 
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     pages = s3_client(endpoint()).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")

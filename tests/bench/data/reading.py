@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 
-from pipelines.storage import open_folder
+from pipelines.storage.filesystem import open_folder
 from tests.bench.data import made_up
 from tests.bench.data.child import Child, reply
 from tests.bench.data.finding import Finding
@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def _session() -> AbstractContextManager[None]:
-    from pipelines.cluster import ray_session, training_cpus
+    from pipelines.cluster.session import ray_session, training_cpus
     from presto_core.config.sections import ClusterConfig
 
     cluster = ClusterConfig()

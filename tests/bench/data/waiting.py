@@ -10,11 +10,11 @@ import sys
 
 import torch
 
-from pipelines.cluster import ray_session, training_cpus
-from pipelines.dataset import open_dataset, stream
-from pipelines.reading import read_with_ray
-from pipelines.train_teacher import build
-from pipelines.words import PRESETS
+from pipelines.cluster.session import ray_session, training_cpus
+from pipelines.data.dataset import open_dataset, stream
+from pipelines.data.shard_reader import read_with_ray
+from pipelines.presets.resolve import PRESETS
+from pipelines.stages.train_teacher import build
 from presto_core.config.loader import load_config
 from presto_core.config.schema import TeacherStage
 from presto_core.training.loop import Hooks, train

@@ -1,0 +1,172 @@
+"""`presto sweep [PRESET] …`, `presto sweep report`, `presto sweep spaces`: try settings, and say which are best."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, cast
+
+import typer
+from pydantic import create_model
+from typer.core import TyperGroup
+
+from infra.cli.dispatch import carry_out
+from infra.cli.options import Words, reads
+from infra.jobs.command import Work
+from infra.jobs.targets import LOCAL, On
+from pipelines.console import print_table
+from pipelines.presets.resolve import stage_config
+from presto_core.config.schema import StageConfig, SweepStage
+from presto_core.config.sweep import SweepConfig
+
+FIRST = 5  # configurations that --dry-run prints
+RUN = "run"
+
+
+class _RunUnlessNamed(TyperGroup):
+    """`presto sweep demo …` is `presto sweep run demo …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = [RUN, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_RunUnlessNamed,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help=(
+        "Try settings of a stage and say which are best, and how sure that is.\n\n"
+        "[bold]presto sweep PRESET …[/bold] runs one (the word run may be left out): "
+        "[bold]presto sweep sweeps/demo[/bold], or [bold]presto sweep demo --space noise --space losses --samples 32 "
+        "validation.every=5[/bold]. The same command again goes on with it."
+    ),
+)
+Spaces = Annotated[list[str] | None, typer.Option("--space", help="A ready space; give it several times to join some.")]
+
+
+@app.command(RUN)
+def run(
+    words: Words = None,
+    space: Spaces = None,
+    samples: Annotated[int | None, typer.Option(help="Trials (sweep.samples).", show_default=False)] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="fd, mmd, blocks or sampling_ms; the first ranks (sweep.metrics).")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="min or max (sweep.mode).", show_default=False)] = None,
+    search: Annotated[str | None, typer.Option(help="random, grid or optuna (sweep.search).")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="asha, median or none (sweep.scheduler).")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run trials again that failed.")] = False,
+    step_seconds: Annotated[
+        float | None, typer.Option(help="Of a step, for the cost that --dry-run prints.", min=0, show_default=False)
+    ] = None,
+    on: On = LOCAL,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the first configurations and what all would cost, and stop.")
+    ] = False,
+) -> None:
+    """Run a sweep, go on with one that was interrupted, or show the answer of one that is done."""
+    said = {"spaces": space, "samples": samples, "metrics": metric, "mode": mode, "search": search}
+    said |= {"scheduler": scheduler}
+    options = [f"sweep.{name}={json.dumps(value)}" for name, value in said.items() if value is not None]
+    from pipelines.cluster.resources import require_room_here
+    from pipelines.sweep.plan import planned
+
+    plan = planned([*(words or []), *options])
+    if on == LOCAL:
+        require_room_here(plan.base.cluster)
+        if dry_run:
+            _show_plan(plan, step_seconds)
+            return
+
+    def run(_: StageConfig) -> None:
+        from pipelines.sweep import runner as sweep
+
+        sweep.run(plan, retry=retry)
+
+    work = Work(("sweep", RUN), "sweep", as_one(plan), run, ("--retry",) if retry else ())
+    carry_out(work, on=on, dry_run=dry_run)
+
+
+def as_one(plan: Any) -> StageConfig:
+    """A plan as one configuration, which means the same plan where it is read as a preset: what a job is sent."""
+    sweep: SweepConfig = plan.sweep.sweep.model_copy(update={"depth": plan.depth})
+    both = create_model("SweptStage", __base__=type(plan.base), sweep=(SweepConfig, sweep))
+    return cast(StageConfig, both.model_validate(plan.base.model_dump() | {"sweep": sweep.model_dump()}))
+
+
+@app.command()
+@reads
+def report(
+    sweep: Annotated[str, typer.Argument(metavar="[ID]", help="Of the sweep; without, they are listed.")] = "",
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="storage.root=...")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Print a sweep's table and verdict, and write its page, from what is recorded by now."""
+    from pipelines.storage.filesystem import absolute, open_folder
+    from pipelines.sweep import report as sweep_report
+    from pipelines.sweep.analysis import summarised
+    from pipelines.sweep.store import Records, sweep_folder
+
+    given = [*([sweep] if "=" in sweep else []), *(words or [])]
+    config = stage_config("sweep", given)
+    root = open_folder(absolute(config.storage.root))
+    if not sweep or "=" in sweep:
+        known = root.child("sweeps").folders()
+        typer.echo(f"sweeps in {root.uri}: {', '.join(known) or 'none yet'}; presto sweep report ID shows one")
+        return
+    records = Records(sweep_folder(root, sweep))
+    result = summarised(records.definition(), records.all().values(), records.sessions([]))
+    sweep_report.write(result)
+    if as_json:
+        typer.echo(sweep_report.to_json(result).decode())
+    else:
+        sweep_report.show(result)
+
+
+@app.command()
+@reads
+def spaces(depth: Annotated[int, typer.Option(help="Transformer blocks, for layer budgets.", min=1)] = 8) -> None:
+    """List the ready spaces and their domains."""
+    from tune_spaces.spaces import SPACES
+
+    rows = [[name, key, _in_words(d)] for name, space in SPACES.items() for key, d in space(depth).items()]
+    print_table("spaces", ("space", "setting", "domain"), rows)
+
+
+def _show_plan(plan: Any, step_seconds: float | None) -> None:
+    """The first configurations and the cost, as comments and `key=value` words."""
+    from tune_spaces.domains import as_words
+
+    sweep: SweepConfig = plan.sweep.sweep
+    assert isinstance(plan.sweep, SweepStage)
+    steps = int(plan.base.derived().get("total_steps", plan.base.updates))
+    validations = -(-plan.base.updates // plan.base.validation.every)
+    typer.echo(f"# presto sweep of {sweep.stage}: {sweep.search} search, scheduler {sweep.scheduler}")
+    typer.echo(f"# {plan.metric}, {sweep.mode}, every {plan.base.validation.every} of {plan.base.updates} updates")
+    typer.echo(f"# over {', '.join(plan.space)}")
+    typer.echo(f"# {plan.trials} trials at most, {2 * sweep.repeats} repeats of winner and preset with other seeds")
+    total = (plan.trials + 2 * sweep.repeats) * steps
+    typer.echo(f"# to the end, each is {steps} steps and {validations} validations: {total} steps in all at most")
+    if step_seconds is None:
+        typer.echo("# time: give --step-seconds, which any run of the stage logs as step_seconds")
+    else:
+        typer.echo(f"# time: at most {total * step_seconds / 3600:.2g} h of training, over the trials at a time")
+    if sweep.search == "optuna":
+        typer.echo("# later proposals follow from what earlier trials come to; these are drawn by chance")
+    for number, proposal in zip(range(FIRST), plan.proposals()):
+        typer.echo(f"{number}: {' '.join(as_words(proposal.settings)) or '(the settings of the preset)'}")
+
+
+def _in_words(domain: Any) -> str:
+    from tune_spaces.domains import Choice, Kinds
+
+    if isinstance(domain, Kinds):
+        kinds = ({k: _in_words(d) for k, d in inner.items()} for inner in domain.options.values())
+        return "; ".join(
+            f"{kind}: {', '.join(f'{k} {said}' for k, said in inner.items())}"
+            for kind, inner in zip(domain.options, kinds)
+        )
+    if isinstance(domain, Choice):
+        return ", ".join(json.dumps(v) for v in domain.values)
+    return f"{domain.low:g} to {domain.high:g}" + (", log" if domain.log else "")

@@ -1,0 +1,148 @@
+"""A verb as a KubeRay RayJob: rendered from kuberay/base/rayjob.yaml, printed, or handed to kubectl."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import typer
+import yaml
+
+from infra.jobs.command import (
+    Work,
+    entrypoint,
+    environment,
+    new_job_id,
+)
+from infra.jobs.portability import (
+    frozen,
+    require_no_secrets,
+    require_reachable,
+)
+from infra.jobs.targets import Target
+from pipelines.cluster.session import READER_CPUS, least_workers
+from pipelines.console import console
+from pipelines.stages.resources import TRAINING
+from presto_core.config.schema import StageConfig
+from presto_core.config.sweep import SweepConfig
+from presto_core.errors import UserError
+
+BASE = Path(__file__).parent.parent / "kuberay/base/rayjob.yaml"
+WITH_WORKERS = ("ingest", *TRAINING, "evaluate", "sweep")
+APPLY_S = 60
+
+
+def render_or_apply(work: Work, target: Target, *, dry_run: bool) -> None:
+    """Print a verb's RayJob, or apply it where the target names a kubectl context.
+
+    Raises:
+        UserError: what cannot work there; kubectl is missing or refuses.
+    """
+    config = frozen(work.stage, work.config)
+    if not config.submit.image:
+        raise UserError(
+            "submit.image is empty, and pods have no other code; give the image that infra/docker builds, pinned: "
+            "submit.image=registry/presto@sha256:…"
+        )
+    require_reachable(work.stage, config, target)
+    document = _to_yaml(rendered(work, config, new_job_id(work)))
+    require_no_secrets(document)
+    if target.address and not dry_run:
+        _apply(document, target.address, config)
+    else:
+        typer.echo(document, nl=False)
+
+
+def rendered(work: Work, config: StageConfig, name: str) -> dict[str, Any]:
+    """The RayJob of a verb.
+
+    Args:
+        config: with `submit.image`.
+    """
+    job: dict[str, Any] = _plain(yaml.safe_load(BASE.read_text()))
+    job["metadata"] |= {"name": name, "namespace": config.submit.namespace}
+    spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
+    spec |= {
+        "entrypoint": entrypoint(work, config),
+        "jobId": name,
+        "runtimeEnvYAML": _to_yaml({"env_vars": environment(config, name)}),
+    }
+    cluster["rayVersion"] = metadata.version("ray")
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    trains = work.stage in (*TRAINING, "sweep") or config.cluster.gpus_per_worker
+    group = groups["train" if trains else "ingest"]
+    cluster["workerGroupSpecs"] = [_sized(group, work.stage, config)] if work.stage in WITH_WORKERS else []
+    of_ray = [cluster["headGroupSpec"]["template"], *(g["template"] for g in cluster["workerGroupSpecs"])]
+    for template in of_ray:
+        template["spec"]["terminationGracePeriodSeconds"] = config.submit.stop_grace_seconds
+    for template in (spec["submitterPodTemplate"], *of_ray):
+        template["spec"]["containers"][0]["image"] = config.submit.image
+    return job
+
+
+def _sized(group: dict[str, Any], stage: str, config: StageConfig) -> dict[str, Any]:
+    """Workers as many and as large as the stage asks for: a pod each."""
+    cluster = config.cluster
+    most = cluster.num_workers if stage in TRAINING else cluster.data_workers
+    least = least_workers(cluster) if stage in TRAINING else 1
+    if isinstance(sweep := getattr(config, "sweep", None), SweepConfig):
+        most = max(cluster.num_workers, 1) * max(sweep.concurrent, 1)
+    cpus = math.ceil(cluster.cpus_per_worker + READER_CPUS)
+    gpus = math.ceil(cluster.gpus_per_worker)
+    own = {"cpu": str(cpus), "memory": f"{config.submit.memory_gib:g}Gi"}
+    own |= {"nvidia.com/gpu": str(gpus)} if gpus else {}
+    (container,) = group["template"]["spec"]["containers"]
+    for amounts in container["resources"].values():
+        amounts.pop("nvidia.com/gpu", None)
+        amounts |= own
+    group["rayStartParams"] |= {"num-cpus": str(cpus), **({"num-gpus": str(gpus)} if gpus else {})}
+    return group | {"replicas": max(most, 1), "minReplicas": least, "maxReplicas": max(most, 1)}
+
+
+class _Readable(yaml.SafeDumper):
+    """Writes a text of several lines as such: YAML inside YAML stays legible."""
+
+    def represent_str(self, text: str) -> Any:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _Readable.represent_str)
+
+
+def _to_yaml(document: dict[str, Any]) -> str:
+    return str(yaml.dump(document, Dumper=_Readable, sort_keys=False, width=1000))
+
+
+def _plain(value: Any) -> Any:
+    """A copy in which no two places are one object: YAML would write anchors."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _apply(document: str, context: str, config: StageConfig) -> None:
+    if not which("kubectl"):
+        raise UserError("kubectl is not installed, which applies a RayJob; install it, or print it with --on kuberay")
+    try:
+        done = subprocess.run(
+            ["kubectl", "--context", context, "apply", "-f", "-"],
+            input=document,
+            capture_output=True,
+            text=True,
+            timeout=APPLY_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"kubectl got no answer from context {context} in {APPLY_S} s; see kubectl cluster-info"
+        ) from None
+    if done.returncode:
+        said = " ".join(done.stderr.split())[-300:]
+        raise UserError(f"kubectl could not apply the RayJob in context {context}: {said}")
+    console.print(done.stdout.strip(), markup=False)
+    console.print(
+        f"follow it: kubectl --context {context} -n {config.submit.namespace} get rayjobs -w; its log: docs/jobs.md"
+    )

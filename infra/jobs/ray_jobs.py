@@ -1,0 +1,214 @@
+"""A Ray head as those see it who send jobs: its Jobs API, its nodes, and what it says of a token."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from infra.jobs.targets import API_SERVER, on_loopback
+from pipelines.console import console
+from presto_core.errors import UserError
+
+CONNECT_S, ANSWER_S = 5, 60
+MOST_NODES = 10_000
+TOKEN_FILE = "~/.ray/auth_token"
+DENIED = (401, 403)
+
+
+class HeadError(UserError):
+    """The head does not answer; it may later."""
+
+
+class Head:
+    """The Jobs API at an address.
+
+    Args:
+        address: http(s)://HEAD:8265 or ray://HEAD:10001.
+
+    Raises:
+        HeadError: nobody answers there.
+        UserError: it refuses the token, or wants one; its Ray is too old.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address, self.token = address, found_token()
+        if address.startswith("ray://"):
+            self.address = self._dashboard_of(address)
+        with self._answering():
+            self.client = _client(self.address, self.token)
+
+    @cached_property
+    def is_open(self) -> bool:
+        """Whether anyone who reaches it may send jobs, token or not."""
+        import requests
+
+        with self._answering():
+            answer = requests.get(f"{self.address}/api/version", timeout=(CONNECT_S, ANSWER_S))
+            return answer.status_code not in DENIED
+
+    def nodes(self) -> list[dict[str, float]]:
+        """Resources of each node that lives, in Ray's names."""
+        query = f"/api/v0/nodes?detail=1&limit={MOST_NODES}&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+        with self._answering():
+            answer = self.client._do_request("GET", query)
+            answer.raise_for_status()
+            return [node["resources_total"] for node in answer.json()["data"]["result"]["result"]]
+
+    def jobs(self) -> list[Any]:
+        """Submitted jobs, the newest first."""
+        with self._answering():
+            jobs = [job for job in self.client.list_jobs() if job.submission_id]
+        return sorted(jobs, key=lambda job: -(job.start_time or 0))
+
+    def job(self, name: str) -> Any:
+        """A job by its id or its run's; of a run's jobs the newest.
+
+        Raises:
+            UserError: there is none.
+        """
+        jobs = self.jobs()
+        for job in jobs:
+            if name in (job.submission_id, run_id_of(job)):
+                return job
+        known = ", ".join(job.submission_id for job in jobs[:8]) or "none"
+        raise UserError(f"no job {name} at {self.address}; there is {known}")
+
+    def info(self, job_id: str) -> Any:
+        with self._answering():
+            return self.client.get_job_info(job_id)
+
+    def logs(self, job_id: str) -> str:
+        with self._answering():
+            return str(self.client.get_job_logs(job_id))
+
+    def stop(self, job_id: str) -> None:
+        """Ask a job to end: SIGTERM, and SIGKILL after its grace period."""
+        with self._answering():
+            self.client.stop_job(job_id)
+
+    def send(self, *, entrypoint: str, job_id: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
+        with self._answering():
+            self.client.submit_job(
+                entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env, metadata=metadata
+            )
+
+    def _dashboard_of(self, address: str) -> str:
+        """The Jobs API of a cluster by the address of its Ray client server."""
+        from pipelines.cluster.session import require_answer
+
+        require_answer(address)
+        if self.token:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray is imported
+            os.environ.setdefault("RAY_AUTH_TOKEN", self.token)
+        import ray
+
+        with self._answering(), _unhindered():
+            context = ray.init(address, logging_level=logging.ERROR)
+            ray.shutdown()
+        return f"http://{context.dashboard_url}"
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """What goes wrong between here and there, in one sentence."""
+        import requests
+
+        try:
+            yield
+        except requests.exceptions.SSLError as error:
+            raise UserError(
+                f"the certificate of {self.address} is not trusted here ({_short(error)}); set REQUESTS_CA_BUNDLE"
+            ) from None
+        except (OSError, requests.exceptions.RequestException) as error:
+            raise HeadError(
+                f"no Ray head answers at {self.address} ({_short(error)}); see that it runs, that --on is its address, "
+                "and that the way there is open"
+            ) from None
+        except UserError:
+            raise
+        except Exception as error:
+            if denied(error):
+                raise UserError(self._no_entry()) from None
+            kind = HeadError if "status code 5" in str(error) else UserError
+            raise kind(f"{self.address} refuses that: {_short(error)}") from error
+
+    def _no_entry(self) -> str:
+        if not self.token:
+            return f"{self.address} asks for a token and there is none here; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        return f"{self.address} refuses this token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
+
+
+def run_id_of(job: Any) -> str:
+    return str((job.metadata or {}).get("presto.run_id", ""))
+
+
+def found_token() -> str:
+    """The token of this environment, of a file it names, or of Ray's own file; empty where there is none.
+
+    Raises:
+        UserError: the file that is named cannot be read.
+    """
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    path = Path(named or TOKEN_FILE).expanduser()
+    if not named and not path.is_file():
+        return ""
+    try:
+        if path.stat().st_mode & 0o077:  # as Ray writes it
+            path.chmod(0o600)
+            console.print(f"{path} could be read by others on this machine; it is yours alone now", style="yellow")
+        return path.read_text().strip()
+    except OSError as error:
+        raise UserError(f"the token file {path} cannot be read: {error.strerror}; mend RAY_AUTH_TOKEN_PATH") from None
+
+
+def warn_of_plain_http(address: str, token: str) -> None:
+    if token and address.startswith("http://") and not on_loopback(address):
+        console.print(
+            f"{address} is not encrypted: whoever sees this traffic has the token. Use https, or a tunnel: "
+            "ssh -L 8265:localhost:8265 HEAD",
+            style="yellow",
+        )
+
+
+def denied(error: BaseException) -> bool:
+    """Whether an error of Ray's client says that the token is wrong or missing."""
+    return type(error).__name__ == "AuthenticationError" or any(f"status code {c}" in str(error) for c in DENIED)
+
+
+def _client(address: str, token: str) -> Any:
+    """Ray's client, but one that does not wait for ever, and that brings the token whatever Ray itself was told."""
+    from ray.job_submission import JobSubmissionClient
+
+    for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]
+        def _do_request(self, method: str, endpoint: str, **request: Any) -> Any:
+            return super()._do_request(method, endpoint, **{"timeout": (CONNECT_S, ANSWER_S), **request})
+
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with _unhindered():
+        return Client(address, headers=headers, verify=os.environ.get("REQUESTS_CA_BUNDLE") or True)
+
+
+@contextmanager
+def _unhindered() -> Iterator[None]:
+    """Without the addresses of this environment, which Ray would take instead of the one it is given."""
+    named = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", API_SERVER) if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(named)
+
+
+def _short(error: BaseException) -> str:
+    """The innermost reason, in one line."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200].rstrip(".")

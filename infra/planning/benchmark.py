@@ -1,0 +1,113 @@
+"""The constants of this machine's CPU, measured: one transformer block, the rest of a network, updates, exchange.
+
+As many processes measure at the same time as there will be workers, since they share caches and memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
+
+from infra.planning.device_model import Line, Pace
+from infra.planning.microbenchmarks import constants, timer
+from pipelines.train.step_flops import FACTOR, Work
+from presto_core.config.sections import GanConfig, NetworkConfig
+from presto_core.networks.flops import LatentShape
+
+READ_BYTES_S = 377e6  # of a worker's own threads in a first epoch: measured, docs/data.md
+COPY_BYTES_S = 2e9  # memory to memory
+
+
+def measured(
+    network: NetworkConfig,
+    shape: LatentShape,
+    *,
+    rows: int,
+    workers: int,
+    threads: int = 1,
+    gan: GanConfig = GanConfig(),
+) -> Pace:
+    """Constants of one of `workers` processes on this machine, each with so many threads.
+
+    Args:
+        rows: that go through a network at once; half of them are timed as well.
+        gan: the discriminator head.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (workers, threads, folder, network.model_dump(), asdict(shape), rows, gan.model_dump())
+        spawn(_member, arguments, nprocs=workers)
+        found = json.loads((Path(folder) / "constants.json").read_text())
+    lines: dict[Work, dict[str, Line]] = {
+        work: {part: Line(*found[f"{part} {work}"]) for part in ("block", "outer", "head")} for work in FACTOR
+    }
+    latency, bytes_s = found["exchange"]
+    return Pace(
+        device="here",
+        block={work: parts["block"] for work, parts in lines.items()},
+        outer={work: parts["outer"] for work, parts in lines.items()},
+        head={work: parts["head"] for work, parts in lines.items()},
+        update=Line(*found["update"]),
+        average=Line(*found["average"]),
+        draw=found["draw"],
+        overhead=found["overhead"],
+        exchange_latency=latency,
+        exchange_bytes_s=bytes_s,
+        hides=0.0,
+        reads_beside=False,
+        read_bytes_s=READ_BYTES_S,
+        copy_bytes_s=COPY_BYTES_S,
+        assumptions=_said(workers=workers, threads=threads),
+    )
+
+
+def _said(*, workers: int, threads: int) -> tuple[str, ...]:
+    from presto_core.metrics.latency import hardware
+
+    return (
+        (
+            f"measured now on {hardware()['device']}, {workers} process{'es' if workers > 1 else ''} at a time, "
+            f"{threads} thread{'s' if threads > 1 else ''} each; what else runs here makes it worse"
+        ),
+        "gradients are exchanged when the backward pass is done, since the same cores do both",
+        f"a worker reads {READ_BYTES_S / 1e6:g} MB/s of shards (measured: docs/data.md) and does nothing else then",
+    )
+
+
+def _member(rank: int, workers: int, threads: int, folder: str, network: Any, shape: Any, rows: int, gan: Any) -> None:
+    torch.set_num_threads(threads)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=workers)
+    try:
+        # a thread that is alone in its process has a clock that stands still while others are at work
+        clock = time.process_time if threads == 1 else time.perf_counter
+        what = NetworkConfig(**network), LatentShape(**shape), GanConfig(**gan)
+        found = constants(*what, rows=rows, seconds=timer(clock))
+        everyones: list[Any] = [None] * workers
+        distributed.all_gather_object(everyones, found)
+        if rank == 0:
+            (Path(folder) / "constants.json").write_text(json.dumps(_mean(everyones)))
+    finally:
+        distributed.destroy_process_group()
+
+
+def _mean(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of numbers and of lists of them."""
+    return {
+        name: [sum(column) / len(found) for column in zip(*(f[name] for f in found))]
+        if isinstance(first, list)
+        else sum(f[name] for f in found) / len(found)
+        for name, first in found[0].items()
+    }
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,165 @@
+"""What a stage comes to on a number of devices: time, memory, load, cost, and what it is held up by."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from infra.planning.device_model import Pace
+from infra.planning.memory import (
+    GIB,
+    Memory,
+    checkpoint_bytes,
+    memory,
+)
+from infra.planning.step_time import (
+    Group,
+    StepTime,
+    phase_seconds,
+    step_time,
+)
+from pipelines.train.step_flops import StageWork, stage_work
+from presto_core.config.schema import (
+    LayersStage,
+    StepsStage,
+    TeacherStage,
+)
+from presto_core.config.sections import NetworkConfig
+from presto_core.networks.flops import LatentShape
+
+Training = TeacherStage | LayersStage | StepsStage
+
+# what a step is spent on -> what helps
+HELPS = {
+    "compute": "matrix products: a faster device, loop.autocast=bf16, or more devices",
+    "update": "optimiser and averages: a larger batch a device",
+    "waiting": "layer budgets that differ between devices: a larger batch a device",
+    "exchange": "gradients between devices: fewer devices, a larger batch, or a faster network",
+    "reading": "reading shards: more cores for it",
+    "checkpoint": "copying checkpoints: a larger loop.checkpoint_every",
+}
+MEMORY = "memory: loop.micro_batch_size, loop.activation_checkpointing, or cluster.parallel to shard"
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """One stage.
+
+    Attributes:
+        rows: of the batch, a worker; `micro_batches` times what goes through at once.
+        step: seconds of a step, by what they are spent on.
+        phases: seconds of a step of each kind.
+        utilisation: model FLOP/s over peak; 0 where the peak is not known.
+        memory_gb: that a device has; 0 is not known.
+        read_mb_s: of all workers together; `exchange_gb_s` leave each worker.
+        checkpoint_mb_s: that rank 0 writes, so that one is done when the next begins.
+    """
+
+    name: str
+    workers: int
+    global_batch_size: int
+    rows: int
+    micro_batches: int
+    total_steps: int
+    step: StepTime
+    phases: dict[str, float]
+    samples_per_second: float
+    utilisation: float
+    memory: Memory
+    memory_gb: float
+    read_mb_s: float
+    exchange_gb_s: float
+    checkpoint_gb: float
+    checkpoint_mb_s: float
+    price_usd: float
+
+    @property
+    def hours(self) -> float:
+        return self.total_steps * self.step.total / 3600
+
+    @property
+    def cost_usd(self) -> float:
+        return self.hours * self.workers * self.price_usd
+
+    @property
+    def fits(self) -> bool:
+        return not self.memory_gb or self.memory.total * GIB <= 1e9 * self.memory_gb
+
+    @property
+    def bottleneck(self) -> str:
+        """Name of the largest part of a step; or memory, where it does not fit."""
+        return max(self.step.parts, key=self.step.parts.__getitem__) if self.fits else "memory"
+
+    @property
+    def helps(self) -> str:
+        return HELPS.get(self.bottleneck, MEMORY)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; seconds, GiB, and figures that follow from them."""
+        derived = {
+            "step_seconds": self.step.total,
+            "memory_gib": self.memory.total,
+            "hours": self.hours,
+            "cost_usd": self.cost_usd,
+            "fits": self.fits,
+            "bottleneck": self.bottleneck,
+        }
+        return asdict(self) | derived
+
+
+def outlook(
+    name: str,
+    config: Training,
+    network: NetworkConfig,
+    shape: LatentShape,
+    pace: Pace,
+    *,
+    workers: int,
+    rows: int,
+    layered: bool = False,
+    memory_gb: float = 0.0,
+    price_usd: float = 0.0,
+) -> Outlook:
+    """A stage on so many workers with so many rows of the batch each.
+
+    Raises:
+        UserError: a layer budget does not fit the network.
+    """
+    work = stage_work(config, network.depth, layered=layered)
+    group = Group(workers, rows, config.loop, config.cluster.parallel)
+    step = step_time(work, network, shape, pace, group)
+    phases = {p.name or "all": phase_seconds(p, network, shape, pace, group) for p in work.phases}
+    batch, saved = rows * workers, checkpoint_bytes(work, network, shape)
+    return Outlook(
+        name=name,
+        workers=workers,
+        global_batch_size=batch,
+        rows=rows,
+        micro_batches=group.micro_batches,
+        total_steps=work.total_steps,
+        step=step,
+        phases=phases,
+        samples_per_second=batch / step.total,
+        utilisation=_utilisation(work, network, shape, pace, rows / step.total),
+        memory=memory(
+            work,
+            network,
+            shape,
+            rows=group.micro_rows,
+            workers=workers,
+            loop=config.loop,
+            sharding=config.cluster.parallel,
+        ),
+        memory_gb=memory_gb,
+        read_mb_s=batch * shape.row_bytes / step.total / 1e6,
+        exchange_gb_s=step.exchanged_bytes / step.total / 1e9,
+        checkpoint_gb=saved / 1e9,
+        checkpoint_mb_s=saved / 1e6 / (config.loop.checkpoint_every * step.total),
+        price_usd=price_usd,
+    )
+
+
+def _utilisation(
+    work: StageWork, network: NetworkConfig, shape: LatentShape, pace: Pace, rows_per_second: float
+) -> float:
+    return rows_per_second * work.flops(network, shape) / pace.peak_flops if pace.peak_flops else 0.0

@@ -1,0 +1,214 @@
+"""What the parts of a training step take in this process: a block, the rest of a network, updates, exchange."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from infra.planning.device_model import Line
+from pipelines.train.parallel import in_group
+from pipelines.train.step_flops import FACTOR, Work
+from presto_core.config.sections import (
+    GanConfig,
+    LoopConfig,
+    NetworkConfig,
+    OptimConfig,
+    TeacherConfig,
+)
+from presto_core.diffusion.conditioning import Conditioning
+from presto_core.networks.discriminator import PatchHead
+from presto_core.networks.dit import DiT
+from presto_core.networks.flops import (
+    LatentShape,
+    parameters,
+    tokens,
+)
+from presto_core.training import optim
+from presto_core.training.ema import Ema
+from presto_core.training.parallel import ALONE, Parallel
+from presto_core.training.row_rng import Draws
+from presto_core.training.state import (
+    Batch,
+    Cursor,
+    step_generator,
+)
+from presto_core.training.teacher import TeacherTraining
+
+FEW, MANY = 1, 3  # blocks of the networks that are timed: their difference is that of two blocks
+LEAST_S, LEAST_CALLS = 0.3, 5  # of one timing
+CALLS_TOGETHER = 8  # of steps that a group does
+Seconds = Callable[[Callable[[], object]], float]
+
+
+def timer(clock: Callable[[], float]) -> Seconds:
+    def seconds(call: Callable[[], object]) -> float:
+        call()
+        times: list[float] = []
+        while len(times) < LEAST_CALLS or sum(times) < LEAST_S:
+            began = clock()
+            call()
+            times.append(clock() - began)
+        return median(times)
+
+    return seconds
+
+
+def constants(
+    network: NetworkConfig, shape: LatentShape, gan: GanConfig, *, rows: int, seconds: Seconds
+) -> dict[str, Any]:
+    """Name -> seconds, or a line of them: fixed, and a unit more."""
+    torch.manual_seed(0)
+    net = _network(network, shape, MANY)
+    found: dict[str, Any] = {}
+    amounts = sorted({max(rows // 2, 1), max(rows, 2)})
+    for work in FACTOR:
+        points = [(amount, *_block_and_outer(net, shape, work, amount, seconds)) for amount in amounts]
+        found[f"block {work}"] = _line([(amount, block) for amount, block, _ in points])
+        found[f"outer {work}"] = _line([(amount, outer) for amount, _, outer in points])
+    found |= _updates(network, shape, seconds) | _head(network, shape, gan, amounts[-1], seconds)
+    found["draw"] = _draw(shape, amounts[-1], seconds)
+    steps = {depth: _step(network, shape, depth, amounts[-1], seconds) for depth in (FEW, MANY)}
+    found["overhead"] = max(steps[FEW] - _timed(network, shape, amounts[-1], found), 0.0)
+    found["exchange"] = _exchange(network, shape, amounts[-1], steps)
+    return found
+
+
+def _network(network: NetworkConfig, shape: LatentShape, depth: int) -> DiT:
+    net = DiT(network.model_copy(update={"depth": depth}), channels=shape.channels, text_dim=shape.text_dim)
+    for weight in net.parameters():  # what starts at zero would be quick to multiply with
+        nn.init.normal_(weight, std=0.02)
+    return net
+
+
+def _block_and_outer(net: DiT, shape: LatentShape, work: Work, rows: int, seconds: Seconds) -> tuple[float, float]:
+    """Seconds of one block, and of all else, in a pass of so many rows."""
+    batch = example(shape, rows)
+    net.requires_grad_(work == "train")
+    x = batch.x0.clone().requires_grad_(work == "through")
+
+    def call(blocks: int) -> None:
+        with torch.set_grad_enabled(work != "forward"):
+            out = net(x, torch.zeros(rows), batch.cond, blocks)
+        assert isinstance(out, Tensor)
+        if work != "forward":
+            out.mean().backward()
+            x.grad = None
+            net.zero_grad(set_to_none=False)
+
+    many, few = seconds(lambda: call(MANY)), seconds(lambda: call(FEW))
+    block = max(many - few, 0.0) / (MANY - FEW)
+    return block, max(few - FEW * block, 0.0)
+
+
+def _updates(network: NetworkConfig, shape: LatentShape, seconds: Seconds) -> dict[str, list[float]]:
+    """Of the optimiser and the average, at two sizes of a network."""
+    updates: list[tuple[float, float]] = []
+    averages: list[tuple[float, float]] = []
+    for depth in (FEW, MANY):
+        net = _network(network, shape, depth).requires_grad_(True)
+        gradients = [torch.randn_like(p) * 1e-3 for p in net.parameters()]
+        config, ema = OptimConfig(), Ema(net, 0.99)
+        optimizer = optim.adamw(net.parameters(), config)
+        size = parameters(network.model_copy(update={"depth": depth}), shape)
+
+        def update(net: DiT = net, gradients: list[Tensor] = gradients, optimizer: Any = optimizer) -> None:
+            for weight, gradient in zip(net.parameters(), gradients):
+                weight.grad = gradient
+            optim.step({"net": (optimizer, OptimConfig())}, update=0, total_updates=10)
+
+        updates.append((size, seconds(update)))
+        averages.append((size, seconds(partial(ema.update, net))))
+    return {"update": _line(updates), "average": _line(averages)}
+
+
+def _draw(shape: LatentShape, rows: int, seconds: Seconds) -> float:
+    batch, sigma = example(shape, rows), torch.ones(rows)
+    rng = torch.Generator().manual_seed(0)
+    return seconds(lambda: Draws(rng, mine=slice(0, rows), of=rows).noised(batch.x0, sigma)) / rows
+
+
+def _head(
+    network: NetworkConfig, shape: LatentShape, gan: GanConfig, rows: int, seconds: Seconds
+) -> dict[str, list[float]]:
+    """A discriminator head on the activations of its blocks."""
+    taps = len(gan.taps) or 1
+    head = PatchHead(network.dim, taps=taps, channels=gan.head_channels, layers=gan.head_layers)
+    features = [torch.randn(rows, network.dim, tokens(network, shape)) for _ in range(taps)]
+
+    def call(work: Work) -> None:
+        head.requires_grad_(work == "train")
+        leaves = [f.requires_grad_(work != "forward") for f in features]
+        scores = head(leaves)
+        if work != "forward":
+            scores.mean().backward()
+
+    return {f"head {work}": [0.0, seconds(partial(call, work)) / rows] for work in FACTOR}
+
+
+def _step(
+    network: NetworkConfig, shape: LatentShape, depth: int, rows: int, seconds: Seconds, parallel: Parallel = ALONE
+) -> float:
+    """A whole step of the simplest training."""
+    net = _network(network, shape, depth).requires_grad_(True)
+    training = TeacherTraining(TeacherConfig(), net, sigma_data=1.0, parallel=parallel)
+    batch = example(shape, rows)
+    return seconds(lambda: training.update(batch, generator=step_generator(0, total_step=0)))
+
+
+def _timed(network: NetworkConfig, shape: LatentShape, rows: int, found: dict[str, Any]) -> float:
+    """The parts of a step of the shallow network that were timed by themselves."""
+    size = parameters(network.model_copy(update={"depth": FEW}), shape)
+    passes = sum(Line(*found[f"{part} train"]).seconds(rows) for part in ("block", "outer"))
+    return passes + found["draw"] * rows + sum(Line(*found[name]).seconds(size) for name in ("update", "average"))
+
+
+def _exchange(network: NetworkConfig, shape: LatentShape, rows: int, alone: dict[int, float]) -> list[float]:
+    """Seconds that a step takes longer where gradients are averaged over the group, and bytes a second of the rest."""
+    workers = distributed.get_world_size()
+    if workers == 1:
+        return [0.0, 1e12]
+    group = in_group(torch.device("cpu"), LoopConfig())
+    points = []
+    for depth in (FEW, MANY):
+        size = 4 * parameters(network.model_copy(update={"depth": depth}), shape)
+        together = _step(network, shape, depth, rows, _same_calls, group)
+        points.append((2 * (workers - 1) / workers * size, max(together - alone[depth], 1e-6)))
+    latency, per_byte = _line(points)
+    return [latency, 1 / max(per_byte, 1e-12)]
+
+
+def _same_calls(call: Callable[[], object]) -> float:
+    """CPU seconds of a call, made as often on every worker, since each waits for the others."""
+    began, clock = 0.0, time.process_time
+    for turn in range(CALLS_TOGETHER + 1):
+        if turn == 1:  # the first call is for warmth
+            began = clock()
+        call()
+    return (clock() - began) / CALLS_TOGETHER
+
+
+def _line(points: list[tuple[float, float]]) -> list[float]:
+    """Through two points; where noise has it fall, a line through zero and the last."""
+    (a, first), (b, second) = points[0], points[-1]
+    slope = (second - first) / (b - a) if b > a else 0.0
+    fixed = first - slope * a
+    return [fixed, slope] if slope > 0 and fixed >= 0 else [0.0, second / b]
+
+
+def example(shape: LatentShape, rows: int) -> Batch:
+    """Noise in the shapes of latents and captions."""
+    cond = Conditioning(
+        pooled=torch.randn(rows, shape.text_dim),
+        tokens=torch.randn(rows, shape.text_tokens, shape.text_dim),
+        mask=torch.ones(rows, shape.text_tokens, dtype=torch.bool),
+        tempo_bpm=torch.full((rows,), 100.0),
+        key=torch.zeros(rows, dtype=torch.int64),
+        keep=torch.ones(rows, dtype=torch.bool),
+    )
+    return Batch(torch.randn(rows, shape.channels, shape.frames), cond, Cursor())

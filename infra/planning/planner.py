@@ -1,0 +1,175 @@
+"""The plan of a preset: which stages train, on how many devices of which kind, and how that grows to 512."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from infra.planning.device_model import Pace, published
+from infra.planning.estimate import (
+    Outlook,
+    Training,
+    outlook,
+)
+from pipelines.train.device_specs import Device
+from pipelines.workflows.demo import FLOW, stage_configs
+from presto_core.config.schema import (
+    IngestStage,
+    LayersStage,
+    StageConfig,
+    StepsStage,
+    TeacherStage,
+)
+from presto_core.config.sections import GanConfig, NetworkConfig
+from presto_core.errors import UserError
+from presto_core.networks.flops import LatentShape
+
+SIZES = (8, 16, 32, 64, 128, 256, 512)
+INGEST_HOURS_A_CORE_HOUR = 751  # of audio: measured, docs/data.md
+CHANNELS = 64  # of both codecs
+TEXT_DIM = 384  # of the embedded text encoder
+
+PaceOf = Callable[[Training, int, int], Pace]  # of a stage, workers, and rows of the batch each
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked.
+
+    Attributes:
+        configs: of the demo's flow, by step; those that train are planned.
+        gpus: training workers, one a device.
+        device: None is this machine's CPU.
+    """
+
+    configs: dict[str, StageConfig]
+    gpus: int
+    device: Device | None
+    node_gbit: float
+    price_usd: float
+
+    @property
+    def network(self) -> NetworkConfig:
+        teacher = self.configs["base"]
+        assert isinstance(teacher, TeacherStage)
+        return teacher.network
+
+    @property
+    def gan(self) -> GanConfig:
+        steps = self.configs["S"]
+        assert isinstance(steps, StepsStage)
+        return steps.steps.gan
+
+    def shape(self, config: Training) -> LatentShape:
+        ingest = self.configs["ingest"]
+        assert isinstance(ingest, IngestStage)
+        frames = config.data.crop_frames or ingest.ingest.chunk_frames
+        if frames % self.network.patch:
+            raise UserError(
+                f"{frames} latent frames do not divide into tokens of network.patch={self.network.patch} frames; "
+                "choose ingest.chunk_frames, or data.crop_frames, as a multiple of it"
+            )
+        return LatentShape(CHANNELS, frames, TEXT_DIM, ingest.text.max_tokens)
+
+    @property
+    def stages(self) -> dict[str, Training]:
+        """What trains: base, L, S and LS."""
+        found = {name: c for name, c in self.configs.items() if name != "ASE"}
+        return {n: c for n, c in found.items() if isinstance(c, TeacherStage | LayersStage | StepsStage)}
+
+
+def question(
+    preset: str | None, overrides: list[str], *, gpus: int, device: Device | None, node_gbit: float, price: float | None
+) -> Question:
+    """The settings of every stage on so many workers.
+
+    Raises:
+        ConfigError: a setting that cannot be, or a global batch that so many workers do not share evenly.
+    """
+    spread = [f"cluster.num_workers={gpus}", "cluster.min_workers=0"]
+    if device:
+        spread.append("cluster.gpus_per_worker=1")
+    configs = stage_configs(preset, [*overrides, *spread])
+    assumed = device.price_usd if device else 0.0
+    return Question(configs, gpus, device, node_gbit, assumed if price is None else price)
+
+
+def predict(asked: Question, pace_of: PaceOf) -> list[Outlook]:
+    """Each stage on the devices that are asked for."""
+    return [
+        _of_stage(asked, name, config, pace_of, workers=asked.gpus, rows=batch_of(config) // asked.gpus)
+        for name, config in asked.stages.items()
+    ]
+
+
+def extrapolate(asked: Question, pace_of: PaceOf) -> list[dict[str, Any]]:
+    """From 8 to 512 devices: the same batch shared by more of them, and a batch that grows with them."""
+    grown = []
+    for workers in SIZES:
+        stages = asked.stages.items()
+        row: dict[str, Any] = {"workers": workers}
+        if all(batch_of(config) % workers == 0 for _, config in stages):
+            same = [
+                _of_stage(asked, name, config, pace_of, workers=workers, rows=batch_of(config) // workers)
+                for name, config in stages
+            ]
+            row |= {
+                "hours": sum(o.hours for o in same),
+                "cost_usd": sum(o.cost_usd for o in same),
+                "bottleneck": max(same, key=lambda o: o.hours).bottleneck,
+                "fits": all(o.fits for o in same),
+            }
+        rows = {name: max(batch_of(config) // asked.gpus, 1) for name, config in stages}
+        weak = [_of_stage(asked, n, c, pace_of, workers=workers, rows=rows[n]) for n, c in stages]
+        alone = [_of_stage(asked, n, c, pace_of, workers=1, rows=rows[n]) for n, c in stages]
+        longest = max(range(len(weak)), key=lambda i: weak[i].hours)
+        row |= {
+            "weak_samples_per_second": weak[longest].samples_per_second,
+            "weak_efficiency": weak[longest].samples_per_second / (workers * alone[longest].samples_per_second),
+            "weak_global_batch_size": weak[longest].global_batch_size,
+            "read_mb_s": weak[longest].read_mb_s,
+        }
+        grown.append(row)
+    return grown
+
+
+def published_pace(asked: Question) -> PaceOf:
+    """Of the device's data sheet."""
+    assert asked.device
+    device = asked.device
+
+    def pace(config: Training, workers: int, rows: int) -> Pace:
+        bf16 = config.loop.autocast == "bf16"
+        return published(device, asked.network, asked.shape(config), bf16=bf16, gpus=workers, node_gbit=asked.node_gbit)
+
+    return pace
+
+
+def batch_of(config: Training) -> int:
+    if isinstance(config, TeacherStage):
+        return config.teacher.global_batch_size
+    return config.layers.global_batch_size if isinstance(config, LayersStage) else config.steps.global_batch_size
+
+
+def ingest_core_hours(asked: Question) -> float:
+    """CPU time of decoding and encoding the preset's corpus."""
+    minutes = float(asked.configs["corpus"].corpus.minutes)  # type: ignore[attr-defined]
+    return minutes / 60 / INGEST_HOURS_A_CORE_HOUR
+
+
+def _of_stage(asked: Question, name: str, config: Training, pace_of: PaceOf, *, workers: int, rows: int) -> Outlook:
+    made = outlook(
+        f"{FLOW[name].stage} ({name})",
+        config,
+        asked.network,
+        asked.shape(config),
+        pace_of(config, workers, rows),
+        workers=workers,
+        rows=rows,
+        layered="layers" in FLOW[name].inputs,
+        memory_gb=asked.device.memory_gb if asked.device else 0.0,
+        price_usd=asked.price_usd,
+    )
+    # a CPU has no context of CUDA's, and the rest of the process is not counted
+    return made if asked.device else replace(made, memory=replace(made.memory, workspace=0.0))

@@ -1,0 +1,54 @@
+"""The sizing table of docs/platform.md: `python -m infra.planning.sizing` writes it anew from the cost model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infra.planning.planner import (
+    predict,
+    published_pace,
+    question,
+)
+from pipelines.train.device_specs import device_named
+
+PAGE = Path("docs/platform.md")
+BEGIN, END = "<!-- sizing: made by python -m infra.planning.sizing -->", "<!-- end of sizing -->"
+ROWS = (
+    ("laptop", "l4", 1),
+    ("laptop", "a100", 1),
+    ("paper", "a100", 8),
+    ("paper", "h100", 8),
+    ("paper", "h100", 32),
+    ("paper", "h200", 8),
+)
+HEAD = (
+    "| preset | on | stage | GiB a GPU | rows/s | ms a step | hours | USD |",
+    "|---|---|---|---:|---:|---:|---:|---:|",
+)
+
+
+def table() -> list[str]:
+    """Markdown lines: a row a stage of each preset and device."""
+    lines = [*HEAD]
+    for preset, device, gpus in ROWS:
+        asked = question(preset, [], gpus=gpus, device=device_named(device), node_gbit=400, price=None)
+        for o in predict(asked, published_pace(asked)):
+            cells = [preset, f"{gpus} x {device}", o.name, f"{o.memory.total:.1f}" + ("" if o.fits else " (too much)")]
+            cells += [
+                f"{o.samples_per_second:.0f}",
+                f"{1e3 * o.step.total:.0f}",
+                f"{o.hours:.2g}",
+                f"{o.cost_usd:.2f}" if o.cost_usd < 10 else f"{o.cost_usd:.0f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def rewritten(page: str) -> str:
+    """The page with its table made anew."""
+    before, rest = page.split(BEGIN)
+    return before + "\n".join([BEGIN, *table(), END]) + rest.split(END)[1]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rewritten(PAGE.read_text()))

@@ -1,0 +1,189 @@
+"""The Ray session of a command: start one here or join one, and refuse early what the cluster cannot hold."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
+
+from pipelines.console import console
+from presto_core.config.sections import ClusterConfig
+from presto_core.errors import UserError
+
+# CPUs reserved for reading shards beside each training worker: without them Ray Data's tasks would never be placed.
+READER_CPUS = 0.1
+
+# Must be set before `import ray`; a value the user has set wins.
+ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # with it Ray would leave 127.0.0.1
+    "RAY_num_workers_soft_limit": "10",  # idle workers are kept, so that short tasks start at once
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_DATA_USE_DATASOURCE_V2": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    # fresh memory is what encoding spends most on beside the codec: PyTorch asks for huge pages, and all threads have
+    # one heap, since those of threads are given back as soon as they are empty
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "MALLOC_ARENA_MAX": "1",
+}
+
+
+class ClusterError(UserError):
+    """Ray cannot be reached, or is too small for what was asked."""
+
+
+@contextmanager
+def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Iterator[None]:
+    """Run a block with Ray connected.
+
+    A session that is already open in this process is used and left open; one that is started here is shut down.
+
+    Args:
+        cpus, gpus: what the block needs at once.
+
+    Raises:
+        ClusterError: no answer at the address, or fewer resources than needed.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    opened_here = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+    if opened_here:
+        _connect(config)
+    import ray
+
+    try:
+        with _asked_for(config, cpus=cpus, gpus=gpus):
+            require(ray.cluster_resources(), cpus=cpus, gpus=gpus)
+            yield
+    finally:
+        if opened_here:
+            ray.shutdown()
+
+
+def joined_address(config: ClusterConfig) -> str:
+    """Address of the Ray cluster that a command joins; empty where it starts its own."""
+    return config.address or os.environ.get("RAY_ADDRESS", "")
+
+
+def reads_with_ray(config: ClusterConfig) -> bool:
+    """Whether Ray Data reads for training workers; `auto`: where other nodes may have CPUs to spare."""
+    return config.reader == "ray" or (config.reader == "auto" and bool(joined_address(config)))
+
+
+def training_cpus(config: ClusterConfig) -> float:
+    """CPUs that the smallest group of training workers and their readers take."""
+    return least_workers(config) * (config.cpus_per_worker + READER_CPUS)
+
+
+def least_workers(config: ClusterConfig) -> int:
+    """Workers without which training does not start."""
+    return max(config.min_workers or config.num_workers, 1)
+
+
+def resources_per_worker(config: ClusterConfig) -> dict[str, float]:
+    """As Ray names them."""
+    gpus = {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
+    return {"CPU": config.cpus_per_worker, **gpus}
+
+
+def _connect(config: ClusterConfig) -> None:
+    address = joined_address(config)
+    if address:
+        require_answer(address)
+    elif not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        # a token of this session's own; Ray would write one, world-readable, into the home folder
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray
+
+    common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **common)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=config.cpus or None,
+                object_store_memory=config.object_store_mb * 2**20,
+                include_dashboard=False,
+                **common,
+            )
+    except Exception as error:  # of a start that takes too long, Ray says no more than Exception
+        where = f"no Ray cluster answers at {address!r}" if address else "Ray cannot be started on this machine"
+        mend = "see that it is well" if address else "see that memory and CPUs are free"
+        said = " ".join(str(error).split())[:300].rstrip(".")
+        raise ClusterError(f"{where}: {said}; {mend}, and run the same command again") from error
+    _quiet()
+
+
+def _quiet() -> None:
+    """Leave the console to the command's own progress; Ray's logs stay in its session folder."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def require_answer(address: str) -> None:
+    """ray.init tries a dead address for ten minutes; one connection attempt tells at once."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and other names that Ray itself resolves
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address!r} ({error.strerror or error}); start it, or mend cluster.address"
+        ) from None
+
+
+@contextmanager
+def _asked_for(config: ClusterConfig, *, cpus: float, gpus: float) -> Iterator[None]:
+    """Where a cluster is too small, ask its autoscaler for the rest, wait for it, and hold it while the block runs."""
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    needed = {"CPU": cpus, "GPU": gpus}
+    if not config.wait_seconds or _covers(ray.cluster_resources(), needed):
+        yield
+        return
+    console.print(f"waiting up to {config.wait_seconds} s for nodes: this needs {cpus:g} CPUs and {gpus:g} GPUs")
+    request_resources(num_cpus=ceil(cpus), bundles=[{"GPU": 1}] * ceil(gpus))
+    until = time.monotonic() + config.wait_seconds
+    try:
+        while not _covers(ray.cluster_resources(), needed) and time.monotonic() < until:
+            time.sleep(1)
+        yield
+    finally:
+        request_resources(num_cpus=0)
+
+
+def _covers(available: dict[str, float], needed: dict[str, float]) -> bool:
+    return all(available.get(name, 0.0) >= amount - 1e-6 for name, amount in needed.items())
+
+
+def require(available: dict[str, float], *, cpus: float, gpus: float) -> None:
+    """Compare what is needed with what a cluster has, in Ray's names.
+
+    Raises:
+        ClusterError: it has less.
+    """
+    for name, key, needed in (("CPUs", "CPU", cpus), ("GPUs", "GPU", gpus)):
+        have = available.get(key, 0.0)
+        if needed > have + 1e-6:
+            raise ClusterError(
+                f"this needs {needed:g} {name} and the Ray cluster has {have:g}; lower cluster.num_workers, "
+                "cluster.cpus_per_worker or cluster.data_workers, use a larger cluster, or, where it grows by itself, "
+                "wait for that with cluster.wait_seconds=900"
+            )

@@ -1,0 +1,169 @@
+"""Build the default corpus: plan → clips on all cores → manifest.jsonl; cached, resumable, deterministic.
+
+A folder holds `audio/*.flac`, `rows/*.json` (one finished clip each), `manifest.jsonl` (written last) and
+`corpus.json` (settings, versions, totals, licences). The next stage reads the manifest only.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.corpus.clips import (
+    Outcome,
+    Row,
+    finished_row,
+    make_clip,
+)
+from pipelines.corpus.folder import (
+    claim_folder,
+    complete_rows,
+    finish_folder,
+    identity_of,
+    minutes_of,
+)
+from pipelines.corpus.plan import (
+    CorpusSettings,
+    PieceSpec,
+    plan,
+)
+
+__all__ = ["BuildSummary", "build_corpus"]
+
+PACKAGES = ("music21", "mido", "midirenderer", "soundfile", "soxr", "pretty_midi")
+FLAC_BYTES_PER_SECOND = 60_000
+SPARE_BYTES = 20_000_000
+MAX_SKIPPED_SHARE = 0.05
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSummary:
+    """What a build found and did; minutes by split are of audio in the manifest."""
+
+    folder: Path
+    clips: int
+    minutes: float
+    held_out_minutes: float
+    made: int
+    reused: int
+    skipped: int
+    is_cached: bool
+
+
+def _require_packages() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f"building the corpus needs the packages {', '.join(missing)}: install them")
+
+
+def _check_disk(folder: Path, specs: Sequence[PieceSpec]) -> None:
+    needed = int(sum(spec.clip_seconds for spec in specs) * FLAC_BYTES_PER_SECOND) + SPARE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"the corpus needs about {needed / 1e6:.0f} MB in {folder}, where {free / 1e6:.0f} MB are free",
+        )
+
+
+def _outcomes(folder: Path, specs: Sequence[PieceSpec], workers: int) -> Iterator[Outcome]:
+    """Make clips, yielded as they finish: in this process for one worker, else in a pool of spawned ones."""
+    if workers == 1 or len(specs) < 2:
+        yield from (make_clip(folder, spec) for spec in specs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=min(workers, len(specs)), mp_context=context) as pool:
+        futures = [pool.submit(make_clip, folder, spec) for spec in specs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a corpus worker died (out of memory, or a script that calls build_corpus outside "
+                "`if __name__ == '__main__':`); mend that and run the same build again: it resumes"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _make_missing(
+    folder: Path, specs: Sequence[PieceSpec], rows: dict[str, Row], workers: int, on_progress: OnProgress
+) -> int:
+    """Fill `rows` with the clips not yet there; the number of real pieces that had to be skipped."""
+    missing = [spec for spec in specs if spec.piece_id not in rows]
+    _check_disk(folder, missing)
+    on_progress(len(specs) - len(missing), len(specs))
+    skipped: list[str] = []
+    for done, outcome in enumerate(_outcomes(folder, missing, workers), start=len(specs) - len(missing) + 1):
+        if outcome.row is None:
+            skipped.append(outcome.reason)
+        else:
+            rows[outcome.piece_id] = outcome.row
+        on_progress(done, len(specs))
+    if len(skipped) > MAX_SKIPPED_SHARE * len(specs):
+        raise RuntimeError(f"{len(skipped)} of {len(specs)} clips could not be made; the first: {skipped[0]}")
+    return len(skipped)
+
+
+def build_corpus(
+    folder: str | Path,
+    *,
+    minutes: float = 60.0,
+    seed: int = 0,
+    held_out_fraction: float = 0.1,
+    real_fraction: float = 0.5,
+    clip_seconds: float = 30.0,
+    workers: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> BuildSummary:
+    """Make the corpus in `folder`, or finish it, or find it done; `workers` are processes, by default one a core.
+
+    Raises ValueError for impossible settings or a folder that holds something else, ModuleNotFoundError for a
+    missing package, OSError when the disk is full, RuntimeError when workers die or many pieces fail.
+    """
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers={workers} must be at least 1")
+    settings = CorpusSettings(
+        minutes=minutes,
+        seed=seed,
+        held_out_fraction=held_out_fraction,
+        real_fraction=real_fraction,
+        clip_seconds=clip_seconds,
+    )
+    _require_packages()
+    folder, identity = Path(folder), identity_of(settings)
+    record = claim_folder(folder, identity)
+    complete = complete_rows(folder, record)
+    if complete is not None:
+        return _summary(folder, complete, made=0, skipped=record["totals"]["skipped"], is_cached=True)
+    specs = plan(settings)
+    rows = {spec.piece_id: row for spec in specs if (row := finished_row(folder, spec)) is not None}
+    reused = len(rows)
+    skipped = _make_missing(folder, specs, rows, workers, on_progress or (lambda done, total: None))
+    ordered = [rows[spec.piece_id] for spec in specs if spec.piece_id in rows]
+    finish_folder(folder, identity, ordered, skipped=skipped)
+    return _summary(folder, ordered, made=len(ordered) - reused, skipped=skipped, is_cached=False)
+
+
+def _summary(folder: Path, rows: Sequence[Row], *, made: int, skipped: int, is_cached: bool) -> BuildSummary:
+    return BuildSummary(
+        folder=folder,
+        clips=len(rows),
+        minutes=minutes_of(rows),
+        held_out_minutes=minutes_of(rows, "held_out"),
+        made=made,
+        reused=len(rows) - made,
+        skipped=skipped,
+        is_cached=is_cached,
+    )

@@ -1,0 +1,147 @@
+"""Which clips a corpus holds: settings → picklable specs with source, seed and split, before any music is made.
+
+A longer corpus with the same other settings begins with the clips of the shorter one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Literal
+
+from pipelines.corpus.index import (
+    Entry,
+    find_entries,
+    find_entry,
+)
+from pipelines.corpus.score import Piece
+from pipelines.corpus.styles import STYLES
+
+Split = Literal["train", "held_out"]
+REAL_COLLECTIONS = ("bach", "ryan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusSettings:
+    """What decides the content of a corpus; ValueError when a value cannot be met."""
+
+    minutes: float = 60.0
+    seed: int = 0
+    held_out_fraction: float = 0.1
+    real_fraction: float = 0.5
+    clip_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "held_out_fraction", "real_fraction", "clip_seconds"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # 240 and 240.0 are one corpus
+        if not self.minutes > 0:
+            raise ValueError(f"minutes={self.minutes} must be more than 0")
+        if not 5.0 <= self.clip_seconds <= 120.0:
+            raise ValueError(f"clip_seconds={self.clip_seconds} must be between 5 and 120")
+        if not 0.0 <= self.held_out_fraction <= 0.5:
+            raise ValueError(f"held_out_fraction={self.held_out_fraction} must be between 0 and 0.5")
+        if not 0.0 <= self.real_fraction <= 1.0:
+            raise ValueError(f"real_fraction={self.real_fraction} must be between 0 and 1")
+
+    @property
+    def num_clips(self) -> int:
+        return math.ceil(round(self.minutes * 60 / self.clip_seconds, 6))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PieceSpec:
+    """One clip to make: `work` is a file of a real collection or a style of the composer."""
+
+    piece_id: str
+    collection: str
+    work: str
+    composition_id: str
+    seed: int
+    split: Split
+    clip_seconds: float
+
+
+def _unit_hash(text: str) -> float:
+    """A stable number in [0, 1) for a text, equal on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def held_out_tunes(entries: tuple[Entry, ...], fraction: float) -> frozenset[str]:
+    """The melody families of the held-out split: the first `fraction` of them in hash order, at least one."""
+    tunes = sorted({f"{entry.collection}/{entry.tune}" for entry in entries}, key=_unit_hash)
+    return frozenset(tunes[: max(1, round(fraction * len(tunes)))] if fraction > 0 else ())
+
+
+def _real_works(collection: str, settings: CorpusSettings, split: Split) -> Iterator[tuple[str, str]]:
+    """(file, composition id) of one split, shuffled anew on every pass through the collection."""
+    entries = find_entries(collection)
+    held_out = held_out_tunes(entries, settings.held_out_fraction)
+    pool = [e for e in entries if (f"{collection}/{e.tune}" in held_out) == (split == "held_out")]
+    for turn in count():
+        order = random.Random(f"{settings.seed}/{collection}/{split}/{turn}").sample(pool, len(pool))
+        yield from ((entry.file, f"{collection}/{entry.tune}") for entry in order)
+
+
+def _composed_works(settings: CorpusSettings, split: Split) -> Iterator[tuple[str, str]]:
+    """(style, composition id): every style once a round, each with the next number that hashes into the split."""
+    numbers = {style: count(settings.seed * 1_000_000) for style in STYLES}
+    for turn in count():
+        styles = random.Random(f"{settings.seed}/styles/{split}/{turn}").sample(list(STYLES), len(STYLES))
+        for style in styles:
+            ids = (f"composed/{style}/{number}" for number in numbers[style])
+            is_held_out = split == "held_out"
+            yield style, next(i for i in ids if (_unit_hash(i) < settings.held_out_fraction) == is_held_out)
+
+
+def _is_turn(index: int, fraction: float) -> bool:
+    """Whether item `index` of a sequence belongs to a share, spread evenly: of the first n, round(n·f) do."""
+    return math.floor(round((index + 1) * fraction + 0.5, 9)) > math.floor(round(index * fraction + 0.5, 9))
+
+
+def _collection(index: int, settings: CorpusSettings, seen: Counter[str]) -> str:
+    if not _is_turn(index, settings.real_fraction):
+        return "composed"
+    return min(REAL_COLLECTIONS, key=lambda name: seen[name])
+
+
+def plan(settings: CorpusSettings) -> list[PieceSpec]:
+    """Clips in a fixed rhythm: composed and real in turn, each collection giving its share to the held-out split."""
+    splits: tuple[Split, Split] = ("train", "held_out")
+    works = {("composed", split): _composed_works(settings, split) for split in splits}
+    works |= {(name, split): _real_works(name, settings, split) for name in REAL_COLLECTIONS for split in splits}
+    seen: Counter[str] = Counter()
+    specs = []
+    for index in range(settings.num_clips):
+        collection = _collection(index, settings, seen)
+        split: Split = "held_out" if _is_turn(seen[collection], settings.held_out_fraction) else "train"
+        work, composition_id = next(works[collection, split])
+        specs.append(
+            PieceSpec(
+                piece_id=f"{collection}-{index:05d}",
+                collection=collection,
+                work=work,
+                composition_id=composition_id,
+                seed=settings.seed * 1_000_000 + index,
+                split=split,
+                clip_seconds=settings.clip_seconds,
+            )
+        )
+        seen[collection] += 1
+    return specs
+
+
+def make_piece(spec: PieceSpec) -> Piece:
+    """The music of a spec. Errors of single real files pass through: `build` skips and counts them."""
+    from pipelines.corpus.composer import compose
+    from pipelines.corpus.orchestrate import ARRANGE
+
+    if spec.collection == "composed":
+        number = int(spec.composition_id.rsplit("/", 1)[1])
+        return compose(seed=number, style_name=spec.work, seconds=spec.clip_seconds)
+    entry = find_entry(spec.collection, spec.work)
+    return ARRANGE[spec.collection](entry, seed=spec.seed, seconds=spec.clip_seconds)

@@ -1,0 +1,85 @@
+"""Piece → audio: soundfont synthesis, resampling, one loudness for all clips; between composition and FLAC."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.corpus.score import Piece, to_midi
+
+SAMPLE_RATE_HZ = 44_100
+SOUNDFONT_FILE = "TimGM6mb.sf2"
+SOUNDFONT_LICENCE = "TimGM6mb soundfont by Tim Brechbill, GPL-2 as distributed by Debian"
+TARGET_RMS_DBFS = -20.0
+KNEE = 0.6
+FADE_SECONDS = 0.4
+
+
+def soundfont_path() -> Path:
+    """The soundfont inside the installed pretty_midi package, found without importing it."""
+    spec = importlib.util.find_spec("pretty_midi")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(folder) / SOUNDFONT_FILE).is_file():
+            return path
+    raise FileNotFoundError(f"{SOUNDFONT_FILE} is missing: install the package pretty_midi, which contains it")
+
+
+@lru_cache(maxsize=1)
+def _soundfont() -> bytes:
+    return soundfont_path().read_bytes()
+
+
+def synthesise(piece: Piece) -> tuple[np.ndarray, int]:
+    """The piece as the synthesizer plays it: float32 [frames, 2] and its sample rate."""
+    import midirenderer
+    import soundfile
+
+    wave = midirenderer.render_wave_from(_soundfont(), to_midi(piece))
+    audio, sample_rate_hz = soundfile.read(io.BytesIO(wave), dtype="float32", always_2d=True)
+    return audio, sample_rate_hz
+
+
+def fitted(audio: np.ndarray, frames: int) -> np.ndarray:
+    """Cut or padded with silence to exactly `frames`."""
+    missing = max(0, frames - len(audio))
+    return np.pad(audio[:frames], [(0, missing), *[(0, 0)] * (audio.ndim - 1)])
+
+
+def soft_limited(audio: np.ndarray, knee: float = KNEE) -> np.ndarray:
+    """Unchanged below the knee, bent smoothly towards ±1 above it: single attacks lose a little, nothing clips."""
+    over = np.maximum(np.abs(audio) - knee, 0.0)
+    bent = knee + (1 - knee) * np.tanh(over / (1 - knee))
+    return np.where(over > 0, np.sign(audio) * bent, audio).astype(np.float32)
+
+
+def normalised(audio: np.ndarray, target_rms_dbfs: float = TARGET_RMS_DBFS) -> np.ndarray:
+    """Scaled to one RMS, then soft-limited; ValueError on silence, which would be scaled to noise."""
+    rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
+    if rms < 1e-5:
+        raise ValueError(f"the rendering is silent (RMS {rms:.1e}): no note sounds in this excerpt")
+    return soft_limited(audio * np.float32(10 ** (target_rms_dbfs / 20) / rms))
+
+
+def faded(audio: np.ndarray, sample_rate_hz: int, fade_seconds: float = FADE_SECONDS) -> np.ndarray:
+    """The last moments brought to silence, so that a cut note does not click."""
+    count = min(len(audio), round(fade_seconds * sample_rate_hz))
+    ramp = np.ones(len(audio), dtype=np.float32)
+    ramp[len(audio) - count :] = np.linspace(1.0, 0.0, count, dtype=np.float32)
+    return audio * (ramp if audio.ndim == 1 else ramp[:, None])
+
+
+def render(piece: Piece, *, seconds: float, sample_rate_hz: int = SAMPLE_RATE_HZ, channels: int = 1) -> np.ndarray:
+    """`seconds` of the piece, float32 in [-1, 1]: [frames] when mono, [frames, 2] when stereo."""
+    import soxr
+
+    if channels not in (1, 2):
+        raise ValueError(f"channels={channels} must be 1 or 2")
+    audio, rate_hz = synthesise(piece)
+    audio = fitted(audio.mean(1) if channels == 1 else audio, round(seconds * rate_hz))
+    audio = soxr.resample(audio, rate_hz, sample_rate_hz, quality="HQ")
+    audio = fitted(np.asarray(audio, dtype=np.float32), round(seconds * sample_rate_hz))
+    return faded(normalised(audio), sample_rate_hz)

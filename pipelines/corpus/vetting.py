@@ -1,0 +1,214 @@
+"""Which corpus files are sound enough to use: `python -m presto_core.corpus.vetting` writes `repertoire.tsv` (minutes).
+
+A file is used when its voices and bar lines are regular and the key signature, music21's analysis and our own estimate
+name one key; files that share a melody get one family name, which the split keeps together.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.corpus.index import (
+    INDEX_FILE,
+    Entry,
+    corpus_folder,
+    parse_file,
+)
+from pipelines.corpus.keys import (
+    estimate_key,
+    parse_key,
+    pitch_class_weights,
+)
+
+VOICES = ("Soprano", "Alto", "Tenor", "Bass")
+# A tapped beat in quarter notes and beats in a bar, by time signature of the notation.
+METRES = {
+    "4/4": (1.0, 4), "3/4": (1.0, 3), "2/4": (1.0, 2), "2/2": (2.0, 2),
+    "6/8": (1.5, 2), "9/8": (1.5, 3), "12/8": (1.5, 4),
+}  # fmt: skip
+MIN_BARS = {"bach": 6, "ryan": 8}
+# Two files hold one tune when this share of their melodies' n-grams (of this length) is common.
+TUNE_GRAM = {"bach": (6, 0.5), "ryan": (7, 0.4)}
+UNUSED_TITLES = ("coon", "gourd")  # minstrel-show titles that should not stand in a manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An entry before families are known, and the melody (semitone steps) to find them by."""
+
+    entry: Entry
+    steps: tuple[int, ...]
+
+
+def slug(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower().replace("'", "")
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+
+
+def _metre(part: Any) -> tuple[float, int, float, int] | None:
+    """(beat in quarters, beats a bar, pickup in beats, whole bars); None when the bar lines are irregular."""
+    signatures = {time.ratioString for time in part.recurse().getElementsByClass("TimeSignature")}
+    if len(signatures) != 1 or (ratio := signatures.pop()) not in METRES:
+        return None
+    beat_quarters, beats = METRES[ratio]
+    bar = beat_quarters * beats
+    offsets = [float(measure.offset) for measure in part.getElementsByClass("Measure")]
+    pickup = offsets[1] if len(offsets) > 1 and offsets[1] < bar - 1e-6 else 0.0
+    on_grid = sum(abs((offset - pickup + 1e-6) % bar) < 1e-3 for offset in offsets[1:])
+    total = float(part.duration.quarterLength)
+    left_over = (total - pickup + 1e-6) % bar
+    if on_grid < 0.8 * (len(offsets) - 1) or (left_over > 1e-3 and abs(left_over + pickup - bar) > 1e-3):
+        return None
+    return beat_quarters, beats, pickup / beat_quarters, int((total - pickup + bar - 1e-6) // bar)
+
+
+def _stated_sharps(score: Any) -> int | None:
+    signatures = [key.sharps for key in score.recurse().getElementsByClass("KeySignature")]
+    return signatures[0] if len(set(signatures)) == 1 else None
+
+
+def _agreed_key(score: Any) -> str | None:
+    """The key on which music21's analysis, our own estimate and the key signature agree; None otherwise.
+
+    Old minor pieces may be written with one flat less (a Dorian signature), which is accepted.
+    """
+    notes = list(score.flatten().notes)
+    pitches = [pitch.midi for note in notes for pitch in note.pitches]
+    lengths = [float(note.quarterLength) for note in notes for _ in note.pitches]
+    analysed = parse_key(score.analyze("key").name.replace("-", "b"))
+    sharps = _stated_sharps(score)
+    allowed = (analysed.sharps,) if analysed.mode == "major" else (analysed.sharps, analysed.sharps + 1)
+    agreed = analysed == estimate_key(pitch_class_weights(pitches, lengths)) and sharps in allowed
+    return analysed.name if agreed else None
+
+
+def _melody(part: Any) -> list[int]:
+    return [note.pitches[-1].midi for note in part.flatten().notes if note.quarterLength > 0]
+
+
+def _ends_on(part: Any, key: str) -> bool:
+    return _melody(part)[-1] % 12 == parse_key(key).tonic
+
+
+def chorale_candidate(file: str, titles: dict[str, dict[str, Any]]) -> Candidate | None:
+    """A four-part chorale whose bass ends on the tonic of the agreed key."""
+    score = parse_file("bach", file)
+    if tuple(part.partName for part in score.parts) != VOICES:
+        return None
+    key, metre = _agreed_key(score), _metre(score.parts[0])
+    if key is None or metre is None or metre[3] < MIN_BARS["bach"] or not _ends_on(score.parts[3], key):
+        return None
+    number = file.removesuffix(".mxl").removeprefix("bwv")
+    known = titles.get(number) or titles.get(number.partition("-")[0])
+    name = known["title"].replace("AAch", "Ach").replace("’", "'") if known else ""
+    title = f"{name} (BWV {number})" if name else f"Chorale (BWV {number})"
+    entry = Entry("bach", file, slug(name) if name else slug(title), title, "Johann Sebastian Bach", key, *metre)
+    return Candidate(entry, _steps(_melody(score.parts[0]), keep_repeats=False))
+
+
+def _abc_field(text: str, letter: str) -> str:
+    found = re.search(rf"^{letter}:[ \t]*(.*?)[ \t]*(?:%.*)?$", text, re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def _tidy(title: str) -> str:
+    """`BOSON RAT:TLERS' -- REEL.` → `Boson Rattlers' (reel)`."""
+    name, _, kind = re.sub(r"[:\"]|\.$", "", title).partition("--")
+    name, kind = name.strip().strip("."), kind.strip().strip(".").lower()
+    if name.isupper():
+        name = re.sub(r"'S\b", "'s", name.title().replace("'S ", "'s "))
+    return f"{name} ({kind})" if kind else name
+
+
+def tune_candidate(file: str) -> Candidate | None:
+    """A fiddle tune that names Ryan's collection, in a major or minor key confirmed by analysis."""
+    text = (corpus_folder("ryan") / file).read_text(encoding="utf-8", errors="replace")
+    stated = re.fullmatch(r"([A-G][b#]?) ?(m|min|minor|M|maj|major)?", _abc_field(text, "K"), re.IGNORECASE)
+    if stated is None or "Ryan" not in _abc_field(text, "B") or len(re.findall(r"^K:", text, re.MULTILINE)) > 1:
+        return None
+    score = parse_file("ryan", file)
+    mode = "minor" if (stated[2] or "").startswith(("m", "min")) and stated[2] not in ("maj", "major") else "major"
+    key, metre = _agreed_key(score), _metre(score.parts[0])
+    if (
+        key is None
+        or parse_key(key) != parse_key(f"{stated[1]} {mode}")
+        or metre is None
+        or metre[3] < MIN_BARS["ryan"]
+    ):
+        return None
+    title = _tidy(_abc_field(text, "T"))
+    if any(word in title.lower() for word in UNUSED_TITLES):
+        return None
+    composer = _abc_field(text, "C").strip(". ").title() or "traditional"
+    entry = Entry("ryan", file, slug(title), title, composer, key, *metre)
+    return Candidate(entry, _steps(_melody(score.parts[0]), keep_repeats=True))
+
+
+def _steps(pitches: Sequence[int], *, keep_repeats: bool) -> tuple[int, ...]:
+    steps = (later - earlier for earlier, later in itertools.pairwise(pitches))
+    return tuple(step for step in steps if keep_repeats or step)
+
+
+def _grams(steps: Sequence[int], size: int) -> frozenset[tuple[int, ...]]:
+    return frozenset(tuple(steps[k : k + size]) for k in range(len(steps) - size + 1))
+
+
+def _is_same_tune(first: Candidate, second: Candidate, grams: dict[str, frozenset[tuple[int, ...]]]) -> bool:
+    if first.entry.tune == second.entry.tune or first.steps[:8] == second.steps[:8]:
+        return True
+    a, b = grams[first.entry.file], grams[second.entry.file]
+    return len(a & b) >= TUNE_GRAM[first.entry.collection][1] * min(len(a), len(b))
+
+
+def with_families(candidates: Sequence[Candidate]) -> list[Entry]:
+    """Entries whose `tune` is one name for all files that share a title, an opening or much of a melody."""
+    grams = {one.entry.file: _grams(one.steps, TUNE_GRAM[one.entry.collection][0]) for one in candidates}
+    family = list(range(len(candidates)))
+    for i, first in enumerate(candidates):
+        for j in range(i):
+            if family[i] != family[j] and _is_same_tune(first, candidates[j], grams):
+                old, new = family[i], family[j]
+                family = [new if member == old else member for member in family]
+    names = [candidates[member].entry.tune for member in family]
+    return [replace(one.entry, tune=name) for one, name in zip(candidates, names, strict=True)]
+
+
+def scan(files: Iterable[Path], collection: str) -> list[Candidate]:
+    """Candidates of a collection; files that raise or are refused are counted and left out."""
+    from music21.corpus.chorales import ChoraleListRKBWV
+
+    titles = ChoraleListRKBWV().byBWV
+    found, outcome = [], Counter[str]()
+    for path in sorted(files):
+        try:
+            candidate = chorale_candidate(path.name, titles) if collection == "bach" else tune_candidate(path.name)
+        except Exception as error:  # music21 raises many kinds; each file stands alone
+            outcome[type(error).__name__] += 1
+            continue
+        outcome["used" if candidate else "refused"] += 1
+        if candidate:
+            found.append(candidate)
+    print(collection, dict(outcome), file=sys.stderr)
+    return found
+
+
+def main() -> None:
+    """Write the index again. Bach's `.krn` files are left out: their encoder reserves derivative formats."""
+    chorales = with_families(scan(corpus_folder("bach").glob("bwv*.mxl"), "bach"))
+    tunes = with_families(scan(corpus_folder("ryan").glob("*.abc"), "ryan"))
+    rows = ["\t".join(field.name for field in fields(Entry))]
+    rows += ["\t".join(str(cell) for cell in astuple(entry)) for entry in (*chorales, *tunes)]
+    INDEX_FILE.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    print(f"{len(rows) - 1} pieces", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

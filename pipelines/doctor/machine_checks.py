@@ -1,0 +1,182 @@
+"""What `presto doctor` looks at on this machine and its Ray cluster: each probe says what it found, or what to mend."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import ssl
+import sys
+import time
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from importlib import import_module, metadata
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from packaging.specifiers import SpecifierSet
+
+from pipelines.cluster.session import (
+    joined_address,
+    ray_session,
+)
+from pipelines.stages.resources import SkippedError, require_places
+from pipelines.storage.filesystem import (
+    CONNECT_TIMEOUT_S,
+    endpoint,
+    region,
+)
+from presto_core.config.schema import StageConfig
+from presto_core.config.sections import ClusterConfig
+from presto_core.errors import UserError
+
+LEAST_FREE_BYTES = 2**30
+MOST_SKEW_S = 300  # S3 refuses a signature 15 minutes off; a clock that has gone this wrong goes on doing so
+
+
+def python(version: tuple[int, ...] = sys.version_info[:3]) -> str:
+    """Version of the interpreter against what the package asks for.
+
+    Raises:
+        UserError: it is too old.
+    """
+    said, wanted = ".".join(map(str, version)), metadata.metadata("presto-distill")["Requires-Python"]
+    if not SpecifierSet(wanted).contains(said):
+        raise UserError(f"Python {said} runs Presto, which needs {wanted}; make a new environment with such a Python")
+    return f"{said} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
+def torch_and_gpus(cluster: ClusterConfig) -> str:
+    """PyTorch, and the GPUs and NCCL that workers on this machine are to use.
+
+    Raises:
+        UserError: GPUs are asked for and PyTorch sees none, or has no NCCL for several workers.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    said = f"{torch.__version__}, {f'CUDA {torch.version.cuda}, {gpus} GPUs' if gpus else 'no GPU here'}"
+    if not cluster.gpus_per_worker:
+        return f"{said}, none asked for (cluster.gpus_per_worker=0): workers talk through gloo, nccl is not needed"
+    if joined_address(cluster):
+        return (
+            f"{said}; cluster.gpus_per_worker={cluster.gpus_per_worker:g} asks for GPUs of the cluster that is joined"
+        )
+    if not gpus:
+        raise UserError(
+            f"cluster.gpus_per_worker={cluster.gpus_per_worker:g} asks for GPUs and torch {torch.__version__} sees "
+            "none here; install an NVIDIA driver and PyTorch's CUDA build, or set cluster.gpus_per_worker=0"
+        )
+    if cluster.num_workers < 2:
+        return f"{said}; nccl is not needed by {cluster.num_workers} worker"
+    if not torch.distributed.is_nccl_available():
+        raise UserError(
+            f"torch {torch.__version__} has no nccl, through which cluster.num_workers={cluster.num_workers} workers "
+            "with GPUs talk; install PyTorch's CUDA build for Linux"
+        )
+    return f"{said}, nccl {'.'.join(map(str, torch.cuda.nccl.version()))}"
+
+
+@dataclass
+class RayProbe:
+    """The Ray session of a command: opened once, then compared with what each stage asks for.
+
+    Attributes:
+        nodes: resources of each node that lives; none until `reach` found some.
+    """
+
+    cluster: ClusterConfig
+    nodes: list[dict[str, float]] = field(default_factory=list)
+
+    def reach(self) -> str:
+        """Start Ray or join it, as a stage would, and look at its nodes.
+
+        Raises:
+            ClusterError: it cannot be started, or does not answer.
+        """
+        with ray_session(self.cluster, cpus=0):
+            import ray
+
+            self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            how = (
+                f"joined {joined_address(self.cluster)}"
+                if joined_address(self.cluster)
+                else "started on this machine and stopped"
+            )
+            total = ray.cluster_resources()
+            cpus, gpus, count = total.get("CPU", 0), total.get("GPU", 0), len(self.nodes)
+            return f"{ray.__version__}, {how}: {count} node{'s'[: count > 1]}, {cpus:g} CPUs, {gpus:g} GPUs"
+
+    def holds(self, stage: str) -> str:
+        """See `require_places`."""
+        return require_places(stage, self.cluster, self.nodes)
+
+
+def free_space(path: Path, least_bytes: int = LEAST_FREE_BYTES) -> str:
+    """Free space of the disk that holds a path, which need not exist.
+
+    Raises:
+        UserError: less than `least_bytes`.
+    """
+    there = next(place for place in (path, *path.parents) if place.exists())
+    usage = shutil.disk_usage(there)
+    if usage.free < least_bytes:
+        raise UserError(
+            f"the disk of {path} has {usage.free / 2**30:.1f} GiB left, less than {least_bytes / 2**30:.0f}; "
+            "free some space, or work in a folder on another disk"
+        )
+    return f"{usage.free / 2**30:.1f} of {usage.total / 2**30:.1f} GiB free at {path}"
+
+
+def package(module: str, distribution: str, purpose: str, mend: str) -> str:
+    """Version of a package that only some uses need.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import_module(module)
+    except ImportError:
+        raise UserError(f"{distribution} is not installed, which {purpose} needs; {mend}") from None
+    return f"{distribution} {metadata.version(distribution)}, for {purpose}"
+
+
+def clock(root: str) -> str:
+    """This machine's clock against the Date that the object store puts on its answers.
+
+    Raises:
+        UserError: they are far apart, or the store does not answer.
+        SkippedError: no object store is used.
+    """
+    if not root.startswith("s3://"):
+        raise SkippedError("not needed: storage.root is a folder")
+    url = endpoint() or f"https://s3.{region()}.amazonaws.com"
+    date = _date_of(url)
+    if not date:
+        raise SkippedError(f"{url} tells no Date")
+    apart = time.time() - parsedate_to_datetime(date).timestamp()
+    if abs(apart) > MOST_SKEW_S:
+        raise UserError(
+            f"this machine's clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} that of {url}, which "
+            "refuses requests signed at a wrong time; set the clock, or let NTP keep it"
+        )
+    return f"{abs(apart):.0f} s apart from {url}"  # whole seconds: Date tells no finer
+
+
+def _date_of(url: str) -> str:
+    try:
+        secure = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE"))
+        with urlopen(Request(url, method="HEAD"), timeout=CONNECT_TIMEOUT_S, context=secure) as answer:
+            return answer.headers.get("Date", "")
+    except HTTPError as answer:  # a refusal has a Date as well
+        return answer.headers.get("Date", "")
+    except (OSError, ValueError) as error:  # ValueError: it is no URL
+        why = getattr(error, "reason", None) or error
+        raise UserError(
+            f"{url} does not answer: {why}; start it (embedded one: presto up) or mend AWS_ENDPOINT_URL"
+        ) from None
+
+
+def codec_kind(config: StageConfig) -> str:
+    return str(config.model_dump()["codec"]["kind"])

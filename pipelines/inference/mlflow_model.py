@@ -1,0 +1,73 @@
+"""A model of the register as an MLflow pyfunc: prompts in, WAV files out; loaded from code, never from a pickle.
+
+MLflow runs this file where a model is loaded or served; the artifact lies beside it, and is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.pyfunc import PythonModel
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+PROMPT, WAV, RATE, SECONDS = "prompt", "wav_base64", "sample_rate_hz", "seconds"
+PARAMS: dict[str, int | float] = {"steps": 4, "seed": 0, "seconds": 0.0}
+
+
+class MusicModel(PythonModel):  # type: ignore[misc]
+    """A generator, or a base model, behind MLflow's interface."""
+
+    def load_context(self, context: Any) -> None:
+        """Open the artifact that was stored with the model; raises StoreError or RefusedError where it is damaged."""
+        from pipelines.inference.generator import open_generator
+
+        self.generator = open_generator(context.artifacts["artifact"])
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """One clip a prompt: a 16-bit WAV as base64, its rate and length.
+
+        Args:
+            params: steps of the sampler; seed; seconds of a clip, 0 for the length the model was trained on.
+        """
+        import soundfile
+
+        said = PARAMS | (params or {})
+        clips = self.generator.generate(
+            [str(prompt) for prompt in model_input[PROMPT]],
+            steps=int(said["steps"]),
+            seed=int(said["seed"]),
+            seconds=float(said["seconds"]) or None,
+        )
+        rows = []
+        for clip in clips:
+            stream = io.BytesIO()
+            soundfile.write(stream, clip.audio.T, clip.sample_rate_hz, format="WAV", subtype="PCM_16")
+            encoded = base64.b64encode(stream.getvalue()).decode()
+            rows.append({WAV: encoded, RATE: clip.sample_rate_hz, SECONDS: clip.seconds})
+        return pd.DataFrame(rows, columns=[WAV, RATE, SECONDS])
+
+
+def save(artifact: Path, folder: Path) -> None:
+    """Write the MLflow model of an artifact's folder."""
+    long, double, text = DataType.long, DataType.double, DataType.string
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(text, PROMPT)]),
+        outputs=Schema([ColSpec(text, WAV), ColSpec(long, RATE), ColSpec(double, SECONDS)]),
+        params=ParamSchema(
+            [ParamSpec("steps", long, 4), ParamSpec("seed", long, 0), ParamSpec("seconds", double, 0.0)]
+        ),
+    )
+    mlflow.pyfunc.save_model(
+        str(folder),
+        python_model=str(Path(__file__).with_name("mlflow_entrypoint.py")),
+        artifacts={"artifact": str(artifact)},
+        signature=signature,
+        input_example=(pd.DataFrame({PROMPT: ["string quartet, slow, A minor"]}), PARAMS),
+        pip_requirements=["presto-distill"],
+    )

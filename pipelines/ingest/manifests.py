@@ -1,0 +1,117 @@
+"""Manifests of a source: a CSV, JSONL or Parquet file that lists audio and what is known of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.storage.filesystem import absolute, open_folder
+from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.store import read_bytes
+from presto_core.errors import UserError
+
+STEM = "manifest"
+
+Numbered = list[tuple[int, dict[str, Any]]]
+
+
+class SourceError(UserError):
+    """A source of audio, or its manifest, that cannot be used; the message names it, and the line."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A manifest's rows.
+
+    Attributes:
+        name: of the file.
+        unit: what a row is called in its format: line or row.
+        rows: number in the file, and fields.
+    """
+
+    name: str
+    unit: str
+    rows: Numbered
+
+
+def find_listing(source: Folder, files: Container[str], named: str) -> Listing | None:
+    """The manifest a user named, else the one in the source, if there is one.
+
+    Raises:
+        SourceError: it is not of a known format, is damaged, has no `file` in it, or there are several.
+        StoreError: the named one does not exist.
+    """
+    if named:
+        where, _, name = absolute(named).rpartition("/")
+        return _read(open_folder(where or "/"), name)
+    present = [STEM + suffix for suffix in FORMATS if STEM + suffix in files]
+    if len(present) > 1:
+        raise SourceError(f"{source.uri} holds {' and '.join(present)}; keep one, or name it: ingest.manifest=...")
+    return _read(source, present[0]) if present else None
+
+
+def _read(folder: Folder, name: str) -> Listing:
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix not in FORMATS:
+        raise SourceError(f"manifest {name!r} must be one of {', '.join(FORMATS)}")
+    unit, parse = FORMATS[suffix]
+    try:
+        rows = parse(read_bytes(folder, name), name)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{name} is not UTF-8 text: {error}; save it as UTF-8") from None
+    if rows and suffix != ".jsonl" and "file" not in rows[0][1]:
+        raise SourceError(f"{name} has no column 'file'; it has {', '.join(map(repr, rows[0][1]))}")
+    return Listing(name, unit, rows)
+
+
+def _jsonl(content: bytes, name: str) -> Numbered:
+    rows = []
+    for number, line in enumerate(content.decode().split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise SourceError(f"{name} line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise SourceError(f"{name} line {number} must be an object, not {type(row).__name__}")
+        rows.append((number, row))
+    return rows
+
+
+def _csv(content: bytes, name: str) -> Numbered:
+    reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+    rows = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                have = len([v for k, v in row.items() if k is not None and v is not None]) + len(row.get(None, []))
+                wanted = len(reader.fieldnames or [])
+                raise SourceError(f"{name} line {reader.line_num} has {have} fields where the header has {wanted}")
+            rows.append((reader.line_num, dict(row)))
+    except csv.Error as error:
+        raise SourceError(f"{name} line {reader.line_num} is not CSV: {error}") from None
+    return rows
+
+
+def _parquet(content: bytes, name: str) -> Numbered:
+    try:
+        rows = pq.read_table(pa.BufferReader(content)).to_pylist()
+    except pa.ArrowInvalid as error:
+        raise SourceError(f"{name} is not a Parquet file: {' '.join(str(error).split())}") from None
+    return list(enumerate(rows, 1))
+
+
+FORMATS: dict[str, tuple[str, Callable[[bytes, str], Numbered]]] = {
+    ".jsonl": ("line", _jsonl),
+    ".csv": ("line", _csv),
+    ".parquet": ("row", _parquet),
+}

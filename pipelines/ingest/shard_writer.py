@@ -1,0 +1,145 @@
+"""The other half of ingest: encoded segments and captions -> Parquet shards of equal size, one actor call a shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.data.layout import SPLITS
+from pipelines.data.parquet_tensors import Array
+from pipelines.data.shards import (
+    Rows,
+    to_parquet,
+    write_shard,
+)
+from pipelines.ingest.latent_cache import Content, read_segment
+from pipelines.ingest.sources import Track
+from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.store import write_bytes
+from presto_core.audio.latent_stats import LatentStats
+from presto_core.config.schema import IngestStage
+from presto_core.diffusion.conditioning import key_index
+from presto_core.text.encoder import TextEmbedding, load_text_encoder
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A track of the data set, with all that is known of it, and its content."""
+
+    track: Track
+    content: Content
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `start` ... `stop` of one encoded segment, which holds `rows`."""
+
+    track: dict[str, Any]
+    digest: str
+    segment: int
+    rows: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What becomes one shard."""
+
+    name: str
+    split: str
+    parts: list[Part]
+
+
+def plan_shards(entries: list[Entry], *, rows_per_shard: int) -> list[ShardPlan]:
+    """Shards of exactly `rows_per_shard` rows, but for the last of a split.
+
+    Tracks go in the order of their contents' hashes: so each shard holds music from all over the source, and the plan
+    follows from what is in it, not from when it came.
+    """
+    plans: list[ShardPlan] = []
+    ordered = sorted(entries, key=lambda entry: entry.content.digest)
+    for split in SPLITS:
+        group: list[Part] = []
+        held = 0
+        for part in _parts(ordered, split):
+            start = part.start
+            while start < part.stop:
+                stop = min(part.stop, start + rows_per_shard - held)
+                group.append(Part(part.track, part.digest, part.segment, part.rows, start, stop))
+                held, start = held + stop - start, stop
+                if held == rows_per_shard:
+                    plans.append(ShardPlan(f"{split}-{len(plans):05d}", split, group))
+                    group, held = [], 0
+        if group:
+            plans.append(ShardPlan(f"{split}-{len(plans):05d}", split, group))
+    return plans
+
+
+def _parts(entries: list[Entry], split: str) -> Iterator[Part]:
+    """Whole segments of a split's tracks."""
+    for entry in entries:
+        if entry.track.split == split:
+            for segment, rows in enumerate(entry.content.rows):
+                yield Part(asdict(entry.track), entry.content.digest, segment, rows, 0, rows)
+
+
+class ShardAssembler:
+    """A Ray Data actor: one planned shard in, one Parquet file written, its description out."""
+
+    def __init__(self, config: IngestStage, pool_uri: str, artifact_uri: str, scratch_uri: str) -> None:
+        torch.set_num_threads(config.cluster.torch_threads)
+        self.pool, self.artifact, self.scratch = map(open_folder, (pool_uri, artifact_uri, scratch_uri))
+        self.text = load_text_encoder(config.text.kind, path=config.text.path, max_tokens=config.text.max_tokens)
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        fields = json.loads(item["plan"])
+        plan = ShardPlan(fields["name"], fields["split"], [Part(**part) for part in fields["parts"]])
+        rows = self._rows(plan.parts)
+        file = f"shards/{plan.name}.parquet"
+        entry = write_shard(self.artifact, file, to_parquet(rows))
+        stats = LatentStats.of(rows.latents)
+        result = {
+            "shard": {"file": file, "split": plan.split, "rows": len(rows), **entry},
+            "stats": [stats.count, stats.mean.tolist(), stats.m2.tolist()],
+            "shape": list(rows.latents.shape[1:]),
+            "captioned": int(rows.text_mask.any(axis=1).sum()),
+            "text": {"name": self.text.name, "digest": self.text.digest, "dim": self.text.dim},
+        }
+        write_bytes(self.scratch, f"{plan.name}.json", json.dumps(result).encode())
+        return {"name": plan.name}
+
+    @torch.inference_mode()
+    def _rows(self, parts: list[Part]) -> Rows:
+        captions = sorted({str(part.track["caption"]) for part in parts})
+        texts = self.text.encode(captions)
+        made = []
+        for part in parts:
+            latents, starts = read_segment(self.pool, part.digest, part.segment, rows=part.rows)
+            which = slice(part.start, part.stop)
+            caption = captions.index(part.track["caption"])
+            made.append(_rows_of(Track(**part.track), latents[which], starts[which], texts, caption))
+        return Rows.cat(made)
+
+
+def _rows_of(track: Track, latents: Array, starts: Array, texts: TextEmbedding, caption: int) -> Rows:
+    def repeated(value: Any, dtype: Any) -> Any:
+        return np.repeat(np.asarray(value, dtype=dtype)[None], len(latents), axis=0)
+
+    return Rows(
+        latents=latents,
+        text_pooled=repeated(texts.pooled[caption], np.float16),
+        text_tokens=repeated(texts.tokens[caption], np.float16),
+        text_mask=repeated(texts.mask[caption], bool),
+        tempo_bpm=repeated(np.nan if track.tempo_bpm is None else track.tempo_bpm, np.float32),
+        key=repeated(key_index(track.key), np.int8),
+        caption=repeated(track.caption, object),
+        track=repeated(track.file, object),
+        composition=repeated(track.composition, object),
+        start_seconds=starts,
+    )

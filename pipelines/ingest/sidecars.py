@@ -1,0 +1,58 @@
+"""What a file itself and its sidecar tell of a track, where no manifest does: caption, tempo, key, licence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+from pipelines.ingest.sources import Track, known_facts
+from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.store import read_bytes
+
+
+def found_facts(track: Track, content: BinaryIO, source: Folder) -> dict[str, Any]:
+    """Fields of the track that its sidecar (.json, .txt) tells; the caption else from tags, else from its name.
+
+    Args:
+        content: the audio file, seekable.
+
+    Raises:
+        ValueError: the sidecar is no JSON object, or its key or tempo_bpm is none.
+    """
+    if track.caption:
+        return {}
+    facts = {name: value for name, value in known_facts(_sidecar(source, track.sidecar)).items() if value}
+    if "caption" in facts:
+        return {"caption_source": "sidecar", **facts}
+    tagged = _tag_caption(content)
+    named = PurePosixPath(track.file).stem.replace("_", " ").replace("-", " ")
+    return {"caption_source": "tags" if tagged else "name", "caption": tagged or named, **facts}
+
+
+def _sidecar(source: Folder, name: str) -> dict[str, Any]:
+    """What the file beside a track says of it; nothing where there is none."""
+    if name.endswith(".json"):
+        try:
+            known = json.loads(read_bytes(source, name))
+        except ValueError as error:
+            raise ValueError(f"its sidecar {name} is not JSON: {error}") from None
+        if not isinstance(known, dict):
+            raise ValueError(f"its sidecar {name} must hold an object, not {type(known).__name__}")
+        return known
+    if name:
+        return {"caption": read_bytes(source, name).decode(errors="replace").strip()}
+    return {}
+
+
+def _tag_caption(content: BinaryIO) -> str:
+    """Genre and title of the tags; empty where they tell neither."""
+    import mutagen
+
+    content.seek(0)
+    try:
+        tags = mutagen.File(content, easy=True)
+    except (mutagen.MutagenError, OSError, ValueError):  # damaged tags are no reason to refuse the music
+        tags = None
+    found = [str(values[0]) for field in ("genre", "title") if (values := (tags or {}).get(field))]
+    return ", ".join(found)

@@ -1,0 +1,71 @@
+"""A source's file, hashed and ready to be decoded: a local one where it lies, one from storage as a copy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import Any, BinaryIO, cast
+
+from blake3 import blake3
+
+from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.store import DamagedError, copy_out
+
+SPOOL_BYTES = 64 * 2**20  # a larger copy is kept on disk while it is decoded
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file to be decoded.
+
+    Attributes:
+        digest: BLAKE3 of the content.
+        stream: its content, seekable.
+        stamp: of a local file when it was hashed.
+    """
+
+    digest: str
+    stream: BinaryIO
+    stamp: tuple[int, ...] | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file is another one than was hashed."""
+        return self.stamp is not None and self.stamp != _stamp(self.stream)
+
+
+@contextmanager
+def fetched(source: Folder, name: str) -> Iterator[Fetched]:
+    """A source's file, closed at the end; a local one is read in place, once for its hash.
+
+    Raises:
+        StoreError: it does not exist or cannot be read.
+    """
+    uri = f"{source.uri}/{name}"
+    if source.remote:
+        with SpooledTemporaryFile(SPOOL_BYTES) as spool:
+            copy = cast(BinaryIO, spool)
+            yield Fetched(copy_out(source, name, copy), copy)
+        return
+    with source.persist(lambda: _opened(Path(source.file(name)), uri), f"read {uri}") as file:
+        stamp = _stamp(file)
+        digest = source.persist(lambda: hashlib.file_digest(file, cast(Any, blake3)).hexdigest(), f"read {uri}")
+        yield Fetched(digest, file, stamp)
+
+
+def _opened(path: Path, uri: str) -> FileIO:
+    try:
+        return path.open("rb", buffering=0)  # decoders read it as a plain file
+    except FileNotFoundError:
+        raise DamagedError(f"{uri} does not exist") from None
+
+
+def _stamp(file: BinaryIO) -> tuple[int, ...]:
+    known = os.fstat(file.fileno())
+    return known.st_size, known.st_mtime_ns

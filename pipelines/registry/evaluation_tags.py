@@ -1,0 +1,72 @@
+"""What an evaluation found, told to the versions it judged: as numbers to search by, and as texts to read."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from pipelines.registry import names
+from pipelines.registry.catalog import Catalog, Version
+from pipelines.registry.publish import patient
+from presto_core.artifacts.manifest import Artifact
+
+FOUND = {
+    "fd": "fd",
+    "fd_to_base": "fd_to_base",
+    "mmd": "mmd",
+    "density": "density",
+    "coverage": "coverage",
+    "nfe": "nfe",
+    "blocks": "blocks_run",
+    "latency_ms": "sampling_ms",
+    "speed_up": "speed_up",
+}
+EMBEDDINGS = "embeddings.safetensors"
+
+
+def best_rows(result: dict[str, Any], judged: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Artifact id -> the system by which its model is known: that of the least Fréchet distance.
+
+    Args:
+        result: what report.json holds.
+        judged: role -> artifact id.
+    """
+    best: dict[str, dict[str, Any]] = {}
+    for row in sorted(result["systems"], key=lambda row: float(row["fd"])):
+        best.setdefault(judged[row["model"]], row)
+    return best
+
+
+def record_measurements(client: Any, report: Artifact, result: dict[str, Any]) -> list[Version]:
+    """Tag every version that a report judged; returns them."""
+    catalog = Catalog(client)
+    best = best_rows(result, report.manifest["parents"])
+    found = [version for artifact_id in best for version in catalog.named_alike(artifact_id)]
+    for version in found:
+        row = best[version.artifact_id]
+        numbers = {name: float(row[key]) for name, key in FOUND.items() if key in row}
+        hardware, embedding = result["hardware"], result["embedding"]
+        texts = {
+            "system": str(row["name"]),
+            "report": report.id,
+            "hardware": f"{hardware['device']}, {hardware['threads']} thread(s)",
+            "embedding": f"{embedding['name']} {embedding['digest']}",
+        }
+        _tell(client, version, numbers, texts)
+    return found
+
+
+def _tell(client: Any, version: Version, numbers: dict[str, float], texts: dict[str, str]) -> None:
+    from mlflow.entities import Metric, RunTag
+
+    said = {f"{names.MEASURED}{key}": str(value) for key, value in (numbers | texts).items()}
+    changed = {key: value for key, value in said.items() if version.tags.get(key) != value}
+    if not changed:
+        return
+    for key, value in changed.items():
+        patient(partial(client.set_model_version_tag, version.name, str(version.number), key, value))
+    now = int(time.time() * 1000)
+    metrics = [Metric(f"{names.METRIC}{key}", value, now, 0) for key, value in numbers.items()]
+    tags = [RunTag(f"{names.MEASURED}{key}", value) for key, value in texts.items()]
+    patient(partial(client.log_batch, version.mlflow_run, metrics=metrics, tags=tags))

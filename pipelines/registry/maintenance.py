@@ -1,0 +1,132 @@
+"""`verify` reads stored versions again byte by byte; `gc` finds what nothing refers to, and removes it when told to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pipelines.registry.catalog import Version
+from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.folder import MANIFEST, Folder
+from presto_core.artifacts.manifest import artifact_folder, read_artifact
+from presto_core.artifacts.manifest_schema import content_hash, require_artifact
+from presto_core.artifacts.resumable_read import blocks
+from presto_core.artifacts.run_layout import RECORD
+from presto_core.artifacts.store import read_bytes
+from presto_core.artifacts.validate import RefusedError, require_content
+from presto_core.errors import UserError
+
+FORK_SEPARATOR = "/"
+
+
+def problems_of(version: Version, told: Callable[[int], None] = lambda size: None) -> list[str]:
+    """What is wrong with a version's stored bytes, one sentence each; none where all is as it was committed.
+
+    Args:
+        told: hears how many bytes were read.
+    """
+    try:
+        artifact = read_artifact(open_folder(version.uri))
+        files = require_artifact(artifact.manifest)
+    except UserError as error:
+        return [str(error)]
+    found = content_hash(artifact.manifest)
+    problems = []
+    if version.content and found != version.content:
+        problems.append(f"its manifest is {found[:12]}, where the registry says {version.content[:12]}: it was changed")
+    folder = open_folder(version.uri)
+    for name, entry in files.items():
+        try:
+            _require_as_said(folder, name, entry.sha256, entry.bytes)
+        except UserError as error:
+            problems.append(str(error))
+        told(entry.bytes)
+    foreign = {info.path for info in folder.files(recursive=True)}
+    foreign -= {folder.file(name) for name in (MANIFEST, *files)}
+    problems += [f"{path} lies there and is in no manifest" for path in sorted(foreign)[:5]]
+    return problems
+
+
+def _require_as_said(folder: Folder, name: str, sha256: str, size: int) -> None:
+    digest, count = hashlib.sha256(), 0
+    for block in blocks(folder, name):
+        digest.update(block)
+        count += len(block)
+    if count != size:
+        raise RefusedError(f"{name} has {count} bytes where its manifest says {size}")
+    if digest.hexdigest() != sha256:
+        raise RefusedError(
+            f"{name} is damaged: sha256 {digest.hexdigest()[:12]}... where its manifest says {sha256[:12]}..."
+        )
+    with folder.filesystem.open_input_file(folder.file(name)) as stream:
+        require_content(name, stream, size)
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A folder below storage.root that nothing refers to.
+
+    Attributes:
+        why: it is there at all, as far as can be told.
+    """
+
+    uri: str
+    bytes: int
+    why: str
+    folder: Folder
+
+
+def garbage(root: Folder, versions: list[Version], *, older_than: timedelta) -> list[Garbage]:
+    """Artifacts that are no registered version, no ancestor of one, of no run that goes on; and halves of some.
+
+    Args:
+        versions: all that are registered, wherever they lie.
+        older_than: younger ones are left, since someone may be about to register them.
+    """
+    artifacts, runs = root.child("artifacts"), root.child("runs")
+    going_on = set(runs.folders())
+    kept = {v.artifact_id for v in versions} | going_on | set(_parents_of_runs(runs, going_on))
+    kept |= {parent for version in versions for parent in version.parents.values()}
+    manifests = {name: _manifest(artifact_folder(root, name)) for name in artifacts.folders()}
+    queue = list(kept)
+    while queue:  # ancestors, which need not be registered
+        parents = (manifests.get(queue.pop()) or {}).get("parents", {}).values()
+        queue += [parent for parent in parents if parent not in kept]
+        kept |= set(parents)
+    before = datetime.now(UTC) - older_than
+    found = []
+    for name, manifest in manifests.items():
+        folder = artifact_folder(root, name)
+        if name not in kept and _youngest(folder) < before:
+            why = f"a {manifest['kind']} that is not registered" if manifest else "it was never finished"
+            found.append(Garbage(folder.uri, _size(folder), why, folder))
+    return found
+
+
+def _parents_of_runs(runs: Folder, going_on: set[str]) -> Iterator[str]:
+    for name in going_on:
+        if runs.child(name).exists(RECORD):
+            for parent in json.loads(read_bytes(runs.child(name), RECORD))["parents"].values():
+                yield parent.split(FORK_SEPARATOR)[0]
+
+
+def _manifest(folder: Folder) -> dict[str, Any] | None:
+    if not folder.exists():
+        return None
+    try:
+        return read_artifact(folder).manifest
+    except UserError:  # damaged: it is kept if something refers to it, so that verify can tell
+        return {"kind": "damaged artifact", "parents": {}}
+
+
+def _youngest(folder: Folder) -> datetime:
+    times = [info.mtime for info in folder.files(recursive=True) if info.mtime]
+    return max(times, default=datetime.min.replace(tzinfo=UTC))
+
+
+def _size(folder: Folder) -> int:
+    return sum(info.size or 0 for info in folder.files(recursive=True))

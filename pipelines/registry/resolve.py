@@ -1,0 +1,25 @@
+"""From what a user calls an artifact to the artifact: by registry name, id or URI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.registry.catalog import Catalog
+from pipelines.registry.names import parse_reference
+from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.manifest import Artifact, artifact_folder, read_artifact
+
+
+def resolve(client: Any, reference: str, storage_root: str) -> Artifact:
+    """An artifact by registry name (`presto-generator@candidate`, models:/…), id, or URI.
+
+    Raises:
+        RegistryError: no such name or alias; the known ones are listed.
+        StoreError: the artifact is missing or damaged.
+    """
+    named = parse_reference(reference)
+    if named:
+        return read_artifact(open_folder(Catalog(client).named(named).uri))
+    if "/" in reference:
+        return read_artifact(open_folder(reference))
+    return read_artifact(artifact_folder(open_folder(storage_root), reference))

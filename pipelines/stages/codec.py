@@ -1,0 +1,50 @@
+"""`presto codec fit`: the embedded codec's weights from a folder of music of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pipelines.console import console, progress_bar
+from presto_core.audio.mel_codec.codec_folder import (
+    OUTPUT_FILES,
+    PASSES,
+    FitCorpus,
+    check_output,
+    fit_codec,
+)
+
+SHOWN_SKIPS = 3
+
+
+def fit(folder: Path, output: Path, *, dry_run: bool) -> None:
+    """Fit to the music in `folder` and write the weights to `output`; `dry_run` only says what that would be.
+
+    Raises:
+        UserError: no or too little audio, or `output` cannot be written or has a codec already.
+    """
+    corpus = FitCorpus.open(folder)
+    check_output(output)
+    if dry_run:
+        console.print(f"codec fit would read {len(corpus.files)} audio files of {folder}, twice", markup=False)
+        console.print(f"and write {', '.join(OUTPUT_FILES)} to {output}", markup=False)
+        return
+    torch.set_num_threads(1)  # the order of sums, and with it every bit of the weights, follows from the thread count
+    total = PASSES * len(corpus.files)
+    try:
+        with progress_bar("codec fit", total) as bar:
+            told = fit_codec(corpus, output, on_progress=bar.update)
+    finally:
+        _say_skipped(corpus.skipped, files=len(corpus.files))
+    console.print(
+        f"codec fit: latents digest {told['encoder']['digest'][:12]}, made from {told['data']['clips']} files"
+    )
+    console.print(f"use it: presto ingest codec.path={output.resolve()}", markup=False)
+
+
+def _say_skipped(skipped: dict[str, str], *, files: int) -> None:
+    if skipped:
+        shown = [f"{name} ({why})" for name, why in list(skipped.items())[:SHOWN_SKIPS]]
+        more = f" and {len(skipped) - SHOWN_SKIPS} more" if len(skipped) > SHOWN_SKIPS else ""
+        console.print(f"codec fit: skipped {len(skipped)} of {files} files: {', '.join(shown)}{more}", markup=False)

@@ -1,0 +1,78 @@
+"""Stage: prompts -> music: a WAV and a spectrogram each, from any model of the registry."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+import torch
+
+from pipelines.console import console
+from pipelines.evaluate import plots
+from pipelines.inference.generator import Generator, open_generator
+from pipelines.registry.resolve import resolve
+from pipelines.storage.filesystem import absolute
+from pipelines.tracking.client import open_tracker
+from presto_core.config.sampling import GenerateConfig
+from presto_core.config.schema import GenerateStage
+from presto_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One generated piece on disk."""
+
+    prompt: str
+    wav: Path
+    spectrogram: Path
+    seconds: float
+    took_ms: float
+
+
+def run(config: GenerateStage) -> list[Clip]:
+    """Generate one clip a prompt.
+
+    Raises:
+        UserError: no prompt, unknown model or key, output folder that cannot be written.
+    """
+    settings = config.generate
+    if not settings.prompts:
+        raise UserError('nothing to generate: give a prompt, as in presto generate "solo piano, slow, A minor"')
+    torch.set_num_threads(config.cluster.torch_threads)
+    artifact = resolve(open_tracker(config.tracking).client, config.inputs.generator, absolute(config.storage.root))
+    generator = open_generator(artifact.uri)
+    folder = Path(settings.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_generate(config.generate, generator, prompt, folder) for prompt in settings.prompts]
+
+
+def _generate(settings: GenerateConfig, generator: Generator, prompt: str, folder: Path) -> Clip:
+    started = time.perf_counter()
+    (made,) = generator.generate(
+        [prompt],
+        steps=settings.steps,
+        seed=settings.seed,
+        seconds=settings.seconds,
+        tempo_bpm=settings.tempo_bpm,
+        key=settings.key,
+        schedule=settings.schedule,
+    )
+    took_ms = (time.perf_counter() - started) * 1e3
+    clip = _write(folder, prompt, made.audio, made.sample_rate_hz, took_ms, settings.seed)
+    what = f"{clip.seconds:.1f} s in {took_ms:.0f} ms ({settings.steps} steps of {generator.artifact.id})"
+    console.print(f"generate: {what}: {clip.wav}")
+    return clip
+
+
+def _write(folder: Path, prompt: str, audio: plots.Samples, rate_hz: int, took_ms: float, seed: int) -> Clip:
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "clip"
+    wav, picture = folder / f"{slug}-{seed}.wav", folder / f"{slug}-{seed}.png"
+    try:
+        soundfile.write(wav, audio.T, rate_hz, subtype="PCM_16")
+        picture.write_bytes(plots.spectrogram(audio.mean(axis=0), rate_hz, prompt))
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise UserError(f"cannot write {wav}: {error}; free some space or set generate.output") from error
+    return Clip(prompt, wav, picture, audio.shape[1] / rate_hz, took_ms)

@@ -1,0 +1,127 @@
+"""What every stage does around its own work: resolve parents, know its run_id, reuse or make, record and register."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pipelines.console import console
+from pipelines.inference.lazy_mlflow import save_mlflow_model
+from pipelines.registry.publish import publish
+from pipelines.registry.resolve import resolve
+from pipelines.storage.filesystem import absolute, open_folder
+from pipelines.tracking.client import open_tracker
+from pipelines.tracking.metric_log import report_missed, stored_rows
+from pipelines.tracking.run import TrackedRun, patiently
+from pipelines.train.resume import (
+    Resume,
+    begin,
+    origin,
+)
+from pipelines.train.sweep_hook import Trial
+from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.manifest import (
+    Artifact,
+    artifact_folder,
+    read_artifact,
+    run_folder,
+)
+from presto_core.config.schema import StageConfig
+
+REPORTS = Path(".presto/reports")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where one execution of a stage reads and writes.
+
+    Attributes:
+        run_id: id of the run and of the artifact it makes.
+        parents: role -> artifact it starts from.
+        origin: the checkpoint that a forked run started from, as a further parent.
+        artifact: folder to commit the artifact in.
+        scratch: folder of checkpoints and partial results.
+        run: its record in MLflow.
+        trial: the sweep it belongs to, if it does.
+    """
+
+    run_id: str
+    parents: dict[str, Artifact]
+    origin: dict[str, str]
+    artifact: Folder
+    scratch: Folder
+    run: TrackedRun
+    trial: Trial | None = None
+
+    def show(self, name: str, draw: Callable[[], bytes]) -> None:
+        """Keep a plot where it can be opened, and with the run's record; a sweep draws its trials together."""
+        if self.trial:
+            return
+        path = REPORTS / self.run_id / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw())
+        self.run.attach(path)
+
+    @property
+    def parent_ids(self) -> dict[str, str]:
+        return {role: artifact.id for role, artifact in self.parents.items()} | self.origin
+
+
+def run_stage(
+    stage: str,
+    config: StageConfig,
+    make: Callable[[Workplace], None],
+    *,
+    register_as: str,
+    inputs: dict[str, str] | None = None,
+    resume: Resume = Resume(),
+    trial: Trial | None = None,
+) -> Artifact:
+    """Make a stage's artifact unless it exists, and register it.
+
+    Args:
+        make: does the work and commits `workplace.artifact`; may resume from `workplace.scratch`.
+        inputs: hashes of inputs that are no artifacts (a folder of audio).
+        resume: a run under way that this must be, or start from.
+        trial: the sweep that this run belongs to; what it makes is not registered then.
+
+    Raises:
+        UserError: whatever the stage, storage or tracking could not do.
+    """
+    root = open_folder(absolute(config.storage.root))
+    tracker = open_tracker(config.tracking)
+    parents = {role: resolve(tracker.client, said, root.uri) for role, said in config.references().items()}
+    ids = {role: a.id for role, a in parents.items()}
+    forked = origin(resume, root, stage, config, ids)
+    run_id = config.run_id(ids | forked | (inputs or {}))
+    folder, scratch = artifact_folder(root, run_id), run_folder(root, run_id)
+    with tracker.run(stage, config, run_id, parents, origin=forked, tags=trial.tags if trial else {}) as run:
+        run.stored = partial(stored_rows, scratch)
+        if folder.exists():
+            console.print(f"{stage}: run {run_id} is done already, its result is used")
+            report_missed(scratch, run)
+        else:
+            console.print(f"{stage}: run {run_id}")
+            begin(scratch, root, stage, config, ids | forked)
+            make(Workplace(run_id, parents, forked, folder, scratch, run, trial))
+        artifact = read_artifact(folder)
+        made = None
+        if not trial:
+            made = patiently(
+                lambda: publish(
+                    tracker.client,
+                    register_as,
+                    artifact,
+                    mlflow_run=run.mlflow_id,
+                    stage=stage,
+                    root=root,
+                    pack=save_mlflow_model,
+                )
+            )
+        run.settle()
+        scratch.delete()  # checkpoints, rows and partial results of a finished run are of no further use
+    if made:
+        console.print(f"{stage}: {made.name}@{made.alias} is version {made.number} = {artifact.id}, {artifact.uri}")
+    return artifact

@@ -1,0 +1,61 @@
+"""A file that only one of any number of writers creates: `If-None-Match: *` on S3, a hard link in a folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from functools import partial
+from pathlib import Path
+
+from pipelines.storage.filesystem import endpoint, s3_client
+from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.store import StoreError, read_bytes
+
+_TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+
+
+def create(folder: Folder, name: str, content: bytes) -> bool:
+    """Write a file whole unless it exists; True where this call did.
+
+    Args:
+        content: not what another writer would write, so that an answer that got lost is not taken for a defeat.
+
+    Raises:
+        StoreError: the place cannot be written, or does not know conditional writing.
+    """
+    put = _put_if_none if folder.remote else _link
+    return folder.persist(partial(put, folder, name, content), f"create {folder.uri}/{name}")
+
+
+def _put_if_none(folder: Folder, name: str, content: bytes) -> bool:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = folder.file(name).partition("/")
+    try:
+        s3_client(endpoint()).put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code"))
+        if code in _TAKEN:
+            return folder.exists(name) and read_bytes(folder, name) == content
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
+            raise OSError(f"HTTP status 503 ({code})") from error
+        raise StoreError(
+            f"{folder.uri}: a conditional put fails with {code}; use a store that knows If-None-Match"
+        ) from error
+    except BotoCoreError as error:
+        raise OSError(str(error)) from error
+    return True
+
+
+def _link(folder: Folder, name: str, content: bytes) -> bool:
+    path = Path(folder.file(name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary.write_bytes(content)
+    try:
+        os.link(temporary, path)  # whole or not at all, and never over another
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True

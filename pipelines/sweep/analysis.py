@@ -1,0 +1,255 @@
+"""A sweep's records as an answer: ranking, confidence over seeds, what mattered, Pareto front, and what was saved."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable
+from statistics import mean, stdev
+from typing import Any
+
+from pipelines.sweep.plan import Plan
+from pipelines.sweep.store import (
+    DEFAULT,
+    FAILED,
+    FINISHED,
+    PRUNED,
+    TRIAL,
+    WINNER,
+    Record,
+)
+from presto_core.config.loader import flatten
+from tune_spaces.domains import as_words
+
+LEAST_FOR_IMPORTANCE = 8  # trials; of fewer, forests say what chance says
+Definition = dict[str, Any]
+
+
+def definition(plan: Plan, mlflow_id: str) -> Definition:
+    """What a report must know of a sweep beside its records; plain data."""
+    sweep = plan.sweep.sweep
+    return {
+        "id": plan.id,
+        "stage": sweep.stage,
+        "preset": plan.preset,
+        "words": [word for word in plan.words if not word.startswith("tracking.")],  # a URI may hold a password
+        "base": plan.base.model_dump(mode="json", exclude={"storage", "tracking"}),
+        "keys": list(plan.space),
+        "metrics": list(sweep.metrics),
+        "mode": sweep.mode,
+        "search": sweep.search,
+        "scheduler": sweep.scheduler,
+        "updates": plan.base.updates,
+        "keep": plan.base.validation.keep,
+        "parents": plan.parents,
+        "mlflow_run": mlflow_id,
+    }
+
+
+def summarised(said: Definition, records: Iterable[Record], sessions: list[dict[str, float]]) -> dict[str, Any]:
+    """What result.json holds.
+
+    Args:
+        sessions: seconds of each life of the sweep that came to its end, and its trials at a time.
+    """
+    every = list(records)
+    trials = [r for r in every if r.role == TRIAL]
+    best = ranked(said, trials)
+    return {
+        **said,
+        "trials": [_row(said, r) for r in [*best, *(r for r in trials if r not in best)]],
+        "repeats": {role: _spread(said, _repeats(every, role, best)) for role in (WINNER, DEFAULT)},
+        "winner": _winner(said, best),
+        "verdict": _verdict(said, every, best),
+        "importance": importance(said, trials),
+        "pareto": _front(said, best),
+        "saved": _saved(trials),
+        "overhead": _overhead(every, sessions),
+    }
+
+
+def ranked(said: Definition, records: Iterable[Record]) -> list[Record]:
+    """Trials that came to the end, the best first; those of the same value by run_id."""
+    sign = 1 if said["mode"] == "min" else -1
+    done = [r for r in records if r.role == TRIAL and r.state == FINISHED and r.rows]
+    return sorted(done, key=lambda r: (sign * value_of(said, r), r.run_id))
+
+
+def value_of(said: Definition, record: Record) -> float:
+    """The metric of the weights that a run keeps: those of the end, or of its least Fréchet distance."""
+    row = record.rows[record.update]
+    if said["keep"] == "best":
+        row = min(record.rows.values(), key=lambda r: r["fd"])
+    return row[said["metrics"][0]]
+
+
+def _row(said: Definition, record: Record) -> dict[str, Any]:
+    row = record.rows.get(record.update, {})
+    value = value_of(said, record) if record.rows else None
+    shown = ("run_id", "settings", "role", "state", "artifact", "steps", "full_steps", "reason", "rows")
+    return {"value": value, "update": record.update, "last": row, **{name: getattr(record, name) for name in shown}}
+
+
+def _repeats(every: list[Record], role: str, best: list[Record]) -> list[Record]:
+    """Of the preset, or of the winner: with more samples it may be another than it was."""
+    wanted = best[0].settings if best and role == WINNER else {}
+    return [r for r in every if r.role == role and _unseeded(r.settings) == _unseeded(wanted)]
+
+
+def _unseeded(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "seed"}
+
+
+def _spread(said: Definition, records: list[Record]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds."""
+    values = [value_of(said, r) for r in records if r.state == FINISHED and r.rows]
+    return {
+        "values": values,
+        "mean": mean(values) if values else None,
+        "std": stdev(values) if len(values) > 1 else None,
+    }
+
+
+def _winner(said: Definition, best: list[Record]) -> dict[str, Any] | None:
+    if not best:
+        return None
+    words = [said["preset"] or "", *said["words"], *as_words(best[0].settings)]
+    line = " ".join(["presto", said["stage"], *(_quoted(w) for w in words if w)])
+    return {"run_id": best[0].run_id, "settings": best[0].settings, "artifact": best[0].artifact, "command": line}
+
+
+def _quoted(word: str) -> str:
+    return f"'{word}'" if any(c in word for c in ' {}[]"*?$&;()|<>') else word
+
+
+def _verdict(said: Definition, every: list[Record], best: list[Record]) -> dict[str, Any]:
+    """Whether the winner beats the preset by more than seeds differ, in numbers and in a sentence."""
+    metric = said["metrics"][0]
+    if not best:
+        return {"beats": False, "says": "No trial came to the end, so there is no winner."}
+    if not best[0].settings:
+        return {"beats": False, "says": f"No trial beat the preset's own settings in {metric}."}
+    won, own = (_spread(said, _repeats(every, role, best))["values"] for role in (WINNER, DEFAULT))
+    if min(len(won), len(own)) < 2:
+        return {
+            "beats": False,
+            "says": "Winner and preset were not repeated with other seeds, so chance is not ruled out.",
+        }
+    from scipy.stats import ttest_ind
+
+    gain = (mean(own) - mean(won)) * (1 if said["mode"] == "min" else -1)
+    spread = math.hypot(stdev(won), stdev(own))
+    interval = ttest_ind(won, own, equal_var=False).confidence_interval(0.95)
+    low, high = sorted(-x if said["mode"] == "min" else x for x in (float(interval.low), float(interval.high)))
+    beats = gain > spread
+    says = (
+        f"Over {len(won)} seeds that the search did not see, the winner's {metric} is {mean(won):.3f} ± "
+        f"{stdev(won):.3f} and the preset's {mean(own):.3f} ± {stdev(own):.3f}: a gain of {gain:.3f} (95 % interval "
+        f"{low:.3f} to {high:.3f}, Welch), {'more' if beats else 'not more'} than the spread over seeds, {spread:.3f}."
+    )
+    if not beats:
+        says += " The winner does not beat the preset by more than chance."
+    return {"beats": beats, "gain": gain, "spread": spread, "low": low, "high": high, "says": says}
+
+
+def importance(said: Definition, trials: list[Record]) -> dict[str, Any]:
+    """Share of the metric's variance that each setting explains (fANOVA, Hutter et al. 2014), where all trials compare.
+
+    That is at the last update that each of them reached. A setting that exists for some trials only is left out.
+    """
+    seen = [r for r in trials if r.rows and r.settings]
+    update = min((r.update for r in seen), default=0)
+    seen = [r for r in seen if update in r.rows and math.isfinite(r.rows[update][said["metrics"][0]])]
+    if len(seen) < LEAST_FOR_IMPORTANCE:
+        return {"update": update, "trials": len(seen), "shares": {}}
+    import optuna
+
+    optuna.logging.set_verbosity(logging.ERROR)
+    shared = [k for k in seen[0].settings if all(k in r.settings for r in seen)]
+    columns = {key: [_scalar(r.settings[key]) for r in seen] for key in shared}
+    varied = {key: values for key, values in columns.items() if len(set(values)) > 1}
+    if not varied:
+        return {"update": update, "trials": len(seen), "shares": {}}
+    distributions = {key: _distribution(values) for key, values in varied.items()}
+    study = optuna.create_study()
+    for i, record in enumerate(seen):
+        params, value = {k: v[i] for k, v in varied.items()}, record.rows[update][said["metrics"][0]]
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {"update": update, "trials": len(seen), "shares": {k: float(v) for k, v in shares.items()}}
+
+
+def _scalar(value: Any) -> Any:
+    return value if isinstance(value, int | float | str | bool) or value is None else json.dumps(value)
+
+
+def _distribution(values: list[Any]) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    if numbers and len(set(values)) > 2:
+        return FloatDistribution(min(values), max(values), log=min(values) > 0 and max(values) / min(values) > 20)
+    return CategoricalDistribution(sorted(set(values), key=str))
+
+
+def _front(said: Definition, best: list[Record]) -> list[str]:
+    """run_ids that nothing beats in both quality and cost: the second metric, or blocks a clip goes through."""
+    cost = said["metrics"][1] if len(said["metrics"]) > 1 else "blocks"
+    front, least = [], math.inf
+    for record in best:  # by quality, so whatever costs less than all before it is on the front
+        if record.value(cost) < least:
+            least = record.value(cost)
+            front.append(record.run_id)
+    return front
+
+
+def _saved(trials: list[Record]) -> dict[str, float]:
+    """What stopping early saved: steps that were not trained, and their time at the pace of the others."""
+    counted = [r for r in trials if r.state in (FINISHED, PRUNED)]
+    trained, full = sum(r.steps for r in counted), sum(r.full_steps for r in counted)
+    seconds = sum(r.trained_s for r in counted)
+    share = trained / full if full else 1.0
+    return {
+        "steps_trained": trained,
+        "steps_of_all_to_the_end": full,
+        "share": share,
+        "trial_seconds_saved": seconds * (1 / share - 1) if trained else 0.0,
+    }
+
+
+def _overhead(every: list[Record], sessions: list[dict[str, float]]) -> dict[str, float]:
+    """Seconds of trials beyond their steps, as shares of those; `all` has the sweep's start and end in it as well."""
+    trained, judged, wall = (sum(getattr(r, f"{name}_s") for r in every) for name in ("trained", "judged", "wall"))
+    available = sum(s["seconds"] * s["at_once"] for s in sessions)
+    return {
+        "trained_s": trained,
+        "validation_share": judged / trained if trained else 0.0,
+        "other_share": max(0.0, wall - trained - judged) / trained if trained else 0.0,
+        "all_share": max(0.0, available - trained - judged) / trained if trained and available else 0.0,
+        "failed": float(sum(r.state == FAILED for r in every)),
+    }
+
+
+def difference(said: Definition) -> dict[str, Any]:
+    """The winner's settings, and what the sweep's own command changed of the preset, as nested sections."""
+    import yaml
+
+    from presto_core.config.schema import UNHASHED
+
+    words = [w.partition("=") for w in said["words"] if w.partition("=")[0].partition(".")[0] not in UNHASHED]
+    changed = {key: yaml.safe_load(text) for key, _, text in words} | said["winner"]["settings"]
+    nested: dict[str, Any] = {}
+    for key, value in changed.items():
+        *path, last = key.split(".")
+        inner = nested
+        for name in path:
+            inner = inner.setdefault(name, {})
+        inner[last] = value
+    return nested
+
+
+def preset_value(said: Definition, key: str) -> Any:
+    """What the preset itself has for a key."""
+    return flatten(said["base"]).get(key)

@@ -1,0 +1,244 @@
+"""What a sweep would try: its space, its trials' settings, and what they cost; known without torch, Ray or a server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, cast
+
+from pipelines.presets.resolve import PRESETS, split
+from presto_core.config.loader import ConfigError, load_config
+from presto_core.config.schema import (
+    STAGES,
+    UNHASHED,
+    SweepStage,
+    TeacherStage,
+    TrainingStage,
+)
+from presto_core.config.sweep import RangeConfig
+from tune_spaces.domains import (
+    Choice,
+    Kinds,
+    Range,
+    Space,
+    Suggest,
+    combinations,
+    ranges,
+    walk,
+)
+from tune_spaces.layers import budgets as budgets
+from tune_spaces.spaces import SPACES, joined
+
+MISSES = 200  # draws on end that were there before, after which a space is taken for used up
+FIRST_SEED = 1000  # of repeats: seeds that the search did not see
+# settings that say how far and how surely a sweep goes, not which one it is
+_EXTENT = {"samples", "concurrent", "repeats", "register_best", "keep_stopped"}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Settings to try: what is different from the preset; `run_id` is that of the run they mean."""
+
+    settings: dict[str, Any]
+    run_id: str
+    role: str = "trial"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep before its first trial.
+
+    Attributes:
+        sweep: how it searches, and where it runs.
+        base: the swept stage with the preset's own settings.
+        preset: name or file, for the override line and the winner's preset.
+        words: overrides that the preset was given.
+        space: the keys that this stage reads.
+        depth: transformer blocks that layer budgets are made for.
+        parents: role -> id of the artifacts that trials start from; empty until they are looked up.
+    """
+
+    sweep: SweepStage
+    base: TrainingStage
+    preset: str | None
+    words: tuple[str, ...]
+    space: Space
+    depth: int
+    parents: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> str:
+        return self.sweep.sweep.metrics[0]
+
+    @property
+    def grace(self) -> int:
+        """Updates before a trial may be stopped."""
+        return self.sweep.sweep.grace or self.base.validation.every
+
+    @property
+    def id(self) -> str:
+        """Of the sweep: its stage, preset, parents and search; with more samples it stays the same."""
+        sweep, validation = self.sweep.sweep.model_dump(mode="json", exclude=_EXTENT), self.base.validation
+        judged = {"every": validation.every, **validation.judged_alike()}
+        body = [sweep, self.base.result_config(), judged, self.depth, sorted(self.parents.items())]
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
+
+    def config(self, settings: dict[str, Any]) -> TrainingStage:
+        """The stage's configuration with some settings changed.
+
+        Raises:
+            ConfigError: unknown key, or a value out of range.
+        """
+        return load_config(type(self.base), None, {**self.base.model_dump(mode="json"), **settings})
+
+    def proposal(self, settings: dict[str, Any], role: str = "trial") -> Proposal:
+        return Proposal(settings, self.config(settings).run_id(self.parents), role)
+
+    def repeats(self, settings: dict[str, Any], role: str) -> list[Proposal]:
+        """The same settings with the further seeds."""
+        seeds = range(FIRST_SEED, FIRST_SEED + self.sweep.sweep.repeats)
+        return [self.proposal(settings | {"seed": seed}, role) for seed in seeds]
+
+    def proposals(self) -> Iterator[Proposal]:
+        """The preset's own settings, then those of a grid or a random search: each run once, always the same ones."""
+        sweep, seen = self.sweep.sweep, set()
+        for settings in ({}, *combinations(self.space)) if sweep.search == "grid" else self._drawn():
+            proposal = self.proposal(settings)
+            if proposal.run_id not in seen:
+                seen.add(proposal.run_id)
+                yield proposal
+                if sweep.search != "grid" and len(seen) == sweep.samples:
+                    return
+
+    @property
+    def trials(self) -> int:
+        """Trials there will be, at most."""
+        if self.sweep.sweep.search == "grid":
+            return sum(1 for _ in self.proposals())
+        return self.sweep.sweep.samples
+
+    def _drawn(self) -> Iterator[dict[str, Any]]:
+        """Settings from a seeded source; ends after many that came before."""
+        yield {}
+        rng, seen, misses = random.Random(self.sweep.sweep.seed), set[str](), 0
+        while misses < MISSES:
+            settings = walk(self.space, suggestions(rng))
+            told = json.dumps(settings, sort_keys=True)
+            misses = misses + 1 if told in seen else 0
+            if told not in seen:
+                seen.add(told)
+                yield settings
+
+
+def suggestions(rng: random.Random) -> Suggest:
+    """Values by chance, of four digits, so that they can be read and written again."""
+
+    def suggest(name: str, domain: Choice | Range) -> Any:
+        if isinstance(domain, Choice):
+            return rng.choice(domain.values)
+        if domain.integer:
+            return rng.randint(round(domain.low), round(domain.high))
+        if domain.log:
+            return rounded(math.exp(rng.uniform(math.log(domain.low), math.log(domain.high))), domain)
+        return rounded(rng.uniform(domain.low, domain.high), domain)
+
+    return suggest
+
+
+def rounded(value: float, domain: Range) -> float:
+    """To four digits, within the domain."""
+    return min(max(float(f"{value:.4g}"), domain.low), domain.high)
+
+
+def planned(words: list[str]) -> Plan:
+    """What a preset and overrides mean; every mistake in them is found here.
+
+    Raises:
+        ConfigError: unknown preset, key, space or value; an empty space; a metric that would never be reported; a grid
+            of endlessly many values.
+    """
+    preset, overrides = split(words)
+    foreign = {name for stage in STAGES.values() for name in stage.model_fields} - set(SweepStage.model_fields)
+    mine = [o for o in overrides if _top(o) not in foreign]
+    sweep = load_config(SweepStage, preset, mine, preset_folder=PRESETS)
+    theirs = [o for o in overrides if _top(o) != "sweep"]
+    base = cast(TrainingStage, load_config(STAGES[sweep.sweep.stage], preset, theirs, preset_folder=PRESETS))
+    depth = sweep.sweep.depth or load_config(TeacherStage, preset, preset_folder=PRESETS).network.depth
+    plan = Plan(sweep, base, preset, tuple(theirs), _space(sweep, base, depth), depth)
+    _require_reported(plan)
+    _require_valid(plan)
+    if sweep.sweep.search == "grid" and (endless := ranges(plan.space)):
+        raise ConfigError(f"sweep.search=grid needs lists of values, and {endless[0]!r} is a range; use search=random")
+    return plan
+
+
+def _top(override: str) -> str:
+    return override.partition("=")[0].partition(".")[0]
+
+
+def _space(sweep: SweepStage, base: TrainingStage, depth: int) -> Space:
+    """The keys of ready spaces that the stage reads, and the user's own."""
+    for name in sweep.sweep.spaces:
+        if name not in SPACES:
+            near = get_close_matches(name, SPACES, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(SPACES)}"
+            raise ConfigError(f"unknown space {name!r}; {hint}")
+    fields = set(type(base).model_fields)
+    ready = {k: d for k, d in joined(sweep.sweep.spaces, depth=depth).items() if k.partition(".")[0] in fields}
+    own = {key: _domain(said) for key, said in sweep.sweep.domains.items()}
+    for key in own:
+        if key.partition(".")[0] in UNHASHED:
+            raise ConfigError(f"{key!r} does not change what {sweep.sweep.stage} makes, so there is nothing to sweep")
+    if not ready | own:
+        of = f"; {', '.join(sweep.sweep.spaces)} has no key of this stage" if sweep.sweep.spaces else ""
+        raise ConfigError(
+            f"a sweep of {sweep.sweep.stage} needs settings to try{of}: give --space (presto sweep spaces lists them) "
+            "or sweep.domains={dotted.key: [values]}"
+        )
+    return ready | own
+
+
+def _domain(said: tuple[Any, ...] | RangeConfig) -> Choice | Range:
+    if isinstance(said, RangeConfig):
+        return Range(said.low, said.high, said.log, said.integer)
+    return Choice(said)
+
+
+def _require_reported(plan: Plan) -> None:
+    every, updates, stage = plan.base.validation.every, plan.base.updates, plan.sweep.sweep.stage
+    if not every:
+        raise ConfigError(
+            f"metric {plan.metric!r} would never be reported: validation.every=0; set validation.every to some updates "
+            f"of {stage}'s {updates}"
+        )
+    if every > updates:
+        raise ConfigError(
+            f"metric {plan.metric!r} would be reported once, at the end: validation.every={every} is more than the "
+            f"{updates} updates of {stage}; lower validation.every"
+        )
+    if plan.grace > updates:
+        raise ConfigError(f"sweep.grace={plan.grace} is more than the {updates} updates of {stage}; lower it")
+
+
+def _require_valid(plan: Plan) -> None:
+    """Try each end of each domain by itself, so that a wrong key or value is named before anything runs."""
+    for key, domain in plan.space.items():
+        if isinstance(domain, Kinds):
+            for kind, inner in domain.options.items():
+                for name, part in inner.items():
+                    for value in _ends(part):
+                        plan.config({f"{key}.kind": kind, f"{key}.{name}": value})
+        else:
+            for value in _ends(domain):
+                plan.config({key: value})
+
+
+def _ends(domain: Choice | Range) -> tuple[Any, ...]:
+    if isinstance(domain, Choice):
+        return domain.values
+    return (round(domain.low), round(domain.high)) if domain.integer else (domain.low, domain.high)

@@ -1,0 +1,114 @@
+"""What a sweep knows of its trials, as JSON beside the runs' artifacts: enough to go on after the command was killed.
+
+Ray Tune's own state is pickled and forgets the rungs of its schedulers; this is neither.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipelines.train.validation import PREFIX, UPDATE
+from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.store import (
+    StoreError,
+    read_bytes,
+    write_bytes,
+)
+
+TRIALS, DEFINITION, RESULT = "trials", "sweep.json", "result.json"
+RUNNING, FINISHED, PRUNED, FAILED = "running", "finished", "pruned", "failed"
+DEFAULT, TRIAL, WINNER = "default", "trial", "winner"  # roles; default and winner are repeats with other seeds
+
+
+@dataclass
+class Record:
+    """One trial.
+
+    Attributes:
+        settings: what is different from the preset.
+        role: `trial`, or a repeat of the `winner` or the `default` with another seed.
+        rows: validations, by update: metric -> value.
+        steps, full_steps: total steps it was trained for, and those of a run to the end.
+        wall_s, trained_s, judged_s: seconds that the trial took, of which its steps, and its validations.
+        reason: why it failed.
+    """
+
+    run_id: str
+    settings: dict[str, Any]
+    role: str = TRIAL
+    state: str = RUNNING
+    rows: dict[int, dict[str, float]] = field(default_factory=dict)
+    artifact: str = ""
+    steps: int = 0
+    full_steps: int = 0
+    wall_s: float = 0.0
+    trained_s: float = 0.0
+    judged_s: float = 0.0
+    reason: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.state != RUNNING
+
+    @property
+    def update(self) -> int:
+        """The last update that was validated."""
+        return max(self.rows, default=0)
+
+    def value(self, metric: str) -> float:
+        """The metric at the last validation."""
+        return self.rows[self.update][metric]
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """A row of a run's metrics that is a validation."""
+        update = int(metrics[UPDATE])
+        self.rows[update] = {k.removeprefix(PREFIX): v for k, v in metrics.items() if k != UPDATE}
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of one sweep, in its folder."""
+
+    folder: Folder
+
+    def save(self, record: Record) -> None:
+        write_bytes(self.folder.child(TRIALS), f"{record.run_id}.json", json.dumps(asdict(record), indent=1).encode())
+
+    def all(self) -> dict[str, Record]:
+        """By run_id."""
+        trials, found = self.folder.child(TRIALS), {}
+        for info in trials.files(missing_ok=True):
+            if info.base_name.endswith(".json"):
+                said = json.loads(read_bytes(trials, info.base_name))
+                said["rows"] = {int(update): row for update, row in said["rows"].items()}
+                found[said["run_id"]] = Record(**said)
+        return found
+
+    def sessions(self, more: list[dict[str, float]]) -> list[dict[str, float]]:
+        """What lives of the sweep took that came to their end, those of `more` too, which are stored."""
+        folder = self.folder.child("sessions")
+        for session in more:
+            write_bytes(folder, f"{time.time_ns():x}.json", json.dumps(session).encode())
+        return [json.loads(read_bytes(folder, info.base_name)) for info in folder.files(missing_ok=True)]
+
+    def define(self, definition: dict[str, Any]) -> None:
+        """Say what the sweep is."""
+        write_bytes(self.folder, DEFINITION, json.dumps(definition, indent=1).encode())
+
+    def definition(self) -> dict[str, Any]:
+        """What `define` was told.
+
+        Raises:
+            StoreError: there is no such sweep.
+        """
+        if not self.folder.exists(DEFINITION):
+            raise StoreError(f"there is no sweep at {self.folder.uri}; presto sweep report without an id lists them")
+        return dict(json.loads(read_bytes(self.folder, DEFINITION)))
+
+
+def sweep_folder(root: Folder, sweep_id: str) -> Folder:
+    """Where a sweep keeps its records."""
+    return root.child("sweeps").child(sweep_id)

@@ -1,0 +1,58 @@
+"""How busy the machine of a command is while it runs: processor, memory, disk, network and GPUs, by MLflow's monitors.
+
+The values go the way of all metrics of a run, so that a server that is down loses none of them and delays nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from pipelines.tracking.run import TrackedRun
+
+INTERVAL_S = 10.0
+
+
+@contextmanager
+def sampled(run: TrackedRun, began_ms: int) -> Iterator[None]:
+    """Sample while the block runs; the step of a sample is the seconds since the run began, over all its lives."""
+    done = threading.Event()
+    every = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or INTERVAL_S)
+
+    def watch() -> None:
+        monitors: list[Any] = []
+        while not done.wait(every):
+            monitors = monitors or _monitors()
+            run.log(int(time.time() - began_ms / 1000), _sample(monitors))
+
+    thread = threading.Thread(target=watch, name="system-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _sample(monitors: list[Any]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for monitor in monitors:
+        monitor.collect_metrics()
+        values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
+        monitor.clear_metrics()
+    return values
+
+
+def _monitors() -> list[Any]:
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    with suppress(Exception):  # no GPU, or not the package that looks at it
+        monitors.append(GPUMonitor())
+    return monitors

@@ -1,0 +1,156 @@
+"""What a training worker tells Prometheus and the log: rank 0 sets gauges where it reports a row, never inside a step.
+
+Ray exports the gauges of each node under `ray_` + their name, for Prometheus to scrape. Log records are JSON lines in
+Ray's session folder (`logs/train/ray-train-app-worker-*.log`), of all ranks; none reaches the user's console.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import psutil
+import torch
+
+from pipelines.cluster.shutdown import StoppedError
+from pipelines.train.device_specs import device_called
+from presto_core.errors import UserError
+from presto_core.training.parallel import Parallel
+
+PEAK = "PRESTO_PEAK_TFLOPS"  # of one device at the run's precision, where pipelines.devices does not know it
+
+# name -> what it is; each has the tags TAGS, and those of EXTRA_TAGS
+GAUGES = {
+    "presto_step": "Steps that are done",
+    "presto_total_steps": "Steps that the run has",
+    "presto_samples_per_second": "Rows of the global batch that go through a training step in a second",
+    "presto_step_seconds": "Seconds a step takes, a mean since the last row, by phase of the step",
+    "presto_data_wait_seconds": "Seconds of a step in which a worker waits for data",
+    "presto_mfu": "Model FLOP/s over the devices' peak FLOP/s, recomputation not counted",
+    "presto_memory_bytes": "Most bytes that rank 0 had allocated on its GPU, or has in memory where it has none",
+    "presto_checkpoint_timestamp_seconds": "Unix time of the last whole checkpoint, or of the run's start",
+    "presto_loss": "Losses of the last row, by name",
+    "presto_workers": "Workers that take part",
+}
+TAGS = ("run_id", "stage")
+EXTRA_TAGS = {"presto_step_seconds": ("phase",), "presto_loss": ("loss",), "presto_memory_bytes": ("device",)}
+
+log = logging.getLogger("presto")
+
+
+@dataclass
+class Telemetry:
+    """A run's gauges and log, of one worker in a Ray session.
+
+    Attributes:
+        row_flops: model FLOPs of one row of the batch, a mean over steps; 0 is not known.
+        bf16: whether networks run in it.
+    """
+
+    run_id: str
+    stage: str
+    parallel: Parallel
+    global_batch_size: int
+    total_steps: int
+    row_flops: float
+    bf16: bool
+    gauges: dict[str, Any] = field(default_factory=dict)
+    peak: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.parallel.rank == 0:
+            from ray.util.metrics import Gauge
+
+            tags = {name: (*TAGS, *EXTRA_TAGS.get(name, ())) for name in GAUGES}
+            self.gauges = {name: Gauge(name, what, tag_keys=tags[name]) for name, what in GAUGES.items()}
+            self.peak = peak_flops(self.parallel.device, bf16=self.bf16)
+            self._set("presto_checkpoint_timestamp_seconds", time.time())
+        self.say("worker starts", values={"workers": self.parallel.world_size, "device": str(self.parallel.device)})
+
+    def row(self, step: int, metrics: dict[str, float]) -> None:
+        """Of rank 0: set what follows from a row; without metrics, where the run starts."""
+        self._set("presto_step", step)
+        self._set("presto_total_steps", self.total_steps)
+        self._set("presto_workers", self.parallel.world_size)
+        self._set("presto_memory_bytes", *_memory(self.parallel.device))
+        for name, value in self._rates(metrics).items():
+            self._set(name, value)
+        for name, value in metrics.items():
+            if name.endswith("step_seconds"):
+                self._set("presto_step_seconds", value, phase=name.removesuffix("step_seconds").rstrip("_") or "all")
+            elif name.endswith("_loss"):
+                self._set("presto_loss", value, loss=name)
+        self.say("row" if metrics else "starts", values={"step": step, **metrics})
+
+    def _rates(self, metrics: dict[str, float]) -> dict[str, float]:
+        seconds = metrics.get("step_seconds", 0.0)
+        if seconds <= 0:
+            return {}
+        rows = self.global_batch_size / seconds
+        rates = {
+            "presto_samples_per_second": rows,
+            "presto_data_wait_seconds": metrics["data_wait_fraction"] * seconds,
+        }
+        if self.peak and self.row_flops:
+            rates["presto_mfu"] = rows * self.row_flops / (self.peak * self.parallel.world_size)
+        return rates
+
+    def checkpointed(self, step: int) -> None:
+        """The checkpoint of a step is whole."""
+        self._set("presto_checkpoint_timestamp_seconds", time.time())
+        self.say("checkpoint", values={"step": step})
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """An exception that ends the block is in the log too; a stop that was asked for is no error."""
+        try:
+            yield
+        except StoppedError as stop:
+            self.say(str(stop), logging.WARNING)
+            raise
+        except Exception as error:
+            self.say(f"{type(error).__name__}: {error}", logging.ERROR)
+            raise
+
+    def say(self, what: str, level: int = logging.INFO, *, values: Mapping[str, object] = MappingProxyType({})) -> None:
+        """A line in the log of this worker."""
+        known = {"run_id": self.run_id, "stage": self.stage, "rank": self.parallel.rank}
+        log.log(level, what, extra=known | {name.replace("/", "_"): value for name, value in values.items()})
+
+    def _set(self, name: str, value: float, device: str = "", **tags: str) -> None:
+        if name in self.gauges:
+            own = {"run_id": self.run_id, "stage": self.stage} | ({"device": device} if device else {}) | tags
+            self.gauges[name].set(value, tags=own)
+
+
+def peak_flops(device: torch.device, *, bf16: bool) -> float:
+    """FLOP/s of a worker's device as published, or as the environment says; 0 where nobody knows.
+
+    Raises:
+        UserError: the environment says what is no number above zero.
+    """
+    said = os.environ.get(PEAK, "")
+    if said:
+        try:
+            value = float(said)
+        except ValueError:
+            value = 0.0
+        if value <= 0:
+            raise UserError(f"{PEAK}={said!r} is no number of TFLOP/s above zero; mend it, or unset it")
+        return value * 1e12
+    if device.type != "cuda":
+        return 0.0
+    known = device_called(torch.cuda.get_device_name(device))
+    return known.peak_flops(bf16=bf16) if known else 0.0
+
+
+def _memory(device: torch.device) -> tuple[float, str]:
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)), "cuda"
+    return float(psutil.Process().memory_info().rss), "cpu"

@@ -1,0 +1,168 @@
+"""The whole flow at small size, in one command and one Ray session: music in, distilled models and sounds out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pipelines.console import console
+from pipelines.presets.resolve import PRESETS
+from presto_core.config.data import IngestConfig
+from presto_core.config.loader import load_config
+from presto_core.config.schema import (
+    STAGES,
+    CorpusStage,
+    IngestStage,
+    StageConfig,
+)
+from presto_core.config.sections import InputsConfig
+
+OBJECT_STORE = Path(".presto/object_store")
+BUCKET = "presto"
+MODULES = {
+    "corpus": "corpus",
+    "ingest": "ingest",
+    "train-teacher": "train_teacher",
+    "distill-layers": "distill_layers",
+    "distill-steps": "distill_steps",
+    "evaluate": "evaluate",
+    "generate": "generate",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One execution of a stage.
+
+    Attributes:
+        stage: the verb.
+        inputs: role -> the step that made it.
+        compared: further models that an evaluation compares.
+        settings: what sets this execution apart from others of its stage.
+    """
+
+    stage: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    compared: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+
+
+BASE = {"dataset": "ingest", "teacher": "base"}
+# adaptive score estimation as published: an early exit, told nothing, taught nothing but to denoise
+ASE = ("layers.mode=ase", "layers.budget_conditioning=false", "layers.self_teacher_weight=0")
+FLOW = {
+    "corpus": Step("corpus"),
+    "ingest": Step("ingest"),
+    "base": Step("train-teacher", {"dataset": "ingest"}),
+    "ASE": Step("distill-layers", BASE, settings=ASE),
+    "L": Step("distill-layers", BASE),
+    "S": Step("distill-steps", BASE),
+    "LS": Step("distill-steps", BASE | {"layers": "L"}),
+    "evaluate": Step("evaluate", BASE, compared=("ASE", "L", "S", "LS")),
+    "generate": Step("generate", {"generator": "LS"}),
+}
+
+
+def run(preset: str, overrides: list[str], *, local: bool) -> None:
+    """Run every step on what those before it made; what is done already is used again.
+
+    Raises:
+        UserError: from the stage that could not go on.
+    """
+    started = time.monotonic()
+    configs = stage_configs(preset, overrides)
+    root = storage_root(local=local)
+    from pipelines.cluster.session import ray_session, training_cpus
+
+    made: dict[str, Any] = {}
+    cluster = configs["base"].cluster
+    with ray_session(cluster, cpus=training_cpus(cluster)):
+        for name, config in configs.items():
+            begun = time.monotonic()
+            made[name] = run_step(name, config, root, made)
+            console.print(f"[dim]{name} took {time.monotonic() - begun:.0f} s")
+    _say_where_things_are(configs, root, time.monotonic() - started)
+
+
+def stage_configs(preset: str | None, overrides: list[str]) -> dict[str, StageConfig]:
+    """Every step's settings; an override goes to the stages that have its section.
+
+    Raises:
+        ConfigError: an override that fits no stage.
+    """
+    configs = {}
+    for name, step in FLOW.items():
+        stage = STAGES[step.stage]
+        foreign = {f for other in STAGES.values() for f in other.model_fields} - set(stage.model_fields)
+        mine = [o for o in overrides if o.partition("=")[0].partition(".")[0] not in foreign]
+        configs[name] = load_config(stage, preset, [*mine, *step.settings], preset_folder=PRESETS)
+    configs["ingest"] = _reading(configs["ingest"], configs["corpus"])
+    return configs
+
+
+def _reading(ingest: StageConfig, corpus: StageConfig) -> StageConfig:
+    """Ingest of the corpus that this flow builds, unless it is told another source."""
+    assert isinstance(ingest, IngestStage)
+    assert isinstance(corpus, CorpusStage)
+    if ingest.ingest.source != IngestConfig().source:
+        return ingest
+    source = ingest.ingest.model_copy(update={"source": (corpus.corpus.folder,)})
+    return ingest.model_copy(update={"ingest": source})
+
+
+def described(name: str, among: Iterable[str] = FLOW) -> str:
+    """A step in one line: its name, and the steps whose artifacts it reads where only those `among` run."""
+    step = FLOW[name]
+    read = [f"{role} {maker}" for role, maker in step.inputs.items()]
+    read += [f"compared {other}" for other in step.compared if other in among]
+    return f"## {name}" + (f", made from {', '.join(read)}" if read else "")
+
+
+def run_step(name: str, config: StageConfig, root: str, made: dict[str, Any]) -> Any:
+    """Run one step of the flow by its verb, on what was `made` so far; returns the artifact it makes."""
+    return import_module(f"pipelines.stages.{MODULES[FLOW[name].stage]}").run(_placed(FLOW[name], config, root, made))
+
+
+def _placed(step: Step, config: StageConfig, root: str, made: dict[str, Any]) -> StageConfig:
+    """The step's settings with storage and parents as this flow has them; what was not made is not compared."""
+    inputs = {"generator": ""} | {role: made[name].id for role, name in step.inputs.items()}
+    compared = tuple(made[name].id for name in step.compared if name in made)
+    storage = config.storage.model_copy(update={"root": root})
+    return config.model_copy(update={"storage": storage, "inputs": InputsConfig(**inputs, compared=compared)})
+
+
+def storage_root(*, local: bool) -> str:
+    """A folder, or a prefix on the embedded S3 server: started if need be, its credentials put into the environment."""
+    if local:
+        return str(Path(".presto/store").absolute())
+    from pipelines.storage import filesystem as storage
+    from pipelines.storage import local_s3 as embedded_s3
+
+    server, started = embedded_s3.start(OBJECT_STORE)
+    os.environ.update(server.environment())
+    storage.create_bucket(BUCKET)
+    console.print(f"object store {'started' if started else 'found'}: {server.endpoint}")
+    return f"s3://{BUCKET}/demo"
+
+
+def _say_where_things_are(configs: dict[str, StageConfig], root: str, seconds: float) -> None:
+    from pipelines.tracking.client import tracking_uri
+
+    s3 = root.startswith("s3://")
+    stop = ' (stop it: presto down; use it: eval "$(presto up)")' if s3 else ""
+    generated = configs["generate"].model_dump()["generate"]["output"]
+    lines = {
+        "done in": f"{seconds / 60:.1f} min; run it again to see what is reused",
+        "listen": f"{generated}/*.wav, and side by side in .presto/reports/*/index.html",
+        "plots": ".presto/reports/*/*.png (noise, losses, quality against blocks run, activations by depth)",
+        "storage": f"{root}{stop}",
+        "runs": f"mlflow ui --backend-store-uri {tracking_uri(configs['ingest'].tracking)}",
+        "more music": f'presto generate "harpsichord, fast, 140 bpm, D minor" storage.root={root}',
+    }
+    for name, text in lines.items():
+        console.print(f"[bold]{name:>10}[/bold]  {text}")

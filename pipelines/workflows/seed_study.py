@@ -1,0 +1,227 @@
+"""The claims with error bars: one base, each distilled model with several seeds (`presto science`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.console import console
+from pipelines.evaluate import plots
+from pipelines.storage.filesystem import open_folder
+from pipelines.workflows.demo import (
+    run_step,
+    stage_configs,
+    storage_root,
+)
+from presto_core.artifacts.store import read_file
+from presto_core.config.schema import EvaluateStage, StageConfig
+from presto_core.errors import UserError
+
+ONCE, EACH_SEED = ("corpus", "ingest", "base"), ("ASE", "L", "S", "LS", "evaluate")
+STEPS = ONCE + EACH_SEED
+FOLDER = Path(".presto/science")
+STUDENT_STEPS, BASE_FEW_NFE, BASE_MANY_STEPS = 4, 4, 40
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over seeds."""
+
+    mean: float
+    std: float
+
+    @staticmethod
+    def of(values: list[float]) -> Spread:
+        return Spread(mean(values), stdev(values) if len(values) > 1 else 0.0)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.std:.2f}"
+
+
+def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[str, Any]:
+    """Train the base once, then distil and evaluate with each seed; what is done already is used again.
+
+    Returns:
+        What science.json holds: every seed's report, the spread of each system, and the ratios of `CLAIMS`.
+
+    Raises:
+        UserError: the settings lack a system that the ratios compare, or a stage could not go on.
+    """
+    configs = stage_configs(preset, overrides)
+    _require_comparable(configs["evaluate"])
+    reports = []
+    with base_trained(configs, local=local) as (root, made):
+        for seed in range(seeds):
+            console.print(f"[bold]seed {seed}")
+            for name in EACH_SEED:
+                made[name] = run_step(name, configs[name].model_copy(update={"seed": seed}), root, made)
+            report = made["evaluate"]
+            reports.append(json.loads(read_file(open_folder(report.uri), "report.json", report.manifest)))
+    result = summarised(reports)
+    _write(result)
+    return result
+
+
+@contextmanager
+def base_trained(configs: dict[str, StageConfig], *, local: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A Ray session in which data set and base exist: the storage root, and the artifacts by step."""
+    from pipelines.cluster.session import ray_session, training_cpus
+
+    root = storage_root(local=local)
+    made: dict[str, Any] = {}
+    cluster = configs["base"].cluster
+    with ray_session(cluster, cpus=training_cpus(cluster)):
+        for name in ONCE:
+            made[name] = run_step(name, configs[name], root, made)
+        yield root, made
+
+
+def summarised(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Spread over seeds of each system and of the ratios that the targets are about."""
+    names = [row["name"] for row in reports[0]["systems"]]
+    by_name = {name: [next(r for r in report["systems"] if r["name"] == name) for report in reports] for name in names}
+    return {
+        "systems": [_system(rows) for rows in by_name.values()],
+        "floor_fd": asdict(Spread.of([report["floor"]["fd"] for report in reports])),
+        "ratios": {
+            name: asdict(Spread.of([claim.ratio(report["systems"]) for report in reports]))
+            for name, claim in CLAIMS.items()
+        },
+        "reports": reports,
+    }
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A ratio with a target.
+
+    Attributes:
+        says: the ratio in words.
+        ratio: its value, from the systems of one report.
+        target: the most it may be, or the least where `at_least`.
+    """
+
+    says: str
+    ratio: Callable[[Rows], float]
+    target: float
+    at_least: bool = False
+
+    def met(self, value: float) -> bool:
+        return value >= self.target if self.at_least else value <= self.target
+
+
+def _base_best(rows: Rows, fits: Callable[[dict[str, Any]], bool]) -> float:
+    return min(row["fd"] for row in rows if row["role"] == "base" and fits(row))
+
+
+def _student(rows: Rows, label: str) -> dict[str, Any]:
+    return next(row for row in rows if row["label"] == label and row["steps"] == STUDENT_STEPS)
+
+
+def _layers(rows: Rows, method: str) -> dict[str, Any]:
+    """The first sampler of a layer-distilled model, which is that of the base it is compared with."""
+    return next(row for row in rows if row["role"] == "layers" and row["label"].split()[0] == method)
+
+
+CLAIMS = {
+    "few": Claim(
+        "FD of S at 4 steps ÷ the base at 4 evaluations, its best sampler",
+        lambda rows: _student(rows, "S")["fd"] / _base_best(rows, lambda row: row["nfe"] == BASE_FEW_NFE),
+        0.5,
+    ),
+    "many": Claim(
+        "FD of S at 4 steps ÷ the base with 40 steps and more, its best sampler",
+        lambda rows: _student(rows, "S")["fd"] / _base_best(rows, lambda row: row["steps"] >= BASE_MANY_STEPS),
+        1.1,
+    ),
+    "layers": Claim(
+        "distance to the base's own samples, L ÷ ASE",
+        lambda rows: _layers(rows, "L")["fd_to_base"] / _layers(rows, "ASE")["fd_to_base"],
+        1.0,
+    ),
+    "both": Claim("FD at 4 steps, LS ÷ S", lambda rows: _student(rows, "LS")["fd"] / _student(rows, "S")["fd"], 1.25),
+    "faster": Claim(
+        "sampling time of a clip at 4 steps, S ÷ LS",
+        lambda rows: _student(rows, "S")["sampling_ms"] / _student(rows, "LS")["sampling_ms"],
+        1.2,
+        at_least=True,
+    ),
+}
+
+
+def _require_comparable(config: StageConfig) -> None:
+    """Refuse early what `CLAIMS` could not compare."""
+    assert isinstance(config, EvaluateStage)
+    settings = config.evaluate
+    few = any(b.nfe == BASE_FEW_NFE for b in settings.base)
+    many = any(b.steps >= BASE_MANY_STEPS for b in settings.base)
+    if not (few and many and STUDENT_STEPS in settings.student_steps):
+        raise UserError(
+            f"science compares students at {STUDENT_STEPS} steps with the base at {BASE_FEW_NFE} evaluations and "
+            f"at {BASE_MANY_STEPS} steps or more; add what is missing to evaluate.student_steps or evaluate.base"
+        )
+    if settings.layers[:1] != settings.base[:1]:
+        raise UserError(
+            "science compares layer-distilled models with the base under one sampler; make the first of "
+            "evaluate.layers the first of evaluate.base"
+        )
+
+
+def _system(rows: Rows) -> dict[str, Any]:
+    alike = ("name", "label", "role", "steps", "nfe", "blocks_run", "sampler")
+    spread = ("fd", "fd_to_base", "mmd", "sampling_ms", "speed_up")
+    return {key: rows[0][key] for key in alike} | {key: asdict(Spread.of([r[key] for r in rows])) for key in spread}
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The results table of the README."""
+    seeds = len(result["reports"])
+    lines = [
+        f"| system | NFE | blocks | FD, mean of {seeds} | FD to base | MMD x 1000 | ms a clip | speed-up |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["systems"]:
+        fd, to_base, mmd = (Spread(**row[key]) for key in ("fd", "fd_to_base", "mmd"))
+        name = row["name"] if row["role"] == "base" else f"**{row['name']}**"
+        scaled = Spread(mmd.mean * 1e3, mmd.std * 1e3)
+        cost = f"{row['sampling_ms']['mean']:.0f} | {row['speed_up']['mean']:.1f}x"
+        lines.append(f"| {name} | {row['nfe']} | {row['blocks_run']} | {fd} | {to_base} | {scaled} | {cost} |")
+    lines.append(f"| real music (noise floor) | | | {Spread(**result['floor_fd'])} | | | | |")
+    return "\n".join(lines) + "\n\n" + verdict(result) + "\n"
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """Each claim's ratio against its target, in words: one line a claim."""
+    said = []
+    for name, claim in CLAIMS.items():
+        value, sign = Spread(**result["ratios"][name]), "≥" if claim.at_least else "≤"
+        met = "met" if claim.met(value.mean) else "missed"
+        said.append(f"- {claim.says}: {value} (target {sign} {claim.target:g}: {met})")
+    return "\n".join(said)
+
+
+def _write(result: dict[str, Any]) -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "science.json").write_text(json.dumps(result, indent=2))
+    (FOLDER / "science.md").write_text(to_markdown(result))
+    (FOLDER / "quality_vs_blocks.png").write_bytes(plots.quality_over_seeds(result))
+    table = Table(title=f"{len(result['reports'])} seeds, held-out music")
+    for name in ("system", "NFE", "blocks", "FD", "FD to base", "ms a clip", "speed-up"):
+        table.add_column(name, justify="left" if name == "system" else "right")
+    for row in result["systems"]:
+        latency, faster = f"{row['sampling_ms']['mean']:.0f}", f"{row['speed_up']['mean']:.1f}x"
+        distances = (str(Spread(**row[key])) for key in ("fd", "fd_to_base"))
+        table.add_row(row["name"], str(row["nfe"]), str(row["blocks_run"]), *distances, latency, faster)
+    table.add_row("real music (noise floor)", "", "", str(Spread(**result["floor_fd"])), "", "", "", style="dim")
+    Console(width=100).print(table)
+    console.print(verdict(result))
+    console.print(f"science: table, plot and all figures in {FOLDER}")

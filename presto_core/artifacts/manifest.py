@@ -1,0 +1,108 @@
+"""What an artifact is: a committed folder that says of itself what made it, from what, and with which bytes."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.store import commit, read_manifest
+
+CONFIG = "config.yaml"
+_PACKAGES = ("presto-distill", "torch", "ray", "mlflow", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed artifact.
+
+    Attributes:
+        id: hash over configuration and parents; the same inputs give the same id.
+        kind: dataset, teacher, layers, generator or report.
+        uri: its folder.
+        manifest: everything it says of itself.
+    """
+
+    id: str
+    kind: str
+    uri: str
+    manifest: dict[str, Any]
+
+
+def artifact_folder(root: Folder, artifact_id: str) -> Folder:
+    """Where the artifact with this id is, or will be."""
+    return root.child("artifacts").child(artifact_id)
+
+
+def run_folder(root: Folder, run_id: str) -> Folder:
+    """Where a run keeps checkpoints and partial results."""
+    return root.child("runs").child(run_id)
+
+
+def commit_artifact(
+    folder: Folder,
+    *,
+    kind: str,
+    artifact_id: str,
+    config_yaml: str,
+    parents: dict[str, str],
+    files: dict[str, bytes],
+    details: dict[str, Any],
+) -> Artifact:
+    """Write an artifact's files and, last, its manifest.
+
+    Args:
+        parents: role -> id of the artifacts it was made from.
+        details: further keys of the manifest, such as `model` or `dataset`.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    manifest = {
+        "kind": kind,
+        "id": artifact_id,
+        "parents": parents,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "made_with": provenance(),
+        **details,
+    }
+    written = commit(folder, manifest, {CONFIG: config_yaml.encode(), **files})
+    return Artifact(artifact_id, kind, folder.uri, written)
+
+
+def read_artifact(folder: Folder) -> Artifact:
+    """The artifact committed in a folder.
+
+    Raises:
+        StoreError: there is none or it is damaged.
+    """
+    manifest = read_manifest(folder)
+    return Artifact(str(manifest.get("id", "")), str(manifest.get("kind", "")), folder.uri, manifest)
+
+
+def provenance() -> dict[str, str | None]:
+    """Versions of what makes artifacts, and the commit of the source tree where there is one."""
+    versions: dict[str, str | None] = {"python": platform.python_version(), "git_commit": git_commit()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree; None where there is none."""
+    source = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=source, capture_output=True, text=True, check=True, timeout=5
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,89 @@
+"""What an artifact consists of, by its manifest: its files with their hashes, and one hash over all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from presto_core.artifacts.validate import RefusedError, require_names
+
+FILE_BYTES_LIMIT = 64 * 2**30
+TOTAL_BYTES_LIMIT = 16 * 2**40
+KINDS = ("dataset", "teacher", "layers", "generator", "report")
+_INCIDENTAL = ("created", "made_with", "schema_version")  # when and with which versions: the bytes are the same
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a manifest says of one file."""
+
+    sha256: str
+    bytes: int
+
+
+def files_of(manifest: Mapping[str, Any]) -> dict[str, Entry]:
+    """Every file of an artifact but the manifest itself, shards of a data set included.
+
+    Raises:
+        RefusedError: a name, a hash or a size is none, two entries are of one file, or it is too large.
+    """
+    listed = _mapping(manifest.get("files", {}), "files")
+    shards = _mapping(manifest.get("dataset") or {}, "dataset").get("shards", [])
+    if not isinstance(shards, list) or not all(isinstance(shard, Mapping) for shard in shards):
+        raise RefusedError("the manifest's dataset.shards is no list of shards")
+    pairs = [*listed.items(), *((shard.get("file"), shard) for shard in shards)]
+    require_names([name for name, _ in pairs])
+    entries = {str(name): _entry(str(name), said) for name, said in pairs}
+    total = sum(entry.bytes for entry in entries.values())
+    if total > TOTAL_BYTES_LIMIT:
+        raise RefusedError(f"the manifest's files are {total} bytes, more than {TOTAL_BYTES_LIMIT}")
+    return entries
+
+
+def content_hash(manifest: Mapping[str, Any]) -> str:
+    """sha256 over all that an artifact is: kind, id, parents, settings of its model, hashes of its files.
+
+    When it was made and with which versions of packages does not enter: made twice alike, it is one version.
+    """
+    body = {key: value for key, value in manifest.items() if key not in _INCIDENTAL}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def require_artifact(manifest: Mapping[str, Any]) -> dict[str, Entry]:
+    """A manifest's files, if it is that of an artifact.
+
+    Raises:
+        RefusedError: its kind, id or parents are none, or its files cannot be (see `files_of`).
+    """
+    if manifest.get("kind") not in KINDS:
+        raise RefusedError(f"the manifest's kind {manifest.get('kind')!r} is none of {', '.join(KINDS)}")
+    if not _is_id(manifest.get("id")):
+        raise RefusedError(f"the manifest's id {str(manifest.get('id'))[:40]!r} is not 16 hexadecimal digits")
+    for role, parent in _mapping(manifest.get("parents"), "parents").items():
+        if not re.fullmatch(r"\w{1,40}", role) or not re.fullmatch(r"[0-9a-f]{16}(/step-\d+)?", str(parent)):
+            raise RefusedError(f"the manifest's parent {role[:40]!r}={str(parent)[:40]!r} is no artifact's id")
+    return files_of(manifest)
+
+
+def _mapping(said: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(said, Mapping) or not all(isinstance(key, str) for key in said):
+        raise RefusedError(f"the manifest's {name} is a {type(said).__name__}, not a mapping")
+    return said
+
+
+def _is_id(said: object) -> bool:
+    return isinstance(said, str) and re.fullmatch(r"[0-9a-f]{16}", said) is not None
+
+
+def _entry(name: str, said: object) -> Entry:
+    fields = _mapping(said, f"entry {name!r}")
+    digest, size = fields.get("sha256"), fields.get("bytes")
+    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise RefusedError(f"the manifest's sha256 of {name!r} is not 64 hexadecimal digits")
+    if type(size) is not int or not 0 <= size <= FILE_BYTES_LIMIT:
+        raise RefusedError(f"the manifest's size of {name!r}, {size!r}, is not between 0 and {FILE_BYTES_LIMIT} bytes")
+    return Entry(digest, size)

@@ -1,0 +1,79 @@
+"""A stored file in blocks: what failed is asked for again from the byte reached, and too few bytes are never taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from presto_core.artifacts.retry import DamagedError, StoreError
+
+if TYPE_CHECKING:
+    from presto_core.artifacts.folder import Folder
+
+BLOCK_BYTES = 8 * 2**20  # one request each
+_UNWRITTEN = 0xA7
+
+
+def blocks(folder: Folder, name: str) -> Iterator[bytearray]:
+    """The content of a file, in order; the attempts count anew with every block.
+
+    Raises:
+        StoreError: it does not exist, cannot be read, or was replaced meanwhile.
+    """
+    source = _Source(folder, name)
+    while block := folder.persist(source.next_block, f"read {folder.uri}/{name}"):
+        yield block
+
+
+class _Source:
+    """An open file and how far it was read; opened anew after a failure."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.stream: Any = None
+        self.identity: Any = None
+        self.position = 0
+
+    def next_block(self) -> bytearray:
+        """The next bytes; none at the end."""
+        try:
+            if self.stream is None:
+                self._open()
+            block = self._read(min(BLOCK_BYTES, self.stream.size() - self.position))
+        except FileNotFoundError:
+            raise DamagedError(f"{self.folder.uri}/{self.name} does not exist") from None
+        except OSError:
+            self.stream = None
+            raise
+        self.position += len(block)
+        return block
+
+    def _open(self) -> None:
+        stream = self.folder.filesystem.open_input_file(self.folder.file(self.name))
+        identity = (stream.size(), stream.metadata())
+        if self.identity not in (None, identity):
+            raise StoreError(
+                f"{self.folder.uri}/{self.name} was replaced while it was read; run the same command again"
+            )
+        self.stream, self.identity = stream, identity
+
+    def _read(self, count: int) -> bytearray:
+        block = bytearray(count)
+        if count == 0:
+            return block
+        # arrow takes an answer of too few bytes for a full one and leaves the rest of the buffer as it was
+        block[-1] = _UNWRITTEN
+        got = self._fill(block, self.position)
+        if got < count or (block[-1] == _UNWRITTEN and not self._ends_so(self.position + count - 1)):
+            raise OSError(f"truncated: fewer than {count} bytes came")
+        return block
+
+    def _ends_so(self, position: int) -> bool:
+        """Whether the byte there is by chance the one that marks what was not written."""
+        last = bytearray([_UNWRITTEN ^ 0xFF])
+        self._fill(last, position)
+        return last[0] == _UNWRITTEN
+
+    def _fill(self, buffer: bytearray, position: int) -> int:
+        self.stream.seek(position)
+        return int(self.stream.readinto(buffer))

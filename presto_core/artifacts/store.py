@@ -1,0 +1,150 @@
+"""Where artifacts and checkpoints are kept: folders of hashed files whose manifest is written last.
+
+A folder without a manifest does not exist for readers, so a half-written one is never trusted. Works on any pyarrow
+file system: a local disk or an S3 bucket, whose passing failures are waited out (retry.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+from blake3 import blake3
+
+from presto_core.artifacts.checksum import Checksum
+from presto_core.artifacts.fast_path import (
+    read_quickly,
+    written_quickly,
+)
+from presto_core.artifacts.folder import MANIFEST, Folder
+from presto_core.artifacts.resumable_read import blocks
+from presto_core.artifacts.retry import DamagedError as DamagedError
+from presto_core.artifacts.retry import StoreError as StoreError
+from presto_core.artifacts.retry import reason as reason
+
+SCHEMA_VERSION = 1
+
+
+def read_bytes(folder: Folder, name: str) -> bytes:
+    """A file's whole content.
+
+    Raises:
+        StoreError: it does not exist, or cannot be read.
+    """
+    return b"".join(blocks(folder, name))
+
+
+def copy_out(folder: Folder, name: str, sink: BinaryIO) -> str:
+    """Copy a file of any size into `sink`, going on after a failure from the byte it has; returns its BLAKE3 hash.
+
+    Raises:
+        StoreError: it does not exist or cannot be read, or the sink cannot take it.
+    """
+    digest = blake3()
+    for block in blocks(folder, name):
+        digest.update(block)
+        try:
+            sink.write(block)
+        except OSError as error:
+            raise StoreError(f"cannot keep a copy of {folder.uri}/{name}: {reason(error)}") from error
+    return str(digest.hexdigest())
+
+
+def write_bytes(folder: Folder, name: str, content: bytes) -> None:
+    """Write one file, whole or not at all.
+
+    Raises:
+        StoreError: the disk is full, or the place cannot be written.
+    """
+    target = folder.file(name)
+
+    def put() -> None:
+        filesystem = folder.filesystem
+        temporary = f"{target}.partial" if not folder.remote else target  # an S3 object appears only once complete
+        if temporary != target:
+            filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        try:
+            with filesystem.open_output_stream(temporary) as stream:
+                stream.write(content)
+        except OSError:
+            if temporary != target:  # half a file would only fill a full disk
+                with suppress(OSError):
+                    filesystem.delete_file(temporary)
+            raise
+        if temporary != target:
+            filesystem.move(temporary, target)
+
+    if not written_quickly(folder.quick, target, content):
+        folder.persist(put, f"write {folder.uri}/{name} ({len(content)} bytes)")
+
+
+def write_listed(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
+    """Write one file, see `write_bytes`; returns its manifest entry {sha256, bytes}."""
+    write_bytes(folder, name, content)
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def commit(folder: Folder, manifest: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
+    """Write files, then the manifest that makes them exist; returns the manifest as written."""
+    entries = {name: write_listed(folder, name, content) for name, content in files.items()}
+    known = manifest.get("files", {})
+    full = {"schema_version": SCHEMA_VERSION, **manifest, "files": {**known, **entries}}
+    write_bytes(folder, MANIFEST, json.dumps(full, indent=2, sort_keys=True).encode())
+    return full
+
+
+def read_manifest(folder: Folder) -> dict[str, Any]:
+    """The manifest of a committed folder.
+
+    Raises:
+        StoreError: there is none, it is damaged or of another schema version, or it lists files outside the folder.
+    """
+    try:
+        manifest = json.loads(read_bytes(folder, MANIFEST))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{folder.uri}/{MANIFEST} is damaged ({error}); write it again from its stage") from None
+    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+        raise StoreError(
+            f"{folder.uri}/{MANIFEST} is not of schema version {SCHEMA_VERSION}; this release cannot read it"
+        )
+    for name in manifest.get("files", {}):
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise StoreError(f"{folder.uri}/{MANIFEST} lists {name!r}, which is outside its folder; do not use it")
+    return manifest
+
+
+def read_file(folder: Folder, name: str, manifest: dict[str, Any]) -> bytes:
+    """A file's content, checked against the manifest's hash.
+
+    Raises:
+        StoreError: the manifest does not list it, it is missing, or its bytes changed.
+    """
+    entry = manifest["files"].get(name)
+    if entry is None:
+        raise StoreError(f"{folder.uri} has no file {name!r}; it has {', '.join(sorted(manifest['files']))}")
+    return read_checked(folder, name, Checksum("sha256", entry["sha256"]))
+
+
+def read_checked(folder: Folder, name: str, wanted: Checksum) -> bytes:
+    """A file's content, checked against a hash that a manifest gives.
+
+    Raises:
+        StoreError: it is missing, or its bytes changed.
+    """
+    # the hash tells whether the quick reading went well; where not, reading with care tells why; and bytes that change
+    # on the way are none that were written
+    quickly = partial(read_quickly, folder.quick, folder.file(name))
+    carefully = partial(read_bytes, folder, name)
+    for read in (quickly, carefully, carefully) if folder.remote else (carefully,):
+        content = read()
+        found = wanted.found(content)
+        if found == wanted.digest:
+            return content
+    raise DamagedError(
+        f"{folder.uri}/{name} is damaged: {wanted.algorithm} {found[:12]}... where the manifest says "
+        f"{wanted.digest[:12]}...; restore it, or delete the folder and run its stage again"
+    )

@@ -1,0 +1,89 @@
+"""What may be in an artifact: harmless names, and files that are what their names say; nothing that runs.
+
+Checked before an artifact is pushed and before a pulled one can be used. A pickle is refused under any name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+from presto_core.artifacts import formats, markup
+from presto_core.artifacts.formats import RefusedError as RefusedError
+
+NAME_LENGTH, FILE_COUNT = 200, 1_000_000
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+
+CHECKS: dict[str, Callable[[BinaryIO, int], None]] = {
+    ".safetensors": formats.safetensors,
+    ".parquet": formats.parquet,
+    ".json": formats.json_text,
+    ".jsonl": formats.json_lines,
+    ".yaml": formats.yaml_text,
+    ".yml": formats.yaml_text,
+    ".wav": formats.wav,
+    ".png": formats.png,
+    ".svg": markup.svg,
+    ".html": markup.html,
+}
+
+
+def require_names(names: Sequence[object]) -> None:
+    """Names of an artifact's files: relative, portable, of a known type, and each of one file alone.
+
+    Raises:
+        RefusedError: one is not.
+    """
+    if len(names) > FILE_COUNT:
+        raise RefusedError(f"the artifact lists {len(names)} files, more than {FILE_COUNT}")
+    seen: dict[str, str] = {"manifest.json": "manifest.json"}
+    for name in names:
+        require_name(name)
+        if other := seen.get(str(name).lower()):
+            raise RefusedError(f"file names {other!r} and {name!r} are one file on some systems")
+        seen[str(name).lower()] = str(name)
+    for lowered, name in seen.items():
+        if above := next((p for p in PurePosixPath(lowered).parents if str(p) in seen), None):
+            raise RefusedError(f"file name {name!r} lies below {seen[str(above)]!r}, which is a file")
+
+
+def require_name(name: object) -> None:
+    """One name; raises RefusedError."""
+    if not isinstance(name, str) or not name:
+        raise RefusedError(f"file name {name!r} is no text")
+    shown = repr(name[:80])
+    if len(name) > NAME_LENGTH:
+        raise RefusedError(f"file name {shown}... is longer than {NAME_LENGTH} characters")
+    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
+        raise RefusedError(f"file name {shown} is absolute; it must lie inside the artifact")
+    parts = name.split("/")
+    if ".." in re.split(r"[/\\]", name):
+        raise RefusedError(f"file name {shown} leads out of the artifact")
+    if not all(_PART.fullmatch(part) for part in parts):
+        raise RefusedError(
+            f"file name {shown} has parts that are empty, hidden, or of other characters than A-Z a-z 0-9"
+        )
+    if any(part.endswith(".") or part.split(".")[0].lower() in _DEVICES for part in parts):
+        raise RefusedError(f"file name {shown} is a device or ends in a dot, which some systems change")
+    if PurePosixPath(name).suffix not in CHECKS:
+        raise RefusedError(f"file {shown} is of no known type; an artifact holds {', '.join(CHECKS)}")
+
+
+def require_content(name: str, stream: BinaryIO, size: int) -> None:
+    """A file must be of the type that its name says, as far as its reader will trust it.
+
+    Args:
+        stream: seekable; its position does not matter.
+        size: in bytes.
+
+    Raises:
+        RefusedError: it is not; the message names the file.
+    """
+    stream.seek(0)
+    try:
+        CHECKS[PurePosixPath(name).suffix](stream, size)
+    except RefusedError as error:
+        raise RefusedError(f"{name} is refused: {error}") from None

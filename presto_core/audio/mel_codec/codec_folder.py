@@ -1,0 +1,164 @@
+"""From a folder of music to a folder of codec weights with their provenance: all that `presto codec fit` does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from presto_core.audio.chunks import (
+    AudioError,
+    decode,
+    is_audio,
+)
+from presto_core.audio.codec import CodecError
+from presto_core.audio.mel_codec.codec_fit import fit_linear_decoder, fit_mel_pca
+from presto_core.audio.mel_codec.mel_frames import MelSettings
+from presto_core.audio.mel_codec.mel_pca import (
+    DECODER_FILE,
+    ENCODER_FILE,
+    MelPcaEncoder,
+)
+from presto_core.audio.mel_codec.tensor_file import TensorFile
+
+PROVENANCE_FILE = "provenance.json"
+OUTPUT_FILES = (ENCODER_FILE, DECODER_FILE, PROVENANCE_FILE)
+MANIFEST_FILE = "manifest.jsonl"
+CORPUS_FILE = "corpus.json"
+PASSES = 2  # over the audio: encoder, then decoder
+VERSIONED_PACKAGES = ("torch", "torchaudio", "soundfile", "soxr", "safetensors")
+
+
+@dataclass(frozen=True)
+class FitCorpus:
+    """The audio of a folder that a codec may learn from: the train split of its manifest, or every audio file.
+
+    Iterating decodes one clip [N] at a time, so the corpus can be longer than memory, and can be read again.
+
+    Attributes:
+        skipped: file name -> why; files that are no audio, or too short for a spectrum. Filled by iterating.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    mel: MelSettings
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def open(folder: Path, mel: MelSettings | None = None) -> FitCorpus:
+        """Raises CodecError when there is nothing to learn from."""
+        if not folder.is_dir():
+            raise CodecError(f"{folder} is not a folder; give a folder of music or a built corpus")
+        manifest = folder / MANIFEST_FILE
+        if manifest.is_file():
+            files = _train_split(manifest)
+        else:
+            files = tuple(sorted(path for path in folder.rglob("*") if is_audio(path.name)))
+        if not files:
+            raise CodecError(f"{folder} holds no audio to fit a codec to; give a folder of music or a built corpus")
+        return FitCorpus(folder, files, mel or MelSettings())
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for path in self.files:
+            try:
+                yield self._read(path)
+            except (AudioError, OSError) as error:
+                self.skipped[str(path.relative_to(self.folder))] = getattr(error, "strerror", None) or str(error)
+
+    def _read(self, path: Path) -> Tensor:
+        with path.open("rb") as stream:
+            samples = decode(stream, sample_rate_hz=self.mel.sample_rate_hz)
+        shortest = max(self.mel.hop, self.mel.n_fft)
+        if len(samples) < shortest:
+            raise AudioError(f"shorter than one latent frame: {len(samples)} of {shortest} samples")
+        return torch.from_numpy(samples)
+
+    def described(self) -> dict[str, Any]:
+        """What the data were, without naming this machine: counts, hashes, and the corpus's own record if any."""
+        manifest, record = self.folder / MANIFEST_FILE, self.folder / CORPUS_FILE
+        told: dict[str, Any] = {"clips": len(self.files) - len(self.skipped), "skipped": len(self.skipped)}
+        if manifest.is_file():
+            told |= {"split": "train", "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()}
+        if record.is_file():
+            corpus = json.loads(record.read_bytes())
+            told |= {name: corpus[name] for name in ("identity", "licences", "totals") if name in corpus}
+        return told
+
+
+def _train_split(manifest: Path) -> tuple[Path, ...]:
+    try:
+        rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+        return tuple(manifest.parent / row["file"] for row in rows if row.get("split", "train") == "train")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CodecError(f"{manifest} is damaged ({error!r}); build the corpus again or remove the manifest") from None
+
+
+def fit_codec(corpus: FitCorpus, output: Path, *, on_progress: Callable[[int, str], None]) -> dict[str, Any]:
+    """Fit encoder and decoder to a corpus and write both, with provenance.json, into `output`.
+
+    Args:
+        output: made when missing; afterwards `load_codec("mel_pca", path=output)` reads it.
+        on_progress: called with the clips read so far, of PASSES * len(corpus.files), and what is being fitted.
+
+    Returns:
+        What provenance.json holds.
+
+    Raises:
+        CodecError: too little audio, or `output` cannot be written or has a codec already.
+    """
+    check_output(output)
+    encoder = fit_mel_pca(corpus, corpus.mel, on_progress=lambda clips: on_progress(clips, "encoder"))
+    read = len(corpus.files)
+    decoder = fit_linear_decoder(
+        corpus, MelPcaEncoder(encoder), on_progress=lambda clips: on_progress(read + clips, "decoder")
+    )
+    told = provenance(corpus, encoder, decoder)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        encoder.save(output / ENCODER_FILE)
+        decoder.save(output / DECODER_FILE)
+        text = json.dumps(told, indent=2, ensure_ascii=False)
+        (output / PROVENANCE_FILE).write_text(text + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise _not_writable(output, getattr(error, "strerror", None) or str(error)) from None
+    return told
+
+
+def check_output(output: Path) -> None:
+    """Refuse, before anything is computed, a folder that cannot be written or has a codec; raises CodecError.
+
+    Replacing a codec would leave the data sets encoded with the old one without a decoder.
+    """
+    there = [name for name in OUTPUT_FILES if (output / name).exists()]
+    if there:
+        raise CodecError(f"{output} holds a codec already ({there[0]}); choose another --output, or remove it")
+    nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise _not_writable(output, f"{nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _not_writable(output, f"no permission to write in {nearest}")
+
+
+def _not_writable(output: Path, why: str) -> CodecError:
+    return CodecError(f"the codec cannot be written to {output} ({why}); choose another --output")
+
+
+def provenance(corpus: FitCorpus, encoder: TensorFile, decoder: TensorFile) -> dict[str, Any]:
+    """Where the weights come from: data, command, settings, versions and hashes."""
+    return {
+        "what": "mel_pca codec: PCA of log-mel frames (encoder), linear map to STFT magnitudes (decoder)",
+        "command": "presto codec fit <corpus folder> --output <folder>",
+        "data": corpus.described(),
+        "encoder": {"file": ENCODER_FILE, "digest": encoder.digest, "settings": encoder.settings},
+        "decoder": {"file": DECODER_FILE, "digest": decoder.digest, "settings": decoder.settings},
+        "versions": {name: version(name) for name in VERSIONED_PACKAGES},
+    }

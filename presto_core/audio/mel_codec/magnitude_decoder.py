@@ -1,0 +1,90 @@
+"""Latents -> STFT magnitudes in closed form: a linear map to mel power, spread over the bins; Griffin-Lim follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from presto_core.audio.codec import CodecError
+from presto_core.audio.mel_codec.mel_frames import MelSettings
+from presto_core.audio.mel_codec.tensor_file import TensorFile
+
+POWER_EPSILON = 1e-6  # least power, before a division or logarithm; full scale is ~1e5
+MAX_LOG_POWER = 15.0  # latents far from any music still give finite audio
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """How latents become sound; part of the decoder's digest.
+
+    Attributes:
+        taps: latent frames that the linear map sees, odd.
+        corrections: rounds that scale magnitudes until their mel power is the wanted one.
+        iterations: Griffin-Lim rounds.
+    """
+
+    taps: int = 5
+    corrections: int = 4
+    iterations: int = 4
+
+
+def spread_matrix(filters: Tensor) -> Tensor:
+    """Linear interpolation from the mel bands' centres to the bins: [bins, mels] -> [mels, bins], columns sum to 1."""
+    bins = torch.arange(len(filters), dtype=filters.dtype)
+    centres = (filters * bins[:, None]).sum(0) / filters.sum(0)
+    upper = torch.searchsorted(centres, bins).clamp(1, len(centres) - 1)
+    share = ((bins - centres[upper - 1]) / (centres[upper] - centres[upper - 1])).clamp(0, 1)
+    spread = torch.zeros(len(centres), len(bins))
+    columns = torch.arange(len(bins))
+    spread[upper - 1, columns] = 1 - share
+    spread[upper, columns] = share
+    return spread
+
+
+class MagnitudeDecoder:
+    """Latents [channels, T] of one clip -> STFT magnitudes [frames_per_latent * T, bins].
+
+    Log-mel comes from a linear map over `taps` latent frames, its power is spread over the bins by interpolation, and
+    corrected so that its own mel power is the wanted one.
+
+    Args:
+        weights: `linear.weight` [block_size, channels, taps] and `linear.bias` [block_size].
+
+    Raises:
+        CodecError: settings or shapes are not of this codec.
+    """
+
+    def __init__(self, weights: TensorFile, mel: MelSettings) -> None:
+        try:
+            self.settings = DecoderSettings(**weights.settings)
+            self.weight, self.bias = weights.tensors["linear.weight"], weights.tensors["linear.bias"]
+        except (TypeError, KeyError) as error:
+            raise CodecError(f"not the weights of a mel_pca codec's decoder: {error}") from None
+        wanted = [mel.block_size, mel.channels, self.settings.taps]
+        if list(self.weight.shape) != wanted:
+            raise CodecError(f"mel_pca codec: the decoder is {list(self.weight.shape)}, the settings say {wanted}")
+        self.mel, self.filters, self.digest = mel, mel.filters(), weights.digest
+        self.spread = spread_matrix(self.filters)
+
+    def log_mel(self, latents: Tensor) -> Tensor:
+        """The linear map alone: ln(mel power + floor), [frames_per_latent * T, mels]."""
+        edge = self.settings.taps // 2
+        padded = F.pad(latents[None], (edge, edge), mode="replicate")
+        return F.conv1d(padded, self.weight, self.bias)[0].T.reshape(-1, self.mel.mels)
+
+    def magnitude(self, latents: Tensor) -> Tensor:
+        """[channels, T] -> [frames_per_latent * T, bins]; finite for any finite latents."""
+        wanted = (self.log_mel(latents).clamp_max(MAX_LOG_POWER).exp() - self.mel.power_floor).clamp_min(POWER_EPSILON)
+        log_power = (wanted / self.filters.sum(0)).log() @ self.spread
+        return self._corrected(log_power.clamp_max(MAX_LOG_POWER).exp(), wanted).sqrt()
+
+    def _corrected(self, power: Tensor, wanted: Tensor) -> Tensor:
+        """Multiplicative updates of non-negative least squares towards `power @ filters = wanted` (Lee & Seung)."""
+        weight = self.filters.sum(1).clamp_min(1e-8)
+        for _ in range(self.settings.corrections):
+            ratio = wanted / (power @ self.filters + POWER_EPSILON)
+            power = power * (ratio @ self.filters.T) / weight
+        return power

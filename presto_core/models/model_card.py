@@ -1,0 +1,117 @@
+"""A trained network as files of an artifact: weights plus all that is needed to use them without the training run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.store import StoreError, read_file
+from presto_core.config.sections import NetworkConfig
+from presto_core.networks.dit import DiT
+from presto_core.networks.layer_budget import LayerBudget
+
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model's artifact says about the model.
+
+    Attributes:
+        network: width, depth, ... of the transformer.
+        channels, frames: latent shape it was trained on.
+        sigma_data: standard deviation of the normalised latents.
+        mean, std: [channels] statistics that undo the normalisation.
+        codec, text: which codec and text encoder the latents and captions went through, with digests.
+        layer_budget: table of blocks by noise level it was trained with (`LayerBudget`); None runs all blocks.
+    """
+
+    network: dict[str, Any]
+    channels: int
+    frames: int
+    sigma_data: float
+    mean: list[float]
+    std: list[float]
+    codec: dict[str, Any]
+    text: dict[str, Any]
+    layer_budget: dict[str, Any] | None = None
+
+    @property
+    def budget(self) -> LayerBudget | None:
+        """What inference must use, as training did."""
+        return LayerBudget.from_dict(self.layer_budget) if self.layer_budget else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def new_network(self) -> DiT:
+        """An untrained network of this shape."""
+        return _network(
+            NetworkConfig(**self.network), channels=self.channels, text_dim=self.text["dim"], budget=self.budget
+        )
+
+    def normalised(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, T] as the codec knows them -> as the network does."""
+        mean, std = self._statistics(latents)
+        return (latents - mean) / std
+
+    def denormalised(self, x0: Tensor) -> Tensor:
+        """Network output [B, C, T] -> latents as the codec knows them."""
+        mean, std = self._statistics(x0)
+        return x0 * std + mean
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(v, device=like.device, dtype=like.dtype)[:, None] for v in (self.mean, self.std))
+        return mean, std
+
+
+def with_budget(network: DiT, budget: LayerBudget) -> DiT:
+    """A trainable copy of a network that runs at this budget; at full depth it is the original, bit for bit."""
+    text_dim = network.condition.pooled.in_features
+    copy = _network(network.config, channels=network.channels, text_dim=text_dim, budget=budget)
+    new = {name: value for name, value in copy.state_dict().items() if name.startswith("budget.")}
+    copy.load_state_dict(network.state_dict() | new)
+    return copy.to(network.input.weight.device)
+
+
+def _network(config: NetworkConfig, *, channels: int, text_dim: int, budget: LayerBudget | None) -> DiT:
+    if budget is None:
+        return DiT(config, channels=channels, text_dim=text_dim)
+    return DiT(config, channels=channels, text_dim=text_dim, mode=budget.mode, budget_conditioned=budget.conditioned)
+
+
+def weights_file(network: nn.Module) -> dict[str, bytes]:
+    """The weights as an artifact's file."""
+    return weights_bytes(network.state_dict())
+
+
+def weights_bytes(state: dict[str, Tensor]) -> dict[str, bytes]:
+    """The same of a network's state, whole."""
+    return {WEIGHTS: save({name: value.detach().cpu().contiguous() for name, value in state.items()})}
+
+
+def load_model(folder: Folder, manifest: dict[str, Any]) -> tuple[DiT, ModelCard]:
+    """The network of a model's artifact (teacher, layers, generator), in evaluation mode, with its card.
+
+    Raises:
+        StoreError: the artifact holds no model, its weights are damaged or do not fit.
+    """
+    if "model" not in manifest:
+        raise StoreError(f"{folder.uri} is a {manifest.get('kind')}, not a model")
+    try:
+        card = ModelCard(**manifest["model"])
+        network = card.new_network()
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"what {folder.uri} says of its model cannot be read: {error}; make it again") from error
+    try:
+        network.load_state_dict(load(read_file(folder, WEIGHTS, manifest)))
+    except (RuntimeError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise StoreError(f"the weights in {folder.uri} do not fit the network they are stored with: {why}") from error
+    return network.eval(), card

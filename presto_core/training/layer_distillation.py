@@ -1,0 +1,120 @@
+"""Presto-L: a base model learns to run fewer of its blocks where noise is high (METHOD section 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from presto_core.config.sections import LayersConfig
+from presto_core.diffusion.conditioning import Conditioning
+from presto_core.diffusion.denoiser import EDMDenoiser
+from presto_core.diffusion.noise import noise_from_config
+from presto_core.losses.dsm import dsm_loss
+from presto_core.losses.layer_distill import self_teacher_loss
+from presto_core.models.model_card import with_budget
+from presto_core.networks.dit import DiT
+from presto_core.networks.layer_budget import LayerBudget
+from presto_core.training import optim
+from presto_core.training.ema import Ema
+from presto_core.training.gradient_accumulation import (
+    Metrics,
+    MicroBatch,
+    accumulated,
+    micro_batches,
+)
+from presto_core.training.parallel import ALONE, Parallel
+from presto_core.training.state import Batch, TrainState
+from presto_core.training.teacher import observed
+
+
+class LayerDistillation:
+    """The `Algorithm` of Presto-L, and of the ASE baseline with `mode: ase`.
+
+    Args:
+        teacher: raw network of the base model; copied, itself left alone.
+        sigma_data: standard deviation of the normalised latents.
+
+    Raises:
+        UserError: the budget's table does not fit the teacher's depth.
+    """
+
+    def __init__(
+        self,
+        config: LayersConfig,
+        teacher: DiT,
+        *,
+        sigma_data: float,
+        parallel: Parallel = ALONE,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.config, self.sigma_data, self.parallel = config, sigma_data, parallel
+        self.total_steps = config.steps
+        self.depth = teacher.config.depth
+        self.p_train = noise_from_config(config.p_train)
+        self.budget = budget_of(config, self.depth)
+        network = with_budget(teacher, self.budget)
+        ema = Ema(network, config.ema_decay)
+        self.denoise = EDMDenoiser(network, sigma_data, autocast_dtype)
+        # a batch may leave a block out, on one worker or on all
+        trained = parallel.distribute(network, name="layers", some_unused=True)
+        ema.shard_like(network)
+        self.trained_denoise = EDMDenoiser(trained, sigma_data, autocast_dtype)
+        self.state = TrainState(
+            networks={"layers": network},
+            optimizers={"layers": optim.adamw(network.parameters(), config.optim)},
+            emas={"layers": ema},
+        )
+
+    def update(self, batch: Batch, *, generator: torch.Generator) -> Metrics:
+        metrics = accumulated(self._backward, micro_batches(batch, generator, self.parallel))
+        return metrics | self._step()
+
+    def _backward(self, part: MicroBatch) -> Metrics:
+        """Gradient of L_EDM at budget b(sigma) + beta |h(x; b) - sg(h(x; L))|^2."""
+        x0, cond, draws = part.batch.x0, part.batch.cond, part.draws
+        part.before_backward(self.parallel, self.trained_denoise.net)
+        sigma = draws.sigma(self.p_train)
+        noisy, budget = draws.noised(x0, sigma), self.budget.of(sigma)
+        x0_hat, hidden = self.trained_denoise.with_hidden(noisy, sigma, cond, budget)
+        losses = dsm_loss(x0_hat, x0, sigma, self.sigma_data)
+        metrics = observed("dsm_loss", losses.detach(), sigma, self.p_train) | {"blocks_run": budget.float()}
+        if self.config.self_teacher_weight:
+            distances = self._self_teacher_loss(hidden, noisy, sigma, cond, skipping=budget < self.depth)
+            losses = losses + self.config.self_teacher_weight * distances
+            metrics["self_teacher_loss"] = distances.detach()
+        (part.weight * losses.mean()).backward()
+        return metrics
+
+    def _self_teacher_loss(
+        self, hidden: Tensor, noisy: Tensor, sigma: Tensor, cond: Conditioning, *, skipping: Tensor
+    ) -> Tensor:
+        """[B]; at full depth the distance is zero, so only samples that skip need a second pass."""
+        rows, distances = skipping.nonzero().squeeze(1), hidden.new_zeros(len(hidden))
+        if not len(rows) and not self.denoise.net.enters_every_block:
+            return distances
+        with torch.no_grad():
+            taps = (self.depth - 1,)
+            (full_hidden,) = self.denoise.features(noisy[rows], sigma[rows], cond.rows(rows), taps=taps)
+        return distances.index_put((rows,), self_teacher_loss(hidden[rows], full_hidden.transpose(1, 2)))
+
+    def _step(self) -> Metrics:
+        state = self.state
+        due = {"layers": (state.optimizers["layers"], self.config.optim)}
+        norms = optim.step(due, update=state.total_step, total_updates=self.total_steps)
+        state.emas["layers"].update(state.networks["layers"])
+        return {"grad_norm": torch.tensor(norms["layers"])}
+
+
+def budget_of(config: LayersConfig, depth: int) -> LayerBudget:
+    """The table that a layer distillation trains, over its own noise distribution.
+
+    Raises:
+        UserError: it does not fit the depth.
+    """
+    return LayerBudget.over(
+        noise_from_config(config.p_train),
+        config.budget,
+        depth=depth,
+        mode=config.mode,
+        conditioned=config.budget_conditioning,
+    )

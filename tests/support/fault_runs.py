@@ -1,0 +1,193 @@
+"""Training runs as real processes that faults befall, what they must end as, and the table of what was measured."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from pipelines.stages import (
+    distill_layers,
+    distill_steps,
+    train_teacher,
+)
+from pipelines.storage.filesystem import open_folder
+from pipelines.tracking.client import RUN_ID, open_tracker
+from presto_core.artifacts.manifest import Artifact, read_artifact
+from presto_core.config.loader import load_config
+from presto_core.config.schema import STAGES, StageConfig
+from presto_core.config.sections import TrackingConfig
+from presto_core.training.checkpoint import TENSORS
+from presto_core.training.meter import is_time
+from tests.pipelines.test_training_stages import TINY, weights_of
+from tests.support.processes import PATIENCE_S, Life, wait_for
+
+# the command line, but with a line for each row that comes, so that a test knows which step was reached
+PRESTO = (
+    "-c",
+    "from pipelines import console; from infra.cli import main as cli; console.LINE_EVERY_S = 0.0; cli.main()",
+)
+VERBS = {"teacher": "train-teacher", "L": "distill-layers", "S": "distill-steps", "LS": "distill-steps"}
+RUN = {"train-teacher": train_teacher.run, "distill-layers": distill_layers.run, "distill-steps": distill_steps.run}
+EVERY = 4  # steps between two checkpoints
+SAME = "same bits, same series"
+Series = dict[str, list[tuple[int, float]]]
+
+
+@dataclass(frozen=True)
+class Parents:
+    """Artifacts that every run starts from, by their folders."""
+
+    dataset: str
+    teacher: str = ""
+    layers: str = ""
+
+
+@dataclass
+class Training:
+    """One run of a stage, in a folder of its own with its own store and its own MLflow.
+
+    Attributes:
+        stage: teacher, L, S or LS.
+        settings: dotted keys on top.
+    """
+
+    stage: str
+    cwd: Path
+    parents: Parents
+    steps: int = 24
+    workers: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    lives: list[Life] = field(default_factory=list)
+
+    @property
+    def verb(self) -> str:
+        return VERBS[self.stage]
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """What makes the run what it is, apart from its place."""
+        keys: dict[str, Any] = {"loop.checkpoint_every": EVERY, "loop.log_every": 1, "seed": 7}
+        keys |= {"cluster.num_workers": self.workers, "cluster.cpus_per_worker": 0.7, "cluster.max_failures": 20}
+        keys |= {"cluster.object_store_mb": 100, "inputs.dataset": self.parents.dataset}
+        if self.stage == "teacher":
+            small = {k: v for k, v in TINY.items() if k.startswith("network")}
+            return keys | small | {"teacher.steps": self.steps, "teacher.global_batch_size": 4} | self.settings
+        keys |= {"inputs.teacher": self.parents.teacher}
+        if self.stage == "L":
+            return keys | {"layers.steps": self.steps, "layers.global_batch_size": 4} | self.settings
+        keys |= {"steps.generator_updates": self.steps // 3, "steps.fake_updates_per_generator_update": 2}
+        keys |= {"steps.global_batch_size": 4, "steps.gan.head_layers": 1}
+        return keys | ({"inputs.layers": self.parents.layers} if self.stage == "LS" else {}) | self.settings
+
+    @property
+    def root(self) -> str:
+        return str(self.settings.get("storage.root", self.cwd / "store"))
+
+    @property
+    def config(self) -> StageConfig:
+        return load_config(STAGES[self.verb], None, {"storage.root": self.root} | self.keys)
+
+    def begin(self, begin: Callable[..., Life]) -> Life:
+        """Another life of the run, as a process."""
+        words = [f"{key}={value}" for key, value in ({"storage.root": self.root} | self.keys).items()]
+        self.cwd.mkdir(exist_ok=True)
+        self.lives.append(begin([sys.executable, *PRESTO, self.verb, *words], self.cwd, self.environment))
+        return self.lives[-1]
+
+    def finish_here(self) -> Artifact:
+        """The same command in this process: no life to kill any more."""
+        self.cwd.mkdir(exist_ok=True)
+        os.chdir(self.cwd)
+        return RUN[self.verb](self.config)
+
+    def checkpoints(self) -> list[int]:
+        """Steps of what looks like a checkpoint now."""
+        runs = open_folder(self.root).child("runs")
+        names = [name for run in runs.folders() for name in runs.child(run).child("checkpoints").folders()]
+        return sorted(int(name.removeprefix("step-")) for name in names)
+
+    @property
+    def newest_checkpoint(self) -> Path:
+        (folder,) = Path(self.root).glob(f"runs/*/checkpoints/step-{self.checkpoints()[-1]:09d}")
+        return folder
+
+    def weights_are_finite(self) -> bool:
+        return all(tensor.isfinite().all() for tensor in load_file(self.newest_checkpoint / TENSORS).values())
+
+    def outcome(self) -> tuple[str, Series]:
+        """Hash of all weights, and every metric of the one MLflow run: of each step one value, but for times."""
+        artifacts = open_folder(self.root).child("artifacts")
+        (name,) = artifacts.folders()
+        artifact = read_artifact(artifacts.child(name))
+        os.chdir(self.cwd)
+        tracker = open_tracker(TrackingConfig(uri=self.settings.get("tracking.uri", "")))
+        (run,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{name}'")
+        assert run.info.status == "FINISHED"
+        names = sorted(name for name in run.data.metrics if not is_time(name) and not name.startswith("system/"))
+        histories = {name: tracker.client.get_metric_history(run.info.run_id, name) for name in names}
+        return weights_of(artifact), {name: [(p.step, p.value) for p in ps] for name, ps in histories.items()}
+
+
+def reached(life: Life) -> int:
+    """The last step that a life has told of."""
+    steps = re.findall(r": (\d+)/\d+", life.said)
+    return int(steps[-1]) if steps else 0
+
+
+def resumed_at(life: Life) -> int:
+    """The step that a life, or the last restart of its workers, went on from; 0 where it began."""
+    steps = re.findall(r"resumed at step (\d+)", life.said)
+    return int(steps[-1]) if steps else 0
+
+
+def lost(*lives: Life) -> int:
+    """The most steps that one resume did again, over the lives of a run: of those that had been told of."""
+    most, told = 0, 0
+    for resumed, step in re.findall(r"resumed at step (\d+)|: (\d+)/\d+", "".join(life.said for life in lives)):
+        most = max(most, told - int(resumed)) if resumed else most
+        told = int(resumed or step)
+    return most
+
+
+def wait_until(life: Life, step: int) -> bool:
+    """Wait for a step; False where the life ended before."""
+    wait_for(lambda: not life.goes_on or reached(life) >= step, PATIENCE_S)
+    return life.goes_on
+
+
+# --- the table
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table: the most steps that any of these faults cost, and what became of the run."""
+
+    fault: str
+    stage: str
+    workers: int
+    kills: int
+    lost: int
+    outcome: str
+
+
+TABLE: list[Line] = []
+BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->"
+
+
+def write_table(path: Path) -> None:
+    """Put what was measured between the two marks of a page."""
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    rows = ["| fault | stage | workers | times | steps lost at most | outcome |", "|---|---|---|---|---|---|"]
+    for line in TABLE:
+        workers = str(line.workers) if line.workers else "in process"
+        rows.append(f"| {line.fault} | {line.stage} | {workers} | {line.kills} | {line.lost} | {line.outcome} |")
+    path.write_text(before + BEGIN + "\n" + "\n".join(rows) + "\n\n" + END + after)
