@@ -53,7 +53,7 @@ def measured_costs(
         total = text.p50_ms + sampling.p50_ms + decode.p50_ms
         costs[system.name] = {
             "blocks_run": _blocks_run(model, clip),
-            "depth": len(model.blocks),
+            "depth": model.network.depth,
             "text_ms": text.p50_ms,
             "sampling_ms": sampling.p50_ms,
             "sampling_p95_ms": sampling.p95_ms,
@@ -89,7 +89,7 @@ def _hidden_variance(model: Model, rows: Rows) -> list[dict[str, Any]]:
     for sigma in VARIANCE_SIGMAS:
         rng = step_generator(0, total_step=0, device=model.device)
         noisy = add_noise(x0, full_sigma(sigma, x0), generator=rng)
-        with watched(model.blocks) as record:
+        with watched(model.network.blocks) as record:
             denoise_at(model.denoise, noisy, sigma, cond, model.budget_at)
         found.append({"sigma": sigma, "variance": {str(i): v for i, v in record.variance.items()}})
     return found
@@ -97,7 +97,7 @@ def _hidden_variance(model: Model, rows: Rows) -> list[dict[str, Any]]:
 
 def _blocks_run(model: Model, clip: partial[Tensor]) -> int:
     """Blocks that one clip went through; guidance counts twice."""
-    with watched(model.blocks) as record:
+    with watched(model.network.blocks) as record:
         clip()
     return record.runs
 

@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from presto_core.config.sections import StepsConfig
-from presto_core.diffusion.noise import noise_from_config, snr_db
+from presto_core.diffusion.noise import snr_db
 
 matplotlib.use("Agg")
 Samples = np.ndarray[Any, np.dtype[np.float32]]
@@ -30,7 +30,7 @@ def noise_distributions(steps: StepsConfig, *, sigma_data: float = 1.0) -> bytes
     axes = figure.subplots()
     u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     for role, style in ROLES.items():  # styles that show through each other: roles often share a distribution
-        noise = noise_from_config(getattr(steps, role))
+        noise = getattr(steps, role)
         decibel = snr_db(noise.quantile(u), sigma_data).numpy()
         axes.hist(
             decibel, bins=120, range=(-45, 60), density=True, histtype="step", label=_role_label(role, noise), **style

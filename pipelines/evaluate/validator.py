@@ -80,7 +80,7 @@ class Judge:
         except ValueError as error:
             raise UserError(f"the weights in {uri} cannot be judged: {error}; lower the learning rate") from error
         clip = partial(self._one_clip, model, system)
-        with watched(model.blocks) as record:
+        with watched(model.network.blocks) as record:
             clip()
         return {
             "fd": distances["frechet_distance"],

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.manifest import Artifact, read_artifact
@@ -20,7 +20,7 @@ from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.guidance import guided
 from presto_core.models.model_card import ModelCard, load_model
-from presto_core.networks.dit import DiT
+from presto_core.networks.network import Network
 from presto_core.samplers.edm import SAMPLERS
 from presto_core.samplers.few_step import ping_pong
 from presto_core.samplers.schedule import few_step_sigmas, karras_sigmas
@@ -34,18 +34,15 @@ class Model:
     Attributes:
         artifact: what it was loaded from.
         card: shapes, normalisation, codec and text encoder it belongs to.
-        denoise: its denoiser, on `device`.
+        network: the raw network, on `device`, in evaluation mode.
+        denoise: its denoiser.
     """
 
     artifact: Artifact
     card: ModelCard
+    network: Network
     denoise: EDMDenoiser
     device: torch.device
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The transformer blocks of its network."""
-        return cast(DiT, self.denoise.net).blocks
 
     @cached_property
     def budget_at(self) -> Callable[[float], int] | None:
@@ -93,7 +90,8 @@ def open_model(uri: str, *, device: torch.device | str = "cpu") -> Model:
     artifact = read_artifact(folder)
     network, card = load_model(folder, artifact.manifest)
     place = torch.device(device)
-    return Model(artifact, card, EDMDenoiser(network.to(place).requires_grad_(False), card.sigma_data), place)
+    network = network.to(place).requires_grad_(False)
+    return Model(artifact, card, network, EDMDenoiser(network, card.sigma_data), place)
 
 
 @torch.inference_mode()

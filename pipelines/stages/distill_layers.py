@@ -48,7 +48,7 @@ def run(config: LayersStage, resume: Resume = Resume(), trial: Trial | None = No
     def make(place: Workplace) -> None:
         teacher, dataset = place.parents["teacher"], place.parents["dataset"]
         require_teacher_of(teacher, dataset)
-        budget_of(config.layers, teacher.manifest["model"]["network"]["depth"])  # refused here, not by a worker
+        budget_of(config.layers, ModelCard(**teacher.manifest["model"]).depth)  # refused here, not by a worker
         job = Job(
             label="distill-layers",
             build=partial(build, config, teacher.uri),
@@ -80,7 +80,7 @@ def run(config: LayersStage, resume: Resume = Resume(), trial: Trial | None = No
 def _card(config: LayersStage, teacher: Artifact, dataset: LatentDataset) -> ModelCard:
     """The teacher's, and the table it is trained with."""
     card = ModelCard(**teacher.manifest["model"])
-    return replace(card, layer_budget=budget_of(config.layers, card.network["depth"]).to_dict())
+    return replace(card, layer_budget=budget_of(config.layers, card.depth).to_dict())
 
 
 def build(

@@ -26,12 +26,10 @@ from presto_core.artifacts.manifest import (
 from presto_core.config.layers import PrestoLSBudget
 from presto_core.config.loader import settings_yaml
 from presto_core.config.schema import StepsStage
-from presto_core.diffusion.noise import noise_from_config
 from presto_core.models.model_card import (
     ModelCard,
     load_model,
     weights_file,
-    with_budget,
 )
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.training.health import STEP_DISTILLATION
@@ -106,7 +104,7 @@ def generator_card(config: StepsStage, start: Artifact) -> ModelCard:
     wanted = config.steps.budget or (PrestoLSBudget() if card.budget else None)
     if wanted is None:
         return card
-    budget = LayerBudget.over(noise_from_config(config.steps.p_gen), wanted, depth=card.network["depth"])
+    budget = LayerBudget.over(config.steps.p_gen, wanted, depth=card.depth)
     if card.budget:  # which blocks are skipped, and what the network is told, stay as they were trained
         budget = replace(budget, mode=card.budget.mode, conditioned=card.budget.conditioned)
     return replace(card, layer_budget=budget.to_dict())
@@ -132,7 +130,7 @@ def build(
     if start_uri != teacher_uri:
         start, _ = load_model(start_folder, read_artifact(start_folder).manifest)
     elif budget:  # dropping blocks of the base itself
-        start = with_budget(teacher, budget)
+        start = teacher.with_budget(budget)
     return StepDistillation(
         config.steps,
         teacher.to(parallel.device),

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pipelines.evaluate.plots import ROLES, as_png
 from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage
-from presto_core.diffusion.noise import noise_from_config, snr_db
+from presto_core.diffusion.noise import snr_db
 
 COLOURS = colormaps["viridis"]
 Rows = list[dict[str, Any]]
@@ -55,7 +55,7 @@ def noise_response(result: dict[str, Any]) -> bytes | None:
         above, below = panels[0][column], panels[1][column]
         for row in sorted(rows, key=lambda r: -r["value"]):
             config = load_config(StepsStage, None, {**result["base"], **row["settings"]})
-            decibel = snr_db(noise_from_config(getattr(config.steps, role)).quantile(u), 1.0)
+            decibel = snr_db(getattr(config.steps, role).quantile(u), 1.0)
             colour, q = colour_of(row["value"]), torch.quantile(decibel, torch.tensor([0.1, 0.5, 0.9]).double())
             above.hist(decibel.numpy(), bins=80, range=(-45, 60), density=True, histtype="step", color=colour)
             low, middle, high = q.tolist()

@@ -14,9 +14,9 @@ from presto_core.config.schema import (
     StepsStage,
     TrainingStage,
 )
-from presto_core.diffusion.noise import noise_from_config
 from presto_core.errors import UserError
 from presto_core.networks.layer_budget import LayerBudget
+from presto_core.networks.table import network_depth
 
 
 def require_parents(plan: Plan, parents: dict[str, Artifact]) -> None:
@@ -32,7 +32,7 @@ def require_parents(plan: Plan, parents: dict[str, Artifact]) -> None:
     require_teacher_of(parents["teacher"], parents["dataset"])
     if "layers" in parents:
         require_layers_of(parents["layers"], parents["teacher"])
-    depth = parents["teacher"].manifest["model"]["network"]["depth"]
+    depth = network_depth(parents["teacher"].manifest["model"]["network"])
     budgets = any(key.endswith(".budget") for key in plan.space)
     if budgets and depth != plan.depth:
         raise UserError(
@@ -51,7 +51,7 @@ def _require_budget(config: TrainingStage, depth: int) -> None:
     elif isinstance(config, LayersStage):
         wanted = config.layers.budget
     if wanted:
-        LayerBudget.over(noise_from_config(KarrasNoise()), wanted, depth=depth)
+        LayerBudget.over(KarrasNoise(), wanted, depth=depth)
 
 
 def estimate(plan: Plan, tracker: Tracker, trials: int, at_once: int) -> str:

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.nn.parallel import DistributedDataParallel
 
 from presto_core.config.sections import LoopConfig, ParallelConfig
-from presto_core.networks.dit import DiT
+from presto_core.networks.network import Network
 from presto_core.training.parallel import Parallel
 
 
@@ -77,7 +77,7 @@ class _Spread:
 
     def _shard(self, module: nn.Module, *, offload: bool = False) -> nn.Module:
         """Each block is gathered when it runs, forward and back; the rest of the network likewise, as one more unit."""
-        assert isinstance(module, DiT)
+        assert isinstance(module, Network)
         options: dict[str, Any] = {"mesh": self.mesh, "reshard_after_forward": True}
         if self.loop.autocast == "bf16":  # gathered in bf16; kept, summed and updated in fp32
             options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
@@ -86,16 +86,15 @@ class _Spread:
         for block in module.blocks:
             fully_shard(block, **options)
         fully_shard(module, **options)
-        module.enters_every_block = True
+        module.run_empty_blocks = True
         # tapped activations are views, which nothing here writes to
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         return module
 
 
 def _checkpointed(module: nn.Module, loop: LoopConfig) -> nn.Module:
-    if isinstance(module, DiT):
-        for block in module.blocks:
-            block.checkpointing = loop.activation_checkpointing  # type: ignore[assignment]
+    if isinstance(module, Network):  # the discriminator head is none, and small
+        module.set_activation_checkpointing(loop.activation_checkpointing)
     return module
 
 

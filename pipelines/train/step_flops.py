@@ -18,12 +18,10 @@ from presto_core.config.schema import (
     StepsStage,
     TeacherStage,
 )
-from presto_core.config.sections import GanConfig, NetworkConfig
-from presto_core.networks.flops import (
-    LatentShape,
-    block_flops,
-    outer_flops,
-)
+from presto_core.config.section import Section
+from presto_core.config.sections import GanConfig
+from presto_core.networks.flops import LatentShape
+from presto_core.networks.table import find_network_kind, kind_of
 
 Work = Literal["forward", "through", "train"]
 # in forward passes: `through` also goes back to its input, `train` to its weights as well
@@ -49,10 +47,11 @@ class Pass:
     whole: bool = True
     judged: bool = False
 
-    def flops(self, network: NetworkConfig, shape: LatentShape) -> float:
+    def flops(self, network: Section, shape: LatentShape) -> float:
         """A row of the batch."""
-        outer = outer_flops(network, shape) if self.whole else 0.0
-        return self.rows * FACTOR[self.work] * (self.blocks * block_flops(network, shape) + outer)
+        kind = kind_of(network)
+        outer = kind.outer_flops(network, shape) if self.whole else 0.0
+        return self.rows * FACTOR[self.work] * (self.blocks * kind.block_flops(network, shape) + outer)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Phase:
     draws: int = 1
     spread: float = 0.0
 
-    def flops(self, network: NetworkConfig, shape: LatentShape) -> float:
+    def flops(self, network: Section, shape: LatentShape) -> float:
         """Model FLOPs a row of the batch; what is computed again to save memory does not count."""
         return sum(p.flops(network, shape) for p in self.passes)
 
@@ -98,7 +97,7 @@ class StageWork:
     averaged: tuple[str, ...]
     frozen: tuple[str, ...] = ()
 
-    def flops(self, network: NetworkConfig, shape: LatentShape) -> float:
+    def flops(self, network: Section, shape: LatentShape) -> float:
         """A row of the batch, a mean over steps."""
         return sum(phase.share * phase.flops(network, shape) for phase in self.phases)
 
@@ -134,10 +133,11 @@ def row_flops(
     Args:
         model: the model's card, as an artifact's manifest holds it.
     """
-    network, text = NetworkConfig(**model["network"]), model["text"]
+    kind, text = find_network_kind(model["network"]), model["text"]
+    network = kind.config(**model["network"])
     frames = config.data.crop_frames or model["frames"]
     shape = LatentShape(model["channels"], frames, text["dim"], text["max_tokens"])
-    return stage_work(config, network.depth, layered=layered).flops(network, shape)
+    return stage_work(config, kind.depth(network), layered=layered).flops(network, shape)
 
 
 def _layer_passes(config: LayersStage, depth: int) -> Iterator[Pass]:

@@ -1,33 +1,79 @@
-"""Configuration of noise distributions p(sigma): what each role of METHOD section 2 draws its noise level from."""
+"""Noise distributions p(sigma): settings, quantile function and cumulative distribution in one class each.
+
+Each role of METHOD section 2 (p_gen, p_dmd, p_dsm, p_gan) draws its noise levels from one of them. Sampling is the
+quantile of a uniform number; all else follows from quantile and cdf. PyTorch is imported where numbers are computed,
+so that reading a configuration never waits for it.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeVar
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from presto_core.config.section import Section
+from presto_core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 S = TypeVar("S", bound=Section)
 Sigma = Annotated[float, Field(gt=0)]
+BISECTION_STEPS = 80  # halves ln(sigma) in [-25, 25] to below fp64 resolution
 
 
-def _require_ordered(section: S, low: str, high: str) -> S:
+class NoiseDistribution(Section):
+    """A distribution over noise levels sigma > 0."""
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """sigma below which a share `u` in [0, 1] of the draws lies; same shape, fp64."""
+        raise NotImplementedError
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        """Share of draws at or below `sigma`; same shape, fp64."""
+        raise NotImplementedError
+
+    def sample(self, n: int, *, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+        """n independent noise levels: [n] fp32 on `device`, drawn from `generator` (which must live there)."""
+        import torch
+
+        u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+        return self.quantile(u).float()
+
+    def to_config(self) -> dict[str, Any]:
+        """The settings as plain data, for a manifest."""
+        return self.model_dump(mode="json")
+
+
+def _check_increasing(section: S, low: str, high: str) -> S:
     if getattr(section, low) >= getattr(section, high):
         raise ValueError(f"{low}={getattr(section, low)} must be below {high}={getattr(section, high)}")
     return section
 
 
-class LogNormalNoise(Section):
+class LogNormalNoise(NoiseDistribution):
     """ln sigma ~ N(mean, std^2): the training distribution sigma^train (EDM, Karras et al. 2022, table 1)."""
 
     kind: Literal["lognormal"] = "lognormal"
     mean: float = -0.4
     std: Sigma = 1.0
 
+    def quantile(self, u: Tensor) -> Tensor:
+        import torch
 
-class KarrasNoise(Section):
-    """The EDM schedule with u ~ U(0,1): the inference distribution sigma^inf (Presto, figure 1)."""
+        # sigma = exp(mean + std * Phi^-1(u)); u = 0 (probability 2^-53) would give sigma = 0
+        return torch.exp(self.mean + self.std * torch.special.ndtri(u.double().clamp(1e-16, 1 - 1e-16)))
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        import torch
+
+        return torch.special.ndtr((sigma.double().log() - self.mean) / self.std)
+
+
+class KarrasNoise(NoiseDistribution):
+    """The EDM schedule with u ~ U(0,1): the inference distribution sigma^inf (Presto, figure 1; EDM, equation 5)."""
 
     kind: Literal["karras"] = "karras"
     sigma_min: Sigma = 0.002
@@ -35,12 +81,24 @@ class KarrasNoise(Section):
     rho: Sigma = 7.0
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        return _require_ordered(self, "sigma_min", "sigma_max")
+    def _check_order(self) -> Self:
+        return _check_increasing(self, "sigma_min", "sigma_max")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        # sigma^(1/rho) is uniform between sigma_min^(1/rho) and sigma_max^(1/rho)
+        low, high = self._ends()
+        return (low + u.double() * (high - low)) ** self.rho
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        low, high = self._ends()
+        return ((sigma.double() ** (1 / self.rho) - low) / (high - low)).clamp(0, 1)
+
+    def _ends(self) -> tuple[float, float]:
+        return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
 
 
-class GridNoise(Section):
-    """The `num_steps` noise levels a few-step sampler visits: the discrete baseline for p_gen."""
+class GridNoise(NoiseDistribution):
+    """The `num_steps` noise levels a few-step sampler visits, equally likely: the discrete baseline for p_gen."""
 
     kind: Literal["grid"] = "grid"
     num_steps: int = Field(4, ge=1)
@@ -49,11 +107,29 @@ class GridNoise(Section):
     rho: Sigma = 7.0
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        return _require_ordered(self, "sigma_min", "sigma_max")
+    def _check_order(self) -> Self:
+        return _check_increasing(self, "sigma_min", "sigma_max")
+
+    def levels(self) -> Tensor:
+        """[num_steps] fp64, ascending; the same levels as samplers.schedule.few_step_sigmas."""
+        import torch
+
+        u = 1 - torch.arange(self.num_steps, dtype=torch.float64) / self.num_steps
+        karras = KarrasNoise(sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+        return karras.quantile(u).flip(0)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        index = (u.double() * self.num_steps).long().clamp(max=self.num_steps - 1)
+        return self.levels().to(u.device)[index]
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        import torch
+
+        levels = self.levels().to(sigma.device)
+        return torch.searchsorted(levels, sigma.double().contiguous(), right=True).double() / self.num_steps
 
 
-class LogUniformNoise(Section):
+class LogUniformNoise(NoiseDistribution):
     """ln sigma ~ U(ln sigma_min, ln sigma_max)."""
 
     kind: Literal["log_uniform"] = "log_uniform"
@@ -61,8 +137,16 @@ class LogUniformNoise(Section):
     sigma_max: Sigma = 80.0
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        return _require_ordered(self, "sigma_min", "sigma_max")
+    def _check_order(self) -> Self:
+        return _check_increasing(self, "sigma_min", "sigma_max")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return (low + u.double() * (high - low)).exp()
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return ((sigma.double().log() - low) / (high - low)).clamp(0, 1)
 
 
 SimpleNoise = Annotated[
@@ -71,7 +155,7 @@ SimpleNoise = Annotated[
 ]
 
 
-class TruncatedNoise(Section):
+class TruncatedNoise(NoiseDistribution):
     """Another distribution, conditioned on sigma_low <= sigma <= sigma_high."""
 
     kind: Literal["truncated"] = "truncated"
@@ -80,8 +164,32 @@ class TruncatedNoise(Section):
     sigma_high: Sigma = 80.0
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        return _require_ordered(self, "sigma_low", "sigma_high")
+    def _check_order(self) -> Self:
+        return _check_increasing(self, "sigma_low", "sigma_high")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        low, high = self._mass()
+        # the clamp only repairs rounding at the ends
+        return self.base.quantile(low + u.double() * (high - low)).clamp(self.sigma_low, self.sigma_high)
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        import torch
+
+        low, high = self._mass()
+        inside = (self.base.cdf(sigma) - low) / (high - low)
+        return torch.where(sigma < self.sigma_low, 0.0, inside.clamp(0, 1))
+
+    def _mass(self) -> tuple[float, float]:
+        import torch
+
+        ends = self.base.cdf(torch.tensor([self.sigma_low, self.sigma_high], dtype=torch.float64))
+        low, high = ends.tolist()
+        if high - low < 1e-12:
+            raise UserError(
+                f"truncated noise keeps nothing: {self.base!r} has no mass in "
+                f"[{self.sigma_low}, {self.sigma_high}]; widen sigma_low or sigma_high"
+            )
+        return low, high
 
 
 ComponentNoise = Annotated[
@@ -90,21 +198,39 @@ ComponentNoise = Annotated[
 ]
 
 
-class MixtureNoise(Section):
-    """Draws from one of `components`, chosen with probability proportional to `weights`."""
+class MixtureNoise(NoiseDistribution):
+    """Draws from component i of `components` with probability weights[i] / sum(weights)."""
 
     kind: Literal["mixture"] = "mixture"
     components: tuple[ComponentNoise, ...] = (LogNormalNoise(), KarrasNoise())
     weights: tuple[Sigma, ...] = (0.5, 0.5)
 
     @model_validator(mode="after")
-    def _one_weight_a_component(self) -> Self:
+    def _check_weights(self) -> Self:
         if not self.components or len(self.weights) != len(self.components):
             raise ValueError(
-                f"a mixture needs one weight a component: {len(self.components)} components, "
+                f"a mixture needs one weight per component: {len(self.components)} components, "
                 f"{len(self.weights)} weights"
             )
         return self
+
+    def quantile(self, u: Tensor) -> Tensor:
+        import torch
+
+        # no closed form: bisect ln sigma on the cdf, which never decreases
+        low = torch.full_like(u, -25.0, dtype=torch.float64)
+        high = torch.full_like(u, 25.0, dtype=torch.float64)
+        for _ in range(BISECTION_STEPS):
+            middle = (low + high) / 2
+            below = self.cdf(middle.exp()) < u
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return high.exp()
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        import torch
+
+        total = sum(self.weights)
+        return torch.stack([w / total * c.cdf(sigma) for w, c in zip(self.weights, self.components)]).sum(0)
 
 
 NoiseConfig = Annotated[

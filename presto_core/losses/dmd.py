@@ -37,12 +37,6 @@ def dmd_gradient(
         return weight[:, None, None] * (fake_x0 - real_x0)
 
 
-def dmd_loss(x0: Tensor, gradient: Tensor) -> Tensor:
-    """1/2 mean|x0 - sg(x0 - g)|^2: a scalar whose gradient w.r.t. `x0` is g divided by the number of elements."""
-    target = (x0 - gradient).detach()
-    return 0.5 * (x0.float() - target.float()).square().mean()
-
-
 def _dmd_weight(x0: Tensor, real_x0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
     return 1 / ((x0 - real_x0).abs().mean(dim=(1, 2)) + EPSILON)
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, read_file
-from presto_core.config.sections import NetworkConfig
-from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
+from presto_core.networks.network import Network
+from presto_core.networks.table import find_network_kind, network_depth
 
 WEIGHTS = "weights.safetensors"
 
@@ -24,7 +24,7 @@ class ModelCard:
     """What a model's artifact says about the model.
 
     Attributes:
-        network: width, depth, ... of the transformer.
+        network: settings of the network, of the `kind` they name (`presto_core.networks.table`).
         channels, frames: latent shape it was trained on.
         sigma_data: standard deviation of the normalised latents.
         mean, std: [channels] statistics that undo the normalisation.
@@ -50,11 +50,15 @@ class ModelCard:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def new_network(self) -> DiT:
-        """An untrained network of this shape."""
-        return _network(
-            NetworkConfig(**self.network), channels=self.channels, text_dim=self.text["dim"], budget=self.budget
-        )
+    @property
+    def depth(self) -> int:
+        """Blocks of the network."""
+        return network_depth(self.network)
+
+    def new_network(self) -> Network:
+        """An untrained network of this kind and shape."""
+        kind = find_network_kind(self.network)
+        return kind.build(kind.config(**self.network), self.channels, self.text["dim"], self.budget)
 
     def normalised(self, latents: Tensor) -> Tensor:
         """Latents [B, C, T] as the codec knows them -> as the network does."""
@@ -71,21 +75,6 @@ class ModelCard:
         return mean, std
 
 
-def with_budget(network: DiT, budget: LayerBudget) -> DiT:
-    """A trainable copy of a network that runs at this budget; at full depth it is the original, bit for bit."""
-    text_dim = network.condition.pooled.in_features
-    copy = _network(network.config, channels=network.channels, text_dim=text_dim, budget=budget)
-    new = {name: value for name, value in copy.state_dict().items() if name.startswith("budget.")}
-    copy.load_state_dict(network.state_dict() | new)
-    return copy.to(network.input.weight.device)
-
-
-def _network(config: NetworkConfig, *, channels: int, text_dim: int, budget: LayerBudget | None) -> DiT:
-    if budget is None:
-        return DiT(config, channels=channels, text_dim=text_dim)
-    return DiT(config, channels=channels, text_dim=text_dim, mode=budget.mode, budget_conditioned=budget.conditioned)
-
-
 def weights_file(network: nn.Module) -> dict[str, bytes]:
     """The weights as an artifact's file."""
     return weights_bytes(network.state_dict())
@@ -96,7 +85,7 @@ def weights_bytes(state: dict[str, Tensor]) -> dict[str, bytes]:
     return {WEIGHTS: save({name: value.detach().cpu().contiguous() for name, value in state.items()})}
 
 
-def load_model(folder: Folder, manifest: dict[str, Any]) -> tuple[DiT, ModelCard]:
+def load_model(folder: Folder, manifest: dict[str, Any]) -> tuple[Network, ModelCard]:
     """The network of a model's artifact (teacher, layers, generator), in evaluation mode, with its card.
 
     Raises:

@@ -1,6 +1,6 @@
 """The diffusion transformer over latent frames: the raw network F inside every denoiser of the project.
 
-Peebles & Xie 2023, with blocks as `block` describes them. Contract: `net(x_scaled, c_noise, cond, budget)`, where a
+Peebles & Xie 2023, with blocks as `block` describes them. Contract: `net(x_scaled, time, cond, budget)`, where a
 budget is the number of blocks that run; with `taps`, the activations that a discriminator reads.
 """
 
@@ -20,13 +20,15 @@ from presto_core.networks.embeddings import (
     rotary_angles,
 )
 from presto_core.networks.layer_budget import (
+    LayerBudget,
     Mode,
     kept_blocks,
     require_fits,
 )
+from presto_core.networks.network import Network
 
 
-class DiT(nn.Module):
+class DiT(Network):
     """Raw network F. Its output is zero at initialisation.
 
     Args:
@@ -35,13 +37,7 @@ class DiT(nn.Module):
         text_dim: width E of caption embeddings.
         mode: which blocks a budget skips.
         budget_conditioned: add an embedding of the budget to that of the noise level.
-
-    Attributes:
-        enters_every_block: call blocks that no sample runs too, on none. Where blocks are sharded, every worker has to
-            take part in gathering each.
     """
-
-    enters_every_block = False
 
     def __init__(
         self,
@@ -54,6 +50,7 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.channels, self.mode = config, channels, mode
+        self.depth, self.width, self.run_empty_blocks = config.depth, config.dim, False
         dim = config.dim
         self.input = nn.Linear(channels * config.patch, dim)
         self.noise = NoiseEmbedding(dim)
@@ -67,41 +64,44 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    @staticmethod
+    def for_budget(config: NetworkConfig, *, channels: int, text_dim: int, budget: LayerBudget | None) -> DiT:
+        """An untrained network that runs at this budget; None runs all blocks."""
+        if budget is None:
+            return DiT(config, channels=channels, text_dim=text_dim)
+        mode, conditioned = budget.mode, budget.conditioned
+        return DiT(config, channels=channels, text_dim=text_dim, mode=mode, budget_conditioned=conditioned)
+
+    def with_budget(self, budget: LayerBudget) -> DiT:
+        text_dim = self.condition.pooled.in_features
+        copy = DiT.for_budget(self.config, channels=self.channels, text_dim=text_dim, budget=budget)
+        new = {name: value for name, value in copy.state_dict().items() if name.startswith("budget.")}
+        copy.load_state_dict(self.state_dict() | new)
+        return copy.to(self.input.weight.device)
+
     def forward(
         self,
         x: Tensor,
-        c_noise: Tensor,
+        time: Tensor,
         cond: Conditioning | None,
         budget: int | Tensor | None = None,
         *,
         taps: tuple[int, ...] | None = None,
         with_hidden: bool = False,
     ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor]:
-        """x: [B, C, T], c_noise: [B] -> F: [B, C, T].
-
-        Args:
-            budget: blocks that run, for all samples or for each: [B]; None runs all of them.
-            taps: return activations [B, D, T / patch] after those blocks of the whole network instead.
-            with_hidden: return what the last block that ran gave, [B, T / patch, D], as well.
-
-        Raises:
-            ValueError: T is not a multiple of the patch.
-            UserError: a budget is not between 1 and the depth.
-        """
-        budget = self.config.depth if budget is None else budget
+        """See `Network.forward`; N = T / patch tokens. Raises ValueError where T is not a multiple of the patch."""
+        budget = self.depth if budget is None else budget
         budgets = budget.tolist() if isinstance(budget, Tensor) else [budget]
-        require_fits(budgets, self.config.depth)
+        require_fits(budgets, self.depth)
         context_vector, context, visible = self.condition(cond, x.shape[0])
-        told = self.noise(c_noise)
+        told = self.noise(time)
         if self.budget is not None:
             told = told + self.budget(budget)
         vector = F.silu(told + context_vector)
         hidden = self.input(self._tokens(x))
         if taps:
             return self._tapped(hidden, (vector, context, visible), taps)
-        skips_alike = min(budgets) == max(budgets) and (
-            min(budgets) == self.config.depth or not self.enters_every_block
-        )
+        skips_alike = min(budgets) == max(budgets) and (min(budgets) == self.depth or not self.run_empty_blocks)
         through = self._through_blocks if skips_alike else self._through_mixed
         hidden = through(hidden, (vector, context, visible), budgets)
         shift, scale = self.final_modulation(vector)[:, None].chunk(2, dim=-1)
@@ -119,13 +119,13 @@ class DiT(nn.Module):
     def _through_blocks(self, hidden: Tensor, told: tuple[Tensor, ...], budgets: list[int]) -> Tensor:
         """hidden: [B, N, D] through the blocks that the one budget of all samples keeps."""
         rotary = self._rotary(hidden)
-        for index in kept_blocks(budgets[0], self.config.depth, self.mode):
+        for index in kept_blocks(budgets[0], self.depth, self.mode):
             hidden = self.blocks[index](hidden, *told, rotary)
         return hidden
 
     def _through_mixed(self, hidden: Tensor, told: tuple[Tensor, ...], budgets: list[int]) -> Tensor:
         """Samples in order of their budgets, largest first: each block runs on the first `count`, and on no other."""
-        depth, rotary = self.config.depth, self._rotary(hidden)
+        depth, rotary = self.depth, self._rotary(hidden)
         order = torch.tensor(sorted(range(len(budgets)), key=lambda i: -budgets[i]), device=hidden.device)
         hidden, *told_ordered = (t[order] for t in (hidden, *told))
         runs = [set(kept_blocks(b, depth, self.mode)) for b in budgets]
@@ -137,7 +137,7 @@ class DiT(nn.Module):
             if count < len(hidden):
                 finished.append(hidden[count:])
                 hidden = hidden[:count]
-            if count or self.enters_every_block:
+            if count or self.run_empty_blocks:
                 hidden = block(hidden, *(t[:count] for t in told_ordered), rotary)
         return torch.cat([hidden, *reversed(finished)])[order.argsort()]
 

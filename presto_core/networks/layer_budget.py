@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from presto_core.config.layers import BudgetConfig, kept_in_bins
-from presto_core.diffusion.noise import NoiseDistribution
+from presto_core.config.noise import NoiseDistribution
 from presto_core.errors import UserError
 
 Mode = Literal["presto", "ase"]

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from presto_core.config.noise import NoiseDistribution
 from presto_core.config.sections import GanConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
-from presto_core.diffusion.noise import NoiseDistribution
 from presto_core.losses.gan import (
     approximate_r1,
     discriminator_loss,

@@ -8,12 +8,10 @@ from torch import Tensor
 from presto_core.config.sections import LayersConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
-from presto_core.diffusion.noise import noise_from_config
 from presto_core.losses.dsm import dsm_loss
 from presto_core.losses.layer_distill import self_teacher_loss
-from presto_core.models.model_card import with_budget
-from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
+from presto_core.networks.network import Network
 from presto_core.training import optim
 from presto_core.training.ema import Ema
 from presto_core.training.gradient_accumulation import (
@@ -41,7 +39,7 @@ class LayerDistillation:
     def __init__(
         self,
         config: LayersConfig,
-        teacher: DiT,
+        teacher: Network,
         *,
         sigma_data: float,
         parallel: Parallel = ALONE,
@@ -49,10 +47,10 @@ class LayerDistillation:
     ) -> None:
         self.config, self.sigma_data, self.parallel = config, sigma_data, parallel
         self.total_steps = config.steps
-        self.depth = teacher.config.depth
-        self.p_train = noise_from_config(config.p_train)
+        self.depth = teacher.depth
+        self.p_train = config.p_train
         self.budget = budget_of(config, self.depth)
-        network = with_budget(teacher, self.budget)
+        network = teacher.with_budget(self.budget)
         ema = Ema(network, config.ema_decay)
         self.denoise = EDMDenoiser(network, sigma_data, autocast_dtype)
         # a batch may leave a block out, on one worker or on all
@@ -90,7 +88,7 @@ class LayerDistillation:
     ) -> Tensor:
         """[B]; at full depth the distance is zero, so only samples that skip need a second pass."""
         rows, distances = skipping.nonzero().squeeze(1), hidden.new_zeros(len(hidden))
-        if not len(rows) and not self.denoise.net.enters_every_block:
+        if not len(rows) and not self.denoise.net.run_empty_blocks:
             return distances
         with torch.no_grad():
             taps = (self.depth - 1,)
@@ -112,7 +110,7 @@ def budget_of(config: LayersConfig, depth: int) -> LayerBudget:
         UserError: it does not fit the depth.
     """
     return LayerBudget.over(
-        noise_from_config(config.p_train),
+        config.p_train,
         config.budget,
         depth=depth,
         mode=config.mode,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from presto_core.diffusion.noise import NoiseDistribution
+from presto_core.config.noise import NoiseDistribution
 
 
 class Draws:

@@ -1,5 +1,24 @@
 """Presto-S: step distillation with frozen real score, trained fake score and few-step generator (METHOD section 3).
 
+G generator, mu_fake fake score, mu_real^w guided real score (frozen teacher), D head on mu_fake's activations:
+
+    repeat, with a fresh batch x, c for each update:                      eps is drawn anew from N(0, I) each time
+        sigma_g ~ p_gen                                                   _generator_input
+        x0 = G(x + sigma_g eps; sigma_g, c)                               generate
+        R times of R + 1, critic update, x0 without gradient:             _critic_backward
+            sigma ~ p_dsm
+            L_DSM = lambda(sigma) |mu_fake(x0 + sigma eps; sigma, c) - x0|^2
+            sigma, sigma' ~ p_gan                                         AdversarialLoss.discriminator_loss
+            L_D = (D(x + sigma eps; sigma, c) - 1)^2 + D(x0 + sigma' eps; sigma', c)^2
+            minimise L_DSM + nu_2 L_D over mu_fake and D                  _step_critic
+        once of R + 1, generator update:                                  _generator_backward
+            sigma ~ p_dmd;  x_t = x0 + sigma eps                          _dmd_gradient
+            g = w (mu_fake(x_t; sigma, c) - mu_real^w(x_t; sigma, c))     losses.dmd.dmd_gradient
+            sigma ~ p_gan                                                 AdversarialLoss.gradient
+            L_G = (1 - D(x0 + sigma eps; sigma, c))^2
+            back-propagate g / numel + nu_1 dL_G/dx0 from x0 into G
+            step G, then its moving average                               _step_generator
+
 Presto-LS is the same with a generator that drops blocks by the noise level of its input (METHOD section 5).
 """
 
@@ -16,12 +35,11 @@ from presto_core.config.sections import StepsConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.guidance import guided
-from presto_core.diffusion.noise import noise_from_config
-from presto_core.losses.dmd import dmd_gradient, dmd_loss
+from presto_core.losses.dmd import dmd_gradient
 from presto_core.losses.dsm import dsm_loss
 from presto_core.networks.discriminator import PatchHead
-from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
+from presto_core.networks.network import Network
 from presto_core.training import optim
 from presto_core.training.adversarial import Adversary, require_taps_in_depth
 from presto_core.training.ema import Ema
@@ -62,10 +80,10 @@ class StepDistillation:
     def __init__(
         self,
         config: StepsConfig,
-        teacher: DiT,
+        teacher: Network,
         *,
         sigma_data: float,
-        start: DiT | None = None,
+        start: Network | None = None,
         budget: LayerBudget | None = None,
         parallel: Parallel = ALONE,
         autocast_dtype: torch.dtype | None = None,
@@ -75,14 +93,12 @@ class StepDistillation:
         self.budget = budget
         self.parallel = parallel
         self.total_steps = config.generator_updates * (config.fake_updates_per_generator_update + 1)
-        self.taps = config.gan.taps or (len(teacher.blocks) // 2,)
-        require_taps_in_depth(self.taps, len(teacher.blocks))
-        self.p_gen, self.p_dmd, self.p_dsm, self.p_gan = (
-            noise_from_config(p) for p in (config.p_gen, config.p_dmd, config.p_dsm, config.p_gan)
-        )
+        self.taps = config.gan.taps or (teacher.depth // 2,)
+        require_taps_in_depth(self.taps, teacher.depth)
+        self.p_gen, self.p_dmd, self.p_dsm, self.p_gan = config.p_gen, config.p_dmd, config.p_dsm, config.p_gan
         generator, fake_score = (copy.deepcopy(net).requires_grad_(True) for net in (start or teacher, teacher))
         head = PatchHead(
-            teacher.config.dim,
+            teacher.width,
             taps=len(self.taps),
             channels=config.gan.head_channels,
             layers=config.gan.head_layers,
@@ -92,7 +108,9 @@ class StepDistillation:
         ema.shard_like(generator)
         self.state = _new_state(config, generator, fake_score, head, ema)
 
-    def _wrap(self, teacher: DiT, generator: DiT, fake_score: DiT, head: PatchHead, dtype: torch.dtype | None) -> None:
+    def _wrap(
+        self, teacher: Network, generator: Network, fake_score: Network, head: PatchHead, dtype: torch.dtype | None
+    ) -> None:
         """Denoisers to call; those named `trained_*` average their gradients over workers."""
         distribute = self.parallel.distribute
         frozen = teacher.requires_grad_(False).eval()
@@ -195,7 +213,7 @@ class StepDistillation:
         else:
             with torch.no_grad():
                 x0 = self.generate(x_in, sigma, part.batch.cond)
-        dmd, metrics = self._dmd(x0.detach(), part)
+        dmd, metrics = self._dmd_gradient(x0.detach(), part)
         adversarial = None
         if self._judging:
             adversarial, gan_metrics = self.adversary.gradient(x0.detach(), part)
@@ -215,8 +233,8 @@ class StepDistillation:
         part.before_backward(self.parallel, self.trained_generator.net)
         return self.generate(x_in, sigma, part.batch.cond, trained=True)
 
-    def _dmd(self, x0: Tensor, part: MicroBatch) -> tuple[Tensor, Metrics]:
-        """Gradient of L_DMD with respect to x0."""
+    def _dmd_gradient(self, x0: Tensor, part: MicroBatch) -> tuple[Tensor, Metrics]:
+        """Gradient of L_DMD with respect to x0: [B, C, T]."""
         cond, draws = part.batch.cond, part.draws
         sigma = draws.sigma(self.p_dmd)
         noisy = draws.noised(x0, sigma)
@@ -224,10 +242,9 @@ class StepDistillation:
             real_x0 = self.real_score(noisy, sigma, cond)
             fake_x0 = self.fake_score(noisy, sigma, cond)
         g = dmd_gradient(x0, real_x0, fake_x0, sigma=sigma, sigma_data=self.sigma_data, weighting=self.config.weighting)
-        leaf = x0.clone().requires_grad_()
-        loss = dmd_loss(leaf, g)
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        return gradient, {"dmd_loss": loss.detach().expand(len(x0))}
+        # L_DMD = 1/2 mean|x0 - sg(x0 - g)|^2 has the value mean(g^2) / 2 and the gradient g / numel at x0. Both are
+        # formed from g: x0 - (x0 - g) would round g to the precision of x0.
+        return g / g.numel(), {"dmd_loss": (g.square().mean() / 2).expand(len(x0))}
 
     def _step_generator(self) -> Metrics:
         state = self.state
@@ -245,7 +262,7 @@ class StepDistillation:
         return part.draws.noised(part.batch.x0, sigma), sigma
 
 
-def _new_state(config: StepsConfig, generator: DiT, fake_score: DiT, head: PatchHead, ema: Ema) -> TrainState:
+def _new_state(config: StepsConfig, generator: Network, fake_score: Network, head: PatchHead, ema: Ema) -> TrainState:
     networks: dict[str, nn.Module] = {"generator": generator, "fake_score": fake_score, "head": head}
     sections = {"generator": config.generator_optim, "fake_score": config.fake_optim, "head": config.head_optim}
     return TrainState(

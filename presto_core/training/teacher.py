@@ -7,9 +7,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from presto_core.config.noise import NoiseDistribution
 from presto_core.config.sections import TeacherConfig
 from presto_core.diffusion.denoiser import EDMDenoiser
-from presto_core.diffusion.noise import NoiseDistribution, noise_from_config
 from presto_core.losses.dsm import dsm_loss
 from presto_core.training import optim
 from presto_core.training.ema import Ema
@@ -45,7 +45,7 @@ class TeacherTraining:
         self.config, self.parallel = config, parallel
         self.total_steps = config.steps
         self.sigma_data = sigma_data
-        self.p_train = noise_from_config(config.p_train)
+        self.p_train = config.p_train
         ema = Ema(network, config.ema_decay)
         self.denoise = EDMDenoiser(parallel.distribute(network, name="teacher"), sigma_data, autocast_dtype)
         ema.shard_like(network)

@@ -17,8 +17,6 @@ from presto_core.config.sections import (
     StepsConfig,
 )
 from presto_core.diffusion.denoiser import EDMDenoiser, add_noise
-from presto_core.diffusion.noise import noise_from_config
-from presto_core.models.model_card import with_budget
 from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.samplers.few_step import ping_pong
@@ -38,9 +36,9 @@ def measure(
     """Presto-LS against Presto-S, and a training step at mixed budgets against one at full depth."""
     torch.manual_seed(0)
     teacher = DiT(network, channels=CHANNELS, text_dim=TEXT_DIM)
-    noise = noise_from_config(steps.p_gen)
+    noise = steps.p_gen
     budget = LayerBudget.over(noise, PrestoLSBudget(), depth=network.depth)
-    both = with_budget(teacher, budget)
+    both = teacher.with_budget(budget)
     batch = steps.global_batch_size
     return [
         _compared(
@@ -84,7 +82,7 @@ def sampling(net: DiT, budget: LayerBudget | None, frames: int) -> Call:
 def generator_pass(net: DiT, budget: LayerBudget | None, steps: StepsConfig, frames: int) -> Call:
     """The generator's part of its update: its pass over a batch with noise from p_gen, and back."""
     batch, rng = example_batch(steps.global_batch_size, frames), step_generator(0, total_step=0)
-    sigma = noise_from_config(steps.p_gen).sample(len(batch.x0), generator=rng)
+    sigma = steps.p_gen.sample(len(batch.x0), generator=rng)
     noisy, denoise = add_noise(batch.x0, sigma, generator=rng), EDMDenoiser(net, 1.0)
 
     def call() -> None:

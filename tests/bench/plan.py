@@ -42,9 +42,8 @@ from presto_core.config.sections import (
     LoopConfig,
     NetworkConfig,
 )
-from presto_core.diffusion.noise import noise_from_config
 from presto_core.metrics.latency import hardware
-from presto_core.models.model_card import ModelCard, with_budget
+from presto_core.models.model_card import ModelCard
 from presto_core.networks.dit import DiT
 from presto_core.networks.flops import LatentShape
 from presto_core.networks.layer_budget import LayerBudget
@@ -85,8 +84,8 @@ class Build:
             return TeacherTraining(config.teacher, net, sigma_data=1.0, parallel=parallel)
         if self.stage == "L":
             return LayerDistillation(config.layers, net, sigma_data=1.0, parallel=parallel)
-        budget = LayerBudget.over(noise_from_config(config.steps.p_gen), PrestoLSBudget(), depth=self.network.depth)
-        start, kept = (with_budget(net, budget), budget) if self.stage == "LS" else (None, None)
+        budget = LayerBudget.over(config.steps.p_gen, PrestoLSBudget(), depth=self.network.depth)
+        start, kept = (net.with_budget(budget), budget) if self.stage == "LS" else (None, None)
         return StepDistillation(config.steps, net, sigma_data=1.0, start=start, budget=kept, parallel=parallel)
 
 

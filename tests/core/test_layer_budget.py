@@ -21,15 +21,8 @@ from presto_core.config.layers import (
     TableBudget,
     UniformBudget,
 )
-from presto_core.diffusion.noise import (
-    DiscreteGrid,
-    KarrasInference,
-    LogNormal,
-    LogUniform,
-    NoiseDistribution,
-)
+from presto_core.config.noise import GridNoise, KarrasNoise, LogNormalNoise, LogUniformNoise, NoiseDistribution
 from presto_core.errors import UserError
-from presto_core.models.model_card import with_budget
 from presto_core.networks.block import Block
 from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget, kept_blocks
@@ -37,12 +30,16 @@ from presto_core.samplers.schedule import few_step_sigmas
 from tests.support.toy_networks import conditions, tiny_dit
 
 DEPTH = 5
-NOISES = [LogNormal(-0.4, 1.0), KarrasInference(0.002, 80.0, 7.0), LogUniform(0.01, 10.0)]
+NOISES = [
+    LogNormalNoise(mean=-0.4, std=1.0),
+    KarrasNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0),
+    LogUniformNoise(sigma_min=0.01, sigma_max=10.0),
+]
 
 
 def layered(mode: str = "presto", *, conditioned: bool = True, **options: int) -> DiT:
     budget = LayerBudget.over(NOISES[0], PrestoLBudget(), depth=DEPTH, mode=mode, conditioned=conditioned)
-    net = with_budget(tiny_dit(depth=DEPTH, **options), budget)
+    net = tiny_dit(depth=DEPTH, **options).with_budget(budget)
     if net.budget is not None:
         torch.nn.init.normal_(net.budget.weight, std=0.3)
     return net
@@ -98,7 +95,7 @@ def test_bins_are_equally_likely(noise: NoiseDistribution):
 @pytest.mark.parametrize("steps", range(1, 12))
 def test_a_grid_is_sampled_with_the_budgets_it_was_trained_with(steps: int):
     """Its levels may be the very edges of bins, and come by another formula in sampling."""
-    grid = DiscreteGrid(steps, 0.002, 80.0, 7.0)
+    grid = GridNoise(num_steps=steps, sigma_min=0.002, sigma_max=80.0, rho=7.0)
     budget = LayerBudget.over(grid, PrestoLBudget(), depth=28)
     trained = budget.of(grid.levels().flip(0).float()).tolist()
     sigmas = few_step_sigmas(steps, sigma_min=0.002, sigma_max=80.0, rho=7.0)
@@ -189,7 +186,7 @@ def test_mixed_budgets_equal_one_sample_at_a_time(mode: str, conditioned: bool, 
 def test_a_fresh_conversion_is_the_teacher_bit_for_bit(conditioned: bool):
     teacher = tiny_dit(depth=DEPTH)
     budget = LayerBudget.over(NOISES[0], PrestoLBudget(), depth=DEPTH, conditioned=conditioned)
-    net, (x, c_noise, cond) = with_budget(teacher, budget), inputs(6)
+    net, (x, c_noise, cond) = teacher.with_budget(budget), inputs(6)
     for full in (None, DEPTH, torch.full((6,), DEPTH)):
         assert torch.equal(net(x, c_noise, cond, full), teacher(x, c_noise, cond))
     # and untrained, a smaller budget is the teacher with blocks skipped

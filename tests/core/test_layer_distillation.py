@@ -10,6 +10,7 @@ import torch
 from presto_core.artifacts.manifest import commit_artifact, read_artifact
 from presto_core.config.layers import TableBudget
 from presto_core.config.loader import load_config
+from presto_core.config.noise import KarrasNoise
 from presto_core.config.schema import LayersStage, StepsStage
 from presto_core.config.sections import (
     LoopConfig,
@@ -17,7 +18,6 @@ from presto_core.config.sections import (
     TeacherConfig,
 )
 from presto_core.diffusion.denoiser import EDMDenoiser, add_noise
-from presto_core.diffusion.noise import KarrasInference
 from presto_core.errors import UserError
 from presto_core.losses.dsm import dsm_loss
 from presto_core.losses.layer_distill import self_teacher_loss
@@ -25,7 +25,6 @@ from presto_core.models.model_card import (
     ModelCard,
     load_model,
     weights_file,
-    with_budget,
 )
 from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
@@ -58,8 +57,8 @@ def both(**overrides: object) -> StepDistillation:
     keys = {"generator_updates": 2, "gan.head_layers": 1, "gan.head_channels": 8} | overrides
     config = load_config(StepsStage, overrides={f"steps.{k}": v for k, v in keys.items()}).steps
     table = TableBudget(kept=(1, 2, 2, 3, 3))  # no noise level runs block 2, and all run block 3
-    budget = LayerBudget.over(KarrasInference(0.002, 80.0, 7.0), table, depth=DEPTH)
-    return StepDistillation(config, teacher(), start=with_budget(teacher(), budget), budget=budget, sigma_data=1.0)
+    budget = LayerBudget.over(KarrasNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0), table, depth=DEPTH)
+    return StepDistillation(config, teacher(), start=teacher().with_budget(budget), budget=budget, sigma_data=1.0)
 
 
 # --- the loss

@@ -9,36 +9,40 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scipy import stats
 
-from presto_core.config.noise import NoiseConfig
-from presto_core.diffusion.noise import (
-    DiscreteGrid,
-    KarrasInference,
-    LogNormal,
-    LogUniform,
-    Mixture,
+from presto_core.config.noise import (
+    GridNoise,
+    KarrasNoise,
+    LogNormalNoise,
+    LogUniformNoise,
+    MixtureNoise,
+    NoiseConfig,
     NoiseDistribution,
-    Truncated,
-    noise_from_config,
-    snr_db,
+    TruncatedNoise,
 )
+from presto_core.diffusion.noise import snr_db
 from presto_core.errors import UserError
 from presto_core.samplers.schedule import few_step_sigmas
 
 CONTINUOUS = {
-    "lognormal": LogNormal(-0.4, 1.0),
-    "karras": KarrasInference(0.002, 80.0, 7.0),
-    "log_uniform": LogUniform(0.01, 50.0),
-    "truncated": Truncated(LogNormal(-1.2, 1.2), 0.05, 3.0),
-    "mixture": Mixture((LogNormal(-0.4, 1.0), KarrasInference(0.002, 80.0, 7.0)), (1.0, 3.0)),
+    "lognormal": LogNormalNoise(mean=-0.4, std=1.0),
+    "karras": KarrasNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0),
+    "log_uniform": LogUniformNoise(sigma_min=0.01, sigma_max=50.0),
+    "truncated": TruncatedNoise(base=LogNormalNoise(mean=-1.2, std=1.2), sigma_low=0.05, sigma_high=3.0),
+    "mixture": MixtureNoise(
+        components=(LogNormalNoise(mean=-0.4, std=1.0), KarrasNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0)),
+        weights=(1.0, 3.0),
+    ),
 }
-GRID = DiscreteGrid(4, 0.002, 80.0, 7.0)
+GRID = GridNoise(num_steps=4, sigma_min=0.002, sigma_max=80.0, rho=7.0)
 ALL = CONTINUOUS | {"grid": GRID}
 
 
 def test_lognormal_quantiles_equal_scipy():
     u = torch.linspace(0.001, 0.999, 101, dtype=torch.float64)
     expected = stats.lognorm(s=1.0, scale=math.exp(-0.4)).ppf(u.numpy())
-    torch.testing.assert_close(LogNormal(-0.4, 1.0).quantile(u), torch.from_numpy(expected), rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        LogNormalNoise(mean=-0.4, std=1.0).quantile(u), torch.from_numpy(expected), rtol=1e-10, atol=0
+    )
 
 
 def test_karras_quantiles_equal_the_edm_formula():
@@ -46,14 +50,16 @@ def test_karras_quantiles_equal_the_edm_formula():
     # the paper's u runs from sigma_max down, ours is the share of draws below
     a, b = 80 ** (1 / 7), 0.002 ** (1 / 7)
     expected = (a + (1 - u) * (b - a)) ** 7
-    torch.testing.assert_close(KarrasInference(0.002, 80.0, 7.0).quantile(u), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        KarrasNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0).quantile(u), expected, rtol=1e-12, atol=0
+    )
 
 
 def test_the_two_families_are_as_far_apart_as_the_method_says():
     high = torch.tensor([5.0], dtype=torch.float64)
-    assert float(1 - LogNormal(-0.4, 1.0).cdf(high)) == pytest.approx(0.0222, abs=5e-4)
+    assert float(1 - LogNormalNoise(mean=-0.4, std=1.0).cdf(high)) == pytest.approx(0.0222, abs=5e-4)
     half = torch.tensor([0.5], dtype=torch.float64)
-    assert float(KarrasInference(0.002, 80.0, 7.0).quantile(half)) == pytest.approx(2.5, abs=0.05)
+    assert float(KarrasNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0).quantile(half)) == pytest.approx(2.5, abs=0.05)
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -89,17 +95,24 @@ def test_grid_is_the_few_step_schedule():
 
 @given(low=st.floats(0.01, 1.0), width=st.floats(1.5, 20.0), u=st.floats(0.0, 1.0))
 def test_truncation_keeps_to_its_interval(low: float, width: float, u: float):
-    sigma = Truncated(LogNormal(-0.4, 1.0), low, low * width).quantile(torch.tensor([u], dtype=torch.float64))
+    sigma = TruncatedNoise(base=LogNormalNoise(mean=-0.4, std=1.0), sigma_low=low, sigma_high=low * width).quantile(
+        torch.tensor([u], dtype=torch.float64)
+    )
     assert low <= float(sigma) <= low * width
 
 
 def test_truncation_without_mass_is_refused():
     with pytest.raises(UserError, match="keeps nothing"):
-        Truncated(KarrasInference(0.1, 1.0, 7.0), 5.0, 6.0).quantile(torch.tensor([0.5]))
+        TruncatedNoise(base=KarrasNoise(sigma_min=0.1, sigma_max=1.0, rho=7.0), sigma_low=5.0, sigma_high=6.0).quantile(
+            torch.tensor([0.5])
+        )
 
 
 def test_mixture_share_of_each_component():
-    mixture = Mixture((LogUniform(0.01, 0.1), LogUniform(1.0, 10.0)), (1.0, 3.0))
+    mixture = MixtureNoise(
+        components=(LogUniformNoise(sigma_min=0.01, sigma_max=0.1), LogUniformNoise(sigma_min=1.0, sigma_max=10.0)),
+        weights=(1.0, 3.0),
+    )
     draws = mixture.sample(40_000, generator=torch.Generator().manual_seed(0))
     assert float((draws < 0.5).float().mean()) == pytest.approx(0.25, abs=0.01)
 
@@ -107,7 +120,7 @@ def test_mixture_share_of_each_component():
 @pytest.mark.parametrize("name", ALL)
 def test_config_round_trip(name: str):
     section = TypeAdapter(NoiseConfig).validate_python(ALL[name].to_config())
-    rebuilt: NoiseDistribution = noise_from_config(section)
+    rebuilt: NoiseDistribution = section
     assert rebuilt == ALL[name]
 
 

@@ -14,10 +14,11 @@ from presto_core.config.sections import (
     StepsConfig,
     TeacherConfig,
 )
+from presto_core.losses.dmd import dmd_gradient
 from presto_core.training import optim
 from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
 from presto_core.training.ema import Ema
-from presto_core.training.gradient_accumulation import micro_batches
+from presto_core.training.gradient_accumulation import MicroBatch, micro_batches
 from presto_core.training.loop import Hooks, train
 from presto_core.training.meter import is_time
 from presto_core.training.optim import learning_rate
@@ -51,6 +52,30 @@ def run(algorithm, steps: int) -> list[dict[str, float]]:
     train(algorithm, stream, seed=0, config=LOOP, hooks=Hooks(log=lambda step, m: rows.append(m)))
     algorithm.total_steps = total
     return rows
+
+
+def test_the_gradient_at_the_generators_output_is_that_of_the_dmd_loss():
+    """g / numel, formed directly, against autograd of 1/2 mean|x0 - sg(x0 - g)|^2 in float64."""
+    algorithm, batch = distillation(), next(batches())
+
+    def draw() -> MicroBatch:
+        return micro_batches(batch, torch.Generator().manual_seed(3), ALONE)[0]
+
+    x0 = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(1))
+    gradient, metrics = algorithm._dmd_gradient(x0, draw())
+
+    part = draw()
+    sigma = part.draws.sigma(algorithm.p_dmd)
+    x_t = part.draws.noised(x0, sigma)
+    with torch.no_grad():
+        real, fake = (net(x_t, sigma, batch.cond) for net in (algorithm.real_score, algorithm.fake_score))
+    g = dmd_gradient(x0, real, fake, sigma=sigma, sigma_data=1.0, weighting="dmd").double()
+    leaf = x0.double().requires_grad_()
+    loss = (leaf - (x0 - g).detach()).square().mean() / 2
+    loss.backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(gradient.double(), leaf.grad, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(metrics["dmd_loss"][0].double(), loss.detach(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("ratio", [1, 5])
@@ -140,7 +165,7 @@ def test_generator_gradient_equals_autograd_of_the_written_loss():
     (part,) = micro_batches(batch, step_generator(0, total_step=9), ALONE)
     x_in, sigma = algorithm._generator_input(part)
     x0 = algorithm.generate(x_in, sigma, batch.cond)
-    dmd, _ = algorithm._dmd(x0.detach(), part)
+    dmd, _ = algorithm._dmd_gradient(x0.detach(), part)
     gan, _ = algorithm.adversary.gradient(x0.detach(), part)
     net = algorithm.state.networks["generator"]
     two_stage = torch.autograd.grad(x0, list(net.parameters()), dmd + 0.1 * gan, retain_graph=True)

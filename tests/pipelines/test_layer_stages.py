@@ -35,13 +35,13 @@ from presto_core.artifacts.manifest import (
     read_artifact,
 )
 from presto_core.config.loader import load_config
+from presto_core.config.noise import KarrasNoise, LogNormalNoise
 from presto_core.config.sampling import (
     BaseSampler,
     EvaluateConfig,
     ScheduleConfig,
 )
 from presto_core.config.schema import LayersStage
-from presto_core.diffusion.noise import KarrasInference, LogNormal
 from presto_core.errors import UserError
 from presto_core.metrics.block_activity import watched
 from tests.pipelines.test_training_stages import steps_config, teacher_config, weights_of
@@ -96,8 +96,11 @@ def test_base_to_layers_to_both_with_lineage_and_tables(dataset: str, teacher: A
     assert [method_of(a) for a in (teacher, layers, single, both)] == ["base", "L", "S", "LS"]
 
     # L over the noise it was trained with, LS over that of its generator's inputs: each by its default table
-    assert layers.manifest["model"]["layer_budget"]["distribution"] == LogNormal(-0.4, 1.0).to_config()
-    assert both.manifest["model"]["layer_budget"]["distribution"] == KarrasInference(0.002, 80.0, 7.0).to_config()
+    assert layers.manifest["model"]["layer_budget"]["distribution"] == LogNormalNoise(mean=-0.4, std=1.0).to_config()
+    assert (
+        both.manifest["model"]["layer_budget"]["distribution"]
+        == KarrasNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0).to_config()
+    )
     assert layers.manifest["model"]["layer_budget"]["kept"] == [2, 2, 3, 3, 4]
     assert both.manifest["model"]["layer_budget"]["kept"] == [2, 3, 3, 4, 4]
     assert single.manifest["model"]["layer_budget"] is None
@@ -108,7 +111,7 @@ def test_a_loaded_model_runs_what_its_table_says(dataset: str, teacher: Artifact
     both = distill_steps.run(steps_config("store", dataset, teacher.id, **{"inputs.layers": layers.id}))
     for artifact in (layers, both):
         model = open_model(artifact.uri)
-        with watched(model.blocks) as record:
+        with watched(model.network.blocks) as record:
             sampled(model)
         budget = model.card.budget
         assert budget is not None
@@ -132,7 +135,7 @@ def test_two_workers_distil_layers_though_blocks_are_left_out(ray_here, dataset:
     table = {"layers.mode": mode, "layers.budget": {"kind": "table", "kept": [1, 2]}}
     layers = distill_layers.run(layers_config("store", dataset, teacher.id, **two, **table))
     assert weights_of(layers) != weights_of(teacher)
-    before, after = (open_model(a.uri).blocks for a in (teacher, layers))
+    before, after = (open_model(a.uri).network.blocks for a in (teacher, layers))
     untouched = [all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters())) for a, b in zip(before, after)]
     assert untouched == ([False, True, True, False] if mode == "presto" else [False, False, True, True])
     steps = two | {"inputs.layers": layers.id, "steps.budget": {"kind": "uniform", "kept": 2}}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from presto_core.diffusion.noise import LogNormal
+from presto_core.config.noise import LogNormalNoise
 from presto_core.training.parallel import Parallel
 from presto_core.training.row_rng import Draws
 from presto_core.training.state import step_generator
@@ -53,7 +53,7 @@ def test_two_ranks_are_one_on_the_joined_batch(name: str, way: int, joined: Resu
 @pytest.mark.parametrize("shared_by", ["workers", "micro-batches"])
 def test_a_row_gets_the_same_numbers_whoever_draws_them(shared_by: str):
     """Bit for bit: all rows at once, by three workers, or by one in parts."""
-    x0, p, whole = torch.zeros(6, 2, 5), LogNormal(0.0, 1.0), slice(0, 6)
+    x0, p, whole = torch.zeros(6, 2, 5), LogNormalNoise(mean=0.0, std=1.0), slice(0, 6)
 
     def of(rows: slice) -> Draws:
         return Draws(step_generator(0, total_step=7), mine=rows, of=6)

@@ -17,8 +17,6 @@ from presto_core.config.schema import (
     TeacherStage,
 )
 from presto_core.config.sections import NetworkConfig
-from presto_core.diffusion.noise import noise_from_config
-from presto_core.models.model_card import with_budget
 from presto_core.networks.dit import DiT
 from presto_core.networks.flops import LatentShape
 from presto_core.networks.layer_budget import LayerBudget
@@ -45,8 +43,8 @@ def batch(rows: int) -> Batch:
 
 def steps_algorithm(config: StepsStage, net: DiT, *, layered: bool) -> Algorithm:
     kind = config.steps.budget or (PrestoLSBudget() if layered else None)
-    budget = LayerBudget.over(noise_from_config(config.steps.p_gen), kind, depth=NETWORK.depth) if kind else None
-    start = with_budget(net, budget) if budget else None
+    budget = LayerBudget.over(config.steps.p_gen, kind, depth=NETWORK.depth) if kind else None
+    start = net.with_budget(budget) if budget else None
     return StepDistillation(config.steps, net, sigma_data=1.0, start=start, budget=budget)
 
 

@@ -17,14 +17,13 @@ from torch.multiprocessing.spawn import spawn
 from pipelines.train.parallel import in_group, in_process
 from presto_core.config.layers import TableBudget
 from presto_core.config.loader import load_config
+from presto_core.config.noise import KarrasNoise
 from presto_core.config.schema import (
     LayersStage,
     StepsStage,
     TeacherStage,
 )
 from presto_core.config.sections import LoopConfig, ParallelConfig
-from presto_core.diffusion.noise import KarrasInference
-from presto_core.models.model_card import with_budget
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.training.layer_distillation import LayerDistillation
 from presto_core.training.loop import Hooks, train
@@ -71,9 +70,11 @@ def steps(parallel: Parallel, *, keys: dict[str, object]) -> Algorithm:
 def both(parallel: Parallel) -> Algorithm:
     config = load_config(StepsStage, overrides={f"steps.{k}": v for k, v in STEPS.items()}).steps
     base = tiny_dit(depth=DEPTH)
-    budget = LayerBudget.over(KarrasInference(0.002, 80.0, 7.0), TableBudget(kept=KEPT), depth=DEPTH)
+    budget = LayerBudget.over(
+        KarrasNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0), TableBudget(kept=KEPT), depth=DEPTH
+    )
     return StepDistillation(
-        config, base, start=with_budget(base, budget), budget=budget, sigma_data=1.0, parallel=parallel
+        config, base, start=base.with_budget(budget), budget=budget, sigma_data=1.0, parallel=parallel
     )
 
 
