@@ -1,4 +1,4 @@
-"""The sizing table of docs/platform.md: `python -m infra.planning.sizing` writes it anew from the cost model."""
+"""The sizing table of docs/platform.md: `python -m infra.planning.sizing_table` writes it anew from the cost model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infra.planning.planner import (
 from pipelines.train.device_specs import device_named
 
 PAGE = Path("docs/platform.md")
-BEGIN, END = "<!-- sizing: made by python -m infra.planning.sizing -->", "<!-- end of sizing -->"
+BEGIN, END = "<!-- sizing: made by python -m infra.planning.sizing_table -->", "<!-- end of sizing -->"
 ROWS = (
     ("laptop", "l4", 1),
     ("laptop", "a100", 1),

@@ -34,6 +34,7 @@ SLOW_BPM = 80
 VELOCITY_SPREAD = 5
 MAX_ATTEMPTS = 1000
 COMPOSER = "Presto's procedural composer"
+# kept as it was before the module moved: the rows of data sets that exist name it
 SOURCE = "composed by program from a seed (presto_core.corpus.composer)"
 LICENCE = "no third-party composition"
 

@@ -1,4 +1,4 @@
-"""Which corpus files are sound enough to use: `python -m presto_core.corpus.vetting` writes `repertoire.tsv` (minutes).
+"""Which corpus files are sound enough to use: `python -m pipelines.corpus.vetting` writes `repertoire.tsv` (minutes).
 
 A file is used when its voices and bar lines are regular and the key signature, music21's analysis and our own estimate
 name one key; files that share a melody get one family name, which the split keeps together.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5
 REQUEST_TIMEOUT_S = 15  # without a byte; a peer that says nothing for 10 s is still waited for
-# presto_core.registry.retry does the waiting: one quiet repetition serves parts of large uploads and other callers
+# presto_core.artifacts.retry does the waiting: one quiet repetition serves parts of large uploads and other callers
 ATTEMPTS = 2
 CLIENT_ATTEMPTS = 4  # of boto3, which only looks for the bucket, once
 FILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}

@@ -23,7 +23,7 @@ from pipelines.train.device_specs import device_called
 from presto_core.errors import UserError
 from presto_core.training.parallel import Parallel
 
-PEAK = "PRESTO_PEAK_TFLOPS"  # of one device at the run's precision, where pipelines.devices does not know it
+PEAK = "PRESTO_PEAK_TFLOPS"  # of one device at the run's precision, where pipelines.train.device_specs does not know it
 
 # name -> what it is; each has the tags TAGS, and those of EXTRA_TAGS
 GAUGES = {

@@ -250,7 +250,7 @@ def test_mistakes_are_one_sentence(arguments: tuple[str, ...], sentence: str):
 
 
 def test_a_plan_starts_without_torch_and_ray():
-    script = "import sys; from typer.testing import CliRunner; from infra.cli import app\n"
+    script = "import sys; from typer.testing import CliRunner; from infra.cli.main import app\n"
     script += "result = CliRunner().invoke(app, ['plan', 'demo', '--gpus', '4'])\n"
     script += "print(result.exit_code, sorted({'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)

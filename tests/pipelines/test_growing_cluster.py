@@ -14,7 +14,7 @@ from presto_core.config.sections import ClusterConfig
 from tests.servers.local_cluster import local_cluster
 
 NEEDS_TWO = """
-from pipelines.cluster import ray_session
+from pipelines.cluster.session import ray_session
 from presto_core.config.sections import ClusterConfig
 with ray_session(ClusterConfig(address="{address}", wait_seconds=500), cpus=2):
     print("there is room")

@@ -33,16 +33,16 @@ from pathlib import Path
 
 import torch
 
-from pipelines import epoch_plan, reading
-from pipelines.cluster import ray_session
-from pipelines.dataset import open_dataset, stream
-from pipelines.embedded_s3 import Server
-from presto_core.config.errors import UserError
+from pipelines.cluster.session import ray_session
+from pipelines.data import epoch_plan, shard_reader
+from pipelines.data.dataset import open_dataset, stream
+from pipelines.storage.local_s3 import Server
 from presto_core.config.sections import ClusterConfig
+from presto_core.errors import UserError
 from presto_core.training.state import Cursor
 
 uri, log, total, ranks = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-epoch_plan.WINDOW_ROWS, reading.SHARDS_A_PLAN = 120, 8
+epoch_plan.WINDOW_ROWS, shard_reader.SHARDS_A_PLAN = 120, 8
 log.touch()
 kept = log.read_bytes().rpartition(b"\\n")[0]
 lines = kept.splitlines()
@@ -52,7 +52,7 @@ try:
         out.truncate(len(kept) + bool(kept))
         out.seek(0, 2)
         settings = {"seed": 5, "cursor": cursor, "global_batch_size": 12, "world_size": ranks, "crop_frames": 6}
-        data, read = open_dataset(uri), reading.read_with_ray
+        data, read = open_dataset(uri), shard_reader.read_with_ray
         streams = [stream(data, rank=rank, reader=read, **settings) for rank in range(ranks)]
         for _ in range(len(lines), total):
             parts = [next(s) for s in streams]

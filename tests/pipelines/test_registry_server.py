@@ -137,21 +137,20 @@ def writer(home: Home, environment: dict[str, str], folder: Path, number: int) -
     program = f"""
 import sys
 from pipelines.registry.promotion import Promoter
-from pipelines.registry.publishing import publish
-from pipelines.storage import open_folder
-from pipelines.tracking import open_tracker
-from pipelines.tracking import open_tracker
+from pipelines.inference.lazy_mlflow import save_mlflow_model
+from pipelines.registry.publish import publish
+from pipelines.storage.filesystem import open_folder
+from pipelines.tracking.client import open_tracker
+from presto_core.artifacts.manifest import artifact_folder, read_artifact
 from presto_core.config.promotion import PromoteConfig
 from presto_core.config.sections import TrackingConfig
-from presto_core.config.sections import TrackingConfig
-from presto_core.registry.manifest import artifact_folder, read_artifact
 
 tracker, root = open_tracker(TrackingConfig()), open_folder({home.root!r})
 sys.stdin.readline()
 for id in {[home.made["S"].id, home.made["LS"].id]!r}[:: 1 if {number} % 2 else -1]:
     run = tracker.client.create_run(tracker.experiment_id).info.run_id
     artifact = read_artifact(artifact_folder(root, id))
-    made = publish(tracker.client, "contested", artifact, mlflow_run=run, stage="x", root=root)
+    made = publish(tracker.client, "contested", artifact, mlflow_run=run, stage="x", root=root, pack=save_mlflow_model)
     promoter = Promoter(tracker.client, judge=lambda *_: [])
     promoter.promote(f"contested@v{{made.number}}", PromoteConfig(), why="writer {number}")
 """
