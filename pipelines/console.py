@@ -25,9 +25,9 @@ class Bar:
     total: int
     bars: Progress | None = None
     task: TaskID | None = None
-    started: float = field(default_factory=time.monotonic)
+    start_time: float = field(default_factory=time.monotonic)
     first: int | None = None
-    printed: float = field(default_factory=time.monotonic)
+    last_print_time: float = field(default_factory=time.monotonic)
 
     done: int = 0
 
@@ -37,15 +37,15 @@ class Bar:
             self.first = done  # a resumed run starts here; the rate must not count what an earlier run did
         if self.bars is not None and self.task is not None:
             self.bars.update(self.task, completed=done, note=note)
-        elif time.monotonic() - self.printed >= LINE_EVERY_S or done == self.total:
-            self.printed = time.monotonic()
-            console.print(f"{self.label}: {done}/{self.total}{self._time_left(done)}  {note}")
+        elif time.monotonic() - self.last_print_time >= LINE_EVERY_S or done == self.total:
+            self.last_print_time = time.monotonic()
+            console.print(f"{self.label}: {done}/{self.total}{self._format_time_left(done)}  {note}")
 
-    def _time_left(self, done: int) -> str:
-        moved = done - (self.first or 0)
-        if not moved or done >= self.total:
+    def _format_time_left(self, done: int) -> str:
+        progress = done - (self.first or 0)
+        if not progress or done >= self.total:
             return ""
-        seconds = (time.monotonic() - self.started) / moved * (self.total - done)
+        seconds = (time.monotonic() - self.start_time) / progress * (self.total - done)
         return f", {int(seconds // 60)}:{int(seconds % 60):02d} left"
 
 
@@ -68,7 +68,7 @@ def progress_bar(label: str, total: int) -> Iterator[Bar]:
         yield Bar(label, total, bars, bars.add_task(label, total=total, note=""))
 
 
-def summary(metrics: dict[str, float], names: tuple[str, ...]) -> str:
+def format_metrics(metrics: dict[str, float], names: tuple[str, ...]) -> str:
     """The named metrics in one short line."""
     return "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-HIDDEN = "[redacted]"
+REDACTED = "[redacted]"
 _KEY = re.compile(
     r"(?i)(pass(word|wd|phrase)?|secret([_-]?key)?|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|authorization|"
     r"cookie|signature|sas)s?$"
@@ -38,42 +38,42 @@ _BARE_SECRET = re.compile(
 )
 
 
-def without_password(text: str) -> str:
+def strip_password(text: str) -> str:
     """A URI, or a text with some, that may be shown: user and password between :// and @ are left out."""
-    return _USERINFO.sub(lambda found: found[1] + _host(found[2]), text)
+    return _USERINFO.sub(lambda match: match[1] + _strip_userinfo(match[2]), text)
 
 
-def _host(said: str) -> str:
+def _strip_userinfo(text: str) -> str:
     """Of what lies before an @: a path whose only @ belongs to a file's name is kept."""
-    first, slash, _ = said.partition("/")
+    first, slash, _ = text.partition("/")
     if slash and re.fullmatch(r"[^:@]*:\d+", first):  # a host and its port, and a path that holds an @
-        return said
-    return "" if ":" in first or "@" in first else said
+        return text
+    return "" if ":" in first or "@" in first else text
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """A text in which nothing of a secret's shape is left."""
-    shown = without_password(text)
+    masked_text = strip_password(text)
     for shape in _SHAPES:
-        shown = shape.sub(_hide, shown)
-    return _BARE_SECRET.sub(HIDDEN, shown)
+        masked_text = shape.sub(_mask, masked_text)
+    return _BARE_SECRET.sub(REDACTED, masked_text)
 
 
-def redacted_items(items: Mapping[str, Any]) -> dict[str, str]:
+def redact_items(items: Mapping[str, Any]) -> dict[str, str]:
     """Settings or tags as text: those of a secret's name are hidden whole, the others by the shape of their value."""
     return {
-        key: HIDDEN if names_secret(key) and value not in ("", None) else redacted(str(value))
+        key: REDACTED if is_secret_key(key) and value not in ("", None) else redact(str(value))
         for key, value in items.items()
     }
 
 
-def names_secret(key: str) -> bool:
+def is_secret_key(key: str) -> bool:
     """Whether a key, dotted or not, is named like a secret's."""
     return bool(_KEY.search(key)) and not _HARMLESS_KEY.search(key)
 
 
-def _hide(found: re.Match[str]) -> str:
-    if found.re.groups:
-        whole, secret = found[0], found[1]
-        return whole[: len(whole) - len(secret)] + HIDDEN if secret else whole
-    return HIDDEN
+def _mask(match: re.Match[str]) -> str:
+    if match.re.groups:
+        whole, secret = match[0], match[1]
+        return whole[: len(whole) - len(secret)] + REDACTED if secret else whole
+    return REDACTED

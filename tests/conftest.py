@@ -76,7 +76,7 @@ def mlflow_server(mlflow_database: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def ray_here(object_store: Server) -> Iterator[None]:
+def shared_ray(object_store: Server) -> Iterator[None]:
     """One Ray session that the tests share; started after the object store, so that workers know its address."""
     from pipelines.cluster.session import ray_session
     from presto_core.config.sections import ClusterConfig

@@ -32,64 +32,64 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Kinds:
+class Conditional:
     """A section with a `kind`: by kind, the domains of its further keys."""
 
     options: Mapping[str, Mapping[str, Choice | Range]]
 
 
-Space = Mapping[str, Choice | Range | Kinds]
+Space = Mapping[str, Choice | Range | Conditional]
 _POWER = re.compile(r"(?<![\w.])(\d+)(e[+-]?\d+)")
 Suggest = Callable[[str, Choice | Range], Any]
 """(name, domain) -> a value of it; a name has one domain wherever it is asked for."""
 
 
-def walk(space: Space, suggest: Suggest) -> dict[str, Any]:
+def sample(space: Space, suggest: Suggest) -> dict[str, Any]:
     """One configuration of a space as overrides: dotted key -> value, in an order that can be applied."""
-    chosen: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, domain in space.items():
-        if isinstance(domain, Kinds):
+        if isinstance(domain, Conditional):
             kind = suggest(f"{key}.kind", Choice(tuple(domain.options)))
-            chosen[f"{key}.kind"] = kind
+            settings[f"{key}.kind"] = kind
             for name, inner in domain.options[kind].items():
-                chosen[f"{key}.{name}"] = suggest(f"{key}.{kind}.{name}", inner)
+                settings[f"{key}.{name}"] = suggest(f"{key}.{kind}.{name}", inner)
         else:
-            chosen[key] = suggest(key, domain)
-    return chosen
+            settings[key] = suggest(key, domain)
+    return settings
 
 
 def combinations(space: Space) -> Iterator[dict[str, Any]]:
     """Every configuration of a space without ranges, in a fixed order."""
     keys = list(space)
-    for parts in product(*(list(_parts(key, space[key])) for key in keys)):
+    for parts in product(*(list(_expand_domain(key, space[key])) for key in keys)):
         yield {name: value for part in parts for name, value in part.items()}
 
 
-def ranges(space: Space) -> list[str]:
+def list_range_keys(space: Space) -> list[str]:
     """Keys that have endlessly many values, and so no grid."""
-    return [key for key, domain in space.items() if any(isinstance(part, Range) for part in _leaves(domain))]
+    return [key for key, domain in space.items() if any(isinstance(part, Range) for part in _leaf_domains(domain))]
 
 
-def _leaves(domain: Choice | Range | Kinds) -> list[Choice | Range]:
-    if isinstance(domain, Kinds):
+def _leaf_domains(domain: Choice | Range | Conditional) -> list[Choice | Range]:
+    if isinstance(domain, Conditional):
         return [inner for option in domain.options.values() for inner in option.values()]
     return [domain]
 
 
-def _parts(key: str, domain: Choice | Range | Kinds) -> Iterator[dict[str, Any]]:
+def _expand_domain(key: str, domain: Choice | Range | Conditional) -> Iterator[dict[str, Any]]:
     if isinstance(domain, Choice):
         yield from ({key: value} for value in domain.values)
-    elif isinstance(domain, Kinds):
+    elif isinstance(domain, Conditional):
         for kind, inner in domain.options.items():
             for part in combinations({f"{key}.{name}": d for name, d in inner.items()}):
                 yield {f"{key}.kind": kind, **part}
 
 
-def as_words(settings: Mapping[str, Any]) -> list[str]:
+def to_overrides(settings: Mapping[str, Any]) -> list[str]:
     """Overrides as the command line's `key=value` words."""
-    return [f"{key}={_yaml(value)}" for key, value in settings.items()]
+    return [f"{key}={_format_yaml(value)}" for key, value in settings.items()]
 
 
-def _yaml(value: Any) -> str:
+def _format_yaml(value: Any) -> str:
     """JSON, which YAML reads, but for 1e-05, which it takes for text."""
     return _POWER.sub(r"\1.0\2", json.dumps(value))

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from tune_spaces.domains import (
     Choice,
-    Kinds,
+    Conditional,
     Range,
     Space,
 )
 
 LOGNORMAL = {"mean": Range(-1.6, 1.6), "std": Range(0.6, 2.0)}
 KARRAS = {"rho": Range(2.0, 10.0)}
-SCORED = Kinds({"lognormal": LOGNORMAL, "karras": KARRAS})
+LOGNORMAL_OR_KARRAS = Conditional({"lognormal": LOGNORMAL, "karras": KARRAS})
 
 NOISE: Space = {
     # continuous inputs only: the discrete grid is an ablation of the paper's (paper.py)
-    "steps.p_gen": Kinds({"karras": KARRAS, "lognormal": {"mean": Range(-0.5, 2.0), "std": Range(1.0, 2.5)}}),
-    "steps.p_dmd": SCORED,
-    "steps.p_dsm": SCORED,
-    "steps.p_gan": SCORED,
+    "steps.p_gen": Conditional({"karras": KARRAS, "lognormal": {"mean": Range(-0.5, 2.0), "std": Range(1.0, 2.5)}}),
+    "steps.p_dmd": LOGNORMAL_OR_KARRAS,
+    "steps.p_dsm": LOGNORMAL_OR_KARRAS,
+    "steps.p_gan": LOGNORMAL_OR_KARRAS,
 }
 
 # the same families as a few named points, for a grid and for response curves that can be compared

@@ -5,12 +5,16 @@ from __future__ import annotations
 from tune_spaces.domains import Choice, Space
 
 # sigma^train and sigma^inf; paper, figure 1 and its table of the three roles
-TRAIN = {"kind": "lognormal", "mean": -0.4, "std": 1.0}
-INF = {"kind": "karras", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
-EITHER = Choice((TRAIN, INF))
+TRAIN_NOISE = {"kind": "lognormal", "mean": -0.4, "std": 1.0}
+INFERENCE_NOISE = {"kind": "karras", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+TRAIN_OR_INFERENCE = Choice((TRAIN_NOISE, INFERENCE_NOISE))
 
-DISTRIBUTIONS: Space = {"steps.p_dmd": EITHER, "steps.p_dsm": EITHER, "steps.p_gan": EITHER}
-INPUTS: Space = {"steps.p_gen": Choice((INF, {"kind": "grid", "num_steps": 4}))}
+DISTRIBUTIONS: Space = {
+    "steps.p_dmd": TRAIN_OR_INFERENCE,
+    "steps.p_dsm": TRAIN_OR_INFERENCE,
+    "steps.p_gan": TRAIN_OR_INFERENCE,
+}
+INPUTS: Space = {"steps.p_gen": Choice((INFERENCE_NOISE, {"kind": "grid", "num_steps": 4}))}
 LAYER_PARTS: Space = {
     "layers.mode": Choice(("presto", "ase")),
     "layers.budget_conditioning": Choice((True, False)),

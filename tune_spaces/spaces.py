@@ -15,8 +15,8 @@ from tune_spaces.domains import Space
 SPACES: dict[str, Callable[[int], Space]] = {
     "noise": lambda depth: noise.NOISE,
     "noise-points": lambda depth: noise.NOISE_POINTS,
-    "layers": layers.layers,
-    "few-layers": layers.few_layers,
+    "layers": layers.make_layers_space,
+    "few-layers": layers.make_few_layers_space,
     "losses": lambda depth: losses.LOSSES,
     "paper": lambda depth: paper.DISTRIBUTIONS,
     "paper-inputs": lambda depth: paper.INPUTS,
@@ -28,7 +28,7 @@ SPACES: dict[str, Callable[[int], Space]] = {
 }
 
 
-def joined(names: Iterable[str], *, depth: int) -> Space:
+def union(names: Iterable[str], *, depth: int) -> Space:
     """One space of all keys; a later space wins where two have the same.
 
     Args:

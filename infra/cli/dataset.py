@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.cli.options import reads
+from infra.cli.options import add_dry_run
 from pipelines.console import console, print_table
-from pipelines.presets.resolve import stage_config
+from pipelines.presets.resolve import load_stage_config
 
 app = typer.Typer(no_args_is_help=True, help="What a data set of latents holds, and whether it is sound.")
 
-Words = Annotated[
+DatasetArgs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
@@ -25,45 +25,45 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 @app.command()
-@reads
-def show(words: Words = None, as_json: AsJson = False) -> None:
+@add_dry_run
+def show(words: DatasetArgs = None, as_json: AsJson = False) -> None:
     """Print what the manifest says: rows, hours, shapes, codec, text encoder, licences, bad files."""
     from pipelines.data import inspection
 
-    _print("data set", inspection.described(_opened(words)), as_json)
+    _print("data set", inspection.describe(_open_dataset(words)), as_json)
 
 
 @app.command()
-@reads
-def verify(words: Words = None) -> None:
+@add_dry_run
+def verify(words: DatasetArgs = None) -> None:
     """Read every byte again and compare it with the manifest: hashes, rows, shapes, one split a composition."""
     from pipelines.data import inspection
 
-    found = inspection.verified(_opened(words))
+    found = inspection.verify(_open_dataset(words))
     console.print(
         f"dataset verify: {found.shards} shards, {found.rows} rows, {found.files} other files: all as committed"
     )
 
 
 @app.command()
-@reads
-def stats(words: Words = None, as_json: AsJson = False) -> None:
+@add_dry_run
+def stats(words: DatasetArgs = None, as_json: AsJson = False) -> None:
     """Compute from the latents what the manifest claims: mean, deviation, sigma_data; coverage of captions, doubles."""
     from pipelines.data import inspection
 
-    _print("statistics", inspection.measured(_opened(words)), as_json)
+    _print("statistics", inspection.compute_stats(_open_dataset(words)), as_json)
 
 
 @app.command()
-@reads
-def split(words: Words = None, as_json: AsJson = False) -> None:
+@add_dry_run
+def split(words: DatasetArgs = None, as_json: AsJson = False) -> None:
     """Print who is on which side: compositions, tracks, rows and hours, and the pieces that training never hears.
 
     To split otherwise, ingest again with another ingest.held_out_fraction: nothing is encoded twice.
     """
     from pipelines.data import inspection
 
-    sides = inspection.sides(_opened(words))
+    sides = inspection.list_splits(_open_dataset(words))
     if as_json:
         typer.echo(json.dumps(sides, indent=2))
         return
@@ -73,12 +73,12 @@ def split(words: Words = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-@reads
-def quarantine(words: Words = None, as_json: AsJson = False) -> None:
+@add_dry_run
+def quarantine(words: DatasetArgs = None, as_json: AsJson = False) -> None:
     """List the files that ingest could not use: where they are, the stage, and why."""
     from pipelines.data import inspection
 
-    rows = inspection.quarantined(_opened(words))
+    rows = inspection.list_quarantine(_open_dataset(words))
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -86,16 +86,16 @@ def quarantine(words: Words = None, as_json: AsJson = False) -> None:
     print_table(f"{len(rows)} bad files", columns, [[row[name] for name in columns] for row in rows])
 
 
-def _opened(words: list[str] | None) -> Any:
+def _open_dataset(args: list[str] | None) -> Any:
     """The data set that the words mean."""
     from pipelines.data.dataset import open_dataset
     from pipelines.registry.resolve import resolve
-    from pipelines.storage.filesystem import absolute
+    from pipelines.storage.filesystem import absolute_uri
     from pipelines.tracking.client import open_tracker
 
-    config = stage_config("dataset", words or [])
+    config = load_stage_config("dataset", args or [])
     artifact = resolve(
-        open_tracker(config.tracking).client, config.references()["dataset"], absolute(config.storage.root)
+        open_tracker(config.tracking).client, config.references()["dataset"], absolute_uri(config.storage.root)
     )
     return open_dataset(artifact.uri)
 

@@ -19,7 +19,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="presto-job-") as folder:
         path = Path(folder) / "settings.yaml"
         path.write_text(settings)
-        sys.argv = ["presto", *(str(path) if word == SETTINGS else word for word in sys.argv[1:])]
+        sys.argv = ["presto", *(str(path) if arg == SETTINGS else arg for arg in sys.argv[1:])]
         cli.main()
 
 

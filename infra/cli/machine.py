@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from infra.cli.options import OnlySay, Words
+from infra.cli.options import Preview, StageArgs
 from pipelines.console import console
-from pipelines.presets.resolve import split
+from pipelines.presets.resolve import split_preset
 
 OBJECT_STORE = Path(".presto/object_store")
 
@@ -17,7 +17,7 @@ OBJECT_STORE = Path(".presto/object_store")
 def up(
     port: Annotated[int, typer.Option(help="Port of the S3 endpoint; 0 takes a free one.")] = 0,
     bucket: Annotated[str, typer.Option(help="Bucket to create.")] = "presto",
-    dry_run: OnlySay = False,
+    dry_run: Preview = False,
 ) -> None:
     """Start an S3 server on this machine and print its environment: eval "$(presto up)"."""
     import os
@@ -39,7 +39,7 @@ def up(
     console.print(f"object store {state}: {server.endpoint}, storage.root=s3://{bucket}, stop it with: presto down")
 
 
-def down(dry_run: OnlySay = False) -> None:
+def down(dry_run: Preview = False) -> None:
     """Stop the S3 server that `presto up` started; its data stay."""
     from pipelines.storage import local_s3 as embedded_s3
 
@@ -52,14 +52,14 @@ def down(dry_run: OnlySay = False) -> None:
 
 
 def doctor(
-    words: Words = None,
+    words: StageArgs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be checked, and stop.")] = False,
 ) -> None:
     """Try out what a preset needs: Python, torch, Ray, storage, MLflow, disk; say what fails and how to mend it."""
     from pipelines.doctor import doctor as practice
 
-    checks = practice.checks(*split(words or []))
+    checks = practice.make_checks(*split_preset(words or []))
     if dry_run:
         practice.show_plan(checks, as_json=as_json)
     elif not practice.show(practice.run(checks), as_json=as_json):

@@ -32,27 +32,27 @@ from infra.cli import (
 from infra.cli import (
     training as training_verbs,
 )
-from infra.cli.dispatch import carry_out, runner
+from infra.cli.dispatch import dispatch, stage_entry
 from infra.cli.options import (
     DryRun,
-    Words,
-    reads,
+    StageArgs,
+    add_dry_run,
 )
-from infra.jobs.command import Work
+from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL, On
 from pipelines.console import console
 from pipelines.presets.resolve import (
     PRESETS,
     is_override,
-    show,
-    split,
-    stage_config,
+    load_stage_config,
+    print_config,
+    split_preset,
 )
-from pipelines.redaction import redacted
+from pipelines.redaction import redact
 from presto_core.config.loader import (
     ConfigError,
+    list_presets,
     load_config,
-    preset_names,
 )
 from presto_core.config.schema import STAGES
 from presto_core.errors import UserError
@@ -94,9 +94,9 @@ Local = Annotated[bool, typer.Option("--local", help="Keep everything in a folde
 
 
 @corpus_app.command("build")
-def corpus_build(words: Words = None, on: On = LOCAL, dry_run: DryRun = False) -> None:
+def corpus_build(words: StageArgs = None, on: On = LOCAL, dry_run: DryRun = False) -> None:
     """Make the default corpus: public-domain pieces and composed ones, with captions, rendered by a soundfont."""
-    _carry_out(("corpus", "build"), "corpus", words, on, dry_run)
+    _dispatch_stage(("corpus", "build"), "corpus", words, on, dry_run)
 
 
 @codec_app.command("fit")
@@ -115,7 +115,7 @@ def codec_fit(
 
 @app.command()
 def ingest(
-    words: Words = None,
+    words: StageArgs = None,
     max_bad_fraction: Annotated[
         float | None,
         typer.Option(help="Share of files that may be bad; above it the run fails (ingest.max_bad_fraction)."),
@@ -125,7 +125,7 @@ def ingest(
 ) -> None:
     """Encode audio (ingest.source=folder, s3://prefix or a list) into latents; what is encoded already is used."""
     allowed = [] if max_bad_fraction is None else [f"ingest.max_bad_fraction={max_bad_fraction}"]
-    _carry_out(("ingest",), "ingest", [*(words or []), *allowed], on, dry_run)
+    _dispatch_stage(("ingest",), "ingest", [*(words or []), *allowed], on, dry_run)
 
 
 for stage in (training_verbs.train_teacher, training_verbs.distill_layers, training_verbs.distill_steps):
@@ -133,9 +133,9 @@ for stage in (training_verbs.train_teacher, training_verbs.distill_layers, train
 
 
 @app.command()
-def evaluate(words: Words = None, on: On = LOCAL, dry_run: DryRun = False) -> None:
+def evaluate(words: StageArgs = None, on: On = LOCAL, dry_run: DryRun = False) -> None:
     """Compare base, generator and inputs.compared=[...] on held-out music: distances, latency, sounds, plots."""
-    _carry_out(("evaluate",), "evaluate", words, on, dry_run)
+    _dispatch_stage(("evaluate",), "evaluate", words, on, dry_run)
 
 
 @app.command()
@@ -157,56 +157,56 @@ def generate(
     if model is not None:
         overrides.append(f"inputs.generator={json.dumps(model)}")
     config = load_config(STAGES["generate"], preset, overrides, preset_folder=PRESETS)
-    carry_out(Work(("generate",), "generate", config, runner("generate")), on=on, dry_run=dry_run)
+    dispatch(StageCommand(("generate",), "generate", config, stage_entry("generate")), on=on, dry_run=dry_run)
 
 
 @app.command()
-def demo(words: Words = None, local: Local = False, dry_run: DryRun = False) -> None:
+def demo(words: StageArgs = None, local: Local = False, dry_run: DryRun = False) -> None:
     """Run the whole flow at small size on this machine: about eleven minutes on two cores."""
-    preset, overrides = split(words or [])
+    preset, overrides = split_preset(words or [])
     preset = preset or "demo"
     from pipelines.workflows import demo as flow
 
     if dry_run:
-        for name, config in flow.stage_configs(preset, overrides).items():
-            typer.echo(flow.described(name))
-            show(flow.FLOW[name].stage, config)
+        for name, config in flow.load_flow_configs(preset, overrides).items():
+            typer.echo(flow.describe_node(name))
+            print_config(flow.DEMO_FLOW[name].stage, config)
     else:
         flow.run(preset, overrides, local=local)
 
 
 @app.command()
 def science(
-    words: Words = None,
+    words: StageArgs = None,
     seeds: Annotated[int, typer.Option(help="Times to distil and judge.", min=1)] = 3,
     local: Local = False,
     dry_run: DryRun = False,
 ) -> None:
     """Measure quality with error bars: one base, several of each distilled model; about 70 minutes on two cores."""
-    preset, overrides = split(words or [])
+    preset, overrides = split_preset(words or [])
     from pipelines.workflows import demo as flow
     from pipelines.workflows import seed_study as study
 
     if dry_run:
-        configs = flow.stage_configs(preset or "science", overrides)
+        configs = flow.load_flow_configs(preset or "science", overrides)
         for name in study.STEPS:
-            typer.echo(flow.described(name, study.STEPS))
-            show(flow.FLOW[name].stage, configs[name])
+            typer.echo(flow.describe_node(name, study.STEPS))
+            print_config(flow.DEMO_FLOW[name].stage, configs[name])
     else:
         study.run(preset or "science", overrides, seeds=seeds, local=local)
 
 
 @app.command()
-@reads
+@add_dry_run
 def presets() -> None:
     """List the presets that come with the package."""
-    for name in preset_names(PRESETS):
+    for name in list_presets(PRESETS):
         typer.echo(name)
 
 
-def _carry_out(verb: tuple[str, ...], module: str, words: list[str] | None, on: str, dry_run: bool) -> None:
-    config = stage_config(verb[0], words or [])
-    carry_out(Work(verb, verb[0], config, runner(module)), on=on, dry_run=dry_run)
+def _dispatch_stage(command_path: tuple[str, ...], module: str, args: list[str] | None, on: str, dry_run: bool) -> None:
+    config = load_stage_config(command_path[0], args or [])
+    dispatch(StageCommand(command_path, command_path[0], config, stage_entry(module)), on=on, dry_run=dry_run)
 
 
 def main() -> None:
@@ -226,8 +226,8 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'system'}: {error.strerror or error}; free the resource and run again", 1)
     except Exception as error:
-        if _mlflow_is_lost(error):
-            why = redacted(" ".join(str(error).split())[:300])
+        if _is_mlflow_unreachable(error):
+            why = redact(" ".join(str(error).split())[:300])
             _fail(f"MLflow stopped answering: {why}. See that it runs, and run the same command again", 1)
         CRASH_LOG.parent.mkdir(exist_ok=True)
         CRASH_LOG.write_text(traceback.format_exc())
@@ -237,13 +237,13 @@ def main() -> None:
         _fail(f"unexpected {type(error).__name__}: {last[:300]}. This is a bug; its traceback is in {CRASH_LOG}", 70)
 
 
-def _mlflow_is_lost(error: Exception) -> bool:
+def _is_mlflow_unreachable(error: Exception) -> bool:
     """Whether its server went away; what it refuses to do is a bug of ours, like any other."""
     if type(error).__module__ != MLFLOW_ERRORS:
         return False
-    from pipelines.tracking.run import PASSING
+    from pipelines.tracking.run import TRANSIENT_CODES
 
-    return getattr(error, "error_code", "") in PASSING
+    return getattr(error, "error_code", "") in TRANSIENT_CODES
 
 
 def _fail(message: str, code: int) -> None:

@@ -9,28 +9,28 @@ from typing import Annotated, Any
 
 import typer
 
-Words = Annotated[
+StageArgs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[PRESET] [KEY=VALUE]...", help="A preset's name or file, then overrides.", show_default=False
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
-OnlySay = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
+Preview = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 
 
-def reads(verb: Callable[..., None]) -> Callable[..., None]:
+def add_dry_run(command: Callable[..., None]) -> Callable[..., None]:
     """A verb that changes nothing stored, with a --dry-run all the same, so that scripts may give it to any verb."""
 
-    @wraps(verb)
-    def read(*args: Any, dry_run: bool = False, **kwargs: Any) -> None:
+    @wraps(command)
+    def wrapper(*args: Any, dry_run: bool = False, **kwargs: Any) -> None:
         if dry_run:
-            does = (inspect.getdoc(verb) or "").partition("\n")[0]
-            typer.echo(f"would do this, which changes no artifact, record or job: {does}")
+            summary = (inspect.getdoc(command) or "").partition("\n")[0]
+            typer.echo(f"would do this, which changes no artifact, record or job: {summary}")
         else:
-            verb(*args, **kwargs)
+            command(*args, **kwargs)
 
-    signature = inspect.signature(verb, eval_str=True)
-    option = inspect.Parameter("dry_run", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=OnlySay)
-    read.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
-    return read
+    signature = inspect.signature(command, eval_str=True)
+    option = inspect.Parameter("dry_run", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Preview)
+    wrapper.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    return wrapper

@@ -7,22 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.cli.options import Words
-from infra.planning.device_model import Pace
-from infra.planning.estimate import Outlook, Training
+from infra.cli.options import StageArgs
+from infra.planning.device_model import DeviceModel
+from infra.planning.estimate import StageEstimate, Training
 from infra.planning.planner import (
-    PaceOf,
-    Question,
+    DeviceModelFn,
+    PlanRequest,
     batch_of,
-    extrapolate,
+    estimate_stages,
     ingest_core_hours,
-    predict,
-    published_pace,
-    question,
+    make_plan_request,
+    make_specs_model_fn,
+    tabulate_scaling,
 )
 from pipelines.console import console, print_table
-from pipelines.presets.resolve import split
-from pipelines.train.device_specs import DEVICES, device_named
+from pipelines.presets.resolve import split_preset
+from pipelines.train.device_specs import DEVICES, device_by_key
 from presto_core.errors import UserError
 from presto_core.networks.flops import LatentShape
 
@@ -32,7 +32,7 @@ GROWTH_COLUMNS = ("GPUs", "hours", "USD", "held up by", "batch that grows", "row
 
 
 def plan(
-    words: Words = None,
+    words: StageArgs = None,
     gpus: Annotated[
         int, typer.Option("--gpus", "--workers", min=1, help="Training workers, one a GPU (with here: a core).")
     ] = 8,
@@ -47,79 +47,86 @@ def plan(
     ] = False,
 ) -> None:
     """Predict time, memory, load, cost and bottleneck of a preset's training on N GPUs, up to 512; starts nothing."""
-    known = None if device == "here" else device_named(device)
-    asked = question(*split(words or []), gpus=gpus, device=known, node_gbit=network_gbit, price=price)
+    specs = None if device == "here" else device_by_key(device)
+    request = make_plan_request(
+        *split_preset(words or []), gpus=gpus, device=specs, node_gbit=network_gbit, price=price
+    )
     if dry_run:
-        _say_what(asked)
+        _print_request(request)
         return
-    pace_of = published_pace(asked) if known else _measured_pace(asked)
-    stages = predict(asked, pace_of)
-    growth = extrapolate(asked, pace_of) if known else []
-    said = _assumptions(asked, pace_of)
+    model_fn = make_specs_model_fn(request) if specs else _make_measured_model_fn(request)
+    stages = estimate_stages(request, model_fn)
+    growth = tabulate_scaling(request, model_fn) if specs else []
+    assumptions = _list_assumptions(request, model_fn)
     if as_json:
-        body = {"stages": [o.to_dict() for o in stages], "growth": growth, "assumptions": said}
+        body = {"stages": [o.to_dict() for o in stages], "growth": growth, "assumptions": assumptions}
         typer.echo(json.dumps({"gpus": gpus, "device": device, **body}, indent=1))
         return
-    _print_stages(asked, stages)
+    _print_stages(request, stages)
     if growth:
         _print_growth(growth)
-    for sentence in said:
-        typer.echo(f"- {sentence}")
+    for assumption in assumptions:
+        typer.echo(f"- {assumption}")
 
 
-def _say_what(asked: Question) -> None:
-    where = asked.device.name if asked.device else "this machine's CPU, after measuring it for about a minute"
-    for name, config in asked.stages.items():
-        typer.echo(f"{name}: on {asked.gpus} x {where}, {config.derived()}")
+def _print_request(request: PlanRequest) -> None:
+    where = request.device.name if request.device else "this machine's CPU, after measuring it for about a minute"
+    for name, config in request.stages.items():
+        typer.echo(f"{name}: on {request.gpus} x {where}, {config.derive_values()}")
 
 
-def _measured_pace(asked: Question) -> PaceOf:
+def _make_measured_model_fn(request: PlanRequest) -> DeviceModelFn:
     """Constants of this machine, measured once for each shape of batch.
 
     Raises:
         UserError: fewer cores than workers.
     """
-    from infra.planning.benchmark import cores, measured
+    from infra.planning.benchmark import cores, measure_device
 
-    threads = asked.configs["base"].cluster.torch_threads
-    if asked.gpus * threads > cores():
+    threads = request.configs["base"].cluster.torch_threads
+    if request.gpus * threads > cores():
         raise UserError(
-            f"here are {cores()} cores, and --gpus {asked.gpus} with cluster.torch_threads={threads} asks for "
-            f"{asked.gpus * threads}; lower them, or name a --device"
+            f"here are {cores()} cores, and --gpus {request.gpus} with cluster.torch_threads={threads} asks for "
+            f"{request.gpus * threads}; lower them, or name a --device"
         )
-    found: dict[tuple[LatentShape, int, int], Pace] = {}
+    found: dict[tuple[LatentShape, int, int], DeviceModel] = {}
 
-    def pace(config: Training, workers: int, rows: int) -> Pace:
+    def device_model(config: Training, workers: int, rows: int) -> DeviceModel:
         rows = min(rows, config.loop.micro_batch_size or rows)
-        key = (asked.shape(config), rows, workers)
+        key = (request.shape(config), rows, workers)
         if key not in found:
-            console.print(f"measuring blocks {asked.network.dim} wide, {rows} rows, {workers} at a time")
-            found[key] = measured(asked.network, key[0], rows=rows, workers=workers, threads=threads, gan=asked.gan)
+            console.print(f"measuring blocks {request.network.dim} wide, {rows} rows, {workers} at a time")
+            found[key] = measure_device(
+                request.network, key[0], rows=rows, workers=workers, threads=threads, gan=request.gan
+            )
         return found[key]
 
-    return pace
+    return device_model
 
 
-def _assumptions(asked: Question, pace_of: PaceOf) -> list[str]:
-    base = asked.stages["base"]
-    said = [*pace_of(base, asked.gpus, batch_of(base) // asked.gpus).assumptions]
-    if asked.price_usd:
-        said.append(f"{asked.price_usd:g} USD for an hour of one GPU, an assumption unless --price was given")
-    said.append("captions fill text.max_tokens; the discriminator's head is not counted in memory")
-    said.append("layer budgets come by chance, and a step waits for the device whose rows run the most blocks")
-    said.append("evaluation, restarts after lost nodes and the time until nodes are there come on top")
-    return [*said, f"ingest of the preset's corpus: {ingest_core_hours(asked):.2g} core-hours (rate from docs/data.md)"]
+def _list_assumptions(request: PlanRequest, model_fn: DeviceModelFn) -> list[str]:
+    base = request.stages["base"]
+    assumptions = [*model_fn(base, request.gpus, batch_of(base) // request.gpus).assumptions]
+    if request.price_usd:
+        assumptions.append(f"{request.price_usd:g} USD for an hour of one GPU, an assumption unless --price was given")
+    assumptions.append("captions fill text.max_tokens; the discriminator's head is not counted in memory")
+    assumptions.append("layer budgets come by chance, and a step waits for the device whose rows run the most blocks")
+    assumptions.append("evaluation, restarts after lost nodes and the time until nodes are there come on top")
+    return [
+        *assumptions,
+        f"ingest of the preset's corpus: {ingest_core_hours(request):.2g} core-hours (rate from docs/data.md)",
+    ]
 
 
-def _print_stages(asked: Question, stages: list[Outlook]) -> None:
-    network = asked.network
-    name = asked.device.name if asked.device else "core here"
-    title = f"{asked.gpus} x {name}, network {network.dim} wide, {network.depth} blocks"
+def _print_stages(request: PlanRequest, stages: list[StageEstimate]) -> None:
+    network = request.network
+    name = request.device.name if request.device else "core here"
+    title = f"{request.gpus} x {name}, network {network.dim} wide, {network.depth} blocks"
     rows = [
         [
             o.name,
             f"{o.rows}" + (f" in {o.micro_batches}" if o.micro_batches > 1 else ""),
-            _seconds(o.step.total),
+            _format_seconds(o.step.total),
             f"{o.total_steps}",
             f"{o.hours:.3g}",
             f"{o.cost_usd:.0f}",
@@ -132,12 +139,12 @@ def _print_stages(asked: Question, stages: list[Outlook]) -> None:
     hours, usd = sum(o.hours for o in stages), sum(o.cost_usd for o in stages)
     total = ["all", "", "", "", f"{hours:.3g}", f"{usd:.0f}", "", "", ""]
     print_table(title, STAGE_COLUMNS, [*rows, total])
-    print_table("load", LOAD_COLUMNS, [_load(o) for o in stages])
-    for name, helps in {o.name: o.helps for o in stages}.items():
+    print_table("load", LOAD_COLUMNS, [_load_cells(o) for o in stages])
+    for name, helps in {o.name: o.remedy for o in stages}.items():
         typer.echo(f"{name}: {helps}")
 
 
-def _load(o: Outlook) -> list[str]:
+def _load_cells(o: StageEstimate) -> list[str]:
     phases = ", ".join(f"{name} {1e3 * value:.0f}" for name, value in o.phases.items())
     parts = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in o.step.parts.items() if value > 5e-5)
     return [
@@ -170,5 +177,5 @@ def _print_growth(growth: list[dict[str, Any]]) -> None:
     print_table("all stages with the same batch; and the longest one with a batch that grows", GROWTH_COLUMNS, rows)
 
 
-def _seconds(value: float) -> str:
+def _format_seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.0f} ms"

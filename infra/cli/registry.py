@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.cli.options import OnlySay, reads
-from pipelines.presets.resolve import stage_config
+from infra.cli.options import Preview, add_dry_run
+from pipelines.presets.resolve import load_stage_config
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +30,7 @@ Why = Annotated[str, typer.Option("--why", help="The reason; it is recorded.", s
 
 
 @app.command("list")
-@reads
+@add_dry_run
 def list_(
     name: Annotated[str, typer.Argument(help="Model, such as presto-generator; all where it is left out.")] = "",
     settings: Settings = None,
@@ -42,20 +42,20 @@ def list_(
 
     if "=" in name:  # the name was left out
         name, settings = "", [name, *(settings or [])]
-    views.print_versions(*views.newest(_config(settings), name, limit=limit), as_json=as_json)
+    views.print_versions(*views.list_newest(_load_config(settings), name, limit=limit), as_json=as_json)
 
 
 @app.command()
-@reads
+@add_dry_run
 def show(version: Which, settings: Settings = None, as_json: AsJson = False) -> None:
     """Show a version: from which data, teacher, code and settings, how good and how fast, promoted by whom."""
     from infra.cli import registry_views as views
 
-    views.print_version(_config(settings), version, as_json=as_json)
+    views.print_version(_load_config(settings), version, as_json=as_json)
 
 
 @app.command()
-@reads
+@add_dry_run
 def search(
     words: Annotated[list[str], typer.Argument(metavar='"FILTER" [KEY=VALUE]...', help="fd < 3 and method = LS")],
     order: Annotated[str, typer.Option(help="Number to sort by, least first; else the newest come first.")] = "",
@@ -70,14 +70,14 @@ def search(
     """
     from infra.cli import registry_views as views
 
-    settings = [word for word in words if word.startswith(("storage.", "tracking."))]
-    asked = " ".join(word for word in words if word not in settings)
-    found = views.found(_config(settings), asked, order=order, limit=limit)
+    settings = [arg for arg in words if arg.startswith(("storage.", "tracking."))]
+    query = " ".join(word for word in words if word not in settings)
+    found = views.search_versions(_load_config(settings), query, order=order, limit=limit)
     views.print_versions(*found, as_json=as_json)
 
 
 @app.command()
-@reads
+@add_dry_run
 def lineage(
     version: Which,
     settings: Settings = None,
@@ -87,16 +87,16 @@ def lineage(
     """Draw what a version was made from, up to the data."""
     from infra.cli import registry_views as views
 
-    views.print_family(_config(settings), version, svg=svg, as_json=as_json)
+    views.print_lineage(_load_config(settings), version, svg=svg, as_json=as_json)
 
 
 @app.command()
-@reads
+@add_dry_run
 def diff(one: Which, other: Which, settings: Settings = None, as_json: AsJson = False) -> None:
     """Compare two versions: settings, what was measured, parents, code."""
     from infra.cli import registry_views as views
 
-    views.print_differences(_config(settings), one, other, as_json=as_json)
+    views.print_diff(_load_config(settings), one, other, as_json=as_json)
 
 
 @app.command()
@@ -104,13 +104,13 @@ def pull(
     version: Which,
     folder: Annotated[Path, typer.Argument(help="Folder to make.")],
     settings: Settings = None,
-    dry_run: OnlySay = False,
+    dry_run: Preview = False,
     as_json: AsJson = False,
 ) -> None:
     """Copy a version into a folder: resumed where it was cut, every hash and file type checked, whole or not there."""
     from infra.cli import registry_commands as moves
 
-    moves.pull(_config(settings), version, folder, dry_run=dry_run, as_json=as_json)
+    moves.pull(_load_config(settings), version, folder, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
@@ -118,13 +118,13 @@ def push(
     folder: Annotated[Path, typer.Argument(help="Folder of an artifact, such as one that was pulled elsewhere.")],
     settings: Settings = None,
     name: Annotated[str, typer.Option(help="Model to register it under; by its kind unless told.")] = "",
-    dry_run: OnlySay = False,
+    dry_run: Preview = False,
     as_json: AsJson = False,
 ) -> None:
     """Store an artifact's folder and register it; refused unless it is exactly what its manifest says."""
     from infra.cli import registry_commands as moves
 
-    moves.push(_config(settings), folder, name=name, dry_run=dry_run, as_json=as_json)
+    moves.push(_load_config(settings), folder, name=name, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
@@ -137,13 +137,13 @@ def promote(
         ),
     ] = None,
     why: Why = "",
-    dry_run: OnlySay = False,
+    dry_run: Preview = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a version champion if it passes the gate: files, licence, health, quality against the champion, latency."""
     from infra.cli import registry_commands as moves
 
-    if not moves.promote(_config(words), version, why=why, dry_run=dry_run, as_json=as_json):
+    if not moves.promote(_load_config(words), version, why=why, dry_run=dry_run, as_json=as_json):
         raise typer.Exit(1)
 
 
@@ -152,7 +152,7 @@ def rollback(
     name: Annotated[str, typer.Argument(help="Model whose champion goes back one step.")] = "presto-generator",
     settings: Settings = None,
     why: Why = "",
-    dry_run: OnlySay = False,
+    dry_run: Preview = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the champion before this one champion again."""
@@ -160,14 +160,14 @@ def rollback(
 
     if "=" in name:
         name, settings = "presto-generator", [name, *(settings or [])]
-    moves.rollback(_config(settings), name, why=why, dry_run=dry_run, as_json=as_json)
+    moves.rollback(_load_config(settings), name, why=why, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
 def verify(
     version: Annotated[str, typer.Argument(metavar="[VERSION]", help="One version; all where it is left out.")] = "",
     settings: Settings = None,
-    dry_run: OnlySay = False,
+    dry_run: Preview = False,
     as_json: AsJson = False,
 ) -> None:
     """Read every byte of stored versions again: hashes, file types, and whether champions are who the record says."""
@@ -175,7 +175,7 @@ def verify(
 
     if "=" in version:
         version, settings = "", [version, *(settings or [])]
-    if not moves.verify(_config(settings), version, dry_run=dry_run, as_json=as_json):
+    if not moves.verify(_load_config(settings), version, dry_run=dry_run, as_json=as_json):
         raise typer.Exit(1)
 
 
@@ -190,8 +190,8 @@ def gc(
     """List artifacts that no version, ancestor or running stage refers to; with --delete, remove them."""
     from infra.cli import registry_commands as moves
 
-    moves.gc(_config(settings), delete=delete and not dry_run, older_than_hours=older_than_hours, as_json=as_json)
+    moves.gc(_load_config(settings), delete=delete and not dry_run, older_than_hours=older_than_hours, as_json=as_json)
 
 
-def _config(words: list[str] | None) -> Any:
-    return stage_config("registry", words or [])
+def _load_config(args: list[str] | None) -> Any:
+    return load_stage_config("registry", args or [])

@@ -20,16 +20,16 @@ from pipelines.registry import (
     transfer,
 )
 from pipelines.registry.catalog import Catalog, Version
-from pipelines.registry.local_artifact import require_sound
+from pipelines.registry.local_artifact import check_artifact_folder
 from pipelines.registry.names import RegistryError
 from pipelines.registry.promotion import Promoter
-from pipelines.registry.promotion_checks import Check
-from pipelines.registry.promotion_log import Record
-from pipelines.registry.publish import publish, record_folder
-from pipelines.storage.filesystem import absolute, open_folder
+from pipelines.registry.promotion_checks import PromotionCheck
+from pipelines.registry.promotion_log import PromotionLog
+from pipelines.registry.publish import open_promotion_log_folder, publish
+from pipelines.storage.filesystem import absolute_uri, open_folder
 from pipelines.tracking.client import Tracker, open_tracker
 from presto_core.artifacts.manifest import artifact_folder, read_artifact
-from presto_core.artifacts.manifest_schema import content_hash, files_of
+from presto_core.artifacts.manifest_schema import content_hash, parse_files
 from presto_core.config.schema import RegistryStage
 
 
@@ -37,25 +37,25 @@ def pull(config: RegistryStage, reference: str, folder: Path, *, dry_run: bool, 
     """Copy a version into a folder; see transfer.pull."""
     version = Catalog(open_tracker(config.tracking).client).find(reference)
     artifact = read_artifact(open_folder(version.uri))
-    files = files_of(artifact.manifest)
+    files = parse_files(artifact.manifest)
     size = sum(entry.bytes for entry in files.values())
     what = f"{version.name}@v{version.number} ({version.content[:12]}): {len(files)} files, {size / 1e6:.1f} MB"
-    said = {"version": version.to_dict(), "folder": str(folder), "files": len(files), "bytes": size}
+    payload = {"version": version.to_dict(), "folder": str(folder), "files": len(files), "bytes": size}
     if dry_run:
-        _say(f"pull: would copy {what} to {folder}", said | {"pulled": False}, as_json)
+        _print_result(f"pull: would copy {what} to {folder}", payload | {"pulled": False}, as_json)
         return
     new = transfer.pull(artifact, open_folder(version.uri), folder.expanduser().absolute(), content=version.content)
-    _say(f"pull: {what} {'is in' if new else 'was already in'} {folder}", said | {"pulled": new}, as_json)
+    _print_result(f"pull: {what} {'is in' if new else 'was already in'} {folder}", payload | {"pulled": new}, as_json)
 
 
 def push(config: RegistryStage, folder: Path, *, name: str, dry_run: bool, as_json: bool) -> None:
     """Check, store and register a folder."""
     folder = folder.expanduser().absolute()
-    manifest, files = require_sound(folder)
+    manifest, files = check_artifact_folder(folder)
     model = name or names.NAME_OF_KIND[str(manifest["kind"])]
-    root = open_folder(absolute(config.storage.root))
+    root = open_folder(absolute_uri(config.storage.root))
     target = artifact_folder(root, str(manifest["id"]))
-    said = {
+    payload = {
         "name": model,
         "id": manifest["id"],
         "content": content_hash(manifest),
@@ -63,16 +63,20 @@ def push(config: RegistryStage, folder: Path, *, name: str, dry_run: bool, as_js
         "files": len(files),
     }
     if dry_run:
-        _say(f"push: would store {manifest['kind']} {manifest['id']} in {target.uri}, as {model}", said, as_json)
+        _print_result(
+            f"push: would store {manifest['kind']} {manifest['id']} in {target.uri}, as {model}", payload, as_json
+        )
         return
     artifact = transfer.push(folder, target)
     tracker = open_tracker(config.tracking)
-    run = _record_of_push(tracker, str(manifest["id"]))
+    run = _find_or_create_run(tracker, str(manifest["id"]))
     made = publish(tracker.client, model, artifact, mlflow_run=run, stage="push", root=root, pack=save_mlflow_model)
-    _say(f"push: {made.name}@v{made.number} = {artifact.id}, {artifact.uri}", said | {"version": made.number}, as_json)
+    _print_result(
+        f"push: {made.name}@v{made.number} = {artifact.id}, {artifact.uri}", payload | {"version": made.number}, as_json
+    )
 
 
-def _record_of_push(tracker: Tracker, artifact_id: str) -> str:
+def _find_or_create_run(tracker: Tracker, artifact_id: str) -> str:
     """The run that a version without one of its own hangs on: the same for the same artifact."""
     query = f"tags.`{names.RUN_ID}` = '{artifact_id}'"
     found = tracker.client.search_runs([tracker.experiment_id], query, max_results=1)
@@ -86,88 +90,94 @@ def _record_of_push(tracker: Tracker, artifact_id: str) -> str:
 
 def promote(config: RegistryStage, reference: str, *, why: str, dry_run: bool, as_json: bool) -> bool:
     """Put a version through the gate and make it champion; False where the gate refuses."""
-    _require_reason(why, dry_run)
+    _check_reason(why, dry_run)
     client = open_tracker(config.tracking).client
     decision = Promoter(client).promote(reference, config.promote, why=why, dry_run=dry_run)
     if as_json:
         print_json(decision.to_dict())
-        return decision.passed
+        return decision.has_passed
     candidate = f"{decision.candidate.name}@v{decision.candidate.number}"
-    _print_checks(f"{candidate} for champion", decision.table)
-    if not decision.passed:
+    _print_checks(f"{candidate} for champion", decision.checks)
+    if not decision.has_passed:
         console.print(
             f"promote: {candidate} is refused, nothing changed; mend it, or the thresholds promote.…", style="red"
         )
     elif dry_run:
         console.print(f"promote: {candidate} would be promoted")
-    elif decision.entry is None:
+    elif decision.record is None:
         console.print(f"promote: {candidate} is the champion already")
     else:
         before = f", in place of v{decision.champion.number}" if decision.champion else ""
         console.print(f"promote: {candidate} is the champion{before}; undo it with: presto registry rollback")
-    return decision.passed
+    return decision.has_passed
 
 
 def rollback(config: RegistryStage, name: str, *, why: str, dry_run: bool, as_json: bool) -> None:
     """Go back one champion."""
-    _require_reason(why, dry_run)
+    _check_reason(why, dry_run)
     client = open_tracker(config.tracking).client
     if name not in Catalog(client).models:
         raise RegistryError(f"the registry has no model {name!r}; name one that presto registry list shows")
     former, current = Promoter(client).rollback(name, why=why, dry_run=dry_run)
-    verb = "would be" if dry_run else "is"
-    said = {"champion": former.to_dict(), "was": current.to_dict(), "done": not dry_run}
-    _say(f"rollback: {name}@v{former.number} {verb} the champion again, in place of v{current.number}", said, as_json)
+    auxiliary = "would be" if dry_run else "is"
+    payload = {"champion": former.to_dict(), "was": current.to_dict(), "done": not dry_run}
+    _print_result(
+        f"rollback: {name}@v{former.number} {auxiliary} the champion again, in place of v{current.number}",
+        payload,
+        as_json,
+    )
 
 
 def verify(config: RegistryStage, reference: str, *, dry_run: bool, as_json: bool) -> bool:
     """Read versions again; False where something is wrong."""
     client = open_tracker(config.tracking).client
     catalog = Catalog(client)
-    versions = [catalog.find(reference)] if reference else catalog.everything()
+    versions = [catalog.find(reference)] if reference else catalog.list_all()
     if dry_run:
         size = sum(int(v.tags.get(names.SIZE, 0)) for v in versions)
-        _say(f"verify: would read {len(versions)} versions, {size / 1e6:.1f} MB", {"versions": len(versions)}, as_json)
+        _print_result(
+            f"verify: would read {len(versions)} versions, {size / 1e6:.1f} MB", {"versions": len(versions)}, as_json
+        )
         return True
     found: dict[str, list[str]] = {}
     with progress_bar("verify", len(versions)) as bar:
         for number, version in enumerate(versions, 1):
             bar.update(number, f"{version.name}@v{version.number}")
-            if problems := upkeep.problems_of(version):
+            if problems := upkeep.verify_version(version):
                 found[f"{version.name}@v{version.number}"] = problems
     for name in sorted({version.name for version in versions}):
-        if problem := _alias_problem(client, catalog, name):
+        if problem := _check_alias(client, catalog, name):
             found[f"{name}@{names.CHAMPION}"] = [problem]
     if as_json:
         print_json({"versions": len(versions), "problems": found})
     else:
         if found:
             print_table(
-                "problems", ("version", "what"), [[name, said] for name, all_ in found.items() for said in all_]
+                "problems", ("version", "what"), [[name, message] for name, all_ in found.items() for message in all_]
             )
         console.print(f"verify: {len(versions)} versions read, {len(found)} with problems")
     return not found
 
 
-def _alias_problem(client: object, catalog: Catalog, name: str) -> str:
+def _check_alias(client: object, catalog: Catalog, name: str) -> str:
     """Whether MLflow's champion is another one than the record's, as after a command that was killed in between."""
-    if names.RECORD not in catalog.models[name].tags:
+    if names.PROMOTION_LOG_TAG not in catalog.models[name].tags:
         return ""
-    record = Record(record_folder(client, name))
-    head, said = record.head(), catalog.models[name].aliases.get(names.CHAMPION)
+    record = PromotionLog(open_promotion_log_folder(client, name))
+    head, mlflow_version = record.read_head(), catalog.models[name].aliases.get(names.CHAMPION)
     if head is None:
-        return f"MLflow says v{said}, and no promotion is recorded" if said else ""
-    if said is not None and int(said) == head.version:
+        return f"MLflow says v{mlflow_version}, and no promotion is recorded" if mlflow_version else ""
+    if mlflow_version is not None and int(mlflow_version) == head.version:
         return ""
-    Promoter(client).follow(name, record)
-    return f"MLflow said v{said} and the record v{head.version}; MLflow's alias was mended just now"
+    Promoter(client).sync_aliases(name, record)
+    return f"MLflow said v{mlflow_version} and the record v{head.version}; MLflow's alias was mended just now"
 
 
 def gc(config: RegistryStage, *, delete: bool, older_than_hours: float, as_json: bool) -> None:
     """List, and delete when told, what nothing refers to."""
-    root = open_folder(absolute(config.storage.root))
-    versions: list[Version] = Catalog(open_tracker(config.tracking).client).everything()
-    found = upkeep.garbage(root, versions, older_than=timedelta(hours=older_than_hours))
+    root = open_folder(absolute_uri(config.storage.root))
+    versions: list[Version] = Catalog(open_tracker(config.tracking).client).list_all()
+    found = upkeep.find_garbage(root, versions, older_than=timedelta(hours=older_than_hours))
     if not as_json and found:
         print_table(
             f"nothing refers to {len(found)} folders", ("folder", "MB", "what"),
@@ -179,23 +189,23 @@ def gc(config: RegistryStage, *, delete: bool, older_than_hours: float, as_json:
                 one.folder.delete()
                 bar.update(number, one.uri)
     size = sum(g.bytes for g in found)
-    said = {"garbage": [{"uri": g.uri, "bytes": g.bytes, "why": g.why} for g in found], "deleted": delete}
-    verb = "deleted" if delete else "would be deleted; do it with --delete"
-    _say(f"gc: {len(found)} folders below {root.uri}, {size / 1e6:.1f} MB {verb}", said, as_json)
+    payload = {"garbage": [{"uri": g.uri, "bytes": g.bytes, "why": g.why} for g in found], "deleted": delete}
+    outcome = "deleted" if delete else "would be deleted; do it with --delete"
+    _print_result(f"gc: {len(found)} folders below {root.uri}, {size / 1e6:.1f} MB {outcome}", payload, as_json)
 
 
-def _require_reason(why: str, dry_run: bool) -> None:
+def _check_reason(why: str, dry_run: bool) -> None:
     if not why.strip() and not dry_run:
         raise RegistryError('--why is empty; say the reason, which is recorded: --why "better at 4 steps"')
 
 
-def _print_checks(title: str, checks: list[Check]) -> None:
+def _print_checks(title: str, checks: list[PromotionCheck]) -> None:
     rows = [[check.name, "pass" if check.passed else "FAIL", check.found, check.wanted] for check in checks]
     print_table(title, ("check", "", "found", "wanted"), rows)
 
 
-def _say(sentence: str, said: object, as_json: bool) -> None:
+def _print_result(message: str, payload: object, as_json: bool) -> None:
     if as_json:
-        print_json(said)
+        print_json(payload)
     else:
-        console.print(sentence, markup=False)
+        console.print(message, markup=False)

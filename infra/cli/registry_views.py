@@ -12,40 +12,42 @@ from rich.table import Table
 
 from pipelines.console import console
 from pipelines.registry.catalog import Catalog, Version
-from pipelines.registry.diff import differences
+from pipelines.registry.diff import diff_versions
 from pipelines.registry.lineage import (
-    as_svg,
-    as_tree,
-    family_of,
+    render_svg,
+    render_tree,
+    trace_lineage,
 )
-from pipelines.registry.names import HASH_SHOWN, RegistryError
-from pipelines.registry.promotion_log import Record
-from pipelines.registry.publish import record_folder
-from pipelines.registry.search_filter import NUMBERS, parse
+from pipelines.registry.names import HASH_DIGITS, RegistryError
+from pipelines.registry.promotion_log import PromotionLog
+from pipelines.registry.publish import open_promotion_log_folder
+from pipelines.registry.search_filter import NUMBERS, parse_filter
 from pipelines.tracking.client import open_tracker
 from presto_core.config.schema import RegistryStage
 
 WIDTH = 118
 
 
-def newest(config: RegistryStage, name: str, *, limit: int) -> tuple[str, list[Version]]:
+def list_newest(config: RegistryStage, name: str, *, limit: int) -> tuple[str, list[Version]]:
     """A title, and the newest versions of one model or of all."""
     catalog = Catalog(open_tracker(config.tracking).client)
     if name and name not in catalog.models:
         known = ", ".join(sorted(catalog.models)) or "none yet"
         raise RegistryError(f"the registry has no model {name!r}; it has {known}")
-    found = [v for model in ([name] if name else sorted(catalog.models)) for v in catalog.newest(model, limit=limit)]
+    found = [
+        v for model in ([name] if name else sorted(catalog.models)) for v in catalog.list_newest(model, limit=limit)
+    ]
     return f"{name or 'all models'}, the newest {limit} of each", found
 
 
-def found(config: RegistryStage, asked: str, *, order: str, limit: int) -> tuple[str, list[Version]]:
+def search_versions(config: RegistryStage, query: str, *, order: str, limit: int) -> tuple[str, list[Version]]:
     """A title, and the versions that fit a filter."""
-    clauses = parse(asked)
+    clauses = parse_filter(query)
     if order and order not in NUMBERS:
         raise RegistryError(f"--order {order!r} is no number to sort by; known: {', '.join(NUMBERS)}")
     versions = Catalog(open_tracker(config.tracking).client).search(clauses, limit=limit, order=order)
     more = f", the first {limit}; raise --limit for more" if len(versions) == limit else ""
-    return f"{len(versions)} found: {asked or 'all'}{more}", versions
+    return f"{len(versions)} found: {query or 'all'}{more}", versions
 
 
 def print_versions(title: str, versions: list[Version], *, as_json: bool) -> None:
@@ -57,14 +59,14 @@ def print_versions(title: str, versions: list[Version], *, as_json: bool) -> Non
     rows = [
         [
             f"{v.name}@v{v.number}",
-            v.content[:HASH_SHOWN],
+            v.content[:HASH_DIGITS],
             v.method or v.kind,
             " ".join(v.aliases),
-            _number(v, "fd", ".2f"),
-            _number(v, "nfe", ".0f"),
-            _number(v, "latency_ms", ".0f"),
+            _format_number(v, "fd", ".2f"),
+            _format_number(v, "nfe", ".0f"),
+            _format_number(v, "latency_ms", ".0f"),
             ", ".join(v.licences),
-            v.created[:16],
+            v.created_at[:16],
         ]
         for v in versions
     ]
@@ -77,66 +79,68 @@ def print_version(config: RegistryStage, reference: str, *, as_json: bool) -> No
     catalog = Catalog(client)
     version = catalog.find(reference)
     run = client.get_run(version.mlflow_run)
-    parents = {v.artifact_id: v for v in catalog.of_artifacts(list(version.parents.values()))}
+    parents = {v.artifact_id: v for v in catalog.find_by_artifacts(list(version.parents.values()))}
     made = {
         "commit": run.data.tags.get("mlflow.source.git.commit", ""),
         "environment": run.data.tags.get("presto.environment", ""),
     }
     decisions = [
-        asdict(e) for e in Record(record_folder(client, version.name)).entries() if e.version == version.number
+        asdict(e)
+        for e in PromotionLog(open_promotion_log_folder(client, version.name)).read_all()
+        if e.version == version.number
     ]
     if as_json:
         print_json(version.to_dict() | {"made_with": made, "params": dict(run.data.params), "decisions": decisions})
         return
-    said = version.to_dict()
-    facts = {key: said[key] for key in ("content", "id", "kind", "method", "uri", "created", "bytes")}
+    version_info = version.to_dict()
+    facts = {key: version_info[key] for key in ("content", "id", "kind", "method", "uri", "created", "bytes")}
     facts |= {
         "aliases": ", ".join(version.aliases),
         "licences": ", ".join(version.licences),
         "MLflow run": run.info.run_id,
     }
-    facts |= {f"parent: {role}": _called(parents.get(p), p) for role, p in version.parents.items()}
-    facts |= {key: f"{value:g}" if isinstance(value, float) else value for key, value in version.measured.items()}
+    facts |= {f"parent: {role}": _version_label(parents.get(p), p) for role, p in version.parents.items()}
+    facts |= {key: f"{value:g}" if isinstance(value, float) else value for key, value in version.measurements.items()}
     facts |= {key: value for key, value in made.items() if value}
     facts |= {f"{e['action']}d {e['when']}": f"by {e['who']}: {e['why']}" for e in decisions}
     _print(f"{version.name}@v{version.number}", None, [[key, str(value)] for key, value in facts.items()])
     console.print("settings: presto registry show --json, or presto registry diff", style="dim")
 
 
-def print_family(config: RegistryStage, reference: str, *, svg: Path | None, as_json: bool) -> None:
+def print_lineage(config: RegistryStage, reference: str, *, svg: Path | None, as_json: bool) -> None:
     """What a version was made from."""
     catalog = Catalog(open_tracker(config.tracking).client)
-    family = family_of(catalog, catalog.find(reference))
+    family = trace_lineage(catalog, catalog.find(reference))
     if svg:
         svg.parent.mkdir(parents=True, exist_ok=True)
-        svg.write_text(as_svg(family))
+        svg.write_text(render_svg(family))
         console.print(f"lineage: drawn in {svg}")
     if as_json:
         print_json(family.to_dict())
     else:
-        Console(width=WIDTH).print(as_tree(family))
+        Console(width=WIDTH).print(render_tree(family))
 
 
-def print_differences(config: RegistryStage, one: str, other: str, *, as_json: bool) -> None:
+def print_diff(config: RegistryStage, one: str, other: str, *, as_json: bool) -> None:
     """Where two versions differ."""
     client = open_tracker(config.tracking).client
     catalog = Catalog(client)
     first, second = catalog.find(one), catalog.find(other)
-    found = differences(client, first, second)
+    found = diff_versions(client, first, second)
     if as_json:
         print_json({section: {key: list(pair) for key, pair in rows.items()} for section, rows in found.items()})
         return
     titles = ("", *(f"{v.name}@v{v.number}" for v in (first, second)))
     for section, rows in found.items():
         if rows:
-            _print(section, titles, [[key, *(_shown(value) for value in pair)] for key, pair in rows.items()])
+            _print(section, titles, [[key, *(_format_value(value) for value in pair)] for key, pair in rows.items()])
     if not any(found.values()):
         console.print(f"{titles[1]} and {titles[2]} do not differ")
 
 
-def print_json(said: Any) -> None:
+def print_json(payload: Any) -> None:
     """On standard output, for a program."""
-    print(json.dumps(said, indent=2))
+    print(json.dumps(payload, indent=2))
 
 
 def _print(title: str, columns: tuple[str, ...] | None, rows: list[list[str]]) -> None:
@@ -150,14 +154,14 @@ def _print(title: str, columns: tuple[str, ...] | None, rows: list[list[str]]) -
     Console(width=WIDTH).print(table)
 
 
-def _number(version: Version, name: str, form: str) -> str:
-    value = version.measured.get(name)
+def _format_number(version: Version, name: str, form: str) -> str:
+    value = version.measurements.get(name)
     return "" if value is None else format(value, form)
 
 
-def _called(version: Version | None, artifact_id: str) -> str:
+def _version_label(version: Version | None, artifact_id: str) -> str:
     return f"{version.name}@v{version.number} ({artifact_id})" if version else f"{artifact_id}, not registered"
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)

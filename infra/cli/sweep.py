@@ -9,12 +9,12 @@ import typer
 from pydantic import create_model
 from typer.core import TyperGroup
 
-from infra.cli.dispatch import carry_out
-from infra.cli.options import Words, reads
-from infra.jobs.command import Work
+from infra.cli.dispatch import dispatch
+from infra.cli.options import StageArgs, add_dry_run
+from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL, On
 from pipelines.console import print_table
-from pipelines.presets.resolve import stage_config
+from pipelines.presets.resolve import load_stage_config
 from presto_core.config.schema import StageConfig, SweepStage
 from presto_core.config.sweep import SweepConfig
 
@@ -22,7 +22,7 @@ FIRST = 5  # configurations that --dry-run prints
 RUN = "run"
 
 
-class _RunUnlessNamed(TyperGroup):
+class _DefaultToRunGroup(TyperGroup):
     """`presto sweep demo …` is `presto sweep run demo …`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -32,7 +32,7 @@ class _RunUnlessNamed(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_RunUnlessNamed,
+    cls=_DefaultToRunGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
     help=(
@@ -47,7 +47,7 @@ Spaces = Annotated[list[str] | None, typer.Option("--space", help="A ready space
 
 @app.command(RUN)
 def run(
-    words: Words = None,
+    words: StageArgs = None,
     space: Spaces = None,
     samples: Annotated[int | None, typer.Option(help="Trials (sweep.samples).", show_default=False)] = None,
     metric: Annotated[
@@ -66,15 +66,15 @@ def run(
     ] = False,
 ) -> None:
     """Run a sweep, go on with one that was interrupted, or show the answer of one that is done."""
-    said = {"spaces": space, "samples": samples, "metrics": metric, "mode": mode, "search": search}
-    said |= {"scheduler": scheduler}
-    options = [f"sweep.{name}={json.dumps(value)}" for name, value in said.items() if value is not None]
-    from pipelines.cluster.resources import require_room_here
-    from pipelines.sweep.plan import planned
+    sweep_settings = {"spaces": space, "samples": samples, "metrics": metric, "mode": mode, "search": search}
+    sweep_settings |= {"scheduler": scheduler}
+    options = [f"sweep.{name}={json.dumps(value)}" for name, value in sweep_settings.items() if value is not None]
+    from pipelines.cluster.resources import check_fits_locally
+    from pipelines.sweep.plan import make_plan
 
-    plan = planned([*(words or []), *options])
+    plan = make_plan([*(words or []), *options])
     if on == LOCAL:
-        require_room_here(plan.base.cluster)
+        check_fits_locally(plan.base.cluster)
         if dry_run:
             _show_plan(plan, step_seconds)
             return
@@ -84,11 +84,11 @@ def run(
 
         sweep.run(plan, retry=retry)
 
-    work = Work(("sweep", RUN), "sweep", as_one(plan), run, ("--retry",) if retry else ())
-    carry_out(work, on=on, dry_run=dry_run)
+    command = StageCommand(("sweep", RUN), "sweep", plan_to_config(plan), run, ("--retry",) if retry else ())
+    dispatch(command, on=on, dry_run=dry_run)
 
 
-def as_one(plan: Any) -> StageConfig:
+def plan_to_config(plan: Any) -> StageConfig:
     """A plan as one configuration, which means the same plan where it is read as a preset: what a job is sent."""
     sweep: SweepConfig = plan.sweep.sweep.model_copy(update={"depth": plan.depth})
     both = create_model("SweptStage", __base__=type(plan.base), sweep=(SweepConfig, sweep))
@@ -96,27 +96,27 @@ def as_one(plan: Any) -> StageConfig:
 
 
 @app.command()
-@reads
+@add_dry_run
 def report(
     sweep: Annotated[str, typer.Argument(metavar="[ID]", help="Of the sweep; without, they are listed.")] = "",
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="storage.root=...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Print a sweep's table and verdict, and write its page, from what is recorded by now."""
-    from pipelines.storage.filesystem import absolute, open_folder
+    from pipelines.storage.filesystem import absolute_uri, open_folder
     from pipelines.sweep import report as sweep_report
-    from pipelines.sweep.analysis import summarised
-    from pipelines.sweep.store import Records, sweep_folder
+    from pipelines.sweep.analysis import analyze
+    from pipelines.sweep.store import SweepStore, sweep_folder
 
     given = [*([sweep] if "=" in sweep else []), *(words or [])]
-    config = stage_config("sweep", given)
-    root = open_folder(absolute(config.storage.root))
+    config = load_stage_config("sweep", given)
+    root = open_folder(absolute_uri(config.storage.root))
     if not sweep or "=" in sweep:
-        known = root.child("sweeps").folders()
+        known = root.child("sweeps").list_folders()
         typer.echo(f"sweeps in {root.uri}: {', '.join(known) or 'none yet'}; presto sweep report ID shows one")
         return
-    records = Records(sweep_folder(root, sweep))
-    result = summarised(records.definition(), records.all().values(), records.sessions([]))
+    records = SweepStore(sweep_folder(root, sweep))
+    result = analyze(records.read_definition(), records.load_all().values(), records.add_sessions([]))
     sweep_report.write(result)
     if as_json:
         typer.echo(sweep_report.to_json(result).decode())
@@ -125,18 +125,18 @@ def report(
 
 
 @app.command()
-@reads
+@add_dry_run
 def spaces(depth: Annotated[int, typer.Option(help="Transformer blocks, for layer budgets.", min=1)] = 8) -> None:
     """List the ready spaces and their domains."""
     from tune_spaces.spaces import SPACES
 
-    rows = [[name, key, _in_words(d)] for name, space in SPACES.items() for key, d in space(depth).items()]
+    rows = [[name, key, _format_domain(d)] for name, space in SPACES.items() for key, d in space(depth).items()]
     print_table("spaces", ("space", "setting", "domain"), rows)
 
 
 def _show_plan(plan: Any, step_seconds: float | None) -> None:
     """The first configurations and the cost, as comments and `key=value` words."""
-    from tune_spaces.domains import as_words
+    from tune_spaces.domains import to_overrides
 
     sweep: SweepConfig = plan.sweep.sweep
     assert isinstance(plan.sweep, SweepStage)
@@ -155,14 +155,14 @@ def _show_plan(plan: Any, step_seconds: float | None) -> None:
     if sweep.search == "optuna":
         typer.echo("# later proposals follow from what earlier trials come to; these are drawn by chance")
     for number, proposal in zip(range(FIRST), plan.proposals()):
-        typer.echo(f"{number}: {' '.join(as_words(proposal.settings)) or '(the settings of the preset)'}")
+        typer.echo(f"{number}: {' '.join(to_overrides(proposal.settings)) or '(the settings of the preset)'}")
 
 
-def _in_words(domain: Any) -> str:
-    from tune_spaces.domains import Choice, Kinds
+def _format_domain(domain: Any) -> str:
+    from tune_spaces.domains import Choice, Conditional
 
-    if isinstance(domain, Kinds):
-        kinds = ({k: _in_words(d) for k, d in inner.items()} for inner in domain.options.values())
+    if isinstance(domain, Conditional):
+        kinds = ({k: _format_domain(d) for k, d in inner.items()} for inner in domain.options.values())
         return "; ".join(
             f"{kind}: {', '.join(f'{k} {said}' for k, said in inner.items())}"
             for kind, inner in zip(domain.options, kinds)

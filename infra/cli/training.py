@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from infra.cli.dispatch import carry_out
-from infra.cli.options import DryRun, Words
-from infra.jobs.command import Work
+from infra.cli.dispatch import dispatch
+from infra.cli.options import DryRun, StageArgs
+from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL, On
-from pipelines.presets.resolve import stage_config
+from pipelines.presets.resolve import load_stage_config
 from presto_core.config.schema import StageConfig
 from presto_core.errors import UserError
 
@@ -31,21 +31,21 @@ Fork = Annotated[
 
 
 def train_teacher(
-    words: Words = None, resume: ResumeRun = "", fork: Fork = False, on: On = LOCAL, dry_run: DryRun = False
+    words: StageArgs = None, resume: ResumeRun = "", fork: Fork = False, on: On = LOCAL, dry_run: DryRun = False
 ) -> None:
     """Train the base model on latents."""
     _run("train-teacher", words, resume, fork=fork, on=on, dry_run=dry_run)
 
 
 def distill_layers(
-    words: Words = None, resume: ResumeRun = "", fork: Fork = False, on: On = LOCAL, dry_run: DryRun = False
+    words: StageArgs = None, resume: ResumeRun = "", fork: Fork = False, on: On = LOCAL, dry_run: DryRun = False
 ) -> None:
     """Teach the base model to run fewer blocks where noise is high (Presto-L; layers.mode=ase for the baseline)."""
     _run("distill-layers", words, resume, fork=fork, on=on, dry_run=dry_run)
 
 
 def distill_steps(
-    words: Words = None,
+    words: StageArgs = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -66,14 +66,14 @@ def distill_steps(
     _run("distill-steps", [*(words or []), *start], resume, fork=fork, on=on, dry_run=dry_run)
 
 
-def _run(stage: str, words: list[str] | None, resume: str, *, fork: bool, on: str, dry_run: bool) -> None:
+def _run(stage: str, args: list[str] | None, resume: str, *, fork: bool, on: str, dry_run: bool) -> None:
     def run(config: StageConfig) -> None:
-        from pipelines.train.resume import Resume
+        from pipelines.train.resume import ResumeOptions
 
-        import_module(f"pipelines.stages.{stage.replace('-', '_')}").run(config, Resume(resume, fork))
+        import_module(f"pipelines.stages.{stage.replace('-', '_')}").run(config, ResumeOptions(resume, fork))
 
     options = (*(("--resume", resume) if resume else ()), *(("--fork",) if fork else ()))
-    config = stage_config(stage, words or [])
+    config = load_stage_config(stage, args or [])
     # a fork has an id of its own, which follows from the checkpoint that it starts from
-    work = Work((stage,), stage, config, run, options, run_id="" if fork else resume)
-    carry_out(work, on=on, dry_run=dry_run)
+    command = StageCommand((stage,), stage, config, run, options, run_id="" if fork else resume)
+    dispatch(command, on=on, dry_run=dry_run)

@@ -17,7 +17,7 @@ from presto_core.config.schema import StageConfig
 
 
 @dataclass(frozen=True)
-class Work:
+class StageCommand:
     """A verb that is ready to run, here or anywhere.
 
     Attributes:
@@ -28,42 +28,42 @@ class Work:
         run_id: where the verb itself names one.
     """
 
-    verb: tuple[str, ...]
+    command_path: tuple[str, ...]
     stage: str
     config: StageConfig
     run: Callable[[Any], object]
     options: tuple[str, ...] = ()
     run_id: str = ""
 
-    def words(self, settings: str) -> list[str]:
+    def argv(self, settings: str) -> list[str]:
         """The command line that does the same with a file of settings."""
         if self.stage == "generate":  # its first words are prompts; there must be one word at least
-            return [*self.verb, "--preset", settings, f"seed={self.config.seed}"]
-        return [*self.verb, *self.options, settings]
+            return [*self.command_path, "--preset", settings, f"seed={self.config.seed}"]
+        return [*self.command_path, *self.options, settings]
 
 
 IN_IMAGE = "PRESTO_SETTINGS"  # where a job in an image has its settings; see in_job.py
 
 
-def entrypoint(work: Work, config: StageConfig) -> str:
+def make_entrypoint(command: StageCommand, config: StageConfig) -> str:
     """The shell command that is the job."""
     if config.submit.image:
         # no word that a shell would change: KubeRay lets one look at it on the way
-        return f"python -m infra.cli.in_job {shlex.join(work.words(IN_IMAGE))}"
-    return f"exec sh {LAUNCHER} {shlex.join(work.words(SETTINGS))}"
+        return f"python -m infra.cli.in_job {shlex.join(command.argv(IN_IMAGE))}"
+    return f"exec sh {LAUNCHER} {shlex.join(command.argv(SETTINGS))}"
 
 
-def environment(config: StageConfig, job_id: str) -> dict[str, str]:
+def make_environment(config: StageConfig, job_id: str) -> dict[str, str]:
     """What a job is told by its environment; the dashboard shows it."""
-    told = {
+    env = {
         **config.submit.env,
         "PRESTO_JOB": job_id,
         "RAY_JOB_STOP_WAIT_TIME_S": str(config.submit.stop_grace_seconds),
     }
     if config.submit.image:
-        told[IN_IMAGE] = to_yaml(config)
-    return told
+        env[IN_IMAGE] = to_yaml(config)
+    return env
 
 
-def new_job_id(work: Work) -> str:
-    return f"presto-{work.stage}-{secrets.token_hex(4)}"
+def make_job_id(command: StageCommand) -> str:
+    return f"presto-{command.stage}-{secrets.token_hex(4)}"

@@ -13,69 +13,69 @@ import typer
 import yaml
 
 from infra.jobs.command import (
-    Work,
-    entrypoint,
-    environment,
-    new_job_id,
+    StageCommand,
+    make_entrypoint,
+    make_environment,
+    make_job_id,
 )
 from infra.jobs.portability import (
-    frozen,
-    require_no_secrets,
-    require_reachable,
+    check_no_secrets,
+    check_reachable,
+    freeze_config,
 )
 from infra.jobs.targets import Target
-from pipelines.cluster.session import READER_CPUS, least_workers
+from pipelines.cluster.session import READER_CPUS, min_workers
 from pipelines.console import console
-from pipelines.stages.resources import TRAINING
+from pipelines.stages.resources import TRAINING_STAGES
 from presto_core.config.schema import StageConfig
 from presto_core.config.sweep import SweepConfig
 from presto_core.errors import UserError
 
 BASE = Path(__file__).parent.parent / "kuberay/base/rayjob.yaml"
-WITH_WORKERS = ("ingest", *TRAINING, "evaluate", "sweep")
+WITH_WORKERS = ("ingest", *TRAINING_STAGES, "evaluate", "sweep")
 APPLY_S = 60
 
 
-def render_or_apply(work: Work, target: Target, *, dry_run: bool) -> None:
+def render_or_apply(command: StageCommand, target: Target, *, dry_run: bool) -> None:
     """Print a verb's RayJob, or apply it where the target names a kubectl context.
 
     Raises:
         UserError: what cannot work there; kubectl is missing or refuses.
     """
-    config = frozen(work.stage, work.config)
+    config = freeze_config(command.stage, command.config)
     if not config.submit.image:
         raise UserError(
             "submit.image is empty, and pods have no other code; give the image that infra/docker builds, pinned: "
             "submit.image=registry/presto@sha256:…"
         )
-    require_reachable(work.stage, config, target)
-    document = _to_yaml(rendered(work, config, new_job_id(work)))
-    require_no_secrets(document)
+    check_reachable(command.stage, config, target)
+    document = _to_yaml(render_rayjob(command, config, make_job_id(command)))
+    check_no_secrets(document)
     if target.address and not dry_run:
         _apply(document, target.address, config)
     else:
         typer.echo(document, nl=False)
 
 
-def rendered(work: Work, config: StageConfig, name: str) -> dict[str, Any]:
+def render_rayjob(command: StageCommand, config: StageConfig, name: str) -> dict[str, Any]:
     """The RayJob of a verb.
 
     Args:
         config: with `submit.image`.
     """
-    job: dict[str, Any] = _plain(yaml.safe_load(BASE.read_text()))
+    job: dict[str, Any] = _copy_without_aliases(yaml.safe_load(BASE.read_text()))
     job["metadata"] |= {"name": name, "namespace": config.submit.namespace}
     spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
     spec |= {
-        "entrypoint": entrypoint(work, config),
+        "entrypoint": make_entrypoint(command, config),
         "jobId": name,
-        "runtimeEnvYAML": _to_yaml({"env_vars": environment(config, name)}),
+        "runtimeEnvYAML": _to_yaml({"env_vars": make_environment(config, name)}),
     }
     cluster["rayVersion"] = metadata.version("ray")
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
-    trains = work.stage in (*TRAINING, "sweep") or config.cluster.gpus_per_worker
+    trains = command.stage in (*TRAINING_STAGES, "sweep") or config.cluster.gpus_per_worker
     group = groups["train" if trains else "ingest"]
-    cluster["workerGroupSpecs"] = [_sized(group, work.stage, config)] if work.stage in WITH_WORKERS else []
+    cluster["workerGroupSpecs"] = [_resize_group(group, command.stage, config)] if command.stage in WITH_WORKERS else []
     of_ray = [cluster["headGroupSpec"]["template"], *(g["template"] for g in cluster["workerGroupSpecs"])]
     for template in of_ray:
         template["spec"]["terminationGracePeriodSeconds"] = config.submit.stop_grace_seconds
@@ -84,11 +84,11 @@ def rendered(work: Work, config: StageConfig, name: str) -> dict[str, Any]:
     return job
 
 
-def _sized(group: dict[str, Any], stage: str, config: StageConfig) -> dict[str, Any]:
+def _resize_group(group: dict[str, Any], stage: str, config: StageConfig) -> dict[str, Any]:
     """Workers as many and as large as the stage asks for: a pod each."""
     cluster = config.cluster
-    most = cluster.num_workers if stage in TRAINING else cluster.data_workers
-    least = least_workers(cluster) if stage in TRAINING else 1
+    most = cluster.num_workers if stage in TRAINING_STAGES else cluster.data_workers
+    least = min_workers(cluster) if stage in TRAINING_STAGES else 1
     if isinstance(sweep := getattr(config, "sweep", None), SweepConfig):
         most = max(cluster.num_workers, 1) * max(sweep.concurrent, 1)
     cpus = math.ceil(cluster.cpus_per_worker + READER_CPUS)
@@ -103,25 +103,25 @@ def _sized(group: dict[str, Any], stage: str, config: StageConfig) -> dict[str, 
     return group | {"replicas": max(most, 1), "minReplicas": least, "maxReplicas": max(most, 1)}
 
 
-class _Readable(yaml.SafeDumper):
+class _ReadableDumper(yaml.SafeDumper):
     """Writes a text of several lines as such: YAML inside YAML stays legible."""
 
     def represent_str(self, text: str) -> Any:
         return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
-_Readable.add_representer(str, _Readable.represent_str)
+_ReadableDumper.add_representer(str, _ReadableDumper.represent_str)
 
 
 def _to_yaml(document: dict[str, Any]) -> str:
-    return str(yaml.dump(document, Dumper=_Readable, sort_keys=False, width=1000))
+    return str(yaml.dump(document, Dumper=_ReadableDumper, sort_keys=False, width=1000))
 
 
-def _plain(value: Any) -> Any:
+def _copy_without_aliases(value: Any) -> Any:
     """A copy in which no two places are one object: YAML would write anchors."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        return {key: _copy_without_aliases(item) for key, item in value.items()}
+    return [_copy_without_aliases(item) for item in value] if isinstance(value, list) else value
 
 
 def _apply(document: str, context: str, config: StageConfig) -> None:
@@ -140,8 +140,8 @@ def _apply(document: str, context: str, config: StageConfig) -> None:
             f"kubectl got no answer from context {context} in {APPLY_S} s; see kubectl cluster-info"
         ) from None
     if done.returncode:
-        said = " ".join(done.stderr.split())[-300:]
-        raise UserError(f"kubectl could not apply the RayJob in context {context}: {said}")
+        stderr = " ".join(done.stderr.split())[-300:]
+        raise UserError(f"kubectl could not apply the RayJob in context {context}: {stderr}")
     console.print(done.stdout.strip(), markup=False)
     console.print(
         f"follow it: kubectl --context {context} -n {config.submit.namespace} get rayjobs -w; its log: docs/jobs.md"

@@ -12,21 +12,21 @@ from typing import Any
 import typer
 
 from infra.jobs.ray_jobs import (
-    Head,
     HeadError,
-    denied,
+    RayJobsClient,
+    is_auth_error,
 )
 from pipelines.console import console
 
-PATIENCE_S = 180  # for a head that does not answer any more
+HEAD_TIMEOUT_S = 180  # for a head that does not answer any more
 PAUSE_S = 1.0
 QUIET_S = 30.0  # without a line; a connection that was cut may say nothing
 STOPPED = 143  # 128 + SIGTERM, as a shell has it
-QUESTION = "stop the job too? s = stop it, v = leave the view and let it go on, Enter = go on watching: "
+INTERRUPT_PROMPT = "stop the job too? s = stop it, v = leave the view and let it go on, Enter = go on watching: "
 
 
 @dataclass
-class View:
+class LogFollower:
     """A job that is watched.
 
     Attributes:
@@ -34,16 +34,16 @@ class View:
         shown: characters of the log that are on the screen.
     """
 
-    head: Head
+    head: RayJobsClient
     job_id: str
     quiet: bool = False
     limit_s: float = 0.0
     shown: int = 0
     began: float = field(default_factory=time.monotonic)
     lost_at: float = 0.0
-    told: bool = False
+    announced: bool = False
 
-    def to_the_end(self) -> int:
+    def follow(self) -> int:
         """Watch until the job ends; its exit status.
 
         Raises:
@@ -55,20 +55,20 @@ class View:
             try:
                 return asyncio.run(self._watch())
             except KeyboardInterrupt:
-                self._interrupted()
+                self._handle_interrupt()
 
     async def _watch(self) -> int:
-        if not self.told:  # said in here, where Ctrl-C already asks
-            self.told = True
+        if not self.announced:  # said in here, where Ctrl-C already asks
+            self.announced = True
             console.print(f"waiting for job {self.job_id} (Ctrl-C asks whether to stop it)", markup=False)
         while True:
             if not self.quiet:
                 await self._tail()
-            info = await self._info()
+            info = await self._fetch_info()
             if info and info.status.is_terminal():
                 if not self.quiet:
-                    self._show((await asyncio.to_thread(self.head.logs, self.job_id))[self.shown :])
-                return self._ended(info)
+                    self._show((await asyncio.to_thread(self.head.get_logs, self.job_id))[self.shown :])
+                return self._report_end(info)
             if self.limit_s and time.monotonic() - self.began > self.limit_s:
                 console.print(f"job {self.job_id} is still at work after {self.limit_s:g} s", markup=False)
                 raise typer.Exit(124)
@@ -87,7 +87,7 @@ class View:
         except StopAsyncIteration:
             return
         except Exception as error:  # aiohttp's, Ray's, the system's: whether it matters, the next question tells
-            if denied(error):
+            if is_auth_error(error):
                 raise
 
     def _show(self, text: str) -> None:
@@ -95,22 +95,22 @@ class View:
         sys.stdout.flush()
         self.shown += len(text)
 
-    async def _info(self) -> Any:
+    async def _fetch_info(self) -> Any:
         """What is known of the job; None while the head does not answer."""
         try:
-            info = await asyncio.to_thread(self.head.info, self.job_id)
+            info = await asyncio.to_thread(self.head.get_info, self.job_id)
         except HeadError as error:
             now = time.monotonic()
             if not self.lost_at:
                 self.lost_at = now
                 console.print(f"{error}; trying again", style="yellow", markup=False)
-            if now - self.lost_at > PATIENCE_S:
+            if now - self.lost_at > HEAD_TIMEOUT_S:
                 raise HeadError(f"{error}; the job may go on: presto jobs logs -f {self.job_id}") from None
             return None
         self.lost_at = 0.0
         return info
 
-    def _ended(self, info: Any) -> int:
+    def _report_end(self, info: Any) -> int:
         status = str(info.status.value)
         code = info.driver_exit_code
         if code is None:
@@ -120,10 +120,10 @@ class View:
         console.print(f"job {self.job_id}: {status}, exit status {code}", markup=False)
         return int(code) if 0 <= code < 256 else 128 + abs(int(code)) % 128
 
-    def _interrupted(self) -> None:
+    def _handle_interrupt(self) -> None:
         """Ask what Ctrl-C meant; where nobody can be asked, it means the view."""
         try:
-            console.print(f"\njob {self.job_id} goes on; {QUESTION}", end="", markup=False)
+            console.print(f"\njob {self.job_id} goes on; {INTERRUPT_PROMPT}", end="", markup=False)
             answer = sys.stdin.readline()
         except (KeyboardInterrupt, OSError, ValueError):
             answer = ""

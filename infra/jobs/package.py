@@ -18,7 +18,7 @@ SETTINGS, LAUNCHER = "presto-job.yaml", "presto-job.sh"
 BIGGEST = 3  # entries that a refusal names
 
 # never sent: what can be made again, what is only of this machine, and what looks like credentials
-ALWAYS_OUT = (
+ALWAYS_EXCLUDED = (
     "__pycache__/", "*.pyc", ".git/", ".hg/", ".venv*/", "venv/", ".presto/", "mlruns/", "mlflow.db", "node_modules/",
     ".mypy_cache/", ".pytest_cache/", ".ruff_cache/",
     ".env*", ".netrc", ".pypirc", ".aws/", ".ssh/", ".ray/", ".kube/", "*.pem", "*.key", "*.p12", "id_rsa*",
@@ -36,7 +36,7 @@ exec "${python:-python3}" -m infra.cli.main "$@"
 
 
 @dataclass(frozen=True)
-class Parcel:
+class CodePackage:
     """Files to send.
 
     Attributes:
@@ -64,19 +64,23 @@ class Parcel:
         (folder / LAUNCHER).write_text(SCRIPT)
 
 
-def packed(submit: SubmitConfig, settings: str) -> Parcel:
+def build_package(submit: SubmitConfig, settings: str) -> CodePackage:
     """Choose what is sent.
 
     Raises:
         UserError: the folder does not exist, or is larger than allowed; the message names what takes most.
     """
-    mine = _files(Path(submit.working_dir), (*ALWAYS_OUT, *submit.excludes)) if submit.working_dir else {}
-    _require_small(mine, submit)
-    code = {f"{name}/{file}": path for name in PACKAGES for file, path in _files(SOURCE / name, ALWAYS_OUT).items()}
-    return Parcel(mine | code, settings)
+    mine = _select_files(Path(submit.working_dir), (*ALWAYS_EXCLUDED, *submit.excludes)) if submit.working_dir else {}
+    _check_size(mine, submit)
+    code = {
+        f"{name}/{file}": path
+        for name in PACKAGES
+        for file, path in _select_files(SOURCE / name, ALWAYS_EXCLUDED).items()
+    }
+    return CodePackage(mine | code, settings)
 
 
-def _files(folder: Path, excludes: tuple[str, ...]) -> dict[str, Path]:
+def _select_files(folder: Path, excludes: tuple[str, ...]) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"submit.working_dir={folder} is no folder; name one that exists, or leave it empty")
     ignored = folder / ".gitignore"
@@ -85,7 +89,7 @@ def _files(folder: Path, excludes: tuple[str, ...]) -> dict[str, Path]:
     return {name: folder / name for name in sorted(kept) if (folder / name).is_file()}
 
 
-def _require_small(files: dict[str, Path], submit: SubmitConfig) -> None:
+def _check_size(files: dict[str, Path], submit: SubmitConfig) -> None:
     sizes: Counter[str] = Counter()
     for name, path in files.items():
         sizes[name.split("/")[0]] += path.stat().st_size

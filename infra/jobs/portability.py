@@ -7,23 +7,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from infra.jobs.targets import Target, on_loopback
-from pipelines.redaction import without_password
+from infra.jobs.targets import Target, is_loopback_url
+from pipelines.redaction import strip_password
 from presto_core.config.loader import flatten
 from presto_core.config.schema import StageConfig
 from presto_core.config.submit import SECRET_NAME
 from presto_core.errors import UserError
 
 # settings that hold paths or URIs; those that are read may also come with submit.working_dir
-READ = ("ingest.source", "ingest.manifest", "codec.path", "text.path")
-WRITTEN = ("storage.root", "corpus.folder", "generate.output")
-ON_DISK = ("corpus",)  # stages that neither storage nor tracking has to do with
-SHORTEST_SECRET = 8  # characters; shorter values of the environment occur by chance
+INPUT_KEYS = ("ingest.source", "ingest.manifest", "codec.path", "text.path")
+OUTPUT_KEYS = ("storage.root", "corpus.folder", "generate.output")
+LOCAL_STAGES = ("corpus",)  # stages that neither storage nor tracking has to do with
+MIN_SECRET_LENGTH = 8  # characters; shorter values of the environment occur by chance
 
 Stage = TypeVar("Stage", bound=StageConfig)
 
 
-def frozen(stage: str, config: Stage) -> Stage:
+def freeze_config(stage: str, config: Stage) -> Stage:
     """The settings as they are sent: with the MLflow server of this environment, and without what only works here.
 
     Raises:
@@ -35,7 +35,7 @@ def frozen(stage: str, config: Stage) -> Stage:
             "job joins the one that it runs on"
         )
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if stage not in ON_DISK and not uri:
+    if stage not in LOCAL_STAGES and not uri:
         raise UserError(
             "tracking.uri is empty, so that the run would be recorded on the node's disk only; give a server that the "
             "cluster reaches (tracking.uri=https://… or MLFLOW_TRACKING_URI)"
@@ -44,7 +44,7 @@ def frozen(stage: str, config: Stage) -> Stage:
     return config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri}), "cluster": cluster})
 
 
-def require_reachable(stage: str, config: StageConfig, target: Target) -> None:
+def check_reachable(stage: str, config: StageConfig, target: Target) -> None:
     """Refuse what exists on this machine only.
 
     Args:
@@ -53,22 +53,22 @@ def require_reachable(stage: str, config: StageConfig, target: Target) -> None:
     Raises:
         UserError: names the setting, its value, and where else to put it.
     """
-    for key, uri in uris_of(stage, config):
+    for key, uri in configured_uris(stage, config):
         if _is_path(uri):
-            _require_shared(key, uri, config)
-        elif uri.startswith(("http://", "https://")) and on_loopback(uri) and not target.is_this_machine:
+            _check_shared(key, uri, config)
+        elif uri.startswith(("http://", "https://")) and is_loopback_url(uri) and not target.is_this_machine:
             raise UserError(f"{key}={uri} is a server of this machine, which the cluster cannot reach; name another")
         elif uri.startswith("s3://") and not target.is_this_machine:
-            _require_endpoint_elsewhere(key, uri)
+            _check_endpoint_is_remote(key, uri)
     uri = config.tracking.uri
     if uri.startswith(("sqlite:", "file:", "mysql:", "postgresql:")) or (uri and _is_path(uri)):
         raise UserError(
-            f"tracking.uri={without_password(uri)} is no server, and would be another data base on each node; give one "
+            f"tracking.uri={strip_password(uri)} is no server, and would be another data base on each node; give one "
             "that the cluster reaches (https://…)"
         )
 
 
-def require_no_secrets(said: str) -> None:
+def check_no_secrets(text: str) -> None:
     """Refuse to send what a secret of this environment, or a password in a URI, would be part of.
 
     Args:
@@ -77,21 +77,21 @@ def require_no_secrets(said: str) -> None:
     Raises:
         UserError: names where it comes from, not what it is.
     """
-    for word in said.split():
-        if without_password(word) != word:
+    for word in text.split():
+        if strip_password(word) != word:
             raise UserError(
-                f"the settings hold a password, in {without_password(word)}; all who see the dashboard can read a "
+                f"the settings hold a password, in {strip_password(word)}; all who see the dashboard can read a "
                 "job's settings: leave it out and give it to the nodes (MLFLOW_TRACKING_USERNAME, …_PASSWORD; AWS_…)"
             )
     for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET and value in said:
+        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET_LENGTH and value in text:
             raise UserError(f"the settings hold the value of {name}; leave it out, and set {name} on the nodes")
 
 
-def uris_of(stage: str, config: StageConfig) -> Iterator[tuple[str, str]]:
+def configured_uris(stage: str, config: StageConfig) -> Iterator[tuple[str, str]]:
     """Key and value of every setting of a stage that names a place."""
-    flat = flatten(config.model_dump(mode="json", exclude={"storage"} if stage in ON_DISK else set()))
-    for key in (*READ, *WRITTEN):
+    flat = flatten(config.model_dump(mode="json", exclude={"storage"} if stage in LOCAL_STAGES else set()))
+    for key in (*INPUT_KEYS, *OUTPUT_KEYS):
         value = flat.get(key) or []
         yield from ((key, str(uri)) for uri in (value if isinstance(value, list) else [value]))
     if config.tracking.uri:
@@ -103,26 +103,26 @@ def _is_path(uri: str) -> bool:
     return bool(uri) and ("://" not in uri or uri.startswith("file://"))
 
 
-def _require_shared(key: str, uri: str, config: StageConfig) -> None:
+def _check_shared(key: str, uri: str, config: StageConfig) -> None:
     """A path must lie in a folder that all nodes share, or, where it is read, in what is sent along."""
     path, sent = Path(os.path.normpath(uri.removeprefix("file://"))), config.submit.working_dir
     if any(path.is_absolute() and path.is_relative_to(folder) for folder in config.submit.shared_folders):
         return
-    if sent and key in READ and not path.is_absolute() and (Path(sent) / path).exists():
+    if sent and key in INPUT_KEYS and not path.is_absolute() and (Path(sent) / path).exists():
         return
     where = "s3://bucket/prefix, or a" if key not in ("corpus.folder", "generate.output") else "a"
-    brought = ", or send it along with submit.working_dir" if key in READ else ""
+    brought = ", or send it along with submit.working_dir" if key in INPUT_KEYS else ""
     raise UserError(
         f"{key}={uri} exists on this machine only; give {where} folder that every node mounts and "
         f"submit.shared_folders names{brought}"
     )
 
 
-def _require_endpoint_elsewhere(key: str, uri: str) -> None:
+def _check_endpoint_is_remote(key: str, uri: str) -> None:
     from pipelines.storage.filesystem import endpoint
 
     url = endpoint()
-    if url and on_loopback(url):
+    if url and is_loopback_url(url):
         raise UserError(
             f"{key}={uri} lies in the object store {url} of this machine, which the cluster cannot reach; use one that "
             "both reach, and name it by AWS_ENDPOINT_URL here and on the nodes"

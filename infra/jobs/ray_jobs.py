@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from infra.jobs.targets import API_SERVER, on_loopback
+from infra.jobs.targets import API_SERVER, is_loopback_url
 from pipelines.console import console
 from presto_core.errors import UserError
 
 CONNECT_S, ANSWER_S = 5, 60
-MOST_NODES = 10_000
+MAX_NODES = 10_000
 TOKEN_FILE = "~/.ray/auth_token"
 DENIED = (401, 403)
 
@@ -24,7 +24,7 @@ class HeadError(UserError):
     """The head does not answer; it may later."""
 
 
-class Head:
+class RayJobsClient:
     """The Jobs API at an address.
 
     Args:
@@ -36,84 +36,84 @@ class Head:
     """
 
     def __init__(self, address: str) -> None:
-        self.address, self.token = address, found_token()
+        self.address, self.token = address, find_token()
         if address.startswith("ray://"):
-            self.address = self._dashboard_of(address)
-        with self._answering():
-            self.client = _client(self.address, self.token)
+            self.address = self._resolve_dashboard(address)
+        with self._translate_errors():
+            self.client = _make_client(self.address, self.token)
 
     @cached_property
-    def is_open(self) -> bool:
+    def allows_anonymous(self) -> bool:
         """Whether anyone who reaches it may send jobs, token or not."""
         import requests
 
-        with self._answering():
+        with self._translate_errors():
             answer = requests.get(f"{self.address}/api/version", timeout=(CONNECT_S, ANSWER_S))
             return answer.status_code not in DENIED
 
-    def nodes(self) -> list[dict[str, float]]:
+    def list_node_resources(self) -> list[dict[str, float]]:
         """Resources of each node that lives, in Ray's names."""
-        query = f"/api/v0/nodes?detail=1&limit={MOST_NODES}&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
-        with self._answering():
+        query = f"/api/v0/nodes?detail=1&limit={MAX_NODES}&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+        with self._translate_errors():
             answer = self.client._do_request("GET", query)
             answer.raise_for_status()
             return [node["resources_total"] for node in answer.json()["data"]["result"]["result"]]
 
-    def jobs(self) -> list[Any]:
+    def list_jobs(self) -> list[Any]:
         """Submitted jobs, the newest first."""
-        with self._answering():
+        with self._translate_errors():
             jobs = [job for job in self.client.list_jobs() if job.submission_id]
         return sorted(jobs, key=lambda job: -(job.start_time or 0))
 
-    def job(self, name: str) -> Any:
+    def find_job(self, name: str) -> Any:
         """A job by its id or its run's; of a run's jobs the newest.
 
         Raises:
             UserError: there is none.
         """
-        jobs = self.jobs()
+        jobs = self.list_jobs()
         for job in jobs:
             if name in (job.submission_id, run_id_of(job)):
                 return job
         known = ", ".join(job.submission_id for job in jobs[:8]) or "none"
         raise UserError(f"no job {name} at {self.address}; there is {known}")
 
-    def info(self, job_id: str) -> Any:
-        with self._answering():
+    def get_info(self, job_id: str) -> Any:
+        with self._translate_errors():
             return self.client.get_job_info(job_id)
 
-    def logs(self, job_id: str) -> str:
-        with self._answering():
+    def get_logs(self, job_id: str) -> str:
+        with self._translate_errors():
             return str(self.client.get_job_logs(job_id))
 
     def stop(self, job_id: str) -> None:
         """Ask a job to end: SIGTERM, and SIGKILL after its grace period."""
-        with self._answering():
+        with self._translate_errors():
             self.client.stop_job(job_id)
 
     def send(self, *, entrypoint: str, job_id: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
-        with self._answering():
+        with self._translate_errors():
             self.client.submit_job(
                 entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env, metadata=metadata
             )
 
-    def _dashboard_of(self, address: str) -> str:
+    def _resolve_dashboard(self, address: str) -> str:
         """The Jobs API of a cluster by the address of its Ray client server."""
-        from pipelines.cluster.session import require_answer
+        from pipelines.cluster.session import check_reachable
 
-        require_answer(address)
+        check_reachable(address)
         if self.token:
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray is imported
             os.environ.setdefault("RAY_AUTH_TOKEN", self.token)
         import ray
 
-        with self._answering(), _unhindered():
+        with self._translate_errors(), _without_env():
             context = ray.init(address, logging_level=logging.ERROR)
             ray.shutdown()
         return f"http://{context.dashboard_url}"
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """What goes wrong between here and there, in one sentence."""
         import requests
 
@@ -121,22 +121,22 @@ class Head:
             yield
         except requests.exceptions.SSLError as error:
             raise UserError(
-                f"the certificate of {self.address} is not trusted here ({_short(error)}); set REQUESTS_CA_BUNDLE"
+                f"the certificate of {self.address} is not trusted here ({_root_cause(error)}); set REQUESTS_CA_BUNDLE"
             ) from None
         except (OSError, requests.exceptions.RequestException) as error:
             raise HeadError(
-                f"no Ray head answers at {self.address} ({_short(error)}); see that it runs, that --on is its address, "
-                "and that the way there is open"
+                f"no Ray head answers at {self.address} ({_root_cause(error)}); check that it runs and that --on "
+                "names it"
             ) from None
         except UserError:
             raise
         except Exception as error:
-            if denied(error):
-                raise UserError(self._no_entry()) from None
+            if is_auth_error(error):
+                raise UserError(self._auth_error_message()) from None
             kind = HeadError if "status code 5" in str(error) else UserError
-            raise kind(f"{self.address} refuses that: {_short(error)}") from error
+            raise kind(f"{self.address} refuses that: {_root_cause(error)}") from error
 
-    def _no_entry(self) -> str:
+    def _auth_error_message(self) -> str:
         if not self.token:
             return f"{self.address} asks for a token and there is none here; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         return f"{self.address} refuses this token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
@@ -146,7 +146,7 @@ def run_id_of(job: Any) -> str:
     return str((job.metadata or {}).get("presto.run_id", ""))
 
 
-def found_token() -> str:
+def find_token() -> str:
     """The token of this environment, of a file it names, or of Ray's own file; empty where there is none.
 
     Raises:
@@ -167,8 +167,8 @@ def found_token() -> str:
         raise UserError(f"the token file {path} cannot be read: {error.strerror}; mend RAY_AUTH_TOKEN_PATH") from None
 
 
-def warn_of_plain_http(address: str, token: str) -> None:
-    if token and address.startswith("http://") and not on_loopback(address):
+def warn_plain_http(address: str, token: str) -> None:
+    if token and address.startswith("http://") and not is_loopback_url(address):
         console.print(
             f"{address} is not encrypted: whoever sees this traffic has the token. Use https, or a tunnel: "
             "ssh -L 8265:localhost:8265 HEAD",
@@ -176,12 +176,12 @@ def warn_of_plain_http(address: str, token: str) -> None:
         )
 
 
-def denied(error: BaseException) -> bool:
+def is_auth_error(error: BaseException) -> bool:
     """Whether an error of Ray's client says that the token is wrong or missing."""
     return type(error).__name__ == "AuthenticationError" or any(f"status code {c}" in str(error) for c in DENIED)
 
 
-def _client(address: str, token: str) -> Any:
+def _make_client(address: str, token: str) -> Any:
     """Ray's client, but one that does not wait for ever, and that brings the token whatever Ray itself was told."""
     from ray.job_submission import JobSubmissionClient
 
@@ -193,12 +193,12 @@ def _client(address: str, token: str) -> Any:
             return super()._do_request(method, endpoint, **{"timeout": (CONNECT_S, ANSWER_S), **request})
 
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with _unhindered():
+    with _without_env():
         return Client(address, headers=headers, verify=os.environ.get("REQUESTS_CA_BUNDLE") or True)
 
 
 @contextmanager
-def _unhindered() -> Iterator[None]:
+def _without_env() -> Iterator[None]:
     """Without the addresses of this environment, which Ray would take instead of the one it is given."""
     named = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", API_SERVER) if name in os.environ}
     try:
@@ -207,7 +207,7 @@ def _unhindered() -> Iterator[None]:
         os.environ.update(named)
 
 
-def _short(error: BaseException) -> str:
+def _root_cause(error: BaseException) -> str:
     """The innermost reason, in one line."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]

@@ -46,10 +46,10 @@ class Target:
     @property
     def is_this_machine(self) -> bool:
         """Whether addresses on loopback mean the same there as here."""
-        return self.kind is Kind.LOCAL or (self.kind is Kind.HEAD and on_loopback(self.address))
+        return self.kind is Kind.LOCAL or (self.kind is Kind.HEAD and is_loopback_url(self.address))
 
 
-def target_of(on: str) -> Target:
+def parse_target(on: str) -> Target:
     """What `--on` means.
 
     Raises:
@@ -79,7 +79,7 @@ def host_of(url: str) -> str:
         return ""
 
 
-def on_loopback(url: str) -> bool:
+def is_loopback_url(url: str) -> bool:
     """Whether a URL leads to the machine it is used on."""
     host = host_of(url)
     try:

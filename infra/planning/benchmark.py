@@ -17,9 +17,9 @@ import torch
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
-from infra.planning.device_model import Line, Pace
-from infra.planning.microbenchmarks import constants, timer
-from pipelines.train.step_flops import FACTOR, Work
+from infra.planning.device_model import DeviceModel, LinearCost
+from infra.planning.microbenchmarks import make_timer, measure_constants
+from pipelines.train.step_flops import FORWARD_EQUIVALENTS, PassKind
 from presto_core.config.sections import GanConfig, NetworkConfig
 from presto_core.networks.flops import LatentShape
 
@@ -27,7 +27,7 @@ READ_BYTES_S = 377e6  # of a worker's own threads in a first epoch: measured, do
 COPY_BYTES_S = 2e9  # memory to memory
 
 
-def measured(
+def measure_device(
     network: NetworkConfig,
     shape: LatentShape,
     *,
@@ -35,7 +35,7 @@ def measured(
     workers: int,
     threads: int = 1,
     gan: GanConfig = GanConfig(),
-) -> Pace:
+) -> DeviceModel:
     """Constants of one of `workers` processes on this machine, each with so many threads.
 
     Args:
@@ -44,37 +44,38 @@ def measured(
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = (workers, threads, folder, network.model_dump(), asdict(shape), rows, gan.model_dump())
-        spawn(_member, arguments, nprocs=workers)
+        spawn(_measure_in_worker, arguments, nprocs=workers)
         found = json.loads((Path(folder) / "constants.json").read_text())
-    lines: dict[Work, dict[str, Line]] = {
-        work: {part: Line(*found[f"{part} {work}"]) for part in ("block", "outer", "head")} for work in FACTOR
+    costs: dict[PassKind, dict[str, LinearCost]] = {
+        kind: {part: LinearCost(*found[f"{part} {kind}"]) for part in ("block", "outer", "head")}
+        for kind in FORWARD_EQUIVALENTS
     }
     latency, bytes_s = found["exchange"]
-    return Pace(
+    return DeviceModel(
         device="here",
-        block={work: parts["block"] for work, parts in lines.items()},
-        outer={work: parts["outer"] for work, parts in lines.items()},
-        head={work: parts["head"] for work, parts in lines.items()},
-        update=Line(*found["update"]),
-        average=Line(*found["average"]),
+        block={work: parts["block"] for work, parts in costs.items()},
+        outer={work: parts["outer"] for work, parts in costs.items()},
+        head={work: parts["head"] for work, parts in costs.items()},
+        update=LinearCost(*found["update"]),
+        average=LinearCost(*found["average"]),
         draw=found["draw"],
         overhead=found["overhead"],
         exchange_latency=latency,
         exchange_bytes_s=bytes_s,
-        hides=0.0,
-        reads_beside=False,
+        overlap=0.0,
+        reads_overlap=False,
         read_bytes_s=READ_BYTES_S,
         copy_bytes_s=COPY_BYTES_S,
-        assumptions=_said(workers=workers, threads=threads),
+        assumptions=_list_assumptions(workers=workers, threads=threads),
     )
 
 
-def _said(*, workers: int, threads: int) -> tuple[str, ...]:
-    from presto_core.metrics.latency import hardware
+def _list_assumptions(*, workers: int, threads: int) -> tuple[str, ...]:
+    from presto_core.metrics.latency import describe_hardware
 
     return (
         (
-            f"measured now on {hardware()['device']}, {workers} process{'es' if workers > 1 else ''} at a time, "
+            f"measured now on {describe_hardware()['device']}, {workers} process{'es'[: 2 * (workers > 1)]} at a time, "
             f"{threads} thread{'s' if threads > 1 else ''} each; what else runs here makes it worse"
         ),
         "gradients are exchanged when the backward pass is done, since the same cores do both",
@@ -82,7 +83,9 @@ def _said(*, workers: int, threads: int) -> tuple[str, ...]:
     )
 
 
-def _member(rank: int, workers: int, threads: int, folder: str, network: Any, shape: Any, rows: int, gan: Any) -> None:
+def _measure_in_worker(
+    rank: int, workers: int, threads: int, folder: str, network: Any, shape: Any, rows: int, gan: Any
+) -> None:
     torch.set_num_threads(threads)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=workers)
@@ -90,7 +93,7 @@ def _member(rank: int, workers: int, threads: int, folder: str, network: Any, sh
         # a thread that is alone in its process has a clock that stands still while others are at work
         clock = time.process_time if threads == 1 else time.perf_counter
         what = NetworkConfig(**network), LatentShape(**shape), GanConfig(**gan)
-        found = constants(*what, rows=rows, seconds=timer(clock))
+        found = measure_constants(*what, rows=rows, seconds=make_timer(clock))
         everyones: list[Any] = [None] * workers
         distributed.all_gather_object(everyones, found)
         if rank == 0:

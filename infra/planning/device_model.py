@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from infra.planning.memory import block_bytes, outer_bytes
 from pipelines.train.device_specs import Device
-from pipelines.train.step_flops import FACTOR, Work
+from pipelines.train.step_flops import FORWARD_EQUIVALENTS, PassKind
 from presto_core.config.sections import NetworkConfig
 from presto_core.networks.flops import (
     LatentShape,
@@ -28,11 +28,11 @@ UPDATE_BYTES, AVERAGE_BYTES = 40, 12  # moved a parameter: clipping and Adam; an
 STEP_OVERHEAD_S = 2e-3  # of Python between steps, and the look at whether a loss is finite
 READ_BYTES_S = 148e6  # Ray Data's in a first epoch, with its start: measured, docs/data.md
 COPY_BYTES_S = 10e9  # from GPU to CPU memory, of a checkpoint
-GPUS_A_NODE = 8
+GPUS_PER_NODE = 8
 
 
 @dataclass(frozen=True)
-class Line:
+class LinearCost:
     """Seconds as a line over an amount, and never less than a floor."""
 
     fixed: float
@@ -44,7 +44,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Pace:
+class DeviceModel:
     """Constants of one worker of a group.
 
     Attributes:
@@ -61,26 +61,26 @@ class Pace:
     """
 
     device: str
-    block: dict[Work, Line]
-    outer: dict[Work, Line]
-    head: dict[Work, Line]
-    update: Line
-    average: Line
+    block: dict[PassKind, LinearCost]
+    outer: dict[PassKind, LinearCost]
+    head: dict[PassKind, LinearCost]
+    update: LinearCost
+    average: LinearCost
     draw: float
     overhead: float
     exchange_latency: float
     exchange_bytes_s: float
-    hides: float
-    reads_beside: bool
+    overlap: float
+    reads_overlap: bool
     read_bytes_s: float
     copy_bytes_s: float
     peak_flops: float = 0.0
     assumptions: tuple[str, ...] = field(default=(), compare=False)
 
 
-def published(
+def device_model_from_specs(
     device: Device, network: NetworkConfig, shape: LatentShape, *, bf16: bool, gpus: int, node_gbit: float
-) -> Pace:
+) -> DeviceModel:
     """Constants of one GPU of many, from its data sheet.
 
     Args:
@@ -88,36 +88,36 @@ def published(
     """
     rate = device.peak_flops(bf16=bf16) * MATMUL_SHARE[bf16]
     bandwidth = 1e9 * device.memory_gb_s * BANDWIDTH_SHARE
-    link = device.link_gb_s if gpus <= GPUS_A_NODE else min(device.link_gb_s, node_gbit / 8)
+    link = device.link_gb_s if gpus <= GPUS_PER_NODE else min(device.link_gb_s, node_gbit / 8)
 
-    def line(flops: float, kept: float, kernels: int, work: Work) -> Line:
+    def cost(flops: float, kept: float, kernels: int, kind: PassKind) -> LinearCost:
         row = flops / rate + TRAFFIC * kept / bandwidth
-        return Line(0.0, FACTOR[work] * row, floor=FACTOR[work] * kernels * LAUNCH_S)
+        return LinearCost(0.0, FORWARD_EQUIVALENTS[kind] * row, floor=FORWARD_EQUIVALENTS[kind] * kernels * LAUNCH_S)
 
     block = block_flops(network, shape), block_bytes(network, shape, bf16=bf16), BLOCK_KERNELS
     outer = outer_flops(network, shape), outer_bytes(network, shape, bf16=bf16), OUTER_KERNELS
 
-    return Pace(
+    return DeviceModel(
         device=device.name,
-        block={work: line(*block, work) for work in FACTOR},
-        outer={work: line(*outer, work) for work in FACTOR},
-        head={work: line(0.0, 0.0, HEAD_KERNELS, work) for work in FACTOR},
-        update=Line(0.0, UPDATE_BYTES / bandwidth),
-        average=Line(0.0, AVERAGE_BYTES / bandwidth),
+        block={work: cost(*block, work) for work in FORWARD_EQUIVALENTS},
+        outer={work: cost(*outer, work) for work in FORWARD_EQUIVALENTS},
+        head={work: cost(0.0, 0.0, HEAD_KERNELS, work) for work in FORWARD_EQUIVALENTS},
+        update=LinearCost(0.0, UPDATE_BYTES / bandwidth),
+        average=LinearCost(0.0, AVERAGE_BYTES / bandwidth),
         draw=10 * 4 * shape.channels * shape.frames / bandwidth,
         overhead=STEP_OVERHEAD_S,
         exchange_latency=50e-6,
         exchange_bytes_s=1e9 * link * LINK_SHARE,
-        hides=1.0,
-        reads_beside=True,
+        overlap=1.0,
+        reads_overlap=True,
         read_bytes_s=READ_BYTES_S,
         copy_bytes_s=COPY_BYTES_S,
         peak_flops=device.peak_flops(bf16=bf16),
-        assumptions=_assumptions(device, bf16=bf16, gpus=gpus, node_gbit=node_gbit),
+        assumptions=_list_assumptions(device, bf16=bf16, gpus=gpus, node_gbit=node_gbit),
     )
 
 
-def _assumptions(device: Device, *, bf16: bool, gpus: int, node_gbit: float) -> tuple[str, ...]:
+def _list_assumptions(device: Device, *, bf16: bool, gpus: int, node_gbit: float) -> tuple[str, ...]:
     precision = "bf16" if bf16 else "fp32, without TF32"
     peak = device.peak_flops(bf16=bf16) / 1e12
     return (
@@ -130,9 +130,9 @@ def _assumptions(device: Device, *, bf16: bool, gpus: int, node_gbit: float) -> 
             f"memory a forward pass, at {BANDWIDTH_SHARE:.0%} of its bandwidth, since nothing is compiled; no kernel "
             f"starts sooner than {LAUNCH_S * 1e6:g} us after another ({BLOCK_KERNELS} a block forward)"
         ),
-        f"{GPUS_A_NODE} GPUs a node, {device.link_gb_s:g} GB/s from each to the others; {node_gbit:g} Gbit/s between "
+        f"{GPUS_PER_NODE} GPUs a node, {device.link_gb_s:g} GB/s from each to the others; {node_gbit:g} Gbit/s between "
         f"nodes; an all-reduce reaches {LINK_SHARE:.0%} of the slower one"
-        + ("" if gpus > GPUS_A_NODE else ", here the first"),
+        + ("" if gpus > GPUS_PER_NODE else ", here the first"),
         "gradients travel while the backward pass goes on; a tenth of their way is seen at least",
         f"Ray Data reads {READ_BYTES_S / 1e6:g} MB/s of shards for each GPU (measured on two cores: docs/data.md)",
     )

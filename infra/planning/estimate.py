@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from infra.planning.device_model import Pace
+from infra.planning.device_model import DeviceModel
 from infra.planning.memory import (
     GIB,
     Memory,
     checkpoint_bytes,
-    memory,
+    estimate_memory,
 )
 from infra.planning.step_time import (
     Group,
@@ -18,7 +18,7 @@ from infra.planning.step_time import (
     phase_seconds,
     step_time,
 )
-from pipelines.train.step_flops import StageWork, stage_work
+from pipelines.train.step_flops import StageFlops, count_stage_flops
 from presto_core.config.schema import (
     LayersStage,
     StepsStage,
@@ -30,7 +30,7 @@ from presto_core.networks.flops import LatentShape
 Training = TeacherStage | LayersStage | StepsStage
 
 # what a step is spent on -> what helps
-HELPS = {
+REMEDIES = {
     "compute": "matrix products: a faster device, loop.autocast=bf16, or more devices",
     "update": "optimiser and averages: a larger batch a device",
     "waiting": "layer budgets that differ between devices: a larger batch a device",
@@ -38,11 +38,11 @@ HELPS = {
     "reading": "reading shards: more cores for it",
     "checkpoint": "copying checkpoints: a larger loop.checkpoint_every",
 }
-MEMORY = "memory: loop.micro_batch_size, loop.activation_checkpointing, or cluster.parallel to shard"
+MEMORY_REMEDY = "memory: loop.micro_batch_size, loop.activation_checkpointing, or cluster.parallel to shard"
 
 
 @dataclass(frozen=True)
-class Outlook:
+class StageEstimate:
     """One stage.
 
     Attributes:
@@ -91,8 +91,8 @@ class Outlook:
         return max(self.step.parts, key=self.step.parts.__getitem__) if self.fits else "memory"
 
     @property
-    def helps(self) -> str:
-        return HELPS.get(self.bottleneck, MEMORY)
+    def remedy(self) -> str:
+        return REMEDIES.get(self.bottleneck, MEMORY_REMEDY)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; seconds, GiB, and figures that follow from them."""
@@ -107,42 +107,42 @@ class Outlook:
         return asdict(self) | derived
 
 
-def outlook(
+def estimate_stage(
     name: str,
     config: Training,
     network: NetworkConfig,
     shape: LatentShape,
-    pace: Pace,
+    device_model: DeviceModel,
     *,
     workers: int,
     rows: int,
     layered: bool = False,
     memory_gb: float = 0.0,
     price_usd: float = 0.0,
-) -> Outlook:
+) -> StageEstimate:
     """A stage on so many workers with so many rows of the batch each.
 
     Raises:
         UserError: a layer budget does not fit the network.
     """
-    work = stage_work(config, network.depth, layered=layered)
+    stage_flops = count_stage_flops(config, network.depth, layered=layered)
     group = Group(workers, rows, config.loop, config.cluster.parallel)
-    step = step_time(work, network, shape, pace, group)
-    phases = {p.name or "all": phase_seconds(p, network, shape, pace, group) for p in work.phases}
-    batch, saved = rows * workers, checkpoint_bytes(work, network, shape)
-    return Outlook(
+    step = step_time(stage_flops, network, shape, device_model, group)
+    phases = {p.name or "all": phase_seconds(p, network, shape, device_model, group) for p in stage_flops.phases}
+    batch, saved = rows * workers, checkpoint_bytes(stage_flops, network, shape)
+    return StageEstimate(
         name=name,
         workers=workers,
         global_batch_size=batch,
         rows=rows,
         micro_batches=group.micro_batches,
-        total_steps=work.total_steps,
+        total_steps=stage_flops.total_steps,
         step=step,
         phases=phases,
         samples_per_second=batch / step.total,
-        utilisation=_utilisation(work, network, shape, pace, rows / step.total),
-        memory=memory(
-            work,
+        utilisation=_utilization(stage_flops, network, shape, device_model, rows / step.total),
+        memory=estimate_memory(
+            stage_flops,
             network,
             shape,
             rows=group.micro_rows,
@@ -159,7 +159,15 @@ def outlook(
     )
 
 
-def _utilisation(
-    work: StageWork, network: NetworkConfig, shape: LatentShape, pace: Pace, rows_per_second: float
+def _utilization(
+    stage_flops: StageFlops,
+    network: NetworkConfig,
+    shape: LatentShape,
+    device_model: DeviceModel,
+    rows_per_second: float,
 ) -> float:
-    return rows_per_second * work.flops(network, shape) / pace.peak_flops if pace.peak_flops else 0.0
+    return (
+        rows_per_second * stage_flops.flops(network, shape) / device_model.peak_flops
+        if device_model.peak_flops
+        else 0.0
+    )

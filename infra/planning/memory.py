@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.train.step_flops import Pass, StageWork
+from pipelines.train.step_flops import Pass, StageFlops
 from presto_core.config.sections import (
     LoopConfig,
     NetworkConfig,
@@ -12,10 +12,10 @@ from presto_core.config.sections import (
 )
 from presto_core.networks.flops import (
     LatentShape,
-    block_parameters,
     mlp_width,
-    parameters,
-    tokens,
+    num_block_parameters,
+    num_parameters,
+    num_tokens,
 )
 
 GIB = 2.0**30
@@ -46,8 +46,8 @@ class Memory:
         return self.state + self.activations + self.workspace
 
 
-def memory(
-    work: StageWork,
+def estimate_memory(
+    stage_flops: StageFlops,
     network: NetworkConfig,
     shape: LatentShape,
     *,
@@ -58,23 +58,23 @@ def memory(
 ) -> Memory:
     """What a worker needs whose share of a micro-batch is `rows`."""
     return Memory(
-        state_bytes(work, network, shape, workers=workers, sharding=sharding) / GIB,
-        max(kept_bytes(phase.passes, network, shape, rows=rows, loop=loop) for phase in work.phases) / GIB,
+        state_bytes(stage_flops, network, shape, workers=workers, sharding=sharding) / GIB,
+        max(activation_bytes(phase.passes, network, shape, rows=rows, loop=loop) for phase in stage_flops.phases) / GIB,
     )
 
 
 def state_bytes(
-    work: StageWork, network: NetworkConfig, shape: LatentShape, *, workers: int, sharding: ParallelConfig
+    stage_flops: StageFlops, network: NetworkConfig, shape: LatentShape, *, workers: int, sharding: ParallelConfig
 ) -> float:
     """Of all networks of a stage, replicated or a worker's part of the sharded ones and two gathered blocks."""
-    total, gathered, count = 0.0, 0.0, parameters(network, shape)
-    for role in (*work.trained, *work.frozen):
-        trained = role in work.trained
-        each = FP32 * (1 + trained) + MOMENTS * trained + FP32 * (role in work.averaged)
+    total, gathered, count = 0.0, 0.0, num_parameters(network, shape)
+    for role in (*stage_flops.trained, *stage_flops.frozen):
+        trained = role in stage_flops.trained
+        each = FP32 * (1 + trained) + MOMENTS * trained + FP32 * (role in stage_flops.ema_networks)
         if is_sharded(role, sharding) and workers > 1:
             offloaded = role == "real_score" and sharding.offload_real_score
             total += 0 if offloaded else each * count / workers
-            gathered = 2.0 * FP32 * block_parameters(network)
+            gathered = 2.0 * FP32 * num_block_parameters(network)
         else:
             total += (each + FP32 * (trained and workers > 1)) * count
     return total + gathered
@@ -84,37 +84,37 @@ def is_sharded(role: str, sharding: ParallelConfig) -> bool:
     return bool(getattr(sharding, role, "replicate") == "shard")
 
 
-def kept_bytes(
+def activation_bytes(
     passes: tuple[Pass, ...], network: NetworkConfig, shape: LatentShape, *, rows: int, loop: LoopConfig
 ) -> float:
     """Activations of all passes of a phase that are gone back through, alive at the same time."""
     bf16 = loop.autocast == "bf16"
-    dim, n = network.dim, tokens(network, shape)
+    dim, n = network.dim, num_tokens(network, shape)
     block, outer = block_bytes(network, shape, bf16=bf16), outer_bytes(network, shape, bf16=bf16)
     total = 0.0
-    for each in (p for p in passes if p.work != "forward"):
+    for each in (p for p in passes if p.kind != "forward"):
         if loop.activation_checkpointing:  # each block's input, and one block's inside while it is computed again
             kept = each.blocks * (2 if bf16 else 4) * dim * n + block
         else:
             kept = each.blocks * block
-        copies = 2.0 * each.blocks * block_parameters(network) if bf16 else 0.0  # weights in bf16, kept as well
+        copies = 2.0 * each.blocks * num_block_parameters(network) if bf16 else 0.0  # weights in bf16, kept as well
         total += each.rows * rows * (kept + outer) + copies
     return total
 
 
 def block_bytes(network: NetworkConfig, shape: LatentShape, *, bf16: bool) -> float:
     """What one block keeps of one sample for its backward pass, but for copies of weights."""
-    dim, n, context = network.dim, tokens(network, shape), shape.text_tokens + 1
+    dim, n, context = network.dim, num_tokens(network, shape), shape.text_tokens + 1
     grows_with = (dim * n, mlp_width(network) * n, dim * context, network.heads * n, dim)
     return sum(factor * size for factor, size in zip(BLOCK_BYTES[bf16], grows_with))
 
 
 def outer_bytes(network: NetworkConfig, shape: LatentShape, *, bf16: bool) -> float:
     """What all but the blocks keeps of one sample."""
-    return OUTER_BYTES[bf16] * network.dim * tokens(network, shape)
+    return OUTER_BYTES[bf16] * network.dim * num_tokens(network, shape)
 
 
-def checkpoint_bytes(work: StageWork, network: NetworkConfig, shape: LatentShape) -> float:
+def checkpoint_bytes(stage_flops: StageFlops, network: NetworkConfig, shape: LatentShape) -> float:
     """Weights, moments and averages, as `training.checkpoint` writes them."""
-    each = {role: FP32 + MOMENTS + FP32 * (role in work.averaged) for role in work.trained}
-    return sum(each.values()) * float(parameters(network, shape))
+    each = {role: FP32 + MOMENTS + FP32 * (role in stage_flops.ema_networks) for role in stage_flops.trained}
+    return sum(each.values()) * float(num_parameters(network, shape))

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from infra.planning.device_model import Line
-from pipelines.train.parallel import in_group
-from pipelines.train.step_flops import FACTOR, Work
+from infra.planning.device_model import LinearCost
+from pipelines.train.parallel import make_process_group
+from pipelines.train.step_flops import FORWARD_EQUIVALENTS, PassKind
 from presto_core.config.sections import (
     GanConfig,
     LoopConfig,
@@ -26,31 +26,31 @@ from presto_core.networks.discriminator import PatchHead
 from presto_core.networks.dit import DiT
 from presto_core.networks.flops import (
     LatentShape,
-    parameters,
-    tokens,
+    num_parameters,
+    num_tokens,
 )
 from presto_core.training import optim
 from presto_core.training.ema import Ema
-from presto_core.training.parallel import ALONE, Parallel
-from presto_core.training.row_rng import Draws
+from presto_core.training.parallel import SINGLE_PROCESS, Parallel
+from presto_core.training.row_rng import RowRng
 from presto_core.training.state import (
     Batch,
     Cursor,
-    step_generator,
+    make_step_rng,
 )
 from presto_core.training.teacher import TeacherTraining
 
 FEW, MANY = 1, 3  # blocks of the networks that are timed: their difference is that of two blocks
-LEAST_S, LEAST_CALLS = 0.3, 5  # of one timing
+MIN_TIMING_S, MIN_CALLS = 0.3, 5  # of one timing
 CALLS_TOGETHER = 8  # of steps that a group does
 Seconds = Callable[[Callable[[], object]], float]
 
 
-def timer(clock: Callable[[], float]) -> Seconds:
+def make_timer(clock: Callable[[], float]) -> Seconds:
     def seconds(call: Callable[[], object]) -> float:
         call()
         times: list[float] = []
-        while len(times) < LEAST_CALLS or sum(times) < LEAST_S:
+        while len(times) < MIN_CALLS or sum(times) < MIN_TIMING_S:
             began = clock()
             call()
             times.append(clock() - began)
@@ -59,44 +59,46 @@ def timer(clock: Callable[[], float]) -> Seconds:
     return seconds
 
 
-def constants(
+def measure_constants(
     network: NetworkConfig, shape: LatentShape, gan: GanConfig, *, rows: int, seconds: Seconds
 ) -> dict[str, Any]:
     """Name -> seconds, or a line of them: fixed, and a unit more."""
     torch.manual_seed(0)
-    net = _network(network, shape, MANY)
+    net = _make_network(network, shape, MANY)
     found: dict[str, Any] = {}
     amounts = sorted({max(rows // 2, 1), max(rows, 2)})
-    for work in FACTOR:
-        points = [(amount, *_block_and_outer(net, shape, work, amount, seconds)) for amount in amounts]
-        found[f"block {work}"] = _line([(amount, block) for amount, block, _ in points])
-        found[f"outer {work}"] = _line([(amount, outer) for amount, _, outer in points])
-    found |= _updates(network, shape, seconds) | _head(network, shape, gan, amounts[-1], seconds)
-    found["draw"] = _draw(shape, amounts[-1], seconds)
-    steps = {depth: _step(network, shape, depth, amounts[-1], seconds) for depth in (FEW, MANY)}
-    found["overhead"] = max(steps[FEW] - _timed(network, shape, amounts[-1], found), 0.0)
-    found["exchange"] = _exchange(network, shape, amounts[-1], steps)
+    for kind in FORWARD_EQUIVALENTS:
+        points = [(amount, *_time_block_and_outer(net, shape, kind, amount, seconds)) for amount in amounts]
+        found[f"block {kind}"] = _fit_line([(amount, block) for amount, block, _ in points])
+        found[f"outer {kind}"] = _fit_line([(amount, outer) for amount, _, outer in points])
+    found |= _time_updates(network, shape, seconds) | _time_head(network, shape, gan, amounts[-1], seconds)
+    found["draw"] = _time_noise(shape, amounts[-1], seconds)
+    steps = {depth: _time_step(network, shape, depth, amounts[-1], seconds) for depth in (FEW, MANY)}
+    found["overhead"] = max(steps[FEW] - _sum_timed_parts(network, shape, amounts[-1], found), 0.0)
+    found["exchange"] = _time_exchange(network, shape, amounts[-1], steps)
     return found
 
 
-def _network(network: NetworkConfig, shape: LatentShape, depth: int) -> DiT:
+def _make_network(network: NetworkConfig, shape: LatentShape, depth: int) -> DiT:
     net = DiT(network.model_copy(update={"depth": depth}), channels=shape.channels, text_dim=shape.text_dim)
     for weight in net.parameters():  # what starts at zero would be quick to multiply with
         nn.init.normal_(weight, std=0.02)
     return net
 
 
-def _block_and_outer(net: DiT, shape: LatentShape, work: Work, rows: int, seconds: Seconds) -> tuple[float, float]:
+def _time_block_and_outer(
+    net: DiT, shape: LatentShape, kind: PassKind, rows: int, seconds: Seconds
+) -> tuple[float, float]:
     """Seconds of one block, and of all else, in a pass of so many rows."""
-    batch = example(shape, rows)
-    net.requires_grad_(work == "train")
-    x = batch.x0.clone().requires_grad_(work == "through")
+    batch = example_batch(shape, rows)
+    net.requires_grad_(kind == "train")
+    x = batch.x0.clone().requires_grad_(kind == "through")
 
     def call(blocks: int) -> None:
-        with torch.set_grad_enabled(work != "forward"):
+        with torch.set_grad_enabled(kind != "forward"):
             out = net(x, torch.zeros(rows), batch.cond, blocks)
         assert isinstance(out, Tensor)
-        if work != "forward":
+        if kind != "forward":
             out.mean().backward()
             x.grad = None
             net.zero_grad(set_to_none=False)
@@ -106,16 +108,16 @@ def _block_and_outer(net: DiT, shape: LatentShape, work: Work, rows: int, second
     return block, max(few - FEW * block, 0.0)
 
 
-def _updates(network: NetworkConfig, shape: LatentShape, seconds: Seconds) -> dict[str, list[float]]:
+def _time_updates(network: NetworkConfig, shape: LatentShape, seconds: Seconds) -> dict[str, list[float]]:
     """Of the optimiser and the average, at two sizes of a network."""
     updates: list[tuple[float, float]] = []
     averages: list[tuple[float, float]] = []
     for depth in (FEW, MANY):
-        net = _network(network, shape, depth).requires_grad_(True)
+        net = _make_network(network, shape, depth).requires_grad_(True)
         gradients = [torch.randn_like(p) * 1e-3 for p in net.parameters()]
         config, ema = OptimConfig(), Ema(net, 0.99)
-        optimizer = optim.adamw(net.parameters(), config)
-        size = parameters(network.model_copy(update={"depth": depth}), shape)
+        optimizer = optim.build_adamw(net.parameters(), config)
+        size = num_parameters(network.model_copy(update={"depth": depth}), shape)
 
         def update(net: DiT = net, gradients: list[Tensor] = gradients, optimizer: Any = optimizer) -> None:
             for weight, gradient in zip(net.parameters(), gradients):
@@ -124,66 +126,71 @@ def _updates(network: NetworkConfig, shape: LatentShape, seconds: Seconds) -> di
 
         updates.append((size, seconds(update)))
         averages.append((size, seconds(partial(ema.update, net))))
-    return {"update": _line(updates), "average": _line(averages)}
+    return {"update": _fit_line(updates), "average": _fit_line(averages)}
 
 
-def _draw(shape: LatentShape, rows: int, seconds: Seconds) -> float:
-    batch, sigma = example(shape, rows), torch.ones(rows)
+def _time_noise(shape: LatentShape, rows: int, seconds: Seconds) -> float:
+    batch, sigma = example_batch(shape, rows), torch.ones(rows)
     rng = torch.Generator().manual_seed(0)
-    return seconds(lambda: Draws(rng, mine=slice(0, rows), of=rows).noised(batch.x0, sigma)) / rows
+    return seconds(lambda: RowRng(rng, local_rows=slice(0, rows), global_rows=rows).add_noise(batch.x0, sigma)) / rows
 
 
-def _head(
+def _time_head(
     network: NetworkConfig, shape: LatentShape, gan: GanConfig, rows: int, seconds: Seconds
 ) -> dict[str, list[float]]:
     """A discriminator head on the activations of its blocks."""
     taps = len(gan.taps) or 1
-    head = PatchHead(network.dim, taps=taps, channels=gan.head_channels, layers=gan.head_layers)
-    features = [torch.randn(rows, network.dim, tokens(network, shape)) for _ in range(taps)]
+    head = PatchHead(network.dim, num_taps=taps, channels=gan.head_channels, layers=gan.head_layers)
+    features = [torch.randn(rows, network.dim, num_tokens(network, shape)) for _ in range(taps)]
 
-    def call(work: Work) -> None:
-        head.requires_grad_(work == "train")
-        leaves = [f.requires_grad_(work != "forward") for f in features]
+    def call(kind: PassKind) -> None:
+        head.requires_grad_(kind == "train")
+        leaves = [f.requires_grad_(kind != "forward") for f in features]
         scores = head(leaves)
-        if work != "forward":
+        if kind != "forward":
             scores.mean().backward()
 
-    return {f"head {work}": [0.0, seconds(partial(call, work)) / rows] for work in FACTOR}
+    return {f"head {work}": [0.0, seconds(partial(call, work)) / rows] for work in FORWARD_EQUIVALENTS}
 
 
-def _step(
-    network: NetworkConfig, shape: LatentShape, depth: int, rows: int, seconds: Seconds, parallel: Parallel = ALONE
+def _time_step(
+    network: NetworkConfig,
+    shape: LatentShape,
+    depth: int,
+    rows: int,
+    seconds: Seconds,
+    parallel: Parallel = SINGLE_PROCESS,
 ) -> float:
     """A whole step of the simplest training."""
-    net = _network(network, shape, depth).requires_grad_(True)
+    net = _make_network(network, shape, depth).requires_grad_(True)
     training = TeacherTraining(TeacherConfig(), net, sigma_data=1.0, parallel=parallel)
-    batch = example(shape, rows)
-    return seconds(lambda: training.update(batch, generator=step_generator(0, total_step=0)))
+    batch = example_batch(shape, rows)
+    return seconds(lambda: training.update(batch, generator=make_step_rng(0, total_step=0)))
 
 
-def _timed(network: NetworkConfig, shape: LatentShape, rows: int, found: dict[str, Any]) -> float:
+def _sum_timed_parts(network: NetworkConfig, shape: LatentShape, rows: int, found: dict[str, Any]) -> float:
     """The parts of a step of the shallow network that were timed by themselves."""
-    size = parameters(network.model_copy(update={"depth": FEW}), shape)
-    passes = sum(Line(*found[f"{part} train"]).seconds(rows) for part in ("block", "outer"))
-    return passes + found["draw"] * rows + sum(Line(*found[name]).seconds(size) for name in ("update", "average"))
+    size = num_parameters(network.model_copy(update={"depth": FEW}), shape)
+    passes = sum(LinearCost(*found[f"{part} train"]).seconds(rows) for part in ("block", "outer"))
+    return passes + found["draw"] * rows + sum(LinearCost(*found[name]).seconds(size) for name in ("update", "average"))
 
 
-def _exchange(network: NetworkConfig, shape: LatentShape, rows: int, alone: dict[int, float]) -> list[float]:
+def _time_exchange(network: NetworkConfig, shape: LatentShape, rows: int, alone: dict[int, float]) -> list[float]:
     """Seconds that a step takes longer where gradients are averaged over the group, and bytes a second of the rest."""
     workers = distributed.get_world_size()
     if workers == 1:
         return [0.0, 1e12]
-    group = in_group(torch.device("cpu"), LoopConfig())
+    group = make_process_group(torch.device("cpu"), LoopConfig())
     points = []
     for depth in (FEW, MANY):
-        size = 4 * parameters(network.model_copy(update={"depth": depth}), shape)
-        together = _step(network, shape, depth, rows, _same_calls, group)
+        size = 4 * num_parameters(network.model_copy(update={"depth": depth}), shape)
+        together = _time_step(network, shape, depth, rows, _time_same_calls, group)
         points.append((2 * (workers - 1) / workers * size, max(together - alone[depth], 1e-6)))
-    latency, per_byte = _line(points)
+    latency, per_byte = _fit_line(points)
     return [latency, 1 / max(per_byte, 1e-12)]
 
 
-def _same_calls(call: Callable[[], object]) -> float:
+def _time_same_calls(call: Callable[[], object]) -> float:
     """CPU seconds of a call, made as often on every worker, since each waits for the others."""
     began, clock = 0.0, time.process_time
     for turn in range(CALLS_TOGETHER + 1):
@@ -193,7 +200,7 @@ def _same_calls(call: Callable[[], object]) -> float:
     return (clock() - began) / CALLS_TOGETHER
 
 
-def _line(points: list[tuple[float, float]]) -> list[float]:
+def _fit_line(points: list[tuple[float, float]]) -> list[float]:
     """Through two points; where noise has it fall, a line through zero and the last."""
     (a, first), (b, second) = points[0], points[-1]
     slope = (second - first) / (b - a) if b > a else 0.0
@@ -201,7 +208,7 @@ def _line(points: list[tuple[float, float]]) -> list[float]:
     return [fixed, slope] if slope > 0 and fixed >= 0 else [0.0, second / b]
 
 
-def example(shape: LatentShape, rows: int) -> Batch:
+def example_batch(shape: LatentShape, rows: int) -> Batch:
     """Noise in the shapes of latents and captions."""
     cond = Conditioning(
         pooled=torch.randn(rows, shape.text_dim),

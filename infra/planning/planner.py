@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.planning.device_model import Pace, published
+from infra.planning.device_model import DeviceModel, device_model_from_specs
 from infra.planning.estimate import (
-    Outlook,
+    StageEstimate,
     Training,
-    outlook,
+    estimate_stage,
 )
 from pipelines.train.device_specs import Device
-from pipelines.workflows.demo import FLOW, stage_configs
+from pipelines.workflows.demo import DEMO_FLOW, load_flow_configs
 from presto_core.config.schema import (
     IngestStage,
     LayersStage,
@@ -26,15 +26,15 @@ from presto_core.errors import UserError
 from presto_core.networks.flops import LatentShape
 
 SIZES = (8, 16, 32, 64, 128, 256, 512)
-INGEST_HOURS_A_CORE_HOUR = 751  # of audio: measured, docs/data.md
+INGEST_HOURS_PER_CORE_HOUR = 751  # of audio: measured, docs/data.md
 CHANNELS = 64  # of both codecs
 TEXT_DIM = 384  # of the embedded text encoder
 
-PaceOf = Callable[[Training, int, int], Pace]  # of a stage, workers, and rows of the batch each
+DeviceModelFn = Callable[[Training, int, int], DeviceModel]  # of a stage, workers, and rows of the batch each
 
 
 @dataclass(frozen=True)
-class Question:
+class PlanRequest:
     """What is asked.
 
     Attributes:
@@ -79,9 +79,9 @@ class Question:
         return {n: c for n, c in found.items() if isinstance(c, TeacherStage | LayersStage | StepsStage)}
 
 
-def question(
+def make_plan_request(
     preset: str | None, overrides: list[str], *, gpus: int, device: Device | None, node_gbit: float, price: float | None
-) -> Question:
+) -> PlanRequest:
     """The settings of every stage on so many workers.
 
     Raises:
@@ -90,28 +90,32 @@ def question(
     spread = [f"cluster.num_workers={gpus}", "cluster.min_workers=0"]
     if device:
         spread.append("cluster.gpus_per_worker=1")
-    configs = stage_configs(preset, [*overrides, *spread])
+    configs = load_flow_configs(preset, [*overrides, *spread])
     assumed = device.price_usd if device else 0.0
-    return Question(configs, gpus, device, node_gbit, assumed if price is None else price)
+    return PlanRequest(configs, gpus, device, node_gbit, assumed if price is None else price)
 
 
-def predict(asked: Question, pace_of: PaceOf) -> list[Outlook]:
+def estimate_stages(request: PlanRequest, model_fn: DeviceModelFn) -> list[StageEstimate]:
     """Each stage on the devices that are asked for."""
     return [
-        _of_stage(asked, name, config, pace_of, workers=asked.gpus, rows=batch_of(config) // asked.gpus)
-        for name, config in asked.stages.items()
+        _estimate_for_request(
+            request, name, config, model_fn, workers=request.gpus, rows=batch_of(config) // request.gpus
+        )
+        for name, config in request.stages.items()
     ]
 
 
-def extrapolate(asked: Question, pace_of: PaceOf) -> list[dict[str, Any]]:
+def tabulate_scaling(request: PlanRequest, model_fn: DeviceModelFn) -> list[dict[str, Any]]:
     """From 8 to 512 devices: the same batch shared by more of them, and a batch that grows with them."""
     grown = []
     for workers in SIZES:
-        stages = asked.stages.items()
+        stages = request.stages.items()
         row: dict[str, Any] = {"workers": workers}
         if all(batch_of(config) % workers == 0 for _, config in stages):
             same = [
-                _of_stage(asked, name, config, pace_of, workers=workers, rows=batch_of(config) // workers)
+                _estimate_for_request(
+                    request, name, config, model_fn, workers=workers, rows=batch_of(config) // workers
+                )
                 for name, config in stages
             ]
             row |= {
@@ -120,9 +124,9 @@ def extrapolate(asked: Question, pace_of: PaceOf) -> list[dict[str, Any]]:
                 "bottleneck": max(same, key=lambda o: o.hours).bottleneck,
                 "fits": all(o.fits for o in same),
             }
-        rows = {name: max(batch_of(config) // asked.gpus, 1) for name, config in stages}
-        weak = [_of_stage(asked, n, c, pace_of, workers=workers, rows=rows[n]) for n, c in stages]
-        alone = [_of_stage(asked, n, c, pace_of, workers=1, rows=rows[n]) for n, c in stages]
+        rows = {name: max(batch_of(config) // request.gpus, 1) for name, config in stages}
+        weak = [_estimate_for_request(request, n, c, model_fn, workers=workers, rows=rows[n]) for n, c in stages]
+        alone = [_estimate_for_request(request, n, c, model_fn, workers=1, rows=rows[n]) for n, c in stages]
         longest = max(range(len(weak)), key=lambda i: weak[i].hours)
         row |= {
             "weak_samples_per_second": weak[longest].samples_per_second,
@@ -134,16 +138,18 @@ def extrapolate(asked: Question, pace_of: PaceOf) -> list[dict[str, Any]]:
     return grown
 
 
-def published_pace(asked: Question) -> PaceOf:
+def make_specs_model_fn(request: PlanRequest) -> DeviceModelFn:
     """Of the device's data sheet."""
-    assert asked.device
-    device = asked.device
+    assert request.device
+    device = request.device
 
-    def pace(config: Training, workers: int, rows: int) -> Pace:
+    def device_model(config: Training, workers: int, rows: int) -> DeviceModel:
         bf16 = config.loop.autocast == "bf16"
-        return published(device, asked.network, asked.shape(config), bf16=bf16, gpus=workers, node_gbit=asked.node_gbit)
+        return device_model_from_specs(
+            device, request.network, request.shape(config), bf16=bf16, gpus=workers, node_gbit=request.node_gbit
+        )
 
-    return pace
+    return device_model
 
 
 def batch_of(config: Training) -> int:
@@ -152,24 +158,26 @@ def batch_of(config: Training) -> int:
     return config.layers.global_batch_size if isinstance(config, LayersStage) else config.steps.global_batch_size
 
 
-def ingest_core_hours(asked: Question) -> float:
+def ingest_core_hours(request: PlanRequest) -> float:
     """CPU time of decoding and encoding the preset's corpus."""
-    minutes = float(asked.configs["corpus"].corpus.minutes)  # type: ignore[attr-defined]
-    return minutes / 60 / INGEST_HOURS_A_CORE_HOUR
+    minutes = float(request.configs["corpus"].corpus.minutes)  # type: ignore[attr-defined]
+    return minutes / 60 / INGEST_HOURS_PER_CORE_HOUR
 
 
-def _of_stage(asked: Question, name: str, config: Training, pace_of: PaceOf, *, workers: int, rows: int) -> Outlook:
-    made = outlook(
-        f"{FLOW[name].stage} ({name})",
+def _estimate_for_request(
+    request: PlanRequest, name: str, config: Training, model_fn: DeviceModelFn, *, workers: int, rows: int
+) -> StageEstimate:
+    made = estimate_stage(
+        f"{DEMO_FLOW[name].stage} ({name})",
         config,
-        asked.network,
-        asked.shape(config),
-        pace_of(config, workers, rows),
+        request.network,
+        request.shape(config),
+        model_fn(config, workers, rows),
         workers=workers,
         rows=rows,
-        layered="layers" in FLOW[name].inputs,
-        memory_gb=asked.device.memory_gb if asked.device else 0.0,
-        price_usd=asked.price_usd,
+        layered="layers" in DEMO_FLOW[name].inputs,
+        memory_gb=request.device.memory_gb if request.device else 0.0,
+        price_usd=request.price_usd,
     )
     # a CPU has no context of CUDA's, and the rest of the process is not counted
-    return made if asked.device else replace(made, memory=replace(made.memory, workspace=0.0))
+    return made if request.device else replace(made, memory=replace(made.memory, workspace=0.0))

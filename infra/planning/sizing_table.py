@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from infra.planning.planner import (
-    predict,
-    published_pace,
-    question,
+    estimate_stages,
+    make_plan_request,
+    make_specs_model_fn,
 )
-from pipelines.train.device_specs import device_named
+from pipelines.train.device_specs import device_by_key
 
 PAGE = Path("docs/platform.md")
 BEGIN, END = "<!-- sizing: made by python -m infra.planning.sizing_table -->", "<!-- end of sizing -->"
@@ -27,12 +27,12 @@ HEAD = (
 )
 
 
-def table() -> list[str]:
+def make_table() -> list[str]:
     """Markdown lines: a row a stage of each preset and device."""
     lines = [*HEAD]
     for preset, device, gpus in ROWS:
-        asked = question(preset, [], gpus=gpus, device=device_named(device), node_gbit=400, price=None)
-        for o in predict(asked, published_pace(asked)):
+        request = make_plan_request(preset, [], gpus=gpus, device=device_by_key(device), node_gbit=400, price=None)
+        for o in estimate_stages(request, make_specs_model_fn(request)):
             cells = [preset, f"{gpus} x {device}", o.name, f"{o.memory.total:.1f}" + ("" if o.fits else " (too much)")]
             cells += [
                 f"{o.samples_per_second:.0f}",
@@ -44,11 +44,11 @@ def table() -> list[str]:
     return lines
 
 
-def rewritten(page: str) -> str:
+def replace_table(page: str) -> str:
     """The page with its table made anew."""
     before, rest = page.split(BEGIN)
-    return before + "\n".join([BEGIN, *table(), END]) + rest.split(END)[1]
+    return before + "\n".join([BEGIN, *make_table(), END]) + rest.split(END)[1]
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rewritten(PAGE.read_text()))
+    PAGE.write_text(replace_table(PAGE.read_text()))

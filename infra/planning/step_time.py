@@ -6,21 +6,21 @@ from dataclasses import asdict, dataclass
 from math import ceil, sqrt
 from statistics import NormalDist
 
-from infra.planning.device_model import Pace
+from infra.planning.device_model import DeviceModel
 from infra.planning.memory import checkpoint_bytes, is_sharded
 from pipelines.train.step_flops import (
     Pass,
-    Phase,
-    StageWork,
+    PhaseCost,
+    StageFlops,
 )
 from presto_core.config.sections import (
     LoopConfig,
     NetworkConfig,
     ParallelConfig,
 )
-from presto_core.networks.flops import LatentShape, parameters
+from presto_core.networks.flops import LatentShape, num_parameters
 
-SEEN_OF_EXCHANGE = 0.1  # however long the backward pass takes, the last gradients come after it
+MIN_EXPOSED_EXCHANGE = 0.1  # however long the backward pass takes, the last gradients come after it
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class StepTime:
 
     compute: float
     update: float
-    waiting: float
+    imbalance: float
     exchange: float
     reading: float
     checkpoint: float
@@ -76,11 +76,13 @@ class Group:
         return ceil(self.rows / self.micro_batches)
 
 
-def step_time(work: StageWork, network: NetworkConfig, shape: LatentShape, pace: Pace, group: Group) -> StepTime:
+def step_time(
+    stage_flops: StageFlops, network: NetworkConfig, shape: LatentShape, device_model: DeviceModel, group: Group
+) -> StepTime:
     """A mean over the phases of a stage, in their shares."""
     every = group.loop.checkpoint_every
-    copied = checkpoint_bytes(work, network, shape) / pace.copy_bytes_s / every
-    times = [(phase.share, _phase_time(phase, network, shape, pace, group)) for phase in work.phases]
+    copied = checkpoint_bytes(stage_flops, network, shape) / device_model.copy_bytes_s / every
+    times = [(phase.share, _phase_time(phase, network, shape, device_model, group)) for phase in stage_flops.phases]
 
     def mean(name: str) -> float:
         return sum(share * getattr(time, name) for share, time in times)
@@ -89,63 +91,67 @@ def step_time(work: StageWork, network: NetworkConfig, shape: LatentShape, pace:
     return StepTime(checkpoint=copied, **{name: mean(name) for name in parts})
 
 
-def phase_seconds(phase: Phase, network: NetworkConfig, shape: LatentShape, pace: Pace, group: Group) -> float:
+def phase_seconds(
+    phase: PhaseCost, network: NetworkConfig, shape: LatentShape, device_model: DeviceModel, group: Group
+) -> float:
     """A step of one phase, without checkpoints."""
-    return _phase_time(phase, network, shape, pace, group).total
+    return _phase_time(phase, network, shape, device_model, group).total
 
 
-def _phase_time(phase: Phase, network: NetworkConfig, shape: LatentShape, pace: Pace, group: Group) -> StepTime:
-    passes = sum(_pass_seconds(p, network, pace, group) for p in phase.passes)
-    compute = passes + phase.draws * pace.draw * group.rows * group.workers + pace.overhead
-    moved = parameters(network, shape)
-    if is_sharded(phase.moved, group.sharding):
+def _phase_time(
+    phase: PhaseCost, network: NetworkConfig, shape: LatentShape, device_model: DeviceModel, group: Group
+) -> StepTime:
+    passes = sum(_pass_seconds(p, network, device_model, group) for p in phase.passes)
+    compute = passes + phase.noise_draws * device_model.draw * group.rows * group.workers + device_model.overhead
+    moved = num_parameters(network, shape)
+    if is_sharded(phase.updated_network, group.sharding):
         moved //= group.workers
-    update = pace.update.seconds(moved) + (pace.average.seconds(moved) if phase.averaged else 0.0)
-    exchanged, exchange = _exchange(phase, network, shape, pace, group)
-    read = group.rows * shape.row_bytes / pace.read_bytes_s
-    reading = max(0.0, read - compute) if pace.reads_beside else read
-    waiting = _waiting(phase, pace, group)
-    return StepTime(compute, update, waiting, exchange, reading, 0.0, exchanged)
+    update = device_model.update.seconds(moved) + (device_model.average.seconds(moved) if phase.updates_ema else 0.0)
+    exchanged, exchange = _exchange_cost(phase, network, shape, device_model, group)
+    read = group.rows * shape.row_bytes / device_model.read_bytes_s
+    reading = max(0.0, read - compute) if device_model.reads_overlap else read
+    imbalance = _imbalance_seconds(phase, device_model, group)
+    return StepTime(compute, update, imbalance, exchange, reading, 0.0, exchanged)
 
 
-def _pass_seconds(p: Pass, network: NetworkConfig, pace: Pace, group: Group) -> float:
+def _pass_seconds(p: Pass, network: NetworkConfig, device_model: DeviceModel, group: Group) -> float:
     """All micro-batches of a pass; where rows run different blocks, each block starts for those that it has."""
     if not p.rows:
         return 0.0
     rows = p.rows * group.micro_rows
     started = network.depth if p.blocks % 1 else int(p.blocks)
-    again = p.work != "forward" and group.loop.activation_checkpointing
-    lines = [pace.block[p.work], *([pace.block["forward"]] if again else [])]
-    blocks = started * sum(line.seconds(rows * p.blocks / started) for line in lines)
-    outer = pace.outer[p.work].seconds(rows) * (1.0 if p.whole else 0.5)
-    head = pace.head[p.work].seconds(rows) if p.judged else 0.0
+    again = p.kind != "forward" and group.loop.activation_checkpointing
+    costs = [device_model.block[p.kind], *([device_model.block["forward"]] if again else [])]
+    blocks = started * sum(line.seconds(rows * p.blocks / started) for line in costs)
+    outer = device_model.outer[p.kind].seconds(rows) * (1.0 if p.to_output else 0.5)
+    head = device_model.head[p.kind].seconds(rows) if p.through_discriminator else 0.0
     return group.micro_batches * (blocks + outer + head)
 
 
-def _waiting(phase: Phase, pace: Pace, group: Group) -> float:
+def _imbalance_seconds(phase: PhaseCost, device_model: DeviceModel, group: Group) -> float:
     """A mean worker's wait for the slowest: the largest of as many normal numbers, by Blom's formula (1958)."""
     if group.workers == 1:
         return 0.0
     largest = NormalDist().inv_cdf((group.workers - 0.375) / (group.workers + 0.25))
-    return largest * phase.spread * sqrt(group.rows) * pace.block["forward"].per_unit
+    return largest * phase.blocks_std * sqrt(group.rows) * device_model.block["forward"].per_unit
 
 
-def _exchange(
-    phase: Phase, network: NetworkConfig, shape: LatentShape, pace: Pace, group: Group
+def _exchange_cost(
+    phase: PhaseCost, network: NetworkConfig, shape: LatentShape, device_model: DeviceModel, group: Group
 ) -> tuple[float, float]:
     """Bytes that leave a worker, and seconds that it waits for them: a ring of replicas, or gathered shards."""
     if group.workers == 1:
         return 0.0, 0.0
-    travelling = (group.workers - 1) / group.workers * 4.0 * parameters(network, shape)
-    gathered = sum(_gathers(p, group) for p in phase.passes if is_sharded(p.network, group.sharding))
-    reduced = 0.0 if is_sharded(phase.moved, group.sharding) else 2.0
+    travelling = (group.workers - 1) / group.workers * 4.0 * num_parameters(network, shape)
+    gathered = sum(_num_gathers(p, group) for p in phase.passes if is_sharded(p.network, group.sharding))
+    reduced = 0.0 if is_sharded(phase.updated_network, group.sharding) else 2.0
     exchanged = (gathered + reduced) * travelling
     messages = 1 + gathered * network.depth
-    needed = exchanged / pace.exchange_bytes_s + messages * pace.exchange_latency
-    backward = sum(_pass_seconds(p, network, pace, group) * 2 / 3 for p in phase.passes if p.work == "train")
-    return exchanged, max(needed - pace.hides * backward / group.micro_batches, SEEN_OF_EXCHANGE * needed)
+    needed = exchanged / device_model.exchange_bytes_s + messages * device_model.exchange_latency
+    backward = sum(_pass_seconds(p, network, device_model, group) * 2 / 3 for p in phase.passes if p.kind == "train")
+    return exchanged, max(needed - device_model.overlap * backward / group.micro_batches, MIN_EXPOSED_EXCHANGE * needed)
 
 
-def _gathers(p: Pass, group: Group) -> float:
+def _num_gathers(p: Pass, group: Group) -> float:
     """Times that a sharded network's weights travel in a pass; gradients of a trained one travel back."""
-    return group.micro_batches * {"forward": 1.0, "through": 2.0, "train": 3.0}[p.work] * (p.rows > 0)
+    return group.micro_batches * {"forward": 1.0, "through": 2.0, "train": 3.0}[p.kind] * (p.rows > 0)

@@ -57,36 +57,36 @@ def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Itera
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    opened_here = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
-    if opened_here:
+    owns_session = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+    if owns_session:
         _connect(config)
     import ray
 
     try:
-        with _asked_for(config, cpus=cpus, gpus=gpus):
-            require(ray.cluster_resources(), cpus=cpus, gpus=gpus)
+        with _request_autoscaling(config, cpus=cpus, gpus=gpus):
+            check_resources(ray.cluster_resources(), cpus=cpus, gpus=gpus)
             yield
     finally:
-        if opened_here:
+        if owns_session:
             ray.shutdown()
 
 
-def joined_address(config: ClusterConfig) -> str:
+def cluster_address(config: ClusterConfig) -> str:
     """Address of the Ray cluster that a command joins; empty where it starts its own."""
     return config.address or os.environ.get("RAY_ADDRESS", "")
 
 
-def reads_with_ray(config: ClusterConfig) -> bool:
+def uses_ray_reader(config: ClusterConfig) -> bool:
     """Whether Ray Data reads for training workers; `auto`: where other nodes may have CPUs to spare."""
-    return config.reader == "ray" or (config.reader == "auto" and bool(joined_address(config)))
+    return config.reader == "ray" or (config.reader == "auto" and bool(cluster_address(config)))
 
 
 def training_cpus(config: ClusterConfig) -> float:
     """CPUs that the smallest group of training workers and their readers take."""
-    return least_workers(config) * (config.cpus_per_worker + READER_CPUS)
+    return min_workers(config) * (config.cpus_per_worker + READER_CPUS)
 
 
-def least_workers(config: ClusterConfig) -> int:
+def min_workers(config: ClusterConfig) -> int:
     """Workers without which training does not start."""
     return max(config.min_workers or config.num_workers, 1)
 
@@ -98,9 +98,9 @@ def resources_per_worker(config: ClusterConfig) -> dict[str, float]:
 
 
 def _connect(config: ClusterConfig) -> None:
-    address = joined_address(config)
+    address = cluster_address(config)
     if address:
-        require_answer(address)
+        check_reachable(address)
     elif not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         # a token of this session's own; Ray would write one, world-readable, into the home folder
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -119,14 +119,14 @@ def _connect(config: ClusterConfig) -> None:
                 **common,
             )
     except Exception as error:  # of a start that takes too long, Ray says no more than Exception
-        where = f"no Ray cluster answers at {address!r}" if address else "Ray cannot be started on this machine"
-        mend = "see that it is well" if address else "see that memory and CPUs are free"
-        said = " ".join(str(error).split())[:300].rstrip(".")
-        raise ClusterError(f"{where}: {said}; {mend}, and run the same command again") from error
-    _quiet()
+        problem = f"no Ray cluster answers at {address!r}" if address else "Ray cannot be started on this machine"
+        hint = "see that it is well" if address else "see that memory and CPUs are free"
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise ClusterError(f"{problem}: {reason}; {hint}, and run the same command again") from error
+    _disable_ray_output()
 
 
-def _quiet() -> None:
+def _disable_ray_output() -> None:
     """Leave the console to the command's own progress; Ray's logs stay in its session folder."""
     import ray.data
 
@@ -135,7 +135,7 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def require_answer(address: str) -> None:
+def check_reachable(address: str) -> None:
     """ray.init tries a dead address for ten minutes; one connection attempt tells at once."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdigit():
@@ -149,31 +149,31 @@ def require_answer(address: str) -> None:
 
 
 @contextmanager
-def _asked_for(config: ClusterConfig, *, cpus: float, gpus: float) -> Iterator[None]:
+def _request_autoscaling(config: ClusterConfig, *, cpus: float, gpus: float) -> Iterator[None]:
     """Where a cluster is too small, ask its autoscaler for the rest, wait for it, and hold it while the block runs."""
     import ray
     from ray.autoscaler.sdk import request_resources
 
     needed = {"CPU": cpus, "GPU": gpus}
-    if not config.wait_seconds or _covers(ray.cluster_resources(), needed):
+    if not config.wait_seconds or _has_resources(ray.cluster_resources(), needed):
         yield
         return
     console.print(f"waiting up to {config.wait_seconds} s for nodes: this needs {cpus:g} CPUs and {gpus:g} GPUs")
     request_resources(num_cpus=ceil(cpus), bundles=[{"GPU": 1}] * ceil(gpus))
-    until = time.monotonic() + config.wait_seconds
+    deadline = time.monotonic() + config.wait_seconds
     try:
-        while not _covers(ray.cluster_resources(), needed) and time.monotonic() < until:
+        while not _has_resources(ray.cluster_resources(), needed) and time.monotonic() < deadline:
             time.sleep(1)
         yield
     finally:
         request_resources(num_cpus=0)
 
 
-def _covers(available: dict[str, float], needed: dict[str, float]) -> bool:
+def _has_resources(available: dict[str, float], needed: dict[str, float]) -> bool:
     return all(available.get(name, 0.0) >= amount - 1e-6 for name, amount in needed.items())
 
 
-def require(available: dict[str, float], *, cpus: float, gpus: float) -> None:
+def check_resources(available: dict[str, float], *, cpus: float, gpus: float) -> None:
     """Compare what is needed with what a cluster has, in Ray's names.
 
     Raises:

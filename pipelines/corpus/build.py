@@ -20,28 +20,28 @@ from pathlib import Path
 from pipelines.corpus.clips import (
     Outcome,
     Row,
-    finished_row,
     make_clip,
+    read_finished_row,
 )
 from pipelines.corpus.folder import (
     claim_folder,
-    complete_rows,
     finish_folder,
-    identity_of,
-    minutes_of,
+    make_identity,
+    read_complete_rows,
+    total_minutes,
 )
 from pipelines.corpus.plan import (
     CorpusSettings,
     PieceSpec,
-    plan,
+    plan_clips,
 )
 
 __all__ = ["BuildSummary", "build_corpus"]
 
-PACKAGES = ("music21", "mido", "midirenderer", "soundfile", "soxr", "pretty_midi")
+REQUIRED_PACKAGES = ("music21", "mido", "midirenderer", "soundfile", "soxr", "pretty_midi")
 FLAC_BYTES_PER_SECOND = 60_000
-SPARE_BYTES = 20_000_000
-MAX_SKIPPED_SHARE = 0.05
+DISK_MARGIN_BYTES = 20_000_000
+MAX_SKIPPED_FRACTION = 0.05
 
 OnProgress = Callable[[int, int], None]
 
@@ -60,14 +60,14 @@ class BuildSummary:
     is_cached: bool
 
 
-def _require_packages() -> None:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+def _check_packages() -> None:
+    missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(f"building the corpus needs the packages {', '.join(missing)}: install them")
 
 
 def _check_disk(folder: Path, specs: Sequence[PieceSpec]) -> None:
-    needed = int(sum(spec.clip_seconds for spec in specs) * FLAC_BYTES_PER_SECOND) + SPARE_BYTES
+    needed = int(sum(spec.clip_seconds for spec in specs) * FLAC_BYTES_PER_SECOND) + DISK_MARGIN_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
@@ -76,7 +76,7 @@ def _check_disk(folder: Path, specs: Sequence[PieceSpec]) -> None:
         )
 
 
-def _outcomes(folder: Path, specs: Sequence[PieceSpec], workers: int) -> Iterator[Outcome]:
+def _make_clips(folder: Path, specs: Sequence[PieceSpec], workers: int) -> Iterator[Outcome]:
     """Make clips, yielded as they finish: in this process for one worker, else in a pool of spawned ones."""
     if workers == 1 or len(specs) < 2:
         yield from (make_clip(folder, spec) for spec in specs)
@@ -104,13 +104,13 @@ def _make_missing(
     _check_disk(folder, missing)
     on_progress(len(specs) - len(missing), len(specs))
     skipped: list[str] = []
-    for done, outcome in enumerate(_outcomes(folder, missing, workers), start=len(specs) - len(missing) + 1):
+    for done, outcome in enumerate(_make_clips(folder, missing, workers), start=len(specs) - len(missing) + 1):
         if outcome.row is None:
             skipped.append(outcome.reason)
         else:
             rows[outcome.piece_id] = outcome.row
         on_progress(done, len(specs))
-    if len(skipped) > MAX_SKIPPED_SHARE * len(specs):
+    if len(skipped) > MAX_SKIPPED_FRACTION * len(specs):
         raise RuntimeError(f"{len(skipped)} of {len(specs)} clips could not be made; the first: {skipped[0]}")
     return len(skipped)
 
@@ -141,27 +141,27 @@ def build_corpus(
         real_fraction=real_fraction,
         clip_seconds=clip_seconds,
     )
-    _require_packages()
-    folder, identity = Path(folder), identity_of(settings)
+    _check_packages()
+    folder, identity = Path(folder), make_identity(settings)
     record = claim_folder(folder, identity)
-    complete = complete_rows(folder, record)
+    complete = read_complete_rows(folder, record)
     if complete is not None:
-        return _summary(folder, complete, made=0, skipped=record["totals"]["skipped"], is_cached=True)
-    specs = plan(settings)
-    rows = {spec.piece_id: row for spec in specs if (row := finished_row(folder, spec)) is not None}
+        return _summarize(folder, complete, made=0, skipped=record["totals"]["skipped"], is_cached=True)
+    specs = plan_clips(settings)
+    rows = {spec.piece_id: row for spec in specs if (row := read_finished_row(folder, spec)) is not None}
     reused = len(rows)
     skipped = _make_missing(folder, specs, rows, workers, on_progress or (lambda done, total: None))
     ordered = [rows[spec.piece_id] for spec in specs if spec.piece_id in rows]
     finish_folder(folder, identity, ordered, skipped=skipped)
-    return _summary(folder, ordered, made=len(ordered) - reused, skipped=skipped, is_cached=False)
+    return _summarize(folder, ordered, made=len(ordered) - reused, skipped=skipped, is_cached=False)
 
 
-def _summary(folder: Path, rows: Sequence[Row], *, made: int, skipped: int, is_cached: bool) -> BuildSummary:
+def _summarize(folder: Path, rows: Sequence[Row], *, made: int, skipped: int, is_cached: bool) -> BuildSummary:
     return BuildSummary(
         folder=folder,
         clips=len(rows),
-        minutes=minutes_of(rows),
-        held_out_minutes=minutes_of(rows, "held_out"),
+        minutes=total_minutes(rows),
+        held_out_minutes=total_minutes(rows, "held_out"),
         made=made,
         reused=len(rows) - made,
         skipped=skipped,

@@ -23,7 +23,7 @@ def tempo_word(tempo_bpm: int) -> str:
     return next((word for limit, word in TEMPO_WORDS if tempo_bpm < limit), FASTEST_WORD)
 
 
-def caption(piece: Piece, *, seed: int) -> str:
+def make_caption(piece: Piece, *, seed: int) -> str:
     """One of the phrasings, chosen by the seed and the composition; equal arguments give an equal caption."""
     phrasing = random.Random(f"caption/{piece.composition_id}/{seed}").choice(PHRASINGS)
     text = phrasing.format(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.corpus.captions import caption
+from pipelines.corpus.captions import make_caption
 from pipelines.corpus.plan import PieceSpec, make_piece
 from pipelines.corpus.render import (
     SAMPLE_RATE_HZ,
@@ -80,7 +80,7 @@ def make_row(spec: PieceSpec, piece: Piece, *, sha256: str) -> Row:
     return {
         "id": spec.piece_id,
         "file": f"{AUDIO_FOLDER}/{spec.piece_id}.flac",
-        "caption": caption(piece, seed=spec.seed),
+        "caption": make_caption(piece, seed=spec.seed),
         "tempo_bpm": piece.tempo_bpm,
         "key": piece.key,
         "genre": piece.genre,
@@ -114,7 +114,7 @@ def make_clip(folder: Path, spec: PieceSpec) -> Outcome:
     return Outcome(spec.piece_id, row)
 
 
-def finished_row(folder: Path, spec: PieceSpec) -> Row | None:
+def read_finished_row(folder: Path, spec: PieceSpec) -> Row | None:
     """The row of a clip that an earlier build finished; None unless its audio is there, bit for bit."""
     try:
         row: Row = json.loads((folder / ROWS_FOLDER / f"{spec.piece_id}.json").read_bytes())

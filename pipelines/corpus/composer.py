@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pipelines.corpus.harmony import (
     PROGRESSIONS,
     Chord,
-    layer_bars,
-    nearest,
+    make_layer_bars,
+    nearest_pitch,
 )
 from pipelines.corpus.keys import Key
 from pipelines.corpus.patterns import PATTERNS, drum_bar
@@ -18,9 +18,9 @@ from pipelines.corpus.score import (
     Note,
     Part,
     Piece,
-    humanise,
+    cut_window,
+    humanize,
     is_in_key,
-    window,
 )
 from pipelines.corpus.styles import (
     STYLES,
@@ -71,31 +71,31 @@ def make_motif(rng: random.Random, durations: Sequence[float], beats: int) -> Mo
     return Motif(rhythm, tuple(offsets))
 
 
-def _chord_tone(chord: Chord, target: int) -> int:
+def _nearest_chord_tone(chord: Chord, target: int) -> int:
     """The pitch of the chord (without its seventh) closest to a target pitch."""
-    return min((nearest(pc, target) for pc in chord.pitch_classes[:3]), key=lambda pitch: abs(pitch - target))
+    return min((nearest_pitch(pc, target) for pc in chord.pitch_classes[:3]), key=lambda pitch: abs(pitch - target))
 
 
 def place_motif(motif: Motif, chord: Chord, *, start_beats: float, target: int, lead: Lead) -> list[Note]:
     """A motif on a chord: notes on whole even beats become chord tones, the others stay scale steps."""
     scale = chord.scale(low=target - 24, high=target + 24)
-    anchor = scale.index(_chord_tone(chord, target))
+    anchor = scale.index(_nearest_chord_tone(chord, target))
     notes = []
     for (at, duration), offset in zip(motif.rhythm, motif.offsets, strict=True):
         pitch = scale[anchor + offset]
         if at % 2 == 0:
-            pitch = _chord_tone(chord, pitch)
+            pitch = _nearest_chord_tone(chord, pitch)
         ring = duration if lead.is_legato else duration * 0.75
         notes.append(Note(start_beats + at, ring, pitch, lead.velocity + (6 if at == 0 else 0)))
     return notes
 
 
-def cadence(motif: Motif, chord: Chord, *, start_beats: float, beats: int, target: int, lead: Lead) -> list[Note]:
+def make_cadence(motif: Motif, chord: Chord, *, start_beats: float, beats: int, target: int, lead: Lead) -> list[Note]:
     """The end of a phrase: half a bar of motif, then a long chord tone (home on the tonic chord) and a breath."""
     half = float(beats // 2)
-    pitch = nearest(chord.key.tonic, target) if chord.degree == 0 else _chord_tone(chord, target)
+    pitch = nearest_pitch(chord.key.tonic, target) if chord.degree == 0 else _nearest_chord_tone(chord, target)
     approach = place_motif(motif, chord, start_beats=start_beats, target=target, lead=lead)
-    kept = window(approach, start_beats=0.0, length_beats=start_beats + half)
+    kept = cut_window(approach, start_beats=0.0, length_beats=start_beats + half)
     return [*kept, Note(start_beats + half, (beats - half) * 0.85, pitch, lead.velocity - 4)]
 
 
@@ -130,7 +130,7 @@ def make_melody(
             start = float(bar * beats)
             motif = motifs[name[0]][shape[position % 3]]
             if position == len(chords) - 1:
-                notes += cadence(motif, chord, start_beats=start, beats=beats, target=target, lead=lead)
+                notes += make_cadence(motif, chord, start_beats=start, beats=beats, target=target, lead=lead)
             else:
                 notes += place_motif(motif, chord, start_beats=start, target=target, lead=lead)
             bar += 1
@@ -138,12 +138,12 @@ def make_melody(
 
 
 def make_layer(layer: Layer, chords: Sequence[Chord], beats: int) -> Part:
-    bars = layer_bars(chords, beats=beats, center=layer.center, velocity=layer.velocity)
+    bars = make_layer_bars(chords, beats=beats, center=layer.center, velocity=layer.velocity)
     play = PATTERNS[layer.pattern]
     return Part(layer.name, layer.program, tuple(note for bar in bars for note in play(bar)))
 
 
-def swung(notes: Sequence[Note], swing: float) -> tuple[Note, ...]:
+def apply_swing(notes: Sequence[Note], swing: float) -> tuple[Note, ...]:
     """Notes halfway through a beat moved to `swing` of it (0.5 = straight, 2/3 = triplet feel)."""
     is_offbeat = (abs(note.start_beats % 1 - 0.5) < 1e-6 for note in notes)
     return tuple(
@@ -178,20 +178,20 @@ def make_parts(rng: random.Random, style: Style, phrases: Sequence[tuple[str, tu
     return parts
 
 
-def attempt(rng: random.Random, style: Style, key: Key, *, bpm: int, seconds: float) -> tuple[Part, ...]:
+def draw_parts(rng: random.Random, style: Style, key: Key, *, bpm: int, seconds: float) -> tuple[Part, ...]:
     """One draw of harmony and melody, played in the style's feel and cut to `seconds`."""
     length = seconds * bpm / 60
     phrases = make_phrases(rng, style, key, bpm=bpm, seconds=seconds)
     return tuple(
-        replace(part, notes=window(swung(part.notes, style.swing), start_beats=0.0, length_beats=length))
+        replace(part, notes=cut_window(apply_swing(part.notes, style.swing), start_beats=0.0, length_beats=length))
         for part in make_parts(rng, style, phrases)
     )
 
 
-def attempt_in_key(rng: random.Random, style: Style, key: Key, *, bpm: int, seconds: float) -> tuple[Part, ...]:
+def draw_parts_in_key(rng: random.Random, style: Style, key: Key, *, bpm: int, seconds: float) -> tuple[Part, ...]:
     """Attempts until one is heard in its key, as the caption will state; ValueError when none is."""
     for _ in range(MAX_ATTEMPTS):
-        parts = attempt(rng, style, key, bpm=bpm, seconds=seconds)
+        parts = draw_parts(rng, style, key, bpm=bpm, seconds=seconds)
         if is_in_key((part.notes for part in parts if not part.is_drums), key):
             return parts
     raise ValueError(f"{style.genre} in {key.name}: no attempt of {MAX_ATTEMPTS} is heard in its key")
@@ -204,7 +204,7 @@ def compose(*, seed: int, style_name: str, seconds: float) -> Piece:
     bpm = rng.randint(*style.tempo_bpm)
     key = Key(rng.randrange(12), rng.choice(style.modes))
     piece = Piece(
-        parts=attempt_in_key(rng, style, key, bpm=bpm, seconds=seconds),
+        parts=draw_parts_in_key(rng, style, key, bpm=bpm, seconds=seconds),
         tempo_bpm=bpm,
         key=key.name,
         beats_per_bar=style.beats_per_bar,
@@ -217,4 +217,4 @@ def compose(*, seed: int, style_name: str, seconds: float) -> Piece:
         source=SOURCE,
         licence=LICENCE,
     )
-    return humanise(piece, rng, timing_beats=style.timing_beats, velocity=VELOCITY_SPREAD)
+    return humanize(piece, rng, timing_beats=style.timing_beats, velocity=VELOCITY_SPREAD)

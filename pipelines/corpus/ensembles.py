@@ -33,7 +33,7 @@ class TuneSetting:
     has_static_harmony: bool = False
 
 
-def _same(name: str, program: int) -> tuple[Voice, Voice, Voice, Voice]:
+def _repeat_voice(name: str, program: int) -> tuple[Voice, Voice, Voice, Voice]:
     voice = (name, program)
     return (voice, voice, voice, voice)
 
@@ -41,9 +41,9 @@ def _same(name: str, program: int) -> tuple[Voice, Voice, Voice, Voice]:
 SINGING = "four-part harmony of wordless voices"
 PLUCKED = "four-part chords with decaying plucked notes"
 CHORALE_SETTINGS: tuple[ChoraleSetting, ...] = (
-    ChoraleSetting(ensemble="choir", voices=_same("choir", 52), texture=SINGING, tempo_bpm=(50, 80)),
-    ChoraleSetting(ensemble="church organ", voices=_same("organ", 19), has_deep_bass=True),
-    ChoraleSetting(ensemble="reed organ", voices=_same("reed organ", 20)),
+    ChoraleSetting(ensemble="choir", voices=_repeat_voice("choir", 52), texture=SINGING, tempo_bpm=(50, 80)),
+    ChoraleSetting(ensemble="church organ", voices=_repeat_voice("organ", 19), has_deep_bass=True),
+    ChoraleSetting(ensemble="reed organ", voices=_repeat_voice("reed organ", 20)),
     ChoraleSetting(
         ensemble="choir and church organ",
         voices=(("choir", 52), ("choir", 52), ("organ", 19), ("organ", 19)),
@@ -52,14 +52,14 @@ CHORALE_SETTINGS: tuple[ChoraleSetting, ...] = (
     ChoraleSetting(
         ensemble="string quartet", voices=(("violin", 40), ("violin", 40), ("viola", 41), ("cello", 42))
     ),
-    ChoraleSetting(ensemble="string orchestra", voices=_same("strings", 48), has_deep_bass=True),
+    ChoraleSetting(ensemble="string orchestra", voices=_repeat_voice("strings", 48), has_deep_bass=True),
     ChoraleSetting(
         ensemble="brass quartet",
         voices=(("trumpet", 56), ("trumpet", 56), ("trombone", 57), ("tuba", 58)),
         texture="solemn four-part brass chords",
     ),
     ChoraleSetting(
-        ensemble="french horns", voices=_same("french horn", 60), texture="mellow four-part chords",
+        ensemble="french horns", voices=_repeat_voice("french horn", 60), texture="mellow four-part chords",
     ),
     ChoraleSetting(
         ensemble="woodwind quartet", voices=(("flute", 73), ("oboe", 68), ("clarinet", 71), ("bassoon", 70))
@@ -68,34 +68,35 @@ CHORALE_SETTINGS: tuple[ChoraleSetting, ...] = (
         ensemble="saxophone quartet",
         voices=(("soprano sax", 64), ("alto sax", 65), ("tenor sax", 66), ("baritone sax", 67)),
     ),
-    ChoraleSetting(ensemble="recorder consort", voices=_same("recorder", 74), octaves=1),
-    ChoraleSetting(ensemble="solo piano", voices=_same("piano", 0), texture="four-part piano chords"),
+    ChoraleSetting(ensemble="recorder consort", voices=_repeat_voice("recorder", 74), octaves=1),
+    ChoraleSetting(ensemble="solo piano", voices=_repeat_voice("piano", 0), texture="four-part piano chords"),
     ChoraleSetting(
-        ensemble="electric piano", voices=_same("electric piano", 4), texture="soft four-part chords",
+        ensemble="electric piano", voices=_repeat_voice("electric piano", 4), texture="soft four-part chords",
     ),
     ChoraleSetting(
-        ensemble="solo harpsichord", voices=_same("harpsichord", 6), texture=PLUCKED, tempo_bpm=(66, 104),
+        ensemble="solo harpsichord", voices=_repeat_voice("harpsichord", 6), texture=PLUCKED, tempo_bpm=(66, 104),
     ),
-    ChoraleSetting(ensemble="harp", voices=_same("harp", 46), texture=PLUCKED, tempo_bpm=(62, 100)),
+    ChoraleSetting(ensemble="harp", voices=_repeat_voice("harp", 46), texture=PLUCKED, tempo_bpm=(62, 100)),
     ChoraleSetting(
-        ensemble="classical guitars", voices=_same("guitar", 24), texture=PLUCKED, octaves=-1, tempo_bpm=(62, 104),
+        ensemble="classical guitars", voices=_repeat_voice("guitar", 24), texture=PLUCKED, octaves=-1,
+        tempo_bpm=(62, 104),
     ),
-    ChoraleSetting(ensemble="music box", voices=_same("music box", 10), texture="tinkling chords", octaves=1),
+    ChoraleSetting(ensemble="music box", voices=_repeat_voice("music box", 10), texture="tinkling chords", octaves=1),
     ChoraleSetting(
-        ensemble="vibraphone", voices=_same("vibraphone", 11), texture="shimmering four-part chords",
-    ),
-    ChoraleSetting(
-        ensemble="marimba", voices=_same("marimba", 12), texture="dry four-part chords", tempo_bpm=(72, 112)
-    ),
-    ChoraleSetting(ensemble="accordion", voices=_same("accordion", 21)),
-    ChoraleSetting(
-        ensemble="synth pads", voices=_same("synth pad", 89), texture="slow soft sustained chords",
+        ensemble="vibraphone", voices=_repeat_voice("vibraphone", 11), texture="shimmering four-part chords",
     ),
     ChoraleSetting(
-        ensemble="synth strings", voices=_same("synth strings", 50), texture="slow sustained chords",
+        ensemble="marimba", voices=_repeat_voice("marimba", 12), texture="dry four-part chords", tempo_bpm=(72, 112)
+    ),
+    ChoraleSetting(ensemble="accordion", voices=_repeat_voice("accordion", 21)),
+    ChoraleSetting(
+        ensemble="synth pads", voices=_repeat_voice("synth pad", 89), texture="slow soft sustained chords",
     ),
     ChoraleSetting(
-        ensemble="square wave synthesizer", voices=_same("square wave", 80),
+        ensemble="synth strings", voices=_repeat_voice("synth strings", 50), texture="slow sustained chords",
+    ),
+    ChoraleSetting(
+        ensemble="square wave synthesizer", voices=_repeat_voice("square wave", 80),
         texture="buzzing electronic chords",
         tempo_bpm=(72, 116),
     ),
@@ -124,11 +125,11 @@ CHORALE_SETTINGS: tuple[ChoraleSetting, ...] = (
 )  # fmt: skip
 
 
-def _boom(name: str, program: int, *, center: int = 57, velocity: int = 66) -> Layer:
+def _make_boom_chuck(name: str, program: int, *, center: int = 57, velocity: int = 66) -> Layer:
     return Layer(name=name, program=program, pattern="boom_chuck", center=center, velocity=velocity)
 
 
-GUITAR = _boom("acoustic guitar", 25)
+GUITAR = _make_boom_chuck("acoustic guitar", 25)
 BASS = Layer(name="double bass", program=32, pattern="bass_two", center=46, velocity=92)
 LIVELY = "lively ornamented dance melody"
 OVER_GUITAR = "dance melody over boom-chuck guitar"
@@ -143,7 +144,7 @@ TUNE_SETTINGS: tuple[TuneSetting, ...] = (
     TuneSetting(
         ensemble="fiddle and piano", lead=("fiddle", 40), center=74,
         texture="dance melody over vamping piano",
-        layers=(_boom("piano", 0),),
+        layers=(_make_boom_chuck("piano", 0),),
     ),
     TuneSetting(ensemble="solo flute", lead=("flute", 73), center=77, texture="unaccompanied dance melody"),
     TuneSetting(
@@ -159,7 +160,7 @@ TUNE_SETTINGS: tuple[TuneSetting, ...] = (
     ),
     TuneSetting(
         ensemble="accordion", lead=("accordion", 21), center=74, texture="dance melody with oom-pah bass",
-        layers=(_boom("accordion", 21, center=55, velocity=62),),
+        layers=(_make_boom_chuck("accordion", 21, center=55, velocity=62),),
     ),
     TuneSetting(
         ensemble="accordion, acoustic guitar and double bass", lead=("accordion", 21), center=74,
@@ -186,7 +187,7 @@ TUNE_SETTINGS: tuple[TuneSetting, ...] = (
     TuneSetting(
         ensemble="clarinet and piano", lead=("clarinet", 71), center=72,
         texture="dance melody over vamping piano",
-        layers=(_boom("piano", 0),),
+        layers=(_make_boom_chuck("piano", 0),),
     ),
     TuneSetting(
         ensemble="recorder and harpsichord", lead=("recorder", 74), center=79,
@@ -202,7 +203,7 @@ TUNE_SETTINGS: tuple[TuneSetting, ...] = (
     ),
     TuneSetting(
         ensemble="solo piano", lead=("piano", 0), center=76, texture="dance melody over a stride left hand",
-        layers=(_boom("piano", 0, center=55),),
+        layers=(_make_boom_chuck("piano", 0, center=55),),
     ),
     TuneSetting(
         ensemble="violin and string orchestra", lead=("violin", 40), center=76,
@@ -220,7 +221,7 @@ TUNE_SETTINGS: tuple[TuneSetting, ...] = (
     ),
     TuneSetting(
         ensemble="xylophone and marimba", lead=("xylophone", 13), center=82, texture="rattling mallet melody",
-        layers=(_boom("marimba", 12, velocity=74),),
+        layers=(_make_boom_chuck("marimba", 12, velocity=74),),
     ),
     TuneSetting(
         ensemble="oboe and bassoon", lead=("oboe", 68), center=74, texture="two woodwinds, melody and bass",
@@ -233,7 +234,7 @@ TUNE_SETTINGS: tuple[TuneSetting, ...] = (
     TuneSetting(
         ensemble="glockenspiel and pizzicato strings", lead=("glockenspiel", 9), center=84,
         texture="bright bell melody",
-        layers=(_boom("pizzicato strings", 45, velocity=84),),
+        layers=(_make_boom_chuck("pizzicato strings", 45, velocity=84),),
     ),
     TuneSetting(
         ensemble="synth lead and synth bass", lead=("saw wave", 81), center=74,

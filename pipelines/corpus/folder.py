@@ -22,58 +22,58 @@ from pipelines.corpus.plan import CorpusSettings
 from pipelines.corpus.render import (
     SAMPLE_RATE_HZ,
     SOUNDFONT_LICENCE,
-    soundfont_path,
+    find_soundfont,
 )
 from pipelines.corpus.repertoire import CORPUS_NOTE, LICENCES
 
-RECIPE = 1  # raise when the same settings would sound different
+RECIPE_VERSION = 1  # raise when the same settings would sound different
 MANIFEST_FILE = "manifest.jsonl"
 CORPUS_FILE = "corpus.json"
 VERSIONED_PACKAGES = ("music21", "mido", "midirenderer", "soundfile", "soxr")
 
-Record = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
-def identity_of(settings: CorpusSettings) -> Record:
+def make_identity(settings: CorpusSettings) -> JsonObject:
     """Everything that decides the corpus's bits; two folders with equal identities hold equal manifests."""
     return {
-        "recipe": RECIPE,
+        "recipe": RECIPE_VERSION,
         **{f"settings.{name}": value for name, value in asdict(settings).items()},
         **{f"version.{name}": version(name) for name in VERSIONED_PACKAGES},
-        "soundfont_sha256": file_sha256(soundfont_path()),
+        "soundfont_sha256": file_sha256(find_soundfont()),
         "repertoire_sha256": file_sha256(INDEX_FILE),
     }
 
 
-def _identity_hash(identity: Record) -> str:
+def _identity_hash(identity: JsonObject) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _differences(found: Record, wanted: Record) -> str:
-    changed = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
-    return ", ".join(f"{name}={found.get(name)} (asked: {wanted.get(name)})" for name in changed)
+def _describe_differences(actual: JsonObject, expected: JsonObject) -> str:
+    changed = [name for name in sorted(actual.keys() | expected.keys()) if actual.get(name) != expected.get(name)]
+    return ", ".join(f"{name}={actual.get(name)} (asked: {expected.get(name)})" for name in changed)
 
 
-def claim_folder(folder: Path, identity: Record) -> Record:
+def claim_folder(folder: Path, identity: JsonObject) -> JsonObject:
     """The folder's corpus.json, written first when the folder is new; ValueError when it holds something else."""
     record_file = folder / CORPUS_FILE
-    mend = "choose another folder, or delete this one to build again"
+    hint = "choose another folder, or delete this one to build again"
     if record_file.is_file():
-        record: Record = json.loads(record_file.read_bytes())
+        record: JsonObject = json.loads(record_file.read_bytes())
         if record.get("identity") != identity:
-            changed = _differences(record.get("identity", {}), identity)
-            raise ValueError(f"{folder} holds a corpus made with {changed}: {mend}")
+            changed = _describe_differences(record.get("identity", {}), identity)
+            raise ValueError(f"{folder} holds a corpus made with {changed}: {hint}")
     elif folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and has no {CORPUS_FILE}, so it is not a corpus: {mend}")
+        raise ValueError(f"{folder} is not empty and has no {CORPUS_FILE}, so it is not a corpus: {hint}")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        record = write_record(folder, identity, totals=None)
+        record = write_corpus_file(folder, identity, totals=None)
     for name in (AUDIO_FOLDER, ROWS_FOLDER):
         (folder / name).mkdir(exist_ok=True)
     return record
 
 
-def write_record(folder: Path, identity: Record, totals: Record | None) -> Record:
+def write_corpus_file(folder: Path, identity: JsonObject, totals: JsonObject | None) -> JsonObject:
     """Write corpus.json; `totals` is None until the corpus is complete."""
     record = {
         "settings_hash": _identity_hash(identity),
@@ -92,7 +92,7 @@ def read_manifest(folder: str | Path) -> list[Row]:
         return [json.loads(line) for line in lines]
 
 
-def complete_rows(folder: Path, record: Record) -> list[Row] | None:
+def read_complete_rows(folder: Path, record: JsonObject) -> list[Row] | None:
     """The rows if the corpus is complete: the manifest is the recorded one and its files are there."""
     manifest, totals = folder / MANIFEST_FILE, record.get("totals")
     if totals is None or not manifest.is_file() or file_sha256(manifest) != totals["manifest_sha256"]:
@@ -101,12 +101,12 @@ def complete_rows(folder: Path, record: Record) -> list[Row] | None:
     return rows if all((folder / row["file"]).is_file() for row in rows) else None
 
 
-def minutes_of(rows: Sequence[Row], split: str | None = None) -> float:
+def total_minutes(rows: Sequence[Row], split: str | None = None) -> float:
     """Minutes of audio in all rows, or in one split's."""
     return float(sum(row["duration_seconds"] for row in rows if split in (None, row["split"])) / 60)
 
 
-def finish_folder(folder: Path, identity: Record, rows: Sequence[Row], *, skipped: int) -> None:
+def finish_folder(folder: Path, identity: JsonObject, rows: Sequence[Row], *, skipped: int) -> None:
     """Write the manifest, and only then the totals that declare the corpus complete."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomically(folder / MANIFEST_FILE, lines.encode("utf-8"))
@@ -114,9 +114,9 @@ def finish_folder(folder: Path, identity: Record, rows: Sequence[Row], *, skippe
         partial.unlink(missing_ok=True)
     totals = {
         "clips": len(rows),
-        "minutes": minutes_of(rows),
-        "held_out_minutes": minutes_of(rows, "held_out"),
+        "minutes": total_minutes(rows),
+        "held_out_minutes": total_minutes(rows, "held_out"),
         "skipped": skipped,
         "manifest_sha256": file_sha256(folder / MANIFEST_FILE),
     }
-    write_record(folder, identity, totals)
+    write_corpus_file(folder, identity, totals)

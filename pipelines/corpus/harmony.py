@@ -71,12 +71,12 @@ class Chord:
         return tuple(pitch for pitch in range(low, high + 1) if pitch % 12 in steps)
 
 
-def nearest(pitch_class: int, target: int) -> int:
+def nearest_pitch(pitch_class: int, target: int) -> int:
     """The pitch of that class closest to `target`."""
     return target + (pitch_class - target + 6) % 12 - 6
 
 
-def voice(chord: Chord, *, center: int, previous: Sequence[int] | None = None) -> tuple[int, ...]:
+def voice_chord(chord: Chord, *, center: int, previous: Sequence[int] | None = None) -> tuple[int, ...]:
     """The chord in close position around `center`, in the inversion that moves least from `previous`."""
     lows = [low for low in range(center - 10, center + 2) if low % 12 in chord.pitch_classes]
     inversions = [tuple(sorted(low + (pc - low) % 12 for pc in chord.pitch_classes)) for low in lows]
@@ -84,7 +84,7 @@ def voice(chord: Chord, *, center: int, previous: Sequence[int] | None = None) -
     return min(inversions, key=lambda pitches: (abs(float(np.mean(pitches)) - anchor), pitches))
 
 
-def harmony_bar(
+def make_bar(
     chord: Chord,
     following: Chord,
     *,
@@ -96,31 +96,33 @@ def harmony_bar(
     previous: Sequence[int] | None = None,
 ) -> Bar:
     """A bar for one layer whose register lies around `center`."""
-    voiced = voice(chord, center=center, previous=previous)
-    root = nearest(chord.pitch_class(0), center - 8)
+    pitches = voice_chord(chord, center=center, previous=previous)
+    root = nearest_pitch(chord.pitch_class(0), center - 8)
     return Bar(
         index=index,
         start_beats=float(index * beats),
         beats=beats,
-        chord=voiced,
+        chord=pitches,
         root=root,
         third=root + (chord.pitch_class(1) - root) % 12,
         fifth=root + (chord.pitch_class(2) - root) % 12,
-        next_root=nearest(following.pitch_class(0), center - 8),
+        next_root=nearest_pitch(following.pitch_class(0), center - 8),
         scale=chord.scale(low=root - 12, high=root + 12),
         velocity=velocity,
         subdivision=subdivision,
     )
 
 
-def layer_bars(chords: Sequence[Chord], *, beats: int, center: int, velocity: int, subdivision: int = 2) -> list[Bar]:
+def make_layer_bars(
+    chords: Sequence[Chord], *, beats: int, center: int, velocity: int, subdivision: int = 2
+) -> list[Bar]:
     """One bar per chord, voiced so that the hand moves little."""
     bars: list[Bar] = []
     for index, chord in enumerate(chords):
         following = chords[(index + 1) % len(chords)]
         previous = bars[-1].chord if bars else None
         bars.append(
-            harmony_bar(
+            make_bar(
                 chord, following, index=index, beats=beats, center=center, velocity=velocity,
                 subdivision=subdivision, previous=previous,
             )
@@ -128,7 +130,7 @@ def layer_bars(chords: Sequence[Chord], *, beats: int, center: int, velocity: in
     return bars
 
 
-def _fit(notes: Sequence[Note], chords: Sequence[Chord], *, start: float, beats: int) -> np.ndarray:
+def _fit_scores(notes: Sequence[Note], chords: Sequence[Chord], *, start: float, beats: int) -> np.ndarray:
     """How well each chord carries a bar's notes: sounding time in the chord minus half of that outside."""
     scores = np.zeros(len(chords))
     for note in notes:
@@ -139,13 +141,13 @@ def _fit(notes: Sequence[Note], chords: Sequence[Chord], *, start: float, beats:
     return scores
 
 
-def harmonise(notes: Sequence[Note], key: Key, *, beats_per_bar: int, bars: int) -> list[Chord]:
+def harmonize(notes: Sequence[Note], key: Key, *, beats_per_bar: int, bars: int) -> list[Chord]:
     """The best chord sequence under a tune, one chord a bar (Viterbi over fit, succession and a home ending)."""
     chords = [Chord(key, degree) for degree in PLAIN_CHORDS[key.mode]]
     plain = np.array(PLAINNESS[: len(chords)])
     moves = np.array([[SUCCESSION_BONUS * ((a.degree, b.degree) in FOLLOWS_WELL) for b in chords] for a in chords])
     fits = np.stack(
-        [_fit(notes, chords, start=bar * beats_per_bar, beats=beats_per_bar) + plain for bar in range(bars)]
+        [_fit_scores(notes, chords, start=bar * beats_per_bar, beats=beats_per_bar) + plain for bar in range(bars)]
     )
     fits[-1, 0] += HOME_BONUS
     best, back = fits[0], []

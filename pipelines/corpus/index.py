@@ -18,7 +18,7 @@ FOLDERS = {"bach": "bach", "ryan": "ryansMammoth"}
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RepertoireEntry:
     """One usable file; `tune` names the melody family that the split keeps together."""
 
     collection: str
@@ -33,7 +33,7 @@ class Entry:
     bars: int
 
 
-def corpus_folder(collection: str) -> Path:
+def find_corpus_folder(collection: str) -> Path:
     """The installed folder of a collection, found without importing music21."""
     spec = importlib.util.find_spec("music21")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -43,31 +43,31 @@ def corpus_folder(collection: str) -> Path:
 
 
 @lru_cache(maxsize=1)
-def load_index() -> tuple[Entry, ...]:
+def load_index() -> tuple[RepertoireEntry, ...]:
     """The shipped list, in its stable order."""
     header, *rows = INDEX_FILE.read_text(encoding="utf-8").splitlines()
-    if header.split("\t") != [field.name for field in fields(Entry)]:
+    if header.split("\t") != [field.name for field in fields(RepertoireEntry)]:
         raise ValueError(f"{INDEX_FILE.name} has columns {header!r}; make it again with this version's index module")
-    return tuple(_entry(row.split("\t")) for row in rows)
+    return tuple(_parse_entry(row.split("\t")) for row in rows)
 
 
-def _entry(cells: Sequence[str]) -> Entry:
-    *words, beat_quarters, beats_per_bar, pickup_beats, bars = cells
-    return Entry(*words, float(beat_quarters), int(beats_per_bar), float(pickup_beats), int(bars))  # type: ignore[call-arg,arg-type]
+def _parse_entry(cells: Sequence[str]) -> RepertoireEntry:
+    *text_cells, beat_quarters, beats_per_bar, pickup_beats, bars = cells
+    return RepertoireEntry(*text_cells, float(beat_quarters), int(beats_per_bar), float(pickup_beats), int(bars))  # type: ignore[call-arg,arg-type]
 
 
 def parse_file(collection: str, file: str) -> Any:
     """The music21 score of a corpus file, parsed afresh (no pickle is read or written)."""
     from music21 import converter
 
-    return converter.parse(corpus_folder(collection) / file, forceSource=True, storePickle=False)
+    return converter.parse(find_corpus_folder(collection) / file, forceSource=True, storePickle=False)
 
 
-def find_entries(collection: str) -> tuple[Entry, ...]:
+def find_entries(collection: str) -> tuple[RepertoireEntry, ...]:
     return tuple(entry for entry in load_index() if entry.collection == collection)
 
 
-def find_entry(collection: str, file: str) -> Entry:
+def find_entry(collection: str, file: str) -> RepertoireEntry:
     for entry in find_entries(collection):
         if entry.file == file:
             return entry

@@ -45,7 +45,7 @@ class Key:
         major_tonic = self.tonic if self.mode == "major" else (self.tonic + 3) % 12
         return (major_tonic * 7 + 5) % 12 - 5
 
-    def transposed(self, semitones: int) -> Key:
+    def transpose(self, semitones: int) -> Key:
         return Key((self.tonic + semitones) % 12, self.mode)
 
     def pitch_classes(self) -> frozenset[int]:

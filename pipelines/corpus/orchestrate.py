@@ -16,27 +16,27 @@ from pipelines.corpus.ensembles import (
 )
 from pipelines.corpus.harmony import (
     Chord,
-    harmonise,
-    layer_bars,
+    harmonize,
+    make_layer_bars,
 )
-from pipelines.corpus.index import Entry
+from pipelines.corpus.index import RepertoireEntry
 from pipelines.corpus.patterns import PATTERNS
 from pipelines.corpus.repertoire import (
     LICENCES,
     SOURCES,
     Tune,
     choose_start_bar,
+    excerpt_voices,
     read_tune,
-    voices_from,
 )
 from pipelines.corpus.score import (
     Note,
     Part,
     Piece,
+    change_velocity,
     excerpt,
-    humanise,
-    looped,
-    louder,
+    humanize,
+    loop_notes,
     transpose,
     transpose_notes,
 )
@@ -47,45 +47,45 @@ VELOCITY_SPREAD = 5
 MELODY_ACCENT = 18
 
 
-def _chorale_parts(setting: ChoraleSetting, voices: Sequence[tuple[Note, ...]]) -> list[Part]:
+def _make_chorale_parts(setting: ChoraleSetting, voices: Sequence[tuple[Note, ...]]) -> list[Part]:
     """One part a voice; a soprano on an instrument of its own stands out."""
     parts = [
         Part(name, program, transpose_notes(voice, 12 * setting.octaves))
         for (name, program), voice in zip(setting.voices, voices, strict=True)
     ]
     if len({program for _, program in setting.voices[:2]}) == 2:
-        parts[0] = replace(parts[0], notes=louder(parts[0].notes, MELODY_ACCENT))
+        parts[0] = replace(parts[0], notes=change_velocity(parts[0].notes, MELODY_ACCENT))
     if setting.has_deep_bass:
         name, program = setting.voices[3]
         parts.append(Part(name, program, transpose_notes(voices[3], -12)))
     return parts
 
 
-def _octaves_towards(notes: Sequence[Note], center: float) -> int:
+def _octave_shift(notes: Sequence[Note], center: float) -> int:
     """Octaves, in semitones, that bring the notes' average pitch nearest to `center`."""
     mean = sum(note.pitch for note in notes) / len(notes)
     return 12 * round((center - mean) / 12)
 
 
-def _backing(setting: TuneSetting, tune: Tune, *, subdivision: int, length_beats: float) -> list[Part]:
+def _make_backing(setting: TuneSetting, tune: Tune, *, subdivision: int, length_beats: float) -> list[Part]:
     """The setting's layers over chords that fit the tune, verse after verse for `length_beats`."""
     bars = round(tune.period_beats / tune.beats_per_bar)
-    chords = harmonise(tune.voices[0], tune.key, beats_per_bar=tune.beats_per_bar, bars=bars)
+    chords = harmonize(tune.voices[0], tune.key, beats_per_bar=tune.beats_per_bar, bars=bars)
     if setting.has_static_harmony:
         chords = [Chord(tune.key, 0)] * bars
     parts = []
     for layer in setting.layers:
-        played = layer_bars(
+        accompaniment = make_layer_bars(
             chords, beats=tune.beats_per_bar, center=layer.center, velocity=layer.velocity, subdivision=subdivision
         )
-        verse = [note for bar in played for note in PATTERNS[layer.pattern](bar)]
-        verses = looped(verse, period_beats=tune.period_beats, length_beats=length_beats)
+        verse = [note for bar in accompaniment for note in PATTERNS[layer.pattern](bar)]
+        verses = loop_notes(verse, period_beats=tune.period_beats, length_beats=length_beats)
         parts.append(Part(layer.name, layer.program, verses))
     return parts
 
 
-def _piece(
-    entry: Entry,
+def _make_piece(
+    entry: RepertoireEntry,
     tune: Tune,
     setting: ChoraleSetting | TuneSetting,
     *,
@@ -110,30 +110,32 @@ def _piece(
     )
 
 
-def _performed(piece: Piece, rng: random.Random, *, start_bar: int, semitones: int, seconds: float) -> Piece:
-    moved = transpose(excerpt(piece, start_bar=start_bar, seconds=seconds), semitones)
-    return humanise(moved, rng, timing_beats=TIMING_BEATS, velocity=VELOCITY_SPREAD)
+def _perform(piece: Piece, rng: random.Random, *, start_bar: int, semitones: int, seconds: float) -> Piece:
+    transposed = transpose(excerpt(piece, start_bar=start_bar, seconds=seconds), semitones)
+    return humanize(transposed, rng, timing_beats=TIMING_BEATS, velocity=VELOCITY_SPREAD)
 
 
-def arrange_chorale(entry: Entry, *, seed: int, seconds: float) -> Piece:
+def arrange_chorale(entry: RepertoireEntry, *, seed: int, seconds: float) -> Piece:
     """A seeded setting of a chorale; ValueError when no excerpt of this length stays in its key."""
     rng = random.Random(f"chorale/{entry.file}/{seed}")
     setting = rng.choice(CHORALE_SETTINGS)
     bpm, semitones = rng.randint(*setting.tempo_bpm), rng.randint(-MAX_TRANSPOSITION, MAX_TRANSPOSITION)
     tune, length = read_tune(entry), seconds * bpm / 60
     start_bar = choose_start_bar(rng, tune, length_beats=length, step_bars=1)
-    voices = voices_from(tune, start_bar=0, length_beats=start_bar * tune.beats_per_bar + length)
-    piece = _piece(entry, tune, setting, parts=_chorale_parts(setting, voices), tempo_bpm=bpm, genre="baroque chorale")
-    return _performed(piece, rng, start_bar=start_bar, semitones=semitones, seconds=seconds)
+    voices = excerpt_voices(tune, start_bar=0, length_beats=start_bar * tune.beats_per_bar + length)
+    piece = _make_piece(
+        entry, tune, setting, parts=_make_chorale_parts(setting, voices), tempo_bpm=bpm, genre="baroque chorale"
+    )
+    return _perform(piece, rng, start_bar=start_bar, semitones=semitones, seconds=seconds)
 
 
-def tune_genre(title: str) -> str:
+def parse_tune_genre(title: str) -> str:
     """`Flowers of Edinburgh (reel)` → `folk reel`; a plain dance tune when the title names no dance."""
-    found = re.search(r"\b(reel|jig|hornpipe|clog|strathspey|fling|slide)\b", title.lower())
-    return f"folk {found[1]}" if found else "folk dance tune"
+    match = re.search(r"\b(reel|jig|hornpipe|clog|strathspey|fling|slide)\b", title.lower())
+    return f"folk {match[1]}" if match else "folk dance tune"
 
 
-def arrange_tune(entry: Entry, *, seed: int, seconds: float) -> Piece:
+def arrange_tune(entry: RepertoireEntry, *, seed: int, seconds: float) -> Piece:
     """A seeded setting of a fiddle tune; ValueError when no excerpt of this length stays in its key."""
     rng = random.Random(f"tune/{entry.file}/{seed}")
     setting = rng.choice(TUNE_SETTINGS)
@@ -142,13 +144,13 @@ def arrange_tune(entry: Entry, *, seed: int, seconds: float) -> Piece:
     tune, length = read_tune(entry), seconds * bpm / 60
     start_bar = choose_start_bar(rng, tune, length_beats=length, step_bars=4)
     total = start_bar * tune.beats_per_bar + length
-    (melody,) = voices_from(tune, start_bar=0, length_beats=total)
-    lead = transpose_notes(melody, _octaves_towards(melody, setting.center - semitones))
+    (melody,) = excerpt_voices(tune, start_bar=0, length_beats=total)
+    lead = transpose_notes(melody, _octave_shift(melody, setting.center - semitones))
     subdivision = 3 if entry.beat_quarters == 1.5 else 2
-    backing = _backing(setting, tune, subdivision=subdivision, length_beats=total)
-    parts = [Part(*setting.lead, louder(lead, MELODY_ACCENT)), *backing]
-    piece = _piece(entry, tune, setting, parts=parts, tempo_bpm=bpm, genre=tune_genre(entry.title))
-    return _performed(piece, rng, start_bar=start_bar, semitones=semitones, seconds=seconds)
+    backing = _make_backing(setting, tune, subdivision=subdivision, length_beats=total)
+    parts = [Part(*setting.lead, change_velocity(lead, MELODY_ACCENT)), *backing]
+    piece = _make_piece(entry, tune, setting, parts=parts, tempo_bpm=bpm, genre=parse_tune_genre(entry.title))
+    return _perform(piece, rng, start_bar=start_bar, semitones=semitones, seconds=seconds)
 
 
-ARRANGE = {"bach": arrange_chorale, "ryan": arrange_tune}
+ARRANGERS = {"bach": arrange_chorale, "ryan": arrange_tune}

@@ -56,7 +56,7 @@ def pulse(bar: Bar) -> list[Note]:
     return [n for k in range(count) for n in _chord(bar, k * step, step * 0.8, -10 if k % bar.subdivision else 0)]
 
 
-def _broken(bar: Bar, order: tuple[int, ...], step: float, ring: float) -> list[Note]:
+def _broken_chord(bar: Bar, order: tuple[int, ...], step: float, ring: float) -> list[Note]:
     """Chord tones one after another; indices past the chord continue it an octave higher."""
     size = len(bar.chord)
     pitches = [bar.chord[index % size] + 12 * (index // size) for index in order]
@@ -65,21 +65,21 @@ def _broken(bar: Bar, order: tuple[int, ...], step: float, ring: float) -> list[
 
 
 def arpeggio(bar: Bar) -> list[Note]:
-    return _broken(bar, (0, 1, 2, 3, 2, 1), 1 / bar.subdivision, 1.8)
+    return _broken_chord(bar, (0, 1, 2, 3, 2, 1), 1 / bar.subdivision, 1.8)
 
 
-def rolling(bar: Bar) -> list[Note]:
+def rolling_chord(bar: Bar) -> list[Note]:
     """Sixteenths up and down over two octaves, as a harp or a running harpsichord plays them."""
-    return _broken(bar, (0, 1, 2, 3, 4, 3, 2, 1), 1 / (2 * bar.subdivision), 1.5)
+    return _broken_chord(bar, (0, 1, 2, 3, 4, 3, 2, 1), 1 / (2 * bar.subdivision), 1.5)
 
 
 def sequencer(bar: Bar) -> list[Note]:
     """A short-noted sixteenth ostinato, as a step sequencer plays it."""
-    return _broken(bar, (0, 2, 1, 3, 0, 2, 4, 1), 0.25, 0.7)
+    return _broken_chord(bar, (0, 2, 1, 3, 0, 2, 4, 1), 0.25, 0.7)
 
 
 def alberti(bar: Bar) -> list[Note]:
-    return _broken(bar, (0, 2, 1, 2), 1 / bar.subdivision, 1.1)
+    return _broken_chord(bar, (0, 2, 1, 2), 1 / bar.subdivision, 1.1)
 
 
 def waltz(bar: Bar) -> list[Note]:
@@ -169,7 +169,7 @@ def bass_funk(bar: Bar) -> list[Note]:
 
 
 PATTERNS: dict[str, Pattern] = {
-    "block": block, "half_blocks": half_blocks, "pulse": pulse, "arpeggio": arpeggio, "rolling": rolling,
+    "block": block, "half_blocks": half_blocks, "pulse": pulse, "arpeggio": arpeggio, "rolling": rolling_chord,
     "sequencer": sequencer, "alberti": alberti, "waltz": waltz, "boom_chuck": boom_chuck,
     "fingerpick": fingerpick, "power": power, "comping": comping, "stabs": stabs, "drone": drone,
     "open_fifth": open_fifth, "inner_voices": inner_voices, "bass_whole": bass_whole, "bass_two": bass_two,

@@ -15,7 +15,7 @@ from itertools import count
 from typing import Literal
 
 from pipelines.corpus.index import (
-    Entry,
+    RepertoireEntry,
     find_entries,
     find_entry,
 )
@@ -71,23 +71,23 @@ def _unit_hash(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def held_out_tunes(entries: tuple[Entry, ...], fraction: float) -> frozenset[str]:
+def choose_held_out_tunes(entries: tuple[RepertoireEntry, ...], fraction: float) -> frozenset[str]:
     """The melody families of the held-out split: the first `fraction` of them in hash order, at least one."""
     tunes = sorted({f"{entry.collection}/{entry.tune}" for entry in entries}, key=_unit_hash)
     return frozenset(tunes[: max(1, round(fraction * len(tunes)))] if fraction > 0 else ())
 
 
-def _real_works(collection: str, settings: CorpusSettings, split: Split) -> Iterator[tuple[str, str]]:
+def _iter_real_works(collection: str, settings: CorpusSettings, split: Split) -> Iterator[tuple[str, str]]:
     """(file, composition id) of one split, shuffled anew on every pass through the collection."""
     entries = find_entries(collection)
-    held_out = held_out_tunes(entries, settings.held_out_fraction)
+    held_out = choose_held_out_tunes(entries, settings.held_out_fraction)
     pool = [e for e in entries if (f"{collection}/{e.tune}" in held_out) == (split == "held_out")]
     for turn in count():
         order = random.Random(f"{settings.seed}/{collection}/{split}/{turn}").sample(pool, len(pool))
         yield from ((entry.file, f"{collection}/{entry.tune}") for entry in order)
 
 
-def _composed_works(settings: CorpusSettings, split: Split) -> Iterator[tuple[str, str]]:
+def _iter_composed_works(settings: CorpusSettings, split: Split) -> Iterator[tuple[str, str]]:
     """(style, composition id): every style once a round, each with the next number that hashes into the split."""
     numbers = {style: count(settings.seed * 1_000_000) for style in STYLES}
     for turn in count():
@@ -103,21 +103,21 @@ def _is_turn(index: int, fraction: float) -> bool:
     return math.floor(round((index + 1) * fraction + 0.5, 9)) > math.floor(round(index * fraction + 0.5, 9))
 
 
-def _collection(index: int, settings: CorpusSettings, seen: Counter[str]) -> str:
+def _choose_collection(index: int, settings: CorpusSettings, seen: Counter[str]) -> str:
     if not _is_turn(index, settings.real_fraction):
         return "composed"
     return min(REAL_COLLECTIONS, key=lambda name: seen[name])
 
 
-def plan(settings: CorpusSettings) -> list[PieceSpec]:
+def plan_clips(settings: CorpusSettings) -> list[PieceSpec]:
     """Clips in a fixed rhythm: composed and real in turn, each collection giving its share to the held-out split."""
     splits: tuple[Split, Split] = ("train", "held_out")
-    works = {("composed", split): _composed_works(settings, split) for split in splits}
-    works |= {(name, split): _real_works(name, settings, split) for name in REAL_COLLECTIONS for split in splits}
+    works = {("composed", split): _iter_composed_works(settings, split) for split in splits}
+    works |= {(name, split): _iter_real_works(name, settings, split) for name in REAL_COLLECTIONS for split in splits}
     seen: Counter[str] = Counter()
     specs = []
     for index in range(settings.num_clips):
-        collection = _collection(index, settings, seen)
+        collection = _choose_collection(index, settings, seen)
         split: Split = "held_out" if _is_turn(seen[collection], settings.held_out_fraction) else "train"
         work, composition_id = next(works[collection, split])
         specs.append(
@@ -138,10 +138,10 @@ def plan(settings: CorpusSettings) -> list[PieceSpec]:
 def make_piece(spec: PieceSpec) -> Piece:
     """The music of a spec. Errors of single real files pass through: `build` skips and counts them."""
     from pipelines.corpus.composer import compose
-    from pipelines.corpus.orchestrate import ARRANGE
+    from pipelines.corpus.orchestrate import ARRANGERS
 
     if spec.collection == "composed":
         number = int(spec.composition_id.rsplit("/", 1)[1])
         return compose(seed=number, style_name=spec.work, seconds=spec.clip_seconds)
     entry = find_entry(spec.collection, spec.work)
-    return ARRANGE[spec.collection](entry, seed=spec.seed, seconds=spec.clip_seconds)
+    return ARRANGERS[spec.collection](entry, seed=spec.seed, seconds=spec.clip_seconds)

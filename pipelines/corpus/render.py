@@ -19,7 +19,7 @@ KNEE = 0.6
 FADE_SECONDS = 0.4
 
 
-def soundfont_path() -> Path:
+def find_soundfont() -> Path:
     """The soundfont inside the installed pretty_midi package, found without importing it."""
     spec = importlib.util.find_spec("pretty_midi")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -29,42 +29,42 @@ def soundfont_path() -> Path:
 
 
 @lru_cache(maxsize=1)
-def _soundfont() -> bytes:
-    return soundfont_path().read_bytes()
+def _read_soundfont() -> bytes:
+    return find_soundfont().read_bytes()
 
 
-def synthesise(piece: Piece) -> tuple[np.ndarray, int]:
+def synthesize(piece: Piece) -> tuple[np.ndarray, int]:
     """The piece as the synthesizer plays it: float32 [frames, 2] and its sample rate."""
     import midirenderer
     import soundfile
 
-    wave = midirenderer.render_wave_from(_soundfont(), to_midi(piece))
+    wave = midirenderer.render_wave_from(_read_soundfont(), to_midi(piece))
     audio, sample_rate_hz = soundfile.read(io.BytesIO(wave), dtype="float32", always_2d=True)
     return audio, sample_rate_hz
 
 
-def fitted(audio: np.ndarray, frames: int) -> np.ndarray:
+def fit_length(audio: np.ndarray, frames: int) -> np.ndarray:
     """Cut or padded with silence to exactly `frames`."""
     missing = max(0, frames - len(audio))
     return np.pad(audio[:frames], [(0, missing), *[(0, 0)] * (audio.ndim - 1)])
 
 
-def soft_limited(audio: np.ndarray, knee: float = KNEE) -> np.ndarray:
+def soft_limit(audio: np.ndarray, knee: float = KNEE) -> np.ndarray:
     """Unchanged below the knee, bent smoothly towards ±1 above it: single attacks lose a little, nothing clips."""
     over = np.maximum(np.abs(audio) - knee, 0.0)
     bent = knee + (1 - knee) * np.tanh(over / (1 - knee))
     return np.where(over > 0, np.sign(audio) * bent, audio).astype(np.float32)
 
 
-def normalised(audio: np.ndarray, target_rms_dbfs: float = TARGET_RMS_DBFS) -> np.ndarray:
+def normalize(audio: np.ndarray, target_rms_dbfs: float = TARGET_RMS_DBFS) -> np.ndarray:
     """Scaled to one RMS, then soft-limited; ValueError on silence, which would be scaled to noise."""
     rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
     if rms < 1e-5:
         raise ValueError(f"the rendering is silent (RMS {rms:.1e}): no note sounds in this excerpt")
-    return soft_limited(audio * np.float32(10 ** (target_rms_dbfs / 20) / rms))
+    return soft_limit(audio * np.float32(10 ** (target_rms_dbfs / 20) / rms))
 
 
-def faded(audio: np.ndarray, sample_rate_hz: int, fade_seconds: float = FADE_SECONDS) -> np.ndarray:
+def fade_out(audio: np.ndarray, sample_rate_hz: int, fade_seconds: float = FADE_SECONDS) -> np.ndarray:
     """The last moments brought to silence, so that a cut note does not click."""
     count = min(len(audio), round(fade_seconds * sample_rate_hz))
     ramp = np.ones(len(audio), dtype=np.float32)
@@ -78,8 +78,8 @@ def render(piece: Piece, *, seconds: float, sample_rate_hz: int = SAMPLE_RATE_HZ
 
     if channels not in (1, 2):
         raise ValueError(f"channels={channels} must be 1 or 2")
-    audio, rate_hz = synthesise(piece)
-    audio = fitted(audio.mean(1) if channels == 1 else audio, round(seconds * rate_hz))
+    audio, rate_hz = synthesize(piece)
+    audio = fit_length(audio.mean(1) if channels == 1 else audio, round(seconds * rate_hz))
     audio = soxr.resample(audio, rate_hz, sample_rate_hz, quality="HQ")
-    audio = fitted(np.asarray(audio, dtype=np.float32), round(seconds * sample_rate_hz))
-    return faded(normalised(audio), sample_rate_hz)
+    audio = fit_length(np.asarray(audio, dtype=np.float32), round(seconds * sample_rate_hz))
+    return fade_out(normalize(audio), sample_rate_hz)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from pipelines.corpus.index import Entry, parse_file
+from pipelines.corpus.index import RepertoireEntry, parse_file
 from pipelines.corpus.keys import Key, parse_key
 from pipelines.corpus.score import (
     Note,
+    cut_window,
     is_in_key,
-    looped,
-    window,
+    loop_notes,
 )
 
 SOURCES = {
@@ -42,7 +42,7 @@ class Tune:
     period_beats: float
 
 
-def _joined(part: Any, beat_quarters: float) -> list[Note]:
+def _merge_ties(part: Any, beat_quarters: float) -> list[Note]:
     """The part's notes in beats; tied notes become one, grace notes (no duration) are left out."""
     notes: list[Note] = []
     open_ties: dict[int, int] = {}
@@ -59,7 +59,7 @@ def _joined(part: Any, beat_quarters: float) -> list[Note]:
     return notes
 
 
-def _from_bar_line(notes: Sequence[Note], *, pickup_beats: float, period_beats: float) -> tuple[Note, ...]:
+def _shift_to_bar_line(notes: Sequence[Note], *, pickup_beats: float, period_beats: float) -> tuple[Note, ...]:
     """Time counted from the first bar line.
 
     The pickup moves to the end, where it leads into the next verse, if the last bar leaves room for it.
@@ -69,15 +69,15 @@ def _from_bar_line(notes: Sequence[Note], *, pickup_beats: float, period_beats: 
     pickup = [replace(note, start_beats=note.start_beats + period_beats) for note in shifted if note not in verse]
     if verse and verse[-1].end_beats <= period_beats - pickup_beats + 1e-6:
         verse += pickup
-    return window(verse, start_beats=0.0, length_beats=period_beats)
+    return cut_window(verse, start_beats=0.0, length_beats=period_beats)
 
 
 @lru_cache(maxsize=64)
-def read_tune(entry: Entry) -> Tune:
+def read_tune(entry: RepertoireEntry) -> Tune:
     """Parse a file with music21. Whatever music21 raises passes through: the caller skips the piece."""
     period = float(entry.bars * entry.beats_per_bar)
     voices = tuple(
-        _from_bar_line(_joined(part, entry.beat_quarters), pickup_beats=entry.pickup_beats, period_beats=period)
+        _shift_to_bar_line(_merge_ties(part, entry.beat_quarters), pickup_beats=entry.pickup_beats, period_beats=period)
         for part in parse_file(entry.collection, entry.file).parts
     )
     if not all(voices):
@@ -85,12 +85,12 @@ def read_tune(entry: Entry) -> Tune:
     return Tune(voices, parse_key(entry.key), entry.beats_per_bar, period)
 
 
-def voices_from(tune: Tune, *, start_bar: int, length_beats: float) -> tuple[tuple[Note, ...], ...]:
+def excerpt_voices(tune: Tune, *, start_bar: int, length_beats: float) -> tuple[tuple[Note, ...], ...]:
     """The voices from a bar line on, verse after verse, for `length_beats`."""
     start = float(start_bar * tune.beats_per_bar)
     return tuple(
-        window(
-            looped(voice, period_beats=tune.period_beats, length_beats=start + length_beats),
+        cut_window(
+            loop_notes(voice, period_beats=tune.period_beats, length_beats=start + length_beats),
             start_beats=start,
             length_beats=length_beats,
         )
@@ -103,7 +103,7 @@ def choose_start_bar(rng: random.Random, tune: Tune, *, length_beats: float, ste
     bars = list(range(0, int(tune.period_beats // tune.beats_per_bar), step_bars))
     rng.shuffle(bars)
     for bar in bars:
-        voices = voices_from(tune, start_bar=bar, length_beats=length_beats)
+        voices = excerpt_voices(tune, start_bar=bar, length_beats=length_beats)
         if voices[0] and voices[0][0].start_beats < 1e-6 and is_in_key(voices, tune.key):
             return bar
     raise ValueError(f"no excerpt of {length_beats:.0f} beats begins on a bar line and stays in {tune.key.name}")

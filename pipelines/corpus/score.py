@@ -78,7 +78,7 @@ def transpose_notes(notes: Iterable[Note], semitones: int) -> tuple[Note, ...]:
     return tuple(replace(note, pitch=note.pitch + semitones) for note in notes)
 
 
-def louder(notes: Iterable[Note], velocity: int) -> tuple[Note, ...]:
+def change_velocity(notes: Iterable[Note], velocity: int) -> tuple[Note, ...]:
     return tuple(replace(note, velocity=max(1, min(127, note.velocity + velocity))) for note in notes)
 
 
@@ -87,10 +87,10 @@ def transpose(piece: Piece, semitones: int) -> Piece:
     parts = tuple(
         part if part.is_drums else replace(part, notes=transpose_notes(part.notes, semitones)) for part in piece.parts
     )
-    return replace(piece, parts=parts, key=parse_key(piece.key).transposed(semitones).name)
+    return replace(piece, parts=parts, key=parse_key(piece.key).transpose(semitones).name)
 
 
-def window(notes: Iterable[Note], *, start_beats: float, length_beats: float) -> tuple[Note, ...]:
+def cut_window(notes: Iterable[Note], *, start_beats: float, length_beats: float) -> tuple[Note, ...]:
     """Notes that begin inside the window, moved to its start and cut at its end."""
     end = start_beats + length_beats
     inside = (note for note in notes if start_beats - 1e-6 <= note.start_beats < end - 1e-6)
@@ -109,12 +109,12 @@ def excerpt(piece: Piece, *, start_bar: int, seconds: float) -> Piece:
     start = start_bar * piece.beats_per_bar
     length = seconds * piece.tempo_bpm / 60
     parts = tuple(
-        replace(part, notes=window(part.notes, start_beats=start, length_beats=length)) for part in piece.parts
+        replace(part, notes=cut_window(part.notes, start_beats=start, length_beats=length)) for part in piece.parts
     )
     return replace(piece, parts=parts)
 
 
-def looped(notes: Sequence[Note], *, period_beats: float, length_beats: float) -> tuple[Note, ...]:
+def loop_notes(notes: Sequence[Note], *, period_beats: float, length_beats: float) -> tuple[Note, ...]:
     """The notes repeated every `period_beats`, as verses are, until `length_beats` is filled."""
     repeats = max(1, -int(-length_beats // period_beats))
     return tuple(
@@ -125,7 +125,7 @@ def looped(notes: Sequence[Note], *, period_beats: float, length_beats: float) -
     )
 
 
-def _played(note: Note, rng: random.Random, timing_beats: float, velocity: int) -> Note:
+def _humanize_note(note: Note, rng: random.Random, timing_beats: float, velocity: int) -> Note:
     return replace(
         note,
         start_beats=max(0.0, note.start_beats + rng.gauss(0.0, timing_beats)),
@@ -133,16 +133,16 @@ def _played(note: Note, rng: random.Random, timing_beats: float, velocity: int) 
     )
 
 
-def humanise(piece: Piece, rng: random.Random, *, timing_beats: float, velocity: int) -> Piece:
+def humanize(piece: Piece, rng: random.Random, *, timing_beats: float, velocity: int) -> Piece:
     """Small seeded deviations of every onset (standard deviation, beats) and loudness (± velocity)."""
     parts = tuple(
-        replace(part, notes=tuple(_played(note, rng, timing_beats, velocity) for note in part.notes))
+        replace(part, notes=tuple(_humanize_note(note, rng, timing_beats, velocity) for note in part.notes))
         for part in piece.parts
     )
     return replace(piece, parts=parts)
 
 
-def untangled(notes: Iterable[Note]) -> list[Note]:
+def trim_overlaps(notes: Iterable[Note]) -> list[Note]:
     """Notes cut where the same pitch begins again, since a MIDI note-off would end both."""
     result: list[Note] = []
     by_pitch = sorted(notes, key=lambda note: (note.pitch, note.start_beats))
@@ -154,14 +154,14 @@ def untangled(notes: Iterable[Note]) -> list[Note]:
     return result
 
 
-def _part_messages(part: Part, channel: int) -> list[tuple[int, int, object]]:
+def _make_messages(part: Part, channel: int) -> list[tuple[int, int, object]]:
     """(tick, order, message) of a part; at equal ticks a note ends before the next begins."""
     import mido
 
     messages: list[tuple[int, int, object]] = [
         (0, 0, mido.Message("program_change", channel=channel, program=part.program))
     ]
-    for note in untangled(part.notes):
+    for note in trim_overlaps(part.notes):
         if not 0 <= note.pitch <= 127:
             raise ValueError(f"part {part.name!r} has pitch {note.pitch}, outside 0..127")
         start = round(note.start_beats * TICKS_PER_BEAT)
@@ -182,7 +182,7 @@ def to_midi(piece: Piece) -> bytes:
         channel = DRUM_CHANNEL if part.is_drums else next(melodic, None)
         if channel is None:
             raise ValueError(f"{piece.title!r} has {len(piece.parts)} parts; MIDI holds 15 melodic ones")
-        events += _part_messages(part, channel)
+        events += _make_messages(part, channel)
     track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(piece.tempo_bpm))])
     last_tick = 0
     for tick, _, message in sorted(events, key=lambda event: event[:2]):

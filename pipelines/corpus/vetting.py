@@ -18,8 +18,8 @@ from typing import Any
 
 from pipelines.corpus.index import (
     INDEX_FILE,
-    Entry,
-    corpus_folder,
+    RepertoireEntry,
+    find_corpus_folder,
     parse_file,
 )
 from pipelines.corpus.keys import (
@@ -30,7 +30,7 @@ from pipelines.corpus.keys import (
 
 VOICES = ("Soprano", "Alto", "Tenor", "Bass")
 # A tapped beat in quarter notes and beats in a bar, by time signature of the notation.
-METRES = {
+METERS = {
     "4/4": (1.0, 4), "3/4": (1.0, 3), "2/4": (1.0, 2), "2/2": (2.0, 2),
     "6/8": (1.5, 2), "9/8": (1.5, 3), "12/8": (1.5, 4),
 }  # fmt: skip
@@ -44,21 +44,21 @@ UNUSED_TITLES = ("coon", "gourd")  # minstrel-show titles that should not stand 
 class Candidate:
     """An entry before families are known, and the melody (semitone steps) to find them by."""
 
-    entry: Entry
+    entry: RepertoireEntry
     steps: tuple[int, ...]
 
 
-def slug(text: str) -> str:
+def slugify(text: str) -> str:
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower().replace("'", "")
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
-def _metre(part: Any) -> tuple[float, int, float, int] | None:
+def _read_meter(part: Any) -> tuple[float, int, float, int] | None:
     """(beat in quarters, beats a bar, pickup in beats, whole bars); None when the bar lines are irregular."""
     signatures = {time.ratioString for time in part.recurse().getElementsByClass("TimeSignature")}
-    if len(signatures) != 1 or (ratio := signatures.pop()) not in METRES:
+    if len(signatures) != 1 or (ratio := signatures.pop()) not in METERS:
         return None
-    beat_quarters, beats = METRES[ratio]
+    beat_quarters, beats = METERS[ratio]
     bar = beat_quarters * beats
     offsets = [float(measure.offset) for measure in part.getElementsByClass("Measure")]
     pickup = offsets[1] if len(offsets) > 1 and offsets[1] < bar - 1e-6 else 0.0
@@ -70,12 +70,12 @@ def _metre(part: Any) -> tuple[float, int, float, int] | None:
     return beat_quarters, beats, pickup / beat_quarters, int((total - pickup + bar - 1e-6) // bar)
 
 
-def _stated_sharps(score: Any) -> int | None:
+def _read_sharps(score: Any) -> int | None:
     signatures = [key.sharps for key in score.recurse().getElementsByClass("KeySignature")]
     return signatures[0] if len(set(signatures)) == 1 else None
 
 
-def _agreed_key(score: Any) -> str | None:
+def _find_agreed_key(score: Any) -> str | None:
     """The key on which music21's analysis, our own estimate and the key signature agree; None otherwise.
 
     Old minor pieces may be written with one flat less (a Dorian signature), which is accepted.
@@ -83,43 +83,45 @@ def _agreed_key(score: Any) -> str | None:
     notes = list(score.flatten().notes)
     pitches = [pitch.midi for note in notes for pitch in note.pitches]
     lengths = [float(note.quarterLength) for note in notes for _ in note.pitches]
-    analysed = parse_key(score.analyze("key").name.replace("-", "b"))
-    sharps = _stated_sharps(score)
-    allowed = (analysed.sharps,) if analysed.mode == "major" else (analysed.sharps, analysed.sharps + 1)
-    agreed = analysed == estimate_key(pitch_class_weights(pitches, lengths)) and sharps in allowed
-    return analysed.name if agreed else None
+    analyzed = parse_key(score.analyze("key").name.replace("-", "b"))
+    sharps = _read_sharps(score)
+    allowed = (analyzed.sharps,) if analyzed.mode == "major" else (analyzed.sharps, analyzed.sharps + 1)
+    is_agreed = analyzed == estimate_key(pitch_class_weights(pitches, lengths)) and sharps in allowed
+    return analyzed.name if is_agreed else None
 
 
-def _melody(part: Any) -> list[int]:
+def _read_melody(part: Any) -> list[int]:
     return [note.pitches[-1].midi for note in part.flatten().notes if note.quarterLength > 0]
 
 
-def _ends_on(part: Any, key: str) -> bool:
-    return _melody(part)[-1] % 12 == parse_key(key).tonic
+def _ends_on_tonic(part: Any, key: str) -> bool:
+    return _read_melody(part)[-1] % 12 == parse_key(key).tonic
 
 
-def chorale_candidate(file: str, titles: dict[str, dict[str, Any]]) -> Candidate | None:
+def vet_chorale(file: str, titles: dict[str, dict[str, Any]]) -> Candidate | None:
     """A four-part chorale whose bass ends on the tonic of the agreed key."""
     score = parse_file("bach", file)
     if tuple(part.partName for part in score.parts) != VOICES:
         return None
-    key, metre = _agreed_key(score), _metre(score.parts[0])
-    if key is None or metre is None or metre[3] < MIN_BARS["bach"] or not _ends_on(score.parts[3], key):
+    key, meter = _find_agreed_key(score), _read_meter(score.parts[0])
+    if key is None or meter is None or meter[3] < MIN_BARS["bach"] or not _ends_on_tonic(score.parts[3], key):
         return None
     number = file.removesuffix(".mxl").removeprefix("bwv")
-    known = titles.get(number) or titles.get(number.partition("-")[0])
-    name = known["title"].replace("AAch", "Ach").replace("’", "'") if known else ""
+    info = titles.get(number) or titles.get(number.partition("-")[0])
+    name = info["title"].replace("AAch", "Ach").replace("’", "'") if info else ""
     title = f"{name} (BWV {number})" if name else f"Chorale (BWV {number})"
-    entry = Entry("bach", file, slug(name) if name else slug(title), title, "Johann Sebastian Bach", key, *metre)
-    return Candidate(entry, _steps(_melody(score.parts[0]), keep_repeats=False))
+    entry = RepertoireEntry(
+        "bach", file, slugify(name) if name else slugify(title), title, "Johann Sebastian Bach", key, *meter
+    )
+    return Candidate(entry, _melody_steps(_read_melody(score.parts[0]), keep_repeats=False))
 
 
-def _abc_field(text: str, letter: str) -> str:
-    found = re.search(rf"^{letter}:[ \t]*(.*?)[ \t]*(?:%.*)?$", text, re.MULTILINE)
-    return found.group(1) if found else ""
+def _read_abc_field(text: str, letter: str) -> str:
+    match = re.search(rf"^{letter}:[ \t]*(.*?)[ \t]*(?:%.*)?$", text, re.MULTILINE)
+    return match.group(1) if match else ""
 
 
-def _tidy(title: str) -> str:
+def _clean_title(title: str) -> str:
     """`BOSON RAT:TLERS' -- REEL.` → `Boson Rattlers' (reel)`."""
     name, _, kind = re.sub(r"[:\"]|\.$", "", title).partition("--")
     name, kind = name.strip().strip("."), kind.strip().strip(".").lower()
@@ -128,36 +130,38 @@ def _tidy(title: str) -> str:
     return f"{name} ({kind})" if kind else name
 
 
-def tune_candidate(file: str) -> Candidate | None:
+def vet_tune(file: str) -> Candidate | None:
     """A fiddle tune that names Ryan's collection, in a major or minor key confirmed by analysis."""
-    text = (corpus_folder("ryan") / file).read_text(encoding="utf-8", errors="replace")
-    stated = re.fullmatch(r"([A-G][b#]?) ?(m|min|minor|M|maj|major)?", _abc_field(text, "K"), re.IGNORECASE)
-    if stated is None or "Ryan" not in _abc_field(text, "B") or len(re.findall(r"^K:", text, re.MULTILINE)) > 1:
+    text = (find_corpus_folder("ryan") / file).read_text(encoding="utf-8", errors="replace")
+    key_match = re.fullmatch(r"([A-G][b#]?) ?(m|min|minor|M|maj|major)?", _read_abc_field(text, "K"), re.IGNORECASE)
+    if key_match is None or "Ryan" not in _read_abc_field(text, "B") or len(re.findall(r"^K:", text, re.MULTILINE)) > 1:
         return None
     score = parse_file("ryan", file)
-    mode = "minor" if (stated[2] or "").startswith(("m", "min")) and stated[2] not in ("maj", "major") else "major"
-    key, metre = _agreed_key(score), _metre(score.parts[0])
+    mode = (
+        "minor" if (key_match[2] or "").startswith(("m", "min")) and key_match[2] not in ("maj", "major") else "major"
+    )
+    key, meter = _find_agreed_key(score), _read_meter(score.parts[0])
     if (
         key is None
-        or parse_key(key) != parse_key(f"{stated[1]} {mode}")
-        or metre is None
-        or metre[3] < MIN_BARS["ryan"]
+        or parse_key(key) != parse_key(f"{key_match[1]} {mode}")
+        or meter is None
+        or meter[3] < MIN_BARS["ryan"]
     ):
         return None
-    title = _tidy(_abc_field(text, "T"))
+    title = _clean_title(_read_abc_field(text, "T"))
     if any(word in title.lower() for word in UNUSED_TITLES):
         return None
-    composer = _abc_field(text, "C").strip(". ").title() or "traditional"
-    entry = Entry("ryan", file, slug(title), title, composer, key, *metre)
-    return Candidate(entry, _steps(_melody(score.parts[0]), keep_repeats=True))
+    composer = _read_abc_field(text, "C").strip(". ").title() or "traditional"
+    entry = RepertoireEntry("ryan", file, slugify(title), title, composer, key, *meter)
+    return Candidate(entry, _melody_steps(_read_melody(score.parts[0]), keep_repeats=True))
 
 
-def _steps(pitches: Sequence[int], *, keep_repeats: bool) -> tuple[int, ...]:
+def _melody_steps(pitches: Sequence[int], *, keep_repeats: bool) -> tuple[int, ...]:
     steps = (later - earlier for earlier, later in itertools.pairwise(pitches))
     return tuple(step for step in steps if keep_repeats or step)
 
 
-def _grams(steps: Sequence[int], size: int) -> frozenset[tuple[int, ...]]:
+def _ngrams(steps: Sequence[int], size: int) -> frozenset[tuple[int, ...]]:
     return frozenset(tuple(steps[k : k + size]) for k in range(len(steps) - size + 1))
 
 
@@ -168,9 +172,9 @@ def _is_same_tune(first: Candidate, second: Candidate, grams: dict[str, frozense
     return len(a & b) >= TUNE_GRAM[first.entry.collection][1] * min(len(a), len(b))
 
 
-def with_families(candidates: Sequence[Candidate]) -> list[Entry]:
+def assign_families(candidates: Sequence[Candidate]) -> list[RepertoireEntry]:
     """Entries whose `tune` is one name for all files that share a title, an opening or much of a melody."""
-    grams = {one.entry.file: _grams(one.steps, TUNE_GRAM[one.entry.collection][0]) for one in candidates}
+    grams = {one.entry.file: _ngrams(one.steps, TUNE_GRAM[one.entry.collection][0]) for one in candidates}
     family = list(range(len(candidates)))
     for i, first in enumerate(candidates):
         for j in range(i):
@@ -186,25 +190,25 @@ def scan(files: Iterable[Path], collection: str) -> list[Candidate]:
     from music21.corpus.chorales import ChoraleListRKBWV
 
     titles = ChoraleListRKBWV().byBWV
-    found, outcome = [], Counter[str]()
+    candidates, outcome = [], Counter[str]()
     for path in sorted(files):
         try:
-            candidate = chorale_candidate(path.name, titles) if collection == "bach" else tune_candidate(path.name)
+            candidate = vet_chorale(path.name, titles) if collection == "bach" else vet_tune(path.name)
         except Exception as error:  # music21 raises many kinds; each file stands alone
             outcome[type(error).__name__] += 1
             continue
         outcome["used" if candidate else "refused"] += 1
         if candidate:
-            found.append(candidate)
+            candidates.append(candidate)
     print(collection, dict(outcome), file=sys.stderr)
-    return found
+    return candidates
 
 
 def main() -> None:
     """Write the index again. Bach's `.krn` files are left out: their encoder reserves derivative formats."""
-    chorales = with_families(scan(corpus_folder("bach").glob("bwv*.mxl"), "bach"))
-    tunes = with_families(scan(corpus_folder("ryan").glob("*.abc"), "ryan"))
-    rows = ["\t".join(field.name for field in fields(Entry))]
+    chorales = assign_families(scan(find_corpus_folder("bach").glob("bwv*.mxl"), "bach"))
+    tunes = assign_families(scan(find_corpus_folder("ryan").glob("*.abc"), "ryan"))
+    rows = ["\t".join(field.name for field in fields(RepertoireEntry))]
     rows += ["\t".join(str(cell) for cell in astuple(entry)) for entry in (*chorales, *tunes)]
     INDEX_FILE.write_text("\n".join(rows) + "\n", encoding="utf-8")
     print(f"{len(rows) - 1} pieces", file=sys.stderr)

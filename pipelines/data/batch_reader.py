@@ -16,22 +16,22 @@ from pipelines.data import epoch_plan
 from pipelines.data.epoch_plan import (
     EpochPlan,
     Ints,
-    Share,
     Window,
+    WorkerSlice,
     shards_to_read,
 )
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shard_cache import ShardCache
 from pipelines.data.shard_reader import Reader
 from pipelines.data.shards import (
-    Examples,
-    Held,
     Shard,
+    ShardRows,
+    TrainColumns,
 )
 
 
 @dataclass(frozen=True)
-class Reading:
+class EpochRead:
     """What a worker reads of one epoch.
 
     Attributes:
@@ -42,17 +42,17 @@ class Reading:
 
     epoch: int
     plan: EpochPlan
-    shares: list[Share]
+    slices: list[WorkerSlice]
     first_batch: int
 
     @cached_property
     def windows(self) -> list[Window]:
         """Needed of the epoch, in the order of their use."""
-        return self.plan.reading(self.shares, first_batch=self.first_batch)
+        return self.plan.windows_to_read(self.slices, first_batch=self.first_batch)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedWindow:
     """A window whose shards have been read.
 
     Attributes:
@@ -62,13 +62,13 @@ class Loaded:
     """
 
     window: Window
-    pieces: list[Held]
-    piece: Ints
-    row: Ints
-    number: Ints
+    shards: list[ShardRows]
+    shard_index: Ints
+    row_index: Ints
+    dataset_row: Ints
 
 
-class Source:
+class EpochReader:
     """Rows of epochs through a reader, which reads on into the next epoch before one has ended.
 
     A split that fits into one window is read once and kept in memory; shards of a larger one are kept in `cache`.
@@ -78,76 +78,78 @@ class Source:
         self.uri, self.shards, self.reader, self.cache = uri, shards, reader, cache
         self.first_row = np.cumsum([0, *(s.rows for s in shards)])
 
-    def batches(self, epochs: Iterator[Reading]) -> Iterator[tuple[Reading, int, Examples, Ints]]:
+    def iter_batches(self, epochs: Iterator[EpochRead]) -> Iterator[tuple[EpochRead, int, TrainColumns, Ints]]:
         """Each batch of each epoch: its number there, its rows, and their numbers in the data set."""
-        used, read = tee(epochs)
-        fresh = iter(self._read(read))
-        for reading in used:
-            coming = self._loaded(reading.windows, fresh)
-            for number, places in enumerate(_places(reading, coming), reading.first_batch):
-                yield reading, number, *gathered(places)
+        epochs_to_yield, epochs_to_read = tee(epochs)
+        shard_rows = iter(self._read_shards(epochs_to_read))
+        for epoch_read in epochs_to_yield:
+            windows = self._load_windows(epoch_read.windows, shard_rows)
+            for number, positions in enumerate(_locate_rows(epoch_read, windows), epoch_read.first_batch):
+                yield epoch_read, number, *gather_rows(positions)
 
-    def _loaded(self, windows: list[Window], fresh: Iterator[Held]) -> Iterator[Loaded]:
+    def _load_windows(self, windows: list[Window], shard_rows: Iterator[ShardRows]) -> Iterator[LoadedWindow]:
         """Windows with their rows, each shard taken once for a lane."""
-        current: dict[int, tuple[int, Held]] = {}
+        current: dict[int, tuple[int, ShardRows]] = {}
         for window in windows:
-            pieces, piece, row, number = list[Held](), list[Ints](), list[Ints](), list[Ints]()
-            for part in window.pieces:
-                if window.lane not in current or current[window.lane][0] != part.shard:
-                    current[window.lane] = (part.shard, next(fresh))
-                rows = np.arange(part.start, part.stop)
-                piece.append(np.full(len(rows), len(pieces)))
-                row.append(rows)
-                number.append(self.first_row[part.shard] + rows)
-                pieces.append(current[window.lane][1])
+            shards, shard_index, row_index, dataset_row = list[ShardRows](), list[Ints](), list[Ints](), list[Ints]()
+            for row_range in window.row_ranges:
+                if window.lane not in current or current[window.lane][0] != row_range.shard:
+                    current[window.lane] = (row_range.shard, next(shard_rows))
+                rows = np.arange(row_range.start, row_range.stop)
+                shard_index.append(np.full(len(rows), len(shards)))
+                row_index.append(rows)
+                dataset_row.append(self.first_row[row_range.shard] + rows)
+                shards.append(current[window.lane][1])
             order = window.order()
-            columns = (np.concatenate(column)[order] for column in (piece, row, number))
-            yield Loaded(window, pieces, *columns)
+            columns = (np.concatenate(column)[order] for column in (shard_index, row_index, dataset_row))
+            yield LoadedWindow(window, shards, *columns)
 
-    def _read(self, epochs: Iterator[Reading]) -> Iterable[Held]:
-        order = (shard for reading in epochs for shard in shards_to_read(reading.windows))
+    def _read_shards(self, epochs: Iterator[EpochRead]) -> Iterable[ShardRows]:
+        order = (shard for epoch_read in epochs for shard in shards_to_read(epoch_read.windows))
         if int(self.first_row[-1]) > epoch_plan.WINDOW_ROWS:
-            return self.reader(self.uri, (self.shards[i] for i in order), Held, cache=self.cache)
-        kept = list(self.reader(self.uri, self.shards, Held))
-        return (kept[i] for i in order)
+            return self.reader(self.uri, (self.shards[i] for i in order), ShardRows, cache=self.cache)
+        shard_rows = list(self.reader(self.uri, self.shards, ShardRows))
+        return (shard_rows[i] for i in order)
 
 
-Places = list[tuple[Loaded, int, int]]
+RowPositions = list[tuple[LoadedWindow, int, int]]
 """Rows of a batch: from where to where of which windows."""
 
 
-def _places(reading: Reading, coming: Iterator[Loaded]) -> Iterator[Places]:
+def _locate_rows(epoch_read: EpochRead, windows: Iterator[LoadedWindow]) -> Iterator[RowPositions]:
     """What each of a worker's batches in an epoch is made of."""
-    plan = reading.plan
-    open_: dict[int, Loaded] = {}
-    for batch in range(reading.first_batch, plan.batches):
-        places: Places = []
-        for share in reading.shares:
-            begin = batch * plan.rows_a_lane
-            position, stop = begin + share.start, begin + share.stop
+    plan = epoch_read.plan
+    current: dict[int, LoadedWindow] = {}
+    for batch in range(epoch_read.first_batch, plan.batches):
+        positions: RowPositions = []
+        for worker_slice in epoch_read.slices:
+            begin = batch * plan.rows_per_lane
+            position, stop = begin + worker_slice.start, begin + worker_slice.stop
             while position < stop:
-                while share.lane not in open_ or open_[share.lane].window.end <= position:
-                    loaded = next(coming)
-                    open_[loaded.window.lane] = loaded
-                found = open_[share.lane]
-                until = min(stop, found.window.end)
-                places.append((found, position - found.window.begin, until - found.window.begin))
+                while worker_slice.lane not in current or current[worker_slice.lane].window.end <= position:
+                    loaded = next(windows)
+                    current[loaded.window.lane] = loaded
+                active = current[worker_slice.lane]
+                until = min(stop, active.window.end)
+                positions.append((active, position - active.window.begin, until - active.window.begin))
                 position = until
-        yield places
+        yield positions
 
 
-def gathered(places: Places) -> tuple[Examples, Ints]:
+def gather_rows(positions: RowPositions) -> tuple[TrainColumns, Ints]:
     """The rows of a batch, copied together, and their numbers in the data set."""
     sources = [
-        (loaded.pieces[piece], row)
-        for loaded, start, stop in places
-        for piece, row in zip(loaded.piece[start:stop].tolist(), loaded.row[start:stop].tolist())
+        (loaded.shards[shard], row)
+        for loaded, start, stop in positions
+        for shard, row in zip(loaded.shard_index[start:stop].tolist(), loaded.row_index[start:stop].tolist())
     ]
-    columns = {name: _stacked([getattr(rows, name)[row] for rows, row in sources]) for name in Examples.columns()}
-    return Examples(**columns), np.concatenate([loaded.number[start:stop] for loaded, start, stop in places])
+    columns = {name: _stack([getattr(rows, name)[row] for rows, row in sources]) for name in TrainColumns.columns()}
+    return TrainColumns(**columns), np.concatenate(
+        [loaded.dataset_row[start:stop] for loaded, start, stop in positions]
+    )
 
 
-def _stacked(values: list[Array]) -> Array:
+def _stack(values: list[Array]) -> Array:
     column = np.empty((len(values), *values[0].shape), dtype=values[0].dtype)
     for i, value in enumerate(values):
         column[i] = value
@@ -156,11 +158,11 @@ def _stacked(values: list[Array]) -> Array:
 
 T = TypeVar("T")
 
-_LOOK_S = 0.1  # how often a full queue looks whether anyone still wants its items
-_PATIENCE_S = 10.0  # that a closed iterator is given to finish the item it makes
+_POLL_S = 0.1  # how often a full queue looks whether anyone still wants its items
+_CLOSE_TIMEOUT_S = 10.0  # that a closed iterator is given to finish the item it makes
 
 
-def ahead(make: Callable[[], Generator[T, None, None]], *, depth: int) -> Generator[T, None, None]:
+def prefetch(make: Callable[[], Generator[T, None, None]], *, depth: int) -> Generator[T, None, None]:
     """Items of `make()`, up to `depth` of them made before they are asked for, in order.
 
     What the iterator raises is raised here, at the item it belongs to. Closing this generator ends the thread.
@@ -168,18 +170,18 @@ def ahead(make: Callable[[], Generator[T, None, None]], *, depth: int) -> Genera
     items: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()
 
-    def put(found: bool, item: T | BaseException | None) -> None:
+    def put(has_item: bool, item: T | BaseException | None) -> None:
         while not closed.is_set():
             try:
-                items.put((found, item), timeout=_LOOK_S)
+                items.put((has_item, item), timeout=_POLL_S)
                 return
             except queue.Full:
                 continue
 
-    def work() -> None:
-        made = make()
+    def produce() -> None:
+        iterator = make()
         try:
-            for item in made:
+            for item in iterator:
                 put(True, item)
                 if closed.is_set():
                     break
@@ -187,18 +189,18 @@ def ahead(make: Callable[[], Generator[T, None, None]], *, depth: int) -> Genera
         except BaseException as error:  # whatever it is, it belongs to the one who asks
             put(False, error)
         finally:
-            made.close()
+            iterator.close()
 
-    thread = threading.Thread(target=work, daemon=True, name="prefetch")
+    thread = threading.Thread(target=produce, daemon=True, name="prefetch")
     thread.start()
     try:
         while True:
-            found, item = items.get()
-            if isinstance(item, BaseException) and not found:
+            has_item, item = items.get()
+            if isinstance(item, BaseException) and not has_item:
                 raise item
-            if not found:
+            if not has_item:
                 return
             yield item  # type: ignore[misc]
     finally:
         closed.set()
-        thread.join(_PATIENCE_S)
+        thread.join(_CLOSE_TIMEOUT_S)

@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.batch_reader import Reading, Source, ahead
+from pipelines.data.batch_reader import EpochRead, EpochReader, prefetch
 from pipelines.data.epoch_plan import EpochPlan
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shard_cache import ShardCache
-from pipelines.data.shard_reader import Reader, read_here
-from pipelines.data.shards import Examples, Shard
+from pipelines.data.shard_reader import Reader, read_with_threads
+from pipelines.data.shards import Shard, TrainColumns
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError, read_manifest
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
 from presto_core.training.state import Batch, Cursor
 
-BATCHES_AHEAD = 2  # made while a step runs
+PREFETCH_BATCHES = 2  # made while a step runs
 SIGMA_DATA = 1.0  # latents leave this stream normalised to unit variance
 
 
@@ -55,17 +55,17 @@ class LatentDataset:
             StoreError: the split is empty.
         """
         listed = [Shard(**s) for s in self.info["shards"] if s["split"] == split]
-        found = [shard for shard in listed if shard.file not in self.skipped]
-        if not found:
+        usable = [shard for shard in listed if shard.file not in self.skipped]
+        if not usable:
             raise StoreError(f"data set {self.uri} has no {split!r} rows; ingest more music, or mend held_out_fraction")
-        return found
+        return usable
 
     @property
-    def left_out(self) -> dict[str, Any]:
+    def exclusion_manifest(self) -> dict[str, Any]:
         """What a model trained on this must say in its manifest: damaged shards, if any, that it was not trained on."""
         return {"skipped_shards": list(self.skipped)} if self.skipped else {}
 
-    def without(self, files: Iterable[str]) -> LatentDataset:
+    def exclude_shards(self, files: Iterable[str]) -> LatentDataset:
         """The same data set, less some shards."""
         return replace(self, skipped=(*self.skipped, *files))
 
@@ -82,7 +82,7 @@ def open_dataset(uri: str) -> LatentDataset:
     return LatentDataset(uri, manifest)
 
 
-def stream(
+def stream_batches(
     dataset: LatentDataset,
     *,
     seed: int,
@@ -91,7 +91,7 @@ def stream(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | str = "cpu",
-    reader: Reader = read_here,
+    reader: Reader = read_with_threads,
     cache: ShardCache | None = None,
     crop_frames: int = 0,
     caption_dropout: float = 0.0,
@@ -118,30 +118,36 @@ def stream(
         raise ValueError(f"global_batch_size={global_batch_size} must be a multiple of {world_size} workers")
     if crop_frames > frames:
         raise StoreError(f"data.crop_frames={crop_frames} is more than the {frames} frames of a row of {dataset.uri}")
-    source = Source(dataset.uri, shards, reader, cache)
-    augment = _Augment(seed, rows, frames=frames, crop_frames=crop_frames or frames, caption_dropout=caption_dropout)
-    to_batch = _Collate(dataset, device)
+    epoch_reader = EpochReader(dataset.uri, shards, reader, cache)
+    augmentation = _Augmentation(
+        seed, rows, frames=frames, crop_frames=crop_frames or frames, caption_dropout=caption_dropout
+    )
+    collate = _Collate(dataset, device)
 
-    def epochs() -> Iterator[Reading]:
+    def iter_epochs() -> Iterator[EpochRead]:
         for epoch in count(cursor.epoch):
-            plan = EpochPlan.of([s.rows for s in shards], seed=seed, epoch=epoch, global_batch_size=global_batch_size)
+            plan = EpochPlan.from_shard_rows(
+                [s.rows for s in shards], seed=seed, epoch=epoch, global_batch_size=global_batch_size
+            )
             first = cursor.row // global_batch_size if epoch == cursor.epoch else 0
-            yield Reading(epoch, plan, plan.shares(rank=rank, world_size=world_size), first)
+            yield EpochRead(epoch, plan, plan.worker_slices(rank=rank, world_size=world_size), first)
 
-    def batches() -> Generator[Batch, None, None]:
-        draws: _Draws | None = None
-        for reading, number, rows, ids in source.batches(epochs()):
-            if draws is None or draws.epoch != reading.epoch:
-                draws = augment.of_epoch(reading.epoch)
-            last = number + 1 == reading.plan.batches
-            after = Cursor(reading.epoch + 1, 0) if last else Cursor(reading.epoch, (number + 1) * global_batch_size)
-            yield to_batch(*draws(rows, ids), after)
+    def iter_batches() -> Generator[Batch, None, None]:
+        epoch_augmentation: _EpochAugmentation | None = None
+        for epoch_read, number, rows, ids in epoch_reader.iter_batches(iter_epochs()):
+            if epoch_augmentation is None or epoch_augmentation.epoch != epoch_read.epoch:
+                epoch_augmentation = augmentation.for_epoch(epoch_read.epoch)
+            last = number + 1 == epoch_read.plan.batches
+            after = (
+                Cursor(epoch_read.epoch + 1, 0) if last else Cursor(epoch_read.epoch, (number + 1) * global_batch_size)
+            )
+            yield collate(*epoch_augmentation(rows, ids), after)
 
-    return ahead(batches, depth=BATCHES_AHEAD)
+    return prefetch(iter_batches, depth=PREFETCH_BATCHES)
 
 
 @dataclass(frozen=True)
-class _Augment:
+class _Augmentation:
     """What is drawn for a row: from (seed, epoch, row) alone, so that neither resuming nor sharing changes it."""
 
     seed: int
@@ -150,28 +156,28 @@ class _Augment:
     crop_frames: int
     caption_dropout: float
 
-    def of_epoch(self, epoch: int) -> _Draws:
+    def for_epoch(self, epoch: int) -> _EpochAugmentation:
         rng = np.random.default_rng([self.seed, epoch, 1])
         offsets = rng.integers(0, self.frames - self.crop_frames + 1, self.rows)
-        return _Draws(epoch, offsets, rng.random(self.rows) >= self.caption_dropout, self.crop_frames)
+        return _EpochAugmentation(epoch, offsets, rng.random(self.rows) >= self.caption_dropout, self.crop_frames)
 
 
 @dataclass(frozen=True)
-class _Draws:
+class _EpochAugmentation:
     """By row of the data set: where its crop begins, and whether its conditions are told."""
 
     epoch: int
-    offset: Array
-    told: Array
+    crop_offset: Array
+    keep_condition: Array
     crop_frames: int
 
-    def __call__(self, rows: Examples, ids: Array) -> tuple[Examples, Array]:
+    def __call__(self, rows: TrainColumns, ids: Array) -> tuple[TrainColumns, Array]:
         """Rows cropped, and which of them are told their conditions."""
         if self.crop_frames < rows.latents.shape[2]:
-            starts = self.offset[ids]
+            starts = self.crop_offset[ids]
             cropped = [x[:, a : a + self.crop_frames] for x, a in zip(rows.latents, starts)]
             rows = replace(rows, latents=np.stack(cropped))
-        return rows, self.told[ids]
+        return rows, self.keep_condition[ids]
 
 
 class _Collate:
@@ -183,31 +189,31 @@ class _Collate:
         self.mean = torch.tensor(stats["mean"], dtype=torch.float32, device=device)[:, None]
         self.std = torch.tensor(stats["std"], dtype=torch.float32, device=device)[:, None]
 
-    def __call__(self, rows: Examples, told: Array, cursor: Cursor) -> Batch:
+    def __call__(self, rows: TrainColumns, keep_condition: Array, cursor: Cursor) -> Batch:
         latents = torch.from_numpy(rows.latents)
         if self.device.type == "cuda":
             latents = latents.pin_memory()
-        cond = conditioning_of(rows).told(torch.from_numpy(told))
+        cond = make_conditioning(rows).keep_where(torch.from_numpy(keep_condition))
         x0 = latents.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
         return Batch(x0, cond.to(self.device), cursor)
 
 
-def conditioning_of(rows: Examples) -> Conditioning:
+def make_conditioning(rows: TrainColumns) -> Conditioning:
     """What the rows' captions, tempi and keys tell a network; tokens that no caption of the batch fills are cut off.
 
     A row of which nothing is known is unconditional.
     """
-    used = int(np.flatnonzero(rows.text_mask.any(axis=0)).max(initial=0)) + 1
-    known = rows.text_mask.any(axis=1) | (rows.tempo_bpm > 0) | (rows.key != UNKNOWN_KEY)
+    num_tokens = int(np.flatnonzero(rows.text_mask.any(axis=0)).max(initial=0)) + 1
+    has_condition = rows.text_mask.any(axis=1) | (rows.tempo_bpm > 0) | (rows.key != UNKNOWN_KEY)
     return Conditioning(
-        pooled=_tensor(rows.text_pooled, torch.float32),
-        tokens=_tensor(rows.text_tokens[:, :used], torch.float32),
-        mask=_tensor(rows.text_mask[:, :used], torch.bool),
-        tempo_bpm=_tensor(rows.tempo_bpm, torch.float32),
-        key=_tensor(rows.key, torch.int64),
-        keep=torch.from_numpy(known),
+        pooled=_to_tensor(rows.text_pooled, torch.float32),
+        tokens=_to_tensor(rows.text_tokens[:, :num_tokens], torch.float32),
+        mask=_to_tensor(rows.text_mask[:, :num_tokens], torch.bool),
+        tempo_bpm=_to_tensor(rows.tempo_bpm, torch.float32),
+        key=_to_tensor(rows.key, torch.int64),
+        keep=torch.from_numpy(has_condition),
     )
 
 
-def _tensor(values: Array, dtype: torch.dtype) -> Tensor:
+def _to_tensor(values: Array, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(values if values.flags.writeable else values.copy()).to(dtype)

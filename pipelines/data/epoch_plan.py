@@ -19,11 +19,11 @@ Ints = npt.NDArray[np.int64]
 
 WINDOW_ROWS = 8192  # rows that are held at once, over all lanes; some 300 MB at the laptop preset's shapes
 MAX_LANES = 32
-SHARDS_A_LANE = 4  # at least, where there are enough: a shard on the border of two lanes is read twice
+SHARDS_PER_LANE = 4  # at least, where there are enough: a shard on the border of two lanes is read twice
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowRange:
     """Rows `start` ... `stop` of one shard."""
 
     shard: int
@@ -45,12 +45,12 @@ class Window:
 
     lane: int
     begin: int
-    pieces: tuple[Piece, ...]
+    row_ranges: tuple[RowRange, ...]
     seed: tuple[int, ...]
 
     @cached_property
     def end(self) -> int:
-        return self.begin + sum(map(len, self.pieces))
+        return self.begin + sum(map(len, self.row_ranges))
 
     def order(self) -> Ints:
         """Permutation of its rows."""
@@ -58,7 +58,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerSlice:
     """The part of a lane's rows that one worker takes: `start` ... `stop` of the rows that a batch takes of it."""
 
     lane: int
@@ -77,79 +77,88 @@ class EpochPlan:
     """
 
     lanes: list[list[Window]]
-    rows_a_lane: int
+    rows_per_lane: int
     batches: int
 
     @staticmethod
-    def of(shard_rows: Sequence[int], *, seed: int, epoch: int, global_batch_size: int) -> EpochPlan:
+    def from_shard_rows(shard_rows: Sequence[int], *, seed: int, epoch: int, global_batch_size: int) -> EpochPlan:
         """Plan an epoch from the number of rows in each shard."""
         batches = sum(shard_rows) // global_batch_size
-        lanes = number_of_lanes(shard_rows, global_batch_size)
-        rows_a_lane = global_batch_size // lanes
-        length = batches * rows_a_lane
-        permuted = np.random.default_rng([seed, epoch]).permutation(len(shard_rows))
-        ends = np.cumsum(np.asarray(shard_rows, dtype=np.int64)[permuted])
-        starts = ends - np.asarray(shard_rows, dtype=np.int64)[permuted]
-        planned = []
+        lanes = num_lanes(shard_rows, global_batch_size)
+        rows_per_lane = global_batch_size // lanes
+        length = batches * rows_per_lane
+        shard_order = np.random.default_rng([seed, epoch]).permutation(len(shard_rows))
+        ends = np.cumsum(np.asarray(shard_rows, dtype=np.int64)[shard_order])
+        starts = ends - np.asarray(shard_rows, dtype=np.int64)[shard_order]
+        lane_windows = []
         for lane in range(lanes):
             first, last = lane * length, (lane + 1) * length
             touched = range(int(np.searchsorted(ends, first, "right")), int(np.searchsorted(starts, last, "left")))
-            pieces = [
-                Piece(int(permuted[i]), int(max(first - starts[i], 0)), int(min(last, ends[i]) - starts[i]))
+            row_ranges = [
+                RowRange(int(shard_order[i]), int(max(first - starts[i], 0)), int(min(last, ends[i]) - starts[i]))
                 for i in touched
             ]
             # half of a lane's rows are a window, the other half what is left of the shard it ends in
             size = max(WINDOW_ROWS // lanes // 2, 1)
-            planned.append(_windows(lane, pieces, size=size, first=-(-size * (lane + 1) // lanes), seed=(seed, epoch)))
-        return EpochPlan(planned, rows_a_lane, batches)
+            lane_windows.append(
+                _cut_windows(lane, row_ranges, size=size, first=-(-size * (lane + 1) // lanes), seed=(seed, epoch))
+            )
+        return EpochPlan(lane_windows, rows_per_lane, batches)
 
-    def shares(self, *, rank: int, world_size: int) -> list[Share]:
+    def worker_slices(self, *, rank: int, world_size: int) -> list[WorkerSlice]:
         """What a worker takes of each lane: its part of the global batch, laid out lane by lane."""
-        mine = self.rows_a_lane * len(self.lanes) // world_size
-        found = []
+        rows_per_worker = self.rows_per_lane * len(self.lanes) // world_size
+        slices = []
         for lane in range(len(self.lanes)):
-            begin = lane * self.rows_a_lane
-            start, stop = max(rank * mine - begin, 0), min((rank + 1) * mine - begin, self.rows_a_lane)
+            begin = lane * self.rows_per_lane
+            start, stop = (
+                max(rank * rows_per_worker - begin, 0),
+                min((rank + 1) * rows_per_worker - begin, self.rows_per_lane),
+            )
             if start < stop:
-                found.append(Share(lane, start, stop))
-        return found
+                slices.append(WorkerSlice(lane, start, stop))
+        return slices
 
-    def reading(self, shares: list[Share], *, first_batch: int) -> list[Window]:
+    def windows_to_read(self, slices: list[WorkerSlice], *, first_batch: int) -> list[Window]:
         """Windows a worker needs from `first_batch` on, in the order in which it comes to need them."""
         needed = [
             (batch, window)
-            for share in shares
-            for window in self.lanes[share.lane]
-            if (batch := self._first_use(window, share, first_batch)) is not None
+            for worker_slice in slices
+            for window in self.lanes[worker_slice.lane]
+            if (batch := self._first_batch_using(window, worker_slice, first_batch)) is not None
         ]
         return [window for _, window in sorted(needed, key=lambda n: (n[0], n[1].lane, n[1].begin))]
 
-    def _first_use(self, window: Window, share: Share, first_batch: int) -> int | None:
+    def _first_batch_using(self, window: Window, worker_slice: WorkerSlice, first_batch: int) -> int | None:
         """The first batch from `first_batch` on for which a worker takes rows of a window."""
-        batch = max(window.begin // self.rows_a_lane, first_batch)
-        if batch * self.rows_a_lane + share.stop <= window.begin:
+        batch = max(window.begin // self.rows_per_lane, first_batch)
+        if batch * self.rows_per_lane + worker_slice.stop <= window.begin:
             batch += 1
-        return batch if batch * self.rows_a_lane + share.start < window.end else None
+        return batch if batch * self.rows_per_lane + worker_slice.start < window.end else None
 
 
-def number_of_lanes(shard_rows: Sequence[int], global_batch_size: int) -> int:
+def num_lanes(shard_rows: Sequence[int], global_batch_size: int) -> int:
     """The most lanes that divide a global batch evenly, leave each some shards, and hold no more than WINDOW_ROWS."""
-    most = min(MAX_LANES, len(shard_rows) // SHARDS_A_LANE, WINDOW_ROWS // (2 * max(shard_rows)), global_batch_size)
-    return next(n for n in range(max(most, 1), 0, -1) if global_batch_size % n == 0)
+    max_lanes = min(
+        MAX_LANES, len(shard_rows) // SHARDS_PER_LANE, WINDOW_ROWS // (2 * max(shard_rows)), global_batch_size
+    )
+    return next(n for n in range(max(max_lanes, 1), 0, -1) if global_batch_size % n == 0)
 
 
-def _windows(lane: int, pieces: list[Piece], *, size: int, first: int, seed: tuple[int, int]) -> list[Window]:
+def _cut_windows(
+    lane: int, row_ranges: list[RowRange], *, size: int, first: int, seed: tuple[int, int]
+) -> list[Window]:
     """Pieces cut into windows of `size` rows, but for the first and the last one."""
-    windows, begin, group, room = list[Window](), 0, list[Piece](), first
-    for piece in pieces:
-        start = piece.start
-        while start < piece.stop:
-            stop = min(piece.stop, start + room)
-            group.append(Piece(piece.shard, start, stop))
-            start, room = stop, room - (stop - start)
-            if not room:
+    windows, begin, group, rows_left = list[Window](), 0, list[RowRange](), first
+    for row_range in row_ranges:
+        start = row_range.start
+        while start < row_range.stop:
+            stop = min(row_range.stop, start + rows_left)
+            group.append(RowRange(row_range.shard, start, stop))
+            start, rows_left = stop, rows_left - (stop - start)
+            if not rows_left:
                 windows.append(Window(lane, begin, tuple(group), (*seed, lane, begin)))
-                begin, group, room = windows[-1].end, [], size
+                begin, group, rows_left = windows[-1].end, [], size
     if group:
         windows.append(Window(lane, begin, tuple(group), (*seed, lane, begin)))
     return windows
@@ -159,7 +168,7 @@ def shards_to_read(windows: Sequence[Window]) -> Iterator[int]:
     """The shards that windows need, in order; one that a lane's next window goes on with is not read again."""
     last: dict[int, int] = {}
     for window in windows:
-        for piece in window.pieces:
-            if last.get(window.lane) != piece.shard:
-                last[window.lane] = piece.shard
-                yield piece.shard
+        for row_range in window.row_ranges:
+            if last.get(window.lane) != row_range.shard:
+                last[window.lane] = row_range.shard
+                yield row_range.shard

@@ -16,7 +16,7 @@ from pipelines.console import progress_bar
 from pipelines.data.dataset import LatentDataset
 from pipelines.data.layout import QUARANTINE, SPLITS, TRACKS
 from pipelines.data.shards import (
-    Rows,
+    FullRows,
     Shard,
     read_table,
 )
@@ -25,12 +25,12 @@ from presto_core.artifacts.store import StoreError, read_file
 from presto_core.audio.latent_stats import LatentStats
 from presto_core.diffusion.conditioning import UNKNOWN_KEY
 
-SHOWN = 5  # problems that a message names
-CLOSE = 1e-3  # how far statistics may be from the manifest's: they are sums in another order
+MAX_PROBLEMS_NAMED = 5  # problems that a message names
+STATS_TOLERANCE = 1e-3  # how far statistics may be from the manifest's: they are sums in another order
 
 
 @dataclass
-class Verified:
+class VerificationResult:
     """What was found whole."""
 
     shards: int = 0
@@ -39,7 +39,7 @@ class Verified:
     problems: list[str] = field(default_factory=list)
 
 
-def described(dataset: LatentDataset) -> dict[str, str]:
+def describe(dataset: LatentDataset) -> dict[str, str]:
     """What the manifest says, for people."""
     info, manifest = dataset.info, dataset.manifest
     latents, codec, text = info["latents"], info["codec"], info["text"]
@@ -54,21 +54,21 @@ def described(dataset: LatentDataset) -> dict[str, str]:
         "codec": f"{codec['kind']} {codec['digest'][:12]}",
         "text encoder": f"{text['kind']} {text['digest'][:12]}, {text['dim']} wide, {text['max_tokens']} tokens",
         "licences": ", ".join(info.get("licences", [])) or "not said",
-        "captions": _captions(info),
+        "captions": _describe_captions(info),
         "left out": f"{info.get('silent_windows', 0)} silent windows, {info.get('bad_files', 0)} bad files, "
         f"{info.get('doubles', 0)} files with the bytes of another",
     }
 
 
-def _captions(info: dict[str, Any]) -> str:
+def _describe_captions(info: dict[str, Any]) -> str:
     if "captioned_rows" not in info:
         return "not counted"
-    share = info["captioned_rows"] / sum(info["rows"].values())
+    fraction = info["captioned_rows"] / sum(info["rows"].values())
     sources = ", ".join(f"{count} from {source}" for source, count in info["caption_sources"].items())
-    return f"{share:.1%} of rows; of tracks, {sources}"
+    return f"{fraction:.1%} of rows; of tracks, {sources}"
 
 
-def sides(dataset: LatentDataset) -> dict[str, dict[str, Any]]:
+def list_splits(dataset: LatentDataset) -> dict[str, dict[str, Any]]:
     """By split: how many compositions, tracks, rows and hours, and the names of the compositions.
 
     Raises:
@@ -76,62 +76,62 @@ def sides(dataset: LatentDataset) -> dict[str, dict[str, Any]]:
     """
     content = read_file(open_folder(dataset.uri), TRACKS, dataset.manifest)
     tracks = [json.loads(line) for line in content.decode().splitlines()]
-    found = {}
+    splits = {}
     for split in SPLITS:
-        mine = [track for track in tracks if track["split"] == split]
-        names = sorted({track["composition"] for track in mine})
-        hours = round(sum(track["seconds"] for track in mine) / 3600, 3)
-        rows = sum(track["rows"] for track in mine)
-        found[split] = {
-            "compositions": len(names), "tracks": len(mine), "rows": rows, "hours": hours, "names": names
+        split_tracks = [track for track in tracks if track["split"] == split]
+        names = sorted({track["composition"] for track in split_tracks})
+        hours = round(sum(track["seconds"] for track in split_tracks) / 3600, 3)
+        rows = sum(track["rows"] for track in split_tracks)
+        splits[split] = {
+            "compositions": len(names), "tracks": len(split_tracks), "rows": rows, "hours": hours, "names": names
         }  # fmt: skip
-    leaked = set(found["train"]["names"]) & set(found["held_out"]["names"])
+    leaked = set(splits["train"]["names"]) & set(splits["held_out"]["names"])
     if leaked:
         raise StoreError(f"composition {min(leaked)!r} is on both sides of the split; ingest again")
-    return found
+    return splits
 
 
-def quarantined(dataset: LatentDataset) -> list[dict[str, str]]:
+def list_quarantine(dataset: LatentDataset) -> list[dict[str, str]]:
     """Files that ingest could not use: uri, file, stage, error, message."""
     content = read_file(open_folder(dataset.uri), QUARANTINE, dataset.manifest)
     return [dict(row) for row in pq.read_table(pa.BufferReader(content)).to_pylist()]
 
 
-def verified(dataset: LatentDataset) -> Verified:
+def verify(dataset: LatentDataset) -> VerificationResult:
     """Read everything again.
 
     Raises:
         StoreError: something is missing, damaged, or not what the manifest says; all of it is counted, some named.
     """
-    found, sides = Verified(), dict[str, set[str]]()
+    result, compositions = VerificationResult(), dict[str, set[str]]()
     shape = [dataset.info["latents"][key] for key in ("channels", "frames")]
-    for shard, rows in _read(dataset, found.problems):
-        found.shards += 1
-        found.rows += len(rows)
+    for shard, rows in _read_shards(dataset, result.problems):
+        result.shards += 1
+        result.rows += len(rows)
         if list(rows.latents.shape[1:]) != shape:
-            found.problems.append(f"{shard.file} holds latents {list(rows.latents.shape[1:])}, not {shape}")
+            result.problems.append(f"{shard.file} holds latents {list(rows.latents.shape[1:])}, not {shape}")
         if not np.isfinite(rows.latents).all():
-            found.problems.append(f"{shard.file} holds values that are not finite")
-        sides.setdefault(shard.split, set()).update(map(str, rows.composition))
-    leaked = sorted(sides.get("train", set()) & sides.get("held_out", set()))
-    found.problems += [f"composition {name!r} is on both sides of the split" for name in leaked]
+            result.problems.append(f"{shard.file} holds values that are not finite")
+        compositions.setdefault(shard.split, set()).update(map(str, rows.composition))
+    leaked = sorted(compositions.get("train", set()) & compositions.get("held_out", set()))
+    result.problems += [f"composition {name!r} is on both sides of the split" for name in leaked]
     for name in dataset.manifest.get("files", {}):
         try:
             read_file(open_folder(dataset.uri), name, dataset.manifest)
-            found.files += 1
+            result.files += 1
         except StoreError as error:
-            found.problems.append(str(error))
-    if found.problems:
-        named, more = "; ".join(found.problems[:SHOWN]), len(found.problems) - SHOWN
+            result.problems.append(str(error))
+    if result.problems:
+        named, more = "; ".join(result.problems[:MAX_PROBLEMS_NAMED]), len(result.problems) - MAX_PROBLEMS_NAMED
         raise StoreError(
             f"data set {dataset.manifest.get('id')} is not sound: {named}"
             + (f"; and {more} more" if more > 0 else "")
             + ". Restore these files, or ingest again into another storage.root"
         )
-    return found
+    return result
 
 
-def measured(dataset: LatentDataset) -> dict[str, str]:
+def compute_stats(dataset: LatentDataset) -> dict[str, str]:
     """Statistics of the rows themselves, beside what the manifest claims.
 
     Raises:
@@ -140,29 +140,33 @@ def measured(dataset: LatentDataset) -> dict[str, str]:
     problems: list[str] = []
     parts: list[LatentStats] = []
     tally = dict.fromkeys(("rows", "captioned", "tempo", "key", "doubles"), 0)
-    captions, seen = set[str](), set[bytes]()
-    for shard, rows in _read(dataset, problems):
+    captions, seen_hashes = set[str](), set[bytes]()
+    for shard, rows in _read_shards(dataset, problems):
         if shard.split == "train":
-            parts.append(LatentStats.of(rows.latents))
+            parts.append(LatentStats.from_latents(rows.latents))
         tally["rows"] += len(rows)
         tally["captioned"] += sum(bool(str(c).strip()) for c in rows.caption)
         tally["tempo"] += int(np.nan_to_num(rows.tempo_bpm).astype(bool).sum())
         tally["key"] += int((rows.key != UNKNOWN_KEY).sum())
         captions |= set(map(str, rows.caption))
         hashes = [hashlib.sha256(row.tobytes()).digest() for row in rows.latents]
-        tally["doubles"] += len(hashes) - len(set(hashes) - seen)
-        seen |= set(hashes)
+        tally["doubles"] += len(hashes) - len(set(hashes) - seen_hashes)
+        seen_hashes |= set(hashes)
     if problems:
         raise StoreError(problems[0])
-    return {**_moments(LatentStats.merged(parts), dataset), **_coverage(tally, len(captions))}
+    return {**_describe_moments(LatentStats.merge_all(parts), dataset), **_describe_coverage(tally, len(captions))}
 
 
-def _moments(stats: LatentStats, dataset: LatentDataset) -> dict[str, str]:
+def _describe_moments(stats: LatentStats, dataset: LatentDataset) -> dict[str, str]:
     """Mean and deviation of the training rows, and what they are after the manifest's normalisation."""
     mean, std = (np.array(dataset.info["latents"][key]) for key in ("mean", "std"))
     shift = float(np.abs((stats.mean - mean) / std).max())
     sigma_data = float(np.sqrt((stats.m2 / stats.count / std**2).mean()))
-    verdict = "as the manifest says" if shift < CLOSE and abs(sigma_data - 1) < CLOSE else "NOT as the manifest says"
+    verdict = (
+        "as the manifest says"
+        if shift < STATS_TOLERANCE and abs(sigma_data - 1) < STATS_TOLERANCE
+        else "NOT as the manifest says"
+    )
     return {
         "mean by channel": f"{stats.mean.min():.3f} ... {stats.mean.max():.3f}",
         "deviation": f"{stats.std:.4f}",
@@ -170,25 +174,25 @@ def _moments(stats: LatentStats, dataset: LatentDataset) -> dict[str, str]:
     }
 
 
-def _coverage(tally: dict[str, int], captions: int) -> dict[str, str]:
+def _describe_coverage(tally: dict[str, int], captions: int) -> dict[str, str]:
     rows = max(tally["rows"], 1)
-    told = {"captioned": "with a caption", "tempo": "with a tempo", "key": "with a key"}
+    labels = {"captioned": "with a caption", "tempo": "with a tempo", "key": "with a key"}
     return {
         "rows": str(tally["rows"]),
-        **{said: f"{tally[name] / rows:.1%}" for name, said in told.items()},
+        **{label: f"{tally[name] / rows:.1%}" for name, label in labels.items()},
         "different captions": str(captions),
         "doubles": f"{tally['doubles']} rows hold the same latents as an earlier one",
     }
 
 
-def _read(dataset: LatentDataset, problems: list[str]) -> Iterator[tuple[Shard, Rows]]:
+def _read_shards(dataset: LatentDataset, problems: list[str]) -> Iterator[tuple[Shard, FullRows]]:
     """Every shard with its rows; what cannot be read is added to `problems`."""
     shards = [shard for split in SPLITS for shard in _shards(dataset, split)]
     folder = open_folder(dataset.uri)
     with progress_bar("dataset", len(shards)) as bar:
         for number, shard in enumerate(shards, 1):
             try:
-                rows = Rows.of(read_table(folder, shard, columns=Rows.columns()))
+                rows = FullRows.from_table(read_table(folder, shard, columns=FullRows.columns()))
             except StoreError as error:
                 problems.append(str(error))
             else:

@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 SPLITS = ("train", "held_out")
-TRACKS, QUARANTINE, DOUBLES = "tracks.jsonl", "quarantine.parquet", "doubles.json"
+TRACKS, QUARANTINE, DUPLICATES = "tracks.jsonl", "quarantine.parquet", "doubles.json"

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 Array = npt.NDArray[Any]
 
-DICTIONARY_BYTES = 2**30  # no limit: past it, Parquet would give up a dictionary half-way
+MAX_DICTIONARY_BYTES = 2**30  # no limit: past it, Parquet would give up a dictionary half-way
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Column:
     def copy(self) -> Column:
         return Column(self.values.copy(), None if self.index is None else self.index.copy())
 
-    def array(self) -> Array:
+    def to_array(self) -> Array:
         """[R, ...]; what does not repeat is not copied."""
         return self.values if self.index is None else self.values[self.index]
 
 
-def table_bytes(columns: dict[str, Array], *, repeated: Sequence[str] = ()) -> bytes:
+def serialize_table(columns: dict[str, Array], *, repeated: Sequence[str] = ()) -> bytes:
     """Arrays with as many rows each, as one Parquet file.
 
     A tensor's row is a string of bytes, and its field says the dtype and shape of a row. Arrow has a type for
@@ -50,35 +50,35 @@ def table_bytes(columns: dict[str, Array], *, repeated: Sequence[str] = ()) -> b
     Args:
         repeated: tensors of which rows on end share values; a reader gets each value once.
     """
-    arrays, described = [], []
+    arrays, fields = [], []
     for name, values in columns.items():
         if values.ndim == 1:
             array, metadata = pa.array(values.tolist() if values.dtype.kind in "OU" else values), None
         else:
-            array = _in_runs(values) if name in repeated else _each(values)
+            array = _encode_rows_as_dictionary(values) if name in repeated else _encode_rows(values)
             metadata = {"dtype": values.dtype.name, "shape": json.dumps(values.shape[1:])}
         arrays.append(array)
-        described.append(pa.field(name, array.type, metadata=metadata))
+        fields.append(pa.field(name, array.type, metadata=metadata))
     stream = io.BytesIO()
-    table = pa.Table.from_arrays(arrays, schema=pa.schema(described))
+    table = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
     pq.write_table(
         table,
         stream,
         compression="lz4",
         use_dictionary=[name for name in columns if name in repeated or columns[name].ndim == 1],
-        dictionary_pagesize_limit=DICTIONARY_BYTES,
+        dictionary_pagesize_limit=MAX_DICTIONARY_BYTES,
         write_page_checksum=True,
     )
     return stream.getvalue()
 
 
-def _each(values: Array) -> pa.Array:
+def _encode_rows(values: Array) -> pa.Array:
     """A row's bytes, for every row."""
     buffer = pa.py_buffer(np.ascontiguousarray(values))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(values[0].nbytes), len(values), [None, buffer])
 
 
-def _in_runs(values: Array) -> pa.Array:
+def _encode_rows_as_dictionary(values: Array) -> pa.Array:
     """A row's bytes, once for all rows that share them; Parquet has dictionaries for binary of any length only.
 
     A value must not be in a dictionary twice: Arrow would leave room for it in the file, filled with whatever memory
@@ -86,16 +86,18 @@ def _in_runs(values: Array) -> pa.Array:
     """
     flat = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)
     starts = np.r_[True, (flat[1:] != flat[:-1]).any(axis=1)]
-    once = pa.array([row.tobytes() for row in flat[starts]], type=pa.binary()).dictionary_encode()
-    return pa.DictionaryArray.from_arrays(once.indices.take(pa.array(np.cumsum(starts) - 1)), once.dictionary)
+    dictionary = pa.array([row.tobytes() for row in flat[starts]], type=pa.binary()).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(
+        dictionary.indices.take(pa.array(np.cumsum(starts) - 1)), dictionary.dictionary
+    )
 
 
-def column_of(table: pa.Table, name: str) -> Array:
+def read_array(table: pa.Table, name: str) -> Array:
     """A column that `table_bytes` wrote, row by row; see `stored_column`."""
-    return stored_column(table, name).array()
+    return read_column(table, name).to_array()
 
 
-def stored_column(table: pa.Table, name: str) -> Column:
+def read_column(table: pa.Table, name: str) -> Column:
     """A column that `table_bytes` wrote; numbers are not copied where they lie in one piece.
 
     Raises:
@@ -106,7 +108,9 @@ def stored_column(table: pa.Table, name: str) -> Column:
         return Column(np.array(column.to_pylist(), dtype=object), None)
     if not metadata:
         return Column(np.asarray(column.to_numpy()), None)
-    parts = [_tensors(chunk, metadata[b"dtype"].decode(), json.loads(metadata[b"shape"])) for chunk in column.chunks]
+    parts = [
+        _decode_chunk(chunk, metadata[b"dtype"].decode(), json.loads(metadata[b"shape"])) for chunk in column.chunks
+    ]
     if len(parts) == 1:
         return parts[0]
     if parts[0].index is None:
@@ -116,12 +120,14 @@ def stored_column(table: pa.Table, name: str) -> Column:
     return Column(np.concatenate([part.values for part in parts]), index)
 
 
-def _tensors(chunk: pa.Array, dtype: str, shape: list[int]) -> Column:
+def _decode_chunk(chunk: pa.Array, dtype: str, shape: list[int]) -> Column:
     if isinstance(chunk, pa.DictionaryArray):
-        once = chunk.dictionary
-        ends = np.frombuffer(once.buffers()[1], np.int32)[once.offset : once.offset + len(once) + 1]
-        buffer = once.buffers()[2][ends[0] : ends[-1]]
-        return Column(np.frombuffer(buffer, dtype=dtype).reshape(len(once), *shape), np.asarray(chunk.indices))
+        dictionary = chunk.dictionary
+        ends = np.frombuffer(dictionary.buffers()[1], np.int32)[
+            dictionary.offset : dictionary.offset + len(dictionary) + 1
+        ]
+        buffer = dictionary.buffers()[2][ends[0] : ends[-1]]
+        return Column(np.frombuffer(buffer, dtype=dtype).reshape(len(dictionary), *shape), np.asarray(chunk.indices))
     row_bytes = chunk.type.byte_width
     buffer = chunk.buffers()[1][chunk.offset * row_bytes : (chunk.offset + len(chunk)) * row_bytes]
     return Column(np.frombuffer(buffer, dtype=dtype).reshape(len(chunk), *shape), None)

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from pipelines.storage.node_cache import CACHE, cache_folder
+from pipelines.storage.node_cache import CACHE_VAR, cache_folder
 from presto_core.artifacts.checksum import Checksum
 from presto_core.artifacts.store import StoreError
 from presto_core.config.sections import ClusterConfig
 
-LEFT_FREE = 0.1  # of the disk, for others
-IDLE_S = 24 * 3600  # a shard that nobody read for so long makes room for others
+MIN_FREE_FRACTION = 0.1  # of the disk, for others
+MAX_IDLE_S = 24 * 3600  # a shard that nobody read for so long makes room for others
 
 
 @dataclass(frozen=True)
@@ -37,31 +37,33 @@ class ShardCache:
     folder: str = ""
 
     @classmethod
-    def of(cls, config: ClusterConfig) -> ShardCache | None:
+    def from_config(cls, config: ClusterConfig) -> ShardCache | None:
         """The cache that a cluster's settings ask for; None where they want none."""
         return cls(int(config.shard_cache_gb * 1e9)) if config.shard_cache_gb else None
 
     def read(self, checksum: Checksum) -> bytes | None:
         """The bytes with this hash, or None where they are not kept; damaged ones are deleted."""
-        return _opened(self).read(checksum)
+        return _open_on_node(self).read(checksum)
 
     def keep(self, checksum: Checksum, content: bytes) -> None:
         """Keep bytes whose hash was checked, where there is room; a disk that takes none is said once and no error."""
-        _opened(self).keep(checksum.digest, content)
+        _open_on_node(self).keep(checksum.digest, content)
 
 
-class _Kept:
+class _NodeShards:
     """The shards a node keeps, as one process sees them; their size is counted once, so many together pass it a bit."""
 
     def __init__(self, cache: ShardCache) -> None:
-        self.folder, self.room = Path(cache.folder or os.devnull), 0
+        self.folder, self.free_bytes = Path(cache.folder or os.devnull), 0
         try:
             self.folder = Path(cache.folder or cache_folder() / "shards")
             self.folder.mkdir(parents=True, exist_ok=True)
             disk = shutil.disk_usage(self.folder)
-            self.room = min(cache.limit_bytes - self._without_idle(), disk.free - int(LEFT_FREE * disk.total))
+            self.free_bytes = min(
+                cache.limit_bytes - self._delete_idle(), disk.free - int(MIN_FREE_FRACTION * disk.total)
+            )
         except (OSError, StoreError) as error:
-            self._give_up(error)
+            self._disable(error)
 
     def read(self, checksum: Checksum) -> bytes | None:
         path = self.folder / checksum.digest
@@ -69,14 +71,14 @@ class _Kept:
             content = path.read_bytes()
         except OSError:
             return None
-        if checksum.found(content) == checksum.digest:
+        if checksum.compute(content) == checksum.digest:
             return content
         with suppress(OSError):
             path.unlink()
         return None
 
     def keep(self, name: str, content: bytes) -> None:
-        if len(content) > self.room:
+        if len(content) > self.free_bytes:
             return
         partial = self.folder / f"{name}.{secrets.token_hex(8)}"
         try:
@@ -85,32 +87,32 @@ class _Kept:
         except OSError as error:
             with suppress(OSError):
                 partial.unlink()
-            self._give_up(error)
+            self._disable(error)
         else:
-            self.room -= len(content)
+            self.free_bytes -= len(content)
 
-    def _give_up(self, error: Exception) -> None:
+    def _disable(self, error: Exception) -> None:
         logging.getLogger(__name__).warning(
             "shards cannot be kept on this node: each epoch reads them from storage (%s); set %s to a folder with "
             "room, or cluster.shard_cache_gb=0",
             error,
-            CACHE,
+            CACHE_VAR,
         )
-        self.room = 0
+        self.free_bytes = 0
 
-    def _without_idle(self) -> int:
+    def _delete_idle(self) -> int:
         """Delete what nobody read for long; bytes of the rest."""
-        kept = 0
+        total_bytes = 0
         for entry in os.scandir(self.folder):
             with suppress(FileNotFoundError):  # another process was quicker
-                known = entry.stat()
-                if max(known.st_atime, known.st_mtime) < time.time() - IDLE_S:
+                status = entry.stat()
+                if max(status.st_atime, status.st_mtime) < time.time() - MAX_IDLE_S:
                     os.unlink(entry.path)
                 else:
-                    kept += known.st_size
-        return kept
+                    total_bytes += status.st_size
+        return total_bytes
 
 
 @lru_cache(maxsize=8)
-def _opened(cache: ShardCache) -> _Kept:
-    return _Kept(cache)
+def _open_on_node(cache: ShardCache) -> _NodeShards:
+    return _NodeShards(cache)

@@ -11,19 +11,19 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
-from pipelines.cluster.actor_pool import ordered
+from pipelines.cluster.actor_pool import dataset_from_items
 from pipelines.cluster.session import READER_CPUS
 from pipelines.data.shard_cache import ShardCache
 from pipelines.data.shards import (
-    Held,
-    Rows,
+    FullRows,
     Shard,
+    ShardRows,
     read_table,
 )
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError
 
-R = TypeVar("R", Held, Rows)
+R = TypeVar("R", ShardRows, FullRows)
 """What is made of a shard."""
 
 
@@ -35,15 +35,17 @@ class Reader(Protocol):
     ) -> Iterator[R]: ...
 
 
-READERS = 2  # threads or tasks that read for a training worker
-AHEAD = 4  # shards that threads have ready or in hand
+READER_THREADS = 2  # threads or tasks that read for a training worker
+PREFETCH_SHARDS = 4  # shards that threads have ready or in hand
 TASK_BYTES = 16 * 2**20  # of shards that one task of Ray Data reads: a task costs as much as some megabytes
-SHARDS_A_PLAN = 1024  # that one execution of Ray Data reads: its start-up grows with their number
-PREFETCHED_BLOCKS = 2
+SHARDS_PER_EXECUTION = 1024  # that one execution of Ray Data reads: its start-up grows with their number
+PREFETCH_BLOCKS = 2
 _ERROR = "error"
 
 
-def read_here(uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None) -> Iterator[R]:
+def read_with_threads(
+    uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None
+) -> Iterator[R]:
     """Shards in the given order, read ahead by threads of this process.
 
     Raises:
@@ -52,14 +54,14 @@ def read_here(uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardC
     folder = open_folder(uri)
 
     def read(shard: Shard) -> R:
-        return kind.of(read_table(folder, shard, columns=kind.columns(), cache=cache))
+        return kind.from_table(read_table(folder, shard, columns=kind.columns(), cache=cache))
 
     pending: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READER_THREADS) as pool:
         try:
             for shard in shards:
                 pending.append(pool.submit(read, shard))
-                if len(pending) > AHEAD:
+                if len(pending) > PREFETCH_SHARDS:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -73,33 +75,33 @@ def read_with_ray(uri: str, shards: Iterable[Shard], kind: type[R], *, cache: Sh
     Raises:
         StoreError: one is missing or damaged.
     """
-    coming = iter(shards)
-    while part := list(islice(coming, SHARDS_A_PLAN)):
-        yield from _cut(_blocks(uri, part, kind.columns(), cache), part, kind)
+    remaining = iter(shards)
+    while group := list(islice(remaining, SHARDS_PER_EXECUTION)):
+        yield from _split_blocks(_read_blocks(uri, group, kind.columns(), cache), group, kind)
 
 
-def _blocks(uri: str, shards: list[Shard], columns: list[str], cache: ShardCache | None) -> Iterator[pa.Table]:
+def _read_blocks(uri: str, shards: list[Shard], columns: list[str], cache: ShardCache | None) -> Iterator[pa.Table]:
     """Tables that together hold the shards' rows, in order."""
-    kept = json.dumps(cache and vars(cache))
+    cache_json = json.dumps(cache and vars(cache))
     items = [
-        {"uri": uri, "columns": columns, "shards": json.dumps([vars(shard) for shard in group]), "cache": kept}
-        for group in _tasks(shards)
+        {"uri": uri, "columns": columns, "shards": json.dumps([vars(shard) for shard in group]), "cache": cache_json}
+        for group in _group_by_task(shards)
     ]
-    blocks = ordered(items).map_batches(
+    blocks = dataset_from_items(items).map_batches(
         _read_item,
         batch_format="pyarrow",
         batch_size=None,
         zero_copy_batch=True,
         num_cpus=READER_CPUS / 2,
-        concurrency=min(READERS, len(items)),
+        concurrency=min(READER_THREADS, len(items)),
     )
-    for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCHED_BLOCKS):
+    for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH_BLOCKS):
         if _ERROR in table.column_names:
             raise StoreError(table.column(_ERROR)[0].as_py())
         yield table
 
 
-def _tasks(shards: list[Shard]) -> Iterator[list[Shard]]:
+def _group_by_task(shards: list[Shard]) -> Iterator[list[Shard]]:
     """Consecutive shards that one task reads."""
     group: list[Shard] = []
     for shard in shards:
@@ -111,15 +113,15 @@ def _tasks(shards: list[Shard]) -> Iterator[list[Shard]]:
         yield group
 
 
-def _cut(blocks: Iterator[pa.Table], shards: list[Shard], kind: type[R]) -> Iterator[R]:
+def _split_blocks(blocks: Iterator[pa.Table], shards: list[Shard], kind: type[R]) -> Iterator[R]:
     """The rows of each shard, out of blocks that may hold several of them or parts."""
-    held: list[pa.Table] = []
+    tables: list[pa.Table] = []
     for shard in shards:
-        while sum(table.num_rows for table in held) < shard.rows:
-            held.append(next(blocks))
-        table = held[0] if len(held) == 1 else pa.concat_tables(held)
-        yield kind.of(table.slice(0, shard.rows)).copy()  # what is used later must not hold Ray's memory
-        held = [table.slice(shard.rows)] if table.num_rows > shard.rows else []
+        while sum(table.num_rows for table in tables) < shard.rows:
+            tables.append(next(blocks))
+        table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+        yield kind.from_table(table.slice(0, shard.rows)).copy()  # what is used later must not hold Ray's memory
+        tables = [table.slice(shard.rows)] if table.num_rows > shard.rows else []
 
 
 def _read_item(item: pa.Table) -> pa.Table:
@@ -131,27 +133,27 @@ def _read_item(item: pa.Table) -> pa.Table:
     try:
         folder = open_folder(fields["uri"])
         shards = [Shard(**shard) for shard in json.loads(fields["shards"])]
-        kept = json.loads(fields["cache"])
-        cache = kept and ShardCache(**kept)
+        cache_fields = json.loads(fields["cache"])
+        cache = cache_fields and ShardCache(**cache_fields)
         return pa.concat_tables([read_table(folder, s, columns=fields["columns"], cache=cache) for s in shards])
     except StoreError as error:
         return pa.table({_ERROR: [str(error)]})
 
 
-def damaged_shards(uri: str, shards: list[Shard], *, with_ray: bool) -> dict[str, str]:
+def find_damaged_shards(uri: str, shards: list[Shard], *, with_ray: bool) -> dict[str, str]:
     """Of the shards that are missing or damaged: file -> what is wrong with it. Reads all of them."""
     items = [{"uri": uri, "shard": json.dumps(vars(shard))} for shard in shards]
     if with_ray:
-        checked = ordered(items).map(_check_item, num_cpus=READER_CPUS / 2).iter_rows()
+        rows = dataset_from_items(items).map(_check_item, num_cpus=READER_CPUS / 2).iter_rows()
     else:
-        checked = map(_check_item, items)
-    return {row["file"]: row[_ERROR] for row in checked if row[_ERROR]}
+        rows = map(_check_item, items)
+    return {row["file"]: row[_ERROR] for row in rows if row[_ERROR]}
 
 
 def _check_item(item: dict[str, Any]) -> dict[str, Any]:
     shard = Shard(**json.loads(item["shard"]))
     try:
-        read_table(open_folder(item["uri"]), shard, columns=Rows.columns())
+        read_table(open_folder(item["uri"]), shard, columns=FullRows.columns())
     except StoreError as error:
         return {"file": shard.file, _ERROR: str(error)}
     return {"file": shard.file, _ERROR: ""}

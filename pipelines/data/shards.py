@@ -14,17 +14,17 @@ from blake3 import blake3
 from pipelines.data.parquet_tensors import (
     Array,
     Column,
-    column_of,
-    stored_column,
-    table_bytes,
+    read_array,
+    read_column,
+    serialize_table,
 )
 from pipelines.data.shard_cache import ShardCache
 from presto_core.artifacts.checksum import Checksum
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import (
     StoreError,
-    read_checked,
-    write_listed,
+    read_verified,
+    write_with_entry,
 )
 
 
@@ -46,7 +46,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Examples:
+class TrainColumns:
     """What training reads of encoded windows of music, column by column.
 
     Attributes:
@@ -79,18 +79,18 @@ class Examples:
         return [f.name for f in fields(cls)]
 
     @classmethod
-    def of(cls, table: pa.Table) -> Self:
+    def from_table(cls, table: pa.Table) -> Self:
         """Columns of a table that `to_parquet` wrote; numbers are not copied. Raises KeyError where one is missing."""
-        return cls(**{name: column_of(table, name) for name in cls.columns()})
+        return cls(**{name: read_array(table, name) for name in cls.columns()})
 
     @classmethod
-    def cat(cls, parts: Sequence[Self]) -> Self:
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Rows one after another, copied."""
         return cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in cls.columns()})
 
 
 @dataclass(frozen=True)
-class Rows(Examples):
+class FullRows(TrainColumns):
     """Encoded windows of music with all that is known of them: a shard.
 
     Attributes:
@@ -108,7 +108,7 @@ REPEATED = ("text_pooled", "text_tokens", "text_mask")  # rows of one track shar
 
 
 @dataclass(frozen=True)
-class Held:
+class ShardRows:
     """A shard's rows while training draws from them: no more than it reads, and what repeats is kept once."""
 
     latents: Column
@@ -120,25 +120,25 @@ class Held:
 
     @classmethod
     def columns(cls) -> list[str]:
-        return Examples.columns()
+        return TrainColumns.columns()
 
     @classmethod
-    def of(cls, table: pa.Table) -> Held:
+    def from_table(cls, table: pa.Table) -> ShardRows:
         """Columns of a table that `to_parquet` wrote. Raises KeyError where one is missing."""
-        return cls(**{name: stored_column(table, name) for name in cls.columns()})
+        return cls(**{name: read_column(table, name) for name in cls.columns()})
 
-    def copy(self) -> Held:
-        return Held(**{name: getattr(self, name).copy() for name in self.columns()})
+    def copy(self) -> ShardRows:
+        return ShardRows(**{name: getattr(self, name).copy() for name in self.columns()})
 
 
-def to_parquet(rows: Rows) -> bytes:
+def to_parquet(rows: FullRows) -> bytes:
     """Rows as one Parquet file."""
-    return table_bytes({name: getattr(rows, name) for name in rows.columns()}, repeated=REPEATED)
+    return serialize_table({name: getattr(rows, name) for name in rows.columns()}, repeated=REPEATED)
 
 
 def write_shard(folder: Folder, file: str, content: bytes) -> dict[str, Any]:
     """Write what `to_parquet` gave; its hashes and size for the manifest. Raises StoreError where it cannot."""
-    return write_listed(folder, file, content) | {"blake3": blake3(content).hexdigest()}
+    return write_with_entry(folder, file, content) | {"blake3": blake3(content).hexdigest()}
 
 
 def read_table(folder: Folder, shard: Shard, *, columns: Sequence[str], cache: ShardCache | None = None) -> pa.Table:
@@ -150,26 +150,26 @@ def read_table(folder: Folder, shard: Shard, *, columns: Sequence[str], cache: S
     Raises:
         StoreError: missing, changed, or not a shard; the message names the file.
     """
-    place = f"{folder.uri}/{shard.file}"
-    content = _content(folder, shard, cache if folder.remote else None)
+    uri = f"{folder.uri}/{shard.file}"
+    content = _read_content(folder, shard, cache if folder.is_remote else None)
     try:
         file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)))
-        missing = [name for name in Rows.columns() if name not in file.schema_arrow.names]
+        missing = [name for name in FullRows.columns() if name not in file.schema_arrow.names]
         if missing:
             raise pa.ArrowInvalid(f"it lacks {', '.join(missing)}")
         table = file.read(columns=list(columns), use_threads=False)  # several shards are read at a time
     except pa.ArrowInvalid as error:
-        raise StoreError(f"shard {place} is not of this release's schema: {error}; ingest again") from None
+        raise StoreError(f"shard {uri} is not of this release's schema: {error}; ingest again") from None
     if table.num_rows != shard.rows:
-        raise StoreError(f"shard {place} holds {table.num_rows} rows, the manifest says {shard.rows}; ingest again")
+        raise StoreError(f"shard {uri} holds {table.num_rows} rows, the manifest says {shard.rows}; ingest again")
     return table
 
 
-def _content(folder: Folder, shard: Shard, cache: ShardCache | None) -> bytes:
+def _read_content(folder: Folder, shard: Shard, cache: ShardCache | None) -> bytes:
     if cache is None:
-        return read_checked(folder, shard.file, shard.checksum)
-    if (kept := cache.read(shard.checksum)) is not None:
-        return kept
-    content = read_checked(folder, shard.file, shard.checksum)
+        return read_verified(folder, shard.file, shard.checksum)
+    if (cached := cache.read(shard.checksum)) is not None:
+        return cached
+    content = read_verified(folder, shard.file, shard.checksum)
     cache.keep(shard.checksum, content)
     return content

@@ -10,16 +10,16 @@ from enum import StrEnum
 from functools import partial
 from threading import Thread
 
-from pipelines.cluster.session import joined_address
+from pipelines.cluster.session import cluster_address
 from pipelines.console import console, print_table
 from pipelines.doctor import machine_checks as probes
 from pipelines.doctor import service_checks as round_trips
-from pipelines.stages.resources import SkippedError, stages_with_workers
-from pipelines.tracking.client import HOME, without_password
-from pipelines.workflows.demo import FLOW, stage_configs
+from pipelines.stages.resources import SkippedError, list_stages_with_workers
+from pipelines.tracking.client import HOME, strip_password
+from pipelines.workflows.demo import DEMO_FLOW, load_flow_configs
 from presto_core.errors import UserError
 
-LIMIT_S = 60.0  # for an import or a start on a busy machine; servers that are silent are given up sooner, see storage
+TIMEOUT_S = 60.0  # for an import or a start on a busy machine; servers that are silent are given up sooner, see storage
 SECRETS = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -37,7 +37,7 @@ class Result(StrEnum):
 
 
 @dataclass(frozen=True)
-class Check:
+class DoctorCheck:
     """One thing to try.
 
     Attributes:
@@ -52,141 +52,150 @@ class Check:
     about: str
     run: Callable[[], str] = field(repr=False)
     required: bool = True
-    mend: str = "mend that, and try again"
+    fix: str = "mend that, and try again"
     after: str = ""
-    limit_s: float = LIMIT_S
+    timeout_s: float = TIMEOUT_S
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckOutcome:
     """What came of a check."""
 
     check: str
     result: Result
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
-def checks(preset: str | None, overrides: list[str]) -> list[Check]:
+def make_checks(preset: str | None, overrides: list[str]) -> list[DoctorCheck]:
     """What to try for a preset, in the order in which it is needed.
 
     Raises:
         ConfigError: a setting that cannot be used.
     """
-    configs = {FLOW[name].stage: config for name, config in stage_configs(preset, overrides).items()}
+    configs = {DEMO_FLOW[name].stage: config for name, config in load_flow_configs(preset, overrides).items()}
     ingest = configs["ingest"]
     root, cluster = ingest.storage.root, ingest.cluster
-    ray = probes.RayProbe(cluster)
-    oobleck = probes.codec_kind(ingest) == "oobleck"
+    ray = probes.RayCheck(cluster)
+    oobleck = probes.get_codec_kind(ingest) == "oobleck"
     m4a = ("av", "av", "m4a and AAC files", "pip install 'presto-distill[m4a]'")
     diffusers = ("diffusers", "diffusers", "codec.kind=oobleck", "pip install 'presto-distill[oobleck]'")
     return [
-        Check("python", "its version", probes.python),
-        Check("torch", "its version, GPUs and nccl where workers use them", partial(probes.torch_and_gpus, cluster)),
-        Check("disk", f"free space at {HOME}", partial(probes.free_space, HOME.absolute())),
-        Check(
+        DoctorCheck("python", "its version", probes.check_python),
+        DoctorCheck(
+            "torch", "its version, GPUs and nccl where workers use them", partial(probes.check_torch_and_gpus, cluster)
+        ),
+        DoctorCheck("disk", f"free space at {HOME}", partial(probes.check_free_space, HOME.absolute())),
+        DoctorCheck(
             "storage",
             f"put, get, list and delete below {root}",
-            partial(round_trips.storage, root),
-            mend="choose another storage.root",
+            partial(round_trips.check_storage, root),
+            fix="choose another storage.root",
         ),
-        Check(
+        DoctorCheck(
             "conditional put",
             f"two below {root}",
-            partial(round_trips.conditional_put, root),
+            partial(round_trips.check_conditional_put, root),
             required=False,
             after="storage",
         ),
-        Check("clock", "against the object store's", partial(probes.clock, root)),
-        Check(
+        DoctorCheck("clock", "against the object store's", partial(probes.check_clock, root)),
+        DoctorCheck(
             "MLflow",
             f"a run with a metric and an artifact in experiment {ingest.tracking.experiment!r}",
-            partial(round_trips.mlflow, ingest.tracking),
+            partial(round_trips.check_mlflow, ingest.tracking),
         ),
-        Check("Ray", _ray_plan(joined_address(cluster)), ray.reach),
+        DoctorCheck("Ray", _describe_ray(cluster_address(cluster)), ray.connect),
         *(
-            Check(
-                f"Ray: {stage}", "its workers against the cluster's resources", partial(ray.holds, stage), after="Ray"
+            DoctorCheck(
+                f"Ray: {stage}",
+                "its workers against the cluster's resources",
+                partial(ray.check_fits, stage),
+                after="Ray",
             )
-            for stage in stages_with_workers()
+            for stage in list_stages_with_workers()
         ),
-        Check("PyAV", "for m4a and AAC files", partial(probes.package, *m4a), required=False),
-        Check("diffusers", "for codec.kind=oobleck", partial(probes.package, *diffusers), required=oobleck),
+        DoctorCheck("PyAV", "for m4a and AAC files", partial(probes.check_package, *m4a), required=False),
+        DoctorCheck("diffusers", "for codec.kind=oobleck", partial(probes.check_package, *diffusers), required=oobleck),
     ]
 
 
-def _ray_plan(address: str) -> str:
+def _describe_ray(address: str) -> str:
     return f"join {address}" if address else "start it on this machine, and stop it"
 
 
-def run(tried: list[Check]) -> list[Finding]:
+def run(checks: list[DoctorCheck]) -> list[CheckOutcome]:
     """Do the checks, one after the other, whatever comes of them."""
-    findings = list[Finding]()
-    for check in tried:
-        fine = {finding.check for finding in findings if finding.result is Result.OK}
-        if check.after and check.after not in fine:
-            findings.append(Finding(check.name, Result.SKIPPED, f"without {check.after} there is nothing to try"))
+    outcomes = list[CheckOutcome]()
+    for check in checks:
+        passed = {outcome.check for outcome in outcomes if outcome.result is Result.OK}
+        if check.after and check.after not in passed:
+            outcomes.append(CheckOutcome(check.name, Result.SKIPPED, f"without {check.after} there is nothing to try"))
             continue
         with console.status(f"doctor: {check.name}"):
-            findings.append(examine(check))
-    return findings
+            outcomes.append(run_check(check))
+    return outcomes
 
 
-def show(findings: list[Finding], *, as_json: bool = False) -> bool:
+def show(outcomes: list[CheckOutcome], *, as_json: bool = False) -> bool:
     """Print what was found; returns whether all that is required is well."""
-    failed = [finding.check for finding in findings if finding.result is Result.FAILED]
+    failed = [finding.check for finding in outcomes if finding.result is Result.FAILED]
     if as_json:
-        print(json.dumps({"ok": not failed, "checks": [asdict(finding) for finding in findings]}, indent=2))
+        print(json.dumps({"ok": not failed, "checks": [asdict(finding) for finding in outcomes]}, indent=2))
         return not failed
-    rows = [[f.check, f.result.upper() if f.check in failed else f.result, f.detail, f.mend] for f in findings]
+    rows = [[f.check, f.result.upper() if f.check in failed else f.result, f.detail, f.fix] for f in outcomes]
     print_table("presto doctor", ("check", "result", "detail", "mend"), rows)
     console.print(f"doctor: to be mended: {', '.join(failed)}" if failed else "doctor: all is well")
     return not failed
 
 
-def examine(check: Check) -> Finding:
+def run_check(check: DoctorCheck) -> CheckOutcome:
     """Do one check, in a thread of its own: what hangs is left behind after a while, and the others still run."""
-    found: list[Finding] = []
-    thread = Thread(target=lambda: found.append(_tried(check)), daemon=True)
+    outcomes: list[CheckOutcome] = []
+    thread = Thread(target=lambda: outcomes.append(_run_catching_errors(check)), daemon=True)
     thread.start()
-    thread.join(check.limit_s)
-    silent = _failure(check, f"no answer within {check.limit_s:g} s", "see that the service is well, and try again")
-    return found[0] if found else silent
+    thread.join(check.timeout_s)
+    timed_out = _make_failure(
+        check, f"no answer within {check.timeout_s:g} s", "see that the service is well, and try again"
+    )
+    return outcomes[0] if outcomes else timed_out
 
 
-def _tried(check: Check) -> Finding:
+def _run_catching_errors(check: DoctorCheck) -> CheckOutcome:
     try:
-        return Finding(check.name, Result.OK, hidden(check.run()))
+        return CheckOutcome(check.name, Result.OK, redact(check.run()))
     except SkippedError as why:
-        return Finding(check.name, Result.SKIPPED, str(why))
+        return CheckOutcome(check.name, Result.SKIPPED, str(why))
     except UserError as error:
-        wrong, _, mend = str(error).rpartition("; ")
-        return _failure(check, wrong or mend, mend if wrong else check.mend)
+        problem, _, fix = str(error).rpartition("; ")
+        return _make_failure(check, problem or fix, fix if problem else check.fix)
     except ImportError as error:
-        return _failure(check, f"package {error.name!r} cannot be imported: {error.msg}", "install Presto again: make")
+        return _make_failure(
+            check, f"package {error.name!r} cannot be imported: {error.msg}", "install Presto again: make"
+        )
     except OSError as error:
-        return _failure(check, f"{error.filename or 'system'}: {error.strerror or error}", check.mend)
+        return _make_failure(check, f"{error.filename or 'system'}: {error.strerror or error}", check.fix)
     except Exception as error:  # of any library: the other checks go on
-        said = " ".join(str(error).split())[:300]
-        return _failure(check, f"unexpected {type(error).__name__}: {said}", "this is a bug, please report it")
+        message = " ".join(str(error).split())[:300]
+        return _make_failure(check, f"unexpected {type(error).__name__}: {message}", "this is a bug, please report it")
 
 
-def _failure(check: Check, detail: str, mend: str) -> Finding:
-    return Finding(check.name, Result.FAILED if check.required else Result.LACKING, hidden(detail), hidden(mend))
+def _make_failure(check: DoctorCheck, detail: str, fix: str) -> CheckOutcome:
+    return CheckOutcome(check.name, Result.FAILED if check.required else Result.LACKING, redact(detail), redact(fix))
 
 
-def hidden(text: str) -> str:
+def redact(text: str) -> str:
     """A text without secrets: passwords in URIs, and values of the environment that are none of a reader's business."""
     for name in SECRETS:
         if value := os.environ.get(name):
             text = text.replace(value, "***")
-    return without_password(text)
+    return strip_password(text)
 
 
-def show_plan(tried: list[Check], *, as_json: bool = False) -> None:
+def show_plan(checks: list[DoctorCheck], *, as_json: bool = False) -> None:
     """Say what would be checked."""
     if as_json:
-        print(json.dumps([{"check": c.name, "about": c.about, "required": c.required} for c in tried], indent=2))
+        print(json.dumps([{"check": c.name, "about": c.about, "required": c.required} for c in checks], indent=2))
     else:
-        rows = [[c.name, hidden(c.about), "required" if c.required else "optional"] for c in tried]
+        rows = [[c.name, redact(c.about), "required" if c.required else "optional"] for c in checks]
         print_table("presto doctor would check", ("check", "what", ""), rows)

@@ -18,10 +18,10 @@ from urllib.request import Request, urlopen
 from packaging.specifiers import SpecifierSet
 
 from pipelines.cluster.session import (
-    joined_address,
+    cluster_address,
     ray_session,
 )
-from pipelines.stages.resources import SkippedError, require_places
+from pipelines.stages.resources import SkippedError, check_stage_fits
 from pipelines.storage.filesystem import (
     CONNECT_TIMEOUT_S,
     endpoint,
@@ -31,23 +31,25 @@ from presto_core.config.schema import StageConfig
 from presto_core.config.sections import ClusterConfig
 from presto_core.errors import UserError
 
-LEAST_FREE_BYTES = 2**30
-MOST_SKEW_S = 300  # S3 refuses a signature 15 minutes off; a clock that has gone this wrong goes on doing so
+MIN_FREE_BYTES = 2**30
+MAX_SKEW_S = 300  # S3 refuses a signature 15 minutes off; a clock that has gone this wrong goes on doing so
 
 
-def python(version: tuple[int, ...] = sys.version_info[:3]) -> str:
+def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> str:
     """Version of the interpreter against what the package asks for.
 
     Raises:
         UserError: it is too old.
     """
-    said, wanted = ".".join(map(str, version)), metadata.metadata("presto-distill")["Requires-Python"]
-    if not SpecifierSet(wanted).contains(said):
-        raise UserError(f"Python {said} runs Presto, which needs {wanted}; make a new environment with such a Python")
-    return f"{said} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    installed, required = ".".join(map(str, version)), metadata.metadata("presto-distill")["Requires-Python"]
+    if not SpecifierSet(required).contains(installed):
+        raise UserError(
+            f"Python {installed} runs Presto, which needs {required}; make a new environment with such a Python"
+        )
+    return f"{installed} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
-def torch_and_gpus(cluster: ClusterConfig) -> str:
+def check_torch_and_gpus(cluster: ClusterConfig) -> str:
     """PyTorch, and the GPUs and NCCL that workers on this machine are to use.
 
     Raises:
@@ -56,30 +58,29 @@ def torch_and_gpus(cluster: ClusterConfig) -> str:
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    said = f"{torch.__version__}, {f'CUDA {torch.version.cuda}, {gpus} GPUs' if gpus else 'no GPU here'}"
+    summary = f"{torch.__version__}, {f'CUDA {torch.version.cuda}, {gpus} GPUs' if gpus else 'no GPU here'}"
     if not cluster.gpus_per_worker:
-        return f"{said}, none asked for (cluster.gpus_per_worker=0): workers talk through gloo, nccl is not needed"
-    if joined_address(cluster):
-        return (
-            f"{said}; cluster.gpus_per_worker={cluster.gpus_per_worker:g} asks for GPUs of the cluster that is joined"
-        )
+        return f"{summary}, none asked for (cluster.gpus_per_worker=0): workers talk through gloo, nccl is not needed"
+    if cluster_address(cluster):
+        request = f"cluster.gpus_per_worker={cluster.gpus_per_worker:g}"
+        return f"{summary}; {request} requests GPUs of the cluster that it joins"
     if not gpus:
         raise UserError(
             f"cluster.gpus_per_worker={cluster.gpus_per_worker:g} asks for GPUs and torch {torch.__version__} sees "
             "none here; install an NVIDIA driver and PyTorch's CUDA build, or set cluster.gpus_per_worker=0"
         )
     if cluster.num_workers < 2:
-        return f"{said}; nccl is not needed by {cluster.num_workers} worker"
+        return f"{summary}; nccl is not needed by {cluster.num_workers} worker"
     if not torch.distributed.is_nccl_available():
         raise UserError(
             f"torch {torch.__version__} has no nccl, through which cluster.num_workers={cluster.num_workers} workers "
             "with GPUs talk; install PyTorch's CUDA build for Linux"
         )
-    return f"{said}, nccl {'.'.join(map(str, torch.cuda.nccl.version()))}"
+    return f"{summary}, nccl {'.'.join(map(str, torch.cuda.nccl.version()))}"
 
 
 @dataclass
-class RayProbe:
+class RayCheck:
     """The Ray session of a command: opened once, then compared with what each stage asks for.
 
     Attributes:
@@ -89,7 +90,7 @@ class RayProbe:
     cluster: ClusterConfig
     nodes: list[dict[str, float]] = field(default_factory=list)
 
-    def reach(self) -> str:
+    def connect(self) -> str:
         """Start Ray or join it, as a stage would, and look at its nodes.
 
         Raises:
@@ -100,36 +101,36 @@ class RayProbe:
 
             self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             how = (
-                f"joined {joined_address(self.cluster)}"
-                if joined_address(self.cluster)
+                f"joined {cluster_address(self.cluster)}"
+                if cluster_address(self.cluster)
                 else "started on this machine and stopped"
             )
             total = ray.cluster_resources()
             cpus, gpus, count = total.get("CPU", 0), total.get("GPU", 0), len(self.nodes)
             return f"{ray.__version__}, {how}: {count} node{'s'[: count > 1]}, {cpus:g} CPUs, {gpus:g} GPUs"
 
-    def holds(self, stage: str) -> str:
+    def check_fits(self, stage: str) -> str:
         """See `require_places`."""
-        return require_places(stage, self.cluster, self.nodes)
+        return check_stage_fits(stage, self.cluster, self.nodes)
 
 
-def free_space(path: Path, least_bytes: int = LEAST_FREE_BYTES) -> str:
+def check_free_space(path: Path, min_bytes: int = MIN_FREE_BYTES) -> str:
     """Free space of the disk that holds a path, which need not exist.
 
     Raises:
         UserError: less than `least_bytes`.
     """
-    there = next(place for place in (path, *path.parents) if place.exists())
-    usage = shutil.disk_usage(there)
-    if usage.free < least_bytes:
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    usage = shutil.disk_usage(existing)
+    if usage.free < min_bytes:
         raise UserError(
-            f"the disk of {path} has {usage.free / 2**30:.1f} GiB left, less than {least_bytes / 2**30:.0f}; "
+            f"the disk of {path} has {usage.free / 2**30:.1f} GiB left, less than {min_bytes / 2**30:.0f}; "
             "free some space, or work in a folder on another disk"
         )
     return f"{usage.free / 2**30:.1f} of {usage.total / 2**30:.1f} GiB free at {path}"
 
 
-def package(module: str, distribution: str, purpose: str, mend: str) -> str:
+def check_package(module: str, distribution: str, purpose: str, fix: str) -> str:
     """Version of a package that only some uses need.
 
     Raises:
@@ -138,11 +139,11 @@ def package(module: str, distribution: str, purpose: str, mend: str) -> str:
     try:
         import_module(module)
     except ImportError:
-        raise UserError(f"{distribution} is not installed, which {purpose} needs; {mend}") from None
+        raise UserError(f"{distribution} is not installed, which {purpose} needs; {fix}") from None
     return f"{distribution} {metadata.version(distribution)}, for {purpose}"
 
 
-def clock(root: str) -> str:
+def check_clock(root: str) -> str:
     """This machine's clock against the Date that the object store puts on its answers.
 
     Raises:
@@ -152,31 +153,31 @@ def clock(root: str) -> str:
     if not root.startswith("s3://"):
         raise SkippedError("not needed: storage.root is a folder")
     url = endpoint() or f"https://s3.{region()}.amazonaws.com"
-    date = _date_of(url)
+    date = _fetch_date(url)
     if not date:
         raise SkippedError(f"{url} tells no Date")
-    apart = time.time() - parsedate_to_datetime(date).timestamp()
-    if abs(apart) > MOST_SKEW_S:
+    skew_s = time.time() - parsedate_to_datetime(date).timestamp()
+    if abs(skew_s) > MAX_SKEW_S:
         raise UserError(
-            f"this machine's clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} that of {url}, which "
+            f"this machine's clock is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} that of {url}, "
             "refuses requests signed at a wrong time; set the clock, or let NTP keep it"
         )
-    return f"{abs(apart):.0f} s apart from {url}"  # whole seconds: Date tells no finer
+    return f"{abs(skew_s):.0f} s apart from {url}"  # whole seconds: Date tells no finer
 
 
-def _date_of(url: str) -> str:
+def _fetch_date(url: str) -> str:
     try:
         secure = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE"))
-        with urlopen(Request(url, method="HEAD"), timeout=CONNECT_TIMEOUT_S, context=secure) as answer:
-            return answer.headers.get("Date", "")
-    except HTTPError as answer:  # a refusal has a Date as well
-        return answer.headers.get("Date", "")
+        with urlopen(Request(url, method="HEAD"), timeout=CONNECT_TIMEOUT_S, context=secure) as response:
+            return response.headers.get("Date", "")
+    except HTTPError as response:  # a refusal has a Date as well
+        return response.headers.get("Date", "")
     except (OSError, ValueError) as error:  # ValueError: it is no URL
-        why = getattr(error, "reason", None) or error
+        reason = getattr(error, "reason", None) or error
         raise UserError(
-            f"{url} does not answer: {why}; start it (embedded one: presto up) or mend AWS_ENDPOINT_URL"
+            f"{url} does not answer: {reason}; start it (embedded one: presto up) or mend AWS_ENDPOINT_URL"
         ) from None
 
 
-def codec_kind(config: StageConfig) -> str:
+def get_codec_kind(config: StageConfig) -> str:
     return str(config.model_dump()["codec"]["kind"])

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from pipelines.storage.exclusive_create import create
+from pipelines.storage.exclusive_create import create_exclusive
 from pipelines.storage.filesystem import (
-    absolute,
+    absolute_uri,
+    create_s3_client,
     endpoint,
     open_folder,
-    s3_client,
 )
 from pipelines.tracking import client as tracking
 from pipelines.tracking.client import TrackingError
@@ -31,17 +31,17 @@ from presto_core.config.sections import TrackingConfig
 CONTENT = b"presto doctor was here"
 
 
-def storage(root: str) -> str:
+def check_storage(root: str) -> str:
     """Put, get, list and delete an object below `storage.root`, as every stage does.
 
     Raises:
         StoreError: one of them is refused, or gives back something else than was put.
     """
-    with scratch(root) as folder:
+    with open_scratch(root) as folder:
         write_bytes(folder, "object", CONTENT)
         if read_bytes(folder, "object") != CONTENT:
             raise StoreError(f"{folder.uri}/object reads back other bytes than were written; do not use this storage")
-        listed = [info.base_name for info in folder.files()]
+        listed = [info.base_name for info in folder.list_files()]
         folder.delete_file("object")
         if listed != ["object"] or folder.exists("object"):
             raise StoreError(
@@ -51,43 +51,45 @@ def storage(root: str) -> str:
     return f"put, get, list and delete in {root}"
 
 
-def conditional_put(root: str) -> str:
+def check_conditional_put(root: str) -> str:
     """Write an object only if it is not there: `If-None-Match: *` on S3, exclusive creation in a folder.
 
     Raises:
         StoreError: the second of two such writes was done.
     """
-    with scratch(root) as folder:
-        if not create(folder, "once", CONTENT):
+    with open_scratch(root) as folder:
+        if not create_exclusive(folder, "once", CONTENT):
             raise StoreError(f"{root} refuses a conditional put of a new object; check the rights of these credentials")
-        if create(folder, "once", CONTENT + b" twice"):
+        if create_exclusive(folder, "once", CONTENT + b" twice"):
             raise StoreError(
                 f"{root} overwrites in spite of If-None-Match: two runs of the same settings at the same time could "
                 "replace each other's equal files; start a run once, or use a store that heeds it"
             )
-    return "If-None-Match: * refuses the second put" if folder.remote else "exclusive creation refuses the second file"
+    return (
+        "If-None-Match: * refuses the second put" if folder.is_remote else "exclusive creation refuses the second file"
+    )
 
 
 @contextmanager
-def scratch(root: str) -> Iterator[Folder]:
+def open_scratch(root: str) -> Iterator[Folder]:
     """A folder of one's own below a storage root; afterwards all is as before.
 
     Raises:
         StoreError: see `open_folder`.
     """
-    place = open_folder(absolute(root))
-    folder = place.child(f"presto-doctor-{secrets.token_hex(6)}")
+    root_folder = open_folder(absolute_uri(root))
+    folder = root_folder.child(f"presto-doctor-{secrets.token_hex(6)}")
     with ExitStack() as stack:
-        if not place.remote:
-            stack.enter_context(no_new_folders(Path(folder.path)))
+        if not root_folder.is_remote:
+            stack.enter_context(remove_new_folders(Path(folder.path)))
             stack.callback(shutil.rmtree, folder.path, ignore_errors=True)
         else:
-            stack.enter_context(_no_new_keys(place, folder))
+            stack.enter_context(_remove_new_keys(root_folder, folder))
         yield folder
 
 
 @contextmanager
-def no_new_folders(path: Path) -> Iterator[None]:
+def remove_new_folders(path: Path) -> Iterator[None]:
     """Remove afterwards those folders on the way to a path, and itself, that were not there and are empty."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -99,67 +101,67 @@ def no_new_folders(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _no_new_keys(place: Folder, folder: Folder) -> Iterator[None]:
+def _remove_new_keys(root_folder: Folder, folder: Folder) -> Iterator[None]:
     """Delete all below `folder`; and the mark of the folder above it, which Arrow sets when it deletes in one."""
-    client = s3_client(endpoint())
-    bucket, _, prefix = place.path.partition("/")
+    client = create_s3_client(endpoint())
+    bucket, _, prefix = root_folder.path.partition("/")
 
-    def keys(start: str) -> list[str]:
-        found = client.list_objects_v2(Bucket=bucket, Prefix=start)
-        return [entry["Key"] for entry in found.get("Contents", ())]
+    def list_keys(start: str) -> list[str]:
+        response = client.list_objects_v2(Bucket=bucket, Prefix=start)
+        return [entry["Key"] for entry in response.get("Contents", ())]
 
-    marked = not prefix or f"{prefix}/" in keys(f"{prefix}/")
+    had_marker = not prefix or f"{prefix}/" in list_keys(f"{prefix}/")
     try:
         yield
     finally:
         with suppress(Exception):  # what was wrong is told already
-            left = keys(folder.path.partition("/")[2])
-            for key in left if marked else [*left, f"{prefix}/"]:
+            remaining = list_keys(folder.path.partition("/")[2])
+            for key in remaining if had_marker else [*remaining, f"{prefix}/"]:
                 client.delete_object(Bucket=bucket, Key=key)
 
 
-def mlflow(config: TrackingConfig) -> str:
+def check_mlflow(config: TrackingConfig) -> str:
     """Make a run with a metric and an artifact, read both back, and delete it.
 
     Raises:
         TrackingError: MLflow does not answer, refuses something, or gives back something else.
     """
-    with tracking.answering(config), ExitStack() as stack:
-        used = stack.enter_context(_database(config))
-        client, uri = tracking.connect(used)
-        experiment_id = tracking.experiment(client, uri, used.experiment)
-        where = f"experiment {used.experiment!r}"
+    with tracking.translate_mlflow_errors(config), ExitStack() as stack:
+        used_config = stack.enter_context(_use_database(config))
+        client, uri = tracking.create_client(used_config)
+        experiment_id = tracking.find_experiment(client, uri, used_config.experiment)
+        where = f"experiment {used_config.experiment!r}"
         if experiment_id is None:
-            experiment_id = stack.enter_context(_experiment(client, uri))
+            experiment_id = stack.enter_context(_make_experiment(client, uri))
             where += ", which the first stage will make"
-        _use_run(client, uri, experiment_id)
-    return f"run, metric and artifact in {tracking.without_password(tracking.tracking_uri(config))}, {where}"
+        _try_run(client, uri, experiment_id)
+    return f"run, metric and artifact in {tracking.strip_password(tracking.tracking_uri(config))}, {where}"
 
 
-def _use_run(client: Any, uri: str, experiment_id: str) -> None:
+def _try_run(client: Any, uri: str, experiment_id: str) -> None:
     tags = {"presto.doctor": "true", "mlflow.runName": "presto doctor"}
     run = client.create_run(experiment_id, tags=tags)
-    with _removed(client, uri, run), tempfile.TemporaryDirectory() as folder:
+    with _remove_run_afterwards(client, uri, run), tempfile.TemporaryDirectory() as folder:
         client.log_metric(run.info.run_id, "doctor", 1.5)
         client.log_text(run.info.run_id, CONTENT.decode(), "doctor.txt")
         metric = client.get_run(run.info.run_id).data.metrics.get("doctor")
         copy = Path(client.download_artifacts(run.info.run_id, "doctor.txt", folder)).read_bytes()
         if (metric, copy) != (1.5, CONTENT):
             raise TrackingError(
-                f"MLflow at {tracking.without_password(uri)} gives back another metric or artifact than it was given; "
+                f"MLflow at {tracking.strip_password(uri)} gives back another metric or artifact than it was given; "
                 "see its server's log, and that its artifact store is the same for all clients"
             )
 
 
 @contextmanager
-def _removed(client: Any, uri: str, run: Any) -> Iterator[None]:
+def _remove_run_afterwards(client: Any, uri: str, run: Any) -> Iterator[None]:
     """Delete a run and its artifacts afterwards; MLflow keeps the run, hidden, until `mlflow gc`."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    place = urlparse(run.info.artifact_uri)
+    artifact_url = urlparse(run.info.artifact_uri)
     with ExitStack() as stack:
-        if place.scheme in ("", "file"):
-            stack.enter_context(no_new_folders(Path(unquote(place.path))))
+        if artifact_url.scheme in ("", "file"):
+            stack.enter_context(remove_new_folders(Path(unquote(artifact_url.path))))
         try:
             yield
         finally:
@@ -170,23 +172,23 @@ def _removed(client: Any, uri: str, run: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _database(config: TrackingConfig) -> Iterator[TrackingConfig]:
+def _use_database(config: TrackingConfig) -> Iterator[TrackingConfig]:
     """The configured MLflow; where it is a database file that no stage has made yet, one in a folder that goes away."""
     scheme, _, name = tracking.tracking_uri(config).partition(":///")
     path = Path(name).absolute()
     if scheme != "sqlite" or path.exists():
         yield config
         return
-    with no_new_folders(path.parent):
+    with remove_new_folders(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="presto-doctor-", dir=path.parent) as folder:
             yield config.model_copy(update={"uri": f"sqlite:///{folder}/mlflow.db"})
 
 
 @contextmanager
-def _experiment(client: Any, uri: str) -> Iterator[str]:
+def _make_experiment(client: Any, uri: str) -> Iterator[str]:
     """An experiment under a name of its own: the configured one, once deleted, could not be made again."""
-    experiment_id = tracking.new_experiment(client, uri, f"presto-doctor-{secrets.token_hex(6)}")
+    experiment_id = tracking.create_experiment(client, uri, f"presto-doctor-{secrets.token_hex(6)}")
     try:
         yield experiment_id
     finally:

@@ -24,7 +24,7 @@ ROLES: dict[str, dict[str, Any]] = {
 }
 
 
-def noise_distributions(steps: StepsConfig, *, sigma_data: float = 1.0) -> bytes:
+def plot_noise_distributions(steps: StepsConfig, *, sigma_data: float = 1.0) -> bytes:
     """Density of each role's noise over signal-to-noise ratio in decibel (the paper's figure 1)."""
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
@@ -33,39 +33,45 @@ def noise_distributions(steps: StepsConfig, *, sigma_data: float = 1.0) -> bytes
         noise = getattr(steps, role)
         decibel = snr_db(noise.quantile(u), sigma_data).numpy()
         axes.hist(
-            decibel, bins=120, range=(-45, 60), density=True, histtype="step", label=_role_label(role, noise), **style
+            decibel,
+            bins=120,
+            range=(-45, 60),
+            density=True,
+            histtype="step",
+            label=_format_role_label(role, noise),
+            **style,
         )
     axes.set(xlabel="signal-to-noise ratio, dB (noise falls to the right)", ylabel="density")
     axes.legend(frameon=False)
-    return as_png(figure)
+    return to_png(figure)
 
 
-def losses(histories: dict[str, list[tuple[int, float]]]) -> bytes:
+def plot_losses(histories: dict[str, list[tuple[int, float]]]) -> bytes:
     """One panel a metric: value against step."""
-    shown = {name: points for name, points in histories.items() if points}
-    columns = min(3, max(1, len(shown)))
-    rows = -(-max(1, len(shown)) // columns)
+    reported = {name: points for name, points in histories.items() if points}
+    columns = min(3, max(1, len(reported)))
+    rows = -(-max(1, len(reported)) // columns)
     figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
-    for index, (name, points) in enumerate(shown.items(), 1):
+    for index, (name, points) in enumerate(reported.items(), 1):
         axes = figure.add_subplot(rows, columns, index)
         steps, values = zip(*points)
         axes.plot(steps, values, linewidth=1)
         axes.set(title=name, xlabel="step")
-    return as_png(figure)
+    return to_png(figure)
 
 
-def quality_vs_blocks(result: dict[str, Any]) -> bytes:
+def plot_quality_vs_blocks(result: dict[str, Any]) -> bytes:
     """Fréchet distance against blocks run, one curve a system, with the noise floor: one evaluation."""
-    return _quality([{**row, "fd": (row["fd"], 0.0)} for row in result["systems"]], result["floor"]["fd"])
+    return _plot_quality([{**row, "fd": (row["fd"], 0.0)} for row in result["systems"]], result["floor"]["fd"])
 
 
-def quality_over_seeds(result: dict[str, Any]) -> bytes:
+def plot_quality_over_seeds(result: dict[str, Any]) -> bytes:
     """The same over seeds: mean and standard deviation."""
     rows = [{**row, "fd": (row["fd"]["mean"], row["fd"]["std"])} for row in result["systems"]]
-    return _quality(rows, result["floor_fd"]["mean"])
+    return _plot_quality(rows, result["floor_fd"]["mean"])
 
 
-def _quality(systems: list[dict[str, Any]], floor: float) -> bytes:
+def _plot_quality(systems: list[dict[str, Any]], floor: float) -> bytes:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -78,39 +84,39 @@ def _quality(systems: list[dict[str, Any]], floor: float) -> bytes:
     axes.axhline(floor, linestyle=":", color="grey", label="real music")
     axes.set(xscale="log", yscale="log", xlabel="transformer blocks run for a clip", ylabel="Fréchet distance")
     axes.legend(frameon=False)
-    return as_png(figure)
+    return to_png(figure)
 
 
-def hidden_variance(measured: dict[str, list[dict[str, Any]]]) -> bytes:
+def plot_hidden_variance(variances: dict[str, list[dict[str, Any]]]) -> bytes:
     """Variance of the activations after each block that runs: one panel a model, one line a noise level."""
-    figure = Figure(figsize=(4 * len(measured), 3.5), layout="constrained")
-    panels = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
-    for axes, (label, lines) in zip(panels, measured.items()):
+    figure = Figure(figsize=(4 * len(variances), 3.5), layout="constrained")
+    panels = figure.subplots(1, len(variances), sharey=True, squeeze=False)[0]
+    for axes, (label, lines) in zip(panels, variances.items()):
         for i, line in enumerate(lines):
             depths, values = zip(*((int(block) + 1, v) for block, v in line["variance"].items()))
-            colour = colormaps["viridis"](i / max(len(lines) - 1, 1))
-            axes.plot(depths, values, marker="o", markersize=3, color=colour, label=f"σ = {line['sigma']:g}")
+            color = colormaps["viridis"](i / max(len(lines) - 1, 1))
+            axes.plot(depths, values, marker="o", markersize=3, color=color, label=f"σ = {line['sigma']:g}")
         axes.set(title=label, xlabel="block", yscale="log")
     panels[0].set(ylabel="variance of activations")
     panels[-1].legend(frameon=False, fontsize="small")
-    return as_png(figure)
+    return to_png(figure)
 
 
-def spectrogram(samples: Samples, rate_hz: int, title: str) -> bytes:
+def plot_spectrogram(samples: Samples, rate_hz: int, title: str) -> bytes:
     """Level over time and frequency of mono audio [N]."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     axes = figure.subplots()
     with np.errstate(divide="ignore"):  # digital silence is minus infinity dB: drawn in the darkest colour
         axes.specgram(samples, NFFT=2048, Fs=rate_hz, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
     axes.set(xlabel="seconds", ylabel="Hz", title=title, ylim=(0, min(16000, rate_hz / 2)))
-    return as_png(figure)
+    return to_png(figure)
 
 
-def _role_label(role: str, noise: object) -> str:
+def _format_role_label(role: str, noise: object) -> str:
     return f"{role}: {type(noise).__name__}"
 
 
-def as_png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG file."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)

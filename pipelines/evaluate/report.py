@@ -26,17 +26,19 @@ COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
 
 def print_table(result: dict[str, Any]) -> None:
     """The results table on standard output."""
-    table = Table(title="quality and speed on held-out music", caption=caption(result), caption_justify="left")
+    table = Table(
+        title="quality and speed on held-out music", caption=format_table_notes(result), caption_justify="left"
+    )
     for name, _ in COLUMNS:
         first = name == "system"
         table.add_column(name, justify="left" if first else "right", no_wrap=first)
     for row in result["systems"]:
         table.add_row(*(cell(row) for _, cell in COLUMNS), style="bold" if row["role"] != "base" else "")
-    table.add_row("real music", *_floor_cells(result["floor"]), style="dim")
+    table.add_row("real music", *_format_noise_floor_row(result["floor"]), style="dim")
     Console(width=118).print(table)
 
 
-def caption(result: dict[str, Any]) -> str:
+def format_table_notes(result: dict[str, Any]) -> str:
     """What the numbers mean, in a few lines."""
     hardware, counts = result["hardware"], result["embeddings"]
     return (
@@ -60,7 +62,7 @@ def to_html(result: dict[str, Any], sounds: list[str]) -> str:
         + "</tr>"
         for row in result["systems"]
     )
-    floor = "".join(f"<td>{cell}</td>" for cell in _floor_cells(result["floor"]))
+    floor = "".join(f"<td>{cell}</td>" for cell in _format_noise_floor_row(result["floor"]))
     players = "".join(
         f"<tr><td>{html.escape(s.removeprefix('audio/').removesuffix('.wav'))}</td>"
         f"<td><audio controls preload=none src='{html.escape(s)}'></audio></td></tr>"
@@ -71,14 +73,14 @@ def to_html(result: dict[str, Any], sounds: list[str]) -> str:
 table{{border-collapse:collapse}}td,th{{padding:.25rem .75rem;text-align:right;border-bottom:1px solid #ddd}}
 td:first-child,th:first-child{{text-align:left}}tr.student,tr.layers{{font-weight:600}}img{{max-width:100%}}</style>
 <h1>Presto evaluation</h1><table><tr>{head}</tr>{body}<tr><td>real music (noise floor)</td>{floor}</tr></table>
-<p>{html.escape(caption(result))}</p><img src=quality_vs_blocks.png alt="quality against blocks run">
+<p>{html.escape(format_table_notes(result))}</p><img src=quality_vs_blocks.png alt="quality against blocks run">
 <h2>Activations by depth</h2><p>Variance after each block that runs, by noise level. In the paper's model the last
 block stands out, so Presto-L keeps it where ASE does not.</p>
 <img src=hidden_variance.png alt="variance of activations by block and noise level">
 <h2>Listen</h2><table>{players}</table></html>"""
 
 
-def _floor_cells(floor: dict[str, float]) -> list[str]:
+def _format_noise_floor_row(floor: dict[str, float]) -> list[str]:
     """The noise floor's row behind its name: empty where a column is about sampling."""
     quality = {"FD": f"{floor['fd']:.2f}", "MMD": f"{floor['mmd'] * 1e3:.1f}e-3"}
     quality |= {name: f"{floor[name]:.2f}" for name in ("density", "coverage")}

@@ -15,7 +15,7 @@ import torchaudio.functional as TAF
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from pipelines.cluster.actor_pool import actor_resources, map_with_actors
+from pipelines.cluster.actor_pool import actor_resources, map_items
 from pipelines.cluster.session import ray_session
 from pipelines.console import (
     Bar,
@@ -24,19 +24,19 @@ from pipelines.console import (
 )
 from pipelines.data.dataset import (
     LatentDataset,
-    conditioning_of,
+    make_conditioning,
     open_dataset,
 )
 from pipelines.data.parquet_tensors import Array
-from pipelines.data.shard_reader import read_here
-from pipelines.data.shards import Rows
+from pipelines.data.shard_reader import read_with_threads
+from pipelines.data.shards import FullRows
 from pipelines.inference.model import (
     Model,
     open_model,
-    sample_base,
-    sample_student,
+    sample_generator,
+    sample_teacher,
 )
-from pipelines.registry.compatibility import method_of
+from pipelines.registry.compatibility import distillation_method
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.store import read_bytes, write_bytes
@@ -47,11 +47,11 @@ from presto_core.config.sampling import (
 )
 from presto_core.config.schema import EvaluateStage
 from presto_core.metrics.embed import load_embedder
-from presto_core.training.state import step_generator
+from presto_core.training.state import make_step_rng
 
 
 @dataclass(frozen=True)
-class System:
+class EvaluatedSystem:
     """One row of the results table.
 
     Attributes:
@@ -77,45 +77,58 @@ class System:
     ) -> Tensor:
         """Latents [B, C, T] of any system but real music."""
         if self.role == "student":
-            return sample_student(model, noise, cond, steps=self.steps, schedule=schedule, generator=generator)
-        how = BaseSampler.model_validate(
+            return sample_generator(model, noise, cond, steps=self.steps, schedule=schedule, generator=generator)
+        sampler_config = BaseSampler.model_validate(
             {"sampler": self.sampler, "steps": self.steps, "guidance_scale": self.guidance_scale}
         )
-        return sample_base(model, noise, cond, how=how, schedule=schedule)
+        return sample_teacher(model, noise, cond, sampler=sampler_config, schedule=schedule)
 
 
-REFERENCE = System("real music, held out", "held_out", steps=0, nfe=0, sampler="none")
-FLOOR = System("real music, training split", "train", steps=0, nfe=0, sampler="none")
+REFERENCE = EvaluatedSystem("real music, held out", "held_out", steps=0, nfe=0, sampler="none")
+NOISE_FLOOR = EvaluatedSystem("real music, training split", "train", steps=0, nfe=0, sampler="none")
 
 
-def compared_systems(config: EvaluateConfig, models: dict[str, Artifact]) -> list[System]:
+def list_compared_systems(config: EvaluateConfig, models: dict[str, Artifact]) -> list[EvaluatedSystem]:
     """Base samplers (the first is the reference for speed), layer-distilled models, then students.
 
     Args:
         models: the evaluation's inputs by role, without the data set.
     """
-    base = [_sampled("base", "base", "teacher", how) for how in config.base]
-    layers, students = [], []
-    for role, label in labels_of(models).items():
+    teacher_systems = [
+        _make_sampled_system("base", "base", "teacher", sampler_config) for sampler_config in config.base
+    ]
+    layer_systems, generator_systems = [], []
+    for role, label in make_method_labels(models).items():
         if models[role].kind == "layers":
-            layers += [_sampled(label, "layers", role, how) for how in config.layers]
+            layer_systems += [_make_sampled_system(label, "layers", role, how) for how in config.layers]
         elif models[role].kind == "generator":
-            students += [System(f"{label} {n}", "student", n, n, role, label) for n in config.student_steps]
-    return base + layers + students
+            generator_systems += [
+                EvaluatedSystem(f"{label} {n}", "student", n, n, role, label) for n in config.student_steps
+            ]
+    return teacher_systems + layer_systems + generator_systems
 
 
-def labels_of(models: dict[str, Artifact]) -> dict[str, str]:
+def make_method_labels(models: dict[str, Artifact]) -> dict[str, str]:
     """What tables call each model: its method, and its id where several share one."""
-    methods = {role: method_of(artifact) for role, artifact in models.items()}
-    shared = list(methods.values())
-    return {role: m if shared.count(m) == 1 else f"{m} {models[role].id[:6]}" for role, m in methods.items()}
+    methods = {role: distillation_method(artifact) for role, artifact in models.items()}
+    all_methods = list(methods.values())
+    return {role: m if all_methods.count(m) == 1 else f"{m} {models[role].id[:6]}" for role, m in methods.items()}
 
 
-def _sampled(method: str, role: str, model: str, how: BaseSampler) -> System:
-    label = f"{method} {how.sampler}"
-    guidance = f" w={how.guidance_scale:g}" if how.guidance_scale != 1 else ""
-    name = f"{label} {how.steps}{guidance}"
-    return System(name, role, how.steps, how.nfe, model, label, how.sampler, how.guidance_scale)
+def _make_sampled_system(method: str, role: str, model: str, sampler_config: BaseSampler) -> EvaluatedSystem:
+    label = f"{method} {sampler_config.sampler}"
+    guidance = f" w={sampler_config.guidance_scale:g}" if sampler_config.guidance_scale != 1 else ""
+    name = f"{label} {sampler_config.steps}{guidance}"
+    return EvaluatedSystem(
+        name,
+        role,
+        sampler_config.steps,
+        sampler_config.nfe,
+        model,
+        label,
+        sampler_config.sampler,
+        sampler_config.guidance_scale,
+    )
 
 
 class SystemSampler:
@@ -131,51 +144,51 @@ class SystemSampler:
         self.models = {role: open_model(uri, device=device) for role, uri in uris.items() if role != "dataset"}
         self.dataset = open_dataset(uris["dataset"])
         self.embedder = load_embedder("musicnn")
-        self.rows: dict[str, Rows] = {}
+        self.rows: dict[str, FullRows] = {}
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        system, start, count = System(**json.loads(item["system"])), int(item["start"]), int(item["count"])
-        audio = self._audio(system, start, count)[:, 0]
+        system, start, count = EvaluatedSystem(**json.loads(item["system"])), int(item["start"]), int(item["count"])
+        audio = self._make_audio(system, start, count)[:, 0]
         rate_hz = self.models["teacher"].codec.sample_rate_hz
         with torch.inference_mode():
             embeddings = self.embedder.embed(TAF.resample(audio, rate_hz, self.embedder.sample_rate_hz))
-        kept = max(0, min(self.config.evaluate.save_audio - start, count))
+        num_audio = max(0, min(self.config.evaluate.save_audio - start, count))
         return {
             "system": item["system"],
             "embeddings": embeddings.flatten(0, 1).numpy(),
-            "audio": audio[:kept].numpy().reshape(kept, audio.shape[-1]),
+            "audio": audio[:num_audio].numpy().reshape(num_audio, audio.shape[-1]),
         }
 
-    def _audio(self, system: System, start: int, count: int) -> Tensor:
+    def _make_audio(self, system: EvaluatedSystem, start: int, count: int) -> Tensor:
         """[count, 1, N] decoded audio; real music goes through the codec too, so that only the model is judged."""
         model = self.models[system.model]
         split = "train" if system.role == "train" else "held_out"
-        rows = self._chosen(split, start, count)
+        rows = self._select_rows(split, start, count)
         if system.role in ("train", "held_out"):
             with torch.inference_mode():
                 return model.codec.decode(torch.tensor(np.asarray(rows.latents, dtype=np.float32)))
-        rng = step_generator(self.config.seed, total_step=start, device=model.device)
-        noise = model.noise(count, generator=rng)
-        cond = conditioning_of(rows).to(model.device)
+        rng = make_step_rng(self.config.seed, total_step=start, device=model.device)
+        noise = model.draw_noise(count, generator=rng)
+        cond = make_conditioning(rows).to(model.device)
         x0 = system.sample(model, noise, cond, schedule=self.config.evaluate.schedule, generator=rng)
         return model.decode(x0)
 
-    def _chosen(self, split: str, start: int, count: int) -> Rows:
+    def _select_rows(self, split: str, start: int, count: int) -> FullRows:
         """Rows start ... start + count of the split in a fixed shuffled order, over again where it is short."""
         if split not in self.rows:
-            self.rows[split] = shuffled_rows(self.dataset, split)
+            self.rows[split] = read_shuffled_rows(self.dataset, split)
         rows = self.rows[split]
         return rows.take(np.arange(start, start + count) % len(rows))
 
 
-def shuffled_rows(dataset: LatentDataset, split: str) -> Rows:
+def read_shuffled_rows(dataset: LatentDataset, split: str) -> FullRows:
     """All rows of a split, in a shuffled order that is always the same."""
-    whole = Rows.cat(list(read_here(dataset.uri, dataset.shards(split), Rows)))
-    return whole.take(np.random.default_rng(0).permutation(len(whole)))
+    rows = FullRows.concatenate(list(read_with_threads(dataset.uri, dataset.shards(split), FullRows)))
+    return rows.take(np.random.default_rng(0).permutation(len(rows)))
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SystemSamples:
     """What one system made.
 
     Attributes:
@@ -188,49 +201,51 @@ class Sampled:
 
 
 def sample_systems(
-    config: EvaluateStage, systems: list[System], uris: dict[str, str], scratch: Folder
-) -> dict[str, Sampled]:
+    config: EvaluateStage, systems: list[EvaluatedSystem], uris: dict[str, str], scratch: Folder
+) -> dict[str, SystemSamples]:
     """Sample every system with Ray Data; what an interrupted run finished is taken from `scratch`."""
-    pending = [s for s in systems if not scratch.exists(_partial(s))]
+    pending = [s for s in systems if not scratch.exists(_partial_file_name(s))]
     if len(pending) < len(systems):
         console.print(f"evaluate: {len(systems) - len(pending)} of {len(systems)} systems are sampled already")
     if pending:
-        items = list(_work_items(pending, config.evaluate, held_out_rows=_held_out_rows(uris["dataset"])))
+        items = list(_iter_work_items(pending, config.evaluate, held_out_rows=_count_held_out_rows(uris["dataset"])))
         needs = actor_resources(config.cluster, len(items))
         with progress_bar("evaluate", len(items)) as bar, ray_session(config.cluster, **needs):
-            rows = _counted(map_with_actors(items, SystemSampler, config.cluster, config, uris), bar)
-            for described, parts in groupby(rows, key=lambda row: row["system"]):
-                _keep(scratch, System(**json.loads(described)), list(parts))
-    return {s.name: _load(scratch, s) for s in systems}
+            rows = _report_progress(map_items(items, SystemSampler, config.cluster, config, uris), bar)
+            for system_json, parts in groupby(rows, key=lambda row: row["system"]):
+                _store_samples(scratch, EvaluatedSystem(**json.loads(system_json)), list(parts))
+    return {s.name: _load_samples(scratch, s) for s in systems}
 
 
-def _work_items(systems: list[System], config: EvaluateConfig, *, held_out_rows: int) -> Iterator[dict[str, Any]]:
+def _iter_work_items(
+    systems: list[EvaluatedSystem], config: EvaluateConfig, *, held_out_rows: int
+) -> Iterator[dict[str, Any]]:
     """One item for each system and batch; the reference is every held-out row, once."""
     for system in systems:
-        wanted = held_out_rows if system.role == "held_out" else config.num_samples
-        for start in range(0, wanted, config.batch_size):
-            count = min(config.batch_size, wanted - start)
+        num_samples = held_out_rows if system.role == "held_out" else config.num_samples
+        for start in range(0, num_samples, config.batch_size):
+            count = min(config.batch_size, num_samples - start)
             yield {"system": json.dumps(asdict(system)), "start": start, "count": count}
 
 
-def _counted(rows: Iterator[dict[str, Any]], bar: Bar) -> Iterator[dict[str, Any]]:
+def _report_progress(rows: Iterator[dict[str, Any]], bar: Bar) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         bar.update(number, json.loads(row["system"])["name"])
         yield row
 
 
-def _partial(system: System) -> str:
+def _partial_file_name(system: EvaluatedSystem) -> str:
     return f"{hashlib.sha256(json.dumps(asdict(system)).encode()).hexdigest()[:16]}.safetensors"
 
 
-def _keep(scratch: Folder, system: System, parts: list[dict[str, Any]]) -> None:
+def _store_samples(scratch: Folder, system: EvaluatedSystem, parts: list[dict[str, Any]]) -> None:
     arrays = {key: np.concatenate([np.asarray(p[key]) for p in parts]) for key in ("embeddings", "audio")}
-    write_bytes(scratch, _partial(system), save(arrays))
+    write_bytes(scratch, _partial_file_name(system), save(arrays))
 
 
-def _load(scratch: Folder, system: System) -> Sampled:
-    return Sampled(**load(read_bytes(scratch, _partial(system))))
+def _load_samples(scratch: Folder, system: EvaluatedSystem) -> SystemSamples:
+    return SystemSamples(**load(read_bytes(scratch, _partial_file_name(system))))
 
 
-def _held_out_rows(dataset_uri: str) -> int:
+def _count_held_out_rows(dataset_uri: str) -> int:
     return sum(s.rows for s in open_dataset(dataset_uri).shards("held_out"))

@@ -18,30 +18,30 @@ import torch
 import torchaudio.functional as TAF
 from torch import Tensor
 
-from pipelines.cluster.resources import JUDGE_CPUS, beside_this_process
+from pipelines.cluster.resources import VALIDATOR_CPUS, same_node_affinity
 from pipelines.data.dataset import (
     LatentDataset,
-    conditioning_of,
+    make_conditioning,
     open_dataset,
 )
 from pipelines.data.parquet_tensors import Array
-from pipelines.data.shards import Rows
-from pipelines.evaluate.systems import System, shuffled_rows
+from pipelines.data.shards import FullRows
+from pipelines.evaluate.systems import EvaluatedSystem, read_shuffled_rows
 from pipelines.inference.model import Model, open_model
 from presto_core.config.validation import ValidationConfig
 from presto_core.errors import UserError
-from presto_core.metrics.block_activity import watched
+from presto_core.metrics.block_activity import record_block_activity
 from presto_core.metrics.distances import frechet_distance, mmd
 from presto_core.metrics.embed import PATCH_SECONDS, load_embedder
 from presto_core.metrics.latency import measure_latency
-from presto_core.training.state import step_generator
+from presto_core.training.state import make_step_rng
 
 TIMED_CALLS = 3
-Judging = Callable[[str], dict[str, float]]
+ValidateFn = Callable[[str], dict[str, float]]
 """URI of a model's folder -> its metrics by name."""
 
 
-class Judge:
+class Validator:
     """Judges models of one data set.
 
     Args:
@@ -54,12 +54,12 @@ class Judge:
     def __init__(self, config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1) -> None:
         torch.set_num_threads(torch_threads)
         self.config, self.dataset = config, open_dataset(dataset_uri)
-        require_judgeable(config, self.dataset)
+        check_validatable(config, self.dataset)
         self.reference: Array | None = None
 
     @cached_property
-    def rows(self) -> Rows:
-        return shuffled_rows(self.dataset, "held_out")
+    def rows(self) -> FullRows:
+        return read_shuffled_rows(self.dataset, "held_out")
 
     @cached_property
     def embedder(self) -> Any:
@@ -68,35 +68,36 @@ class Judge:
     def __call__(self, uri: str) -> dict[str, float]:
         """Distances, blocks and sampling time of the model in a folder."""
         model = open_model(uri)
-        system = system_of(model.artifact.kind, self.config.steps)
+        system = system_for_kind(model.artifact.kind, self.config.steps)
         if self.reference is None:
-            self.reference = self._reference(model)
-        parts = [self._embedded(model, self._sampled(model, system, start)) for start in self._starts]
+            self.reference = self._embed_reference(model)
+        parts = [self._embed(model, self._sample_batch(model, system, start)) for start in self._starts]
         generated = np.concatenate(parts)
         try:
             distances = {
-                of.__name__: of(generated=generated, reference=self.reference) for of in (frechet_distance, mmd)
+                metric.__name__: metric(generated=generated, reference=self.reference)
+                for metric in (frechet_distance, mmd)
             }
         except ValueError as error:
             raise UserError(f"the weights in {uri} cannot be judged: {error}; lower the learning rate") from error
-        clip = partial(self._one_clip, model, system)
-        with watched(model.network.blocks) as record:
+        clip = partial(self._sample_one_clip, model, system)
+        with record_block_activity(model.network.blocks) as activity:
             clip()
         return {
             "fd": distances["frechet_distance"],
             "mmd": distances["mmd"],
-            "blocks": float(record.runs),
+            "blocks": float(activity.runs),
             "sampling_ms": measure_latency(clip, calls=TIMED_CALLS).p50_ms,
         }
 
-    def answer(self, uri: str) -> dict[str, Any]:
+    def validate_remote(self, uri: str) -> dict[str, Any]:
         """The same for a caller in another process: what the user can mend is an entry `error`."""
         try:
             return {**self(uri)}
         except UserError as error:
             return {"error": str(error)}
 
-    def ready(self) -> str:
+    def readiness_error(self) -> str:
         """Read what it needs; why it cannot, or nothing."""
         try:
             return "" if len(self.rows) else "nothing is held out"
@@ -107,37 +108,37 @@ class Judge:
     def _starts(self) -> range:
         return range(0, self.config.samples, self.config.batch_size)
 
-    def _sampled(self, model: Model, system: System, start: int) -> Tensor:
+    def _sample_batch(self, model: Model, system: EvaluatedSystem, start: int) -> Tensor:
         """Clips start ... of the fixed ones, x0 [B, C, T]."""
         count = min(self.config.batch_size, self.config.samples - start)
-        return self._clips(model, system, self.rows.take(np.arange(start, start + count) % len(self.rows)), start)
+        return self._sample(model, system, self.rows.take(np.arange(start, start + count) % len(self.rows)), start)
 
-    def _one_clip(self, model: Model, system: System) -> Tensor:
-        return self._clips(model, system, self.rows.take(slice(0, 1)), 0)
+    def _sample_one_clip(self, model: Model, system: EvaluatedSystem) -> Tensor:
+        return self._sample(model, system, self.rows.take(slice(0, 1)), 0)
 
-    def _clips(self, model: Model, system: System, rows: Rows, start: int) -> Tensor:
-        rng = step_generator(0, total_step=start)
-        noise = model.noise(len(rows), generator=rng)
-        return system.sample(model, noise, conditioning_of(rows), schedule=self.config.schedule, generator=rng)
+    def _sample(self, model: Model, system: EvaluatedSystem, rows: FullRows, start: int) -> Tensor:
+        rng = make_step_rng(0, total_step=start)
+        noise = model.draw_noise(len(rows), generator=rng)
+        return system.sample(model, noise, make_conditioning(rows), schedule=self.config.schedule, generator=rng)
 
-    def _reference(self, model: Model) -> Array:
+    def _embed_reference(self, model: Model) -> Array:
         """Embeddings of held-out rows, through the codec as generated ones are: [N, D]."""
         rows = self.rows.take(slice(0, self.config.reference_samples))
         latents = torch.tensor(np.asarray(rows.latents, dtype=np.float32))
-        x0, size = model.card.normalised(latents), self.config.batch_size
-        return np.concatenate([self._embedded(model, x0[i : i + size]) for i in range(0, len(x0), size)])
+        x0, size = model.card.normalize(latents), self.config.batch_size
+        return np.concatenate([self._embed(model, x0[i : i + size]) for i in range(0, len(x0), size)])
 
     @torch.inference_mode()
-    def _embedded(self, model: Model, x0: Tensor) -> Array:
+    def _embed(self, model: Model, x0: Tensor) -> Array:
         """Normalised latents [B, C, T] -> embeddings [N, D]."""
         if self.config.embedding == "latents":
             return torch.cat([x0.mean(dim=2), x0.std(dim=2)], dim=1).numpy()
         audio = model.decode(x0)[:, 0]
-        heard = TAF.resample(audio, model.codec.sample_rate_hz, self.embedder.sample_rate_hz)
-        return np.asarray(self.embedder.embed(heard).flatten(0, 1).numpy())
+        resampled = TAF.resample(audio, model.codec.sample_rate_hz, self.embedder.sample_rate_hz)
+        return np.asarray(self.embedder.embed(resampled).flatten(0, 1).numpy())
 
 
-def require_judgeable(config: ValidationConfig, dataset: LatentDataset) -> None:
+def check_validatable(config: ValidationConfig, dataset: LatentDataset) -> None:
     """Refuse what no judge could measure; knows it from the manifest.
 
     Raises:
@@ -155,50 +156,56 @@ def require_judgeable(config: ValidationConfig, dataset: LatentDataset) -> None:
         )
 
 
-def system_of(kind: str, steps: int) -> System:
+def system_for_kind(kind: str, steps: int) -> EvaluatedSystem:
     """How a model of this kind is sampled."""
     if kind == "generator":
-        return System("validated", "student", steps=steps, nfe=steps)
-    return System("validated", "base", steps=steps, nfe=steps, sampler="dpmpp_2m")
+        return EvaluatedSystem("validated", "student", steps=steps, nfe=steps)
+    return EvaluatedSystem("validated", "base", steps=steps, nfe=steps, sampler="dpmpp_2m")
 
 
-def judge_of(config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1) -> Judging:
+def get_validator(config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1) -> ValidateFn:
     """The judge of this Ray session, an actor beside its runs; without Ray, one of this process."""
     if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
-        return _Lazily(partial(Judge, config, dataset_uri, torch_threads=torch_threads))
-    actor = judging_actor(config, dataset_uri, torch_threads=torch_threads)
+        return _LazyValidator(partial(Validator, config, dataset_uri, torch_threads=torch_threads))
+    actor = get_validator_actor(config, dataset_uri, torch_threads=torch_threads)
 
-    def ask(uri: str) -> dict[str, float]:
+    def validate(uri: str) -> dict[str, float]:
         import ray
 
-        found: dict[str, Any] = ray.get(actor.answer.remote(uri))
-        if "error" in found:
-            raise UserError(found["error"])
-        return found
+        response: dict[str, Any] = ray.get(actor.answer.remote(uri))
+        if "error" in response:
+            raise UserError(response["error"])
+        return response
 
-    return ask
+    return validate
 
 
-def judging_actor(config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1) -> Any:
+def get_validator_actor(config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1) -> Any:
     """The actor that judges by these settings, made when there is none; it ends with the process that made it."""
     import ray
 
-    settings = json.dumps([config.judged_alike(), open_dataset(dataset_uri).manifest], sort_keys=True)
+    settings = json.dumps([config.comparison_settings(), open_dataset(dataset_uri).manifest], sort_keys=True)
     name = f"presto-judge-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
-    options = {"name": name, "get_if_exists": True, "num_cpus": JUDGE_CPUS, "max_restarts": 3, "max_task_retries": 3}
-    options |= {"scheduling_strategy": beside_this_process()}  # where the data set may have been copied to
-    return ray.remote(Judge).options(**options).remote(config, dataset_uri, torch_threads=torch_threads)
+    options = {
+        "name": name,
+        "get_if_exists": True,
+        "num_cpus": VALIDATOR_CPUS,
+        "max_restarts": 3,
+        "max_task_retries": 3,
+    }
+    options |= {"scheduling_strategy": same_node_affinity()}  # where the data set may have been copied to
+    return ray.remote(Validator).options(**options).remote(config, dataset_uri, torch_threads=torch_threads)
 
 
-class _Lazily:
+class _LazyValidator:
     """Makes what is called when it is first called."""
 
-    def __init__(self, make: Callable[[], Judging]) -> None:
+    def __init__(self, make: Callable[[], ValidateFn]) -> None:
         self.make = make
 
     @cached_property
-    def made(self) -> Judging:
+    def validator(self) -> ValidateFn:
         return self.make()
 
     def __call__(self, uri: str) -> dict[str, float]:
-        return self.made(uri)
+        return self.validator(uri)

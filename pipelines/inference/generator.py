@@ -13,18 +13,18 @@ import torch
 from pipelines.inference.model import (
     Model,
     open_model,
-    sample_base,
-    sample_student,
+    sample_generator,
+    sample_teacher,
 )
 from pipelines.registry.resolve import resolve
-from pipelines.storage.filesystem import absolute
+from pipelines.storage.filesystem import absolute_uri
 from pipelines.tracking.client import open_tracker
 from presto_core.artifacts.manifest import Artifact
 from presto_core.config.sampling import BaseSampler, ScheduleConfig
 from presto_core.config.sections import StorageConfig, TrackingConfig
 from presto_core.diffusion.conditioning import Conditioning, key_index
 from presto_core.errors import UserError
-from presto_core.training.state import step_generator
+from presto_core.training.state import make_step_rng
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,13 @@ class Generator:
         if steps < 1:
             raise UserError(f"steps={steps} must be at least 1")
         return [
-            self._one(prompt, steps=steps, seed=seed, seconds=seconds, tempo_bpm=tempo_bpm, key=key, schedule=schedule)
+            self._generate_one(
+                prompt, steps=steps, seed=seed, seconds=seconds, tempo_bpm=tempo_bpm, key=key, schedule=schedule
+            )
             for prompt in prompts
         ]
 
-    def _one(
+    def _generate_one(
         self,
         prompt: str,
         *,
@@ -93,13 +95,13 @@ class Generator:
         key: str | None,
         schedule: ScheduleConfig,
     ) -> GeneratedClip:
-        model, rng = self.model, step_generator(seed, total_step=0)
-        noise = model.noise(1, generator=rng, frames=frames_of(model, seconds))
-        cond = told(model, [prompt], tempo_bpm=tempo_bpm, key=key)
+        model, rng = self.model, make_step_rng(seed, total_step=0)
+        noise = model.draw_noise(1, generator=rng, frames=count_frames(model, seconds))
+        cond = conditions_from_prompts(model, [prompt], tempo_bpm=tempo_bpm, key=key)
         if model.artifact.kind == "generator":
-            x0 = sample_student(model, noise, cond, steps=steps, schedule=schedule, generator=rng)
+            x0 = sample_generator(model, noise, cond, steps=steps, schedule=schedule, generator=rng)
         else:
-            x0 = sample_base(model, noise, cond, how=BaseSampler(steps=steps), schedule=schedule)
+            x0 = sample_teacher(model, noise, cond, sampler=BaseSampler(steps=steps), schedule=schedule)
         return GeneratedClip(prompt, model.decode(x0)[0].numpy().clip(-1, 1), model.codec.sample_rate_hz)
 
 
@@ -120,7 +122,7 @@ def load_generator(
         UserError: unknown to the registry, missing, damaged, or no model.
     """
     tracker = open_tracker(TrackingConfig(uri=tracking_uri))
-    return open_generator(resolve(tracker.client, reference, absolute(storage_root)).uri, device=device)
+    return open_generator(resolve(tracker.client, reference, absolute_uri(storage_root)).uri, device=device)
 
 
 def open_generator(uri: str, *, device: torch.device | str = "cpu") -> Generator:
@@ -128,19 +130,21 @@ def open_generator(uri: str, *, device: torch.device | str = "cpu") -> Generator
     return Generator(open_model(uri, device=device))
 
 
-PATCH_ROOM = 16  # lengths are rounded to a multiple of it, which every patch size in use divides
+FRAME_MULTIPLE = 16  # lengths are rounded to a multiple of it, which every patch size in use divides
 
 
-def told(model: Model, prompts: list[str], *, tempo_bpm: float | None = None, key: str | None = None) -> Conditioning:
+def conditions_from_prompts(
+    model: Model, prompts: list[str], *, tempo_bpm: float | None = None, key: str | None = None
+) -> Conditioning:
     """Prompts as conditions. Tempo and key are read from the prompt where they are not given ("90 bpm", "in D minor").
 
     Raises:
         UserError: the key is no key.
     """
-    text = model.text.encode(prompts)
-    tempi = [tempo_bpm or _tempo_in(p) for p in prompts]
+    text = model.text_encoder.encode(prompts)
+    tempi = [tempo_bpm or _parse_tempo(p) for p in prompts]
     try:
-        keys = [key_index(key or _key_in(p)) for p in prompts]
+        keys = [key_index(key or _parse_key(p)) for p in prompts]
     except ValueError as error:
         raise UserError(f"generate.key: {error}") from None
     return Conditioning(
@@ -153,19 +157,19 @@ def told(model: Model, prompts: list[str], *, tempo_bpm: float | None = None, ke
     )
 
 
-def _tempo_in(prompt: str) -> float | None:
-    found = re.search(r"(\d{2,3})\s*bpm", prompt, re.IGNORECASE)
-    return float(found[1]) if found else None
+def _parse_tempo(prompt: str) -> float | None:
+    match = re.search(r"(\d{2,3})\s*bpm", prompt, re.IGNORECASE)
+    return float(match[1]) if match else None
 
 
-def _key_in(prompt: str) -> str | None:
-    found = re.search(r"\b([A-G][#b]?) (major|minor)\b", prompt)
-    return f"{found[1]} {found[2]}" if found else None
+def _parse_key(prompt: str) -> str | None:
+    match = re.search(r"\b([A-G][#b]?) (major|minor)\b", prompt)
+    return f"{match[1]} {match[2]}" if match else None
 
 
-def frames_of(model: Model, seconds: float | None) -> int:
+def count_frames(model: Model, seconds: float | None) -> int:
     """Latent frames of a clip of this length; None means the length the model was trained on."""
     if seconds is None:
         return model.card.frames
-    wanted = seconds * model.codec.sample_rate_hz / model.codec.hop
-    return max(PATCH_ROOM, round(wanted / PATCH_ROOM) * PATCH_ROOM)
+    frames = seconds * model.codec.sample_rate_hz / model.codec.hop
+    return max(FRAME_MULTIPLE, round(frames / FRAME_MULTIPLE) * FRAME_MULTIPLE)

@@ -24,7 +24,7 @@ class MusicModel(PythonModel):  # type: ignore[misc]
     """A generator, or a base model, behind MLflow's interface."""
 
     def load_context(self, context: Any) -> None:
-        """Open the artifact that was stored with the model; raises StoreError or RefusedError where it is damaged."""
+        """Open the artifact stored with the model; raises StoreError or UnsafeArtifactError if it is damaged."""
         from pipelines.inference.generator import open_generator
 
         self.generator = open_generator(context.artifacts["artifact"])
@@ -37,12 +37,12 @@ class MusicModel(PythonModel):  # type: ignore[misc]
         """
         import soundfile
 
-        said = PARAMS | (params or {})
+        settings = PARAMS | (params or {})
         clips = self.generator.generate(
             [str(prompt) for prompt in model_input[PROMPT]],
-            steps=int(said["steps"]),
-            seed=int(said["seed"]),
-            seconds=float(said["seconds"]) or None,
+            steps=int(settings["steps"]),
+            seed=int(settings["seed"]),
+            seconds=float(settings["seconds"]) or None,
         )
         rows = []
         for clip in clips:

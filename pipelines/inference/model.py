@@ -18,7 +18,7 @@ from presto_core.audio.load_codec import load_codec
 from presto_core.config.sampling import BaseSampler, ScheduleConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
-from presto_core.diffusion.guidance import guided
+from presto_core.diffusion.guidance import make_guided_denoiser
 from presto_core.models.model_card import ModelCard, load_model
 from presto_core.networks.network import Network
 from presto_core.samplers.edm import SAMPLERS
@@ -45,9 +45,9 @@ class Model:
     device: torch.device
 
     @cached_property
-    def budget_at(self) -> Callable[[float], int] | None:
+    def blocks_at(self) -> Callable[[float], int] | None:
         """Blocks to run at a noise level, as it was trained; None runs all."""
-        return self.card.budget.at if self.card.budget else None
+        return self.card.budget.blocks_at if self.card.budget else None
 
     @cached_property
     def codec(self) -> Codec:
@@ -56,20 +56,20 @@ class Model:
         Raises:
             StoreError: the codec here has other weights than the one the data set was encoded with.
         """
-        said = self.card.codec
-        codec = load_codec(said["kind"], path=said["path"] or None)
-        _require_digest("codec", said, codec.digest)
+        info = self.card.codec
+        codec = load_codec(info["kind"], path=info["path"] or None)
+        _check_digest("codec", info, codec.digest)
         return codec
 
     @cached_property
-    def text(self) -> TextEncoder:
+    def text_encoder(self) -> TextEncoder:
         """The text encoder its captions went through; raises StoreError as `codec` does."""
-        said = self.card.text
-        encoder = load_text_encoder(said["kind"], path=said["path"], max_tokens=said["max_tokens"])
-        _require_digest("text encoder", said, encoder.digest)
+        info = self.card.text
+        encoder = load_text_encoder(info["kind"], path=info["path"], max_tokens=info["max_tokens"])
+        _check_digest("text encoder", info, encoder.digest)
         return encoder
 
-    def noise(self, count: int, *, generator: torch.Generator, frames: int | None = None) -> Tensor:
+    def draw_noise(self, count: int, *, generator: torch.Generator, frames: int | None = None) -> Tensor:
         """Where sampling starts: [count, C, T] ~ N(0, I)."""
         shape = (count, self.card.channels, frames or self.card.frames)
         return torch.randn(shape, generator=generator, device=self.device)
@@ -77,7 +77,7 @@ class Model:
     @torch.inference_mode()
     def decode(self, x0: Tensor) -> Tensor:
         """Normalised latents [B, C, T] -> audio [B, A, N]."""
-        return self.codec.decode(self.card.denormalised(x0).cpu())
+        return self.codec.decode(self.card.denormalize(x0).cpu())
 
 
 def open_model(uri: str, *, device: torch.device | str = "cpu") -> Model:
@@ -89,22 +89,24 @@ def open_model(uri: str, *, device: torch.device | str = "cpu") -> Model:
     folder = open_folder(uri)
     artifact = read_artifact(folder)
     network, card = load_model(folder, artifact.manifest)
-    place = torch.device(device)
-    network = network.to(place).requires_grad_(False)
-    return Model(artifact, card, network, EDMDenoiser(network, card.sigma_data), place)
+    torch_device = torch.device(device)
+    network = network.to(torch_device).requires_grad_(False)
+    return Model(artifact, card, network, EDMDenoiser(network, card.sigma_data), torch_device)
 
 
 @torch.inference_mode()
-def sample_base(
-    model: Model, noise: Tensor, cond: Conditioning | None, *, how: BaseSampler, schedule: ScheduleConfig
+def sample_teacher(
+    model: Model, noise: Tensor, cond: Conditioning | None, *, sampler: BaseSampler, schedule: ScheduleConfig
 ) -> Tensor:
     """Sample the base, or a layer-distilled model at its budget, with a deterministic sampler -> [B, C, T]."""
-    sigmas = karras_sigmas(how.steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
-    return SAMPLERS[how.sampler](guided(model.denoise, how.guidance_scale), noise, sigmas, cond, model.budget_at)
+    sigmas = karras_sigmas(sampler.steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
+    return SAMPLERS[sampler.sampler](
+        make_guided_denoiser(model.denoise, sampler.guidance_scale), noise, sigmas, cond, model.blocks_at
+    )
 
 
 @torch.inference_mode()
-def sample_student(
+def sample_generator(
     model: Model,
     noise: Tensor,
     cond: Conditioning | None,
@@ -115,12 +117,12 @@ def sample_student(
 ) -> Tensor:
     """Sample a distilled generator by ping-pong -> [B, C, T]."""
     sigmas = few_step_sigmas(steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
-    return ping_pong(model.denoise, noise, sigmas, cond, generator=generator, budget=model.budget_at)
+    return ping_pong(model.denoise, noise, sigmas, cond, generator=generator, budget=model.blocks_at)
 
 
-def _require_digest(what: str, said: dict[str, Any], found: str) -> None:
-    if said["digest"] != found:
+def _check_digest(component: str, expected: dict[str, Any], digest: str) -> None:
+    if expected["digest"] != digest:
         raise StoreError(
-            f"the {what} {said['kind']} here (digest {found[:12]}) is not the one this model was made with "
-            f"({said['digest'][:12]}); point {what.split()[0]}.path at that one, or ingest and train again"
+            f"the {component} {expected['kind']} here (digest {digest[:12]}) is not the one this model was made with "
+            f"({expected['digest'][:12]}); point {component.split()[0]}.path at that one, or ingest and train again"
         )

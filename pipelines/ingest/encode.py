@@ -13,22 +13,22 @@ from dataclasses import asdict
 
 from pipelines.cluster.actor_pool import (
     actor_resources,
-    ordered,
-    rows_of,
-    with_actors,
+    dataset_from_items,
+    iter_rows,
+    map_actors,
 )
 from pipelines.cluster.session import ClusterError
 from pipelines.console import Bar, console
 from pipelines.ingest.latent_cache import (
-    DIED,
-    Content,
-    Failure,
-    Pool,
-    Seen,
+    WORKER_DIED,
+    EncodedContent,
+    IngestFailure,
+    LatentCache,
+    SourceRecord,
 )
 from pipelines.ingest.segments import (
-    Encoding,
-    End,
+    EncodeSettings,
+    FileResult,
     decoder_versions,
 )
 from pipelines.ingest.sources import Track
@@ -41,25 +41,25 @@ from presto_core.config.schema import IngestStage
 from presto_core.config.sections import ClusterConfig
 
 ATTEMPTS = 3  # where workers die
-ROUND = 2048  # tracks of one execution of Ray Data
-TOGETHER, BLOCKS_A_WORKER = 4, 6  # tracks at once at most, and how often a worker is given some at least
+TRACKS_PER_EXECUTION = 2048  # tracks of one execution of Ray Data
+MAX_TRACKS_PER_BLOCK, BLOCKS_PER_WORKER = 4, 6  # tracks at once at most, and how often a worker is given some at least
 SAVE_EVERY_S = 10.0
 DECODE_CPUS = 1.0  # of a task that decodes for GPUs
 
 
-def unknown_tracks(tracks: list[Track], pool: Pool) -> list[Track]:
+def find_tracks_to_encode(tracks: list[Track], cache: LatentCache) -> list[Track]:
     """Tracks that must be read: new ones, changed ones, and those that only another decoder failed on."""
-    return [track for track in tracks if track.stamp and not _is_known(track, pool)]
+    return [track for track in tracks if track.stamp and not _is_known(track, cache)]
 
 
-def _is_known(track: Track, pool: Pool) -> bool:
-    seen = pool.seen.get(track.uri)
-    if seen is None or seen.stamp != track.stamp:
+def _is_known(track: Track, cache: LatentCache) -> bool:
+    record = cache.source_records.get(track.uri)
+    if record is None or record.stamp != track.stamp:
         return False
-    return seen.failure is not None or _is_settled(pool.contents.get(seen.digest))
+    return record.failure is not None or _is_final(cache.contents.get(record.digest))
 
 
-def _is_settled(content: Content | None) -> bool:
+def _is_final(content: EncodedContent | None) -> bool:
     return content is not None and (content.failure is None or content.decoder == decoder_versions())
 
 
@@ -69,7 +69,9 @@ def encoding_resources(config: ClusterConfig, items: int) -> dict[str, float]:
     return needs | {"cpus": needs["cpus"] + (DECODE_CPUS if config.gpus_per_worker else 0)}
 
 
-def encode_tracks(config: IngestStage, encoding: Encoding, tracks: list[Track], pool: Pool, bar: Bar) -> None:
+def encode_tracks(
+    config: IngestStage, encoding: EncodeSettings, tracks: list[Track], cache: LatentCache, bar: Bar
+) -> None:
     """Read tracks, encode what the pool does not hold, and note what came of each; inside a Ray session.
 
     Workers may die: what they had in hand is tried again, a few times.
@@ -79,90 +81,108 @@ def encode_tracks(config: IngestStage, encoding: Encoding, tracks: list[Track], 
         ClusterError: workers die again and again.
     """
     for attempt in range(ATTEMPTS):
-        left = [track for track in tracks if attempt == 0 or _died(track, pool)]
-        if left and attempt:
-            console.print(f"ingest: a worker died, {len(left)} files are tried again")
+        remaining = [track for track in tracks if attempt == 0 or _has_worker_died(track, cache)]
+        if remaining and attempt:
+            console.print(f"ingest: a worker died, {len(remaining)} files are tried again")
         try:
-            for first in range(0, len(left), ROUND):
-                chunk = left[first : first + ROUND]
-                together = _together(config.cluster, len(chunk)) if attempt == 0 else 1
-                _encode_round(config, encoding, chunk, pool, bar, together=together)
+            for first in range(0, len(remaining), TRACKS_PER_EXECUTION):
+                chunk = remaining[first : first + TRACKS_PER_EXECUTION]
+                tracks_per_block = _choose_tracks_per_block(config.cluster, len(chunk)) if attempt == 0 else 1
+                _encode_chunk(config, encoding, chunk, cache, bar, tracks_per_block=tracks_per_block)
         except ClusterError:
             if attempt == ATTEMPTS - 1:
                 raise
 
 
-def _together(config: ClusterConfig, tracks: int) -> int:
+def _choose_tracks_per_block(config: ClusterConfig, tracks: int) -> int:
     """Tracks that a worker is given at once, so that Ray has less to do; not so many that some wait for others."""
     if config.gpus_per_worker:
         return 1  # one is decoded while another is encoded
-    return min(max(tracks // (BLOCKS_A_WORKER * config.data_workers), 1), TOGETHER)
+    return min(max(tracks // (BLOCKS_PER_WORKER * config.data_workers), 1), MAX_TRACKS_PER_BLOCK)
 
 
-def _died(track: Track, pool: Pool) -> bool:
+def _has_worker_died(track: Track, cache: LatentCache) -> bool:
     """Whether nothing is known of a track because the worker that had it died."""
-    seen = pool.seen.get(track.uri)
-    return seen is None or seen.stamp != track.stamp or seen.failure == DIED
+    record = cache.source_records.get(track.uri)
+    return record is None or record.stamp != track.stamp or record.failure == WORKER_DIED
 
 
-def _encode_round(
-    config: IngestStage, encoding: Encoding, tracks: list[Track], pool: Pool, bar: Bar, *, together: int
+def _encode_chunk(
+    config: IngestStage,
+    encoding: EncodeSettings,
+    tracks: list[Track],
+    cache: LatentCache,
+    bar: Bar,
+    *,
+    tracks_per_block: int,
 ) -> None:
-    saved = time.monotonic()
+    last_save = time.monotonic()
     try:
-        for track, end in _ended(config, encoding, tracks, pool, together=together):
-            _note(pool, track, end)
-            if end.failure != DIED:
+        for track, result in _run_encoders(config, encoding, tracks, cache, tracks_per_block=tracks_per_block):
+            _record_result(cache, track, result)
+            if result.failure != WORKER_DIED:
                 bar.update(bar.done + 1, track.file)
-            if time.monotonic() - saved > SAVE_EVERY_S:
-                pool.save()
-                saved = time.monotonic()
+            if time.monotonic() - last_save > SAVE_EVERY_S:
+                cache.save()
+                last_save = time.monotonic()
     finally:
-        pool.save()
+        cache.save()
 
 
-def _note(pool: Pool, track: Track, end: End) -> None:
+def _record_result(cache: LatentCache, track: Track, result: FileResult) -> None:
     """Remember what a track came to; what had nothing to do with its content is tried again the next time."""
-    failure = end.failure
+    failure = result.failure
     if failure is not None and failure.stage == "fetch":
-        pool.seen[track.uri] = Seen(track.uri, track.stamp, "", failure=failure)
+        cache.source_records[track.uri] = SourceRecord(track.uri, track.stamp, "", failure=failure)
         return
     describes = failure is not None and failure.stage == "describe"
-    pool.add(seen=Seen(track.uri, track.stamp, end.digest, end.facts, failure if describes else None))
-    if not describes and not _is_settled(pool.contents.get(end.digest)):
-        pool.add(content=Content(end.digest, end.rows, end.silent, end.seconds, failure, decoder_versions()))
+    cache.add(
+        source_record=SourceRecord(track.uri, track.stamp, result.digest, result.facts, failure if describes else None)
+    )
+    if not describes and not _is_final(cache.contents.get(result.digest)):
+        cache.add(
+            content=EncodedContent(
+                result.digest, result.rows, result.silent, result.seconds, failure, decoder_versions()
+            )
+        )
 
 
-def _ended(
-    config: IngestStage, encoding: Encoding, tracks: list[Track], pool: Pool, *, together: int
-) -> Iterator[tuple[Track, End]]:
+def _run_encoders(
+    config: IngestStage, encoding: EncodeSettings, tracks: list[Track], cache: LatentCache, *, tracks_per_block: int
+) -> Iterator[tuple[Track, FileResult]]:
     """Run tracks through decoders and encoders; each as soon as all before it are done."""
     import ray
 
-    cluster, folder = config.cluster, pool.folder.uri
-    known = ray.put(frozenset(digest for digest, content in pool.contents.items() if _is_settled(content)))
-    named = [{"item": json.dumps([i, asdict(track)])} for i, track in enumerate(tracks)]
-    items = ordered(named, together=together, may_fail=True)
+    cluster, folder = config.cluster, cache.folder.uri
+    known_ref = ray.put(frozenset(digest for digest, content in cache.contents.items() if _is_final(content)))
+    track_items = [{"item": json.dumps([i, asdict(track)])} for i, track in enumerate(tracks)]
+    items = dataset_from_items(track_items, block_items=tracks_per_block, may_fail=True)
     if cluster.gpus_per_worker:
         items.context.target_max_block_size = 1  # each segment is a block: it is encoded while the next one is decoded
-        cut = items.map_batches(decode_track, batch_size=1, num_cpus=DECODE_CPUS, fn_args=(encoding, folder, [known]))
-        encoded = with_actors(cut, SegmentEncoder, cluster, len(tracks), config, folder)
+        decoded = items.map_batches(
+            decode_track, batch_size=1, num_cpus=DECODE_CPUS, fn_args=(encoding, folder, [known_ref])
+        )
+        encoded = map_actors(decoded, SegmentEncoder, cluster, len(tracks), config, folder)
     else:
-        encoded = with_actors(items, FileEncoder, cluster, len(tracks), config, encoding, folder, [known])
-    failed: dict[int, Failure] = {}
+        encoded = map_actors(items, FileEncoder, cluster, len(tracks), config, encoding, folder, [known_ref])
+    failures: dict[int, IngestFailure] = {}
     segments: dict[int, int] = {}
-    for row in rows_of(encoded):
+    for row in iter_rows(encoded):
         index, end = row["index"], row["end"]
         if row["failure"]:
-            failed[index] = Failure(**json.loads(row["failure"]))
+            failures[index] = IngestFailure(**json.loads(row["failure"]))
         segments[index] = segments.get(index, 0) + row["segments"]
         if end:
-            yield tracks[index], _completed(End(**json.loads(end)), failed.get(index), segments[index])
+            yield tracks[index], _merge_result(FileResult(**json.loads(end)), failures.get(index), segments[index])
 
 
-def _completed(end: End, failure: Failure | None, segments: int) -> End:
+def _merge_result(result: FileResult, failure: IngestFailure | None, segments: int) -> FileResult:
     """The end of a file, knowing what its encoders said."""
-    said = Failure(**end.failure) if isinstance(end.failure, dict) else end.failure  # JSON made it a dict
-    if said is None and failure is None and segments < len(end.rows):
-        failure = DIED
-    return End(end.digest, end.facts, tuple(end.rows), end.silent, end.seconds, said or failure)
+    file_failure = (
+        IngestFailure(**result.failure) if isinstance(result.failure, dict) else result.failure
+    )  # JSON made it a dict
+    if file_failure is None and failure is None and segments < len(result.rows):
+        failure = WORKER_DIED
+    return FileResult(
+        result.digest, result.facts, tuple(result.rows), result.silent, result.seconds, file_failure or failure
+    )

@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 
 from pipelines.data.parquet_tensors import (
     Array,
-    column_of,
-    table_bytes,
+    read_array,
+    serialize_table,
 )
-from presto_core.artifacts.fast_path import read_quickly
+from presto_core.artifacts.fast_path import try_read
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import (
     StoreError,
@@ -37,7 +37,7 @@ from presto_core.artifacts.store import (
 
 
 @dataclass(frozen=True)
-class Failure:
+class IngestFailure:
     """Why a file gives no rows.
 
     Attributes:
@@ -51,11 +51,11 @@ class Failure:
     message: str
 
 
-DIED = Failure("fetch", "WorkerDied", "a worker died each time it had this file in hand")
+WORKER_DIED = IngestFailure("fetch", "WorkerDied", "a worker died each time it had this file in hand")
 
 
 @dataclass(frozen=True)
-class Content:
+class EncodedContent:
     """What one file's audio came to, whatever the file is called.
 
     Attributes:
@@ -71,34 +71,34 @@ class Content:
     rows: tuple[int, ...] = ()
     silent: int = 0
     seconds: float = 0.0
-    failure: Failure | None = None
+    failure: IngestFailure | None = None
     decoder: str = ""
 
 
 @dataclass(frozen=True)
-class Seen:
+class SourceRecord:
     """What was found behind a name: the content, and what file and sidecar tell of it."""
 
     uri: str
     stamp: str
     digest: str
     facts: dict[str, Any] = field(default_factory=dict)
-    failure: Failure | None = None
+    failure: IngestFailure | None = None
 
 
-class Pool:
+class LatentCache:
     """Encoded audio of one way of encoding, and the journal of it."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self.seen: dict[str, Seen] = {}
-        self.contents: dict[str, Content] = {}
+        self.source_records: dict[str, SourceRecord] = {}
+        self.contents: dict[str, EncodedContent] = {}
         self._unsaved: list[dict[str, Any]] = []
         self._journals: list[str] = []
 
     def load(self) -> None:
         """Read the journal."""
-        infos = self._journal.files(missing_ok=True)
+        infos = self._journal.list_files(missing_ok=True)
         self._journals = sorted(i.base_name for i in infos if i.base_name.endswith(".jsonl"))
         for name in self._journals:
             try:
@@ -108,14 +108,14 @@ class Pool:
                     raise
                 continue  # another run has just made one of many; what this one does not know, it finds
             for line in filter(None, lines):
-                self._take(json.loads(line))
+                self._apply(json.loads(line))
 
-    def add(self, *, seen: Seen | None = None, content: Content | None = None) -> None:
+    def add(self, *, source_record: SourceRecord | None = None, content: EncodedContent | None = None) -> None:
         """Note what was found; `save` makes it last."""
-        for kind, found in (("seen", seen), ("content", content)):
-            if found is not None:
-                entry = {"kind": kind, **asdict(found)}
-                self._take(entry)
+        for kind, value in (("seen", source_record), ("content", content)):
+            if value is not None:
+                entry = {"kind": kind, **asdict(value)}
+                self._apply(entry)
                 self._unsaved.append(entry)
 
     def save(self) -> None:
@@ -133,7 +133,7 @@ class Pool:
         if len(self._journals) < 2:
             return
         entries = [{"kind": "content", **asdict(c)} for c in self.contents.values()]
-        entries += [{"kind": "seen", **asdict(s)} for s in self.seen.values()]
+        entries += [{"kind": "seen", **asdict(s)} for s in self.source_records.values()]
         old, self._unsaved = self._journals, entries
         self._journals = []
         self.save()
@@ -144,13 +144,13 @@ class Pool:
     def _journal(self) -> Folder:
         return self.folder.child("journal")
 
-    def _take(self, entry: dict[str, Any]) -> None:
+    def _apply(self, entry: dict[str, Any]) -> None:
         kind, failure = entry["kind"], entry["failure"]
-        known = {k: v for k, v in entry.items() if k != "kind"} | {"failure": failure and Failure(**failure)}
+        fields = {k: v for k, v in entry.items() if k != "kind"} | {"failure": failure and IngestFailure(**failure)}
         if kind == "seen":
-            self.seen[entry["uri"]] = Seen(**known)
+            self.source_records[entry["uri"]] = SourceRecord(**fields)
         else:
-            self.contents[entry["digest"]] = Content(**known | {"rows": tuple(entry["rows"])})
+            self.contents[entry["digest"]] = EncodedContent(**fields | {"rows": tuple(entry["rows"])})
 
 
 def segment_name(digest: str, segment: int) -> str:
@@ -158,45 +158,45 @@ def segment_name(digest: str, segment: int) -> str:
     return f"latents/{digest[:2]}/{digest}-{segment:05d}.parquet"
 
 
-def write_segment(pool: Folder, digest: str, segment: int, *, latents: Array, start_seconds: Array) -> None:
+def write_segment(folder: Folder, digest: str, segment: int, *, latents: Array, start_seconds: Array) -> None:
     """Keep latents [R, C, T] float16 of windows that begin at `start_seconds` [R].
 
     Raises:
         StoreError: the place cannot be written.
     """
     columns = {"latents": latents, "start_seconds": start_seconds.astype(np.float32)}
-    write_bytes(pool, segment_name(digest, segment), table_bytes(columns))
+    write_bytes(folder, segment_name(digest, segment), serialize_table(columns))
 
 
-def read_segment(pool: Folder, digest: str, segment: int, *, rows: int) -> tuple[Array, Array]:
+def read_segment(folder: Folder, digest: str, segment: int, *, rows: int) -> tuple[Array, Array]:
     """Latents [R, C, T] and start_seconds [R] of a segment.
 
     Raises:
         StoreError: it is missing, damaged, or holds another number of rows.
     """
     name = segment_name(digest, segment)
-    mend = f"delete {pool.uri} and ingest again: it is encoded anew"
+    hint = f"delete {folder.uri} and ingest again: it is encoded anew"
     try:
-        table = _read_table(pool, name)
-        latents, start_seconds = column_of(table, "latents"), column_of(table, "start_seconds")
+        table = _read_table(folder, name)
+        latents, start_seconds = read_array(table, "latents"), read_array(table, "start_seconds")
     except (pa.ArrowException, OSError, KeyError) as error:
         why = " ".join(str(error).split())
-        raise StoreError(f"encoded segment {pool.uri}/{name} is damaged ({why}); {mend}") from None
+        raise StoreError(f"encoded segment {folder.uri}/{name} is damaged ({why}); {hint}") from None
     if len(latents) != rows:
-        raise StoreError(f"encoded segment {pool.uri}/{name} holds {len(latents)} rows, not {rows}; {mend}")
+        raise StoreError(f"encoded segment {folder.uri}/{name} holds {len(latents)} rows, not {rows}; {hint}")
     return latents, start_seconds
 
 
-def _read_table(pool: Folder, name: str) -> pa.Table:
+def _read_table(folder: Folder, name: str) -> pa.Table:
     """A segment's table, its pages checked; in one request where that goes well."""
 
-    def table(content: bytes) -> pa.Table:
+    def parse_table(content: bytes) -> pa.Table:
         return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
 
     with suppress(pa.ArrowException, OSError):
-        if content := read_quickly(pool.quick, pool.file(name)):
-            return table(content)
-    return table(read_bytes(pool, name))
+        if content := try_read(folder.fast_path, folder.file_path(name)):
+            return parse_table(content)
+    return parse_table(read_bytes(folder, name))
 
 
 def _write_lines(folder: Folder, name: str, entries: list[dict[str, Any]]) -> None:

@@ -13,14 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.storage.filesystem import absolute, open_folder
+from pipelines.storage.filesystem import absolute_uri, open_folder
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import read_bytes
 from presto_core.errors import UserError
 
-STEM = "manifest"
+MANIFEST_STEM = "manifest"
 
-Numbered = list[tuple[int, dict[str, Any]]]
+NumberedRows = list[tuple[int, dict[str, Any]]]
 
 
 class SourceError(UserError):
@@ -28,7 +28,7 @@ class SourceError(UserError):
 
 
 @dataclass(frozen=True)
-class Listing:
+class Manifest:
     """A manifest's rows.
 
     Attributes:
@@ -39,26 +39,26 @@ class Listing:
 
     name: str
     unit: str
-    rows: Numbered
+    rows: NumberedRows
 
 
-def find_listing(source: Folder, files: Container[str], named: str) -> Listing | None:
+def find_manifest(source: Folder, files: Container[str], manifest_uri: str) -> Manifest | None:
     """The manifest a user named, else the one in the source, if there is one.
 
     Raises:
         SourceError: it is not of a known format, is damaged, has no `file` in it, or there are several.
         StoreError: the named one does not exist.
     """
-    if named:
-        where, _, name = absolute(named).rpartition("/")
-        return _read(open_folder(where or "/"), name)
-    present = [STEM + suffix for suffix in FORMATS if STEM + suffix in files]
+    if manifest_uri:
+        where, _, name = absolute_uri(manifest_uri).rpartition("/")
+        return _read_manifest(open_folder(where or "/"), name)
+    present = [MANIFEST_STEM + suffix for suffix in FORMATS if MANIFEST_STEM + suffix in files]
     if len(present) > 1:
         raise SourceError(f"{source.uri} holds {' and '.join(present)}; keep one, or name it: ingest.manifest=...")
-    return _read(source, present[0]) if present else None
+    return _read_manifest(source, present[0]) if present else None
 
 
-def _read(folder: Folder, name: str) -> Listing:
+def _read_manifest(folder: Folder, name: str) -> Manifest:
     suffix = PurePosixPath(name).suffix.lower()
     if suffix not in FORMATS:
         raise SourceError(f"manifest {name!r} must be one of {', '.join(FORMATS)}")
@@ -69,10 +69,10 @@ def _read(folder: Folder, name: str) -> Listing:
         raise SourceError(f"{name} is not UTF-8 text: {error}; save it as UTF-8") from None
     if rows and suffix != ".jsonl" and "file" not in rows[0][1]:
         raise SourceError(f"{name} has no column 'file'; it has {', '.join(map(repr, rows[0][1]))}")
-    return Listing(name, unit, rows)
+    return Manifest(name, unit, rows)
 
 
-def _jsonl(content: bytes, name: str) -> Numbered:
+def _parse_jsonl(content: bytes, name: str) -> NumberedRows:
     rows = []
     for number, line in enumerate(content.decode().split("\n"), 1):
         if not line.strip():
@@ -87,7 +87,7 @@ def _jsonl(content: bytes, name: str) -> Numbered:
     return rows
 
 
-def _csv(content: bytes, name: str) -> Numbered:
+def _parse_csv(content: bytes, name: str) -> NumberedRows:
     reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
     rows = []
     try:
@@ -102,7 +102,7 @@ def _csv(content: bytes, name: str) -> Numbered:
     return rows
 
 
-def _parquet(content: bytes, name: str) -> Numbered:
+def _parse_parquet(content: bytes, name: str) -> NumberedRows:
     try:
         rows = pq.read_table(pa.BufferReader(content)).to_pylist()
     except pa.ArrowInvalid as error:
@@ -110,8 +110,8 @@ def _parquet(content: bytes, name: str) -> Numbered:
     return list(enumerate(rows, 1))
 
 
-FORMATS: dict[str, tuple[str, Callable[[bytes, str], Numbered]]] = {
-    ".jsonl": ("line", _jsonl),
-    ".csv": ("line", _csv),
-    ".parquet": ("row", _parquet),
+FORMATS: dict[str, tuple[str, Callable[[bytes, str], NumberedRows]]] = {
+    ".jsonl": ("line", _parse_jsonl),
+    ".csv": ("line", _parse_csv),
+    ".parquet": ("row", _parse_parquet),
 }

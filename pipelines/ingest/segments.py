@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pipelines.data.parquet_tensors import Array
-from pipelines.ingest.latent_cache import Failure
-from pipelines.ingest.sidecars import found_facts
-from pipelines.ingest.source_file import fetched
+from pipelines.ingest.latent_cache import IngestFailure
+from pipelines.ingest.sidecars import read_metadata
+from pipelines.ingest.source_file import open_source_file
 from pipelines.ingest.sources import Track
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError
@@ -23,20 +23,20 @@ from presto_core.audio.chunks import (
     AudioError,
     Tail,
     Waveform,
-    blocks,
-    cut,
+    decode_blocks,
+    iter_windows,
 )
 from presto_core.audio.codec import Codec, CodecError
 from presto_core.audio.loudness import gain, integrated_loudness
 from presto_core.config.schema import IngestStage
 
-RECIPE = 3  # raise when the same settings would give other latents, or name them otherwise
+ENCODING_VERSION = 3  # raise when the same settings would give other latents, or name them otherwise
 SILENCE_RMS = 1e-3  # -60 dB: a window below holds no music
 SEGMENT_SECONDS = 192.0  # of windows that travel together
 
 
 @dataclass(frozen=True)
-class Encoding:
+class EncodeSettings:
     """Everything that decides a file's latents.
 
     Attributes:
@@ -53,7 +53,7 @@ class Encoding:
     loudness_lufs: float | None
 
     @staticmethod
-    def of(config: IngestStage, codec: Codec) -> Encoding:
+    def from_config(config: IngestStage, codec: Codec) -> EncodeSettings:
         """As settings and codec have it.
 
         Raises:
@@ -65,7 +65,7 @@ class Encoding:
                 f"ingest.channels=stereo needs a codec of two channels, and {config.codec.kind} has "
                 f"{codec.audio_channels}; use codec.kind=oobleck codec.path=..., or ingest.channels=mono"
             )
-        return Encoding(
+        return EncodeSettings(
             codec=codec.digest,
             sample_rate_hz=codec.sample_rate_hz,
             window=settings.chunk_frames * codec.hop,
@@ -78,11 +78,11 @@ class Encoding:
     @property
     def key(self) -> str:
         """Name of what is encoded this way."""
-        body = json.dumps([RECIPE, SILENCE_RMS, SEGMENT_SECONDS, asdict(self)], sort_keys=True)
+        body = json.dumps([ENCODING_VERSION, SILENCE_RMS, SEGMENT_SECONDS, asdict(self)], sort_keys=True)
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
     @property
-    def windows_a_segment(self) -> int:
+    def windows_per_segment(self) -> int:
         return max(int(SEGMENT_SECONDS * self.sample_rate_hz / self.window), 1)
 
 
@@ -101,7 +101,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class End:
+class FileResult:
     """What a file came to, once its segments have been given."""
 
     digest: str
@@ -109,12 +109,12 @@ class End:
     rows: tuple[int, ...] = ()
     silent: int = 0
     seconds: float = 0.0
-    failure: Failure | None = None
+    failure: IngestFailure | None = None
 
 
-def opened(
-    track: Track, source: Folder, encoding: Encoding, *, known: frozenset[str]
-) -> Iterator[tuple[str, Segment | End]]:
+def segment_file(
+    track: Track, source: Folder, encoding: EncodeSettings, *, known_digests: frozenset[str]
+) -> Iterator[tuple[str, Segment | FileResult]]:
     """A file's segments and then its end, each with the digest of the file; of `known` contents only the end.
 
     Raises:
@@ -122,76 +122,76 @@ def opened(
     """
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(fetched(source, track.path))
+            file = stack.enter_context(open_source_file(source, track.path))
         except StoreError as error:
             source.exists(track.path)  # a source that does not answer at all ends the run here
-            yield "", End("", {}, failure=_failure("fetch", error))
+            yield "", FileResult("", {}, failure=_make_failure("fetch", error))
             return
         digest = file.digest
         try:
-            facts = found_facts(track, file.stream, source)
+            facts = read_metadata(track, file.stream, source)
         except ValueError as error:
-            yield digest, End(digest, {}, failure=_failure("describe", error))
+            yield digest, FileResult(digest, {}, failure=_make_failure("describe", error))
             return
-        if digest in known:
-            yield digest, End(digest, facts)
+        if digest in known_digests:
+            yield digest, FileResult(digest, facts)
             return
-        counter, failure = _Counter(file.stream, encoding), None
+        segmenter, failure = _Segmenter(file.stream, encoding), None
         try:
-            for segment in counter.segments():
-                if file.changed:
+            for segment in segmenter.iter_segments():
+                if file.has_changed:
                     break
                 yield digest, segment
-            counter.require_music()
+            segmenter.check_has_music()
         except OSError as error:  # of a disk, which may be better tomorrow
-            failure = _failure("fetch", error)
+            failure = _make_failure("fetch", error)
         except Exception as error:  # of whatever kind: one file's trouble is not the run's
-            failure = _failure("decode", error)
-        if file.changed:  # then its hash is not of what was decoded
-            failure = _failure("fetch", StoreError("was changed while it was read; run the same command again"))
+            failure = _make_failure("decode", error)
+        if file.has_changed:  # then its hash is not of what was decoded
+            failure = _make_failure("fetch", StoreError("was changed while it was read; run the same command again"))
         if failure:
-            yield digest, End(digest, facts, failure=failure)
+            yield digest, FileResult(digest, facts, failure=failure)
         else:
-            seconds = counter.samples / encoding.sample_rate_hz
-            yield digest, End(digest, facts, tuple(counter.rows), counter.silent, seconds)
+            seconds = segmenter.samples / encoding.sample_rate_hz
+            yield digest, FileResult(digest, facts, tuple(segmenter.rows), segmenter.silent, seconds)
 
 
-class _Counter:
+class _Segmenter:
     """Cuts one file and counts what comes out."""
 
-    def __init__(self, content: BinaryIO, encoding: Encoding) -> None:
+    def __init__(self, content: BinaryIO, encoding: EncodeSettings) -> None:
         self.content, self.encoding = content, encoding
         self.rows: list[int] = []
         self.silent = self.samples = 0
 
-    def segments(self) -> Iterator[Segment]:
-        encoding, factor = self.encoding, self._factor()
-        heard = (block * factor if factor != 1 else block for block in self._decoded())
-        sizes = {"length": encoding.window, "step": encoding.step, "together": encoding.windows_a_segment}
-        for starts, audio in cut(heard, tail=encoding.tail, **sizes):
-            yield self._segment(np.array(starts), audio)
+    def iter_segments(self) -> Iterator[Segment]:
+        encoding, factor = self.encoding, self._loudness_factor()
+        scaled_blocks = (block * factor if factor != 1 else block for block in self._decode())
+        sizes = {"length": encoding.window, "hop": encoding.step, "batch_size": encoding.windows_per_segment}
+        for starts, audio in iter_windows(scaled_blocks, tail=encoding.tail, **sizes):
+            yield self._make_segment(np.array(starts), audio)
 
-    def require_music(self) -> None:
+    def check_has_music(self) -> None:
         if not sum(self.rows):
             raise AudioError("holds silence only")
 
-    def _factor(self) -> np.float32:
+    def _loudness_factor(self) -> np.float32:
         """What every sample is multiplied by, so that the file has the wanted loudness."""
         if self.encoding.loudness_lufs is None:
             return np.float32(1)
         rate = self.encoding.sample_rate_hz
-        loudness = integrated_loudness(self._decoded(), sample_rate_hz=rate)
+        loudness = integrated_loudness(self._decode(), sample_rate_hz=rate)
         self.samples = 0
         return np.float32(gain(loudness, target_lufs=self.encoding.loudness_lufs))
 
-    def _decoded(self) -> Iterator[Waveform]:
+    def _decode(self) -> Iterator[Waveform]:
         self.content.seek(0)
         rate, channels = self.encoding.sample_rate_hz, self.encoding.channels
-        for block in blocks(self.content, sample_rate_hz=rate, channels=channels):
+        for block in decode_blocks(self.content, sample_rate_hz=rate, channels=channels):
             self.samples += len(block)
             yield block
 
-    def _segment(self, starts: Array, audio: Waveform) -> Segment:
+    def _make_segment(self, starts: Array, audio: Waveform) -> Segment:
         loud = np.array([np.vdot(window, window) / window.size for window in audio]) >= SILENCE_RMS**2
         self.rows.append(int(loud.sum()))
         self.silent += int((~loud).sum())
@@ -202,14 +202,14 @@ class _Counter:
 
 def decoder_versions() -> str:
     """What decodes here: a file that failed is tried again by another decoder only."""
-    found = []
+    versions = []
     for name in ("soundfile", "av"):
         try:
-            found.append(f"{name} {version(name)}")
+            versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
-            found.append(f"no {name}")
-    return ", ".join(found)
+            versions.append(f"no {name}")
+    return ", ".join(versions)
 
 
-def _failure(stage: str, error: Exception) -> Failure:
-    return Failure(stage, type(error).__name__, " ".join(str(error).split()) or "failed without a word")
+def _make_failure(stage: str, error: Exception) -> IngestFailure:
+    return IngestFailure(stage, type(error).__name__, " ".join(str(error).split()) or "failed without a word")

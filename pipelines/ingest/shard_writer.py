@@ -13,11 +13,11 @@ import torch
 from pipelines.data.layout import SPLITS
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shards import (
-    Rows,
+    FullRows,
     to_parquet,
     write_shard,
 )
-from pipelines.ingest.latent_cache import Content, read_segment
+from pipelines.ingest.latent_cache import EncodedContent, read_segment
 from pipelines.ingest.sources import Track
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import write_bytes
@@ -28,15 +28,15 @@ from presto_core.text.encoder import TextEmbedding, load_text_encoder
 
 
 @dataclass(frozen=True)
-class Entry:
+class CuratedTrack:
     """A track of the data set, with all that is known of it, and its content."""
 
     track: Track
-    content: Content
+    content: EncodedContent
 
 
 @dataclass(frozen=True)
-class Part:
+class SegmentSlice:
     """Rows `start` ... `stop` of one encoded segment, which holds `rows`."""
 
     track: dict[str, Any]
@@ -53,57 +53,57 @@ class ShardPlan:
 
     name: str
     split: str
-    parts: list[Part]
+    parts: list[SegmentSlice]
 
 
-def plan_shards(entries: list[Entry], *, rows_per_shard: int) -> list[ShardPlan]:
+def plan_shards(entries: list[CuratedTrack], *, rows_per_shard: int) -> list[ShardPlan]:
     """Shards of exactly `rows_per_shard` rows, but for the last of a split.
 
     Tracks go in the order of their contents' hashes: so each shard holds music from all over the source, and the plan
     follows from what is in it, not from when it came.
     """
     plans: list[ShardPlan] = []
-    ordered = sorted(entries, key=lambda entry: entry.content.digest)
+    sorted_tracks = sorted(entries, key=lambda entry: entry.content.digest)
     for split in SPLITS:
-        group: list[Part] = []
-        held = 0
-        for part in _parts(ordered, split):
+        group: list[SegmentSlice] = []
+        num_rows = 0
+        for part in _iter_slices(sorted_tracks, split):
             start = part.start
             while start < part.stop:
-                stop = min(part.stop, start + rows_per_shard - held)
-                group.append(Part(part.track, part.digest, part.segment, part.rows, start, stop))
-                held, start = held + stop - start, stop
-                if held == rows_per_shard:
+                stop = min(part.stop, start + rows_per_shard - num_rows)
+                group.append(SegmentSlice(part.track, part.digest, part.segment, part.rows, start, stop))
+                num_rows, start = num_rows + stop - start, stop
+                if num_rows == rows_per_shard:
                     plans.append(ShardPlan(f"{split}-{len(plans):05d}", split, group))
-                    group, held = [], 0
+                    group, num_rows = [], 0
         if group:
             plans.append(ShardPlan(f"{split}-{len(plans):05d}", split, group))
     return plans
 
 
-def _parts(entries: list[Entry], split: str) -> Iterator[Part]:
+def _iter_slices(entries: list[CuratedTrack], split: str) -> Iterator[SegmentSlice]:
     """Whole segments of a split's tracks."""
     for entry in entries:
         if entry.track.split == split:
             for segment, rows in enumerate(entry.content.rows):
-                yield Part(asdict(entry.track), entry.content.digest, segment, rows, 0, rows)
+                yield SegmentSlice(asdict(entry.track), entry.content.digest, segment, rows, 0, rows)
 
 
-class ShardAssembler:
+class ShardWriter:
     """A Ray Data actor: one planned shard in, one Parquet file written, its description out."""
 
-    def __init__(self, config: IngestStage, pool_uri: str, artifact_uri: str, scratch_uri: str) -> None:
+    def __init__(self, config: IngestStage, cache_uri: str, artifact_uri: str, scratch_uri: str) -> None:
         torch.set_num_threads(config.cluster.torch_threads)
-        self.pool, self.artifact, self.scratch = map(open_folder, (pool_uri, artifact_uri, scratch_uri))
+        self.cache_folder, self.artifact, self.scratch = map(open_folder, (cache_uri, artifact_uri, scratch_uri))
         self.text = load_text_encoder(config.text.kind, path=config.text.path, max_tokens=config.text.max_tokens)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         fields = json.loads(item["plan"])
-        plan = ShardPlan(fields["name"], fields["split"], [Part(**part) for part in fields["parts"]])
-        rows = self._rows(plan.parts)
+        plan = ShardPlan(fields["name"], fields["split"], [SegmentSlice(**part) for part in fields["parts"]])
+        rows = self._read_rows(plan.parts)
         file = f"shards/{plan.name}.parquet"
         entry = write_shard(self.artifact, file, to_parquet(rows))
-        stats = LatentStats.of(rows.latents)
+        stats = LatentStats.from_latents(rows.latents)
         result = {
             "shard": {"file": file, "split": plan.split, "rows": len(rows), **entry},
             "stats": [stats.count, stats.mean.tolist(), stats.m2.tolist()],
@@ -115,31 +115,31 @@ class ShardAssembler:
         return {"name": plan.name}
 
     @torch.inference_mode()
-    def _rows(self, parts: list[Part]) -> Rows:
+    def _read_rows(self, parts: list[SegmentSlice]) -> FullRows:
         captions = sorted({str(part.track["caption"]) for part in parts})
         texts = self.text.encode(captions)
-        made = []
+        track_rows = []
         for part in parts:
-            latents, starts = read_segment(self.pool, part.digest, part.segment, rows=part.rows)
+            latents, starts = read_segment(self.cache_folder, part.digest, part.segment, rows=part.rows)
             which = slice(part.start, part.stop)
             caption = captions.index(part.track["caption"])
-            made.append(_rows_of(Track(**part.track), latents[which], starts[which], texts, caption))
-        return Rows.cat(made)
+            track_rows.append(_make_rows(Track(**part.track), latents[which], starts[which], texts, caption))
+        return FullRows.concatenate(track_rows)
 
 
-def _rows_of(track: Track, latents: Array, starts: Array, texts: TextEmbedding, caption: int) -> Rows:
-    def repeated(value: Any, dtype: Any) -> Any:
+def _make_rows(track: Track, latents: Array, starts: Array, texts: TextEmbedding, caption: int) -> FullRows:
+    def repeat(value: Any, dtype: Any) -> Any:
         return np.repeat(np.asarray(value, dtype=dtype)[None], len(latents), axis=0)
 
-    return Rows(
+    return FullRows(
         latents=latents,
-        text_pooled=repeated(texts.pooled[caption], np.float16),
-        text_tokens=repeated(texts.tokens[caption], np.float16),
-        text_mask=repeated(texts.mask[caption], bool),
-        tempo_bpm=repeated(np.nan if track.tempo_bpm is None else track.tempo_bpm, np.float32),
-        key=repeated(key_index(track.key), np.int8),
-        caption=repeated(track.caption, object),
-        track=repeated(track.file, object),
-        composition=repeated(track.composition, object),
+        text_pooled=repeat(texts.pooled[caption], np.float16),
+        text_tokens=repeat(texts.tokens[caption], np.float16),
+        text_mask=repeat(texts.mask[caption], bool),
+        tempo_bpm=repeat(np.nan if track.tempo_bpm is None else track.tempo_bpm, np.float32),
+        key=repeat(key_index(track.key), np.int8),
+        caption=repeat(track.caption, object),
+        track=repeat(track.file, object),
+        composition=repeat(track.composition, object),
         start_seconds=starts,
     )

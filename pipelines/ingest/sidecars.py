@@ -6,12 +6,12 @@ import json
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from pipelines.ingest.sources import Track, known_facts
+from pipelines.ingest.sources import Track, parse_metadata
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import read_bytes
 
 
-def found_facts(track: Track, content: BinaryIO, source: Folder) -> dict[str, Any]:
+def read_metadata(track: Track, content: BinaryIO, source: Folder) -> dict[str, Any]:
     """Fields of the track that its sidecar (.json, .txt) tells; the caption else from tags, else from its name.
 
     Args:
@@ -22,30 +22,30 @@ def found_facts(track: Track, content: BinaryIO, source: Folder) -> dict[str, An
     """
     if track.caption:
         return {}
-    facts = {name: value for name, value in known_facts(_sidecar(source, track.sidecar)).items() if value}
-    if "caption" in facts:
-        return {"caption_source": "sidecar", **facts}
-    tagged = _tag_caption(content)
-    named = PurePosixPath(track.file).stem.replace("_", " ").replace("-", " ")
-    return {"caption_source": "tags" if tagged else "name", "caption": tagged or named, **facts}
+    metadata = {name: value for name, value in parse_metadata(_read_sidecar(source, track.sidecar)).items() if value}
+    if "caption" in metadata:
+        return {"caption_source": "sidecar", **metadata}
+    tag_caption = _read_tag_caption(content)
+    name_caption = PurePosixPath(track.file).stem.replace("_", " ").replace("-", " ")
+    return {"caption_source": "tags" if tag_caption else "name", "caption": tag_caption or name_caption, **metadata}
 
 
-def _sidecar(source: Folder, name: str) -> dict[str, Any]:
+def _read_sidecar(source: Folder, name: str) -> dict[str, Any]:
     """What the file beside a track says of it; nothing where there is none."""
     if name.endswith(".json"):
         try:
-            known = json.loads(read_bytes(source, name))
+            fields = json.loads(read_bytes(source, name))
         except ValueError as error:
             raise ValueError(f"its sidecar {name} is not JSON: {error}") from None
-        if not isinstance(known, dict):
-            raise ValueError(f"its sidecar {name} must hold an object, not {type(known).__name__}")
-        return known
+        if not isinstance(fields, dict):
+            raise ValueError(f"its sidecar {name} must hold an object, not {type(fields).__name__}")
+        return fields
     if name:
         return {"caption": read_bytes(source, name).decode(errors="replace").strip()}
     return {}
 
 
-def _tag_caption(content: BinaryIO) -> str:
+def _read_tag_caption(content: BinaryIO) -> str:
     """Genre and title of the tags; empty where they tell neither."""
     import mutagen
 
@@ -54,5 +54,5 @@ def _tag_caption(content: BinaryIO) -> str:
         tags = mutagen.File(content, easy=True)
     except (mutagen.MutagenError, OSError, ValueError):  # damaged tags are no reason to refuse the music
         tags = None
-    found = [str(values[0]) for field in ("genre", "title") if (values := (tags or {}).get(field))]
-    return ", ".join(found)
+    texts = [str(values[0]) for field in ("genre", "title") if (values := (tags or {}).get(field))]
+    return ", ".join(texts)

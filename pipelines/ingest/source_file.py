@@ -15,13 +15,13 @@ from typing import Any, BinaryIO, cast
 from blake3 import blake3
 
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.store import DamagedError, copy_out
+from presto_core.artifacts.store import DamagedError, download
 
 SPOOL_BYTES = 64 * 2**20  # a larger copy is kept on disk while it is decoded
 
 
 @dataclass(frozen=True)
-class Fetched:
+class SourceFile:
     """A file to be decoded.
 
     Attributes:
@@ -35,37 +35,37 @@ class Fetched:
     stamp: tuple[int, ...] | None = None
 
     @property
-    def changed(self) -> bool:
+    def has_changed(self) -> bool:
         """Whether the file is another one than was hashed."""
-        return self.stamp is not None and self.stamp != _stamp(self.stream)
+        return self.stamp is not None and self.stamp != _read_stamp(self.stream)
 
 
 @contextmanager
-def fetched(source: Folder, name: str) -> Iterator[Fetched]:
+def open_source_file(source: Folder, name: str) -> Iterator[SourceFile]:
     """A source's file, closed at the end; a local one is read in place, once for its hash.
 
     Raises:
         StoreError: it does not exist or cannot be read.
     """
     uri = f"{source.uri}/{name}"
-    if source.remote:
+    if source.is_remote:
         with SpooledTemporaryFile(SPOOL_BYTES) as spool:
             copy = cast(BinaryIO, spool)
-            yield Fetched(copy_out(source, name, copy), copy)
+            yield SourceFile(download(source, name, copy), copy)
         return
-    with source.persist(lambda: _opened(Path(source.file(name)), uri), f"read {uri}") as file:
-        stamp = _stamp(file)
-        digest = source.persist(lambda: hashlib.file_digest(file, cast(Any, blake3)).hexdigest(), f"read {uri}")
-        yield Fetched(digest, file, stamp)
+    with source.with_retries(lambda: _open_file(Path(source.file_path(name)), uri), f"read {uri}") as file:
+        stamp = _read_stamp(file)
+        digest = source.with_retries(lambda: hashlib.file_digest(file, cast(Any, blake3)).hexdigest(), f"read {uri}")
+        yield SourceFile(digest, file, stamp)
 
 
-def _opened(path: Path, uri: str) -> FileIO:
+def _open_file(path: Path, uri: str) -> FileIO:
     try:
         return path.open("rb", buffering=0)  # decoders read it as a plain file
     except FileNotFoundError:
         raise DamagedError(f"{uri} does not exist") from None
 
 
-def _stamp(file: BinaryIO) -> tuple[int, ...]:
-    known = os.fstat(file.fileno())
-    return known.st_size, known.st_mtime_ns
+def _read_stamp(file: BinaryIO) -> tuple[int, ...]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns

@@ -12,11 +12,11 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from pipelines.ingest.manifests import (
-    Listing,
+    Manifest,
     SourceError,
-    find_listing,
+    find_manifest,
 )
-from pipelines.storage.filesystem import absolute, open_folder
+from pipelines.storage.filesystem import absolute_uri, open_folder
 from presto_core.artifacts.folder import Folder
 from presto_core.audio.chunks import AUDIO_SUFFIXES, is_audio
 from presto_core.config.data import IngestConfig
@@ -44,7 +44,7 @@ class Track:
     """
 
     file: str
-    place: str = ""
+    source_uri: str = ""
     path: str = ""
     stamp: str = ""
     sidecar: str = ""
@@ -62,7 +62,7 @@ class Track:
 
     @property
     def uri(self) -> str:
-        return f"{self.place}/{self.path}"
+        return f"{self.source_uri}/{self.path}"
 
 
 def find_tracks(config: IngestConfig) -> list[Track]:
@@ -73,76 +73,76 @@ def find_tracks(config: IngestConfig) -> list[Track]:
     Raises:
         SourceError: no audio there, a bad row in a manifest, or one composition in both splits.
     """
-    folders = [open_folder(absolute(uri)) for uri in config.source]
-    found = [track for folder in folders for track in _tracks_of(folder, config.manifest)]
-    if not found:
-        named = ", ".join(folder.uri for folder in folders)
+    folders = [open_folder(absolute_uri(uri)) for uri in config.source]
+    tracks = [track for folder in folders for track in _read_tracks(folder, config.manifest)]
+    if not tracks:
+        source_list = ", ".join(folder.uri for folder in folders)
         raise SourceError(
-            f"no audio in {named}: looked for a manifest and for {', '.join(s[1:] for s in AUDIO_SUFFIXES)} files"
+            f"no audio in {source_list}: looked for a manifest and for {', '.join(s[1:] for s in AUDIO_SUFFIXES)} files"
         )
-    named_tracks = found if len(folders) == 1 else _told_apart(found, folders)
-    _require_once(named_tracks)
-    return _completed(sorted(named_tracks, key=lambda t: t.file), config.held_out_fraction, config.licence)
+    named_tracks = tracks if len(folders) == 1 else _prefix_source_names(tracks, folders)
+    _check_unique_names(named_tracks)
+    return _fill_defaults(sorted(named_tracks, key=lambda t: t.file), config.held_out_fraction, config.licence)
 
 
-def _tracks_of(source: Folder, manifest: str) -> list[Track]:
+def _read_tracks(source: Folder, manifest_uri: str) -> list[Track]:
     """The tracks of one source, named by their paths."""
-    files = _files(source)
-    listing = find_listing(source, files, manifest)
-    if listing is None:
-        tracks = [Track(file=name, place=source.uri, path=name) for name in files if is_audio(name)]
+    files = _list_files(source)
+    manifest = find_manifest(source, files, manifest_uri)
+    if manifest is None:
+        tracks = [Track(file=name, source_uri=source.uri, path=name) for name in files if is_audio(name)]
     else:
-        tracks = [_from_row(row, listing, number, source) for number, row in listing.rows]
-    return [_stamped(track, files) for track in tracks]
+        tracks = [_track_from_row(row, manifest, number, source) for number, row in manifest.rows]
+    return [_stamp_track(track, files) for track in tracks]
 
 
-def _files(source: Folder) -> dict[str, pafs.FileInfo]:
+def _list_files(source: Folder) -> dict[str, pafs.FileInfo]:
     """Path below the source -> size and time of every file in it."""
-    return {info.path.removeprefix(source.path).lstrip("/"): info for info in source.files(recursive=True)}
+    return {info.path.removeprefix(source.path).lstrip("/"): info for info in source.list_files(recursive=True)}
 
 
-def _stamped(track: Track, files: dict[str, pafs.FileInfo]) -> Track:
+def _stamp_track(track: Track, files: dict[str, pafs.FileInfo]) -> Track:
     """The track with its sidecar, where it needs one, and a stamp of both files' sizes and times."""
     if track.path not in files:
         return track
-    looks = not track.caption
-    beside = [stem_of(track.path) + suffix for suffix in SIDECARS] if looks else []
-    sidecar = next((name for name in beside if name in files), "")
-    seen = [(files[name].size, files[name].mtime_ns) for name in (track.path, sidecar) if name]
-    return replace(track, sidecar=sidecar, stamp=json.dumps([seen, looks]))
+    needs_sidecar = not track.caption
+    sidecar_names = [strip_suffix(track.path) + suffix for suffix in SIDECARS] if needs_sidecar else []
+    sidecar = next((name for name in sidecar_names if name in files), "")
+    file_stats = [(files[name].size, files[name].mtime_ns) for name in (track.path, sidecar) if name]
+    return replace(track, sidecar=sidecar, stamp=json.dumps([file_stats, needs_sidecar]))
 
 
-def _from_row(row: dict[str, Any], listing: Listing, number: int, source: Folder) -> Track:
-    where, name = f"{listing.name} {listing.unit} {number}", row.get("file")
+def _track_from_row(row: dict[str, Any], manifest: Manifest, number: int, source: Folder) -> Track:
+    where, name = f"{manifest.name} {manifest.unit} {number}", row.get("file")
     if not isinstance(name, str) or not name or name.startswith("/") or ".." in PurePosixPath(name).parts:
         raise SourceError(f"{where}: file={name!r} must be a path below the source")
     split = row.get("split") or ""
     if split not in ("", "train", "held_out"):
         raise SourceError(f"{where}: split={split!r} must be train or held_out")
     try:
-        facts, seconds = known_facts(row), _number(row, "duration_seconds") or 0.0
+        metadata, seconds = parse_metadata(row), _parse_number(row, "duration_seconds") or 0.0
     except ValueError as error:
         raise SourceError(f"{where}: {error}") from None
     composition = str(row.get("composition_id") or "")
-    said_by = "manifest" if facts["caption"] else ""
-    track = Track(file=name, place=source.uri, path=name, caption_source=said_by, **facts)
+    caption_source = "manifest" if metadata["caption"] else ""
+    track = Track(file=name, source_uri=source.uri, path=name, caption_source=caption_source, **metadata)
     return replace(track, composition=composition, split=split, seconds=seconds)
 
 
-def known_facts(known: dict[str, Any]) -> dict[str, Any]:
+def parse_metadata(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields that a manifest's row and a sidecar share, each of its type.
 
     Raises:
         ValueError: tempo_bpm is no finite number, or key is no key.
     """
-    texts = {name: str(known.get(name) or "") for name in ("caption", "title", "composer", "source", "licence")}
-    key = str(known["key"]) if known.get("key") else None
+    texts = {name: str(fields.get(name) or "") for name in ("caption", "title", "composer", "source", "licence")}
+    key = str(fields["key"]) if fields.get("key") else None
     key_index(key)
-    return {**texts, "key": key, "tempo_bpm": _number(known, "tempo_bpm")}
+    return {**texts, "key": key, "tempo_bpm": _parse_number(fields, "tempo_bpm")}
 
 
-def _number(known: dict[str, Any], name: str) -> float | None:
-    value = known.get(name)
+def _parse_number(fields: dict[str, Any], name: str) -> float | None:
+    value = fields.get(name)
     try:
         number = None if value in (None, "") else float(value)
     except (TypeError, ValueError):
@@ -152,47 +152,52 @@ def _number(known: dict[str, Any], name: str) -> float | None:
     return number
 
 
-def _told_apart(tracks: list[Track], folders: list[Folder]) -> list[Track]:
+def _prefix_source_names(tracks: list[Track], folders: list[Folder]) -> list[Track]:
     """Tracks of several sources, each named by its source's last part and its path."""
     bases = [PurePosixPath(folder.path).name for folder in folders]
     names = {
         f.uri: base if bases.count(base) == 1 else f"{base}-{i}" for i, (f, base) in enumerate(zip(folders, bases))
     }
-    return [replace(track, file=f"{names[track.place]}/{track.path}") for track in tracks]
+    return [replace(track, file=f"{names[track.source_uri]}/{track.path}") for track in tracks]
 
 
-def _require_once(tracks: list[Track]) -> None:
+def _check_unique_names(tracks: list[Track]) -> None:
     seen: set[str] = set()
     for track in tracks:
         if track.file in seen:
-            raise SourceError(f"{track.file!r} is listed twice in {track.place}; list each file once")
+            raise SourceError(f"{track.file!r} is listed twice in {track.source_uri}; list each file once")
         seen.add(track.file)
 
 
-def _completed(tracks: list[Track], held_out_fraction: float, licence: str) -> list[Track]:
+def _fill_defaults(tracks: list[Track], held_out_fraction: float, licence: str) -> list[Track]:
     """Fill in composition, split and licence where the source does not say; a composition has one split."""
-    named = [replace(t, composition=t.composition or _own_name(t), licence=t.licence or licence) for t in tracks]
-    said: dict[str, str] = {}
+    named = [
+        replace(t, composition=t.composition or _default_composition(t), licence=t.licence or licence) for t in tracks
+    ]
+    splits: dict[str, str] = {}
     for track in named:
-        if track.split and said.setdefault(track.composition, track.split) != track.split:
+        if track.split and splits.setdefault(track.composition, track.split) != track.split:
             raise SourceError(
-                f"the manifest of {track.place} puts composition {track.composition!r} into both splits ({track.file} "
+                f"the manifest of {track.source_uri} puts composition {track.composition!r} into both splits "
+                f"({track.file} "
                 f"is {track.split}): what is held out would be heard in training; mend the rows' split"
             )
-    return [replace(t, split=said.get(t.composition) or _hashed_split(t.composition, held_out_fraction)) for t in named]
+    return [
+        replace(t, split=splits.get(t.composition) or _split_by_hash(t.composition, held_out_fraction)) for t in named
+    ]
 
 
-def _own_name(track: Track) -> str:
+def _default_composition(track: Track) -> str:
     """A track's composition where no one names it: files of one name are one piece, unless the source splits them."""
-    return stem_of(track.file) if track.split else PurePosixPath(track.file).stem
+    return strip_suffix(track.file) if track.split else PurePosixPath(track.file).stem
 
 
-def _hashed_split(composition: str, held_out_fraction: float) -> str:
+def _split_by_hash(composition: str, held_out_fraction: float) -> str:
     """By hash, so that a file never changes sides."""
-    hashed = int.from_bytes(hashlib.sha256(composition.encode()).digest()[:8], "big") / 2**64
-    return "held_out" if hashed < held_out_fraction else "train"
+    fraction = int.from_bytes(hashlib.sha256(composition.encode()).digest()[:8], "big") / 2**64
+    return "held_out" if fraction < held_out_fraction else "train"
 
 
-def stem_of(file: str) -> str:
+def strip_suffix(file: str) -> str:
     """A path without its suffix."""
     return str(PurePosixPath(file).with_suffix(""))

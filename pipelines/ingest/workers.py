@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from pipelines.ingest.latent_cache import (
-    Failure,
+    IngestFailure,
     segment_name,
     write_segment,
 )
 from pipelines.ingest.segments import (
-    Encoding,
-    End,
+    EncodeSettings,
+    FileResult,
     Segment,
-    opened,
+    segment_file,
 )
 from pipelines.ingest.sources import Track
 from pipelines.storage.filesystem import open_folder
@@ -37,7 +37,7 @@ ENCODE_BATCH = 16  # windows
 
 
 def decode_track(
-    batch: dict[str, Any], encoding: Encoding, pool_uri: str, known: list[Any]
+    batch: dict[str, Any], encoding: EncodeSettings, cache_uri: str, known_refs: list[Any]
 ) -> Iterator[dict[str, list[Any]]]:
     """A Ray Data task: one track in, a row for each segment out, the last one with what the track came to.
 
@@ -48,61 +48,63 @@ def decode_track(
     index, fields = json.loads(batch["item"][0])
     track = Track(**fields)
     try:
-        source, pool = open_folder(track.place), open_folder(pool_uri)
-        held = _blank(index)
-        for digest, found in opened(track, source, encoding, known=_fetched(ray, known[0])):
-            if isinstance(found, End):
-                yield held | {"end": [json.dumps(asdict(found))]}
-            elif found.number:
-                yield held
-            if isinstance(found, Segment):
-                held = _row(index, digest, found, pool)
+        source, cache_folder = open_folder(track.source_uri), open_folder(cache_uri)
+        pending = _empty_row(index)
+        for digest, segment_or_result in segment_file(
+            track, source, encoding, known_digests=_get_known_digests(ray, known_refs[0])
+        ):
+            if isinstance(segment_or_result, FileResult):
+                yield pending | {"end": [json.dumps(asdict(segment_or_result))]}
+            elif segment_or_result.number:
+                yield pending
+            if isinstance(segment_or_result, Segment):
+                pending = _segment_row(index, digest, segment_or_result, cache_folder)
     except UserError as error:
-        yield _blank(index) | {"error": [str(error)]}
+        yield _empty_row(index) | {"error": [str(error)]}
 
 
 @lru_cache(maxsize=1)
-def _fetched(ray: Any, reference: Any) -> frozenset[str]:
+def _get_known_digests(ray: Any, reference: Any) -> frozenset[str]:
     """Contents that need no decoding; read once a worker."""
     return frozenset(ray.get(reference))
 
 
-def _blank(index: int) -> dict[str, list[Any]]:
+def _empty_row(index: int) -> dict[str, list[Any]]:
     return {
         "index": [index], "digest": [""], "segment": [-1], "audio": [b""], "shape": ["[]"], "starts": ["[]"],
         "end": [""], "failure": [""], "error": [""],
     }  # fmt: skip
 
 
-def _row(index: int, digest: str, found: Segment, pool: Folder) -> dict[str, list[Any]]:
-    blank = _blank(index) | {"digest": [digest], "segment": [found.number]}
-    if not len(found.audio) or pool.exists(segment_name(digest, found.number)):
-        return blank
-    told = {"shape": [json.dumps(found.audio.shape)], "starts": [json.dumps(found.starts.tolist())]}
-    return blank | told | {"audio": [found.audio.tobytes()]}
+def _segment_row(index: int, digest: str, segment: Segment, cache_folder: Folder) -> dict[str, list[Any]]:
+    row = _empty_row(index) | {"digest": [digest], "segment": [segment.number]}
+    if not len(segment.audio) or cache_folder.exists(segment_name(digest, segment.number)):
+        return row
+    layout = {"shape": [json.dumps(segment.audio.shape)], "starts": [json.dumps(segment.starts.tolist())]}
+    return row | layout | {"audio": [segment.audio.tobytes()]}
 
 
 class Encoder:
     """Codec and pool of one process."""
 
-    def __init__(self, config: IngestStage, pool_uri: str) -> None:
+    def __init__(self, config: IngestStage, cache_uri: str) -> None:
         torch.set_num_threads(config.cluster.torch_threads)
         device = "cuda" if config.cluster.gpus_per_worker else "cpu"
         self.codec = load_codec(config.codec.kind, path=config.codec.path or None, device=device)
-        self.pool = open_folder(pool_uri)
+        self.cache_folder = open_folder(cache_uri)
 
-    def keep(self, digest: str, segment: Segment) -> Failure | None:
+    def encode_and_store(self, digest: str, segment: Segment) -> IngestFailure | None:
         """Write a segment's latents to the pool, or say why there are none."""
         try:
-            latents = self._encoded(segment.audio)
+            latents = self._encode(segment.audio)
         except Exception as error:  # of whatever kind: one file's trouble is not the run's
-            return Failure("encode", type(error).__name__, " ".join(str(error).split()))
+            return IngestFailure("encode", type(error).__name__, " ".join(str(error).split()))
         starts = segment.starts / self.codec.sample_rate_hz
-        write_segment(self.pool, digest, segment.number, latents=latents, start_seconds=starts)
+        write_segment(self.cache_folder, digest, segment.number, latents=latents, start_seconds=starts)
         return None
 
     @torch.inference_mode()
-    def _encoded(self, audio: Waveform) -> Any:
+    def _encode(self, audio: Waveform) -> Any:
         """[R, channels, window] -> [R, C, T] float16."""
         parts = torch.from_numpy(audio).split(ENCODE_BATCH)
         latents = torch.cat([self.codec.encode(part).cpu() for part in parts]).numpy()
@@ -114,27 +116,29 @@ class Encoder:
 class FileEncoder:
     """A Ray Data actor: one track in, its latents written to the pool, what the track came to out."""
 
-    def __init__(self, config: IngestStage, encoding: Encoding, pool_uri: str, known: list[Any]) -> None:
+    def __init__(self, config: IngestStage, encoding: EncodeSettings, cache_uri: str, known_refs: list[Any]) -> None:
         import ray
 
-        self.encoder, self.encoding, self.known = Encoder(config, pool_uri), encoding, ray.get(known[0])
+        self.encoder, self.encoding, self.known_digests = Encoder(config, cache_uri), encoding, ray.get(known_refs[0])
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         index, fields = json.loads(item["item"])
-        track, pool = Track(**fields), self.encoder.pool
+        track, cache_folder = Track(**fields), self.encoder.cache_folder
         row = {"index": index, "segments": 0, "end": "", "failure": ""}
-        there = True
-        for digest, found in opened(track, open_folder(track.place), self.encoding, known=self.known):
-            if isinstance(found, End):
-                row["end"] = json.dumps(asdict(found))
+        is_stored = True
+        for digest, segment_or_result in segment_file(
+            track, open_folder(track.source_uri), self.encoding, known_digests=self.known_digests
+        ):
+            if isinstance(segment_or_result, FileResult):
+                row["end"] = json.dumps(asdict(segment_or_result))
                 continue
             row["segments"] += 1
-            if row["failure"] or not len(found.audio):
+            if row["failure"] or not len(segment_or_result.audio):
                 continue
             # they were written in order: where one is not there, those after it are not, but for rare ones made again
-            if there := there and pool.exists(segment_name(digest, found.number)):
+            if is_stored := is_stored and cache_folder.exists(segment_name(digest, segment_or_result.number)):
                 continue
-            if failure := self.encoder.keep(digest, found):
+            if failure := self.encoder.encode_and_store(digest, segment_or_result):
                 row["failure"] = json.dumps(asdict(failure))
         return row
 
@@ -142,15 +146,15 @@ class FileEncoder:
 class SegmentEncoder:
     """A Ray Data actor: audio of one segment in, its latents written to the pool; what else there is goes through."""
 
-    def __init__(self, config: IngestStage, pool_uri: str) -> None:
-        self.encoder = Encoder(config, pool_uri)
+    def __init__(self, config: IngestStage, cache_uri: str) -> None:
+        self.encoder = Encoder(config, cache_uri)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        told = {name: row[name] for name in ("index", "end", "failure", "error")}
-        told["segments"] = int(row["segment"] >= 0)
+        result = {name: row[name] for name in ("index", "end", "failure", "error")}
+        result["segments"] = int(row["segment"] >= 0)
         if row["audio"]:
             audio = np.frombuffer(bytearray(row["audio"]), np.float32).reshape(json.loads(row["shape"]))
             segment = Segment(row["segment"], audio, np.array(json.loads(row["starts"])))
-            if failure := self.encoder.keep(row["digest"], segment):
-                told["failure"] = json.dumps(asdict(failure))
-        return told
+            if failure := self.encoder.encode_and_store(row["digest"], segment):
+                result["failure"] = json.dumps(asdict(failure))
+        return result

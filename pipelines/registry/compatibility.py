@@ -9,7 +9,7 @@ from presto_core.errors import UserError
 from presto_core.networks.layer_budget import LayerBudget
 
 
-def method_of(artifact: Artifact) -> str:
+def distillation_method(artifact: Artifact) -> str:
     """How a model was made, as tables name it: base, L, ASE, S, LS, ASE-S, or S-drop (blocks of the base dropped)."""
     budget = (artifact.manifest.get("model") or {}).get("layer_budget") or {}
     exits_early = budget.get("mode") == "ase"
@@ -22,7 +22,7 @@ def method_of(artifact: Artifact) -> str:
     return "S-drop" if budget else "S"
 
 
-def require_teacher_of(teacher: Artifact, dataset: Artifact) -> None:
+def check_teacher_matches_dataset(teacher: Artifact, dataset: Artifact) -> None:
     """The base must be one, trained on latents of the same codec, text encoder and statistics.
 
     Raises:
@@ -31,15 +31,15 @@ def require_teacher_of(teacher: Artifact, dataset: Artifact) -> None:
     if teacher.kind != "teacher":
         raise UserError(f"inputs.teacher={teacher.uri} is a {teacher.kind}, not a teacher")
     data = dataset.manifest.get("dataset", {})
-    different = _difference(teacher.manifest["model"], data | data.get("latents", {}))
-    if different:
+    difference = _find_difference(teacher.manifest["model"], data | data.get("latents", {}))
+    if difference:
         raise UserError(
-            f"teacher {teacher.id} and data set {dataset.id} differ in their {different}; use the data set "
+            f"teacher {teacher.id} and data set {dataset.id} differ in their {difference}; use the data set "
             f"that the teacher was trained on: inputs.dataset={teacher.manifest['parents'].get('dataset')}"
         )
 
 
-def require_layers_of(layers: Artifact, teacher: Artifact) -> None:
+def check_layers_match_teacher(layers: Artifact, teacher: Artifact) -> None:
     """A layer-distilled model must be one, with its table, and come from this base.
 
     Raises:
@@ -57,15 +57,15 @@ def require_layers_of(layers: Artifact, teacher: Artifact) -> None:
             f"layer-distilled model {layers.id} has no table of blocks by noise level, so what it runs is unknown; "
             "make it again with presto distill-layers"
         ) from None
-    base = layers.manifest["parents"].get("teacher")
-    if base != teacher.id:
+    teacher_id = layers.manifest["parents"].get("teacher")
+    if teacher_id != teacher.id:
         raise UserError(
-            f"layer-distilled model {layers.id} comes from base {base}, not from {teacher.id}; start from one of the "
-            f"same base, or set inputs.teacher={base}"
+            f"layer-distilled model {layers.id} comes from teacher {teacher_id}, not from {teacher.id}; use one "
+            f"same base, or set inputs.teacher={teacher_id}"
         )
 
 
-def require_comparable(models: dict[str, Artifact], teacher: Artifact) -> None:
+def check_comparable(models: dict[str, Artifact], teacher: Artifact) -> None:
     """Models judged beside a base must be distilled ones, of the same codec, text encoder and statistics.
 
     Raises:
@@ -77,15 +77,15 @@ def require_comparable(models: dict[str, Artifact], teacher: Artifact) -> None:
                 f"{model.uri} is a {model.kind}; beside the base, evaluate compares layer-distilled models and "
                 "generators: mend inputs.compared and inputs.generator"
             )
-        different = _difference(model.manifest["model"], teacher.manifest["model"])
-        if different:
+        difference = _find_difference(model.manifest["model"], teacher.manifest["model"])
+        if difference:
             raise UserError(
-                f"{model.kind} {model.id} and teacher {teacher.id} differ in their {different}; judge it beside its "
+                f"{model.kind} {model.id} and teacher {teacher.id} differ in their {difference}; judge it beside its "
                 f"own base: inputs.teacher={model.manifest['parents'].get('teacher')}"
             )
 
 
-def _difference(model: dict[str, Any], other: dict[str, Any]) -> str | None:
+def _find_difference(model: dict[str, Any], other: dict[str, Any]) -> str | None:
     """The first of what two descriptions of latents must share and do not."""
     for name, key in (("codec", "codec"), ("text encoder", "text")):
         if model[key]["digest"] != other.get(key, {}).get("digest"):

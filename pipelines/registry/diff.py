@@ -15,39 +15,42 @@ from presto_core.config.loader import flatten
 Pair = tuple[Any, Any]
 
 
-def differences(client: Any, one: Version, other: Version) -> dict[str, dict[str, Pair]]:
+def diff_versions(client: Any, one: Version, other: Version) -> dict[str, dict[str, Pair]]:
     """Section -> what -> (of the one, of the other): only what differs.
 
     Raises:
         StoreError: an artifact cannot be read.
     """
     return {
-        "settings": _different(_settings(one), _settings(other)),
-        "measured": _different(one.measured, other.measured),
-        "parents": _different(one.parents, other.parents),
-        "made with": _different(_made_with(client, one), _made_with(client, other)),
-        "version": _different(_facts(one), _facts(other)),
+        "settings": _diff_dicts(_read_settings(one), _read_settings(other)),
+        "measured": _diff_dicts(one.measurements, other.measurements),
+        "parents": _diff_dicts(one.parents, other.parents),
+        "made with": _diff_dicts(_read_environment(client, one), _read_environment(client, other)),
+        "version": _diff_dicts(_version_fields(one), _version_fields(other)),
     }
 
 
-def _different(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Pair]:
+def _diff_dicts(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Pair]:
     keys = dict.fromkeys([*one, *other])
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
 
 
-def _settings(version: Version) -> dict[str, Any]:
+def _read_settings(version: Version) -> dict[str, Any]:
     folder = open_folder(version.uri)
-    said = yaml.safe_load(read_file(folder, CONFIG, read_artifact(folder).manifest)) or {}
-    return flatten(said)
+    settings = yaml.safe_load(read_file(folder, CONFIG, read_artifact(folder).manifest)) or {}
+    return flatten(settings)
 
 
-def _made_with(client: Any, version: Version) -> dict[str, Any]:
+def _read_environment(client: Any, version: Version) -> dict[str, Any]:
     tags = client.get_run(version.mlflow_run).data.tags
-    known = {"environment": tags.get("presto.environment", "")[:12], "commit": tags.get("mlflow.source.git.commit")}
-    return known | dict(read_artifact(open_folder(version.uri)).manifest.get("made_with", {}))
+    environment = {
+        "environment": tags.get("presto.environment", "")[:12],
+        "commit": tags.get("mlflow.source.git.commit"),
+    }
+    return environment | dict(read_artifact(open_folder(version.uri)).manifest.get("made_with", {}))
 
 
-def _facts(version: Version) -> dict[str, Any]:
+def _version_fields(version: Version) -> dict[str, Any]:
     return {
         "method": version.method,
         "kind": version.kind,

@@ -8,10 +8,10 @@ from typing import Any
 
 from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
-from pipelines.registry.publish import patient
+from pipelines.registry.publish import retry_conflicts
 from presto_core.artifacts.manifest import Artifact
 
-FOUND = {
+REPORT_METRICS = {
     "fd": "fd",
     "fd_to_base": "fd_to_base",
     "mmd": "mmd",
@@ -25,7 +25,7 @@ FOUND = {
 EMBEDDINGS = "embeddings.safetensors"
 
 
-def best_rows(result: dict[str, Any], judged: dict[str, str]) -> dict[str, dict[str, Any]]:
+def select_best_rows(result: dict[str, Any], model_ids: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Artifact id -> the system by which its model is known: that of the least Fréchet distance.
 
     Args:
@@ -34,18 +34,18 @@ def best_rows(result: dict[str, Any], judged: dict[str, str]) -> dict[str, dict[
     """
     best: dict[str, dict[str, Any]] = {}
     for row in sorted(result["systems"], key=lambda row: float(row["fd"])):
-        best.setdefault(judged[row["model"]], row)
+        best.setdefault(model_ids[row["model"]], row)
     return best
 
 
 def record_measurements(client: Any, report: Artifact, result: dict[str, Any]) -> list[Version]:
     """Tag every version that a report judged; returns them."""
     catalog = Catalog(client)
-    best = best_rows(result, report.manifest["parents"])
-    found = [version for artifact_id in best for version in catalog.named_alike(artifact_id)]
-    for version in found:
+    best = select_best_rows(result, report.manifest["parents"])
+    versions = [version for artifact_id in best for version in catalog.list_artifact_versions(artifact_id)]
+    for version in versions:
         row = best[version.artifact_id]
-        numbers = {name: float(row[key]) for name, key in FOUND.items() if key in row}
+        numbers = {name: float(row[key]) for name, key in REPORT_METRICS.items() if key in row}
         hardware, embedding = result["hardware"], result["embedding"]
         texts = {
             "system": str(row["name"]),
@@ -53,20 +53,20 @@ def record_measurements(client: Any, report: Artifact, result: dict[str, Any]) -
             "hardware": f"{hardware['device']}, {hardware['threads']} thread(s)",
             "embedding": f"{embedding['name']} {embedding['digest']}",
         }
-        _tell(client, version, numbers, texts)
-    return found
+        _tag_version(client, version, numbers, texts)
+    return versions
 
 
-def _tell(client: Any, version: Version, numbers: dict[str, float], texts: dict[str, str]) -> None:
+def _tag_version(client: Any, version: Version, numbers: dict[str, float], texts: dict[str, str]) -> None:
     from mlflow.entities import Metric, RunTag
 
-    said = {f"{names.MEASURED}{key}": str(value) for key, value in (numbers | texts).items()}
-    changed = {key: value for key, value in said.items() if version.tags.get(key) != value}
+    values = {f"{names.MEASURED}{key}": str(value) for key, value in (numbers | texts).items()}
+    changed = {key: value for key, value in values.items() if version.tags.get(key) != value}
     if not changed:
         return
     for key, value in changed.items():
-        patient(partial(client.set_model_version_tag, version.name, str(version.number), key, value))
+        retry_conflicts(partial(client.set_model_version_tag, version.name, str(version.number), key, value))
     now = int(time.time() * 1000)
     metrics = [Metric(f"{names.METRIC}{key}", value, now, 0) for key, value in numbers.items()]
     tags = [RunTag(f"{names.MEASURED}{key}", value) for key, value in texts.items()]
-    patient(partial(client.log_batch, version.mlflow_run, metrics=metrics, tags=tags))
+    retry_conflicts(partial(client.log_batch, version.mlflow_run, metrics=metrics, tags=tags))

@@ -9,13 +9,13 @@ from typing import Any
 from rich.tree import Tree
 
 from pipelines.registry.catalog import Catalog, Version
-from pipelines.registry.names import HASH_SHOWN
+from pipelines.registry.names import HASH_DIGITS
 
 WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 250, 62, 30, 46, 16
 
 
 @dataclass
-class Family:
+class LineageGraph:
     """Ancestors of a version, itself included.
 
     Attributes:
@@ -36,57 +36,59 @@ class Family:
         edges = [{"from": p, "to": n, "role": r} for n, roles in self.parents.items() for r, p in roles.items()]
         return {"start": self.start, "nodes": nodes, "edges": edges}
 
-    def generation(self, node: str) -> int:
+    def depth(self, node: str) -> int:
         """0 for what has no parents; else one more than the last of its parents."""
-        return 1 + max((self.generation(p) for p in self.parents.get(node, {}).values()), default=-1)
+        return 1 + max((self.depth(p) for p in self.parents.get(node, {}).values()), default=-1)
 
 
-def family_of(catalog: Catalog, version: Version) -> Family:
+def trace_lineage(catalog: Catalog, version: Version) -> LineageGraph:
     """Follow parents as the registry knows them."""
-    family = Family(version.artifact_id, {version.artifact_id: version})
+    graph = LineageGraph(version.artifact_id, {version.artifact_id: version})
     queue = [version.artifact_id]
     while queue:
         node = queue.pop(0)
-        known = family.versions.get(node)
-        family.parents[node] = known.parents if known else {}
-        unseen = [p for p in family.parents[node].values() if p not in family.parents and p not in queue]
-        family.versions |= {v.artifact_id: v for v in catalog.of_artifacts([p for p in unseen if "/" not in p])}
+        ancestor = graph.versions.get(node)
+        graph.parents[node] = ancestor.parents if ancestor else {}
+        unseen = [p for p in graph.parents[node].values() if p not in graph.parents and p not in queue]
+        graph.versions |= {v.artifact_id: v for v in catalog.find_by_artifacts([p for p in unseen if "/" not in p])}
         queue += unseen
-    return family
+    return graph
 
 
-def as_tree(family: Family) -> Tree:
+def render_tree(graph: LineageGraph) -> Tree:
     """The version at the root, what it was made from below it; what was shown once is not unfolded again."""
     shown: set[str] = set()
 
-    def grow(node: str, role: str, onto: Tree | None) -> Tree:
+    def add_branch(node: str, role: str, parent_branch: Tree | None) -> Tree:
         label = f"{role}: " if role else ""
-        again = node in shown and bool(family.parents[node])
-        text = f"{label}{escape_markup(' '.join(_lines(family, node)))}{' (see above)' if again else ''}"
-        branch = onto.add(text) if onto else Tree(text)
-        if not again:
+        is_repeated = node in shown and bool(graph.parents[node])
+        text = f"{label}{escape_markup(' '.join(_label_lines(graph, node)))}{' (see above)' if is_repeated else ''}"
+        branch = parent_branch.add(text) if parent_branch else Tree(text)
+        if not is_repeated:
             shown.add(node)
-            for parent_role, parent in sorted(family.parents[node].items()):
-                grow(parent, parent_role, branch)
+            for parent_role, parent in sorted(graph.parents[node].items()):
+                add_branch(parent, parent_role, branch)
         return branch
 
-    return grow(family.start, "", None)
+    return add_branch(graph.start, "", None)
 
 
-def as_svg(family: Family) -> str:
+def render_svg(graph: LineageGraph) -> str:
     """A picture from the data at the top to the version at the bottom; it needs nothing but itself."""
     rows: dict[int, list[str]] = {}
-    for node in family.parents:
-        rows.setdefault(family.generation(node), []).append(node)
-    place = {
+    for node in graph.parents:
+        rows.setdefault(graph.depth(node), []).append(node)
+    corners = {
         node: (MARGIN + column * (WIDTH + GAP_X), MARGIN + row * (HEIGHT + GAP_Y))
         for row, nodes in rows.items()
         for column, node in enumerate(nodes)
     }
-    width = max(x for x, _ in place.values()) + WIDTH + MARGIN
-    height = max(y for _, y in place.values()) + HEIGHT + MARGIN
-    lines = [_edge(place[p], place[n], role) for n, roles in family.parents.items() for role, p in roles.items()]
-    boxes = [_box(place[node], _lines(family, node), start=node == family.start) for node in family.parents]
+    width = max(x for x, _ in corners.values()) + WIDTH + MARGIN
+    height = max(y for _, y in corners.values()) + HEIGHT + MARGIN
+    lines = [
+        _draw_edge(corners[p], corners[n], role) for n, roles in graph.parents.items() for role, p in roles.items()
+    ]
+    boxes = [_draw_box(corners[node], _label_lines(graph, node), start=node == graph.start) for node in graph.parents]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">\n'
@@ -94,28 +96,28 @@ def as_svg(family: Family) -> str:
     )
 
 
-def _lines(family: Family, node: str) -> list[str]:
+def _label_lines(graph: LineageGraph, node: str) -> list[str]:
     """What a node is called, in up to three short lines."""
-    version = family.versions.get(node)
+    version = graph.versions.get(node)
     if version is None:
         return [node, "not registered"]
-    said = [f"{version.name}@v{version.number}", f"{version.method or version.kind} {version.content[:HASH_SHOWN]}"]
-    fd = version.measured.get("fd")
+    lines = [f"{version.name}@v{version.number}", f"{version.method or version.kind} {version.content[:HASH_DIGITS]}"]
+    fd = version.measurements.get("fd")
     last = [*version.aliases, *([f"FD {fd:.2f}"] if fd is not None else [])]
-    return said + ([f"({', '.join(last)})"] if last else [])
+    return lines + ([f"({', '.join(last)})"] if last else [])
 
 
 def escape_markup(text: str) -> str:
     return text.replace("[", "\\[")
 
 
-def _edge(above: tuple[int, int], below: tuple[int, int], role: str) -> str:
+def _draw_edge(above: tuple[int, int], below: tuple[int, int], role: str) -> str:
     x1, y1, x2, y2 = above[0] + WIDTH // 2, above[1] + HEIGHT, below[0] + WIDTH // 2, below[1]
     label = f'<text x="{(x1 + x2) // 2 + 4}" y="{(y1 + y2) // 2}" fill="#666666" font-size="10">{escape(role)}</text>'
     return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="#999999"/>{label}'
 
 
-def _box(corner: tuple[int, int], lines: list[str], *, start: bool) -> str:
+def _draw_box(corner: tuple[int, int], lines: list[str], *, start: bool) -> str:
     x, y = corner
     stroke = "#b3391f" if start else "#446688"
     text = "".join(

@@ -11,32 +11,32 @@ from pathlib import Path
 from typing import Any
 
 from presto_core.artifacts.folder import MANIFEST
-from presto_core.artifacts.manifest_schema import Entry, require_artifact
+from presto_core.artifacts.manifest_schema import FileEntry, check_artifact
 from presto_core.artifacts.store import StoreError
-from presto_core.artifacts.validate import RefusedError, require_content
+from presto_core.artifacts.validate import UnsafeArtifactError, check_content
 
 MANIFEST_LIMIT = 512 * 2**20
 
 
-def regular_files(folder: Path) -> Iterator[str]:
+def iter_regular_files(folder: Path) -> Iterator[str]:
     """Names of the files below a folder.
 
     Raises:
-        RefusedError: there is a link, a device or a socket among them.
+        UnsafeArtifactError: there is a link, a device or a socket among them.
     """
-    for place, folders, files in os.walk(folder, followlinks=False):
+    for parent, folders, files in os.walk(folder, followlinks=False):
         for name in (*folders, *files):
-            path = Path(place) / name
+            path = Path(parent) / name
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
-                raise RefusedError(f"{path} is a symbolic link; an artifact holds files alone")
+                raise UnsafeArtifactError(f"{path} is a symbolic link; an artifact holds files alone")
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise RefusedError(f"{path} is a device, a pipe or a socket; an artifact holds files alone")
+                raise UnsafeArtifactError(f"{path} is a device, a pipe or a socket; an artifact holds files alone")
             if stat.S_ISREG(mode):
                 yield path.relative_to(folder).as_posix()
 
 
-def read_local(folder: Path) -> dict[str, Any]:
+def read_local_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a pulled artifact's folder.
 
     Raises:
@@ -45,7 +45,7 @@ def read_local(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         if path.stat().st_size > MANIFEST_LIMIT:
-            raise RefusedError(f"{path} is larger than {MANIFEST_LIMIT} bytes")
+            raise UnsafeArtifactError(f"{path} is larger than {MANIFEST_LIMIT} bytes")
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise StoreError(
@@ -58,26 +58,28 @@ def read_local(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def require_sound(folder: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
+def check_artifact_folder(folder: Path) -> tuple[dict[str, Any], dict[str, FileEntry]]:
     """The manifest and files of an artifact's folder: all that it lists, nothing else, each with its hash and kind.
 
     Raises:
-        RefusedError: something is not as the manifest says, or must not be in an artifact.
+        UnsafeArtifactError: something is not as the manifest says, or must not be in an artifact.
     """
-    present = set(regular_files(folder))
-    manifest = read_local(folder)
-    files = require_artifact(manifest)
+    present = set(iter_regular_files(folder))
+    manifest = read_local_manifest(folder)
+    files = check_artifact(manifest)
     if missing := sorted(files.keys() - present):
-        raise RefusedError(f"{folder} lacks {', '.join(missing[:5])}, which its manifest lists")
+        raise UnsafeArtifactError(f"{folder} lacks {', '.join(missing[:5])}, which its manifest lists")
     if foreign := sorted(present - files.keys() - {MANIFEST}):
-        raise RefusedError(f"{folder} holds {', '.join(foreign[:5])}, which its manifest does not list")
+        raise UnsafeArtifactError(f"{folder} holds {', '.join(foreign[:5])}, which its manifest does not list")
     for name, entry in files.items():
         with (folder / name).open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             if size != entry.bytes:
-                raise RefusedError(f"{name} has {size} bytes where its manifest says {entry.bytes}")
+                raise UnsafeArtifactError(f"{name} has {size} bytes where its manifest says {entry.bytes}")
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             if digest != entry.sha256:
-                raise RefusedError(f"{name} has sha256 {digest[:12]}... where its manifest says {entry.sha256[:12]}...")
-            require_content(name, stream, size)
+                raise UnsafeArtifactError(
+                    f"{name} has sha256 {digest[:12]}... where its manifest says {entry.sha256[:12]}..."
+                )
+            check_content(name, stream, size)
     return manifest, files

@@ -13,17 +13,17 @@ from pipelines.registry.catalog import Version
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.manifest import artifact_folder, read_artifact
-from presto_core.artifacts.manifest_schema import content_hash, require_artifact
-from presto_core.artifacts.resumable_read import blocks
-from presto_core.artifacts.run_layout import RECORD
+from presto_core.artifacts.manifest_schema import check_artifact, content_hash
+from presto_core.artifacts.resumable_read import read_blocks
+from presto_core.artifacts.run_layout import RUN_FILE
 from presto_core.artifacts.store import read_bytes
-from presto_core.artifacts.validate import RefusedError, require_content
+from presto_core.artifacts.validate import UnsafeArtifactError, check_content
 from presto_core.errors import UserError
 
 FORK_SEPARATOR = "/"
 
 
-def problems_of(version: Version, told: Callable[[int], None] = lambda size: None) -> list[str]:
+def verify_version(version: Version, on_read: Callable[[int], None] = lambda size: None) -> list[str]:
     """What is wrong with a version's stored bytes, one sentence each; none where all is as it was committed.
 
     Args:
@@ -31,43 +31,45 @@ def problems_of(version: Version, told: Callable[[int], None] = lambda size: Non
     """
     try:
         artifact = read_artifact(open_folder(version.uri))
-        files = require_artifact(artifact.manifest)
+        files = check_artifact(artifact.manifest)
     except UserError as error:
         return [str(error)]
-    found = content_hash(artifact.manifest)
+    content = content_hash(artifact.manifest)
     problems = []
-    if version.content and found != version.content:
-        problems.append(f"its manifest is {found[:12]}, where the registry says {version.content[:12]}: it was changed")
+    if version.content and content != version.content:
+        problems.append(
+            f"its manifest is {content[:12]}, where the registry says {version.content[:12]}: it was changed"
+        )
     folder = open_folder(version.uri)
     for name, entry in files.items():
         try:
-            _require_as_said(folder, name, entry.sha256, entry.bytes)
+            _check_file(folder, name, entry.sha256, entry.bytes)
         except UserError as error:
             problems.append(str(error))
-        told(entry.bytes)
-    foreign = {info.path for info in folder.files(recursive=True)}
-    foreign -= {folder.file(name) for name in (MANIFEST, *files)}
+        on_read(entry.bytes)
+    foreign = {info.path for info in folder.list_files(recursive=True)}
+    foreign -= {folder.file_path(name) for name in (MANIFEST, *files)}
     problems += [f"{path} lies there and is in no manifest" for path in sorted(foreign)[:5]]
     return problems
 
 
-def _require_as_said(folder: Folder, name: str, sha256: str, size: int) -> None:
+def _check_file(folder: Folder, name: str, sha256: str, size: int) -> None:
     digest, count = hashlib.sha256(), 0
-    for block in blocks(folder, name):
+    for block in read_blocks(folder, name):
         digest.update(block)
         count += len(block)
     if count != size:
-        raise RefusedError(f"{name} has {count} bytes where its manifest says {size}")
+        raise UnsafeArtifactError(f"{name} has {count} bytes where its manifest says {size}")
     if digest.hexdigest() != sha256:
-        raise RefusedError(
+        raise UnsafeArtifactError(
             f"{name} is damaged: sha256 {digest.hexdigest()[:12]}... where its manifest says {sha256[:12]}..."
         )
-    with folder.filesystem.open_input_file(folder.file(name)) as stream:
-        require_content(name, stream, size)
+    with folder.filesystem.open_input_file(folder.file_path(name)) as stream:
+        check_content(name, stream, size)
 
 
 @dataclass(frozen=True)
-class Garbage:
+class GarbageItem:
     """A folder below storage.root that nothing refers to.
 
     Attributes:
@@ -80,7 +82,7 @@ class Garbage:
     folder: Folder
 
 
-def garbage(root: Folder, versions: list[Version], *, older_than: timedelta) -> list[Garbage]:
+def find_garbage(root: Folder, versions: list[Version], *, older_than: timedelta) -> list[GarbageItem]:
     """Artifacts that are no registered version, no ancestor of one, of no run that goes on; and halves of some.
 
     Args:
@@ -88,33 +90,33 @@ def garbage(root: Folder, versions: list[Version], *, older_than: timedelta) -> 
         older_than: younger ones are left, since someone may be about to register them.
     """
     artifacts, runs = root.child("artifacts"), root.child("runs")
-    going_on = set(runs.folders())
-    kept = {v.artifact_id for v in versions} | going_on | set(_parents_of_runs(runs, going_on))
-    kept |= {parent for version in versions for parent in version.parents.values()}
-    manifests = {name: _manifest(artifact_folder(root, name)) for name in artifacts.folders()}
-    queue = list(kept)
+    active_runs = set(runs.list_folders())
+    referenced = {v.artifact_id for v in versions} | active_runs | set(_iter_run_parents(runs, active_runs))
+    referenced |= {parent for version in versions for parent in version.parents.values()}
+    manifests = {name: _try_read_manifest(artifact_folder(root, name)) for name in artifacts.list_folders()}
+    queue = list(referenced)
     while queue:  # ancestors, which need not be registered
         parents = (manifests.get(queue.pop()) or {}).get("parents", {}).values()
-        queue += [parent for parent in parents if parent not in kept]
-        kept |= set(parents)
-    before = datetime.now(UTC) - older_than
-    found = []
+        queue += [parent for parent in parents if parent not in referenced]
+        referenced |= set(parents)
+    cutoff = datetime.now(UTC) - older_than
+    items = []
     for name, manifest in manifests.items():
         folder = artifact_folder(root, name)
-        if name not in kept and _youngest(folder) < before:
+        if name not in referenced and _newest_mtime(folder) < cutoff:
             why = f"a {manifest['kind']} that is not registered" if manifest else "it was never finished"
-            found.append(Garbage(folder.uri, _size(folder), why, folder))
-    return found
+            items.append(GarbageItem(folder.uri, _total_bytes(folder), why, folder))
+    return items
 
 
-def _parents_of_runs(runs: Folder, going_on: set[str]) -> Iterator[str]:
-    for name in going_on:
-        if runs.child(name).exists(RECORD):
-            for parent in json.loads(read_bytes(runs.child(name), RECORD))["parents"].values():
+def _iter_run_parents(runs: Folder, active_runs: set[str]) -> Iterator[str]:
+    for name in active_runs:
+        if runs.child(name).exists(RUN_FILE):
+            for parent in json.loads(read_bytes(runs.child(name), RUN_FILE))["parents"].values():
                 yield parent.split(FORK_SEPARATOR)[0]
 
 
-def _manifest(folder: Folder) -> dict[str, Any] | None:
+def _try_read_manifest(folder: Folder) -> dict[str, Any] | None:
     if not folder.exists():
         return None
     try:
@@ -123,10 +125,10 @@ def _manifest(folder: Folder) -> dict[str, Any] | None:
         return {"kind": "damaged artifact", "parents": {}}
 
 
-def _youngest(folder: Folder) -> datetime:
-    times = [info.mtime for info in folder.files(recursive=True) if info.mtime]
-    return max(times, default=datetime.min.replace(tzinfo=UTC))
+def _newest_mtime(folder: Folder) -> datetime:
+    mtimes = [info.mtime for info in folder.list_files(recursive=True) if info.mtime]
+    return max(mtimes, default=datetime.min.replace(tzinfo=UTC))
 
 
-def _size(folder: Folder) -> int:
-    return sum(info.size or 0 for info in folder.files(recursive=True))
+def _total_bytes(folder: Folder) -> int:
+    return sum(info.size or 0 for info in folder.list_files(recursive=True))

@@ -29,18 +29,18 @@ MODEL_KINDS = ("teacher", "layers", "generator")
 CANDIDATE, CHAMPION, ARCHIVED = "candidate", "champion", "archived-"
 LICENCES, BUDGET, SIZE = "presto.licences", "presto.budget", "presto.bytes"
 REGISTERED_AS = "presto.as."  # tag of a run, with the name of the model: its version there
-RECORD = "presto.record"  # tag of a model: the folder whose files decide which version is champion
+PROMOTION_LOG_TAG = "presto.record"  # tag of a model: the folder whose files decide which version is champion
 MEASURED = "presto.measured."  # tags of a version: what an evaluation found
 METRIC = "registry."  # metrics of a run: the same as numbers, to search in
 
-HASH_SHOWN = 12
+HASH_DIGITS = 12
 
 
 class RegistryError(UserError):
     """The register does not know what was asked for, or refuses it; the message says why and the mend."""
 
 
-def candidate_of(method: str) -> str:
+def candidate_alias(method: str) -> str:
     """The alias of the newest version of one method: candidate-l, candidate-s, candidate-ls, candidate-ase, ..."""
     return f"{CANDIDATE}-{re.sub(r'[^a-z0-9]+', '-', method.lower())}"
 
@@ -73,10 +73,10 @@ def parse_reference(text: str) -> Reference | None:
         RegistryError: it begins with models:/ and goes on otherwise.
     """
     if text.startswith("models:/"):
-        found = re.fullmatch(r"models:/([^/@]+)(?:@([\w-]+)|/(\d+))", text)
-        if not found:
+        match = re.fullmatch(r"models:/([^/@]+)(?:@([\w-]+)|/(\d+))", text)
+        if not match:
             raise RegistryError(f"{text!r} is no model; write models:/{GENERATOR}@champion or models:/{GENERATOR}/3")
-        return Reference(found[1], found[2] or CANDIDATE, int(found[3] or 0))
+        return Reference(match[1], match[2] or CANDIDATE, int(match[3] or 0))
     if "/" in text or re.fullmatch(r"[0-9a-f]{16}", text):
         return None
     if re.fullmatch(r"champion|candidate(-\w+)*|archived-\d+|v\d+", text):

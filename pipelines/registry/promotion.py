@@ -13,16 +13,16 @@ from typing import Any
 from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.names import Reference, RegistryError
-from pipelines.registry.promotion_checks import Check, checks
-from pipelines.registry.promotion_log import Entry, Record
-from pipelines.registry.publish import patient, record_folder
+from pipelines.registry.promotion_checks import PromotionCheck, run_checks
+from pipelines.registry.promotion_log import PromotionLog, PromotionRecord
+from pipelines.registry.publish import open_promotion_log_folder, retry_conflicts
 from presto_core.config.promotion import PromoteConfig
 
 ATTEMPTS = 64  # as many as may be promoted in the meantime by others before we give up
 
 
 @dataclass(frozen=True)
-class Decision:
+class PromotionDecision:
     """What became of an attempt to promote.
 
     Attributes:
@@ -31,21 +31,21 @@ class Decision:
 
     candidate: Version
     champion: Version | None
-    table: list[Check]
-    entry: Entry | None = None
+    checks: list[PromotionCheck]
+    record: PromotionRecord | None = None
 
     @property
-    def passed(self) -> bool:
-        return all(check.passed for check in self.table)
+    def has_passed(self) -> bool:
+        return all(check.passed for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
         return {
             "candidate": self.candidate.to_dict(),
             "champion": self.champion and self.champion.to_dict(),
-            "checks": [check.to_dict() for check in self.table],
-            "passed": self.passed,
-            "promoted": self.entry is not None,
+            "checks": [check.to_dict() for check in self.checks],
+            "passed": self.has_passed,
+            "promoted": self.record is not None,
         }
 
 
@@ -58,9 +58,9 @@ class Promoter:
     """
 
     client: Any
-    judge: Callable[..., list[Check]] = field(default=checks)
+    gate: Callable[..., list[PromotionCheck]] = field(default=run_checks)
 
-    def promote(self, reference: str, limits: PromoteConfig, *, why: str, dry_run: bool = False) -> Decision:
+    def promote(self, reference: str, limits: PromoteConfig, *, why: str, dry_run: bool = False) -> PromotionDecision:
         """Put a version through the gate; if it passes, make it champion.
 
         Where another version became champion meanwhile, the gate is asked again, against that one.
@@ -69,21 +69,21 @@ class Promoter:
             RegistryError: no such version, or others kept promoting.
         """
         candidate = Catalog(self.client).find(reference)
-        record = Record(record_folder(self.client, candidate.name))
+        log = PromotionLog(open_promotion_log_folder(self.client, candidate.name))
         for _ in range(ATTEMPTS):
-            head = record.head()
-            champion = self._champion(candidate.name, head)
-            table = self.judge(self.client, candidate, champion, limits)
-            decision = Decision(candidate, champion, table)
-            if dry_run or not decision.passed:
+            head = log.read_head()
+            champion = self._get_champion(candidate.name, head)
+            table = self.gate(self.client, candidate, champion, limits)
+            decision = PromotionDecision(candidate, champion, table)
+            if dry_run or not decision.has_passed:
                 return decision
             if champion and champion.number == candidate.number:
-                self.follow(candidate.name, record)
+                self.sync_aliases(candidate.name, log)
                 return decision
-            entry = _entry(head, "promote", candidate, before=head.number if head else 0, why=why, table=table)
-            if record.add(entry):
-                self.follow(candidate.name, record)
-                return Decision(candidate, champion, table, entry)
+            record = _make_record(head, "promote", candidate, before=head.number if head else 0, why=why, table=table)
+            if log.add(record):
+                self.sync_aliases(candidate.name, log)
+                return PromotionDecision(candidate, champion, table, record)
         raise RegistryError(
             f"{ATTEMPTS} other versions of {candidate.name} were promoted meanwhile; look, and try again"
         )
@@ -94,42 +94,42 @@ class Promoter:
         Raises:
             RegistryError: there is none before it, or someone else was quicker.
         """
-        record = Record(record_folder(self.client, name))
-        head = record.head()
+        log = PromotionLog(open_promotion_log_folder(self.client, name))
+        head = log.read_head()
         if head is None or not head.before:
             raise RegistryError(f"{name} has no champion before this one to go back to")
-        target = record.read(head.before)
-        current, former = self._champion(name, head), self._champion(name, target)
+        target = log.read(head.before)
+        current, former = self._get_champion(name, head), self._get_champion(name, target)
         assert current is not None
         assert former is not None
         if not dry_run:
-            if not record.add(_entry(head, "rollback", former, before=target.before, why=why, table=[])):
+            if not log.add(_make_record(head, "rollback", former, before=target.before, why=why, table=[])):
                 raise RegistryError(f"someone else changed the champion of {name} at this moment; look, and try again")
-            self.follow(name, record)
+            self.sync_aliases(name, log)
         return former, current
 
-    def follow(self, name: str, record: Record) -> None:
+    def sync_aliases(self, name: str, log: PromotionLog) -> None:
         """Make MLflow's aliases say what the record does: champion, and archived-<number> for former ones.
 
         Whoever wrote last looks again, so that of writers at the same time none leaves an older champion behind.
         """
         while True:
-            entries = record.entries()
-            for alias, version in _aliases(entries).items():
-                patient(partial(self.client.set_registered_model_alias, name, alias, str(version)))
-            for alias in set(self.client.get_registered_model(name).aliases) - set(_aliases(entries)):
+            entries = log.read_all()
+            for alias, version in _compute_aliases(entries).items():
+                retry_conflicts(partial(self.client.set_registered_model_alias, name, alias, str(version)))
+            for alias in set(self.client.get_registered_model(name).aliases) - set(_compute_aliases(entries)):
                 if alias.startswith(names.ARCHIVED):
-                    patient(partial(self.client.delete_registered_model_alias, name, alias))
-            head = record.head()
+                    retry_conflicts(partial(self.client.delete_registered_model_alias, name, alias))
+            head = log.read_head()
             if head is None or head.number == entries[-1].number:
                 break
-        _tell(self.client, name, entries[-1])
+        _tag_version(self.client, name, entries[-1])
 
-    def _champion(self, name: str, head: Entry | None) -> Version | None:
-        return Catalog(self.client).named(Reference(name, number=head.version)) if head else None
+    def _get_champion(self, name: str, head: PromotionRecord | None) -> Version | None:
+        return Catalog(self.client).get(Reference(name, number=head.version)) if head else None
 
 
-def _aliases(entries: list[Entry]) -> dict[str, int]:
+def _compute_aliases(entries: list[PromotionRecord]) -> dict[str, int]:
     """alias -> version: that of the last entry is champion, each other former one archived under its last promotion."""
     if not entries:
         return {}
@@ -139,22 +139,24 @@ def _aliases(entries: list[Entry]) -> dict[str, int]:
     return former | {names.CHAMPION: head.version}
 
 
-def _entry(head: Entry | None, action: str, version: Version, *, before: int, why: str, table: list[Check]) -> Entry:
-    return Entry(
+def _make_record(
+    head: PromotionRecord | None, action: str, version: Version, *, before: int, why: str, table: list[PromotionCheck]
+) -> PromotionRecord:
+    return PromotionRecord(
         number=head.number + 1 if head else 1,
         action=action,
         version=version.number,
         content=version.content,
         artifact_id=version.artifact_id,
         before=before,
-        who=who(),
+        who=current_user(),
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         why=why,
         checks=[check.to_dict() for check in table],
     )
 
 
-def who() -> str:
+def current_user() -> str:
     """The user of MLflow where there is one, else of this machine."""
     try:
         return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
@@ -162,8 +164,10 @@ def who() -> str:
         return f"uid {os.getuid()}"
 
 
-def _tell(client: Any, name: str, entry: Entry) -> None:
+def _tag_version(client: Any, name: str, record: PromotionRecord) -> None:
     """Who, when and why, with the version as well, for those who look with MLflow."""
     for key in ("action", "who", "when", "why"):
-        value = str(getattr(entry, key))
-        patient(partial(client.set_model_version_tag, name, str(entry.version), f"presto.promotion.{key}", value))
+        value = str(getattr(record, key))
+        retry_conflicts(
+            partial(client.set_model_version_tag, name, str(record.version), f"presto.promotion.{key}", value)
+        )

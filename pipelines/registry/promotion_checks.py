@@ -13,8 +13,8 @@ from safetensors.numpy import load
 
 from pipelines.data.parquet_tensors import Array
 from pipelines.registry.catalog import Catalog, Version
-from pipelines.registry.evaluation_tags import EMBEDDINGS, best_rows
-from pipelines.registry.maintenance import problems_of
+from pipelines.registry.evaluation_tags import EMBEDDINGS, select_best_rows
+from pipelines.registry.maintenance import verify_version
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.manifest import Artifact, read_artifact
 from presto_core.artifacts.store import read_file
@@ -24,15 +24,19 @@ from presto_core.metrics.distances import frechet_distance
 from presto_core.training.health import (
     STEP_DISTILLATION,
     TEACHER,
-    Expected,
-    breaches,
+    HealthRange,
+    find_out_of_range,
 )
 
-SIGNALS: dict[str, dict[str, Expected]] = {"generator": STEP_DISTILLATION, "teacher": TEACHER, "layers": TEACHER}
+HEALTH_SIGNALS: dict[str, dict[str, HealthRange]] = {
+    "generator": STEP_DISTILLATION,
+    "teacher": TEACHER,
+    "layers": TEACHER,
+}
 
 
 @dataclass(frozen=True)
-class Check:
+class PromotionCheck:
     """One line of the table."""
 
     name: str
@@ -44,72 +48,78 @@ class Check:
         return asdict(self)
 
 
-def checks(client: Any, candidate: Version, champion: Version | None, limits: PromoteConfig) -> list[Check]:
+def run_checks(
+    client: Any, candidate: Version, champion: Version | None, limits: PromoteConfig
+) -> list[PromotionCheck]:
     """All checks of a candidate, each made whether those before it passed or not."""
-    table: list[tuple[str, Callable[[], Check]]] = [
-        ("files", lambda: _files(candidate)),
-        ("licence", lambda: _licence(candidate, limits)),
-        ("health", lambda: _health(client, candidate, limits)),
-        ("quality", lambda: _quality(candidate, limits)),
-        ("against champion", lambda: _against(client, candidate, champion, limits)),
-        ("latency", lambda: _latency(candidate, champion, limits)),
+    table: list[tuple[str, Callable[[], PromotionCheck]]] = [
+        ("files", lambda: _check_files(candidate)),
+        ("licence", lambda: _check_license(candidate, limits)),
+        ("health", lambda: _check_health(client, candidate, limits)),
+        ("quality", lambda: _check_quality(candidate, limits)),
+        ("against champion", lambda: _compare_with_champion(client, candidate, champion, limits)),
+        ("latency", lambda: _check_latency(candidate, champion, limits)),
     ]
-    return [_made(name, check) for name, check in table]
+    return [_run_check(name, check) for name, check in table]
 
 
-def _made(name: str, check: Callable[[], Check]) -> Check:
+def _run_check(name: str, check: Callable[[], PromotionCheck]) -> PromotionCheck:
     try:
         return check()
     except UserError as error:
-        return Check(name, False, str(error), "can be checked")
+        return PromotionCheck(name, False, str(error), "can be checked")
 
 
-def _files(candidate: Version) -> Check:
-    problems = problems_of(candidate)
-    return Check("files", not problems, "; ".join(problems[:3]) or "every hash is right", "as committed")
+def _check_files(candidate: Version) -> PromotionCheck:
+    problems = verify_version(candidate)
+    return PromotionCheck("files", not problems, "; ".join(problems[:3]) or "every hash is right", "as committed")
 
 
-def _licence(candidate: Version, limits: PromoteConfig) -> Check:
+def _check_license(candidate: Version, limits: PromoteConfig) -> PromotionCheck:
     found = candidate.licences
-    foreign = [said for said in found if not any(fnmatch(said, allowed) for allowed in limits.licences)]
+    foreign = [
+        license_name for license_name in found if not any(fnmatch(license_name, allowed) for allowed in limits.licences)
+    ]
     wanted = ", ".join(limits.licences) or ("stated" if limits.require_licence else "any")
     passed = (bool(found) or not limits.require_licence) and not (limits.licences and foreign)
-    return Check("licence", passed, ", ".join(found) or "the data state none", wanted)
+    return PromotionCheck("licence", passed, ", ".join(found) or "the data state none", wanted)
 
 
-def _health(client: Any, candidate: Version, limits: PromoteConfig) -> Check:
-    expected = SIGNALS.get(candidate.kind, {})
+def _check_health(client: Any, candidate: Version, limits: PromoteConfig) -> PromotionCheck:
+    expected = HEALTH_SIGNALS.get(candidate.kind, {})
     last = client.get_run(candidate.mlflow_run).data.metrics
-    known = {name: last[name] for name in expected if name in last}
-    outside = list(breaches(known, expected).values())
-    well = bool(known) and not outside
-    found = "; ".join(outside) or (f"{len(known)} signals in range" if known else "no signals are recorded")
+    signals = {name: last[name] for name in expected if name in last}
+    outside = list(find_out_of_range(signals, expected).values())
+    is_healthy = bool(signals) and not outside
+    found = "; ".join(outside) or (f"{len(signals)} signals in range" if signals else "no signals are recorded")
     wanted = "signals of training in range" if limits.require_health else "any"
-    return Check("health", well or not limits.require_health, found, wanted)
+    return PromotionCheck("health", is_healthy or not limits.require_health, found, wanted)
 
 
-def _quality(candidate: Version, limits: PromoteConfig) -> Check:
-    fd = candidate.measured.get("fd")
+def _check_quality(candidate: Version, limits: PromoteConfig) -> PromotionCheck:
+    fd = candidate.measurements.get("fd")
     if fd is None:
-        return Check("quality", False, "not evaluated", "run presto evaluate with it")
+        return PromotionCheck("quality", False, "not evaluated", "run presto evaluate with it")
     wanted = "any" if limits.max_fd is None else f"FD ≤ {limits.max_fd:g}"
-    found = f"FD {fd:.2f} ({candidate.measured.get('system', '')})"
-    return Check("quality", limits.max_fd is None or fd <= limits.max_fd, found, wanted)
+    found = f"FD {fd:.2f} ({candidate.measurements.get('system', '')})"
+    return PromotionCheck("quality", limits.max_fd is None or fd <= limits.max_fd, found, wanted)
 
 
-def _against(client: Any, candidate: Version, champion: Version | None, limits: PromoteConfig) -> Check:
+def _compare_with_champion(
+    client: Any, candidate: Version, champion: Version | None, limits: PromoteConfig
+) -> PromotionCheck:
     """The ratio of Fréchet distances, with a bootstrap interval over the clips that both models made."""
     name, wanted = "against champion", f"FD ratio ≤ {limits.max_fd_ratio:g} at the upper end"
     if champion is None:
-        return Check(name, True, "there is no champion yet", wanted)
+        return PromotionCheck(name, True, "there is no champion yet", wanted)
     if champion.content == candidate.content:
-        return Check(name, True, "it is the champion", wanted)
-    mine, theirs, reference = _embeddings(client, candidate, champion)
+        return PromotionCheck(name, True, "it is the champion", wanted)
+    mine, theirs, reference = _load_embeddings(client, candidate, champion)
     low, ratio, high = ratio_interval(
         mine, theirs, reference, draws=limits.bootstrap_draws, confidence=limits.confidence
     )
     found = f"{ratio:.3f} ({low:.3f} ... {high:.3f}, {limits.confidence:.0%}) of {champion.name}@v{champion.number}"
-    return Check(name, high <= limits.max_fd_ratio, found, wanted)
+    return PromotionCheck(name, high <= limits.max_fd_ratio, found, wanted)
 
 
 def ratio_interval(
@@ -128,64 +138,64 @@ def ratio_interval(
     )
     ratios = []
     for _ in range(draws):
-        drawn = rng.integers(len(mine), size=len(mine))
-        other = drawn if len(theirs) == len(mine) else rng.integers(len(theirs), size=len(theirs))
-        above = frechet_distance(generated=mine[drawn], reference=reference)
-        ratios.append(above / frechet_distance(generated=theirs[other], reference=reference))
+        indices = rng.integers(len(mine), size=len(mine))
+        other_indices = indices if len(theirs) == len(mine) else rng.integers(len(theirs), size=len(theirs))
+        numerator = frechet_distance(generated=mine[indices], reference=reference)
+        ratios.append(numerator / frechet_distance(generated=theirs[other_indices], reference=reference))
     tail = 50 * (1 - confidence)
     low, high = np.percentile(ratios, [tail, 100 - tail])
     return float(min(low, value)), float(value), float(max(high, value))
 
 
-def _embeddings(client: Any, candidate: Version, champion: Version) -> tuple[Array, Array, Array]:
+def _load_embeddings(client: Any, candidate: Version, champion: Version) -> tuple[Array, Array, Array]:
     """Of both versions and of the music they are held against: from one report, or from two that compare."""
     catalog = Catalog(client)
-    report = _report(catalog, candidate)
+    report = _read_report(catalog, candidate)
     if champion.artifact_id in report.manifest["parents"].values():
         other = report
     else:
-        other = _report(catalog, champion)
-        if _yardstick(other) != _yardstick(report):
+        other = _read_report(catalog, champion)
+        if _comparison_key(other) != _comparison_key(report):
             raise UserError(
                 f"{candidate.name}@v{candidate.number} and the champion were judged by different measures; judge both: "
                 f"presto evaluate inputs.generator={candidate.artifact_id} inputs.compared=[{champion.artifact_id}]"
             )
-    mine, reference = _samples(report, candidate)
-    theirs, _ = _samples(other, champion)
+    mine, reference = _load_samples(report, candidate)
+    theirs, _ = _load_samples(other, champion)
     return mine, theirs, reference
 
 
-def _report(catalog: Catalog, version: Version) -> Artifact:
-    if "report" not in version.measured:
+def _read_report(catalog: Catalog, version: Version) -> Artifact:
+    if "report" not in version.measurements:
         raise UserError(f"{version.name}@v{version.number} is not evaluated; run presto evaluate with it")
-    return read_artifact(open_folder(catalog.find(str(version.measured["report"])).uri))
+    return read_artifact(open_folder(catalog.find(str(version.measurements["report"])).uri))
 
 
-def _yardstick(report: Artifact) -> tuple[str, str]:
+def _comparison_key(report: Artifact) -> tuple[str, str]:
     """What distances are measured with: data set, embedding and decoder."""
     return report.manifest["parents"]["dataset"], str(report.manifest["report"].get("measure"))
 
 
-def _samples(report: Artifact, version: Version) -> tuple[Array, Array]:
+def _load_samples(report: Artifact, version: Version) -> tuple[Array, Array]:
     folder = open_folder(report.uri)
     if EMBEDDINGS not in report.manifest["files"]:
         raise UserError(f"report {report.id} holds no embeddings; evaluate again")
     arrays = load(read_file(folder, EMBEDDINGS, report.manifest))
     result = json.loads(read_file(folder, "report.json", report.manifest))
-    row = best_rows(result, report.manifest["parents"])[version.artifact_id]
+    row = select_best_rows(result, report.manifest["parents"])[version.artifact_id]
     return arrays[row["name"]].astype(np.float64), arrays["reference"].astype(np.float64)
 
 
-def _latency(candidate: Version, champion: Version | None, limits: PromoteConfig) -> Check:
-    mine, hardware = candidate.measured.get("latency_ms"), candidate.measured.get("hardware")
+def _check_latency(candidate: Version, champion: Version | None, limits: PromoteConfig) -> PromotionCheck:
+    mine, hardware = candidate.measurements.get("latency_ms"), candidate.measurements.get("hardware")
     if mine is None:
-        return Check("latency", False, "not measured", "run presto evaluate with it")
+        return PromotionCheck("latency", False, "not measured", "run presto evaluate with it")
     wanted, passed, found = [], True, f"{mine:.0f} ms on {hardware}"
     if limits.max_latency_ms is not None:
         wanted.append(f"≤ {limits.max_latency_ms:g} ms")
         passed = mine <= limits.max_latency_ms
-    theirs = champion.measured.get("latency_ms") if champion else None
-    if theirs and champion and champion.measured.get("hardware") == hardware:
+    theirs = champion.measurements.get("latency_ms") if champion else None
+    if theirs and champion and champion.measurements.get("hardware") == hardware:
         wanted.append(f"≤ {limits.max_latency_ratio:g} of the champion's {theirs:.0f} ms")
         passed = passed and mine <= limits.max_latency_ratio * theirs
-    return Check("latency", passed, found, " and ".join(wanted) or "measured")
+    return PromotionCheck("latency", passed, found, " and ".join(wanted) or "measured")

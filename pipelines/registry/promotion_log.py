@@ -12,7 +12,7 @@ import secrets
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipelines.storage.exclusive_create import create
+from pipelines.storage.exclusive_create import create_exclusive
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, read_bytes
 
@@ -20,7 +20,7 @@ _ENTRY = re.compile(r"(\d{6})\.json")
 
 
 @dataclass(frozen=True)
-class Entry:
+class PromotionRecord:
     """One decision.
 
     Attributes:
@@ -47,41 +47,41 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Record:
+class PromotionLog:
     """The decisions about one model."""
 
     folder: Folder
 
-    def entries(self) -> list[Entry]:
+    def read_all(self) -> list[PromotionRecord]:
         """All of them, in order.
 
         Raises:
             StoreError: one cannot be read.
         """
-        return [self._read(name) for name in self._names()]
+        return [self._read(name) for name in self._list_names()]
 
-    def head(self) -> Entry | None:
+    def read_head(self) -> PromotionRecord | None:
         """The decision that rules."""
-        found = self._names()
-        return self._read(found[-1]) if found else None
+        file_names = self._list_names()
+        return self._read(file_names[-1]) if file_names else None
 
-    def read(self, number: int) -> Entry:
+    def read(self, number: int) -> PromotionRecord:
         """One decision."""
-        return self._read(_name(number))
+        return self._read(_file_name(number))
 
-    def add(self, entry: Entry) -> bool:
+    def add(self, entry: PromotionRecord) -> bool:
         """Write the next decision; False where someone else took its number."""
-        return create(self.folder, _name(entry.number), json.dumps(asdict(entry), indent=2).encode())
+        return create_exclusive(self.folder, _file_name(entry.number), json.dumps(asdict(entry), indent=2).encode())
 
-    def _names(self) -> list[str]:
-        return sorted(i.base_name for i in self.folder.files(missing_ok=True) if _ENTRY.fullmatch(i.base_name))
+    def _list_names(self) -> list[str]:
+        return sorted(i.base_name for i in self.folder.list_files(missing_ok=True) if _ENTRY.fullmatch(i.base_name))
 
-    def _read(self, name: str) -> Entry:
+    def _read(self, name: str) -> PromotionRecord:
         try:
-            return Entry(**json.loads(read_bytes(self.folder, name)))
+            return PromotionRecord(**json.loads(read_bytes(self.folder, name)))
         except (ValueError, TypeError) as error:
             raise StoreError(f"{self.folder.uri}/{name} is no record of a promotion: {error}; restore it") from None
 
 
-def _name(number: int) -> str:
+def _file_name(number: int) -> str:
     return f"{number:06d}.json"

@@ -14,19 +14,19 @@ from typing import Any
 
 from tenacity import Retrying, retry_if_exception, retry_if_result, stop_after_delay, wait_random_exponential
 
-from pipelines.redaction import redacted_items
+from pipelines.redaction import redact_items
 from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
-from pipelines.registry.compatibility import method_of
-from pipelines.storage.exclusive_create import create
+from pipelines.registry.compatibility import distillation_method
+from pipelines.storage.exclusive_create import create_exclusive
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact
-from presto_core.artifacts.manifest_schema import content_hash, files_of
-from presto_core.artifacts.store import copy_out, read_bytes
+from presto_core.artifacts.manifest_schema import content_hash, parse_files
+from presto_core.artifacts.store import download, read_bytes
 
-CONFLICTS_S = 60  # that writers of the same model get out of each other's way
-CLAIM_S = 30  # after which one who said it would register an artifact is thought dead
+CONFLICT_TIMEOUT_S = 60  # that writers of the same model get out of each other's way
+CLAIM_TIMEOUT_S = 30  # after which one who said it would register an artifact is thought dead
 _CLASH = ("IntegrityError", "UniqueViolation", "UNIQUE constraint")  # two inserted the same row
 _CONFLICT = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS", "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 
@@ -36,7 +36,7 @@ Pack = Callable[[Path, Path], None]
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedVersion:
     """A version, and how a user names it best."""
 
     number: int
@@ -46,7 +46,7 @@ class Published:
 
 def publish(
     client: Any, name: str, artifact: Artifact, *, mlflow_run: str, stage: str, root: Folder, pack: Pack
-) -> Published:
+) -> PublishedVersion:
     """Register an artifact under a name, or find it registered; either way it becomes the candidate.
 
     Any number of writers may do so at the same time: of the same content there is one version, and the candidate is the
@@ -56,89 +56,89 @@ def publish(
         mlflow_run: its record; gets the tags that searches look at.
         root: storage, where the decisions about a new model will be kept.
     """
-    record = _model(client, name, root)
+    log_folder = _ensure_model(client, name, root)
     content = content_hash(artifact.manifest)
-    number, fresh = _known(client, name, content), False
+    number, is_new = _find_by_content(client, name, content), False
     if number is None:
-        number, fresh = _exclusively(
-            record.child("versions"),
+        number, is_new = _create_once(
+            log_folder.child("versions"),
             f"{content}.json",
-            lambda: _known(client, name, content),
-            lambda: _new_version(client, name, artifact, content, mlflow_run=mlflow_run, stage=stage, pack=pack),
+            lambda: _find_by_content(client, name, content),
+            lambda: _create_version(client, name, artifact, content, mlflow_run=mlflow_run, stage=stage, pack=pack),
         )
-    if not fresh:
-        _place(client, name, number, artifact.uri)
-    method = method_of(artifact) if artifact.kind in names.MODEL_KINDS else ""
+    if not is_new:
+        _update_location(client, name, number, artifact.uri)
+    method = distillation_method(artifact) if artifact.kind in names.MODEL_KINDS else ""
     aliases = [(names.CANDIDATE, "")]
-    aliases += [(names.candidate_of(method), method)] if artifact.kind in ("layers", "generator") else []
-    for alias, of in aliases:
-        _point(client, name, alias, number, method=of, newest=fresh)
-    return Published(number, name, aliases[-1][0])
+    aliases += [(names.candidate_alias(method), method)] if artifact.kind in ("layers", "generator") else []
+    for alias, alias_method in aliases:
+        _set_alias(client, name, alias, number, method=alias_method, is_new=is_new)
+    return PublishedVersion(number, name, aliases[-1][0])
 
 
-def _model(client: Any, name: str, root: Folder) -> Folder:
+def _ensure_model(client: Any, name: str, root: Folder) -> Folder:
     """The folder with the decisions about a model: told when the model is created, by whoever is first."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name, tags={names.RECORD: root.child("registry").child(name).uri})
+        client.create_registered_model(name, tags={names.PROMOTION_LOG_TAG: root.child("registry").child(name).uri})
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return record_folder(client, name, root)
+    return open_promotion_log_folder(client, name, root)
 
 
-def record_folder(client: Any, name: str, root: Folder | None = None) -> Folder:
+def open_promotion_log_folder(client: Any, name: str, root: Folder | None = None) -> Folder:
     """Where the decisions about a model lie; a model that someone created by hand gets a place below `root`."""
     model = client.get_registered_model(name)
-    uri = model.tags.get(names.RECORD)
+    uri = model.tags.get(names.PROMOTION_LOG_TAG)
     if uri is None and root is not None:
         uri = root.child("registry").child(name).uri
-        patient(partial(client.set_registered_model_tag, name, names.RECORD, uri))
+        retry_conflicts(partial(client.set_registered_model_tag, name, names.PROMOTION_LOG_TAG, uri))
     if uri is None:
         raise names.RegistryError(f"{name} was not registered by presto; push an artifact to it first")
     return open_folder(uri)
 
 
-def _known(client: Any, name: str, content: str) -> int | None:
-    found = client.search_model_versions(f"name = '{name}' and tags.`{names.CONTENT}` = '{content}'", max_results=1)
-    return int(found[0].version) if found else None
+def _find_by_content(client: Any, name: str, content: str) -> int | None:
+    versions = client.search_model_versions(f"name = '{name}' and tags.`{names.CONTENT}` = '{content}'", max_results=1)
+    return int(versions[0].version) if versions else None
 
 
-def _place(client: Any, name: str, number: int, uri: str) -> None:
+def _update_location(client: Any, name: str, number: int, uri: str) -> None:
     """The same bytes may lie in several places: those that were written last are the ones that are still there."""
     if client.get_model_version(name, str(number)).tags.get(names.ARTIFACT_URI) != uri:
-        patient(partial(client.set_model_version_tag, name, str(number), names.ARTIFACT_URI, uri))
+        retry_conflicts(partial(client.set_model_version_tag, name, str(number), names.ARTIFACT_URI, uri))
 
 
-def _exclusively(
-    folder: Folder, claim: str, look: Callable[[], int | None], make: Callable[[], int]
+def _create_once(
+    folder: Folder, claim: str, find: Callable[[], int | None], make: Callable[[], int]
 ) -> tuple[int, bool]:
     """What `make` gives where this writer is the first, else what the first one made: and whether it was made here."""
-    mine = json.dumps({"nonce": secrets.token_hex(8), "when": time.time()}).encode()
-    if not create(folder, claim, mine):
+    claim_content = json.dumps({"nonce": secrets.token_hex(8), "when": time.time()}).encode()
+    if not create_exclusive(folder, claim, claim_content):
         age = time.time() - float(json.loads(read_bytes(folder, claim))["when"])
-        waiting = Retrying(
-            stop=stop_after_delay(min(max(CLAIM_S - age, 0), CLAIM_S)),  # clocks may differ
+        retrying = Retrying(
+            stop=stop_after_delay(min(max(CLAIM_TIMEOUT_S - age, 0), CLAIM_TIMEOUT_S)),  # clocks may differ
             wait=wait_random_exponential(multiplier=0.1, max=2),
             retry=retry_if_result(lambda found: found is None),
             retry_error_callback=lambda state: None,
         )
-        found = waiting(look)
-        if found is not None:
-            return found, False
+        number = retrying(find)
+        if number is not None:
+            return number, False
     return make(), True
 
 
-def _new_version(
+def _create_version(
     client: Any, name: str, artifact: Artifact, content: str, *, mlflow_run: str, stage: str, pack: Pack
 ) -> int:
-    tags = _tags(client, artifact, content, stage)
-    source = _files(client, artifact, mlflow_run, pack)
-    created = patient(lambda: client.create_model_version(name, source=source, run_id=mlflow_run, tags=tags))
+    tags = _make_tags(client, artifact, content, stage)
+    source = _log_files(client, artifact, mlflow_run, pack)
+    created = retry_conflicts(lambda: client.create_model_version(name, source=source, run_id=mlflow_run, tags=tags))
     version = int(created.version)
     for key, value in (tags | {f"{names.REGISTERED_AS}{name}": str(version)}).items():
-        patient(partial(client.set_tag, mlflow_run, key, value))
+        retry_conflicts(partial(client.set_tag, mlflow_run, key, value))
     info = artifact.manifest.get("dataset", {})
     for metric in ("rows", "hours"):
         if isinstance(info.get(metric), dict):
@@ -146,32 +146,32 @@ def _new_version(
     return version
 
 
-def _files(client: Any, artifact: Artifact, mlflow_run: str, pack: Pack) -> str:
+def _log_files(client: Any, artifact: Artifact, mlflow_run: str, pack: Pack) -> str:
     """What MLflow itself keeps of a version: a model it can serve, or else the manifest alone."""
     if artifact.kind not in names.MODEL_KINDS:
         client.log_dict(mlflow_run, artifact.manifest, "artifact/manifest.json")
         return f"runs:/{mlflow_run}/artifact"
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "artifact"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "artifact"
         folder.mkdir()
         source = open_folder(artifact.uri)
-        for file in ("manifest.json", *files_of(artifact.manifest)):
+        for file in ("manifest.json", *parse_files(artifact.manifest)):
             target = folder / file
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as sink:
-                copy_out(source, file, sink)
-        pack(folder, Path(place) / "model")
-        client.log_artifacts(mlflow_run, str(Path(place) / "model"), "model")
+                download(source, file, sink)
+        pack(folder, Path(scratch) / "model")
+        client.log_artifacts(mlflow_run, str(Path(scratch) / "model"), "model")
     return f"runs:/{mlflow_run}/model"
 
 
-def _tags(client: Any, artifact: Artifact, content: str, stage: str) -> dict[str, str]:
+def _make_tags(client: Any, artifact: Artifact, content: str, stage: str) -> dict[str, str]:
     """What a version is found by."""
     manifest = artifact.manifest
     parents = {role: str(parent) for role, parent in manifest.get("parents", {}).items()}
-    known = Catalog(client).of_artifacts([p for p in parents.values() if "/" not in p])
+    parent_versions = Catalog(client).find_by_artifacts([p for p in parents.values() if "/" not in p])
     licences = set(manifest.get("dataset", {}).get("licences", []))
-    licences |= {licence for parent in known for licence in parent.licences}
+    licences |= {licence for parent in parent_versions for licence in parent.licences}
     tags: dict[str, Any] = {
         names.CONTENT: content,
         names.ARTIFACT_ID: artifact.id,
@@ -181,36 +181,36 @@ def _tags(client: Any, artifact: Artifact, content: str, stage: str) -> dict[str
         names.RUN_ID: artifact.id,
         names.PARENTS: f" {' '.join(parents.values())} ",
         names.LICENCES: json.dumps(sorted(licences)),
-        names.SIZE: str(sum(entry.bytes for entry in files_of(manifest).values())),
+        names.SIZE: str(sum(entry.bytes for entry in parse_files(manifest).values())),
         **{f"{names.PARENT}{role}": parent for role, parent in parents.items()},
     }
     if artifact.kind in names.MODEL_KINDS:
-        tags[names.METHOD] = method_of(artifact)
+        tags[names.METHOD] = distillation_method(artifact)
         tags[names.BUDGET] = json.dumps((manifest.get("model") or {}).get("layer_budget"))
-    return redacted_items(tags)
+    return redact_items(tags)
 
 
-def _point(client: Any, name: str, alias: str, number: int, *, method: str, newest: bool) -> None:
+def _set_alias(client: Any, name: str, alias: str, number: int, *, method: str, is_new: bool) -> None:
     """Move an alias; of versions that are new at the same time, to the newest, whoever comes last."""
-    patient(partial(client.set_registered_model_alias, name, alias, str(number)))
-    while newest:
-        found: list[Version] = Catalog(client).newest(name, limit=1, method=method)
-        if not found or found[0].number <= number:
+    retry_conflicts(partial(client.set_registered_model_alias, name, alias, str(number)))
+    while is_new:
+        versions: list[Version] = Catalog(client).list_newest(name, limit=1, method=method)
+        if not versions or versions[0].number <= number:
             return
-        number = found[0].number
-        patient(partial(client.set_registered_model_alias, name, alias, str(number)))
+        number = versions[0].number
+        retry_conflicts(partial(client.set_registered_model_alias, name, alias, str(number)))
 
 
-def patient(action: Callable[[], Any]) -> Any:
+def retry_conflicts(action: Callable[[], Any]) -> Any:
     """Do something that writers of the same model may be in each other's way with."""
     from mlflow.exceptions import MlflowException
 
-    def conflict(error: BaseException) -> bool:
+    def is_conflict(error: BaseException) -> bool:
         if not isinstance(error, MlflowException):
             return False
         return error.error_code in _CONFLICT or any(sign in str(error) for sign in _CLASH)
 
     waits = wait_random_exponential(multiplier=0.1, max=3)
-    return Retrying(stop=stop_after_delay(CONFLICTS_S), wait=waits, retry=retry_if_exception(conflict), reraise=True)(
-        action
-    )
+    return Retrying(
+        stop=stop_after_delay(CONFLICT_TIMEOUT_S), wait=waits, retry=retry_if_exception(is_conflict), reraise=True
+    )(action)

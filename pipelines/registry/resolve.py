@@ -17,9 +17,9 @@ def resolve(client: Any, reference: str, storage_root: str) -> Artifact:
         RegistryError: no such name or alias; the known ones are listed.
         StoreError: the artifact is missing or damaged.
     """
-    named = parse_reference(reference)
-    if named:
-        return read_artifact(open_folder(Catalog(client).named(named).uri))
+    parsed = parse_reference(reference)
+    if parsed:
+        return read_artifact(open_folder(Catalog(client).get(parsed).uri))
     if "/" in reference:
         return read_artifact(open_folder(reference))
     return read_artifact(artifact_folder(open_folder(storage_root), reference))

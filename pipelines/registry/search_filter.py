@@ -38,7 +38,13 @@ TEXTS = {
 }
 OTHERS = ("name", "created", "seed")
 FIELDS = (*NUMBERS, *TEXTS, *OTHERS)
-_CONTAIN = ("parent", "licence", "hardware", "content", "embedding")  # tags that hold more than one, or longer ones
+_SUBSTRING_FIELDS = (
+    "parent",
+    "licence",
+    "hardware",
+    "content",
+    "embedding",
+)  # tags that hold more than one, or longer ones
 _CLAUSE = re.compile(r"""\s*([\w.]+)\s*(<=|>=|!=|==|=|<|>|~)\s*("[^"]*"|'[^']*'|[^\s"'<>=!~]+)\s*""")
 _EXAMPLE = 'write for example "fd < 3 and latency_ms < 250"'
 
@@ -52,24 +58,24 @@ class Clause:
     value: str
 
     @property
-    def mlflow(self) -> str:
+    def mlflow_filter(self) -> str:
         """The same in the language of MlflowClient.search_runs."""
         if self.field in NUMBERS:
             return f"metrics.`{METRIC}{self.field}` {self.operator} {float(self.value)!r}"
         if self.field == "created":
-            return f"attributes.start_time {self.operator} {_milliseconds(self.value)}"
+            return f"attributes.start_time {self.operator} {_to_milliseconds(self.value)}"
         negated = self.operator == "!="
         if self.field == "name":
             return f"tags.`{REGISTERED_AS}{self.value}` LIKE '%'"
-        if self.field in _CONTAIN or self.operator == "~":
+        if self.field in _SUBSTRING_FIELDS or self.operator == "~":
             comparison = f"LIKE '%{self.value}%'"
         else:
             comparison = f"{'!=' if negated else '='} '{self.value}'"
-        place = f"tags.`{TEXTS[self.field]}`" if self.field in TEXTS else f"params.`{self.field}`"
-        return f"{place} {comparison}"
+        operand = f"tags.`{TEXTS[self.field]}`" if self.field in TEXTS else f"params.`{self.field}`"
+        return f"{operand} {comparison}"
 
 
-def parse(text: str) -> list[Clause]:
+def parse_filter(text: str) -> list[Clause]:
     """The clauses of a filter; none of an empty one.
 
     Raises:
@@ -79,34 +85,34 @@ def parse(text: str) -> list[Clause]:
     position = 0
     while position < len(text.rstrip()):
         if clauses:
-            position = _after_and(text, position)
-        found = _CLAUSE.match(text, position)
-        if not found:
+            position = _skip_and(text, position)
+        match = _CLAUSE.match(text, position)
+        if not match:
             raise RegistryError(f"the filter is not understood at {text[position:].strip()[:40]!r}; {_EXAMPLE}")
-        clauses.append(_clause(found[1], "=" if found[2] == "==" else found[2], found[3].strip("\"'")))
-        position = found.end()
+        clauses.append(_make_clause(match[1], "=" if match[2] == "==" else match[2], match[3].strip("\"'")))
+        position = match.end()
     return clauses
 
 
-def _after_and(text: str, position: int) -> int:
-    found = re.compile(r"\s*(\w+|.)\s*").match(text, position)
-    word = found[1] if found else ""
-    if not found or word.lower() != "and":
-        mend = (
+def _skip_and(text: str, position: int) -> int:
+    match = re.compile(r"\s*(\w+|.)\s*").match(text, position)
+    token = match[1] if match else ""
+    if not match or token.lower() != "and":
+        hint = (
             "search twice, once for each side"
-            if word.lower() in ("or", "not")
+            if token.lower() in ("or", "not")
             else f"join comparisons by and; {_EXAMPLE}"
         )
-        raise RegistryError(f"the filter has {word!r} where 'and' is expected: {mend}")
-    return found.end()
+        raise RegistryError(f"the filter has {token!r} where 'and' is expected: {hint}")
+    return match.end()
 
 
-def _clause(field: str, operator: str, value: str) -> Clause:
+def _make_clause(field: str, operator: str, value: str) -> Clause:
     if field not in FIELDS and "." not in field:
-        near = get_close_matches(field, FIELDS, 1, cutoff=0.5)
+        similar_fields = get_close_matches(field, FIELDS, 1, cutoff=0.5)
         hint = (
-            f"did you mean {near[0]!r}?"
-            if near
+            f"did you mean {similar_fields[0]!r}?"
+            if similar_fields
             else f"known: {', '.join(FIELDS)}, or a setting such as steps.p_gen.kind"
         )
         raise RegistryError(f"the filter's {field!r} is not known; {hint}")
@@ -117,12 +123,12 @@ def _clause(field: str, operator: str, value: str) -> Clause:
     elif field == "created":
         if operator in ("~", "!="):
             raise RegistryError("the filter compares created by < <= > >= or =, with a date such as 2026-01-31")
-        _milliseconds(value)
+        _to_milliseconds(value)
     elif operator not in ("=", "!=", "~"):
         raise RegistryError(
             f"the filter compares {field!r}, which is text, by {operator!r}; use = or != or ~ (contains)"
         )
-    elif operator == "!=" and (field in _CONTAIN or field == "name"):
+    elif operator == "!=" and (field in _SUBSTRING_FIELDS or field == "name"):
         raise RegistryError(f"the filter cannot exclude a {field}; use = to ask for one")
     return Clause(field, operator, value)
 
@@ -136,7 +142,7 @@ def _require_number(field: str, operator: str, value: str) -> None:
         raise RegistryError(f"the filter compares the number {field!r} by '~'; use < <= > >= = or !=")
 
 
-def _milliseconds(value: str) -> int:
+def _to_milliseconds(value: str) -> int:
     try:
         return int(datetime.fromisoformat(value).astimezone().timestamp() * 1000)
     except ValueError:

@@ -16,30 +16,30 @@ from pathlib import Path
 
 from pipelines.console import progress_bar
 from pipelines.registry.local_artifact import (
-    read_local,
-    regular_files,
-    require_sound,
+    check_artifact_folder,
+    iter_regular_files,
+    read_local_manifest,
 )
 from pipelines.storage.ranged_download import (
-    Part,
-    Parts,
+    ByteRange,
+    RangeLedger,
     fetch,
-    parts_of,
+    split_into_ranges,
 )
 from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import (
-    Entry,
+    FileEntry,
+    check_artifact,
     content_hash,
-    require_artifact,
 )
 from presto_core.artifacts.store import (
     StoreError,
+    explain,
     read_manifest,
-    reason,
     write_bytes,
 )
-from presto_core.artifacts.validate import RefusedError, require_content
+from presto_core.artifacts.validate import UnsafeArtifactError, check_content
 
 THREADS = 8
 BLOCK = 8 * 2**20
@@ -54,58 +54,60 @@ def pull(artifact: Artifact, source: Folder, target: Path, *, content: str = "")
         content: hash that the registry says it has; empty where it says none.
 
     Raises:
-        RefusedError: it is not what the registry says, or holds what an artifact must not.
+        UnsafeArtifactError: it is not what the registry says, or holds what an artifact must not.
         StoreError: it cannot be read, or the disk refuses.
     """
-    files = require_artifact(artifact.manifest)
-    found = content_hash(artifact.manifest)
-    if content and found != content:
-        raise RefusedError(f"{artifact.uri} is {found[:12]}, where the registry says {content[:12]}; it was changed")
+    files = check_artifact(artifact.manifest)
+    digest = content_hash(artifact.manifest)
+    if content and digest != content:
+        raise UnsafeArtifactError(
+            f"{artifact.uri} is {digest[:12]}, where the registry says {content[:12]}; it was changed"
+        )
     if target.exists() or target.is_symlink():
-        if _same(target, found):
+        if _is_same(target, digest):
             return False
-        raise RefusedError(f"{target} exists and is something else; name a folder that does not exist")
-    _require_room(target.parent, sum(entry.bytes for entry in files.values()))
-    partial = target.parent / f".{target.name}.{found[:12]}.partial"
-    with _alone(partial):
-        _fetch_all(source, files, partial, target.name)
+        raise UnsafeArtifactError(f"{target} exists and is something else; name a folder that does not exist")
+    _check_free_space(target.parent, sum(entry.bytes for entry in files.values()))
+    partial = target.parent / f".{target.name}.{digest[:12]}.partial"
+    with _lock_partial(partial):
+        _fetch_files(source, files, partial, target.name)
         body = json.dumps(artifact.manifest, indent=2, sort_keys=True).encode()
-        _write(partial / MANIFEST, body)
-        (partial / Parts.NAME).unlink(missing_ok=True)
+        _write_durably(partial / MANIFEST, body)
+        (partial / RangeLedger.NAME).unlink(missing_ok=True)
         os.rename(partial, target)
     return True
 
 
-def _fetch_all(source: Folder, files: dict[str, Entry], partial: Path, label: str) -> None:
+def _fetch_files(source: Folder, files: dict[str, FileEntry], partial: Path, label: str) -> None:
     """Every part of every file that is not there; each file is checked as soon as it is whole."""
-    done = Parts.of(partial)
+    ledger = RangeLedger.load(partial)
     for name, entry in files.items():
         _open_file(partial, name, entry)
-    wanted = [part for name, entry in files.items() for part in parts_of(name, entry.bytes)]
-    pending = [part for part in wanted if part not in done]
+    wanted = [part for name, entry in files.items() for part in split_into_ranges(name, entry.bytes)]
+    pending = [part for part in wanted if part not in ledger]
     missing, lock = Counter(part.name for part in pending), threading.Lock()
     total = sum(entry.bytes for entry in files.values())
-    with progress_bar(f"pull {label}", total) as bar, ThreadPoolExecutor(THREADS) as pool, _cancelled_on_failure(pool):
-        bar.update(sum(part.size for part in wanted if part in done))
+    with progress_bar(f"pull {label}", total) as bar, ThreadPoolExecutor(THREADS) as pool, _cancel_on_failure(pool):
+        bar.update(sum(part.size for part in wanted if part in ledger))
 
-        def one(part: Part) -> None:
-            fetch(source, part, partial / part.name)
-            done.add(part)
+        def fetch_one(byte_range: ByteRange) -> None:
+            fetch(source, byte_range, partial / byte_range.name)
+            ledger.add(byte_range)
             with lock:
-                missing[part.name] -= 1
-                whole = not missing[part.name]
-                bar.update(bar.done + part.size, part.name)
+                missing[byte_range.name] -= 1
+                whole = not missing[byte_range.name]
+                bar.update(bar.done + byte_range.size, byte_range.name)
             if whole:
-                _check(partial, part.name, files[part.name], done)
+                _check_file(partial, byte_range.name, files[byte_range.name], ledger)
 
         complete = [name for name in files if name not in missing]
-        checks = [pool.submit(_check, partial, name, files[name], done) for name in complete]
-        for future in as_completed([*checks, *(pool.submit(one, part) for part in pending)]):
+        checks = [pool.submit(_check_file, partial, name, files[name], ledger) for name in complete]
+        for future in as_completed([*checks, *(pool.submit(fetch_one, part) for part in pending)]):
             future.result()
 
 
 @contextmanager
-def _cancelled_on_failure(pool: ThreadPoolExecutor) -> Iterator[None]:
+def _cancel_on_failure(pool: ThreadPoolExecutor) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -113,25 +115,25 @@ def _cancelled_on_failure(pool: ThreadPoolExecutor) -> Iterator[None]:
         raise
 
 
-def _check(partial: Path, name: str, entry: Entry, done: Parts) -> None:
+def _check_file(partial: Path, name: str, entry: FileEntry, ledger: RangeLedger) -> None:
     """The hash and the kind of a whole file; where it is not right, its parts are forgotten."""
     path = partial / name
     try:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             if digest != entry.sha256:
-                raise RefusedError(
+                raise UnsafeArtifactError(
                     f"{name} came with sha256 {digest[:12]}... where its manifest says {entry.sha256[:12]}...; "
                     "nothing of it is kept; run the same command again, or verify the version in storage"
                 )
-            require_content(name, stream, entry.bytes)
-    except RefusedError:
-        done.forget(name)
+            check_content(name, stream, entry.bytes)
+    except UnsafeArtifactError:
+        ledger.discard(name)
         path.unlink()
         raise
 
 
-def _open_file(partial: Path, name: str, entry: Entry) -> None:
+def _open_file(partial: Path, name: str, entry: FileEntry) -> None:
     """A file of the right size, in a folder that is none of someone else's."""
     path = partial / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,18 +144,18 @@ def _open_file(partial: Path, name: str, entry: Entry) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {reason(error)}") from error
+        raise StoreError(f"cannot write {path}: {explain(error)}") from error
 
 
 @contextmanager
-def _alone(partial: Path) -> Iterator[None]:
+def _lock_partial(partial: Path) -> Iterator[None]:
     """The half-done copy for oneself: a folder with nothing in it that leads elsewhere."""
     partial.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         partial.mkdir(mode=0o700)
     if partial.is_symlink() or not partial.is_dir():
-        raise RefusedError(f"{partial} is in the way and no folder; remove it")
-    list(regular_files(partial))
+        raise UnsafeArtifactError(f"{partial} is in the way and no folder; remove it")
+    list(iter_regular_files(partial))
     descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,10 +166,10 @@ def _alone(partial: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _same(target: Path, content: str) -> bool:
+def _is_same(target: Path, content: str) -> bool:
     try:
-        return content_hash(read_local(target)) == content
-    except (StoreError, RefusedError):
+        return content_hash(read_local_manifest(target)) == content
+    except (StoreError, UnsafeArtifactError):
         return False
 
 
@@ -175,14 +177,16 @@ def push(folder: Path, target: Folder) -> Artifact:
     """Copy an artifact's folder into storage, the manifest last; what is there already is used.
 
     Raises:
-        RefusedError: see `require_sound`; or another artifact of the same id is there.
+        UnsafeArtifactError: see `check_artifact_folder`; or another artifact of the same id is there.
         StoreError: it cannot be written.
     """
-    manifest, files = require_sound(folder)
+    manifest, files = check_artifact_folder(folder)
     artifact = Artifact(str(manifest["id"]), str(manifest["kind"]), target.uri, manifest)
     if target.exists():
         if content_hash(read_manifest(target)) != content_hash(manifest):
-            raise RefusedError(f"{target.uri} holds another artifact of the same id; push to another storage.root")
+            raise UnsafeArtifactError(
+                f"{target.uri} holds another artifact of the same id; push to another storage.root"
+            )
         return artifact
     total = sum(entry.bytes for entry in files.values())
     with progress_bar(f"push {artifact.id}", total) as bar:
@@ -193,25 +197,25 @@ def push(folder: Path, target: Folder) -> Artifact:
     return artifact
 
 
-def _upload(path: Path, target: Folder, name: str, entry: Entry) -> None:
+def _upload(path: Path, target: Folder, name: str, entry: FileEntry) -> None:
     """One file; bytes that changed since they were checked are noticed, and the artifact does not come to exist."""
-    place = target.file(name)
+    target_path = target.file_path(name)
 
     def put() -> None:
         filesystem, digest = target.filesystem, hashlib.sha256()
-        if not target.remote:
-            filesystem.create_dir(place.rpartition("/")[0], recursive=True)
-        with path.open("rb") as stream, filesystem.open_output_stream(place) as sink:
+        if not target.is_remote:
+            filesystem.create_dir(target_path.rpartition("/")[0], recursive=True)
+        with path.open("rb") as stream, filesystem.open_output_stream(target_path) as sink:
             while block := stream.read(BLOCK):
                 digest.update(block)
                 sink.write(block)
         if digest.hexdigest() != entry.sha256:
-            raise RefusedError(f"{path} changed while it was pushed; push again")
+            raise UnsafeArtifactError(f"{path} changed while it was pushed; push again")
 
-    target.persist(put, f"write {target.uri}/{name}")
+    target.with_retries(put, f"write {target.uri}/{name}")
 
 
-def _require_room(folder: Path, needed: int) -> None:
+def _check_free_space(folder: Path, needed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -220,7 +224,7 @@ def _require_room(folder: Path, needed: int) -> None:
         )
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write_durably(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(content)

@@ -15,7 +15,7 @@ from presto_core.audio.mel_codec.codec_folder import (
     fit_codec,
 )
 
-SHOWN_SKIPS = 3
+MAX_SKIPS_SHOWN = 3
 
 
 def fit(folder: Path, output: Path, *, dry_run: bool) -> None:
@@ -34,17 +34,18 @@ def fit(folder: Path, output: Path, *, dry_run: bool) -> None:
     total = PASSES * len(corpus.files)
     try:
         with progress_bar("codec fit", total) as bar:
-            told = fit_codec(corpus, output, on_progress=bar.update)
+            codec_info = fit_codec(corpus, output, on_progress=bar.update)
     finally:
-        _say_skipped(corpus.skipped, files=len(corpus.files))
+        _print_skipped(corpus.skipped, files=len(corpus.files))
     console.print(
-        f"codec fit: latents digest {told['encoder']['digest'][:12]}, made from {told['data']['clips']} files"
+        f"codec fit: latents digest {codec_info['encoder']['digest'][:12]}, "
+        f"made from {codec_info['data']['clips']} files"
     )
     console.print(f"use it: presto ingest codec.path={output.resolve()}", markup=False)
 
 
-def _say_skipped(skipped: dict[str, str], *, files: int) -> None:
+def _print_skipped(skipped: dict[str, str], *, files: int) -> None:
     if skipped:
-        shown = [f"{name} ({why})" for name, why in list(skipped.items())[:SHOWN_SKIPS]]
-        more = f" and {len(skipped) - SHOWN_SKIPS} more" if len(skipped) > SHOWN_SKIPS else ""
-        console.print(f"codec fit: skipped {len(skipped)} of {files} files: {', '.join(shown)}{more}", markup=False)
+        lines = [f"{name} ({reason})" for name, reason in list(skipped.items())[:MAX_SKIPS_SHOWN]]
+        more = f" and {len(skipped) - MAX_SKIPS_SHOWN} more" if len(skipped) > MAX_SKIPS_SHOWN else ""
+        console.print(f"codec fit: skipped {len(skipped)} of {files} files: {', '.join(lines)}{more}", markup=False)

@@ -18,7 +18,7 @@ def run(config: CorpusStage) -> Path:
         UserError: the folder holds something else, the disk is full, a package is missing.
     """
     settings = config.corpus
-    total = int(config.derived()["clips"])
+    total = int(config.derive_values()["clips"])
     with progress_bar("corpus build", total) as bar:
         try:
             summary = build_corpus(

@@ -14,7 +14,7 @@ from pipelines.console import console
 from pipelines.evaluate import plots
 from pipelines.inference.generator import Generator, open_generator
 from pipelines.registry.resolve import resolve
-from pipelines.storage.filesystem import absolute
+from pipelines.storage.filesystem import absolute_uri
 from pipelines.tracking.client import open_tracker
 from presto_core.config.sampling import GenerateConfig
 from presto_core.config.schema import GenerateStage
@@ -22,7 +22,7 @@ from presto_core.errors import UserError
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipFiles:
     """One generated piece on disk."""
 
     prompt: str
@@ -32,7 +32,7 @@ class Clip:
     took_ms: float
 
 
-def run(config: GenerateStage) -> list[Clip]:
+def run(config: GenerateStage) -> list[ClipFiles]:
     """Generate one clip a prompt.
 
     Raises:
@@ -42,16 +42,16 @@ def run(config: GenerateStage) -> list[Clip]:
     if not settings.prompts:
         raise UserError('nothing to generate: give a prompt, as in presto generate "solo piano, slow, A minor"')
     torch.set_num_threads(config.cluster.torch_threads)
-    artifact = resolve(open_tracker(config.tracking).client, config.inputs.generator, absolute(config.storage.root))
+    artifact = resolve(open_tracker(config.tracking).client, config.inputs.generator, absolute_uri(config.storage.root))
     generator = open_generator(artifact.uri)
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
     return [_generate(config.generate, generator, prompt, folder) for prompt in settings.prompts]
 
 
-def _generate(settings: GenerateConfig, generator: Generator, prompt: str, folder: Path) -> Clip:
+def _generate(settings: GenerateConfig, generator: Generator, prompt: str, folder: Path) -> ClipFiles:
     started = time.perf_counter()
-    (made,) = generator.generate(
+    (generated,) = generator.generate(
         [prompt],
         steps=settings.steps,
         seed=settings.seed,
@@ -61,18 +61,18 @@ def _generate(settings: GenerateConfig, generator: Generator, prompt: str, folde
         schedule=settings.schedule,
     )
     took_ms = (time.perf_counter() - started) * 1e3
-    clip = _write(folder, prompt, made.audio, made.sample_rate_hz, took_ms, settings.seed)
-    what = f"{clip.seconds:.1f} s in {took_ms:.0f} ms ({settings.steps} steps of {generator.artifact.id})"
-    console.print(f"generate: {what}: {clip.wav}")
+    clip = _write(folder, prompt, generated.audio, generated.sample_rate_hz, took_ms, settings.seed)
+    description = f"{clip.seconds:.1f} s in {took_ms:.0f} ms ({settings.steps} steps of {generator.artifact.id})"
+    console.print(f"generate: {description}: {clip.wav}")
     return clip
 
 
-def _write(folder: Path, prompt: str, audio: plots.Samples, rate_hz: int, took_ms: float, seed: int) -> Clip:
+def _write(folder: Path, prompt: str, audio: plots.Samples, rate_hz: int, took_ms: float, seed: int) -> ClipFiles:
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "clip"
     wav, picture = folder / f"{slug}-{seed}.wav", folder / f"{slug}-{seed}.png"
     try:
         soundfile.write(wav, audio.T, rate_hz, subtype="PCM_16")
-        picture.write_bytes(plots.spectrogram(audio.mean(axis=0), rate_hz, prompt))
+        picture.write_bytes(plots.plot_spectrogram(audio.mean(axis=0), rate_hz, prompt))
     except (OSError, soundfile.LibsndfileError) as error:
         raise UserError(f"cannot write {wav}: {error}; free some space or set generate.output") from error
-    return Clip(prompt, wav, picture, audio.shape[1] / rate_hz, took_ms)
+    return ClipFiles(prompt, wav, picture, audio.shape[1] / rate_hz, took_ms)

@@ -7,61 +7,61 @@ from collections.abc import Iterable
 from pipelines.cluster.actor_pool import actor_resources
 from pipelines.cluster.session import (
     ClusterError,
-    least_workers,
-    require,
+    check_resources,
+    min_workers,
     resources_per_worker,
     training_cpus,
 )
 from presto_core.config.schema import STAGES
 from presto_core.config.sections import ClusterConfig
 
-TRAINING = ("train-teacher", "distill-layers", "distill-steps")
+TRAINING_STAGES = ("train-teacher", "distill-layers", "distill-steps")
 
 
 class SkippedError(Exception):
     """A probe that has nothing to look at; the message says why."""
 
 
-def require_places(stage: str, cluster: ClusterConfig, nodes: list[dict[str, float]]) -> str:
+def check_stage_fits(stage: str, cluster: ClusterConfig, nodes: list[dict[str, float]]) -> str:
     """Compare what a stage asks for with what a cluster's nodes have, in sum and node by node; says what it asks for.
 
     Raises:
         ClusterError: they have less.
         SkippedError: the stage needs none.
     """
-    if stage in TRAINING and cluster.num_workers == 0:
+    if stage in TRAINING_STAGES and cluster.num_workers == 0:
         raise SkippedError("not needed: cluster.num_workers=0 trains in the command's own process")
-    needs, worker, count = asked(stage, cluster)
+    needs, worker, count = get_stage_requirements(stage, cluster)
     names = {key for node in nodes for key in node}
-    require({key: sum(node.get(key, 0) for node in nodes) for key in names}, **needs)
-    room = places(nodes, worker)
-    what = " and ".join(f"{amount:g} {key}s" for key, amount in worker.items())
-    if room < count:
+    check_resources({key: sum(node.get(key, 0) for node in nodes) for key in names}, **needs)
+    num_fitting = count_fitting_workers(nodes, worker)
+    worker_text = " and ".join(f"{amount:g} {key}s" for key, amount in worker.items())
+    if num_fitting < count:
         raise ClusterError(
-            f"{stage} needs {count} workers of {what} each and the nodes have room for {room}; "
+            f"{stage} needs {count} workers of {worker_text} each and the nodes have room for {num_fitting}; "
             "lower cluster.num_workers, cluster.data_workers or cluster.cpus_per_worker, or use larger nodes"
         )
-    return f"{count} worker{'s'[: count > 1]} of {what}; in all {needs['cpus']:g} CPUs, {needs['gpus']:g} GPUs"
+    return f"{count} worker{'s'[: count > 1]} of {worker_text}; in all {needs['cpus']:g} CPUs, {needs['gpus']:g} GPUs"
 
 
-def asked(stage: str, cluster: ClusterConfig) -> tuple[dict[str, float], dict[str, float], int]:
+def get_stage_requirements(stage: str, cluster: ClusterConfig) -> tuple[dict[str, float], dict[str, float], int]:
     """What a stage takes at once (cpus, gpus), what one of its workers takes in Ray's names, and how many there are."""
     from pipelines.ingest.encode import encoding_resources
 
     worker = resources_per_worker(cluster)
-    if stage in TRAINING:
-        count = least_workers(cluster)
+    if stage in TRAINING_STAGES:
+        count = min_workers(cluster)
         return {"cpus": training_cpus(cluster), "gpus": count * cluster.gpus_per_worker}, worker, count
     needs = encoding_resources if stage == "ingest" else actor_resources
     return needs(cluster, cluster.data_workers), worker, cluster.data_workers
 
 
-def places(nodes: Iterable[dict[str, float]], worker: dict[str, float]) -> int:
+def count_fitting_workers(nodes: Iterable[dict[str, float]], worker: dict[str, float]) -> int:
     """How many workers fit on nodes, each of which must lie on one of them."""
-    wanted = {key: amount for key, amount in worker.items() if amount}
-    return sum(int(min(node.get(key, 0) / amount + 1e-6 for key, amount in wanted.items())) for node in nodes)
+    required = {key: amount for key, amount in worker.items() if amount}
+    return sum(int(min(node.get(key, 0) / amount + 1e-6 for key, amount in required.items())) for node in nodes)
 
 
-def stages_with_workers() -> list[str]:
+def list_stages_with_workers() -> list[str]:
     """Stages that ask a cluster for workers."""
-    return [stage for stage in STAGES if stage in ("ingest", *TRAINING, "evaluate")]
+    return [stage for stage in STAGES if stage in ("ingest", *TRAINING_STAGES, "evaluate")]

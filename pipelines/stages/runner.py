@@ -11,14 +11,14 @@ from pipelines.console import console
 from pipelines.inference.lazy_mlflow import save_mlflow_model
 from pipelines.registry.publish import publish
 from pipelines.registry.resolve import resolve
-from pipelines.storage.filesystem import absolute, open_folder
+from pipelines.storage.filesystem import absolute_uri, open_folder
 from pipelines.tracking.client import open_tracker
-from pipelines.tracking.metric_log import report_missed, stored_rows
-from pipelines.tracking.run import TrackedRun, patiently
+from pipelines.tracking.metric_log import read_rows, replay_rows
+from pipelines.tracking.run import TrackedRun, with_retries
 from pipelines.train.resume import (
-    Resume,
-    begin,
-    origin,
+    ResumeOptions,
+    find_forked_checkpoint,
+    record_run_start,
 )
 from pipelines.train.sweep_hook import Trial
 from presto_core.artifacts.folder import Folder
@@ -34,7 +34,7 @@ REPORTS = Path(".presto/reports")
 
 
 @dataclass(frozen=True)
-class Workplace:
+class StageContext:
     """Where one execution of a stage reads and writes.
 
     Attributes:
@@ -49,34 +49,34 @@ class Workplace:
 
     run_id: str
     parents: dict[str, Artifact]
-    origin: dict[str, str]
+    forked_from: dict[str, str]
     artifact: Folder
     scratch: Folder
     run: TrackedRun
     trial: Trial | None = None
 
-    def show(self, name: str, draw: Callable[[], bytes]) -> None:
+    def save_plot(self, name: str, render: Callable[[], bytes]) -> None:
         """Keep a plot where it can be opened, and with the run's record; a sweep draws its trials together."""
         if self.trial:
             return
         path = REPORTS / self.run_id / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(draw())
+        path.write_bytes(render())
         self.run.attach(path)
 
     @property
     def parent_ids(self) -> dict[str, str]:
-        return {role: artifact.id for role, artifact in self.parents.items()} | self.origin
+        return {role: artifact.id for role, artifact in self.parents.items()} | self.forked_from
 
 
 def run_stage(
     stage: str,
     config: StageConfig,
-    make: Callable[[Workplace], None],
+    execute: Callable[[StageContext], None],
     *,
     register_as: str,
     inputs: dict[str, str] | None = None,
-    resume: Resume = Resume(),
+    resume: ResumeOptions = ResumeOptions(),
     trial: Trial | None = None,
 ) -> Artifact:
     """Make a stage's artifact unless it exists, and register it.
@@ -90,26 +90,26 @@ def run_stage(
     Raises:
         UserError: whatever the stage, storage or tracking could not do.
     """
-    root = open_folder(absolute(config.storage.root))
+    root = open_folder(absolute_uri(config.storage.root))
     tracker = open_tracker(config.tracking)
-    parents = {role: resolve(tracker.client, said, root.uri) for role, said in config.references().items()}
+    parents = {role: resolve(tracker.client, reference, root.uri) for role, reference in config.references().items()}
     ids = {role: a.id for role, a in parents.items()}
-    forked = origin(resume, root, stage, config, ids)
-    run_id = config.run_id(ids | forked | (inputs or {}))
+    forked_from = find_forked_checkpoint(resume, root, stage, config, ids)
+    run_id = config.run_id(ids | forked_from | (inputs or {}))
     folder, scratch = artifact_folder(root, run_id), run_folder(root, run_id)
-    with tracker.run(stage, config, run_id, parents, origin=forked, tags=trial.tags if trial else {}) as run:
-        run.stored = partial(stored_rows, scratch)
+    with tracker.run(stage, config, run_id, parents, origin=forked_from, tags=trial.tags if trial else {}) as run:
+        run.stored_rows = partial(read_rows, scratch)
         if folder.exists():
             console.print(f"{stage}: run {run_id} is done already, its result is used")
-            report_missed(scratch, run)
+            replay_rows(scratch, run)
         else:
             console.print(f"{stage}: run {run_id}")
-            begin(scratch, root, stage, config, ids | forked)
-            make(Workplace(run_id, parents, forked, folder, scratch, run, trial))
+            record_run_start(scratch, root, stage, config, ids | forked_from)
+            execute(StageContext(run_id, parents, forked_from, folder, scratch, run, trial))
         artifact = read_artifact(folder)
-        made = None
+        version = None
         if not trial:
-            made = patiently(
+            version = with_retries(
                 lambda: publish(
                     tracker.client,
                     register_as,
@@ -120,8 +120,10 @@ def run_stage(
                     pack=save_mlflow_model,
                 )
             )
-        run.settle()
+        run.flush_all()
         scratch.delete()  # checkpoints, rows and partial results of a finished run are of no further use
-    if made:
-        console.print(f"{stage}: {made.name}@{made.alias} is version {made.number} = {artifact.id}, {artifact.uri}")
+    if version:
+        console.print(
+            f"{stage}: {version.name}@{version.alias} is version {version.number} = {artifact.id}, {artifact.uri}"
+        )
     return artifact

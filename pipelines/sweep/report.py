@@ -12,10 +12,10 @@ import yaml
 
 from pipelines.console import console, print_table
 from pipelines.sweep import plots as sweep_plots
-from pipelines.sweep.analysis import difference
+from pipelines.sweep.analysis import collect_overrides
 from pipelines.tracking.client import HOME
 
-SHOWN = 12  # trials in a table
+MAX_TRIALS_SHOWN = 12  # trials in a table
 TITLES = {
     "importance": "Importance of settings",
     "parallel_coordinates": "Settings and metric",
@@ -31,50 +31,54 @@ def to_json(result: dict[str, Any]) -> bytes:
 
 def write(result: dict[str, Any]) -> list[Path]:
     """index.html, sweep.json and winner.yaml under .presto/reports; returns their paths."""
-    folder = folder_of(result["id"])
+    folder = report_folder(result["id"])
     folder.mkdir(parents=True, exist_ok=True)
     files = {"sweep.json": to_json(result), "index.html": to_html(result).encode()}
     if result["winner"]:
-        files["winner.yaml"] = winner_preset(result).encode()
+        files["winner.yaml"] = make_winner_preset(result).encode()
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return [folder / name for name in files]
 
 
-def folder_of(sweep_id: str) -> Path:
+def report_folder(sweep_id: str) -> Path:
     return HOME / "reports" / f"sweep-{sweep_id}"
 
 
-def plots(result: dict[str, Any]) -> dict[str, bytes]:
+def make_plots(result: dict[str, Any]) -> dict[str, bytes]:
     """By name, those for which there is enough to draw."""
-    drawn = {
-        "importance": sweep_plots.importance(result),
-        "parallel_coordinates": sweep_plots.parallel_coordinates(result),
-        "noise_response": sweep_plots.noise_response(result),
-        "pareto": sweep_plots.pareto(result),
-        "learning": sweep_plots.learning(result),
+    images = {
+        "importance": sweep_plots.plot_importance(result),
+        "parallel_coordinates": sweep_plots.plot_parallel_coordinates(result),
+        "noise_response": sweep_plots.plot_noise_response(result),
+        "pareto": sweep_plots.plot_pareto(result),
+        "learning": sweep_plots.plot_learning_curves(result),
     }
-    return {name: png for name, png in drawn.items() if png}
+    return {name: png for name, png in images.items() if png}
 
 
-def winner_preset(result: dict[str, Any]) -> str:
+def make_winner_preset(result: dict[str, Any]) -> str:
     """The winner as a preset that holds only the difference."""
     extends = {"extends": result["preset"]} if result["preset"] else {}
     head = f"# Winner of sweep {result['id']}: {result['verdict']['says']}\n"
-    return head + yaml.safe_dump(extends | difference(result), sort_keys=False)
+    return head + yaml.safe_dump(extends | collect_overrides(result), sort_keys=False)
 
 
 def show(result: dict[str, Any]) -> None:
     """The table, the verdict, and how to have the winner again."""
     metric = result["metrics"][0]
-    print_table(f"sweep {result['id']}: {len(result['trials'])} trials", _columns(metric), _table(result)[:SHOWN])
+    print_table(
+        f"sweep {result['id']}: {len(result['trials'])} trials",
+        _column_names(metric),
+        _make_trial_rows(result)[:MAX_TRIALS_SHOWN],
+    )
     console.print(result["verdict"]["says"])
-    for sentence in _costs(result):
-        console.print(sentence)
+    for line in _describe_costs(result):
+        console.print(line)
     if result["winner"]:
         console.print(f"the winner again: {result['winner']['command']}", markup=False)
-        console.print(f"or as a preset: {folder_of(result['id']) / 'winner.yaml'}", markup=False)
-    console.print(f"page with plots: {folder_of(result['id']) / 'index.html'}")
+        console.print(f"or as a preset: {report_folder(result['id']) / 'winner.yaml'}", markup=False)
+    console.print(f"page with plots: {report_folder(result['id']) / 'index.html'}")
 
 
 def to_html(result: dict[str, Any]) -> str:
@@ -85,12 +89,15 @@ def to_html(result: dict[str, Any]) -> str:
         f"<h1>Sweep {result['id']} of {html.escape(result['stage'])}</h1>",
         f"<p>{html.escape(result['verdict']['says'])}</p>",
         f"<p>The winner again:</p><pre>{html.escape(winner)}</pre>",
-        "".join(f"<p>{html.escape(sentence)}</p>" for sentence in _costs(result)),
-        "<h2>Trials</h2>" + _html_table(_columns(metric), _table(result)),
-        "<h2>Over seeds</h2>" + _html_table(("settings", f"{metric} by seed", "mean", "std"), _seeds(result)),
-        f"<p>{html.escape(_reach(shares))}</p>",
+        "".join(f"<p>{html.escape(line)}</p>" for line in _describe_costs(result)),
+        "<h2>Trials</h2>" + _make_html_table(_column_names(metric), _make_trial_rows(result)),
+        "<h2>Over seeds</h2>"
+        + _make_html_table(("settings", f"{metric} by seed", "mean", "std"), _make_seed_rows(result)),
+        f"<p>{html.escape(_describe_importance(shares))}</p>",
     ]
-    sections += [f"<h2>{TITLES[name]}</h2>{_image(png, TITLES[name])}" for name, png in plots(result).items()]
+    sections += [
+        f"<h2>{TITLES[name]}</h2>{_make_image_tag(png, TITLES[name])}" for name, png in make_plots(result).items()
+    ]
     return f"""<!doctype html><html lang=en><meta charset=utf-8><title>Presto sweep {result["id"]}</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}}
 table{{border-collapse:collapse;font-size:.85rem}}
@@ -98,11 +105,11 @@ td,th{{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:left}}
 img{{max-width:100%}}pre{{white-space:pre-wrap}}</style>{"".join(sections)}</html>"""
 
 
-def _columns(metric: str) -> tuple[str, ...]:
+def _column_names(metric: str) -> tuple[str, ...]:
     return ("settings", metric, "blocks", "updates", "state")
 
 
-def _table(result: dict[str, Any]) -> list[list[str]]:
+def _make_trial_rows(result: dict[str, Any]) -> list[list[str]]:
     return [
         [
             " ".join(f"{k}={json.dumps(v)}" for k, v in row["settings"].items()) or "the preset's own",
@@ -115,42 +122,43 @@ def _table(result: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _seeds(result: dict[str, Any]) -> list[list[str]]:
+def _make_seed_rows(result: dict[str, Any]) -> list[list[str]]:
     return [
         [
             role,
-            ", ".join(f"{v:.3f}" for v in of["values"]),
-            *("" if of[k] is None else f"{of[k]:.3f}" for k in ("mean", "std")),
+            ", ".join(f"{v:.3f}" for v in spread["values"]),
+            *("" if spread[k] is None else f"{spread[k]:.3f}" for k in ("mean", "std")),
         ]
-        for role, of in result["repeats"].items()
+        for role, spread in result["repeats"].items()
     ]
 
 
-def _costs(result: dict[str, Any]) -> list[str]:
-    saved, over = result["saved"], result["overhead"]
+def _describe_costs(result: dict[str, Any]) -> list[str]:
+    saved, overhead = result["saved"], result["overhead"]
     stopping = (
         f"Trials trained {saved['steps_trained']} of {saved['steps_of_all_to_the_end']} steps ({saved['share']:.0%}); "
         f"stopping early saved {saved['trial_seconds_saved'] / 60:.1f} minutes of training."
     )
     beyond = (
-        f"Beyond training, trials took {over['other_share']:.0%} more for start-up and saving and "
-        f"{over['validation_share']:.0%} for validation; the whole sweep took {over['all_share']:.0%} more than both."
+        f"Beyond training, trials took {overhead['other_share']:.0%} more for start-up and saving and "
+        f"{overhead['validation_share']:.0%} for validation; "
+        f"the whole sweep took {overhead['all_share']:.0%} more than both."
     )
     return [stopping, beyond]
 
 
-def _reach(shares: dict[str, Any]) -> str:
+def _describe_importance(shares: dict[str, Any]) -> str:
     return (
         f"Importance is taken at update {shares['update']}, which all of {shares['trials']} trials reached; settings "
         "that only some trials have are left out."
     )
 
 
-def _html_table(columns: tuple[str, ...], rows: list[list[str]]) -> str:
+def _make_html_table(columns: tuple[str, ...], rows: list[list[str]]) -> str:
     head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def _image(png: bytes, alt: str) -> str:
+def _make_image_tag(png: bytes, alt: str) -> str:
     return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

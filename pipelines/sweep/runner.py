@@ -8,29 +8,29 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.cluster.resources import (
-    Needs,
-    concurrent,
-    require_room,
+    TrialResources,
+    check_fits,
+    max_concurrent_trials,
 )
 from pipelines.cluster.session import ray_session
-from pipelines.cluster.shutdown import interruptible
+from pipelines.cluster.shutdown import sigterm_as_interrupt
 from pipelines.console import console
-from pipelines.evaluate.validator import judging_actor
+from pipelines.evaluate.validator import get_validator_actor
 from pipelines.inference.lazy_mlflow import save_mlflow_model
 from pipelines.registry.publish import publish
 from pipelines.registry.resolve import resolve
-from pipelines.storage.filesystem import absolute, open_folder
-from pipelines.storage.node_cache import near_copy
+from pipelines.storage.filesystem import absolute_uri, open_folder
+from pipelines.storage.node_cache import cache_on_node
 from pipelines.sweep import preflight
 from pipelines.sweep import report as sweep_report
 from pipelines.sweep.analysis import (
-    definition,
-    ranked,
-    summarised,
+    analyze,
+    make_definition,
+    rank,
 )
-from pipelines.sweep.callback import SweepWatch
+from pipelines.sweep.callback import SweepCallback
 from pipelines.sweep.environment import ENVIRONMENT
-from pipelines.sweep.plan import Plan, Proposal
+from pipelines.sweep.plan import Proposal, SweepPlan
 from pipelines.sweep.store import (
     DEFAULT,
     FAILED,
@@ -39,11 +39,11 @@ from pipelines.sweep.store import (
     RESULT,
     TRIAL,
     WINNER,
-    Record,
-    Records,
+    SweepStore,
+    TrialRecord,
     sweep_folder,
 )
-from pipelines.sweep.tune import tuned
+from pipelines.sweep.tune import run_trials
 from pipelines.tracking.client import (
     Tracker,
     open_tracker,
@@ -61,7 +61,7 @@ from presto_core.artifacts.store import write_bytes
 from presto_core.errors import UserError
 
 
-def run(plan: Plan, *, retry: bool = False) -> dict[str, Any]:
+def run(plan: SweepPlan, *, retry: bool = False) -> dict[str, Any]:
     """Run a sweep, go on with an interrupted one, or report one that is done.
 
     Args:
@@ -75,36 +75,36 @@ def run(plan: Plan, *, retry: bool = False) -> dict[str, Any]:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    root = open_folder(absolute(plan.sweep.storage.root))
+    root = open_folder(absolute_uri(plan.sweep.storage.root))
     tracker = open_tracker(plan.sweep.tracking)
-    parents = {role: resolve(tracker.client, said, root.uri) for role, said in plan.base.references().items()}
-    preflight.require_parents(plan, parents)
-    plan = _placed(plan, root, parents)
+    parents = {role: resolve(tracker.client, reference, root.uri) for role, reference in plan.base.references().items()}
+    preflight.check_parents(plan, parents)
+    plan = _resolve_uris(plan, root, parents)
     folder = sweep_folder(root, plan.id)
-    records = Records(folder)
+    store = SweepStore(folder)
     console.print(
-        f"sweep {plan.id}: {plan.trials} trials at most of {plan.sweep.sweep.stage}, over {', '.join(plan.space)}"
+        f"sweep {plan.id}: {plan.num_trials} trials at most of {plan.sweep.sweep.stage}, over {', '.join(plan.space)}"
     )
-    with tracker.run("sweep", plan.sweep, plan.id, parents) as record:
-        asked = definition(plan, record.mlflow_id)
-        records.define(asked)
-        known = _kept(records, retry=retry)
-        spent = _spend(plan, records, known, tracker, record)
-        result = summarised(asked, records.all().values(), records.sessions(spent))
+    with tracker.run("sweep", plan.sweep, plan.id, parents) as mlflow_run:
+        definition = make_definition(plan, mlflow_run.mlflow_id)
+        store.write_definition(definition)
+        records = _load_records(store, retry=retry)
+        sessions = _run_trials_and_repeats(plan, store, records, tracker, mlflow_run)
+        result = analyze(definition, store.load_all().values(), store.add_sessions(sessions))
         write_bytes(folder, RESULT, sweep_report.to_json(result))
         if result["winner"]:
-            record.log(len(result["trials"]), {f"best/{plan.metric}": result["trials"][0]["value"]})
-        _register(plan, result, root, tracker)
-        _tidy(plan, result, root)
+            mlflow_run.log(len(result["trials"]), {f"best/{plan.metric}": result["trials"][0]["value"]})
+        _publish_best(plan, result, root, tracker)
+        _delete_checkpoints(plan, result, root)
         for path in sweep_report.write(result):
-            record.attach(path)
+            mlflow_run.attach(path)
     sweep_report.show(result)
     if not result["winner"]:
-        raise UserError(_why_none(plan, result["trials"]))
+        raise UserError(_explain_no_winner(plan, result["trials"]))
     return result
 
 
-def _why_none(plan: Plan, trials: list[dict[str, Any]]) -> str:
+def _explain_no_winner(plan: SweepPlan, trials: list[dict[str, Any]]) -> str:
     reasons = [row["reason"] for row in trials if row["reason"]]
     first = f"; the first because: {reasons[0]}" if reasons else ""
     return (
@@ -113,7 +113,7 @@ def _why_none(plan: Plan, trials: list[dict[str, Any]]) -> str:
     )
 
 
-def _placed(plan: Plan, root: Folder, parents: dict[str, Artifact]) -> Plan:
+def _resolve_uris(plan: SweepPlan, root: Folder, parents: dict[str, Artifact]) -> SweepPlan:
     """The plan with everything named so that it means the same in any process."""
     uris = {role: artifact.uri for role, artifact in parents.items()}
     uri = tracking_uri(plan.base.tracking)
@@ -127,85 +127,91 @@ def _placed(plan: Plan, root: Folder, parents: dict[str, Artifact]) -> Plan:
     return replace(plan, base=base, parents={role: artifact.id for role, artifact in parents.items()})
 
 
-def _kept(records: Records, *, retry: bool) -> dict[str, Record]:
+def _load_records(store: SweepStore, *, retry: bool) -> dict[str, TrialRecord]:
     """Records of earlier lives of this sweep; what is not over goes on from its newest checkpoint."""
-    known = {run_id: record for run_id, record in records.all().items() if not (retry and record.state == FAILED)}
-    if over := sum(record.over for record in known.values()):
-        console.print(f"sweep: {over} trials are over already, {len(known) - over} go on where they stopped")
-    return known
+    records = {run_id: record for run_id, record in store.load_all().items() if not (retry and record.state == FAILED)}
+    if num_done := sum(record.is_done for record in records.values()):
+        console.print(f"sweep: {num_done} trials are over already, {len(records) - num_done} go on where they stopped")
+    return records
 
 
-def _spend(
-    plan: Plan, records: Records, known: dict[str, Record], tracker: Tracker, parent: TrackedRun
+def _run_trials_and_repeats(
+    plan: SweepPlan, store: SweepStore, records: dict[str, TrialRecord], tracker: Tracker, parent: TrackedRun
 ) -> list[dict[str, float]]:
     """Search, then repeat winner and preset with other seeds; what each took: seconds, and trials at a time."""
-    searching = [p for p in plan.proposals() if not _over(known, p)] if plan.sweep.sweep.search != "optuna" else None
-    open_ended = searching is None and sum(r.over and r.role == TRIAL for r in known.values()) < plan.trials
-    repeats = [p for p in _repeats(plan, known) if not _over(known, p)]
-    if not searching and not open_ended and not repeats and known:
+    search_proposals = (
+        [p for p in plan.iter_proposals() if not _is_done(records, p)] if plan.sweep.sweep.search != "optuna" else None
+    )
+    open_ended = (
+        search_proposals is None and sum(r.is_done and r.role == TRIAL for r in records.values()) < plan.num_trials
+    )
+    repeats = [p for p in _make_repeats(plan, records) if not _is_done(records, p)]
+    if not search_proposals and not open_ended and not repeats and records:
         return []
-    spent = []
-    needs = Needs.of(plan.base.cluster)
-    with ray_session(plan.base.cluster, cpus=needs.cpus), interruptible():
+    sessions = []
+    resources = TrialResources.from_cluster_config(plan.base.cluster)
+    with ray_session(plan.base.cluster, cpus=resources.cpus), sigterm_as_interrupt():
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        require_room(needs, nodes)
-        preflight.require_reachable_record(plan.base.tracking.uri, len(nodes))
-        at_once = concurrent(needs, nodes, most=plan.sweep.sweep.concurrent)
-        console.print(preflight.estimate(plan, tracker, len(searching or ()) or plan.trials, at_once))
-        judge = _judge(plan)
-        watch = SweepWatch(plan, records, known, tracker, parent.mlflow_id)
-        if searching or open_ended:
-            spent.append(tuned(plan, searching, watch, at_once, early=True))
-        repeats = [p for p in _repeats(plan, known) if not _over(known, p)]
+        check_fits(resources, nodes)
+        preflight.check_mlflow_reachable(plan.base.tracking.uri, len(nodes))
+        max_concurrent = max_concurrent_trials(resources, nodes, limit=plan.sweep.sweep.concurrent)
+        console.print(
+            preflight.estimate_duration(plan, tracker, len(search_proposals or ()) or plan.num_trials, max_concurrent)
+        )
+        validator = _start_validator(plan)
+        callback = SweepCallback(plan, store, records, tracker, parent.mlflow_id)
+        if search_proposals or open_ended:
+            sessions.append(run_trials(plan, search_proposals, callback, max_concurrent, early_stopping=True))
+        repeats = [p for p in _make_repeats(plan, records) if not _is_done(records, p)]
         if repeats:
-            spent.append(tuned(plan, repeats, watch, at_once, early=False))
-        ray.kill(judge)
-    return spent
+            sessions.append(run_trials(plan, repeats, callback, max_concurrent, early_stopping=False))
+        ray.kill(validator)
+    return sessions
 
 
-def _over(known: dict[str, Record], proposal: Proposal) -> bool:
-    return proposal.run_id in known and known[proposal.run_id].over
+def _is_done(records: dict[str, TrialRecord], proposal: Proposal) -> bool:
+    return proposal.run_id in records and records[proposal.run_id].is_done
 
 
-def _judge(plan: Plan) -> Any:
+def _start_validator(plan: SweepPlan) -> Any:
     """The judge of all trials, made by this process so that it outlives each of them; says early what it lacks."""
     import ray
 
-    dataset = near_copy(plan.base.references()["dataset"])
-    actor = judging_actor(plan.base.validation, dataset, torch_threads=plan.base.cluster.torch_threads)
-    if why_not := ray.get(actor.ready.remote()):
-        raise UserError(why_not)
+    dataset = cache_on_node(plan.base.references()["dataset"])
+    actor = get_validator_actor(plan.base.validation, dataset, torch_threads=plan.base.cluster.torch_threads)
+    if error := ray.get(actor.ready.remote()):
+        raise UserError(error)
     return actor
 
 
-def _repeats(plan: Plan, known: dict[str, Record]) -> list[Proposal]:
+def _make_repeats(plan: SweepPlan, records: dict[str, TrialRecord]) -> list[Proposal]:
     """Winner and preset with seeds that the search did not see; none while there is no winner."""
-    best = ranked(definition(plan, ""), known.values())
+    best = rank(make_definition(plan, ""), records.values())
     if not best:
         return []
-    default = plan.repeats({}, DEFAULT)
-    return default + (plan.repeats(best[0].settings, WINNER) if best[0].settings else [])
+    default = plan.make_repeats({}, DEFAULT)
+    return default + (plan.make_repeats(best[0].settings, WINNER) if best[0].settings else [])
 
 
-def _tidy(plan: Plan, result: dict[str, Any], root: Folder) -> None:
+def _delete_checkpoints(plan: SweepPlan, result: dict[str, Any], root: Folder) -> None:
     """Delete the checkpoints of trials that were stopped early, unless they are wanted."""
     for row in result["trials"]:
         if row["state"] == PRUNED and not plan.sweep.sweep.keep_stopped:
             run_folder(root, row["run_id"]).delete()
 
 
-def _register(plan: Plan, result: dict[str, Any], root: Folder, tracker: Tracker) -> None:
+def _publish_best(plan: SweepPlan, result: dict[str, Any], root: Folder, tracker: Tracker) -> None:
     """The best trials as candidates, the best one last, so that the alias is left with it."""
     best: Iterable[dict[str, Any]] = [
         row for row in result["trials"] if row["state"] == FINISHED and row["role"] == TRIAL
     ]
     for row in reversed(list(best)[: plan.sweep.sweep.register_best]):
         artifact = read_artifact(artifact_folder(root, row["artifact"]))
-        mlflow_id = tracker.run_of(row["run_id"])
+        mlflow_id = tracker.find_run(row["run_id"])
         if mlflow_id:
-            made = publish(
+            version = publish(
                 tracker.client,
                 plan.base.name,
                 artifact,
@@ -214,4 +220,6 @@ def _register(plan: Plan, result: dict[str, Any], root: Folder, tracker: Tracker
                 root=root,
                 pack=save_mlflow_model,
             )
-            console.print(f"sweep: {made.name}@{made.alias} is version {made.number} = {artifact.id}, {artifact.uri}")
+            console.print(
+                f"sweep: {version.name}@{version.alias} is version {version.number} = {artifact.id}, {artifact.uri}"
+            )

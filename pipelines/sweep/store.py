@@ -24,7 +24,7 @@ DEFAULT, TRIAL, WINNER = "default", "trial", "winner"  # roles; default and winn
 
 
 @dataclass
-class Record:
+class TrialRecord:
     """One trial.
 
     Attributes:
@@ -50,55 +50,55 @@ class Record:
     reason: str = ""
 
     @property
-    def over(self) -> bool:
+    def is_done(self) -> bool:
         return self.state != RUNNING
 
     @property
-    def update(self) -> int:
+    def last_update(self) -> int:
         """The last update that was validated."""
         return max(self.rows, default=0)
 
-    def value(self, metric: str) -> float:
+    def last_value(self, metric: str) -> float:
         """The metric at the last validation."""
-        return self.rows[self.update][metric]
+        return self.rows[self.last_update][metric]
 
-    def add(self, metrics: dict[str, float]) -> None:
+    def add_row(self, metrics: dict[str, float]) -> None:
         """A row of a run's metrics that is a validation."""
         update = int(metrics[UPDATE])
         self.rows[update] = {k.removeprefix(PREFIX): v for k, v in metrics.items() if k != UPDATE}
 
 
 @dataclass(frozen=True)
-class Records:
+class SweepStore:
     """The records of one sweep, in its folder."""
 
     folder: Folder
 
-    def save(self, record: Record) -> None:
+    def save(self, record: TrialRecord) -> None:
         write_bytes(self.folder.child(TRIALS), f"{record.run_id}.json", json.dumps(asdict(record), indent=1).encode())
 
-    def all(self) -> dict[str, Record]:
+    def load_all(self) -> dict[str, TrialRecord]:
         """By run_id."""
-        trials, found = self.folder.child(TRIALS), {}
-        for info in trials.files(missing_ok=True):
+        trials, records = self.folder.child(TRIALS), {}
+        for info in trials.list_files(missing_ok=True):
             if info.base_name.endswith(".json"):
-                said = json.loads(read_bytes(trials, info.base_name))
-                said["rows"] = {int(update): row for update, row in said["rows"].items()}
-                found[said["run_id"]] = Record(**said)
-        return found
+                payload = json.loads(read_bytes(trials, info.base_name))
+                payload["rows"] = {int(update): row for update, row in payload["rows"].items()}
+                records[payload["run_id"]] = TrialRecord(**payload)
+        return records
 
-    def sessions(self, more: list[dict[str, float]]) -> list[dict[str, float]]:
+    def add_sessions(self, new_sessions: list[dict[str, float]]) -> list[dict[str, float]]:
         """What lives of the sweep took that came to their end, those of `more` too, which are stored."""
         folder = self.folder.child("sessions")
-        for session in more:
+        for session in new_sessions:
             write_bytes(folder, f"{time.time_ns():x}.json", json.dumps(session).encode())
-        return [json.loads(read_bytes(folder, info.base_name)) for info in folder.files(missing_ok=True)]
+        return [json.loads(read_bytes(folder, info.base_name)) for info in folder.list_files(missing_ok=True)]
 
-    def define(self, definition: dict[str, Any]) -> None:
+    def write_definition(self, definition: dict[str, Any]) -> None:
         """Say what the sweep is."""
         write_bytes(self.folder, DEFINITION, json.dumps(definition, indent=1).encode())
 
-    def definition(self) -> dict[str, Any]:
+    def read_definition(self) -> dict[str, Any]:
         """What `define` was told.
 
         Raises:

@@ -15,11 +15,11 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from pipelines.cluster.shutdown import StoppedError
-from pipelines.evaluate.validator import judge_of
-from pipelines.storage.node_cache import near_copy
-from pipelines.sweep.environment import ENVIRONMENT, PATIENCE
-from pipelines.sweep.plan import Plan
-from pipelines.train.resume import Resume
+from pipelines.evaluate.validator import get_validator
+from pipelines.storage.node_cache import cache_on_node
+from pipelines.sweep.environment import ENVIRONMENT, STOP_TIMEOUT_VAR
+from pipelines.sweep.plan import SweepPlan
+from pipelines.train.resume import ResumeOptions
 from pipelines.train.sweep_hook import Trial
 from pipelines.train.validation import PREFIX, UPDATE
 from presto_core.artifacts.manifest import Artifact
@@ -32,7 +32,7 @@ Metrics = dict[str, float]
 
 
 @dataclass
-class Reporter:
+class TrialReporter:
     """Between a run and Ray Tune: hands on validations, once each, and hears whether the trial should go on.
 
     Attributes:
@@ -43,45 +43,45 @@ class Reporter:
     """
 
     send: Callable[[dict[str, Any]], None]
-    known: set[int]
-    last: int
-    every: int
+    reported_updates: set[int]
+    last_update: int
+    log_every: int
     stopped: bool = False
     steps: int = 0
-    logged: int = 0
+    last_logged_step: int = 0
     trained_s: float = 0.0
-    judged_s: float = 0.0
-    held_back: dict[str, Any] = field(default_factory=dict)
-    began: float = field(default_factory=time.monotonic)
+    validation_s: float = 0.0
+    pending_result: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
 
-    def tell(self, step: int, metrics: Metrics) -> str:
+    def on_row(self, step: int, metrics: Metrics) -> str:
         """A row of the run; answers why it should end, or nothing."""
         if "step_seconds" in metrics:
-            since = step - (self.logged or max(step - self.every, 0))
-            self.trained_s += metrics["step_seconds"] * max(since, 0)
-            self.logged = step
+            num_steps = step - (self.last_logged_step or max(step - self.log_every, 0))
+            self.trained_s += metrics["step_seconds"] * max(num_steps, 0)
+            self.last_logged_step = step
         self.steps = max(self.steps, step)
-        if UPDATE in metrics and int(metrics[UPDATE]) not in self.known:
-            self.known.add(int(metrics[UPDATE]))
-            self.judged_s += metrics.get(f"{PREFIX}seconds", 0.0)
+        if UPDATE in metrics and int(metrics[UPDATE]) not in self.reported_updates:
+            self.reported_updates.add(int(metrics[UPDATE]))
+            self.validation_s += metrics.get(f"{PREFIX}seconds", 0.0)
             result = {k.removeprefix(PREFIX): v for k, v in metrics.items()} | {"row": metrics}
-            if int(metrics[UPDATE]) == self.last:
-                self.held_back = result
+            if int(metrics[UPDATE]) == self.last_update:
+                self.pending_result = result
             else:
                 self._send(result)
         return STOPPED_EARLY if self.stopped else ""
 
-    def end(self, **result: Any) -> None:
+    def finish(self, **result: Any) -> None:
         """The last word of a trial."""
-        self._send(self.held_back | result)
+        self._send(self.pending_result | result)
 
     @property
     def costs(self) -> dict[str, float]:
         return {
             "steps": self.steps,
-            "wall_s": time.monotonic() - self.began,
+            "wall_s": time.monotonic() - self.started,
             "trained_s": self.trained_s,
-            "judged_s": self.judged_s,
+            "judged_s": self.validation_s,
         }
 
     def _send(self, result: dict[str, Any]) -> None:
@@ -93,22 +93,22 @@ class Reporter:
             self.stopped = True
 
 
-class EndsInOrder:
+class JoinOnCleanup:
     """Where no other trial follows in a process, Tune frees what it holds at once: here, when the run has ended.
 
     Else the last trials that are stopped would lose their state, and their workers' places stay taken.
     """
 
-    at_work: ClassVar[threading.Thread | None] = None
+    trial_thread: ClassVar[threading.Thread | None] = None
 
     def cleanup(self) -> None:
         """Of Ray Tune's Trainable, called when its process is given up."""
         super().cleanup()  # type: ignore[misc]  # tells the trial, and does not wait
-        if EndsInOrder.at_work:
-            EndsInOrder.at_work.join(float(os.environ[PATIENCE]))
+        if JoinOnCleanup.trial_thread:
+            JoinOnCleanup.trial_thread.join(float(os.environ[STOP_TIMEOUT_VAR]))
 
 
-def run_trial(given: dict[str, Any], *, plan: Plan) -> None:
+def run_trial(params: dict[str, Any], *, plan: SweepPlan) -> None:
     """What Ray Tune calls.
 
     Args:
@@ -116,43 +116,49 @@ def run_trial(given: dict[str, Any], *, plan: Plan) -> None:
     """
     from ray import tune
 
-    EndsInOrder.at_work = threading.current_thread()
-    os.environ.setdefault(PATIENCE, ENVIRONMENT[PATIENCE])  # a cluster that runs already does not have the command's
-    config = plan.config(given["settings"])
-    reporter = Reporter(tune.report, set(given["known"]) - {config.updates}, config.updates, config.loop.log_every)
+    JoinOnCleanup.trial_thread = threading.current_thread()
+    os.environ.setdefault(
+        STOP_TIMEOUT_VAR, ENVIRONMENT[STOP_TIMEOUT_VAR]
+    )  # a cluster that runs already does not have the command's
+    config = plan.make_config(params["settings"])
+    reporter = TrialReporter(
+        tune.report, set(params["known"]) - {config.updates}, config.updates, config.loop.log_every
+    )
     stage = import_module(f"pipelines.stages.{MODULES[plan.sweep.sweep.stage]}")
     try:
-        placed = _near(config)
-        artifact = stage.run(placed, Resume(), Trial(reporter.tell, {"mlflow.parentRunId": given["parent"]}))
-        for step, metrics in _validations(placed, artifact):
-            reporter.tell(step, metrics)
-        reporter.end(artifact=artifact.id)
+        cached_config = _with_cached_inputs(config)
+        artifact = stage.run(
+            cached_config, ResumeOptions(), Trial(reporter.on_row, {"mlflow.parentRunId": params["parent"]})
+        )
+        for step, metrics in _read_validations(cached_config, artifact):
+            reporter.on_row(step, metrics)
+        reporter.finish(artifact=artifact.id)
     except StoppedError as error:
         if not reporter.stopped:  # told by someone else: it goes on with the sweep
-            reporter.end(interrupted=str(error))
+            reporter.finish(interrupted=str(error))
     except UserError as error:
-        reporter.end(failed=str(error))
+        reporter.finish(failed=str(error))
     except Exception as error:  # settings that some code cannot work with must not end the sweep
-        reporter.end(failed=f"{type(error).__name__}: {error}")
+        reporter.finish(failed=f"{type(error).__name__}: {error}")
     if reporter.stopped:
         raise SystemExit(0)  # what Tune waits for before it gives this process another trial
 
 
-setattr(run_trial, "__mixins__", (EndsInOrder,))  # noqa: B010  # which Ray Tune looks for
+setattr(run_trial, "__mixins__", (JoinOnCleanup,))  # noqa: B010  # which Ray Tune looks for
 
 
-def _near(config: TrainingStage) -> TrainingStage:
+def _with_cached_inputs(config: TrainingStage) -> TrainingStage:
     """The configuration with what it reads copied to this node."""
-    names = {role: near_copy(uri) for role, uri in config.references().items()}
-    return config.model_copy(update={"inputs": config.inputs.model_copy(update=names)})
+    cached_uris = {role: cache_on_node(uri) for role, uri in config.references().items()}
+    return config.model_copy(update={"inputs": config.inputs.model_copy(update=cached_uris)})
 
 
-def _validations(config: TrainingStage, artifact: Artifact) -> list[tuple[int, Metrics]]:
+def _read_validations(config: TrainingStage, artifact: Artifact) -> list[tuple[int, Metrics]]:
     """What was said of a run that is done: the rows it keeps; where it was not validated like this, of its result."""
-    said = artifact.manifest.get("validation", {})
-    if said.get("judged") == config.validation.judged_alike():
-        return [(step, dict(metrics)) for step, metrics in said["rows"]]
+    validation = artifact.manifest.get("validation", {})
+    if validation.get("judged") == config.validation.comparison_settings():
+        return [(step, dict(metrics)) for step, metrics in validation["rows"]]
     dataset = config.references()["dataset"]
-    found = judge_of(config.validation, dataset, torch_threads=config.cluster.torch_threads)(artifact.uri)
-    steps = int(config.derived().get("total_steps", config.updates))
-    return [(steps, {UPDATE: float(config.updates)} | {f"{PREFIX}{name}": value for name, value in found.items()})]
+    distances = get_validator(config.validation, dataset, torch_threads=config.cluster.torch_threads)(artifact.uri)
+    steps = int(config.derive_values().get("total_steps", config.updates))
+    return [(steps, {UPDATE: float(config.updates)} | {f"{PREFIX}{name}": value for name, value in distances.items()})]

@@ -5,16 +5,21 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from pipelines.cluster.resources import Needs
+from pipelines.cluster.resources import TrialResources
 from pipelines.cluster.session import ClusterError
 from pipelines.console import console, progress_bar
-from pipelines.sweep.callback import SweepWatch
-from pipelines.sweep.plan import Plan, Proposal
+from pipelines.sweep.callback import SweepCallback
+from pipelines.sweep.plan import Proposal, SweepPlan
 from presto_core.errors import UserError
 
 
-def tuned(
-    plan: Plan, proposals: list[Proposal] | None, watch: SweepWatch, at_once: int, *, early: bool
+def run_trials(
+    plan: SweepPlan,
+    proposals: list[Proposal] | None,
+    callback: SweepCallback,
+    max_concurrent: int,
+    *,
+    early_stopping: bool,
 ) -> dict[str, float]:
     """Run trials with Ray Tune.
 
@@ -26,33 +31,37 @@ def tuned(
     from ray.tune.schedulers import FIFOScheduler
 
     from pipelines.sweep.search import (
-        Learned,
-        Listed,
-        scheduler_of,
+        FixedListSearcher,
+        OptunaSearcher,
+        make_scheduler,
     )
     from pipelines.sweep.trial import run_trial
 
-    searcher = Learned(plan, watch.given, watch.known) if proposals is None else Listed(proposals, watch.given)
-    scheduler = scheduler_of(plan, watch.known.values()) if early else FIFOScheduler()
-    resources = Needs.for_tune(plan.base.cluster)
-    bookkeeping = watch.records.folder.child(f"ray-{time.time_ns():x}")  # of Tune's own, which nothing reads again
-    total, began = plan.trials if proposals is None else len(proposals), time.monotonic()
-    with progress_bar("sweep" if early else "repeats", total) as bar:
-        watch.bar, watch.over = bar, 0
+    searcher = (
+        OptunaSearcher(plan, callback.start_trial, callback.known)
+        if proposals is None
+        else FixedListSearcher(proposals, callback.start_trial)
+    )
+    scheduler = make_scheduler(plan, callback.known.values()) if early_stopping else FIFOScheduler()
+    resources = TrialResources.tune_resources(plan.base.cluster)
+    bookkeeping = callback.records.folder.child(f"ray-{time.time_ns():x}")  # of Tune's own, which nothing reads again
+    total, started = plan.num_trials if proposals is None else len(proposals), time.monotonic()
+    with progress_bar("sweep" if early_stopping else "repeats", total) as bar:
+        callback.bar, callback.num_done = bar, 0
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run_trial, plan=plan), resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=total,
-                max_concurrent_trials=at_once,
+                max_concurrent_trials=max_concurrent,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=bookkeeping.uri,
                 verbose=0,
-                callbacks=[watch],
+                callbacks=[callback],
                 failure_config=tune.FailureConfig(max_failures=plan.base.cluster.max_failures),
             ),
         )
@@ -62,14 +71,14 @@ def tuned(
             console.print("interrupted; run the same command again to go on where it stopped")
             raise
         except Exception as error:
-            raise _sentence(error) from error
+            raise _extract_user_error(error) from error
         finally:
             with suppress(UserError):
                 bookkeeping.delete()
-    return {"seconds": time.monotonic() - began, "at_once": float(at_once)}
+    return {"seconds": time.monotonic() - started, "at_once": float(max_concurrent)}
 
 
-def _sentence(error: Exception) -> Exception:
+def _extract_user_error(error: Exception) -> Exception:
     """What one of our own parts said, where Tune or Ray put it into an exception of theirs."""
     inner: BaseException | None = error
     while inner is not None:

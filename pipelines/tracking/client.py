@@ -16,11 +16,11 @@ from types import MappingProxyType
 from typing import Any
 
 from pipelines.cluster.shutdown import StoppedError
-from pipelines.redaction import redacted, redacted_items
-from pipelines.redaction import without_password as without_password
+from pipelines.redaction import redact, redact_items
+from pipelines.redaction import strip_password as strip_password
 from pipelines.tracking.run import TrackedRun as TrackedRun
 from pipelines.tracking.run import TrackingError as TrackingError
-from pipelines.tracking.system_metrics import sampled
+from pipelines.tracking.system_metrics import sample_system_metrics
 from pipelines.tracking.tags import (
     PARENT,
     RUN_ID,
@@ -28,7 +28,7 @@ from pipelines.tracking.tags import (
 )
 from presto_core.artifacts.manifest import (
     Artifact,
-    git_commit,
+    read_git_commit,
 )
 from presto_core.config.loader import flatten
 from presto_core.config.schema import StageConfig
@@ -69,33 +69,33 @@ class Tracker:
             origin: what is a parent and no artifact: the checkpoint of a fork.
             tags: more to say of the run.
         """
-        mlflow_id = self.run_of(run_id)
+        mlflow_id = self.find_run(run_id)
         if mlflow_id:
             self.client.update_run(mlflow_id, status="RUNNING")
         else:
-            mlflow_id = self._create(stage, config, run_id, parents, origin)
+            mlflow_id = self._create_run(stage, config, run_id, parents, origin)
         for name, value in tags.items():
             self.client.set_tag(mlflow_id, name, value)
         run = TrackedRun(self.client, mlflow_id)
         try:
-            with sampled(run, self.client.get_run(mlflow_id).info.start_time):
+            with sample_system_metrics(run, self.client.get_run(mlflow_id).info.start_time):
                 yield run
         except (KeyboardInterrupt, StoppedError):
-            run.give_up("KILLED")
+            run.fail("KILLED")
             raise
         except BaseException:
-            run.give_up("FAILED")
+            run.fail("FAILED")
             raise
         run.finish()
 
-    def run_of(self, run_id: str) -> str | None:
+    def find_run(self, run_id: str) -> str | None:
         """MLflow's id of the run with this run_id; None where there is none."""
-        found = self.client.search_runs(
+        runs = self.client.search_runs(
             [self.experiment_id], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1, order_by=["attributes.start_time ASC"]
         )
-        return str(found[0].info.run_id) if found else None
+        return str(runs[0].info.run_id) if runs else None
 
-    def _create(
+    def _create_run(
         self, stage: str, config: StageConfig, run_id: str, parents: dict[str, Artifact], origin: Mapping[str, str]
     ) -> str:
         from mlflow.entities import Param
@@ -103,10 +103,10 @@ class Tracker:
         tags = {RUN_ID: run_id, STAGE: stage, "mlflow.runName": f"{stage}-{run_id}", **environment_tags()}
         ids = {role: artifact.id for role, artifact in parents.items()} | dict(origin)
         tags |= {f"{PARENT}{role}": parent for role, parent in ids.items()}
-        info = self.client.create_run(self.experiment_id, tags=redacted_items(tags)).info
+        info = self.client.create_run(self.experiment_id, tags=redact_items(tags)).info
         flat = flatten(config.model_dump(mode="json", exclude={"storage", "tracking", "submit"}))
-        said = redacted_items({key: v if isinstance(v, str) else json.dumps(v) for key, v in flat.items()})
-        params = [Param(key, value) for key, value in said.items()]
+        values = redact_items({key: v if isinstance(v, str) else json.dumps(v) for key, v in flat.items()})
+        params = [Param(key, value) for key, value in values.items()]
         for start in range(0, len(params), 100):
             self.client.log_batch(info.run_id, params=params[start : start + 100])
         log_parents(self.client, info.run_id, parents)
@@ -120,13 +120,15 @@ def open_tracker(config: TrackingConfig) -> Tracker:
         TrackingError: it does not answer or refuses the credentials, or the experiment was deleted.
     """
     HOME.mkdir(exist_ok=True)
-    client, uri = connect(config)
-    with answering(config):
-        experiment_id = experiment(client, uri, config.experiment) or new_experiment(client, uri, config.experiment)
+    client, uri = create_client(config)
+    with translate_mlflow_errors(config):
+        experiment_id = find_experiment(client, uri, config.experiment) or create_experiment(
+            client, uri, config.experiment
+        )
     return Tracker(client, uri, experiment_id)
 
 
-def connect(config: TrackingConfig) -> tuple[Any, str]:
+def create_client(config: TrackingConfig) -> tuple[Any, str]:
     """A client of MLflow, and the URI it uses."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -141,7 +143,7 @@ def connect(config: TrackingConfig) -> tuple[Any, str]:
     return mlflow.MlflowClient(tracking_uri=uri), uri
 
 
-def experiment(client: Any, uri: str, name: str) -> str | None:
+def find_experiment(client: Any, uri: str, name: str) -> str | None:
     """Id of an experiment; None where there is none of that name.
 
     Raises:
@@ -150,31 +152,31 @@ def experiment(client: Any, uri: str, name: str) -> str | None:
     found = client.get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"experiment {name!r} of MLflow at {without_password(uri)} is deleted; choose another tracking.experiment, "
+            f"experiment {name!r} of MLflow at {strip_password(uri)} is deleted; choose another tracking.experiment, "
             f"or restore it with: mlflow experiments restore --experiment-id {found.experiment_id}"
         )
     return found and str(found.experiment_id)
 
 
-def new_experiment(client: Any, uri: str, name: str) -> str:
+def create_experiment(client: Any, uri: str, name: str) -> str:
     """Create an experiment, whose files a database keeps under .presto; returns its id."""
-    place = (HOME / "mlartifacts").absolute().as_uri() if uri.startswith("sqlite") else None
-    return str(client.create_experiment(name, artifact_location=place))
+    artifact_location = (HOME / "mlartifacts").absolute().as_uri() if uri.startswith("sqlite") else None
+    return str(client.create_experiment(name, artifact_location=artifact_location))
 
 
 @contextmanager
-def answering(config: TrackingConfig) -> Iterator[None]:
+def translate_mlflow_errors(config: TrackingConfig) -> Iterator[None]:
     """Turn what libraries say of MLflow, or better the system below them, into a TrackingError with a mend."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # sqlalchemy, requests and MLflow each have their own
-        first: BaseException = error
-        while inner := first.__cause__ or first.__context__:
-            first = inner
-        said = first.strerror if isinstance(first, OSError) and first.strerror else str(error)
-        why, uri = (redacted(t) for t in (" ".join(said.split())[:200].rstrip("."), tracking_uri(config)))
+        cause: BaseException = error
+        while inner := cause.__cause__ or cause.__context__:
+            cause = inner
+        message = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
+        why, uri = (redact(t) for t in (" ".join(message.split())[:200].rstrip("."), tracking_uri(config)))
         raise TrackingError(f"MLflow at {uri} does not answer: {why}; mend tracking.uri, or leave it empty") from error
 
 
@@ -187,14 +189,14 @@ def tracking_uri(config: TrackingConfig) -> str:
 @lru_cache(maxsize=1)
 def environment_hash() -> str:
     """sha256 over the names and versions of all installed packages: two runs with the same had the same code around."""
-    found = {(d.metadata["Name"] or "").lower().replace("_", "-"): d.version for d in metadata.distributions()}
-    return hashlib.sha256("\n".join(f"{name}=={found[name]}" for name in sorted(found)).encode()).hexdigest()
+    versions = {(d.metadata["Name"] or "").lower().replace("_", "-"): d.version for d in metadata.distributions()}
+    return hashlib.sha256("\n".join(f"{name}=={versions[name]}" for name in sorted(versions)).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
 def environment_tags() -> dict[str, str]:
     """Tags of a run that say which code it ran, under MLflow's own name where there is one."""
-    commit = git_commit()
+    commit = read_git_commit()
     return {"presto.environment": environment_hash()} | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
@@ -202,7 +204,7 @@ def log_parents(client: Any, mlflow_run: str, parents: dict[str, Artifact]) -> N
     """Tell MLflow which artifacts a run reads: as data sets, by id and place, with their role as context."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    from pipelines.redaction import redacted
+    from pipelines.redaction import redact
 
     inputs = [
         DatasetInput(
@@ -210,7 +212,7 @@ def log_parents(client: Any, mlflow_run: str, parents: dict[str, Artifact]) -> N
                 name=f"presto-{artifact.kind}",
                 digest=artifact.id,
                 source_type="s3" if artifact.uri.startswith("s3://") else "local",
-                source=redacted(f'{{"uri": "{artifact.uri}"}}'),
+                source=redact(f'{{"uri": "{artifact.uri}"}}'),
             ),
             [InputTag("mlflow.data.context", role)],
         )

@@ -15,17 +15,17 @@ from typing import Any, NamedTuple, TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
-from pipelines.redaction import redacted
+from pipelines.redaction import redact
 from presto_core.errors import UserError
 
 BATCH = 500  # metrics a request; MLflow takes 1000
 FLUSH_EVERY_S = 5
 PAUSE_S = 15  # before it is tried again with a server that did not answer, as a try may take some seconds itself
-PATIENCE_S = 90  # at the end of a run, for a server that is started again
-POINTS_HELD = 200_000  # some 30 MB; what comes beyond is read from the rows beside the checkpoints later
+RETRY_TIMEOUT_S = 90  # at the end of a run, for a server that is started again
+MAX_BUFFERED_POINTS = 200_000  # some 30 MB; what comes beyond is read from the rows beside the checkpoints later
 GENERATOR_STEP = "generator_step"
-_OF_GENERATOR = ("dmd_", "gan_", "generator_", "x0_")
-PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
+_GENERATOR_PREFIXES = ("dmd_", "gan_", "generator_", "x0_")
+TRANSIENT_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 
 Result = TypeVar("Result")
 
@@ -55,14 +55,14 @@ class TrackedRun:
 
     client: Any
     mlflow_id: str
-    stored: Callable[[], Iterable[tuple[int, dict[str, float]]]] | None = None
+    stored_rows: Callable[[], Iterable[tuple[int, dict[str, float]]]] | None = None
     _points: deque[Point] = field(default_factory=deque)
     _sent: dict[str, int] | None = None
     _overflowed: bool = False
     _closed: bool = False
-    _sending: threading.RLock = field(default_factory=threading.RLock)
-    _news: threading.Event = field(default_factory=threading.Event)
-    _hurry: threading.Event = field(default_factory=threading.Event)
+    _send_lock: threading.RLock = field(default_factory=threading.RLock)
+    _have_points: threading.Event = field(default_factory=threading.Event)
+    _flush_now: threading.Event = field(default_factory=threading.Event)
     _sender: threading.Thread | None = None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -71,102 +71,102 @@ class TrackedRun:
         `step` counts total steps. Where `generator_step` is among the metrics, those of the generator are logged a
         second time on that axis, as generator_step.<name>.
         """
-        if len(self._points) >= POINTS_HELD and self.stored:
+        if len(self._points) >= MAX_BUFFERED_POINTS and self.stored_rows:
             self._overflowed = True  # and later rows must not overtake those that were left out
         if self._overflowed or self._closed:
             return
-        self._points.extend(_points_of(step, metrics))
+        self._points.extend(_make_points(step, metrics))
         if self._sender is None:
-            self._sender = threading.Thread(target=self._send_on, name="mlflow-sender", daemon=True)
+            self._sender = threading.Thread(target=self._run_sender, name="mlflow-sender", daemon=True)
             self._sender.start()
-        self._news.set()
+        self._have_points.set()
 
-    def _send_on(self) -> None:
+    def _run_sender(self) -> None:
         """What the thread does: send what there is, then wait for more; after a failure, wait longer."""
-        while self._news.wait() and not self._closed:
-            self._news.clear()
+        while self._have_points.wait() and not self._closed:
+            self._have_points.clear()
             if not self.flush():
-                self._news.set()
-                self._hurry.wait(PAUSE_S)
+                self._have_points.set()
+                self._flush_now.wait(PAUSE_S)
             else:
-                self._hurry.wait(FLUSH_EVERY_S)
+                self._flush_now.wait(FLUSH_EVERY_S)
 
     def flush(self) -> bool:
         """Send what is held; False where MLflow does not answer: it is kept for the next time."""
         try:
             self._send()
         except Exception as error:  # any of MLflow's, requests' or SQLAlchemy's: tracking must not end a training run
-            said = redacted(" ".join(str(error).split())[:300])
-            logging.getLogger(__name__).warning("MLflow did not take metrics, they are kept: %s", said)
+            message = redact(" ".join(str(error).split())[:300])
+            logging.getLogger(__name__).warning("MLflow did not take metrics, they are kept: %s", message)
             return False
         return True
 
     def _send(self) -> None:
         from mlflow.entities import Metric
 
-        with self._sending:
+        with self._send_lock:
             try:
                 while points := list(islice(self._points, BATCH)):
-                    new = self._unsent(points)
+                    new = self._select_unsent(points)
                     if new:
                         metrics = [Metric(p.name, p.value, p.timestamp_ms, p.step) for p in new]
                         self.client.log_batch(self.mlflow_id, metrics=metrics)
-                    self._remember(new)
+                    self._mark_sent(new)
                     for _ in points:
                         self._points.popleft()
             except BaseException:
                 self._sent = None  # an answer may have got lost: ask the server what it has
                 raise
 
-    def _unsent(self, points: list[Point]) -> list[Point]:
+    def _select_unsent(self, points: list[Point]) -> list[Point]:
         """Points behind the last one of their metric."""
         if self._sent is None:
             # the only way to know the steps of all metrics without their histories, which MLflow itself takes
             latest = self.client.get_run(self.mlflow_id).data._metric_objs
             self._sent = {metric.key: metric.step for metric in latest}
-        reached: dict[str, int] = {}
+        last_steps: dict[str, int] = {}
         new = []
         for point in points:
-            if point.step > reached.get(point.name, self._sent.get(point.name, -1)):
-                reached[point.name] = point.step
+            if point.step > last_steps.get(point.name, self._sent.get(point.name, -1)):
+                last_steps[point.name] = point.step
                 new.append(point)
         return new
 
-    def _remember(self, points: list[Point]) -> None:
+    def _mark_sent(self, points: list[Point]) -> None:
         if self._sent is not None:
             self._sent |= {point.name: point.step for point in points}
 
-    def history(self, name: str) -> list[tuple[int, float]]:
+    def read_history(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of one metric, in order."""
-        self.settle()
-        points = patiently(lambda: self.client.get_metric_history(self.mlflow_id, metric_name(name)))
+        self.flush_all()
+        points = with_retries(lambda: self.client.get_metric_history(self.mlflow_id, metric_name(name)))
         return sorted((p.step, p.value) for p in points)
 
-    def settle(self) -> None:
+    def flush_all(self) -> None:
         """Send all that was taken, waiting for MLflow if need be.
 
         Raises:
             TrackingError: it does not answer for a while.
         """
-        patiently(self._send)
-        if self._overflowed and self.stored:
+        with_retries(self._send)
+        if self._overflowed and self.stored_rows:
             self._overflowed = False
-            for step, metrics in self.stored():
-                self._points.extend(_points_of(step, metrics))
-                if len(self._points) >= POINTS_HELD:
-                    patiently(self._send)
-            patiently(self._send)
+            for step, metrics in self.stored_rows():
+                self._points.extend(_make_points(step, metrics))
+                if len(self._points) >= MAX_BUFFERED_POINTS:
+                    with_retries(self._send)
+            with_retries(self._send)
 
     def attach(self, path: Path) -> None:
         """Store a file with the run: a plot, a report, a sound."""
-        patiently(lambda: self.client.log_artifact(self.mlflow_id, str(path)))
+        with_retries(lambda: self.client.log_artifact(self.mlflow_id, str(path)))
 
     def finish(self) -> None:
-        self.settle()
+        self.flush_all()
         self._close()
-        patiently(lambda: self.client.set_terminated(self.mlflow_id, status="FINISHED"))
+        with_retries(lambda: self.client.set_terminated(self.mlflow_id, status="FINISHED"))
 
-    def give_up(self, status: str) -> None:
+    def fail(self, status: str) -> None:
         """Say that the run ended early, if MLflow answers: the reason why it did must not be hidden by another."""
         self.flush()
         self._close()
@@ -175,8 +175,8 @@ class TrackedRun:
 
     def _close(self) -> None:
         self._closed = True
-        self._news.set()
-        self._hurry.set()
+        self._have_points.set()
+        self._flush_now.set()
 
 
 def metric_name(name: str) -> str:
@@ -184,20 +184,20 @@ def metric_name(name: str) -> str:
     return name if name.startswith("system/") else name.replace("/", ".")
 
 
-def _points_of(step: int, metrics: dict[str, float]) -> list[Point]:
+def _make_points(step: int, metrics: dict[str, float]) -> list[Point]:
     now = int(time.time() * 1000)
     points = [Point(step, metric_name(name), value, now) for name, value in metrics.items()]
     if GENERATOR_STEP in metrics:
-        own = int(metrics[GENERATOR_STEP])
+        generator_step = int(metrics[GENERATOR_STEP])
         points += [
-            Point(own, f"{GENERATOR_STEP}.{metric_name(name)}", value, now)
+            Point(generator_step, f"{GENERATOR_STEP}.{metric_name(name)}", value, now)
             for name, value in metrics.items()
-            if name.startswith(_OF_GENERATOR) and name != GENERATOR_STEP
+            if name.startswith(_GENERATOR_PREFIXES) and name != GENERATOR_STEP
         ]
     return points
 
 
-def patiently(action: Callable[[], Result]) -> Result:
+def with_retries(action: Callable[[], Result]) -> Result:
     """Do something in MLflow, again for a while if it does not answer.
 
     Raises:
@@ -205,17 +205,19 @@ def patiently(action: Callable[[], Result]) -> Result:
     """
     from mlflow.exceptions import MlflowException
 
-    def may_pass(error: BaseException) -> bool:
-        return isinstance(error, MlflowException) and error.error_code in PASSING
+    def is_transient(error: BaseException) -> bool:
+        return isinstance(error, MlflowException) and error.error_code in TRANSIENT_CODES
 
     waits = wait_exponential(multiplier=0.5, max=5)
-    retrying = Retrying(stop=stop_after_delay(PATIENCE_S), wait=waits, retry=retry_if_exception(may_pass), reraise=True)
+    retrying = Retrying(
+        stop=stop_after_delay(RETRY_TIMEOUT_S), wait=waits, retry=retry_if_exception(is_transient), reraise=True
+    )
     try:
         return retrying(action)
     except MlflowException as error:
-        if not may_pass(error):
+        if not is_transient(error):
             raise
-        why = redacted(" ".join(str(error).split())[:200])
+        why = redact(" ".join(str(error).split())[:200])
         raise TrackingError(
-            f"MLflow did not answer for {PATIENCE_S} s: {why}; start it again and run the same command"
+            f"MLflow did not answer for {RETRY_TIMEOUT_S} s: {why}; start it again and run the same command"
         ) from error

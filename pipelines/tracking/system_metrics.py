@@ -18,16 +18,16 @@ INTERVAL_S = 10.0
 
 
 @contextmanager
-def sampled(run: TrackedRun, began_ms: int) -> Iterator[None]:
+def sample_system_metrics(run: TrackedRun, start_ms: int) -> Iterator[None]:
     """Sample while the block runs; the step of a sample is the seconds since the run began, over all its lives."""
     done = threading.Event()
-    every = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or INTERVAL_S)
+    interval_s = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or INTERVAL_S)
 
     def watch() -> None:
         monitors: list[Any] = []
-        while not done.wait(every):
-            monitors = monitors or _monitors()
-            run.log(int(time.time() - began_ms / 1000), _sample(monitors))
+        while not done.wait(interval_s):
+            monitors = monitors or _make_monitors()
+            run.log(int(time.time() - start_ms / 1000), _sample(monitors))
 
     thread = threading.Thread(target=watch, name="system-metrics", daemon=True)
     thread.start()
@@ -46,7 +46,7 @@ def _sample(monitors: list[Any]) -> dict[str, float]:
     return values
 
 
-def _monitors() -> list[Any]:
+def _make_monitors() -> list[Any]:
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor

@@ -53,7 +53,7 @@ DEVICES = {
 }
 
 
-def device_named(name: str) -> Device:
+def device_by_key(name: str) -> Device:
     """A device of the table.
 
     Raises:
@@ -61,15 +61,19 @@ def device_named(name: str) -> Device:
     """
     if name.lower() in DEVICES:
         return DEVICES[name.lower()]
-    near = get_close_matches(name.lower(), [*DEVICES, "here"], n=1, cutoff=0.4)
-    guess = f"; did you mean {near[0]}?" if near else ""
-    known = ", ".join(DEVICES)
-    raise UserError(f"no figures of a device {name!r}{guess} Known are {known}, and here: this machine's CPU, measured")
+    matches = get_close_matches(name.lower(), [*DEVICES, "here"], n=1, cutoff=0.4)
+    guess = f"; did you mean {matches[0]}?" if matches else ""
+    known_names = ", ".join(DEVICES)
+    raise UserError(
+        f"no figures of a device {name!r}{guess} Known are {known_names}, and here: this machine's CPU, measured"
+    )
 
 
-def device_called(cuda_name: str) -> Device | None:
+def device_from_torch_name(cuda_name: str) -> Device | None:
     """The device that CUDA calls so; the longest mark that fits, None where none does."""
     words = cuda_name.replace("-", " ").split()
-    fitting = [d for d in DEVICES.values() if d.marks in cuda_name and (d.marks in words or len(d.marks.split()) > 1)]
+    candidates = [
+        d for d in DEVICES.values() if d.marks in cuda_name and (d.marks in words or len(d.marks.split()) > 1)
+    ]
     exact = [d for d in DEVICES.values() if d.marks in cuda_name and "-" in d.marks]
-    return max([*fitting, *exact], key=lambda d: len(d.marks), default=None)
+    return max([*candidates, *exact], key=lambda d: len(d.marks), default=None)

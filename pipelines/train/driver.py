@@ -6,21 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pipelines.cluster.shutdown import TAKEN_OVER, Stop
+from pipelines.cluster.shutdown import SUPERSEDED, StopRequest
 from pipelines.console import (
     Bar,
     console,
-    summary,
+    format_metrics,
 )
 from pipelines.tracking.client import TrackedRun
 from pipelines.train.sweep_hook import Trial
 from presto_core.config.sections import HealthConfig
-from presto_core.training.health import Expected, breaches
+from presto_core.training.health import HealthRange, find_out_of_range
 
 Metrics = dict[str, float]
 
 
-class Messages(NamedTuple):
+class MailboxContents(NamedTuple):
     """What came since the last look: rows, warnings, and the first error; `stopped` where that is a stop in order."""
 
     rows: list[tuple[int, Metrics]]
@@ -30,14 +30,14 @@ class Messages(NamedTuple):
 
 
 @dataclass
-class Board:
+class DriverMailbox:
     """Messages between rank 0 and the command that waits; an actor where workers run elsewhere."""
 
     rows: list[tuple[int, Metrics]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     error: str = ""
     stopped: bool = False
-    asked: str = ""
+    requested_stop: str = ""
     attempts: list[str] = field(default_factory=list)
 
     def begin(self, attempt: str) -> None:
@@ -49,37 +49,37 @@ class Board:
             self.attempts.append(attempt)
             self.error, self.stopped = "", False
 
-    def is_at_work(self, attempt: str) -> bool:
+    def is_current_attempt(self, attempt: str) -> bool:
         """Whether this is the newest worker group."""
         return self.attempts[-1:] == [attempt]
 
     def push(self, step: int, metrics: Metrics, attempt: str) -> None:
-        if self.is_at_work(attempt):
+        if self.is_current_attempt(attempt):
             self.rows.append((step, metrics))
 
-    def warn(self, sentence: str, attempt: str) -> None:
-        if self.is_at_work(attempt):
-            self.warnings.append(sentence)
+    def warn(self, message: str, attempt: str) -> None:
+        if self.is_current_attempt(attempt):
+            self.warnings.append(message)
 
     def fail(self, error: str, attempt: str, *, stopped: bool = False) -> None:
         """The first failure of the group at work is its cause; one may come before rank 0 says that it began."""
-        if (self.is_at_work(attempt) or attempt not in self.attempts) and not self.error:
+        if (self.is_current_attempt(attempt) or attempt not in self.attempts) and not self.error:
             self.error, self.stopped = error, stopped
 
-    def drain(self) -> Messages:
-        messages = Messages(self.rows, self.warnings, self.error, self.stopped)
+    def drain(self) -> MailboxContents:
+        messages = MailboxContents(self.rows, self.warnings, self.error, self.stopped)
         self.rows, self.warnings = [], []
         return messages
 
-    def ask_to_stop(self, reason: str) -> None:
-        self.asked = reason
+    def request_stop(self, reason: str) -> None:
+        self.requested_stop = reason
 
     def stop_reason(self, attempt: str) -> str:
-        return self.asked if self.is_at_work(attempt) else TAKEN_OVER
+        return self.requested_stop if self.is_current_attempt(attempt) else SUPERSEDED
 
 
 @dataclass
-class Watcher:
+class RunMonitor:
     """Shows and records what rank 0 reports; warns of unhealthy signals, and asks for a stop where that is wanted.
 
     Attributes:
@@ -93,53 +93,55 @@ class Watcher:
     run: TrackedRun
     bar: Bar
     watch: tuple[str, ...]
-    expected: dict[str, Expected]
+    expected: dict[str, HealthRange]
     health: HealthConfig
-    stop: Stop
-    report_missed: Callable[..., None]
+    stop: StopRequest
+    replay_rows: Callable[..., None]
     trial: Trial | None = None
     error: str = ""
     stopped: bool = False
     unhealthy: str = ""
     rows_outside: dict[str, int] = field(default_factory=dict)
 
-    def receive(self, step: int, metrics: Metrics) -> None:
+    def on_row(self, step: int, metrics: Metrics) -> None:
         """One report; the first of an attempt has no metrics and says where it starts."""
         if not metrics and step:
             console.print(f"{self.bar.label}: resumed at step {step} of {self.bar.total}")
-            self.report_missed(upto=step)
-        self.bar.update(max(step, self.bar.done), summary(metrics, self.watch))  # a validation may come late
+            self.replay_rows(upto=step)
+        self.bar.update(max(step, self.bar.done), format_metrics(metrics, self.watch))  # a validation may come late
         if metrics:
             self.run.log(step, metrics)
-            self._check(step, metrics)
-            if reason := self.trial.tell(step, metrics) if self.trial else "":
-                self.stop.ask(reason)
+            self._check_health(step, metrics)
+            if reason := self.trial.on_row(step, metrics) if self.trial else "":
+                self.stop.request(reason)
 
-    def warn(self, sentence: str) -> None:
-        console.print(f"{self.bar.label}: {sentence}", style="yellow", markup=False)
+    def warn(self, message: str) -> None:
+        console.print(f"{self.bar.label}: {message}", style="yellow", markup=False)
 
-    def _check(self, step: int, metrics: Metrics) -> None:
+    def _check_health(self, step: int, metrics: Metrics) -> None:
         """Say once of each signal that it stays outside its range; where it goes on, stop if that is wanted."""
-        outside = breaches(metrics, self.expected)
-        unseen = {name: rows for name, rows in self.rows_outside.items() if name not in metrics}
-        self.rows_outside = unseen | {name: self.rows_outside.get(name, 0) + 1 for name in outside}
-        for name, sentence in outside.items():
+        violations = find_out_of_range(metrics, self.expected)
+        not_reported = {name: rows for name, rows in self.rows_outside.items() if name not in metrics}
+        self.rows_outside = not_reported | {name: self.rows_outside.get(name, 0) + 1 for name in violations}
+        for name, message in violations.items():
             if self.rows_outside[name] == self.health.patience:
-                self.warn(f"step {step}: {sentence}")
+                self.warn(f"step {step}: {message}")
             if self.rows_outside[name] == 2 * self.health.patience and self.health.stop:
-                rows = f"for {self.rows_outside[name]} rows up to step {step}"
-                self.unhealthy = f"{sentence}, {rows}; mend the settings, or go on all the same with health.stop=false"
-                self.stop.ask(self.unhealthy)
+                duration = f"for {self.rows_outside[name]} rows up to step {step}"
+                self.unhealthy = (
+                    f"{message}, {duration}; mend the settings, or go on all the same with health.stop=false"
+                )
+                self.stop.request(self.unhealthy)
 
-    def poll(self, board: Any) -> None:
+    def poll(self, mailbox: Any) -> None:
         """Exchange messages with a `Board` actor."""
         import ray
 
-        messages = Messages(*ray.get(board.drain.remote()))
+        messages = MailboxContents(*ray.get(mailbox.drain.remote()))
         self.error, self.stopped = messages.error, messages.stopped
-        for sentence in messages.warnings:
-            self.warn(sentence)
+        for message in messages.warnings:
+            self.warn(message)
         for step, metrics in messages.rows:
-            self.receive(step, metrics)
+            self.on_row(step, metrics)
         if self.stop.reason:
-            ray.get(board.ask_to_stop.remote(self.stop.reason))
+            ray.get(mailbox.ask_to_stop.remote(self.stop.reason))

@@ -13,7 +13,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
-from presto_core.config.schema import even_shares
+from presto_core.config.schema import valid_worker_counts
 
 
 class EvenSharesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
@@ -27,11 +27,11 @@ class EvenSharesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
         """Args: reserved_resources: node -> what Ray keeps there for this run, worker by worker."""
         needed = {name: amount for name, amount in self.scaling_config._resources_per_worker_not_none.items() if amount}
         # the little more is for fractions: 2.4 // 0.8 is 2
-        room = sum(
+        capacity = sum(
             min(int((node.get(name, 0.0) + 1e-6) // amount) for name, amount in needed.items())
             for node in reserved_resources.values()
         )
-        counts = even_shares(self.global_batch_size, most=min(room, self.scaling_config.max_workers))
+        counts = valid_worker_counts(self.global_batch_size, max_workers=min(capacity, self.scaling_config.max_workers))
         return max(counts, default=0)
 
 

@@ -17,16 +17,16 @@ from presto_core.networks.network import Network
 from presto_core.training.parallel import Parallel
 
 
-def in_process(loop: LoopConfig) -> Parallel:
+def make_single_process(loop: LoopConfig) -> Parallel:
     """The only process of a run, without a group."""
 
     def distribute(module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module:
-        return _checkpointed(module, loop)
+        return _enable_checkpointing(module, loop)
 
     return Parallel(micro_batch_size=loop.micro_batch_size, distribute=distribute)
 
 
-def in_group(device: torch.device, loop: LoopConfig, config: ParallelConfig | None = None) -> Parallel:
+def make_process_group(device: torch.device, loop: LoopConfig, config: ParallelConfig | None = None) -> Parallel:
     """This process's place in the group that torch.distributed has been told of: gloo on CPUs, nccl on GPUs.
 
     Args:
@@ -34,27 +34,27 @@ def in_group(device: torch.device, loop: LoopConfig, config: ParallelConfig | No
     """
     world_size = distributed.get_world_size()
     if world_size == 1:
-        return replace(in_process(loop), device=device)
+        return replace(make_single_process(loop), device=device)
 
     def average(tensor: torch.Tensor) -> torch.Tensor:
         distributed.all_reduce(tensor)
         return tensor / world_size
 
-    spread = _Spread(init_device_mesh(device.type, (world_size,)), loop, config or ParallelConfig())
+    placement = _Placement(init_device_mesh(device.type, (world_size,)), loop, config or ParallelConfig())
     return Parallel(
         rank=distributed.get_rank(),
         world_size=world_size,
         device=device,
         micro_batch_size=loop.micro_batch_size,
-        distribute=spread.distribute,
-        hold=spread.hold,
+        distribute=placement.distribute,
+        shard_frozen=placement.place_frozen,
         average=average,
-        synchronise=_synchronise,
+        set_requires_grad_sync=_set_grad_sync,
     )
 
 
 @dataclass(frozen=True)
-class _Spread:
+class _Placement:
     """Puts networks on workers: `replicate` is DDP, `shard` is FSDP2."""
 
     mesh: DeviceMesh
@@ -62,17 +62,17 @@ class _Spread:
     config: ParallelConfig
 
     def distribute(self, module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module:
-        _checkpointed(module, self.loop)
-        if self._sharded(name):
+        _enable_checkpointing(module, self.loop)
+        if self._is_sharded(name):
             return self._shard(module)
         devices = [torch.cuda.current_device()] if self.mesh.device_type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=some_unused)
 
-    def hold(self, module: nn.Module, name: str) -> None:
-        if self._sharded(name):
+    def place_frozen(self, module: nn.Module, name: str) -> None:
+        if self._is_sharded(name):
             self._shard(module, offload=name == "real_score" and self.config.offload_real_score)
 
-    def _sharded(self, name: str) -> bool:
+    def _is_sharded(self, name: str) -> bool:
         return getattr(self.config, name, "replicate") == "shard"
 
     def _shard(self, module: nn.Module, *, offload: bool = False) -> nn.Module:
@@ -92,13 +92,13 @@ class _Spread:
         return module
 
 
-def _checkpointed(module: nn.Module, loop: LoopConfig) -> nn.Module:
+def _enable_checkpointing(module: nn.Module, loop: LoopConfig) -> nn.Module:
     if isinstance(module, Network):  # the discriminator head is none, and small
         module.set_activation_checkpointing(loop.activation_checkpointing)
     return module
 
 
-def _synchronise(module: nn.Module, on: bool) -> None:
+def _set_grad_sync(module: nn.Module, enabled: bool) -> None:
     """Sharded networks exchange gradients each time: to accumulate them whole would take the memory sharding saves."""
     if isinstance(module, DistributedDataParallel):
-        module.require_backward_grad_sync = on  # what DDP's own no_sync() turns off and on again
+        module.require_backward_grad_sync = enabled  # what DDP's own no_sync() turns off and on again

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import pstdev
 from typing import Any, Literal
 
-from presto_core.config.layers import PrestoLSBudget, kept_in_bins
+from presto_core.config.layers import PrestoLSBudget, blocks_per_bin
 from presto_core.config.schema import (
     LayersStage,
     StageConfig,
@@ -23,9 +23,9 @@ from presto_core.config.sections import GanConfig
 from presto_core.networks.flops import LatentShape
 from presto_core.networks.table import find_network_kind, kind_of
 
-Work = Literal["forward", "through", "train"]
+PassKind = Literal["forward", "through", "train"]
 # in forward passes: `through` also goes back to its input, `train` to its weights as well
-FACTOR: dict[Work, int] = {"forward": 1, "through": 2, "train": 3}
+FORWARD_EQUIVALENTS: dict[PassKind, int] = {"forward": 1, "through": 2, "train": 3}
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,21 @@ class Pass:
     """
 
     network: str
-    work: Work
+    kind: PassKind
     rows: float
     blocks: float
-    whole: bool = True
-    judged: bool = False
+    to_output: bool = True
+    through_discriminator: bool = False
 
     def flops(self, network: Section, shape: LatentShape) -> float:
         """A row of the batch."""
         kind = kind_of(network)
-        outer = kind.outer_flops(network, shape) if self.whole else 0.0
-        return self.rows * FACTOR[self.work] * (self.blocks * kind.block_flops(network, shape) + outer)
+        outer = kind.outer_flops(network, shape) if self.to_output else 0.0
+        return self.rows * FORWARD_EQUIVALENTS[self.kind] * (self.blocks * kind.block_flops(network, shape) + outer)
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhaseCost:
     """One kind of step.
 
     Attributes:
@@ -71,10 +71,10 @@ class Phase:
     name: str
     share: float
     passes: tuple[Pass, ...]
-    moved: str
-    averaged: bool = True
-    draws: int = 1
-    spread: float = 0.0
+    updated_network: str
+    updates_ema: bool = True
+    noise_draws: int = 1
+    blocks_std: float = 0.0
 
     def flops(self, network: Section, shape: LatentShape) -> float:
         """Model FLOPs a row of the batch; what is computed again to save memory does not count."""
@@ -82,7 +82,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class StageWork:
+class StageFlops:
     """All of a stage's steps.
 
     Attributes:
@@ -92,9 +92,9 @@ class StageWork:
 
     total_steps: int
     global_batch_size: int
-    phases: tuple[Phase, ...]
+    phases: tuple[PhaseCost, ...]
     trained: tuple[str, ...]
-    averaged: tuple[str, ...]
+    ema_networks: tuple[str, ...]
     frozen: tuple[str, ...] = ()
 
     def flops(self, network: Section, shape: LatentShape) -> float:
@@ -102,7 +102,7 @@ class StageWork:
         return sum(phase.share * phase.flops(network, shape) for phase in self.phases)
 
 
-def stage_work(config: StageConfig, depth: int, *, layered: bool = False) -> StageWork:
+def count_stage_flops(config: StageConfig, depth: int, *, layered: bool = False) -> StageFlops:
     """The work of a stage that trains.
 
     Args:
@@ -116,12 +116,14 @@ def stage_work(config: StageConfig, depth: int, *, layered: bool = False) -> Sta
     if isinstance(config, TeacherStage):
         passes = (Pass("teacher", "train", 1, depth),)
         steps = (config.teacher.steps, config.teacher.global_batch_size)
-        return StageWork(*steps, (Phase("", 1.0, passes, "teacher"),), ("teacher",), ("teacher",))
+        return StageFlops(*steps, (PhaseCost("", 1.0, passes, "teacher"),), ("teacher",), ("teacher",))
     if isinstance(config, LayersStage):
-        phase = Phase("", 1.0, tuple(_layer_passes(config, depth)), "layers", spread=_layer_spread(config, depth))
-        return StageWork(config.layers.steps, config.layers.global_batch_size, (phase,), ("layers",), ("layers",))
+        phase = PhaseCost(
+            "", 1.0, tuple(_iter_layer_passes(config, depth)), "layers", blocks_std=_blocks_std(config, depth)
+        )
+        return StageFlops(config.layers.steps, config.layers.global_batch_size, (phase,), ("layers",), ("layers",))
     if isinstance(config, StepsStage):
-        return _steps_work(config, depth, layered=layered)
+        return _count_step_distill_flops(config, depth, layered=layered)
     raise TypeError(f"{type(config).__name__} does not train")
 
 
@@ -137,74 +139,76 @@ def row_flops(
     network = kind.config(**model["network"])
     frames = config.data.crop_frames or model["frames"]
     shape = LatentShape(model["channels"], frames, text["dim"], text["max_tokens"])
-    return stage_work(config, kind.depth(network), layered=layered).flops(network, shape)
+    return count_stage_flops(config, kind.depth(network), layered=layered).flops(network, shape)
 
 
-def _layer_passes(config: LayersStage, depth: int) -> Iterator[Pass]:
+def _iter_layer_passes(config: LayersStage, depth: int) -> Iterator[Pass]:
     """At the budget, and, for rows that skip blocks, at full depth as their own teacher (METHOD section 4)."""
-    kept = kept_in_bins(config.layers.budget, depth)
+    kept = blocks_per_bin(config.layers.budget, depth)
     yield Pass("layers", "train", 1, sum(kept) / len(kept))
     skipping = sum(k < depth for k in kept) / len(kept)
     if config.layers.self_teacher_weight and skipping:
-        yield Pass("layers", "forward", skipping, depth, whole=False)
+        yield Pass("layers", "forward", skipping, depth, to_output=False)
 
 
-def _layer_spread(config: LayersStage, depth: int) -> float:
+def _blocks_std(config: LayersStage, depth: int) -> float:
     teacher = depth if config.layers.self_teacher_weight else 0
-    return pstdev(FACTOR["train"] * k + teacher * (k < depth) for k in kept_in_bins(config.layers.budget, depth))
+    return pstdev(
+        FORWARD_EQUIVALENTS["train"] * k + teacher * (k < depth) for k in blocks_per_bin(config.layers.budget, depth)
+    )
 
 
-def _steps_work(config: StepsStage, depth: int, *, layered: bool) -> StageWork:
+def _count_step_distill_flops(config: StepsStage, depth: int, *, layered: bool) -> StageFlops:
     """Presto-S and Presto-LS (METHOD section 3): R critic steps, then one generator step."""
     steps = config.steps
     budget = steps.budget or (PrestoLSBudget() if layered else None)
-    kept = kept_in_bins(budget, depth) if budget else (depth,)
+    kept = blocks_per_bin(budget, depth) if budget else (depth,)
     blocks, ratio = sum(kept) / len(kept), steps.fake_updates_per_generator_update
-    rolled = (steps.rollout.steps - 1) / 2 if steps.generator_input == "rollout" else 0.0
-    again = 1.0 if _generates_twice(config) else 0.0
-    judged = 2 if steps.gan.generator_weight > 0 else 0  # real latents and generated ones
-    critic = Phase(
+    rollout_passes = (steps.rollout.steps - 1) / 2 if steps.generator_input == "rollout" else 0.0
+    extra_passes = 1.0 if _has_extra_generator_pass(config) else 0.0
+    gan_draws = 2 if steps.gan.generator_weight > 0 else 0  # real latents and generated ones
+    critic = PhaseCost(
         "critic",
         ratio / (ratio + 1),
         (
-            Pass("generator", "forward", 1 + rolled, blocks),
+            Pass("generator", "forward", 1 + rollout_passes, blocks),
             Pass("fake_score", "train", 1, depth),
-            *_judged(steps.gan, depth, "train", rows=3 if steps.gan.r1_weight else 2),
+            *_iter_discriminator_passes(steps.gan, depth, "train", rows=3 if steps.gan.r1_weight else 2),
         ),
         "fake_score",
-        averaged=False,
-        draws=2 + judged + (steps.gan.r1_weight > 0),
-        spread=pstdev(kept),
+        updates_ema=False,
+        noise_draws=2 + gan_draws + (steps.gan.r1_weight > 0),
+        blocks_std=pstdev(kept),
     )
-    generator = Phase(
+    generator = PhaseCost(
         "generator",
         1 / (ratio + 1),
         (
             Pass("generator", "train", 1, blocks),
-            Pass("generator", "forward", rolled + again, blocks),
+            Pass("generator", "forward", rollout_passes + extra_passes, blocks),
             Pass("real_score", "forward", 1 if steps.guidance_scale == 1 else 2, depth),
             Pass("fake_score", "forward", 1, depth),
-            *_judged(steps.gan, depth, "through", rows=1),
+            *_iter_discriminator_passes(steps.gan, depth, "through", rows=1),
         ),
         "generator",
-        draws=2 + judged // 2,
-        spread=(FACTOR["train"] + again) * pstdev(kept),
+        noise_draws=2 + gan_draws // 2,
+        blocks_std=(FORWARD_EQUIVALENTS["train"] + extra_passes) * pstdev(kept),
     )
-    total = int(config.derived()["total_steps"])
+    total = int(config.derive_values()["total_steps"])
     trained = ("generator", "fake_score")
-    return StageWork(total, steps.global_batch_size, (critic, generator), trained, ("generator",), ("real_score",))
+    return StageFlops(total, steps.global_batch_size, (critic, generator), trained, ("generator",), ("real_score",))
 
 
-def _judged(gan: GanConfig, depth: int, work: Work, *, rows: int) -> Iterator[Pass]:
+def _iter_discriminator_passes(gan: GanConfig, depth: int, kind: PassKind, *, rows: int) -> Iterator[Pass]:
     """Passes of the fake score up to the last block that the discriminator reads."""
     if gan.generator_weight > 0:
         blocks = max(gan.taps or (depth // 2,)) + 1
-        yield Pass("fake_score", work, rows, blocks, whole=False, judged=True)
-        if work == "through" and gan.kind == "relativistic":
-            yield Pass("fake_score", "forward", 1, blocks, whole=False, judged=True)
+        yield Pass("fake_score", kind, rows, blocks, to_output=False, through_discriminator=True)
+        if kind == "through" and gan.kind == "relativistic":
+            yield Pass("fake_score", "forward", 1, blocks, to_output=False, through_discriminator=True)
 
 
-def _generates_twice(config: StepsStage) -> bool:
+def _has_extra_generator_pass(config: StepsStage) -> bool:
     """Whether the ratio of gradient norms over several micro-batches asks for a pass of its own."""
-    steps, share = config.steps, int(config.derived()["gradient_accumulation_steps"])
-    return share > 1 and steps.gan.generator_weight > 0 and steps.gan.weight_mode == "grad_ratio"
+    steps, accumulation_steps = config.steps, int(config.derive_values()["gradient_accumulation_steps"])
+    return accumulation_steps > 1 and steps.gan.generator_weight > 0 and steps.gan.weight_mode == "grad_ratio"

@@ -15,5 +15,5 @@ class Trial:
         tags: of the run in MLflow.
     """
 
-    tell: Callable[[int, dict[str, float]], str]
+    on_row: Callable[[int, dict[str, float]], str]
     tags: dict[str, str] = field(default_factory=dict)

@@ -19,11 +19,13 @@ import psutil
 import torch
 
 from pipelines.cluster.shutdown import StoppedError
-from pipelines.train.device_specs import device_called
+from pipelines.train.device_specs import device_from_torch_name
 from presto_core.errors import UserError
 from presto_core.training.parallel import Parallel
 
-PEAK = "PRESTO_PEAK_TFLOPS"  # of one device at the run's precision, where pipelines.train.device_specs does not know it
+PEAK_TFLOPS_VAR = (
+    "PRESTO_PEAK_TFLOPS"  # of one device at the run's precision, where pipelines.train.device_specs does not know it
+)
 
 # name -> what it is; each has the tags TAGS, and those of EXTRA_TAGS
 GAUGES = {
@@ -61,7 +63,7 @@ class Telemetry:
     row_flops: float
     bf16: bool
     gauges: dict[str, Any] = field(default_factory=dict)
-    peak: float = 0.0
+    peak_flops_per_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.parallel.rank == 0:
@@ -69,26 +71,28 @@ class Telemetry:
 
             tags = {name: (*TAGS, *EXTRA_TAGS.get(name, ())) for name in GAUGES}
             self.gauges = {name: Gauge(name, what, tag_keys=tags[name]) for name, what in GAUGES.items()}
-            self.peak = peak_flops(self.parallel.device, bf16=self.bf16)
-            self._set("presto_checkpoint_timestamp_seconds", time.time())
-        self.say("worker starts", values={"workers": self.parallel.world_size, "device": str(self.parallel.device)})
+            self.peak_flops_per_s = find_peak_flops(self.parallel.device, bf16=self.bf16)
+            self._set_gauge("presto_checkpoint_timestamp_seconds", time.time())
+        self.log("worker starts", values={"workers": self.parallel.world_size, "device": str(self.parallel.device)})
 
-    def row(self, step: int, metrics: dict[str, float]) -> None:
+    def on_row(self, step: int, metrics: dict[str, float]) -> None:
         """Of rank 0: set what follows from a row; without metrics, where the run starts."""
-        self._set("presto_step", step)
-        self._set("presto_total_steps", self.total_steps)
-        self._set("presto_workers", self.parallel.world_size)
-        self._set("presto_memory_bytes", *_memory(self.parallel.device))
-        for name, value in self._rates(metrics).items():
-            self._set(name, value)
+        self._set_gauge("presto_step", step)
+        self._set_gauge("presto_total_steps", self.total_steps)
+        self._set_gauge("presto_workers", self.parallel.world_size)
+        self._set_gauge("presto_memory_bytes", *_measure_memory(self.parallel.device))
+        for name, value in self._compute_rates(metrics).items():
+            self._set_gauge(name, value)
         for name, value in metrics.items():
             if name.endswith("step_seconds"):
-                self._set("presto_step_seconds", value, phase=name.removesuffix("step_seconds").rstrip("_") or "all")
+                self._set_gauge(
+                    "presto_step_seconds", value, phase=name.removesuffix("step_seconds").rstrip("_") or "all"
+                )
             elif name.endswith("_loss"):
-                self._set("presto_loss", value, loss=name)
-        self.say("row" if metrics else "starts", values={"step": step, **metrics})
+                self._set_gauge("presto_loss", value, loss=name)
+        self.log("row" if metrics else "starts", values={"step": step, **metrics})
 
-    def _rates(self, metrics: dict[str, float]) -> dict[str, float]:
+    def _compute_rates(self, metrics: dict[str, float]) -> dict[str, float]:
         seconds = metrics.get("step_seconds", 0.0)
         if seconds <= 0:
             return {}
@@ -97,60 +101,62 @@ class Telemetry:
             "presto_samples_per_second": rows,
             "presto_data_wait_seconds": metrics["data_wait_fraction"] * seconds,
         }
-        if self.peak and self.row_flops:
-            rates["presto_mfu"] = rows * self.row_flops / (self.peak * self.parallel.world_size)
+        if self.peak_flops_per_s and self.row_flops:
+            rates["presto_mfu"] = rows * self.row_flops / (self.peak_flops_per_s * self.parallel.world_size)
         return rates
 
-    def checkpointed(self, step: int) -> None:
+    def on_checkpoint(self, step: int) -> None:
         """The checkpoint of a step is whole."""
-        self._set("presto_checkpoint_timestamp_seconds", time.time())
-        self.say("checkpoint", values={"step": step})
+        self._set_gauge("presto_checkpoint_timestamp_seconds", time.time())
+        self.log("checkpoint", values={"step": step})
 
     @contextmanager
-    def failures(self) -> Iterator[None]:
+    def log_failures(self) -> Iterator[None]:
         """An exception that ends the block is in the log too; a stop that was asked for is no error."""
         try:
             yield
         except StoppedError as stop:
-            self.say(str(stop), logging.WARNING)
+            self.log(str(stop), logging.WARNING)
             raise
         except Exception as error:
-            self.say(f"{type(error).__name__}: {error}", logging.ERROR)
+            self.log(f"{type(error).__name__}: {error}", logging.ERROR)
             raise
 
-    def say(self, what: str, level: int = logging.INFO, *, values: Mapping[str, object] = MappingProxyType({})) -> None:
+    def log(
+        self, message: str, level: int = logging.INFO, *, values: Mapping[str, object] = MappingProxyType({})
+    ) -> None:
         """A line in the log of this worker."""
-        known = {"run_id": self.run_id, "stage": self.stage, "rank": self.parallel.rank}
-        log.log(level, what, extra=known | {name.replace("/", "_"): value for name, value in values.items()})
+        context = {"run_id": self.run_id, "stage": self.stage, "rank": self.parallel.rank}
+        log.log(level, message, extra=context | {name.replace("/", "_"): value for name, value in values.items()})
 
-    def _set(self, name: str, value: float, device: str = "", **tags: str) -> None:
+    def _set_gauge(self, name: str, value: float, device: str = "", **tags: str) -> None:
         if name in self.gauges:
-            own = {"run_id": self.run_id, "stage": self.stage} | ({"device": device} if device else {}) | tags
-            self.gauges[name].set(value, tags=own)
+            tag_values = {"run_id": self.run_id, "stage": self.stage} | ({"device": device} if device else {}) | tags
+            self.gauges[name].set(value, tags=tag_values)
 
 
-def peak_flops(device: torch.device, *, bf16: bool) -> float:
+def find_peak_flops(device: torch.device, *, bf16: bool) -> float:
     """FLOP/s of a worker's device as published, or as the environment says; 0 where nobody knows.
 
     Raises:
         UserError: the environment says what is no number above zero.
     """
-    said = os.environ.get(PEAK, "")
-    if said:
+    text = os.environ.get(PEAK_TFLOPS_VAR, "")
+    if text:
         try:
-            value = float(said)
+            value = float(text)
         except ValueError:
             value = 0.0
         if value <= 0:
-            raise UserError(f"{PEAK}={said!r} is no number of TFLOP/s above zero; mend it, or unset it")
+            raise UserError(f"{PEAK_TFLOPS_VAR}={text!r} is no number of TFLOP/s above zero; mend it, or unset it")
         return value * 1e12
     if device.type != "cuda":
         return 0.0
-    known = device_called(torch.cuda.get_device_name(device))
-    return known.peak_flops(bf16=bf16) if known else 0.0
+    specs = device_from_torch_name(torch.cuda.get_device_name(device))
+    return specs.peak_flops(bf16=bf16) if specs else 0.0
 
 
-def _memory(device: torch.device) -> tuple[float, str]:
+def _measure_memory(device: torch.device) -> tuple[float, str]:
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device)), "cuda"
     return float(psutil.Process().memory_info().rss), "cpu"

@@ -14,17 +14,17 @@ from pipelines.cluster.shutdown import StoppedError
 from pipelines.data.dataset import (
     LatentDataset,
     open_dataset,
-    stream,
+    stream_batches,
 )
 from pipelines.data.shard_cache import ShardCache
-from pipelines.evaluate.validator import judge_of
+from pipelines.evaluate.validator import get_validator
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.metric_log import (
-    ROWS,
-    Journal,
+    METRICS_FOLDER,
+    MetricLog,
     Row,
 )
-from pipelines.train.validation import Snapshots, Validation
+from pipelines.train.validation import AsyncValidation, WeightSnapshots
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.run_layout import CHECKPOINTS
 from presto_core.artifacts.store import StoreError
@@ -38,14 +38,14 @@ from presto_core.config.validation import ValidationConfig
 from presto_core.models.model_card import ModelCard
 from presto_core.training.async_checkpoint import CheckpointWriter
 from presto_core.training.checkpoint import delete_incomplete, load_checkpoint
-from presto_core.training.health import Expected
+from presto_core.training.health import HealthRange
 from presto_core.training.loop import Hooks, train
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import Algorithm, TrainState
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainSpec:
     """All a worker needs to take part in a run; holds URIs and settings, never credentials or tensors.
 
     Attributes:
@@ -77,7 +77,7 @@ class Job:
     data: DataConfig
     watch: tuple[str, ...]
     caption_dropout: float = 0.0
-    expected: dict[str, Expected] = field(default_factory=dict)
+    expected: dict[str, HealthRange] = field(default_factory=dict)
     health: HealthConfig = field(default_factory=HealthConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     skipped: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Line:
+class WorkerCallbacks:
     """A rank's line to the command that waits.
 
     Attributes:
@@ -103,137 +103,143 @@ class Line:
     report: Callable[[int, dict[str, float]], None]
     warn: Callable[[str], None]
     stop_reason: Callable[[], str]
-    saved: Callable[[int], None] = lambda step: None
-    require_at_work: Callable[[], None] = lambda: None
+    on_checkpoint: Callable[[int], None] = lambda step: None
+    check_current_attempt: Callable[[], None] = lambda: None
 
 
-def work(job: Job, parallel: Parallel, line: Line, *, reader: Any) -> None:
+def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks, *, reader: Any) -> None:
     """Build, resume, train, save, finish: the same on every rank, in Ray or out of it."""
-    torch.set_num_threads(job.cluster.torch_threads)
-    dataset = open_dataset(job.dataset_uri).without(job.skipped)
-    torch.manual_seed(job.seed)  # networks are initialised alike on all ranks
-    algorithm = job.build(dataset, parallel, torch.bfloat16 if job.loop.autocast == "bf16" else None)
-    state, main, scratch = algorithm.state, parallel.rank == 0, open_folder(job.scratch_uri)
-    _resume(scratch.child(CHECKPOINTS), state, parallel, line)
-    batches = stream(
+    torch.set_num_threads(spec.cluster.torch_threads)
+    dataset = open_dataset(spec.dataset_uri).exclude_shards(spec.skipped)
+    torch.manual_seed(spec.seed)  # networks are initialised alike on all ranks
+    algorithm = spec.build(dataset, parallel, torch.bfloat16 if spec.loop.autocast == "bf16" else None)
+    state, main, scratch = algorithm.state, parallel.rank == 0, open_folder(spec.scratch_uri)
+    _resume(scratch.child(CHECKPOINTS), state, parallel, callbacks)
+    batches = stream_batches(
         dataset,
-        seed=job.seed,
+        seed=spec.seed,
         cursor=state.cursor,
-        global_batch_size=job.global_batch_size,
+        global_batch_size=spec.global_batch_size,
         rank=parallel.rank,
         world_size=parallel.world_size,
         device=parallel.device,
         reader=reader,
-        cache=ShardCache.of(job.cluster),
-        crop_frames=job.data.crop_frames,
-        caption_dropout=job.caption_dropout,
+        cache=ShardCache.from_config(spec.cluster),
+        crop_frames=spec.data.crop_frames,
+        caption_dropout=spec.caption_dropout,
     )
     writer = CheckpointWriter(
         scratch.child(CHECKPOINTS),
-        last_good=state.total_step,
-        keep=job.loop.keep_checkpoints,
-        every=job.loop.keep_every,
-        saved=line.saved,
-        require_at_work=line.require_at_work,
+        last_saved_step=state.total_step,
+        keep=spec.loop.keep_checkpoints,
+        every=spec.loop.keep_every,
+        on_saved=callbacks.on_checkpoint,
+        check_current_attempt=callbacks.check_current_attempt,
     )
-    with closing(batches), writer, _validating(job, dataset, state, scratch, main=main) as validation:
-        hooks = _hooks(state, writer, Journal(scratch.child(ROWS)), line, validation, main=main)
-        train(algorithm, batches, seed=job.seed, config=job.loop, parallel=parallel, hooks=hooks)
+    with closing(batches), writer, _open_validation(spec, dataset, state, scratch, main=main) as validation:
+        hooks = _make_hooks(state, writer, MetricLog(scratch.child(METRICS_FOLDER)), callbacks, validation, main=main)
+        train(algorithm, batches, seed=spec.seed, config=spec.loop, parallel=parallel, hooks=hooks)
         writer.finish()
         if validation and main:
-            _report(validation.finish(), line)
+            _report_rows(validation.finish(), callbacks)
     if state.total_step < algorithm.total_steps:
         raise StoppedError(
-            f"{job.label} stopped at step {state.total_step} of {algorithm.total_steps}, since "
-            f"{line.stop_reason() or 'a worker was told to end'}; its state is saved, run the same command to go on"
+            f"{spec.label} stopped at step {state.total_step} of {algorithm.total_steps}, since "
+            f"{callbacks.stop_reason() or 'a worker was told to end'}; its state is saved, re-run the command to resume"
         )
     for ema in state.emas.values():
         ema.gather()
     if main:
-        line.require_at_work()
-        job.finish(dataset, state, _validated(job, state, validation) if validation else {})
+        callbacks.check_current_attempt()
+        spec.finish(dataset, state, _conclude_validation(spec, state, validation) if validation else {})
 
 
-def _validating(
-    job: Job, dataset: LatentDataset, state: TrainState, scratch: Folder, *, main: bool
-) -> AbstractContextManager[Validation | None]:
+def _open_validation(
+    spec: TrainSpec, dataset: LatentDataset, state: TrainState, scratch: Folder, *, main: bool
+) -> AbstractContextManager[AsyncValidation | None]:
     """The run's validation, with what an earlier life of it left; none where none is wanted."""
-    if not job.validation.every:
+    if not spec.validation.every:
         return nullcontext()
     (ema,) = state.emas.values()
-    snapshots = Snapshots(scratch, job.kind, job.card(dataset).to_dict())
-    judge = judge_of(job.validation, dataset.uri, torch_threads=job.cluster.torch_threads) if main else _no_judge
-    validation = Validation(job.validation, snapshots, judge, ema, last_update=job.updates, main=main)
+    snapshots = WeightSnapshots(scratch, spec.kind, spec.card(dataset).to_dict())
+    validator = (
+        get_validator(spec.validation, dataset.uri, torch_threads=spec.cluster.torch_threads)
+        if main
+        else _unreachable_validator
+    )
+    validation = AsyncValidation(spec.validation, snapshots, validator, ema, last_update=spec.updates, main=main)
     if main:
         validation.resume(state.total_step)
     return validation
 
 
-def _no_judge(uri: str) -> dict[str, float]:
+def _unreachable_validator(uri: str) -> dict[str, float]:
     raise AssertionError("only rank 0 asks")
 
 
-def _validated(job: Job, state: TrainState, validation: Validation) -> dict[str, Any]:
+def _conclude_validation(spec: TrainSpec, state: TrainState, validation: AsyncValidation) -> dict[str, Any]:
     """What the manifest says of validations; where the best weights are wanted, they take the place of the last."""
     (ema,) = state.emas.values()
-    kept = job.updates
-    if job.validation.keep == "best":
-        kept, weights = validation.best()
+    kept_update = spec.updates
+    if spec.validation.keep == "best":
+        kept_update, weights = validation.load_best()
         ema.network.load_state_dict(weights)
     rows = [row for _, row in sorted(validation.rows.items())]
-    return {"validation": {"judged": job.validation.judged_alike(), "kept_update": kept, "rows": rows}}
+    return {"validation": {"judged": spec.validation.comparison_settings(), "kept_update": kept_update, "rows": rows}}
 
 
-def _report(rows: list[Row], line: Line) -> None:
+def _report_rows(rows: list[Row], callbacks: WorkerCallbacks) -> None:
     for step, metrics in rows:
-        line.report(step, metrics)
+        callbacks.report(step, metrics)
 
 
-def _resume(checkpoints: Folder, state: TrainState, parallel: Parallel, line: Line) -> None:
+def _resume(checkpoints: Folder, state: TrainState, parallel: Parallel, callbacks: WorkerCallbacks) -> None:
     """Load the newest checkpoint on every rank, and say where the run starts."""
     main = parallel.rank == 0
     if main:
         delete_incomplete(checkpoints)
-    load_checkpoint(checkpoints, state, line.warn if main else lambda sentence: None)
-    mean = float(parallel.average(torch.tensor(float(state.total_step), device=parallel.device)))
-    if mean != state.total_step:
+    load_checkpoint(checkpoints, state, callbacks.warn if main else lambda message: None)
+    mean_step = float(parallel.average(torch.tensor(float(state.total_step), device=parallel.device)))
+    if mean_step != state.total_step:
         raise StoreError(f"workers found different checkpoints in {checkpoints.uri}; see that all of them can read it")
     if main:
-        line.report(state.total_step, {})
+        callbacks.report(state.total_step, {})
 
 
-def _hooks(
+def _make_hooks(
     state: TrainState,
     writer: CheckpointWriter,
-    journal: Journal,
-    line: Line,
-    validation: Validation | None,
+    metric_log: MetricLog,
+    callbacks: WorkerCallbacks,
+    validation: AsyncValidation | None,
     *,
     main: bool,
 ) -> Hooks:
     """What the loop calls: rank 0 reports, saves and listens to the command; every rank hears its own signals."""
 
-    def stepped() -> None:
+    def after_step() -> None:
         if validation:
-            validation.stepped(state)
+            validation.after_step(state)
             if main:
-                _report(validation.take(), line)
+                _report_rows(validation.pop_rows(), callbacks)
 
     def log(step: int, metrics: dict[str, float]) -> None:
         if main:
             if state.generator_step:
                 metrics = metrics | {"generator_step": float(state.generator_step)}
-            journal.add(step, metrics)
-            line.report(step, metrics)
+            metric_log.add(step, metrics)
+            callbacks.report(step, metrics)
 
-    def first(total_step: int, rows: list[Row]) -> None:
-        journal.write(total_step, rows)
+    def store_rows(total_step: int, rows: list[Row]) -> None:
+        metric_log.write(total_step, rows)
         if validation:
-            validation.settle_stored()
+            validation.wait_stored()
 
-    def checkpoint() -> None:
-        whole = state.state_dict()  # on every rank: where networks are sharded, it is gathered from all
+    def save_checkpoint() -> None:
+        state_dict = state.state_dict()  # on every rank: where networks are sharded, it is gathered from all
         if main:
-            writer.save(whole, first=partial(first, state.total_step, journal.take()))
+            writer.save(state_dict, before_commit=partial(store_rows, state.total_step, metric_log.pop_rows()))
 
-    return Hooks(stepped, log, checkpoint, should_stop=lambda: writer.failed or bool(line.stop_reason()))
+    return Hooks(
+        after_step, log, save_checkpoint, should_stop=lambda: writer.has_failed or bool(callbacks.stop_reason())
+    )

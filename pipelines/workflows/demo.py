@@ -36,7 +36,7 @@ MODULES = {
 
 
 @dataclass(frozen=True)
-class Step:
+class FlowNode:
     """One execution of a stage.
 
     Attributes:
@@ -52,19 +52,19 @@ class Step:
     settings: tuple[str, ...] = ()
 
 
-BASE = {"dataset": "ingest", "teacher": "base"}
+TEACHER_INPUTS = {"dataset": "ingest", "teacher": "base"}
 # adaptive score estimation as published: an early exit, told nothing, taught nothing but to denoise
 ASE = ("layers.mode=ase", "layers.budget_conditioning=false", "layers.self_teacher_weight=0")
-FLOW = {
-    "corpus": Step("corpus"),
-    "ingest": Step("ingest"),
-    "base": Step("train-teacher", {"dataset": "ingest"}),
-    "ASE": Step("distill-layers", BASE, settings=ASE),
-    "L": Step("distill-layers", BASE),
-    "S": Step("distill-steps", BASE),
-    "LS": Step("distill-steps", BASE | {"layers": "L"}),
-    "evaluate": Step("evaluate", BASE, compared=("ASE", "L", "S", "LS")),
-    "generate": Step("generate", {"generator": "LS"}),
+DEMO_FLOW = {
+    "corpus": FlowNode("corpus"),
+    "ingest": FlowNode("ingest"),
+    "base": FlowNode("train-teacher", {"dataset": "ingest"}),
+    "ASE": FlowNode("distill-layers", TEACHER_INPUTS, settings=ASE),
+    "L": FlowNode("distill-layers", TEACHER_INPUTS),
+    "S": FlowNode("distill-steps", TEACHER_INPUTS),
+    "LS": FlowNode("distill-steps", TEACHER_INPUTS | {"layers": "L"}),
+    "evaluate": FlowNode("evaluate", TEACHER_INPUTS, compared=("ASE", "L", "S", "LS")),
+    "generate": FlowNode("generate", {"generator": "LS"}),
 }
 
 
@@ -75,37 +75,37 @@ def run(preset: str, overrides: list[str], *, local: bool) -> None:
         UserError: from the stage that could not go on.
     """
     started = time.monotonic()
-    configs = stage_configs(preset, overrides)
-    root = storage_root(local=local)
+    configs = load_flow_configs(preset, overrides)
+    root = start_storage(local=local)
     from pipelines.cluster.session import ray_session, training_cpus
 
-    made: dict[str, Any] = {}
+    artifacts: dict[str, Any] = {}
     cluster = configs["base"].cluster
     with ray_session(cluster, cpus=training_cpus(cluster)):
         for name, config in configs.items():
-            begun = time.monotonic()
-            made[name] = run_step(name, config, root, made)
-            console.print(f"[dim]{name} took {time.monotonic() - begun:.0f} s")
-    _say_where_things_are(configs, root, time.monotonic() - started)
+            step_started = time.monotonic()
+            artifacts[name] = run_node(name, config, root, artifacts)
+            console.print(f"[dim]{name} took {time.monotonic() - step_started:.0f} s")
+    _print_summary(configs, root, time.monotonic() - started)
 
 
-def stage_configs(preset: str | None, overrides: list[str]) -> dict[str, StageConfig]:
+def load_flow_configs(preset: str | None, overrides: list[str]) -> dict[str, StageConfig]:
     """Every step's settings; an override goes to the stages that have its section.
 
     Raises:
         ConfigError: an override that fits no stage.
     """
     configs = {}
-    for name, step in FLOW.items():
-        stage = STAGES[step.stage]
+    for name, node in DEMO_FLOW.items():
+        stage = STAGES[node.stage]
         foreign = {f for other in STAGES.values() for f in other.model_fields} - set(stage.model_fields)
-        mine = [o for o in overrides if o.partition("=")[0].partition(".")[0] not in foreign]
-        configs[name] = load_config(stage, preset, [*mine, *step.settings], preset_folder=PRESETS)
-    configs["ingest"] = _reading(configs["ingest"], configs["corpus"])
+        own_overrides = [o for o in overrides if o.partition("=")[0].partition(".")[0] not in foreign]
+        configs[name] = load_config(stage, preset, [*own_overrides, *node.settings], preset_folder=PRESETS)
+    configs["ingest"] = _set_default_source(configs["ingest"], configs["corpus"])
     return configs
 
 
-def _reading(ingest: StageConfig, corpus: StageConfig) -> StageConfig:
+def _set_default_source(ingest: StageConfig, corpus: StageConfig) -> StageConfig:
     """Ingest of the corpus that this flow builds, unless it is told another source."""
     assert isinstance(ingest, IngestStage)
     assert isinstance(corpus, CorpusStage)
@@ -115,28 +115,30 @@ def _reading(ingest: StageConfig, corpus: StageConfig) -> StageConfig:
     return ingest.model_copy(update={"ingest": source})
 
 
-def described(name: str, among: Iterable[str] = FLOW) -> str:
+def describe_node(name: str, among: Iterable[str] = DEMO_FLOW) -> str:
     """A step in one line: its name, and the steps whose artifacts it reads where only those `among` run."""
-    step = FLOW[name]
-    read = [f"{role} {maker}" for role, maker in step.inputs.items()]
-    read += [f"compared {other}" for other in step.compared if other in among]
-    return f"## {name}" + (f", made from {', '.join(read)}" if read else "")
+    node = DEMO_FLOW[name]
+    inputs = [f"{role} {maker}" for role, maker in node.inputs.items()]
+    inputs += [f"compared {other}" for other in node.compared if other in among]
+    return f"## {name}" + (f", made from {', '.join(inputs)}" if inputs else "")
 
 
-def run_step(name: str, config: StageConfig, root: str, made: dict[str, Any]) -> Any:
+def run_node(name: str, config: StageConfig, root: str, artifacts: dict[str, Any]) -> Any:
     """Run one step of the flow by its verb, on what was `made` so far; returns the artifact it makes."""
-    return import_module(f"pipelines.stages.{MODULES[FLOW[name].stage]}").run(_placed(FLOW[name], config, root, made))
+    return import_module(f"pipelines.stages.{MODULES[DEMO_FLOW[name].stage]}").run(
+        _resolve_inputs(DEMO_FLOW[name], config, root, artifacts)
+    )
 
 
-def _placed(step: Step, config: StageConfig, root: str, made: dict[str, Any]) -> StageConfig:
+def _resolve_inputs(node: FlowNode, config: StageConfig, root: str, artifacts: dict[str, Any]) -> StageConfig:
     """The step's settings with storage and parents as this flow has them; what was not made is not compared."""
-    inputs = {"generator": ""} | {role: made[name].id for role, name in step.inputs.items()}
-    compared = tuple(made[name].id for name in step.compared if name in made)
+    inputs = {"generator": ""} | {role: artifacts[name].id for role, name in node.inputs.items()}
+    compared = tuple(artifacts[name].id for name in node.compared if name in artifacts)
     storage = config.storage.model_copy(update={"root": root})
     return config.model_copy(update={"storage": storage, "inputs": InputsConfig(**inputs, compared=compared)})
 
 
-def storage_root(*, local: bool) -> str:
+def start_storage(*, local: bool) -> str:
     """A folder, or a prefix on the embedded S3 server: started if need be, its credentials put into the environment."""
     if local:
         return str(Path(".presto/store").absolute())
@@ -150,15 +152,15 @@ def storage_root(*, local: bool) -> str:
     return f"s3://{BUCKET}/demo"
 
 
-def _say_where_things_are(configs: dict[str, StageConfig], root: str, seconds: float) -> None:
+def _print_summary(configs: dict[str, StageConfig], root: str, seconds: float) -> None:
     from pipelines.tracking.client import tracking_uri
 
     s3 = root.startswith("s3://")
     stop = ' (stop it: presto down; use it: eval "$(presto up)")' if s3 else ""
-    generated = configs["generate"].model_dump()["generate"]["output"]
+    output_folder = configs["generate"].model_dump()["generate"]["output"]
     lines = {
         "done in": f"{seconds / 60:.1f} min; run it again to see what is reused",
-        "listen": f"{generated}/*.wav, and side by side in .presto/reports/*/index.html",
+        "listen": f"{output_folder}/*.wav, and side by side in .presto/reports/*/index.html",
         "plots": ".presto/reports/*/*.png (noise, losses, quality against blocks run, activations by depth)",
         "storage": f"{root}{stop}",
         "runs": f"mlflow ui --backend-store-uri {tracking_uri(configs['ingest'].tracking)}",

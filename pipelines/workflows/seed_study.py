@@ -17,18 +17,18 @@ from pipelines.console import console
 from pipelines.evaluate import plots
 from pipelines.storage.filesystem import open_folder
 from pipelines.workflows.demo import (
-    run_step,
-    stage_configs,
-    storage_root,
+    load_flow_configs,
+    run_node,
+    start_storage,
 )
 from presto_core.artifacts.store import read_file
 from presto_core.config.schema import EvaluateStage, StageConfig
 from presto_core.errors import UserError
 
-ONCE, EACH_SEED = ("corpus", "ingest", "base"), ("ASE", "L", "S", "LS", "evaluate")
-STEPS = ONCE + EACH_SEED
+SHARED_STEPS, PER_SEED_STEPS = ("corpus", "ingest", "base"), ("ASE", "L", "S", "LS", "evaluate")
+STEPS = SHARED_STEPS + PER_SEED_STEPS
 FOLDER = Path(".presto/science")
-STUDENT_STEPS, BASE_FEW_NFE, BASE_MANY_STEPS = 4, 4, 40
+GENERATOR_STEPS, TEACHER_FEW_NFE, TEACHER_MANY_STEPS = 4, 4, 40
 Rows = list[dict[str, Any]]
 
 
@@ -40,7 +40,7 @@ class Spread:
     std: float
 
     @staticmethod
-    def of(values: list[float]) -> Spread:
+    def from_values(values: list[float]) -> Spread:
         return Spread(mean(values), stdev(values) if len(values) > 1 else 0.0)
 
     def __str__(self) -> str:
@@ -56,52 +56,52 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
     Raises:
         UserError: the settings lack a system that the ratios compare, or a stage could not go on.
     """
-    configs = stage_configs(preset, overrides)
-    _require_comparable(configs["evaluate"])
+    configs = load_flow_configs(preset, overrides)
+    _check_comparable(configs["evaluate"])
     reports = []
-    with base_trained(configs, local=local) as (root, made):
+    with run_shared_steps(configs, local=local) as (root, artifacts):
         for seed in range(seeds):
             console.print(f"[bold]seed {seed}")
-            for name in EACH_SEED:
-                made[name] = run_step(name, configs[name].model_copy(update={"seed": seed}), root, made)
-            report = made["evaluate"]
+            for name in PER_SEED_STEPS:
+                artifacts[name] = run_node(name, configs[name].model_copy(update={"seed": seed}), root, artifacts)
+            report = artifacts["evaluate"]
             reports.append(json.loads(read_file(open_folder(report.uri), "report.json", report.manifest)))
-    result = summarised(reports)
+    result = summarize(reports)
     _write(result)
     return result
 
 
 @contextmanager
-def base_trained(configs: dict[str, StageConfig], *, local: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def run_shared_steps(configs: dict[str, StageConfig], *, local: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """A Ray session in which data set and base exist: the storage root, and the artifacts by step."""
     from pipelines.cluster.session import ray_session, training_cpus
 
-    root = storage_root(local=local)
-    made: dict[str, Any] = {}
+    root = start_storage(local=local)
+    artifacts: dict[str, Any] = {}
     cluster = configs["base"].cluster
     with ray_session(cluster, cpus=training_cpus(cluster)):
-        for name in ONCE:
-            made[name] = run_step(name, configs[name], root, made)
-        yield root, made
+        for name in SHARED_STEPS:
+            artifacts[name] = run_node(name, configs[name], root, artifacts)
+        yield root, artifacts
 
 
-def summarised(reports: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Spread over seeds of each system and of the ratios that the targets are about."""
     names = [row["name"] for row in reports[0]["systems"]]
     by_name = {name: [next(r for r in report["systems"] if r["name"] == name) for report in reports] for name in names}
     return {
-        "systems": [_system(rows) for rows in by_name.values()],
-        "floor_fd": asdict(Spread.of([report["floor"]["fd"] for report in reports])),
+        "systems": [_summarize_system(rows) for rows in by_name.values()],
+        "floor_fd": asdict(Spread.from_values([report["floor"]["fd"] for report in reports])),
         "ratios": {
-            name: asdict(Spread.of([claim.ratio(report["systems"]) for report in reports]))
-            for name, claim in CLAIMS.items()
+            name: asdict(Spread.from_values([target.ratio(report["systems"]) for report in reports]))
+            for name, target in TARGETS.items()
         },
         "reports": reports,
     }
 
 
 @dataclass(frozen=True)
-class Claim:
+class Target:
     """A ratio with a target.
 
     Attributes:
@@ -110,64 +110,70 @@ class Claim:
         target: the most it may be, or the least where `at_least`.
     """
 
-    says: str
+    description: str
     ratio: Callable[[Rows], float]
-    target: float
+    threshold: float
     at_least: bool = False
 
-    def met(self, value: float) -> bool:
-        return value >= self.target if self.at_least else value <= self.target
+    def is_met(self, value: float) -> bool:
+        return value >= self.threshold if self.at_least else value <= self.threshold
 
 
-def _base_best(rows: Rows, fits: Callable[[dict[str, Any]], bool]) -> float:
+def _best_teacher_fd(rows: Rows, fits: Callable[[dict[str, Any]], bool]) -> float:
     return min(row["fd"] for row in rows if row["role"] == "base" and fits(row))
 
 
-def _student(rows: Rows, label: str) -> dict[str, Any]:
-    return next(row for row in rows if row["label"] == label and row["steps"] == STUDENT_STEPS)
+def _find_generator(rows: Rows, label: str) -> dict[str, Any]:
+    return next(row for row in rows if row["label"] == label and row["steps"] == GENERATOR_STEPS)
 
 
-def _layers(rows: Rows, method: str) -> dict[str, Any]:
+def _find_layer_row(rows: Rows, method: str) -> dict[str, Any]:
     """The first sampler of a layer-distilled model, which is that of the base it is compared with."""
     return next(row for row in rows if row["role"] == "layers" and row["label"].split()[0] == method)
 
 
-CLAIMS = {
-    "few": Claim(
+TARGETS = {
+    "few": Target(
         "FD of S at 4 steps ÷ the base at 4 evaluations, its best sampler",
-        lambda rows: _student(rows, "S")["fd"] / _base_best(rows, lambda row: row["nfe"] == BASE_FEW_NFE),
+        lambda rows: (
+            _find_generator(rows, "S")["fd"] / _best_teacher_fd(rows, lambda row: row["nfe"] == TEACHER_FEW_NFE)
+        ),
         0.5,
     ),
-    "many": Claim(
+    "many": Target(
         "FD of S at 4 steps ÷ the base with 40 steps and more, its best sampler",
-        lambda rows: _student(rows, "S")["fd"] / _base_best(rows, lambda row: row["steps"] >= BASE_MANY_STEPS),
+        lambda rows: (
+            _find_generator(rows, "S")["fd"] / _best_teacher_fd(rows, lambda row: row["steps"] >= TEACHER_MANY_STEPS)
+        ),
         1.1,
     ),
-    "layers": Claim(
+    "layers": Target(
         "distance to the base's own samples, L ÷ ASE",
-        lambda rows: _layers(rows, "L")["fd_to_base"] / _layers(rows, "ASE")["fd_to_base"],
+        lambda rows: _find_layer_row(rows, "L")["fd_to_base"] / _find_layer_row(rows, "ASE")["fd_to_base"],
         1.0,
     ),
-    "both": Claim("FD at 4 steps, LS ÷ S", lambda rows: _student(rows, "LS")["fd"] / _student(rows, "S")["fd"], 1.25),
-    "faster": Claim(
+    "both": Target(
+        "FD at 4 steps, LS ÷ S", lambda rows: _find_generator(rows, "LS")["fd"] / _find_generator(rows, "S")["fd"], 1.25
+    ),
+    "faster": Target(
         "sampling time of a clip at 4 steps, S ÷ LS",
-        lambda rows: _student(rows, "S")["sampling_ms"] / _student(rows, "LS")["sampling_ms"],
+        lambda rows: _find_generator(rows, "S")["sampling_ms"] / _find_generator(rows, "LS")["sampling_ms"],
         1.2,
         at_least=True,
     ),
 }
 
 
-def _require_comparable(config: StageConfig) -> None:
+def _check_comparable(config: StageConfig) -> None:
     """Refuse early what `CLAIMS` could not compare."""
     assert isinstance(config, EvaluateStage)
     settings = config.evaluate
-    few = any(b.nfe == BASE_FEW_NFE for b in settings.base)
-    many = any(b.steps >= BASE_MANY_STEPS for b in settings.base)
-    if not (few and many and STUDENT_STEPS in settings.student_steps):
+    few = any(b.nfe == TEACHER_FEW_NFE for b in settings.base)
+    many = any(b.steps >= TEACHER_MANY_STEPS for b in settings.base)
+    if not (few and many and GENERATOR_STEPS in settings.student_steps):
         raise UserError(
-            f"science compares students at {STUDENT_STEPS} steps with the base at {BASE_FEW_NFE} evaluations and "
-            f"at {BASE_MANY_STEPS} steps or more; add what is missing to evaluate.student_steps or evaluate.base"
+            f"science compares students at {GENERATOR_STEPS} steps with the base at {TEACHER_FEW_NFE} evaluations and "
+            f"at {TEACHER_MANY_STEPS} steps or more; add what is missing to evaluate.student_steps or evaluate.base"
         )
     if settings.layers[:1] != settings.base[:1]:
         raise UserError(
@@ -176,10 +182,12 @@ def _require_comparable(config: StageConfig) -> None:
         )
 
 
-def _system(rows: Rows) -> dict[str, Any]:
-    alike = ("name", "label", "role", "steps", "nfe", "blocks_run", "sampler")
-    spread = ("fd", "fd_to_base", "mmd", "sampling_ms", "speed_up")
-    return {key: rows[0][key] for key in alike} | {key: asdict(Spread.of([r[key] for r in rows])) for key in spread}
+def _summarize_system(rows: Rows) -> dict[str, Any]:
+    shared_keys = ("name", "label", "role", "steps", "nfe", "blocks_run", "sampler")
+    spread_keys = ("fd", "fd_to_base", "mmd", "sampling_ms", "speed_up")
+    return {key: rows[0][key] for key in shared_keys} | {
+        key: asdict(Spread.from_values([r[key] for r in rows])) for key in spread_keys
+    }
 
 
 def to_markdown(result: dict[str, Any]) -> str:
@@ -190,38 +198,38 @@ def to_markdown(result: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["systems"]:
-        fd, to_base, mmd = (Spread(**row[key]) for key in ("fd", "fd_to_base", "mmd"))
+        fd, fd_to_teacher, mmd = (Spread(**row[key]) for key in ("fd", "fd_to_base", "mmd"))
         name = row["name"] if row["role"] == "base" else f"**{row['name']}**"
         scaled = Spread(mmd.mean * 1e3, mmd.std * 1e3)
         cost = f"{row['sampling_ms']['mean']:.0f} | {row['speed_up']['mean']:.1f}x"
-        lines.append(f"| {name} | {row['nfe']} | {row['blocks_run']} | {fd} | {to_base} | {scaled} | {cost} |")
+        lines.append(f"| {name} | {row['nfe']} | {row['blocks_run']} | {fd} | {fd_to_teacher} | {scaled} | {cost} |")
     lines.append(f"| real music (noise floor) | | | {Spread(**result['floor_fd'])} | | | | |")
-    return "\n".join(lines) + "\n\n" + verdict(result) + "\n"
+    return "\n".join(lines) + "\n\n" + format_verdict(result) + "\n"
 
 
-def verdict(result: dict[str, Any]) -> str:
+def format_verdict(result: dict[str, Any]) -> str:
     """Each claim's ratio against its target, in words: one line a claim."""
-    said = []
-    for name, claim in CLAIMS.items():
-        value, sign = Spread(**result["ratios"][name]), "≥" if claim.at_least else "≤"
-        met = "met" if claim.met(value.mean) else "missed"
-        said.append(f"- {claim.says}: {value} (target {sign} {claim.target:g}: {met})")
-    return "\n".join(said)
+    lines = []
+    for name, target in TARGETS.items():
+        value, sign = Spread(**result["ratios"][name]), "≥" if target.at_least else "≤"
+        outcome = "met" if target.is_met(value.mean) else "missed"
+        lines.append(f"- {target.description}: {value} (target {sign} {target.threshold:g}: {outcome})")
+    return "\n".join(lines)
 
 
 def _write(result: dict[str, Any]) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "science.json").write_text(json.dumps(result, indent=2))
     (FOLDER / "science.md").write_text(to_markdown(result))
-    (FOLDER / "quality_vs_blocks.png").write_bytes(plots.quality_over_seeds(result))
+    (FOLDER / "quality_vs_blocks.png").write_bytes(plots.plot_quality_over_seeds(result))
     table = Table(title=f"{len(result['reports'])} seeds, held-out music")
     for name in ("system", "NFE", "blocks", "FD", "FD to base", "ms a clip", "speed-up"):
         table.add_column(name, justify="left" if name == "system" else "right")
     for row in result["systems"]:
-        latency, faster = f"{row['sampling_ms']['mean']:.0f}", f"{row['speed_up']['mean']:.1f}x"
+        latency, speed_up = f"{row['sampling_ms']['mean']:.0f}", f"{row['speed_up']['mean']:.1f}x"
         distances = (str(Spread(**row[key])) for key in ("fd", "fd_to_base"))
-        table.add_row(row["name"], str(row["nfe"]), str(row["blocks_run"]), *distances, latency, faster)
+        table.add_row(row["name"], str(row["nfe"]), str(row["blocks_run"]), *distances, latency, speed_up)
     table.add_row("real music (noise floor)", "", "", str(Spread(**result["floor_fd"])), "", "", "", style="dim")
     Console(width=100).print(table)
-    console.print(verdict(result))
+    console.print(format_verdict(result))
     console.print(f"science: table, plot and all figures in {FOLDER}")

@@ -37,6 +37,6 @@ class Checksum:
                 "do not use its artifact"
             )
 
-    def found(self, content: bytes) -> str:
+    def compute(self, content: bytes) -> str:
         """The digest of these bytes."""
         return str(_HASHES[self.algorithm](content).hexdigest())

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pyarrow import fs as pafs
 
 from presto_core.artifacts.fast_path import (
-    Quick,
-    found_quickly,
+    FastPath,
+    try_exists,
 )
 from presto_core.artifacts.retry import DamagedError as DamagedError
-from presto_core.artifacts.retry import Result, persist
+from presto_core.artifacts.retry import Result, with_retries
 from presto_core.artifacts.retry import StoreError as StoreError
-from presto_core.artifacts.retry import reason as reason
+from presto_core.artifacts.retry import explain as explain
 
 MANIFEST = "manifest.json"
 
@@ -31,41 +31,43 @@ class Folder:
         quick: gives what reads, writes and looks for a whole file in one request, sooner than `opened` does.
     """
 
-    opened: pafs.FileSystem | Callable[[], pafs.FileSystem]
+    filesystem_factory: pafs.FileSystem | Callable[[], pafs.FileSystem]
     path: str
     uri: str
-    quick: Callable[[], Quick] | None = None
+    fast_path: Callable[[], FastPath] | None = None
 
     @property
     def filesystem(self) -> pafs.FileSystem:
         """Not to be kept for long: ask again for every use."""
-        return self.opened() if callable(self.opened) else self.opened
+        return self.filesystem_factory() if callable(self.filesystem_factory) else self.filesystem_factory
 
     def child(self, name: str) -> Folder:
-        return Folder(self.opened, self.file(name), f"{self.uri.rstrip('/')}/{name}", self.quick)
+        return Folder(self.filesystem_factory, self.file_path(name), f"{self.uri.rstrip('/')}/{name}", self.fast_path)
 
-    def file(self, name: str) -> str:
+    def file_path(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}"
 
     def exists(self, name: str = MANIFEST) -> bool:
-        if (found := found_quickly(self.quick, self.file(name))) is not None:
-            return found
-        info = self.persist(lambda: self.filesystem.get_file_info(self.file(name)), f"look for {self.uri}/{name}")
+        if (is_file := try_exists(self.fast_path, self.file_path(name))) is not None:
+            return is_file
+        info = self.with_retries(
+            lambda: self.filesystem.get_file_info(self.file_path(name)), f"look for {self.uri}/{name}"
+        )
         return bool(info.type == pafs.FileType.File)
 
-    def folders(self) -> list[str]:
+    def list_folders(self) -> list[str]:
         """Names of the folders inside; none where nothing was written yet."""
-        found = self._list(recursive=False, allow_not_found=True)
-        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+        entries = self._list(recursive=False, allow_not_found=True)
+        return sorted(info.base_name for info in entries if info.type == pafs.FileType.Directory)
 
-    def files(self, *, recursive: bool = False, missing_ok: bool = False) -> list[pafs.FileInfo]:
+    def list_files(self, *, recursive: bool = False, missing_ok: bool = False) -> list[pafs.FileInfo]:
         """What is known of the files inside, by path; none of a missing folder where that is allowed.
 
         Raises:
             StoreError: there is no such folder, or it cannot be listed.
         """
-        found = self._list(recursive=recursive, allow_not_found=missing_ok)
-        return sorted((info for info in found if info.type == pafs.FileType.File), key=lambda info: info.path)
+        entries = self._list(recursive=recursive, allow_not_found=missing_ok)
+        return sorted((info for info in entries if info.type == pafs.FileType.File), key=lambda info: info.path)
 
     def delete(self) -> None:
         """Remove the folder with all that is in it, if it is there."""
@@ -75,30 +77,30 @@ class Folder:
                 with suppress(FileNotFoundError):  # someone else was quicker, or a store still lists what it deleted
                     self.filesystem.delete_dir(self.path)
 
-        self.persist(remove, f"delete {self.uri}")
+        self.with_retries(remove, f"delete {self.uri}")
 
     def delete_file(self, name: str) -> None:
         """Remove one file, if it is there."""
 
         def remove() -> None:
-            if self.filesystem.get_file_info(self.file(name)).type == pafs.FileType.File:
+            if self.filesystem.get_file_info(self.file_path(name)).type == pafs.FileType.File:
                 with suppress(FileNotFoundError):  # someone else was quicker
-                    self.filesystem.delete_file(self.file(name))
+                    self.filesystem.delete_file(self.file_path(name))
 
-        self.persist(remove, f"delete {self.uri}/{name}")
+        self.with_retries(remove, f"delete {self.uri}/{name}")
 
-    def persist(self, action: Callable[[], Result], doing: str) -> Result:
+    def with_retries(self, action: Callable[[], Result], operation: str) -> Result:
         """See `retry.persist`."""
-        return persist(action, doing=doing, remote=self.remote)
+        return with_retries(action, operation=operation, is_remote=self.is_remote)
 
     @property
-    def remote(self) -> bool:
-        return not isinstance(self.opened, pafs.LocalFileSystem)
+    def is_remote(self) -> bool:
+        return not isinstance(self.filesystem_factory, pafs.LocalFileSystem)
 
     def _list(self, *, recursive: bool, allow_not_found: bool) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=allow_not_found)
 
-        def ask() -> list[pafs.FileInfo]:
+        def list_infos() -> list[pafs.FileInfo]:
             try:
                 return list(self.filesystem.get_file_info(selector))
             except FileNotFoundError:
@@ -106,4 +108,4 @@ class Folder:
             except NotADirectoryError:
                 raise StoreError(f"{self.uri} is not a folder; name one") from None
 
-        return self.persist(ask, f"list {self.uri}")
+        return self.with_retries(list_infos, f"list {self.uri}")

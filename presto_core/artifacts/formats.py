@@ -26,185 +26,187 @@ _DTYPE_BITS |= {"F16": 16, "BF16": 16, "F32": 32, "F64": 64}
 _DTYPE_BITS |= {f"F8_{kind}": 8 for kind in ("E4M3", "E5M2", "E8M0", "E4M3FNUZ", "E5M2FNUZ")}
 
 
-class RefusedError(UserError):
+class UnsafeArtifactError(UserError):
     """Something that must not be in an artifact; the message says what and why."""
 
 
-def safetensors(stream: BinaryIO, size: int) -> None:
+def check_safetensors(stream: BinaryIO, size: int) -> None:
     """Header of bounded size; tensors of known types that fill the rest without gap or overlap."""
-    _not_executable(stream)
+    _check_not_executable(stream)
     if size < 8:
-        raise RefusedError(f"{size} bytes are too few for a safetensors file")
+        raise UnsafeArtifactError(f"{size} bytes are too few for a safetensors file")
     length = struct.unpack("<Q", stream.read(8))[0]
     if length > min(SAFETENSORS_HEADER_LIMIT, size - 8):
-        raise RefusedError(
+        raise UnsafeArtifactError(
             f"its header claims {length} bytes; the file has {size}, and {SAFETENSORS_HEADER_LIMIT} are allowed"
         )
-    header = _json(stream.read(length), "its header")
+    header = _parse_json(stream.read(length), "its header")
     if not isinstance(header, dict):
-        raise RefusedError("its header is no JSON object")
+        raise UnsafeArtifactError("its header is no JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise RefusedError("its __metadata__ is not text by name")
+        raise UnsafeArtifactError("its __metadata__ is not text by name")
     end = 0
-    for start, stop, name in sorted(_span(name, said) for name, said in header.items()):
+    for start, stop, name in sorted(_parse_span(name, entry) for name, entry in header.items()):
         if start != end:
-            raise RefusedError(f"tensor {name!r} starts at byte {start} where {end} bytes are taken")
+            raise UnsafeArtifactError(f"tensor {name!r} starts at byte {start} where {end} bytes are taken")
         end = stop
     if end != size - 8 - length:
-        raise RefusedError(f"its tensors end at byte {end} of {size - 8 - length}")
+        raise UnsafeArtifactError(f"its tensors end at byte {end} of {size - 8 - length}")
 
 
-def _span(name: str, said: Any) -> tuple[int, int, str]:
+def _parse_span(name: str, entry: Any) -> tuple[int, int, str]:
     """Where a tensor's bytes are."""
     try:
-        bits, shape, (start, stop) = _DTYPE_BITS[said["dtype"]], said["shape"], said["data_offsets"]
+        bits, shape, (start, stop) = _DTYPE_BITS[entry["dtype"]], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
-        raise RefusedError(f"tensor {name[:80]!r} is not described by known dtype, shape and data_offsets") from None
+        raise UnsafeArtifactError(
+            f"tensor {name[:80]!r} is not described by known dtype, shape and data_offsets"
+        ) from None
     numbers = [*shape, start, stop] if isinstance(shape, list) else [None]
     if not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-        raise RefusedError(f"tensor {name[:80]!r} has a shape or offsets that are no sizes")
+        raise UnsafeArtifactError(f"tensor {name[:80]!r} has a shape or offsets that are no sizes")
     if math.prod(shape) * bits != (stop - start) * 8:
-        raise RefusedError(f"tensor {name[:80]!r} of shape {shape} does not take {stop - start} bytes")
+        raise UnsafeArtifactError(f"tensor {name[:80]!r} of shape {shape} does not take {stop - start} bytes")
     return start, stop, name
 
 
-def parquet(stream: BinaryIO, size: int) -> None:
+def check_parquet(stream: BinaryIO, size: int) -> None:
     """Magic at both ends, a footer inside the file that Arrow can read, and row groups inside it too."""
-    _not_executable(stream)
+    _check_not_executable(stream)
     if size < 12 or stream.read(4) != b"PAR1":
-        raise RefusedError("it is no Parquet file")
+        raise UnsafeArtifactError("it is no Parquet file")
     stream.seek(size - 8)
     length, magic = struct.unpack("<I4s", stream.read(8))
     if magic != b"PAR1" or length > min(size - 12, PARQUET_FOOTER_LIMIT):
-        raise RefusedError(f"its footer claims {length} bytes of {size}, or it was cut")
+        raise UnsafeArtifactError(f"its footer claims {length} bytes of {size}, or it was cut")
     stream.seek(0)
     try:
         metadata = pq.ParquetFile(stream).metadata
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        spans = [_span_of(group.column(number)) for group in groups for number in range(group.num_columns)]
+        spans = [_column_span(group.column(number)) for group in groups for number in range(group.num_columns)]
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise RefusedError(f"its footer cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise UnsafeArtifactError(f"its footer cannot be read: {' '.join(str(error).split())[:200]}") from None
     if any(not 0 <= start <= end <= size for start, end in spans):
-        raise RefusedError("a column lies outside the file")
+        raise UnsafeArtifactError("a column lies outside the file")
 
 
-def _span_of(column: Any) -> tuple[int, int]:
+def _column_span(column: Any) -> tuple[int, int]:
     start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
     return start, start + column.total_compressed_size
 
 
-def json_text(stream: BinaryIO, size: int) -> None:
-    _not_executable(stream)
-    _limited(size, JSON_LIMIT)
-    _json(stream.read(), "it")
+def check_json(stream: BinaryIO, size: int) -> None:
+    _check_not_executable(stream)
+    _check_size(size, JSON_LIMIT)
+    _parse_json(stream.read(), "it")
 
 
-def json_lines(stream: BinaryIO, size: int) -> None:
-    _not_executable(stream)
+def check_json_lines(stream: BinaryIO, size: int) -> None:
+    _check_not_executable(stream)
     number, rest, more = 0, b"", True
     while more:  # not by readline, which files of arrow do not have
         block = stream.read(LINE_LIMIT)
         more = bool(block)
         *lines, rest = [*(rest + block).split(b"\n"), *([] if more else [b""])]
-        _limited(len(rest), LINE_LIMIT)
+        _check_size(len(rest), LINE_LIMIT)
         for line in lines:
             number += 1
             if line.strip():
-                _json(line, f"line {number}")
+                _parse_json(line, f"line {number}")
 
 
-def yaml_text(stream: BinaryIO, size: int) -> None:
+def check_yaml(stream: BinaryIO, size: int) -> None:
     """Plain settings: no tags, which could name Python objects, and no aliases, which could grow without end."""
-    _not_executable(stream)
-    _limited(size, YAML_LIMIT)
+    _check_not_executable(stream)
+    _check_size(size, YAML_LIMIT)
     try:
         depth = 0
         for event in yaml.parse(stream.read().decode(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > YAML_DEPTH:
-                raise RefusedError(f"it is nested more than {YAML_DEPTH} deep")
+                raise UnsafeArtifactError(f"it is nested more than {YAML_DEPTH} deep")
             if isinstance(event, yaml.AliasEvent):
-                raise RefusedError("it has YAML aliases, which can grow without end")
+                raise UnsafeArtifactError("it has YAML aliases, which can grow without end")
             if tag := getattr(event, "tag", None):
-                raise RefusedError(f"it has the YAML tag {str(tag)[:80]!r}; settings need none")
+                raise UnsafeArtifactError(f"it has the YAML tag {str(tag)[:80]!r}; settings need none")
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise RefusedError(f"it is no YAML: {' '.join(str(error).split())[:200]}") from None
+        raise UnsafeArtifactError(f"it is no YAML: {' '.join(str(error).split())[:200]}") from None
 
 
-def wav(stream: BinaryIO, size: int) -> None:
+def check_wav(stream: BinaryIO, size: int) -> None:
     """RIFF chunks inside the file: a format of PCM or float, then samples."""
     head = stream.read(12)
     if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
-        raise RefusedError("it is no WAV file")
+        raise UnsafeArtifactError("it is no WAV file")
     if struct.unpack("<I", head[4:8])[0] + 8 != size:
-        raise RefusedError("its RIFF header claims another size than the file has")
-    position, found = 12, set()
+        raise UnsafeArtifactError("its RIFF header claims another size than the file has")
+    position, chunk_ids = 12, set()
     while position < size:
         stream.seek(position)
-        said = stream.read(8)
-        length = struct.unpack("<I", said[4:])[0] if len(said) == 8 else size
+        header = stream.read(8)
+        length = struct.unpack("<I", header[4:])[0] if len(header) == 8 else size
         if position + 8 + length > size:
-            raise RefusedError(f"its chunk {said[:4]!r} reaches beyond the file")
-        if said[:4] == b"fmt ":
-            _wav_format(stream.read(length))
-        found.add(said[:4])
+            raise UnsafeArtifactError(f"its chunk {header[:4]!r} reaches beyond the file")
+        if header[:4] == b"fmt ":
+            _check_wav_format(stream.read(length))
+        chunk_ids.add(header[:4])
         position += 8 + length + length % 2
-    if not {b"fmt ", b"data"} <= found:
-        raise RefusedError("it lacks a format or samples")
+    if not {b"fmt ", b"data"} <= chunk_ids:
+        raise UnsafeArtifactError("it lacks a format or samples")
 
 
-def _wav_format(said: bytes) -> None:
-    if len(said) < 16:
-        raise RefusedError("its format is cut")
-    code, channels, rate_hz = struct.unpack("<HHI", said[:8])
+def _check_wav_format(content: bytes) -> None:
+    if len(content) < 16:
+        raise UnsafeArtifactError("its format is cut")
+    code, channels, rate_hz = struct.unpack("<HHI", content[:8])
     if code not in (1, 3, 0xFFFE) or not 1 <= channels <= 64 or not 1 <= rate_hz <= 1_000_000:
-        raise RefusedError(f"its format (code {code}, {channels} channels, {rate_hz} Hz) is no music")
+        raise UnsafeArtifactError(f"its format (code {code}, {channels} channels, {rate_hz} Hz) is no music")
 
 
-def png(stream: BinaryIO, size: int) -> None:
+def check_png(stream: BinaryIO, size: int) -> None:
     """Signature, chunks with right check sums inside the file, a bounded picture, and nothing behind its end."""
     if stream.read(8) != b"\x89PNG\r\n\x1a\n":
-        raise RefusedError("it is no PNG file")
+        raise UnsafeArtifactError("it is no PNG file")
     position, kind = 8, b""
     while kind != b"IEND":
         stream.seek(position)
-        said = stream.read(8)
-        length = struct.unpack(">I", said[:4])[0] if len(said) == 8 else size
+        header = stream.read(8)
+        length = struct.unpack(">I", header[:4])[0] if len(header) == 8 else size
         if position + 12 + length > size:
-            raise RefusedError("a chunk of it reaches beyond the file, or its end is missing")
-        kind, body = said[4:], stream.read(length)
+            raise UnsafeArtifactError("a chunk of it reaches beyond the file, or its end is missing")
+        kind, body = header[4:], stream.read(length)
         if zlib.crc32(kind + body) != struct.unpack(">I", stream.read(4))[0]:
-            raise RefusedError(f"the check sum of its chunk {kind!r} is wrong")
+            raise UnsafeArtifactError(f"the check sum of its chunk {kind!r} is wrong")
         if (position == 8) != (kind == b"IHDR"):
-            raise RefusedError("its header is not where it belongs")
+            raise UnsafeArtifactError("its header is not where it belongs")
         if kind == b"IHDR" and not all(0 < side <= PNG_SIDE_LIMIT for side in struct.unpack(">II", body[:8])):
-            raise RefusedError(f"the picture has no size, or is wider or higher than {PNG_SIDE_LIMIT}")
+            raise UnsafeArtifactError(f"the picture has no size, or is wider or higher than {PNG_SIDE_LIMIT}")
         position += 12 + length
     if position != size:
-        raise RefusedError(f"{size - position} bytes follow the end of the picture")
+        raise UnsafeArtifactError(f"{size - position} bytes follow the end of the picture")
 
 
-def _json(content: bytes, what: str) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parse_json(content: bytes, what: str) -> Any:
+    def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in pairs}) < len(pairs):
-            raise RefusedError(f"{what} has a key twice")
+            raise UnsafeArtifactError(f"{what} has a key twice")
         return dict(pairs)
 
     try:
-        return json.loads(content.decode(), object_pairs_hook=once)
+        return json.loads(content.decode(), object_pairs_hook=reject_duplicate_keys)
     except (ValueError, RecursionError) as error:
-        raise RefusedError(f"{what} is no JSON: {str(error)[:200]}") from None
+        raise UnsafeArtifactError(f"{what} is no JSON: {str(error)[:200]}") from None
 
 
-def _limited(size: int, limit: int) -> None:
+def _check_size(size: int, limit: int) -> None:
     if size > limit:
-        raise RefusedError(f"its {size} bytes are more than the {limit} allowed of its type")
+        raise UnsafeArtifactError(f"its {size} bytes are more than the {limit} allowed of its type")
 
 
-def _not_executable(stream: BinaryIO) -> None:
+def _check_not_executable(stream: BinaryIO) -> None:
     """A clear word for what is planted most often; any other falsehood is found by reading it."""
     start = stream.read(8)
     stream.seek(0)
     if start.startswith(_PICKLE_OR_ARCHIVE):
-        raise RefusedError("it holds a pickle, an archive or a program under another name")
+        raise UnsafeArtifactError("it holds a pickle, an archive or a program under another name")

@@ -68,7 +68,7 @@ def commit_artifact(
         "id": artifact_id,
         "parents": parents,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "made_with": provenance(),
+        "made_with": collect_provenance(),
         **details,
     }
     written = commit(folder, manifest, {CONFIG: config_yaml.encode(), **files})
@@ -85,9 +85,9 @@ def read_artifact(folder: Folder) -> Artifact:
     return Artifact(str(manifest.get("id", "")), str(manifest.get("kind", "")), folder.uri, manifest)
 
 
-def provenance() -> dict[str, str | None]:
+def collect_provenance() -> dict[str, str | None]:
     """Versions of what makes artifacts, and the commit of the source tree where there is one."""
-    versions: dict[str, str | None] = {"python": platform.python_version(), "git_commit": git_commit()}
+    versions: dict[str, str | None] = {"python": platform.python_version(), "git_commit": read_git_commit()}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
@@ -96,13 +96,13 @@ def provenance() -> dict[str, str | None]:
     return versions
 
 
-def git_commit() -> str | None:
+def read_git_commit() -> str | None:
     """The commit of the source tree; None where there is none."""
     source = Path(__file__).parent
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=source, capture_output=True, text=True, check=True, timeout=5
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()

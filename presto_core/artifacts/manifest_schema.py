@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from presto_core.artifacts.validate import RefusedError, require_names
+from presto_core.artifacts.validate import UnsafeArtifactError, check_names
 
 FILE_BYTES_LIMIT = 64 * 2**30
 TOTAL_BYTES_LIMIT = 16 * 2**40
@@ -18,29 +18,29 @@ _INCIDENTAL = ("created", "made_with", "schema_version")  # when and with which 
 
 
 @dataclass(frozen=True)
-class Entry:
+class FileEntry:
     """What a manifest says of one file."""
 
     sha256: str
     bytes: int
 
 
-def files_of(manifest: Mapping[str, Any]) -> dict[str, Entry]:
+def parse_files(manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
     """Every file of an artifact but the manifest itself, shards of a data set included.
 
     Raises:
-        RefusedError: a name, a hash or a size is none, two entries are of one file, or it is too large.
+        UnsafeArtifactError: a name, a hash or a size is none, two entries are of one file, or it is too large.
     """
-    listed = _mapping(manifest.get("files", {}), "files")
-    shards = _mapping(manifest.get("dataset") or {}, "dataset").get("shards", [])
+    listed = _check_mapping(manifest.get("files", {}), "files")
+    shards = _check_mapping(manifest.get("dataset") or {}, "dataset").get("shards", [])
     if not isinstance(shards, list) or not all(isinstance(shard, Mapping) for shard in shards):
-        raise RefusedError("the manifest's dataset.shards is no list of shards")
+        raise UnsafeArtifactError("the manifest's dataset.shards is no list of shards")
     pairs = [*listed.items(), *((shard.get("file"), shard) for shard in shards)]
-    require_names([name for name, _ in pairs])
-    entries = {str(name): _entry(str(name), said) for name, said in pairs}
+    check_names([name for name, _ in pairs])
+    entries = {str(name): _parse_entry(str(name), entry) for name, entry in pairs}
     total = sum(entry.bytes for entry in entries.values())
     if total > TOTAL_BYTES_LIMIT:
-        raise RefusedError(f"the manifest's files are {total} bytes, more than {TOTAL_BYTES_LIMIT}")
+        raise UnsafeArtifactError(f"the manifest's files are {total} bytes, more than {TOTAL_BYTES_LIMIT}")
     return entries
 
 
@@ -53,37 +53,39 @@ def content_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def require_artifact(manifest: Mapping[str, Any]) -> dict[str, Entry]:
+def check_artifact(manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
     """A manifest's files, if it is that of an artifact.
 
     Raises:
-        RefusedError: its kind, id or parents are none, or its files cannot be (see `files_of`).
+        UnsafeArtifactError: its kind, id or parents are none, or its files cannot be (see `files_of`).
     """
     if manifest.get("kind") not in KINDS:
-        raise RefusedError(f"the manifest's kind {manifest.get('kind')!r} is none of {', '.join(KINDS)}")
+        raise UnsafeArtifactError(f"the manifest's kind {manifest.get('kind')!r} is none of {', '.join(KINDS)}")
     if not _is_id(manifest.get("id")):
-        raise RefusedError(f"the manifest's id {str(manifest.get('id'))[:40]!r} is not 16 hexadecimal digits")
-    for role, parent in _mapping(manifest.get("parents"), "parents").items():
+        raise UnsafeArtifactError(f"the manifest's id {str(manifest.get('id'))[:40]!r} is not 16 hexadecimal digits")
+    for role, parent in _check_mapping(manifest.get("parents"), "parents").items():
         if not re.fullmatch(r"\w{1,40}", role) or not re.fullmatch(r"[0-9a-f]{16}(/step-\d+)?", str(parent)):
-            raise RefusedError(f"the manifest's parent {role[:40]!r}={str(parent)[:40]!r} is no artifact's id")
-    return files_of(manifest)
+            raise UnsafeArtifactError(f"the manifest's parent {role[:40]!r}={str(parent)[:40]!r} is no artifact's id")
+    return parse_files(manifest)
 
 
-def _mapping(said: object, name: str) -> Mapping[str, Any]:
-    if not isinstance(said, Mapping) or not all(isinstance(key, str) for key in said):
-        raise RefusedError(f"the manifest's {name} is a {type(said).__name__}, not a mapping")
-    return said
+def _check_mapping(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise UnsafeArtifactError(f"the manifest's {name} is a {type(value).__name__}, not a mapping")
+    return value
 
 
-def _is_id(said: object) -> bool:
-    return isinstance(said, str) and re.fullmatch(r"[0-9a-f]{16}", said) is not None
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value) is not None
 
 
-def _entry(name: str, said: object) -> Entry:
-    fields = _mapping(said, f"entry {name!r}")
+def _parse_entry(name: str, value: object) -> FileEntry:
+    fields = _check_mapping(value, f"entry {name!r}")
     digest, size = fields.get("sha256"), fields.get("bytes")
     if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise RefusedError(f"the manifest's sha256 of {name!r} is not 64 hexadecimal digits")
+        raise UnsafeArtifactError(f"the manifest's sha256 of {name!r} is not 64 hexadecimal digits")
     if type(size) is not int or not 0 <= size <= FILE_BYTES_LIMIT:
-        raise RefusedError(f"the manifest's size of {name!r}, {size!r}, is not between 0 and {FILE_BYTES_LIMIT} bytes")
-    return Entry(digest, size)
+        raise UnsafeArtifactError(
+            f"the manifest's size of {name!r}, {size!r}, is not between 0 and {FILE_BYTES_LIMIT} bytes"
+        )
+    return FileEntry(digest, size)

@@ -7,48 +7,72 @@ from html.parser import HTMLParser
 from typing import BinaryIO
 from xml.parsers import expat
 
-from presto_core.artifacts.formats import RefusedError
+from presto_core.artifacts.formats import UnsafeArtifactError
 
-LIMIT = 64 * 2**20
-_ACTIVE = {"script", "iframe", "frame", "object", "embed", "applet", "base", "form", "link", "foreignobject", "handler"}
-_ACTIVE |= {"set", "animate", "animatetransform", "animatemotion", "portal", "template", "input", "button"}
-_PLACES = {"href", "src", "srcset", "action", "formaction", "data", "poster", "background", "cite", "ping", "manifest"}
+MAX_BYTES = 64 * 2**20
+_ACTIVE_TAGS = {
+    "script",
+    "iframe",
+    "frame",
+    "object",
+    "embed",
+    "applet",
+    "base",
+    "form",
+    "link",
+    "foreignobject",
+    "handler",
+}
+_ACTIVE_TAGS |= {"set", "animate", "animatetransform", "animatemotion", "portal", "template", "input", "button"}
+_URL_ATTRIBUTES = {
+    "href",
+    "src",
+    "srcset",
+    "action",
+    "formaction",
+    "data",
+    "poster",
+    "background",
+    "cite",
+    "ping",
+    "manifest",
+}
 _SVG_NAMESPACES = ("http://www.w3.org/", "http://purl.org/dc/", "http://creativecommons.org/")
 
 
-def svg(stream: BinaryIO, size: int) -> None:
+def check_svg(stream: BinaryIO, size: int) -> None:
     """Well-formed XML of an svg element without entities, and see above."""
-    text = _text(stream, size)
+    text = _read_text(stream, size)
     parser, depth = expat.ParserCreate(), 0
 
-    def doctype(name: str, system: str | None, public: str | None, subset: int) -> None:
+    def reject_entities(name: str, system: str | None, public: str | None, subset: int) -> None:
         if subset:
-            raise RefusedError("it declares entities, which can grow without end or read files")
+            raise UnsafeArtifactError("it declares entities, which can grow without end or read files")
 
-    def start(name: str, attributes: dict[str, str]) -> None:
+    def check_element(name: str, attributes: dict[str, str]) -> None:
         nonlocal depth
-        if depth == 0 and _local(name) != "svg":
-            raise RefusedError(f"its root is <{name[:40]}>, not <svg>")
+        if depth == 0 and _local_name(name) != "svg":
+            raise UnsafeArtifactError(f"its root is <{name[:40]}>, not <svg>")
         depth += 1
-        _require_passive(_local(name), list(attributes.items()))
+        _check_passive(_local_name(name), list(attributes.items()))
 
-    def instruction(target: str, data: str) -> None:
-        raise RefusedError(f"it has a processing instruction <?{target[:40]}?>")
+    def reject_instruction(target: str, data: str) -> None:
+        raise UnsafeArtifactError(f"it has a processing instruction <?{target[:40]}?>")
 
-    parser.StartDoctypeDeclHandler, parser.StartElementHandler = doctype, start
-    parser.ProcessingInstructionHandler = instruction
-    parser.CharacterDataHandler = _require_plain_style
+    parser.StartDoctypeDeclHandler, parser.StartElementHandler = reject_entities, check_element
+    parser.ProcessingInstructionHandler = reject_instruction
+    parser.CharacterDataHandler = _check_plain_style
     try:
         parser.Parse(text.encode(), True)
     except expat.ExpatError as error:
-        raise RefusedError(f"it is no well-formed XML: {error}") from None
+        raise UnsafeArtifactError(f"it is no well-formed XML: {error}") from None
 
 
-def html(stream: BinaryIO, size: int) -> None:
+def check_html(stream: BinaryIO, size: int) -> None:
     """A page that stands alone beside its files."""
-    text = _text(stream, size)
+    text = _read_text(stream, size)
     if not text.lstrip().lower().startswith(("<!doctype html", "<html")):
-        raise RefusedError("it is no HTML page")
+        raise UnsafeArtifactError("it is no HTML page")
     page = _Page()
     page.feed(text)
     page.close()
@@ -57,51 +81,51 @@ def html(stream: BinaryIO, size: int) -> None:
 class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "svg" or tag == "math":
-            raise RefusedError(f"it has <{tag}> inside; keep it in a file of its own")
+            raise UnsafeArtifactError(f"it has <{tag}> inside; keep it in a file of its own")
         if tag == "meta" and any(key == "http-equiv" for key, _ in attrs):
-            raise RefusedError("it has <meta http-equiv>, which can lead elsewhere")
-        _require_passive(tag, [(key, value or "") for key, value in attrs])
+            raise UnsafeArtifactError("it has <meta http-equiv>, which can lead elsewhere")
+        _check_passive(tag, [(key, value or "") for key, value in attrs])
 
     def handle_data(self, data: str) -> None:
-        _require_plain_style(data)
+        _check_plain_style(data)
 
     def handle_pi(self, data: str) -> None:
-        raise RefusedError(f"it has a processing instruction <?{data[:40]}>")
+        raise UnsafeArtifactError(f"it has a processing instruction <?{data[:40]}>")
 
 
-def _text(stream: BinaryIO, size: int) -> str:
-    if size > LIMIT:
-        raise RefusedError(f"its {size} bytes are more than the {LIMIT} allowed of its type")
+def _read_text(stream: BinaryIO, size: int) -> str:
+    if size > MAX_BYTES:
+        raise UnsafeArtifactError(f"its {size} bytes are more than the {MAX_BYTES} allowed of its type")
     try:
         text = stream.read().decode()
     except UnicodeDecodeError:
-        raise RefusedError("it is no UTF-8 text") from None
+        raise UnsafeArtifactError("it is no UTF-8 text") from None
     if "\x00" in text:
-        raise RefusedError("it has null characters")
+        raise UnsafeArtifactError("it has null characters")
     return text
 
 
-def _require_passive(tag: str, attributes: list[tuple[str, str]]) -> None:
-    if tag.lower() in _ACTIVE:
-        raise RefusedError(f"it has <{tag[:40]}>, which does more than show something")
+def _check_passive(tag: str, attributes: list[tuple[str, str]]) -> None:
+    if tag.lower() in _ACTIVE_TAGS:
+        raise UnsafeArtifactError(f"it has <{tag[:40]}>, which does more than show something")
     for key, value in attributes:
-        name = _local(key).lower()
+        name = _local_name(key).lower()
         if name.startswith("on"):
-            raise RefusedError(f"it has a handler {key[:40]!r}, which runs a script")
+            raise UnsafeArtifactError(f"it has a handler {key[:40]!r}, which runs a script")
         plain = re.sub(r"[\s\x00-\x20]", "", value).lower()
         if re.search(r"(javascript|vbscript|data):", plain) and not _is_picture(plain):
-            raise RefusedError(f"its {key[:40]!r} holds a script or data")
-        elsewhere = re.match(r"([a-z][a-z0-9+.-]*:|//|\\|/)", plain)
-        if name in _PLACES and elsewhere and not _is_picture(plain) and not _names_namespace(key, plain):
-            raise RefusedError(f"its {key[:40]!r} leads to another place: {value[:80]!r}")
+            raise UnsafeArtifactError(f"its {key[:40]!r} holds a script or data")
+        is_external = re.match(r"([a-z][a-z0-9+.-]*:|//|\\|/)", plain)
+        if name in _URL_ATTRIBUTES and is_external and not _is_picture(plain) and not _is_namespace_url(key, plain):
+            raise UnsafeArtifactError(f"its {key[:40]!r} leads to another place: {value[:80]!r}")
         if name == "style":
-            _require_plain_style(value)
+            _check_plain_style(value)
 
 
-def _require_plain_style(text: str) -> None:
+def _check_plain_style(text: str) -> None:
     lowered = re.sub(r"/\*.*?\*/|\s", "", text.lower(), flags=re.DOTALL)
     if "@import" in lowered or "expression(" in lowered or re.search(r"url\(['\"]?(?!#)", lowered):
-        raise RefusedError("its style loads something from another place")
+        raise UnsafeArtifactError("its style loads something from another place")
 
 
 def _is_picture(value: str) -> bool:
@@ -109,10 +133,10 @@ def _is_picture(value: str) -> bool:
     return re.match(r"data:image/(png|jpeg);base64,[a-z0-9+/=]*$", value) is not None
 
 
-def _names_namespace(key: str, value: str) -> bool:
+def _is_namespace_url(key: str, value: str) -> bool:
     """RDF names licences and types by address; nothing loads them."""
     return key.lower().startswith(("rdf:", "xmlns", "cc:")) and value.startswith(_SVG_NAMESPACES)
 
 
-def _local(name: str) -> str:
+def _local_name(name: str) -> str:
     return name.rpartition(":")[2]

@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from presto_core.artifacts.folder import Folder
 
 BLOCK_BYTES = 8 * 2**20  # one request each
-_UNWRITTEN = 0xA7
+_UNWRITTEN_MARKER = 0xA7
 
 
-def blocks(folder: Folder, name: str) -> Iterator[bytearray]:
+def read_blocks(folder: Folder, name: str) -> Iterator[bytearray]:
     """The content of a file, in order; the attempts count anew with every block.
 
     Raises:
         StoreError: it does not exist, cannot be read, or was replaced meanwhile.
     """
-    source = _Source(folder, name)
-    while block := folder.persist(source.next_block, f"read {folder.uri}/{name}"):
+    stream = _ObjectStream(folder, name)
+    while block := folder.with_retries(stream.read_next_block, f"read {folder.uri}/{name}"):
         yield block
 
 
-class _Source:
+class _ObjectStream:
     """An open file and how far it was read; opened anew after a failure."""
 
     def __init__(self, folder: Folder, name: str) -> None:
@@ -34,7 +34,7 @@ class _Source:
         self.identity: Any = None
         self.position = 0
 
-    def next_block(self) -> bytearray:
+    def read_next_block(self) -> bytearray:
         """The next bytes; none at the end."""
         try:
             if self.stream is None:
@@ -49,7 +49,7 @@ class _Source:
         return block
 
     def _open(self) -> None:
-        stream = self.folder.filesystem.open_input_file(self.folder.file(self.name))
+        stream = self.folder.filesystem.open_input_file(self.folder.file_path(self.name))
         identity = (stream.size(), stream.metadata())
         if self.identity not in (None, identity):
             raise StoreError(
@@ -62,17 +62,17 @@ class _Source:
         if count == 0:
             return block
         # arrow takes an answer of too few bytes for a full one and leaves the rest of the buffer as it was
-        block[-1] = _UNWRITTEN
-        got = self._fill(block, self.position)
-        if got < count or (block[-1] == _UNWRITTEN and not self._ends_so(self.position + count - 1)):
+        block[-1] = _UNWRITTEN_MARKER
+        num_read = self._fill(block, self.position)
+        if num_read < count or (block[-1] == _UNWRITTEN_MARKER and not self._is_marker_byte(self.position + count - 1)):
             raise OSError(f"truncated: fewer than {count} bytes came")
         return block
 
-    def _ends_so(self, position: int) -> bool:
+    def _is_marker_byte(self, position: int) -> bool:
         """Whether the byte there is by chance the one that marks what was not written."""
-        last = bytearray([_UNWRITTEN ^ 0xFF])
+        last = bytearray([_UNWRITTEN_MARKER ^ 0xFF])
         self._fill(last, position)
-        return last[0] == _UNWRITTEN
+        return last[0] == _UNWRITTEN_MARKER
 
     def _fill(self, buffer: bytearray, position: int) -> int:
         self.stream.seek(position)

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-RECORD = "run.json"
+RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"  # folder of a run's scratch

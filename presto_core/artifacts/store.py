@@ -17,14 +17,14 @@ from blake3 import blake3
 
 from presto_core.artifacts.checksum import Checksum
 from presto_core.artifacts.fast_path import (
-    read_quickly,
-    written_quickly,
+    try_read,
+    try_write,
 )
 from presto_core.artifacts.folder import MANIFEST, Folder
-from presto_core.artifacts.resumable_read import blocks
+from presto_core.artifacts.resumable_read import read_blocks
 from presto_core.artifacts.retry import DamagedError as DamagedError
 from presto_core.artifacts.retry import StoreError as StoreError
-from presto_core.artifacts.retry import reason as reason
+from presto_core.artifacts.retry import explain as explain
 
 SCHEMA_VERSION = 1
 
@@ -35,22 +35,22 @@ def read_bytes(folder: Folder, name: str) -> bytes:
     Raises:
         StoreError: it does not exist, or cannot be read.
     """
-    return b"".join(blocks(folder, name))
+    return b"".join(read_blocks(folder, name))
 
 
-def copy_out(folder: Folder, name: str, sink: BinaryIO) -> str:
+def download(folder: Folder, name: str, sink: BinaryIO) -> str:
     """Copy a file of any size into `sink`, going on after a failure from the byte it has; returns its BLAKE3 hash.
 
     Raises:
         StoreError: it does not exist or cannot be read, or the sink cannot take it.
     """
     digest = blake3()
-    for block in blocks(folder, name):
+    for block in read_blocks(folder, name):
         digest.update(block)
         try:
             sink.write(block)
         except OSError as error:
-            raise StoreError(f"cannot keep a copy of {folder.uri}/{name}: {reason(error)}") from error
+            raise StoreError(f"cannot keep a copy of {folder.uri}/{name}: {explain(error)}") from error
     return str(digest.hexdigest())
 
 
@@ -60,11 +60,11 @@ def write_bytes(folder: Folder, name: str, content: bytes) -> None:
     Raises:
         StoreError: the disk is full, or the place cannot be written.
     """
-    target = folder.file(name)
+    target = folder.file_path(name)
 
     def put() -> None:
         filesystem = folder.filesystem
-        temporary = f"{target}.partial" if not folder.remote else target  # an S3 object appears only once complete
+        temporary = f"{target}.partial" if not folder.is_remote else target  # an S3 object appears only once complete
         if temporary != target:
             filesystem.create_dir(target.rpartition("/")[0], recursive=True)
         try:
@@ -78,11 +78,11 @@ def write_bytes(folder: Folder, name: str, content: bytes) -> None:
         if temporary != target:
             filesystem.move(temporary, target)
 
-    if not written_quickly(folder.quick, target, content):
-        folder.persist(put, f"write {folder.uri}/{name} ({len(content)} bytes)")
+    if not try_write(folder.fast_path, target, content):
+        folder.with_retries(put, f"write {folder.uri}/{name} ({len(content)} bytes)")
 
 
-def write_listed(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
+def write_with_entry(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
     """Write one file, see `write_bytes`; returns its manifest entry {sha256, bytes}."""
     write_bytes(folder, name, content)
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
@@ -90,9 +90,9 @@ def write_listed(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
 
 def commit(folder: Folder, manifest: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
     """Write files, then the manifest that makes them exist; returns the manifest as written."""
-    entries = {name: write_listed(folder, name, content) for name, content in files.items()}
-    known = manifest.get("files", {})
-    full = {"schema_version": SCHEMA_VERSION, **manifest, "files": {**known, **entries}}
+    entries = {name: write_with_entry(folder, name, content) for name, content in files.items()}
+    prior_entries = manifest.get("files", {})
+    full = {"schema_version": SCHEMA_VERSION, **manifest, "files": {**prior_entries, **entries}}
     write_bytes(folder, MANIFEST, json.dumps(full, indent=2, sort_keys=True).encode())
     return full
 
@@ -126,10 +126,10 @@ def read_file(folder: Folder, name: str, manifest: dict[str, Any]) -> bytes:
     entry = manifest["files"].get(name)
     if entry is None:
         raise StoreError(f"{folder.uri} has no file {name!r}; it has {', '.join(sorted(manifest['files']))}")
-    return read_checked(folder, name, Checksum("sha256", entry["sha256"]))
+    return read_verified(folder, name, Checksum("sha256", entry["sha256"]))
 
 
-def read_checked(folder: Folder, name: str, wanted: Checksum) -> bytes:
+def read_verified(folder: Folder, name: str, expected: Checksum) -> bytes:
     """A file's content, checked against a hash that a manifest gives.
 
     Raises:
@@ -137,14 +137,14 @@ def read_checked(folder: Folder, name: str, wanted: Checksum) -> bytes:
     """
     # the hash tells whether the quick reading went well; where not, reading with care tells why; and bytes that change
     # on the way are none that were written
-    quickly = partial(read_quickly, folder.quick, folder.file(name))
-    carefully = partial(read_bytes, folder, name)
-    for read in (quickly, carefully, carefully) if folder.remote else (carefully,):
+    fast_read = partial(try_read, folder.fast_path, folder.file_path(name))
+    reliable_read = partial(read_bytes, folder, name)
+    for read in (fast_read, reliable_read, reliable_read) if folder.is_remote else (reliable_read,):
         content = read()
-        found = wanted.found(content)
-        if found == wanted.digest:
+        digest = expected.compute(content)
+        if digest == expected.digest:
             return content
     raise DamagedError(
-        f"{folder.uri}/{name} is damaged: {wanted.algorithm} {found[:12]}... where the manifest says "
-        f"{wanted.digest[:12]}...; restore it, or delete the folder and run its stage again"
+        f"{folder.uri}/{name} is damaged: {expected.algorithm} {digest[:12]}... where the manifest says "
+        f"{expected.digest[:12]}...; restore it, or delete the folder and run its stage again"
     )

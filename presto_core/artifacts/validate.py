@@ -11,68 +11,68 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from presto_core.artifacts import formats, markup
-from presto_core.artifacts.formats import RefusedError as RefusedError
+from presto_core.artifacts.formats import UnsafeArtifactError as UnsafeArtifactError
 
 NAME_LENGTH, FILE_COUNT = 200, 1_000_000
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
+_PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
 CHECKS: dict[str, Callable[[BinaryIO, int], None]] = {
-    ".safetensors": formats.safetensors,
-    ".parquet": formats.parquet,
-    ".json": formats.json_text,
-    ".jsonl": formats.json_lines,
-    ".yaml": formats.yaml_text,
-    ".yml": formats.yaml_text,
-    ".wav": formats.wav,
-    ".png": formats.png,
-    ".svg": markup.svg,
-    ".html": markup.html,
+    ".safetensors": formats.check_safetensors,
+    ".parquet": formats.check_parquet,
+    ".json": formats.check_json,
+    ".jsonl": formats.check_json_lines,
+    ".yaml": formats.check_yaml,
+    ".yml": formats.check_yaml,
+    ".wav": formats.check_wav,
+    ".png": formats.check_png,
+    ".svg": markup.check_svg,
+    ".html": markup.check_html,
 }
 
 
-def require_names(names: Sequence[object]) -> None:
+def check_names(names: Sequence[object]) -> None:
     """Names of an artifact's files: relative, portable, of a known type, and each of one file alone.
 
     Raises:
-        RefusedError: one is not.
+        UnsafeArtifactError: one is not.
     """
     if len(names) > FILE_COUNT:
-        raise RefusedError(f"the artifact lists {len(names)} files, more than {FILE_COUNT}")
+        raise UnsafeArtifactError(f"the artifact lists {len(names)} files, more than {FILE_COUNT}")
     seen: dict[str, str] = {"manifest.json": "manifest.json"}
     for name in names:
-        require_name(name)
+        check_name(name)
         if other := seen.get(str(name).lower()):
-            raise RefusedError(f"file names {other!r} and {name!r} are one file on some systems")
+            raise UnsafeArtifactError(f"file names {other!r} and {name!r} are one file on some systems")
         seen[str(name).lower()] = str(name)
     for lowered, name in seen.items():
         if above := next((p for p in PurePosixPath(lowered).parents if str(p) in seen), None):
-            raise RefusedError(f"file name {name!r} lies below {seen[str(above)]!r}, which is a file")
+            raise UnsafeArtifactError(f"file name {name!r} lies below {seen[str(above)]!r}, which is a file")
 
 
-def require_name(name: object) -> None:
-    """One name; raises RefusedError."""
+def check_name(name: object) -> None:
+    """One name; raises UnsafeArtifactError."""
     if not isinstance(name, str) or not name:
-        raise RefusedError(f"file name {name!r} is no text")
-    shown = repr(name[:80])
+        raise UnsafeArtifactError(f"file name {name!r} is no text")
+    quoted = repr(name[:80])
     if len(name) > NAME_LENGTH:
-        raise RefusedError(f"file name {shown}... is longer than {NAME_LENGTH} characters")
+        raise UnsafeArtifactError(f"file name {quoted}... is longer than {NAME_LENGTH} characters")
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
-        raise RefusedError(f"file name {shown} is absolute; it must lie inside the artifact")
+        raise UnsafeArtifactError(f"file name {quoted} is absolute; it must lie inside the artifact")
     parts = name.split("/")
     if ".." in re.split(r"[/\\]", name):
-        raise RefusedError(f"file name {shown} leads out of the artifact")
-    if not all(_PART.fullmatch(part) for part in parts):
-        raise RefusedError(
-            f"file name {shown} has parts that are empty, hidden, or of other characters than A-Z a-z 0-9"
+        raise UnsafeArtifactError(f"file name {quoted} leads out of the artifact")
+    if not all(_PATH_PART.fullmatch(part) for part in parts):
+        raise UnsafeArtifactError(
+            f"file name {quoted} has parts that are empty, hidden, or of other characters than A-Z a-z 0-9"
         )
     if any(part.endswith(".") or part.split(".")[0].lower() in _DEVICES for part in parts):
-        raise RefusedError(f"file name {shown} is a device or ends in a dot, which some systems change")
+        raise UnsafeArtifactError(f"file name {quoted} is a device or ends in a dot, which some systems change")
     if PurePosixPath(name).suffix not in CHECKS:
-        raise RefusedError(f"file {shown} is of no known type; an artifact holds {', '.join(CHECKS)}")
+        raise UnsafeArtifactError(f"file {quoted} is of no known type; an artifact holds {', '.join(CHECKS)}")
 
 
-def require_content(name: str, stream: BinaryIO, size: int) -> None:
+def check_content(name: str, stream: BinaryIO, size: int) -> None:
     """A file must be of the type that its name says, as far as its reader will trust it.
 
     Args:
@@ -80,10 +80,10 @@ def require_content(name: str, stream: BinaryIO, size: int) -> None:
         size: in bytes.
 
     Raises:
-        RefusedError: it is not; the message names the file.
+        UnsafeArtifactError: it is not; the message names the file.
     """
     stream.seek(0)
     try:
         CHECKS[PurePosixPath(name).suffix](stream, size)
-    except RefusedError as error:
-        raise RefusedError(f"{name} is refused: {error}") from None
+    except UnsafeArtifactError as error:
+        raise UnsafeArtifactError(f"{name} is refused: {error}") from None

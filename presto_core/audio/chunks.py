@@ -17,13 +17,23 @@ from presto_core.audio.decoders import (
     open_sound,
 )
 
-__all__ = ["AUDIO_SUFFIXES", "AudioError", "Tail", "Waveform", "blocks", "cut", "decode", "is_audio", "windows"]
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "AudioError",
+    "Tail",
+    "Waveform",
+    "decode_blocks",
+    "iter_windows",
+    "decode",
+    "is_audio",
+    "slice_windows",
+]
 
-SUFFIXES_OF_LIBSNDFILE = (
+LIBSNDFILE_SUFFIXES = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".rf64",
 )  # fmt: skip
-SUFFIXES_OF_PYAV = (".m4a", ".aac", ".mp4", ".webm", ".mka", ".wma", ".wv", ".ape")
-AUDIO_SUFFIXES = SUFFIXES_OF_LIBSNDFILE + SUFFIXES_OF_PYAV
+PYAV_SUFFIXES = (".m4a", ".aac", ".mp4", ".webm", ".mka", ".wma", ".wv", ".ape")
+AUDIO_SUFFIXES = LIBSNDFILE_SUFFIXES + PYAV_SUFFIXES
 
 BLOCK_VALUES = 2**19  # samples times channels, decoded or resampled: 2 MiB
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1000, 1_000_000
@@ -36,7 +46,7 @@ def is_audio(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES
 
 
-def blocks(stream: BinaryIO, *, sample_rate_hz: int, channels: int) -> Iterator[Waveform]:
+def decode_blocks(stream: BinaryIO, *, sample_rate_hz: int, channels: int) -> Iterator[Waveform]:
     """Decode a file block by block, at the wanted rate and number of channels.
 
     The format is told by the content. Memory does not grow with the file's length.
@@ -55,19 +65,19 @@ def blocks(stream: BinaryIO, *, sample_rate_hz: int, channels: int) -> Iterator[
     """
     with open_sound(stream) as sound:
         frames = _frames_per_block(sound, sample_rate_hz, channels)
-        resampled = _resampler(sound.sample_rate_hz, sample_rate_hz, channels)
-        heard = False
-        for samples in sound.blocks(frames):
+        resample = _make_resampler(sound.sample_rate_hz, sample_rate_hz, channels)
+        has_samples = False
+        for samples in sound.iter_blocks(frames):
             if not np.isfinite(samples).all():
                 raise AudioError("holds NaN or infinite samples")
-            made = resampled(_mixed(samples, channels), False)
-            heard = heard or len(made) > 0
-            if len(made):
-                yield made
-        made = resampled(np.zeros((0, channels), np.float32), True)
-        if len(made):
-            yield made
-        elif not heard:
+            resampled = resample(_mix_channels(samples, channels), False)
+            has_samples = has_samples or len(resampled) > 0
+            if len(resampled):
+                yield resampled
+        resampled = resample(np.zeros((0, channels), np.float32), True)
+        if len(resampled):
+            yield resampled
+        elif not has_samples:
             raise AudioError("holds no samples")
 
 
@@ -75,19 +85,19 @@ def _frames_per_block(sound: Sound, sample_rate_hz: int, channels: int) -> int:
     """Frames to decode at once, so that neither they nor what they are resampled to are more than BLOCK_VALUES."""
     if not LOWEST_RATE_HZ <= sound.sample_rate_hz <= HIGHEST_RATE_HZ:
         raise AudioError(f"has a sample rate of {sound.sample_rate_hz} Hz, which no music has")
-    made_of_one = channels * max(1, -(-sample_rate_hz // sound.sample_rate_hz))
-    return max(1, BLOCK_VALUES // max(sound.channels, made_of_one))
+    outputs_per_frame = channels * max(1, -(-sample_rate_hz // sound.sample_rate_hz))
+    return max(1, BLOCK_VALUES // max(sound.channels, outputs_per_frame))
 
 
-def _resampler(rate_hz: int, wanted_hz: int, channels: int) -> Callable[[Waveform, bool], Waveform]:
+def _make_resampler(rate_hz: int, target_hz: int, channels: int) -> Callable[[Waveform, bool], Waveform]:
     """(block, whether it is the last) -> the samples that are ready; bitwise what resampling the whole gives."""
-    if rate_hz == wanted_hz:
+    if rate_hz == target_hz:
         return lambda block, last: block
-    stream = soxr.ResampleStream(rate_hz, wanted_hz, channels, dtype="float32", quality="HQ")
+    stream = soxr.ResampleStream(rate_hz, target_hz, channels, dtype="float32", quality="HQ")
     return lambda block, last: stream.resample_chunk(block, last=last)
 
 
-def _mixed(samples: Waveform, channels: int) -> Waveform:
+def _mix_channels(samples: Waveform, channels: int) -> Waveform:
     """[n, stored channels] -> [n, channels] as `blocks` promises."""
     if channels == samples.shape[1]:
         return samples
@@ -100,22 +110,22 @@ def _mixed(samples: Waveform, channels: int) -> Waveform:
 
 def decode(stream: BinaryIO, *, sample_rate_hz: int) -> Waveform:
     """Decode a whole file to mono [N] float32 at the wanted rate; what it is and raises is told at `blocks`."""
-    return np.concatenate(list(blocks(stream, sample_rate_hz=sample_rate_hz, channels=1)))[:, 0]
+    return np.concatenate(list(decode_blocks(stream, sample_rate_hz=sample_rate_hz, channels=1)))[:, 0]
 
 
-def windows(samples: Waveform, *, length: int, step: int) -> npt.NDArray[np.float32]:
+def slice_windows(samples: Waveform, *, length: int, hop: int) -> npt.NDArray[np.float32]:
     """Cut [N] samples into full windows [W, length], `step` apart; what is left at the end is dropped.
 
     Raises:
         AudioError: the audio is shorter than one window.
     """
     if len(samples) < length:
-        raise _too_short(len(samples), length)
-    return np.lib.stride_tricks.sliding_window_view(samples, length)[::step]
+        raise _too_short_error(len(samples), length)
+    return np.lib.stride_tricks.sliding_window_view(samples, length)[::hop]
 
 
-def cut(
-    blocks: Iterable[Waveform], *, length: int, step: int, tail: Tail, together: int = 1
+def iter_windows(
+    blocks: Iterable[Waveform], *, length: int, hop: int, tail: Tail, batch_size: int = 1
 ) -> Iterator[tuple[list[int], npt.NDArray[np.float32]]]:
     """Cut blocks [n, channels] into windows that start at 0, step, 2 step, ...; samples are copied straight into them.
 
@@ -131,49 +141,49 @@ def cut(
     Raises:
         AudioError: the audio is shorter than one window and is not to be padded.
     """
-    if not 0 < step <= length:
-        raise ValueError(f"step={step} must be between 1 and length={length}")
+    if not 0 < hop <= length:
+        raise ValueError(f"step={hop} must be between 1 and length={length}")
     windows: npt.NDArray[np.float32] | None = None
     last: npt.NDArray[np.float32] | None = None  # full window
     starts: list[int] = []  # of full windows
-    start = held = 0  # of the window that is being filled
+    start = num_filled = 0  # of the window that is being filled
     for block in blocks:
-        windows = np.empty((together, block.shape[1], length), np.float32) if windows is None else windows
+        windows = np.empty((batch_size, block.shape[1], length), np.float32) if windows is None else windows
         while len(block):
-            new, block = block[: length - held], block[length - held :]
-            windows[len(starts), :, held : held + len(new)] = new.T
-            held += len(new)
-            if held < length:
+            new, block = block[: length - num_filled], block[length - num_filled :]
+            windows[len(starts), :, num_filled : num_filled + len(new)] = new.T
+            num_filled += len(new)
+            if num_filled < length:
                 break
             last = windows[len(starts)]
             starts.append(start)
-            if len(starts) == together:
+            if len(starts) == batch_size:
                 last = last.copy()  # the next window may begin with samples of this one, which the caller may change
                 yield starts, windows
                 windows, starts = np.empty_like(windows), []
-            start, held = start + step, length - step
-            windows[len(starts), :, :held] = last[:, step:]
+            start, num_filled = start + hop, length - hop
+            windows[len(starts), :, :num_filled] = last[:, hop:]
     if windows is None or (last is None and tail != "pad"):
-        raise _too_short(held, length)
-    if (before := _last_window(held, last, windows[len(starts)], step=step, tail=tail)) is not None:
-        starts.append(start - before)
+        raise _too_short_error(num_filled, length)
+    if (shift := _fill_last_window(num_filled, last, windows[len(starts)], hop=hop, tail=tail)) is not None:
+        starts.append(start - shift)
     if starts:
         yield starts, windows[: len(starts)]
 
 
-def _last_window(held: int, last: Waveform | None, window: Waveform, *, step: int, tail: Tail) -> int | None:
+def _fill_last_window(num_filled: int, last: Waveform | None, window: Waveform, *, hop: int, tail: Tail) -> int | None:
     """Complete the window of which `held` samples are there; how much sooner it starts, or None where it is dropped."""
     length = window.shape[1]
-    if last is not None and (tail == "drop" or held == length - step):
+    if last is not None and (tail == "drop" or num_filled == length - hop):
         return None
     if last is None or tail == "pad":
-        window[:, held:] = 0
+        window[:, num_filled:] = 0
         return 0
-    missing = length - held
-    window[:, missing:] = window[:, :held].copy()
-    window[:, :missing] = last[:, step - missing : step]
+    missing = length - num_filled
+    window[:, missing:] = window[:, :num_filled].copy()
+    window[:, :missing] = last[:, hop - missing : hop]
     return missing
 
 
-def _too_short(samples: int, length: int) -> AudioError:
+def _too_short_error(samples: int, length: int) -> AudioError:
     return AudioError(f"shorter than one window: {samples} of {length} samples")

@@ -19,7 +19,9 @@ from presto_core.errors import UserError
 
 Waveform = npt.NDArray[np.float32]
 
-READ_AHEAD = 2**20  # bytes: decoders ask for a few KiB at a time, each of which would be a request to an object store
+READ_AHEAD_BYTES = (
+    2**20
+)  # bytes: decoders ask for a few KiB at a time, each of which would be a request to an object store
 UNKNOWN_LENGTH = 2**62  # libsndfile says 2^63 - 1 of a FLAC that does not state its length
 PACKET_SAMPLES = 4096  # an m4a states its length in milliseconds, and players differ on the ends
 UNRECOGNISED, SYSTEM, UNSUPPORTED, BAD_FILE = 1, 2, 4, 7  # libsndfile's SFE_*; the last: an mp3 too short to decode
@@ -49,7 +51,7 @@ class Sound:
 
     sample_rate_hz: int
     channels: int
-    blocks: Callable[[int], Iterator[Waveform]]
+    iter_blocks: Callable[[int], Iterator[Waveform]]
 
 
 @contextmanager
@@ -60,20 +62,20 @@ def open_sound(stream: BinaryIO) -> Iterator[Sound]:
         AudioError: here or while the blocks are read: no audio, damaged, or of a format that needs PyAV.
         OSError: what `stream` itself raises; it is never taken for the end of the file.
     """
-    source = _Source(stream)
+    source = _ErrorCapturingStream(stream)
     with ExitStack() as stack:
         try:
             sound = _open_with_libsndfile(source, stack)
         except soundfile.LibsndfileError as error:
             source.check(error)
-            refused = _refusal(error, source)
+            rejection = _rejection_error(error, source)
             if error.code not in (UNRECOGNISED, UNSUPPORTED):
-                raise refused from None
-            sound = _open_with_pyav(source, stack, refused)
+                raise rejection from None
+            sound = _open_with_pyav(source, stack, rejection)
         yield sound
 
 
-class _Source(io.RawIOBase):
+class _ErrorCapturingStream(io.RawIOBase):
     """The stream, its errors kept: C code that reads through a callback would swallow them."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -104,19 +106,19 @@ class _Source(io.RawIOBase):
     def close(self) -> None:
         """A reader that is let go closes what it reads from; the stream is the caller's, and is read again."""
 
-    def head(self) -> bytes:
+    def read_head(self) -> bytes:
         self.seek(0)
         return self.read(16) or b""
 
-    def buffered(self) -> io.BufferedReader:
+    def open_buffered(self) -> io.BufferedReader:
         """The content from its start, read ahead."""
         self.seek(0)
-        return io.BufferedReader(self, READ_AHEAD)
+        return io.BufferedReader(self, READ_AHEAD_BYTES)
 
-    def for_libsndfile(self) -> int | io.BufferedReader:
+    def open_for_libsndfile(self) -> int | io.BufferedReader:
         """The content from its start; of a plain file the descriptor, which is read without us in half the time."""
         if not isinstance(self.stream, io.FileIO):
-            return self.buffered()
+            return self.open_buffered()
         self.seek(0)
         return self.stream.fileno()
 
@@ -128,117 +130,121 @@ class _Source(io.RawIOBase):
             raise self.error
 
 
-class _Forward(soundfile.SoundFile):  # type: ignore[misc]
+class _ForwardOnly(soundfile.SoundFile):  # type: ignore[misc]
     """A file that is only read on: soundfile else seeks after every block, which a FLAC of unknown length refuses."""
 
     def seekable(self) -> bool:
         return False
 
 
-def _open_with_libsndfile(source: _Source, stack: ExitStack) -> Sound:
-    file = stack.enter_context(_Forward(source.for_libsndfile(), closefd=False))
+def _open_with_libsndfile(source: _ErrorCapturingStream, stack: ExitStack) -> Sound:
+    file = stack.enter_context(_ForwardOnly(source.open_for_libsndfile(), closefd=False))
     file.seek(0)  # as soundfile.read does: an mp3's last bits depend on it
-    stated = file.frames if file.format == "FLAC" else UNKNOWN_LENGTH  # others: already what the file's size allows
-    blocks = partial(_libsndfile_blocks, file, source)
-    return Sound(file.samplerate, file.channels, lambda frames: _up_to(stated, blocks(frames), slack=0))
+    declared_length = (
+        file.frames if file.format == "FLAC" else UNKNOWN_LENGTH
+    )  # others: already what the file's size allows
+    blocks = partial(_read_libsndfile, file, source)
+    return Sound(file.samplerate, file.channels, lambda frames: _truncate(declared_length, blocks(frames), slack=0))
 
 
-def _libsndfile_blocks(file: _Forward, source: _Source, frames: int) -> Iterator[Waveform]:
+def _read_libsndfile(file: _ForwardOnly, source: _ErrorCapturingStream, frames: int) -> Iterator[Waveform]:
     while True:
         try:
             samples = file.read(frames, dtype="float32", always_2d=True)
         except RuntimeError as error:
             source.check(error)
-            raise AudioError(_unreadable(getattr(error, "error_string", str(error)))) from None
+            raise AudioError(_unreadable_message(getattr(error, "error_string", str(error)))) from None
         source.check()
         if not len(samples):
             return
         yield samples
 
 
-def _up_to(stated: int, blocks: Iterator[Waveform], *, slack: int) -> Iterator[Waveform]:
+def _truncate(declared_length: int, blocks: Iterator[Waveform], *, slack: int) -> Iterator[Waveform]:
     """The first `stated` samples; fewer, by more than `slack`, are an AudioError."""
     read = 0
     for block in blocks:
-        if read < stated:
-            yield block[: stated - read]
+        if read < declared_length:
+            yield block[: declared_length - read]
         read += len(block)
-    if read + slack < stated < UNKNOWN_LENGTH:
-        raise AudioError(f"is cut short: {read} of {stated} samples")
+    if read + slack < declared_length < UNKNOWN_LENGTH:
+        raise AudioError(f"is cut short: {read} of {declared_length} samples")
 
 
-def _refusal(error: soundfile.LibsndfileError, source: _Source) -> AudioError:
+def _rejection_error(error: soundfile.LibsndfileError, source: _ErrorCapturingStream) -> AudioError:
     """Why libsndfile opens no such file, without the exception's prefix: it names the stream by its address."""
-    if not source.head():
-        return AudioError(_unreadable(f"{error.error_string.rstrip('. ')}, it holds zero bytes"))
-    said = DAMAGED if error.code == BAD_FILE else error.error_string
-    return AudioError(_unreadable(said))
+    if not source.read_head():
+        return AudioError(_unreadable_message(f"{error.error_string.rstrip('. ')}, it holds zero bytes"))
+    detail = DAMAGED if error.code == BAD_FILE else error.error_string
+    return AudioError(_unreadable_message(detail))
 
 
-def _unreadable(why: str) -> str:
-    return f"not readable as audio: {' '.join(why.removeprefix('Error : ').split())}"
+def _unreadable_message(detail: str) -> str:
+    return f"not readable as audio: {' '.join(detail.removeprefix('Error : ').split())}"
 
 
-def _open_with_pyav(source: _Source, stack: ExitStack, refused: AudioError) -> Sound:
-    names = [name for name, magic in NEEDS_PYAV.items() if re.match(magic, source.head(), re.DOTALL)]
+def _open_with_pyav(source: _ErrorCapturingStream, stack: ExitStack, rejection: AudioError) -> Sound:
+    names = [name for name, magic in NEEDS_PYAV.items() if re.match(magic, source.read_head(), re.DOTALL)]
     try:
         import av
     except ImportError:
-        needs = AudioError(f"{names[0]} needs PyAV: pip install 'presto-distill[m4a]'") if names else refused
+        needs = AudioError(f"{names[0]} needs PyAV: pip install 'presto-distill[m4a]'") if names else rejection
         raise needs from None
     av.logging.set_level(None)
-    only = {"format_whitelist": DEMUXERS, "protocol_whitelist": ""}
+    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": ""}
     try:
-        container = stack.enter_context(av.open(source.buffered(), container_options=only))
+        container = stack.enter_context(av.open(source.open_buffered(), container_options=options))
     except (av.FFmpegError, ValueError):
         source.check()
-        raise (AudioError(_unreadable(f"{names[0]} that is {DAMAGED}")) if names else refused) from None
+        raise (AudioError(_unreadable_message(f"{names[0]} that is {DAMAGED}")) if names else rejection) from None
     if not container.streams.audio:
         raise AudioError("holds no sound, only pictures or text")
-    frames = _pyav_frames(container, source)
+    frames = _decode_pyav_frames(container, source)
     first = next(frames, None)
     if first is None:
         raise AudioError("holds no samples")
-    stated = _stated_length(container, first.sample_rate)
-    blocks = partial(_joined, _pyav_samples(chain([first], frames)))
+    declared_length = _read_declared_length(container, first.sample_rate)
+    blocks = partial(_join_packets, _convert_pyav_frames(chain([first], frames)))
     return Sound(
-        first.sample_rate, first.layout.nb_channels, lambda size: _up_to(stated, blocks(size), slack=PACKET_SAMPLES)
+        first.sample_rate,
+        first.layout.nb_channels,
+        lambda size: _truncate(declared_length, blocks(size), slack=PACKET_SAMPLES),
     )
 
 
-def _pyav_frames(container: Any, source: _Source) -> Iterator[Any]:
+def _decode_pyav_frames(container: Any, source: _ErrorCapturingStream) -> Iterator[Any]:
     import av
 
     try:
         yield from container.decode(container.streams.audio[0])
     except (av.FFmpegError, ValueError) as error:
         source.check()
-        raise AudioError(_unreadable(f"{DAMAGED} ({getattr(error, 'strerror', None) or error})")) from None
+        raise AudioError(_unreadable_message(f"{DAMAGED} ({getattr(error, 'strerror', None) or error})")) from None
     source.check()
 
 
-def _pyav_samples(frames: Iterable[Any]) -> Iterator[Waveform]:
+def _convert_pyav_frames(frames: Iterable[Any]) -> Iterator[Waveform]:
     seen = set()
     for frame in frames:
         seen.add((frame.sample_rate, frame.layout.nb_channels))
         if len(seen) > 1:
             raise AudioError("changes its sample rate or its channels half way")
-        yield _as_floats(frame)
+        yield _to_float32(frame)
 
 
-def _joined(parts: Iterable[Waveform], size: int) -> Iterator[Waveform]:
+def _join_packets(packets: Iterable[Waveform], size: int) -> Iterator[Waveform]:
     """A codec's packets of some thousand samples, together at least `size` long but for the last."""
-    held: list[Waveform] = []
-    for part in parts:
-        held.append(part)
-        if sum(map(len, held)) >= size:
-            yield np.concatenate(held)
-            held = []
-    if held:
-        yield np.concatenate(held)
+    pending: list[Waveform] = []
+    for packet in packets:
+        pending.append(packet)
+        if sum(map(len, pending)) >= size:
+            yield np.concatenate(pending)
+            pending = []
+    if pending:
+        yield np.concatenate(pending)
 
 
-def _stated_length(container: Any, sample_rate_hz: int) -> int:
+def _read_declared_length(container: Any, sample_rate_hz: int) -> int:
     """Samples that an m4a's index states, its encoder's padding not counted; other containers' may be mere guesses."""
     stream = container.streams.audio[0]
     if not container.format.name.startswith("mov") or stream.duration is None:
@@ -246,7 +252,7 @@ def _stated_length(container: Any, sample_rate_hz: int) -> int:
     return round(stream.duration * stream.time_base * sample_rate_hz)
 
 
-def _as_floats(frame: Any) -> Waveform:
+def _to_float32(frame: Any) -> Waveform:
     """A PyAV frame as [n, channels], integers scaled to -1 ... 1 as libsndfile does."""
     stored = frame.to_ndarray()
     samples = stored.T if frame.format.is_planar else stored.reshape(-1, frame.layout.nb_channels)

@@ -8,7 +8,7 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class LatentStats:
     """
 
     count: int
-    mean: Floats
-    m2: Floats
+    mean: Float64Array
+    m2: Float64Array
 
     @staticmethod
-    def of(latents: npt.NDArray[np.floating]) -> LatentStats:
+    def from_latents(latents: npt.NDArray[np.floating]) -> LatentStats:
         """Moments of latents [B, C, T]."""
         per_channel = np.asarray(latents, dtype=np.float64).swapaxes(0, 1).reshape(latents.shape[1], -1)
         mean = per_channel.mean(axis=1)
@@ -45,5 +45,5 @@ class LatentStats:
         return float(np.sqrt((self.m2 / self.count).mean()))
 
     @staticmethod
-    def merged(parts: list[LatentStats]) -> LatentStats:
+    def merge_all(parts: list[LatentStats]) -> LatentStats:
         return reduce(LatentStats.merge, parts)

@@ -26,16 +26,19 @@ def load_codec(kind: str, *, path: str | None = None, device: torch.device | str
     return CODECS[kind](path, device)
 
 
-def _mel_pca(path: str | None, device: torch.device | str) -> Codec:
+def _load_mel_pca(path: str | None, device: torch.device | str) -> Codec:
     from presto_core.audio.mel_codec.mel_pca import MelPcaCodec
 
     return MelPcaCodec.load(path)
 
 
-def _oobleck(path: str | None, device: torch.device | str) -> Codec:
+def _load_oobleck(path: str | None, device: torch.device | str) -> Codec:
     from presto_core.audio.oobleck import OobleckCodec
 
     return OobleckCodec.load(path, device=device)
 
 
-CODECS: dict[str, Callable[[str | None, torch.device | str], Codec]] = {"mel_pca": _mel_pca, "oobleck": _oobleck}
+CODECS: dict[str, Callable[[str | None, torch.device | str], Codec]] = {
+    "mel_pca": _load_mel_pca,
+    "oobleck": _load_oobleck,
+}

@@ -16,7 +16,7 @@ ABSOLUTE_GATE_LUFS, RELATIVE_GATE_LU = -70.0, -10.0
 STEP_SECONDS, STEPS_PER_BLOCK = 0.1, 4  # blocks of 400 ms that overlap by 75 %
 LOWEST_RATE_HZ = 4000
 
-Doubles = npt.NDArray[np.float64]
+Float64Array = npt.NDArray[np.float64]
 
 
 def integrated_loudness(blocks: Iterable[Waveform], *, sample_rate_hz: int) -> float:
@@ -32,11 +32,11 @@ def integrated_loudness(blocks: Iterable[Waveform], *, sample_rate_hz: int) -> f
     if len(powers) < STEPS_PER_BLOCK:
         return -math.inf
     power = np.lib.stride_tricks.sliding_window_view(powers, STEPS_PER_BLOCK).mean(axis=1)
-    power = power[power > _power(ABSOLUTE_GATE_LUFS)]
+    power = power[power > _lufs_to_power(ABSOLUTE_GATE_LUFS)]
     if not len(power):
         return -math.inf
-    gate = _loudness(power.mean()) + RELATIVE_GATE_LU  # equations 5 to 7
-    return _loudness(power[power > _power(gate)].mean())
+    gate = _power_to_lufs(power.mean()) + RELATIVE_GATE_LU  # equations 5 to 7
+    return _power_to_lufs(power[power > _lufs_to_power(gate)].mean())
 
 
 def gain(loudness_lufs: float, *, target_lufs: float, peak: float = 0.0) -> float:
@@ -51,7 +51,7 @@ def gain(loudness_lufs: float, *, target_lufs: float, peak: float = 0.0) -> floa
     return min(factor, 1 / peak) if peak > 0 else factor
 
 
-def k_weighting(sample_rate_hz: int) -> Doubles:
+def k_weighting(sample_rate_hz: int) -> Float64Array:
     """The filter of annex 1 as second-order sections [2, 6]: the head's high shelf, then a high pass.
 
     The standard tables it at 48 kHz only. These are the analogue filters behind the table, through the bilinear
@@ -62,29 +62,29 @@ def k_weighting(sample_rate_hz: int) -> Doubles:
     return np.stack([_high_shelf(sample_rate_hz), _high_pass(sample_rate_hz)])
 
 
-def _high_shelf(rate_hz: int) -> Doubles:
+def _high_shelf(rate_hz: int) -> Float64Array:
     k, q = math.tan(math.pi * 1681.974450955533 / rate_hz), 0.7071752369554196
     high = 10 ** (3.999843853973347 / 20)
     middle = high**0.4996667741545416
     numerator = np.array([high + middle * k / q + k * k, 2 * (k * k - high), high - middle * k / q + k * k])
-    return _section(numerator, k, q)
+    return _biquad(numerator, k, q)
 
 
-def _high_pass(rate_hz: int) -> Doubles:
+def _high_pass(rate_hz: int) -> Float64Array:
     hz, q = 38.13547087602444, 0.5003270373238773
-    k, tabled = math.tan(math.pi * hz / rate_hz), math.tan(math.pi * hz / 48000)
-    return _section(np.array([1.0, -2.0, 1.0]) * (1 + tabled / q + tabled * tabled), k, q)
+    k, k_48khz = math.tan(math.pi * hz / rate_hz), math.tan(math.pi * hz / 48000)
+    return _biquad(np.array([1.0, -2.0, 1.0]) * (1 + k_48khz / q + k_48khz * k_48khz), k, q)
 
 
-def _section(numerator: Doubles, k: float, q: float) -> Doubles:
+def _biquad(numerator: Float64Array, k: float, q: float) -> Float64Array:
     denominator = np.array([1 + k / q + k * k, 2 * (k * k - 1), 1 - k / q + k * k])
     return np.concatenate([numerator, denominator]) / denominator[0]
 
 
-def _step_powers(blocks: Iterable[Waveform], rate_hz: int) -> Doubles:
+def _step_powers(blocks: Iterable[Waveform], rate_hz: int) -> Float64Array:
     """Mean square, summed over channels, of each whole 100 ms of K-weighted audio."""
     filters, step = k_weighting(rate_hz), round(STEP_SECONDS * rate_hz)
-    state: Doubles | None = None
+    state: Float64Array | None = None
     left, powers = np.zeros(0), []
     for block in blocks:
         state = np.zeros((len(filters), 2, block.shape[1])) if state is None else state
@@ -96,9 +96,9 @@ def _step_powers(blocks: Iterable[Waveform], rate_hz: int) -> Doubles:
     return np.concatenate(powers) if powers else np.zeros(0)
 
 
-def _loudness(power: float) -> float:
+def _power_to_lufs(power: float) -> float:
     return OFFSET_DB + 10 * math.log10(power)
 
 
-def _power(loudness_lufs: float) -> float:
+def _lufs_to_power(loudness_lufs: float) -> float:
     return float(10 ** ((loudness_lufs - OFFSET_DB) / 10))

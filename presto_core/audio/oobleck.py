@@ -36,7 +36,7 @@ class OobleckCodec:
     name = "oobleck"
 
     def __init__(self, folder: Path, *, device: torch.device | str = "cpu") -> None:
-        self._model = _placed(_load_model(folder), device)
+        self._model = _move_to_device(_load_model(folder), device)
         config = self._model.config
         _check_layout(folder, config)
         self.hop = int(self._model.hop_length)
@@ -61,15 +61,15 @@ class OobleckCodec:
             audio = audio.expand(-1, self.audio_channels, -1)
         check_audio(audio, audio_channels=self.audio_channels, hop=self.hop)
         whole = audio[..., : audio.shape[-1] // self.hop * self.hop]
-        return self._model.encode(self._given(whole)).latent_dist.mode().cpu()
+        return self._model.encode(self._to_model_input(whole)).latent_dist.mode().cpu()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, channels, T] -> audio [B, audio_channels, T * hop]."""
         check_latents(latents, channels=self.channels)
-        return self._model.decode(self._given(latents)).sample.cpu()
+        return self._model.decode(self._to_model_input(latents)).sample.cpu()
 
-    def _given(self, tensor: Tensor) -> Tensor:
+    def _to_model_input(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._model.device, torch.float32)
 
 
@@ -91,12 +91,12 @@ def _load_model(folder: Path) -> Any:
     return model.float().eval()
 
 
-def _placed(model: Any, device: torch.device | str) -> Any:
+def _move_to_device(model: Any, device: torch.device | str) -> Any:
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
-        said = str(error).splitlines()[0]
-        raise CodecError(f"oobleck cannot compute on device {device} ({said}); choose cpu") from None
+        message = str(error).splitlines()[0]
+        raise CodecError(f"oobleck cannot compute on device {device} ({message}); choose cpu") from None
 
 
 def _check_layout(folder: Path, config: Any) -> None:
@@ -115,6 +115,6 @@ def _digest(folder: Path) -> str:
     """sha256 over weights and settings; the version of diffusers that saved them, kept under _names, does not enter."""
     config = json.loads((folder / CONFIG_FILE).read_bytes())
     settings = {name: value for name, value in config.items() if not name.startswith("_")}
-    hashed = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    hashed.update((folder / WEIGHTS_FILE).read_bytes())
-    return hashed.hexdigest()
+    hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    hasher.update((folder / WEIGHTS_FILE).read_bytes())
+    return hasher.hexdigest()

@@ -75,11 +75,11 @@ class IngestConfig(Section):
 
     @field_validator("source", mode="before")
     @classmethod
-    def _one_source_is_a_list_too(cls, value: object) -> object:
+    def _wrap_single_source(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _sources_fit(self) -> Self:
+    def _check_sources(self) -> Self:
         if not self.source or not all(self.source):
             raise ValueError("source must name a folder or s3:// prefix of audio")
         if self.manifest and len(self.source) > 1:
@@ -87,7 +87,7 @@ class IngestConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _overlap_below_chunk(self) -> Self:
+    def _check_overlap(self) -> Self:
         if self.overlap_frames >= self.chunk_frames:
             raise ValueError(f"overlap_frames={self.overlap_frames} must be below chunk_frames={self.chunk_frames}")
         return self

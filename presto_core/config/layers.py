@@ -50,7 +50,7 @@ class TableBudget(Section):
     """Blocks that run in each bin, from high noise to low."""
 
     @model_validator(mode="after")
-    def _rises_as_noise_falls(self) -> Self:
+    def _check_kept_ascending(self) -> Self:
         if not self.kept:
             raise ValueError("kept must name the blocks of at least one bin")
         if list(self.kept) != sorted(self.kept):
@@ -64,7 +64,7 @@ BudgetConfig = Annotated[
 ]
 
 
-def kept_in_bins(config: BudgetConfig, depth: int) -> tuple[int, ...]:
+def blocks_per_bin(config: BudgetConfig, depth: int) -> tuple[int, ...]:
     """Blocks of a network of `depth` that a budget keeps in each bin, from high noise to low.
 
     Raises:

@@ -19,7 +19,7 @@ from presto_core.config.schema import STAGES, StageConfig
 from presto_core.errors import UserError
 
 Stage = TypeVar("Stage", bound=StageConfig)
-ELSEWHERE = {"storage", "tracking", "cluster", "inputs", "name"}
+LOCATION_SECTIONS = {"storage", "tracking", "cluster", "inputs", "name"}
 
 
 class ConfigError(UserError):
@@ -44,19 +44,19 @@ def load_config(
     """
     raw = stage().model_dump(mode="json")
     if preset is not None:
-        _merge(raw, _sections_of(stage, read_preset(preset, preset_folder)))
-    for key, value in _parsed(overrides):
-        _require_this_stage(stage, key)
-        _merge(raw, _nested(key, value))
+        _merge(raw, _select_sections(stage, read_preset(preset, preset_folder)))
+    for key, value in _parse_overrides(overrides):
+        _check_key_of_stage(stage, key)
+        _merge(raw, _nest(key, value))
     try:
         return stage.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("; ".join(_sentence(stage, raw, e) for e in error.errors())) from None
+        raise ConfigError("; ".join(_format_error(stage, raw, e) for e in error.errors())) from None
 
 
 def read_preset(preset: str | Path, preset_folder: Path | None = None) -> dict[str, Any]:
     """The YAML of a preset, merged over what it extends."""
-    path = _preset_path(str(preset), preset_folder)
+    path = _find_preset(str(preset), preset_folder)
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
@@ -71,7 +71,7 @@ def read_preset(preset: str | Path, preset_folder: Path | None = None) -> dict[s
     return base
 
 
-def preset_names(folder: Path) -> list[str]:
+def list_presets(folder: Path) -> list[str]:
     """Names that `read_preset` finds in a folder, e.g. demo, ablations/discrete_inputs."""
     return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
 
@@ -81,9 +81,9 @@ def to_yaml(config: StageConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def settings_yaml(config: StageConfig) -> str:
+def settings_to_yaml(config: StageConfig) -> str:
     """What an artifact remembers of its settings: not where it was made, which may hold passwords, nor from what."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude=ELSEWHERE), sort_keys=False)
+    return yaml.safe_dump(config.model_dump(mode="json", exclude=LOCATION_SECTIONS), sort_keys=False)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -97,31 +97,31 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _preset_path(preset: str, folder: Path | None) -> Path:
+def _find_preset(preset: str, folder: Path | None) -> Path:
     candidates = [Path(preset)] + ([folder / f"{preset}.yaml", folder / preset] if folder else [])
     for path in candidates:
         if path.is_file():
             return path
-    known = preset_names(folder) if folder else []
-    near = get_close_matches(preset, known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known presets: {', '.join(known) or 'none'}"
+    known = list_presets(folder) if folder else []
+    matches = get_close_matches(preset, known, 1)
+    hint = f"did you mean {matches[0]!r}?" if matches else f"known presets: {', '.join(known) or 'none'}"
     raise ConfigError(f"unknown preset {preset!r}: neither a file nor a known name; {hint}")
 
 
-def _sections_of(stage: type[StageConfig], preset: dict[str, Any]) -> dict[str, Any]:
+def _select_sections(stage: type[StageConfig], preset: dict[str, Any]) -> dict[str, Any]:
     """The preset's part for this stage; sections of other stages are left out, unknown ones kept to be refused."""
-    elsewhere = {name for other in STAGES.values() for name in other.model_fields} - set(stage.model_fields)
-    return {key: value for key, value in preset.items() if key not in elsewhere}
+    other_sections = {name for other in STAGES.values() for name in other.model_fields} - set(stage.model_fields)
+    return {key: value for key, value in preset.items() if key not in other_sections}
 
 
-def _require_this_stage(stage: type[StageConfig], key: str) -> None:
+def _check_key_of_stage(stage: type[StageConfig], key: str) -> None:
     top = key.split(".")[0]
     owners = [name for name, other in STAGES.items() if top in other.model_fields]
     if owners and top not in stage.model_fields:
         raise ConfigError(f"config key {key!r} is not read by this stage; it belongs to {', '.join(owners)}")
 
 
-def _parsed(overrides: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
     if isinstance(overrides, Mapping):
         return list(overrides.items())
     pairs = []
@@ -136,7 +136,7 @@ def _parsed(overrides: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any
     return pairs
 
 
-def _nested(key: str, value: Any) -> dict[str, Any]:
+def _nest(key: str, value: Any) -> dict[str, Any]:
     for name in reversed(key.split(".")):
         value = {name: value}
     return typing.cast(dict[str, Any], value)
@@ -153,14 +153,14 @@ def _merge(into: dict[str, Any], update: Mapping[str, Any]) -> None:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _sentence(stage: type[StageConfig], raw: dict[str, Any], error: Any) -> str:
+def _format_error(stage: type[StageConfig], raw: dict[str, Any], error: Any) -> str:
     """One sentence for one pydantic error, with a suggestion for a misspelt key."""
     models, path = _walk(stage, error["loc"])
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         fields = [name for model in models for name in model.model_fields]
-        near = get_close_matches(path[-1], fields, 1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else f"known: {', '.join(fields)}"
+        matches = get_close_matches(path[-1], fields, 1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*path[:-1], matches[0]])!r}?" if matches else f"known: {', '.join(fields)}"
         return f"unknown config key {key!r}; {hint}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
@@ -183,7 +183,7 @@ def _walk(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[type[BaseM
             continue
         path.append(str(part))
         if isinstance(part, str) and any(part in m.model_fields for m in models):
-            models = [n for m in models if part in m.model_fields for n in _models_in(m.model_fields[part])]
+            models = [n for m in models if part in m.model_fields for n in _collect_models(m.model_fields[part])]
     return models, path
 
 
@@ -192,11 +192,11 @@ def _kind_of(model: type[BaseModel]) -> str | None:
     return str(field.default) if field else None
 
 
-def _models_in(field: Any) -> list[type[BaseModel]]:
-    found, queue = [], [field.annotation]
+def _collect_models(field: Any) -> list[type[BaseModel]]:
+    models, queue = [], [field.annotation]
     while queue:
         item = queue.pop()
         if inspect.isclass(item) and issubclass(item, BaseModel):
-            found.append(item)
+            models.append(item)
         queue.extend(typing.get_args(item))
-    return found
+    return models

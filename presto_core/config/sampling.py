@@ -37,8 +37,8 @@ class BaseSampler(Section):
     @property
     def nfe(self) -> int:
         """Network evaluations a sample costs; guidance needs two for each denoised estimate."""
-        denoised = 2 * self.steps - 1 if self.sampler == "heun" else self.steps
-        return denoised * (1 if self.guidance_scale == 1 else 2)
+        denoiser_calls = 2 * self.steps - 1 if self.sampler == "heun" else self.steps
+        return denoiser_calls * (1 if self.guidance_scale == 1 else 2)
 
 
 class EvaluateConfig(Section):

@@ -37,7 +37,7 @@ from presto_core.errors import UserError
 
 # Where and how a stage runs does not change what it makes, but for rounding (workers, micro-batches, sharding); nor
 # does the name that its result is registered under.
-UNHASHED = ("storage", "tracking", "cluster", "submit", "loop", "health", "inputs", "name", "validation")
+NOT_IN_RUN_ID = ("storage", "tracking", "cluster", "submit", "loop", "health", "inputs", "name", "validation")
 
 
 class StageConfig(Section):
@@ -48,7 +48,7 @@ class StageConfig(Section):
 
     PARENTS: ClassVar[tuple[str, ...]] = ()
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
-    READS: ClassVar[str] = ""
+    EXTERNAL_INPUT: ClassVar[str] = ""
 
     inputs: InputsConfig = InputsConfig()
     storage: StorageConfig = StorageConfig()
@@ -73,14 +73,14 @@ class StageConfig(Section):
 
     def result_config(self) -> dict[str, Any]:
         """The settings that decide the result: all but where it runs and which artifacts it starts from."""
-        return self.model_dump(mode="json", exclude=set(UNHASHED))
+        return self.model_dump(mode="json", exclude=set(NOT_IN_RUN_ID))
 
     def run_id(self, parents: dict[str, str] | None = None) -> str:
         """Hash of the stage, its result-relevant settings and its parents' ids: the id of its artifact too."""
         body = [type(self).__name__, self.result_config(), sorted((parents or {}).items())]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
-    def derived(self) -> dict[str, Any]:
+    def derive_values(self) -> dict[str, Any]:
         """Numbers that follow from the settings, for --dry-run."""
         return {}
 
@@ -88,12 +88,12 @@ class StageConfig(Section):
 class CorpusStage(StageConfig):
     corpus: CorpusConfig = CorpusConfig()
 
-    def derived(self) -> dict[str, Any]:
+    def derive_values(self) -> dict[str, Any]:
         return {"clips": round(self.corpus.minutes * 60 / self.corpus.clip_seconds)}
 
 
 class IngestStage(StageConfig):
-    READS = "the contents of its files"
+    EXTERNAL_INPUT = "the contents of its files"
 
     ingest: IngestConfig = IngestConfig()
     codec: CodecConfig = CodecConfig()
@@ -106,7 +106,7 @@ class IngestStage(StageConfig):
             del config["ingest"][name]
         return config
 
-    def derived(self) -> dict[str, Any]:
+    def derive_values(self) -> dict[str, Any]:
         return {"chunk_seconds": round(self.ingest.chunk_frames * 2048 / 44100, 3)}
 
 
@@ -135,11 +135,11 @@ class TrainingStage(StageConfig):
         """With validation where it chooses the weights that become the result."""
         config = super().result_config()
         if self.validation.keep == "best":
-            config["validation"] = {"every": self.validation.every, **self.validation.judged_alike()}
+            config["validation"] = {"every": self.validation.every, **self.validation.comparison_settings()}
         return config
 
     @model_validator(mode="after")
-    def _best_of_some(self) -> Self:
+    def _check_keep_best(self) -> Self:
         if self.validation.keep == "best" and not self.validation.every:
             raise ValueError("validation.keep=best needs validations to choose from; set validation.every")
         return self
@@ -153,17 +153,17 @@ class TeacherStage(TrainingStage):
     teacher: TeacherConfig = TeacherConfig()
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        _require_divisible("teacher.global_batch_size", self.teacher.global_batch_size, self.cluster)
+    def _check_batch_divisible(self) -> Self:
+        _check_divisible("teacher.global_batch_size", self.teacher.global_batch_size, self.cluster)
         return self
 
     @property
     def updates(self) -> int:
         return self.teacher.steps
 
-    def derived(self) -> dict[str, Any]:
+    def derive_values(self) -> dict[str, Any]:
         steps, batch = self.teacher.steps, self.teacher.global_batch_size
-        return {"rows_seen": steps * batch, **per_worker(batch, self.cluster, self.loop)}
+        return {"rows_seen": steps * batch, **derive_per_worker(batch, self.cluster, self.loop)}
 
 
 class LayersStage(TrainingStage):
@@ -173,17 +173,17 @@ class LayersStage(TrainingStage):
     layers: LayersConfig = LayersConfig()
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        _require_divisible("layers.global_batch_size", self.layers.global_batch_size, self.cluster)
+    def _check_batch_divisible(self) -> Self:
+        _check_divisible("layers.global_batch_size", self.layers.global_batch_size, self.cluster)
         return self
 
     @property
     def updates(self) -> int:
         return self.layers.steps
 
-    def derived(self) -> dict[str, Any]:
+    def derive_values(self) -> dict[str, Any]:
         steps, batch = self.layers.steps, self.layers.global_batch_size
-        return {"rows_seen": steps * batch, **per_worker(batch, self.cluster, self.loop)}
+        return {"rows_seen": steps * batch, **derive_per_worker(batch, self.cluster, self.loop)}
 
 
 class StepsStage(TrainingStage):
@@ -194,18 +194,18 @@ class StepsStage(TrainingStage):
     steps: StepsConfig = StepsConfig()
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        _require_divisible("steps.global_batch_size", self.steps.global_batch_size, self.cluster)
+    def _check_batch_divisible(self) -> Self:
+        _check_divisible("steps.global_batch_size", self.steps.global_batch_size, self.cluster)
         return self
 
     @property
     def updates(self) -> int:
         return self.steps.generator_updates
 
-    def derived(self) -> dict[str, Any]:
+    def derive_values(self) -> dict[str, Any]:
         ratio, batch = self.steps.fake_updates_per_generator_update, self.steps.global_batch_size
         total = self.steps.generator_updates * (ratio + 1)
-        return {"total_steps": total, "rows_seen": total * batch, **per_worker(batch, self.cluster, self.loop)}
+        return {"total_steps": total, "rows_seen": total * batch, **derive_per_worker(batch, self.cluster, self.loop)}
 
 
 class EvaluateStage(StageConfig):
@@ -217,7 +217,7 @@ class EvaluateStage(StageConfig):
     def references(self) -> dict[str, str]:
         return super().references() | {f"compared_{i}": r for i, r in enumerate(self.inputs.compared)}
 
-    def derived(self) -> dict[str, Any]:
+    def derive_values(self) -> dict[str, Any]:
         nfe = sum(b.nfe for b in self.evaluate.base) + sum(self.evaluate.student_steps)
         return {"network_evaluations_of_base_and_one_student": nfe * self.evaluate.num_samples}
 
@@ -254,27 +254,36 @@ STAGES: dict[str, type[StageConfig]] = {
 }
 
 
-def _require_divisible(name: str, batch: int, cluster: ClusterConfig) -> None:
+def _check_divisible(name: str, batch: int, cluster: ClusterConfig) -> None:
     for key in ("num_workers", "min_workers"):
         workers = max(getattr(cluster, key), 1)
         if batch % workers:
-            possible = ", ".join(map(str, even_shares(batch, most=workers)))
+            possible = ", ".join(map(str, valid_worker_counts(batch, max_workers=workers)))
             raise ValueError(f"{name}={batch} must be a multiple of cluster.{key}={workers}, as it is of {possible}")
 
 
-def even_shares(batch: int, *, least: int = 1, most: int) -> list[int]:
+def valid_worker_counts(batch: int, *, min_workers: int = 1, max_workers: int) -> list[int]:
     """Numbers of workers that share a global batch evenly, in ascending order."""
-    return [count for count in range(max(least, 1), most + 1) if batch % count == 0]
+    return [count for count in range(max(min_workers, 1), max_workers + 1) if batch % count == 0]
 
 
-def per_worker(batch: int, cluster: ClusterConfig, loop: LoopConfig) -> dict[str, Any]:
+def derive_per_worker(batch: int, cluster: ClusterConfig, loop: LoopConfig) -> dict[str, Any]:
     """What each worker does of a global batch, and in how many micro-batches; where elastic, for each group size."""
-    most = max(cluster.num_workers, 1)
-    shares = {count: batch // count for count in even_shares(batch, least=cluster.min_workers or most, most=most)}
-    steps = {count: -(-share // (loop.micro_batch_size or share)) for count, share in shares.items()}
-    derived: dict[str, Any] = {"batch_size_per_worker": shares[most], "gradient_accumulation_steps": steps[most]}
+    max_workers = max(cluster.num_workers, 1)
+    rows_per_worker = {
+        count: batch // count
+        for count in valid_worker_counts(batch, min_workers=cluster.min_workers or max_workers, max_workers=max_workers)
+    }
+    accumulation_steps = {
+        count: -(-share // (loop.micro_batch_size or share)) for count, share in rows_per_worker.items()
+    }
+    values: dict[str, Any] = {
+        "batch_size_per_worker": rows_per_worker[max_workers],
+        "gradient_accumulation_steps": accumulation_steps[max_workers],
+    }
     if cluster.min_workers:
-        derived["by_number_of_workers"] = {
-            count: f"{share} a worker, accumulated in {steps[count]}" for count, share in shares.items()
+        values["by_number_of_workers"] = {
+            count: f"{share} a worker, accumulated in {accumulation_steps[count]}"
+            for count, share in rows_per_worker.items()
         }
-    return derived
+    return values

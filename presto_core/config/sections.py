@@ -45,7 +45,7 @@ class InputsConfig(Section):
     """Further models that `evaluate` compares: layer-distilled ones and other generators."""
 
 
-Held = Literal["replicate", "shard"]
+ShardingMode = Literal["replicate", "shard"]
 
 
 class ParallelConfig(Section):
@@ -53,20 +53,20 @@ class ParallelConfig(Section):
     moments and average on each (FSDP2), gathered block by block where it runs. The result is the same but for rounding.
     """
 
-    teacher: Held = "replicate"
+    teacher: ShardingMode = "replicate"
     """The network that `train-teacher` trains."""
-    layers: Held = "replicate"
+    layers: ShardingMode = "replicate"
     """The network that `distill-layers` trains."""
-    generator: Held = "replicate"
+    generator: ShardingMode = "replicate"
     """The few-step generator that `distill-steps` trains."""
-    fake_score: Held = "replicate"
-    real_score: Held = "replicate"
+    fake_score: ShardingMode = "replicate"
+    real_score: ShardingMode = "replicate"
     """The frozen teacher in `distill-steps`."""
     offload_real_score: bool = False
     """Keep the parts of a sharded real score in CPU memory, and on the GPU only the block that runs."""
 
     @model_validator(mode="after")
-    def _offloads_what_is_sharded(self) -> Self:
+    def _check_offload_sharded(self) -> Self:
         if self.offload_real_score and self.real_score == "replicate":
             raise ValueError("offload_real_score=true needs real_score=shard")
         return self
@@ -102,7 +102,7 @@ class ClusterConfig(Section):
     """Times a training worker group may be restarted from its last checkpoint."""
 
     @model_validator(mode="after")
-    def _least_below_most(self) -> Self:
+    def _check_worker_range(self) -> Self:
         if self.min_workers > self.num_workers:
             raise ValueError(f"min_workers={self.min_workers} must not be above num_workers={self.num_workers}")
         return self
@@ -121,7 +121,7 @@ class NetworkConfig(Section):
     """Latent frames, an odd number, that the filter from input to output spans."""
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
+    def _check_sizes(self) -> Self:
         if self.dim % (2 * self.heads):
             raise ValueError(f"dim={self.dim} must be a multiple of 2 x heads = {2 * self.heads}")
         if self.filter_taps % 2 == 0:

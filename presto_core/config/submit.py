@@ -47,7 +47,7 @@ class SubmitConfig(Section):
     """Memory of each pod (--on kuberay)."""
 
     @model_validator(mode="after")
-    def _one_way_of_bringing_code(self) -> Self:
+    def _check_single_code_source(self) -> Self:
         if self.image and self.working_dir:
             raise ValueError(
                 f"image={self.image} holds the code, and what working_dir={self.working_dir} sends would hide it; "
@@ -60,7 +60,7 @@ class SubmitConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _no_secrets(self) -> Self:
+    def _check_no_secrets(self) -> Self:
         for name in self.env:
             if SECRET_NAME.search(name):
                 raise ValueError(

@@ -10,10 +10,10 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from presto_core.config.section import Count, Section
 from presto_core.config.validation import Metric
 
-Searched = Literal["train-teacher", "distill-layers", "distill-steps"]
+SweepableStage = Literal["train-teacher", "distill-layers", "distill-steps"]
 
 
-def _number(value: object) -> object:
+def _parse_number(value: object) -> object:
     return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value) else value
 
 
@@ -27,7 +27,7 @@ class RangeConfig(Section):
     integer: bool = False
 
     @model_validator(mode="after")
-    def _holds_something(self) -> Self:
+    def _check_range(self) -> Self:
         if self.low >= self.high:
             raise ValueError(f"the domain is empty: low={self.low:g} must be below high={self.high:g}")
         if self.log and self.low <= 0:
@@ -36,7 +36,7 @@ class RangeConfig(Section):
 
 
 class SweepConfig(Section):
-    stage: Searched = "distill-steps"
+    stage: SweepableStage = "distill-steps"
     """The stage whose settings are tried."""
     spaces: tuple[str, ...] = ()
     """Ready spaces, joined: `presto sweep spaces` lists them."""
@@ -72,19 +72,20 @@ class SweepConfig(Section):
 
     @field_validator("domains", mode="after")
     @classmethod
-    def _numbers_are_no_text(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _parse_exponent_numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
         """YAML takes 1e-5 for text, where 1.0e-5 is a number."""
         return {
-            key: tuple(map(_number, domain)) if isinstance(domain, tuple) else domain for key, domain in value.items()
+            key: tuple(map(_parse_number, domain)) if isinstance(domain, tuple) else domain
+            for key, domain in value.items()
         }
 
     @field_validator("spaces", "metrics", mode="before")
     @classmethod
-    def _one_is_a_list_too(cls, value: object) -> object:
+    def _wrap_single_value(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _can_be_done(self) -> Self:
+    def _check_feasible(self) -> Self:
         empty = [key for key, domain in self.domains.items() if domain == ()]
         if empty:
             raise ValueError(f"the domain of {empty[0]!r} is empty; list at least one value")

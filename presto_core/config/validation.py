@@ -37,6 +37,6 @@ class ValidationConfig(Section):
     keep: Literal["last", "best"] = "last"
     """Weights that become the result: those of the end, or those of the least Fréchet distance."""
 
-    def judged_alike(self) -> dict[str, object]:
+    def comparison_settings(self) -> dict[str, object]:
         """The settings that a validation's value depends on."""
         return self.model_dump(mode="json", exclude={"every", "backlog", "keep"})

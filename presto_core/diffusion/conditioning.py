@@ -36,13 +36,13 @@ class Conditioning:
     def to(self, device: torch.device | str) -> Conditioning:
         return Conditioning(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
-    def unconditional(self) -> Conditioning:
+    def to_unconditional(self) -> Conditioning:
         """The same batch with nothing told."""
         return replace(self, keep=torch.zeros_like(self.keep))
 
-    def told(self, which: Tensor) -> Conditioning:
+    def keep_where(self, mask: Tensor) -> Conditioning:
         """The same batch with the samples where `which` [B] is False unconditional (classifier-free guidance)."""
-        return replace(self, keep=self.keep & which.to(self.keep.device))
+        return replace(self, keep=self.keep & mask.to(self.keep.device))
 
     def rows(self, index: Tensor | slice) -> Conditioning:
         """Some of the batch's samples."""

@@ -48,7 +48,7 @@ class EDMDenoiser:
             raw = self.net(c_in * x, c_noise, cond, budget)
         return c_skip * x + c_out * raw.float()
 
-    def with_hidden(
+    def denoise_with_hidden(
         self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """x0 as a call gives it, and what the last block that ran gave: [B, N, D] fp32."""
@@ -57,7 +57,9 @@ class EDMDenoiser:
             raw, hidden = self.net(c_in * x, c_noise, cond, budget, with_hidden=True)
         return c_skip * x + c_out * raw.float(), hidden.float()
 
-    def features(self, x: Tensor, sigma: Tensor, cond: Conditioning | None, *, taps: tuple[int, ...]) -> list[Tensor]:
+    def extract_features(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning | None, *, taps: tuple[int, ...]
+    ) -> list[Tensor]:
         """Activations [B, D, N] fp32 after the blocks `taps`; blocks behind the last tap are not run."""
         _, _, c_in, c_noise = preconditioning(sigma, self.sigma_data)
         with self._autocast(x.device):

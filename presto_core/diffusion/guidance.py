@@ -9,7 +9,7 @@ from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import Denoiser
 
 
-def guided(denoise: Denoiser, scale: float) -> Denoiser:
+def make_guided_denoiser(denoise: Denoiser, scale: float) -> Denoiser:
     """D^w = D(x; sigma, none) + w (D(x; sigma, cond) - D(x; sigma, none)).
 
     A scale of 1 is the plain conditional denoiser and 0 the unconditional one: both cost one evaluation.
@@ -19,7 +19,7 @@ def guided(denoise: Denoiser, scale: float) -> Denoiser:
         return denoise
     if scale == 0:
         return lambda x, sigma, cond, budget=None: denoise(
-            x, sigma, None if cond is None else cond.unconditional(), budget
+            x, sigma, None if cond is None else cond.to_unconditional(), budget
         )
 
     def denoise_guided(
@@ -27,7 +27,7 @@ def guided(denoise: Denoiser, scale: float) -> Denoiser:
     ) -> Tensor:
         if cond is None:
             raise ValueError(f"guidance_scale={scale} needs conditions; give captions or use guidance_scale=1")
-        both = Conditioning.cat([cond, cond.unconditional()])
+        both = Conditioning.cat([cond, cond.to_unconditional()])
         twice = torch.cat([budget, budget]) if isinstance(budget, Tensor) else budget
         with_text, without = denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), both, twice).chunk(2)
         return without + scale * (with_text - without)

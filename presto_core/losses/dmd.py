@@ -45,12 +45,12 @@ def _edm_weight(x0: Tensor, real_x0: Tensor, sigma: Tensor, sigma_data: float) -
     return edm_weight(sigma, sigma_data)
 
 
-def _no_weight(x0: Tensor, real_x0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+def _unit_weight(x0: Tensor, real_x0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
     return torch.ones_like(sigma, dtype=torch.float32)
 
 
 WEIGHTINGS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
     "dmd": _dmd_weight,
     "edm": _edm_weight,
-    "none": _no_weight,
+    "none": _unit_weight,
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 def discriminator_loss(real_scores: Tensor, fake_scores: Tensor, kind: str) -> Tensor:
     """What the head (and the fake score below it) minimises: real towards 1 (or up), fake towards 0 (or down)."""
-    return _DISCRIMINATOR[kind](real_scores, fake_scores).mean(dim=1)
+    return _DISCRIMINATOR_LOSSES[kind](real_scores, fake_scores).mean(dim=1)
 
 
 def generator_loss(fake_scores: Tensor, kind: str, real_scores: Tensor | None = None) -> Tensor:
@@ -26,7 +26,7 @@ def generator_loss(fake_scores: Tensor, kind: str, real_scores: Tensor | None = 
         if real_scores is None:
             raise ValueError("the relativistic generator loss needs real_scores")
         return F.softplus(real_scores - fake_scores).mean(dim=1)
-    return _GENERATOR[kind](fake_scores).mean(dim=1)
+    return _GENERATOR_LOSSES[kind](fake_scores).mean(dim=1)
 
 
 def approximate_r1(scores: Tensor, perturbed_scores: Tensor, std: float) -> Tensor:
@@ -38,7 +38,7 @@ def approximate_r1(scores: Tensor, perturbed_scores: Tensor, std: float) -> Tens
     return ((perturbed_scores - scores) / std).square().mean(dim=1)
 
 
-_DISCRIMINATOR: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+_DISCRIMINATOR_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # L_D = E[(D(real) - 1)^2] + E[D(fake)^2]
     "lsgan": lambda real, fake: (real - 1).square() + fake.square(),
     "nonsat": lambda real, fake: F.softplus(-real) + F.softplus(fake),
@@ -46,7 +46,7 @@ _DISCRIMINATOR: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "relativistic": lambda real, fake: F.softplus(fake - real),
 }
 
-_GENERATOR: dict[str, Callable[[Tensor], Tensor]] = {
+_GENERATOR_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     # L_G = E[(1 - D(fake))^2]
     "lsgan": lambda fake: (1 - fake).square(),
     "nonsat": lambda fake: F.softplus(-fake),

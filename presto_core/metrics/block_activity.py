@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 @dataclass
-class BlockRecord:
+class BlockActivity:
     """Attributes:
     runs: samples that went through blocks, summed over blocks and calls.
     variance: block index -> variance of its last output over all elements.
@@ -25,21 +25,21 @@ class BlockRecord:
 
 
 @contextmanager
-def watched(blocks: nn.ModuleList) -> Iterator[BlockRecord]:
+def record_block_activity(blocks: nn.ModuleList) -> Iterator[BlockActivity]:
     """Record every call of `blocks` inside the context; each block must return [B, N, D]."""
-    record = BlockRecord()
+    activity = BlockActivity()
 
-    def hook(index: int, output: Tensor) -> None:
-        record.runs += len(output)
-        record.variance[index] = float(output.float().var())
+    def on_output(index: int, output: Tensor) -> None:
+        activity.runs += len(output)
+        activity.variance[index] = float(output.float().var())
 
     handles = [
-        block.register_forward_hook(lambda module, args, output, i=index: hook(i, output))
+        block.register_forward_hook(lambda module, args, output, i=index: on_output(i, output))
         for index, block in enumerate(blocks)
     ]
     try:
         with torch.no_grad():
-            yield record
+            yield activity
     finally:
         for handle in handles:
             handle.remove()

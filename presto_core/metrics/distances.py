@@ -21,7 +21,7 @@ def frechet_distance(*, generated: Embeddings, reference: Embeddings) -> float:
     Raises:
         ValueError: shapes do not fit, or a value is not finite.
     """
-    a, b = _checked(generated, reference)
+    a, b = _validate_pair(generated, reference)
     shift = a.mean(0) - b.mean(0)
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     # tr (S1 S2)^(1/2) = sum of square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric
@@ -43,7 +43,7 @@ def mmd(*, generated: Embeddings, reference: Embeddings, kernel: str = "rbf") ->
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel={kernel!r} is unknown; choose from {', '.join(KERNELS)}")
-    a, b = _checked(generated, reference)
+    a, b = _validate_pair(generated, reference)
     k = KERNELS[kernel](b)
     within_a, within_b, across = k(a, a), k(b, b), k(a, b)
     n, m = len(a), len(b)
@@ -61,17 +61,17 @@ def squared_distances(a: Embeddings, b: Embeddings) -> npt.NDArray[np.float64]:
     return np.asarray(squares.clip(min=0), dtype=np.float64)
 
 
-def _rbf(reference: Embeddings) -> Kernel:
+def _rbf_kernel(reference: Embeddings) -> Kernel:
     off_diagonal = ~np.eye(len(reference), dtype=bool)
     bandwidth = np.median(squared_distances(reference, reference)[off_diagonal])
     return lambda a, b: np.exp(-squared_distances(a, b) / max(bandwidth, 1e-12))
 
 
-def _polynomial(reference: Embeddings) -> Kernel:
+def _polynomial_kernel(reference: Embeddings) -> Kernel:
     return lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
 
 
-KERNELS: dict[str, Callable[[Embeddings], Kernel]] = {"rbf": _rbf, "polynomial": _polynomial}
+KERNELS: dict[str, Callable[[Embeddings], Kernel]] = {"rbf": _rbf_kernel, "polynomial": _polynomial_kernel}
 
 
 def _symmetric_sqrt(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -79,7 +79,9 @@ def _symmetric_sqrt(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray((vectors * np.sqrt(values.clip(min=0))) @ vectors.T)
 
 
-def _checked(generated: Embeddings, reference: Embeddings) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _validate_pair(
+    generated: Embeddings, reference: Embeddings
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     a, b = np.asarray(generated, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"need two sets of at least two embeddings of one width, not {a.shape} and {b.shape}")

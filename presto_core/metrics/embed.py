@@ -75,7 +75,7 @@ class MusiCNN(nn.Module):
 
     def forward(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 187, 96] -> tag probabilities [B, 50], penultimate features [B, 200]."""
-        front = self._front(self.bn_in(log_mel.unsqueeze(1)))
+        front = self._apply_front_end(self.bn_in(log_mel.unsqueeze(1)))
         c1 = self.bn_m[0](F.relu(self.mid[0](front)))
         c2 = self.bn_m[1](F.relu(self.mid[1](c1))) + c1
         c3 = self.bn_m[2](F.relu(self.mid[2](c2))) + c2
@@ -85,7 +85,7 @@ class MusiCNN(nn.Module):
         penultimate = self.bn_dense(F.relu(self.dense(self.bn_pool(flat))))
         return torch.sigmoid(self.out(penultimate)), penultimate
 
-    def _front(self, x: Tensor) -> Tensor:
+    def _apply_front_end(self, x: Tensor) -> Tensor:
         """[B, 1, 187, 96] -> [B, 561, 187]."""
         outputs = []
         for i, conv in enumerate((self.f74, self.f77, *self.s)):

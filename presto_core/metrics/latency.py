@@ -30,28 +30,28 @@ def measure_latency(call: Callable[[], object], *, calls: int = 5, warmup: int =
         call()
     times_ms = []
     for _ in range(calls):
-        _wait()
+        _synchronize()
         started = time.perf_counter()
         call()
-        _wait()
+        _synchronize()
         times_ms.append((time.perf_counter() - started) * 1e3)
     return Latency(float(np.percentile(times_ms, 50)), float(np.percentile(times_ms, 95)), calls)
 
 
-def hardware(device: torch.device | str = "cpu") -> dict[str, str | int]:
+def describe_hardware(device: torch.device | str = "cpu") -> dict[str, str | int]:
     """What a latency was measured on, to be printed beside it."""
-    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor_name()
     return {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     """The processor's name; Python's own `platform` gives only its architecture on Linux."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
-def _wait() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -55,17 +55,17 @@ class ModelCard:
         """Blocks of the network."""
         return network_depth(self.network)
 
-    def new_network(self) -> Network:
+    def build_network(self) -> Network:
         """An untrained network of this kind and shape."""
         kind = find_network_kind(self.network)
         return kind.build(kind.config(**self.network), self.channels, self.text["dim"], self.budget)
 
-    def normalised(self, latents: Tensor) -> Tensor:
+    def normalize(self, latents: Tensor) -> Tensor:
         """Latents [B, C, T] as the codec knows them -> as the network does."""
         mean, std = self._statistics(latents)
         return (latents - mean) / std
 
-    def denormalised(self, x0: Tensor) -> Tensor:
+    def denormalize(self, x0: Tensor) -> Tensor:
         """Network output [B, C, T] -> latents as the codec knows them."""
         mean, std = self._statistics(x0)
         return x0 * std + mean
@@ -75,12 +75,12 @@ class ModelCard:
         return mean, std
 
 
-def weights_file(network: nn.Module) -> dict[str, bytes]:
+def serialize_network(network: nn.Module) -> dict[str, bytes]:
     """The weights as an artifact's file."""
-    return weights_bytes(network.state_dict())
+    return serialize_state(network.state_dict())
 
 
-def weights_bytes(state: dict[str, Tensor]) -> dict[str, bytes]:
+def serialize_state(state: dict[str, Tensor]) -> dict[str, bytes]:
     """The same of a network's state, whole."""
     return {WEIGHTS: save({name: value.detach().cpu().contiguous() for name, value in state.items()})}
 
@@ -95,12 +95,14 @@ def load_model(folder: Folder, manifest: dict[str, Any]) -> tuple[Network, Model
         raise StoreError(f"{folder.uri} is a {manifest.get('kind')}, not a model")
     try:
         card = ModelCard(**manifest["model"])
-        network = card.new_network()
+        network = card.build_network()
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"what {folder.uri} says of its model cannot be read: {error}; make it again") from error
     try:
         network.load_state_dict(load(read_file(folder, WEIGHTS, manifest)))
     except (RuntimeError, SafetensorError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise StoreError(f"the weights in {folder.uri} do not fit the network they are stored with: {why}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise StoreError(
+            f"the weights in {folder.uri} do not fit the network they are stored with: {reason}"
+        ) from error
     return network.eval(), card

@@ -97,12 +97,12 @@ class Block(nn.Module):
         self, x: Tensor, vector: Tensor, context: Tensor, visible: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(vector)[:, None].chunk(6, dim=-1)
-        x = x + gate1 * self.attention(modulated(x, shift1, scale1), rotary)
+        x = x + gate1 * self.attention(modulate(x, shift1, scale1), rotary)
         x = x + self.cross(self.cross_norm(x), context, visible)
-        return x + gate2 * self.mlp(modulated(x, shift2, scale2))
+        return x + gate2 * self.mlp(modulate(x, shift2, scale2))
 
 
-def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x: [B, N, D], normalised over D, then scaled and shifted."""
     return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
 

@@ -16,11 +16,11 @@ class PatchHead(nn.Module):
         layers: halvings of the time axis.
     """
 
-    def __init__(self, feature_dim: int, *, taps: int, channels: int, layers: int) -> None:
+    def __init__(self, feature_dim: int, *, num_taps: int, channels: int, layers: int) -> None:
         super().__init__()
-        widths = [feature_dim * taps] + [channels] * layers
-        stages = [_stage(a, b) for a, b in zip(widths, widths[1:])]
-        self.layers = nn.Sequential(*stages, nn.Conv1d(widths[-1], 1, kernel_size=3, padding=1))
+        widths = [feature_dim * num_taps] + [channels] * layers
+        conv_blocks = [_conv_block(a, b) for a, b in zip(widths, widths[1:])]
+        self.layers = nn.Sequential(*conv_blocks, nn.Conv1d(widths[-1], 1, kernel_size=3, padding=1))
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """features: one [B, D, N] a tap -> scores [B, P].
@@ -35,7 +35,7 @@ class PatchHead(nn.Module):
         return scores.squeeze(1)
 
 
-def _stage(width_in: int, width_out: int) -> nn.Sequential:
+def _conv_block(width_in: int, width_out: int) -> nn.Sequential:
     groups = next(g for g in (8, 4, 2, 1) if width_out % g == 0)
     return nn.Sequential(
         nn.Conv1d(width_in, width_out, kernel_size=4, stride=2, padding=1),

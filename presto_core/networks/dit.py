@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.networks.block import Block, modulated
+from presto_core.networks.block import Block, modulate
 from presto_core.networks.embeddings import (
     BudgetEmbedding,
     ConditionEmbedding,
@@ -22,8 +22,8 @@ from presto_core.networks.embeddings import (
 from presto_core.networks.layer_budget import (
     LayerBudget,
     Mode,
+    check_budgets,
     kept_blocks,
-    require_fits,
 )
 from presto_core.networks.network import Network
 
@@ -75,8 +75,8 @@ class DiT(Network):
     def with_budget(self, budget: LayerBudget) -> DiT:
         text_dim = self.condition.pooled.in_features
         copy = DiT.for_budget(self.config, channels=self.channels, text_dim=text_dim, budget=budget)
-        new = {name: value for name, value in copy.state_dict().items() if name.startswith("budget.")}
-        copy.load_state_dict(self.state_dict() | new)
+        budget_weights = {name: value for name, value in copy.state_dict().items() if name.startswith("budget.")}
+        copy.load_state_dict(self.state_dict() | budget_weights)
         return copy.to(self.input.weight.device)
 
     def forward(
@@ -92,42 +92,42 @@ class DiT(Network):
         """See `Network.forward`; N = T / patch tokens. Raises ValueError where T is not a multiple of the patch."""
         budget = self.depth if budget is None else budget
         budgets = budget.tolist() if isinstance(budget, Tensor) else [budget]
-        require_fits(budgets, self.depth)
-        context_vector, context, visible = self.condition(cond, x.shape[0])
-        told = self.noise(time)
+        check_budgets(budgets, self.depth)
+        cond_emb, context, visible = self.condition(cond, x.shape[0])
+        noise_emb = self.noise(time)
         if self.budget is not None:
-            told = told + self.budget(budget)
-        vector = F.silu(told + context_vector)
-        hidden = self.input(self._tokens(x))
+            noise_emb = noise_emb + self.budget(budget)
+        vector = F.silu(noise_emb + cond_emb)
+        hidden = self.input(self._patchify(x))
         if taps:
-            return self._tapped(hidden, (vector, context, visible), taps)
-        skips_alike = min(budgets) == max(budgets) and (min(budgets) == self.depth or not self.run_empty_blocks)
-        through = self._through_blocks if skips_alike else self._through_mixed
-        hidden = through(hidden, (vector, context, visible), budgets)
+            return self._forward_to_taps(hidden, (vector, context, visible), taps)
+        same_blocks = min(budgets) == max(budgets) and (min(budgets) == self.depth or not self.run_empty_blocks)
+        forward_blocks = self._forward_blocks if same_blocks else self._forward_mixed_budgets
+        hidden = forward_blocks(hidden, (vector, context, visible), budgets)
         shift, scale = self.final_modulation(vector)[:, None].chunk(2, dim=-1)
-        raw = self._frames(self.output(modulated(hidden, shift, scale))) + self._filtered(x, vector)
+        raw = self._unpatchify(self.output(modulate(hidden, shift, scale))) + self._wiener_filter(x, vector)
         return (raw, hidden) if with_hidden else raw
 
-    def _tapped(self, hidden: Tensor, told: tuple[Tensor, ...], taps: tuple[int, ...]) -> list[Tensor]:
+    def _forward_to_taps(self, hidden: Tensor, conditions: tuple[Tensor, ...], taps: tuple[int, ...]) -> list[Tensor]:
         """Activations [B, D, N] after the blocks `taps`; none behind the last of them runs."""
-        rotary, tapped = self._rotary(hidden), {}
+        rotary, activations = self._rotary(hidden), {}
         for index, block in enumerate(self.blocks[: max(taps) + 1]):
-            hidden = block(hidden, *told, rotary)
-            tapped[index] = hidden
-        return [tapped[i].transpose(1, 2) for i in taps]
+            hidden = block(hidden, *conditions, rotary)
+            activations[index] = hidden
+        return [activations[i].transpose(1, 2) for i in taps]
 
-    def _through_blocks(self, hidden: Tensor, told: tuple[Tensor, ...], budgets: list[int]) -> Tensor:
+    def _forward_blocks(self, hidden: Tensor, conditions: tuple[Tensor, ...], budgets: list[int]) -> Tensor:
         """hidden: [B, N, D] through the blocks that the one budget of all samples keeps."""
         rotary = self._rotary(hidden)
         for index in kept_blocks(budgets[0], self.depth, self.mode):
-            hidden = self.blocks[index](hidden, *told, rotary)
+            hidden = self.blocks[index](hidden, *conditions, rotary)
         return hidden
 
-    def _through_mixed(self, hidden: Tensor, told: tuple[Tensor, ...], budgets: list[int]) -> Tensor:
+    def _forward_mixed_budgets(self, hidden: Tensor, conditions: tuple[Tensor, ...], budgets: list[int]) -> Tensor:
         """Samples in order of their budgets, largest first: each block runs on the first `count`, and on no other."""
         depth, rotary = self.depth, self._rotary(hidden)
         order = torch.tensor(sorted(range(len(budgets)), key=lambda i: -budgets[i]), device=hidden.device)
-        hidden, *told_ordered = (t[order] for t in (hidden, *told))
+        hidden, *conditions_ordered = (t[order] for t in (hidden, *conditions))
         runs = [set(kept_blocks(b, depth, self.mode)) for b in budgets]
         finished: list[Tensor] = []  # what skips the next block, the smallest budgets first
         for index, block in enumerate(self.blocks):
@@ -138,24 +138,24 @@ class DiT(Network):
                 finished.append(hidden[count:])
                 hidden = hidden[:count]
             if count or self.run_empty_blocks:
-                hidden = block(hidden, *(t[:count] for t in told_ordered), rotary)
+                hidden = block(hidden, *(t[:count] for t in conditions_ordered), rotary)
         return torch.cat([hidden, *reversed(finished)])[order.argsort()]
 
     def _rotary(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         return rotary_angles(hidden.shape[1], self.config.dim // self.config.heads, hidden.device)
 
-    def _filtered(self, x: Tensor, vector: Tensor) -> Tensor:
+    def _wiener_filter(self, x: Tensor, vector: Tensor) -> Tensor:
         """Each channel of x: [B, C, T] through a short filter over time that noise level and conditions choose.
 
         The linear part of denoising a stationary signal (Wiener). Without it every value of a token would have to pass
         through `dim` numbers, and a small network's samples keep noise in the channels it has no room for.
         """
-        taps = self.filter(vector).unflatten(1, (self.channels, -1))
-        edge = taps.shape[-1] // 2
-        around = F.pad(x.to(taps.dtype), (edge, edge)).unfold(2, taps.shape[-1], 1)
-        return torch.einsum("bctk,bck->bct", around, taps)
+        kernel = self.filter(vector).unflatten(1, (self.channels, -1))
+        edge = kernel.shape[-1] // 2
+        windows = F.pad(x.to(kernel.dtype), (edge, edge)).unfold(2, kernel.shape[-1], 1)
+        return torch.einsum("bctk,bck->bct", windows, kernel)
 
-    def _tokens(self, x: Tensor) -> Tensor:
+    def _patchify(self, x: Tensor) -> Tensor:
         """[B, C, T] -> [B, T / patch, C patch]."""
         batch, channels, frames = x.shape
         patch = self.config.patch
@@ -166,7 +166,7 @@ class DiT(Network):
             )
         return x.transpose(1, 2).reshape(batch, frames // patch, patch * channels).to(self.input.weight.dtype)
 
-    def _frames(self, tokens: Tensor) -> Tensor:
+    def _unpatchify(self, tokens: Tensor) -> Tensor:
         """[B, N, C patch] -> [B, C, N patch]."""
         batch, count, _ = tokens.shape
         return tokens.reshape(batch, count * self.config.patch, self.channels).transpose(1, 2)

@@ -68,11 +68,11 @@ class ConditionEmbedding(nn.Module):
         if cond is None:
             return self.null_pooled.expand(batch, -1), first, always
         keep = cond.keep[:, None]
-        vector = torch.where(keep, self._vector(cond), self.null_pooled)
+        vector = torch.where(keep, self._embed_conditions(cond), self.null_pooled)
         tokens = self.tokens(_unit_rms(cond.tokens))
         return vector, torch.cat([first, tokens], 1), torch.cat([always, cond.mask & keep], 1)
 
-    def _vector(self, cond: Conditioning) -> Tensor:
+    def _embed_conditions(self, cond: Conditioning) -> Tensor:
         known = cond.tempo_bpm > 0  # False for NaN too
         # the unknown are replaced before the logarithm: behind it, they would poison gradients even where masked
         octaves = torch.log2(torch.where(known, cond.tempo_bpm, 120.0) / 120)

@@ -38,13 +38,13 @@ def mlp_width(network: NetworkConfig) -> int:
     return max(8, round(network.dim * network.mlp_ratio * 2 / 3 / 8) * 8)
 
 
-def tokens(network: NetworkConfig, shape: LatentShape) -> int:
+def num_tokens(network: NetworkConfig, shape: LatentShape) -> int:
     return shape.frames // network.patch
 
 
 def block_flops(network: NetworkConfig, shape: LatentShape) -> float:
     """One block's forward pass on one sample."""
-    dim, hidden, n, context = network.dim, mlp_width(network), tokens(network, shape), shape.text_tokens + 1
+    dim, hidden, n, context = network.dim, mlp_width(network), num_tokens(network, shape), shape.text_tokens + 1
     per_token = 4 * dim * dim + 2 * dim * dim + 3 * dim * hidden  # self-attention, cross-attention, feed-forward
     attention = 2 * n * n * dim + 2 * n * context * dim
     return 2.0 * (n * per_token + context * 2 * dim * dim + attention + 6 * dim * dim)
@@ -52,11 +52,11 @@ def block_flops(network: NetworkConfig, shape: LatentShape) -> float:
 
 def outer_flops(network: NetworkConfig, shape: LatentShape) -> float:
     """All but the blocks, forward, on one sample: embeddings, input, output, filter."""
-    dim, n, c = network.dim, tokens(network, shape), shape.channels
-    told = FREQUENCY_FEATURES * dim + dim * dim + shape.text_dim * dim + FREQUENCY_FEATURES * dim
+    dim, n, c = network.dim, num_tokens(network, shape), shape.channels
+    embedding = FREQUENCY_FEATURES * dim + dim * dim + shape.text_dim * dim + FREQUENCY_FEATURES * dim
     ends = 2 * n * c * network.patch * dim + 2 * dim * dim
-    filtered = dim * c * network.filter_taps + c * shape.frames * network.filter_taps
-    return 2.0 * (told + shape.text_tokens * shape.text_dim * dim + ends + filtered)
+    output_filter = dim * c * network.filter_taps + c * shape.frames * network.filter_taps
+    return 2.0 * (embedding + shape.text_tokens * shape.text_dim * dim + ends + output_filter)
 
 
 def forward_flops(network: NetworkConfig, shape: LatentShape, *, blocks: float | None = None) -> float:
@@ -65,18 +65,18 @@ def forward_flops(network: NetworkConfig, shape: LatentShape, *, blocks: float |
     return run * block_flops(network, shape) + outer_flops(network, shape)
 
 
-def block_parameters(network: NetworkConfig) -> int:
+def num_block_parameters(network: NetworkConfig) -> int:
     dim, hidden, head = network.dim, mlp_width(network), network.dim // network.heads
     self_attention = 4 * dim * dim + dim + 2 * head
     cross_attention = 4 * dim * dim + dim + 2 * head + dim
     return self_attention + cross_attention + 3 * dim * hidden + 6 * dim * dim + 6 * dim
 
 
-def parameters(network: NetworkConfig, shape: LatentShape) -> int:
+def num_parameters(network: NetworkConfig, shape: LatentShape) -> int:
     """Of a whole network, without an embedding of layer budgets."""
     dim, c = network.dim, shape.channels
     noise = FREQUENCY_FEATURES * dim + dim + dim * dim + dim
     condition = 2 * (shape.text_dim * dim + dim) + 2 * dim + FREQUENCY_FEATURES * dim + dim + KEYS * dim
     ends = c * network.patch * dim + dim + dim * c * network.patch + c * network.patch
     last = 2 * dim * dim + 2 * dim + dim * c * network.filter_taps + c * network.filter_taps
-    return network.depth * block_parameters(network) + noise + condition + ends + last
+    return network.depth * num_block_parameters(network) + noise + condition + ends + last

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from presto_core.config.layers import BudgetConfig, kept_in_bins
+from presto_core.config.layers import BudgetConfig, blocks_per_bin
 from presto_core.config.noise import NoiseDistribution
 from presto_core.errors import UserError
 
@@ -28,13 +28,13 @@ def kept_blocks(budget: int, depth: int, mode: Mode = "presto") -> tuple[int, ..
     Raises:
         UserError: the budget is not between 1 and the depth.
     """
-    require_fits([budget], depth)
+    check_budgets([budget], depth)
     if mode == "ase":
         return tuple(range(budget))
     return (*range(budget - 1), depth - 1)
 
 
-def require_fits(budgets: list[int], depth: int) -> None:
+def check_budgets(budgets: list[int], depth: int) -> None:
     """Refuse budgets that are not between 1 and the depth.
 
     Raises:
@@ -64,7 +64,7 @@ class LayerBudget:
     conditioned: bool = True
 
     @staticmethod
-    def over(
+    def from_distribution(
         noise: NoiseDistribution, config: BudgetConfig, *, depth: int, mode: Mode = "presto", conditioned: bool = True
     ) -> LayerBudget:
         """The configured table in equal-probability bins of `noise`.
@@ -72,17 +72,17 @@ class LayerBudget:
         Raises:
             UserError: the table does not fit the depth.
         """
-        kept = kept_in_bins(config, depth)
-        shares = torch.arange(len(kept) - 1, 0, -1, dtype=torch.float64) / len(kept)
-        edges = tuple(noise.quantile(shares).float().tolist())  # in the precision of noise levels
+        kept = blocks_per_bin(config, depth)
+        quantiles = torch.arange(len(kept) - 1, 0, -1, dtype=torch.float64) / len(kept)
+        edges = tuple(noise.quantile(quantiles).float().tolist())  # in the precision of noise levels
         return LayerBudget(kept, edges, noise.to_config(), mode, conditioned)
 
-    def at(self, sigma: float) -> int:
+    def blocks_at(self, sigma: float) -> int:
         """Blocks that run at one noise level; needs no look at a tensor, so that sampling never waits for a device."""
         level = float(np.float32(sigma))  # as `of` sees it: a grid's level may be an edge itself
         return self.kept[sum(level < edge for edge in self.edges)]
 
-    def of(self, sigma: Tensor) -> Tensor:
+    def blocks_per_sample(self, sigma: Tensor) -> Tensor:
         """The same for sigma: [B] fp32 -> [B] int64."""
         edges, kept = (torch.tensor(v, device=sigma.device) for v in (self.edges, self.kept))
         return kept[(sigma[:, None] < edges).sum(dim=1)]
@@ -92,13 +92,13 @@ class LayerBudget:
         return asdict(self)
 
     @staticmethod
-    def from_dict(said: dict[str, Any]) -> LayerBudget:
+    def from_dict(data: dict[str, Any]) -> LayerBudget:
         """What `to_dict` gave, after JSON too.
 
         Raises:
             KeyError, TypeError, ValueError: it holds no table, or one that is none.
         """
-        budget = LayerBudget(**said | {"kept": tuple(said["kept"]), "edges": tuple(said["edges"])})
+        budget = LayerBudget(**data | {"kept": tuple(data["kept"]), "edges": tuple(data["edges"])})
         rising, falling = sorted(budget.kept), sorted(budget.edges, reverse=True)
         if not rising or rising[0] < 1 or list(budget.kept) != rising:
             raise ValueError(f"kept={list(budget.kept)} must hold numbers of blocks that do not fall")

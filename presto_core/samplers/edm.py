@@ -15,26 +15,26 @@ from torch import Tensor
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import Denoiser, denoise_at
 
-BudgetAt = Callable[[float], int] | None
+BlocksAt = Callable[[float], int] | None
 
 
 def euler(
-    denoise: Denoiser, noise: Tensor, sigmas: Tensor, cond: Conditioning | None, budget: BudgetAt = None
+    denoise: Denoiser, noise: Tensor, sigmas: Tensor, cond: Conditioning | None, budget: BlocksAt = None
 ) -> Tensor:
     """First order; one denoised estimate a step. noise: [B, C, T] ~ N(0, I), sigmas: [num_steps + 1] down to 0."""
     x = noise * float(sigmas[0])
-    for sigma, sigma_next in _steps(sigmas):
+    for sigma, sigma_next in _sigma_pairs(sigmas):
         x0 = denoise_at(denoise, x, sigma, cond, budget)
         x = x + (sigma_next - sigma) * (x - x0) / sigma
     return x
 
 
 def heun(
-    denoise: Denoiser, noise: Tensor, sigmas: Tensor, cond: Conditioning | None, budget: BudgetAt = None
+    denoise: Denoiser, noise: Tensor, sigmas: Tensor, cond: Conditioning | None, budget: BlocksAt = None
 ) -> Tensor:
     """Second order (EDM, algorithm 1); two denoised estimates a step, one in the last."""
     x = noise * float(sigmas[0])
-    for sigma, sigma_next in _steps(sigmas):
+    for sigma, sigma_next in _sigma_pairs(sigmas):
         slope = (x - denoise_at(denoise, x, sigma, cond, budget)) / sigma
         x_euler = x + (sigma_next - sigma) * slope
         if sigma_next == 0:
@@ -45,12 +45,12 @@ def heun(
 
 
 def dpmpp_2m(
-    denoise: Denoiser, noise: Tensor, sigmas: Tensor, cond: Conditioning | None, budget: BudgetAt = None
+    denoise: Denoiser, noise: Tensor, sigmas: Tensor, cond: Conditioning | None, budget: BlocksAt = None
 ) -> Tensor:
     """Second-order multistep (Lu et al. 2022, algorithm 2, in sigma = exp(-lambda)); one denoised estimate a step."""
     x = noise * float(sigmas[0])
     previous_x0, previous_h = None, 0.0
-    for sigma, sigma_next in _steps(sigmas):
+    for sigma, sigma_next in _sigma_pairs(sigmas):
         x0 = denoise_at(denoise, x, sigma, cond, budget)
         if sigma_next == 0:
             return x0
@@ -66,13 +66,13 @@ def dpmpp_2m(
     return x
 
 
-SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Tensor, Conditioning | None, BudgetAt], Tensor]] = {
+SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Tensor, Conditioning | None, BlocksAt], Tensor]] = {
     "euler": euler,
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
 }
 
 
-def _steps(sigmas: Tensor) -> list[tuple[float, float]]:
+def _sigma_pairs(sigmas: Tensor) -> list[tuple[float, float]]:
     levels = sigmas.tolist()
     return list(zip(levels, levels[1:]))

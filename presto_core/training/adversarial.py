@@ -20,7 +20,7 @@ from presto_core.losses.gan import (
 from presto_core.training.gradient_accumulation import Metrics, MicroBatch
 
 
-class Adversary:
+class AdversarialLoss:
     """Judges latents noised by p_GAN.
 
     Args:
@@ -34,23 +34,23 @@ class Adversary:
         config: GanConfig,
         p_gan: NoiseDistribution,
         *,
-        taps: tuple[int, ...],
+        tap_blocks: tuple[int, ...],
         fake_score: EDMDenoiser,
         trained_fake_score: EDMDenoiser,
         head: nn.Module,
         trained_head: nn.Module,
     ) -> None:
-        self.config, self.p_gan, self.taps = config, p_gan, taps
+        self.config, self.p_gan, self.tap_blocks = config, p_gan, tap_blocks
         self.fake_score, self.head = fake_score, head
         self.trained_fake_score, self.trained_head = trained_fake_score, trained_head
 
-    def discriminator_loss(self, x0: Tensor, part: MicroBatch) -> tuple[Tensor, Metrics]:
+    def discriminator_loss(self, x0: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Metrics]:
         """L_D [B] on real latents and generated ones x0 [B, C, T], each noised by p_GAN and judged in one pass."""
-        batch, draws = part.batch, part.draws
-        sigma_real, sigma_fake = draws.sigma(self.p_gan), draws.sigma(self.p_gan)
+        batch, row_rng = micro_batch.batch, micro_batch.row_rng
+        sigma_real, sigma_fake = row_rng.sample_sigma(self.p_gan), row_rng.sample_sigma(self.p_gan)
         sigma, cond = torch.cat([sigma_real, sigma_fake]), Conditioning.cat([batch.cond, batch.cond])
-        noisy = torch.cat([draws.noised(batch.x0, sigma_real), draws.noised(x0, sigma_fake)])
-        scores = self.trained_head(self.trained_fake_score.features(noisy, sigma, cond, taps=self.taps))
+        noisy = torch.cat([row_rng.add_noise(batch.x0, sigma_real), row_rng.add_noise(x0, sigma_fake)])
+        scores = self.trained_head(self.trained_fake_score.extract_features(noisy, sigma, cond, taps=self.tap_blocks))
         real_scores, fake_scores = scores.chunk(2)
         loss = discriminator_loss(real_scores, fake_scores, self.config.kind)
         metrics = {
@@ -59,33 +59,39 @@ class Adversary:
             "d_fake": fake_scores.detach().mean(dim=1),
         }
         if self.config.r1_weight:
-            penalty = self._r1(noisy[: len(x0)], sigma_real, part, real_scores)
+            penalty = self._r1_penalty(noisy[: len(x0)], sigma_real, micro_batch, real_scores)
             loss, metrics["r1"] = loss + self.config.r1_weight * penalty, penalty.detach()
         return loss, metrics
 
-    def _r1(self, noisy: Tensor, sigma: Tensor, part: MicroBatch, real_scores: Tensor) -> Tensor:
+    def _r1_penalty(self, noisy: Tensor, sigma: Tensor, micro_batch: MicroBatch, real_scores: Tensor) -> Tensor:
         """[B] penalty on how fast the score of noised real latents changes."""
         std = self.config.r1_std
-        nudged = part.draws.noised(noisy, torch.full_like(sigma, std))
-        features = self.trained_fake_score.features(nudged, sigma, part.batch.cond, taps=self.taps)
+        perturbed = micro_batch.row_rng.add_noise(noisy, torch.full_like(sigma, std))
+        features = self.trained_fake_score.extract_features(
+            perturbed, sigma, micro_batch.batch.cond, taps=self.tap_blocks
+        )
         return approximate_r1(real_scores, self.trained_head(features), std)
 
-    def gradient(self, x0: Tensor, part: MicroBatch) -> tuple[Tensor, Metrics]:
+    def gradient(self, x0: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Metrics]:
         """dL_G/dx0 [B, C, T]; the critics' weights take part without a graph of their own."""
-        leaf, draws = x0.clone().requires_grad_(), part.draws
-        sigma = draws.sigma(self.p_gan)
-        with frozen(self.fake_score.net, self.head):
-            features = self.fake_score.features(draws.noised(leaf, sigma), sigma, part.batch.cond, taps=self.taps)
-            real_scores = self._real_scores(part) if self.config.kind == "relativistic" else None
+        leaf, row_rng = x0.clone().requires_grad_(), micro_batch.row_rng
+        sigma = row_rng.sample_sigma(self.p_gan)
+        with no_param_grads(self.fake_score.net, self.head):
+            features = self.fake_score.extract_features(
+                row_rng.add_noise(leaf, sigma), sigma, micro_batch.batch.cond, taps=self.tap_blocks
+            )
+            real_scores = self._real_scores(micro_batch) if self.config.kind == "relativistic" else None
             losses = generator_loss(self.head(features), self.config.kind, real_scores)
             (gradient,) = torch.autograd.grad(losses.mean(), leaf)
         return gradient, {"gan_loss": losses.detach()}
 
     @torch.no_grad()
-    def _real_scores(self, part: MicroBatch) -> Tensor:
-        x0, cond, draws = part.batch.x0, part.batch.cond, part.draws
-        sigma = draws.sigma(self.p_gan)
-        return self.head(self.fake_score.features(draws.noised(x0, sigma), sigma, cond, taps=self.taps))
+    def _real_scores(self, micro_batch: MicroBatch) -> Tensor:
+        x0, cond, row_rng = micro_batch.batch.x0, micro_batch.batch.cond, micro_batch.row_rng
+        sigma = row_rng.sample_sigma(self.p_gan)
+        return self.head(
+            self.fake_score.extract_features(row_rng.add_noise(x0, sigma), sigma, cond, taps=self.tap_blocks)
+        )
 
     def weight(self, dmd_norm: Tensor, gan_norm: Tensor) -> Tensor:
         """nu_1, or nu_1 |dL_DMD/dx0| / |dL_G/dx0|, given those norms over the joined batch of all workers."""
@@ -94,7 +100,7 @@ class Adversary:
 
 
 @contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
+def no_param_grads(*modules: nn.Module) -> Iterator[None]:
     """Parameters without gradient inside the block, so that no graph is kept for them."""
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
     for p in parameters:
@@ -106,7 +112,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def require_taps_in_depth(taps: tuple[int, ...], depth: int) -> None:
+def check_taps(taps: tuple[int, ...], depth: int) -> None:
     """Raises: ValueError naming the taps that are no blocks."""
     outside = [t for t in taps if not 0 <= t < depth]
     if outside:

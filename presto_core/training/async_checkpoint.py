@@ -11,7 +11,7 @@ from typing import Any, Self
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.retry import may_pass
+from presto_core.artifacts.retry import is_transient
 from presto_core.artifacts.store import StoreError
 from presto_core.training.checkpoint import (
     Snapshot,
@@ -19,12 +19,12 @@ from presto_core.training.checkpoint import (
     write_checkpoint,
 )
 
-PATIENCE_S = 120
+RETRY_TIMEOUT_S = 120
 # each request was tried for some seconds already; nobody waits for this thread, so an outage may last longer
-_PATIENTLY = Retrying(
-    stop=stop_after_delay(PATIENCE_S),
+_RETRY = Retrying(
+    stop=stop_after_delay(RETRY_TIMEOUT_S),
     wait=wait_fixed(3),
-    retry=retry_if_exception(lambda error: isinstance(error, StoreError) and may_pass(error.__cause__)),
+    retry=retry_if_exception(lambda error: isinstance(error, StoreError) and is_transient(error.__cause__)),
     reraise=True,
 )
 
@@ -47,35 +47,37 @@ class CheckpointWriter:
         self,
         folder: Folder,
         *,
-        last_good: int,
+        last_saved_step: int,
         keep: int,
         every: int,
-        saved: Callable[[int], None] = lambda step: None,
-        require_at_work: Callable[[], None] = lambda: None,
+        on_saved: Callable[[int], None] = lambda step: None,
+        check_current_attempt: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folder, self.last_good, self.keep, self.every = folder, last_good, keep, every
-        self.saved, self.require_at_work = saved, require_at_work
+        self.folder, self.last_saved_step, self.keep, self.every = folder, last_saved_step, keep, every
+        self.on_saved, self.check_current_attempt = on_saved, check_current_attempt
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self.running: Future[None] | None = None
+        self.pending_write: Future[None] | None = None
 
     @property
-    def failed(self) -> bool:
+    def has_failed(self) -> bool:
         """Whether a save went wrong; the run should then end, in the same step on all ranks, and `finish` tells why."""
-        return self.running is not None and self.running.done() and self.running.exception() is not None
+        return (
+            self.pending_write is not None and self.pending_write.done() and self.pending_write.exception() is not None
+        )
 
-    def save(self, state: dict[str, Any], first: Callable[[], None] = lambda: None) -> None:
+    def save(self, state: dict[str, Any], before_commit: Callable[[], None] = lambda: None) -> None:
         """Copy what `TrainState.state_dict` gave and begin to write it; waits for the save before. Never raises for it.
 
         Args:
             first: what must be stored before the checkpoint may exist; done by the thread too.
         """
         self.wait()
-        if not self.failed:
-            self.running = self.thread.submit(self._write, Snapshot.of(state), first)
+        if not self.has_failed:
+            self.pending_write = self.thread.submit(self._write, Snapshot.from_state(state), before_commit)
 
     def wait(self) -> None:
-        if self.running:
-            wait([self.running])
+        if self.pending_write:
+            wait([self.pending_write])
 
     def finish(self) -> None:
         """Wait for what was begun.
@@ -84,35 +86,36 @@ class CheckpointWriter:
             SaveError: it went wrong; names the last good checkpoint.
         """
         self.wait()
-        if self.running:
-            self.running.result()
+        if self.pending_write:
+            self.pending_write.result()
 
-    def _write(self, snapshot: Snapshot, first: Callable[[], None]) -> None:
+    def _write(self, snapshot: Snapshot, before_commit: Callable[[], None]) -> None:
         def commit() -> None:
-            self.require_at_work()
-            first()
+            self.check_current_attempt()
+            before_commit()
             write_checkpoint(self.folder, snapshot)
-            self.last_good = snapshot.total_step
-            self.saved(snapshot.total_step)
-            self.require_at_work()  # before others' checkpoints are deleted
+            self.last_saved_step = snapshot.total_step
+            self.on_saved(snapshot.total_step)
+            self.check_current_attempt()  # before others' checkpoints are deleted
             delete_old(self.folder, newest=snapshot.total_step, keep=self.keep, every=self.every)
 
         try:
-            _PATIENTLY.copy()(commit) if self.folder.remote else commit()
+            _RETRY.copy()(commit) if self.folder.is_remote else commit()
         except StoreError as error:
-            self._make_room(snapshot.total_step)
-            raise SaveError(f"{error} ({self._good()})") from error
+            self._delete_partial(snapshot.total_step)
+            raise SaveError(f"{error} ({self._describe_last_saved()})") from error
 
-    def _make_room(self, total_step: int) -> None:
+    def _delete_partial(self, total_step: int) -> None:
         """On a full disk the half of a checkpoint would stand in the way of whatever the user does next."""
-        if total_step != self.last_good and not self.folder.remote:
+        if total_step != self.last_saved_step and not self.folder.is_remote:
             with suppress(StoreError):
                 self.folder.child(f"step-{total_step:09d}").delete()
 
-    def _good(self) -> str:
-        if not self.last_good:
+    def _describe_last_saved(self) -> str:
+        if not self.last_saved_step:
             return "there is no good checkpoint yet"
-        return f"the last good checkpoint is of step {self.last_good}: {self.folder.uri}/step-{self.last_good:09d}"
+        step = self.last_saved_step
+        return f"the last good checkpoint is of step {step}: {self.folder.uri}/step-{step:09d}"
 
     def __enter__(self) -> Self:
         return self

@@ -41,7 +41,7 @@ class Snapshot:
     skeleton: Any
 
     @staticmethod
-    def of(state: dict[str, Any]) -> Snapshot:
+    def from_state(state: dict[str, Any]) -> Snapshot:
         """Copy what `TrainState.state_dict` gave."""
         tensors: dict[str, Tensor] = {}
         skeleton = _pack(state, "", tensors)
@@ -50,7 +50,7 @@ class Snapshot:
 
 def save_checkpoint(folder: Folder, state: TrainState, *, keep: int, every: int = 0) -> Folder:
     """Commit `state` at once; see `write_checkpoint`."""
-    target = write_checkpoint(folder, Snapshot.of(state.state_dict()))
+    target = write_checkpoint(folder, Snapshot.from_state(state.state_dict()))
     delete_old(folder, newest=state.total_step, keep=keep, every=every)
     return target
 
@@ -74,22 +74,22 @@ def delete_old(folder: Folder, *, newest: int, keep: int, every: int = 0) -> Non
     Args:
         newest: step of the one just committed; what claims to be newer was found damaged, or is half of one.
     """
-    complete = {name for name in _names(folder) if folder.child(name).exists()}
-    upto = sorted(name for name in complete if _step(name) <= newest)
-    kept = {*upto[-keep:], *(name for name in upto if every and _step(name) and _step(name) % every == 0)}
-    for name in _names(folder):
+    complete = {name for name in _checkpoint_names(folder) if folder.child(name).exists()}
+    upto = sorted(name for name in complete if _parse_step(name) <= newest)
+    kept = {*upto[-keep:], *(name for name in upto if every and _parse_step(name) and _parse_step(name) % every == 0)}
+    for name in _checkpoint_names(folder):
         if name not in kept:
             _delete(folder.child(name))
 
 
 def delete_incomplete(folder: Folder) -> None:
     """Remove what an interrupted save left."""
-    for name in _names(folder):
+    for name in _checkpoint_names(folder):
         if not folder.child(name).exists():
             folder.child(name).delete()
 
 
-def newest_checkpoint(folder: Folder, warn: Warn = lambda sentence: None) -> tuple[Folder, dict[str, bytes]] | None:
+def read_newest_checkpoint(folder: Folder, warn: Warn = lambda message: None) -> tuple[Folder, dict[str, bytes]] | None:
     """The newest complete checkpoint, and its files as they were written; None where there is no checkpoint.
 
     Args:
@@ -99,7 +99,7 @@ def newest_checkpoint(folder: Folder, warn: Warn = lambda sentence: None) -> tup
         StoreError: all of them are damaged, or the store does not answer.
     """
     damaged: list[DamagedError] = []
-    for name in reversed(_names(folder)):
+    for name in reversed(_checkpoint_names(folder)):
         checkpoint = folder.child(name)
         if not checkpoint.exists():
             continue
@@ -110,37 +110,37 @@ def newest_checkpoint(folder: Folder, warn: Warn = lambda sentence: None) -> tup
             damaged.append(error)
             continue
         for why in damaged:
-            warn(f"a damaged checkpoint is passed over, the one of step {_step(name)} is used instead: {why}")
+            warn(f"a damaged checkpoint is passed over, the one of step {_parse_step(name)} is used instead: {why}")
         return checkpoint, files
     if damaged:
         raise StoreError(f"no checkpoint is whole: {damaged[0]}; to start afresh, delete {folder.uri}")
     return None
 
 
-def load_checkpoint(folder: Folder, state: TrainState, warn: Warn = lambda sentence: None) -> bool:
+def load_checkpoint(folder: Folder, state: TrainState, warn: Warn = lambda message: None) -> bool:
     """Restore the newest complete checkpoint into `state`; False where there is none.
 
     Raises:
         StoreError: see `newest_checkpoint`; or it belongs to another network.
     """
-    found = newest_checkpoint(folder, warn)
-    if found is None:
+    newest = read_newest_checkpoint(folder, warn)
+    if newest is None:
         return False
-    checkpoint, files = found
+    checkpoint, files = newest
     try:
         state.load_state_dict(_unpack(json.loads(files[SKELETON]), load(files[TENSORS])))
     except (RuntimeError, KeyError, ValueError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise StoreError(f"checkpoint {checkpoint.uri} does not fit this run's networks: {why}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise StoreError(f"checkpoint {checkpoint.uri} does not fit this run's networks: {reason}") from error
     return True
 
 
-def _names(folder: Folder) -> list[str]:
+def _checkpoint_names(folder: Folder) -> list[str]:
     """Folders of checkpoints, complete or not, oldest first."""
-    return [name for name in folder.folders() if name.startswith("step-")]
+    return [name for name in folder.list_folders() if name.startswith("step-")]
 
 
-def _step(name: str) -> int:
+def _parse_step(name: str) -> int:
     return int(name.removeprefix("step-"))
 
 

@@ -15,15 +15,15 @@ from presto_core.training.parallel import Parallel
 
 Levels = dict[str, Tensor]
 FINE, NAN, INFINITE = 0.0, 1.0, 2.0
-WORDS = {NAN: "nan", INFINITE: "inf"}
-NAMED = 3  # losses in a sentence; the others follow from these
+KIND_NAMES = {NAN: "nan", INFINITE: "inf"}
+MAX_NAMED_LOSSES = 3  # losses in a sentence; the others follow from these
 
 
 class DivergenceError(UserError):
     """A loss or gradient stopped being finite; raised on all ranks in the same step, of which nothing is saved."""
 
 
-def any_rank(parallel: Parallel, *flags: Tensor | bool) -> list[bool]:
+def any_rank_true(parallel: Parallel, *flags: Tensor | bool) -> list[bool]:
     """Which flags are up on some rank; every rank gets the same answer.
 
     One all-reduce of a few numbers in every step: beside that of the gradients it costs next to nothing, and so all
@@ -35,20 +35,20 @@ def any_rank(parallel: Parallel, *flags: Tensor | bool) -> list[bool]:
 
 def has_non_finite(metrics: dict[str, Tensor], device: torch.device) -> Tensor:
     """Whether a metric is NaN or infinite on this rank: a scalar on `device`."""
-    values = [v.to(device, torch.float32).flatten() for v in _checked(metrics).values()]
+    values = [v.to(device, torch.float32).flatten() for v in _drop_loss_bins(metrics).values()]
     return ~torch.cat(values).isfinite().all() if values else torch.tensor(False)
 
 
 @contextmanager
-def noise_levels(networks: dict[str, nn.Module]) -> Iterator[Levels]:
+def record_noise_levels(networks: dict[str, nn.Module]) -> Iterator[Levels]:
     """Watch which noise levels each network was asked at last: name -> c_noise = ln(sigma) / 4, [B]."""
     levels: Levels = {}
 
-    def remember(name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def record(name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
         if len(arguments) > 1 and isinstance(arguments[1], Tensor):  # a raw network's F(x, c_noise, ...)
             levels[name] = arguments[1].detach()
 
-    hooks = [net.register_forward_pre_hook(partial(remember, name)) for name, net in networks.items()]
+    hooks = [net.register_forward_pre_hook(partial(record, name)) for name, net in networks.items()]
     try:
         yield levels
     finally:
@@ -56,26 +56,29 @@ def noise_levels(networks: dict[str, nn.Module]) -> Iterator[Levels]:
             hook.remove()
 
 
-def diagnosis(metrics: dict[str, Tensor], levels: Levels, parallel: Parallel) -> str:
+def describe_divergence(metrics: dict[str, Tensor], levels: Levels, parallel: Parallel) -> str:
     """Which loss is not finite, on which rank, at which noise levels; else which gradient. Every rank calls it."""
-    names = list(_checked(metrics))
-    table = _of_all_ranks(torch.tensor([*map(_kind, _checked(metrics).values()), *_sigma_range(levels)]), parallel)
+    names = list(_drop_loss_bins(metrics))
+    table = _gather_rows(
+        torch.tensor([*map(_classify, _drop_loss_bins(metrics).values()), *_sigma_range(levels)]), parallel
+    )
     losses = [i for i, name in enumerate(names) if not name.endswith("grad_norm")]
     losses.sort(key=lambda i: not names[i].endswith("loss"))
     for rank, row in enumerate(table):
-        bad = [f"{names[i]} is {WORDS[row[i]]}" for i in losses if row[i] != FINE]
+        bad = [f"{names[i]} is {KIND_NAMES[row[i]]}" for i in losses if row[i] != FINE]
         if bad:
-            return f"{', '.join(bad[:NAMED])} on rank {rank}, at noise levels sigma {row[-2]:.3g} ... {row[-1]:.3g}"
-    bad = [f"{name} is {WORDS[kind]}" for name, kind in zip(names, table[0]) if kind != FINE]
+            where = f"noise levels sigma {row[-2]:.3g} ... {row[-1]:.3g}"
+            return f"{', '.join(bad[:MAX_NAMED_LOSSES])} on rank {rank}, at {where}"
+    bad = [f"{name} is {KIND_NAMES[kind]}" for name, kind in zip(names, table[0]) if kind != FINE]
     return f"{', '.join(bad)} on all ranks, at noise levels sigma {table[0][-2]:.3g} ... {table[0][-1]:.3g}"
 
 
-def _checked(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+def _drop_loss_bins(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     """All but the parts of a loss (`dsm_loss/q1`): a batch may have none of one, and the loss itself tells of them."""
     return {name: metrics[name] for name in sorted(metrics) if "/" not in name}
 
 
-def _kind(value: Tensor) -> float:
+def _classify(value: Tensor) -> float:
     return NAN if value.isnan().any() else INFINITE if value.isinf().any() else FINE
 
 
@@ -83,11 +86,11 @@ def _sigma_range(levels: Levels) -> tuple[float, float]:
     """Least and greatest sigma that any network was asked at."""
     if not levels:
         return 0.0, 0.0
-    asked = torch.cat([c_noise.float().flatten().cpu() for c_noise in levels.values()])
-    return float((4 * asked.min()).exp()), float((4 * asked.max()).exp())
+    c_noise_values = torch.cat([c_noise.float().flatten().cpu() for c_noise in levels.values()])
+    return float((4 * c_noise_values.min()).exp()), float((4 * c_noise_values.max()).exp())
 
 
-def _of_all_ranks(row: Tensor, parallel: Parallel) -> list[list[float]]:
+def _gather_rows(row: Tensor, parallel: Parallel) -> list[list[float]]:
     """A row [N] of each rank: [ranks, N]. Small whole numbers stay what they are."""
     rows = torch.zeros(parallel.world_size, len(row), dtype=torch.float64, device=parallel.device)
     rows[parallel.rank] = row.to(rows)

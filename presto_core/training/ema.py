@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from presto_core.training.sharding import (
-    local,
-    placed_like,
-    whole,
+    distribute_like,
+    full_tensor,
+    local_shard,
 )
 
 
@@ -31,19 +31,19 @@ class Ema:
     def update(self, network: nn.Module) -> None:
         """Move towards `network`; called once for each of its own optimiser steps."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        own, others = ([local(p) for p in net.parameters()] for net in (self.network, network))
+        own, others = ([local_shard(p) for p in net.parameters()] for net in (self.network, network))
         torch._foreach_lerp_(own, others, 1 - decay)
         self.updates += 1
 
     def shard_like(self, network: nn.Module) -> None:
         """Keep the part of each weight that this worker holds of the network's own."""
         for name, like in network.named_parameters():
-            _replace(self.network, name, placed_like(self.network.get_parameter(name).detach(), like))
+            _replace(self.network, name, distribute_like(self.network.get_parameter(name).detach(), like))
 
     def gather(self) -> None:
         """Make the weights whole again; every worker calls it."""
         for name, own in list(self.network.named_parameters()):
-            _replace(self.network, name, whole(own.detach()))
+            _replace(self.network, name, full_tensor(own.detach()))
 
 
 def _replace(network: nn.Module, name: str, value: torch.Tensor) -> None:

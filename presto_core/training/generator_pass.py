@@ -15,11 +15,11 @@ from presto_core.samplers.schedule import few_step_sigmas
 from presto_core.training.gradient_accumulation import Metrics, MicroBatch
 from presto_core.training.parallel import Parallel
 
-Generate = Callable[[Tensor, Tensor, Conditioning], Tensor]
+GenerateFn = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 
 @dataclass
-class Generated:
+class GeneratorPass:
     """The generator's output for a micro-batch.
 
     Attributes:
@@ -29,7 +29,7 @@ class Generated:
         dmd, adversarial: gradients at x0 of the two losses, each a mean over the micro-batch; None is not asked for.
     """
 
-    part: MicroBatch
+    micro_batch: MicroBatch
     x_in: Tensor
     sigma: Tensor
     x0: Tensor
@@ -40,20 +40,20 @@ class Generated:
     def gradient(self, gan_weight: Tensor | float) -> Tensor:
         """Of the weighted losses, as a part of the mean over the worker's rows."""
         both = self.dmd if self.adversarial is None else self.dmd + gan_weight * self.adversarial
-        return self.part.weight * both
+        return self.micro_batch.weight * both
 
     def sums(self) -> Tensor:
         """[5] fp64, additive over micro-batches: squared gradients, x0, its square, and how many numbers that is."""
         x0, fp64 = self.x0.detach(), torch.float64
         squares = [
-            x0.new_zeros((), dtype=fp64) if g is None else (self.part.weight * g).square().sum(dtype=fp64)
+            x0.new_zeros((), dtype=fp64) if g is None else (self.micro_batch.weight * g).square().sum(dtype=fp64)
             for g in (self.dmd, self.adversarial)
         ]
         count = x0.new_tensor(x0.numel(), dtype=fp64)
         return torch.stack([*squares, x0.sum(dtype=fp64), x0.square().sum(dtype=fp64), count])
 
 
-def joint_metrics(outputs: Sequence[Generated], parallel: Parallel) -> Metrics:
+def global_metrics(outputs: Sequence[GeneratorPass], parallel: Parallel) -> Metrics:
     """Norms of the two gradients at x0, and the standard deviation of x0, over the joined batch of all workers."""
     dmd, adversarial, x, x_squared, count = parallel.average(torch.stack([o.sums() for o in outputs]).sum(0))
     workers = parallel.world_size  # in the joined batch's mean a row counts 1 / workers of what it does in a share's
@@ -65,19 +65,19 @@ def joint_metrics(outputs: Sequence[Generated], parallel: Parallel) -> Metrics:
 
 
 @torch.no_grad()
-def rollout(generate: Generate, part: MicroBatch, schedule: RolloutConfig) -> tuple[Tensor, Tensor]:
+def simulate_rollout(generate: GenerateFn, micro_batch: MicroBatch, schedule: RolloutConfig) -> tuple[Tensor, Tensor]:
     """Backward simulation (DMD2): the generator's own trajectory up to a random one of its steps.
 
     Returns:
         What the generator is to denoise, [B, C, T], and its noise levels, [B].
     """
-    batch, draws = part.batch, part.draws
+    batch, row_rng = micro_batch.batch, micro_batch.row_rng
     levels = few_step_sigmas(
         schedule.steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho
     ).tolist()
-    last = draws.index(len(levels))
-    x = draws.noised(torch.zeros_like(batch.x0), full_sigma(levels[0], batch.x0))
+    last = row_rng.sample_index(len(levels))
+    x = row_rng.add_noise(torch.zeros_like(batch.x0), full_sigma(levels[0], batch.x0))
     for sigma, sigma_next in zip(levels[:last], levels[1:]):
         x0 = generate(x, full_sigma(sigma, x), batch.cond)
-        x = draws.noised(x0, full_sigma(sigma_next, x))
+        x = row_rng.add_noise(x0, full_sigma(sigma_next, x))
     return x, full_sigma(levels[last], x)

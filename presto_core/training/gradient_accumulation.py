@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from presto_core.training.parallel import Parallel
-from presto_core.training.row_rng import Draws
+from presto_core.training.row_rng import RowRng
 from presto_core.training.state import Batch
 
 Metrics = dict[str, Tensor]
@@ -26,35 +26,35 @@ class MicroBatch:
     """
 
     batch: Batch
-    draws: Draws
+    row_rng: RowRng
     weight: float
-    last: bool
+    is_last: bool
 
-    def before_backward(self, parallel: Parallel, *networks: nn.Module) -> None:
+    def set_grad_sync(self, parallel: Parallel, *networks: nn.Module) -> None:
         """Called before the forward pass whose gradient moves these networks: only the last part's is exchanged."""
         for network in networks:
-            parallel.synchronise(network, self.last)
+            parallel.set_requires_grad_sync(network, self.is_last)
 
 
-def micro_batches(batch: Batch, generator: torch.Generator, parallel: Parallel) -> list[MicroBatch]:
+def split_micro_batches(batch: Batch, generator: torch.Generator, parallel: Parallel) -> list[MicroBatch]:
     """A worker's share in parts of `parallel.micro_batch_size` rows, the last of which may be smaller."""
     rows = len(batch.x0)
     size = parallel.micro_batch_size or rows
     slices = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
     first = parallel.rank * rows
-    draws = Draws(generator, mine=slice(first, first + rows), of=parallel.world_size * rows)
+    row_rng = RowRng(generator, local_rows=slice(first, first + rows), global_rows=parallel.world_size * rows)
     return [
         MicroBatch(batch.rows(s), d, (s.stop - s.start) / rows, s.stop == rows)
-        for s, d in zip(slices, draws.split(slices))
+        for s, d in zip(slices, row_rng.split(slices))
     ]
 
 
-def accumulated(backward: Callable[[MicroBatch], Metrics], parts: Sequence[MicroBatch]) -> Metrics:
+def accumulate(backward: Callable[[MicroBatch], Metrics], micro_batches: Sequence[MicroBatch]) -> Metrics:
     """Run a loss's backward on each part; its metrics, observed on the rows of all parts."""
-    return joined([backward(part) for part in parts])
+    return concat_metrics([backward(micro_batch) for micro_batch in micro_batches])
 
 
-def joined(metrics: Sequence[Metrics]) -> Metrics:
+def concat_metrics(metrics: Sequence[Metrics]) -> Metrics:
     """Observations of several micro-batches as those of one batch."""
     if len(metrics) == 1:
         return metrics[0]

@@ -17,12 +17,12 @@ from presto_core.training.ema import Ema
 from presto_core.training.gradient_accumulation import (
     Metrics,
     MicroBatch,
-    accumulated,
-    micro_batches,
+    accumulate,
+    split_micro_batches,
 )
-from presto_core.training.parallel import ALONE, Parallel
+from presto_core.training.parallel import SINGLE_PROCESS, Parallel
 from presto_core.training.state import Batch, TrainState
-from presto_core.training.teacher import observed
+from presto_core.training.teacher import loss_by_sigma_quartile
 
 
 class LayerDistillation:
@@ -42,14 +42,14 @@ class LayerDistillation:
         teacher: Network,
         *,
         sigma_data: float,
-        parallel: Parallel = ALONE,
+        parallel: Parallel = SINGLE_PROCESS,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
         self.config, self.sigma_data, self.parallel = config, sigma_data, parallel
         self.total_steps = config.steps
         self.depth = teacher.depth
         self.p_train = config.p_train
-        self.budget = budget_of(config, self.depth)
+        self.budget = make_layer_budget(config, self.depth)
         network = teacher.with_budget(self.budget)
         ema = Ema(network, config.ema_decay)
         self.denoise = EDMDenoiser(network, sigma_data, autocast_dtype)
@@ -59,40 +59,42 @@ class LayerDistillation:
         self.trained_denoise = EDMDenoiser(trained, sigma_data, autocast_dtype)
         self.state = TrainState(
             networks={"layers": network},
-            optimizers={"layers": optim.adamw(network.parameters(), config.optim)},
+            optimizers={"layers": optim.build_adamw(network.parameters(), config.optim)},
             emas={"layers": ema},
         )
 
     def update(self, batch: Batch, *, generator: torch.Generator) -> Metrics:
-        metrics = accumulated(self._backward, micro_batches(batch, generator, self.parallel))
+        metrics = accumulate(self._backward, split_micro_batches(batch, generator, self.parallel))
         return metrics | self._step()
 
-    def _backward(self, part: MicroBatch) -> Metrics:
+    def _backward(self, micro_batch: MicroBatch) -> Metrics:
         """Gradient of L_EDM at budget b(sigma) + beta |h(x; b) - sg(h(x; L))|^2."""
-        x0, cond, draws = part.batch.x0, part.batch.cond, part.draws
-        part.before_backward(self.parallel, self.trained_denoise.net)
-        sigma = draws.sigma(self.p_train)
-        noisy, budget = draws.noised(x0, sigma), self.budget.of(sigma)
-        x0_hat, hidden = self.trained_denoise.with_hidden(noisy, sigma, cond, budget)
+        x0, cond, row_rng = micro_batch.batch.x0, micro_batch.batch.cond, micro_batch.row_rng
+        micro_batch.set_grad_sync(self.parallel, self.trained_denoise.net)
+        sigma = row_rng.sample_sigma(self.p_train)
+        noisy, budget = row_rng.add_noise(x0, sigma), self.budget.blocks_per_sample(sigma)
+        x0_hat, hidden = self.trained_denoise.denoise_with_hidden(noisy, sigma, cond, budget)
         losses = dsm_loss(x0_hat, x0, sigma, self.sigma_data)
-        metrics = observed("dsm_loss", losses.detach(), sigma, self.p_train) | {"blocks_run": budget.float()}
+        metrics = loss_by_sigma_quartile("dsm_loss", losses.detach(), sigma, self.p_train) | {
+            "blocks_run": budget.float()
+        }
         if self.config.self_teacher_weight:
-            distances = self._self_teacher_loss(hidden, noisy, sigma, cond, skipping=budget < self.depth)
+            distances = self._self_teacher_loss(hidden, noisy, sigma, cond, skip_mask=budget < self.depth)
             losses = losses + self.config.self_teacher_weight * distances
             metrics["self_teacher_loss"] = distances.detach()
-        (part.weight * losses.mean()).backward()
+        (micro_batch.weight * losses.mean()).backward()
         return metrics
 
     def _self_teacher_loss(
-        self, hidden: Tensor, noisy: Tensor, sigma: Tensor, cond: Conditioning, *, skipping: Tensor
+        self, hidden: Tensor, noisy: Tensor, sigma: Tensor, cond: Conditioning, *, skip_mask: Tensor
     ) -> Tensor:
         """[B]; at full depth the distance is zero, so only samples that skip need a second pass."""
-        rows, distances = skipping.nonzero().squeeze(1), hidden.new_zeros(len(hidden))
+        rows, distances = skip_mask.nonzero().squeeze(1), hidden.new_zeros(len(hidden))
         if not len(rows) and not self.denoise.net.run_empty_blocks:
             return distances
         with torch.no_grad():
             taps = (self.depth - 1,)
-            (full_hidden,) = self.denoise.features(noisy[rows], sigma[rows], cond.rows(rows), taps=taps)
+            (full_hidden,) = self.denoise.extract_features(noisy[rows], sigma[rows], cond.rows(rows), taps=taps)
         return distances.index_put((rows,), self_teacher_loss(hidden[rows], full_hidden.transpose(1, 2)))
 
     def _step(self) -> Metrics:
@@ -103,13 +105,13 @@ class LayerDistillation:
         return {"grad_norm": torch.tensor(norms["layers"])}
 
 
-def budget_of(config: LayersConfig, depth: int) -> LayerBudget:
+def make_layer_budget(config: LayersConfig, depth: int) -> LayerBudget:
     """The table that a layer distillation trains, over its own noise distribution.
 
     Raises:
         UserError: it does not fit the depth.
     """
-    return LayerBudget.over(
+    return LayerBudget.from_distribution(
         config.p_train,
         config.budget,
         depth=depth,

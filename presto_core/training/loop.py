@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from presto_core.config.sections import LoopConfig
 from presto_core.training.divergence import (
     DivergenceError,
-    any_rank,
-    diagnosis,
+    any_rank_true,
+    describe_divergence,
     has_non_finite,
-    noise_levels,
+    record_noise_levels,
 )
 from presto_core.training.meter import Meter
-from presto_core.training.parallel import ALONE, Parallel
+from presto_core.training.parallel import SINGLE_PROCESS, Parallel
 from presto_core.training.state import (
     Algorithm,
     Batch,
-    Phased,
-    step_generator,
+    PhasedAlgorithm,
+    make_step_rng,
 )
 
 
@@ -34,7 +34,7 @@ class Hooks:
         should_stop: True on any rank ends the run early on all of them, after a checkpoint.
     """
 
-    stepped: Callable[[], None] = lambda: None
+    after_step: Callable[[], None] = lambda: None
     log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
     checkpoint: Callable[[], None] = lambda: None
     should_stop: Callable[[], bool] = lambda: False
@@ -46,7 +46,7 @@ def train(
     *,
     seed: int,
     config: LoopConfig,
-    parallel: Parallel = ALONE,
+    parallel: Parallel = SINGLE_PROCESS,
     hooks: Hooks | None = None,
 ) -> None:
     """Run an algorithm from where its state stands to its last step, or to the step it is asked to stop at.
@@ -58,36 +58,41 @@ def train(
         DivergenceError: on all ranks; names loss, rank, noise levels, step and the last good checkpoint's step.
     """
     hooks, state = hooks or Hooks(), algorithm.state
-    meter, saved_at = Meter(state.pending), state.total_step
-    with noise_levels(state.networks) as levels:
+    meter, saved_step = Meter(state.pending), state.total_step
+    with record_noise_levels(state.networks) as levels:
         while state.total_step < algorithm.total_steps:
-            with meter.waiting():
+            with meter.time_data_wait():
                 batch = next(batches)
-            rng = step_generator(seed, total_step=state.total_step, device=parallel.device)
-            phase = algorithm.phase.value if isinstance(algorithm, Phased) else ""
+            rng = make_step_rng(seed, total_step=state.total_step, device=parallel.device)
+            phase = algorithm.phase.value if isinstance(algorithm, PhasedAlgorithm) else ""
             metrics = algorithm.update(batch, generator=rng)
-            diverged, stop = any_rank(parallel, has_non_finite(metrics, parallel.device), hooks.should_stop())
+            diverged, stop = any_rank_true(parallel, has_non_finite(metrics, parallel.device), hooks.should_stop())
             if diverged:
-                raise DivergenceError(_divergence(diagnosis(metrics, levels, parallel), state.total_step, saved_at))
+                raise DivergenceError(
+                    _format_divergence(describe_divergence(metrics, levels, parallel), state.total_step, saved_step)
+                )
             state.total_step += 1
             state.cursor = batch.cursor
             meter.add(metrics, phase)
-            with meter.pausing():
-                hooks.stepped()
-            last = state.total_step == algorithm.total_steps
-            if last or state.total_step % config.log_every == 0:
-                hooks.log(state.total_step, meter.drain(parallel))
-            if last or stop or state.total_step % config.checkpoint_every == 0:
-                state.pending = meter.settle(parallel)
+            with meter.exclude_time():
+                hooks.after_step()
+            is_last = state.total_step == algorithm.total_steps
+            if is_last or state.total_step % config.log_every == 0:
+                hooks.log(state.total_step, meter.pop_means(parallel))
+            if is_last or stop or state.total_step % config.checkpoint_every == 0:
+                state.pending = meter.reduce(parallel)
                 hooks.checkpoint()
-                saved_at = state.total_step
+                saved_step = state.total_step
             if stop:
                 return
 
 
-def _divergence(what: str, total_step: int, saved_at: int) -> str:
-    good = f"the last good checkpoint is of step {saved_at}" if saved_at else "there is no checkpoint yet"
+def _format_divergence(description: str, total_step: int, saved_step: int) -> str:
+    last_checkpoint = (
+        f"the last good checkpoint is of step {saved_step}" if saved_step else "there is no checkpoint yet"
+    )
     return (
-        f"{what} (total_step {total_step}); the step is thrown away and {good}: lower the learning rate or the loss "
+        f"{description} (total_step {total_step}); the step is discarded and {last_checkpoint}: "
+        "lower the learning rate or the loss "
         "weights, or look for bad rows in the data (presto dataset verify), then run again"
     )

@@ -26,57 +26,57 @@ class Meter:
 
     def __init__(self, pending: dict[str, tuple[float, float]]) -> None:
         self.pending = pending
-        self._start_afresh()
+        self._reset()
 
-    def _start_afresh(self) -> None:
+    def _reset(self) -> None:
         self.values: dict[str, list[Tensor]] = {}
-        self.started, self.waited, self.paused, self.steps = time.perf_counter(), 0.0, 0.0, 0
-        self.step_began, self.phases = self.started, dict[str, list[float]]()
+        self.start_time, self.data_wait_s, self.excluded_s, self.steps = time.perf_counter(), 0.0, 0.0, 0
+        self.step_start, self.phases = self.start_time, dict[str, list[float]]()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def time_data_wait(self) -> Iterator[None]:
         """Time in the block counts as waiting for data."""
-        self.step_began = time.perf_counter()
+        self.step_start = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - self.step_began
+        self.data_wait_s += time.perf_counter() - self.step_start
 
     @contextmanager
-    def pausing(self) -> Iterator[None]:
+    def exclude_time(self) -> Iterator[None]:
         """Time in the block counts as none of the run's own."""
-        since = time.perf_counter()
+        start = time.perf_counter()
         yield
-        self.paused += time.perf_counter() - since
+        self.excluded_s += time.perf_counter() - start
 
     def add(self, metrics: dict[str, Tensor], phase: str = "") -> None:
         """A step is done, of a phase where steps differ; it began with the wait for its data."""
         self.steps += 1
         if phase:
-            self.phases.setdefault(phase, []).append(time.perf_counter() - self.step_began)
+            self.phases.setdefault(phase, []).append(time.perf_counter() - self.step_start)
         for name, value in metrics.items():
             self.values.setdefault(name, []).append(value)
 
-    def settle(self, parallel: Parallel) -> dict[str, tuple[float, float]]:
+    def reduce(self, parallel: Parallel) -> dict[str, tuple[float, float]]:
         """Sums and counts so far over all workers, for a checkpoint; every rank calls it."""
         names = sorted(self.values)
-        local = [_sum_and_count(self.values[name], parallel.device) for name in names]
+        local_sums = [_sum_and_count(self.values[name], parallel.device) for name in names]
         if names:
-            sums = parallel.average(torch.stack(local)) * parallel.world_size  # true on any number of workers
+            sums = parallel.average(torch.stack(local_sums)) * parallel.world_size  # true on any number of workers
             for name, (total, count) in zip(names, sums.tolist()):
-                before = self.pending.get(name, (0.0, 0.0))
-                self.pending[name] = (before[0] + total, before[1] + count)
+                previous = self.pending.get(name, (0.0, 0.0))
+                self.pending[name] = (previous[0] + total, previous[1] + count)
         self.values = {}
         return dict(self.pending)
 
-    def drain(self, parallel: Parallel) -> dict[str, float]:
+    def pop_means(self, parallel: Parallel) -> dict[str, float]:
         """Means over steps and rows of all workers; what none saw is left out. Starts afresh; every rank calls it."""
-        seconds = time.perf_counter() - self.started - self.paused
-        sums = self.settle(parallel)
+        seconds = time.perf_counter() - self.start_time - self.excluded_s
+        sums = self.reduce(parallel)
         means = {name: total / count for name, (total, count) in sorted(sums.items()) if count}
         means["step_seconds"] = seconds / max(self.steps, 1)
-        means["data_wait_fraction"] = self.waited / max(seconds, 1e-9)
+        means["data_wait_fraction"] = self.data_wait_s / max(seconds, 1e-9)
         means |= {f"{phase}_step_seconds": sum(times) / len(times) for phase, times in self.phases.items()}
         self.pending = {}
-        self._start_afresh()
+        self._reset()
         return means
 
 
@@ -85,5 +85,5 @@ def _sum_and_count(values: list[Tensor], device: torch.device) -> Tensor:
 
     In double precision sums of some thousand float32 do not depend on where a checkpoint cuts them in two.
     """
-    joined = torch.cat([v.to(device, torch.float64).flatten() for v in values])
-    return torch.stack([joined.nan_to_num().sum(), (~joined.isnan()).sum().double()])
+    flat = torch.cat([v.to(device, torch.float64).flatten() for v in values])
+    return torch.stack([flat.nan_to_num().sum(), (~flat.isnan()).sum().double()])

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from presto_core.config.sections import OptimConfig
-from presto_core.training.sharding import whole
+from presto_core.training.sharding import full_tensor
 
 FINAL_FRACTION = 0.05  # of the learning rate, at the end of a cosine decay
 
 
-def adamw(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
+def build_adamw(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
     """AdamW as configured; decay is decoupled from the gradient."""
     return torch.optim.AdamW(
         list(parameters),
@@ -31,22 +31,22 @@ def learning_rate(config: OptimConfig, *, update: int, total_updates: int) -> fl
         return config.learning_rate * (update + 1) / (config.warmup_steps + 1)
     if config.decay == "constant":
         return config.learning_rate
-    done = (update - config.warmup_steps) / max(total_updates - config.warmup_steps, 1)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    progress = (update - config.warmup_steps) / max(total_updates - config.warmup_steps, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return config.learning_rate * (FINAL_FRACTION + (1 - FINAL_FRACTION) * cosine)
 
 
-Due = dict[str, tuple[torch.optim.Optimizer, OptimConfig]]
+DueOptimizers = dict[str, tuple[torch.optim.Optimizer, OptimConfig]]
 """Optimisers that move in one step, by the names of their networks."""
 
 
-def step(due: Due, *, update: int, total_updates: int) -> dict[str, float]:
+def step(due: DueOptimizers, *, update: int, total_updates: int) -> dict[str, float]:
     """Clip, check and apply the gradients that `backward` left; clear them; return their norms before clipping.
 
     Gradients are already averaged over workers, so every rank sees the same norms. Where one is not finite no network
     is moved, and the loop ends the run.
     """
-    norms = {name: _clipped(optimizer, config) for name, (optimizer, config) in due.items()}
+    norms = {name: _clip_gradients(optimizer, config) for name, (optimizer, config) in due.items()}
     finite = all(map(math.isfinite, norms.values()))
     for optimizer, config in due.values():
         if finite:
@@ -57,10 +57,10 @@ def step(due: Due, *, update: int, total_updates: int) -> dict[str, float]:
     return norms
 
 
-def _clipped(optimizer: torch.optim.Optimizer, config: OptimConfig) -> float:
+def _clip_gradients(optimizer: torch.optim.Optimizer, config: OptimConfig) -> float:
     """Clip an optimiser's gradients in place; their norm before."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for p in parameters:
         if p.grad is None:  # a block that no row ran has gradient 0, however the rows are shared among workers
             p.grad = torch.zeros_like(p)
-    return float(whole(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)))
+    return float(full_tensor(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 
-class Distribute(Protocol):
+class WrapFn(Protocol):
     def __call__(self, module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module: ...
 
 
-def _as_it_is(module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module:
+def _leave_unwrapped(module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module:
     return module
 
 
@@ -36,10 +36,10 @@ class Parallel:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     micro_batch_size: int = 0
-    distribute: Distribute = _as_it_is
-    hold: Callable[[nn.Module, str], None] = lambda module, name: None
+    distribute: WrapFn = _leave_unwrapped
+    shard_frozen: Callable[[nn.Module, str], None] = lambda module, name: None
     average: Callable[[Tensor], Tensor] = lambda tensor: tensor
-    synchronise: Callable[[nn.Module, bool], None] = lambda module, on: None
+    set_requires_grad_sync: Callable[[nn.Module, bool], None] = lambda module, on: None
 
 
-ALONE = Parallel()
+SINGLE_PROCESS = Parallel()

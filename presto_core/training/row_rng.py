@@ -10,7 +10,7 @@ from torch import Tensor
 from presto_core.config.noise import NoiseDistribution
 
 
-class Draws:
+class RowRng:
     """Draws for some rows of a global batch.
 
     Numbers are drawn for all rows of the global batch, from a generator that is seeded alike on all workers, and each
@@ -29,32 +29,43 @@ class Draws:
         self,
         generator: torch.Generator,
         *,
-        mine: slice,
-        of: int,
-        part: slice | None = None,
+        local_rows: slice,
+        global_rows: int,
+        subset: slice | None = None,
         shared: list[Tensor] | None = None,
     ) -> None:
-        self._generator, self._mine, self._of = generator, mine, of
-        self._part, self._shared, self._taken = part or slice(None), shared, 0
+        self._generator, self._local_rows, self._global_rows = generator, local_rows, global_rows
+        self._subset, self._shared, self._num_taken = subset or slice(None), shared, 0
 
-    def split(self, parts: Sequence[slice]) -> list[Draws]:
+    def split(self, slices: Sequence[slice]) -> list[RowRng]:
         """One for each part of the worker's rows; each must then be asked for the same things in the same order."""
-        shared: list[Tensor] | None = [] if len(parts) > 1 else None
-        return [Draws(self._generator, mine=self._mine, of=self._of, part=part, shared=shared) for part in parts]
+        shared: list[Tensor] | None = [] if len(slices) > 1 else None
+        return [
+            RowRng(
+                self._generator,
+                local_rows=self._local_rows,
+                global_rows=self._global_rows,
+                subset=subset,
+                shared=shared,
+            )
+            for subset in slices
+        ]
 
-    def sigma(self, p: NoiseDistribution) -> Tensor:
+    def sample_sigma(self, p: NoiseDistribution) -> Tensor:
         """[B] noise levels from p, fp32."""
         rng, device = self._generator, self._generator.device
-        u = self._next(lambda: torch.rand(self._of, generator=rng, device=device, dtype=torch.float64)[self._mine])
-        return p.quantile(u[self._part]).float()
+        u = self._next(
+            lambda: torch.rand(self._global_rows, generator=rng, device=device, dtype=torch.float64)[self._local_rows]
+        )
+        return p.quantile(u[self._subset]).float()
 
-    def noised(self, x0: Tensor, sigma: Tensor) -> Tensor:
+    def add_noise(self, x0: Tensor, sigma: Tensor) -> Tensor:
         """x0 + sigma eps with eps ~ N(0, I); x0: [B, C, T], sigma: [B]."""
-        rng, shape = self._generator, (self._of, *x0.shape[1:])
-        eps = self._next(lambda: torch.randn(shape, generator=rng, device=x0.device, dtype=x0.dtype)[self._mine])
-        return x0 + sigma[:, None, None].to(x0.dtype) * eps[self._part]
+        rng, shape = self._generator, (self._global_rows, *x0.shape[1:])
+        eps = self._next(lambda: torch.randn(shape, generator=rng, device=x0.device, dtype=x0.dtype)[self._local_rows])
+        return x0 + sigma[:, None, None].to(x0.dtype) * eps[self._subset]
 
-    def index(self, n: int) -> int:
+    def sample_index(self, n: int) -> int:
         """One of 0 ... n - 1, the same for all rows of the global batch."""
         rng, device = self._generator, self._generator.device
         return int(self._next(lambda: torch.randint(n, (1,), generator=rng, device=device)))
@@ -62,7 +73,7 @@ class Draws:
     def _next(self, draw: Callable[[], Tensor]) -> Tensor:
         if self._shared is None:
             return draw()
-        if self._taken == len(self._shared):
+        if self._num_taken == len(self._shared):
             self._shared.append(draw().clone())  # the clone lets go of other workers' rows
-        self._taken += 1
-        return self._shared[self._taken - 1]
+        self._num_taken += 1
+        return self._shared[self._num_taken - 1]

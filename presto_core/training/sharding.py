@@ -12,24 +12,24 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """This worker's part; sharing memory with the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor with all its parts; every worker calls it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
     """This worker's part of a whole tensor, sharded as `like` is; needs no other worker."""
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_on_first(state: Any) -> Any:
+def gather_on_rank0(state: Any) -> Any:
     """A nested state with sharded tensors made whole, in CPU memory, on rank 0; elsewhere they are left empty.
 
     Every worker calls it, with the same state; one tensor at a time is whole on the device.
@@ -38,9 +38,9 @@ def whole_on_first(state: Any) -> Any:
         full = state.full_tensor().detach()
         return full.cpu() if distributed.get_rank() == 0 else full.new_empty(0)
     if isinstance(state, dict):
-        return {k: whole_on_first(v) for k, v in state.items()}
+        return {k: gather_on_rank0(v) for k, v in state.items()}
     if isinstance(state, list | tuple):
-        return [whole_on_first(v) for v in state]
+        return [gather_on_rank0(v) for v in state]
     return state
 
 
@@ -51,7 +51,7 @@ def load_network(network: nn.Module, state: dict[str, Tensor]) -> None:
         RuntimeError: they are another network's.
     """
     own = network.state_dict()
-    network.load_state_dict({k: placed_like(v, own[k]) if k in own else v for k, v in state.items()})
+    network.load_state_dict({k: distribute_like(v, own[k]) if k in own else v for k, v in state.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -62,7 +62,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
-        index: {name: placed_like(v, parameters[index]) if isinstance(v, Tensor) else v for name, v in values.items()}
+        index: {
+            name: distribute_like(v, parameters[index]) if isinstance(v, Tensor) else v for name, v in values.items()
+        }
         for index, values in state["state"].items()
         if index < len(parameters)
     }

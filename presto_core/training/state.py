@@ -14,9 +14,9 @@ from torch.distributed.tensor import DTensor
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.training.ema import Ema
 from presto_core.training.sharding import (
+    gather_on_rank0,
     load_network,
     load_optimizer,
-    whole_on_first,
 )
 
 
@@ -76,7 +76,7 @@ class TrainState:
             "emas": {name: ema.network.state_dict() for name, ema in self.emas.items()},
         }
         return {
-            **(whole_on_first(tensors) if self.sharded else tensors),
+            **(gather_on_rank0(tensors) if self.is_sharded else tensors),
             "ema_updates": {name: ema.updates for name, ema in self.emas.items()},
             "total_step": self.total_step,
             "generator_step": self.generator_step,
@@ -85,7 +85,7 @@ class TrainState:
         }
 
     @property
-    def sharded(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether this worker holds only a part of some network."""
         return any(isinstance(p, DTensor) for net in self.networks.values() for p in net.parameters())
 
@@ -129,14 +129,14 @@ class Algorithm(Protocol):
 
 
 @runtime_checkable
-class Phased(Protocol):
+class PhasedAlgorithm(Protocol):
     """An `Algorithm` whose steps are of several kinds; `phase` is that of the next one."""
 
     @property
     def phase(self) -> Enum: ...
 
 
-def step_generator(seed: int, *, total_step: int, device: torch.device | str = "cpu") -> torch.Generator:
+def make_step_rng(seed: int, *, total_step: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The random source of one step, the same on every worker and independent of what ran before it."""
     state = np.random.SeedSequence([seed, 0, total_step]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

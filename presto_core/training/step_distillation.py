@@ -34,30 +34,30 @@ from torch import Tensor, nn
 from presto_core.config.sections import StepsConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
-from presto_core.diffusion.guidance import guided
+from presto_core.diffusion.guidance import make_guided_denoiser
 from presto_core.losses.dmd import dmd_gradient
 from presto_core.losses.dsm import dsm_loss
 from presto_core.networks.discriminator import PatchHead
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.networks.network import Network
 from presto_core.training import optim
-from presto_core.training.adversarial import Adversary, require_taps_in_depth
+from presto_core.training.adversarial import AdversarialLoss, check_taps
 from presto_core.training.ema import Ema
 from presto_core.training.generator_pass import (
-    Generated,
-    joint_metrics,
-    rollout,
+    GeneratorPass,
+    global_metrics,
+    simulate_rollout,
 )
 from presto_core.training.gradient_accumulation import (
     Metrics,
     MicroBatch,
-    accumulated,
-    joined,
-    micro_batches,
+    accumulate,
+    concat_metrics,
+    split_micro_batches,
 )
-from presto_core.training.parallel import ALONE, Parallel
+from presto_core.training.parallel import SINGLE_PROCESS, Parallel
 from presto_core.training.state import Batch, TrainState
-from presto_core.training.teacher import observed
+from presto_core.training.teacher import loss_by_sigma_quartile
 
 
 class Phase(Enum):
@@ -85,7 +85,7 @@ class StepDistillation:
         sigma_data: float,
         start: Network | None = None,
         budget: LayerBudget | None = None,
-        parallel: Parallel = ALONE,
+        parallel: Parallel = SINGLE_PROCESS,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
         self.config = config
@@ -93,47 +93,49 @@ class StepDistillation:
         self.budget = budget
         self.parallel = parallel
         self.total_steps = config.generator_updates * (config.fake_updates_per_generator_update + 1)
-        self.taps = config.gan.taps or (teacher.depth // 2,)
-        require_taps_in_depth(self.taps, teacher.depth)
+        self.tap_blocks = config.gan.taps or (teacher.depth // 2,)
+        check_taps(self.tap_blocks, teacher.depth)
         self.p_gen, self.p_dmd, self.p_dsm, self.p_gan = config.p_gen, config.p_dmd, config.p_dsm, config.p_gan
         generator, fake_score = (copy.deepcopy(net).requires_grad_(True) for net in (start or teacher, teacher))
         head = PatchHead(
             teacher.width,
-            taps=len(self.taps),
+            num_taps=len(self.tap_blocks),
             channels=config.gan.head_channels,
             layers=config.gan.head_layers,
         ).to(parallel.device)
         ema = Ema(generator, config.ema_decay)
         self._wrap(teacher, generator, fake_score, head, autocast_dtype)
         ema.shard_like(generator)
-        self.state = _new_state(config, generator, fake_score, head, ema)
+        self.state = _make_state(config, generator, fake_score, head, ema)
 
     def _wrap(
         self, teacher: Network, generator: Network, fake_score: Network, head: PatchHead, dtype: torch.dtype | None
     ) -> None:
         """Denoisers to call; those named `trained_*` average their gradients over workers."""
         distribute = self.parallel.distribute
-        frozen = teacher.requires_grad_(False).eval()
-        self.parallel.hold(frozen, "real_score")
-        self.real_score = guided(EDMDenoiser(frozen, self.sigma_data, dtype), self.config.guidance_scale)
+        frozen_teacher = teacher.requires_grad_(False).eval()
+        self.parallel.shard_frozen(frozen_teacher, "real_score")
+        self.real_score = make_guided_denoiser(
+            EDMDenoiser(frozen_teacher, self.sigma_data, dtype), self.config.guidance_scale
+        )
         self.generator = EDMDenoiser(generator, self.sigma_data, dtype)
         self.fake_score = EDMDenoiser(fake_score, self.sigma_data, dtype)
         # with a budget, a batch may leave a block out
         trained_generator = distribute(generator, name="generator", some_unused=self.budget is not None)
         self.trained_generator = EDMDenoiser(trained_generator, self.sigma_data, dtype)
         self.trained_fake_score = EDMDenoiser(distribute(fake_score, name="fake_score"), self.sigma_data, dtype)
-        self.adversary = Adversary(
+        self.adversarial_loss = AdversarialLoss(
             self.config.gan,
             self.p_gan,
-            taps=self.taps,
+            tap_blocks=self.tap_blocks,
             fake_score=self.fake_score,
             trained_fake_score=self.trained_fake_score,
             head=head,
-            trained_head=distribute(head, name="head") if self.adversarial else head,
+            trained_head=distribute(head, name="head") if self.is_adversarial else head,
         )
 
     @property
-    def adversarial(self) -> bool:
+    def is_adversarial(self) -> bool:
         return self.config.gan.generator_weight > 0
 
     @property
@@ -143,31 +145,33 @@ class StepDistillation:
         return Phase.GENERATOR if self.state.total_step % (ratio + 1) == ratio else Phase.CRITIC
 
     def update(self, batch: Batch, *, generator: torch.Generator) -> Metrics:
-        parts = micro_batches(batch, generator, self.parallel)
+        micro_batches = split_micro_batches(batch, generator, self.parallel)
         if self.phase is Phase.CRITIC:
-            return accumulated(self._critic_backward, parts) | self._step_critic()
-        return self._generator_backward(parts) | self._step_generator()
+            return accumulate(self._critic_backward, micro_batches) | self._step_critic()
+        return self._generator_backward(micro_batches) | self._step_generator()
 
     def generate(self, x: Tensor, sigma: Tensor, cond: Conditioning, *, trained: bool = False) -> Tensor:
         """The generator's x0 [B, C, T], each sample at its budget; `trained` for the pass whose gradient moves it."""
         generator = self.trained_generator if trained else self.generator
-        return generator(x, sigma, cond, self.budget.of(sigma) if self.budget else None)
+        return generator(x, sigma, cond, self.budget.blocks_per_sample(sigma) if self.budget else None)
 
-    def _critic_backward(self, part: MicroBatch) -> Metrics:
+    def _critic_backward(self, micro_batch: MicroBatch) -> Metrics:
         """Gradient of L_DSM + nu_2 L_D with respect to fake score and head."""
-        cond, draws, adversary = part.batch.cond, part.draws, self.adversary
+        cond, row_rng, adversarial_loss = micro_batch.batch.cond, micro_batch.row_rng, self.adversarial_loss
         with torch.no_grad():
-            x_in, sigma_gen = self._generator_input(part)
+            x_in, sigma_gen = self._generator_input(micro_batch)
             x0 = self.generate(x_in, sigma_gen, cond)
-        part.before_backward(self.parallel, self.trained_fake_score.net, adversary.trained_head)
-        sigma = draws.sigma(self.p_dsm)
-        losses = dsm_loss(self.trained_fake_score(draws.noised(x0, sigma), sigma, cond), x0, sigma, self.sigma_data)
-        metrics = observed("dsm_loss", losses.detach(), sigma, self.p_dsm)
-        if self.adversarial:
-            critic_losses, critic_metrics = adversary.discriminator_loss(x0, part)
+        micro_batch.set_grad_sync(self.parallel, self.trained_fake_score.net, adversarial_loss.trained_head)
+        sigma = row_rng.sample_sigma(self.p_dsm)
+        losses = dsm_loss(
+            self.trained_fake_score(row_rng.add_noise(x0, sigma), sigma, cond), x0, sigma, self.sigma_data
+        )
+        metrics = loss_by_sigma_quartile("dsm_loss", losses.detach(), sigma, self.p_dsm)
+        if self.is_adversarial:
+            critic_losses, critic_metrics = adversarial_loss.discriminator_loss(x0, micro_batch)
             losses = losses + self.config.gan.fake_score_weight * critic_losses
             metrics |= critic_metrics
-        (part.weight * losses.mean()).backward()
+        (micro_batch.weight * losses.mean()).backward()
         return metrics
 
     def _step_critic(self) -> Metrics:
@@ -175,69 +179,73 @@ class StepDistillation:
         update = self.state.total_step - self.state.generator_step
         optimizers = self.state.optimizers
         due = {"fake_score": (optimizers["fake_score"], self.config.fake_optim)}
-        if self.adversarial:
+        if self.is_adversarial:
             due["head"] = (optimizers["head"], self.config.head_optim)
         norms = optim.step(due, update=update, total_updates=self.config.generator_updates * ratio)
         return {f"{name}_grad_norm": torch.tensor(norm) for name, norm in norms.items()}
 
-    def _generator_backward(self, parts: Sequence[MicroBatch]) -> Metrics:
+    def _generator_backward(self, micro_batches: Sequence[MicroBatch]) -> Metrics:
         """Gradient of L_DMD + nu_1 L_G with respect to the generator, by way of the gradient at its output x0.
 
         Where nu_1 follows from gradient norms of the whole batch, several micro-batches are generated twice: without a
         graph to learn the norms, then with one.
         """
-        balanced = self._judging and self.config.gan.weight_mode == "grad_ratio"
+        balanced = self._is_gan_active and self.config.gan.weight_mode == "grad_ratio"
         outputs = []
-        for part in parts:
-            outputs.append(self._generated(part, with_graph=len(parts) == 1 or not balanced))
+        for micro_batch in micro_batches:
+            outputs.append(
+                self._generate_with_gradients(micro_batch, with_graph=len(micro_batches) == 1 or not balanced)
+            )
             if not balanced:
-                self._pull_back(outputs[-1], self.config.gan.generator_weight)
-        joint = joint_metrics(outputs, self.parallel)
-        if self._judging:
-            joint["gan_weight"] = self.adversary.weight(joint["dmd_grad_norm"], joint["gan_grad_norm"])
+                self._backprop_to_generator(outputs[-1], self.config.gan.generator_weight)
+        batch_metrics = global_metrics(outputs, self.parallel)
+        if self._is_gan_active:
+            batch_metrics["gan_weight"] = self.adversarial_loss.weight(
+                batch_metrics["dmd_grad_norm"], batch_metrics["gan_grad_norm"]
+            )
         if balanced:
             for output in outputs:
-                self._pull_back(output, joint["gan_weight"])
-        return joined([output.metrics for output in outputs]) | joint
+                self._backprop_to_generator(output, batch_metrics["gan_weight"])
+        return concat_metrics([output.metrics for output in outputs]) | batch_metrics
 
     @property
-    def _judging(self) -> bool:
+    def _is_gan_active(self) -> bool:
         """Whether the generator's loss has its adversarial term by now."""
-        return self.adversarial and self.state.generator_step >= self.config.gan.warmup_updates
+        return self.is_adversarial and self.state.generator_step >= self.config.gan.warmup_updates
 
-    def _generated(self, part: MicroBatch, *, with_graph: bool) -> Generated:
+    def _generate_with_gradients(self, micro_batch: MicroBatch, *, with_graph: bool) -> GeneratorPass:
         """What the generator makes of a micro-batch, and the gradients of its losses there."""
-        x_in, sigma = self._generator_input(part)
+        x_in, sigma = self._generator_input(micro_batch)
         if with_graph:
-            x0 = self._trained_pass(part, x_in, sigma)
+            x0 = self._forward_generator(micro_batch, x_in, sigma)
         else:
             with torch.no_grad():
-                x0 = self.generate(x_in, sigma, part.batch.cond)
-        dmd, metrics = self._dmd_gradient(x0.detach(), part)
+                x0 = self.generate(x_in, sigma, micro_batch.batch.cond)
+        dmd, metrics = self._dmd_gradient(x0.detach(), micro_batch)
         adversarial = None
-        if self._judging:
-            adversarial, gan_metrics = self.adversary.gradient(x0.detach(), part)
+        if self._is_gan_active:
+            adversarial, gan_metrics = self.adversarial_loss.gradient(x0.detach(), micro_batch)
             metrics |= gan_metrics
         metrics["x0_mean"] = x0.detach().mean(dim=(1, 2))
-        return Generated(part, x_in, sigma, x0, dmd, adversarial, metrics)
+        return GeneratorPass(micro_batch, x_in, sigma, x0, dmd, adversarial, metrics)
 
-    def _pull_back(self, output: Generated, gan_weight: Tensor | float) -> None:
+    def _backprop_to_generator(self, output: GeneratorPass, gan_weight: Tensor | float) -> None:
         """Take the gradient at x0 back to the generator's weights."""
         x0 = output.x0
         if not x0.requires_grad:
-            x0 = self._trained_pass(output.part, output.x_in, output.sigma)
+            x0 = self._forward_generator(output.micro_batch, output.x_in, output.sigma)
         x0.backward(output.gradient(gan_weight))
         output.x0 = x0.detach()
 
-    def _trained_pass(self, part: MicroBatch, x_in: Tensor, sigma: Tensor) -> Tensor:
-        part.before_backward(self.parallel, self.trained_generator.net)
-        return self.generate(x_in, sigma, part.batch.cond, trained=True)
+    def _forward_generator(self, micro_batch: MicroBatch, x_in: Tensor, sigma: Tensor) -> Tensor:
+        micro_batch.set_grad_sync(self.parallel, self.trained_generator.net)
+        return self.generate(x_in, sigma, micro_batch.batch.cond, trained=True)
 
-    def _dmd_gradient(self, x0: Tensor, part: MicroBatch) -> tuple[Tensor, Metrics]:
+    def _dmd_gradient(self, x0: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Metrics]:
         """Gradient of L_DMD with respect to x0: [B, C, T]."""
-        cond, draws = part.batch.cond, part.draws
-        sigma = draws.sigma(self.p_dmd)
-        noisy = draws.noised(x0, sigma)
+        cond, row_rng = micro_batch.batch.cond, micro_batch.row_rng
+        sigma = row_rng.sample_sigma(self.p_dmd)
+        noisy = row_rng.add_noise(x0, sigma)
         with torch.no_grad():
             real_x0 = self.real_score(noisy, sigma, cond)
             fake_x0 = self.fake_score(noisy, sigma, cond)
@@ -254,19 +262,19 @@ class StepDistillation:
         state.generator_step += 1
         return {"generator_grad_norm": torch.tensor(norms["generator"])}
 
-    def _generator_input(self, part: MicroBatch) -> tuple[Tensor, Tensor]:
+    def _generator_input(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """What the generator denoises, [B, C, T], and its noise levels, [B]."""
         if self.config.generator_input == "rollout":
-            return rollout(self.generate, part, self.config.rollout)
-        sigma = part.draws.sigma(self.p_gen)
-        return part.draws.noised(part.batch.x0, sigma), sigma
+            return simulate_rollout(self.generate, micro_batch, self.config.rollout)
+        sigma = micro_batch.row_rng.sample_sigma(self.p_gen)
+        return micro_batch.row_rng.add_noise(micro_batch.batch.x0, sigma), sigma
 
 
-def _new_state(config: StepsConfig, generator: Network, fake_score: Network, head: PatchHead, ema: Ema) -> TrainState:
+def _make_state(config: StepsConfig, generator: Network, fake_score: Network, head: PatchHead, ema: Ema) -> TrainState:
     networks: dict[str, nn.Module] = {"generator": generator, "fake_score": fake_score, "head": head}
     sections = {"generator": config.generator_optim, "fake_score": config.fake_optim, "head": config.head_optim}
     return TrainState(
         networks=networks,
-        optimizers={name: optim.adamw(networks[name].parameters(), sections[name]) for name in networks},
+        optimizers={name: optim.build_adamw(networks[name].parameters(), sections[name]) for name in networks},
         emas={"generator": ema},
     )

@@ -16,10 +16,10 @@ from presto_core.training.ema import Ema
 from presto_core.training.gradient_accumulation import (
     Metrics,
     MicroBatch,
-    accumulated,
-    micro_batches,
+    accumulate,
+    split_micro_batches,
 )
-from presto_core.training.parallel import ALONE, Parallel
+from presto_core.training.parallel import SINGLE_PROCESS, Parallel
 from presto_core.training.state import Batch, TrainState
 
 SIGMA_BINS = 4  # quartiles of the noise distribution that losses are also logged by
@@ -39,7 +39,7 @@ class TeacherTraining:
         network: nn.Module,
         *,
         sigma_data: float,
-        parallel: Parallel = ALONE,
+        parallel: Parallel = SINGLE_PROCESS,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
         self.config, self.parallel = config, parallel
@@ -51,23 +51,23 @@ class TeacherTraining:
         ema.shard_like(network)
         self.state = TrainState(
             networks={"teacher": network},
-            optimizers={"teacher": optim.adamw(network.parameters(), config.optim)},
+            optimizers={"teacher": optim.build_adamw(network.parameters(), config.optim)},
             emas={"teacher": ema},
         )
 
     def update(self, batch: Batch, *, generator: torch.Generator) -> Metrics:
-        metrics = accumulated(self._backward, micro_batches(batch, generator, self.parallel))
+        metrics = accumulate(self._backward, split_micro_batches(batch, generator, self.parallel))
         return metrics | self._step()
 
-    def _backward(self, part: MicroBatch) -> Metrics:
+    def _backward(self, micro_batch: MicroBatch) -> Metrics:
         """Gradient of L_EDM."""
-        x0, cond, draws = part.batch.x0, part.batch.cond, part.draws
-        part.before_backward(self.parallel, self.denoise.net)
-        sigma = draws.sigma(self.p_train)
-        x0_hat = self.denoise(draws.noised(x0, sigma), sigma, cond)
+        x0, cond, row_rng = micro_batch.batch.x0, micro_batch.batch.cond, micro_batch.row_rng
+        micro_batch.set_grad_sync(self.parallel, self.denoise.net)
+        sigma = row_rng.sample_sigma(self.p_train)
+        x0_hat = self.denoise(row_rng.add_noise(x0, sigma), sigma, cond)
         losses = dsm_loss(x0_hat, x0, sigma, self.sigma_data)
-        (part.weight * losses.mean()).backward()
-        return observed("dsm_loss", losses.detach(), sigma, self.p_train)
+        (micro_batch.weight * losses.mean()).backward()
+        return loss_by_sigma_quartile("dsm_loss", losses.detach(), sigma, self.p_train)
 
     def _step(self) -> Metrics:
         state = self.state
@@ -77,7 +77,7 @@ class TeacherTraining:
         return {"grad_norm": torch.tensor(norms["teacher"])}
 
 
-def observed(name: str, losses: Tensor, sigma: Tensor, p: NoiseDistribution) -> Metrics:
+def loss_by_sigma_quartile(name: str, losses: Tensor, sigma: Tensor, p: NoiseDistribution) -> Metrics:
     """losses [B], all and by quartile of p(sigma), NaN where a row is in another; `name/q1` has the least noise."""
     quartile = (p.cdf(sigma) * SIGMA_BINS).long().clamp(max=SIGMA_BINS - 1)
     bins = {f"{name}/q{i + 1}": losses.where(quartile == i, torch.nan) for i in range(SIGMA_BINS)}

@@ -18,7 +18,7 @@ from presto_core.config.schema import (
     StepsStage,
     TeacherStage,
 )
-from presto_core.metrics.latency import hardware
+from presto_core.metrics.latency import describe_hardware
 from tests.bench import checkpointing, iteration, layers, registry, sampling
 from tests.bench.clock import Comparison
 
@@ -67,7 +67,7 @@ def _preset(stage: type[Stage], preset: str) -> Stage:
 
 
 def _print(what: str, rows: list[Comparison], rounds: int) -> None:
-    table = Table(title=f"{what}, {hardware()['device']}, 1 thread, median of {rounds}")
+    table = Table(title=f"{what}, {describe_hardware()['device']}, 1 thread, median of {rounds}")
     for name in ("what", "ms", "against", "ms", "ratio", "of FLOPs", "apart"):
         table.add_column(name, justify="left" if name in ("what", "against") else "right")
     for row in rows:

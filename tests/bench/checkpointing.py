@@ -34,21 +34,21 @@ def measure(network: NetworkConfig, teacher: TeacherConfig, *, rounds: int) -> l
     state.total_step = EVERY - 1
     with (
         TemporaryDirectory(dir=Path.cwd()) as folder,
-        CheckpointWriter(open_folder(folder), last_good=0, keep=2, every=0) as writer,
+        CheckpointWriter(open_folder(folder), last_saved_step=0, keep=2, every=0) as writer,
     ):
 
         def save() -> None:
             if state.total_step % EVERY == 0:  # not at the end, where the loop saves too
                 writer.save(state.state_dict())
 
-        def saving() -> None:
+        def run_with_save() -> None:
             _steps(algorithm, repeat(batch), Hooks(checkpoint=save))
             writer.finish()
 
-        def bare() -> None:
+        def run_without_save() -> None:
             _steps(algorithm, repeat(batch), Hooks())
 
-        times = alternate({"saving": saving, "bare": bare}, rounds=rounds)
+        times = alternate({"saving": run_with_save, "bare": run_without_save}, rounds=rounds)
     megabytes = sum(t.numel() * t.element_size() for net in state.networks.values() for t in net.parameters()) / 2**20
     what = f"{EVERY} steps, batch {len(batch.x0)}, one saves 4 x {megabytes:.0f} MiB"
     return [Comparison(what, times["saving"], "the same steps without", times["bare"])]

@@ -82,16 +82,16 @@ def stft_distance(clip: Tensor, other: Tensor) -> float:
     return total
 
 
-def scores(originals: Tensor, heard: tuple[Tensor, Tensor], decoded: Tensor) -> list[float]:
+def scores(originals: Tensor, reference: tuple[Tensor, Tensor], decoded: Tensor) -> list[float]:
     """Agreement of decoded clips with the originals, of which musicnn heard `heard`; in the order of COLUMNS."""
     tags, features = musicnn(decoded)
-    centre = heard[1].mean(0)
+    centre = reference[1].mean(0)
     pairs = list(zip(originals, decoded))
     levels = [[band_levels_db(clip, n_fft=N_FFT, hop=HOP, bands=100) for clip in pair] for pair in pairs]
     noise = [float(a.square().sum() / (a - b).square().sum()) for a, b in pairs]
     return [
-        correlation(heard[0], tags),
-        float(F.cosine_similarity(heard[1] - centre, features - centre).mean()),
+        correlation(reference[0], tags),
+        float(F.cosine_similarity(reference[1] - centre, features - centre).mean()),
         float(np.mean([float((a - b).abs().mean()) for a, b in levels])),
         float(np.mean([stft_distance(a, b) for a, b in pairs])),
         float(np.mean([correlation(onset_strength(a), onset_strength(b)) for a, b in pairs])),
@@ -111,11 +111,11 @@ def pca_inverse(encoder: MelPcaEncoder) -> Decoder:
     weights = TensorFile({"taps": 1, "corrections": 4}, {"linear.weight": kernel, "linear.bias": encoder.mean})
     decoder = MagnitudeDecoder(weights, encoder.settings)
 
-    def decoded(latents: Tensor) -> Tensor:
-        magnitude = decoder.magnitude(latents)
+    def decode_latents(latents: Tensor) -> Tensor:
+        magnitude = decoder.predict_magnitude(latents)
         return from_random_phase(torch.cat([magnitude, magnitude[-1:]]))
 
-    return decoded
+    return decode_latents
 
 
 def with_rounds(codec: MelPcaCodec, iterations: int) -> Decoder:
@@ -158,7 +158,7 @@ def rows(codec: MelPcaCodec, originals: Tensor, latents: Tensor) -> dict[str, tu
     }
 
 
-def timed(decoder: Decoder, inputs: Tensor) -> tuple[Tensor, float]:
+def time_decoder(decoder: Decoder, inputs: Tensor) -> tuple[Tensor, float]:
     """Decoded clips [B, N], and seconds of sound per second of one processor core."""
     began = time.process_time()
     decoded = torch.stack([decoder(clip) for clip in inputs])
@@ -173,12 +173,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     originals, codec, sounds = held_out_clips(arguments.corpus), MelPcaCodec.load(), {}
-    heard, latents = musicnn(originals), codec.encode(originals[:, None])
-    print(f"{len(originals)} held-out clips of {CLIP_SAMPLES / RATE_HZ:.0f} s, {len(heard[0])} musicnn patches\n")
+    reference, latents = musicnn(originals), codec.encode(originals[:, None])
+    print(f"{len(originals)} held-out clips of {CLIP_SAMPLES / RATE_HZ:.0f} s, {len(reference[0])} musicnn patches\n")
     print(f"| decoder | {' | '.join(COLUMNS)} | x real time |\n|---{'|---' * (len(COLUMNS) + 1)}|")
     for name, (decoder, inputs) in rows(codec, originals, latents).items():
-        sounds[name], speed = timed(decoder, inputs)
-        cells = [f"{value:.2f}" for value in scores(originals, heard, sounds[name])]
+        sounds[name], speed = time_decoder(decoder, inputs)
+        cells = [f"{value:.2f}" for value in scores(originals, reference, sounds[name])]
         print(f"| {name} | {' | '.join(cells)} | {'' if inputs is not latents else round(speed)} |", flush=True)
     for number, clip in enumerate(DRAWN if arguments.images else (), start=1):
         shown = {"original": originals[clip], "encoded and decoded": sounds[SHIPPED][clip]}

@@ -9,11 +9,11 @@ import torch
 from presto_core.config.sections import NetworkConfig, StepsConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.dit import DiT
-from presto_core.training.adversarial import frozen
+from presto_core.training.adversarial import no_param_grads
 from presto_core.training.state import (
     Batch,
     Cursor,
-    step_generator,
+    make_step_rng,
 )
 from presto_core.training.step_distillation import StepDistillation
 from tests.bench.clock import Comparison, alternate
@@ -30,7 +30,7 @@ def measure(network: NetworkConfig, steps: StepsConfig, *, rounds: int) -> list[
 
     def iteration() -> None:
         for _ in range(critic_updates + 1):
-            rng = step_generator(0, total_step=algorithm.state.total_step)
+            rng = make_step_rng(0, total_step=algorithm.state.total_step)
             algorithm.update(batch, generator=rng)
             algorithm.state.total_step += 1
 
@@ -46,7 +46,7 @@ def bare_parts(algorithm: StepDistillation, batch: Batch) -> dict[str, tuple[int
     x, cond = batch.x0, batch.cond
     both, cond_both = torch.cat([x, x]), Conditioning.cat([cond, cond])
     sigma, sigma_both = torch.ones(len(x)), torch.ones(2 * len(x))
-    generate, fake_score, adversary = algorithm.generate, algorithm.fake_score, algorithm.adversary
+    generate, fake_score, adversary = algorithm.generate, algorithm.fake_score, algorithm.adversarial_loss
 
     def critic() -> None:
         with torch.no_grad():
@@ -59,17 +59,17 @@ def bare_parts(algorithm: StepDistillation, batch: Batch) -> dict[str, tuple[int
             fake_score(x, sigma, cond)
         generate(x, sigma, cond).mean().backward()
 
-    def judged() -> None:
-        with frozen(fake_score.net, adversary.head):
+    def adversarial_loss() -> None:
+        with no_param_grads(fake_score.net, adversary.head):
             _scores(algorithm, x.clone().requires_grad_(), sigma, cond).mean().backward()
 
     critic_updates = algorithm.config.fake_updates_per_generator_update
-    return {"critic": (critic_updates, critic), "generator": (1, generator), "judged": (1, judged)}
+    return {"critic": (critic_updates, critic), "generator": (1, generator), "judged": (1, adversarial_loss)}
 
 
 def _scores(algorithm: StepDistillation, x: torch.Tensor, sigma: torch.Tensor, cond: Conditioning) -> torch.Tensor:
-    adversary = algorithm.adversary
-    return adversary.head(adversary.fake_score.features(x, sigma, cond, taps=adversary.taps))
+    adversary = algorithm.adversarial_loss
+    return adversary.head(adversary.fake_score.extract_features(x, sigma, cond, taps=adversary.tap_blocks))
 
 
 def example_batch(size: int, frames: int = FRAMES) -> Batch:

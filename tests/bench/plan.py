@@ -24,15 +24,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from infra.planning.benchmark import cores, measured
+from infra.planning.benchmark import cores, measure_device
 from infra.planning.step_time import Group, step_time
 from pipelines.data.dataset import LatentDataset
-from pipelines.data.shard_reader import read_here
-from pipelines.train.step_flops import stage_work
+from pipelines.data.shard_reader import read_with_threads
+from pipelines.train.parallel import make_single_process
+from pipelines.train.step_flops import count_stage_flops
 from pipelines.train.worker import (
-    Job,
-    Line,
-    work,
+    TrainSpec,
+    WorkerCallbacks,
+    train_worker,
 )
 from presto_core.config.layers import PrestoLSBudget
 from presto_core.config.loader import load_config
@@ -42,7 +43,7 @@ from presto_core.config.sections import (
     LoopConfig,
     NetworkConfig,
 )
-from presto_core.metrics.latency import hardware
+from presto_core.metrics.latency import describe_hardware
 from presto_core.models.model_card import ModelCard
 from presto_core.networks.dit import DiT
 from presto_core.networks.flops import LatentShape
@@ -52,7 +53,7 @@ from presto_core.training.parallel import Parallel
 from presto_core.training.state import Algorithm, TrainState
 from presto_core.training.step_distillation import StepDistillation
 from presto_core.training.teacher import TeacherTraining
-from tests.support.process_group import alone, in_processes, together
+from tests.support.process_group import join_group, run_in_processes
 from tests.support.synthetic_dataset import make_dataset
 
 SHAPE = LatentShape(channels=64, frames=130, text_dim=384, text_tokens=40)
@@ -84,7 +85,7 @@ class Build:
             return TeacherTraining(config.teacher, net, sigma_data=1.0, parallel=parallel)
         if self.stage == "L":
             return LayerDistillation(config.layers, net, sigma_data=1.0, parallel=parallel)
-        budget = LayerBudget.over(config.steps.p_gen, PrestoLSBudget(), depth=self.network.depth)
+        budget = LayerBudget.from_distribution(config.steps.p_gen, PrestoLSBudget(), depth=self.network.depth)
         start, kept = (net.with_budget(budget), budget) if self.stage == "LS" else (None, None)
         return StepDistillation(config.steps, net, sigma_data=1.0, start=start, budget=kept, parallel=parallel)
 
@@ -107,7 +108,7 @@ def no_card(dataset: LatentDataset) -> ModelCard:
 
 def run(stage: str, size: str, folder: str, workers: int, number: int) -> dict[str, float]:
     """Medians over iterations of wall and CPU seconds a step, in one process of a run."""
-    job = Job(
+    job = TrainSpec(
         label=f"{stage} {size}",
         build=Build(stage, NETWORKS[size]),
         finish=finish,
@@ -133,24 +134,26 @@ def run(stage: str, size: str, folder: str, workers: int, number: int) -> dict[s
             rows.append((metrics["step_seconds"], (now - clock[0]) / (CRITIC_STEPS + 1)))
         clock[0] = now
 
-    line = Line(report, lambda sentence: None, lambda: "")
-    work(job, alone() if workers == 1 else together(), line, reader=read_here)
+    line = WorkerCallbacks(report, lambda message: None, lambda: "")
+    train_worker(
+        job, make_single_process(LoopConfig()) if workers == 1 else join_group(), line, reader=read_with_threads
+    )
     kept = rows[1:] or [(0.0, 0.0)]  # the first iteration warms up; ranks other than 0 report nothing
     return {"wall": median(wall for wall, _ in kept), "cpu": median(cpu for _, cpu in kept)}
 
 
-def of_process(stage: str, size: str, folder: str, workers: int, number: int) -> dict[str, torch.Tensor]:
+def run_as_tensors(stage: str, size: str, folder: str, workers: int, number: int) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(value) for name, value in run(stage, size, folder, workers, number).items()}
 
 
-def compared(stage: str, size: str, folder: str, workers: int) -> dict[str, Any]:
+def compare_run(stage: str, size: str, folder: str, workers: int) -> dict[str, Any]:
     """One run, and what is predicted of it: the mean of what constants before and after it say."""
     row: dict[str, Any] = {"stage": stage, "size": size, "workers": workers, "off_pace": math.inf}
     for number in range(TRIES):
-        before = foretold(stage, size, workers)
-        place = Path(folder) / f"group-{stage}-{size}-{workers}-{number}"
-        (first, *_) = in_processes(workers, of_process, place, stage, size, folder, workers, number)
-        after = foretold(stage, size, workers)
+        before = predict_step_seconds(stage, size, workers)
+        group_folder = Path(folder) / f"group-{stage}-{size}-{workers}-{number}"
+        (first, *_) = run_in_processes(workers, run_as_tensors, group_folder, stage, size, folder, workers, number)
+        after = predict_step_seconds(stage, size, workers)
         if (off := abs(after / before - 1)) < row["off_pace"]:
             row |= {"predicted": (before + after) / 2, "off_pace": off}
             row |= {name: float(value) for name, value in first.items()}
@@ -159,12 +162,12 @@ def compared(stage: str, size: str, folder: str, workers: int) -> dict[str, Any]
     return row
 
 
-def foretold(stage: str, size: str, workers: int) -> float:
+def predict_step_seconds(stage: str, size: str, workers: int) -> float:
     """Seconds a step by constants that are measured now."""
     network, rows, config = NETWORKS[size], BATCH // workers, config_of(stage)
-    pace = measured(network, SHAPE, rows=rows, workers=workers)
+    pace = measure_device(network, SHAPE, rows=rows, workers=workers)
     group = Group(workers, rows, config.loop.model_copy(update={"checkpoint_every": UNSAVED}), config.cluster.parallel)
-    return step_time(stage_work(config, network.depth, layered=stage == "LS"), network, SHAPE, pace, group).total
+    return step_time(count_stage_flops(config, network.depth, layered=stage == "LS"), network, SHAPE, pace, group).total
 
 
 def main() -> None:
@@ -181,21 +184,21 @@ def main() -> None:
         for size in arguments.sizes:
             for workers in (w for w in arguments.workers if w <= cores()):
                 for stage in arguments.stages:
-                    found.append(compared(stage, size, folder, workers))
+                    found.append(compare_run(stage, size, folder, workers))
                     print(json.dumps(found[-1]), flush=True)
     show(found)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"hardware": hardware(), "runs": found}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"hardware": describe_hardware(), "runs": found}, indent=1) + "\n")
 
 
 def show(found: list[dict[str, Any]]) -> None:
-    table = Table(title=f"ms a step, batch {BATCH}, {hardware()['device']}, one thread a worker")
+    table = Table(title=f"ms a step, batch {BATCH}, {describe_hardware()['device']}, one thread a worker")
     for name in ("run", "workers", "predicted", "measured", "off", "measured CPU", "off", "pace changed by"):
         table.add_column(name, justify="right")
     for row in found:
-        said = [f"{1e3 * row['predicted']:.1f}"]
-        said += [t for m in ("wall", "cpu") for t in (f"{1e3 * row[m]:.1f}", f"{row['predicted'] / row[m] - 1:+.0%}")]
-        table.add_row(f"{row['stage']} {row['size']}", str(row["workers"]), *said, f"{row['off_pace']:.0%}")
+        cells = [f"{1e3 * row['predicted']:.1f}"]
+        cells += [t for m in ("wall", "cpu") for t in (f"{1e3 * row[m]:.1f}", f"{row['predicted'] / row[m] - 1:+.0%}")]
+        table.add_row(f"{row['stage']} {row['size']}", str(row["workers"]), *cells, f"{row['off_pace']:.0%}")
     Console(width=118).print(table)
     steady = [row for row in found if row["off_pace"] <= STEADY]
     within = sum(abs(row["predicted"] / row["wall"] - 1) <= 0.2 for row in steady)

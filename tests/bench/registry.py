@@ -34,11 +34,11 @@ FILES, FILE_MB = 8, 64
 
 def measure(*, versions: int, rounds: int) -> list[Comparison]:
     """Times of looking, and of pulling relative to boto3."""
-    with _elsewhere() as folder:
+    with _scratch_folder() as folder:
         config = load_config(RegistryStage, None, {"storage.root": str(folder / "store")})
         fill(open_tracker(config.tracking), folder / "store", versions)
-        rows = _looks(config, versions, rounds)
-        return [*rows, *_pulls(folder, rounds)]
+        rows = _time_views(config, versions, rounds)
+        return [*rows, *_time_pulls(folder, rounds)]
 
 
 def fill(tracker: Any, root: Path, count: int) -> None:
@@ -76,7 +76,7 @@ def fill(tracker: Any, root: Path, count: int) -> None:
         rows.setdefault(registry.SqlModelVersionTag, []).extend(
             {"name": MODEL, "version": number, "key": key, "value": value} for key, value in tags.items()
         )
-    tracker.client.create_registered_model(MODEL, tags={names.RECORD: str(root / "registry" / MODEL)})
+    tracker.client.create_registered_model(MODEL, tags={names.PROMOTION_LOG_TAG: str(root / "registry" / MODEL)})
     with create_engine(tracker.uri).begin() as connection:
         for table, some in rows.items():
             connection.execute(insert(table), some)
@@ -103,32 +103,32 @@ def _version(rng: random.Random, number: int) -> tuple[str, dict[str, str]]:
     return digest[:32], tags | {f"{names.MEASURED}{name}": str(20 * rng.random()) for name in NUMBERS[:9]}
 
 
-def _looks(config: RegistryStage, versions: int, rounds: int) -> list[Comparison]:
+def _time_views(config: RegistryStage, versions: int, rounds: int) -> list[Comparison]:
     """Each as the command does it from the moment that Python has started, table included; against a second."""
-    asked = f"fd < 3 and latency_ms < 15 and parent = {7:016x}"
+    query = f"fd < 3 and latency_ms < 15 and parent = {7:016x}"
 
     def search(text: str, order: str) -> None:
-        views.print_versions(*views.found(config, text, order=order, limit=50), as_json=False)
+        views.print_versions(*views.search_versions(config, text, order=order, limit=50), as_json=False)
 
     looks = {
-        f'search "{asked}"': lambda: search(asked, "fd"),
+        f'search "{query}"': lambda: search(query, "fd"),
         "search of everything": lambda: search("", ""),
         "show champion": lambda: views.print_version(config, "champion", as_json=False),
-        "list": lambda: views.print_versions(*views.newest(config, "", limit=20), as_json=False),
+        "list": lambda: views.print_versions(*views.list_newest(config, "", limit=20), as_json=False),
     }
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         times = alternate(looks, rounds=rounds)
     return [Comparison(f"{name}, {versions} versions", ms, "a second", 1000) for name, ms in times.items()]
 
 
-def _pulls(folder: Path, rounds: int) -> list[Comparison]:
+def _time_pulls(folder: Path, rounds: int) -> list[Comparison]:
     """The same bytes from the same server: checked and whole, or as boto3 leaves them."""
     server, _ = embedded_s3.start(folder / "server")
     try:
         os.environ.update(server.environment())
         storage.create_bucket("bench")
         artifact = _artifact("s3://bench/artifact")
-        source, client = open_folder(artifact.uri), storage.s3_client(server.endpoint)
+        source, client = open_folder(artifact.uri), storage.create_s3_client(server.endpoint)
 
         def pull() -> None:
             shutil.rmtree(folder / "pulled", ignore_errors=True)
@@ -162,14 +162,14 @@ def _artifact(uri: str) -> Artifact:
 
 
 @contextmanager
-def _elsewhere() -> Iterator[Path]:
+def _scratch_folder() -> Iterator[Path]:
     """A folder of one's own to work in, gone afterwards; the environment as before."""
     before, environment = Path.cwd(), dict(os.environ)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
         try:
-            yield Path(place)
+            yield Path(scratch)
         finally:
             os.chdir(before)
             os.environ.clear()

@@ -7,7 +7,7 @@ import torch
 from presto_core.config.sampling import ScheduleConfig
 from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.denoiser import EDMDenoiser
-from presto_core.diffusion.guidance import guided
+from presto_core.diffusion.guidance import make_guided_denoiser
 from presto_core.networks.dit import DiT
 from presto_core.samplers.edm import dpmpp_2m
 from presto_core.samplers.few_step import ping_pong
@@ -28,7 +28,7 @@ def measure(network: NetworkConfig, *, rounds: int) -> list[Comparison]:
 
     @torch.inference_mode()
     def base() -> None:
-        dpmpp_2m(guided(denoise, GUIDANCE), noise, base_sigmas, cond)
+        dpmpp_2m(make_guided_denoiser(denoise, GUIDANCE), noise, base_sigmas, cond)
 
     @torch.inference_mode()
     def student() -> None:

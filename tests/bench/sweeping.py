@@ -21,11 +21,11 @@ from pipelines.sweep import (
 from pipelines.sweep import (
     runner as sweep,
 )
-from pipelines.sweep.plan import planned
-from pipelines.workflows.demo import stage_configs
-from pipelines.workflows.seed_study import base_trained
+from pipelines.sweep.plan import make_plan
+from pipelines.workflows.demo import load_flow_configs
+from pipelines.workflows.seed_study import run_shared_steps
 from presto_core.errors import UserError
-from tune_spaces.domains import as_words
+from tune_spaces.domains import to_overrides
 
 PAGE = Path("docs/sweeps.md")
 IMAGES = Path("docs/images")
@@ -33,26 +33,29 @@ BEGIN, END = "<!-- sweep-demo: begin -->", "<!-- sweep-demo: end -->"
 PRESET = "sweeps/demo"
 
 
-def main(words: list[str]) -> None:
-    swept = [PRESET, *(w for w in words if not _of_the_base(w))]
-    planned(swept)  # a mistake is found before a base is trained
-    with base_trained(stage_configs("demo", list(filter(_of_the_base, words))), local=True) as (root, made):
+def main(args: list[str]) -> None:
+    swept = [PRESET, *(w for w in args if not _is_teacher_setting(w))]
+    make_plan(swept)  # a mistake is found before a base is trained
+    with run_shared_steps(load_flow_configs("demo", list(filter(_is_teacher_setting, args))), local=True) as (
+        root,
+        made,
+    ):
         inputs = [f"inputs.{role}={made[step].uri}" for role, step in (("dataset", "ingest"), ("teacher", "base"))]
-    here = [*swept, f"storage.root={root}", *inputs]
-    early = sweep.run(planned(here))
-    whole = sweep.run(planned([*here, "sweep.scheduler=none", "sweep.repeats=0"]))
-    figures = written(early, whole, " ".join(["make sweep-demo", *words]))
+    stored = [*swept, f"storage.root={root}", *inputs]
+    early = sweep.run(make_plan(stored))
+    whole = sweep.run(make_plan([*stored, "sweep.scheduler=none", "sweep.repeats=0"]))
+    figures = render_figures(early, whole, " ".join(["make sweep-demo", *args]))
     page = PAGE.read_text()
     head, tail = page.partition(BEGIN)[0], page.partition(END)[2]
     PAGE.write_text(f"{head}{BEGIN}\n{figures}\n{END}{tail}")
     print(figures)
 
 
-def _of_the_base(word: str) -> bool:
-    return word.partition(".")[0] in ("corpus", "ingest", "network", "teacher")
+def _is_teacher_setting(arg: str) -> bool:
+    return arg.partition(".")[0] in ("corpus", "ingest", "network", "teacher")
 
 
-def written(early: dict[str, Any], whole: dict[str, Any], command: str) -> str:
+def render_figures(early: dict[str, Any], whole: dict[str, Any], command: str) -> str:
     """The figures as Markdown, and the plots beside the page."""
     best, least, saved, over = _best(early), _best(whole), early["saved"], early["overhead"]
     trials = f"{len(early['trials'])} trials of {early['updates']} updates"
@@ -76,12 +79,14 @@ def written(early: dict[str, Any], whole: dict[str, Any], command: str) -> str:
         "",
         f"{steps} {beyond}",
         "",
-        f"The winner: `{' '.join(as_words(early['winner']['settings'])) or 'the preset itself'}`",
+        f"The winner: `{' '.join(to_overrides(early['winner']['settings'])) or 'the preset itself'}`",
         "",
         *_table(early, whole),
     ]
     # what settings do is plainer where all trials came to the end; where the others were stopped, only the sweep tells
-    for name, content in (sweep_report.plots(whole) | {"learning": sweep_plots.learning(early)}).items():
+    for name, content in (
+        sweep_report.make_plots(whole) | {"learning": sweep_plots.plot_learning_curves(early)}
+    ).items():
         IMAGES.mkdir(exist_ok=True)
         (IMAGES / f"sweep_{name}.png").write_bytes(content)
         lines += ["", f"![{name.replace('_', ' ')}](images/sweep_{name}.png)"]
@@ -94,10 +99,13 @@ def _best(result: dict[str, Any]) -> float:
 
 def _table(*results: dict[str, Any]) -> list[str]:
     """Share of variance that settings explain, where a sweep can compare all trials: one column a sweep."""
-    told = [result["importance"] for result in results]
-    head = " | ".join(["share of variance that explains", *(f"after {t['update']} updates" for t in told)])
-    rows = (" | ".join([f"`{key}`", *(f"{t['shares'].get(key, 0.0):.2f}" for t in told)]) for key in told[-1]["shares"])
-    return [f"| {head} |", "|---" + "|---:" * len(told) + "|", *(f"| {row} |" for row in rows)]
+    importances = [result["importance"] for result in results]
+    head = " | ".join(["share of variance that explains", *(f"after {t['update']} updates" for t in importances)])
+    rows = (
+        " | ".join([f"`{key}`", *(f"{t['shares'].get(key, 0.0):.2f}" for t in importances)])
+        for key in importances[-1]["shares"]
+    )
+    return [f"| {head} |", "|---" + "|---:" * len(importances) + "|", *(f"| {row} |" for row in rows)]
 
 
 if __name__ == "__main__":

@@ -17,20 +17,20 @@ import pytest
 import soundfile
 from safetensors.numpy import save
 
-from presto_core.artifacts.manifest_schema import content_hash, require_artifact
+from presto_core.artifacts.manifest_schema import check_artifact, content_hash
 from presto_core.artifacts.validate import (
-    RefusedError,
-    require_content,
-    require_name,
-    require_names,
+    UnsafeArtifactError,
+    check_content,
+    check_name,
+    check_names,
 )
 
 ID, HASH = "0" * 16, "a" * 64
 
 
-def refused(name: str, content: bytes, says: str) -> None:
-    with pytest.raises(RefusedError, match=says) as caught:
-        require_content(name, io.BytesIO(content), len(content))
+def check_refused(name: str, content: bytes, message: str) -> None:
+    with pytest.raises(UnsafeArtifactError, match=message) as caught:
+        check_content(name, io.BytesIO(content), len(content))
     assert str(caught.value).startswith(name)
     assert "\n" not in str(caught.value)
 
@@ -73,14 +73,14 @@ NAMES = {
 
 @pytest.mark.parametrize("case", NAMES)
 def test_hostile_names_are_refused(case: str):
-    name, says = NAMES[case]
-    with pytest.raises(RefusedError, match=says) as caught:
-        require_name(name)
+    name, message = NAMES[case]
+    with pytest.raises(UnsafeArtifactError, match=message) as caught:
+        check_name(name)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("names", "says"),
+    ("names", "message"),
     [
         (["a.json", "A.json"], "are one file on some systems"),
         (["a.json", "a.json/b.json"], "which is a file"),
@@ -88,20 +88,20 @@ def test_hostile_names_are_refused(case: str):
         (["Manifest.json"], "one file on some systems"),
     ],
 )
-def test_names_that_clash_are_refused(names: list[str], says: str):
-    with pytest.raises(RefusedError, match=says):
-        require_names(names)
+def test_names_that_clash_are_refused(names: list[str], message: str):
+    with pytest.raises(UnsafeArtifactError, match=message):
+        check_names(names)
 
 
 # --- contents
 
 
-class Planted:
+class HostilePickle:
     def __reduce__(self) -> Any:
         return (print, ("planted",))
 
 
-def zipped(pickled: bytes) -> bytes:
+def zip_pickle(pickled: bytes) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -113,13 +113,13 @@ def tensors(header: Any, body: bytes = b"", length: int | None = None) -> bytes:
     return struct.pack("<Q", len(text) if length is None else length) + text + body
 
 
-def one(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[str, Any]:
+def tensor_header(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[str, Any]:
     return {"x": {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
 
 
 def chunk(kind: bytes, body: bytes, crc: int | None = None) -> bytes:
-    said = zlib.crc32(kind + body) if crc is None else crc
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", said)
+    checksum = zlib.crc32(kind + body) if crc is None else crc
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
 
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
@@ -159,7 +159,7 @@ def page(inside: str) -> bytes:
     return f"<!doctype html><html><body>{inside}</body></html>".encode()
 
 
-PICKLED = pickle.dumps(Planted())
+PICKLED = pickle.dumps(HostilePickle())
 PARQUET = parquet()
 CONTENTS: dict[str, tuple[str, bytes, str]] = {
     "pickle as safetensors": ("w.safetensors", PICKLED, "a pickle, an archive or a program"),
@@ -171,7 +171,7 @@ CONTENTS: dict[str, tuple[str, bytes, str]] = {
     "pickle as PNG": ("p.png", PICKLED, "is no PNG file"),
     "pickle as SVG": ("p.svg", PICKLED, "no UTF-8|well-formed"),
     "pickle as HTML": ("p.html", PICKLED, "no UTF-8|no HTML"),
-    "torch file as safetensors": ("w.safetensors", zipped(PICKLED), "a pickle, an archive or a program"),
+    "torch file as safetensors": ("w.safetensors", zip_pickle(PICKLED), "a pickle, an archive or a program"),
     "program as Parquet": ("s.parquet", b"\x7fELF" + b"\0" * 50, "a pickle, an archive or a program"),
     "gzip as JSON lines": ("t.jsonl", b"\x1f\x8b\x08" + b"\0" * 20, "a pickle, an archive or a program"),
     "safetensors too short": ("w.safetensors", b"abc", "too few"),
@@ -181,20 +181,32 @@ CONTENTS: dict[str, tuple[str, bytes, str]] = {
     "safetensors header a list": ("w.safetensors", tensors([]), "no JSON object"),
     "safetensors header deep": ("w.safetensors", tensors(b"[" * 200_000), "is no JSON"),
     "safetensors key twice": ("w.safetensors", tensors(b'{"x":{},"x":{}}'), "a key twice"),
-    "safetensors unknown type": ("w.safetensors", tensors(one("OBJ"), b"\0" * 4), "not described by known"),
+    "safetensors unknown type": ("w.safetensors", tensors(tensor_header("OBJ"), b"\0" * 4), "not described by known"),
     "safetensors no offsets": ("w.safetensors", tensors({"x": {"dtype": "F32", "shape": [1]}}), "not described"),
-    "safetensors negative shape": ("w.safetensors", tensors(one(shape=(-1,)), b"\0" * 4), "are no sizes"),
-    "safetensors huge shape": ("w.safetensors", tensors(one(shape=(2**62, 2**62)), b"\0" * 4), "does not take"),
-    "safetensors fractional shape": ("w.safetensors", tensors(one(shape=(1.5,)), b"\0" * 4), "are no sizes"),
-    "safetensors beyond": ("w.safetensors", tensors(one(shape=(100,), offsets=(0, 400)), b"\0" * 4), "end at byte"),
+    "safetensors negative shape": ("w.safetensors", tensors(tensor_header(shape=(-1,)), b"\0" * 4), "are no sizes"),
+    "safetensors huge shape": (
+        "w.safetensors",
+        tensors(tensor_header(shape=(2**62, 2**62)), b"\0" * 4),
+        "does not take",
+    ),
+    "safetensors fractional shape": ("w.safetensors", tensors(tensor_header(shape=(1.5,)), b"\0" * 4), "are no sizes"),
+    "safetensors beyond": (
+        "w.safetensors",
+        tensors(tensor_header(shape=(100,), offsets=(0, 400)), b"\0" * 4),
+        "end at byte",
+    ),
     "safetensors overlap": (
         "w.safetensors",
-        tensors(one() | {"y": one()["x"]}, b"\0" * 4),
+        tensors(tensor_header() | {"y": tensor_header()["x"]}, b"\0" * 4),
         "starts at byte 0 where 4 bytes are taken",
     ),
-    "safetensors gap": ("w.safetensors", tensors(one(offsets=(4, 8)), b"\0" * 8), "starts at byte 4"),
-    "safetensors tail": ("w.safetensors", tensors(one(), b"\0" * 4 + PICKLED), "end at byte"),
-    "safetensors metadata": ("w.safetensors", tensors(one() | {"__metadata__": {"a": {}}}, b"\0" * 4), "__metadata__"),
+    "safetensors gap": ("w.safetensors", tensors(tensor_header(offsets=(4, 8)), b"\0" * 8), "starts at byte 4"),
+    "safetensors tail": ("w.safetensors", tensors(tensor_header(), b"\0" * 4 + PICKLED), "end at byte"),
+    "safetensors metadata": (
+        "w.safetensors",
+        tensors(tensor_header() | {"__metadata__": {"a": {}}}, b"\0" * 4),
+        "__metadata__",
+    ),
     "Parquet of nothing": ("s.parquet", b"PAR1PAR1", "no Parquet"),
     "Parquet cut": ("s.parquet", PARQUET[:-20], "was cut"),
     "Parquet footer oversized": ("s.parquet", PARQUET[:-8] + struct.pack("<I", 2**31) + b"PAR1", "footer claims"),
@@ -256,7 +268,7 @@ CONTENTS: dict[str, tuple[str, bytes, str]] = {
 
 @pytest.mark.parametrize("case", CONTENTS)
 def test_hostile_contents_are_refused(case: str):
-    refused(*CONTENTS[case])
+    check_refused(*CONTENTS[case])
 
 
 # --- manifests
@@ -306,9 +318,9 @@ MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", MANIFESTS)
 def test_hostile_manifests_are_refused(case: str):
-    said, says = MANIFESTS[case]
-    with pytest.raises(RefusedError, match=says):
-        require_artifact(said)
+    content, message = MANIFESTS[case]
+    with pytest.raises(UnsafeArtifactError, match=message):
+        check_artifact(content)
 
 
 def test_there_are_many_hostile_artifacts():
@@ -318,7 +330,7 @@ def test_there_are_many_hostile_artifacts():
 # --- what is let through
 
 
-def sound() -> bytes:
+def sound_file() -> bytes:
     stream = io.BytesIO()
     soundfile.write(stream, np.zeros(1001), 44100, format="WAV", subtype="PCM_16")
     return stream.getvalue()
@@ -335,7 +347,7 @@ def sound() -> bytes:
         ("long.jsonl", b'{"a": "' + b"x" * 3_000_000 + b'"}\n{"a": "' + b"y" * 3_000_000 + b'"}'),
         ("config.yaml", b"a: 1\nb: [1, 2]\nc: {d: 'x'}\n"),
         ("config.yaml", b""),
-        ("audio/LS-4-0.wav", sound()),
+        ("audio/LS-4-0.wav", sound_file()),
         ("audio/x.wav", wav()),
         ("quality.png", png()),
         ("family.svg", svg('<rect fill="url(#a)" style="fill: red"/><a href="#x"/>', '<?xml version="1.0"?>')),
@@ -343,9 +355,9 @@ def sound() -> bytes:
     ],
 )
 def test_harmless_files_are_let_through(name: str, content: bytes):
-    require_name(name)
-    require_content(name, io.BytesIO(content), len(content))
-    require_content(name, pa.BufferReader(content), len(content))  # as storage opens files
+    check_name(name)
+    check_content(name, io.BytesIO(content), len(content))
+    check_content(name, pa.BufferReader(content), len(content))  # as storage opens files
 
 
 def test_the_same_content_is_the_same_version_whenever_it_was_made():

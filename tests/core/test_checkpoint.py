@@ -20,17 +20,17 @@ from presto_core.training.checkpoint import (
 from presto_core.training.loop import Hooks, train
 from presto_core.training.meter import is_time
 from presto_core.training.step_distillation import StepDistillation
-from tests.core.test_training import distillation, local_folder, run, same, weights
+from tests.core.test_training import are_equal, distillation, local_folder, run, weights
 from tests.support.toy_networks import batches, tiny_dit
 
 STATE = "state.safetensors"
 
 
 def writer_of(folder: Folder, *, last_good: int = 0, keep: int = 2, every: int = 0) -> CheckpointWriter:
-    return CheckpointWriter(folder, last_good=last_good, keep=keep, every=every)
+    return CheckpointWriter(folder, last_saved_step=last_good, keep=keep, every=every)
 
 
-def saved_at(folder: Folder, steps: range, *, keep: int = 2, every: int = 0) -> StepDistillation:
+def save_at(folder: Folder, steps: range, *, keep: int = 2, every: int = 0) -> StepDistillation:
     algorithm = distillation()
     for step in steps:
         run(algorithm, step)
@@ -44,10 +44,10 @@ def truncate(checkpoint: Path, file: str = STATE) -> None:
 
 
 def steps_of(folder: Folder) -> list[int]:
-    return [int(name.removeprefix("step-")) for name in folder.folders()]
+    return [int(name.removeprefix("step-")) for name in folder.list_folders()]
 
 
-def loaded(folder: Folder, warnings: list[str]) -> int:
+def load_step(folder: Folder, warnings: list[str]) -> int:
     algorithm = distillation()
     assert load_checkpoint(folder, algorithm.state, warnings.append)
     return algorithm.state.total_step
@@ -61,17 +61,17 @@ def test_what_is_written_is_the_state_of_the_due_step_though_training_went_on(tm
     run(algorithm, 3)
     then = {name: weights(net) for name, net in algorithm.state.networks.items()}
     with writer_of(folder) as writer:
-        writer.save(algorithm.state.state_dict(), first=lambda: gate.wait(60))
+        writer.save(algorithm.state.state_dict(), before_commit=lambda: gate.wait(60))
         run(algorithm, 6)
-        assert folder.folders() == []  # still waiting, and so nothing was committed
+        assert folder.list_folders() == []  # still waiting, and so nothing was committed
         gate.set()
         writer.finish()
     restored = distillation()
     assert load_checkpoint(folder, restored.state)
     assert restored.state.total_step == 3
     for name, net in restored.state.networks.items():
-        assert same(then[name], weights(net))
-        assert not same(then[name], weights(algorithm.state.networks[name]))
+        assert are_equal(then[name], weights(net))
+        assert not are_equal(then[name], weights(algorithm.state.networks[name]))
 
 
 def test_one_save_at_a_time(tmp_path):
@@ -79,9 +79,9 @@ def test_one_save_at_a_time(tmp_path):
     run(algorithm, 1)
     order: list[str] = []
     with writer_of(local_folder(tmp_path)) as writer:
-        writer.save(algorithm.state.state_dict(), first=lambda: gate.wait(60) and order.append("first"))
+        writer.save(algorithm.state.state_dict(), before_commit=lambda: gate.wait(60) and order.append("first"))
         threading.Timer(0.2, gate.set).start()
-        writer.save(algorithm.state.state_dict(), first=lambda: order.append("second"))
+        writer.save(algorithm.state.state_dict(), before_commit=lambda: order.append("second"))
     assert order == ["first", "second"]
 
 
@@ -89,15 +89,15 @@ def test_end_of_the_context_waits_though_the_run_was_interrupted(tmp_path):
     algorithm, folder, gate = distillation(), local_folder(tmp_path), threading.Event()
     run(algorithm, 1)
 
-    def interrupted() -> None:
+    def save_and_interrupt() -> None:
         with writer_of(folder) as writer:
-            writer.save(algorithm.state.state_dict(), first=lambda: gate.wait(60))
+            writer.save(algorithm.state.state_dict(), before_commit=lambda: gate.wait(60))
             threading.Timer(0.2, gate.set).start()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert loaded(folder, []) == 1
+        save_and_interrupt()
+    assert load_step(folder, []) == 1
 
 
 def test_failed_save_ends_the_run_with_the_last_good_checkpoint_named_and_whole(tmp_path):
@@ -106,15 +106,15 @@ def test_failed_save_ends_the_run_with_the_last_good_checkpoint_named_and_whole(
     (tmp_path / "step-000000004").write_text("in the way")
     with writer_of(folder) as writer:
         state = algorithm.state
-        hooks = Hooks(checkpoint=lambda: writer.save(state.state_dict()), should_stop=lambda: writer.failed)
+        hooks = Hooks(checkpoint=lambda: writer.save(state.state_dict()), should_stop=lambda: writer.has_failed)
         train(algorithm, batches(), seed=0, config=LoopConfig(log_every=1, checkpoint_every=2), hooks=hooks)
         writer.wait()
-        assert writer.failed
+        assert writer.has_failed
         writer.save(state.state_dict())  # what is due later changes nothing
         with pytest.raises(SaveError, match=r"step-000000004.*the last good checkpoint is of step 2: .*step-0{8}2\)$"):
             writer.finish()
     assert state.total_step < algorithm.total_steps
-    assert loaded(folder, []) == 2
+    assert load_step(folder, []) == 2
 
 
 # --- which one counts
@@ -122,11 +122,11 @@ def test_failed_save_ends_the_run_with_the_last_good_checkpoint_named_and_whole(
 
 def test_newest_complete_checkpoint_wins_and_half_of_one_is_cleaned_up(tmp_path):
     folder = local_folder(tmp_path)
-    saved_at(folder, range(1, 4))
+    save_at(folder, range(1, 4))
     assert steps_of(folder) == [2, 3]
     (tmp_path / "step-000000003" / "manifest.json").unlink()  # as if killed while uploading
     warnings: list[str] = []
-    assert loaded(folder, warnings) == 2
+    assert load_step(folder, warnings) == 2
     assert warnings == []  # nothing is wrong with it: it was never there
     delete_incomplete(folder)
     assert steps_of(folder) == [2]
@@ -135,28 +135,28 @@ def test_newest_complete_checkpoint_wins_and_half_of_one_is_cleaned_up(tmp_path)
 @pytest.mark.parametrize("file", [STATE, "state.json", "manifest.json"])
 def test_damaged_newest_is_passed_over_aloud(tmp_path, file: str):
     folder = local_folder(tmp_path)
-    algorithm = saved_at(folder, range(1, 4))
+    algorithm = save_at(folder, range(1, 4))
     truncate(tmp_path / "step-000000003", file)
     warnings: list[str] = []
-    assert loaded(folder, warnings) == 2
+    assert load_step(folder, warnings) == 2
     (warning,) = warnings
     assert "the one of step 2 is used instead" in warning
     assert f"step-000000003/{file} is damaged" in warning
     save_checkpoint(folder, algorithm.state, keep=2)  # the run comes to the same step again
-    assert loaded(folder, []) == 3
+    assert load_step(folder, []) == 3
 
 
 def test_missing_file_counts_as_damage(tmp_path):
     folder, warnings = local_folder(tmp_path), list[str]()
-    saved_at(folder, range(1, 4))
+    save_at(folder, range(1, 4))
     (tmp_path / "step-000000003" / STATE).unlink()
-    assert loaded(folder, warnings) == 2
+    assert load_step(folder, warnings) == 2
     assert len(warnings) == 1
 
 
 def test_all_damaged_or_foreign_is_refused(tmp_path):
     folder = local_folder(tmp_path)
-    saved_at(folder, range(1, 3))
+    save_at(folder, range(1, 3))
     other = StepDistillation(StepsConfig(), tiny_dit(dim=32), sigma_data=1.0)
     with pytest.raises(StoreError, match="does not fit this run's networks"):
         load_checkpoint(folder, other.state)
@@ -175,29 +175,29 @@ def test_no_checkpoint_is_not_an_error(tmp_path):
 
 def test_newest_and_every_nth_are_kept(tmp_path):
     folder = local_folder(tmp_path)
-    saved_at(folder, range(1, 11), keep=2, every=4)
+    save_at(folder, range(1, 11), keep=2, every=4)
     assert steps_of(folder) == [4, 8, 9, 10]
 
 
 def test_what_is_newer_than_the_one_just_saved_was_damaged_and_goes(tmp_path):
     """Counted among the newest, a damaged one would push out the good ones."""
     folder = local_folder(tmp_path)
-    saved_at(folder, range(1, 4), keep=3)
+    save_at(folder, range(1, 4), keep=3)
     truncate(tmp_path / "step-000000003")
     again = distillation()
-    load_checkpoint(folder, again.state, lambda sentence: None)
+    load_checkpoint(folder, again.state, lambda message: None)
     save_checkpoint(folder, again.state, keep=1)
     assert steps_of(folder) == [2]
 
 
 def test_nothing_is_deleted_before_the_new_one_is_there(tmp_path):
     folder = local_folder(tmp_path)
-    algorithm = saved_at(folder, range(1, 3), keep=1)
+    algorithm = save_at(folder, range(1, 3), keep=1)
     run(algorithm, 3)
     (tmp_path / "step-000000003").write_text("in the way")
     with pytest.raises(StoreError):
         save_checkpoint(folder, algorithm.state, keep=1)
-    assert loaded(folder, []) == 2
+    assert load_step(folder, []) == 2
 
 
 # --- rows of metrics across a stop

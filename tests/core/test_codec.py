@@ -53,7 +53,8 @@ def log_mel_error_db(first: Tensor, second: Tensor) -> float:
     """Mean |difference| of the codec's own log-mel frames, in dB."""
     mel = MelSettings()
     levels = [
-        log_mel(power_frames(audio[0, 0], mel), mel.filters(), power_floor=mel.power_floor) for audio in (first, second)
+        log_mel(power_frames(audio[0, 0], mel), mel.make_filters(), power_floor=mel.power_floor)
+        for audio in (first, second)
     ]
     return float((levels[0] - levels[1]).abs().mean() * 10 / math.log(10))
 
@@ -156,9 +157,9 @@ def test_another_decoder_leaves_the_latents_digest(tmp_path: Path) -> None:
 
 
 def test_shipped_weights_are_those_of_the_provenance(codec: MelPcaCodec) -> None:
-    told = json.loads((WEIGHTS / "provenance.json").read_text(encoding="utf-8"))
-    assert told["encoder"]["digest"] == codec.digest
-    assert told["decoder"]["digest"] == codec.decoder_digest
+    provenance = json.loads((WEIGHTS / "provenance.json").read_text(encoding="utf-8"))
+    assert provenance["encoder"]["digest"] == codec.digest
+    assert provenance["decoder"]["digest"] == codec.decoder_digest
     assert sum((WEIGHTS / name).stat().st_size for name in (ENCODER_FILE, DECODER_FILE)) <= 1_000_000
 
 

@@ -54,7 +54,7 @@ def test_latents_of_the_fit_corpus_are_half_white() -> None:
 def test_fit_equals_numpys_singular_values() -> None:
     """An independent route: singular value decomposition of the centred data instead of a streamed covariance."""
     fitted = fit_mel_pca(noise_clips(), SMALL).tensors
-    data = torch.cat([log_mel_blocks(clip, SMALL, SMALL.filters()) for clip in noise_clips()]).double().numpy()
+    data = torch.cat([log_mel_blocks(clip, SMALL, SMALL.make_filters()) for clip in noise_clips()]).double().numpy()
     _, singular, axes = np.linalg.svd(data - data.mean(0), full_matrices=False)
     np.testing.assert_allclose(fitted["mean"], data.mean(0), rtol=1e-5)
     spread = singular[:6] / math.sqrt(len(data))
@@ -80,9 +80,9 @@ def test_too_little_audio_to_fit_is_refused() -> None:
         fit_mel_pca([torch.zeros(10 * 2048)])
 
 
-def presto(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+def presto(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
     """The command line, in this process."""
-    monkeypatch.setattr(sys, "argv", ["presto", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["presto", *map(str, args)])
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert not left.value.code, f"exit {left.value.code}"
@@ -106,14 +106,14 @@ def test_fitted_folder_is_a_codec(
     """It loads, says where it comes from, keeps the level of what it was fitted to, and a second fit has its bits."""
     first, second = tmp_path / "new" / "first", tmp_path / "second"
     presto(monkeypatch, "codec", "fit", music, "--output", first)
-    said = capsys.readouterr().err
-    assert f"presto ingest codec.path={first}" in said
-    assert "skipped 2 of 6 files: broken.mp3 (not readable as audio" in said
+    stderr = capsys.readouterr().err
+    assert f"presto ingest codec.path={first}" in stderr
+    assert "skipped 2 of 6 files: broken.mp3 (not readable as audio" in stderr
     presto(monkeypatch, "codec", "fit", music, "--output", second)
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in OUTPUT_FILES)
-    codec, told = load_codec("mel_pca", path=str(first)), json.loads((first / "provenance.json").read_text())
-    assert (told["encoder"]["digest"], told["decoder"]["digest"]) == (codec.digest, codec.decoder_digest)
-    assert told["data"] == {"clips": 4, "skipped": 2}
+    codec, provenance = load_codec("mel_pca", path=str(first)), json.loads((first / "provenance.json").read_text())
+    assert (provenance["encoder"]["digest"], provenance["decoder"]["digest"]) == (codec.digest, codec.decoder_digest)
+    assert provenance["data"] == {"clips": 4, "skipped": 2}
     audio = noise_clips(1, 4.0)[0][None, None]
     back = codec.decode(codec.encode(audio))
     assert 10 * math.log10(back.square().mean() / audio.square().mean()) == pytest.approx(0, abs=2)
@@ -123,9 +123,9 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(
     music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     presto(monkeypatch, "codec", "fit", music, "--output", tmp_path / "out", "--dry-run")
-    said = capsys.readouterr().err
-    assert f"would read 6 audio files of {music}" in said
-    assert f"mel_pca_decoder.safetensors, provenance.json to {tmp_path / 'out'}" in said
+    stderr = capsys.readouterr().err
+    assert f"would read 6 audio files of {music}" in stderr
+    assert f"mel_pca_decoder.safetensors, provenance.json to {tmp_path / 'out'}" in stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -140,7 +140,7 @@ def test_a_manifest_keeps_held_out_pieces_away(music: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("folder", "output", "said"),
+    ("folder", "output", "message"),
     [
         ("missing", "out", "missing is not a folder; give a folder of music"),
         ("empty", "out", "empty holds no audio to fit a codec to"),
@@ -152,7 +152,7 @@ def test_a_manifest_keeps_held_out_pieces_away(music: Path, tmp_path: Path) -> N
 def test_bad_inputs_end_in_one_sentence(
     folder: str,
     output: str,
-    said: str,
+    message: str,
     music: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -170,4 +170,4 @@ def test_bad_inputs_end_in_one_sentence(
         cli.main()
     assert left.value.code == 1
     assert not (tmp_path / "out").exists()
-    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert message in capsys.readouterr().err.splitlines()[-1]

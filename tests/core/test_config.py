@@ -11,8 +11,8 @@ from pipelines.presets.resolve import PRESETS
 from presto_core.config.loader import (
     ConfigError,
     flatten,
+    list_presets,
     load_config,
-    preset_names,
     to_yaml,
 )
 from presto_core.config.noise import (
@@ -123,14 +123,14 @@ def test_run_id_follows_the_result_and_not_the_place():
 
 def test_micro_batches_are_derived_and_do_not_change_the_run_id():
     config = load_config(TeacherStage, None, ["cluster.num_workers=2", "loop.micro_batch_size=6"])
-    assert config.derived()["batch_size_per_worker"] == 16
-    assert config.derived()["gradient_accumulation_steps"] == 3
+    assert config.derive_values()["batch_size_per_worker"] == 16
+    assert config.derive_values()["gradient_accumulation_steps"] == 3
     assert config.run_id() == load_config(TeacherStage).run_id()
 
 
 def test_elastic_groups_keep_the_global_batch():
     keys = ["teacher.global_batch_size=24", "cluster.num_workers=8", "cluster.min_workers=3", "loop.micro_batch_size=4"]
-    assert load_config(TeacherStage, None, keys).derived()["by_number_of_workers"] == {
+    assert load_config(TeacherStage, None, keys).derive_values()["by_number_of_workers"] == {
         3: "8 a worker, accumulated in 2",
         4: "6 a worker, accumulated in 2",
         6: "4 a worker, accumulated in 1",
@@ -149,7 +149,7 @@ def test_printed_yaml_reproduces_the_configuration(stage: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", preset_names(PRESETS))
+@pytest.mark.parametrize("name", list_presets(PRESETS))
 def test_every_preset_is_valid_for_every_stage(stage: str, name: str):
     load_config(STAGES[stage], name, preset_folder=PRESETS)
 

@@ -21,7 +21,7 @@ from pipelines.corpus.folder import read_manifest
 from pipelines.corpus.plan import (
     CorpusSettings,
     make_piece,
-    plan,
+    plan_clips,
 )
 from pipelines.corpus.render import TARGET_RMS_DBFS
 from pipelines.corpus.styles import STYLES
@@ -33,7 +33,7 @@ SMALL = {"minutes": 1.0, "clip_seconds": 6.0, "held_out_fraction": 0.2, "seed": 
 
 
 def test_the_plan_splits_by_composition_in_the_asked_share() -> None:
-    specs = plan(CorpusSettings(minutes=240.0))
+    specs = plan_clips(CorpusSettings(minutes=240.0))
     sides = {split: {s.composition_id for s in specs if s.split == split} for split in ("train", "held_out")}
     assert len(specs) == 480
     assert not sides["train"] & sides["held_out"]
@@ -45,12 +45,12 @@ def test_the_plan_splits_by_composition_in_the_asked_share() -> None:
 
 
 def test_a_longer_plan_begins_with_the_shorter_one() -> None:
-    assert plan(CorpusSettings(minutes=240.0))[:120] == plan(CorpusSettings(minutes=60.0))
-    assert plan(CorpusSettings(minutes=10.0, seed=1)) != plan(CorpusSettings(minutes=10.0))
+    assert plan_clips(CorpusSettings(minutes=240.0))[:120] == plan_clips(CorpusSettings(minutes=60.0))
+    assert plan_clips(CorpusSettings(minutes=10.0, seed=1)) != plan_clips(CorpusSettings(minutes=10.0))
 
 
 def test_a_plan_longer_than_the_repertoire_repeats_it_differently() -> None:
-    bach = [s for s in plan(CorpusSettings(minutes=600.0, real_fraction=1.0)) if s.collection == "bach"]
+    bach = [s for s in plan_clips(CorpusSettings(minutes=600.0, real_fraction=1.0)) if s.collection == "bach"]
     twice = next(work for work, times in Counter(s.work for s in bach).items() if times > 1)
     first, second = [make_piece(s) for s in bach if s.work == twice][:2]
     assert first.parts != second.parts
@@ -88,7 +88,7 @@ def test_the_manifest_describes_every_clip(corpus: Path) -> None:
     assert Counter(row["split"] for row in rows) == {"train": 8, "held_out": 2}
     assert record["totals"]["clips"] == len(rows) == 10
     assert "GPL-2" in record["licences"]["soundfont"]
-    for row, spec in zip(rows, plan(CorpusSettings(**SMALL)), strict=True):
+    for row, spec in zip(rows, plan_clips(CorpusSettings(**SMALL)), strict=True):
         assert row["composition_id"] == spec.composition_id
         assert f"{row['tempo_bpm']} bpm" in row["caption"]
         assert row["key"] in row["caption"]
@@ -144,7 +144,7 @@ def test_a_folder_with_something_else_is_refused(copy: Path, tmp_path: Path) -> 
 
 
 def test_too_little_disk_is_refused_before_the_first_clip(tmp_path: Path) -> None:
-    endless = replace(plan(CorpusSettings(**SMALL))[0], clip_seconds=1e12)
+    endless = replace(plan_clips(CorpusSettings(**SMALL))[0], clip_seconds=1e12)
     with pytest.raises(OSError, match="needs about 60000000020 MB"):
         _check_disk(tmp_path, [endless])
 

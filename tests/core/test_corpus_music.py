@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.corpus.captions import (
     PHRASINGS,
-    caption,
+    make_caption,
     tempo_word,
 )
 from pipelines.corpus.composer import (
@@ -31,9 +31,9 @@ from pipelines.corpus.keys import (
 from pipelines.corpus.render import (
     SAMPLE_RATE_HZ,
     TARGET_RMS_DBFS,
-    normalised,
+    normalize,
     render,
-    soft_limited,
+    soft_limit,
 )
 from pipelines.corpus.score import (
     DRUM_CHANNEL,
@@ -44,7 +44,7 @@ from pipelines.corpus.score import (
     is_in_key,
     to_midi,
     transpose,
-    untangled,
+    trim_overlaps,
 )
 from pipelines.corpus.styles import STYLES
 
@@ -77,7 +77,7 @@ def toy_piece() -> Piece:
 @pytest.mark.parametrize("key", ALL_KEYS, ids=lambda key: key.name)
 def test_key_names_can_be_read_back(key: Key) -> None:
     assert parse_key(key.name) == key
-    assert key.transposed(7).transposed(-7) == key
+    assert key.transpose(7).transpose(-7) == key
 
 
 def test_key_signatures_known_from_theory() -> None:
@@ -122,7 +122,7 @@ def test_midi_holds_tempo_programs_and_every_note() -> None:
 
 
 def test_a_repeated_pitch_ends_the_note_before_it() -> None:
-    notes = untangled([Note(0.0, 2.0, 60, 80), Note(1.0, 2.0, 60, 80), Note(0.5, 3.0, 64, 80)])
+    notes = trim_overlaps([Note(0.0, 2.0, 60, 80), Note(1.0, 2.0, 60, 80), Note(0.5, 3.0, 64, 80)])
     assert [(n.start_beats, n.end_beats) for n in notes] == [(0.0, 1.0), (1.0, 3.0), (0.5, 3.5)]
 
 
@@ -167,12 +167,12 @@ def test_phrases_return_as_the_form_says() -> None:
 @pytest.mark.parametrize("style_name", ["piano", "rock", "flute_and_harp"])
 def test_captions_name_instruments_texture_tempo_and_key(style_name: str) -> None:
     piece = compose(seed=1, style_name=style_name, seconds=10.0)
-    captions = {caption(piece, seed=seed) for seed in range(40)}
+    captions = {make_caption(piece, seed=seed) for seed in range(40)}
     facts = (piece.ensemble, piece.genre, piece.texture, f"{piece.tempo_bpm} bpm", piece.key)
     assert len(captions) == len(PHRASINGS)
     for text in captions:
         assert all(fact.lower() in text.lower() for fact in (*facts, tempo_word(piece.tempo_bpm)))
-    assert caption(piece, seed=2) == caption(piece, seed=2)
+    assert make_caption(piece, seed=2) == make_caption(piece, seed=2)
 
 
 def test_tempo_words_at_their_limits() -> None:
@@ -217,9 +217,9 @@ def test_a_rendered_note_has_its_pitch() -> None:
 
 def test_the_limiter_leaves_quiet_audio_alone_and_never_clips() -> None:
     audio = np.linspace(-4, 4, 1001, dtype=np.float32)
-    limited = soft_limited(audio)
+    limited = soft_limit(audio)
     assert np.array_equal(limited[np.abs(audio) < 0.6], audio[np.abs(audio) < 0.6])
     assert np.abs(limited).max() <= 1.0
     assert (np.diff(limited) >= 0).all()
     with pytest.raises(ValueError, match="silent"):
-        normalised(np.zeros(100, dtype=np.float32))
+        normalize(np.zeros(100, dtype=np.float32))

@@ -19,10 +19,10 @@ from pipelines.corpus.harmony import (
     PLAINNESS,
     SUCCESSION_BONUS,
     Chord,
-    harmonise,
+    harmonize,
 )
 from pipelines.corpus.index import (
-    corpus_folder,
+    find_corpus_folder,
     find_entries,
     find_entry,
     load_index,
@@ -32,10 +32,10 @@ from pipelines.corpus.keys import (
     Mode,
     parse_key,
 )
-from pipelines.corpus.orchestrate import ARRANGE
+from pipelines.corpus.orchestrate import ARRANGERS
 from pipelines.corpus.repertoire import read_tune
 from pipelines.corpus.score import Note, is_in_key
-from pipelines.corpus.vetting import chorale_candidate, tune_candidate
+from pipelines.corpus.vetting import vet_chorale, vet_tune
 
 CHORALES = ("bwv10.7.mxl", "bwv101.7.mxl", "bwv104.6.mxl", "bwv108.6.mxl")
 TUNE = "WindThatShakesTheBarleyReel.abc"
@@ -48,7 +48,7 @@ def test_the_list_names_files_that_exist_and_none_with_reserved_rights() -> None
     entries = load_index()
     assert len(find_entries("bach")) > 200
     assert len(find_entries("ryan")) > 400
-    assert all((corpus_folder(e.collection) / e.file).is_file() for e in entries)
+    assert all((find_corpus_folder(e.collection) / e.file).is_file() for e in entries)
     assert {Path(e.file).suffix for e in entries} == {".mxl", ".abc"}
     assert {(e.beat_quarters, e.beats_per_bar) for e in find_entries("ryan")} <= TUNE_TEMPO_BPM.keys()
     with pytest.raises(ValueError, match=r"bwv277\.krn"):
@@ -59,7 +59,7 @@ def test_the_list_is_what_the_installed_music21_gives() -> None:
     from music21.corpus.chorales import ChoraleListRKBWV
 
     titles = ChoraleListRKBWV().byBWV
-    candidates = [chorale_candidate(file, titles) for file in CHORALES] + [tune_candidate(TUNE)]
+    candidates = [vet_chorale(file, titles) for file in CHORALES] + [vet_tune(TUNE)]
     for candidate in candidates:
         assert candidate is not None
         listed = find_entry(candidate.entry.collection, candidate.entry.file)
@@ -75,7 +75,7 @@ def test_one_melody_is_one_composition() -> None:
 def test_music21_hears_a_transposed_chorale_in_the_stated_key(file: str) -> None:
     from music21 import note, stream
 
-    piece = ARRANGE["bach"](find_entry("bach", file), seed=11, seconds=60.0)
+    piece = ARRANGERS["bach"](find_entry("bach", file), seed=11, seconds=60.0)
     score = stream.Stream()
     for one in (one for part in piece.parts for one in part.notes):
         sounding = note.Note(one.pitch)
@@ -86,8 +86,8 @@ def test_music21_hears_a_transposed_chorale_in_the_stated_key(file: str) -> None
 
 def test_arrangements_are_seeded_and_stay_in_their_key() -> None:
     entry = find_entry("ryan", TUNE)
-    pieces = [ARRANGE["ryan"](entry, seed=seed, seconds=20.0) for seed in range(8)]
-    assert pieces[3] == ARRANGE["ryan"](entry, seed=3, seconds=20.0)
+    pieces = [ARRANGERS["ryan"](entry, seed=seed, seconds=20.0) for seed in range(8)]
+    assert pieces[3] == ARRANGERS["ryan"](entry, seed=3, seconds=20.0)
     assert len({piece.key for piece in pieces}) > 3
     assert len({piece.ensemble for piece in pieces}) > 3
     for piece in pieces:
@@ -124,7 +124,7 @@ def test_the_chords_found_are_the_best_of_all_sequences(mode: Mode) -> None:
         tune = [Note(k / 2, 0.5, key.pitch(rng.randint(0, 9)), 80) for k in range(16)]
         chords = [Chord(key, degree) for degree in PLAIN_CHORDS[mode]]
         best = max(harmony_score(tune, row, 2) for row in itertools.product(chords, repeat=4))
-        found = harmonise(tune, key, beats_per_bar=2, bars=4)
+        found = harmonize(tune, key, beats_per_bar=2, bars=4)
         assert harmony_score(tune, found, 2) == pytest.approx(best)
 
 
@@ -132,7 +132,7 @@ def test_chords_found_for_tunes_carry_them_and_end_at_home() -> None:
     shares, plain_shares, ends = [], [], []
     for entry in find_entries("ryan")[:12]:
         tune, beats = read_tune(entry), entry.beats_per_bar
-        chords = harmonise(tune.voices[0], tune.key, beats_per_bar=beats, bars=entry.bars)
+        chords = harmonize(tune.voices[0], tune.key, beats_per_bar=beats, bars=entry.bars)
         shares.append(carried_share(tune.voices[0], chords, beats))
         plain_shares.append(carried_share(tune.voices[0], [Chord(tune.key, 0)] * entry.bars, beats))
         ends.append(chords[-1].degree)

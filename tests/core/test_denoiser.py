@@ -11,7 +11,7 @@ from presto_core.diffusion.denoiser import (
     add_noise,
     preconditioning,
 )
-from presto_core.diffusion.guidance import guided
+from presto_core.diffusion.guidance import make_guided_denoiser
 from tests.support.toy_networks import conditions
 
 SIGMA_DATA = 0.7
@@ -60,7 +60,7 @@ def test_preconditioning_stays_fp32_under_autocast():
 
 def test_guidance_one_is_the_plain_denoiser():
     denoise = EDMDenoiser(Identity(), SIGMA_DATA)
-    assert guided(denoise, 1.0) is denoise
+    assert make_guided_denoiser(denoise, 1.0) is denoise
 
 
 def test_guidance_extrapolates_between_unconditional_and_conditional():
@@ -69,7 +69,7 @@ def test_guidance_extrapolates_between_unconditional_and_conditional():
 
     cond, x, sigma = conditions(2), torch.zeros(2, 3, 4), torch.ones(2)
     for scale, value in ((0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (0.5, 2.0)):
-        assert torch.equal(guided(denoise, scale)(x, sigma, cond), torch.full((2, 3, 4), value))
+        assert torch.equal(make_guided_denoiser(denoise, scale)(x, sigma, cond), torch.full((2, 3, 4), value))
 
 
 @pytest.mark.parametrize("budget", [None, 3, torch.tensor([2, 4])])
@@ -81,20 +81,20 @@ def test_guidance_runs_both_estimates_at_the_budget(scale: float, budget):
         seen.append(budget)
         return x
 
-    guided(denoise, scale)(torch.zeros(2, 3, 4), torch.ones(2), conditions(2), budget)
-    (told,) = seen
+    make_guided_denoiser(denoise, scale)(torch.zeros(2, 3, 4), torch.ones(2), conditions(2), budget)
+    (received,) = seen
     if isinstance(budget, torch.Tensor):
-        assert told.tolist() == budget.tolist() * (2 if scale == 2 else 1)
+        assert received.tolist() == budget.tolist() * (2 if scale == 2 else 1)
     else:
-        assert told == budget
+        assert received == budget
 
 
 def test_guidance_without_conditions_is_refused():
     with pytest.raises(ValueError, match="guidance_scale=2"):
-        guided(EDMDenoiser(Identity(), SIGMA_DATA), 2)(torch.zeros(1, 2, 2), torch.ones(1), None)
+        make_guided_denoiser(EDMDenoiser(Identity(), SIGMA_DATA), 2)(torch.zeros(1, 2, 2), torch.ones(1), None)
 
 
 def test_a_sample_that_is_not_told_is_unconditional_and_one_that_was_stays_so():
-    cond = conditions(4).unconditional()
+    cond = conditions(4).to_unconditional()
     cond = replace(cond, keep=torch.tensor([True, True, False, False]))
-    assert cond.told(torch.tensor([True, False, True, False])).keep.tolist() == [True, False, False, False]
+    assert cond.keep_where(torch.tensor([True, False, True, False])).keep.tolist() == [True, False, False, False]

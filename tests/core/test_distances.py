@@ -16,13 +16,13 @@ from presto_core.metrics.distances import (
     mmd,
     squared_distances,
 )
-from presto_core.metrics.latency import hardware, measure_latency
+from presto_core.metrics.latency import describe_hardware, measure_latency
 from presto_core.metrics.prdc import prdc
 from presto_core.training.health import (
     STEP_DISTILLATION,
     TEACHER,
-    Expected,
-    breaches,
+    HealthRange,
+    find_out_of_range,
 )
 
 Matrix = np.ndarray
@@ -37,7 +37,7 @@ def covariance(dim: int, *, seed: int) -> Matrix:
     return factor @ factor.T / dim + 0.1 * np.eye(dim)
 
 
-def with_moments(mean: Matrix, cov: Matrix, *, count: int, seed: int) -> Matrix:
+def sample_with_moments(mean: Matrix, cov: Matrix, *, count: int, seed: int) -> Matrix:
     """[count, D] whose sample mean and (unbiased) sample covariance are exactly the given ones."""
     z = draws(count, len(mean), seed=seed)
     z -= z.mean(0)
@@ -62,8 +62,8 @@ def test_frechet_of_axis_aligned_gaussians_is_the_closed_form() -> None:
     """|m1 - m2|^2 + sum (s1 - s2)^2 where both covariances are diagonal."""
     m1, m2 = np.array([1.0, -2.0, 0.5]), np.array([0.0, 1.0, 0.5])
     s1, s2 = np.array([0.5, 2.0, 1.0]), np.array([1.5, 0.1, 1.0])
-    a = with_moments(m1, np.diag(s1**2), count=40, seed=0)
-    b = with_moments(m2, np.diag(s2**2), count=31, seed=1)
+    a = sample_with_moments(m1, np.diag(s1**2), count=40, seed=0)
+    b = sample_with_moments(m2, np.diag(s2**2), count=31, seed=1)
     expected = ((m1 - m2) ** 2).sum() + ((s1 - s2) ** 2).sum()
     assert frechet_distance(generated=a, reference=b) == pytest.approx(expected, rel=1e-10)
 
@@ -71,7 +71,7 @@ def test_frechet_of_axis_aligned_gaussians_is_the_closed_form() -> None:
 def test_frechet_equals_scipys_matrix_square_root() -> None:
     """Covariances that do not commute: the square root of their product is not symmetric."""
     m1, m2, c1, c2 = draws(1, 6)[0], draws(1, 6, seed=1)[0], covariance(6, seed=2), covariance(6, seed=3)
-    a, b = with_moments(m1, c1, count=50, seed=4), with_moments(m2, c2, count=70, seed=5)
+    a, b = sample_with_moments(m1, c1, count=50, seed=4), sample_with_moments(m2, c2, count=70, seed=5)
     assert not np.allclose(c1 @ c2, c2 @ c1, atol=0.1)
     expected = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * scipy.linalg.sqrtm(c1 @ c2)).real
     assert frechet_distance(generated=a, reference=b) == pytest.approx(expected, rel=1e-8)
@@ -201,20 +201,22 @@ def test_prdc_refuses_sets_smaller_than_a_neighbourhood() -> None:
 
 
 def test_breaches_name_what_is_outside_its_range() -> None:
-    expected = {"loss": Expected(0.0, 2.0, "too high"), "other": Expected(-1.0, 1.0, "off")}
-    assert breaches({"loss": 2.5, "other": 0.0}, expected) == {"loss": "loss = 2.5 is outside 0 ... 2: too high"}
-    assert breaches({"loss": 0.0, "other": 1.0, "unknown": 1e9}, expected) == {}
-    assert breaches({}, expected) == {}
-    assert set(breaches({"loss": math.nan, "other": -math.inf}, expected)) == {"loss", "other"}
+    expected = {"loss": HealthRange(0.0, 2.0, "too high"), "other": HealthRange(-1.0, 1.0, "off")}
+    assert find_out_of_range({"loss": 2.5, "other": 0.0}, expected) == {
+        "loss": "loss = 2.5 is outside 0 ... 2: too high"
+    }
+    assert find_out_of_range({"loss": 0.0, "other": 1.0, "unknown": 1e9}, expected) == {}
+    assert find_out_of_range({}, expected) == {}
+    assert set(find_out_of_range({"loss": math.nan, "other": -math.inf}, expected)) == {"loss", "other"}
 
 
 @pytest.mark.parametrize("rules", [STEP_DISTILLATION, TEACHER])
-def test_perfect_training_is_healthy_and_its_opposite_is_not(rules: dict[str, Expected]) -> None:
+def test_perfect_training_is_healthy_and_its_opposite_is_not(rules: dict[str, HealthRange]) -> None:
     """A least-squares discriminator at its equilibrium scores 1/2; a perfect generator's latents are N(0, 1)."""
     ideal = {"d_real": 0.5, "d_fake": 0.5, "discriminator_loss": 0.5, "dsm_loss": 0.5, "x0_mean": 0.0, "x0_std": 1.0}
     ideal |= {"generator_grad_norm": 1.0, "grad_norm": 1.0}
-    assert breaches(ideal, rules) == {}
-    assert breaches(dict.fromkeys(rules, 1e4), rules).keys() == rules.keys()
+    assert find_out_of_range(ideal, rules) == {}
+    assert find_out_of_range(dict.fromkeys(rules, 1e4), rules).keys() == rules.keys()
 
 
 # --- latency
@@ -238,7 +240,7 @@ def test_latency_is_milliseconds_of_one_call_without_the_warm_up() -> None:
 
 
 def test_hardware_says_what_was_measured_on() -> None:
-    found = hardware()
+    found = describe_hardware()
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()
     assert found["device"]

@@ -59,16 +59,16 @@ def test_a_bad_gradient_of_the_head_keeps_the_fake_score_where_it_is_too():
         assert all(torch.equal(value, before[name][key]) for key, value in net.state_dict().items()), name
 
 
-class Overflowing(TeacherTraining):
+class OverflowingLoss(TeacherTraining):
     """A loss beside the trained one overflows at step 5, though its gradient takes no part."""
 
     def update(self, batch: Batch, *, generator: torch.Generator) -> dict[str, Tensor]:
-        judged = torch.tensor(1e38) * (10.0 if self.state.total_step == 5 else 1.0)
-        return super().update(batch, generator=generator) | {"gan_loss": judged}
+        gan_loss = torch.tensor(1e38) * (10.0 if self.state.total_step == 5 else 1.0)
+        return super().update(batch, generator=generator) | {"gan_loss": gan_loss}
 
 
 def test_loss_without_a_gradient_counts_too_and_the_last_good_checkpoint_is_named():
-    algorithm, saved = Overflowing(TeacherConfig(), tiny_dit(), sigma_data=1.0), []
+    algorithm, saved = OverflowingLoss(TeacherConfig(), tiny_dit(), sigma_data=1.0), []
     hooks = Hooks(checkpoint=lambda: saved.append(algorithm.state.total_step))
     with pytest.raises(
         DivergenceError, match=r"^gan_loss is inf on rank 0.*\(total_step 5\).*checkpoint is of step 4:"

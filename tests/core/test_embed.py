@@ -121,9 +121,9 @@ def test_audio_that_cannot_be_embedded_is_refused(embedder: MusicnnEmbedder, sha
 
 def test_digest_is_the_shipped_files_and_the_provenances(embedder: MusicnnEmbedder) -> None:
     folder = files("presto_core.metrics") / "weights"
-    told = json.loads((folder / "provenance.json").read_text())
-    assert told["file"] == WEIGHTS
-    assert embedder.digest == told["sha256"] == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["file"] == WEIGHTS
+    assert embedder.digest == provenance["sha256"] == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
 
 
 def test_every_value_of_the_network_comes_from_the_file(embedder: MusicnnEmbedder) -> None:

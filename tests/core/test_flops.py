@@ -11,9 +11,9 @@ from presto_core.networks.dit import DiT
 from presto_core.networks.flops import (
     LatentShape,
     block_flops,
-    block_parameters,
     forward_flops,
-    parameters,
+    num_block_parameters,
+    num_parameters,
 )
 from tests.core.test_layer_budget import flops
 
@@ -24,7 +24,7 @@ SIZES = [
 ]
 
 
-def conditioned(rows: int, shape: LatentShape) -> Conditioning:
+def make_conditions(rows: int, shape: LatentShape) -> Conditioning:
     return Conditioning(
         pooled=torch.randn(rows, shape.text_dim),
         tokens=torch.randn(rows, shape.text_tokens, shape.text_dim),
@@ -38,7 +38,7 @@ def conditioned(rows: int, shape: LatentShape) -> Conditioning:
 @pytest.mark.parametrize(("network", "shape"), SIZES)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_flops_of_a_forward_pass(network: NetworkConfig, shape: LatentShape, rows: int):
-    net, cond = DiT(network, channels=shape.channels, text_dim=shape.text_dim), conditioned(rows, shape)
+    net, cond = DiT(network, channels=shape.channels, text_dim=shape.text_dim), make_conditions(rows, shape)
     x = torch.randn(rows, shape.channels, shape.frames)
     with torch.no_grad():
         counted = flops(lambda: net(x, torch.zeros(rows), cond))
@@ -50,5 +50,5 @@ def test_flops_of_a_forward_pass(network: NetworkConfig, shape: LatentShape, row
 @pytest.mark.parametrize(("network", "shape"), SIZES)
 def test_parameters(network: NetworkConfig, shape: LatentShape):
     net = DiT(network, channels=shape.channels, text_dim=shape.text_dim)
-    assert sum(p.numel() for p in net.parameters()) == parameters(network, shape)
-    assert sum(p.numel() for p in net.blocks[0].parameters()) == block_parameters(network)
+    assert sum(p.numel() for p in net.parameters()) == num_parameters(network, shape)
+    assert sum(p.numel() for p in net.blocks[0].parameters()) == num_block_parameters(network)

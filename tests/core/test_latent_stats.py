@@ -16,7 +16,7 @@ def latents(rows: int, *, seed: int = 0) -> np.ndarray:
 
 def test_statistics_are_numpys() -> None:
     x = latents(40)
-    stats = LatentStats.of(x)
+    stats = LatentStats.from_latents(x)
     assert stats.count == 40 * 11
     np.testing.assert_allclose(stats.mean, x.astype(np.float64).mean((0, 2)), rtol=1e-13)
     assert stats.std == pytest.approx(np.sqrt(x.astype(np.float64).var((0, 2)).mean()), rel=1e-13)
@@ -26,8 +26,8 @@ def test_statistics_are_numpys() -> None:
 @pytest.mark.parametrize("backwards", [False, True])
 def test_merged_parts_are_the_whole(sizes: tuple[int, ...], backwards: bool) -> None:
     x = latents(sum(sizes))
-    parts = [LatentStats.of(part) for part in np.split(x, np.cumsum(sizes)[:-1])]
-    merged, whole = LatentStats.merged(parts[::-1] if backwards else parts), LatentStats.of(x)
+    parts = [LatentStats.from_latents(part) for part in np.split(x, np.cumsum(sizes)[:-1])]
+    merged, whole = LatentStats.merge_all(parts[::-1] if backwards else parts), LatentStats.from_latents(x)
     assert merged.count == whole.count
     np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12)
     assert merged.std == pytest.approx(whole.std, rel=1e-12)
@@ -36,5 +36,5 @@ def test_merged_parts_are_the_whole(sizes: tuple[int, ...], backwards: bool) -> 
 def test_statistics_of_a_constant_channel_far_from_zero() -> None:
     """Sums of squares would lose the spread here: 1e8 +- 1e-3 in float64."""
     x = 1e8 + np.array([[[-1e-3, 1e-3]]]).repeat(50, axis=0)
-    merged = LatentStats.merged([LatentStats.of(part) for part in np.split(x, 10)])
+    merged = LatentStats.merge_all([LatentStats.from_latents(part) for part in np.split(x, 10)])
     assert merged.std == pytest.approx(1e-3, rel=1e-4)

@@ -37,8 +37,8 @@ NOISES = [
 ]
 
 
-def layered(mode: str = "presto", *, conditioned: bool = True, **options: int) -> DiT:
-    budget = LayerBudget.over(NOISES[0], PrestoLBudget(), depth=DEPTH, mode=mode, conditioned=conditioned)
+def make_layered_net(mode: str = "presto", *, conditioned: bool = True, **options: int) -> DiT:
+    budget = LayerBudget.from_distribution(NOISES[0], PrestoLBudget(), depth=DEPTH, mode=mode, conditioned=conditioned)
     net = tiny_dit(depth=DEPTH, **options).with_budget(budget)
     if net.budget is not None:
         torch.nn.init.normal_(net.budget.weight, std=0.3)
@@ -65,30 +65,30 @@ def test_a_budget_is_the_number_of_blocks_and_presto_always_runs_the_last(depth:
 
 def test_the_papers_tables_at_the_papers_depth_and_scaled():
     noise = NOISES[0]
-    assert LayerBudget.over(noise, PrestoLBudget(), depth=28).kept == (14, 16, 20, 24, 28)
-    assert LayerBudget.over(noise, PrestoLSBudget(), depth=28).kept == (16, 20, 20, 28, 28)
-    assert LayerBudget.over(noise, PrestoLBudget(), depth=14).kept == (7, 8, 10, 12, 14)
-    assert LayerBudget.over(noise, PrestoLSBudget(), depth=6).kept == (3, 4, 4, 6, 6)
-    assert LayerBudget.over(noise, UniformBudget(kept=3), depth=6).kept == (3,)
-    assert LayerBudget.over(noise, FullBudget(), depth=6).kept == (6,)
+    assert LayerBudget.from_distribution(noise, PrestoLBudget(), depth=28).kept == (14, 16, 20, 24, 28)
+    assert LayerBudget.from_distribution(noise, PrestoLSBudget(), depth=28).kept == (16, 20, 20, 28, 28)
+    assert LayerBudget.from_distribution(noise, PrestoLBudget(), depth=14).kept == (7, 8, 10, 12, 14)
+    assert LayerBudget.from_distribution(noise, PrestoLSBudget(), depth=6).kept == (3, 4, 4, 6, 6)
+    assert LayerBudget.from_distribution(noise, UniformBudget(kept=3), depth=6).kept == (3,)
+    assert LayerBudget.from_distribution(noise, FullBudget(), depth=6).kept == (6,)
 
 
 @given(depth=st.integers(1, 60), noise=st.sampled_from(NOISES), paper=st.sampled_from([PrestoLBudget, PrestoLSBudget]))
 def test_budgets_never_fall_as_noise_falls(depth: int, noise: NoiseDistribution, paper: type):
-    budget = LayerBudget.over(noise, paper(), depth=depth)
+    budget = LayerBudget.from_distribution(noise, paper(), depth=depth)
     sigma = torch.logspace(3, -3, 200)
-    kept = budget.of(sigma)
+    kept = budget.blocks_per_sample(sigma)
     assert (kept.diff() >= 0).all()
     assert kept.min() >= 1
     assert kept[-1] == depth
-    assert kept.tolist() == [budget.at(s) for s in sigma.tolist()]
+    assert kept.tolist() == [budget.blocks_at(s) for s in sigma.tolist()]
 
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_bins_are_equally_likely(noise: NoiseDistribution):
-    budget = LayerBudget.over(noise, TableBudget(kept=(1, 2, 3, 4)), depth=4)
+    budget = LayerBudget.from_distribution(noise, TableBudget(kept=(1, 2, 3, 4)), depth=4)
     sigma = noise.sample(20_000, generator=torch.Generator().manual_seed(0))
-    shares = torch.bincount(budget.of(sigma), minlength=5)[1:] / 20_000
+    shares = torch.bincount(budget.blocks_per_sample(sigma), minlength=5)[1:] / 20_000
     torch.testing.assert_close(shares, torch.full((4,), 0.25), atol=0.012, rtol=0)
 
 
@@ -96,14 +96,14 @@ def test_bins_are_equally_likely(noise: NoiseDistribution):
 def test_a_grid_is_sampled_with_the_budgets_it_was_trained_with(steps: int):
     """Its levels may be the very edges of bins, and come by another formula in sampling."""
     grid = GridNoise(num_steps=steps, sigma_min=0.002, sigma_max=80.0, rho=7.0)
-    budget = LayerBudget.over(grid, PrestoLBudget(), depth=28)
-    trained = budget.of(grid.levels().flip(0).float()).tolist()
+    budget = LayerBudget.from_distribution(grid, PrestoLBudget(), depth=28)
+    trained = budget.blocks_per_sample(grid.levels().flip(0).float()).tolist()
     sigmas = few_step_sigmas(steps, sigma_min=0.002, sigma_max=80.0, rho=7.0)
-    assert [budget.at(s) for s in sigmas.tolist()] == trained == sorted(trained)
+    assert [budget.blocks_at(s) for s in sigmas.tolist()] == trained == sorted(trained)
 
 
 def test_the_table_survives_json():
-    budget = LayerBudget.over(NOISES[1], PrestoLSBudget(), depth=6, mode="ase", conditioned=False)
+    budget = LayerBudget.from_distribution(NOISES[1], PrestoLSBudget(), depth=6, mode="ase", conditioned=False)
     assert LayerBudget.from_dict(json.loads(json.dumps(budget.to_dict()))) == budget
 
 
@@ -112,23 +112,23 @@ def test_the_table_survives_json():
     [{"kept": []}, {"kept": [0, 3]}, {"kept": [3, 2]}, {"edges": []}, {"edges": [0.1, 2.0]}, {"other": 1}],
 )
 def test_a_table_that_is_none_is_not_read(broken: dict[str, object]):
-    said = LayerBudget.over(NOISES[0], TableBudget(kept=(1, 2)), depth=4).to_dict() | broken
+    fields = LayerBudget.from_distribution(NOISES[0], TableBudget(kept=(1, 2)), depth=4).to_dict() | broken
     with pytest.raises((ValueError, TypeError)):
-        LayerBudget.from_dict(said)
+        LayerBudget.from_dict(fields)
 
 
 @pytest.mark.parametrize("budget", [0, -1, DEPTH + 1])
 @pytest.mark.parametrize("conditioned", [True, False])
 def test_a_budget_outside_the_network_is_refused(budget: int, conditioned: bool):
-    for asked in (budget, torch.tensor([3, budget])):
+    for invalid in (budget, torch.tensor([3, budget])):
         with pytest.raises(UserError, match=f"a budget of {budget} blocks does not fit a network of {DEPTH}"):
-            layered(conditioned=conditioned)(*inputs(2), asked)
+            make_layered_net(conditioned=conditioned)(*inputs(2), invalid)
 
 
 @pytest.mark.parametrize("config", [TableBudget(kept=(2, 7)), UniformBudget(kept=7)])
 def test_a_table_that_does_not_fit_the_depth_is_refused(config):
     with pytest.raises(UserError, match="runs 7 blocks and the network has 6; keep at most 6"):
-        LayerBudget.over(NOISES[0], config, depth=6)
+        LayerBudget.from_distribution(NOISES[0], config, depth=6)
 
 
 @pytest.mark.parametrize(
@@ -143,24 +143,24 @@ def test_a_table_that_makes_no_sense_is_refused(kept: tuple[int, ...], message: 
 # --- what runs
 
 
-def one_at_a_time(net: DiT, x, c_noise, cond, budgets: list[int]) -> torch.Tensor:
+def forward_one_by_one(net: DiT, x, c_noise, cond, budgets: list[int]) -> torch.Tensor:
     """The slow loop that mixed budgets must equal: blocks picked by hand, one sample after another."""
     rows = []
     for i, budget in enumerate(budgets):
         alone = slice(i, i + 1)
         context_vector, context, visible = net.condition(cond.rows(alone), 1)
-        told = net.noise(c_noise[alone]) + context_vector
+        noise_emb = net.noise(c_noise[alone]) + context_vector
         if net.budget is not None:
-            told = told + net.budget.weight[budget - 1]
-        vector = torch.nn.functional.silu(told)
-        hidden = net.input(net._tokens(x[alone]))
+            noise_emb = noise_emb + net.budget.weight[budget - 1]
+        vector = torch.nn.functional.silu(noise_emb)
+        hidden = net.input(net._patchify(x[alone]))
         for index in range(DEPTH):
             last = index == DEPTH - 1
             if (index < budget) if net.mode == "ase" else (index < budget - 1 or last):
                 hidden = net.blocks[index](hidden, vector, context, visible, net._rotary(hidden))
         shift, scale = net.final_modulation(vector)[:, None].chunk(2, dim=-1)
         normed = torch.nn.functional.layer_norm(hidden, hidden.shape[-1:])
-        rows.append(net._frames(net.output(normed * (1 + scale) + shift)) + net._filtered(x[alone], vector))
+        rows.append(net._unpatchify(net.output(normed * (1 + scale) + shift)) + net._wiener_filter(x[alone], vector))
     return torch.cat(rows)
 
 
@@ -168,13 +168,13 @@ def one_at_a_time(net: DiT, x, c_noise, cond, budgets: list[int]) -> torch.Tenso
 @pytest.mark.parametrize("conditioned", [True, False])
 @pytest.mark.parametrize("budgets", [[2, 5, 1, 3, 3, 5], [1, 1, 1], [4, 2], [5, 5], [3]])
 def test_mixed_budgets_equal_one_sample_at_a_time(mode: str, conditioned: bool, budgets: list[int]):
-    net = layered(mode, conditioned=conditioned)
+    net = make_layered_net(mode, conditioned=conditioned)
     x, c_noise, cond = inputs(len(budgets))
     mixed = net(x, c_noise, cond, torch.tensor(budgets))
-    torch.testing.assert_close(mixed, one_at_a_time(net, x, c_noise, cond, budgets), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(mixed, forward_one_by_one(net, x, c_noise, cond, budgets), atol=1e-6, rtol=1e-5)
     gradients = [
         torch.autograd.grad(y.square().sum(), list(net.parameters()), allow_unused=True)
-        for y in (mixed, one_at_a_time(net, x, c_noise, cond, budgets))
+        for y in (mixed, forward_one_by_one(net, x, c_noise, cond, budgets))
     ]
     for name, a, b in zip(dict(net.named_parameters()), *gradients, strict=True):
         assert (a is None) == (b is None), name
@@ -185,7 +185,7 @@ def test_mixed_budgets_equal_one_sample_at_a_time(mode: str, conditioned: bool, 
 @pytest.mark.parametrize("conditioned", [True, False])
 def test_a_fresh_conversion_is_the_teacher_bit_for_bit(conditioned: bool):
     teacher = tiny_dit(depth=DEPTH)
-    budget = LayerBudget.over(NOISES[0], PrestoLBudget(), depth=DEPTH, conditioned=conditioned)
+    budget = LayerBudget.from_distribution(NOISES[0], PrestoLBudget(), depth=DEPTH, conditioned=conditioned)
     net, (x, c_noise, cond) = teacher.with_budget(budget), inputs(6)
     for full in (None, DEPTH, torch.full((6,), DEPTH)):
         assert torch.equal(net(x, c_noise, cond, full), teacher(x, c_noise, cond))
@@ -195,18 +195,18 @@ def test_a_fresh_conversion_is_the_teacher_bit_for_bit(conditioned: bool):
 
 
 def test_the_network_is_told_its_budget():
-    net, (x, c_noise, cond) = layered(), inputs(3)
+    net, (x, c_noise, cond) = make_layered_net(), inputs(3)
     before = net(x, c_noise, cond, 2)
     with torch.no_grad():
         net.budget.weight[1] += 1
     assert not torch.allclose(net(x, c_noise, cond, 2), before, atol=1e-3)
-    assert torch.equal(net(x, c_noise, cond), layered()(x, c_noise, cond))
+    assert torch.equal(net(x, c_noise, cond), make_layered_net()(x, c_noise, cond))
 
 
 @pytest.mark.parametrize("mode", ["presto", "ase"])
 @pytest.mark.parametrize("budgets", [3, [1, 3, 3], [2, 4]])
 def test_gradients_reach_the_blocks_that_ran_and_only_those(mode: str, budgets: int | list[int]):
-    net = layered(mode)
+    net = make_layered_net(mode)
     several = [budgets] if isinstance(budgets, int) else budgets
     x, c_noise, cond = inputs(3 if isinstance(budgets, int) else len(budgets))
     net(x, c_noise, cond, budgets if isinstance(budgets, int) else torch.tensor(budgets)).square().sum().backward()
@@ -230,12 +230,12 @@ def flops(call) -> int:
 @pytest.mark.parametrize("mode", ["presto", "ase"])
 def test_flops_fall_in_proportion_to_dropped_blocks(mode: str):
     """Forward, and forward with backward: a fixed part, and one more for every block that runs."""
-    net, (x, c_noise, cond) = layered(mode), inputs(4)
+    net, (x, c_noise, cond) = make_layered_net(mode), inputs(4)
 
-    def trained(budget) -> None:
+    def run_backward(budget) -> None:
         net(x, c_noise, cond, budget).sum().backward()
 
-    for call in (partial(net, x, c_noise, cond), trained):
+    for call in (partial(net, x, c_noise, cond), run_backward):
         counts = [flops(partial(call, b)) for b in range(1, DEPTH + 1)]
         a_block = counts[1] - counts[0]
         assert a_block > 0
@@ -248,7 +248,7 @@ def test_flops_fall_in_proportion_to_dropped_blocks(mode: str):
 
 
 def test_under_activation_checkpointing():
-    net, (x, c_noise, cond), budgets = layered(), inputs(4), torch.tensor([2, 5, 1, 3])
+    net, (x, c_noise, cond), budgets = make_layered_net(), inputs(4), torch.tensor([2, 5, 1, 3])
     net(x, c_noise, cond, budgets).square().sum().backward()
     expected = {name: p.grad.clone() for name, p in net.named_parameters()}
     net.zero_grad()
@@ -259,7 +259,7 @@ def test_under_activation_checkpointing():
 
 
 def test_under_autocast():
-    net, (x, c_noise, cond), budgets = layered(), inputs(4), torch.tensor([2, 5, 1, 3])
+    net, (x, c_noise, cond), budgets = make_layered_net(), inputs(4), torch.tensor([2, 5, 1, 3])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = net(x, c_noise, cond, budgets)
     mixed.float().sum().backward()
@@ -267,7 +267,7 @@ def test_under_autocast():
 
 
 def test_one_graph_a_budget_under_compile():
-    net, (x, c_noise, cond) = layered().requires_grad_(False), inputs(2)
+    net, (x, c_noise, cond) = make_layered_net().requires_grad_(False), inputs(2)
     graphs = []
 
     def backend(graph, _):

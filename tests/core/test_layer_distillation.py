@@ -24,7 +24,7 @@ from presto_core.losses.layer_distill import self_teacher_loss
 from presto_core.models.model_card import (
     ModelCard,
     load_model,
-    weights_file,
+    serialize_network,
 )
 from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
@@ -33,11 +33,11 @@ from presto_core.samplers.schedule import few_step_sigmas
 from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
 from presto_core.training.layer_distillation import LayerDistillation
 from presto_core.training.loop import train
-from presto_core.training.state import Batch, step_generator
+from presto_core.training.state import Batch, make_step_rng
 from presto_core.training.step_distillation import StepDistillation
 from presto_core.training.teacher import TeacherTraining
 from tests.core.test_layer_budget import flops
-from tests.core.test_training import local_folder, run, same, weights, without_times
+from tests.core.test_training import are_equal, drop_times, local_folder, run, weights
 from tests.support.toy_networks import TEXT_DIM, batches, tiny_dit
 
 DEPTH = 4
@@ -57,7 +57,7 @@ def both(**overrides: object) -> StepDistillation:
     keys = {"generator_updates": 2, "gan.head_layers": 1, "gan.head_channels": 8} | overrides
     config = load_config(StepsStage, overrides={f"steps.{k}": v for k, v in keys.items()}).steps
     table = TableBudget(kept=(1, 2, 2, 3, 3))  # no noise level runs block 2, and all run block 3
-    budget = LayerBudget.over(KarrasNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0), table, depth=DEPTH)
+    budget = LayerBudget.from_distribution(KarrasNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0), table, depth=DEPTH)
     return StepDistillation(config, teacher(), start=teacher().with_budget(budget), budget=budget, sigma_data=1.0)
 
 
@@ -85,20 +85,20 @@ def test_an_update_minimises_the_written_loss(weight: float, mode: str):
     algorithm = layers(**{"self_teacher_weight": weight, "mode": mode, "optim.max_grad_norm": 1e9})
     network, batch = algorithm.state.networks["layers"], next(batches())
     cond = batch.cond
-    rng = step_generator(0, total_step=5)
+    rng = make_step_rng(0, total_step=5)
     sigma = algorithm.p_train.sample(4, generator=rng)
     noisy, total = add_noise(batch.x0, sigma, generator=rng), torch.zeros(())
     for i in range(4):
         one = slice(i, i + 1)
         at = noisy[one], sigma[one], cond.rows(one)
-        x0, hidden = EDMDenoiser(network, 1.0).with_hidden(*at, algorithm.budget.at(float(sigma[i])))
+        x0, hidden = EDMDenoiser(network, 1.0).denoise_with_hidden(*at, algorithm.budget.blocks_at(float(sigma[i])))
         with torch.no_grad():
-            _, full = EDMDenoiser(network, 1.0).with_hidden(*at, DEPTH)
+            _, full = EDMDenoiser(network, 1.0).denoise_with_hidden(*at, DEPTH)
         total = total + dsm_loss(x0, batch.x0[one], sigma[one], 1.0) / 4
         total = total + weight * self_teacher_loss(hidden, full) / 4
     expected = torch.autograd.grad(total.squeeze(), list(network.parameters()), allow_unused=True)
     norm = torch.stack([g.norm() for g in expected if g is not None]).norm()
-    metrics = algorithm.update(batch, generator=step_generator(0, total_step=5))
+    metrics = algorithm.update(batch, generator=make_step_rng(0, total_step=5))
     assert float(metrics["grad_norm"]) == pytest.approx(float(norm), rel=1e-4)
 
 
@@ -110,7 +110,7 @@ def test_the_full_depth_pass_is_made_once_and_only_where_blocks_are_skipped():
         inner = algorithm.state.networks["layers"].blocks[-2]  # which smaller budgets skip
         inner.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
         sizes.clear()
-        metrics = algorithm.update(next(batches()), generator=step_generator(0, total_step=0))
+        metrics = algorithm.update(next(batches()), generator=make_step_rng(0, total_step=0))
         assert ("self_teacher_loss" in metrics) == (algorithm.config.self_teacher_weight > 0)
         return list(sizes)
 
@@ -129,8 +129,8 @@ def test_the_teacher_is_left_alone_and_the_copy_moves():
     before = weights(base)
     algorithm = LayerDistillation(load_config(LayersStage).layers, base, sigma_data=1.0)
     run(algorithm, 3)
-    assert same(before, weights(base))
-    assert not same(before, weights(algorithm.state.networks["layers"])[1:])
+    assert are_equal(before, weights(base))
+    assert not are_equal(before, weights(algorithm.state.networks["layers"])[1:])
 
 
 @pytest.mark.parametrize("make", [layers, lambda: layers(mode="ase", budget_conditioning=False), both])
@@ -143,8 +143,8 @@ def test_resumed_run_ends_with_the_same_bits(make, killed_at: int, tmp_path):
     assert load_checkpoint(local_folder(tmp_path), second.state)
     rows_second = run(second, 12)
     for name, net in whole.state.networks.items():
-        assert same(weights(net), weights(second.state.networks[name])), name
-    assert without_times(rows) == without_times(rows_first + rows_second)
+        assert are_equal(weights(net), weights(second.state.networks[name])), name
+    assert drop_times(rows) == drop_times(rows_first + rows_second)
 
 
 def test_only_the_generator_of_ls_drops_blocks():
@@ -157,13 +157,13 @@ def test_only_the_generator_of_ls_drops_blocks():
     skipped, last = (weights(algorithm.state.networks["generator"].blocks[i]) for i in (2, 3))
     run(algorithm, 12)
     assert set(ran) == {"fake_score", "real_score"}
-    assert same(skipped, weights(algorithm.state.networks["generator"].blocks[2]))
-    assert not same(last, weights(algorithm.state.networks["generator"].blocks[3]))
+    assert are_equal(skipped, weights(algorithm.state.networks["generator"].blocks[2]))
+    assert not are_equal(last, weights(algorithm.state.networks["generator"].blocks[3]))
 
 
 def test_generator_of_ls_starts_from_the_layer_distilled_network_and_scores_from_the_base():
     algorithm, base = both(), weights(teacher())
-    assert same(base, weights(algorithm.state.networks["fake_score"]))
+    assert are_equal(base, weights(algorithm.state.networks["fake_score"]))
     assert algorithm.state.networks["generator"].budget is not None
     assert algorithm.state.networks["fake_score"].budget is None
 
@@ -174,7 +174,7 @@ def test_training_costs_what_its_budgets_run():
         kept: flops(
             lambda kept=kept: layers(
                 **{"budget.kind": "uniform", "budget.kept": kept, "self_teacher_weight": 0.0}
-            ).update(next(batches()), generator=step_generator(0, total_step=0))
+            ).update(next(batches()), generator=make_step_rng(0, total_step=0))
         )
         for kept in (1, 2, 3, 4)
     }
@@ -182,7 +182,7 @@ def test_training_costs_what_its_budgets_run():
     assert [counts[k] - counts[1] for k in (2, 3, 4)] == [a_block, 2 * a_block, 3 * a_block]
     mixed = layers(**{"budget.kind": "table", "budget.kept": [1, 2, 4], "self_teacher_weight": 0.0})
     batch, blocks = next(batches()), []
-    done = flops(lambda: blocks.append(mixed.update(batch, generator=step_generator(0, total_step=3))))
+    done = flops(lambda: blocks.append(mixed.update(batch, generator=make_step_rng(0, total_step=3))))
     assert done == pytest.approx(counts[1] + a_block * (float(blocks[0]["blocks_run"].mean()) - 1), rel=1e-6)
 
 
@@ -200,7 +200,7 @@ def test_what_is_saved_samples_bit_for_bit_as_what_was_trained(make, tmp_path):
     algorithm = make()
     run(algorithm, 6)
     (ema,) = algorithm.state.emas.values()
-    files, card = weights_file(ema.network), card_of(algorithm.budget)
+    files, card = serialize_network(ema.network), card_of(algorithm.budget)
     folder = local_folder(tmp_path)
     commit_artifact(
         folder,
@@ -214,14 +214,14 @@ def test_what_is_saved_samples_bit_for_bit_as_what_was_trained(make, tmp_path):
     network, loaded = load_model(folder, read_artifact(folder).manifest)
     assert loaded.budget == algorithm.budget
 
-    def sampled(net: DiT, budget: LayerBudget) -> torch.Tensor:
+    def draw_samples(net: DiT, budget: LayerBudget) -> torch.Tensor:
         rng = torch.Generator().manual_seed(1)
         noise, cond = torch.randn(3, 4, 8, generator=rng), next(batches(size=3)).cond
         sigmas = few_step_sigmas(4, sigma_min=0.002, sigma_max=80.0, rho=7.0)
-        return ping_pong(EDMDenoiser(net, 1.0), noise, sigmas, cond, generator=rng, budget=budget.at)
+        return ping_pong(EDMDenoiser(net, 1.0), noise, sigmas, cond, generator=rng, budget=budget.blocks_at)
 
     with torch.no_grad():
-        assert torch.equal(sampled(network, loaded.budget), sampled(ema.network, algorithm.budget))
+        assert torch.equal(draw_samples(network, loaded.budget), draw_samples(ema.network, algorithm.budget))
 
 
 def test_a_table_that_does_not_fit_the_teacher_is_refused():
@@ -263,7 +263,10 @@ def test_layer_distillation_repairs_what_skipping_breaks():
         batch, rng = next(periodic(512)), torch.Generator().manual_seed(9)
         sigma = algorithm.p_train.sample(512, generator=rng)
         x0 = EDMDenoiser(net, 1.0)(
-            add_noise(batch.x0, sigma, generator=rng), sigma, batch.cond, budget.of(sigma) if budget else None
+            add_noise(batch.x0, sigma, generator=rng),
+            sigma,
+            batch.cond,
+            budget.blocks_per_sample(sigma) if budget else None,
         )
         return float(dsm_loss(x0, batch.x0, sigma, 1.0).mean())
 

@@ -51,7 +51,7 @@ def test_dmd_gradient_of_gaussians_is_the_difference_of_scores():
     sigma, m_fake, s_fake, m_real, s_real = 0.7, 0.4, 0.5, -0.2, 0.9
     x = torch.randn(1000, 1, 1, dtype=torch.float64)
 
-    def denoised(mean: float, std: float) -> torch.Tensor:
+    def denoise(mean: float, std: float) -> torch.Tensor:
         return (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
 
     def score(mean: float, std: float) -> torch.Tensor:
@@ -59,8 +59,8 @@ def test_dmd_gradient_of_gaussians_is_the_difference_of_scores():
 
     g = dmd_gradient(
         x,
-        denoised(m_real, s_real),
-        denoised(m_fake, s_fake),
+        denoise(m_real, s_real),
+        denoise(m_fake, s_fake),
         sigma=torch.full((1000,), sigma),
         sigma_data=1.0,
         weighting="none",

@@ -39,7 +39,7 @@ def test_a_filter_has_a_middle():
 
 def test_unconditional_is_the_same_for_no_conditions_and_forgotten_ones():
     net = tiny_dit()
-    torch.testing.assert_close(net(X, C_NOISE, None), net(X, C_NOISE, conditions(3).unconditional()))
+    torch.testing.assert_close(net(X, C_NOISE, None), net(X, C_NOISE, conditions(3).to_unconditional()))
 
 
 @pytest.mark.parametrize("field", ["pooled", "tokens", "tempo_bpm", "key"])
@@ -94,9 +94,9 @@ def test_taps_are_the_activations_and_later_blocks_do_not_run():
 def test_patches_cover_the_time_axis_in_order():
     """With one-frame patches and two-frame patches, tokens hold the frames they should."""
     net = tiny_dit(patch=2)
-    tokens = net._tokens(X)
+    tokens = net._patchify(X)
     torch.testing.assert_close(tokens[:, 1], torch.cat([X[:, :, 2], X[:, :, 3]], dim=1))
-    torch.testing.assert_close(net._frames(tokens), X)
+    torch.testing.assert_close(net._unpatchify(tokens), X)
 
 
 def test_frames_that_do_not_fill_a_patch_are_refused():
@@ -116,7 +116,7 @@ def test_rotary_products_depend_on_distance_alone():
 
 @pytest.mark.parametrize(("layers", "patches"), [(1, 16), (2, 8), (3, 4)])
 def test_head_gives_one_score_a_patch(layers: int, patches: int):
-    head = PatchHead(16, taps=2, channels=12, layers=layers)
+    head = PatchHead(16, num_taps=2, channels=12, layers=layers)
     assert head([torch.randn(3, 16, 32)] * 2).shape == (3, patches)
 
 

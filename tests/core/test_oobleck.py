@@ -15,7 +15,7 @@ from presto_core.audio.load_codec import load_codec
 diffusers = pytest.importorskip("diffusers")
 
 
-def saved(folder: Path, *, audio_channels: int) -> Path:
+def save_oobleck(folder: Path, *, audio_channels: int) -> Path:
     """An AutoencoderOobleck of hop 64 and 8 latent channels."""
     torch.manual_seed(0)
     model = diffusers.AutoencoderOobleck(
@@ -33,7 +33,7 @@ def noise(*, channels: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def oobleck_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("oobleck"), audio_channels=1)
+    return save_oobleck(tmp_path_factory.mktemp("oobleck"), audio_channels=1)
 
 
 def test_oobleck_round_trip(oobleck_folder: Path) -> None:
@@ -74,22 +74,22 @@ def test_oobleck_that_cannot_be_loaded_is_one_sentence(oobleck_folder: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [({"downsampling_ratios": [4, 4, 3]}, "must be even"), ({"encoder_hidden_size": 8}, "must be 2 x")],
 )
 def test_oobleck_layouts_that_fail_later_are_refused_at_once(
-    oobleck_folder: Path, tmp_path: Path, setting: dict[str, object], said: str
+    oobleck_folder: Path, tmp_path: Path, setting: dict[str, object], message: str
 ) -> None:
     config = json.loads((oobleck_folder / "config.json").read_text())
     shape = {name: value for name, value in config.items() if not name.startswith("_")} | setting
     diffusers.AutoencoderOobleck(**shape).save_pretrained(tmp_path)
-    with pytest.raises(CodecError, match=said):
+    with pytest.raises(CodecError, match=message):
         load_codec("oobleck", path=str(tmp_path))
 
 
 def test_a_stereo_autoencoder_hears_mono_on_both_channels(tmp_path: Path) -> None:
     """As Stable Audio's does: ingest gives mono, generate writes stereo."""
-    codec = load_codec("oobleck", path=str(saved(tmp_path, audio_channels=2)))
+    codec = load_codec("oobleck", path=str(save_oobleck(tmp_path, audio_channels=2)))
     mono = noise(channels=1)
     latents = codec.encode(mono)
     assert torch.equal(latents, codec.encode(torch.cat([mono, mono], dim=1)))
@@ -111,9 +111,11 @@ def test_the_embedded_codec_ignores_the_device() -> None:
 
 @pytest.mark.gpu
 def test_oobleck_on_a_gpu_takes_and_gives_tensors_of_the_cpu(oobleck_folder: Path) -> None:
-    here, there = (load_codec("oobleck", path=str(oobleck_folder), device=device) for device in ("cpu", "cuda"))
-    latents = there.encode(noise(channels=1))
-    audio = there.decode(latents.cuda())
+    cpu_codec, gpu_codec = (
+        load_codec("oobleck", path=str(oobleck_folder), device=device) for device in ("cpu", "cuda")
+    )
+    latents = gpu_codec.encode(noise(channels=1))
+    audio = gpu_codec.decode(latents.cuda())
     assert latents.device.type == audio.device.type == "cpu"
-    torch.testing.assert_close(latents, here.encode(noise(channels=1)), atol=1e-2, rtol=1e-2)
-    torch.testing.assert_close(audio, here.decode(latents), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(latents, cpu_codec.encode(noise(channels=1)), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(audio, cpu_codec.decode(latents), atol=1e-2, rtol=1e-2)

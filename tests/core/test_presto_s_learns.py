@@ -35,7 +35,7 @@ def mixture(n: int, rng: torch.Generator) -> torch.Tensor:
     return (centre + 0.25 * torch.randn(n, 2, generator=rng))[:, :, None]
 
 
-def nothing_told(n: int) -> Conditioning:
+def unconditional(n: int) -> Conditioning:
     return Conditioning(
         pooled=torch.zeros(n, 2),
         tokens=torch.zeros(n, 1, 2),
@@ -50,7 +50,7 @@ def stream(size: int = 128):
     row = 0
     while True:
         row += size
-        yield Batch(mixture(size, torch.Generator().manual_seed(row)), nothing_told(size), Cursor(0, row))
+        yield Batch(mixture(size, torch.Generator().manual_seed(row)), unconditional(size), Cursor(0, row))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def distance_and_balance(net: DiT, steps: int) -> tuple[float, float]:
     """MMD to the mixture, and the share of samples in its right-hand mode."""
     rng = torch.Generator().manual_seed(5)
     noise = torch.randn(SAMPLES, 2, 1, generator=rng)
-    denoise, cond = EDMDenoiser(net, 0.75), nothing_told(SAMPLES)
+    denoise, cond = EDMDenoiser(net, 0.75), unconditional(SAMPLES)
     x = ping_pong(denoise, noise, few_step_sigmas(steps, **LEVELS), cond, generator=rng)[:, :, 0]
     reference = mixture(SAMPLES, torch.Generator().manual_seed(99))[:, :, 0]
     return mmd(generated=x.numpy(), reference=reference.numpy()), float((x[:, 0] > 0).float().mean())
@@ -78,7 +78,7 @@ def test_teacher_fits_the_mixture(teacher: DiT):
     rng = torch.Generator().manual_seed(7)
     with torch.no_grad():
         noise = torch.randn(SAMPLES, 2, 1, generator=rng)
-        x = dpmpp_2m(EDMDenoiser(teacher, 0.75), noise, karras_sigmas(40, **LEVELS), nothing_told(SAMPLES))
+        x = dpmpp_2m(EDMDenoiser(teacher, 0.75), noise, karras_sigmas(40, **LEVELS), unconditional(SAMPLES))
     assert mmd(generated=x[:, :, 0].numpy(), reference=mixture(SAMPLES, rng)[:, :, 0].numpy()) < 0.01
 
 

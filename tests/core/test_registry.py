@@ -17,17 +17,17 @@ from presto_core.artifacts.manifest import (
     CONFIG,
     Artifact,
     artifact_folder,
+    collect_provenance,
     commit_artifact,
-    provenance,
     read_artifact,
     run_folder,
 )
 from presto_core.artifacts.store import (
     StoreError,
     commit,
+    explain,
     read_file,
     read_manifest,
-    reason,
     write_bytes,
 )
 from presto_core.config.sections import NetworkConfig
@@ -35,7 +35,7 @@ from presto_core.models.model_card import (
     WEIGHTS,
     ModelCard,
     load_model,
-    weights_file,
+    serialize_network,
 )
 from presto_core.networks.dit import DiT
 
@@ -47,16 +47,16 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(pafs.LocalFileSystem(), str(tmp_path), "place://root")
 
 
-def committed(folder: Folder, **changes: object) -> Artifact:
-    told = {"kind": "report", "artifact_id": "a" * 16, "config_yaml": "seed: 1\n", "parents": {"teacher": "b" * 16}}
-    return commit_artifact(folder, **{**told, "files": FILES, "details": {"report": {"x": 1}}, **changes})  # type: ignore[arg-type]
+def commit_report(folder: Folder, **changes: object) -> Artifact:
+    fields = {"kind": "report", "artifact_id": "a" * 16, "config_yaml": "seed: 1\n", "parents": {"teacher": "b" * 16}}
+    return commit_artifact(folder, **{**fields, "files": FILES, "details": {"report": {"x": 1}}, **changes})  # type: ignore[arg-type]
 
 
 # --- artifacts
 
 
 def test_an_artifact_is_read_back_as_it_was_committed(folder: Folder) -> None:
-    made = committed(folder)
+    made = commit_report(folder)
     found = read_artifact(folder)
     assert found == made
     assert (found.id, found.kind, found.uri) == ("a" * 16, "report", "place://root")
@@ -69,23 +69,23 @@ def test_an_artifact_is_read_back_as_it_was_committed(folder: Folder) -> None:
 
 def test_the_manifest_lists_exactly_what_is_there(folder: Folder, tmp_path: Path) -> None:
     """No temporary file stays behind, and the manifest does not list itself."""
-    committed(folder)
+    commit_report(folder)
     there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert there == {*FILES, CONFIG, MANIFEST}
     assert read_manifest(folder)["files"].keys() == there - {MANIFEST}
 
 
 def test_artifacts_and_runs_have_places_of_their_own(folder: Folder) -> None:
-    committed(artifact_folder(folder, "a" * 16))
+    commit_report(artifact_folder(folder, "a" * 16))
     commit(run_folder(folder, "a" * 16).child("step-1"), {}, {})
-    assert folder.folders() == ["artifacts", "runs"]
-    assert folder.child("artifacts").folders() == ["a" * 16]
+    assert folder.list_folders() == ["artifacts", "runs"]
+    assert folder.child("artifacts").list_folders() == ["a" * 16]
     assert not run_folder(folder, "a" * 16).exists()
     assert artifact_folder(folder, "a" * 16).uri == f"place://root/artifacts/{'a' * 16}"
 
 
 def test_provenance_names_versions_and_the_commit() -> None:
-    found = provenance()
+    found = collect_provenance()
     assert found["torch"] == torch.__version__.partition("+")[0]
     assert found["python"] == platform.python_version()
     assert found["git_commit"] is None or len(found["git_commit"]) == 40
@@ -98,7 +98,7 @@ def test_a_commit_that_fails_halfway_leaves_nothing_to_read(folder: Folder, tmp_
     """A folder stands where the second file belongs, as a full disk or a kill would stop it: the first is there."""
     (tmp_path / "second" / "occupied").mkdir(parents=True)
     with pytest.raises(StoreError, match=r"cannot write place://root/second \(3 bytes\)"):
-        committed(folder, files={"first": b"one", "second": b"two", "third": b"three"})
+        commit_report(folder, files={"first": b"one", "second": b"two", "third": b"three"})
     assert (tmp_path / "first").read_bytes() == b"one"
     assert not (tmp_path / "third").exists()
     assert not folder.exists()
@@ -108,7 +108,7 @@ def test_a_commit_that_fails_halfway_leaves_nothing_to_read(folder: Folder, tmp_
 
 def test_a_write_that_was_cut_is_not_the_file(folder: Folder, tmp_path: Path) -> None:
     """What a killed writer leaves has another name, and the next commit replaces it."""
-    manifest = committed(folder).manifest
+    manifest = commit_report(folder).manifest
     (tmp_path / f"{MANIFEST}.partial").write_bytes(b'{"schema_ver')
     assert read_manifest(folder) == manifest
     write_bytes(folder, MANIFEST, json.dumps(manifest).encode())
@@ -130,7 +130,7 @@ def test_a_second_commit_keeps_what_was_known(folder: Folder) -> None:
 
 @pytest.mark.parametrize("damage", ["flipped bit", "cut", "longer", "emptied"])
 def test_tampered_files_are_refused_by_their_hash(folder: Folder, tmp_path: Path, damage: str) -> None:
-    manifest = committed(folder).manifest
+    manifest = commit_report(folder).manifest
     content = bytearray(FILES["weights.bin"])
     content[1000] ^= 1 if damage == "flipped bit" else 0
     changed = {"cut": content[:-1], "longer": content + b"\0", "emptied": b""}.get(damage, content)
@@ -142,7 +142,7 @@ def test_tampered_files_are_refused_by_their_hash(folder: Folder, tmp_path: Path
 
 
 def test_missing_and_unlisted_files_are_named(folder: Folder, tmp_path: Path) -> None:
-    manifest = committed(folder).manifest
+    manifest = commit_report(folder).manifest
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(StoreError, match=r"place://root/weights\.bin does not exist"):
         read_file(folder, "weights.bin", manifest)
@@ -181,7 +181,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(folder: Folder, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("said", "mend"),
+    ("error", "hint"),
     [
         ("[Errno 28] No space left on device", "free some space"),
         ("[Errno 122] Disk quota exceeded", "free some space"),
@@ -191,8 +191,8 @@ def test_a_place_that_cannot_be_written_is_one_sentence(folder: Folder, tmp_path
         ("something\n  else", "something else"),
     ],
 )
-def test_system_errors_come_with_their_mend(said: str, mend: str) -> None:
-    assert mend in reason(OSError(said))
+def test_system_errors_come_with_their_mend(error: str, hint: str) -> None:
+    assert hint in explain(OSError(error))
 
 
 # --- nothing stored is ever run
@@ -205,10 +205,10 @@ class Trap:
         self.target = target
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return _spring, (str(self.target),)
+        return _write_file, (str(self.target),)
 
 
-def _spring(target: str) -> None:
+def _write_file(target: str) -> None:
     Path(target).write_text("ran")
 
 
@@ -219,8 +219,8 @@ def model_artifact(folder: Folder) -> Artifact:
         network=network.model_dump(), channels=2, frames=4, sigma_data=1.0, mean=[0.0] * 2, std=[1.0] * 2,
         codec={}, text={"dim": 4},
     )  # fmt: skip
-    files = weights_file(DiT(network, channels=2, text_dim=4))
-    return committed(folder, kind="teacher", files=files, details={"model": card.to_dict()})
+    files = serialize_network(DiT(network, channels=2, text_dim=4))
+    return commit_report(folder, kind="teacher", files=files, details={"model": card.to_dict()})
 
 
 def test_a_pickle_in_place_of_weights_is_never_loaded(folder: Folder, tmp_path: Path) -> None:
@@ -240,8 +240,8 @@ def test_a_pickle_in_place_of_weights_is_never_loaded(folder: Folder, tmp_path: 
 
 def test_weights_that_do_not_fit_are_refused(folder: Folder) -> None:
     manifest = model_artifact(folder).manifest
-    other = weights_file(DiT(NetworkConfig(dim=16, depth=1, heads=1, patch=1), channels=2, text_dim=4))
+    other = serialize_network(DiT(NetworkConfig(dim=16, depth=1, heads=1, patch=1), channels=2, text_dim=4))
     with pytest.raises(StoreError, match="do not fit the network they are stored with"):
         load_model(folder, commit(folder, manifest, other))
     with pytest.raises(StoreError, match="is a report, not a model"):
-        load_model(folder, committed(folder).manifest)
+        load_model(folder, commit_report(folder).manifest)

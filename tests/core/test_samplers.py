@@ -46,12 +46,12 @@ def test_many_steps_reach_the_exact_solution(sampler: str):
 def test_evaluations_a_sample_costs(sampler: str, evaluations: int):
     calls = []
 
-    def counted(x, sigma, cond, budget=None):
+    def denoise_and_count(x, sigma, cond, budget=None):
         calls.append(sigma)
         return gaussian_denoiser(x, sigma, cond)
 
     sigmas = karras_sigmas(5, sigma_min=0.002, sigma_max=SIGMA_MAX, rho=7.0)
-    SAMPLERS[sampler](counted, torch.zeros(1, 1, 1, dtype=torch.float64), sigmas, None)
+    SAMPLERS[sampler](denoise_and_count, torch.zeros(1, 1, 1, dtype=torch.float64), sigmas, None)
     assert len(calls) == evaluations
 
 

@@ -123,18 +123,18 @@ def test_digest_follows_weights_and_length(tiny_folder: Path, tmp_path_factory: 
 
 
 def test_an_encoder_that_cannot_be_loaded_is_one_sentence(tiny_folder: Path) -> None:
-    def refused(message: str, *, path: str = str(tiny_folder), max_tokens: int = 8) -> None:
+    def check_refused(message: str, *, path: str = str(tiny_folder), max_tokens: int = 8) -> None:
         with pytest.raises(TextError, match=message) as caught:
             load_text_encoder("huggingface", path=path, max_tokens=max_tokens)
         assert "\n" not in str(caught.value)
 
-    refused("text.kind=huggingface needs text.path", path="")
-    refused(r"folder nowhere has no model\.safetensors; set text\.path", path="nowhere")
-    refused("text.max_tokens=33 is above the 32 tokens the encoder", max_tokens=33)
+    check_refused("text.kind=huggingface needs text.path", path="")
+    check_refused(r"folder nowhere has no model\.safetensors; set text\.path", path="nowhere")
+    check_refused("text.max_tokens=33 is above the 32 tokens the encoder", max_tokens=33)
     weights = tiny_folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: math.ceil(weights.stat().st_size / 2)])
-    refused("cannot be loaded")
+    check_refused("cannot be loaded")
     (tiny_folder / "config.json").write_text("{")
-    refused("cannot be loaded")
+    check_refused("cannot be loaded")
     weights.unlink()
-    refused(r"has no model\.safetensors")
+    check_refused(r"has no model\.safetensors")

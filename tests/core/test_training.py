@@ -18,12 +18,12 @@ from presto_core.losses.dmd import dmd_gradient
 from presto_core.training import optim
 from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
 from presto_core.training.ema import Ema
-from presto_core.training.gradient_accumulation import MicroBatch, micro_batches
+from presto_core.training.gradient_accumulation import MicroBatch, split_micro_batches
 from presto_core.training.loop import Hooks, train
 from presto_core.training.meter import is_time
 from presto_core.training.optim import learning_rate
-from presto_core.training.parallel import ALONE
-from presto_core.training.state import step_generator
+from presto_core.training.parallel import SINGLE_PROCESS
+from presto_core.training.state import make_step_rng
 from presto_core.training.step_distillation import Phase, StepDistillation
 from presto_core.training.teacher import TeacherTraining
 from tests.support.toy_networks import batches, tiny_dit
@@ -41,7 +41,7 @@ def weights(module: torch.nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in module.parameters()]
 
 
-def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+def are_equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -59,14 +59,14 @@ def test_the_gradient_at_the_generators_output_is_that_of_the_dmd_loss():
     algorithm, batch = distillation(), next(batches())
 
     def draw() -> MicroBatch:
-        return micro_batches(batch, torch.Generator().manual_seed(3), ALONE)[0]
+        return split_micro_batches(batch, torch.Generator().manual_seed(3), SINGLE_PROCESS)[0]
 
     x0 = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(1))
     gradient, metrics = algorithm._dmd_gradient(x0, draw())
 
     part = draw()
-    sigma = part.draws.sigma(algorithm.p_dmd)
-    x_t = part.draws.noised(x0, sigma)
+    sigma = part.row_rng.sample_sigma(algorithm.p_dmd)
+    x_t = part.row_rng.add_noise(x0, sigma)
     with torch.no_grad():
         real, fake = (net(x_t, sigma, batch.cond) for net in (algorithm.real_score, algorithm.fake_score))
     g = dmd_gradient(x0, real, fake, sigma=sigma, sigma_data=1.0, weighting="dmd").double()
@@ -84,7 +84,7 @@ def test_five_critic_steps_then_one_generator_step(ratio: int):
     phases = []
     for batch in itertools.islice(batches(), algorithm.total_steps):
         phases.append(algorithm.phase)
-        algorithm.update(batch, generator=step_generator(0, total_step=algorithm.state.total_step))
+        algorithm.update(batch, generator=make_step_rng(0, total_step=algorithm.state.total_step))
         algorithm.state.total_step += 1
     assert phases == ([Phase.CRITIC] * ratio + [Phase.GENERATOR]) * 4
     assert algorithm.state.generator_step == 4
@@ -96,10 +96,10 @@ def test_critic_steps_leave_generator_and_ema_alone():
     ema = weights(algorithm.state.emas["generator"].network)
     run(algorithm, 5)
     after = algorithm.state.networks
-    assert same(before["generator"], weights(after["generator"]))
-    assert same(ema, weights(algorithm.state.emas["generator"].network))
-    assert not same(before["fake_score"], weights(after["fake_score"]))
-    assert not same(before["head"], weights(after["head"]))
+    assert are_equal(before["generator"], weights(after["generator"]))
+    assert are_equal(ema, weights(algorithm.state.emas["generator"].network))
+    assert not are_equal(before["fake_score"], weights(after["fake_score"]))
+    assert not are_equal(before["head"], weights(after["head"]))
 
 
 @pytest.mark.parametrize("kind", ["lsgan", "relativistic"])
@@ -110,10 +110,10 @@ def test_generator_step_leaves_critics_alone(kind: str):
     ema = weights(algorithm.state.emas["generator"].network)
     run(algorithm, 6)
     after = algorithm.state.networks
-    assert same(before["fake_score"], weights(after["fake_score"]))
-    assert same(before["head"], weights(after["head"]))
-    assert not same(before["generator"], weights(after["generator"]))
-    assert not same(ema, weights(algorithm.state.emas["generator"].network))
+    assert are_equal(before["fake_score"], weights(after["fake_score"]))
+    assert are_equal(before["head"], weights(after["head"]))
+    assert not are_equal(before["generator"], weights(after["generator"]))
+    assert not are_equal(ema, weights(algorithm.state.emas["generator"].network))
     assert all(p.requires_grad and p.grad is None for p in after["fake_score"].parameters())
 
 
@@ -122,14 +122,14 @@ def test_real_score_is_frozen_and_copies_are_trained():
     before = weights(teacher)
     algorithm = StepDistillation(StepsConfig(generator_updates=2), teacher, sigma_data=1.0)
     run(algorithm, 12)
-    assert same(before, weights(teacher))
-    assert not same(before, weights(algorithm.state.networks["generator"]))
+    assert are_equal(before, weights(teacher))
+    assert not are_equal(before, weights(algorithm.state.networks["generator"]))
 
 
 def test_networks_start_as_copies_of_the_teacher():
     algorithm, teacher = distillation(), weights(tiny_dit())
     for name in ("generator", "fake_score"):
-        assert same(teacher, weights(algorithm.state.networks[name]))
+        assert are_equal(teacher, weights(algorithm.state.networks[name]))
 
 
 def test_adversarial_term_waits_for_its_warm_up():
@@ -143,7 +143,7 @@ def test_without_adversarial_weight_no_discriminator_work_is_done():
     head = weights(algorithm.state.networks["head"])
     rows = run(algorithm, 6)
     assert all("d_real" not in row and "gan_loss" not in row for row in rows)
-    assert same(head, weights(algorithm.state.networks["head"]))
+    assert are_equal(head, weights(algorithm.state.networks["head"]))
 
 
 def test_gradient_ratio_holds_at_the_generator_output():
@@ -162,11 +162,11 @@ def test_generator_gradient_equals_autograd_of_the_written_loss():
     algorithm = distillation(**{"gan.weight_mode": "absolute", "gan.generator_weight": 0.1})
     run(algorithm, 5)
     batch = next(batches())
-    (part,) = micro_batches(batch, step_generator(0, total_step=9), ALONE)
+    (part,) = split_micro_batches(batch, make_step_rng(0, total_step=9), SINGLE_PROCESS)
     x_in, sigma = algorithm._generator_input(part)
     x0 = algorithm.generate(x_in, sigma, batch.cond)
     dmd, _ = algorithm._dmd_gradient(x0.detach(), part)
-    gan, _ = algorithm.adversary.gradient(x0.detach(), part)
+    gan, _ = algorithm.adversarial_loss.gradient(x0.detach(), part)
     net = algorithm.state.networks["generator"]
     two_stage = torch.autograd.grad(x0, list(net.parameters()), dmd + 0.1 * gan, retain_graph=True)
     g = dmd * dmd.numel()  # L_DMD's gradient is g / n
@@ -180,7 +180,7 @@ def test_rollout_inputs_follow_the_generators_own_trajectory():
     algorithm = distillation(generator_input="rollout")
     batch, levels = next(batches()), set()
     for step in range(40):
-        (part,) = micro_batches(batch, step_generator(0, total_step=step), ALONE)
+        (part,) = split_micro_batches(batch, make_step_rng(0, total_step=step), SINGLE_PROCESS)
         x, sigma = algorithm._generator_input(part)
         levels.add(round(float(sigma[0]), 3))
         assert not x.requires_grad
@@ -201,10 +201,10 @@ def test_resumed_run_ends_with_the_same_bits(make, killed_at: int, tmp_path):
     assert load_checkpoint(folder, second.state)
     rows_second = run(second, 12)
     for name, net in whole.state.networks.items():
-        assert same(weights(net), weights(second.state.networks[name])), name
+        assert are_equal(weights(net), weights(second.state.networks[name])), name
     for name, ema in whole.state.emas.items():
-        assert same(weights(ema.network), weights(second.state.emas[name].network)), name
-    assert without_times(rows) == without_times(rows_first + rows_second)
+        assert are_equal(weights(ema.network), weights(second.state.emas[name].network)), name
+    assert drop_times(rows) == drop_times(rows_first + rows_second)
 
 
 def local_folder(path) -> Folder:
@@ -213,13 +213,13 @@ def local_folder(path) -> Folder:
     return Folder(LocalFileSystem(), str(path), str(path))
 
 
-def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+def drop_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if not is_time(k)} for row in rows]
 
 
 def test_step_generators_differ_by_seed_and_step():
     draws = {
-        float(torch.rand(1, generator=step_generator(seed, total_step=step)))
+        float(torch.rand(1, generator=make_step_rng(seed, total_step=step)))
         for seed, step in itertools.product(range(3), range(9))
     }
     assert len(draws) == 27

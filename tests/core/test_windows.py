@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from presto_core.audio.chunks import (
     AudioError,
     Tail,
-    cut,
-    windows,
+    iter_windows,
+    slice_windows,
 )
 
 
@@ -22,25 +22,25 @@ from presto_core.audio.chunks import (
 def test_windows_are_the_slices_of_a_loop(length: int, step: int) -> None:
     samples = np.arange(100, dtype=np.float32)
     expected = [samples[at : at + length] for at in range(0, 100, step) if at + length <= 100]
-    np.testing.assert_array_equal(windows(samples, length=length, step=step), expected)
+    np.testing.assert_array_equal(slice_windows(samples, length=length, hop=step), expected)
 
 
 def test_every_sample_of_whole_windows_is_used_once() -> None:
     samples = np.arange(103, dtype=np.float32)
-    cut = windows(samples, length=10, step=10)
+    cut = slice_windows(samples, length=10, hop=10)
     np.testing.assert_array_equal(cut.reshape(-1), samples[:100])
 
 
 def test_too_short_audio_is_refused_with_both_lengths() -> None:
-    assert windows(np.zeros(10, dtype=np.float32), length=10, step=10).shape == (1, 10)
+    assert slice_windows(np.zeros(10, dtype=np.float32), length=10, hop=10).shape == (1, 10)
     with pytest.raises(AudioError, match="shorter than one window: 9 of 10 samples"):
-        windows(np.zeros(9, dtype=np.float32), length=10, step=10)
+        slice_windows(np.zeros(9, dtype=np.float32), length=10, hop=10)
 
 
 TAILS: tuple[Tail, ...] = ("drop", "pad", "shift")
 
 
-def in_blocks(samples: np.ndarray, sizes: list[int]) -> Iterator[np.ndarray]:
+def split_blocks(samples: np.ndarray, sizes: list[int]) -> Iterator[np.ndarray]:
     """[channels, N] as blocks [n, channels] of these sizes, over and over."""
     at = 0
     for size in itertools.cycle(sizes):
@@ -50,7 +50,7 @@ def in_blocks(samples: np.ndarray, sizes: list[int]) -> Iterator[np.ndarray]:
         at += size
 
 
-def slow_cut(samples: np.ndarray, *, length: int, step: int, tail: Tail) -> list[tuple[int, np.ndarray]]:
+def cut_slowly(samples: np.ndarray, *, length: int, step: int, tail: Tail) -> list[tuple[int, np.ndarray]]:
     """Windows of the whole array [channels, N], and the tail's rule word by word."""
     count = samples.shape[1]
     found = [(at, samples[:, at : at + length]) for at in range(0, count, step) if at + length <= count]
@@ -78,17 +78,17 @@ def test_windows_of_a_stream_are_those_of_the_whole(
 ) -> None:
     step = max(1, length - overlap)
     samples = np.arange(1, count * channels + 1, dtype=np.float32).reshape(channels, count)
-    stream = in_blocks(samples, sizes)
+    stream = split_blocks(samples, sizes)
     if count < length and tail != "pad":
         with pytest.raises(AudioError, match=f"shorter than one window: {count} of {length} samples"):
-            list(cut(stream, length=length, step=step, tail=tail))
+            list(iter_windows(stream, length=length, hop=step, tail=tail))
         return
     found = []
-    for starts, some in cut(stream, length=length, step=step, tail=tail, together=together):
+    for starts, some in iter_windows(stream, length=length, hop=step, tail=tail, batch_size=together):
         assert (some.shape[1:], some.dtype, some.flags.c_contiguous) == ((channels, length), np.float32, True)
         found.append((starts, some.copy()))
         some[:] = -1  # they are the caller's: what he does to them does not show in the next
-    expected = slow_cut(samples, length=length, step=step, tail=tail)
+    expected = cut_slowly(samples, length=length, step=step, tail=tail)
     assert [start for starts, _ in found for start in starts] == [start for start, _ in expected]
     assert [len(some) for _, some in found[:-1]] == [together] * (len(found) - 1)
     together_again = np.concatenate([some for _, some in found])
@@ -100,7 +100,7 @@ def test_windows_of_a_stream_are_those_of_the_whole(
 )
 def test_the_tail_of_nineteen_samples(tail: Tail, starts: list[int]) -> None:
     samples = np.arange(19, dtype=np.float32)[None]
-    found = list(cut([samples.T], length=10, step=4, tail=tail))
+    found = list(iter_windows([samples.T], length=10, hop=4, tail=tail))
     assert [start for (start,), _ in found] == starts
     last = {"drop": [*range(8, 18)], "pad": [*range(12, 19), 0, 0, 0], "shift": [*range(9, 19)]}
     assert found[-1][1].tolist() == [[last[tail]]]
@@ -109,7 +109,7 @@ def test_the_tail_of_nineteen_samples(tail: Tail, starts: list[int]) -> None:
 def test_windows_of_endless_audio_come_while_it_lasts() -> None:
     """A stream that never ends, of which only what the windows need is read."""
     endless = (np.full((7, 2), number, np.float32) for number in itertools.count())
-    first = list(itertools.islice(cut(endless, length=14, step=7, tail="pad"), 1000))
+    first = list(itertools.islice(iter_windows(endless, length=14, hop=7, tail="pad"), 1000))
     assert [start for (start,), _ in first] == list(range(0, 7000, 7))
     assert next(endless)[0, 0] == 1001
 
@@ -117,10 +117,10 @@ def test_windows_of_endless_audio_come_while_it_lasts() -> None:
 @pytest.mark.parametrize("step", [0, 11])
 def test_steps_that_stand_still_or_leave_gaps_are_refused(step: int) -> None:
     with pytest.raises(ValueError, match=f"step={step} must be between 1 and length=10"):
-        list(cut([], length=10, step=step, tail="drop"))
+        list(iter_windows([], length=10, hop=step, tail="drop"))
 
 
 @pytest.mark.parametrize("tail", TAILS)
 def test_no_samples_make_no_window(tail: Tail) -> None:
     with pytest.raises(AudioError, match="shorter than one window: 0 of 10 samples"):
-        list(cut([], length=10, step=10, tail=tail))
+        list(iter_windows([], length=10, hop=10, tail=tail))

@@ -34,8 +34,8 @@ TINY = (
 )
 
 
-def presto(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PRESTO, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=500)
+def presto(*args: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PRESTO, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=500)
 
 
 @pytest.fixture(scope="module")
@@ -98,25 +98,25 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
 
     up = presto("up", cwd=home, env=env)
     exports = dict(re.findall(r"export (\w+)=(\S+)", up.stdout))
-    words = (
+    args = (
         "generate",
         "string quartet, slow, in A minor, 66 bpm",
         "storage.root=s3://presto/demo",
         "generate.steps=1",
     )
-    generated = presto(*words, cwd=home, env=env | exports)
+    generated = presto(*args, cwd=home, env=env | exports)
     assert generated.returncode == 0, generated.stderr
     assert (home / ".presto/out/string-quartet-slow-in-a-minor-66-bpm-0.wav").is_file()
 
-    student = _sweep_on_what_is_there(home, env | exports)
+    student = _run_sweep(home, env | exports)
 
     whole = presto("dataset", "verify", "storage.root=s3://presto/demo", cwd=home, env=env | exports)
     assert whole.returncode == 0, whole.stderr
     assert "all as committed" in whole.stderr
-    mine = [word for word in TINY if word.startswith("steps.")]
-    words = ("distill-steps", "demo", *mine, "storage.root=s3://presto/demo")
-    words += ("--from", "presto-generator@candidate-l")
-    again = presto(*words, cwd=home, env=env | exports)
+    mine = [setting for setting in TINY if setting.startswith("steps.")]
+    args = ("distill-steps", "demo", *mine, "storage.root=s3://presto/demo")
+    args += ("--from", "presto-generator@candidate-l")
+    again = presto(*args, cwd=home, env=env | exports)
     assert "is done already, its result is used" in again.stderr, again.stderr  # the very LS of the demo
     logged = first.stdout + first.stderr + second.stderr + generated.stderr
     assert exports["AWS_SECRET_ACCESS_KEY"] not in logged
@@ -151,7 +151,7 @@ def test_a_study_uses_what_the_demo_made(home: Path, env: dict[str, str], first)
 
 @pytest.mark.entry
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("args", "code", "message"),
     [
         (("ingest", "dmeo"), 2, "unknown preset 'dmeo'"),
         (("ingest", "ingest.sorce=x"), 2, "did you mean 'ingest.source'?"),
@@ -165,27 +165,27 @@ def test_a_study_uses_what_the_demo_made(home: Path, env: dict[str, str], first)
         (("up", "--port", "TAKEN"), 1, "is taken; choose another with --port"),
     ],
 )
-def test_a_users_mistake_is_one_sentence(words, code: int, message: str, tmp_path: Path):
+def test_a_users_mistake_is_one_sentence(args, code: int, message: str, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY_ADDRESS", "MLFLOW_"))}
     mine |= {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        words = [str(taken.getsockname()[1]) if w == "TAKEN" else w for w in words]
-        done = presto(*words, cwd=tmp_path, env=mine)
+        args = [str(taken.getsockname()[1]) if w == "TAKEN" else w for w in args]
+        done = presto(*args, cwd=tmp_path, env=mine)
     assert done.returncode == code, done.stderr
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 
-def _sweep_on_what_is_there(home: Path, env: dict[str, str]) -> str:
+def _run_sweep(home: Path, env: dict[str, str]) -> str:
     """Heard by the embedding of `evaluate`; the preset's own trial is the student of the demo, which is not trained.
 
     Returns:
         The student's id.
     """
-    mine = [word for word in TINY if word.startswith("steps.")]
+    mine = [setting for setting in TINY if setting.startswith("steps.")]
     settings = ["validation.every=1", "validation.samples=4", "validation.reference_samples=8", "sweep.repeats=0"]
     settings += ["cluster.num_workers=0", "storage.root=s3://presto/demo"]
     listed = ("--search", "grid", "--scheduler", "none")

@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.storage.local_s3 import Server
 from tests.pipelines.conftest import begin as begin
-from tests.servers.ray_cluster import Plane, strangers_environment
+from tests.servers.ray_cluster import RayCluster, make_user_environment
 from tests.support.processes import PATIENCE_S
 
 PRESTO = (sys.executable, "-m", "infra.cli.main")
@@ -28,9 +28,9 @@ class User:
     environment: dict[str, str]
     url: str
 
-    def presto(self, *words: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    def presto(self, *args: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*PRESTO, *words],
+            [*PRESTO, *args],
             cwd=self.home,
             env=self.environment | environment,
             input=stdin,
@@ -39,7 +39,7 @@ class User:
             timeout=PATIENCE_S,
         )
 
-    def jobs(self) -> list[dict[str, Any]]:
+    def list_jobs(self) -> list[dict[str, Any]]:
         listed = self.presto("jobs", "list", "--json")
         assert listed.returncode == 0, listed.stderr
         rows: list[dict[str, Any]] = json.loads(listed.stdout)
@@ -47,20 +47,20 @@ class User:
 
 
 @dataclass(frozen=True)
-class Secrets:
+class NodeSecrets:
     """The nodes' S3 credentials, in a file that their environment names."""
 
     file: Path
     server: Server
 
-    def give(self) -> None:
-        said = self.server.environment()
+    def install(self) -> None:
+        server_env = self.server.environment()
         self.file.write_text(
-            f"[default]\naws_access_key_id = {said['AWS_ACCESS_KEY_ID']}\n"
-            f"aws_secret_access_key = {said['AWS_SECRET_ACCESS_KEY']}\n"
+            f"[default]\naws_access_key_id = {server_env['AWS_ACCESS_KEY_ID']}\n"
+            f"aws_secret_access_key = {server_env['AWS_SECRET_ACCESS_KEY']}\n"
         )
 
-    def take(self) -> None:
+    def remove(self) -> None:
         self.file.write_text("")
 
     def environment(self) -> dict[str, str]:
@@ -70,21 +70,21 @@ class Secrets:
 
 
 @pytest.fixture(scope="session")
-def node_secrets(object_store: Server, tmp_path_factory: pytest.TempPathFactory) -> Secrets:
-    secrets = Secrets(tmp_path_factory.mktemp("secrets") / "credentials", object_store)
-    secrets.give()
+def node_secrets(object_store: Server, tmp_path_factory: pytest.TempPathFactory) -> NodeSecrets:
+    secrets = NodeSecrets(tmp_path_factory.mktemp("secrets") / "credentials", object_store)
+    secrets.install()
     return secrets
 
 
 @pytest.fixture(scope="session")
-def plane(node_secrets: Secrets, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+def plane(node_secrets: NodeSecrets, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     """A head and one worker node."""
-    with Plane(tmp_path_factory.mktemp("plane"), cpus=(2,), environment=node_secrets.environment()) as up:
+    with RayCluster(tmp_path_factory.mktemp("plane"), cpus=(2,), environment=node_secrets.environment()) as up:
         yield up
 
 
 @pytest.fixture(scope="session")
-def user(plane: Plane, object_store: Server, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> User:
+def user(plane: RayCluster, object_store: Server, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> User:
     home = tmp_path_factory.mktemp("user")
     mine = {"RAY_AUTH_TOKEN": plane.token, "RAY_API_SERVER_ADDRESS": plane.url, "MLFLOW_TRACKING_URI": mlflow_server}
-    return User(home, strangers_environment(home, **mine, **object_store.environment()), plane.url)
+    return User(home, make_user_environment(home, **mine, **object_store.environment()), plane.url)

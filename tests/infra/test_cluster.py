@@ -15,8 +15,8 @@ from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
 from presto_core.artifacts.manifest import run_folder
 from tests.e2e.test_flow import TINY
-from tests.infra.conftest import PRESTO, Secrets
-from tests.servers.ray_cluster import Plane, strangers_environment
+from tests.infra.conftest import PRESTO, NodeSecrets
+from tests.servers.ray_cluster import RayCluster, make_user_environment
 from tests.support.processes import PATIENCE_S, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(3600)]
@@ -55,10 +55,10 @@ class Transcript:
     secrets: list[str]
     lines: list[str] = field(default_factory=list)
 
-    def presto(self, *words: str) -> subprocess.Popen[str]:
-        self.lines.append("$ presto " + " ".join(f"'{w}'" if set(w) & set(" [{") else w for w in words))
+    def presto(self, *args: str) -> subprocess.Popen[str]:
+        self.lines.append("$ presto " + " ".join(f"'{w}'" if set(w) & set(" [{") else w for w in args))
         return subprocess.Popen(
-            [*PRESTO, *words],
+            [*PRESTO, *args],
             cwd=self.home,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -66,12 +66,12 @@ class Transcript:
             text=True,
         )
 
-    def end(self, view: subprocess.Popen[str]) -> str:
-        said, _ = view.communicate(timeout=PATIENCE_S)
-        self.lines += [*(line.rstrip() for line in said.splitlines() if not RAYS_OWN.search(line)), ""]
-        assert view.returncode == 0, said
-        assert not [secret for secret in self.secrets if secret in said]
-        return said
+    def finish(self, view: subprocess.Popen[str]) -> str:
+        output, _ = view.communicate(timeout=PATIENCE_S)
+        self.lines += [*(line.rstrip() for line in output.splitlines() if not RAYS_OWN.search(line)), ""]
+        assert view.returncode == 0, output
+        assert not [secret for secret in self.secrets if secret in output]
+        return output
 
     def note(self, what: str) -> None:
         self.lines.append(f"# {what}")
@@ -92,11 +92,11 @@ class Transcript:
 
 
 def test_the_whole_flow_as_jobs_of_a_stranger_with_a_node_lost_in_training(
-    node_secrets: Secrets, object_store: Server, mlflow_server: str, tmp_path: Path
+    node_secrets: NodeSecrets, object_store: Server, mlflow_server: str, tmp_path: Path
 ):
     home, shared = tmp_path / "stranger", tmp_path / "shared"
-    with Plane(tmp_path / "plane", cpus=(1, 1), environment=node_secrets.environment()) as plane:
-        environment = strangers_environment(
+    with RayCluster(tmp_path / "plane", cpus=(1, 1), environment=node_secrets.environment()) as plane:
+        environment = make_user_environment(
             home,
             RAY_AUTH_TOKEN=plane.token,
             RAY_API_SERVER_ADDRESS=plane.url,
@@ -106,53 +106,55 @@ def test_the_whole_flow_as_jobs_of_a_stranger_with_a_node_lost_in_training(
         secrets = [value for name, value in environment.items() if "SECRET" in name or "TOKEN" in name]
         user = Transcript(home, environment, {str(shared): "/mnt/music", str(tmp_path): "/home/me"}, secrets)
 
-        def job(*words: str, only: tuple[str, ...]) -> str:
+        def run_job(*args: str, only: tuple[str, ...]) -> str:
             """A verb to its end, with those of the settings that its stage reads."""
-            return user.end(begun(*words, only=only))
+            return user.finish(start_job(*args, only=only))
 
-        def begun(*words: str, only: tuple[str, ...]) -> subprocess.Popen[str]:
-            settings = dict(word.split("=", 1) for word in (*TINY, *CLUSTER))
+        def start_job(*args: str, only: tuple[str, ...]) -> subprocess.Popen[str]:
+            settings = dict(setting.split("=", 1) for setting in (*TINY, *CLUSTER))
             mine = [f"{key}={value}" for key, value in settings.items() if key.startswith(only)]
-            return user.presto(*words, f"storage.root={ROOT}", *mine, "--on", plane.url)
+            return user.presto(*args, f"storage.root={ROOT}", *mine, "--on", plane.url)
 
         mounted = f"submit.shared_folders=[{shared}]"
-        job("corpus", "build", "demo", f"corpus.folder={shared}/corpus", mounted, only=("corpus.",))
-        job("ingest", "demo", f"ingest.source={shared}/corpus", mounted, only=("cluster.",))
+        run_job("corpus", "build", "demo", f"corpus.folder={shared}/corpus", mounted, only=("corpus.",))
+        run_job("ingest", "demo", f"ingest.source={shared}/corpus", mounted, only=("cluster.",))
         training = ("network.", "teacher.", "loop.", "cluster.")
-        teacher = begun("train-teacher", "demo", only=training)
-        number = lost_in_training(plane, teacher)
+        teacher = start_job("train-teacher", "demo", only=training)
+        number = kill_training_node(plane, teacher)
         user.note(f"node {number} is killed while it trains")
-        said = user.end(teacher)
-        assert re.findall(r"resumed at step [1-9]", said), said
-        job("distill-layers", "demo", only=("layers.", "loop.", "cluster."))
-        job("distill-steps", "demo", "--from", "presto-generator@candidate-l", only=("steps.", "loop.", "cluster."))
-        job("evaluate", "demo", only=("evaluate.", "cluster."))
+        output = user.finish(teacher)
+        assert re.findall(r"resumed at step [1-9]", output), output
+        run_job("distill-layers", "demo", only=("layers.", "loop.", "cluster."))
+        run_job("distill-steps", "demo", "--from", "presto-generator@candidate-l", only=("steps.", "loop.", "cluster."))
+        run_job("evaluate", "demo", only=("evaluate.", "cluster."))
         # a few steps of training are nothing that health could be told from
         first = ("promote.require_health=false", "--why", "the first one")
-        user.end(user.presto("registry", "promote", "candidate-ls", f"storage.root={ROOT}", *first))
-        user.end(user.presto("jobs", "list"))
+        user.finish(user.presto("registry", "promote", "candidate-ls", f"storage.root={ROOT}", *first))
+        user.finish(user.presto("jobs", "list"))
     client = mlflow.MlflowClient(tracking_uri=mlflow_server)
     version = client.get_model_version_by_alias("presto-generator", "champion")
     assert version.tags["presto.artifact_uri"].startswith(ROOT)
-    require_each_step_once(client)
+    check_each_step_once(client)
     if page := os.environ.get(PAGE):
         user.write(Path(page))
 
 
-def lost_in_training(plane: Plane, view: subprocess.Popen[str]) -> int:
+def kill_training_node(plane: RayCluster, view: subprocess.Popen[str]) -> int:
     """Kill the node that trains, once there is a checkpoint to go on from; which one it was."""
     runs = open_folder(ROOT).child("runs")
 
-    def saved() -> bool:
-        return any(run_folder(open_folder(ROOT), run).child("checkpoints").folders() for run in runs.folders())
+    def has_checkpoint() -> bool:
+        return any(
+            run_folder(open_folder(ROOT), run).child("checkpoints").list_folders() for run in runs.list_folders()
+        )
 
-    assert wait_for(lambda: saved() or view.poll() is not None, PATIENCE_S, step_s=0.2)
-    (number,) = [number for number in (1, 2) if plane.trains(number)]
+    assert wait_for(lambda: has_checkpoint() or view.poll() is not None, PATIENCE_S, step_s=0.2)
+    (number,) = [number for number in (1, 2) if plane.has_training_worker(number)]
     plane.lose_node(number)
     return number
 
 
-def require_each_step_once(client: mlflow.MlflowClient) -> None:
+def check_each_step_once(client: mlflow.MlflowClient) -> None:
     """What the orphaned worker had told is not told again, nor beside what those told that took over."""
     (run,) = client.search_runs(
         [client.get_experiment_by_name("presto").experiment_id],

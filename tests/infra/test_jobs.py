@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.storage.filesystem import open_folder
-from pipelines.storage.local_s3 import free_ports
+from pipelines.storage.local_s3 import find_free_ports
 from presto_core.artifacts.manifest import run_folder
-from tests.infra.conftest import PRESTO, Secrets, User
-from tests.servers.ray_cluster import Plane
+from tests.infra.conftest import PRESTO, NodeSecrets, User
+from tests.servers.ray_cluster import RayCluster
 from tests.servers.relay import Relay
-from tests.support.processes import PATIENCE_S, Life, wait_for
+from tests.support.processes import PATIENCE_S, Attempt, wait_for
 from tests.support.synthetic_dataset import make_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(2000)]
@@ -31,7 +31,7 @@ def dataset(object_store: object) -> str:
     return make_dataset(f"{ROOT}/data").uri
 
 
-def training(dataset: str, **more: object) -> list[str]:
+def training_args(dataset: str, **more: object) -> list[str]:
     """Words of a small training in the job's own process."""
     settings = {
         "storage.root": ROOT,
@@ -45,7 +45,7 @@ def training(dataset: str, **more: object) -> list[str]:
     return ["train-teacher", *(f"{key}={value}" for key, value in (settings | more).items())]
 
 
-def sent(plane: Plane, entrypoint: str, job_id: str) -> str:
+def send_job(plane: RayCluster, entrypoint: str, job_id: str) -> str:
     """A job of someone else's; `presto jobs` takes it as it is."""
     from ray.job_submission import JobSubmissionClient
 
@@ -53,14 +53,14 @@ def sent(plane: Plane, entrypoint: str, job_id: str) -> str:
     return str(client.submit_job(entrypoint=entrypoint, submission_id=job_id))
 
 
-def test_a_job_is_stopped_with_its_state_and_the_same_command_goes_on(user: User, plane: Plane, dataset: str):
-    words = [*training(dataset, **{"teacher.steps": 10**7, "loop.checkpoint_every": 50}), "--on", user.url]
-    first = user.presto(*words, "submit.follow=false")
+def test_a_job_is_stopped_with_its_state_and_the_same_command_goes_on(user: User, plane: RayCluster, dataset: str):
+    args = [*training_args(dataset, **{"teacher.steps": 10**7, "loop.checkpoint_every": 50}), "--on", user.url]
+    first = user.presto(*args, "submit.follow=false")
     job_id, run_id = ids_in(first)
     run = run_folder(open_folder(ROOT), run_id).child("checkpoints")
-    assert wait_for(lambda: run.folders() or plane.has_ended(job_id), PATIENCE_S, step_s=0.5), log_of(user, job_id)
+    assert wait_for(lambda: run.list_folders() or plane.has_ended(job_id), PATIENCE_S, step_s=0.5), log_of(user, job_id)
 
-    second = user.presto(*words)
+    second = user.presto(*args)
     assert second.returncode == 1
     assert f"job {job_id} is at run {run_id} already; follow it" in second.stderr
 
@@ -69,7 +69,7 @@ def test_a_job_is_stopped_with_its_state_and_the_same_command_goes_on(user: User
     assert f"job {job_id}: STOPPED" in stopped.stderr
     assert "its state is saved, run the same command to go on" in log_of(user, job_id)
 
-    again = user.presto(*words, "submit.follow=false")
+    again = user.presto(*args, "submit.follow=false")
     assert ids_in(again)[1] == run_id
     log = f"/api/jobs/{ids_in(again)[0]}/logs"
     assert wait_for(
@@ -77,7 +77,7 @@ def test_a_job_is_stopped_with_its_state_and_the_same_command_goes_on(user: User
     )
     assert "resumed at step" in plane.get(log)
     assert user.presto("jobs", "stop", run_id, "--no-wait").returncode == 0
-    listed = {row["job"]: row for row in user.jobs()}
+    listed = {row["job"]: row for row in user.list_jobs()}
     assert listed[job_id]["run"] == run_id
     assert listed[job_id]["stage"] == "train-teacher"
 
@@ -87,8 +87,8 @@ def test_a_job_is_stopped_with_its_state_and_the_same_command_goes_on(user: User
             assert secret not in shown, f"{name} is shown"
 
 
-def test_a_log_is_whole_though_the_connection_is_cut_again_and_again(user: User, plane: Plane, tmp_path: Path):
-    job_id = sent(plane, talkative(tmp_path), "talkative")
+def test_a_log_is_whole_though_the_connection_is_cut_again_and_again(user: User, plane: RayCluster, tmp_path: Path):
+    job_id = send_job(plane, make_printing_command(tmp_path), "talkative")
     with Relay(plane.dashboard) as relay:
         command = [*PRESTO, "jobs", "logs", "-f", job_id, "--on", f"http://127.0.0.1:{relay.port}"]
         view = subprocess.Popen(
@@ -108,45 +108,47 @@ def test_a_log_is_whole_though_the_connection_is_cut_again_and_again(user: User,
     assert user.presto("jobs", "logs", job_id).stdout.endswith("line last\n")
 
 
-def talkative(folder: Path) -> str:
+def make_printing_command(folder: Path) -> str:
     """A job that says something in parts, and goes on with the next one when a file tells it to."""
     part = f"i=0; while [ $i -lt {LINES} ]; do echo line $i; i=$((i+1)); done; echo part %d ends; "
     wait = f"while [ ! -e {folder}/go-%d ]; do sleep 0.1; done; "
     return "".join(part % n + wait % n for n in range(CUTS)) + f"echo line last; exit {STATUS}"
 
 
-def test_ctrl_c_asks_whether_to_stop_the_job_or_only_the_view(user: User, plane: Plane, begin: Callable[..., Life]):
-    job_id = sent(plane, QUIET, "quiet")
+def test_ctrl_c_asks_whether_to_stop_the_job_or_only_the_view(
+    user: User, plane: RayCluster, begin: Callable[..., Attempt]
+):
+    job_id = send_job(plane, QUIET, "quiet")
     command = [*PRESTO, "jobs", "logs", "-f", job_id]
 
-    def interrupted(answer: bytes) -> Life:
-        life = begin(command, user.home, user.environment, keep_stdin=True)
-        assert wait_for(lambda: "waiting for job" in life.said or not life.goes_on, PATIENCE_S)
-        life.process.send_signal(signal.SIGINT)
-        assert wait_for(lambda: "stop the job too?" in life.said or not life.goes_on, PATIENCE_S)
-        assert life.goes_on, life.said
-        life.process.stdin.write(answer)
-        life.process.stdin.flush()
-        life.process.wait(PATIENCE_S)
-        return life
+    def interrupt_and_answer(answer: bytes) -> Attempt:
+        attempt = begin(command, user.home, user.environment, keep_stdin=True)
+        assert wait_for(lambda: "waiting for job" in attempt.stderr or not attempt.is_running, PATIENCE_S)
+        attempt.process.send_signal(signal.SIGINT)
+        assert wait_for(lambda: "stop the job too?" in attempt.stderr or not attempt.is_running, PATIENCE_S)
+        assert attempt.is_running, attempt.stderr
+        attempt.process.stdin.write(answer)
+        attempt.process.stdin.flush()
+        attempt.process.wait(PATIENCE_S)
+        return attempt
 
-    left = interrupted(b"v\n")
-    assert left.process.returncode == 130, left.said
-    assert "goes on; follow it: presto jobs logs -f quiet" in left.said
+    left = interrupt_and_answer(b"v\n")
+    assert left.process.returncode == 130, left.stderr
+    assert "goes on; follow it: presto jobs logs -f quiet" in left.stderr
     status = json.loads(user.presto("jobs", "status", job_id, "--json").stdout)
     assert status["status"] == "RUNNING"
     assert user.presto("jobs", "wait", job_id, "--timeout", "1").returncode == 124
-    ended = interrupted(b"s\n")
-    assert ended.process.returncode == 143, ended.said
-    assert "STOPPED" in ended.said
+    ended = interrupt_and_answer(b"s\n")
+    assert ended.process.returncode == 143, ended.stderr
+    assert "STOPPED" in ended.stderr
 
 
-def test_a_missing_secret_of_the_nodes_is_one_sentence(user: User, node_secrets: Secrets, dataset: str):
-    node_secrets.take()
+def test_a_missing_secret_of_the_nodes_is_one_sentence(user: User, node_secrets: NodeSecrets, dataset: str):
+    node_secrets.remove()
     try:
-        done = user.presto(*training(dataset, seed=5), "--on", user.url)
+        done = user.presto(*training_args(dataset, seed=5), "--on", user.url)
     finally:
-        node_secrets.give()
+        node_secrets.install()
     assert done.returncode == 1
     assert "presto: no S3 credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in done.stdout
     assert "Traceback" not in done.stdout
@@ -167,10 +169,10 @@ def test_a_missing_secret_of_the_nodes_is_one_sentence(user: User, node_secrets:
     ],
 )
 def test_what_cannot_work_is_refused_in_one_sentence_before_anything_is_sent(
-    user: User, plane: Plane, dataset: str, more: dict[str, object], environment: dict[str, str], message: str
+    user: User, plane: RayCluster, dataset: str, more: dict[str, object], environment: dict[str, str], message: str
 ):
     before = plane.get("/api/jobs/").count("submission_id")
-    done = user.presto(*training(dataset, **more), "--on", user.url, **environment)
+    done = user.presto(*training_args(dataset, **more), "--on", user.url, **environment)
     assert done.returncode == 1, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -179,10 +181,12 @@ def test_what_cannot_work_is_refused_in_one_sentence_before_anything_is_sent(
 
 
 def test_a_cluster_that_takes_jobs_from_anyone_gets_none(user: User, tmp_path: Path):
-    far = ["storage.root=s3://bucket/x", "tracking.uri=https://mlflow.example"]
-    with Plane(tmp_path, cpus=(), environment={}, closed=False) as plane:
+    remote_settings = ["storage.root=s3://bucket/x", "tracking.uri=https://mlflow.example"]
+    with RayCluster(tmp_path, cpus=(), environment={}, closed=False) as plane:
         address = f"http://0.0.0.0:{plane.dashboard}"  # of no loopback device, and leads to one
-        done = user.presto("train-teacher", "demo", *far, "--on", address, AWS_ENDPOINT_URL="https://s3.example")
+        done = user.presto(
+            "train-teacher", "demo", *remote_settings, "--on", address, AWS_ENDPOINT_URL="https://s3.example"
+        )
         jobs = plane.get("/api/jobs/")
     assert done.returncode == 1
     assert f"{address} takes jobs from anyone who reaches it; start the cluster with RAY_AUTH_MODE" in done.stderr
@@ -190,7 +194,7 @@ def test_a_cluster_that_takes_jobs_from_anyone_gets_none(user: User, tmp_path: P
 
 
 def test_a_dead_head_and_an_unknown_job_are_named(user: User):
-    (port,) = free_ports(1)
+    (port,) = find_free_ports(1)
     dead = user.presto("jobs", "list", "--on", f"http://127.0.0.1:{port}")
     assert dead.returncode == 1
     assert f"no Ray head answers at http://127.0.0.1:{port} (Connection refused)" in dead.stderr

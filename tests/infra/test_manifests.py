@@ -16,8 +16,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pipelines.presets.resolve import stage_config
-from tests.support.kustomize import Document, containers, read, rendered
+from pipelines.presets.resolve import load_stage_config
+from tests.support.kustomize import Document, containers, read, render_overlay
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -31,14 +31,14 @@ RAY_KINDS = ("RayJob", "RayCluster")
 
 
 def documents(source: Path) -> list[Document]:
-    return rendered(source) if source.is_dir() else read(source)
+    return render_overlay(source) if source.is_dir() else read(source)
 
 
-def named(source: Path) -> str:
+def relative_name(source: Path) -> str:
     return str(source.relative_to(INFRA))
 
 
-everything = pytest.mark.parametrize("source", [*OVERLAYS, *SERVICES], ids=named)
+everything = pytest.mark.parametrize("source", [*OVERLAYS, *SERVICES], ids=relative_name)
 
 
 def pods(document: Document) -> list[Document]:
@@ -64,12 +64,12 @@ def as_pod(spec: Document) -> Document:
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which has kustomize in it, is not installed")
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=named)
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=relative_name)
 def test_what_the_tests_see_is_what_kustomize_renders(overlay: Path):
-    said = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, timeout=120)
-    assert said.returncode == 0, said.stderr
-    by_name = {(d["kind"], d["metadata"]["name"]): d for d in yaml.safe_load_all(said.stdout)}
-    assert by_name == {(d["kind"], d["metadata"]["name"]): d for d in rendered(overlay)}
+    done = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    by_name = {(d["kind"], d["metadata"]["name"]): d for d in yaml.safe_load_all(done.stdout)}
+    assert by_name == {(d["kind"], d["metadata"]["name"]): d for d in render_overlay(overlay)}
 
 
 @everything
@@ -83,7 +83,7 @@ def test_kubernetes_kinds_are_valid(source: Path):
 
 
 def test_a_misspelt_field_is_refused():
-    (job,) = [d for d in rendered(INFRA / "kuberay/base") if d["kind"] == "RayJob"]
+    (job,) = [d for d in render_overlay(INFRA / "kuberay/base") if d["kind"] == "RayJob"]
     whole = as_pod(pods(job)[0] | {"securityContextt": {}})
     with pytest.raises(kubernetes_validate.ValidationError, match="securityContextt"):
         kubernetes_validate.validate(whole, KUBERNETES, strict=True)
@@ -94,17 +94,17 @@ def kuberay(kind: str) -> jsonschema.Draft7Validator:
     """KubeRay's own schema of a kind, made to refuse what it does not name."""
     (path,) = CRDS.glob(f"ray.io_{kind.lower()}s.yaml")
     (version,) = [v for v in yaml.load(path.read_text(), yaml.CSafeLoader)["spec"]["versions"] if v["name"] == "v1"]
-    schema = closed(version["schema"]["openAPIV3Schema"])
+    schema = close_schema(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}  # checked as any Kubernetes object's
     return jsonschema.Draft7Validator(schema)
 
 
-def closed(schema: Any) -> Any:
+def close_schema(schema: Any) -> Any:
     if isinstance(schema, list):
-        return [closed(s) for s in schema]
+        return [close_schema(s) for s in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {key: closed(value) for key, value in schema.items()}
+    made = {key: close_schema(value) for key, value in schema.items()}
     if made.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
     if isinstance(made.get("properties"), dict) and not made.get("x-kubernetes-preserve-unknown-fields"):
@@ -113,9 +113,9 @@ def closed(schema: Any) -> Any:
 
 
 @pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's CRDs are not beside this checkout (../shared/data)")
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=named)
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=relative_name)
 def test_ray_kinds_fit_kuberays_schemas(overlay: Path):
-    ray = [d for d in rendered(overlay) if d["kind"] in RAY_KINDS]
+    ray = [d for d in render_overlay(overlay) if d["kind"] in RAY_KINDS]
     assert len(ray) == 1
     validator = kuberay(ray[0]["kind"])
     assert [error.message for error in validator.iter_errors(ray[0])] == []
@@ -141,9 +141,9 @@ def test_pods_run_without_privileges_and_within_limits(source: Path):
             assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=named)
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=relative_name)
 def test_ray_pods_keep_no_state_and_use_gpus_only_for_training(overlay: Path):
-    (ray,) = [d for d in rendered(overlay) if d["kind"] in RAY_KINDS]
+    (ray,) = [d for d in render_overlay(overlay) if d["kind"] in RAY_KINDS]
     spec = ray["spec"].get("rayClusterSpec", ray["spec"])
     for pod in pods(ray):
         assert all("emptyDir" in volume for volume in pod["volumes"])
@@ -159,19 +159,19 @@ def test_ray_pods_keep_no_state_and_use_gpus_only_for_training(overlay: Path):
     assert spec["enableInTreeAutoscaling"]
 
 
-def pinned(package: str) -> str:
+def read_pin(package: str) -> str:
     (version,) = re.findall(rf"^{package}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     return str(version)
 
 
 def test_the_manifests_ray_is_the_images():
-    (job,) = [d for d in rendered(INFRA / "kuberay/base") if d["kind"] == "RayJob"]
-    assert job["spec"]["rayClusterSpec"]["rayVersion"] == pinned("ray")
+    (job,) = [d for d in render_overlay(INFRA / "kuberay/base") if d["kind"] == "RayJob"]
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == read_pin("ray")
 
 
 @pytest.mark.parametrize("overlay", ["production", "cluster"])
 def test_production_has_its_code_in_an_image_that_a_digest_names(overlay: str):
-    (ray,) = [d for d in rendered(INFRA / "kuberay/overlays" / overlay) if d["kind"] in RAY_KINDS]
+    (ray,) = [d for d in render_overlay(INFRA / "kuberay/overlays" / overlay) if d["kind"] in RAY_KINDS]
     images = {container["image"] for container in containers(ray)}
     assert len(images) == 1
     assert re.fullmatch(r"\S+@sha256:[0-9a-f]{64}", images.pop())
@@ -182,9 +182,9 @@ def test_production_has_its_code_in_an_image_that_a_digest_names(overlay: str):
 def test_the_command_of_the_job_is_one_that_presto_takes():
     """Its settings resolve, and it joins the cluster instead of starting its own."""
     for overlay in OVERLAYS:
-        for job in (d for d in rendered(overlay) if d["kind"] == "RayJob"):
-            program, verb, *words = job["spec"]["entrypoint"].split()
-            assert (program, stage_config(verb, words).cluster.address) == ("presto", "auto")
+        for job in (d for d in render_overlay(overlay) if d["kind"] == "RayJob"):
+            program, command, *args = job["spec"]["entrypoint"].split()
+            assert (program, load_stage_config(command, args).cluster.address) == ("presto", "auto")
 
 
 def hadolint(dockerfile: Path) -> subprocess.CompletedProcess[str]:
@@ -194,8 +194,8 @@ def hadolint(dockerfile: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_dockerfile_is_clean(tmp_path: Path):
     dockerfile = INFRA / "docker/Dockerfile"
-    said = hadolint(dockerfile)
-    assert (said.returncode, said.stdout) == (0, "")
+    done = hadolint(dockerfile)
+    assert (done.returncode, done.stdout) == (0, "")
     worse = tmp_path / "Dockerfile"
     worse.write_text(dockerfile.read_text().replace("USER 10001:10001", "USER root"))
     assert "DL3002" in hadolint(worse).stdout
@@ -203,14 +203,14 @@ def test_the_dockerfile_is_clean(tmp_path: Path):
 
 def test_the_image_takes_the_pins_and_the_code_and_nothing_else():
     text = (INFRA / "docker/Dockerfile").read_text()
-    copied = {word for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE) for word in line.split()}
+    copied = {path for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE) for path in line.split()}
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied == allowed
     assert all((ROOT / name).exists() for name in copied)
     assert "-c constraints.txt" in text
 
 
-@pytest.mark.parametrize("path", CLUSTERS, ids=named)
+@pytest.mark.parametrize("path", CLUSTERS, ids=relative_name)
 def test_cluster_launcher_files_fit_rays_schema(path: Path):
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -223,7 +223,7 @@ def test_cluster_launcher_files_fit_rays_schema(path: Path):
         validate_config(config | {"max_workerss": 3})
 
 
-@pytest.mark.parametrize("path", COMPOSE, ids=named)
+@pytest.mark.parametrize("path", COMPOSE, ids=relative_name)
 def test_compose_files_listen_here_and_take_secrets_from_outside(path: Path):
     for name, service in yaml.safe_load(path.read_text())["services"].items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))

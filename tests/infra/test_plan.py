@@ -16,23 +16,23 @@ from torch.autograd.graph import saved_tensors_hooks
 from typer.testing import CliRunner
 
 from infra.cli.main import app
-from infra.planning.benchmark import measured
-from infra.planning.device_model import published
-from infra.planning.estimate import HELPS, Outlook
+from infra.planning.benchmark import measure_device
+from infra.planning.device_model import device_model_from_specs
+from infra.planning.estimate import REMEDIES, StageEstimate
 from infra.planning.memory import (
     GIB,
+    activation_bytes,
     block_bytes,
-    kept_bytes,
     state_bytes,
 )
 from infra.planning.planner import (
     SIZES,
-    Question,
-    predict,
-    published_pace,
-    question,
+    PlanRequest,
+    estimate_stages,
+    make_plan_request,
+    make_specs_model_fn,
 )
-from infra.planning.sizing_table import PAGE, rewritten
+from infra.planning.sizing_table import PAGE, replace_table
 from infra.planning.step_time import (
     Group,
     StepTime,
@@ -41,12 +41,12 @@ from infra.planning.step_time import (
 from pipelines.presets.resolve import PRESETS
 from pipelines.train.device_specs import DEVICES
 from pipelines.train.step_flops import (
-    FACTOR,
+    FORWARD_EQUIVALENTS,
     Pass,
-    StageWork,
-    stage_work,
+    StageFlops,
+    count_stage_flops,
 )
-from presto_core.config.layers import kept_in_bins
+from presto_core.config.layers import blocks_per_bin
 from presto_core.config.loader import ConfigError, load_config
 from presto_core.config.schema import (
     LayersStage,
@@ -60,25 +60,25 @@ from presto_core.config.sections import (
 )
 from presto_core.errors import UserError
 from presto_core.networks.dit import DiT
-from presto_core.networks.flops import LatentShape, parameters
-from tests.core.test_flops import conditioned
+from presto_core.networks.flops import LatentShape, num_parameters
+from tests.core.test_flops import make_conditions
 
 PAPER, SHAPE = load_config(TeacherStage, "paper", preset_folder=PRESETS).network, LatentShape(64, 689)
 SHARDED = ParallelConfig(**dict.fromkeys(("teacher", "layers", "generator", "fake_score", "real_score"), "shard"))
 REPLICATED = ParallelConfig()
 
 
-def paper_work(stage: type[Any]) -> StageWork:
-    return stage_work(load_config(stage, "paper", preset_folder=PRESETS), PAPER.depth)
+def paper_stage_flops(stage: type[Any]) -> StageFlops:
+    return count_stage_flops(load_config(stage, "paper", preset_folder=PRESETS), PAPER.depth)
 
 
-def asked(*overrides: str, preset: str = "paper", gpus: int = 8, device: str = "h100") -> Question:
-    return question(preset, list(overrides), gpus=gpus, device=DEVICES[device], node_gbit=400, price=None)
+def request_for(*overrides: str, preset: str = "paper", gpus: int = 8, device: str = "h100") -> PlanRequest:
+    return make_plan_request(preset, list(overrides), gpus=gpus, device=DEVICES[device], node_gbit=400, price=None)
 
 
-def planned(*overrides: str, **what: Any) -> dict[str, Outlook]:
-    wanted = asked(*overrides, **what)
-    return dict(zip(wanted.stages, predict(wanted, published_pace(wanted))))
+def estimate_preset(*overrides: str, **what: Any) -> dict[str, StageEstimate]:
+    wanted = request_for(*overrides, **what)
+    return dict(zip(wanted.stages, estimate_stages(wanted, make_specs_model_fn(wanted))))
 
 
 def saved_bytes(net: DiT, shape: LatentShape, rows: int, blocks: int, *, bf16: bool) -> int:
@@ -96,7 +96,7 @@ def saved_bytes(net: DiT, shape: LatentShape, rows: int, blocks: int, *, bf16: b
 
     x = torch.randn(rows, shape.channels, shape.frames)
     with saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        net(x, torch.zeros(rows), conditioned(rows, shape), blocks)
+        net(x, torch.zeros(rows), make_conditions(rows, shape), blocks)
     return sum(storages.values())
 
 
@@ -129,18 +129,18 @@ def test_activations_of_a_block_are_what_autograd_keeps(network: NetworkConfig, 
 )
 def test_memory_of_weights_is_that_of_docs_parallelism(stage: type[Any], sharding: ParallelConfig, gib: float):
     """Which leaves out the buffers that gradients are exchanged in: 4 bytes a parameter of each trained network."""
-    work = paper_work(stage)
-    buffers = 0 if sharding is SHARDED else 4 * len(work.trained) * parameters(PAPER, SHAPE)
+    work = paper_stage_flops(stage)
+    buffers = 0 if sharding is SHARDED else 4 * len(work.trained) * num_parameters(PAPER, SHAPE)
     state = state_bytes(work, PAPER, SHAPE, workers=8, sharding=sharding) - buffers
     assert state / GIB == pytest.approx(gib, abs=0.16)
 
 
 def test_recomputed_and_smaller_micro_batches_keep_less():
     passes, loop = (Pass("teacher", "train", 1, 28),), LoopConfig()
-    whole = kept_bytes(passes, PAPER, SHAPE, rows=8, loop=loop)
-    recomputed = kept_bytes(passes, PAPER, SHAPE, rows=8, loop=replace_loop(loop, activation_checkpointing=True))
+    whole = activation_bytes(passes, PAPER, SHAPE, rows=8, loop=loop)
+    recomputed = activation_bytes(passes, PAPER, SHAPE, rows=8, loop=replace_loop(loop, activation_checkpointing=True))
     assert recomputed < 0.15 * whole
-    assert kept_bytes(passes, PAPER, SHAPE, rows=4, loop=loop) == pytest.approx(whole / 2)
+    assert activation_bytes(passes, PAPER, SHAPE, rows=4, loop=loop) == pytest.approx(whole / 2)
 
 
 def replace_loop(loop: LoopConfig, **changes: object) -> LoopConfig:
@@ -148,8 +148,8 @@ def replace_loop(loop: LoopConfig, **changes: object) -> LoopConfig:
 
 
 def time_of(stage: type[Any], *, workers: int, rows: int, **loop: object) -> StepTime:
-    work = stage_work(load_config(stage, "paper", preset_folder=PRESETS), PAPER.depth)
-    pace = published(DEVICES["h100"], PAPER, SHAPE, bf16=True, gpus=workers, node_gbit=400)
+    work = count_stage_flops(load_config(stage, "paper", preset_folder=PRESETS), PAPER.depth)
+    pace = device_model_from_specs(DEVICES["h100"], PAPER, SHAPE, bf16=True, gpus=workers, node_gbit=400)
     return step_time(work, PAPER, SHAPE, pace, Group(workers, rows, LoopConfig(**loop), REPLICATED))
 
 
@@ -157,7 +157,7 @@ def time_of(stage: type[Any], *, workers: int, rows: int, **loop: object) -> Ste
 def test_parts_add_up_and_grow_as_they_should(stage: type[Any]):
     alone, eight, many = (time_of(stage, workers=n, rows=32) for n in (1, 8, 64))
     assert sum(alone.parts.values()) == alone.total
-    assert alone.exchange == alone.exchanged_bytes == alone.waiting == 0
+    assert alone.exchange == alone.exchanged_bytes == alone.imbalance == 0
     assert 0 < eight.exchange < many.exchange
     assert alone.compute < 1.001 * eight.compute  # noise is drawn for all rows on each worker
     assert time_of(stage, workers=1, rows=64).compute == pytest.approx(2 * alone.compute, rel=0.05)
@@ -169,48 +169,48 @@ def test_parts_add_up_and_grow_as_they_should(stage: type[Any]):
 def test_a_group_waits_for_the_worker_with_most_blocks(workers: int):
     """Against budgets drawn for every row; a row that skips blocks has a forward pass at full depth besides."""
     rows, depth = 32, PAPER.depth
-    kept = torch.tensor(kept_in_bins(load_config(LayersStage, "paper", preset_folder=PRESETS).layers.budget, depth))
+    kept = torch.tensor(blocks_per_bin(load_config(LayersStage, "paper", preset_folder=PRESETS).layers.budget, depth))
     rng = torch.Generator().manual_seed(0)
     drawn = kept[torch.randint(len(kept), (4000, workers, rows), generator=rng)]
     cost = (3.0 * drawn + depth * (drawn < depth)).sum(2)
     passes = (cost.amax(1) - cost.mean(1)).mean().item()
-    pace = published(DEVICES["h100"], PAPER, SHAPE, bf16=True, gpus=workers, node_gbit=400)
-    waiting = time_of(LayersStage, workers=workers, rows=rows).waiting
+    pace = device_model_from_specs(DEVICES["h100"], PAPER, SHAPE, bf16=True, gpus=workers, node_gbit=400)
+    waiting = time_of(LayersStage, workers=workers, rows=rows).imbalance
     assert waiting == pytest.approx(passes * pace.block["forward"].per_unit, rel=0.06)
-    assert time_of(TeacherStage, workers=workers, rows=rows).waiting == 0
+    assert time_of(TeacherStage, workers=workers, rows=rows).imbalance == 0
 
 
 def test_what_does_not_fit_is_said_and_mended():
-    found = planned("loop.micro_batch_size=0")
+    found = estimate_preset("loop.micro_batch_size=0")
     assert found["base"].fits
     assert not found["S"].fits
     assert found["S"].bottleneck == "memory"
-    assert "loop.micro_batch_size" in found["S"].helps
-    mended = planned()["S"]
-    assert mended.fits
-    assert mended.bottleneck in HELPS
-    assert mended.micro_batches == 4
+    assert "loop.micro_batch_size" in found["S"].remedy
+    fitting = estimate_preset()["S"]
+    assert fitting.fits
+    assert fitting.bottleneck in REMEDIES
+    assert fitting.micro_batches == 4
 
 
 def test_cost_follows_from_hours():
-    dear = planned()["base"]
+    dear = estimate_preset()["base"]
     assert dear.cost_usd == pytest.approx(dear.hours * 8 * DEVICES["h100"].price_usd)
     assert replace(dear, price_usd=0.0).cost_usd == 0
     assert 0.1 < dear.utilisation < 0.6
-    assert dear.hours < planned(device="a100")["base"].hours < planned(device="l4")["base"].hours
+    assert dear.hours < estimate_preset(device="a100")["base"].hours < estimate_preset(device="l4")["base"].hours
 
 
 def test_the_sizing_table_in_the_docs_is_what_the_model_says():
     page = (Path(__file__).parents[2] / PAGE).read_text()
-    assert rewritten(page) == page
+    assert replace_table(page) == page
 
 
-def said(*arguments: str) -> Any:
+def run_plan(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["plan", *arguments], catch_exceptions=True)
 
 
 def test_json_holds_stages_growth_and_assumptions():
-    body = json.loads(said("paper", "--json").stdout)
+    body = json.loads(run_plan("paper", "--json").stdout)
     assert [stage["name"] for stage in body["stages"]] == [
         "train-teacher (base)",
         "distill-layers (L)",
@@ -220,19 +220,26 @@ def test_json_holds_stages_growth_and_assumptions():
     assert [row["workers"] for row in body["growth"]] == list(SIZES)
     assert "hours" not in body["growth"][-1]  # 256 rows are not shared by 512
     assert all(0 < row["weak_efficiency"] <= 1 for row in body["growth"])
-    assert any("60%" in sentence for sentence in body["assumptions"])
+    assert any("60%" in assumption for assumption in body["assumptions"])
     assert {"compute", "update", "waiting", "exchange", "reading", "checkpoint"} <= body["stages"][0]["step"].keys()
 
 
 def test_tables_name_every_stage_and_the_assumptions():
-    out = said("paper", "--gpus", "8").stdout
-    for words in ("train-teacher (base)", "distill-steps (LS)", "held up by", "batch too small", "data sheet", "4 USD"):
-        assert words in out
-    assert "8 x h100" in said("paper", "--dry-run").stdout
+    out = run_plan("paper", "--gpus", "8").stdout
+    for fragment in (
+        "train-teacher (base)",
+        "distill-steps (LS)",
+        "held up by",
+        "batch too small",
+        "data sheet",
+        "4 USD",
+    ):
+        assert fragment in out
+    assert "8 x h100" in run_plan("paper", "--dry-run").stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         (("paper", "--device", "h10"), "no figures of a device 'h10'; did you mean h100"),
         (("paper", "--gpus", "7"), "teacher.global_batch_size=256 must be a multiple of cluster.num_workers=7"),
@@ -242,10 +249,10 @@ def test_tables_name_every_stage_and_the_assumptions():
         (("demo", "--device", "here", "--gpus", "16", "cluster.torch_threads=64"), "asks for 1024"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments: tuple[str, ...], sentence: str):
-    error = said(*arguments).exception
+def test_mistakes_are_one_sentence(arguments: tuple[str, ...], message: str):
+    error = run_plan(*arguments).exception
     assert isinstance(error, ConfigError | UserError)
-    assert sentence in str(error)
+    assert message in str(error)
     assert "\n" not in str(error)
 
 
@@ -261,8 +268,8 @@ def test_a_plan_starts_without_torch_and_ray():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_constants_of_this_machine_are_measured(workers: int):
     network, shape = NetworkConfig(dim=32, depth=2, heads=2, patch=2), LatentShape(8, 32, 16, 4)
-    pace = measured(network, shape, rows=4, workers=workers)
-    for work in FACTOR:
+    pace = measure_device(network, shape, rows=4, workers=workers)
+    for work in FORWARD_EQUIVALENTS:
         assert pace.block[work].seconds(4) > 0
         assert pace.head[work].seconds(4) > 0
     assert pace.block["train"].seconds(4) > pace.block["forward"].seconds(4)

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 import infra
-from pipelines.doctor.service_checks import conditional_put, storage
+from pipelines.doctor.service_checks import check_conditional_put, check_storage
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
 from presto_core.artifacts.store import (
@@ -27,7 +27,7 @@ UNSEEN = {"s3:GetBucketLocation", "s3:ListBucketMultipartUploads", "s3:ListMulti
 LARGE = 12 * 2**20  # bytes; more than one part
 
 
-class Watched(FaultProxy):
+class RecordingProxy(FaultProxy):
     """Remembers what passes."""
 
     def __init__(self, endpoint: str) -> None:
@@ -54,15 +54,15 @@ def action_of(method: str, target: str) -> str:
 @pytest.fixture
 def needed(object_store: Server, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Actions of writing, committing, reading, listing and deleting, small and large."""
-    with Watched(object_store.endpoint) as proxy:
+    with RecordingProxy(object_store.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         root = open_folder("s3://latents/policy")
         write_bytes(root.child("large"), "weights", b"x" * LARGE)
         commit(root.child("one"), {"kind": "checkpoint"}, {"state": b"abc"})
         assert read_file(root.child("one"), "state", read_manifest(root.child("one"))) == b"abc"
-        assert "one" in root.folders()
-        storage("s3://latents/policy")
-        conditional_put("s3://latents/policy")
+        assert "one" in root.list_folders()
+        check_storage("s3://latents/policy")
+        check_conditional_put("s3://latents/policy")
         root.delete()
         assert proxy.seen
         return {action_of(method, target) for method, target in proxy.seen}

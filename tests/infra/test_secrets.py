@@ -14,7 +14,7 @@ from tests.infra.test_manifests import INFRA, OVERLAYS, documents
 HARMLESS = "sha256:" + 64 * "0"
 
 
-def found(path: Path) -> set[tuple[str, str]]:
+def find_secrets(path: Path) -> set[tuple[str, str]]:
     """File and kind of what looks like a secret."""
     with default_settings():
         return {(path.name, secret.type) for secret in scan_file(str(path))}
@@ -30,11 +30,11 @@ def test_no_secret_is_committed_or_rendered(tmp_path: Path):
     for path in [*committed, *rendered]:
         readable.append(tmp_path / f"scanned-{path.name}")
         readable[-1].write_text(path.read_text().replace(HARMLESS, "DIGEST"))
-        assert found(readable[-1]) == set(), path
+        assert find_secrets(readable[-1]) == set(), path
 
 
 def test_the_scanner_sees_a_secret(tmp_path: Path):
     leaked = tmp_path / "settings.yaml"
     key = "AKIA" + "Z7QH2M4XK9R3T6WB"
     leaked.write_text((INFRA / "kuberay/namespace/settings.yaml").read_text() + f"  AWS_ACCESS_KEY_ID: {key}\n")
-    assert ("settings.yaml", "AWS Access Key") in found(leaked)
+    assert ("settings.yaml", "AWS Access Key") in find_secrets(leaked)

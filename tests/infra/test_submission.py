@@ -13,27 +13,27 @@ import jsonschema
 import pytest
 import yaml
 
-from infra.cli.sweep import as_one
-from infra.jobs.command import Work, entrypoint, environment
-from infra.jobs.kuberay import rendered
+from infra.cli.sweep import plan_to_config
+from infra.jobs.command import StageCommand, make_entrypoint, make_environment
+from infra.jobs.kuberay import render_rayjob
 from infra.jobs.package import (
     LAUNCHER,
     SETTINGS,
-    packed,
+    build_package,
 )
 from infra.jobs.portability import (
-    frozen,
-    require_no_secrets,
-    require_reachable,
+    check_no_secrets,
+    check_reachable,
+    freeze_config,
 )
 from infra.jobs.targets import (
     Kind,
     Target,
-    on_loopback,
-    target_of,
+    is_loopback_url,
+    parse_target,
 )
 from pipelines.presets.resolve import PRESETS
-from pipelines.sweep.plan import planned
+from pipelines.sweep.plan import make_plan
 from presto_core.config.loader import (
     ConfigError,
     load_config,
@@ -44,11 +44,11 @@ from presto_core.config.submit import SubmitConfig
 from presto_core.errors import UserError
 from tests.infra.conftest import PRESTO
 from tests.infra.test_manifests import CRDS, kuberay
-from tests.servers.ray_cluster import strangers_environment
+from tests.servers.ray_cluster import make_user_environment
 
-FAR, HERE = Target(Kind.HEAD, "http://10.0.0.7:8265"), Target(Kind.HEAD, "http://127.0.0.1:8265")
+REMOTE_HEAD, LOCAL_HEAD = Target(Kind.HEAD, "http://10.0.0.7:8265"), Target(Kind.HEAD, "http://127.0.0.1:8265")
 IMAGE = "registry.example/presto@sha256:" + "a" * 64
-ELSEWHERE = {"storage.root": "s3://bucket/x", "tracking.uri": "https://mlflow.example"}
+REMOTE_SETTINGS = {"storage.root": "s3://bucket/x", "tracking.uri": "https://mlflow.example"}
 
 
 @pytest.fixture(autouse=True)
@@ -59,12 +59,12 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config_of(stage: str, preset: str = "demo", **settings: Any) -> StageConfig:
-    return load_config(STAGES[stage], preset, ELSEWHERE | settings, preset_folder=PRESETS)
+    return load_config(STAGES[stage], preset, REMOTE_SETTINGS | settings, preset_folder=PRESETS)
 
 
-def work_of(stage: str, config: StageConfig, *options: str) -> Work:
-    verb = ("corpus", "build") if stage == "corpus" else (stage,)
-    return Work(verb, stage, config, lambda _: None, options)
+def make_command(stage: str, config: StageConfig, *options: str) -> StageCommand:
+    command_path = ("corpus", "build") if stage == "corpus" else (stage,)
+    return StageCommand(command_path, stage, config, lambda _: None, options)
 
 
 @pytest.mark.parametrize(
@@ -79,23 +79,23 @@ def work_of(stage: str, config: StageConfig, *options: str) -> Work:
     ],
 )
 def test_targets(on: str, kind: Kind, address: str):
-    assert target_of(on) == Target(kind, address)
+    assert parse_target(on) == Target(kind, address)
 
 
 @pytest.mark.parametrize("on", ["", "head:8265", "http://", "http://head:x", "ftp://head", "kuberay://", "locl"])
 def test_what_is_no_target_is_refused(on: str):
     with pytest.raises(UserError, match="is no target; use local"):
-        target_of(on)
+        parse_target(on)
 
 
 def test_a_password_in_the_address_is_refused_and_not_shown():
     with pytest.raises(UserError, match="holds a password") as refused:
-        target_of("https://me:hunter22@head:8265")
+        parse_target("https://me:hunter22@head:8265")
     assert "hunter22" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("url", "here"),
+    ("url", "is_local"),
     [
         ("http://127.0.0.1:1", True),
         ("http://localhost:8265", True),
@@ -106,8 +106,8 @@ def test_a_password_in_the_address_is_refused_and_not_shown():
         ("http://127.0.0.1.example", False),
     ],
 )
-def test_loopback(url: str, here: bool):
-    assert on_loopback(url) is here
+def test_loopback(url: str, is_local: bool):
+    assert is_loopback_url(url) is is_local
 
 
 @pytest.mark.parametrize(
@@ -135,16 +135,16 @@ def test_what_exists_only_here_is_refused_with_its_name(
 ):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError) as refused:
-        require_reachable(stage, frozen(stage, config_of(stage, **settings)), FAR)
+        check_reachable(stage, freeze_config(stage, config_of(stage, **settings)), REMOTE_HEAD)
     assert message in str(refused.value)
 
 
 def test_an_object_store_of_this_machine_is_refused_unless_the_cluster_is_on_it_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
     config = config_of("train-teacher")
-    require_reachable("train-teacher", config, HERE)
+    check_reachable("train-teacher", config, LOCAL_HEAD)
     with pytest.raises(UserError, match=r"lies in the object store http://127.0.0.1:9000 of this machine"):
-        require_reachable("train-teacher", config, FAR)
+        check_reachable("train-teacher", config, REMOTE_HEAD)
 
 
 def test_shared_folders_and_what_is_sent_along_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -152,26 +152,26 @@ def test_shared_folders_and_what_is_sent_along_are_accepted(tmp_path: Path, monk
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example")
     settings = {"ingest.source": "/mnt/music/a", "submit.shared_folders": ["/mnt/music"]}
     sent = {"codec.path": "codec", "submit.working_dir": str(tmp_path)}
-    require_reachable("ingest", config_of("ingest", **settings, **sent), FAR)
+    check_reachable("ingest", config_of("ingest", **settings, **sent), REMOTE_HEAD)
     with pytest.raises(UserError, match=r"ingest.source=/mnt/music/\.\./x exists"):
-        require_reachable("ingest", config_of("ingest", **settings | {"ingest.source": "/mnt/music/../x"}), FAR)
+        check_reachable("ingest", config_of("ingest", **settings | {"ingest.source": "/mnt/music/../x"}), REMOTE_HEAD)
 
 
 def test_the_mlflow_server_of_this_environment_is_frozen_into_the_settings(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example")
-    sent = frozen("train-teacher", config_of("train-teacher", **{"tracking.uri": ""}))
+    sent = freeze_config("train-teacher", config_of("train-teacher", **{"tracking.uri": ""}))
     assert sent.tracking.uri == "https://tracking.example"
     assert sent.run_id() == config_of("train-teacher").run_id()
 
 
 def test_secrets_in_settings_are_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMIK7MDENG")
-    for said in ("uri: https://me:hunter22@mlflow", "prompts: [wJalrXUtnFEMIK7MDENG]"):
+    for text in ("uri: https://me:hunter22@mlflow", "prompts: [wJalrXUtnFEMIK7MDENG]"):
         with pytest.raises(UserError, match="the settings hold") as refused:
-            require_no_secrets(said)
+            check_no_secrets(text)
         assert "hunter22" not in str(refused.value)
         assert "wJalr" not in str(refused.value)
-    require_no_secrets(to_yaml(config_of("train-teacher")))
+    check_no_secrets(to_yaml(config_of("train-teacher")))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def mine(tmp_path: Path) -> Path:
 def test_code_settings_and_the_folder_are_sent_without_credentials(
     mine: Path, tmp_path_factory: pytest.TempPathFactory
 ):
-    parcel = packed(SubmitConfig(working_dir=str(mine), excludes=("drop/",)), "seed: 1\n")
+    parcel = build_package(SubmitConfig(working_dir=str(mine), excludes=("drop/",)), "seed: 1\n")
     own = {
         name for name in parcel.files if not name.startswith(("presto_core/", "pipelines/", "infra/", "tune_spaces/"))
     }
@@ -231,7 +231,7 @@ def test_code_settings_and_the_folder_are_sent_without_credentials(
     done = subprocess.run(
         ["sh", LAUNCHER, "train-teacher", SETTINGS, "--dry-run"],
         cwd=folder,
-        env=strangers_environment(mine, PRESTO_PYTHON=sys.executable) | {"PYTHONPATH": ""},
+        env=make_user_environment(mine, PRESTO_PYTHON=sys.executable) | {"PYTHONPATH": ""},
         capture_output=True,
         text=True,
     )
@@ -244,14 +244,14 @@ def test_a_folder_of_two_gigabytes_is_refused_with_what_takes_most(mine: Path):
         with (mine / name).open("wb") as file:
             file.truncate(size)  # sparse: no byte of it is on the disk
     with pytest.raises(UserError) as refused:
-        packed(SubmitConfig(working_dir=str(mine)), "")
+        build_package(SubmitConfig(working_dir=str(mine)), "")
     assert "holds 2007 MB, more than submit.max_mb=100: dump.bin 2000 MB, notes 7 MB" in str(refused.value)
-    packed(SubmitConfig(working_dir=str(mine), excludes=("*.bin",)), "")
+    build_package(SubmitConfig(working_dir=str(mine), excludes=("*.bin",)), "")
 
 
 def test_a_folder_that_does_not_exist_is_named():
     with pytest.raises(UserError, match=r"working_dir=nowhere is no folder"):
-        packed(SubmitConfig(working_dir="nowhere"), "")
+        build_package(SubmitConfig(working_dir="nowhere"), "")
 
 
 # --- what is sent
@@ -261,30 +261,30 @@ def test_a_folder_that_does_not_exist_is_named():
 @pytest.mark.parametrize("image", ["", IMAGE])
 def test_the_command_of_a_job_needs_no_path_of_this_machine(stage: str, image: str):
     config = config_of(stage, **{"submit.image": image})
-    said = entrypoint(work_of(stage, config), config)
-    assert sys.executable not in said
-    assert str(Path.cwd()) not in said
-    assert not set(said) & set("$`;&|<>"), "a shell on the way would change it"
+    shell_command = make_entrypoint(make_command(stage, config), config)
+    assert sys.executable not in shell_command
+    assert str(Path.cwd()) not in shell_command
+    assert not set(shell_command) & set("$`;&|<>"), "a shell on the way would change it"
 
 
 def test_a_job_is_told_its_settings_one_way_only():
     sent, inside = config_of("evaluate"), config_of("evaluate", **{"submit.image": IMAGE})
-    assert "PRESTO_SETTINGS" not in environment(sent, "id")
-    assert yaml.safe_load(environment(inside, "id")["PRESTO_SETTINGS"])["storage"]["root"] == "s3://bucket/x"
+    assert "PRESTO_SETTINGS" not in make_environment(sent, "id")
+    assert yaml.safe_load(make_environment(inside, "id")["PRESTO_SETTINGS"])["storage"]["root"] == "s3://bucket/x"
 
 
 def test_a_sweep_is_sent_as_one_file_that_means_the_same(tmp_path: Path):
-    plan = planned(["demo", "validation.every=5", 'sweep.spaces=["noise", "layers"]', "sweep.samples=6", "seed=3"])
-    (tmp_path / "job.yaml").write_text(to_yaml(as_one(plan)))
-    again = planned([str(tmp_path / "job.yaml")])
+    plan = make_plan(["demo", "validation.every=5", 'sweep.spaces=["noise", "layers"]', "sweep.samples=6", "seed=3"])
+    (tmp_path / "job.yaml").write_text(to_yaml(plan_to_config(plan)))
+    again = make_plan([str(tmp_path / "job.yaml")])
     assert (again.base, again.space, again.depth) == (plan.base, plan.space, plan.depth)
-    assert list(again.proposals()) == list(plan.proposals())
+    assert list(again.iter_proposals()) == list(plan.iter_proposals())
 
 
 @pytest.mark.parametrize(("preset", "pods", "gpus"), [("demo", 2, None), ("paper", 8, "1")])
 def test_a_rayjob_is_as_large_as_its_preset_asks(preset: str, pods: int, gpus: str | None):
     config = config_of("train-teacher", preset, **{"submit.image": IMAGE, "submit.namespace": "music"})
-    job = rendered(work_of("train-teacher", config), config, "presto-1")
+    job = render_rayjob(make_command("train-teacher", config), config, "presto-1")
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert group["replicas"] == pods
     container = group["template"]["spec"]["containers"][0]
@@ -300,8 +300,8 @@ def test_rayjobs_fit_the_schema_of_kuberay():
         pytest.skip("KubeRay's CRDs are not here")
     for stage in ("corpus", "ingest", "train-teacher", "evaluate"):
         config = config_of(stage, "paper", **{"submit.image": IMAGE})
-        kuberay("RayJob").validate(rendered(work_of(stage, config), config, "presto-1"))
-    job = rendered(work_of("evaluate", config), config, "presto-1")
+        kuberay("RayJob").validate(render_rayjob(make_command(stage, config), config, "presto-1"))
+    job = render_rayjob(make_command("evaluate", config), config, "presto-1")
     job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["contaners"] = []
     with pytest.raises(jsonschema.ValidationError, match="contaners"):
         kuberay("RayJob").validate(job)
@@ -311,7 +311,7 @@ def test_rayjobs_fit_the_schema_of_kuberay():
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("args", "code", "message"),
     [
         (("--on", "nowhere"), 1, "is no target; use local"),
         (("--on", "http://10.0.0.7:8265"), 1, "tracking.uri is empty"),
@@ -323,16 +323,16 @@ def test_rayjobs_fit_the_schema_of_kuberay():
         (("--on", "kuberay", "submit.imge=x"), 2, "did you mean 'submit.image'?"),
     ],
 )
-def test_a_mistake_is_one_sentence(words: tuple[str, ...], code: int, message: str, tmp_path: Path):
-    done = presto("train-teacher", "demo", *words, home=tmp_path)
+def test_a_mistake_is_one_sentence(args: tuple[str, ...], code: int, message: str, tmp_path: Path):
+    done = presto("train-teacher", "demo", *args, home=tmp_path)
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_dry_run_says_what_would_be_sent_and_touches_nothing(tmp_path: Path):
-    words = ("train-teacher", "demo", "storage.root=s3://b/x", "tracking.uri=https://m.example", "--dry-run")
-    done = presto(*words, "--on", "http://10.0.0.7:8265", home=tmp_path)
+    args = ("train-teacher", "demo", "storage.root=s3://b/x", "tracking.uri=https://m.example", "--dry-run")
+    done = presto(*args, "--on", "http://10.0.0.7:8265", home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("# to http://10.0.0.7:8265, with ")
     assert "exec sh presto-job.sh train-teacher presto-job.yaml" in done.stdout
@@ -340,35 +340,35 @@ def test_a_dry_run_says_what_would_be_sent_and_touches_nothing(tmp_path: Path):
 
 
 def test_kubectl_is_asked_for_where_it_is_missing(tmp_path: Path):
-    words = (
+    args = (
         "train-teacher",
         "demo",
         "storage.root=s3://b/x",
         "tracking.uri=https://m.example",
         f"submit.image={IMAGE}",
     )
-    applied = presto(*words, "--on", "kuberay://prod", home=tmp_path, PATH="/nowhere")
+    applied = presto(*args, "--on", "kuberay://prod", home=tmp_path, PATH="/nowhere")
     assert applied.returncode == 1
     assert "kubectl is not installed" in applied.stderr
-    printed = presto(*words, "--on", "kuberay", home=tmp_path)
+    printed = presto(*args, "--on", "kuberay", home=tmp_path)
     assert yaml.safe_load(printed.stdout)["kind"] == "RayJob"
     assert json.dumps(IMAGE) in json.dumps(yaml.safe_load(printed.stdout))
 
 
-def presto(*words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    mine = strangers_environment(home) | environment
+def presto(*args: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    mine = make_user_environment(home) | environment
     assert not {name for name in mine if name.startswith(("AWS_", "MLFLOW_"))}
-    return subprocess.run([*PRESTO, *words], cwd=home, env=mine, capture_output=True, text=True, timeout=300)
+    return subprocess.run([*PRESTO, *args], cwd=home, env=mine, capture_output=True, text=True, timeout=300)
 
 
 def test_a_job_in_an_image_reads_its_settings_from_its_environment(tmp_path: Path):
     config = config_of("train-teacher", seed=3)
-    told = strangers_environment(tmp_path, PRESTO_SETTINGS=to_yaml(config), PRESTO_JOB="presto-1")
+    env = make_user_environment(tmp_path, PRESTO_SETTINGS=to_yaml(config), PRESTO_JOB="presto-1")
     command = [sys.executable, "-m", "infra.cli.in_job", "train-teacher", "PRESTO_SETTINGS", "--dry-run"]
-    done = subprocess.run(command, cwd=tmp_path, env=told, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "seed: 3" in done.stdout
-    lacking = subprocess.run(command, cwd=tmp_path, env=strangers_environment(tmp_path), capture_output=True, text=True)
+    lacking = subprocess.run(command, cwd=tmp_path, env=make_user_environment(tmp_path), capture_output=True, text=True)
     assert lacking.returncode == 1
     assert "PRESTO_SETTINGS is not set" in lacking.stderr
     assert os.environ.get("PRESTO_JOB") is None

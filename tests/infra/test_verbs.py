@@ -12,24 +12,24 @@ from typer.testing import CliRunner
 from infra.cli.main import app
 
 
-def verbs(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def iter_commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     if not hasattr(command, "commands"):
         yield path, command
         return
     for name, below in command.commands.items():
-        yield from verbs(below, (*path, name))
+        yield from iter_commands(below, (*path, name))
 
 
 def test_every_verb_has_a_dry_run():
-    found = dict(verbs(typer.main.get_command(app)))
+    found = dict(iter_commands(typer.main.get_command(app)))
     assert ("registry", "list") in found
     assert ("train-teacher",) in found
-    without = [path for path, verb in found.items() if not any("--dry-run" in p.opts for p in verb.params)]
+    without = [path for path, command in found.items() if not any("--dry-run" in p.opts for p in command.params)]
     assert not without
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         ("registry", "show", "presto-generator@champion", "tracking.uri=http://127.0.0.1:1"),
         ("jobs", "logs", "raysubmit_x", "--on", "http://127.0.0.1:1", "-f"),
@@ -37,9 +37,9 @@ def test_every_verb_has_a_dry_run():
         ("presets",),
     ],
 )
-def test_a_verb_that_only_reads_says_so_and_reads_nothing(words: tuple[str, ...]):
+def test_a_verb_that_only_reads_says_so_and_reads_nothing(args: tuple[str, ...]):
     """None of these places exists, so that to read would fail."""
-    done = CliRunner().invoke(app, [*words, "--dry-run"], catch_exceptions=False)
+    done = CliRunner().invoke(app, [*args, "--dry-run"], catch_exceptions=False)
     assert done.exit_code == 0
     assert done.stdout.startswith("would do this, which changes no artifact, record or job: ")
-    assert CliRunner().invoke(app, [*words, "--dry-rum"]).exit_code == 2
+    assert CliRunner().invoke(app, [*args, "--dry-rum"]).exit_code == 2

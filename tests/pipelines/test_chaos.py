@@ -15,7 +15,17 @@ from pathlib import Path
 import pytest
 
 from presto_core.errors import UserError
-from tests.support.fault_runs import EVERY, SAME, TABLE, Line, Parents, Training, lost, reached, wait_until
+from tests.support.fault_runs import (
+    EVERY,
+    SAME,
+    TABLE,
+    FaultRow,
+    Parents,
+    Training,
+    count_lost_steps,
+    last_step,
+    wait_until,
+)
 from tests.support.processes import wait_for
 from tests.support.synthetic_dataset import make_dataset
 
@@ -30,24 +40,28 @@ def truncate(file: Path) -> None:
 def test_kill_9_then_a_damaged_checkpoint_then_sigterm(begin, tmp_path: Path, parents: Parents):
     """One run, three lives: LS has every network there is."""
     calm, run = (Training("LS", tmp_path / name, parents) for name in ("calm", "run"))
-    calm.finish_here()
+    calm.finish_in_process()
     killed = run.begin(begin)
     assert wait_until(killed, 3 * EVERY - 2)
     killed.kill()
     truncate(run.newest_checkpoint / "state.safetensors")
 
-    told = run.begin(begin)
-    assert wait_until(told, reached(killed) + 1)
-    told.process.send_signal(signal.SIGTERM)
-    assert told.exit_code() == 1
-    assert "a damaged checkpoint is passed over" in told.said
-    assert "since it was told to end (SIGTERM); its state is saved, run the same command to go on" in told.said
-    assert run.checkpoints()[-1] >= reached(told)
+    stopped = run.begin(begin)
+    assert wait_until(stopped, last_step(killed) + 1)
+    stopped.process.send_signal(signal.SIGTERM)
+    assert stopped.exit_code() == 1
+    assert "a damaged checkpoint is passed over" in stopped.stderr
+    assert "since it was told to end (SIGTERM); its state is saved, run the same command to go on" in stopped.stderr
+    assert run.checkpoints()[-1] >= last_step(stopped)
 
-    run.finish_here()
+    run.finish_in_process()
     assert run.outcome() == calm.outcome()
-    TABLE.append(Line("driver SIGKILL, then newest checkpoint truncated", "LS", 0, 1, lost(killed, told), SAME))
-    TABLE.append(Line("driver SIGTERM", "LS", 0, 1, 0, f"saved, exit status 1; then {SAME}"))
+    TABLE.append(
+        FaultRow(
+            "driver SIGKILL, then newest checkpoint truncated", "LS", 0, 1, count_lost_steps(killed, stopped), SAME
+        )
+    )
+    TABLE.append(FaultRow("driver SIGTERM", "LS", 0, 1, 0, f"saved, exit status 1; then {SAME}"))
 
 
 @contextmanager
@@ -74,21 +88,21 @@ def fill(disk: Path) -> Path:
 
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(begin, tmp_path: Path, parents: Parents):
     calm = Training("L", tmp_path / "calm", parents, steps=120)
-    calm.finish_here()
+    calm.finish_in_process()
     disk = tmp_path / "disk"
     with small_disk(disk, "8m"):
-        run = replace(calm, cwd=tmp_path / "run", settings={"storage.root": str(disk / "store")}, lives=[])
-        life = run.begin(begin)
+        run = replace(calm, cwd=tmp_path / "run", settings={"storage.root": str(disk / "store")}, attempts=[])
+        attempt = run.begin(begin)
         assert wait_for(lambda: len(run.checkpoints()) >= 2, 120)
         filler = fill(disk)
-        assert life.exit_code() == 1
+        assert attempt.exit_code() == 1
         good = run.checkpoints()[-1]
-        assert f"the last good checkpoint is of step {good}" in life.said
-        assert "the disk is full; free some space and run the same command again" in life.said
+        assert f"the last good checkpoint is of step {good}" in attempt.stderr
+        assert "the disk is full; free some space and run the same command again" in attempt.stderr
         filler.unlink()
-        run.finish_here()
+        run.finish_in_process()
         assert run.outcome() == calm.outcome()
-    TABLE.append(Line("disk full", "L", 0, 1, reached(life) - good, f"one sentence; with space again {SAME}"))
+    TABLE.append(FaultRow("disk full", "L", 0, 1, last_step(attempt) - good, f"one sentence; with space again {SAME}"))
 
 
 def test_a_nan_in_the_data_stops_before_it_is_learnt(tmp_path: Path, parents: Parents):
@@ -98,7 +112,9 @@ def test_a_nan_in_the_data_stops_before_it_is_learnt(tmp_path: Path, parents: Pa
         r"dsm_loss is nan on rank 0, at noise levels sigma .*\(total_step (\d+)\); the step is thrown away and the"
     )
     with pytest.raises(UserError, match=message) as caught:
-        run.finish_here()
+        run.finish_in_process()
     assert f"the last good checkpoint is of step {run.checkpoints()[-1]}" in str(caught.value)
     assert run.weights_are_finite()
-    TABLE.append(Line("NaN in a batch", "teacher", 0, 1, 1, "loss, step, noise levels, rank and last checkpoint named"))
+    TABLE.append(
+        FaultRow("NaN in a batch", "teacher", 0, 1, 1, "loss, step, noise levels, rank and last checkpoint named")
+    )

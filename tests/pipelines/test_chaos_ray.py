@@ -17,8 +17,18 @@ from pipelines.cluster.session import ENVIRONMENT
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
 from tests.servers.fault_proxy import FaultProxy
-from tests.support.fault_runs import SAME, TABLE, VERBS, Line, Parents, Training, lost, resumed_at, wait_until
-from tests.support.processes import PATIENCE_S, Life, title_of, wait_for
+from tests.support.fault_runs import (
+    COMMANDS,
+    SAME,
+    TABLE,
+    FaultRow,
+    Parents,
+    Training,
+    count_lost_steps,
+    resume_step,
+    wait_until,
+)
+from tests.support.processes import PATIENCE_S, Attempt, title_of, wait_for
 from tests.support.synthetic_dataset import make_dataset
 
 pytestmark = [
@@ -34,11 +44,11 @@ OUTAGE_S = 30
 WORKER = "RayTrainWorker"
 
 
-def kill_worker(life: Life, rng: random.Random) -> bool:
+def kill_worker(attempt: Attempt, rng: random.Random) -> bool:
     """kill -9 of one training worker; False where the life ended before there was one."""
-    wait_for(lambda: not life.goes_on or life.workers(WORKER), PATIENCE_S)
-    workers = [worker for worker, _ in life.workers(WORKER)]
-    if not life.goes_on or not workers:
+    wait_for(lambda: not attempt.is_running or attempt.workers(WORKER), PATIENCE_S)
+    workers = [worker for worker, _ in attempt.workers(WORKER)]
+    if not attempt.is_running or not workers:
         return False
     rng.choice(workers).kill()
     return True
@@ -46,34 +56,34 @@ def kill_worker(life: Life, rng: random.Random) -> bool:
 
 def survive(begin, run: Training, rng: random.Random) -> list[str]:
     """Kill drivers and workers at random steps, each time going on with the same command; who was killed."""
-    life, hits = run.begin(begin), list[str]()
+    attempt, hits = run.begin(begin), list[str]()
     for step in sorted(rng.sample(range(2, STEPS - 20), KILLS)):
         victim = rng.choice(("driver", "worker"))
-        if not life.goes_on:
-            life.exit_code()
-            life = run.begin(begin)
-        if not wait_until(life, step):
+        if not attempt.is_running:
+            attempt.exit_code()
+            attempt = run.begin(begin)
+        if not wait_until(attempt, step):
             continue
-        if victim == "worker" and kill_worker(life, rng):
+        if victim == "worker" and kill_worker(attempt, rng):
             hits.append(victim)
         elif victim == "driver":
-            life.kill()
+            attempt.kill()
             hits.append(victim)
             if rng.random() < 0.5:  # else the next life meets what this one left behind
-                life.end()
-            life = run.begin(begin)
-    if life.exit_code():
-        assert run.begin(begin).exit_code() == 0, run.lives[-1].said
+                attempt.end()
+            attempt = run.begin(begin)
+    if attempt.exit_code():
+        assert run.begin(begin).exit_code() == 0, run.attempts[-1].stderr
     return hits
 
 
-def undisturbed(begin, run: Training) -> Training:
+def run_undisturbed(begin, run: Training) -> Training:
     """The same run, which nothing befalls; one worker's bits are those of the loop in this process."""
-    calm = replace(run, cwd=run.cwd.with_name("calm"), settings={}, environment={}, lives=[])
+    calm = replace(run, cwd=run.cwd.with_name("calm"), settings={}, environment={}, attempts=[])
     if run.workers == 2:
-        assert calm.begin(begin).exit_code() == 0, calm.lives[-1].said
+        assert calm.begin(begin).exit_code() == 0, calm.attempts[-1].stderr
     else:
-        replace(calm, workers=0).finish_here()
+        replace(calm, workers=0).finish_in_process()
     return calm
 
 
@@ -81,20 +91,22 @@ HITS: list[str] = []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("stage", VERBS)
+@pytest.mark.parametrize("stage", COMMANDS)
 def test_kills_at_random_steps(begin, tmp_path: Path, parents: Parents, stage: str, workers: int):
     run = Training(stage, tmp_path / "run", parents, steps=STEPS, workers=workers)
-    calm = undisturbed(begin, run)
+    calm = run_undisturbed(begin, run)
     hits = survive(begin, run, random.Random(f"{stage} {workers}"))
     assert run.outcome() == calm.outcome()
     HITS.extend(hits)
     for victim in sorted(set(hits)):
         kills = hits.count(victim)
-        TABLE.append(Line(f"{victim} SIGKILL at random steps", stage, workers, kills, lost(*run.lives), SAME))
+        TABLE.append(
+            FaultRow(f"{victim} SIGKILL at random steps", stage, workers, kills, count_lost_steps(*run.attempts), SAME)
+        )
 
 
 def test_there_were_fifty_random_kills_of_both_kinds():
-    if len(HITS) < len(VERBS) * 2 * KILLS // 2:
+    if len(HITS) < len(COMMANDS) * 2 * KILLS // 2:
         pytest.skip("needs the kills of all stages")
     assert len(HITS) >= 50
     assert set(HITS) == {"driver", "worker"}
@@ -102,32 +114,34 @@ def test_there_were_fifty_random_kills_of_both_kinds():
 
 def test_sigterm_of_one_worker_saves_on_all_and_ends(begin, tmp_path: Path, parents: Parents):
     run = Training("S", tmp_path / "run", parents, steps=STEPS, workers=2)
-    calm = undisturbed(begin, run)
-    life = run.begin(begin)
-    assert wait_until(life, 10)
-    worker, _ = life.workers(WORKER)[-1]
+    calm = run_undisturbed(begin, run)
+    attempt = run.begin(begin)
+    assert wait_until(attempt, 10)
+    worker, _ = attempt.workers(WORKER)[-1]
     worker.send_signal(signal.SIGTERM)
-    assert life.exit_code() == 1
-    assert "its state is saved, run the same command to go on" in life.said
+    assert attempt.exit_code() == 1
+    assert "its state is saved, run the same command to go on" in attempt.stderr
     again = run.begin(begin)
     assert again.exit_code() == 0
-    assert 0 < resumed_at(again) < STEPS
-    assert lost(life, again) == 0
+    assert 0 < resume_step(again) < STEPS
+    assert count_lost_steps(attempt, again) == 0
     assert run.outcome() == calm.outcome()
-    TABLE.append(Line("SIGTERM of one worker", "S", 2, 1, 0, f"saved, exit status 1; then {SAME}"))
+    TABLE.append(FaultRow("SIGTERM of one worker", "S", 2, 1, 0, f"saved, exit status 1; then {SAME}"))
 
 
 def test_nan_on_one_rank_stops_both(begin, tmp_path: Path, parents: Parents):
     poisoned = Parents(make_dataset(str(tmp_path / "poisoned"), poisoned_row=3).uri)
     run = Training("teacher", tmp_path / "run", poisoned, workers=2, settings={"loop.checkpoint_every": 1})
-    life = run.begin(begin)
-    assert life.exit_code() == 1
+    attempt = run.begin(begin)
+    assert attempt.exit_code() == 1
     good = run.checkpoints()[-1]
-    assert f"the last good checkpoint is of step {good}:" in life.said
-    assert f"on rank {int('on rank 1' in life.said)}, at noise levels sigma" in life.said
-    assert life.said.count("resumed") == 0  # no restart would help
+    assert f"the last good checkpoint is of step {good}:" in attempt.stderr
+    assert f"on rank {int('on rank 1' in attempt.stderr)}, at noise levels sigma" in attempt.stderr
+    assert attempt.stderr.count("resumed") == 0  # no restart would help
     assert run.weights_are_finite()
-    TABLE.append(Line("NaN on one rank", "teacher", 2, 1, 1, "loss, step, noise levels, rank, last checkpoint named"))
+    TABLE.append(
+        FaultRow("NaN on one rank", "teacher", 2, 1, 1, "loss, step, noise levels, rank, last checkpoint named")
+    )
 
 
 # --- servers
@@ -139,27 +153,27 @@ def test_object_store_down_for_half_a_minute(begin, tmp_path: Path, parents: Par
         open_folder(root).delete()
         settings = {"storage.root": root}
         run = Training("teacher", tmp_path / "run", parents, 600, 1, settings=settings, environment=through)
-        calm = undisturbed(begin, run)
-        life = run.begin(begin)
-        assert wait_until(life, 30)
+        calm = run_undisturbed(begin, run)
+        attempt = run.begin(begin)
+        assert wait_until(attempt, 30)
         with proxy.down():
             time.sleep(OUTAGE_S)
-        assert life.exit_code() == 0, life.said
+        assert attempt.exit_code() == 0, attempt.stderr
     assert run.outcome() == calm.outcome()
-    TABLE.append(Line(f"object store down for {OUTAGE_S} s", "teacher", 1, 1, 0, f"waited out; {SAME}"))
+    TABLE.append(FaultRow(f"object store down for {OUTAGE_S} s", "teacher", 1, 1, 0, f"waited out; {SAME}"))
 
 
 def test_mlflow_down_for_half_a_minute(begin, tmp_path: Path, parents: Parents, mlflow_server: str):
     with FaultProxy(mlflow_server) as proxy:
         run = Training("teacher", tmp_path / "run", parents, 600, settings={"tracking.uri": proxy.endpoint})
-        calm = undisturbed(begin, run)
-        life = run.begin(begin)
-        assert wait_until(life, 30)
+        calm = run_undisturbed(begin, run)
+        attempt = run.begin(begin)
+        assert wait_until(attempt, 30)
         with proxy.down():
             time.sleep(OUTAGE_S)
-        assert life.exit_code() == 0, life.said
+        assert attempt.exit_code() == 0, attempt.stderr
         assert run.outcome() == calm.outcome()
-    TABLE.append(Line(f"MLflow down for {OUTAGE_S} s", "teacher", 0, 1, 0, f"rows kept and sent later; {SAME}"))
+    TABLE.append(FaultRow(f"MLflow down for {OUTAGE_S} s", "teacher", 0, 1, 0, f"rows kept and sent later; {SAME}"))
 
 
 # --- nodes
@@ -183,19 +197,23 @@ def test_node_killed_in_a_cluster(begin, tmp_path: Path, parents: Parents):
     shared = {**ENVIRONMENT, **FAST, "RAY_health_check_failure_threshold": "3", "RAY_AUTH_MODE": "token"}
     shared |= {"RAY_AUTH_TOKEN": "5" * 64, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
     cluster = begin([sys.executable, "-c", CLUSTER], tmp_path / "cluster", shared, keep_stdin=True)
-    assert wait_for(lambda: cluster.printed.strip() or not cluster.goes_on, PATIENCE_S), cluster.said
-    known = json.loads(cluster.printed)
+    assert wait_for(lambda: cluster.stdout.strip() or not cluster.is_running, PATIENCE_S), cluster.stderr
+    known = json.loads(cluster.stdout)
     joined = {"cluster.address": known["address"]}
     run = Training("teacher", tmp_path / "run", parents, STEPS, 1, settings=joined, environment=shared)
-    calm = undisturbed(begin, run)
-    life = run.begin(begin)
-    assert wait_until(life, 20)
+    calm = run_undisturbed(begin, run)
+    attempt = run.begin(begin)
+    assert wait_until(attempt, 20)
     (raylet,) = [pid for pid in known["raylets"] if hosts_worker(pid)]
     psutil.Process(raylet).kill()
-    assert life.exit_code() == 0, life.said
-    assert 0 < resumed_at(life) < STEPS
+    assert attempt.exit_code() == 0, attempt.stderr
+    assert 0 < resume_step(attempt) < STEPS
     assert run.outcome() == calm.outcome()
-    TABLE.append(Line("node (raylet) SIGKILL", "teacher", 1, 1, lost(life), f"restarted on another node; {SAME}"))
+    TABLE.append(
+        FaultRow(
+            "node (raylet) SIGKILL", "teacher", 1, 1, count_lost_steps(attempt), f"restarted on another node; {SAME}"
+        )
+    )
 
 
 def hosts_worker(raylet: int) -> bool:

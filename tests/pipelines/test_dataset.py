@@ -12,20 +12,20 @@ from blake3 import blake3
 
 from pipelines.data import epoch_plan
 from pipelines.data import shard_reader as reading
-from pipelines.data.batch_reader import Reading, Source
+from pipelines.data.batch_reader import EpochRead, EpochReader
 from pipelines.data.dataset import (
     LatentDataset,
-    conditioning_of,
+    make_conditioning,
     open_dataset,
-    stream,
+    stream_batches,
 )
 from pipelines.data.epoch_plan import EpochPlan, shards_to_read
 from pipelines.data.shard_reader import (
-    damaged_shards,
-    read_here,
+    find_damaged_shards,
     read_with_ray,
+    read_with_threads,
 )
-from pipelines.data.shards import Rows, to_parquet
+from pipelines.data.shards import FullRows, to_parquet
 from presto_core.artifacts.store import StoreError
 from presto_core.training.state import Batch, Cursor
 from tests.support.synthetic_dataset import make_dataset, rows
@@ -38,7 +38,7 @@ def latents(tmp_path) -> LatentDataset:
 
 def take(data: LatentDataset, count: int, *, cursor: Cursor | None = None, **options) -> list[Batch]:
     options = {"seed": 1, "global_batch_size": 6, **options}
-    return list(islice(stream(data, cursor=cursor or Cursor(), **options), count))
+    return list(islice(stream_batches(data, cursor=cursor or Cursor(), **options), count))
 
 
 def ids(batches: list[Batch]) -> list[list[float]]:
@@ -63,7 +63,7 @@ def test_rows_stay_together_with_their_conditions(latents: LatentDataset):
 
 
 def read_all(data: LatentDataset):
-    return Rows.cat(list(read_here(data.uri, data.shards("train"), Rows)))
+    return FullRows.concatenate(list(read_with_threads(data.uri, data.shards("train"), FullRows)))
 
 
 def test_latents_are_normalised_to_unit_variance(latents: LatentDataset):
@@ -137,16 +137,16 @@ def test_an_incomplete_last_batch_is_left_out_and_the_epoch_ends(latents: Latent
     assert [b.cursor for b in batches] == [Cursor(0, 8), Cursor(0, 16), Cursor(1, 0), Cursor(1, 8)]
 
 
-def noted(read: list[str]):
+def make_recording_reader(read: list[str]):
     """A reader that notes what is asked of it."""
 
     def reader(uri, shards, kind, cache=None):
-        def asked():
+        def record_requests():
             for shard in shards:
                 read.append(shard.file)
                 yield shard
 
-        yield from read_here(uri, asked(), kind)
+        yield from read_with_threads(uri, record_requests(), kind)
 
     return reader
 
@@ -154,12 +154,19 @@ def noted(read: list[str]):
 def test_windows_before_the_cursor_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", 40)
     shards = make_dataset(str(tmp_path / "data"), shard_rows=MANY).shards("train")
-    plan = EpochPlan.of(MANY, seed=1, epoch=0, global_batch_size=6)
+    plan = EpochPlan.from_shard_rows(MANY, seed=1, epoch=0, global_batch_size=6)
 
     def count(first_batch: int) -> int:
         read = list[str]()
-        epoch = Reading(0, plan, plan.shares(rank=0, world_size=1), first_batch)
-        assert len(list(Source(str(tmp_path / "data"), shards, noted(read)).batches(iter([epoch])))) == 24 - first_batch
+        epoch = EpochRead(0, plan, plan.worker_slices(rank=0, world_size=1), first_batch)
+        assert (
+            len(
+                list(
+                    EpochReader(str(tmp_path / "data"), shards, make_recording_reader(read)).iter_batches(iter([epoch]))
+                )
+            )
+            == 24 - first_batch
+        )
         return len(read)
 
     assert count(18) <= count(0) / 4 + 3  # a lane's window may have begun before, three lanes
@@ -167,10 +174,10 @@ def test_windows_before_the_cursor_are_not_read(tmp_path, monkeypatch):
 
 def test_the_reader_is_not_asked_for_more_than_a_window_ahead(tmp_path, monkeypatch):
     monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", 40)
-    monkeypatch.setattr(reading, "AHEAD", 1)
+    monkeypatch.setattr(reading, "PREFETCH_SHARDS", 1)
     many = make_dataset(str(tmp_path / "data"), shard_rows=MANY)
     read = list[str]()
-    batches = stream(many, seed=1, cursor=Cursor(), global_batch_size=6, reader=noted(read))
+    batches = stream_batches(many, seed=1, cursor=Cursor(), global_batch_size=6, reader=make_recording_reader(read))
     next(batches)
     assert len(read) < len(MANY) / 2
     batches.close()
@@ -179,11 +186,13 @@ def test_the_reader_is_not_asked_for_more_than_a_window_ahead(tmp_path, monkeypa
 def test_the_next_epoch_is_read_before_one_has_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", 40)
     shards = make_dataset(str(tmp_path / "data"), shard_rows=MANY).shards("train")
-    plans = [EpochPlan.of(MANY, seed=1, epoch=epoch, global_batch_size=6) for epoch in (0, 1)]
-    readings = [Reading(e, plan, plan.shares(rank=0, world_size=1), 0) for e, plan in enumerate(plans)]
+    plans = [EpochPlan.from_shard_rows(MANY, seed=1, epoch=epoch, global_batch_size=6) for epoch in (0, 1)]
+    readings = [EpochRead(e, plan, plan.worker_slices(rank=0, world_size=1), 0) for e, plan in enumerate(plans)]
     read = list[str]()
     needed = len(list(shards_to_read(readings[0].windows)))
-    for reading_, number, *_ in Source(str(tmp_path / "data"), shards, noted(read)).batches(iter(readings)):
+    for reading_, number, *_ in EpochReader(str(tmp_path / "data"), shards, make_recording_reader(read)).iter_batches(
+        iter(readings)
+    ):
         if (reading_.epoch, number) == (0, 23):
             assert len(read) > needed
             return
@@ -211,15 +220,15 @@ def test_conditions_are_withheld_from_the_stated_share_and_from_other_rows_each_
     batches = take(many, 24 * 20, caption_dropout=0.25)
     kept = torch.cat([b.cond.keep for b in batches]).float()
     assert float(kept.mean()) == pytest.approx(0.75, abs=4 * (0.25 * 0.75 / len(kept)) ** 0.5)
-    told = {b.cond.tempo_bpm[i].item() for b in batches for i in range(6) if b.cond.keep[i]}
-    assert len(told) == 147
+    conditioned = {b.cond.tempo_bpm[i].item() for b in batches for i in range(6) if b.cond.keep[i]}
+    assert len(conditioned) == 147
 
 
 def test_a_row_of_which_nothing_is_known_is_unconditional():
     mute = rows(3, seed=0)
     nothing = {"text_mask": np.zeros((3, 3), dtype=bool), "key": np.array([24, 24, 0], dtype=np.int8)}
     mute = replace(mute, **nothing, tempo_bpm=np.array([np.nan, 100, np.nan], dtype=np.float32))
-    assert conditioning_of(mute).keep.tolist() == [False, True, True]
+    assert make_conditioning(mute).keep.tolist() == [False, True, True]
 
 
 def test_too_little_data_is_refused(latents: LatentDataset):
@@ -247,21 +256,24 @@ def test_data_set_without_manifest_does_not_exist(latents: LatentDataset, tmp_pa
 
 def test_without_damaged_shards_the_stream_goes_on_and_counts_less(latents: LatentDataset, tmp_path):
     (tmp_path / "data/shards/1.parquet").write_bytes(b"nothing")
-    found = damaged_shards(latents.uri, latents.shards("train"), with_ray=False)
+    found = find_damaged_shards(latents.uri, latents.shards("train"), with_ray=False)
     assert list(found) == ["shards/1.parquet"]
     assert "is damaged" in found["shards/1.parquet"]
-    seen = sum(ids(take(latents.without(found), 3)), [])
+    seen = sum(ids(take(latents.exclude_shards(found), 3)), [])
     assert len(seen) == 18
     assert not any(1000 <= tempo < 2000 for tempo in seen)  # shard 1
 
 
 def test_shards_of_a_data_set_that_knows_no_blake3_are_checked_by_sha256(latents: LatentDataset, tmp_path):
     first = [replace(shard, blake3="") for shard in latents.shards("train")]
-    new, old = (Rows.cat(list(read_here(latents.uri, shards, Rows))) for shards in (latents.shards("train"), first))
+    new, old = (
+        FullRows.concatenate(list(read_with_threads(latents.uri, shards, FullRows)))
+        for shards in (latents.shards("train"), first)
+    )
     assert (new.latents == old.latents).all()
     (tmp_path / "data/shards/1.parquet").write_bytes(b"nothing")
     with pytest.raises(StoreError, match=r"1\.parquet is damaged: sha256"):
-        list(read_here(latents.uri, first, Rows))
+        list(read_with_threads(latents.uri, first, FullRows))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +289,7 @@ def test_a_shard_of_another_schema_is_named_though_its_hash_is_right(latents, tm
     path.write_bytes(content(path.read_bytes()))
     shard = replace(latents.shards("train")[1], blake3=blake3(path.read_bytes()).hexdigest())
     with pytest.raises(StoreError, match=rf"1\.parquet.*{message}"):
-        list(read_here(latents.uri, [shard], Rows))
+        list(read_with_threads(latents.uri, [shard], FullRows))
 
 
 def without_column(content: bytes, name: str) -> bytes:
@@ -288,10 +300,10 @@ def without_column(content: bytes, name: str) -> bytes:
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_ray_reads_the_same_rows_from_s3(ray_here, many: LatentDataset, tmp_path):
+def test_ray_reads_the_same_rows_from_s3(shared_ray, many: LatentDataset, tmp_path):
     remote = make_dataset(f"s3://latents/{tmp_path.name}", shard_rows=MANY)
-    here, there = take(many, 30), take(remote, 30, reader=read_with_ray)
-    for a, b in zip(here, there, strict=True):
+    local, remote_batches = take(many, 30), take(remote, 30, reader=read_with_ray)
+    for a, b in zip(local, remote_batches, strict=True):
         assert torch.equal(a.x0, b.x0)
         assert torch.equal(a.cond.tokens, b.cond.tokens)
         assert a.cursor == b.cursor
@@ -299,23 +311,27 @@ def test_ray_reads_the_same_rows_from_s3(ray_here, many: LatentDataset, tmp_path
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_ray_names_damaged_and_missing_shards(ray_here, latents: LatentDataset, tmp_path):
+def test_ray_names_damaged_and_missing_shards(shared_ray, latents: LatentDataset, tmp_path):
     (tmp_path / "data/shards/1.parquet").write_bytes(b"nothing")
     (tmp_path / "data/shards/2.parquet").unlink()
     with pytest.raises(StoreError, match=r"1\.parquet is damaged: blake3"):
-        list(read_with_ray(latents.uri, latents.shards("train")[:2], Rows))
+        list(read_with_ray(latents.uri, latents.shards("train")[:2], FullRows))
     with pytest.raises(StoreError, match=r"2\.parquet does not exist"):
-        list(read_with_ray(latents.uri, latents.shards("train")[2:], Rows))
-    found = damaged_shards(latents.uri, latents.shards("train"), with_ray=True)
+        list(read_with_ray(latents.uri, latents.shards("train")[2:], FullRows))
+    found = find_damaged_shards(latents.uri, latents.shards("train"), with_ray=True)
     assert sorted(found) == ["shards/1.parquet", "shards/2.parquet"]
 
 
 @pytest.mark.ray
 @pytest.mark.services
 @pytest.mark.parametrize(("plan", "task"), [(3, 1), (1024, 5000), (1024, 2**24)])
-def test_shards_come_one_by_one_however_they_are_read_together(ray_here, many: LatentDataset, monkeypatch, plan, task):
-    monkeypatch.setattr(reading, "SHARDS_A_PLAN", plan)
+def test_shards_come_one_by_one_however_they_are_read_together(
+    shared_ray, many: LatentDataset, monkeypatch, plan, task
+):
+    monkeypatch.setattr(reading, "SHARDS_PER_EXECUTION", plan)
     monkeypatch.setattr(reading, "TASK_BYTES", task)
     shards = many.shards("train")[:8]
-    for ours, theirs in zip(read_with_ray(many.uri, shards, Rows), read_here(many.uri, shards, Rows), strict=True):
+    for ours, theirs in zip(
+        read_with_ray(many.uri, shards, FullRows), read_with_threads(many.uri, shards, FullRows), strict=True
+    ):
         assert np.array_equal(ours.latents, theirs.latents)

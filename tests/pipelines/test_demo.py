@@ -6,9 +6,9 @@ import pytest
 
 from pipelines.presets.resolve import PRESETS
 from pipelines.workflows.demo import (
-    FLOW,
-    described,
-    stage_configs,
+    DEMO_FLOW,
+    describe_node,
+    load_flow_configs,
 )
 from presto_core.config.loader import ConfigError, read_preset
 from presto_core.config.schema import (
@@ -19,7 +19,7 @@ from presto_core.config.schema import (
 
 
 def ingest_source(*overrides: str) -> str:
-    ingest = stage_configs("demo", list(overrides))["ingest"]
+    ingest = load_flow_configs("demo", list(overrides))["ingest"]
     assert isinstance(ingest, IngestStage)
     (source,) = ingest.ingest.source
     return source
@@ -32,7 +32,7 @@ def test_ingest_reads_the_corpus_that_was_built_unless_told_otherwise():
 
 
 def test_an_override_reaches_every_stage_that_has_its_section():
-    configs = stage_configs("demo", ["seed=5", "steps.generator_updates=7", "cluster.num_workers=1"])
+    configs = load_flow_configs("demo", ["seed=5", "steps.generator_updates=7", "cluster.num_workers=1"])
     steps, evaluate = configs["S"], configs["evaluate"]
     assert isinstance(steps, StepsStage)
     assert isinstance(evaluate, EvaluateStage)
@@ -43,18 +43,18 @@ def test_an_override_reaches_every_stage_that_has_its_section():
 
 def test_an_override_that_fits_no_stage_is_refused():
     with pytest.raises(ConfigError, match=r"did you mean 'steps\.p_dmd"):
-        stage_configs("demo", ["steps.p_dmdd.kind=karras"])
+        load_flow_configs("demo", ["steps.p_dmdd.kind=karras"])
 
 
 def test_every_step_reads_what_an_earlier_one_makes():
     before: set[str] = set()
-    for name, step in FLOW.items():
+    for name, step in DEMO_FLOW.items():
         assert {*step.inputs.values(), *step.compared} <= before, name
         before.add(name)
 
 
 def test_the_baseline_differs_from_presto_l_in_what_makes_it_a_baseline_alone():
-    configs = stage_configs("demo", ["layers.steps=7"])
+    configs = load_flow_configs("demo", ["layers.steps=7"])
     ours, baseline = (configs[name].model_dump()["layers"] for name in ("L", "ASE"))
     different = {key: (ours[key], baseline[key]) for key in ours if ours[key] != baseline[key]}
     assert different == {
@@ -67,11 +67,11 @@ def test_the_baseline_differs_from_presto_l_in_what_makes_it_a_baseline_alone():
 
 def test_the_baselines_preset_is_the_flows_baseline():
     preset = read_preset("ablations/ase", PRESETS)["layers"]
-    settings = stage_configs("demo", [])["ASE"].model_dump()["layers"]
+    settings = load_flow_configs("demo", [])["ASE"].model_dump()["layers"]
     assert preset == {key: settings[key] for key in preset}
 
 
 def test_a_dry_run_says_which_step_reads_what():
-    assert described("LS") == "## LS, made from dataset ingest, teacher base, layers L"
-    assert described("evaluate").endswith("compared ASE, compared L, compared S, compared LS")
-    assert described("evaluate", ("S", "evaluate")).endswith("teacher base, compared S")
+    assert describe_node("LS") == "## LS, made from dataset ingest, teacher base, layers L"
+    assert describe_node("evaluate").endswith("compared ASE, compared L, compared S, compared LS")
+    assert describe_node("evaluate", ("S", "evaluate")).endswith("teacher base, compared S")

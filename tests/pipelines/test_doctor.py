@@ -32,23 +32,23 @@ from pipelines.doctor import (
     service_checks as round_trips,
 )
 from pipelines.doctor.doctor import (
-    Check,
-    Finding,
+    CheckOutcome,
+    DoctorCheck,
     Result,
 )
 from pipelines.storage import filesystem as storage
 from pipelines.storage.local_s3 import Server
-from pipelines.tracking.client import connect, open_tracker
+from pipelines.tracking.client import create_client, open_tracker
 from presto_core.config.sections import ClusterConfig, TrackingConfig
 from presto_core.errors import UserError
 
 DEAD = "http://127.0.0.1:9"
 
 
-def found(name: str, *overrides: str) -> Finding:
+def run_named_check(name: str, *overrides: str) -> CheckOutcome:
     """What one check of those for some settings finds."""
-    (check,) = [check for check in doctor.checks(None, list(overrides)) if check.name == name]
-    return doctor.examine(check)
+    (check,) = [check for check in doctor.make_checks(None, list(overrides)) if check.name == name]
+    return doctor.run_check(check)
 
 
 def tree(folder: Path) -> set[str]:
@@ -56,7 +56,7 @@ def tree(folder: Path) -> set[str]:
 
 
 def keys(bucket: str) -> set[str]:
-    listed = storage.s3_client(storage.endpoint()).list_objects_v2(Bucket=bucket)
+    listed = storage.create_s3_client(storage.endpoint()).list_objects_v2(Bucket=bucket)
     return {entry["Key"] for entry in listed.get("Contents", ())}
 
 
@@ -66,10 +66,10 @@ def keys(bucket: str) -> set[str]:
 @pytest.mark.services
 @pytest.mark.parametrize("root", ["s3://latents", "s3://latents/new", "s3://latents/music"])
 def test_a_bucket_is_tried_and_left_as_it_was(object_store: Server, root: str):
-    storage.s3_client(storage.endpoint()).put_object(Bucket="latents", Key="music/object", Body=b"of the user")
+    storage.create_s3_client(storage.endpoint()).put_object(Bucket="latents", Key="music/object", Body=b"of the user")
     before = keys("latents")
     for name in ("storage", "conditional put"):
-        assert found(name, f"storage.root={root}").result is Result.OK
+        assert run_named_check(name, f"storage.root={root}").result is Result.OK
     assert keys("latents") == before
 
 
@@ -78,13 +78,13 @@ def test_a_folder_is_tried_and_left_as_it_was(empty: Path, made: str):
     (empty / made).mkdir(exist_ok=True)
     before = tree(empty)
     for name in ("storage", "conditional put"):
-        assert found(name, "storage.root=store/deeper").result is Result.OK
+        assert run_named_check(name, "storage.root=store/deeper").result is Result.OK
     assert tree(empty) == before
 
 
 @pytest.mark.services
 @pytest.mark.parametrize(
-    ("root", "environment", "detail", "mend"),
+    ("root", "environment", "detail", "hint"),
     [
         ("s3://nowhere/x", {}, "bucket 'nowhere' does not exist at http", "create it or mend storage.root"),
         ("s3://latents", {"AWS_SECRET_ACCESS_KEY": "geheim"}, "refuses these credentials", "check AWS_ACCESS_KEY_ID"),
@@ -92,13 +92,13 @@ def test_a_folder_is_tried_and_left_as_it_was(empty: Path, made: str):
         ("s3://latents", {"AWS_ENDPOINT_URL": DEAD}, f"object store {DEAD} does not answer", "mend AWS_ENDPOINT_URL"),
     ],
 )
-def test_wrong_storage_is_named_with_its_mend(object_store: Server, root: str, environment, detail, mend, monkeypatch):
+def test_wrong_storage_is_named_with_its_mend(object_store: Server, root: str, environment, detail, hint, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    storage._require_bucket.cache_clear()
-    finding = found("storage", f"storage.root={root}")
-    storage._require_bucket.cache_clear()
-    assert (finding.result, detail in finding.detail, mend in finding.mend) == (Result.FAILED, True, True), finding
+    storage._check_bucket.cache_clear()
+    finding = run_named_check("storage", f"storage.root={root}")
+    storage._check_bucket.cache_clear()
+    assert (finding.result, detail in finding.detail, hint in finding.fix) == (Result.FAILED, True, True), finding
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(finding)
 
 
@@ -113,17 +113,17 @@ def unprivileged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def test_a_folder_that_cannot_be_written_is_named(unprivileged):
     root = "/var/presto"
-    finding = found("storage", f"storage.root={root}")
+    finding = run_named_check("storage", f"storage.root={root}")
     assert finding.result is Result.FAILED
     assert finding.detail.startswith(f"cannot write {root}/presto-doctor-")
     assert finding.detail.endswith("permission denied")
-    assert finding.mend == "choose another storage.root or mend its permissions"
+    assert finding.fix == "choose another storage.root or mend its permissions"
 
 
 def test_a_root_that_is_no_folder_is_named(empty: Path):
     (empty / "store").write_text("a file")
-    finding = found("storage", "storage.root=store")
-    assert (finding.result, finding.mend) == (Result.FAILED, "choose another storage.root")
+    finding = run_named_check("storage", "storage.root=store")
+    assert (finding.result, finding.fix) == (Result.FAILED, "choose another storage.root")
     assert tree(empty) == {"store"}
 
 
@@ -155,7 +155,7 @@ def server_of(seconds: float) -> Iterator[str]:
 
 @pytest.mark.services
 def test_the_clock_is_that_of_the_store_on_one_machine(object_store: Server):
-    finding = found("clock", "storage.root=s3://latents")
+    finding = run_named_check("clock", "storage.root=s3://latents")
     assert finding.result is Result.OK
     assert finding.detail.endswith(f"s apart from {object_store.endpoint}")
 
@@ -164,22 +164,22 @@ def test_the_clock_is_that_of_the_store_on_one_machine(object_store: Server):
 def test_a_wrong_clock_is_named(seconds: float, side: str, monkeypatch):
     with server_of(seconds) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        finding = found("clock", "storage.root=s3://latents")
+        finding = run_named_check("clock", "storage.root=s3://latents")
     assert finding.result is Result.FAILED
     assert f" s {side} that of {url}, which refuses requests" in finding.detail
-    assert finding.mend == "set the clock, or let NTP keep it"
+    assert finding.fix == "set the clock, or let NTP keep it"
 
 
 @pytest.mark.parametrize("url", [DEAD, "store:9000"])
 def test_a_store_that_tells_no_time_is_named(url: str, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-    finding = found("clock", "storage.root=s3://latents")
-    assert (finding.result, finding.mend.endswith("mend AWS_ENDPOINT_URL")) == (Result.FAILED, True)
+    finding = run_named_check("clock", "storage.root=s3://latents")
+    assert (finding.result, finding.fix.endswith("mend AWS_ENDPOINT_URL")) == (Result.FAILED, True)
     assert finding.detail.startswith(f"{url} does not answer: ")
 
 
 def test_a_folder_needs_no_clock():
-    assert found("clock").result is Result.SKIPPED
+    assert run_named_check("clock").result is Result.SKIPPED
 
 
 # --- MLflow
@@ -190,73 +190,73 @@ def test_a_server_is_tried_and_left_as_it_was(mlflow_server: str, empty: Path):
     from mlflow.entities import ViewType
 
     config = TrackingConfig(uri=mlflow_server, experiment="doctors")
-    client, _ = connect(config)
+    client, _ = create_client(config)
     experiments = {e.name for e in client.search_experiments()}
-    assert "will make" in round_trips.mlflow(config)
+    assert "will make" in round_trips.check_mlflow(config)
     assert {e.name for e in client.search_experiments()} == experiments
     tracker = open_tracker(config)
-    assert "will make" not in round_trips.mlflow(config)
+    assert "will make" not in round_trips.check_mlflow(config)
     assert client.search_runs([tracker.experiment_id]) == []
     (run,) = client.search_runs([tracker.experiment_id], run_view_type=ViewType.DELETED_ONLY)
     assert run.data.tags["presto.doctor"] == "true"
     assert run.data.metrics == {"doctor": 1.5}
     assert client.list_artifacts(run.info.run_id) == []
     client.delete_experiment(tracker.experiment_id)
-    finding = found("MLflow", f"tracking.uri={mlflow_server}", "tracking.experiment=doctors")
+    finding = run_named_check("MLflow", f"tracking.uri={mlflow_server}", "tracking.experiment=doctors")
     assert finding.result is Result.FAILED
     assert finding.detail == f"experiment 'doctors' of MLflow at {mlflow_server} is deleted"
-    assert finding.mend.endswith(f"mlflow experiments restore --experiment-id {tracker.experiment_id}")
+    assert finding.fix.endswith(f"mlflow experiments restore --experiment-id {tracker.experiment_id}")
 
 
 def test_a_data_base_is_tried_and_left_as_it_was(empty: Path, mlflow_database: Path):
     """At first there is none; then there is one, whose artifacts go into a folder."""
-    assert found("MLflow").result is Result.OK
+    assert run_named_check("MLflow").result is Result.OK
     assert tree(empty) == set()
     (empty / ".presto").mkdir()
     shutil.copy(mlflow_database, ".presto/mlflow.db")
     open_tracker(TrackingConfig())
     before = tree(empty)
-    assert found("MLflow").result is Result.OK
+    assert run_named_check("MLflow").result is Result.OK
     assert tree(empty) == before
 
 
 def test_a_dead_server_is_named_without_its_password():
-    finding = found("MLflow", "tracking.uri=http://me:geh@im@127.0.0.1:9")
+    finding = run_named_check("MLflow", "tracking.uri=http://me:geh@im@127.0.0.1:9")
     assert finding.result is Result.FAILED
     assert finding.detail == f"MLflow at {DEAD} does not answer: Connection refused"
-    assert finding.mend == "mend tracking.uri, or leave it empty"
+    assert finding.fix == "mend tracking.uri, or leave it empty"
 
 
 def test_a_server_that_says_nothing_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        check = Check("MLflow", "", partial(round_trips.mlflow, TrackingConfig(uri=uri)), limit_s=1)
-        assert doctor.examine(check).detail == "no answer within 1 s"
+        check = DoctorCheck("MLflow", "", partial(round_trips.check_mlflow, TrackingConfig(uri=uri)), timeout_s=1)
+        assert doctor.run_check(check).detail == "no answer within 1 s"
 
 
 # --- Ray
 
 
 @pytest.mark.ray
-def test_a_cluster_is_compared_with_what_each_stage_asks_for(ray_here: None):
-    def holds(stage: str, **settings: float) -> str:
-        probe = probes.RayProbe(ClusterConfig(**settings))
-        assert "1 node, 2 CPUs, 0 GPUs" in probe.reach()
-        return probe.holds(stage)
+def test_a_cluster_is_compared_with_what_each_stage_asks_for(shared_ray: None):
+    def compare_with_cluster(stage: str, **settings: float) -> str:
+        probe = probes.RayCheck(ClusterConfig(**settings))
+        assert "1 node, 2 CPUs, 0 GPUs" in probe.connect()
+        return probe.check_fits(stage)
 
-    assert holds("train-teacher", num_workers=2) == "2 workers of 0.8 CPUs; in all 1.8 CPUs, 0 GPUs"
-    assert holds("ingest", data_workers=1) == "1 worker of 0.8 CPUs; in all 0.8 CPUs, 0 GPUs"
+    assert compare_with_cluster("train-teacher", num_workers=2) == "2 workers of 0.8 CPUs; in all 1.8 CPUs, 0 GPUs"
+    assert compare_with_cluster("ingest", data_workers=1) == "1 worker of 0.8 CPUs; in all 0.8 CPUs, 0 GPUs"
     with pytest.raises(
         ClusterError, match=r"this needs 3\.6 CPUs and the Ray cluster has 2; lower cluster.num_workers"
     ):
-        holds("distill-steps", num_workers=4)
+        compare_with_cluster("distill-steps", num_workers=4)
     with pytest.raises(ClusterError, match="this needs 1 GPUs and the Ray cluster has 0"):
-        holds("distill-layers", gpus_per_worker=1)
+        compare_with_cluster("distill-layers", gpus_per_worker=1)
     with pytest.raises(ClusterError, match=r"this needs 3\.2 CPUs and the Ray cluster has 2"):
-        holds("evaluate", data_workers=4)
+        compare_with_cluster("evaluate", data_workers=4)
     with pytest.raises(probes.SkippedError, match=r"num_workers=0 trains in the command's own process"):
-        holds("train-teacher", num_workers=0)
-    assert holds("evaluate", num_workers=0)
+        compare_with_cluster("train-teacher", num_workers=0)
+    assert compare_with_cluster("evaluate", num_workers=0)
 
 
 def test_a_worker_must_fit_on_one_node():
@@ -265,39 +265,41 @@ def test_a_worker_must_fit_on_one_node():
     assert probes.places([small, large], {"CPU": 3, "GPU": 0}) == 3
     assert probes.places([small, large], {"CPU": 3, "GPU": 1}) == 2
     assert probes.places([{"CPU": 0.3}], {"CPU": 0.1, "GPU": 0}) == 3  # in spite of rounding
-    probe = probes.RayProbe(ClusterConfig(num_workers=2, cpus_per_worker=3), [small] * 4)
+    probe = probes.RayCheck(ClusterConfig(num_workers=2, cpus_per_worker=3), [small] * 4)
     with pytest.raises(ClusterError, match="needs 2 workers of 3 CPUs each and the nodes have room for 0; lower"):
-        probe.holds("train-teacher")
+        probe.check_fits("train-teacher")
 
 
 # --- this machine
 
 
 def test_an_old_python_is_named():
-    assert probes.python().startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    assert probes.check_python().startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
     with pytest.raises(UserError, match=r"Python 3\.10\.14 runs Presto, which needs >=3\.11; make a new environment"):
-        probes.python((3, 10, 14))
+        probes.check_python((3, 10, 14))
 
 
 def test_gpus_are_missed_where_workers_on_this_machine_ask_for_them(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert "nccl is not needed" in probes.torch_and_gpus(ClusterConfig())
-    assert "of the cluster that is joined" in probes.torch_and_gpus(ClusterConfig(gpus_per_worker=1, address="auto"))
+    assert "nccl is not needed" in probes.check_torch_and_gpus(ClusterConfig())
+    assert "of the cluster that is joined" in probes.check_torch_and_gpus(
+        ClusterConfig(gpus_per_worker=1, address="auto")
+    )
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"gpus_per_worker=1 asks for GPUs .* sees none here; install an NVIDIA"):
-            probes.torch_and_gpus(ClusterConfig(gpus_per_worker=1))
+            probes.check_torch_and_gpus(ClusterConfig(gpus_per_worker=1))
 
 
 def test_a_small_disk_is_named(tmp_path: Path):
-    assert "GiB free" in probes.free_space(tmp_path / "not" / "there")
+    assert "GiB free" in probes.check_free_space(tmp_path / "not" / "there")
     with pytest.raises(UserError, match=r"GiB left, less than \d+; free some space"):
-        probes.free_space(tmp_path, least_bytes=2**62)
+        probes.check_free_space(tmp_path, min_bytes=2**62)
 
 
 def test_a_missing_package_is_named():
-    assert probes.package("av", "av", "m4a", "").startswith("av ")
+    assert probes.check_package("av", "av", "m4a", "").startswith("av ")
     with pytest.raises(UserError, match="none-such is not installed, which m4a needs; pip install it"):
-        probes.package("none_such", "none-such", "m4a", "pip install it")
+        probes.check_package("none_such", "none-such", "m4a", "pip install it")
 
 
 # --- all of it
@@ -314,12 +316,12 @@ def test_whatever_happens_in_a_check_the_others_run(monkeypatch):
 
     findings = doctor.run(
         [
-            Check("a", "", bug),
-            Check("b", "", bug, required=False),
-            Check("c", "", fine),
-            Check("d", "", fine, after="a"),
-            Check("e", "", fine, after="c"),
-            Check("f", "", lambda: Path("/none").read_text()),
+            DoctorCheck("a", "", bug),
+            DoctorCheck("b", "", bug, required=False),
+            DoctorCheck("c", "", fine),
+            DoctorCheck("d", "", fine, after="a"),
+            DoctorCheck("e", "", fine, after="c"),
+            DoctorCheck("f", "", lambda: Path("/none").read_text()),
         ]
     )
     assert [f.result for f in findings] == ["failed", "lacking", "ok", "skipped", "ok", "failed"]
@@ -332,32 +334,32 @@ def test_whatever_happens_in_a_check_the_others_run(monkeypatch):
 
 def test_a_dry_run_touches_nothing(empty: Path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", DEAD)
-    words = ["doctor", "paper", "storage.root=s3://nowhere/x", f"tracking.uri={DEAD}", "--dry-run"]
-    shown = CliRunner().invoke(cli.app, words)
+    args = ["doctor", "paper", "storage.root=s3://nowhere/x", f"tracking.uri={DEAD}", "--dry-run"]
+    shown = CliRunner().invoke(cli.app, args)
     assert shown.exit_code == 0
     assert "put, get, list and delete below s3://nowhere/x" in shown.stdout
-    planned = json.loads(CliRunner().invoke(cli.app, [*words, "--json"]).stdout)
+    planned = json.loads(CliRunner().invoke(cli.app, [*args, "--json"]).stdout)
     assert [check["check"] for check in planned][-7:-2] == [f"Ray: {stage}" for stage in probes.stages_with_workers()]
     assert tree(empty) == set()
 
 
 @pytest.mark.parametrize(
-    ("verb", "said"), [("up", "would start an S3 server on a free port"), ("down", "no object store runs here")]
+    ("command", "message"), [("up", "would start an S3 server on a free port"), ("down", "no object store runs here")]
 )
-def test_up_and_down_may_only_say_what_they_would_do(empty: Path, verb: str, said: str):
-    shown = CliRunner().invoke(cli.app, [verb, "--dry-run"])
-    assert (shown.exit_code, said in " ".join(shown.output.split())) == (0, True)
+def test_up_and_down_may_only_say_what_they_would_do(empty: Path, command: str, message: str):
+    shown = CliRunner().invoke(cli.app, [command, "--dry-run"])
+    assert (shown.exit_code, message in " ".join(shown.output.split())) == (0, True)
     assert tree(empty) == set()
 
 
 @pytest.mark.services
 @pytest.mark.ray
 def test_where_all_is_well_it_says_so_and_leaves_nothing(
-    object_store: Server, mlflow_server: str, ray_here: None, empty: Path
+    object_store: Server, mlflow_server: str, shared_ray: None, empty: Path
 ):
     before = keys("latents")
-    words = ("doctor", "demo", "storage.root=s3://latents/mine", f"tracking.uri={mlflow_server}")
-    done = CliRunner().invoke(cli.app, [*words, "--json"])
+    args = ("doctor", "demo", "storage.root=s3://latents/mine", f"tracking.uri={mlflow_server}")
+    done = CliRunner().invoke(cli.app, [*args, "--json"])
     results = {check["check"]: check["result"] for check in json.loads(done.stdout)["checks"]}
     assert (done.exit_code, set(results.values()), len(results)) == (0, {"ok"}, 15)
     assert object_store.secret_key not in done.output
@@ -366,10 +368,10 @@ def test_where_all_is_well_it_says_so_and_leaves_nothing(
 
 @pytest.mark.services
 def test_where_all_is_broken_it_says_what_and_goes_on(object_store: Server, tmp_path: Path):
-    words = ("demo", "storage.root=s3://latents", f"tracking.uri={DEAD}", "cluster.address=127.0.0.1:9")
+    args = ("demo", "storage.root=s3://latents", f"tracking.uri={DEAD}", "cluster.address=127.0.0.1:9")
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
     mine["AWS_SECRET_ACCESS_KEY"] = "geheim"
-    command = [sys.executable, "-m", "infra.cli.main", "doctor", *words]
+    command = [sys.executable, "-m", "infra.cli.main", "doctor", *args]
     done = subprocess.run(command, cwd=tmp_path, env=mine, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "doctor: to be mended: storage, MLflow, Ray"

@@ -60,7 +60,7 @@ def test_a_group_is_as_large_as_its_room_and_the_global_batch_allow(nodes: list[
 @pytest.mark.ray
 def test_training_goes_on_where_a_node_is_lost_and_ends_with_the_same_weights(workdir: Path):
     dataset = make_dataset(str(workdir / "data"), shard_rows=(40, 30, 26)).uri
-    here = train_teacher.run(teacher_config("here", dataset, **SETTINGS))
+    local = train_teacher.run(teacher_config("here", dataset, **SETTINGS))
     with local_cluster(2, workdir) as (cluster, environment):
         keys = {"cluster.num_workers": 2, "cluster.min_workers": 1, "cluster.address": cluster.address}
         config = teacher_config("store", dataset, **SETTINGS, **keys, **{"cluster.reader": "threads"})
@@ -69,12 +69,12 @@ def test_training_goes_on_where_a_node_is_lost_and_ends_with_the_same_weights(wo
             cluster.lose_a_node()
             run.wait(timeout=PATIENCE_S)
     assert run.returncode == 0, (workdir / "run.log").read_text()
-    there = read_artifact(artifact_folder(open_folder("store"), here.id))
-    assert there.id == here.id
+    there = read_artifact(artifact_folder(open_folder("store"), local.id))
+    assert there.id == local.id
     group_sizes = history(there, "workers")
     assert group_sizes[0] == 2, "both workers trained at first"
     assert group_sizes[-1] == 1, "one goes on"
-    assert difference(weights(here), weights(there)) < FP32
+    assert difference(weights(local), weights(there)) < FP32
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def wait_for_checkpoint(config: TeacherStage, *, step: int, run: subprocess.Pope
     """Until a step has been saved."""
     folder = run_folder(open_folder("store"), config.run_id({"dataset": "0" * 16})).child("checkpoints")
     until = time.monotonic() + PATIENCE_S
-    while not any(name >= f"step-{step:09d}" for name in folder.folders()):
+    while not any(name >= f"step-{step:09d}" for name in folder.list_folders()):
         assert run.poll() is None, "the run ended before it had saved anything; see run.log"
         assert time.monotonic() < until, "the run saved nothing; see run.log"
         time.sleep(0.05)

@@ -25,7 +25,7 @@ from tests.support.music import FRAMES, RATE_HZ, notes, write_awkward_but_good, 
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_files_come_to_the_same_whether_one_process_decodes_and_encodes_them_or_two_do(ray_here, tmp_path: Path):
+def test_files_come_to_the_same_whether_one_process_decodes_and_encodes_them_or_two_do(shared_ray, tmp_path: Path):
     """Where GPUs encode, tasks decode and actors encode; where CPUs do, an actor does both."""
     music = tmp_path / "music"
     write_awkward_but_good(music)

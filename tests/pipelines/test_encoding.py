@@ -13,10 +13,10 @@ from blake3 import blake3
 
 from pipelines.ingest import source_file as fetching
 from pipelines.ingest.segments import (
-    Encoding,
-    End,
+    EncodeSettings,
+    FileResult,
     Segment,
-    opened,
+    segment_file,
 )
 from pipelines.ingest.sources import Track, find_tracks
 from pipelines.storage.filesystem import open_folder
@@ -31,15 +31,16 @@ from presto_core.config.schema import IngestStage
 from tests.support.music import FRAMES, RATE_HZ, WINDOW, notes, write_awkward_but_good, write_bad
 
 
-def encoding(**settings: object) -> Encoding:
+def encoding(**settings: object) -> EncodeSettings:
     keys = {f"ingest.{name}": value for name, value in {"chunk_frames": FRAMES, **settings}.items()}
-    return Encoding.of(load_config(IngestStage, None, keys), load_codec("mel_pca"))
+    return EncodeSettings.from_config(load_config(IngestStage, None, keys), load_codec("mel_pca"))
 
 
-def segments(folder: Path, file: str, how: Encoding, **options: object) -> tuple[list[Segment], End]:
+def segments(folder: Path, file: str, how: EncodeSettings, **options: object) -> tuple[list[Segment], FileResult]:
     (track,) = (t for t in find_tracks(IngestConfig(source=str(folder))) if t.file == file)
-    *found, (digest, end) = opened(track, open_folder(str(folder)), how, **{"known": frozenset(), **options})
-    assert isinstance(end, End)
+    keywords = {"known_digests": frozenset(), **options}
+    *found, (digest, end) = segment_file(track, open_folder(str(folder)), how, **keywords)
+    assert isinstance(end, FileResult)
     assert end.digest in ("", blake3((folder / file).read_bytes()).hexdigest())
     assert {of for of, _ in found} <= {digest}
     return [segment for _, segment in found], end
@@ -56,24 +57,24 @@ def test_awkward_files_give_all_their_windows(tmp_path: Path):
         assert end.failure is None, (name, end.failure)
         assert sum(end.rows) == windows, name
         expected = notes(windows, seed=list(good).index(name))
-        heard = audio_of(found).ravel()
-        assert np.corrcoef(heard[: len(expected)], expected)[0, 1] > 0.99, name
+        audio = audio_of(found).ravel()
+        assert np.corrcoef(audio[: len(expected)], expected)[0, 1] > 0.99, name
 
 
 def test_bad_files_are_refused_at_the_stage_and_for_the_reason(tmp_path: Path):
-    for name, (stage, words) in write_bad(tmp_path).items():
+    for name, (stage, reason) in write_bad(tmp_path).items():
         _, end = segments(tmp_path, name, encoding())
         assert end.failure is not None, name
         assert end.failure.stage == stage, (name, end.failure)
-        assert words in end.failure.message, (name, end.failure)
+        assert reason in end.failure.message, (name, end.failure)
         assert end.failure.error.endswith("Error")
         assert "\n" not in end.failure.message
 
 
 def test_a_file_that_is_gone_is_refused_and_a_dead_source_ends_the_run(tmp_path: Path):
-    gone = Track("gone.wav", place=str(tmp_path), path="gone.wav", stamp="x")
-    ((_, end),) = opened(gone, open_folder(str(tmp_path)), encoding(), known=frozenset())
-    assert isinstance(end, End)
+    gone = Track("gone.wav", source_uri=str(tmp_path), path="gone.wav", stamp="x")
+    ((_, end),) = segment_file(gone, open_folder(str(tmp_path)), encoding(), known_digests=frozenset())
+    assert isinstance(end, FileResult)
     assert end.failure is not None
     assert (end.failure.stage, end.failure.error) == ("fetch", "DamagedError")
 
@@ -82,8 +83,8 @@ def test_a_file_that_is_gone_is_refused_and_a_dead_source_ends_the_run(tmp_path:
 def test_a_file_that_changes_while_it_is_read_gives_no_more_and_is_read_again_later(tmp_path: Path, how: str):
     path = tmp_path / "a.wav"
     soundfile.write(path, notes(1200, seed=1, rate_hz=RATE_HZ), RATE_HZ)
-    track = Track("a.wav", place=str(tmp_path), path="a.wav", stamp="x")
-    coming = opened(track, open_folder(str(tmp_path)), encoding(), known=frozenset())
+    track = Track("a.wav", source_uri=str(tmp_path), path="a.wav", stamp="x")
+    coming = segment_file(track, open_folder(str(tmp_path)), encoding(), known_digests=frozenset())
     digest, first = next(coming)
     assert isinstance(first, Segment)
     size = path.stat().st_size
@@ -93,7 +94,7 @@ def test_a_file_that_changes_while_it_is_read_gives_no_more_and_is_read_again_la
     else:
         os.truncate(path, size // 3 if how == "is cut" else size + 100)
     *more, (_, end) = coming
-    assert isinstance(end, End)
+    assert isinstance(end, FileResult)
     if how == "is replaced":
         assert (len(more), end.failure, end.digest) == (2, None, digest)
         return
@@ -111,18 +112,18 @@ def test_a_file_from_storage_is_copied(
     monkeypatch.setattr(fetching, "SPOOL_BYTES", spool)
     folder = open_folder(f"s3://latents/{tmp_path.name}")
     write_bytes(folder, "a.wav", bytes(range(200)))
-    with fetching.fetched(folder, "a.wav") as file:
+    with fetching.open_source_file(folder, "a.wav") as file:
         folder.delete_file("a.wav")
         assert file.digest == blake3(bytes(range(200))).hexdigest()
         assert file.stream.seek(0) == 0
         assert file.stream.read() == bytes(range(200))
-        assert not file.changed
+        assert not file.has_changed
 
 
 def test_of_a_known_content_nothing_is_decoded(tmp_path: Path):
     soundfile.write(tmp_path / "a.wav", notes(3, seed=1), RATE_HZ)
     known = frozenset([blake3((tmp_path / "a.wav").read_bytes()).hexdigest()])
-    found, end = segments(tmp_path, "a.wav", encoding(), known=known)
+    found, end = segments(tmp_path, "a.wav", encoding(), known_digests=known)
     assert (found, end.rows, end.facts["caption"]) == ([], (), "a")
 
 
@@ -177,10 +178,12 @@ def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path: Path):
             minute = notes(60 * RATE_HZ / WINDOW, seed=1, rate_hz=8000)
             for _ in range(minutes):
                 file.write(minute)
-        track = Track("x", place=str(tmp_path), path=f"{minutes}.flac", stamp="x")
+        track = Track("x", source_uri=str(tmp_path), path=f"{minutes}.flac", stamp="x")
         tracemalloc.start()
         count = 0
-        for _, found in opened(track, open_folder(str(tmp_path)), encoding(chunk_frames=689), known=frozenset()):
+        for _, found in segment_file(
+            track, open_folder(str(tmp_path)), encoding(chunk_frames=689), known_digests=frozenset()
+        ):
             count += len(found.audio) if isinstance(found, Segment) else 0
             del found
         peaks.append(tracemalloc.get_traced_memory()[1])

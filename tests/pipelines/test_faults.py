@@ -23,7 +23,7 @@ from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import (
     StoreError,
     commit,
-    copy_out,
+    download,
     read_bytes,
     read_file,
     read_manifest,
@@ -56,23 +56,23 @@ def direct(object_store: Server, tmp_path) -> Folder:
 
 @pytest.fixture
 def folder(proxy: FaultProxy, direct: Folder, monkeypatch) -> Folder:
-    return through(proxy, direct, monkeypatch)
+    return open_through(proxy, direct, monkeypatch)
 
 
-def through(proxy: FaultProxy, direct: Folder, monkeypatch) -> Folder:
+def open_through(proxy: FaultProxy, direct: Folder, monkeypatch) -> Folder:
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     return open_folder(direct.uri)
 
 
-def together(*actions: Callable[[], Any]) -> list[Any]:
+def run_concurrently(*actions: Callable[[], Any]) -> list[Any]:
     """Results of actions done at once: most of their time is waiting."""
     with ThreadPoolExecutor(len(actions)) as pool:
         return [future.result() for future in [pool.submit(action) for action in actions]]
 
 
-def copied(folder: Folder, name: str) -> bytes:
+def copy_file(folder: Folder, name: str) -> bytes:
     sink = io.BytesIO()
-    assert copy_out(folder, name, sink) == blake3(sink.getvalue()).hexdigest()
+    assert download(folder, name, sink) == blake3(sink.getvalue()).hexdigest()
     return sink.getvalue()
 
 
@@ -83,8 +83,8 @@ def test_a_few_faults_of_each_kind_are_waited_out(object_store: Server, direct: 
     """Three in a row for each object: one more than the SDK and the first attempt see."""
     with ExitStack() as stack:
         proxies = [stack.enter_context(FaultProxy(object_store.endpoint)) for _ in BREAKING]
-        places = [through(proxy, direct, monkeypatch).child(fault) for proxy, fault in zip(proxies, BREAKING)]
-        together(*(partial(use_broken, *case) for case in zip(proxies, places, BREAKING)))
+        folders = [open_through(proxy, direct, monkeypatch).child(fault) for proxy, fault in zip(proxies, BREAKING)]
+        run_concurrently(*(partial(use_broken, *case) for case in zip(proxies, folders, BREAKING)))
     for fault in BREAKING:
         assert read_manifest(direct.child(fault))["kind"] == fault
         assert read_bytes(direct.child(fault), "small") == b"1234"
@@ -98,9 +98,9 @@ def use_broken(proxy: FaultProxy, folder: Folder, fault: Fault) -> None:
     for path, after in objects.items():
         proxy.plan(fault, times=3, path=path, after_bytes=after)
     proxy.plan(Fault.RESET, times=3, path="/large?partNumber", after_bytes=6_000_000)
-    read, copy, manifest, _ = together(
+    read, copy, manifest, _ = run_concurrently(
         lambda: read_bytes(folder, "read"),
-        lambda: copied(folder, "copied"),
+        lambda: copy_file(folder, "copied"),
         lambda: commit(folder, {"kind": fault}, {"small": b"1234"}),
         lambda: fault is Fault.RESET and write_bytes(folder, "large", LARGE),
     )
@@ -179,7 +179,7 @@ def test_a_copy_goes_on_where_it_broke(proxy: FaultProxy, folder: Folder) -> Non
 
     write_bytes(folder, "a", CONTENT)
     before, sink = proxy.requests, Sink()
-    assert copy_out(folder, "a", sink) == blake3(CONTENT).hexdigest()
+    assert download(folder, "a", sink) == blake3(CONTENT).hexdigest()
     assert sink.getvalue() == CONTENT
     assert proxy.injected == {Fault.RESET: 3}
     assert proxy.requests - before == (1 + 3) + 3 + 1  # undisturbed; broken; opened anew once, as the SDK repeats once
@@ -194,16 +194,16 @@ def test_an_object_replaced_under_a_reader_is_refused(proxy: FaultProxy, folder:
 
     write_bytes(folder, "a", CONTENT)
     with pytest.raises(StoreError, match="/a was replaced while it was read"):
-        copy_out(folder, "a", Sink())
+        download(folder, "a", Sink())
 
 
 def test_a_stall_of_ten_seconds_is_survived(proxy: FaultProxy, folder: Folder) -> None:
-    together(lambda: write_bytes(folder, "a", CONTENT), lambda: write_bytes(folder, "b", b"1"))
+    run_concurrently(lambda: write_bytes(folder, "a", CONTENT), lambda: write_bytes(folder, "b", b"1"))
     proxy.plan(Fault.STALL, times=1, seconds=10, path="/a", method="GET", after_bytes=1000)
     proxy.plan(Fault.STALL, times=1, seconds=10, path="/b", method="HEAD")
     proxy.plan(Fault.STALL, times=1, seconds=10, path="/c", method="PUT", after_bytes=1000)
     started = time.monotonic()
-    read, small, _ = together(
+    read, small, _ = run_concurrently(
         lambda: read_bytes(folder, "a"), lambda: read_bytes(folder, "b"), lambda: write_bytes(folder, "c", CONTENT)
     )
     assert 10 <= time.monotonic() - started < 30
@@ -219,20 +219,20 @@ def test_mixed_faults_leave_every_operation_right(proxy: FaultProxy, folder: Fol
         proxy.plan(fault, probability=0.05, after_bytes=300)
 
     def use(user: int) -> int:
-        random, known, place = Random(user), dict[str, bytes](), folder.child(str(user))
+        random, known, own = Random(user), dict[str, bytes](), folder.child(str(user))
         for number in range(5):
             name = f"f{random.randrange(5)}"
             if number % 2 == 0:
                 known[name] = random.randbytes(random.choice([0, 1, 500, 40_000]))
-                write_bytes(place, name, known[name])
-            assert place.exists(name) == (name in known)
-            assert {info.base_name: info.size for info in place.files()} == {n: len(c) for n, c in known.items()}
+                write_bytes(own, name, known[name])
+            assert own.exists(name) == (name in known)
+            assert {info.base_name: info.size for info in own.list_files()} == {n: len(c) for n, c in known.items()}
             if name in known:
-                assert read_bytes(place, name) == copied(place, name) == known[name]
+                assert read_bytes(own, name) == copy_file(own, name) == known[name]
         return len(known)
 
-    assert all(together(*(lambda u=user: use(u) for user in range(3))))
-    assert direct.folders() == ["0", "1", "2"]
+    assert all(run_concurrently(*(lambda u=user: use(u) for user in range(3))))
+    assert direct.list_folders() == ["0", "1", "2"]
     assert set(proxy.injected) == {*BREAKING, Fault.SHORT}
     assert proxy.injected.total() > 10
 
@@ -247,9 +247,11 @@ LASTING = {
 }
 
 
-def fails(action: Callable[[], object], place: str, why: str, *, attempts: int = 5) -> None:
+def check_fails(action: Callable[[], object], location: str, why: str, *, attempts: int = 5) -> None:
     started = time.monotonic()
-    with pytest.raises(StoreError, match=rf"{place}.* in {attempts} attempts: {why}; .*run the same command") as caught:
+    with pytest.raises(
+        StoreError, match=rf"{location}.* in {attempts} attempts: {why}; .*run the same command"
+    ) as caught:
         action()
     assert "\n" not in str(caught.value)
     assert time.monotonic() - started < 40
@@ -263,28 +265,28 @@ def test_lasting_faults_end_in_one_sentence_and_leave_nothing(
         actions, proxies = list[Callable[[], None]](), dict[Fault, FaultProxy]()
         for fault, why in LASTING.items():
             proxies[fault] = stack.enter_context(FaultProxy(object_store.endpoint))
-            actions += failing(through(proxies[fault], direct, monkeypatch), fault, why)
+            actions += make_failing_checks(open_through(proxies[fault], direct, monkeypatch), fault, why)
             proxies[fault].plan(fault, path="/there", method="GET", after_bytes=1000)
             proxies[fault].plan(fault, path=f"{fault}%2F", after_bytes=1000)  # listing it
             proxies[fault].plan(fault, path=f"/{fault}/manifest", after_bytes=1000)
             proxies[fault].plan(fault, path=f"/{fault}/a")  # a write in one request
             proxies[fault].plan(fault, path="?uploads")  # by which every other one begins
-        together(*actions)
+        run_concurrently(*actions)
         assert all(proxies[fault].injected[fault] >= 10 * 5 for fault in LASTING)
-    assert [info.path for info in direct.files(recursive=True)] == [direct.file("there")]
+    assert [info.path for info in direct.list_files(recursive=True)] == [direct.file_path("there")]
     assert not any(direct.child(fault).exists() for fault in LASTING)
 
 
-def failing(folder: Folder, fault: Fault, why: str) -> list[Callable[[], None]]:
+def make_failing_checks(folder: Folder, fault: Fault, why: str) -> list[Callable[[], None]]:
     """Every operation, each of which must fail."""
     own = folder.child(fault)
     return [
-        lambda: fails(lambda: read_bytes(folder, "there"), f"cannot read {folder.uri}/there", why),
-        lambda: fails(lambda: copied(folder, "there"), f"cannot read {folder.uri}/there", why),
-        lambda: fails(lambda: own.exists(), f"cannot look for {own.uri}/manifest.json", why),
-        lambda: fails(lambda: own.files(), f"cannot list {own.uri}", why),
-        lambda: fails(lambda: commit(own, {}, {"a": b"1"}), rf"cannot write {own.uri}/a \(1 bytes\)", why),
-        lambda: fails(lambda: write_bytes(own, "large", LARGE), f"cannot write {own.uri}/large", why),
+        lambda: check_fails(lambda: read_bytes(folder, "there"), f"cannot read {folder.uri}/there", why),
+        lambda: check_fails(lambda: copy_file(folder, "there"), f"cannot read {folder.uri}/there", why),
+        lambda: check_fails(lambda: own.exists(), f"cannot look for {own.uri}/manifest.json", why),
+        lambda: check_fails(lambda: own.list_files(), f"cannot list {own.uri}", why),
+        lambda: check_fails(lambda: commit(own, {}, {"a": b"1"}), rf"cannot write {own.uri}/a \(1 bytes\)", why),
+        lambda: check_fails(lambda: write_bytes(own, "large", LARGE), f"cannot write {own.uri}/large", why),
     ]
 
 
@@ -292,17 +294,17 @@ def test_a_server_that_is_down_or_silent_and_comes_back(object_store: Server, di
     """And what is never whole does not exist: a commit without its manifest, an upload of which one part fails."""
     monkeypatch.setattr(storage, "REQUEST_TIMEOUT_S", 1)
     monkeypatch.setattr(retry, "ATTEMPTS", 2)
-    fails_twice = partial(fails, attempts=2)
+    fails_twice = partial(check_fails, attempts=2)
     write_bytes(direct, "a", b"1234")
     with FaultProxy(object_store.endpoint) as dead, FaultProxy(object_store.endpoint) as sick:
-        gone, ill = (through(proxy, direct, monkeypatch) for proxy in (dead, sick))
+        gone, ill = (open_through(proxy, direct, monkeypatch) for proxy in (dead, sick))
         sick.plan(Fault.STALL, method="HEAD", seconds=40)
         sick.plan(Fault.RESET, path="manifest.json", method="PUT", after_bytes=20)
         sick.plan(Fault.RESET, path="/large?partNumber=2", after_bytes=100_000)
         with dead.down():
-            together(
+            run_concurrently(
                 lambda: fails_twice(lambda: read_bytes(gone, "a"), "/a", "the connection was refused"),
-                lambda: fails_twice(lambda: gone.folders(), "cannot list", "the connection was refused"),
+                lambda: fails_twice(lambda: gone.list_folders(), "cannot list", "the connection was refused"),
                 lambda: fails_twice(lambda: read_bytes(ill, "a"), "/a", "it timed out"),
                 lambda: fails_twice(lambda: commit(ill, {}, {"b": b"1"}), "manifest.json", "the connection was reset"),
                 lambda: fails_twice(lambda: write_bytes(ill, "large", LARGE), "/large", "the connection was reset"),
@@ -311,7 +313,7 @@ def test_a_server_that_is_down_or_silent_and_comes_back(object_store: Server, di
         sick.clear()
         for folder in (gone, ill):
             assert read_bytes(folder, "a") == b"1234"
-            assert [info.base_name for info in folder.files()] == ["a", "b"]
+            assert [info.base_name for info in folder.list_files()] == ["a", "b"]
             assert not folder.exists()
 
 
@@ -330,11 +332,15 @@ def test_what_cannot_pass_is_not_asked_for_twice(proxy: FaultProxy, folder: Fold
     with pytest.raises(StoreError, match=r"/none does not exist"):
         read_bytes(folder, "none")
     with pytest.raises(StoreError, match=r"/nowhere does not exist; name a folder that does"):
-        folder.child("nowhere").files()
+        folder.child("nowhere").list_files()
     assert proxy.requests - before <= 4
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     before = proxy.requests
-    for action in (lambda: read_bytes(folder, "a"), lambda: write_bytes(folder, "a", b""), lambda: folder.folders()):
+    for action in (
+        lambda: read_bytes(folder, "a"),
+        lambda: write_bytes(folder, "a", b""),
+        lambda: folder.list_folders(),
+    ):
         with pytest.raises(StoreError, match=r"(access denied|the credentials are refused); check"):
             action()
     assert proxy.requests - before == 3 + 1  # a write is tried in one request first
@@ -346,4 +352,4 @@ def test_a_full_disk_under_a_copy_is_one_sentence(folder: Folder) -> None:
         pytest.raises(StoreError, match=r"cannot keep a copy of s3://.*/a: the disk is full; free some space"),
         open("/dev/full", "wb", buffering=0) as sink,
     ):
-        copy_out(folder, "a", sink)
+        download(folder, "a", sink)

@@ -16,8 +16,8 @@ import soundfile
 import torch
 
 from pipelines.data import epoch_plan
-from pipelines.data.dataset import open_dataset, stream
-from pipelines.data.shard_reader import read_here
+from pipelines.data.dataset import open_dataset, stream_batches
+from pipelines.data.shard_reader import read_with_threads
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
 from presto_core.artifacts.store import (
@@ -50,7 +50,7 @@ def test_the_stream_gives_the_same_batches_through_a_bad_network(
     data = make_dataset(f"s3://latents/{tmp_path.name}", shard_rows=(10,) * 24)
 
     def batches(count: int) -> list[torch.Tensor]:
-        found = stream(data, seed=0, cursor=Cursor(), global_batch_size=6, reader=read_here)
+        found = stream_batches(data, seed=0, cursor=Cursor(), global_batch_size=6, reader=read_with_threads)
         return [batch.x0 for batch in islice(found, count)]
 
     direct = batches(80)
@@ -69,13 +69,13 @@ def test_a_store_that_goes_away_under_the_stream_is_named(
     data = make_dataset(f"s3://latents/{tmp_path.name}", shard_rows=(10,) * 24)
     with FaultProxy(object_store.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        found = stream(data, seed=0, cursor=Cursor(), global_batch_size=6)
+        found = stream_batches(data, seed=0, cursor=Cursor(), global_batch_size=6)
         last = next(found).cursor
         with proxy.down(), pytest.raises(StoreError, match=r"shards/\d+\.parquet") as caught:
             last = [batch.cursor for batch in found][-1]
         assert "\n" not in str(caught.value)
         assert last.row < 240
-        again = stream(data, seed=0, cursor=last, global_batch_size=6)  # it is back: the same cursor goes on
+        again = stream_batches(data, seed=0, cursor=last, global_batch_size=6)  # it is back: the same cursor goes on
         assert next(again).cursor.row == last.row + 6
 
 
@@ -100,7 +100,7 @@ def ingest(music: str, root: str, cwd: Path, **env: str) -> subprocess.Popen[str
 
 
 def shards_of(root: str) -> dict[str, bytes]:
-    (name,) = open_folder(f"{root}/artifacts").folders()
+    (name,) = open_folder(f"{root}/artifacts").list_folders()
     folder = open_folder(f"{root}/artifacts/{name}")
     shards = open_dataset(folder.uri).info["shards"]
     return {shard["file"]: read_bytes(folder, shard["file"]) for shard in shards} | {"id": name.encode()}
@@ -121,19 +121,19 @@ def test_ingest_through_a_bad_network_and_an_outage_makes_the_same_data_set(
         encoded = open_folder(f"{base}/rough/encoded")
         outage = threading.Event()
         while rough.poll() is None and not outage.is_set():
-            if encoded.files(recursive=True, missing_ok=True):
+            if encoded.list_files(recursive=True, missing_ok=True):
                 outage.set()
             time.sleep(0.2)
         with proxy.down():
-            said = rough.communicate(timeout=300)[1]
-        assert rough.returncode == 1, said
-        assert [line for line in said.splitlines() if line.startswith("presto: ")] == said.splitlines()[-1:]
-        assert "Traceback" not in said
-        assert open_folder(f"{base}/rough/artifacts").folders() == []
+            stderr = rough.communicate(timeout=300)[1]
+        assert rough.returncode == 1, stderr
+        assert [line for line in stderr.splitlines() if line.startswith("presto: ")] == stderr.splitlines()[-1:]
+        assert "Traceback" not in stderr
+        assert open_folder(f"{base}/rough/artifacts").list_folders() == []
         again = ingest(music, f"{base}/rough", tmp_path / "rough", AWS_ENDPOINT_URL=proxy.endpoint)
-        said = again.communicate(timeout=300)[1]
-        assert again.returncode == 0, said
+        stderr = again.communicate(timeout=300)[1]
+        assert again.returncode == 0, stderr
         assert sum(proxy.injected.values()) >= 10, proxy.injected
     assert shards_of(f"{base}/rough") == shards_of(f"{base}/calm")
-    assert "0 bad files" in said
+    assert "0 bad files" in stderr
     shutil.rmtree(tmp_path / "calm")

@@ -22,7 +22,7 @@ with ray_session(ClusterConfig(address="{address}", wait_seconds=500), cpus=2):
 
 
 @pytest.mark.ray
-def test_a_wait_that_ends_is_a_sentence(ray_here: None, capfd: pytest.CaptureFixture[str]):
+def test_a_wait_that_ends_is_a_sentence(shared_ray: None, capfd: pytest.CaptureFixture[str]):
     with (
         pytest.raises(ClusterError, match="this needs 64 CPUs and the Ray cluster has 2"),
         ray_session(ClusterConfig(wait_seconds=1), cpus=64),
@@ -45,6 +45,6 @@ def test_a_node_that_comes_is_waited_for(tmp_path: Path):
         assert command.stderr
         assert any("waiting up to 500 s for nodes" in line for line in command.stderr)
         cluster.gain_a_node()
-        said, _ = command.communicate(timeout=400)
-    assert said.strip() == "there is room"
+        output, _ = command.communicate(timeout=400)
+    assert output.strip() == "there is room"
     assert command.returncode == 0

@@ -17,8 +17,8 @@ import torch
 
 import presto_core.audio
 from pipelines.data.dataset import open_dataset
-from pipelines.data.shard_reader import read_here
-from pipelines.data.shards import Rows
+from pipelines.data.shard_reader import read_with_threads
+from pipelines.data.shards import FullRows
 from pipelines.ingest.manifests import SourceError
 from pipelines.ingest.sources import find_tracks
 from pipelines.registry.resolve import resolve
@@ -70,11 +70,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class Made:
+class IngestedDataset:
     """A data set made by Ray, read back."""
 
     artifact: Artifact
-    rows: dict[str, Rows]
+    rows: dict[str, FullRows]
 
     def file(self, name: str) -> bytes:
         return read_file(open_folder(self.artifact.uri), name, self.artifact.manifest)
@@ -83,19 +83,25 @@ class Made:
     def info(self) -> dict:
         return self.artifact.manifest["dataset"]
 
-    def rows_of(self, track: str) -> Rows:
-        both = Rows.cat(list(self.rows.values()))
+    def rows_of(self, track: str) -> FullRows:
+        both = FullRows.concatenate(list(self.rows.values()))
         mine = both.take(np.flatnonzero(both.track == track))
         return mine.take(np.argsort(mine.start_seconds))
 
 
-def read_back(artifact: Artifact) -> Made:
+def read_back(artifact: Artifact) -> IngestedDataset:
     data = open_dataset(artifact.uri)
-    return Made(artifact, {s: Rows.cat(list(read_here(data.uri, data.shards(s), Rows))) for s in ("train", "held_out")})
+    return IngestedDataset(
+        artifact,
+        {
+            s: FullRows.concatenate(list(read_with_threads(data.uri, data.shards(s), FullRows)))
+            for s in ("train", "held_out")
+        },
+    )
 
 
 @pytest.fixture(scope="module")
-def made(home: Path, ray_here: None) -> Made:
+def made(home: Path, shared_ray: None) -> IngestedDataset:
     return read_back(ingest.run(config_of("music")))
 
 
@@ -110,7 +116,7 @@ def files_of(artifact: Artifact) -> dict[str, bytes]:
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_every_window_of_music_is_a_row_of_the_codecs_latents(made: Made, home: Path):
+def test_every_window_of_music_is_a_row_of_the_codecs_latents(made: IngestedDataset, home: Path):
     """Each track again, window by window: decode, cut in a loop, encode one at a time."""
     codec = load_codec("mel_pca")
     for track, count in GOOD.items():
@@ -126,7 +132,7 @@ def test_every_window_of_music_is_a_row_of_the_codecs_latents(made: Made, home: 
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_the_manifest_tells_shapes_counts_and_statistics_of_the_training_rows(made: Made):
+def test_the_manifest_tells_shapes_counts_and_statistics_of_the_training_rows(made: IngestedDataset):
     info, train = made.info, made.rows["train"].latents.astype(np.float64)
     assert info["rows"] == {split: len(rows) for split, rows in made.rows.items()}
     assert (info["latents"]["channels"], info["latents"]["frames"]) == train.shape[1:]
@@ -142,7 +148,7 @@ def test_the_manifest_tells_shapes_counts_and_statistics_of_the_training_rows(ma
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_shards_are_full_but_for_the_last_of_a_split(made: Made):
+def test_shards_are_full_but_for_the_last_of_a_split(made: IngestedDataset):
     for split in ("train", "held_out"):
         sizes = [shard["rows"] for shard in made.info["shards"] if shard["split"] == split]
         assert set(sizes[:-1]) <= {5}
@@ -152,7 +158,7 @@ def test_shards_are_full_but_for_the_last_of_a_split(made: Made):
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_what_is_told_of_a_track_stands_beside_its_rows(made: Made):
+def test_what_is_told_of_a_track_stands_beside_its_rows(made: IngestedDataset):
     captions = {track: set(made.rows_of(track).caption) for track in GOOD}
     assert captions == {
         "b.flac": {"b"}, "bright.wav": {"bright notes"}, "half.wav": {"half"},
@@ -172,7 +178,7 @@ def test_what_is_told_of_a_track_stands_beside_its_rows(made: Made):
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_tracks_and_licences_are_kept_with_what_sidecars_add(made: Made, home: Path):
+def test_tracks_and_licences_are_kept_with_what_sidecars_add(made: IngestedDataset, home: Path):
     tracks = [json.loads(line) for line in made.file("tracks.jsonl").splitlines()]
     assert [(t["file"], t["rows"]) for t in tracks] == sorted(GOOD.items())
     known = {t["file"]: t for t in tracks}
@@ -185,7 +191,7 @@ def test_tracks_and_licences_are_kept_with_what_sidecars_add(made: Made, home: P
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_files_of_no_use_are_quarantined_with_their_reason(made: Made, home: Path):
+def test_files_of_no_use_are_quarantined_with_their_reason(made: IngestedDataset, home: Path):
     table = pq.read_table(io.BytesIO(made.file("quarantine.parquet"))).to_pylist()
     assert {row["file"] for row in table} == BAD.keys()
     for row in table:
@@ -197,7 +203,7 @@ def test_files_of_no_use_are_quarantined_with_their_reason(made: Made, home: Pat
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_what_is_held_out_is_not_in_training(made: Made, home: Path):
+def test_what_is_held_out_is_not_in_training(made: IngestedDataset, home: Path):
     train, held_out = made.rows["train"], made.rows["held_out"]
     assert len(train)
     assert len(held_out)
@@ -209,7 +215,7 @@ def test_what_is_held_out_is_not_in_training(made: Made, home: Path):
 @pytest.mark.ray
 @pytest.mark.services
 def test_the_same_source_again_is_the_same_data_set_and_nothing_is_read(
-    made: Made, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    made: IngestedDataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(ingest, "encode_tracks", None)  # would be called with what is not known
     again = ingest.run(config_of("music"))
@@ -223,7 +229,9 @@ def test_the_same_source_again_is_the_same_data_set_and_nothing_is_read(
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_a_larger_source_encodes_the_new_files_only_and_is_what_it_would_be_from_scratch(made: Made, home: Path):
+def test_a_larger_source_encodes_the_new_files_only_and_is_what_it_would_be_from_scratch(
+    made: IngestedDataset, home: Path
+):
     shutil.copytree("music", "more")
     soundfile.write("more/new.wav", notes(6, seed=20), RATE_HZ)
     shutil.copy("music/half.wav", "more/half again.wav")  # another name, the same content
@@ -241,7 +249,7 @@ def test_a_larger_source_encodes_the_new_files_only_and_is_what_it_would_be_from
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_the_same_audio_on_s3_is_the_same_data_set(made: Made, object_store: Server):
+def test_the_same_audio_on_s3_is_the_same_data_set(made: IngestedDataset, object_store: Server):
     remote = open_folder("s3://latents/ingest-test/music")
     for path in Path("music").rglob("*.*"):
         write_bytes(remote, str(path.relative_to("music")), path.read_bytes())
@@ -252,7 +260,7 @@ def test_the_same_audio_on_s3_is_the_same_data_set(made: Made, object_store: Ser
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_too_many_files_of_no_use_are_refused_by_name_and_listed(made: Made, home: Path):
+def test_too_many_files_of_no_use_are_refused_by_name_and_listed(made: IngestedDataset, home: Path):
     with pytest.raises(
         SourceError, match=r"3 of 8 files could not be used, more than .*max_bad_fraction=0\.37"
     ) as caught:
@@ -267,14 +275,14 @@ def test_too_many_files_of_no_use_are_refused_by_name_and_listed(made: Made, hom
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_a_source_that_leaves_nothing_to_train_on_is_refused(made: Made):
+def test_a_source_that_leaves_nothing_to_train_on_is_refused(made: IngestedDataset):
     with pytest.raises(SourceError, match=r"no window for training came out of 8 tracks; lower ingest\.held_out"):
         ingest.run(config_of("music", **{"ingest.held_out_fraction": 1}))
 
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_a_changed_caption_is_another_data_set_of_the_same_latents(made: Made, home: Path):
+def test_a_changed_caption_is_another_data_set_of_the_same_latents(made: IngestedDataset, home: Path):
     shutil.copytree("music", "retold")
     Path("retold/half.txt").write_text("told anew")
     before = sorted(Path("store/encoded").rglob("latents/*/*.parquet"))
@@ -285,12 +293,12 @@ def test_a_changed_caption_is_another_data_set_of_the_same_latents(made: Made, h
 
 
 def test_other_codec_weights_encode_anew(tmp_path: Path):
-    from pipelines.ingest.segments import Encoding
+    from pipelines.ingest.segments import EncodeSettings
 
     shutil.copytree(Path(presto_core.audio.__file__).parent / "weights", tmp_path / "codec")
     config = config_of("music", **{"codec.path": str(tmp_path / "codec")})
-    before = Encoding.of(config, load_codec("mel_pca", path=config.codec.path))
+    before = EncodeSettings.from_config(config, load_codec("mel_pca", path=config.codec.path))
     weights = TensorFile.load(tmp_path / "codec" / ENCODER_FILE)
     nudged = {**weights.tensors, "mean": weights.tensors["mean"] + 1e-3}
     TensorFile(weights.settings, nudged).save(tmp_path / "codec" / ENCODER_FILE)
-    assert Encoding.of(config, load_codec("mel_pca", path=config.codec.path)).key != before.key
+    assert EncodeSettings.from_config(config, load_codec("mel_pca", path=config.codec.path)).key != before.key

@@ -11,18 +11,18 @@ from typer.testing import CliRunner
 from infra.cli.dataset import app
 from pipelines.data.dataset import LatentDataset, open_dataset
 from pipelines.data.inspection import (
-    described,
-    measured,
-    sides,
-    verified,
+    compute_stats,
+    describe,
+    list_splits,
+    verify,
 )
 from pipelines.data.layout import QUARANTINE, TRACKS
 from pipelines.ingest.curation import (
-    Bad,
-    quarantine_table,
+    RejectedFile,
+    make_quarantine_table,
     to_parquet,
 )
-from pipelines.ingest.latent_cache import Failure
+from pipelines.ingest.latent_cache import IngestFailure
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError, commit
 from tests.support.synthetic_dataset import make_dataset
@@ -33,7 +33,7 @@ def dataset(workdir: Path) -> LatentDataset:
     return make_dataset(str(workdir / "data"))
 
 
-def with_manifest(workdir: Path, change) -> LatentDataset:
+def edit_manifest(workdir: Path, change) -> LatentDataset:
     """The data set as its manifest would describe it after `change`."""
     path = workdir / "data/manifest.json"
     manifest = json.loads(path.read_text())
@@ -43,7 +43,7 @@ def with_manifest(workdir: Path, change) -> LatentDataset:
 
 
 def test_a_sound_data_set_is_counted(dataset: LatentDataset):
-    found = verified(dataset)
+    found = verify(dataset)
     assert (found.shards, found.rows, found.files) == (4, 38, 1)  # config.yaml beside the shards
 
 
@@ -58,7 +58,7 @@ def test_a_sound_data_set_is_counted(dataset: LatentDataset):
 def test_a_shard_that_is_gone_or_changed_is_named(dataset: LatentDataset, workdir: Path, damage, message: str):
     damage(workdir / "data/shards/1.parquet")
     with pytest.raises(StoreError, match=rf"is not sound: .*{message}.*Restore these files"):
-        verified(dataset)
+        verify(dataset)
 
 
 def test_every_problem_is_counted_and_some_are_named(dataset: LatentDataset, workdir: Path):
@@ -66,45 +66,45 @@ def test_every_problem_is_counted_and_some_are_named(dataset: LatentDataset, wor
         path.write_bytes(b"nothing")
     (workdir / "data/config.yaml").write_text("other")
     with pytest.raises(StoreError, match=r"0\.parquet is damaged.*config\.yaml") as caught:
-        verified(dataset)
+        verify(dataset)
     assert "\n" not in str(caught.value)
 
 
 def test_a_manifest_that_does_not_fit_its_shards_is_found(dataset: LatentDataset, workdir: Path):
-    changed = with_manifest(workdir, lambda d: d["shards"][0].update(rows=11) or d["latents"].update(frames=9))
+    changed = edit_manifest(workdir, lambda d: d["shards"][0].update(rows=11) or d["latents"].update(frames=9))
     with pytest.raises(
         StoreError,
         match=r"0\.parquet holds 10 rows, the manifest says 11; .*1\.parquet holds latents \[4, 8\], not \[4, 9\]",
     ):
-        verified(changed)
+        verify(changed)
 
 
 def test_a_composition_on_both_sides_is_found(dataset: LatentDataset, workdir: Path):
-    leaking = with_manifest(workdir, lambda d: d["shards"].append(d["shards"][0] | {"split": "held_out"}))
+    leaking = edit_manifest(workdir, lambda d: d["shards"].append(d["shards"][0] | {"split": "held_out"}))
     with pytest.raises(StoreError, match="composition 'k0' is on both sides of the split"):
-        verified(leaking)
+        verify(leaking)
 
 
 def test_statistics_are_those_of_the_rows(dataset: LatentDataset, workdir: Path):
-    facts = measured(dataset)
+    facts = compute_stats(dataset)
     assert facts["rows"] == "38"
     assert facts["different captions"] == "38"
     assert facts["doubles"].startswith("0 rows")
     assert facts["normalised"].endswith("sigma_data 1.0000: as the manifest says")
     assert facts["with a caption"] == "100.0%"
     assert facts["with a tempo"] == f"{37 / 38:.1%}"  # one row's tempo is 0, which means unknown
-    off = with_manifest(workdir, lambda d: d["latents"].update(std=[1.0] * 4))
-    assert measured(off)["normalised"].endswith("NOT as the manifest says")
+    off = edit_manifest(workdir, lambda d: d["latents"].update(std=[1.0] * 4))
+    assert compute_stats(off)["normalised"].endswith("NOT as the manifest says")
 
 
 def test_the_same_latents_twice_are_counted(dataset: LatentDataset, workdir: Path):
-    doubled = with_manifest(workdir, lambda d: d["shards"].append(d["shards"][0]))
-    assert measured(doubled)["doubles"].startswith("10 rows")
+    doubled = edit_manifest(workdir, lambda d: d["shards"].append(d["shards"][0]))
+    assert compute_stats(doubled)["doubles"].startswith("10 rows")
 
 
 def test_what_is_shown_is_what_the_manifest_says(dataset: LatentDataset, workdir: Path):
     rows = {"rows": {"train": 30, "held_out": 8}, "hours": {"train": 1.5, "held_out": 0.25}, "licences": ["CC0"]}
-    facts = described(with_manifest(workdir, lambda d: d.update(rows)))
+    facts = describe(edit_manifest(workdir, lambda d: d.update(rows)))
     assert facts["rows"] == "30 train (1.50 h), 8 held_out (0.25 h)"
     assert facts["shards"] == "3 train, 1 held_out"
     assert facts["latents"].startswith("4 channels x 8 frames, 21.53 frames")
@@ -128,17 +128,19 @@ def ingested(workdir: Path) -> LatentDataset:
         {"file": f"{i}.wav", "split": split, "composition": name, "rows": 10 * i, "seconds": 1800.0}
         for i, (split, name) in enumerate([("train", "a"), ("train", "a"), ("train", "b"), ("held_out", "c")])
     ]
-    bad = [Bad("x [1].wav", "s3://m/x [1].wav", Failure("decode", "AudioError", "not readable as audio"))]
+    bad = [
+        RejectedFile("x [1].wav", "s3://m/x [1].wav", IngestFailure("decode", "AudioError", "not readable as audio"))
+    ]
     files = {
         TRACKS: "".join(json.dumps(row) + "\n" for row in rows).encode(),
-        QUARANTINE: to_parquet(quarantine_table(bad)),
+        QUARANTINE: to_parquet(make_quarantine_table(bad)),
     }
     commit(open_folder(data.uri), data.manifest, files)
     return open_dataset(data.uri)
 
 
 def test_sides_are_counted_and_held_out_pieces_named(ingested: LatentDataset):
-    found = sides(ingested)
+    found = list_splits(ingested)
     assert found["train"] == {"compositions": 2, "tracks": 3, "rows": 30, "hours": 1.5, "names": ["a", "b"]}
     assert found["held_out"] == {"compositions": 1, "tracks": 1, "rows": 30, "hours": 0.5, "names": ["c"]}
 
@@ -153,11 +155,11 @@ def test_quarantine_split_and_json_on_the_command_line(ingested: LatentDataset):
     table = runner.invoke(app, ["quarantine", where]).stdout
     assert "x [1].wav" in table
     assert "not readable" in table
-    assert json.loads(runner.invoke(app, ["split", where, "--json"]).stdout) == sides(ingested)
+    assert json.loads(runner.invoke(app, ["split", where, "--json"]).stdout) == list_splits(ingested)
     assert "held out" in runner.invoke(app, ["split", where]).stdout
     assert json.loads(runner.invoke(app, ["stats", where, "--json"]).stdout)["rows"] == "38"
 
 
 def test_a_data_set_without_lists_says_so(dataset: LatentDataset):
     with pytest.raises(StoreError, match=r"has no file 'tracks\.jsonl'"):
-        sides(dataset)
+        list_splits(dataset)

@@ -19,16 +19,16 @@ from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
 from presto_core.artifacts.store import read_bytes
 from tests.support.music import RATE_HZ, notes, write_awkward_but_good, write_bad, write_music
-from tests.support.processes import PATIENCE_S, PRESTO, Life, title_of, wait_for
+from tests.support.processes import PATIENCE_S, PRESTO, Attempt, title_of, wait_for
 
 SEEDS = 20
-ACTORS = "ray::MapWorker(Map(_Guarded))"
+ACTORS = "ray::MapWorker(Map(_ErrorCapturing))"
 S3_ROOT = "s3://latents/kills/store"  # the same for all runs: it is written into the data set's config.yaml
 pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(3000)]
 
 
 @dataclass(frozen=True)
-class Place:
+class IngestSetup:
     """A source and the store that it is ingested into."""
 
     music: Path
@@ -44,33 +44,33 @@ class Place:
     def command(self) -> list[str]:
         settings = {"source": self.music, "chunk_frames": 8, "rows_per_shard": self.rows_per_shard}
         settings |= {"max_bad_fraction": 0.5, "held_out_fraction": 0.3}
-        words = [f"ingest.{name}={value}" for name, value in settings.items()]
-        words += ["cluster.cpus=2", "cluster.data_workers=2", "text.max_tokens=8"]
-        return [PRESTO, "ingest", *words, f"storage.root={S3_ROOT if self.on_s3 else 'store'}"]
+        args = [f"ingest.{name}={value}" for name, value in settings.items()]
+        args += ["cluster.cpus=2", "cluster.data_workers=2", "text.max_tokens=8"]
+        return [PRESTO, "ingest", *args, f"storage.root={S3_ROOT if self.on_s3 else 'store'}"]
 
-    def stored(self) -> list[str]:
+    def list_stored(self) -> list[str]:
         """Encoded segments and shards that are there."""
         found = []
         for part in ("encoded", "artifacts"):
-            infos = open_folder(self.root).child(part).files(recursive=True, missing_ok=True)
+            infos = open_folder(self.root).child(part).list_files(recursive=True, missing_ok=True)
             found += [info.path for info in infos if info.path.endswith(".parquet")]
         return [path for path in found if "/latents/" in path or "/shards/" in path]
 
-    def contents(self) -> dict[str, bytes]:
+    def read_contents(self) -> dict[str, bytes]:
         """Every byte of the one data set there is, but when and with what it was made."""
         artifacts = open_folder(self.root).child("artifacts")
-        (name,) = artifacts.folders()
+        (name,) = artifacts.list_folders()
         folder = artifacts.child(name)
-        files = [info.path.removeprefix(f"{folder.path}/") for info in folder.files(recursive=True)]
+        files = [info.path.removeprefix(f"{folder.path}/") for info in folder.list_files(recursive=True)]
         made = {file: read_bytes(folder, file) for file in files}
         manifest = json.loads(made.pop("manifest.json"))
         made["manifest"] = json.dumps({k: v for k, v in manifest.items() if k not in ("created", "made_with")}).encode()
-        assert not open_folder(self.root).child("runs").child(name).files(recursive=True, missing_ok=True)
+        assert not open_folder(self.root).child("runs").child(name).list_files(recursive=True, missing_ok=True)
         return made
 
 
 @dataclass
-class Calm:
+class UndisturbedRun:
     """An undisturbed run: what it made, how long it took, and when how much of it was stored."""
 
     contents: dict[str, bytes] = field(default_factory=dict)
@@ -78,15 +78,15 @@ class Calm:
     stored: list[tuple[float, int]] = field(default_factory=lambda: [(0.0, 0)])
 
     @staticmethod
-    def of(place: Place, life: Life) -> Calm:
-        calm, began = Calm(), time.monotonic()
-        while life.goes_on:
-            if len(place.stored()) > calm.stored[-1][1]:
-                calm.stored.append((time.monotonic() - began, len(place.stored())))
+    def observe(setup: IngestSetup, attempt: Attempt) -> UndisturbedRun:
+        calm, began = UndisturbedRun(), time.monotonic()
+        while attempt.is_running:
+            if len(setup.list_stored()) > calm.stored[-1][1]:
+                calm.stored.append((time.monotonic() - began, len(setup.list_stored())))
             time.sleep(0.05)
         calm.seconds = time.monotonic() - began
-        assert life.exit_code() == 0, life.said
-        calm.contents = place.contents()
+        assert attempt.exit_code() == 0, attempt.stderr
+        calm.contents = setup.read_contents()
         return calm
 
     def moment(self, share: float) -> tuple[int, float]:
@@ -103,28 +103,30 @@ class Kill:
     phase: str
 
 
-def phase_of(life: Life, place: Place) -> str:
-    said = life.said
-    if "ingest: run " in said:
-        return "shards" if "ingest: presto-dataset version" not in said else "end"
-    if "x real time" in said:
+def phase_of(attempt: Attempt, setup: IngestSetup) -> str:
+    stderr = attempt.stderr
+    if "ingest: run " in stderr:
+        return "shards" if "ingest: presto-dataset version" not in stderr else "end"
+    if "x real time" in stderr:
         return "between"
-    return "encode" if any("/latents/" in path for path in place.stored()) else "start"
+    return "encode" if any("/latents/" in path for path in setup.list_stored()) else "start"
 
 
-def strike(life: Life, place: Place, calm: Calm, share: float, victim: str, rng: random.Random) -> Kill | None:
+def strike(
+    attempt: Attempt, setup: IngestSetup, calm: UndisturbedRun, share: float, victim: str, rng: random.Random
+) -> Kill | None:
     """Kill the driver or a worker when a share of the run has passed; None where it ended before."""
     count, later_s = calm.moment(share)
-    wait_for(lambda: not life.goes_on or len(place.stored()) >= count, PATIENCE_S)
-    wait_for(lambda: not life.goes_on, later_s)
-    while life.goes_on:
-        phase = phase_of(life, place)
+    wait_for(lambda: not attempt.is_running or len(setup.list_stored()) >= count, PATIENCE_S)
+    wait_for(lambda: not attempt.is_running, later_s)
+    while attempt.is_running:
+        phase = phase_of(attempt, setup)
         if victim == "driver":
-            life.kill()
+            attempt.kill()
             if rng.random() < 0.5:  # else the next life meets what this one left behind
-                life.end()
+                attempt.end()
             return Kill("driver", phase)
-        for worker, title in rng.sample(found := life.workers(ACTORS), len(found)):
+        for worker, title in rng.sample(found := attempt.workers(ACTORS), len(found)):
             if title == title_of(worker):
                 worker.kill()
                 return Kill("actor", phase)
@@ -132,20 +134,22 @@ def strike(life: Life, place: Place, calm: Calm, share: float, victim: str, rng:
     return None
 
 
-def survive(begin, place: Place, calm: Calm, kills: list[tuple[str, float]], rng: random.Random) -> list[Kill]:
+def survive(
+    begin, setup: IngestSetup, calm: UndisturbedRun, kills: list[tuple[str, float]], rng: random.Random
+) -> list[Kill]:
     """Ingest under a series of kills, and again until it is done; the data set must be the undisturbed run's."""
-    life, hits = begin(place.command, place.cwd), []
+    attempt, hits = begin(setup.command, setup.cwd), []
     for victim, share in kills:
-        if not life.goes_on:
-            if life.process.returncode != -signal.SIGKILL and life.exit_code() == 0:
+        if not attempt.is_running:
+            if attempt.process.returncode != -signal.SIGKILL and attempt.exit_code() == 0:
                 break  # done, and nothing left to kill
-            life = begin(place.command, place.cwd)
-        hits += filter(None, [strike(life, place, calm, share, victim, rng)])
-    if life.process.poll() == -signal.SIGKILL or life.exit_code():
-        life = begin(place.command, place.cwd)
-        assert life.exit_code() == 0, life.said
-    assert "presto-dataset@candidate is version 1 = " in life.said
-    made = place.contents()
+            attempt = begin(setup.command, setup.cwd)
+        hits += filter(None, [strike(attempt, setup, calm, share, victim, rng)])
+    if attempt.process.poll() == -signal.SIGKILL or attempt.exit_code():
+        attempt = begin(setup.command, setup.cwd)
+        assert attempt.exit_code() == 0, attempt.stderr
+    assert "presto-dataset@candidate is version 1 = " in attempt.stderr
+    made = setup.read_contents()
     assert made.keys() == calm.contents.keys()
     assert [file for file in made if made[file] != calm.contents[file]] == []
     return hits
@@ -155,31 +159,33 @@ def survive(begin, place: Place, calm: Calm, kills: list[tuple[str, float]], rng
 def test_ingest_is_killed_and_makes_the_same_data_set(begin, tmp_path: Path):
     """One kill of a worker while it encodes, then one of the driver among the shards."""
     write_music(tmp_path / "music")
-    calm_place, place = (Place(tmp_path / "music", tmp_path / name, rows_per_shard=2) for name in ("calm", "killed"))
-    calm = Calm.of(calm_place, begin(calm_place.command, calm_place.cwd))
-    segments = sum("/latents/" in path for path in calm_place.stored())
+    calm_setup, setup = (
+        IngestSetup(tmp_path / "music", tmp_path / name, rows_per_shard=2) for name in ("calm", "killed")
+    )
+    calm = UndisturbedRun.observe(calm_setup, begin(calm_setup.command, calm_setup.cwd))
+    segments = sum("/latents/" in path for path in calm_setup.list_stored())
     first_shard = next(came for came, count in calm.stored if count > segments) / calm.seconds
     kills = [("worker", 0.0), ("driver", first_shard + 1e-9)]
-    worker, driver = survive(begin, place, calm, kills, random.Random(0))
+    worker, driver = survive(begin, setup, calm, kills, random.Random(0))
     assert worker.victim != "driver"
     assert driver == Kill("driver", "shards")
 
 
 @dataclass(frozen=True)
-class Studio:
+class KillStudy:
     """A source of many files, and the undisturbed data set of it in each kind of store."""
 
     folder: Path
-    calm: dict[bool, Calm]
+    calm: dict[bool, UndisturbedRun]
 
-    def place(self, name: str, *, on_s3: bool) -> Place:
+    def make_setup(self, name: str, *, on_s3: bool) -> IngestSetup:
         if on_s3:
             open_folder(S3_ROOT).delete()
-        return Place(self.folder / "music", self.folder / name, on_s3)
+        return IngestSetup(self.folder / "music", self.folder / name, on_s3)
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory, object_store: Server) -> Studio:
+def studio(tmp_path_factory: pytest.TempPathFactory, object_store: Server) -> KillStudy:
     """Twenty minutes of music in 35 files: short ones, odd ones, bad ones, and long ones of several segments."""
     folder = tmp_path_factory.mktemp("kills")
     write_music(folder / "music")
@@ -187,37 +193,37 @@ def studio(tmp_path_factory: pytest.TempPathFactory, object_store: Server) -> St
     write_bad(folder / "music/bad")
     for i in range(8):
         soundfile.write(folder / f"music/long {i}.flac", notes(160 + 80 * i, seed=100 + i), RATE_HZ)
-    return Studio(folder, {})
+    return KillStudy(folder, {})
 
 
-def planned(seed: int, attempt: int, rng: random.Random) -> list[tuple[str, float]]:
+def draw_kills(seed: int, attempt: int, rng: random.Random) -> list[tuple[str, float]]:
     """One to three kills. The first ones of all seeds are spread evenly over a run, for drivers and for workers."""
     first = ("driver" if seed % 2 else "worker", (seed // 2 + rng.random()) / (SEEDS / 2) * 0.9**attempt)
     return [first, *((rng.choice(("driver", "worker")), rng.random()) for _ in range(rng.choice((0, 0, 1, 2))))]
 
 
-RECORD: dict[int, list[Kill]] = {}
+KILLS: dict[int, list[Kill]] = {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_ingest_survives_kills_at_random_moments(begin, studio: Studio, seed: int):
+def test_ingest_survives_kills_at_random_moments(begin, studio: KillStudy, seed: int):
     on_s3, rng = seed % 5 == 4, random.Random(seed)
     if on_s3 not in studio.calm:
-        place = studio.place(f"calm {on_s3}", on_s3=on_s3)
-        studio.calm[on_s3] = Calm.of(place, begin(place.command, place.cwd))
+        setup = studio.make_setup(f"calm {on_s3}", on_s3=on_s3)
+        studio.calm[on_s3] = UndisturbedRun.observe(setup, begin(setup.command, setup.cwd))
     for attempt in range(6):  # a kill near the end may come too late
-        place = studio.place(f"killed {seed} {attempt}", on_s3=on_s3)
-        RECORD[seed] = survive(begin, place, studio.calm[on_s3], planned(seed, attempt, rng), rng)
-        if RECORD[seed]:
+        setup = studio.make_setup(f"killed {seed} {attempt}", on_s3=on_s3)
+        KILLS[seed] = survive(begin, setup, studio.calm[on_s3], draw_kills(seed, attempt, rng), rng)
+        if KILLS[seed]:
             break
-    print(f"seed {seed}: {RECORD[seed]}")
-    assert RECORD[seed]
+    print(f"seed {seed}: {KILLS[seed]}")
+    assert KILLS[seed]
 
 
 @pytest.mark.slow
 def test_the_kills_hit_every_phase_in_drivers_and_in_workers():
-    if len(RECORD) < SEEDS:
+    if len(KILLS) < SEEDS:
         pytest.skip("needs the kills of all seeds")
-    hit = {(kill.victim, kill.phase) for kills in RECORD.values() for kill in kills}
+    hit = {(kill.victim, kill.phase) for kills in KILLS.values() for kill in kills}
     assert {(victim, phase) for victim in ("driver", "actor") for phase in ("encode", "shards")} <= hit

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.data import epoch_plan
-from pipelines.data.dataset import open_dataset, stream
+from pipelines.data.dataset import open_dataset, stream_batches
 from pipelines.storage.local_s3 import Server
 from presto_core.training.state import Cursor
-from tests.support.processes import PATIENCE_S, Life, title_of, wait_for
+from tests.support.processes import PATIENCE_S, Attempt, title_of, wait_for
 from tests.support.synthetic_dataset import make_dataset
 
 SEEDS = 20
@@ -35,14 +35,14 @@ import torch
 
 from pipelines.cluster.session import ray_session
 from pipelines.data import epoch_plan, shard_reader
-from pipelines.data.dataset import open_dataset, stream
+from pipelines.data.dataset import open_dataset, stream_batches
 from pipelines.storage.local_s3 import Server
 from presto_core.config.sections import ClusterConfig
 from presto_core.errors import UserError
 from presto_core.training.state import Cursor
 
 uri, log, total, ranks = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-epoch_plan.WINDOW_ROWS, shard_reader.SHARDS_A_PLAN = 120, 8
+epoch_plan.WINDOW_ROWS, shard_reader.SHARDS_PER_EXECUTION = 120, 8
 log.touch()
 kept = log.read_bytes().rpartition(b"\\n")[0]
 lines = kept.splitlines()
@@ -53,14 +53,14 @@ try:
         out.seek(0, 2)
         settings = {"seed": 5, "cursor": cursor, "global_batch_size": 12, "world_size": ranks, "crop_frames": 6}
         data, read = open_dataset(uri), shard_reader.read_with_ray
-        streams = [stream(data, rank=rank, reader=read, **settings) for rank in range(ranks)]
+        streams = [stream_batches(data, rank=rank, reader=read, **settings) for rank in range(ranks)]
         for _ in range(len(lines), total):
             parts = [next(s) for s in streams]
             x0 = torch.cat([part.x0 for part in parts])
             tempi = torch.cat([part.cond.tempo_bpm for part in parts])
             after = parts[0].cursor
-            told = {"rows": tempi.int().tolist(), "x0": hashlib.sha256(x0.numpy().tobytes()).hexdigest()}
-            out.write(json.dumps(told | {"cursor": [after.epoch, after.row]}).encode() + b"\\n")
+            row = {"rows": tempi.int().tolist(), "x0": hashlib.sha256(x0.numpy().tobytes()).hexdigest()}
+            out.write(json.dumps(row | {"cursor": [after.epoch, after.row]}).encode() + b"\\n")
             out.flush()
             os.fsync(out.fileno())
             time.sleep(0.01)
@@ -77,11 +77,13 @@ def latents(object_store: Server) -> str:
     return make_dataset("s3://latents/kills/stream", shard_rows=(30,) * 60).uri
 
 
-def undisturbed(uri: str, total: int) -> list[dict[str, object]]:
+def read_undisturbed(uri: str, total: int) -> list[dict[str, object]]:
     """What the log of a run must hold: the same stream read in this process, without Ray."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(epoch_plan, "WINDOW_ROWS", 120)
-        batches = islice(stream(open_dataset(uri), seed=5, cursor=Cursor(), global_batch_size=12, crop_frames=6), total)
+        batches = islice(
+            stream_batches(open_dataset(uri), seed=5, cursor=Cursor(), global_batch_size=12, crop_frames=6), total
+        )
         return [
             {
                 "rows": batch.cond.tempo_bpm.int().tolist(),
@@ -93,56 +95,56 @@ def undisturbed(uri: str, total: int) -> list[dict[str, object]]:
 
 
 @dataclass
-class Listener:
+class StreamRun:
     """A command that goes through the stream and keeps each batch in a log, started again as often as it takes."""
 
-    begin: Callable[[list[str], Path], Life]
+    begin: Callable[[list[str], Path], Attempt]
     uri: str
     cwd: Path
     total: int
-    life: Life | None = None
+    attempt: Attempt | None = None
     exits: list[int] = field(default_factory=list)
 
     @property
     def log(self) -> Path:
         return self.cwd / "batches.jsonl"
 
-    def kept(self) -> list[bytes]:
+    def read_log(self) -> list[bytes]:
         return self.log.read_bytes().split(b"\n")[:-1] if self.log.exists() else []
 
-    def start(self, ranks: int) -> Life:
-        words = [self.uri, str(self.log), str(self.total), str(ranks)]
-        self.life = self.begin([sys.executable, "-c", STREAM, *words], self.cwd)
-        return self.life
+    def start(self, ranks: int) -> Attempt:
+        args = [self.uri, str(self.log), str(self.total), str(ranks)]
+        self.attempt = self.begin([sys.executable, "-c", STREAM, *args], self.cwd)
+        return self.attempt
 
     def strike(self, victim: str, *, after: int, ranks: int) -> str:
         """Kill the driver or a reader once so many batches are kept; what was killed, or nothing."""
-        while len(self.kept()) < self.total:
-            life = self.life if self.life and self.life.goes_on else None
-            if life is None:
-                self.exits += [self.life.process.returncode] if self.life else []
-                if self.life and self.exits[-1] != -signal.SIGKILL:
-                    self.life.exit_code()
-                life = self.start(ranks)
-            wait_for(lambda now=life: not now.goes_on or len(self.kept()) >= after, PATIENCE_S)
-            if victim == "driver" and life.goes_on:
-                life.kill()
-                life.end()
+        while len(self.read_log()) < self.total:
+            attempt = self.attempt if self.attempt and self.attempt.is_running else None
+            if attempt is None:
+                self.exits += [self.attempt.process.returncode] if self.attempt else []
+                if self.attempt and self.exits[-1] != -signal.SIGKILL:
+                    self.attempt.exit_code()
+                attempt = self.start(ranks)
+            wait_for(lambda now=attempt: not now.is_running or len(self.read_log()) >= after, PATIENCE_S)
+            if victim == "driver" and attempt.is_running:
+                attempt.kill()
+                attempt.end()
                 return victim
-            if victim == "reader" and (killed := kill_reader(life)):
+            if victim == "reader" and (killed := kill_reader(attempt)):
                 return killed
         return ""
 
     def finish(self, ranks: int) -> None:
-        if self.life is None or self.life.process.poll() == -signal.SIGKILL or self.life.exit_code():
-            assert self.start(ranks).exit_code() == 0, self.life and self.life.said
+        if self.attempt is None or self.attempt.process.poll() == -signal.SIGKILL or self.attempt.exit_code():
+            assert self.start(ranks).exit_code() == 0, self.attempt and self.attempt.stderr
 
 
-def kill_reader(life: Life) -> str:
+def kill_reader(attempt: Attempt) -> str:
     """kill -9 of a Ray worker while it reads a shard; of an idle one where none is met within some seconds."""
     until = time.monotonic() + 10
-    while life.goes_on:
-        workers = life.workers(READERS, IDLE)
+    while attempt.is_running:
+        workers = attempt.workers(READERS, IDLE)
         for _ in range(200):  # a read takes milliseconds: look often, and only at these
             for worker, _title in workers:
                 now = title_of(worker)
@@ -153,12 +155,12 @@ def kill_reader(life: Life) -> str:
 
 
 def test_the_stream_is_killed_and_goes_on_with_the_next_row(begin, latents: str, tmp_path: Path):
-    listener = Listener(begin, latents, tmp_path / "stream", total=200)
+    listener = StreamRun(begin, latents, tmp_path / "stream", total=200)
     assert listener.strike("reader", after=20, ranks=1)
     assert listener.strike("driver", after=90, ranks=1) == "driver"
-    assert 90 <= len(listener.kept()) < 200
+    assert 90 <= len(listener.read_log()) < 200
     listener.finish(ranks=2)
-    assert list(map(json.loads, listener.kept())) == undisturbed(latents, 200)
+    assert list(map(json.loads, listener.read_log())) == read_undisturbed(latents, 200)
 
 
 @pytest.mark.slow
@@ -166,13 +168,13 @@ def test_the_stream_survives_kills_at_random_moments_on_changing_numbers_of_work
     begin, latents: str, tmp_path: Path
 ):
     rng, hits = random.Random(7), []
-    listener = Listener(begin, latents, tmp_path / "stream", total=900)  # six epochs
+    listener = StreamRun(begin, latents, tmp_path / "stream", total=900)  # six epochs
     for seed in range(SEEDS):
         victim = "driver" if seed % 3 == 2 else "reader"
         after, ranks = int((seed + rng.random()) / (SEEDS + 1) * listener.total), rng.choice((1, 2, 3, 4))
         hits.append(listener.strike(victim, after=after, ranks=ranks))
     listener.finish(ranks=6)
-    assert list(map(json.loads, listener.kept())) == undisturbed(latents, listener.total)
+    assert list(map(json.loads, listener.read_log())) == read_undisturbed(latents, listener.total)
     print(hits)
     assert hits.count("driver") == SEEDS // 3
     assert hits.count("reader") >= SEEDS // 3  # while they read

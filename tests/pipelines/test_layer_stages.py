@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.evaluate.latency import hidden_variances
-from pipelines.evaluate.systems import compared_systems
+from pipelines.evaluate.latency import measure_hidden_variance
+from pipelines.evaluate.systems import list_compared_systems
 from pipelines.inference.model import (
     Model,
     open_model,
-    sample_base,
-    sample_student,
+    sample_generator,
+    sample_teacher,
 )
 from pipelines.registry.compatibility import (
-    method_of,
-    require_comparable,
-    require_layers_of,
+    check_comparable,
+    check_layers_match_teacher,
+    distillation_method,
 )
 from pipelines.stages import (
     distill_layers,
@@ -43,7 +43,7 @@ from presto_core.config.sampling import (
 )
 from presto_core.config.schema import LayersStage
 from presto_core.errors import UserError
-from presto_core.metrics.block_activity import watched
+from presto_core.metrics.block_activity import record_block_activity
 from tests.pipelines.test_training_stages import steps_config, teacher_config, weights_of
 from tests.support.synthetic_dataset import make_dataset
 
@@ -78,12 +78,12 @@ def teacher(workdir: Path, trained: Artifact) -> Artifact:
     return read_artifact(artifact_folder(open_folder(str(workdir / "store")), trained.id))
 
 
-def sampled(model: Model, steps: int = 4) -> torch.Tensor:
+def draw_samples(model: Model, steps: int = 4) -> torch.Tensor:
     rng = torch.Generator().manual_seed(3)
-    noise = model.noise(2, generator=rng)
+    noise = model.draw_noise(2, generator=rng)
     if model.artifact.kind == "generator":
-        return sample_student(model, noise, None, steps=steps, schedule=ScheduleConfig(), generator=rng)
-    return sample_base(model, noise, None, how=BaseSampler(steps=steps), schedule=ScheduleConfig())
+        return sample_generator(model, noise, None, steps=steps, schedule=ScheduleConfig(), generator=rng)
+    return sample_teacher(model, noise, None, sampler=BaseSampler(steps=steps), schedule=ScheduleConfig())
 
 
 def test_base_to_layers_to_both_with_lineage_and_tables(dataset: str, teacher: Artifact):
@@ -93,7 +93,7 @@ def test_base_to_layers_to_both_with_lineage_and_tables(dataset: str, teacher: A
     base = {"dataset": "0" * 16, "teacher": teacher.id}
     assert layers.manifest["parents"] == single.manifest["parents"] == base
     assert both.manifest["parents"] == base | {"layers": layers.id}
-    assert [method_of(a) for a in (teacher, layers, single, both)] == ["base", "L", "S", "LS"]
+    assert [distillation_method(a) for a in (teacher, layers, single, both)] == ["base", "L", "S", "LS"]
 
     # L over the noise it was trained with, LS over that of its generator's inputs: each by its default table
     assert layers.manifest["model"]["layer_budget"]["distribution"] == LogNormalNoise(mean=-0.4, std=1.0).to_config()
@@ -111,25 +111,25 @@ def test_a_loaded_model_runs_what_its_table_says(dataset: str, teacher: Artifact
     both = distill_steps.run(steps_config("store", dataset, teacher.id, **{"inputs.layers": layers.id}))
     for artifact in (layers, both):
         model = open_model(artifact.uri)
-        with watched(model.network.blocks) as record:
-            sampled(model)
+        with record_block_activity(model.network.blocks) as record:
+            draw_samples(model)
         budget = model.card.budget
         assert budget is not None
         levels = [80.0, 17.5, 2.5, 0.17] if artifact.kind == "generator" else [80.0, 9.7, 0.43, 0.002]
-        assert record.runs == 2 * sum(budget.at(s) for s in levels) < 2 * 4 * 4
+        assert record.runs == 2 * sum(budget.blocks_at(s) for s in levels) < 2 * 4 * 4
 
 
 def test_skipping_without_distillation_is_an_ablation_too(dataset: str, teacher: Artifact):
     dropped = distill_steps.run(steps_config("store", dataset, teacher.id, **{"steps.budget.kind": "presto_ls"}))
-    assert method_of(dropped) == "S-drop"
+    assert distillation_method(dropped) == "S-drop"
     assert "layers" not in dropped.manifest["parents"]
-    assert sampled(open_model(dropped.uri)).isfinite().all()
+    assert draw_samples(open_model(dropped.uri)).isfinite().all()
 
 
 @pytest.mark.ray
 @pytest.mark.services
 @pytest.mark.parametrize("mode", ["presto", pytest.param("ase", marks=pytest.mark.slow)])
-def test_two_workers_distil_layers_though_blocks_are_left_out(ray_here, dataset: str, mode: str, teacher: Artifact):
+def test_two_workers_distil_layers_though_blocks_are_left_out(shared_ray, dataset: str, mode: str, teacher: Artifact):
     """Budgets below the depth on both workers: gradients of skipped blocks are missing, and nobody waits for them."""
     two = {"cluster.num_workers": 2, "cluster.cpus_per_worker": 0.7}
     table = {"layers.mode": mode, "layers.budget": {"kind": "table", "kept": [1, 2]}}
@@ -164,7 +164,7 @@ def test_layers_without_a_table_are_refused(dataset: str, teacher: Artifact):
         manifest = json.loads(json.dumps(layers.manifest))
         manifest["model"]["layer_budget"] = table
         with pytest.raises(UserError, match="has no table of blocks by noise level"):
-            require_layers_of(replace(layers, manifest=manifest), teacher)
+            check_layers_match_teacher(replace(layers, manifest=manifest), teacher)
 
 
 @pytest.mark.parametrize("kept", [5, 9])
@@ -197,9 +197,9 @@ def test_a_model_of_other_latents_is_not_judged_beside_this_base(dataset: str, w
     foreign = train_teacher.run(teacher_config("elsewhere", other, **DEEP))
     layers = distill_layers.run(layers_config("store", dataset, teacher.id))
     with pytest.raises(UserError, match="differ in their latent statistics; judge it beside its own base"):
-        require_comparable({"generator": layers}, foreign)
+        check_comparable({"generator": layers}, foreign)
     with pytest.raises(UserError, match=r"is a teacher; beside the base, .*mend inputs\.compared"):
-        require_comparable({"compared_0": foreign}, teacher)
+        check_comparable({"compared_0": foreign}, teacher)
 
 
 # --- what an evaluation makes of them
@@ -213,7 +213,7 @@ def test_every_model_has_its_rows_and_a_name_of_its_own(dataset: str, teacher: A
         base=(BaseSampler(),), layers=(BaseSampler(sampler="euler", steps=8),), student_steps=(1, 4)
     )
     models = {"teacher": teacher, "generator": student, "compared_0": layers, "compared_1": again}
-    systems = compared_systems(config, models)
+    systems = list_compared_systems(config, models)
     names = ["base dpmpp_2m 40", f"L {layers.id[:6]} euler 8", f"L {again.id[:6]} euler 8", "S 1", "S 4"]
     assert [s.name for s in systems] == names
     assert [s.model for s in systems] == ["teacher", "compared_0", "compared_1", "generator", "generator"]
@@ -223,7 +223,7 @@ def test_every_model_has_its_rows_and_a_name_of_its_own(dataset: str, teacher: A
 def test_activations_are_measured_where_blocks_run(dataset: str, teacher: Artifact):
     layers = distill_layers.run(layers_config("store", dataset, teacher.id, **{"layers.mode": "ase"}))
     models = {"teacher": open_model(teacher.uri), "compared_0": open_model(layers.uri)}
-    found = hidden_variances(models, {"teacher": "base", "compared_0": "ASE"}, dataset)
+    found = measure_hidden_variance(models, {"teacher": "base", "compared_0": "ASE"}, dataset)
     assert all(list(line["variance"]) == ["0", "1", "2", "3"] for line in found["base"])
     ran = [len(line["variance"]) for line in found["ASE"]]  # from low noise to high
     assert ran == sorted(ran, reverse=True)

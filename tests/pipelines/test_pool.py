@@ -12,54 +12,54 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.ingest.curation import (
-    MISSING,
-    Curated,
-    curated,
-    quarantine_table,
-    require_few_bad,
-    shown,
+    FILE_MISSING,
+    CuratedTracks,
+    check_bad_fraction,
+    curate,
+    escape,
+    make_quarantine_table,
 )
-from pipelines.ingest.encode import unknown_tracks
+from pipelines.ingest.encode import find_tracks_to_encode
 from pipelines.ingest.latent_cache import (
-    DIED,
-    Content,
-    Failure,
-    Pool,
-    Seen,
+    WORKER_DIED,
+    EncodedContent,
+    IngestFailure,
+    LatentCache,
+    SourceRecord,
     read_segment,
     segment_name,
     write_segment,
 )
 from pipelines.ingest.manifests import SourceError
 from pipelines.ingest.segments import decoder_versions
-from pipelines.ingest.shard_writer import Entry, plan_shards
+from pipelines.ingest.shard_writer import CuratedTrack, plan_shards
 from pipelines.ingest.sources import Track
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError
 
-NO_AUDIO = Failure("decode", "AudioError", "not readable as audio")
+NO_AUDIO = IngestFailure("decode", "AudioError", "not readable as audio")
 
 
 def track(name: str, **known: object) -> Track:
-    given_ = {"place": "/music", "path": name, "stamp": "1", "split": "train", "composition": name, **known}
+    given_ = {"source_uri": "/music", "path": name, "stamp": "1", "split": "train", "composition": name, **known}
     return Track(name, **given_)  # type: ignore[arg-type]
 
 
-def content(name: str, **known: object) -> Content:
-    return Content(f"sha of {name}", **{"rows": (3,), "seconds": 2.0, "decoder": decoder_versions(), **known})  # type: ignore[arg-type]
+def content(name: str, **known: object) -> EncodedContent:
+    return EncodedContent(f"sha of {name}", **{"rows": (3,), "seconds": 2.0, "decoder": decoder_versions(), **known})  # type: ignore[arg-type]
 
 
-def seen(name: str, digest: str = "", **known: object) -> Seen:
-    return Seen(f"/music/{name}", "1", digest or f"sha of {name}", **known)  # type: ignore[arg-type]
+def make_source_record(name: str, digest: str = "", **known: object) -> SourceRecord:
+    return SourceRecord(f"/music/{name}", "1", digest or f"sha of {name}", **known)  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
-    return Pool(open_folder(str(tmp_path / "pool")))
+def pool(tmp_path: Path) -> LatentCache:
+    return LatentCache(open_folder(str(tmp_path / "pool")))
 
 
-def again(pool: Pool) -> Pool:
-    other = Pool(pool.folder)
+def reload(pool: LatentCache) -> LatentCache:
+    other = LatentCache(pool.folder)
     other.load()
     return other
 
@@ -67,54 +67,59 @@ def again(pool: Pool) -> Pool:
 # --- the journal
 
 
-def test_what_was_noted_is_known_again(pool: Pool):
-    pool.add(seen=seen("a", facts={"caption": "ü\n"}), content=content("a", rows=(3, 0, 2), silent=4))
+def test_what_was_noted_is_known_again(pool: LatentCache):
+    pool.add(
+        source_record=make_source_record("a", facts={"caption": "ü\n"}), content=content("a", rows=(3, 0, 2), silent=4)
+    )
     pool.save()
-    pool.add(seen=seen("b", failure=NO_AUDIO), content=content("b", failure=NO_AUDIO, rows=()))
+    pool.add(source_record=make_source_record("b", failure=NO_AUDIO), content=content("b", failure=NO_AUDIO, rows=()))
     pool.save()
-    assert (again(pool).seen, again(pool).contents) == (pool.seen, pool.contents)
-    pool.add(seen=seen("c"))  # not saved
-    assert again(pool).seen.keys() == {"/music/a", "/music/b"}
+    assert (reload(pool).source_records, reload(pool).contents) == (pool.source_records, pool.contents)
+    pool.add(source_record=make_source_record("c"))  # not saved
+    assert reload(pool).source_records.keys() == {"/music/a", "/music/b"}
 
 
-def test_the_later_word_counts_and_one_journal_is_made_of_many(pool: Pool, tmp_path: Path):
+def test_the_later_word_counts_and_one_journal_is_made_of_many(pool: LatentCache, tmp_path: Path):
     for rows in ((1,), (2,), (3,)):
         pool.add(content=content("a", rows=rows))
         pool.save()
     assert len(list((tmp_path / "pool/journal").iterdir())) == 3
-    fresh = again(pool)
+    fresh = reload(pool)
     fresh.compact()
     assert len(list((tmp_path / "pool/journal").iterdir())) == 1
-    assert again(pool).contents["sha of a"].rows == (3,)
+    assert reload(pool).contents["sha of a"].rows == (3,)
 
 
-def test_an_empty_pool_knows_nothing(pool: Pool):
+def test_an_empty_pool_knows_nothing(pool: LatentCache):
     pool.load()
     pool.compact()
-    assert not pool.seen
+    assert not pool.source_records
     assert not Path(pool.folder.path).exists()
 
 
 # --- what must be read
 
 
-def test_only_new_and_changed_files_are_read(pool: Pool):
-    pool.add(seen=seen("same"), content=content("same"))
-    pool.add(seen=replace(seen("changed"), stamp="0"), content=content("changed"))
-    pool.add(seen=seen("unfinished"))
-    pool.add(seen=seen("bad"), content=content("bad", failure=NO_AUDIO))
-    pool.add(seen=seen("bad once"), content=content("bad once", failure=NO_AUDIO, decoder="an older one"))
-    pool.add(seen=seen("told badly", failure=Failure("describe", "ValueError", "no JSON")))
+def test_only_new_and_changed_files_are_read(pool: LatentCache):
+    pool.add(source_record=make_source_record("same"), content=content("same"))
+    pool.add(source_record=replace(make_source_record("changed"), stamp="0"), content=content("changed"))
+    pool.add(source_record=make_source_record("unfinished"))
+    pool.add(source_record=make_source_record("bad"), content=content("bad", failure=NO_AUDIO))
+    pool.add(
+        source_record=make_source_record("bad once"),
+        content=content("bad once", failure=NO_AUDIO, decoder="an older one"),
+    )
+    pool.add(source_record=make_source_record("told badly", failure=IngestFailure("describe", "ValueError", "no JSON")))
     names = ("same", "changed", "unfinished", "bad", "bad once", "told badly", "new")
     missing = track("missing", stamp="")
-    read = unknown_tracks([*map(track, names), missing], pool)
+    read = find_tracks_to_encode([*map(track, names), missing], pool)
     assert [t.file for t in read] == ["changed", "unfinished", "bad once", "new"]
 
 
 # --- segments
 
 
-def test_a_segment_comes_back_bit_for_bit_and_damage_is_found(pool: Pool, tmp_path: Path):
+def test_a_segment_comes_back_bit_for_bit_and_damage_is_found(pool: LatentCache, tmp_path: Path):
     latents = np.random.default_rng(0).standard_normal((3, 4, 8)).astype(np.float16)
     write_segment(pool.folder, "ab12", 1, latents=latents, start_seconds=np.array([0.0, 0.5, 1.5]))
     found, starts = read_segment(pool.folder, "ab12", 1, rows=3)
@@ -133,57 +138,61 @@ def test_a_segment_comes_back_bit_for_bit_and_damage_is_found(pool: Pool, tmp_pa
 # --- what makes up a data set
 
 
-def test_tracks_are_sorted_into_usable_bad_and_doubles(pool: Pool):
-    pool.add(seen=seen("a", facts={"caption": "found", "tempo_bpm": None, "licence": ""}), content=content("a"))
-    pool.add(seen=seen("a again", digest="sha of a"))
-    pool.add(seen=seen("b"), content=content("b", failure=NO_AUDIO))
-    pool.add(seen=seen("c", failure=Failure("describe", "ValueError", "no JSON")))
+def test_tracks_are_sorted_into_usable_bad_and_doubles(pool: LatentCache):
+    pool.add(
+        source_record=make_source_record("a", facts={"caption": "found", "tempo_bpm": None, "licence": ""}),
+        content=content("a"),
+    )
+    pool.add(source_record=make_source_record("a again", digest="sha of a"))
+    pool.add(source_record=make_source_record("b"), content=content("b", failure=NO_AUDIO))
+    pool.add(source_record=make_source_record("c", failure=IngestFailure("describe", "ValueError", "no JSON")))
     tracks = [track("a", tempo_bpm=90.0, licence="CC0"), *map(track, ("a again", "b", "c", "d")), track("e", stamp="")]
-    found = curated(tracks, pool)
+    found = curate(tracks, pool)
     (entry,) = found.entries
     assert (entry.track.caption, entry.track.tempo_bpm, entry.track.licence) == ("found", 90.0, "CC0")
     assert entry.track.seconds == 2.0
-    assert found.doubles == {"a again": "a"}
+    assert found.duplicates == {"a again": "a"}
     assert {bad.file: bad.failure.stage for bad in found.bad} == {
         "b": "decode", "c": "describe", "d": "fetch", "e": "fetch"
     }  # fmt: skip
-    assert [bad.failure for bad in found.bad[2:]] == [DIED, MISSING]
+    assert [bad.failure for bad in found.bad[2:]] == [WORKER_DIED, FILE_MISSING]
 
 
-def test_a_data_set_is_known_by_what_is_in_it_not_by_where_it_was(pool: Pool):
-    pool.add(seen=seen("a"), content=content("a"))
-    here = curated([track("a")], pool).digest
-    pool.add(seen=replace(seen("a"), uri="s3://b/a"), content=content("a"))
-    assert curated([track("a", place="s3://b")], pool).digest == here
+def test_a_data_set_is_known_by_what_is_in_it_not_by_where_it_was(pool: LatentCache):
+    pool.add(source_record=make_source_record("a"), content=content("a"))
+    digest = curate([track("a")], pool).digest
+    pool.add(source_record=replace(make_source_record("a"), uri="s3://b/a"), content=content("a"))
+    assert curate([track("a", source_uri="s3://b")], pool).digest == digest
     for change in ({"caption": "x"}, {"split": "held_out"}, {"licence": "CC0"}):
-        assert curated([track("a", **change)], pool).digest != here
-    pool.add(seen=seen("b"), content=content("b", failure=NO_AUDIO))
-    assert curated([track("a"), track("b")], pool).digest != here  # the quarantine is part of it
+        assert curate([track("a", **change)], pool).digest != digest
+    pool.add(source_record=make_source_record("b"), content=content("b", failure=NO_AUDIO))
+    assert curate([track("a"), track("b")], pool).digest != digest  # the quarantine is part of it
 
 
-def test_exactly_the_allowed_share_of_bad_files_passes(pool: Pool):
-    bad = curated([track(f"{i}.wav", stamp="") for i in range(29)], pool).bad
-    require_few_bad(bad, 100, 0.29)  # 0.29 * 100 is below 29 in floating point
+def test_exactly_the_allowed_share_of_bad_files_passes(pool: LatentCache):
+    bad = curate([track(f"{i}.wav", stamp="") for i in range(29)], pool).bad
+    check_bad_fraction(bad, 100, 0.29)  # 0.29 * 100 is below 29 in floating point
     with pytest.raises(SourceError, match=r"29 of 100 files .*4\.wav: is listed .* and 24 more$"):
-        require_few_bad(bad, 100, 0.28)
+        check_bad_fraction(bad, 100, 0.28)
 
 
-def test_names_are_shown_on_one_line_and_kept_as_they_are_in_the_table(pool: Pool):
-    bad = curated([track("two\nlines\t.wav", stamp="")], pool).bad
-    assert shown("two\nlines\t馬.wav") == "two\\nlines\\t馬.wav"
-    assert quarantine_table(bad).column("file").to_pylist() == ["two\nlines\t.wav"]
+def test_names_are_shown_on_one_line_and_kept_as_they_are_in_the_table(pool: LatentCache):
+    bad = curate([track("two\nlines\t.wav", stamp="")], pool).bad
+    assert escape("two\nlines\t馬.wav") == "two\\nlines\\t馬.wav"
+    assert make_quarantine_table(bad).column("file").to_pylist() == ["two\nlines\t.wav"]
     with pytest.raises(SourceError) as caught:
-        require_few_bad(bad, 1, 0.0)
+        check_bad_fraction(bad, 1, 0.0)
     assert "\n" not in str(caught.value)
 
 
 # --- shards
 
 
-def entries(rows: list[tuple[int, ...]]) -> list[Entry]:
+def entries(rows: list[tuple[int, ...]]) -> list[CuratedTrack]:
     sides = ("train", "held_out", "train")
     return [
-        Entry(track(f"{i}", split=sides[i % 3]), Content(f"{(7 * i) % 101:03d}", rows=r)) for i, r in enumerate(rows)
+        CuratedTrack(track(f"{i}", split=sides[i % 3]), EncodedContent(f"{(7 * i) % 101:03d}", rows=r))
+        for i, r in enumerate(rows)
     ]
 
 
@@ -219,6 +228,6 @@ def test_the_plan_does_not_depend_on_the_order_of_files():
     assert plan_shards(made, rows_per_shard=4) == plan_shards(made[::-1], rows_per_shard=4)
 
 
-def test_a_digest_is_json_of_plain_values(pool: Pool):
-    assert len(Curated([], [], {}).digest) == 64
-    json.dumps(quarantine_table([]).to_pylist())
+def test_a_digest_is_json_of_plain_values(pool: LatentCache):
+    assert len(CuratedTracks([], [], {}).digest) == 64
+    json.dumps(make_quarantine_table([]).to_pylist())

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.redaction import (
-    HIDDEN,
-    names_secret,
-    redacted,
-    redacted_items,
+    REDACTED,
+    is_secret_key,
+    redact,
+    redact_items,
 )
 from pipelines.stages import train_teacher
 from pipelines.storage.filesystem import open_folder
@@ -28,29 +28,29 @@ SECRETS = {
     "password with a slash": ("s3://key:pa/ss@host/b", "pa/ss", "s3://host/b"),
     "user alone": ("https://token123@host/x", "token123", "https://host/x"),
     "two URIs": ("from http://a:b@h/x to http://c:d@k/y", "c:d", "from http://h/x to http://k/y"),
-    "AWS key id": ("key AKIAIOSFODNN7EXAMPLE.", "AKIAIOSFODNN7EXAMPLE", f"key {HIDDEN}."),
-    "AWS secret": ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "wJalr", HIDDEN),
-    "assignment": ("AWS_SECRET_ACCESS_KEY=abcdef and more", "abcdef", f"AWS_SECRET_ACCESS_KEY={HIDDEN} and more"),
-    "JSON": ('{"password": "hunter2", "n": 1}', "hunter2", f'{{"password": "{HIDDEN}", "n": 1}}'),
+    "AWS key id": ("key AKIAIOSFODNN7EXAMPLE.", "AKIAIOSFODNN7EXAMPLE", f"key {REDACTED}."),
+    "AWS secret": ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "wJalr", REDACTED),
+    "assignment": ("AWS_SECRET_ACCESS_KEY=abcdef and more", "abcdef", f"AWS_SECRET_ACCESS_KEY={REDACTED} and more"),
+    "JSON": ('{"password": "hunter2", "n": 1}', "hunter2", f'{{"password": "{REDACTED}", "n": 1}}'),
     "presigned": (
         "https://b.s3/k?X-Amz-Credential=ABC&X-Amz-Signature=0123abcd&partNumber=1",
         "0123abcd",
-        f"https://b.s3/k?X-Amz-Credential={HIDDEN}&X-Amz-Signature={HIDDEN}&partNumber=1",
+        f"https://b.s3/k?X-Amz-Credential={REDACTED}&X-Amz-Signature={REDACTED}&partNumber=1",
     ),
-    "bearer": ("Authorization: Bearer abcdef123456", "abcdef123456", f"Authorization: Bearer {HIDDEN}"),
-    "web token": ("eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJ", "SflKxwRJ", HIDDEN),
-    "forge token": ("ghp_0123456789abcdefghijABCDEFGHIJ", "ghp_", HIDDEN),
-    "hub token": ("hf_abcdefghijklmnopqrstuvwx", "hf_", HIDDEN),
-    "private key": ("-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----", "MIIE", HIDDEN),
+    "bearer": ("Authorization: Bearer abcdef123456", "abcdef123456", f"Authorization: Bearer {REDACTED}"),
+    "web token": ("eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJ", "SflKxwRJ", REDACTED),
+    "forge token": ("ghp_0123456789abcdefghijABCDEFGHIJ", "ghp_", REDACTED),
+    "hub token": ("hf_abcdefghijklmnopqrstuvwx", "hf_", REDACTED),
+    "private key": ("-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----", "MIIE", REDACTED),
 }
 
 
 @pytest.mark.parametrize("case", SECRETS)
 def test_secrets_are_hidden_and_the_rest_stays(case: str):
     text, secret, shown = SECRETS[case]
-    assert redacted(text) == shown
-    assert secret not in redacted(text)
-    assert redacted(shown) == shown
+    assert redact(text) == shown
+    assert secret not in redact(text)
+    assert redact(shown) == shown
 
 
 @pytest.mark.parametrize(
@@ -67,19 +67,19 @@ def test_secrets_are_hidden_and_the_rest_stays(case: str):
     ],
 )
 def test_what_is_no_secret_is_left_alone(text: str):
-    assert redacted(text) == text
+    assert redact(text) == text
 
 
 @pytest.mark.parametrize("key", ["tracking.password", "api_key", "storage.secret_key", "MLFLOW_TOKEN", "x.credentials"])
 def test_keys_that_name_secrets(key: str):
-    assert names_secret(key)
-    assert redacted_items({key: "short", "steps": 3}) == {key: HIDDEN, "steps": "3"}
-    assert redacted_items({key: ""}) == {key: ""}
+    assert is_secret_key(key)
+    assert redact_items({key: "short", "steps": 3}) == {key: REDACTED, "steps": "3"}
+    assert redact_items({key: ""}) == {key: ""}
 
 
 @pytest.mark.parametrize("key", ["text.max_tokens", "steps.ema_decay", "loop.keep_every", "inputs.teacher", "seed"])
 def test_keys_that_do_not(key: str):
-    assert not names_secret(key)
+    assert not is_secret_key(key)
 
 
 def test_a_run_with_passwords_in_its_settings_leaves_none_behind(workdir: Path):

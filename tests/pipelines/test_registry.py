@@ -14,22 +14,22 @@ from pipelines.registry.names import (
     CHAMPION,
     Reference,
     RegistryError,
-    candidate_of,
+    candidate_alias,
     parse_reference,
 )
 from pipelines.registry.publish import publish
 from pipelines.registry.resolve import resolve
-from pipelines.registry.search_filter import parse
+from pipelines.registry.search_filter import parse_filter
 from pipelines.storage.filesystem import open_folder
-from tests.support.tiny_registry import Home, presto
+from tests.support.tiny_registry import TinyRegistry, presto
 
-pytestmark = pytest.mark.usefixtures("beside_the_register")
+pytestmark = pytest.mark.usefixtures("in_registry_folder")
 
 
-def test_each_method_has_its_candidate_and_the_newest_is_the_candidate(home: Home):
-    by_alias = {alias: v.artifact_id for v in home.catalog.everything() for alias in v.aliases if v.kind == "generator"}
-    assert by_alias[candidate_of("S")] == home.made["S"].id
-    assert by_alias[candidate_of("LS")] == by_alias[CANDIDATE] == home.made["LS"].id
+def test_each_method_has_its_candidate_and_the_newest_is_the_candidate(home: TinyRegistry):
+    by_alias = {alias: v.artifact_id for v in home.catalog.list_all() for alias in v.aliases if v.kind == "generator"}
+    assert by_alias[candidate_alias("S")] == home.made["S"].id
+    assert by_alias[candidate_alias("LS")] == by_alias[CANDIDATE] == home.made["LS"].id
     assert home.catalog.find("candidate-l").artifact_id == home.made["L"].id
 
 
@@ -51,7 +51,7 @@ def test_references(text: str, meant: Reference | None):
     assert parse_reference(text) == meant
 
 
-def test_a_version_is_found_by_every_name_it_has(home: Home):
+def test_a_version_is_found_by_every_name_it_has(home: TinyRegistry):
     version = home.catalog.find("presto-generator@candidate-ls")
     for name in (f"v{version.number}", f"presto-generator@{version.content[:10]}", version.artifact_id, "candidate"):
         assert home.catalog.find(name) == version, name
@@ -69,13 +69,13 @@ def test_a_version_is_found_by_every_name_it_has(home: Home):
         ("a/b", r"names no version"),
     ],
 )
-def test_an_unknown_version_is_named(home: Home, reference: str, message: str):
+def test_an_unknown_version_is_named(home: TinyRegistry, reference: str, message: str):
     with pytest.raises(RegistryError, match=message):
         home.catalog.find(reference)
 
 
-def test_registering_again_makes_no_version_and_the_run_knows_its_origin(home: Home):
-    before = len(home.catalog.everything())
+def test_registering_again_makes_no_version_and_the_run_knows_its_origin(home: TinyRegistry):
+    before = len(home.catalog.list_all())
     run = home.client.get_run(home.catalog.find("candidate-s").mlflow_run)
     for _ in range(2):
         publish(
@@ -87,14 +87,14 @@ def test_registering_again_makes_no_version_and_the_run_knows_its_origin(home: H
             root=open_folder(home.root),
             pack=save_mlflow_model,
         )
-    assert len(home.catalog.everything()) == before
+    assert len(home.catalog.list_all()) == before
     assert re.fullmatch("[0-9a-f]{64}", run.data.tags["presto.environment"])
     inputs = {i.tags[0].value: i.dataset.digest for i in run.inputs.dataset_inputs}
     assert inputs == {"dataset": home.made["data"].id, "teacher": home.made["base"].id}
     home.register(home.made["LS"], "presto-generator", "distill-steps")  # candidate again
 
 
-def test_the_generator_has_an_axis_of_its_own(home: Home):
+def test_the_generator_has_an_axis_of_its_own(home: TinyRegistry):
     run = home.catalog.find("candidate-ls").mlflow_run
     steps = [p.step for p in home.client.get_metric_history(run, "dmd_loss")]
     own = [p.step for p in home.client.get_metric_history(run, "generator_step.dmd_loss")]
@@ -106,7 +106,7 @@ def test_the_generator_has_an_axis_of_its_own(home: Home):
 
 
 @pytest.mark.parametrize(
-    ("asked", "methods"),
+    ("query", "methods"),
     [
         ("", ["LS", "S", "L"]),
         ("fd < 1.5", ["LS"]),
@@ -122,20 +122,20 @@ def test_the_generator_has_an_axis_of_its_own(home: Home):
         ("layers.mode = 'presto'", ["L"]),
     ],
 )
-def test_search(home: Home, asked: str, methods: list[str]):
-    clause = f"{asked} and name = presto-generator" if asked else "name = presto-generator"
+def test_search(home: TinyRegistry, query: str, methods: list[str]):
+    clause = f"{query} and name = presto-generator" if query else "name = presto-generator"
     found = json.loads(presto(home, "search", clause, "--json"))
     assert [v["method"] for v in found] == methods
 
 
-def test_search_by_parent_and_order(home: Home):
+def test_search_by_parent_and_order(home: TinyRegistry):
     found = json.loads(presto(home, "search", f"parent = {home.made['base'].id} and fd < 9", "--order", "fd", "--json"))
     assert [v["method"] for v in found] == ["LS", "S"]
     assert found[0]["measured"]["fd"] < found[1]["measured"]["fd"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("query", "message"),
     [
         ("fadd < 3", "did you mean 'fd'"),
         ("latency < 3", "did you mean 'latency_ms'"),
@@ -154,12 +154,12 @@ def test_search_by_parent_and_order(home: Home):
         ("quality < 1", "is not known; known: fd, "),
     ],
 )
-def test_a_wrong_filter_is_one_precise_sentence(asked: str, message: str):
+def test_a_wrong_filter_is_one_precise_sentence(query: str, message: str):
     with pytest.raises(RegistryError, match=message):
-        parse(asked)
+        parse_filter(query)
 
 
-def test_list_show_and_diff(home: Home):
+def test_list_show_and_diff(home: TinyRegistry):
     assert "presto-generator@v3" in presto(home, "list")
     shown = json.loads(presto(home, "show", "candidate-ls", "--json"))
     assert shown["parents"]["layers"] == home.made["L"].id
@@ -174,14 +174,14 @@ def test_list_show_and_diff(home: Home):
     assert "fd" in presto(home, "diff", "candidate-s", "candidate-ls")
 
 
-def test_lineage_goes_from_the_generator_to_the_data_and_its_picture_may_be_stored(home: Home, tmp_path: Path):
+def test_lineage_goes_from_the_generator_to_the_data_and_its_picture_may_be_stored(home: TinyRegistry, tmp_path: Path):
     text = presto(home, "lineage", "candidate-ls", "--svg", str(tmp_path / "family.svg"))
     for line in ("layers: presto-generator@v1 L", "teacher: presto-teacher@v1", "dataset: presto-dataset@v1"):
         assert line in text
     with (tmp_path / "family.svg").open("rb") as stream:
-        from presto_core.artifacts.validate import require_content
+        from presto_core.artifacts.validate import check_content
 
-        require_content("family.svg", stream, (tmp_path / "family.svg").stat().st_size)
+        check_content("family.svg", stream, (tmp_path / "family.svg").stat().st_size)
     family = json.loads(presto(home, "lineage", "candidate-ls", "--json"))
     edges = {(e["from"], e["to"]) for e in family["edges"]}
     ids = {name: artifact.id for name, artifact in home.made.items()}

@@ -11,54 +11,54 @@ import pytest
 from pipelines.registry import transfer
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.manifest import read_artifact
-from presto_core.artifacts.validate import RefusedError
+from presto_core.artifacts.validate import UnsafeArtifactError
 from presto_core.errors import UserError
-from tests.support.tiny_registry import Home, edit, files_below, presto
+from tests.support.tiny_registry import TinyRegistry, edit, files_below, presto
 
-pytestmark = pytest.mark.usefixtures("beside_the_register")
+pytestmark = pytest.mark.usefixtures("in_registry_folder")
 
 
-def test_pull_then_push_elsewhere_keeps_the_version(home: Home, tmp_path: Path):
+def test_pull_then_push_elsewhere_keeps_the_version(home: TinyRegistry, tmp_path: Path):
     presto(home, "pull", "candidate-ls", str(tmp_path / "mine"))
     assert files_below(tmp_path / "mine") == files_below(Path(home.made["LS"].uri))
     assert json.loads(presto(home, "pull", "candidate-ls", str(tmp_path / "mine"), "--json"))["pulled"] is False
-    elsewhere = Home(str(tmp_path / "other"), home.tracker, {})
+    elsewhere = TinyRegistry(str(tmp_path / "other"), home.tracker, {})
     presto(elsewhere, "push", str(tmp_path / "mine"), "--name", "pushed", "--dry-run")
     assert "pushed" not in home.catalog.models
     for _ in range(2):
         presto(elsewhere, "push", str(tmp_path / "mine"), "--name", "pushed")
-    (version,) = home.catalog.newest("pushed", limit=5)
+    (version,) = home.catalog.list_newest("pushed", limit=5)
     assert version.content == home.catalog.find("candidate-ls").content
     assert Path(version.uri).is_relative_to(tmp_path / "other")
     assert version.parents == home.catalog.find("candidate-ls").parents
     home.register(home.made["LS"], "pushed", "distill-steps")  # the same content, where it was made
-    (version,) = home.catalog.newest("pushed", limit=5)
+    (version,) = home.catalog.list_newest("pushed", limit=5)
     assert version.uri == home.made["LS"].uri
 
 
-def test_pull_goes_on_where_it_was_cut(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_pull_goes_on_where_it_was_cut(home: TinyRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     artifact = home.made["data"]
     from pipelines.storage import ranged_download as ranges
 
     monkeypatch.setattr(ranges, "PART_BYTES", 1000)
     monkeypatch.setattr(transfer, "THREADS", 1)
-    asked: list[ranges.Part] = []
+    fetched_parts: list[ranges.ByteRange] = []
 
-    def breaking(source: object, part: ranges.Part, path: Path) -> None:
-        if len(asked) == 5:
+    def fetch_until_interrupt(source: object, part: ranges.ByteRange, path: Path) -> None:
+        if len(fetched_parts) == 5:
             raise KeyboardInterrupt
-        asked.append(part)
+        fetched_parts.append(part)
         fetch(source, part, path)
 
     fetch = ranges.fetch
-    monkeypatch.setattr(transfer, "fetch", breaking)
+    monkeypatch.setattr(transfer, "fetch", fetch_until_interrupt)
     with pytest.raises(KeyboardInterrupt):
         transfer.pull(artifact, open_folder(artifact.uri), tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
-    again: list[ranges.Part] = []
+    again: list[ranges.ByteRange] = []
     monkeypatch.setattr(transfer, "fetch", lambda source, part, path: (again.append(part), fetch(source, part, path)))
     assert transfer.pull(artifact, open_folder(artifact.uri), tmp_path / "mine")
-    assert not set(asked) & set(again)
+    assert not set(fetched_parts) & set(again)
     assert files_below(tmp_path / "mine") == files_below(Path(artifact.uri))
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
@@ -89,10 +89,10 @@ HOSTILE_FOLDERS = {
 
 
 @pytest.mark.parametrize("case", HOSTILE_FOLDERS)
-def test_a_hostile_folder_is_not_pushed(home: Home, copy: Path, tmp_path: Path, case: str):
-    spoil, says = HOSTILE_FOLDERS[case]
+def test_a_hostile_folder_is_not_pushed(home: TinyRegistry, copy: Path, tmp_path: Path, case: str):
+    spoil, message = HOSTILE_FOLDERS[case]
     spoil(copy)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         transfer.push(copy, open_folder(str(tmp_path / "target")))
     assert not (tmp_path / "target").exists()
 
@@ -102,14 +102,14 @@ def test_a_folder_whose_hash_is_right_and_kind_is_wrong_is_not_pushed(copy: Path
 
     content = b"\x80\x04\x95 a pickle that the manifest vouches for"
     (copy / "weights.safetensors").write_bytes(content)
-    said = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    file_entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     files = json.loads((copy / "manifest.json").read_text())["files"]
-    edit(copy, files=files | {"weights.safetensors": said})
-    with pytest.raises(RefusedError, match=r"weights\.safetensors is refused: it holds a pickle"):
+    edit(copy, files=files | {"weights.safetensors": file_entry})
+    with pytest.raises(UnsafeArtifactError, match=r"weights\.safetensors is refused: it holds a pickle"):
         transfer.push(copy, open_folder(str(tmp_path / "target")))
 
 
-def spoiled_storage(copy: Path, case: str) -> str:
+def spoil_storage(copy: Path, case: str) -> str:
     """Spoil what lies in storage, as who may write there could; returns what must be said."""
     if case == "other bytes":
         path = copy / "weights.safetensors"
@@ -148,21 +148,25 @@ def spoiled_storage(copy: Path, case: str) -> str:
         "other manifest",
     ],
 )
-def test_hostile_storage_writes_nothing_outside_and_nothing_that_is_not_right(home: Home, copy: Path, case: str):
+def test_hostile_storage_writes_nothing_outside_and_nothing_that_is_not_right(
+    home: TinyRegistry, copy: Path, case: str
+):
     content = home.catalog.find("candidate-s").content
-    says = spoiled_storage(copy, case)
-    place = copy.parent / "place"
-    place.mkdir()
-    before = {p for p in copy.parent.rglob("*") if not p.is_relative_to(place)}
-    with pytest.raises(UserError, match=says):
-        transfer.pull(read_artifact(open_folder(str(copy))), open_folder(str(copy)), place / "mine", content=content)
-    assert not (place / "mine").exists()
-    assert {p for p in copy.parent.rglob("*") if not p.is_relative_to(place)} == before
+    message = spoil_storage(copy, case)
+    download_root = copy.parent / "place"
+    download_root.mkdir()
+    before = {p for p in copy.parent.rglob("*") if not p.is_relative_to(download_root)}
+    with pytest.raises(UserError, match=message):
+        transfer.pull(
+            read_artifact(open_folder(str(copy))), open_folder(str(copy)), download_root / "mine", content=content
+        )
+    assert not (download_root / "mine").exists()
+    assert {p for p in copy.parent.rglob("*") if not p.is_relative_to(download_root)} == before
     assert not Path("/tmp/escaped.json").exists()
 
 
 @pytest.mark.parametrize("how", ["link", "link inside", "file"])
-def test_a_pull_follows_no_link_that_lies_in_its_way(home: Home, tmp_path: Path, how: str):
+def test_a_pull_follows_no_link_that_lies_in_its_way(home: TinyRegistry, tmp_path: Path, how: str):
     artifact, content = home.made["S"], home.catalog.find("candidate-s").content
     partial = tmp_path / f".mine.{content[:12]}.partial"
     outside = tmp_path / "outside"
@@ -174,6 +178,6 @@ def test_a_pull_follows_no_link_that_lies_in_its_way(home: Home, tmp_path: Path,
         (partial / "weights.safetensors").symlink_to(outside / "weights")
     else:
         partial.write_text("x")
-    with pytest.raises(RefusedError, match=r"symbolic link|in the way"):
+    with pytest.raises(UnsafeArtifactError, match=r"symbolic link|in the way"):
         transfer.pull(artifact, open_folder(artifact.uri), tmp_path / "mine", content=content)
     assert not list(outside.iterdir())

@@ -19,33 +19,33 @@ from pipelines.inference.lazy_mlflow import save_mlflow_model
 from pipelines.registry.names import CHAMPION, RegistryError
 from pipelines.registry.promotion import Promoter
 from pipelines.registry.promotion_checks import ratio_interval
-from pipelines.registry.promotion_log import Record
-from pipelines.registry.publish import publish, record_folder
+from pipelines.registry.promotion_log import PromotionLog
+from pipelines.registry.publish import open_promotion_log_folder, publish
 from pipelines.storage.filesystem import open_folder
 from presto_core.config.promotion import PromoteConfig
 from presto_core.errors import UserError
-from tests.support.tiny_registry import Home, aliases_of, edit, presto
+from tests.support.tiny_registry import TinyRegistry, aliases_of, edit, presto
 
-pytestmark = pytest.mark.usefixtures("beside_the_register")
+pytestmark = pytest.mark.usefixtures("in_registry_folder")
 LOOSE = PromoteConfig(require_health=False, bootstrap_draws=20)
 
 
 @pytest.fixture
-def model(home: Home, request: pytest.FixtureRequest) -> str:
+def model(home: TinyRegistry, request: pytest.FixtureRequest) -> str:
     """A model of one's own with the versions S (v1), L (v2) and LS (v3), so that tests do not meet."""
     name = re.sub(r"\W+", "-", f"m-{request.node.name}")[:60]
     for of in ("S", "L", "LS"):
         home.register(home.made[of], name, "distill")
-    home.judged(home.made["S"], home.made["LS"], worse=(0.6, 0.4))
+    home.add_report(home.made["S"], home.made["LS"], worse=(0.6, 0.4))
     return name
 
 
-def test_promotion_and_rollback_are_recorded_and_mirrored(home: Home, model: str):
+def test_promotion_and_rollback_are_recorded_and_mirrored(home: TinyRegistry, model: str):
     promoter = Promoter(home.client)
     first = promoter.promote(f"{model}@v1", LOOSE, why="it is the first")
-    assert first.entry, first.table
+    assert first.record, first.checks
     second = promoter.promote(f"{model}@v3", LOOSE, why="it is better")
-    assert second.entry, second.table
+    assert second.record, second.checks
     assert aliases_of(home, model)[CHAMPION] == 3
     assert aliases_of(home, model)["archived-1"] == 1
     former, was = promoter.rollback(model, why="it hums")
@@ -56,7 +56,7 @@ def test_promotion_and_rollback_are_recorded_and_mirrored(home: Home, model: str
     assert "archived-1" not in aliases
     with pytest.raises(RegistryError, match="no champion before this one"):
         promoter.rollback(model, why="once more")
-    entries = Record(record_folder(home.client, model)).entries()
+    entries = PromotionLog(open_promotion_log_folder(home.client, model)).read_all()
     assert [(e.action, e.version, e.why) for e in entries] == [
         ("promote", 1, "it is the first"),
         ("promote", 3, "it is better"),
@@ -66,15 +66,15 @@ def test_promotion_and_rollback_are_recorded_and_mirrored(home: Home, model: str
     assert home.client.get_model_version(model, "1").tags["presto.promotion.why"] == "it hums"
 
 
-def test_a_worse_version_is_refused_with_a_table(home: Home, model: str):
+def test_a_worse_version_is_refused_with_a_table(home: TinyRegistry, model: str):
     promoter = Promoter(home.client)
     promoter.promote(f"{model}@v3", LOOSE, why="first")
     decision = promoter.promote(f"{model}@v1", LOOSE, why="worse")
-    (failed,) = [check for check in decision.table if not check.passed]
+    (failed,) = [check for check in decision.checks if not check.passed]
     assert failed.name == "against champion"
-    assert decision.entry is None
+    assert decision.record is None
     assert aliases_of(home, model)[CHAMPION] == 3
-    assert promoter.promote(f"{model}@v1", LOOSE.model_copy(update={"max_fd_ratio": 9.0}), why="all the same").entry
+    assert promoter.promote(f"{model}@v1", LOOSE.model_copy(update={"max_fd_ratio": 9.0}), why="all the same").record
 
 
 @pytest.mark.parametrize(
@@ -88,53 +88,53 @@ def test_a_worse_version_is_refused_with_a_table(home: Home, model: str):
         ({"licences": ("CC*",), "max_fd": 50, "max_latency_ms": 500}, None),
     ],
 )
-def test_every_threshold_is_heeded(home: Home, limits: dict[str, object], failed: str | None):
+def test_every_threshold_is_heeded(home: TinyRegistry, limits: dict[str, object], failed: str | None):
     table = Promoter(home.client).promote(
         "candidate-ls", LOOSE.model_copy(update=limits), why="", dry_run=True
-    ).table  # fmt: skip
+    ).checks  # fmt: skip
     assert [check.name for check in table if not check.passed] == ([failed] if failed else [])
 
 
-def test_what_was_not_evaluated_or_not_trained_here_is_refused(home: Home, model: str):
-    table = Promoter(home.client).promote(f"{model}@v2", PromoteConfig(), why="", dry_run=True).table
+def test_what_was_not_evaluated_or_not_trained_here_is_refused(home: TinyRegistry, model: str):
+    table = Promoter(home.client).promote(f"{model}@v2", PromoteConfig(), why="", dry_run=True).checks
     assert {check.name for check in table if not check.passed} == {"health", "quality", "latency"}
 
 
-def test_damage_in_storage_is_seen_by_the_gate_and_by_verify(home: Home, copy: Path, tmp_path: Path):
-    elsewhere = Home(str(tmp_path / "other"), home.tracker, {})
+def test_damage_in_storage_is_seen_by_the_gate_and_by_verify(home: TinyRegistry, copy: Path, tmp_path: Path):
+    elsewhere = TinyRegistry(str(tmp_path / "other"), home.tracker, {})
     presto(elsewhere, "push", str(copy), "--name", "damaged")
     presto(home, "verify", "damaged@v1")
-    (version,) = home.catalog.newest("damaged", limit=1)
+    (version,) = home.catalog.list_newest("damaged", limit=1)
     path = Path(version.uri) / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     (Path(version.uri) / "planted.pkl").write_bytes(b"\x80\x04.")
-    table = Promoter(home.client).promote("damaged@v1", LOOSE, why="", dry_run=True).table
+    table = Promoter(home.client).promote("damaged@v1", LOOSE, why="", dry_run=True).checks
     assert "weights.safetensors is damaged" in next(check.found for check in table if check.name == "files")
-    done = CliRunner().invoke(app, ["registry", "verify", "damaged@v1", "--json", *home.words()])
+    done = CliRunner().invoke(app, ["registry", "verify", "damaged@v1", "--json", *home.args()])
     assert done.exit_code == 1
     problems = json.loads(done.stdout)["problems"]["damaged@v1"]
-    assert any("planted.pkl lies there" in said for said in problems)
+    assert any("planted.pkl lies there" in problem for problem in problems)
     home.client.delete_registered_model("damaged")
 
 
-def test_promotions_at_the_same_time_leave_one_consistent_register(home: Home, model: str):
+def test_promotions_at_the_same_time_leave_one_consistent_register(home: TinyRegistry, model: str):
     """Every decision is in the record once, in one order, and MLflow's champion is the last one's."""
     barrier = threading.Barrier(6)
 
     def one(number: int) -> None:
         barrier.wait(60)
-        Promoter(home.client, judge=lambda *_: []).promote(f"{model}@v{1 + number % 3}", LOOSE, why=f"writer {number}")
+        Promoter(home.client, gate=lambda *_: []).promote(f"{model}@v{1 + number % 3}", LOOSE, why=f"writer {number}")
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(one, range(6)))
-    entries = Record(record_folder(home.client, model)).entries()
+    entries = PromotionLog(open_promotion_log_folder(home.client, model)).read_all()
     assert [e.number for e in entries] == list(range(1, len(entries) + 1))
     assert len({e.why for e in entries}) == len(entries)
     assert all(one.version != other.version for one, other in zip(entries, entries[1:]))
     assert aliases_of(home, model)[CHAMPION] == entries[-1].version
 
 
-def test_registering_at_the_same_time_makes_one_version_of_one_content(home: Home):
+def test_registering_at_the_same_time_makes_one_version_of_one_content(home: TinyRegistry):
     run = home.catalog.find("candidate-s").mlflow_run
     barrier = threading.Barrier(4)
 
@@ -147,30 +147,30 @@ def test_registering_at_the_same_time_makes_one_version_of_one_content(home: Hom
 
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(one, range(4))) == {1}
-    assert len(home.catalog.newest("at-once", limit=9)) == 1
+    assert len(home.catalog.list_newest("at-once", limit=9)) == 1
 
 
-def test_a_writer_that_died_after_its_claim_does_not_stop_others(home: Home):
+def test_a_writer_that_died_after_its_claim_does_not_stop_others(home: TinyRegistry):
     """Killed between saying that it would register a content and doing so."""
     content = home.catalog.find("candidate-s").content
     claims = Path(home.root) / "registry/abandoned/versions"
     claims.mkdir(parents=True)
     (claims / f"{content}.json").write_text('{"nonce": "gone", "when": 0}')
     home.register(home.made["S"], "abandoned", "x")
-    assert [v.content for v in home.catalog.newest("abandoned", limit=9)] == [content]
+    assert [v.content for v in home.catalog.list_newest("abandoned", limit=9)] == [content]
 
 
-def test_an_alias_that_was_left_behind_by_a_kill_is_mended(home: Home, model: str):
+def test_an_alias_that_was_left_behind_by_a_kill_is_mended(home: TinyRegistry, model: str):
     promoter = Promoter(home.client)
     promoter.promote(f"{model}@v1", LOOSE, why="first")
     home.client.set_registered_model_alias(model, CHAMPION, "2")  # as if the command had died before it followed
-    done = CliRunner().invoke(app, ["registry", "verify", f"{model}@v1", *home.words()])
+    done = CliRunner().invoke(app, ["registry", "verify", f"{model}@v1", *home.args()])
     assert done.exit_code == 1
     assert aliases_of(home, model)[CHAMPION] == 1
     presto(home, "verify", f"{model}@v1")
 
 
-def test_the_verbs_promote_and_roll_back(home: Home, model: str):
+def test_the_verbs_promote_and_roll_back(home: TinyRegistry, model: str):
     loose = ["promote.require_health=false", "promote.bootstrap_draws=10"]
     refused = CliRunner().invoke(
         app, ["registry", "promote", f"{model}@v1", "promote.max_fd=0.1", *loose, "--why", "x"]
@@ -183,8 +183,8 @@ def test_the_verbs_promote_and_roll_back(home: Home, model: str):
     assert CHAMPION not in aliases_of(home, model)
     assert "pass" in presto(home, "promote", f"{model}@v1", *loose, "--why", "first")
     presto(home, "promote", f"{model}@v3", *loose, "--why", "better")
-    said = json.loads(presto(home, "rollback", model, "--why", "it hums", "--json"))
-    assert said["champion"]["version"] == 1
+    payload = json.loads(presto(home, "rollback", model, "--why", "it hums", "--json"))
+    assert payload["champion"]["version"] == 1
     assert "it hums" in presto(home, "show", f"{model}@champion")
 
 
@@ -203,7 +203,7 @@ def test_the_interval_of_a_ratio_holds_it_and_narrows_with_samples():
 # --- upkeep
 
 
-def test_gc_keeps_what_is_registered_its_ancestors_and_what_is_at_work(home: Home, tmp_path: Path):
+def test_gc_keeps_what_is_registered_its_ancestors_and_what_is_at_work(home: TinyRegistry, tmp_path: Path):
     root = tmp_path / "store"
     shutil.copytree(Path(home.root), root, ignore=shutil.ignore_patterns("registry"))
     orphan, half, at_work = (root / "artifacts" / (c * 16) for c in "abc")
@@ -213,7 +213,7 @@ def test_gc_keeps_what_is_registered_its_ancestors_and_what_is_at_work(home: Hom
     (half / "weights.safetensors").write_bytes(b"x" * 100)
     shutil.copytree(orphan, at_work)
     (root / "runs" / ("c" * 16)).mkdir(parents=True)
-    other = Home(str(root), home.tracker, {})
+    other = TinyRegistry(str(root), home.tracker, {})
     assert json.loads(presto(other, "gc", "--json"))["garbage"] == []  # all of it is young
     found = json.loads(presto(other, "gc", "--older-than-hours", "0", "--json"))
     assert {Path(g["uri"]).name for g in found["garbage"]} == {"a" * 16, "b" * 16}
@@ -229,7 +229,7 @@ def test_gc_keeps_what_is_registered_its_ancestors_and_what_is_at_work(home: Hom
 # --- loading
 
 
-def test_a_registered_model_is_loaded_from_python(home: Home):
+def test_a_registered_model_is_loaded_from_python(home: TinyRegistry):
     for reference in ("models:/presto-generator@candidate-ls", "candidate-ls", home.made["LS"].id):
         assert load_generator(reference, storage_root=home.root).artifact.id == home.made["LS"].id
     with pytest.raises(UserError, match="has no presto-generator@champion"):

@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 from infra.cli.main import app
 from pipelines.registry.names import CANDIDATE, CHAMPION
 from pipelines.registry.promotion import Promoter
-from pipelines.registry.promotion_log import Record
-from pipelines.registry.publish import record_folder
+from pipelines.registry.promotion_log import PromotionLog
+from pipelines.registry.publish import open_promotion_log_folder
 from pipelines.stages import train_teacher
 from pipelines.storage.filesystem import open_folder
-from pipelines.storage.local_s3 import Server, free_ports
+from pipelines.storage.local_s3 import Server, find_free_ports
 from pipelines.tracking import run as tracked
 from pipelines.tracking.client import open_tracker
 from pipelines.tracking.tags import RUN_ID
@@ -33,13 +33,13 @@ from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.config.promotion import PromoteConfig
 from presto_core.config.sections import TrackingConfig
 from presto_core.training.teacher import TeacherTraining
-from tests.pipelines.test_serving import playable
+from tests.pipelines.test_serving import make_playable_registry
 from tests.pipelines.test_training_stages import teacher_config
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.mlflow_server import MlflowServer
 from tests.servers.postgres import Postgres, new_postgres
 from tests.support.processes import wait_for
-from tests.support.tiny_registry import Home, files_below, make_home, presto
+from tests.support.tiny_registry import TinyRegistry, files_below, make_tiny_registry, presto
 
 pytestmark = pytest.mark.services
 PATIENCE_S = 300
@@ -57,7 +57,7 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="module")
 def team(
     postgres: Postgres, object_store: Server, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[MlflowServer, Home]]:
+) -> Iterator[tuple[MlflowServer, TinyRegistry]]:
     """A server whose clients know its address alone, and a family in its register, on S3."""
     folder, before = tmp_path_factory.mktemp("team"), Path.cwd()
     server = MlflowServer(
@@ -70,38 +70,40 @@ def team(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", server.uri)
         os.chdir(folder)
-        home = make_home("s3://latents/register")
+        home = make_tiny_registry("s3://latents/register")
         os.chdir(before)
         yield server, home
     server.kill()
 
 
 @pytest.fixture(autouse=True)
-def _there(team: tuple[MlflowServer, Home], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_team_folder(team: tuple[MlflowServer, TinyRegistry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", team[0].uri)
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("words", [("list",), ("search", "fd < 3"), ("show", "candidate-s")])
-def test_a_server_lost_after_the_first_answer(team: tuple[MlflowServer, Home], tmp_path: Path, words: tuple[str, ...]):
+@pytest.mark.parametrize("args", [("list",), ("search", "fd < 3"), ("show", "candidate-s")])
+def test_a_server_lost_after_the_first_answer(
+    team: tuple[MlflowServer, TinyRegistry], tmp_path: Path, args: tuple[str, ...]
+):
     server, home = team
     with FaultProxy(server.uri) as proxy:
         for lost in ("registered-models/", "model-versions/", "/runs/"):
             proxy.plan(Fault.REFUSE, path=lost)
         environment = os.environ | {"MLFLOW_TRACKING_URI": proxy.endpoint, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-        command = [PRESTO, "registry", *words, f"storage.root={home.root}"]
+        command = [PRESTO, "registry", *args, f"storage.root={home.root}"]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert proxy.injected[Fault.REFUSE]
     assert done.returncode == 1
-    said = " ".join(done.stderr.split())
-    assert "MLflow stopped answering" in said
-    assert "run the same command again" in said
-    assert "Traceback" not in said
+    stderr = " ".join(done.stderr.split())
+    assert "MLflow stopped answering" in stderr
+    assert "run the same command again" in stderr
+    assert "Traceback" not in stderr
 
 
-def test_all_verbs(team: tuple[MlflowServer, Home], tmp_path: Path):
+def test_all_verbs(team: tuple[MlflowServer, TinyRegistry], tmp_path: Path):
     _, home = team
-    home.judged(home.made["S"], home.made["LS"], worse=(0.6, 0.4))
+    home.add_report(home.made["S"], home.made["LS"], worse=(0.6, 0.4))
     assert {v["name"] for v in json.loads(presto(home, "list", "--json"))} == {
         *("presto-dataset", "presto-teacher", "presto-generator", "presto-report")
     }
@@ -120,19 +122,21 @@ def test_all_verbs(team: tuple[MlflowServer, Home], tmp_path: Path):
     assert [d["action"] for d in champion["decisions"]] == ["promote", "rollback"]
     presto(home, "pull", "presto-dataset@candidate", str(tmp_path / "data"))
     assert {"manifest.json", "shards/0.parquet"} <= files_below(tmp_path / "data").keys()
-    presto(Home("s3://latents/elsewhere", home.tracker, {}), "push", str(tmp_path / "data"), "--name", "data-copy")
+    presto(
+        TinyRegistry("s3://latents/elsewhere", home.tracker, {}), "push", str(tmp_path / "data"), "--name", "data-copy"
+    )
     presto(home, "verify")
-    orphan = Home("s3://latents/elsewhere", home.tracker, {})
+    orphan = TinyRegistry("s3://latents/elsewhere", home.tracker, {})
     home.client.delete_registered_model("data-copy")
     for name in list(home.catalog.models):
-        for version in home.catalog.newest(name, limit=9):
+        for version in home.catalog.list_newest(name, limit=9):
             if version.artifact_id == "0" * 16 and "elsewhere" in version.uri:
                 home.client.delete_model_version(name, str(version.number))
     assert json.loads(presto(orphan, "gc", "--older-than-hours", "0", "--json"))["garbage"] == []  # its id is in use
     presto(home, "gc")
 
 
-def writer(home: Home, environment: dict[str, str], folder: Path, number: int) -> subprocess.Popen[str]:
+def start_writer(home: TinyRegistry, environment: dict[str, str], folder: Path, number: int) -> subprocess.Popen[str]:
     """A process of its own that registers two contents and promotes both, as fast as it can."""
     program = f"""
 import sys
@@ -151,7 +155,7 @@ for id in {[home.made["S"].id, home.made["LS"].id]!r}[:: 1 if {number} % 2 else 
     run = tracker.client.create_run(tracker.experiment_id).info.run_id
     artifact = read_artifact(artifact_folder(root, id))
     made = publish(tracker.client, "contested", artifact, mlflow_run=run, stage="x", root=root, pack=save_mlflow_model)
-    promoter = Promoter(tracker.client, judge=lambda *_: [])
+    promoter = Promoter(tracker.client, gate=lambda *_: [])
     promoter.promote(f"contested@v{{made.number}}", PromoteConfig(), why="writer {number}")
 """
     folder.mkdir()
@@ -160,11 +164,11 @@ for id in {[home.made["S"].id, home.made["LS"].id]!r}[:: 1 if {number} % 2 else 
     return subprocess.Popen([sys.executable, "-c", program], **how, **pipes)
 
 
-def require_consistent(home: Home) -> None:
+def check_consistent(home: TinyRegistry) -> None:
     """The register is as if the writers had come one after the other."""
-    versions = home.catalog.newest("contested", limit=99)
+    versions = home.catalog.list_newest("contested", limit=99)
     assert len(versions) == 2  # two contents, two versions
-    entries = Record(record_folder(home.client, "contested")).entries()
+    entries = PromotionLog(open_promotion_log_folder(home.client, "contested")).read_all()
     assert [e.number for e in entries] == list(range(1, len(entries) + 1))
     assert all(one.version != other.version for one, other in zip(entries, entries[1:]))
     aliases = {alias: int(n) for alias, n in home.client.get_registered_model("contested").aliases.items()}
@@ -175,14 +179,14 @@ def require_consistent(home: Home) -> None:
 
 
 @pytest.fixture
-def contested(team: tuple[MlflowServer, Home]) -> Iterator[Home]:
+def contested(team: tuple[MlflowServer, TinyRegistry]) -> Iterator[TinyRegistry]:
     """Afterwards the model is gone, with its record."""
     yield team[1]
     team[1].client.delete_registered_model("contested")
     open_folder(team[1].root).child("registry").child("contested").delete()
 
 
-def test_four_writers_at_once(contested: Home):
+def test_four_writers_at_once(contested: TinyRegistry):
     barrier = threading.Barrier(4)
 
     def one(number: int) -> None:
@@ -190,54 +194,56 @@ def test_four_writers_at_once(contested: Home):
         for of in ("S", "LS") if number % 2 else ("LS", "S"):
             contested.register(contested.made[of], "contested", "x")
             version = contested.catalog.find(f"contested@{content_hash(contested.made[of].manifest)}")
-            promoter = Promoter(contested.client, judge=lambda *_: [])
+            promoter = Promoter(contested.client, gate=lambda *_: [])
             promoter.promote(f"contested@v{version.number}", PromoteConfig(), why=f"writer {number}")
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, range(4)))
-    require_consistent(contested)
+    check_consistent(contested)
 
 
 @pytest.mark.slow
-def test_sixteen_processes_at_once(team: tuple[MlflowServer, Home], contested: Home, tmp_path: Path):
-    started = [writer(contested, team[0].client_environment(), tmp_path / str(n), n) for n in range(16)]
+def test_sixteen_processes_at_once(team: tuple[MlflowServer, TinyRegistry], contested: TinyRegistry, tmp_path: Path):
+    started = [start_writer(contested, team[0].client_environment(), tmp_path / str(n), n) for n in range(16)]
     for process in started:
         assert process.stdin
         process.stdin.write("go\n")
         process.stdin.flush()
     for process in started:
-        _, said = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 0, said[-2000:]
-    require_consistent(contested)
+        _, output = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, output[-2000:]
+    check_consistent(contested)
 
 
 @pytest.mark.slow
-def test_the_data_base_is_killed_and_comes_back_with_all_of_it(team: tuple[MlflowServer, Home], postgres: Postgres):
+def test_the_data_base_is_killed_and_comes_back_with_all_of_it(
+    team: tuple[MlflowServer, TinyRegistry], postgres: Postgres
+):
     _, home = team
-    before = {(v.name, v.number, v.aliases) for v in home.catalog.everything()}
+    before = {(v.name, v.number, v.aliases) for v in home.catalog.list_all()}
     postgres.stop(kill=True)
     postgres.start()
     assert wait_for(lambda: _versions(home) == before, PATIENCE_S)
 
 
-def _versions(home: Home) -> set[tuple[str, int, tuple[str, ...]]]:
+def _versions(home: TinyRegistry) -> set[tuple[str, int, tuple[str, ...]]]:
     from mlflow.exceptions import MlflowException
 
     try:
-        return {(v.name, v.number, v.aliases) for v in home.catalog.everything()}
+        return {(v.name, v.number, v.aliases) for v in home.catalog.list_all()}
     except MlflowException:
         return set()
 
 
 @pytest.mark.slow
 def test_a_server_killed_in_mid_training_loses_and_doubles_no_metric(
-    team: tuple[MlflowServer, Home], monkeypatch: pytest.MonkeyPatch
+    team: tuple[MlflowServer, TinyRegistry], monkeypatch: pytest.MonkeyPatch
 ):
     """Compared point by point with the same training that nobody disturbed, in an experiment of its own."""
     server, home = team
     keys = {"teacher.steps": 240, "loop.log_every": 1, "loop.checkpoint_every": 60, "storage.root": home.root}
 
-    def trained(experiment: str, root: str) -> dict[str, list[tuple[int, float]]]:
+    def train_and_read_metrics(experiment: str, root: str) -> dict[str, list[tuple[int, float]]]:
         config = teacher_config(root, home.made["data"].uri, **keys | {"storage.root": root})
         config = config.model_copy(update={"tracking": TrackingConfig(experiment=experiment)})
         artifact = train_teacher.run(config)
@@ -247,20 +253,20 @@ def test_a_server_killed_in_mid_training_loses_and_doubles_no_metric(
         histories = {n: tracker.client.get_metric_history(run.info.run_id, n) for n in ("dsm_loss", "grad_norm")}
         return {name: [(p.step, p.value) for p in points] for name, points in histories.items()}
 
-    calm = trained("calm", "s3://latents/calm")
+    calm = train_and_read_metrics("calm", "s3://latents/calm")
     update = TeacherTraining.update
 
-    def disturbed(self: TeacherTraining, *batch: Any, **how: Any) -> Any:
+    def update_and_disturb(self: TeacherTraining, *batch: Any, **how: Any) -> Any:
         if self.state.total_step in (60, 180):
             server.kill()
         if self.state.total_step in (120, 230):
             server.start()
         return update(self, *batch, **how)
 
-    monkeypatch.setattr(TeacherTraining, "update", disturbed)
+    monkeypatch.setattr(TeacherTraining, "update", update_and_disturb)
     monkeypatch.setattr(tracked, "PAUSE_S", 0.5)
     monkeypatch.setattr(tracked, "FLUSH_EVERY_S", 0.1)
-    assert trained("disturbed", "s3://latents/disturbed") == calm
+    assert train_and_read_metrics("disturbed", "s3://latents/disturbed") == calm
     assert [step for step, _ in calm["dsm_loss"]] == list(range(1, 241))
 
 
@@ -277,7 +283,7 @@ def test_passwords_in_front(postgres: Postgres, tmp_path: Path, monkeypatch: pyt
             monkeypatch.setenv(name, value)
         (tmp_path / "work").mkdir()
         monkeypatch.chdir(tmp_path / "work")
-        home = make_home(str(tmp_path / "store"))
+        home = make_tiny_registry(str(tmp_path / "store"))
         shown = json.loads(presto(home, "show", "candidate-ls", "--json"))
         assert shown["method"] == "LS"
         assert server.password not in json.dumps(shown)
@@ -286,20 +292,20 @@ def test_passwords_in_front(postgres: Postgres, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_mlflow_serves_a_registered_model(team: tuple[MlflowServer, Home], tmp_path: Path):
+def test_mlflow_serves_a_registered_model(team: tuple[MlflowServer, TinyRegistry], tmp_path: Path):
     """`mlflow models serve` with nothing but the server's address; the answer to the stored example is music."""
     beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
     environment = team[0].client_environment() | {"PATH": beside_python}
-    port = free_ports(1)[0]
+    port = find_free_ports(1)[0]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/served@candidate"]
     command += ["--port", str(port), "--host", "127.0.0.1", "--env-manager", "local"]
-    playable("s3://latents/served", "served")
+    make_playable_registry("s3://latents/served", "served")
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        assert wait_for(lambda: _pings(port) or process.poll() is not None, PATIENCE_S)
+        assert wait_for(lambda: _count_pings(port) or process.poll() is not None, PATIENCE_S)
         assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
         body = json.dumps(
             {"dataframe_split": {"columns": ["prompt"], "data": [["solo piano"]]}, "params": {"steps": 1}}
@@ -314,7 +320,7 @@ def test_mlflow_serves_a_registered_model(team: tuple[MlflowServer, Home], tmp_p
         process.wait()
 
 
-def _pings(port: int) -> bool:
+def _count_pings(port: int) -> bool:
     try:
         return bool(urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).status == 200)
     except OSError:

@@ -24,7 +24,7 @@ def picture(png: bytes) -> np.ndarray:
     return np.asarray(image.convert("RGB")).astype(int)
 
 
-def is_coloured(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+def is_colored(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     """[H, W] where a line of this colour is: white less some ink, thin lines being pale ones."""
     ink, wanted = 255.0 - image, 255.0 - np.array(colour)
     amount = np.linalg.norm(ink, axis=2)
@@ -32,7 +32,7 @@ def is_coloured(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def pixels_of(image: np.ndarray, colour: tuple[int, int, int]) -> int:
-    return int(is_coloured(image, colour).sum())
+    return int(is_colored(image, colour).sum())
 
 
 def system(name: str, role: str, nfe: int, fd: float) -> dict[str, Any]:
@@ -80,24 +80,24 @@ RESULT = result_of(
 def test_every_role_has_its_curve() -> None:
     """Four roles that noise differently: four lines, the legend's aside."""
     roles = {role: {"kind": "lognormal", "mean": 2.0 * i - 3} for i, role in enumerate(plots.ROLES)}
-    image = picture(plots.noise_distributions(StepsConfig.model_validate(roles)))
+    image = picture(plots.plot_noise_distributions(StepsConfig.model_validate(roles)))
     assert all(pixels_of(image, colour) > 200 for colour in CYCLE)
     # halfway up, a bell's two flanks lie around its middle; e^2 times the noise is 17.4 dB less signal
-    middles = [np.nonzero(is_coloured(image, colour)[120:210])[1].mean() for colour in CYCLE]
+    middles = [np.nonzero(is_colored(image, colour)[120:210])[1].mean() for colour in CYCLE]
     pixels_a_decibel = 602 / 100  # between the ticks of -40 and 60 dB
     np.testing.assert_allclose(-np.diff(middles), 20 * np.log10(np.e**2) * pixels_a_decibel, atol=5)
 
 
 def test_quieter_data_moves_the_noise_plot() -> None:
-    first, again = plots.noise_distributions(StepsConfig()), plots.noise_distributions(StepsConfig())
+    first, again = plots.plot_noise_distributions(StepsConfig()), plots.plot_noise_distributions(StepsConfig())
     assert first == again
-    assert not np.array_equal(picture(first), picture(plots.noise_distributions(StepsConfig(), sigma_data=0.5)))
+    assert not np.array_equal(picture(first), picture(plots.plot_noise_distributions(StepsConfig(), sigma_data=0.5)))
 
 
 def test_one_panel_for_each_metric_that_has_points() -> None:
     falling = [(step, 1 / step) for step in range(1, 50)]
-    one = picture(plots.losses({"dsm_loss": falling, "never_logged": []}))
-    four = picture(plots.losses({f"metric {i}": falling for i in range(4)}))
+    one = picture(plots.plot_losses({"dsm_loss": falling, "never_logged": []}))
+    four = picture(plots.plot_losses({f"metric {i}": falling for i in range(4)}))
     assert four.shape[0] == pytest.approx(2 * one.shape[0], abs=2)  # three beside each other, the fourth below
     assert four.shape[1] == pytest.approx(3 * one.shape[1], abs=3)
     assert pixels_of(one, CYCLE[0]) > 100
@@ -105,36 +105,36 @@ def test_one_panel_for_each_metric_that_has_points() -> None:
 
 
 def test_a_falling_loss_falls() -> None:
-    image = picture(plots.losses({"loss": [(0, 1.0), (100, 0.0)]}))
-    rows, columns = np.nonzero(is_coloured(image, CYCLE[0]))
+    image = picture(plots.plot_losses({"loss": [(0, 1.0), (100, 0.0)]}))
+    rows, columns = np.nonzero(is_colored(image, CYCLE[0]))
     assert np.corrcoef(rows, columns)[0, 1] > 0.95  # rows count from the top
 
 
 def test_a_run_without_metrics_still_gives_a_picture() -> None:
-    assert (picture(plots.losses({"dsm_loss": []})) == 255).all()
+    assert (picture(plots.plot_losses({"dsm_loss": []})) == 255).all()
 
 
 def test_base_and_student_are_two_curves_and_the_floor_a_third() -> None:
-    image = picture(plots.quality_vs_blocks(RESULT))
+    image = picture(plots.plot_quality_vs_blocks(RESULT))
     assert pixels_of(image, CYCLE[0]) > 100
     assert pixels_of(image, CYCLE[1]) > 100
-    alone = picture(plots.quality_vs_blocks(result_of(*RESULT["systems"][:2])))
+    alone = picture(plots.plot_quality_vs_blocks(result_of(*RESULT["systems"][:2])))
     assert pixels_of(alone, CYCLE[1]) == 0
     lower = RESULT | {"floor": {"fd": 1.0}}
-    assert not np.array_equal(picture(plots.quality_vs_blocks(lower)), image)
+    assert not np.array_equal(picture(plots.plot_quality_vs_blocks(lower)), image)
 
 
 def test_activations_have_a_panel_a_model_and_a_line_a_noise_level() -> None:
     def lines(*sigmas: float) -> list[dict[str, Any]]:
         return [{"sigma": s, "variance": {"0": 1.0, "1": 2.0 + s, "5": 40.0}} for s in sigmas]
 
-    one = picture(plots.hidden_variance({"base": lines(0.1, 5.0)}))
-    two = picture(plots.hidden_variance({"base": lines(0.1, 5.0), "L": lines(0.1, 5.0)}))
+    one = picture(plots.plot_hidden_variance({"base": lines(0.1, 5.0)}))
+    two = picture(plots.plot_hidden_variance({"base": lines(0.1, 5.0), "L": lines(0.1, 5.0)}))
     assert two.shape[1] == pytest.approx(2 * one.shape[1], abs=3)
     first, last = (68, 1, 84), (253, 231, 37)  # the ends of the colour map
     assert pixels_of(one, first) > 100
     assert pixels_of(one, last) > 100
-    assert pixels_of(picture(plots.hidden_variance({"base": lines(0.1)})), last) == 0
+    assert pixels_of(picture(plots.plot_hidden_variance({"base": lines(0.1)})), last) == 0
 
 
 @pytest.mark.parametrize("rate_hz", [RATE_HZ, 16000])
@@ -143,7 +143,7 @@ def test_a_spectrogram_shows_a_tone_at_its_height(rate_hz: int) -> None:
 
     def row_of(hz: float) -> float:
         samples = (0.5 * np.sin(2 * np.pi * hz * np.arange(rate_hz) / rate_hz)).astype(np.float32)
-        image = picture(plots.spectrogram(samples, rate_hz, "a tone"))
+        image = picture(plots.plot_spectrogram(samples, rate_hz, "a tone"))
         warmth = np.maximum(image[:, :, 0] - image[:, :, 2], 0).sum(axis=1)
         return float(np.average(np.arange(len(warmth)), weights=warmth))
 
@@ -155,7 +155,7 @@ def test_a_spectrogram_shows_a_tone_at_its_height(rate_hz: int) -> None:
 
 
 def test_silence_gives_a_spectrogram_without_warnings(recwarn: pytest.WarningsRecorder) -> None:
-    assert len(np.unique(picture(plots.spectrogram(np.zeros(RATE_HZ, dtype=np.float32), RATE_HZ, "")))) > 1
+    assert len(np.unique(picture(plots.plot_spectrogram(np.zeros(RATE_HZ, dtype=np.float32), RATE_HZ, "")))) > 1
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
 
 
@@ -225,7 +225,7 @@ def test_the_table_prints_every_row_and_column_uncut(capsys: pytest.CaptureFixtu
         for _, cell in report.COLUMNS:
             assert cell(row) in line
     for name, _ in report.COLUMNS:
-        assert all(word in printed for word in name.split())
+        assert all(part in printed for part in name.split())
     assert "real music" in printed
     assert "…" not in printed
     assert "Fréchet distance" in printed

@@ -10,13 +10,13 @@ import pytest
 from pipelines.stages import train_teacher
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import RUN_ID, open_tracker
-from pipelines.train.resume import Resume
+from pipelines.train.resume import ResumeOptions
 from presto_core.artifacts.manifest import Artifact
-from presto_core.artifacts.run_layout import RECORD
+from presto_core.artifacts.run_layout import RUN_FILE
 from presto_core.config.schema import TeacherStage
 from presto_core.config.sections import TrackingConfig
 from presto_core.errors import UserError
-from presto_core.training.health import Expected
+from presto_core.training.health import HealthRange
 from presto_core.training.meter import is_time
 from presto_core.training.teacher import TeacherTraining
 from tests.pipelines.test_training_stages import teacher_config, weights_of
@@ -32,21 +32,21 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """The next run is interrupted in the middle of a step, as by a second Ctrl-C; later ones are not."""
     update = TeacherTraining.update
 
-    def interrupted(self, batch, *, generator):
+    def update_or_interrupt(self, batch, *, generator):
         if self.state.total_step == at:
             monkeypatch.setattr(TeacherTraining, "update", update)
             raise KeyboardInterrupt
         return update(self, batch, generator=generator)
 
-    monkeypatch.setattr(TeacherTraining, "update", interrupted)
+    monkeypatch.setattr(TeacherTraining, "update", update_or_interrupt)
 
 
-def begun(config: TeacherStage, monkeypatch: pytest.MonkeyPatch, at: int = 5) -> str:
+def begin_run(config: TeacherStage, monkeypatch: pytest.MonkeyPatch, at: int = 5) -> str:
     """Run id of a run that is under way."""
     interrupt(monkeypatch, at)
     with pytest.raises(KeyboardInterrupt):
         train_teacher.run(config)
-    (run_id,) = open_folder(config.storage.root).child("runs").folders()
+    (run_id,) = open_folder(config.storage.root).child("runs").list_folders()
     return run_id
 
 
@@ -61,8 +61,8 @@ def series(run_id: str) -> dict[str, list[tuple[int, float]]]:
 
 def test_settings_are_recorded_at_the_start_and_gone_at_the_end(dataset: str, monkeypatch):
     config = teacher_config("store", dataset)
-    run_id = begun(config, monkeypatch)
-    record = json.loads(Path("store/runs", run_id, RECORD).read_text())
+    run_id = begin_run(config, monkeypatch)
+    record = json.loads(Path("store/runs", run_id, RUN_FILE).read_text())
     assert not {"storage", "tracking"} & record["config"].keys()  # a tracking URI may hold a password
     assert TeacherStage(**record["config"], storage=config.storage, tracking=config.tracking) == config
     train_teacher.run(config)
@@ -72,29 +72,29 @@ def test_settings_are_recorded_at_the_start_and_gone_at_the_end(dataset: str, mo
 def test_a_run_by_name_goes_on_with_the_same_bits(dataset: str, monkeypatch, capsys):
     whole = train_teacher.run(teacher_config("whole", dataset))
     config = teacher_config("store", dataset)
-    run_id = begun(config, monkeypatch)
-    resumed = train_teacher.run(config, Resume(run_id))
+    run_id = begin_run(config, monkeypatch)
+    resumed = train_teacher.run(config, ResumeOptions(run_id))
     assert "resumed at step 3 of 8" in capsys.readouterr().err
     assert (resumed.id, weights_of(resumed)) == (run_id, weights_of(whole))
 
 
 def test_other_settings_are_refused_with_the_difference(dataset: str, monkeypatch):
-    run_id = begun(teacher_config("store", dataset), monkeypatch)
+    run_id = begin_run(teacher_config("store", dataset), monkeypatch)
     other = {"teacher.steps": 10, "teacher.optim.learning_rate": 0.5, "loop.log_every": 1}
     message = (
         f"run {run_id} was started with other settings: teacher.steps: 8 -> 10, "
         "teacher.optim.learning_rate: 0.001 -> 0.5; give it the same, or start a new run .* with --fork$"
     )
     with pytest.raises(UserError, match=message):
-        train_teacher.run(teacher_config("store", dataset, **other), Resume(run_id))
+        train_teacher.run(teacher_config("store", dataset, **other), ResumeOptions(run_id))
     moved = make_dataset(str(Path("elsewhere").absolute())).uri  # the same id: only where it lies is another
-    assert train_teacher.run(teacher_config("store", moved), Resume(run_id)).id == run_id
+    assert train_teacher.run(teacher_config("store", moved), ResumeOptions(run_id)).id == run_id
 
 
 def test_a_fork_starts_from_the_newest_checkpoint_and_remembers_it(dataset: str, monkeypatch, capsys):
-    run_id = begun(teacher_config("store", dataset), monkeypatch)
+    run_id = begin_run(teacher_config("store", dataset), monkeypatch)
     longer = teacher_config("store", dataset, **{"teacher.steps": 10})
-    child = train_teacher.run(longer, Resume(run_id, fork=True))
+    child = train_teacher.run(longer, ResumeOptions(run_id, fork=True))
     assert "resumed at step 3 of 10" in capsys.readouterr().err
     assert child.id not in (run_id, train_teacher.run(longer).id)
     assert child.manifest["parents"] == {"dataset": "0" * 16, "forked_from": f"{run_id}/step-000000003"}
@@ -105,25 +105,25 @@ def test_a_fork_starts_from_the_newest_checkpoint_and_remembers_it(dataset: str,
 
 
 def test_an_interrupted_fork_goes_on_by_name_though_its_origin_is_gone(dataset: str, monkeypatch, capsys):
-    first = begun(teacher_config("store", dataset), monkeypatch)
+    first = begin_run(teacher_config("store", dataset), monkeypatch)
     longer = teacher_config("store", dataset, **{"teacher.steps": 10})
     interrupt(monkeypatch, at=8)
     with pytest.raises(KeyboardInterrupt):
-        train_teacher.run(longer, Resume(first, fork=True))
-    (child,) = set(open_folder("store").child("runs").folders()) - {first}
+        train_teacher.run(longer, ResumeOptions(first, fork=True))
+    (child,) = set(open_folder("store").child("runs").list_folders()) - {first}
     train_teacher.run(teacher_config("store", dataset))
-    assert train_teacher.run(longer, Resume(child)).id == child
+    assert train_teacher.run(longer, ResumeOptions(child)).id == child
     assert "resumed at step 6 of 10" in capsys.readouterr().err
 
 
 def test_a_fork_of_no_run_is_refused():
     with pytest.raises(UserError, match="--fork needs the run to start from; name it: --resume RUN_ID"):
-        Resume(fork=True)
+        ResumeOptions(fork=True)
 
 
 def test_a_run_that_is_not_there_is_refused(dataset: str):
     with pytest.raises(UserError, match=f"no run {'0' * 16} is under way in .*; there is none"):
-        train_teacher.run(teacher_config("store", dataset), Resume("0" * 16))
+        train_teacher.run(teacher_config("store", dataset), ResumeOptions("0" * 16))
 
 
 # --- the record
@@ -153,7 +153,7 @@ def test_rows_that_mlflow_never_got_are_told_after_a_resume(dataset: str, monkey
     config = teacher_config("store", dataset)
     with monkeypatch.context() as deaf:
         deaf.setattr(TrackedRun, "_send", lambda self: None)
-        run_id = begun(config, monkeypatch, at=7)
+        run_id = begin_run(config, monkeypatch, at=7)
     train_teacher.run(config)
     assert [step for step, _ in series(run_id)["dsm_loss"]] == [2, 4, 6, 8]
 
@@ -161,22 +161,22 @@ def test_rows_that_mlflow_never_got_are_told_after_a_resume(dataset: str, monkey
 # --- health
 
 
-def unhealthy(dataset: str, monkeypatch: pytest.MonkeyPatch, **overrides: object) -> Artifact:
+def run_unhealthy(dataset: str, monkeypatch: pytest.MonkeyPatch, **overrides: object) -> Artifact:
     """A run whose gradient norm can never be where it is said to belong."""
-    monkeypatch.setattr(train_teacher, "TEACHER", {"grad_norm": Expected(0.0, 1e-9, "the gradient explodes")})
+    monkeypatch.setattr(train_teacher, "TEACHER", {"grad_norm": HealthRange(0.0, 1e-9, "the gradient explodes")})
     keys = {"loop.log_every": 1, "loop.checkpoint_every": 100, "health.patience": 2} | overrides
     return train_teacher.run(teacher_config("store", dataset, **keys))
 
 
 def test_an_unhealthy_signal_warns_once_and_the_run_goes_on(dataset: str, monkeypatch, capsys):
-    unhealthy(dataset, monkeypatch)
+    run_unhealthy(dataset, monkeypatch)
     assert capsys.readouterr().err.count("is outside 0 ... 1e-09: the gradient explodes") == 1
 
 
 def test_an_unhealthy_signal_that_stays_ends_the_run_where_that_is_wanted(dataset: str, monkeypatch, capsys):
     message = r"stopped, and its state is saved: grad_norm = .*the gradient explodes, for 4 rows up to step 4; mend"
     with pytest.raises(UserError, match=message):
-        unhealthy(dataset, monkeypatch, **{"health.stop": True})
+        run_unhealthy(dataset, monkeypatch, **{"health.stop": True})
     assert "step 2: grad_norm" in capsys.readouterr().err
-    unhealthy(dataset, monkeypatch)  # the same run: the setting is not part of its result
+    run_unhealthy(dataset, monkeypatch)  # the same run: the setting is not part of its result
     assert "resumed at step 5 of 8" in capsys.readouterr().err

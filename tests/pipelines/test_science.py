@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from pipelines.workflows.seed_study import (
-    CLAIMS,
+    TARGETS,
     Spread,
     run,
-    summarised,
+    summarize,
     to_markdown,
 )
 from presto_core.errors import UserError
@@ -57,18 +57,18 @@ def report(student: float) -> dict[str, Any]:
 )
 def test_each_claim_is_the_ratio_it_says(name: str, value: float):
     """The base is taken at its best, and of L and ASE the sampler that both are given first."""
-    assert CLAIMS[name].ratio(report(5.0)["systems"]) == pytest.approx(value)
+    assert TARGETS[name].ratio(report(5.0)["systems"]) == pytest.approx(value)
 
 
 def test_spread_is_mean_and_sample_standard_deviation():
-    result = summarised([report(fd) for fd in (4.0, 5.0, 6.0)])
+    result = summarize([report(fd) for fd in (4.0, 5.0, 6.0)])
     student = next(r for r in result["systems"] if r["name"] == "S 4")
     assert student["fd"] == pytest.approx({"mean": 5.0, "std": 1.0})
     assert student["blocks_run"] == 24
     assert result["ratios"]["many"] == pytest.approx({"mean": 1.0, "std": 0.2})
     assert result["floor_fd"] == pytest.approx({"mean": 2.0, "std": 0.0})
-    assert Spread.of([3.0]) == Spread(3.0, 0.0)
-    assert Spread.of([1.0, 2.0]).std == pytest.approx(math.sqrt(0.5))
+    assert Spread.from_values([3.0]) == Spread(3.0, 0.0)
+    assert Spread.from_values([1.0, 2.0]).std == pytest.approx(math.sqrt(0.5))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_spread_is_mean_and_sample_standard_deviation():
     [(4.0, ("met", "met", "missed")), (8.0, ("met", "missed", "met")), (11.0, ("missed", "missed", "met"))],
 )
 def test_the_verdict_follows_the_targets(student: float, met: tuple[str, str, str]):
-    text = to_markdown(summarised([report(student)] * 2))
+    text = to_markdown(summarize([report(student)] * 2))
     assert f"| **S 4** | 4 | 24 | {student:.2f} ± 0.00 |" in text
     for target, verdict in zip(("≤ 0.5", "≤ 1.1", "≤ 1.25"), met):
         assert f"(target {target}: {verdict})" in text

@@ -34,14 +34,14 @@ from presto_core.audio.load_codec import load_codec
 from presto_core.config.promotion import PromoteConfig
 from presto_core.config.sections import NetworkConfig, TrackingConfig
 from presto_core.errors import UserError
-from presto_core.models.model_card import ModelCard, weights_file
+from presto_core.models.model_card import ModelCard, serialize_network
 from presto_core.text.encoder import load_text_encoder
-from tests.support.tiny_registry import Home
+from tests.support.tiny_registry import TinyRegistry
 
 FRAMES = 32
 
 
-def playable(root: str, name: str) -> Home:
+def make_playable_registry(root: str, name: str) -> TinyRegistry:
     """A register with a generator that nobody trained, between the real codec and the real text encoder."""
     codec = load_codec("mel_pca")
     text = load_text_encoder("minilm", path="", max_tokens=16)
@@ -63,26 +63,26 @@ def playable(root: str, name: str) -> Home:
         artifact_id="1" * 16,
         config_yaml="",
         parents={},
-        files=weights_file(card.new_network()),
+        files=serialize_network(card.build_network()),
         details={"model": card.to_dict()},
     )
-    home = Home(root, open_tracker(TrackingConfig()), {"S": read_artifact(folder)})
+    home = TinyRegistry(root, open_tracker(TrackingConfig()), {"S": read_artifact(folder)})
     home.register(home.made["S"], name, "distill-steps")
     return home
 
 
 @pytest.fixture
-def home(workdir: Path) -> Home:
-    made = playable(str(workdir / "store"), "presto-generator")
-    Promoter(made.client, judge=lambda *_: []).promote("presto-generator@v1", PromoteConfig(), why="it plays")
+def home(workdir: Path) -> TinyRegistry:
+    made = make_playable_registry(str(workdir / "store"), "presto-generator")
+    Promoter(made.client, gate=lambda *_: []).promote("presto-generator@v1", PromoteConfig(), why="it plays")
     return made
 
 
-def decoded(wav: str) -> tuple[np.ndarray, int]:
+def decode_wav(wav: str) -> tuple[np.ndarray, int]:
     return soundfile.read(io.BytesIO(base64.b64decode(wav)), dtype="float32")
 
 
-def test_music_from_python_from_the_command_line_and_from_mlflow_is_the_same(home: Home, workdir: Path):
+def test_music_from_python_from_the_command_line_and_from_mlflow_is_the_same(home: TinyRegistry, workdir: Path):
     """The champion, asked for by all its names, with one seed."""
     generator = load_generator("models:/presto-generator@champion", storage_root=home.root)
     prompts = ["solo piano", "string quartet, 90 bpm, in A minor"]
@@ -95,8 +95,8 @@ def test_music_from_python_from_the_command_line_and_from_mlflow_is_the_same(hom
     (longer,) = generator.generate(prompts[:1], steps=1, seconds=3.0)
     assert longer.seconds == pytest.approx(3.0, abs=0.4)
 
-    words = ["generate", "solo piano", "--model", "champion", "generate.steps=2", "generate.seed=3", *home.words()]
-    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    args = ["generate", "solo piano", "--model", "champion", "generate.steps=2", "generate.seed=3", *home.args()]
+    done = CliRunner().invoke(app, args, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     samples, rate_hz = soundfile.read(workdir / ".presto/out/solo-piano-3.wav", dtype="float32")
     assert rate_hz == 44100
@@ -106,13 +106,15 @@ def test_music_from_python_from_the_command_line_and_from_mlflow_is_the_same(hom
     model = mlflow.pyfunc.load_model("models:/presto-generator@champion")
     found = model.predict(pd.DataFrame({"prompt": prompts}), params={"steps": 2, "seed": 3})
     for row, clip in zip(found.to_dict("records"), clips):
-        samples, rate_hz = decoded(row[WAV])
+        samples, rate_hz = decode_wav(row[WAV])
         assert np.allclose(samples, clip.audio[0], atol=1e-4)
         assert (rate_hz, row[RATE]) == (44100, 44100)
         assert row[SECONDS] == pytest.approx(clip.seconds)
 
 
-def test_the_mlflow_model_is_code_with_a_signature_and_an_example_and_holds_no_pickle(home: Home, workdir: Path):
+def test_the_mlflow_model_is_code_with_a_signature_and_an_example_and_holds_no_pickle(
+    home: TinyRegistry, workdir: Path
+):
     mlflow.set_tracking_uri(home.tracker.uri)
     folder = Path(mlflow.artifacts.download_artifacts("models:/presto-generator@champion"))
     assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
@@ -125,7 +127,7 @@ def test_the_mlflow_model_is_code_with_a_signature_and_an_example_and_holds_no_p
 
 
 @pytest.mark.parametrize("content", [b"\x80\x04.", None])
-def test_a_damaged_mlflow_model_is_refused_when_it_is_loaded(home: Home, workdir: Path, content: bytes | None):
+def test_a_damaged_mlflow_model_is_refused_when_it_is_loaded(home: TinyRegistry, workdir: Path, content: bytes | None):
     mlflow.set_tracking_uri(home.tracker.uri)
     folder = Path(mlflow.artifacts.download_artifacts("models:/presto-generator@champion", dst_path=str(workdir / "m")))
     (weights,) = folder.rglob("weights.safetensors")
@@ -134,7 +136,7 @@ def test_a_damaged_mlflow_model_is_refused_when_it_is_loaded(home: Home, workdir
         mlflow.pyfunc.load_model(str(folder))
 
 
-def test_wrong_requests_are_one_sentence(home: Home):
+def test_wrong_requests_are_one_sentence(home: TinyRegistry):
     generator = load_generator("champion", storage_root=home.root)
     with pytest.raises(UserError, match="steps=0 must be at least 1"):
         generator.generate(["x"], steps=0)

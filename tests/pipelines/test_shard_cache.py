@@ -15,10 +15,10 @@ import torch
 from blake3 import blake3
 
 from pipelines.data import epoch_plan, shard_cache
-from pipelines.data.dataset import open_dataset, stream
+from pipelines.data.dataset import open_dataset, stream_batches
 from pipelines.data.shard_cache import ShardCache
-from pipelines.data.shard_reader import read_here, read_with_ray
-from pipelines.data.shards import Rows, Shard
+from pipelines.data.shard_reader import read_with_ray, read_with_threads
+from pipelines.data.shards import FullRows, Shard
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.checksum import Checksum
 from presto_core.artifacts.store import StoreError
@@ -83,9 +83,9 @@ def test_what_nobody_read_for_long_makes_room(tmp_path: Path):
     cache = ShardCache(2500, str(tmp_path))
     for checksum, content in zip(SUMS[:2], CONTENT):
         cache.keep(checksum, content)
-    long_ago = time.time() - shard_cache.IDLE_S - 60
+    long_ago = time.time() - shard_cache.MAX_IDLE_S - 60
     os.utime(Path(cache.folder) / NAMES[0], (long_ago, long_ago))
-    shard_cache._opened.cache_clear()  # as in a new process
+    shard_cache._open_on_node.cache_clear()  # as in a new process
     cache.keep(SUMS[2], CONTENT[2])
     assert files(cache) == sorted(NAMES[1:3])
 
@@ -110,26 +110,26 @@ def test_many_writers_of_one_shard_leave_it_whole(cache: ShardCache):
 
 def test_a_cluster_says_how_much_and_a_node_where(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("PRESTO_CACHE", str(tmp_path / "mine"))
-    assert ShardCache.of(ClusterConfig(shard_cache_gb=0)) is None
-    cache = ShardCache.of(ClusterConfig(shard_cache_gb=2))
+    assert ShardCache.from_config(ClusterConfig(shard_cache_gb=0)) is None
+    cache = ShardCache.from_config(ClusterConfig(shard_cache_gb=2))
     assert cache == ShardCache(2 * 10**9)
-    shard_cache._opened.cache_clear()
+    shard_cache._open_on_node.cache_clear()
     cache.keep(SUMS[0], CONTENT[0])
     assert os.listdir(tmp_path / "mine/shards") == [NAMES[0]]
-    shard_cache._opened.cache_clear()
+    shard_cache._open_on_node.cache_clear()
 
 
 @pytest.mark.services
 def test_later_readings_need_no_storage(uri: str, cache: ShardCache, object_store):
     dataset = open_dataset(uri)
-    first = Rows.cat(list(read_here(uri, dataset.shards("train"), Rows, cache=cache)))
+    first = FullRows.concatenate(list(read_with_threads(uri, dataset.shards("train"), FullRows, cache=cache)))
     open_folder(f"{uri}/shards").delete()
-    again = Rows.cat(list(read_here(uri, dataset.shards("train"), Rows, cache=cache)))
-    for name in Rows.columns():
+    again = FullRows.concatenate(list(read_with_threads(uri, dataset.shards("train"), FullRows, cache=cache)))
+    for name in FullRows.columns():
         assert (getattr(first, name) == getattr(again, name)).all() or name == "tempo_bpm"
     shutil.rmtree(Path(cache.folder))
     with pytest.raises(StoreError, match="does not exist"):
-        list(read_here(uri, dataset.shards("train"), Rows, cache=cache))
+        list(read_with_threads(uri, dataset.shards("train"), FullRows, cache=cache))
 
 
 @pytest.mark.services
@@ -138,7 +138,7 @@ def test_a_stream_is_the_same_with_and_without(uri: str, cache: ShardCache, monk
     monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", window_rows)
 
     def batches(cache: ShardCache | None) -> list[Batch]:
-        found = stream(open_dataset(uri), seed=3, cursor=Cursor(), global_batch_size=4, cache=cache)
+        found = stream_batches(open_dataset(uri), seed=3, cursor=Cursor(), global_batch_size=4, cache=cache)
         taken = list(islice(found, 20))
         found.close()
         return taken
@@ -152,17 +152,17 @@ def test_a_stream_is_the_same_with_and_without(uri: str, cache: ShardCache, monk
 @pytest.mark.services
 def test_local_shards_are_not_copied(tmp_path: Path, cache: ShardCache):
     dataset = make_dataset(str(tmp_path / "local"))
-    list(read_here(dataset.uri, dataset.shards("train"), Rows, cache=cache))
+    list(read_with_threads(dataset.uri, dataset.shards("train"), FullRows, cache=cache))
     assert files(cache) == []
 
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_tasks_of_ray_keep_and_use_them(ray_here, uri: str, cache: ShardCache):
+def test_tasks_of_ray_keep_and_use_them(shared_ray, uri: str, cache: ShardCache):
     dataset = open_dataset(uri)
-    list(read_with_ray(uri, dataset.shards("train"), Rows, cache=cache))
+    list(read_with_ray(uri, dataset.shards("train"), FullRows, cache=cache))
     assert files(cache) == sorted({shard.blake3 for shard in dataset.shards("train")})
     open_folder(f"{uri}/shards").delete()
-    assert sum(len(r) for r in read_with_ray(uri, dataset.shards("train"), Rows, cache=cache)) == sum(
+    assert sum(len(r) for r in read_with_ray(uri, dataset.shards("train"), FullRows, cache=cache)) == sum(
         shard.rows for shard in dataset.shards("train")
     )

@@ -12,13 +12,13 @@ from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.support.process_group import (
     ALGORITHMS,
     SHARDED,
-    alone,
     difference,
     double_precision,
-    in_processes,
+    join_group,
+    make_single_process,
     result,
     run,
-    together,
+    run_in_processes,
 )
 
 FP64 = 1e-10  # of a tensor's largest number
@@ -28,48 +28,48 @@ REPLICATED = ParallelConfig()
 Results = dict[str, dict[str, Tensor]]
 
 
-def every_way(folder: str) -> dict[str, Results]:
+def run_every_way(folder: str) -> dict[str, Results]:
     with double_precision():
-        return {"sharded": {name: result(name, together(SHARDED)) for name in NAMES}} | {
-            "saving memory": {"LS": saving_memory("LS")},
-            "saved sharded, loaded whole": {"LS": resumed("LS", f"{folder}/sharded", SHARDED, REPLICATED)},
-            "saved whole, loaded sharded": {"LS": resumed("LS", f"{folder}/whole", REPLICATED, SHARDED)},
+        return {"sharded": {name: result(name, join_group(SHARDED)) for name in NAMES}} | {
+            "saving memory": {"LS": run_saving_memory("LS")},
+            "saved sharded, loaded whole": {"LS": stop_and_resume("LS", f"{folder}/sharded", SHARDED, REPLICATED)},
+            "saved whole, loaded sharded": {"LS": stop_and_resume("LS", f"{folder}/whole", REPLICATED, SHARDED)},
         }
 
 
-def saving_memory(name: str) -> dict[str, Tensor]:
+def run_saving_memory(name: str) -> dict[str, Tensor]:
     """With everything that trades time for memory at once."""
     config = SHARDED.model_copy(update={"offload_real_score": True})
-    return result(name, together(config, activation_checkpointing=True), micro_batch_size=3)
+    return result(name, join_group(config, activation_checkpointing=True), micro_batch_size=3)
 
 
-def resumed(name: str, path: str, before: ParallelConfig, after: ParallelConfig) -> dict[str, Tensor]:
+def stop_and_resume(name: str, path: str, before: ParallelConfig, after: ParallelConfig) -> dict[str, Tensor]:
     """Stopped, saved, and gone on with by workers that hold the networks otherwise."""
     folder = Folder(LocalFileSystem(), path, path)
-    first, second = ALGORITHMS[name](together(before)), ALGORITHMS[name](together(after))
+    first, second = ALGORITHMS[name](join_group(before)), ALGORITHMS[name](join_group(after))
     first.total_steps = STOPPED_AT
-    run(first, together(before))
-    if together(before).rank == 0:
+    run(first, join_group(before))
+    if join_group(before).rank == 0:
         save_checkpoint(folder, first.state, keep=1)
-    elif first.state.sharded:
+    elif first.state.is_sharded:
         first.state.state_dict()
     distributed.barrier()
     assert load_checkpoint(folder, second.state)
-    assert (first.state.sharded, second.state.sharded) == (before is SHARDED, after is SHARDED)
-    return run(second, together(after))
+    assert (first.state.is_sharded, second.state.is_sharded) == (before is SHARDED, after is SHARDED)
+    return run(second, join_group(after))
 
 
 @pytest.fixture(scope="module")
 def joined() -> Results:
     with double_precision():
-        return {name: result(name, alone()) for name in NAMES}
+        return {name: result(name, make_single_process()) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
     """What rank 0 of two has in the end."""
     folder = tmp_path_factory.mktemp("group")
-    return in_processes(2, every_way, folder / "two", str(folder / "checkpoints"))[0]
+    return run_in_processes(2, run_every_way, folder / "two", str(folder / "checkpoints"))[0]
 
 
 @pytest.mark.parametrize("name", NAMES)

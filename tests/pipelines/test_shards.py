@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data.parquet_tensors import column_of, stored_column
+from pipelines.data.parquet_tensors import read_array, read_column
 from pipelines.data.shards import (
-    Held,
-    Rows,
+    FullRows,
+    ShardRows,
     to_parquet,
 )
 from tests.support.synthetic_dataset import rows
 
 
-def of_tracks(counts: list[int], *, seed: int = 0) -> Rows:
+def make_track_rows(counts: list[int], *, seed: int = 0) -> FullRows:
     """Rows of tracks, those of one with the same caption."""
     track = np.repeat(np.arange(len(counts)), counts)
     made = rows(len(track), seed)
@@ -33,30 +33,30 @@ def read(content: bytes) -> pa.Table:
 
 @pytest.mark.parametrize("counts", [[1], [5], [1, 1, 1], [4, 1, 3]])
 def test_every_column_comes_back_bit_by_bit(counts: list[int]):
-    made = of_tracks(counts)
-    back = Rows.of(read(to_parquet(made)))
-    for name in Rows.columns():
+    made = make_track_rows(counts)
+    back = FullRows.from_table(read(to_parquet(made)))
+    for name in FullRows.columns():
         ours, theirs = getattr(made, name), getattr(back, name)
         assert theirs.dtype == ours.dtype, name
         assert np.array_equal(ours, theirs), name
 
 
 def test_what_rows_on_end_share_is_held_once():
-    held = Held.of(read(to_parquet(of_tracks([4, 1, 3]))))
+    held = ShardRows.from_table(read(to_parquet(make_track_rows([4, 1, 3]))))
     assert len(held.text_tokens.values) == len(held.text_pooled.values) == 3
     assert held.text_tokens.index.tolist() == [0, 0, 0, 0, 1, 2, 2, 2]
     assert held.latents.index is None
 
 
 def test_shards_read_together_keep_their_rows_apart():
-    parts = [of_tracks([2, 3]), of_tracks([1, 4], seed=1)]
+    parts = [make_track_rows([2, 3]), make_track_rows([1, 4], seed=1)]
     table = pa.concat_tables([read(to_parquet(part)) for part in parts])
-    whole = Rows.cat(parts)
+    whole = FullRows.concatenate(parts)
     for start, stop in ((0, 10), (1, 4), (3, 8), (5, 10), (9, 10)):
         cut = table.slice(start, stop - start)
-        for name in Rows.columns():
-            assert np.array_equal(column_of(cut, name), getattr(whole, name)[start:stop]), name
-        held = Held.of(cut).copy()
+        for name in FullRows.columns():
+            assert np.array_equal(read_array(cut, name), getattr(whole, name)[start:stop]), name
+        held = ShardRows.from_table(cut).copy()
         assert np.array_equal(
             np.stack([held.text_tokens[i] for i in range(stop - start)]), whole.text_tokens[start:stop]
         )
@@ -64,20 +64,20 @@ def test_shards_read_together_keep_their_rows_apart():
 
 def test_captions_of_many_bytes_stay_a_dictionary():
     """Parquet's own limit is 1 MiB, after which values would be stored row by row."""
-    made = of_tracks([2] * 40)
+    made = make_track_rows([2] * 40)
     tokens = np.random.default_rng(0).standard_normal((40, 64, 512)).astype(np.float16)[np.repeat(np.arange(40), 2)]
     content = to_parquet(replace(made, text_tokens=tokens))
     assert len(content) < 0.6 * tokens.nbytes
-    stored = stored_column(read(content), "text_tokens")
+    stored = read_column(read(content), "text_tokens")
     assert len(stored.values) == 40
-    assert np.array_equal(stored.array(), tokens)
+    assert np.array_equal(stored.to_array(), tokens)
 
 
 def test_a_caption_that_comes_again_is_stored_once():
     """Twice in a dictionary, it would leave room in the file that Arrow fills with whatever memory held."""
     masks = np.array([[True, False, False], [True, True, False]])
     once, again = (to_parquet(replace(rows(3, 0), text_mask=masks[order])) for order in ([0, 1, 1], [0, 1, 0]))
-    assert stored_column(read(again), "text_mask").index.tolist() == [0, 1, 0]
+    assert read_column(read(again), "text_mask").index.tolist() == [0, 1, 0]
     assert _bytes_of(again, "text_mask") == _bytes_of(once, "text_mask")
 
 

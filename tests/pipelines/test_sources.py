@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from pipelines.ingest.manifests import SourceError
-from pipelines.ingest.sidecars import found_facts
+from pipelines.ingest.sidecars import read_metadata
 from pipelines.ingest.sources import Track, find_tracks
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError
@@ -35,13 +35,13 @@ def music(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def found(folder: Path, *, held_out_fraction: float = 0.2, licence: str = "") -> list[Track]:
+def scan_folder(folder: Path, *, held_out_fraction: float = 0.2, licence: str = "") -> list[Track]:
     return find_tracks(IngestConfig(source=str(folder), held_out_fraction=held_out_fraction, licence=licence))
 
 
-def seen(folder: Path) -> set[tuple[str, str]]:
+def list_stamps(folder: Path) -> set[tuple[str, str]]:
     """What decides whether a file is read again."""
-    return {(track.uri, track.stamp) for track in found(folder)}
+    return {(track.uri, track.stamp) for track in scan_folder(folder)}
 
 
 def list_in_manifest(folder: Path, *rows: object) -> None:
@@ -58,7 +58,7 @@ def wav_bytes(form: str = "WAV") -> bytes:
 
 
 def test_every_audio_file_below_the_folder_in_a_fixed_order(music: Path):
-    assert [t.file for t in found(music)] == ["a.FLAC", "b.wav", "deep/er/c.mp3"]
+    assert [t.file for t in scan_folder(music)] == ["a.FLAC", "b.wav", "deep/er/c.mp3"]
 
 
 def test_a_manifest_decides_what_is_taken(music: Path):
@@ -67,8 +67,8 @@ def test_a_manifest_decides_what_is_taken(music: Path):
         "split": "held_out", "title": "T", "composer": "X", "source": "S", "licence": "CC0", "duration_seconds": 7.5,
     }  # fmt: skip
     list_in_manifest(music, row, {"file": "a.FLAC", "tempo_bpm": None, "key": None, "split": None})
-    second, first = (unplaced(t) for t in found(music, held_out_fraction=0, licence="CC BY 4.0"))
-    told = {
+    second, first = (drop_location(t) for t in scan_folder(music, held_out_fraction=0, licence="CC BY 4.0"))
+    entry = {
         "caption": "a tune",
         "caption_source": "manifest",
         "tempo_bpm": 120.0,
@@ -76,26 +76,26 @@ def test_a_manifest_decides_what_is_taken(music: Path):
         "composition": "k1",
         "split": "held_out",
     }
-    assert first == Track("b.wav", **told, title="T", composer="X", source="S", licence="CC0", seconds=7.5)
+    assert first == Track("b.wav", **entry, title="T", composer="X", source="S", licence="CC0", seconds=7.5)
     assert second == Track("a.FLAC", composition="a", split="train", licence="CC BY 4.0")
 
 
-def unplaced(track: Track) -> Track:
+def drop_location(track: Track) -> Track:
     """The track without where it was found."""
-    return replace(track, place="", path="", stamp="", sidecar="")
+    return replace(track, source_uri="", path="", stamp="", sidecar="")
 
 
 def test_a_source_without_audio_is_refused(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("no music")
     with pytest.raises(SourceError, match=rf"no audio in {tmp_path}: looked for a manifest and for wav, flac"):
-        found(tmp_path)
+        scan_folder(tmp_path)
     (tmp_path / "manifest.jsonl").write_text("\n")
     with pytest.raises(SourceError, match="no audio in"):
-        found(tmp_path)
+        scan_folder(tmp_path)
     with pytest.raises(StoreError, match="nowhere does not exist; name a folder that does"):
-        found(tmp_path / "nowhere")
+        scan_folder(tmp_path / "nowhere")
     with pytest.raises(StoreError, match=r"notes\.txt is not a folder"):
-        found(tmp_path / "notes.txt")
+        scan_folder(tmp_path / "notes.txt")
 
 
 @pytest.mark.parametrize(
@@ -117,14 +117,14 @@ def test_a_source_without_audio_is_refused(tmp_path: Path):
 def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: object, message: str):
     list_in_manifest(tmp_path, {"file": "good.wav"}, row)
     with pytest.raises(SourceError, match=rf"manifest\.jsonl line [23].*{message}") as caught:
-        found(tmp_path)
+        scan_folder(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_manifest_that_is_cut_is_refused(tmp_path: Path):
     (tmp_path / "manifest.jsonl").write_text('{"file": "a.wav"}\n{"file": "b.')
     with pytest.raises(SourceError, match=r"manifest\.jsonl line 2 is not JSON"):
-        found(tmp_path)
+        scan_folder(tmp_path)
 
 
 # --- splits
@@ -144,7 +144,7 @@ def test_no_composition_is_on_both_sides(tmp_path: Path):
         for take in (f"wav/{name}.wav", f"mp3/{name}.mp3", f"{name}.flac"):
             (tmp_path / take).parent.mkdir(exist_ok=True)
             (tmp_path / take).touch()
-    sides = splits(found(tmp_path))
+    sides = splits(scan_folder(tmp_path))
     assert len(sides) == len(NAMES)
     assert all(len(side) == 1 for side in sides.values())
     held_out = sum(side == {"held_out"} for side in sides.values())
@@ -154,17 +154,19 @@ def test_no_composition_is_on_both_sides(tmp_path: Path):
 def test_a_larger_fraction_or_another_neighbour_moves_no_piece_back(tmp_path: Path):
     """Splits depend on the piece alone, so that a data set that grows does not leak what it held out."""
     list_in_manifest(tmp_path, *({"file": f"{name}.wav"} for name in NAMES))
-    sides = {f: {t.file for t in found(tmp_path, held_out_fraction=f) if t.split == "held_out"} for f in (0, 0.2, 0.5)}
+    sides = {
+        f: {t.file for t in scan_folder(tmp_path, held_out_fraction=f) if t.split == "held_out"} for f in (0, 0.2, 0.5)
+    }
     assert sides[0] < sides[0.2] < sides[0.5]
-    assert {t.split for t in found(tmp_path, held_out_fraction=1)} == {"held_out"}
+    assert {t.split for t in scan_folder(tmp_path, held_out_fraction=1)} == {"held_out"}
     list_in_manifest(tmp_path, *({"file": f"{name}.wav"} for name in ["new", *NAMES[::-1]]))
-    assert {t.file for t in found(tmp_path) if t.split == "held_out"} - {"new.wav"} == sides[0.2]
+    assert {t.file for t in scan_folder(tmp_path) if t.split == "held_out"} - {"new.wav"} == sides[0.2]
 
 
 def test_compositions_of_a_manifest_stay_together(tmp_path: Path):
     rows = [{"file": f"{i}.wav", "composition_id": NAMES[i % 40]} for i in range(400)]
     list_in_manifest(tmp_path, *rows)
-    sides = splits(found(tmp_path))
+    sides = splits(scan_folder(tmp_path))
     assert len(sides) == 40
     assert all(len(side) == 1 for side in sides.values())
     assert {"train"} in sides.values()
@@ -172,11 +174,11 @@ def test_compositions_of_a_manifest_stay_together(tmp_path: Path):
 
 
 def test_a_split_that_is_said_is_taken_by_the_whole_composition(tmp_path: Path):
-    said = [{"file": "album 1/01.wav", "split": "held_out"}, {"file": "album 2/01.wav", "split": "train"}]
+    entries = [{"file": "album 1/01.wav", "split": "held_out"}, {"file": "album 2/01.wav", "split": "train"}]
     pieces = [{"file": f"x {n}.wav", "composition_id": n, "split": "held_out"} for n in NAMES[:20]]
     silent = [{"file": f"y {n}.wav", "composition_id": n} for n in NAMES[:20]]
-    list_in_manifest(tmp_path, *said, *pieces, *silent)
-    one, two, *others = found(tmp_path)
+    list_in_manifest(tmp_path, *entries, *pieces, *silent)
+    one, two, *others = scan_folder(tmp_path)
     assert (one.split, two.split) == ("held_out", "train")
     assert {t.split for t in others} == {"held_out"}
 
@@ -185,22 +187,22 @@ def test_a_composition_said_to_be_on_both_sides_is_refused(tmp_path: Path):
     rows = [{"file": f"{split}.wav", "composition_id": "BWV 1", "split": split} for split in ("train", "held_out")]
     list_in_manifest(tmp_path, *rows)
     with pytest.raises(SourceError, match=r"puts composition 'BWV 1' into both splits \(train\.wav is train\)"):
-        found(tmp_path)
+        scan_folder(tmp_path)
 
 
 # --- what is read again
 
 
 def test_what_is_not_taken_changes_nothing(music: Path):
-    before = seen(music)
+    before = list_stamps(music)
     (music / "notes.pdf").write_bytes(b"changed")
     (music / "orphan.txt").write_text("beside no audio")
-    assert seen(music) == before
+    assert list_stamps(music) == before
 
 
 @pytest.mark.parametrize("change", ["renamed", "longer", "same length", "sidecar", "new sidecar"])
 def test_a_changed_file_is_read_again_and_its_neighbours_are_not(music: Path, change: str):
-    before, song = seen(music), music / "b.wav"
+    before, song = list_stamps(music), music / "b.wav"
     match change:
         case "renamed":
             song.rename(music / "bb.wav")
@@ -213,36 +215,36 @@ def test_a_changed_file_is_read_again_and_its_neighbours_are_not(music: Path, ch
             (music / "a.json").write_text('{"caption": "now told"}')
         case "new sidecar":
             (music / "deep/er/c.txt").write_text("now told")
-    assert len(seen(music) - before) == len(before - seen(music)) == 1
+    assert len(list_stamps(music) - before) == len(before - list_stamps(music)) == 1
 
 
 def test_a_caption_in_the_manifest_spares_the_sidecar(music: Path):
     list_in_manifest(music, {"file": "a.FLAC", "caption": "x"}, {"file": "b.wav"})
-    before = seen(music)
+    before = list_stamps(music)
     (music / "a.json").write_text('{"caption": "not looked at"}')
-    assert seen(music) == before
+    assert list_stamps(music) == before
     list_in_manifest(music, {"file": "a.FLAC"}, {"file": "b.wav"})
-    assert len(seen(music) - before) == 1  # its caption must be looked up now
+    assert len(list_stamps(music) - before) == 1  # its caption must be looked up now
 
 
 def test_a_file_that_is_listed_but_not_there_has_no_stamp(music: Path):
     list_in_manifest(music, {"file": "b.wav"}, {"file": "gone.wav"})
-    assert [bool(track.stamp) for track in found(music)] == [True, False]
+    assert [bool(track.stamp) for track in scan_folder(music)] == [True, False]
 
 
 def test_a_file_listed_twice_is_refused(music: Path):
     list_in_manifest(music, {"file": "b.wav"}, {"file": "b.wav"})
     with pytest.raises(SourceError, match=r"'b\.wav' is listed twice in .*; list each file once"):
-        found(music)
+        scan_folder(music)
 
 
 # --- several sources, other manifests
 
 
 def test_files_of_several_sources_are_told_apart(tmp_path: Path):
-    for place in ("x/music", "y/music", "z"):
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "a.wav").touch()
+    for folder in ("x/music", "y/music", "z"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.wav").touch()
     tracks = find_tracks(IngestConfig(source=tuple(str(tmp_path / p) for p in ("x/music", "y/music", "z"))))
     assert [t.file for t in tracks] == ["music-0/a.wav", "music-1/a.wav", "z/a.wav"]
     assert [t.uri for t in tracks] == [str(tmp_path / p / "a.wav") for p in ("x/music", "y/music", "z")]
@@ -285,7 +287,7 @@ def test_a_manifest_may_be_jsonl_csv_or_parquet(music: Path, tmp_path: Path, suf
 def test_a_damaged_manifest_is_named(tmp_path: Path, name: str, content: bytes, message: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=message) as caught:
-        found(tmp_path)
+        scan_folder(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -295,7 +297,7 @@ def test_which_manifest_must_be_clear(music: Path):
     with pytest.raises(
         SourceError, match=r"holds manifest\.jsonl and manifest\.csv; keep one, or name it: ingest\.man"
     ):
-        found(music)
+        scan_folder(music)
     with pytest.raises(SourceError, match=r"manifest 'notes\.pdf' must be one of \.jsonl, \.csv, \.parquet"):
         find_tracks(IngestConfig(source=str(music), manifest=str(music / "notes.pdf")))
 
@@ -303,11 +305,11 @@ def test_which_manifest_must_be_clear(music: Path):
 # --- captions
 
 
-def told(folder: Path, file: str = "my_song-2.wav", content: bytes = b"", **known: object) -> Track:
+def read_track(folder: Path, file: str = "my_song-2.wav", content: bytes = b"", **known: object) -> Track:
     (folder / file).write_bytes(content)
-    track = replace(next(t for t in found(folder) if t.file == file), **known)  # type: ignore[arg-type]
-    alone = replace(unplaced(track), **{"split": "", "composition": ""} | known)  # type: ignore[arg-type]
-    return replace(alone, **found_facts(track, io.BytesIO(content), open_folder(str(folder))))
+    track = replace(next(t for t in scan_folder(folder) if t.file == file), **known)  # type: ignore[arg-type]
+    alone = replace(drop_location(track), **{"split": "", "composition": ""} | known)  # type: ignore[arg-type]
+    return replace(alone, **read_metadata(track, io.BytesIO(content), open_folder(str(folder))))
 
 
 def test_captions_come_from_the_row_then_sidecars_then_tags_then_the_name(tmp_path: Path):
@@ -318,19 +320,19 @@ def test_captions_come_from_the_row_then_sidecars_then_tags_then_the_name(tmp_pa
     tagged.seek(0)
     tags.save(tagged)
     name, content = "x/my_song-2.flac", tagged.getvalue()
-    assert told(tmp_path, name, wav_bytes("FLAC")).caption == "my song 2"
-    assert told(tmp_path, name, content).caption == "Jazz, Blue"
+    assert read_track(tmp_path, name, wav_bytes("FLAC")).caption == "my song 2"
+    assert read_track(tmp_path, name, content).caption == "Jazz, Blue"
     (tmp_path / "x/my_song-2.txt").write_text("  a slow blues \n")
-    assert told(tmp_path, name, content).caption == "a slow blues"
+    assert read_track(tmp_path, name, content).caption == "a slow blues"
     (tmp_path / "x/my_song-2.json").write_text('{"caption": "a fast blues"}')
-    assert told(tmp_path, name, content).caption == "a fast blues"
-    assert told(tmp_path, name, content, caption="its own") == Track(name, caption="its own")
+    assert read_track(tmp_path, name, content).caption == "a fast blues"
+    assert read_track(tmp_path, name, content, caption="its own") == Track(name, caption="its own")
 
 
 def test_a_json_sidecar_tells_more_than_a_caption(tmp_path: Path):
     facts = {"caption": "c", "tempo_bpm": 98, "key": "Eb major", "title": "t", "composer": "k", "licence": "CC0"}
     (tmp_path / "my_song-2.json").write_text(json.dumps(facts | {"mood": "ignored"}))
-    track = told(tmp_path, licence="as the source", composition="k1", split="train", seconds=3.0)
+    track = read_track(tmp_path, licence="as the source", composition="k1", split="train", seconds=3.0)
     assert track == Track(
         "my_song-2.wav", **facts, caption_source="sidecar", composition="k1", split="train", seconds=3.0
     )  # fmt: skip
@@ -338,7 +340,7 @@ def test_a_json_sidecar_tells_more_than_a_caption(tmp_path: Path):
 
 def test_a_sidecar_without_a_caption_leaves_tags_and_what_is_known(tmp_path: Path):
     (tmp_path / "my_song-2.json").write_text('{"caption": null, "key": "", "licence": ""}')
-    assert told(tmp_path, licence="CC0") == Track(
+    assert read_track(tmp_path, licence="CC0") == Track(
         "my_song-2.wav", caption="my song 2", caption_source="name", licence="CC0"
     )
 
@@ -356,11 +358,11 @@ def test_a_sidecar_without_a_caption_leaves_tags_and_what_is_known(tmp_path: Pat
 def test_a_bad_sidecar_is_a_reason_to_leave_the_track_out(tmp_path: Path, content: str | bytes, message: str):
     (tmp_path / "my_song-2.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
-        told(tmp_path)
+        read_track(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3", "AIFF"])
 def test_damaged_tags_end_in_the_files_name(tmp_path: Path, form: str):
     content = wav_bytes(form)
     for damaged in (content[:60], content[: len(content) // 2], b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f" + content, b""):
-        assert told(tmp_path, content=damaged).caption == "my song 2"
+        assert read_track(tmp_path, content=damaged).caption == "my song 2"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines.presets.resolve import PRESETS
-from pipelines.train.step_flops import StageWork, stage_work
+from pipelines.train.step_flops import StageFlops, count_stage_flops
 from presto_core.config.layers import PrestoLSBudget
 from presto_core.config.loader import load_config
 from presto_core.config.schema import (
@@ -25,11 +25,11 @@ from presto_core.training.state import (
     Algorithm,
     Batch,
     Cursor,
-    step_generator,
+    make_step_rng,
 )
 from presto_core.training.step_distillation import StepDistillation
 from presto_core.training.teacher import TeacherTraining
-from tests.core.test_flops import conditioned
+from tests.core.test_flops import make_conditions
 from tests.core.test_layer_budget import flops
 
 NETWORK = NetworkConfig(dim=64, depth=6, heads=2, patch=2)
@@ -38,12 +38,12 @@ SMALL_HEAD = {"steps.gan.head_layers": 1, "steps.gan.head_channels": 8, "steps.f
 
 
 def batch(rows: int) -> Batch:
-    return Batch(torch.randn(rows, SHAPE.channels, SHAPE.frames), conditioned(rows, SHAPE), Cursor())
+    return Batch(torch.randn(rows, SHAPE.channels, SHAPE.frames), make_conditions(rows, SHAPE), Cursor())
 
 
 def steps_algorithm(config: StepsStage, net: DiT, *, layered: bool) -> Algorithm:
     kind = config.steps.budget or (PrestoLSBudget() if layered else None)
-    budget = LayerBudget.over(config.steps.p_gen, kind, depth=NETWORK.depth) if kind else None
+    budget = LayerBudget.from_distribution(config.steps.p_gen, kind, depth=NETWORK.depth) if kind else None
     start = net.with_budget(budget) if budget else None
     return StepDistillation(config.steps, net, sigma_data=1.0, start=start, budget=budget)
 
@@ -76,12 +76,12 @@ def test_flops_of_every_phase(stage: type[StageConfig], overrides: dict[str, obj
     """Within 6 %: budgets are drawn by row here and are a mean there, and backward passes end before the input."""
     config = load_config(stage, None, overrides)
     work, algorithm, rows = (
-        stage_work(config, NETWORK.depth, layered=layered),
+        count_stage_flops(config, NETWORK.depth, layered=layered),
         algorithm_of(config, layered=layered),
         32,
     )
     for phase in work.phases:  # critic, then generator, as the algorithm does them
-        rng = step_generator(0, total_step=algorithm.state.total_step)
+        rng = make_step_rng(0, total_step=algorithm.state.total_step)
         counted = flops(lambda rng=rng: algorithm.update(batch(rows), generator=rng))
         algorithm.state.total_step += 1
         assert counted == pytest.approx(rows * phase.flops(NETWORK, SHAPE), rel=0.06), phase.name
@@ -91,11 +91,11 @@ def test_flops_of_every_phase(stage: type[StageConfig], overrides: dict[str, obj
 def test_shares_of_phases_are_of_all_steps(preset: str):
     for stage in (TeacherStage, LayersStage, StepsStage):
         config = load_config(stage, preset, preset_folder=PRESETS)
-        work: StageWork = stage_work(config, 28)
+        work: StageFlops = count_stage_flops(config, 28)
         assert sum(phase.share for phase in work.phases) == pytest.approx(1)
-        assert work.total_steps * work.global_batch_size == config.derived()["rows_seen"]
+        assert work.total_steps * work.global_batch_size == config.derive_values()["rows_seen"]
 
 
 def test_a_stage_that_does_not_train_is_none():
     with pytest.raises(TypeError, match="IngestStage does not train"):
-        stage_work(IngestStage(), 2)
+        count_stage_flops(IngestStage(), 2)

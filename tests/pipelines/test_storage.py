@@ -81,10 +81,10 @@ def test_damaged_or_newer_manifest_is_refused(tmp_path):
 def test_wrong_settings_are_named(object_store: Server, uri: str, environment, message: str, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    storage._require_bucket.cache_clear()
+    storage._check_bucket.cache_clear()
     with pytest.raises(StoreError, match=message):
         open_folder(uri)
-    storage._require_bucket.cache_clear()
+    storage._check_bucket.cache_clear()
 
 
 @pytest.mark.services
@@ -93,10 +93,10 @@ def test_missing_credentials_are_named(object_store: Server, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    storage._require_bucket.cache_clear()
+    storage._check_bucket.cache_clear()
     with pytest.raises(StoreError, match=r"no S3 credentials found; set AWS_ACCESS_KEY_ID .*presto up"):
         open_folder("s3://latents/x")
-    storage._require_bucket.cache_clear()
+    storage._check_bucket.cache_clear()
 
 
 # --- endpoint, region and credentials of the standard files
@@ -163,15 +163,15 @@ def test_keys_of_a_role_are_renewed_under_an_open_folder(files: Path, object_sto
     grant(files, object_store)
     folder = open_folder(f"s3://latents/{files.name}")
     commit(folder, {}, {"a": b"1"})
-    assert folder.quick().get(folder.file("a")) == b"1"
+    assert folder.fast_path().get(folder.file_path("a")) == b"1"
     grant(files, object_store, secret="wrong")
     with pytest.raises(StoreError, match="access denied; check that these credentials"):
         read_manifest(folder)
     with pytest.raises(OSError, match="403"):
-        folder.quick().get(folder.file("a"))
+        folder.fast_path().get(folder.file_path("a"))
     grant(files, object_store)
     assert read_manifest(folder)["files"].keys() == {"a"}
-    assert folder.quick().get(folder.file("a")) == b"1"
+    assert folder.fast_path().get(folder.file_path("a")) == b"1"
     grant(files, object_store, minutes=-5)
     with pytest.raises(StoreError, match=r"no S3 credentials can be obtained: .*still expired; mend AWS_PROFILE"):
         read_manifest(folder)
@@ -195,7 +195,7 @@ def test_a_session_token_goes_with_the_keys(object_store: Server, monkeypatch):
     folder = open_folder("s3://latents/token")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "unknown")
     with pytest.raises(StoreError, match="the credentials are refused"):
-        folder.files()
+        folder.list_files()
 
 
 @pytest.mark.services
@@ -204,7 +204,7 @@ def test_a_proxy_in_the_environment_is_passed_by_like_the_file_system_does(objec
     write_bytes(folder, "a", b"1")
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing answers there
-    assert folder.quick().get(folder.file("a")) == read_bytes(folder, "a") == b"1"
+    assert folder.fast_path().get(folder.file_path("a")) == read_bytes(folder, "a") == b"1"
 
 
 @pytest.mark.services
@@ -221,23 +221,25 @@ def test_without_an_endpoint_requests_go_to_aws(files: Path, monkeypatch):
     (files / "config").write_text("[profile music]\nregion = eu-central-1\n")
     assert storage.endpoint() is None
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        asked: list[bytes] = []
+        requests: list[bytes] = []
 
         def answer() -> None:
             connection = listener.accept()[0]
-            asked.append(connection.recv(1000))
+            requests.append(connection.recv(1000))
             connection.close()
 
         thread = threading.Thread(target=answer)
         thread.start()
         through = {"scheme": "http", "host": "127.0.0.1", "port": listener.getsockname()[1]}
-        options = storage._options(None, storage.region(), "") | {"retry_strategy": pafs.AwsStandardS3RetryStrategy(1)}
+        options = storage._filesystem_options(None, storage.region(), "") | {
+            "retry_strategy": pafs.AwsStandardS3RetryStrategy(1)
+        }
         aws = pafs.S3FileSystem(access_key="a", secret_key="b", proxy_options=through, **options)
         with pytest.raises(OSError, match="NETWORK_CONNECTION"):
             aws.get_file_info("latents/x")
         thread.join()
-    assert asked[0].startswith(b"CONNECT latents.s3.eu-central-1.amazonaws.com:443 ")
-    client = storage.s3_client(None)
+    assert requests[0].startswith(b"CONNECT latents.s3.eu-central-1.amazonaws.com:443 ")
+    client = storage.create_s3_client(None)
     assert client.meta.endpoint_url == "https://s3.eu-central-1.amazonaws.com"
 
 
@@ -253,14 +255,14 @@ def test_the_file_system_stays_while_its_keys_do(object_store: Server):
 
 def test_full_disk_is_one_sentence():
     # /dev/full takes a file's open and refuses its bytes: a real "no space left on device"
-    from presto_core.artifacts.store import reason
+    from presto_core.artifacts.store import explain
 
     with (
         pytest.raises(OSError, match=r"(?i)no space") as caught,
         pafs.LocalFileSystem().open_output_stream("/dev/full") as s,
     ):
         s.write(b"x" * 10_000_000)
-    assert "free some space" in reason(caught.value)
+    assert "free some space" in explain(caught.value)
 
 
 @pytest.mark.services

@@ -16,7 +16,7 @@ from pipelines.stages import distill_steps
 from pipelines.storage.filesystem import open_folder
 from pipelines.sweep import report as sweep_report
 from pipelines.sweep import runner as sweep
-from pipelines.sweep.plan import planned
+from pipelines.sweep.plan import make_plan
 from pipelines.sweep.store import (
     DEFAULT,
     FAILED,
@@ -24,8 +24,8 @@ from pipelines.sweep.store import (
     PRUNED,
     TRIAL,
     WINNER,
-    Record,
-    Records,
+    SweepStore,
+    TrialRecord,
     sweep_folder,
 )
 from pipelines.tracking.client import RUN_ID, open_tracker
@@ -33,9 +33,9 @@ from presto_core.artifacts.manifest import artifact_folder, run_folder
 from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage
 from presto_core.config.sections import TrackingConfig
-from presto_core.training.checkpoint import newest_checkpoint
-from tests.support.processes import PRESTO, Life, wait_for
-from tests.support.tiny_sweep import UPDATES, Place, make_place
+from presto_core.training.checkpoint import read_newest_checkpoint
+from tests.support.processes import PRESTO, Attempt, wait_for
+from tests.support.tiny_sweep import UPDATES, SweepInputs, make_sweep_inputs
 
 LEARNING_RATE = "steps.generator_optim.learning_rate"
 BETTER, WORSE, ABSURD = 1e-3, 1e-7, 1e30  # than the preset's
@@ -47,13 +47,13 @@ PATIENCE_S = 400
 
 
 @pytest.fixture
-def place(workdir: Path) -> Place:
-    return make_place(workdir)
+def sweep_inputs(workdir: Path) -> SweepInputs:
+    return make_sweep_inputs(workdir)
 
 
-def records_of(place: Place) -> dict[str, Record]:
-    (sweep_id,) = open_folder(place.root).child("sweeps").folders()
-    return Records(sweep_folder(open_folder(place.root), sweep_id)).all()
+def records_of(inputs: SweepInputs) -> dict[str, TrialRecord]:
+    (sweep_id,) = open_folder(inputs.root).child("sweeps").list_folders()
+    return SweepStore(sweep_folder(open_folder(inputs.root), sweep_id)).load_all()
 
 
 def children(of: str) -> list[Any]:
@@ -63,16 +63,16 @@ def children(of: str) -> list[Any]:
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_a_sweep_ends_in_an_answer_and_is_not_run_again(ray_here, place: Place, workdir: Path, capsys):
+def test_a_sweep_ends_in_an_answer_and_is_not_run_again(shared_ray, sweep_inputs: SweepInputs, workdir: Path, capsys):
     domains = json.dumps({LEARNING_RATE: [BETTER, WORSE, ABSURD]})
-    plan = place.plan(**ONE_AT_A_TIME, **{"sweep.domains": domains})
+    plan = sweep_inputs.plan(**ONE_AT_A_TIME, **{"sweep.domains": domains})
     result = sweep.run(plan)
-    trials = {r.settings.get(LEARNING_RATE): r for r in records_of(place).values() if r.role == TRIAL}
+    trials = {r.settings.get(LEARNING_RATE): r for r in records_of(sweep_inputs).values() if r.role == TRIAL}
     states = {rate: record.state for rate, record in trials.items()}
     assert states == {None: FINISHED, BETTER: FINISHED, WORSE: PRUNED, ABSURD: FAILED}
     assert "are not finite; lower the learning rate" in trials[ABSURD].reason
     assert sorted(trials[None].rows) == list(range(1, UPDATES + 1))
-    assert trials[WORSE].update == 1
+    assert trials[WORSE].last_update == 1
     assert trials[WORSE].steps < trials[None].steps == 2 * UPDATES
 
     assert result["winner"]["settings"] == {LEARNING_RATE: BETTER}
@@ -80,31 +80,31 @@ def test_a_sweep_ends_in_an_answer_and_is_not_run_again(ray_here, place: Place, 
     assert result["saved"]["steps_trained"] < result["saved"]["steps_of_all_to_the_end"]
 
     runs = {run.data.tags[RUN_ID]: run for run in children(result["mlflow_run"])}
-    assert set(runs) == set(records_of(place))
+    assert set(runs) == set(records_of(sweep_inputs))
     ended = {run_id: (run.info.status, run.data.tags["presto.trial"]) for run_id, run in runs.items()}
     status = {FINISHED: "FINISHED", PRUNED: "KILLED", FAILED: "FAILED"}
-    assert ended == {run_id: (status[r.state], r.state) for run_id, r in records_of(place).items()}
+    assert ended == {run_id: (status[r.state], r.state) for run_id, r in records_of(sweep_inputs).items()}
     assert runs[result["winner"]["run_id"]].data.params[LEARNING_RATE] == str(BETTER)
     registered = open_tracker(TrackingConfig()).client.search_model_versions("name = 'presto-generator'")
     assert [v.tags["presto.artifact_id"] for v in registered] == [result["winner"]["artifact"]]
     # what was stopped early leaves no checkpoints
-    assert not set(open_folder(place.root).child("runs").folders()) & {trials[WORSE].run_id}
+    assert not set(open_folder(sweep_inputs.root).child("runs").list_folders()) & {trials[WORSE].run_id}
 
-    before = records_of(place)
+    before = records_of(sweep_inputs)
     capsys.readouterr()
     again = sweep.run(plan)
     assert "8 trials are over already, 0 go on" in capsys.readouterr().err
-    assert records_of(place) == before
+    assert records_of(sweep_inputs) == before
     assert again["winner"] == result["winner"]
-    _the_winner_can_be_had_again(result)
+    _check_winner_reproduces(result)
 
 
-def _the_winner_can_be_had_again(result: dict[str, Any]) -> None:
+def _check_winner_reproduces(result: dict[str, Any]) -> None:
     """By the command that is printed, and by the preset that holds only the difference."""
-    words = shlex.split(result["winner"]["command"])[2:]
+    args = shlex.split(result["winner"]["command"])[2:]
     parents = {role: result["parents"][role] for role in ("dataset", "teacher")}
-    assert load_config(StepsStage, None, words).run_id(parents) == result["winner"]["run_id"]
-    preset = sweep_report.folder_of(result["id"]) / "winner.yaml"
+    assert load_config(StepsStage, None, args).run_id(parents) == result["winner"]["run_id"]
+    preset = sweep_report.report_folder(result["id"]) / "winner.yaml"
     assert load_config(StepsStage, preset).run_id(parents) == result["winner"]["run_id"]
     page = (preset.parent / "index.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
@@ -112,40 +112,48 @@ def _the_winner_can_be_had_again(result: dict[str, Any]) -> None:
 
 
 @pytest.mark.ray
-def test_a_killed_sweep_goes_on_and_leaves_nobody_behind(place: Place, workdir: Path, begin: Callable[..., Life]):
+def test_a_killed_sweep_goes_on_and_leaves_nobody_behind(
+    sweep_inputs: SweepInputs, workdir: Path, begin: Callable[..., Attempt]
+):
     """kill -9 of the command once a trial is done: no finished trial runs again, and the rungs are remembered."""
     settings = {**ONE_AT_A_TIME, **RATES, "cluster.cpus": 2, "cluster.object_store_mb": 100, "sweep.repeats": 0}
-    command = [PRESTO, "sweep", *place.words(**settings)]
+    command = [PRESTO, "sweep", *sweep_inputs.args(**settings)]
     first = begin(command, workdir)
-    assert wait_for(lambda: _done(place) or not first.goes_on, PATIENCE_S, step_s=0.1), first.said
-    if first.goes_on:  # a machine that is busy may have let it come to its end meanwhile
+    assert wait_for(lambda: _has_finished_trial(sweep_inputs) or not first.is_running, PATIENCE_S, step_s=0.1), (
+        first.stderr
+    )
+    if first.is_running:  # a machine that is busy may have let it come to its end meanwhile
         first.kill()
     first.end()
-    done = {run_id: r for run_id, r in records_of(place).items() if r.over}
+    done = {run_id: r for run_id, r in records_of(sweep_inputs).items() if r.is_done}
     again = begin(command, workdir)
-    assert again.exit_code() == 0, again.said
-    assert "trials are over already" in again.said
-    after = records_of(place)
+    assert again.exit_code() == 0, again.stderr
+    assert "trials are over already" in again.stderr
+    after = records_of(sweep_inputs)
     assert {run_id: after[run_id] for run_id in done} == done
     states = {r.settings.get(LEARNING_RATE): r.state for r in after.values()}
     assert states == {None: FINISHED, BETTER: FINISHED, WORSE: PRUNED}
 
 
-def _done(place: Place) -> bool:
-    return bool(open_folder(place.root).child("sweeps").folders()) and any(r.over for r in records_of(place).values())
+def _has_finished_trial(inputs: SweepInputs) -> bool:
+    return bool(open_folder(inputs.root).child("sweeps").list_folders()) and any(
+        r.is_done for r in records_of(inputs).values()
+    )
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ctrl_c_ends_all_of_it_and_the_same_command_goes_on(place: Place, workdir: Path, begin: Callable[..., Life]):
+def test_ctrl_c_ends_all_of_it_and_the_same_command_goes_on(
+    sweep_inputs: SweepInputs, workdir: Path, begin: Callable[..., Attempt]
+):
     settings = {**ONE_AT_A_TIME, **RATES, "cluster.cpus": 2, "sweep.repeats": 0, "steps.generator_updates": 60}
     settings["validation.every"] = 20
-    command = [PRESTO, "sweep", *place.words(**settings)]
+    command = [PRESTO, "sweep", *sweep_inputs.args(**settings)]
     first = begin(command, workdir)
-    assert wait_for(lambda: first.workers("ray::ImplicitFunc") or not first.goes_on, PATIENCE_S, step_s=0.1)
+    assert wait_for(lambda: first.workers("ray::ImplicitFunc") or not first.is_running, PATIENCE_S, step_s=0.1)
     first.process.send_signal(signal.SIGINT)
-    assert first.process.wait(PATIENCE_S) == 130, first.said
-    assert "interrupted; run the same command again to go on" in first.said
+    assert first.process.wait(PATIENCE_S) == 130, first.stderr
+    assert "interrupted; run the same command again to go on" in first.stderr
     first.end()  # nobody is left but Ray's agents, which it waits for
     assert begin(command, workdir).exit_code() == 0
 
@@ -164,8 +172,8 @@ def test_ctrl_c_ends_all_of_it_and_the_same_command_goes_on(place: Place, workdi
     ],
     ids=["nested", "optuna", "median", "none"],
 )
-def test_every_way_to_sweep_comes_to_an_answer(ray_here, place: Place, settings: dict[str, object]):
-    result = sweep.run(place.plan(**ONE_AT_A_TIME | RATES | settings))
+def test_every_way_to_sweep_comes_to_an_answer(shared_ray, sweep_inputs: SweepInputs, settings: dict[str, object]):
+    result = sweep.run(sweep_inputs.plan(**ONE_AT_A_TIME | RATES | settings))
     assert result["winner"]
     assert {row["state"] for row in result["trials"]} <= {FINISHED, PRUNED}
     wanted = settings.get("sweep.samples", 3)
@@ -175,17 +183,17 @@ def test_every_way_to_sweep_comes_to_an_answer(ray_here, place: Place, settings:
     assert not [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
     if settings.get("sweep.keep_stopped"):  # the last trial as well saved its state before its process was given up
         (stopped,) = (row["run_id"] for row in result["trials"] if row["state"] == PRUNED)
-        root = open_folder(place.root)
-        saved = newest_checkpoint(run_folder(root, stopped).child("checkpoints"))
+        root = open_folder(sweep_inputs.root)
+        saved = read_newest_checkpoint(run_folder(root, stopped).child("checkpoints"))
         assert saved or artifact_folder(root, stopped).exists()  # it heard of it only when it was done
 
 
 @pytest.mark.ray
 @pytest.mark.services
 @pytest.mark.slow
-def test_a_run_that_was_made_without_a_sweep_is_judged_and_not_trained(ray_here, place: Place):
-    plan = place.plan(**ONE_AT_A_TIME, **RATES, **{"sweep.repeats": 0})
-    alone = distill_steps.run(plan.config({"validation.every": 0}))
+def test_a_run_that_was_made_without_a_sweep_is_judged_and_not_trained(shared_ray, sweep_inputs: SweepInputs):
+    plan = sweep_inputs.plan(**ONE_AT_A_TIME, **RATES, **{"sweep.repeats": 0})
+    alone = distill_steps.run(plan.make_config({"validation.every": 0}))
     result = sweep.run(plan)
     own = next(row for row in result["trials"] if not row["settings"])
     assert own["artifact"] == own["run_id"] == alone.id
@@ -196,19 +204,19 @@ def test_a_run_that_was_made_without_a_sweep_is_judged_and_not_trained(ray_here,
 @pytest.mark.ray
 @pytest.mark.services
 @pytest.mark.slow
-def test_trials_on_s3_share_one_copy_of_what_they_read(ray_here, workdir: Path, monkeypatch, tmp_path: Path):
-    from pipelines.storage.node_cache import CACHE
+def test_trials_on_s3_share_one_copy_of_what_they_read(shared_ray, workdir: Path, monkeypatch, tmp_path: Path):
+    from pipelines.storage.node_cache import CACHE_VAR
 
-    monkeypatch.setenv(CACHE, str(tmp_path / "near"))
-    place = make_place(workdir, root="s3://latents/sweep-test/store", dataset="s3://latents/sweep-test/data")
-    result = sweep.run(place.plan(**ONE_AT_A_TIME, **RATES))
+    monkeypatch.setenv(CACHE_VAR, str(tmp_path / "near"))
+    inputs = make_sweep_inputs(workdir, root="s3://latents/sweep-test/store", dataset="s3://latents/sweep-test/data")
+    result = sweep.run(inputs.plan(**ONE_AT_A_TIME, **RATES))
     assert result["winner"]["settings"] == {LEARNING_RATE: BETTER}
     assert len([p for p in (tmp_path / "near").iterdir() if p.is_dir()]) >= 1
 
 
-def test_a_plan_is_refused_where_its_budgets_do_not_fit_the_base(place: Place):
+def test_a_plan_is_refused_where_its_budgets_do_not_fit_the_base(sweep_inputs: SweepInputs):
     from presto_core.errors import UserError
 
     with pytest.raises(UserError, match=r"made for 8 blocks and teacher \w+ has 2; set sweep\.depth=2"):
-        sweep.run(place.plan(**{"sweep.spaces": "[layers]"}))
-    assert planned(place.words(**{"sweep.spaces": "[layers]", "sweep.depth": 2})).depth == 2
+        sweep.run(sweep_inputs.plan(**{"sweep.spaces": "[layers]"}))
+    assert make_plan(sweep_inputs.args(**{"sweep.spaces": "[layers]", "sweep.depth": 2})).depth == 2

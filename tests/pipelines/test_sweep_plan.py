@@ -11,18 +11,18 @@ from itertools import islice
 import pytest
 
 from pipelines.cluster.resources import (
-    Needs,
-    concurrent,
-    require_room,
+    TrialResources,
+    check_fits,
+    max_concurrent_trials,
 )
 from pipelines.cluster.session import ClusterError
 from pipelines.presets.resolve import PRESETS
 from pipelines.sweep.plan import (
-    Plan,
-    planned,
-    suggestions,
+    SweepPlan,
+    make_plan,
+    random_suggester,
 )
-from presto_core.config.loader import load_config, preset_names
+from presto_core.config.loader import list_presets, load_config
 from presto_core.config.schema import (
     STAGES,
     StepsStage,
@@ -32,21 +32,21 @@ from presto_core.config.sections import ClusterConfig
 from tune_spaces import layers
 from tune_spaces.domains import (
     Choice,
-    Kinds,
+    Conditional,
     Range,
     combinations,
-    ranges,
-    walk,
+    list_range_keys,
+    sample,
 )
 from tune_spaces.spaces import SPACES
 
-SWEEPS = [name for name in preset_names(PRESETS) if name.startswith("sweeps/")]
+SWEEPS = [name for name in list_presets(PRESETS) if name.startswith("sweeps/")]
 TRAINING = {name: stage for name, stage in STAGES.items() if issubclass(stage, TrainingStage)}
 EVERY = "validation.every=5"
 
 
-def plan(*words: str) -> Plan:
-    return planned(["demo", EVERY, *words])
+def plan(*args: str) -> SweepPlan:
+    return make_plan(["demo", EVERY, *args])
 
 
 @pytest.mark.parametrize("depth", [2, 28])
@@ -56,7 +56,7 @@ def test_every_space_samples_valid_settings(name: str, depth: int):
     rng, space = random.Random(0), SPACES[name](depth)
     assert space
     for _ in range(5):
-        settings = walk(space, suggestions(rng))
+        settings = sample(space, random_suggester(rng))
         for stage in TRAINING.values():
             mine = {k: v for k, v in settings.items() if k.partition(".")[0] in stage.model_fields}
             load_config(stage, "demo", mine, preset_folder=PRESETS)
@@ -66,7 +66,7 @@ def test_every_space_samples_valid_settings(name: str, depth: int):
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 6, 8, 28])
 def test_layer_budgets_keep_more_blocks_as_noise_falls(depth: int):
-    tables = [budget["kept"] for budget in layers.budgets(depth)]
+    tables = [budget["kept"] for budget in layers.list_budgets(depth)]
     assert len({tuple(table) for table in tables}) == len(tables)
     assert [depth] * layers.BINS in tables
     for table in tables:
@@ -74,60 +74,60 @@ def test_layer_budgets_keep_more_blocks_as_noise_falls(depth: int):
         assert 1 <= table[0] <= table[-1] <= depth
 
 
-@pytest.mark.parametrize("work", layers.WORK)
+@pytest.mark.parametrize("work", layers.FLOPS_FRACTIONS)
 @pytest.mark.parametrize("tilt", layers.TILTS)
 def test_layer_budgets_have_the_work_they_are_named_for(work: float, tilt: float):
-    kept = layers.table(28, work=work, tilt=tilt)
+    kept = layers.make_budget_table(28, flops_fraction=work, tilt=tilt)
     assert sum(kept) / len(kept) / 28 == pytest.approx(work, abs=0.5 / 28)
 
 
 def test_parameters_exist_for_their_family_only():
-    space = {"steps.p_dmd": Kinds({"lognormal": {"mean": Range(-1, 1)}, "karras": {"rho": Choice((3.0, 7.0))}})}
-    drawn = [walk(space, suggestions(random.Random(i))) for i in range(20)]
+    space = {"steps.p_dmd": Conditional({"lognormal": {"mean": Range(-1, 1)}, "karras": {"rho": Choice((3.0, 7.0))}})}
+    drawn = [sample(space, random_suggester(random.Random(i))) for i in range(20)]
     kinds = {d["steps.p_dmd.kind"]: set(d) - {"steps.p_dmd.kind"} for d in drawn}
     assert kinds == {"lognormal": {"steps.p_dmd.mean"}, "karras": {"steps.p_dmd.rho"}}
-    assert ranges(space) == ["steps.p_dmd"]
+    assert list_range_keys(space) == ["steps.p_dmd"]
     config = load_config(StepsStage, None, {"steps.p_dmd.kind": "karras", "steps.p_dmd.rho": 3.0})
     assert config.steps.p_dmd.model_dump()["rho"] == 3.0
 
 
 def test_a_grid_holds_every_combination_once():
-    space = {"a": Choice((1, 2, 3)), "b": Kinds({"x": {"c": Choice((1, 2))}, "y": {}})}
+    space = {"a": Choice((1, 2, 3)), "b": Conditional({"x": {"c": Choice((1, 2))}, "y": {}})}
     found = [json.dumps(c) for c in combinations(space)]
     assert len(found) == len(set(found)) == 3 * 3
 
 
 def test_the_papers_table_is_eight_runs_of_which_one_is_the_presets_own():
-    proposals = list(plan("sweep.spaces=[paper]", "sweep.search=grid").proposals())
+    proposals = list(plan("sweep.spaces=[paper]", "sweep.search=grid").iter_proposals())
     assert len(proposals) == len({p.run_id for p in proposals}) == 8
     assert proposals[0].settings == {}
 
 
 def test_proposals_are_always_the_same_and_more_samples_go_on_with_them():
     few, many = (plan("sweep.spaces=[noise,losses]", f"sweep.samples={n}") for n in (5, 12))
-    assert list(few.proposals()) == list(islice(many.proposals(), 5))
-    assert len({p.run_id for p in many.proposals()}) == 12
+    assert list(few.iter_proposals()) == list(islice(many.iter_proposals(), 5))
+    assert len({p.run_id for p in many.iter_proposals()}) == 12
     assert few.id == many.id
     assert few.id != plan("sweep.spaces=[noise,losses]", "sweep.seed=1").id
 
 
 def test_a_space_that_is_used_up_ends_the_search():
-    proposals = list(plan('sweep.domains={"seed": [0, 1, 2]}', "sweep.samples=50").proposals())
+    proposals = list(plan('sweep.domains={"seed": [0, 1, 2]}', "sweep.samples=50").iter_proposals())
     assert [p.settings.get("seed", 0) for p in proposals[1:]] in ([1, 2], [2, 1])
 
 
 def test_a_run_is_the_same_run_outside_the_sweep():
     """Its run_id is that of the command with the same settings, so that nothing is trained twice."""
     found = plan("sweep.spaces=[losses]")
-    proposal = list(islice(found.proposals(), 2))[1]
+    proposal = list(islice(found.iter_proposals(), 2))[1]
     alone = load_config(StepsStage, "demo", proposal.settings, preset_folder=PRESETS)
     assert alone.run_id() == proposal.run_id
 
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_preset_can_be_planned(name: str):
-    found = planned([name])
-    assert 1 < sum(1 for _ in found.proposals()) <= found.trials
+    found = make_plan([name])
+    assert 1 < sum(1 for _ in found.iter_proposals()) <= found.num_trials
 
 
 MISTAKES = [
@@ -151,17 +151,17 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), MISTAKES)
-def test_every_mistake_is_one_sentence_before_any_trial(words, message, empty, monkeypatch, capsys):
+@pytest.mark.parametrize(("args", "message"), MISTAKES)
+def test_every_mistake_is_one_sentence_before_any_trial(args, message, empty, monkeypatch, capsys):
     from infra.cli import main as cli
 
-    monkeypatch.setattr(sys, "argv", ["presto", "sweep", "demo", "validation.every=5", *words])
+    monkeypatch.setattr(sys, "argv", ["presto", "sweep", "demo", "validation.every=5", *args])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    said = capsys.readouterr().err.strip()
+    stderr = capsys.readouterr().err.strip()
     assert ended.value.code in (1, 2)
-    assert message in said
-    assert len(said.splitlines()) == 1
+    assert message in stderr
+    assert len(stderr.splitlines()) == 1
     assert not (empty / ".presto").exists()
 
 
@@ -175,15 +175,15 @@ def test_every_mistake_is_one_sentence_before_any_trial(words, message, empty, m
     ],
 )
 def test_as_many_trials_run_as_fit(cluster: ClusterConfig, nodes, at_once: int):
-    require_room(Needs.of(cluster), nodes)
-    assert concurrent(Needs.of(cluster), nodes, most=0) == at_once
-    assert concurrent(Needs.of(cluster), nodes, most=1) == 1
+    check_fits(TrialResources.from_cluster_config(cluster), nodes)
+    assert max_concurrent_trials(TrialResources.from_cluster_config(cluster), nodes, limit=0) == at_once
+    assert max_concurrent_trials(TrialResources.from_cluster_config(cluster), nodes, limit=1) == 1
 
 
 def test_a_worker_that_fits_no_node_is_refused():
-    needs = Needs.of(ClusterConfig(num_workers=2, gpus_per_worker=2))
+    needs = TrialResources.from_cluster_config(ClusterConfig(num_workers=2, gpus_per_worker=2))
     with pytest.raises(ClusterError, match=r"no node with 2 \(the largest: 1\), so no trial would ever start"):
-        require_room(needs, [{"CPU": 8, "GPU": 1}] * 4)
+        check_fits(needs, [{"CPU": 8, "GPU": 1}] * 4)
 
 
 def test_dry_run_starts_without_torch_ray_or_optuna():

@@ -15,16 +15,16 @@ import torch
 from pipelines.train import telemetry
 from pipelines.train.device_specs import (
     DEVICES,
-    device_called,
-    device_named,
+    device_by_key,
+    device_from_torch_name,
 )
 from pipelines.train.telemetry import (
     GAUGES,
-    PEAK,
-    peak_flops,
+    PEAK_TFLOPS_VAR,
+    find_peak_flops,
 )
 from presto_core.errors import UserError
-from tests.support.scraped_run import GPU_ONLY, watched
+from tests.support.scraped_run import GPU_ONLY, read_expected_metrics
 from tests.support.synthetic_dataset import make_dataset
 
 
@@ -34,25 +34,25 @@ def dataset(workdir: Path) -> str:
 
 
 def test_every_gauge_of_ours_is_on_the_dashboard():
-    assert {f"ray_{name}" for name in GAUGES} <= watched()
+    assert {f"ray_{name}" for name in GAUGES} <= read_expected_metrics()
 
 
 @pytest.mark.ray
 def test_a_run_is_seen_by_prometheus_and_in_the_log(dataset: str):
     """In a process of its own: its workers need another environment than those of the session that tests share."""
-    environment = os.environ | {PEAK: "0.001", "RAY_metrics_report_interval_ms": "1000"}
+    environment = os.environ | {PEAK_TFLOPS_VAR: "0.001", "RAY_metrics_report_interval_ms": "1000"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     command = [sys.executable, "-m", "tests.support.scraped_run", dataset]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=570)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
-    _are_exported(seen["metrics"], seen["run_id"])
-    _are_logged(seen["lines"])
+    _check_exported(seen["metrics"], seen["run_id"])
+    _check_logged(seen["lines"])
     assert "worker starts" not in done.stderr
 
 
-def _are_exported(metrics: dict[str, str], run_id: str) -> None:
-    assert watched() - GPU_ONLY <= metrics.keys()
+def _check_exported(metrics: dict[str, str], run_id: str) -> None:
+    assert read_expected_metrics() - GPU_ONLY <= metrics.keys()
     ours = {name: metrics[f"ray_{name}"] for name in GAUGES}
     assert all(f'run_id="{run_id}"' in line and 'stage="train-teacher"' in line for line in ours.values())
     values = {name: float(line.split()[-1]) for name, line in ours.items()}
@@ -60,26 +60,26 @@ def _are_exported(metrics: dict[str, str], run_id: str) -> None:
     assert abs(values["presto_checkpoint_timestamp_seconds"] - time.time()) < 3600
 
 
-def _are_logged(lines: list[dict[str, object]]) -> None:
-    said = {(line["rank"], line["message"]) for line in lines}
-    assert said >= {(0, "worker starts"), (1, "worker starts"), (0, "row"), (0, "checkpoint")}
+def _check_logged(lines: list[dict[str, object]]) -> None:
+    logged = {(line["rank"], line["message"]) for line in lines}
+    assert logged >= {(0, "worker starts"), (1, "worker starts"), (0, "row"), (0, "checkpoint")}
     stops = [line for line in lines if line["levelname"] == "WARNING"]
     assert {line["rank"] for line in stops} == {0, 1}
     assert all("train-teacher stopped at step" in str(line["message"]) for line in stops)
 
 
-@pytest.mark.parametrize("said", ["fast", "0", "-3"])
-def test_a_peak_that_is_no_number_is_refused(said: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(PEAK, said)
-    with pytest.raises(UserError, match=f"{PEAK}='{said}' is no number"):
-        peak_flops(torch.device("cpu"), bf16=False)
+@pytest.mark.parametrize("value", ["fast", "0", "-3"])
+def test_a_peak_that_is_no_number_is_refused(value: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(PEAK_TFLOPS_VAR, value)
+    with pytest.raises(UserError, match=f"{PEAK_TFLOPS_VAR}='{value}' is no number"):
+        find_peak_flops(torch.device("cpu"), bf16=False)
 
 
 def test_a_cpu_has_no_peak_unless_it_is_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv(PEAK, raising=False)
-    assert peak_flops(torch.device("cpu"), bf16=True) == 0
-    monkeypatch.setenv(PEAK, "1.5")
-    assert peak_flops(torch.device("cpu"), bf16=True) == 1.5e12
+    monkeypatch.delenv(PEAK_TFLOPS_VAR, raising=False)
+    assert find_peak_flops(torch.device("cpu"), bf16=True) == 0
+    monkeypatch.setenv(PEAK_TFLOPS_VAR, "1.5")
+    assert find_peak_flops(torch.device("cpu"), bf16=True) == 1.5e12
 
 
 @pytest.mark.parametrize(
@@ -98,13 +98,13 @@ def test_a_cpu_has_no_peak_unless_it_is_said(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_devices_are_known_by_the_name_cuda_gives(cuda_name: str, device: str | None):
-    assert device_called(cuda_name) == (DEVICES[device] if device else None)
+    assert device_from_torch_name(cuda_name) == (DEVICES[device] if device else None)
 
 
 def test_an_unknown_device_is_refused_with_the_nearest():
-    assert device_named("H100") is DEVICES["h100"]
+    assert device_by_key("H100") is DEVICES["h100"]
     with pytest.raises(UserError, match="no figures of a device 'h10'; did you mean h100"):
-        device_named("h10")
+        device_by_key("h10")
 
 
 def test_every_tag_belongs_to_a_gauge():

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.tracking import run as tracked
-from pipelines.tracking.client import connect
-from pipelines.tracking.run import POINTS_HELD, TrackedRun
-from pipelines.tracking.system_metrics import sampled
+from pipelines.tracking.client import create_client
+from pipelines.tracking.run import MAX_BUFFERED_POINTS, TrackedRun
+from pipelines.tracking.system_metrics import sample_system_metrics
 from presto_core.config.sections import TrackingConfig
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.mlflow_server import MlflowServer
@@ -27,17 +27,17 @@ def rows(first: int, last: int) -> list[Row]:
 
 
 def run_at(uri: str) -> TrackedRun:
-    client, _ = connect(TrackingConfig(uri=uri))
+    client, _ = create_client(TrackingConfig(uri=uri))
     return TrackedRun(client, client.create_run("0").info.run_id)
 
 
 def points(run: TrackedRun, uri: str, name: str = "dsm_loss") -> list[tuple[int, float]]:
     """As the server stores them, in the order of arrival: read past any proxy."""
-    client, _ = connect(TrackingConfig(uri=uri))
+    client, _ = create_client(TrackingConfig(uri=uri))
     return [(p.step, p.value) for p in client.get_metric_history(run.mlflow_id, name)]
 
 
-def expected(first: int, last: int) -> list[tuple[int, float]]:
+def expected_points(first: int, last: int) -> list[tuple[int, float]]:
     return [(step, 1 / step) for step in range(first, last + 1)]
 
 
@@ -57,7 +57,7 @@ def test_a_server_killed_in_mid_run_loses_and_doubles_nothing(server: MlflowServ
     monkeypatch.setattr(tracked, "PAUSE_S", 0.5)
     monkeypatch.setattr(tracked, "FLUSH_EVERY_S", 0.05)
     run = run_at(server.uri)
-    said = threading.Event()
+    warned = threading.Event()
     for step, metrics in rows(1, 900):
         run.log(step, metrics)
         if step == 300:
@@ -66,16 +66,16 @@ def test_a_server_killed_in_mid_run_loses_and_doubles_nothing(server: MlflowServ
         if step == 500:
             server.start()
         if step == 600:
-            killer = threading.Thread(target=lambda: (said.wait(PATIENCE_S), server.kill()))
+            killer = threading.Thread(target=lambda: (warned.wait(PATIENCE_S), server.kill()))
             killer.start()
         if step == 700:
-            said.set()
+            warned.set()
             killer.join()
             server.start()
     run.finish()
-    assert points(run, server.uri) == expected(1, 900)
+    assert points(run, server.uri) == expected_points(1, 900)
     assert [step for step, _ in points(run, server.uri, "grad_norm")] == list(range(1, 901))
-    client, _ = connect(TrackingConfig(uri=server.uri))
+    client, _ = create_client(TrackingConfig(uri=server.uri))
     assert client.get_run(run.mlflow_id).info.status == "FINISHED"
 
 
@@ -88,17 +88,17 @@ def test_a_server_that_hangs_slows_nobody(mlflow_server: str):
         began = threading.Event()
         original = run.client.log_batch
 
-        def noticed(*args: object, **named: object) -> object:
+        def signal_and_call(*args: object, **named: object) -> object:
             began.set()
             return original(*args, **named)
 
-        run.client.log_batch = noticed
+        run.client.log_batch = signal_and_call
         for step, metrics in rows(1, 2000):
             run.log(step, metrics)
         assert proxy.injected[Fault.STALL] <= 1  # all rows were taken before the first answer came
         run.finish()
         assert began.is_set()
-    assert points(run, mlflow_server) == expected(1, 2000)
+    assert points(run, mlflow_server) == expected_points(1, 2000)
 
 
 @pytest.mark.services
@@ -110,12 +110,12 @@ def test_answers_that_get_lost_double_nothing(mlflow_server: str, monkeypatch: p
         run = run_at(proxy.endpoint)
         for step, metrics in rows(1, 50):
             run.log(step, metrics)
-        run.settle()
+        run.flush_all()
         proxy.plan(Fault.RESET, times=2, path="log-batch")
         for step, metrics in rows(51, 100):
             run.log(step, metrics)
         run.finish()
-    assert points(run, mlflow_server) == expected(1, 100)
+    assert points(run, mlflow_server) == expected_points(1, 100)
 
 
 def test_a_point_sent_twice_is_one_point(workdir: Path):
@@ -130,10 +130,10 @@ def test_a_point_sent_twice_is_one_point(workdir: Path):
 def test_what_is_too_much_for_memory_comes_from_the_stored_rows_in_order(
     workdir: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tracked, "POINTS_HELD", 100)
+    monkeypatch.setattr(tracked, "MAX_BUFFERED_POINTS", 100)
     run = run_at("")
     stored: list[Row] = []
-    run.stored = lambda: stored
+    run.stored_rows = lambda: stored
     silent = run.client.log_batch
     monkeypatch.setattr(run.client, "log_batch", lambda *args, **named: (_ for _ in ()).throw(OSError("down")))
     for row in rows(1, 500):
@@ -145,26 +145,26 @@ def test_what_is_too_much_for_memory_comes_from_the_stored_rows_in_order(
         stored.append(row)
         run.log(*row)
     run.finish()
-    assert points(run, "") == expected(1, 600)
-    assert POINTS_HELD > 100
+    assert points(run, "") == expected_points(1, 600)
+    assert MAX_BUFFERED_POINTS > 100
 
 
 def test_a_resumed_run_sends_only_what_is_new(workdir: Path):
     first = run_at("")
     for row in rows(1, 40):
         first.log(*row)
-    first.give_up("KILLED")
+    first.fail("KILLED")
     again = TrackedRun(first.client, first.mlflow_id)
     for row in rows(20, 60):
         again.log(*row)
     again.finish()
-    assert points(again, "") == expected(1, 60)
+    assert points(again, "") == expected_points(1, 60)
 
 
 def test_the_machine_is_watched_and_the_axis_goes_on_after_a_resume(workdir: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     run = run_at("")
-    with sampled(run, int((time.time() - 5000) * 1000)):
+    with sample_system_metrics(run, int((time.time() - 5000) * 1000)):
         assert wait_for(lambda: bool(run._sender), PATIENCE_S)
     run.finish()
     found = points(run, "", "system/cpu_utilization_percentage")

@@ -10,7 +10,7 @@ from pipelines.cluster import session as cluster
 from pipelines.cluster.session import (
     ClusterError,
     ray_session,
-    reads_with_ray,
+    uses_ray_reader,
 )
 from pipelines.inference.model import open_model
 from pipelines.registry.resolve import resolve
@@ -99,13 +99,13 @@ def test_interrupted_run_resumes_and_ends_with_the_same_bits(dataset: str, workd
 
     update, calls = TeacherTraining.update, []
 
-    def killed(self, batch, *, generator):
+    def update_until_killed(self, batch, *, generator):
         calls.append(self.state.total_step)
         if len(calls) == 6:
             raise KeyboardInterrupt
         return update(self, batch, generator=generator)
 
-    monkeypatch.setattr(TeacherTraining, "update", killed)
+    monkeypatch.setattr(TeacherTraining, "update", update_until_killed)
     with pytest.raises(KeyboardInterrupt):
         train_teacher.run(teacher_config("store", dataset))
     resumed = train_teacher.run(teacher_config("store", dataset))
@@ -120,29 +120,29 @@ def test_interrupted_run_resumes_and_ends_with_the_same_bits(dataset: str, workd
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_ray_worker_with_s3_ends_with_the_bits_of_the_local_run(ray_here, workdir: Path):
+def test_ray_worker_with_s3_ends_with_the_bits_of_the_local_run(shared_ray, workdir: Path):
     """Of more rows than one window, which Ray Data reads inside the worker."""
     large = {"shard_rows": (1000,) * 9}
-    here = train_teacher.run(teacher_config("store", make_dataset(str(workdir / "data"), **large).uri))
+    local = train_teacher.run(teacher_config("store", make_dataset(str(workdir / "data"), **large).uri))
     remote = make_dataset("s3://latents/stage-test/data", **large).uri
     ray = {"cluster.num_workers": 1, "cluster.reader": "ray"}
     there = train_teacher.run(teacher_config("s3://latents/stage-test", remote, **ray))
-    assert weights_of(there) == weights_of(here)
+    assert weights_of(there) == weights_of(local)
 
 
 def test_ray_data_reads_where_there_may_be_other_nodes(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert not reads_with_ray(ClusterConfig())
-    assert reads_with_ray(ClusterConfig(reader="ray"))
-    assert reads_with_ray(ClusterConfig(address="127.0.0.1:6379"))
+    assert not uses_ray_reader(ClusterConfig())
+    assert uses_ray_reader(ClusterConfig(reader="ray"))
+    assert uses_ray_reader(ClusterConfig(address="127.0.0.1:6379"))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    assert reads_with_ray(ClusterConfig())
-    assert not reads_with_ray(ClusterConfig(reader="threads"))
+    assert uses_ray_reader(ClusterConfig())
+    assert not uses_ray_reader(ClusterConfig(reader="threads"))
 
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_two_workers_train_and_distil(ray_here, dataset: str):
+def test_two_workers_train_and_distil(shared_ray, dataset: str):
     two = {"cluster.num_workers": 2, "cluster.cpus_per_worker": 0.7}
     teacher = train_teacher.run(teacher_config("store", dataset, **two))
     student = distill_steps.run(steps_config("store", dataset, teacher.id, **two))
@@ -152,7 +152,7 @@ def test_two_workers_train_and_distil(ray_here, dataset: str):
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_divergence_in_a_worker_is_one_sentence(ray_here, dataset: str):
+def test_divergence_in_a_worker_is_one_sentence(shared_ray, dataset: str):
     config = teacher_config("store", dataset, **{"cluster.num_workers": 1, "teacher.optim.learning_rate": 1e30})
     with pytest.raises(UserError, match=r"dsm_loss is (nan|inf) on rank 0, .*no checkpoint yet") as caught:
         train_teacher.run(config)
@@ -161,7 +161,7 @@ def test_divergence_in_a_worker_is_one_sentence(ray_here, dataset: str):
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_damaged_data_in_a_worker_is_one_sentence(ray_here, dataset: str, workdir: Path):
+def test_damaged_data_in_a_worker_is_one_sentence(shared_ray, dataset: str, workdir: Path):
     (workdir / "data/shards/1.parquet").write_bytes(b"nothing")
     config = teacher_config("store", dataset, **{"cluster.num_workers": 1, "cluster.max_failures": 0})
     with pytest.raises(ClusterError, match=r"1\.parquet is damaged"):
@@ -170,7 +170,7 @@ def test_damaged_data_in_a_worker_is_one_sentence(ray_here, dataset: str, workdi
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_running_ray_that_is_too_small_is_refused(ray_here):
+def test_running_ray_that_is_too_small_is_refused(shared_ray):
     message = r"needs 9 CPUs and the Ray cluster has 2; lower cluster.num_workers"
     with pytest.raises(ClusterError, match=message), ray_session(ClusterConfig(), cpus=9):
         pass
@@ -178,7 +178,7 @@ def test_running_ray_that_is_too_small_is_refused(ray_here):
 
 def test_unanswering_ray_address_is_refused():
     with pytest.raises(ClusterError, match=r"no Ray cluster answers at '127\.0\.0\.1:9'"):
-        cluster.require_answer("127.0.0.1:9")
+        cluster.check_reachable("127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
@@ -215,14 +215,14 @@ def test_damaged_shards_are_left_out_where_that_is_allowed(dataset: str, workdir
         train_teacher.run(teacher_config("store", dataset))
     assert "an epoch is 30 rows in 7 batches of 4, 4 a worker" in capsys.readouterr().err
     teacher = train_teacher.run(teacher_config("store", dataset, **{"data.damaged_shards": "skip"}))
-    said = capsys.readouterr().err
-    assert "1 damaged shards are left out, 7 of 30 rows: shards/1.parquet" in said
-    assert "an epoch is 23 rows in 5 batches of 4" in said
+    stderr = capsys.readouterr().err
+    assert "1 damaged shards are left out, 7 of 30 rows: shards/1.parquet" in stderr
+    assert "an epoch is 23 rows in 5 batches of 4" in stderr
     assert teacher.manifest["skipped_shards"] == ["shards/1.parquet"]
 
 
 def test_crops_and_withheld_captions_reach_training(dataset: str, workdir: Path):
     whole = train_teacher.run(teacher_config("store", dataset))
     cropped = train_teacher.run(teacher_config("store", dataset, **{"data.crop_frames": 4}))
-    told = train_teacher.run(teacher_config("store", dataset, **{"teacher.caption_dropout": 0.9}))
-    assert len({weights_of(artifact) for artifact in (whole, cropped, told)}) == 3
+    dropped = train_teacher.run(teacher_config("store", dataset, **{"teacher.caption_dropout": 0.9}))
+    assert len({weights_of(artifact) for artifact in (whole, cropped, dropped)}) == 3

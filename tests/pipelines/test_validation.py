@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.evaluate.validator import (
-    Judge,
-    judge_of,
-    require_judgeable,
+    Validator,
+    check_validatable,
+    get_validator,
 )
 from pipelines.inference.model import open_model
 from pipelines.stages import (
@@ -68,7 +68,7 @@ def test_each_update_has_one_row_whose_value_is_that_of_its_weights(dataset: str
     assert history(student, "fd") == rows_of(student)
     assert history(student, "update") == [(6, 1.0), (12, 2.0), (18, 3.0)]
     for _ in range(2):  # the same weights, the same value, bit for bit
-        assert Judge(SETTINGS, dataset)(student.uri)["fd"] == rows_of(student)[-1][1]
+        assert Validator(SETTINGS, dataset)(student.uri)["fd"] == rows_of(student)[-1][1]
 
 
 def test_a_killed_run_loses_no_validation_and_repeats_none(dataset: str, monkeypatch):
@@ -76,16 +76,16 @@ def test_a_killed_run_loses_no_validation_and_repeats_none(dataset: str, monkeyp
     teacher = train_teacher.run(teacher_config("store", dataset))
     whole = distill_steps.run(steps_config("whole", dataset, teacher.uri, **more))
     expected, update = rows_of(whole), StepDistillation.update
-    open_tracker(TrackingConfig()).client.delete_run(open_tracker(TrackingConfig()).run_of(whole.id))
+    open_tracker(TrackingConfig()).client.delete_run(open_tracker(TrackingConfig()).find_run(whole.id))
 
     for last in (9, 16, 22):  # each time some steps behind a validation or a checkpoint
 
-        def killed(self, batch, *, generator, last=last):
+        def update_until_killed(self, batch, *, generator, last=last):
             if self.state.total_step == last:
                 raise KeyboardInterrupt
             return update(self, batch, generator=generator)
 
-        monkeypatch.setattr(StepDistillation, "update", killed)
+        monkeypatch.setattr(StepDistillation, "update", update_until_killed)
         with pytest.raises(KeyboardInterrupt):
             distill_steps.run(steps_config("store", dataset, teacher.id, **more))
     monkeypatch.setattr(StepDistillation, "update", update)
@@ -106,9 +106,9 @@ def test_the_best_weights_can_be_kept(dataset: str):
     kept = best.manifest["validation"]["kept_update"]
     values = dict(rows)
     assert values[kept] == min(values.values()) < values[12]
-    assert Judge(SETTINGS, dataset)(best.uri)["fd"] == values[kept]
+    assert Validator(SETTINGS, dataset)(best.uri)["fd"] == values[kept]
     assert best.id != last.id  # the choice decides the result
-    assert not open_folder("store").child("runs").folders()
+    assert not open_folder("store").child("runs").list_folders()
 
 
 def test_every_stage_that_trains_can_be_validated(dataset: str):
@@ -123,14 +123,14 @@ def test_every_stage_that_trains_can_be_validated(dataset: str):
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_the_actor_of_a_ray_session_says_what_the_process_itself_would(ray_here, dataset: str):
+def test_the_actor_of_a_ray_session_says_what_the_process_itself_would(shared_ray, dataset: str):
     import ray
 
     student_of = train_teacher.run(teacher_config("store", dataset))
-    here = Judge(SETTINGS, dataset)(student_of.uri)
-    ask = judge_of(SETTINGS, dataset)
+    local = Validator(SETTINGS, dataset)(student_of.uri)
+    ask = get_validator(SETTINGS, dataset)
     there = ask(student_of.uri)
-    assert {k: there[k] for k in ("fd", "mmd", "blocks")} == {k: here[k] for k in ("fd", "mmd", "blocks")}
+    assert {k: there[k] for k in ("fd", "mmd", "blocks")} == {k: local[k] for k in ("fd", "mmd", "blocks")}
     with pytest.raises(UserError, match=r"manifest\.json does not exist"):
         ask(f"{student_of.uri}-gone")
     del ask
@@ -141,12 +141,12 @@ def test_the_actor_of_a_ray_session_says_what_the_process_itself_would(ray_here,
 @pytest.mark.services
 @pytest.mark.slow
 @pytest.mark.parametrize("held", ["replicate", "shard"])
-def test_the_weights_of_several_workers_are_judged_whole(ray_here, dataset: str, held: str):
+def test_the_weights_of_several_workers_are_judged_whole(shared_ray, dataset: str, held: str):
     teacher = train_teacher.run(teacher_config("store", dataset))
     two = {"cluster.num_workers": 2, "cluster.cpus_per_worker": 0.7, "cluster.parallel.generator": held}
     student = distill_steps.run(steps_config("store", dataset, teacher.id, **VALIDATION, **two))
     assert [step for step, _ in rows_of(student)] == [6, 12]
-    assert Judge(SETTINGS, dataset)(student.uri)["fd"] == rows_of(student)[-1][1]
+    assert Validator(SETTINGS, dataset)(student.uri)["fd"] == rows_of(student)[-1][1]
     assert history(student, "fd") == rows_of(student)
 
 
@@ -156,8 +156,8 @@ def test_what_no_judge_could_measure_is_refused(dataset: str, workdir: Path):
     with pytest.raises(
         UserError, match=r"clips of 0\.37 s are shorter than the 3 s that validation\.embedding=musicnn"
     ):
-        require_judgeable(ValidationConfig(), open_dataset(dataset))
+        check_validatable(ValidationConfig(), open_dataset(dataset))
     with pytest.raises(UserError, match="holds out 1 rows; validation needs two"):
-        require_judgeable(SETTINGS, make_dataset(str(workdir / "few"), held_out_rows=1))
+        check_validatable(SETTINGS, make_dataset(str(workdir / "few"), held_out_rows=1))
     with pytest.raises(ConfigError, match="keep=best needs validations to choose from"):
         steps_config("store", dataset, "x", **{"validation.keep": "best"})

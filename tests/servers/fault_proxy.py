@@ -43,7 +43,7 @@ CONTENT_FAULTS = (Fault.SHORT, Fault.ALTER)
 
 
 @dataclass
-class Plan:
+class FaultPlan:
     """A fault waiting for requests.
 
     Attributes:
@@ -84,7 +84,7 @@ class Message:
         passed = min(count, len(self.body) - 1)
         return self.head + self.body[:passed], self.body[passed:]
 
-    def falsified(self, fault: Fault, count: int) -> bytes:
+    def corrupt(self, fault: Fault, count: int) -> bytes:
         """The answer with all bytes but the first `count` missing, or with the one behind them changed."""
         count = min(count, max(len(self.body) - 1, 0))
         if fault is Fault.ALTER:
@@ -156,7 +156,7 @@ class FaultProxy:
         server = urlparse(endpoint)
         self._server = (server.hostname or HOST, server.port or 80)
         self._lock, self._closing = threading.Lock(), threading.Event()
-        self._random, self._plans = Random(seed), list[Plan]()
+        self._random, self._plans = Random(seed), list[FaultPlan]()
         self._open: set[Peer] = set()
         self.injected: Counter[Fault] = Counter()
         self.requests = 0
@@ -165,7 +165,7 @@ class FaultProxy:
     def plan(self, fault: Fault, **how: Any) -> None:
         """Let a fault happen to requests to come, as `Plan` says; the first plan that takes a request strikes."""
         with self._lock:
-            self._plans.append(Plan(fault, **how))
+            self._plans.append(FaultPlan(fault, **how))
 
     def clear(self) -> None:
         """Forget all plans; what was counted stays."""
@@ -241,13 +241,13 @@ class FaultProxy:
         answer = server.receive(without_body=request.head.startswith(b"HEAD "))
         return answer is not None and self._pass(answer, client, server, None if in_request else plan, to=client)
 
-    def _pass(self, message: Message, client: Peer, server: Peer, plan: Plan | None, *, to: Peer) -> bool:
+    def _pass(self, message: Message, client: Peer, server: Peer, plan: FaultPlan | None, *, to: Peer) -> bool:
         """Hand a message on, whole or broken; False where the connection ended with it."""
         if plan is None:
             to.connection.sendall(message.head + message.body)
             return True
         if plan.fault in CONTENT_FAULTS:
-            to.connection.sendall(message.falsified(plan.fault, plan.after_bytes))
+            to.connection.sendall(message.corrupt(plan.fault, plan.after_bytes))
             return True
         passed, held_back = message.cut(plan.after_bytes)
         to.connection.sendall(passed)
@@ -259,7 +259,7 @@ class FaultProxy:
         server.close(reset=plan.fault is Fault.RESET)
         return False
 
-    def _draw(self, request: Message) -> Plan | None:
+    def _draw(self, request: Message) -> FaultPlan | None:
         with self._lock:
             self.requests += 1
             plan = next((p for p in self._plans if p.takes(request, self._random)), None)

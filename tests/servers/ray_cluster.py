@@ -21,9 +21,9 @@ from urllib.request import Request, urlopen
 
 import psutil
 
-from pipelines.storage.local_s3 import free_ports
+from pipelines.storage.local_s3 import find_free_ports
 from tests.servers.local_cluster import ENVIRONMENT
-from tests.support.processes import lives, title_of, wait_for
+from tests.support.processes import is_alive, title_of, wait_for
 
 STARTS, STARTED_S = 3, 180  # one start takes some five seconds on a quiet machine
 HEAD = "127.0.0.1"
@@ -38,7 +38,7 @@ main()
 WORKER = "RayTrainWorker"
 
 
-class Plane:
+class RayCluster:
     """A cluster that is up while the context is open.
 
     Attributes:
@@ -65,7 +65,7 @@ class Plane:
             "RAY_worker_niceness": "0",
             **environment,
         }
-        self.gcs, self.dashboard, self.client = free_ports(3)
+        self.gcs, self.dashboard, self.client = find_free_ports(3)
         self.url = f"http://{HEAD}:{self.dashboard}"
 
     def __enter__(self) -> Self:
@@ -99,7 +99,7 @@ class Plane:
         (found,) = [p for p in psutil.Process(self.nodes[number].pid).children() if p.name() == "raylet"]
         return found
 
-    def trains(self, number: int) -> bool:
+    def has_training_worker(self, number: int) -> bool:
         """Whether a training worker runs on a node."""
         with suppress(psutil.Error, ValueError):
             return any(WORKER in title_of(child) for child in self.raylet(number).children(recursive=True))
@@ -108,7 +108,7 @@ class Plane:
     def has_ended(self, job_id: str) -> bool:
         return not any(f'"status": "{status}"' in self.get(f"/api/jobs/{job_id}") for status in ("PENDING", "RUNNING"))
 
-    def alive(self) -> int:
+    def count_alive_nodes(self) -> int:
         return self.get("/api/v0/nodes?detail=1").count('"state": "ALIVE"')
 
     def get(self, path: str) -> str:
@@ -122,16 +122,20 @@ class Plane:
         """A further node; on a busy machine Ray may give up a start after its half minute, so it is tried again."""
         log = self.folder / f"node-{len(self.nodes)}.log"
         for _ in range(STARTS):
-            node = self._launched(*options, log=log)
+            node = self._launch(*options, log=log)
             self.nodes.append(node)
-            wait_for(lambda: self.alive() == len(self.nodes) or node.poll() is not None, STARTED_S, step_s=0.2)  # noqa: B023
-            if node.poll() is None and self.alive() == len(self.nodes):
+            wait_for(
+                lambda: self.count_alive_nodes() == len(self.nodes) or node.poll() is not None,  # noqa: B023
+                STARTED_S,
+                step_s=0.2,
+            )
+            if node.poll() is None and self.count_alive_nodes() == len(self.nodes):
                 return
             end(self.nodes.pop())
         raise AssertionError(log.read_text())
 
-    def _launched(self, *options: str, log: Path) -> subprocess.Popen[bytes]:
-        ports = free_ports(6)
+    def _launch(self, *options: str, log: Path) -> subprocess.Popen[bytes]:
+        ports = find_free_ports(6)
         names = (
             "dashboard-agent-listen-port",
             "dashboard-agent-grpc-port",
@@ -158,14 +162,14 @@ def end(node: subprocess.Popen[bytes]) -> None:
         node.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             node.wait(30)
-        for member in filter(lives, family):
+        for member in filter(is_alive, family):
             with suppress(psutil.Error):
                 member.kill()
     node.kill()
     node.wait(60)
 
 
-def strangers_environment(home: Path, **more: str) -> dict[str, str]:
+def make_user_environment(home: Path, **more: str) -> dict[str, str]:
     """Of another user on another machine: a home and a folder of their own, nothing of this shell's."""
     home.mkdir(parents=True, exist_ok=True)
     source = os.environ.get("PYTHONPATH", "")

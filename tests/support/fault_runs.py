@@ -26,14 +26,14 @@ from presto_core.config.sections import TrackingConfig
 from presto_core.training.checkpoint import TENSORS
 from presto_core.training.meter import is_time
 from tests.pipelines.test_training_stages import TINY, weights_of
-from tests.support.processes import PATIENCE_S, Life, wait_for
+from tests.support.processes import PATIENCE_S, Attempt, wait_for
 
 # the command line, but with a line for each row that comes, so that a test knows which step was reached
 PRESTO = (
     "-c",
     "from pipelines import console; from infra.cli import main as cli; console.LINE_EVERY_S = 0.0; cli.main()",
 )
-VERBS = {"teacher": "train-teacher", "L": "distill-layers", "S": "distill-steps", "LS": "distill-steps"}
+COMMANDS = {"teacher": "train-teacher", "L": "distill-layers", "S": "distill-steps", "LS": "distill-steps"}
 RUN = {"train-teacher": train_teacher.run, "distill-layers": distill_layers.run, "distill-steps": distill_steps.run}
 EVERY = 4  # steps between two checkpoints
 SAME = "same bits, same series"
@@ -65,11 +65,11 @@ class Training:
     workers: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
-    lives: list[Life] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
 
     @property
-    def verb(self) -> str:
-        return VERBS[self.stage]
+    def command(self) -> str:
+        return COMMANDS[self.stage]
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -93,25 +93,25 @@ class Training:
 
     @property
     def config(self) -> StageConfig:
-        return load_config(STAGES[self.verb], None, {"storage.root": self.root} | self.keys)
+        return load_config(STAGES[self.command], None, {"storage.root": self.root} | self.keys)
 
-    def begin(self, begin: Callable[..., Life]) -> Life:
+    def begin(self, begin: Callable[..., Attempt]) -> Attempt:
         """Another life of the run, as a process."""
-        words = [f"{key}={value}" for key, value in ({"storage.root": self.root} | self.keys).items()]
+        args = [f"{key}={value}" for key, value in ({"storage.root": self.root} | self.keys).items()]
         self.cwd.mkdir(exist_ok=True)
-        self.lives.append(begin([sys.executable, *PRESTO, self.verb, *words], self.cwd, self.environment))
-        return self.lives[-1]
+        self.attempts.append(begin([sys.executable, *PRESTO, self.command, *args], self.cwd, self.environment))
+        return self.attempts[-1]
 
-    def finish_here(self) -> Artifact:
+    def finish_in_process(self) -> Artifact:
         """The same command in this process: no life to kill any more."""
         self.cwd.mkdir(exist_ok=True)
         os.chdir(self.cwd)
-        return RUN[self.verb](self.config)
+        return RUN[self.command](self.config)
 
     def checkpoints(self) -> list[int]:
         """Steps of what looks like a checkpoint now."""
         runs = open_folder(self.root).child("runs")
-        names = [name for run in runs.folders() for name in runs.child(run).child("checkpoints").folders()]
+        names = [name for run in runs.list_folders() for name in runs.child(run).child("checkpoints").list_folders()]
         return sorted(int(name.removeprefix("step-")) for name in names)
 
     @property
@@ -125,7 +125,7 @@ class Training:
     def outcome(self) -> tuple[str, Series]:
         """Hash of all weights, and every metric of the one MLflow run: of each step one value, but for times."""
         artifacts = open_folder(self.root).child("artifacts")
-        (name,) = artifacts.folders()
+        (name,) = artifacts.list_folders()
         artifact = read_artifact(artifacts.child(name))
         os.chdir(self.cwd)
         tracker = open_tracker(TrackingConfig(uri=self.settings.get("tracking.uri", "")))
@@ -136,38 +136,40 @@ class Training:
         return weights_of(artifact), {name: [(p.step, p.value) for p in ps] for name, ps in histories.items()}
 
 
-def reached(life: Life) -> int:
+def last_step(attempt: Attempt) -> int:
     """The last step that a life has told of."""
-    steps = re.findall(r": (\d+)/\d+", life.said)
+    steps = re.findall(r": (\d+)/\d+", attempt.stderr)
     return int(steps[-1]) if steps else 0
 
 
-def resumed_at(life: Life) -> int:
+def resume_step(attempt: Attempt) -> int:
     """The step that a life, or the last restart of its workers, went on from; 0 where it began."""
-    steps = re.findall(r"resumed at step (\d+)", life.said)
+    steps = re.findall(r"resumed at step (\d+)", attempt.stderr)
     return int(steps[-1]) if steps else 0
 
 
-def lost(*lives: Life) -> int:
+def count_lost_steps(*attempts: Attempt) -> int:
     """The most steps that one resume did again, over the lives of a run: of those that had been told of."""
-    most, told = 0, 0
-    for resumed, step in re.findall(r"resumed at step (\d+)|: (\d+)/\d+", "".join(life.said for life in lives)):
-        most = max(most, told - int(resumed)) if resumed else most
-        told = int(resumed or step)
+    most, logged = 0, 0
+    for resumed, step in re.findall(
+        r"resumed at step (\d+)|: (\d+)/\d+", "".join(attempt.stderr for attempt in attempts)
+    ):
+        most = max(most, logged - int(resumed)) if resumed else most
+        logged = int(resumed or step)
     return most
 
 
-def wait_until(life: Life, step: int) -> bool:
+def wait_until(attempt: Attempt, step: int) -> bool:
     """Wait for a step; False where the life ended before."""
-    wait_for(lambda: not life.goes_on or reached(life) >= step, PATIENCE_S)
-    return life.goes_on
+    wait_for(lambda: not attempt.is_running or last_step(attempt) >= step, PATIENCE_S)
+    return attempt.is_running
 
 
 # --- the table
 
 
 @dataclass(frozen=True)
-class Line:
+class FaultRow:
     """A row of the table: the most steps that any of these faults cost, and what became of the run."""
 
     fault: str
@@ -178,7 +180,7 @@ class Line:
     outcome: str
 
 
-TABLE: list[Line] = []
+TABLE: list[FaultRow] = []
 BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->"
 
 

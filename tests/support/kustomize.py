@@ -18,30 +18,30 @@ Document = dict[str, Any]
 KNOWN = {"apiVersion", "kind", "namespace", "resources", "images", "patches", "replacements"}
 
 
-def rendered(folder: Path) -> list[Document]:
+def render_overlay(folder: Path) -> list[Document]:
     """What `kubectl apply -k folder` would send."""
-    said = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    assert said.keys() <= KNOWN, f"{folder} uses what is not rendered here: {said.keys() - KNOWN}"
-    documents = [document for name in said["resources"] for document in _read(folder / name)]
-    for patch in said.get("patches", []):
-        documents = list(_patched(documents, patch))
-    for image in said.get("images", []):
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    assert kustomization.keys() <= KNOWN, f"{folder} uses what is not rendered here: {kustomization.keys() - KNOWN}"
+    documents = [document for name in kustomization["resources"] for document in _read(folder / name)]
+    for patch in kustomization.get("patches", []):
+        documents = list(_apply_patch(documents, patch))
+    for image in kustomization.get("images", []):
         for container in (c for document in documents for c in containers(document) if c["image"] == image["name"]):
             container["image"] = image["newName"] + (
                 f"@{image['digest']}" if "digest" in image else f":{image['newTag']}"
             )
-    for replacement in said.get("replacements", []):
+    for replacement in kustomization.get("replacements", []):
         _replace(documents, replacement)
-    for document in documents if "namespace" in said else []:
-        document["metadata"]["namespace"] = said["namespace"]
+    for document in documents if "namespace" in kustomization else []:
+        document["metadata"]["namespace"] = kustomization["namespace"]
         for subject in document.get("subjects", []):
-            subject["namespace"] = said["namespace"]
+            subject["namespace"] = kustomization["namespace"]
     return documents
 
 
 def read(path: Path) -> list[Document]:
     """The documents of a file, no two sharing a part by an anchor."""
-    return [copy.deepcopy(_unshared(document)) for document in yaml.safe_load_all(path.read_text())]
+    return [copy.deepcopy(_copy_without_aliases(document)) for document in yaml.safe_load_all(path.read_text())]
 
 
 def containers(node: Any) -> Iterator[Document]:
@@ -58,23 +58,23 @@ def containers(node: Any) -> Iterator[Document]:
 
 
 def _read(path: Path) -> list[Document]:
-    return rendered(path) if path.is_dir() else read(path)
+    return render_overlay(path) if path.is_dir() else read(path)
 
 
-def _unshared(node: Any) -> Any:
+def _copy_without_aliases(node: Any) -> Any:
     if isinstance(node, dict):
-        return {key: _unshared(value) for key, value in node.items()}
-    return [_unshared(value) for value in node] if isinstance(node, list) else node
+        return {key: _copy_without_aliases(value) for key, value in node.items()}
+    return [_copy_without_aliases(value) for value in node] if isinstance(node, list) else node
 
 
-def _selected(documents: list[Document], target: Document) -> list[Document]:
+def _select(documents: list[Document], target: Document) -> list[Document]:
     found = [d for d in documents if d["kind"] == target["kind"] and d["metadata"]["name"] == target["name"]]
     assert found, f"nothing is selected by {target}"
     return found
 
 
-def _patched(documents: list[Document], patch: Document) -> Iterator[Document]:
-    chosen, change = _selected(documents, patch["target"]), yaml.safe_load(patch["patch"])
+def _apply_patch(documents: list[Document], patch: Document) -> Iterator[Document]:
+    chosen, change = _select(documents, patch["target"]), yaml.safe_load(patch["patch"])
     for document in documents:
         if document not in chosen:
             yield document
@@ -86,14 +86,14 @@ def _patched(documents: list[Document], patch: Document) -> Iterator[Document]:
 
 def _replace(documents: list[Document], replacement: Document) -> None:
     source = replacement["source"]
-    value: Any = _selected(documents, source)[0]
+    value: Any = _select(documents, source)[0]
     for key in source["fieldPath"].split("."):
         value = value[key]
     for target in replacement["targets"]:
-        for document in _selected(documents, target["select"]):
+        for document in _select(documents, target["select"]):
             for path in target["fieldPaths"]:
                 *parents, last = path.split(".")
-                place = document
+                node = document
                 for key in parents:
-                    place = place[key]
-                place[last] = copy.deepcopy(value)
+                    node = node[key]
+                node[last] = copy.deepcopy(value)

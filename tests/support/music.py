@@ -24,8 +24,8 @@ def write_music(folder: Path) -> None:
     """Eight files of several formats: five with music in them, three of no use."""
     (folder / "sub").mkdir(parents=True)
     soundfile.write(folder / "bright.wav", notes(4.5, seed=1), RATE_HZ)
-    told = {"caption": "bright notes", "tempo_bpm": 120, "key": "A minor", "licence": "CC BY 4.0"}
-    (folder / "bright.json").write_text(json.dumps(told))
+    sidecar = {"caption": "bright notes", "tempo_bpm": 120, "key": "A minor", "licence": "CC BY 4.0"}
+    (folder / "bright.json").write_text(json.dumps(sidecar))
     stereo = np.stack([notes(3.5, seed=2, rate_hz=22050), notes(3.5, seed=3, rate_hz=22050)], axis=1)
     soundfile.write(folder / "b.flac", stereo, 22050)
     soundfile.write(folder / "sub/waltz.wav", notes(2.1, seed=4), RATE_HZ, subtype="FLOAT")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 
-from pipelines.train.parallel import in_group, in_process
+from pipelines.train.parallel import make_process_group
 from presto_core.config.layers import TableBudget
 from presto_core.config.loader import load_config
 from presto_core.config.noise import KarrasNoise
@@ -70,7 +70,7 @@ def steps(parallel: Parallel, *, keys: dict[str, object]) -> Algorithm:
 def both(parallel: Parallel) -> Algorithm:
     config = load_config(StepsStage, overrides={f"steps.{k}": v for k, v in STEPS.items()}).steps
     base = tiny_dit(depth=DEPTH)
-    budget = LayerBudget.over(
+    budget = LayerBudget.from_distribution(
         KarrasNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0), TableBudget(kept=KEPT), depth=DEPTH
     )
     return StepDistillation(
@@ -107,7 +107,7 @@ def run(algorithm: Algorithm, parallel: Parallel) -> dict[str, Tensor]:
         found.update({f"step {step}: {k}": torch.tensor(v) for k, v in timeless.items()})
 
     loop = LoopConfig(log_every=1, checkpoint_every=1000)
-    stream = shares(parallel, algorithm.state.cursor)
+    stream = worker_batches(parallel, algorithm.state.cursor)
     train(algorithm, stream, seed=3, config=loop, parallel=parallel, hooks=Hooks(log=log))
     state = algorithm.state.state_dict()
     for kind in ("networks", "emas"):
@@ -116,21 +116,21 @@ def run(algorithm: Algorithm, parallel: Parallel) -> dict[str, Tensor]:
     return found
 
 
-def shares(parallel: Parallel, cursor: Cursor) -> Iterator[Batch]:
+def worker_batches(parallel: Parallel, cursor: Cursor) -> Iterator[Batch]:
     """One worker's rows of an endless stream of global batches."""
     rows = GLOBAL_BATCH // parallel.world_size
     for batch in batches(size=GLOBAL_BATCH, cursor=cursor):
         yield batch.rows(slice(parallel.rank * rows, (parallel.rank + 1) * rows))
 
 
-def in_processes(count: int, function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
+def run_in_processes(count: int, function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """What `function(*args)` returns in each of `count` processes of a group; made of tensors and dicts."""
     folder.mkdir(parents=True)
-    spawn(_member, (count, str(folder), function, args), nprocs=count)
+    spawn(_run_member, (count, str(folder), function, args), nprocs=count)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
-def _member(rank: int, count: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _run_member(rank: int, count: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
@@ -140,13 +140,9 @@ def _member(rank: int, count: int, folder: str, function: Callable[..., Any], ar
         distributed.destroy_process_group()
 
 
-def alone() -> Parallel:
-    return in_process(LoopConfig())
-
-
-def together(config: ParallelConfig | None = None, **loop: Any) -> Parallel:
+def join_group(config: ParallelConfig | None = None, **loop: Any) -> Parallel:
     """This process's place in the group that `in_processes` made."""
-    return in_group(torch.device("cpu"), LoopConfig(**loop), config)
+    return make_process_group(torch.device("cpu"), LoopConfig(**loop), config)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ PRESTO = str(Path(sys.executable).parent / "presto")
 PATIENCE_S = 900  # for what takes some twenty seconds on a quiet machine
 
 
-class Life:
+class Attempt:
     """One life of a command: a process in a session of its own, and all the processes it starts."""
 
     def __init__(
@@ -29,7 +29,7 @@ class Life:
         keep_stdin: bool = False,
     ) -> None:
         mine = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-        self.log = cwd / f"life-{time.time_ns()}.log"
+        self.log = cwd / f"attempt-{time.time_ns()}.log"
         with self.log.open("wb") as stderr, self.log.with_suffix(".out").open("wb") as stdout:
             self.process = subprocess.Popen(
                 command,
@@ -43,15 +43,15 @@ class Life:
         self.family: set[psutil.Process] = {psutil.Process(self.process.pid)}
 
     @property
-    def said(self) -> str:
+    def stderr(self) -> str:
         return self.log.read_text()
 
     @property
-    def printed(self) -> str:
+    def stdout(self) -> str:
         return self.log.with_suffix(".out").read_text()
 
     @property
-    def goes_on(self) -> bool:
+    def is_running(self) -> bool:
         return self.process.poll() is None
 
     def look(self) -> None:
@@ -71,31 +71,33 @@ class Life:
     def kill(self) -> None:
         """kill -9 of the driver; what it leaves behind is left to itself, until `end`."""
         self.look()
-        assert self.goes_on
+        assert self.is_running
         self.process.kill()
         assert self.process.wait(60) == -signal.SIGKILL
 
     def end(self, patience_s: float = 30.0) -> None:
         """Make sure that no process of this life is left; Ray's agents do not end by themselves, all others do."""
         self.look()
-        wait_for(lambda: not any(lives(m) and "Agent" not in title_of(m) for m in self.family), patience_s, step_s=0.1)
-        for member in filter(lives, self.family):
+        wait_for(
+            lambda: not any(is_alive(m) and "Agent" not in title_of(m) for m in self.family), patience_s, step_s=0.1
+        )
+        for member in filter(is_alive, self.family):
             member.kill()
-        assert wait_for(lambda: not any(map(lives, self.family)), 60)
+        assert wait_for(lambda: not any(map(is_alive, self.family)), 60)
 
     def exit_code(self) -> int:
         """Wait for the end. A failing one must be a sentence that a user can act upon."""
         code = self.process.wait(PATIENCE_S)
         self.end()
         if code:
-            assert code == 1, self.said
-            assert [s for s in self.said.splitlines() if s.startswith("presto: ")] == self.said.splitlines()[-1:]
-            assert "Traceback" not in self.said
-            assert "bug" not in self.said
+            assert code == 1, self.stderr
+            assert [s for s in self.stderr.splitlines() if s.startswith("presto: ")] == self.stderr.splitlines()[-1:]
+            assert "Traceback" not in self.stderr
+            assert "bug" not in self.stderr
         return code
 
 
-def lives(member: psutil.Process) -> bool:
+def is_alive(member: psutil.Process) -> bool:
     try:
         return member.is_running() and member.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -104,14 +106,14 @@ def lives(member: psutil.Process) -> bool:
 
 def title_of(member: psutil.Process) -> str:
     try:
-        return " ".join(member.cmdline()).strip() if lives(member) else ""
+        return " ".join(member.cmdline()).strip() if is_alive(member) else ""
     except psutil.Error:
         return ""
 
 
-def wait_for(happened: Callable[[], object], seconds: float, *, step_s: float = 0.02) -> bool:
+def wait_for(condition: Callable[[], object], seconds: float, *, step_s: float = 0.02) -> bool:
     until = time.monotonic() + seconds
-    while not happened():
+    while not condition():
         if time.monotonic() > until:
             return False
         time.sleep(step_s)

@@ -32,7 +32,7 @@ PATIENCE_S = 400.0  # gauges reach the node's agent every few seconds
 GROUP = {"cluster.num_workers": 2, "cluster.cpus_per_worker": 0.5, "loop.checkpoint_every": 50}
 
 
-def watched() -> set[str]:
+def read_expected_metrics() -> set[str]:
     """Metrics that the dashboard and the alerts ask for."""
     dashboard, alerts = (GRAFANA / name for name in ("training.json", "alerts.yaml"))
     expressions = [t["expr"] for panel in json.loads(dashboard.read_text())["panels"] for t in panel["targets"]]
@@ -40,7 +40,7 @@ def watched() -> set[str]:
     return {name for expression in expressions for name in re.findall(r"\bray_\w+", expression)}
 
 
-class Watcher(threading.Thread):
+class Scraper(threading.Thread):
     """Scrapes the session's node beside the run, then tells the run to end."""
 
     def __init__(self) -> None:
@@ -49,12 +49,12 @@ class Watcher(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.found = _exported(watched() - GPU_ONLY)
+            self.found = _scrape(read_expected_metrics() - GPU_ONLY)
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _exported(wanted: set[str]) -> dict[str, str]:
+def _scrape(wanted: set[str]) -> dict[str, str]:
     import ray
 
     (node,) = ray.nodes()
@@ -80,7 +80,7 @@ def _log_lines(run_id: str) -> Iterator[dict[str, object]]:
 def main(dataset: str) -> None:
     config = teacher_config("store", dataset, **GROUP, **{"teacher.steps": 1_000_000})
     with ray_session(ClusterConfig(cpus=2, object_store_mb=100), cpus=1):
-        watcher = Watcher()
+        watcher = Scraper()
         watcher.start()
         with suppress(StoppedError):
             train_teacher.run(config)

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipelines.data.dataset import LatentDataset, open_dataset
 from pipelines.data.shards import (
-    Rows,
+    FullRows,
     to_parquet,
     write_shard,
 )
@@ -19,10 +19,10 @@ CHANNELS, FRAMES, TEXT_DIM, TOKENS = 4, 8, 8, 3
 SHAPE = LatentShape(CHANNELS, FRAMES, TEXT_DIM, TOKENS)
 
 
-def rows(count: int, seed: int, shape: LatentShape = SHAPE) -> Rows:
+def rows(count: int, seed: int, shape: LatentShape = SHAPE) -> FullRows:
     """Rows whose captions number them: c<seed>-<index>."""
     rng = np.random.default_rng(seed)
-    return Rows(
+    return FullRows(
         latents=(3 + 2 * rng.standard_normal((count, shape.channels, shape.frames))).astype(np.float16),
         text_pooled=rng.standard_normal((count, shape.text_dim)).astype(np.float16),
         text_tokens=rng.standard_normal((count, shape.text_tokens, shape.text_dim)).astype(np.float16),
@@ -47,7 +47,7 @@ def make_dataset(
     """Commit a data set of the given shards at `uri`; one row of the first may hold a NaN that no statistics saw."""
     folder = open_folder(uri)
     parts = [rows(n, seed, shape) for seed, n in enumerate((*shard_rows, held_out_rows))]
-    stats = LatentStats.merged([LatentStats.of(p.latents) for p in parts[:-1]])
+    stats = LatentStats.merge_all([LatentStats.from_latents(p.latents) for p in parts[:-1]])
     if poisoned_row is not None:
         parts[0].latents[poisoned_row, 0, 0] = np.nan
     shards = []

@@ -44,7 +44,7 @@ QUICK = {"loop.log_every": 2, "loop.checkpoint_every": 4, "cluster.num_workers":
 
 
 @dataclass
-class Home:
+class TinyRegistry:
     """A storage root, its tracker, and artifacts by name."""
 
     root: str
@@ -59,10 +59,10 @@ class Home:
     def catalog(self) -> Catalog:
         return Catalog(self.client)
 
-    def words(self) -> list[str]:
+    def args(self) -> list[str]:
         return [f"storage.root={self.root}"]
 
-    def judged(
+    def add_report(
         self, *students: Artifact, spread: float = 1.0, worse: tuple[float, ...] = (), ms: float = 20
     ) -> Artifact:
         """A report on students whose samples lie off the reference by `worse`; registered, and told to the versions."""
@@ -111,10 +111,10 @@ class Home:
         )
 
 
-def make_home(root: str, *, tracking_uri: str = "") -> Home:
+def make_tiny_registry(root: str, *, tracking_uri: str = "") -> TinyRegistry:
     """Run the stages, each for a moment."""
     tracking = TrackingConfig(uri=tracking_uri)
-    home = Home(root, open_tracker(tracking), {})
+    home = TinyRegistry(root, open_tracker(tracking), {})
     folder = artifact_folder(open_folder(root), "0" * 16)
     make_dataset(folder.uri)
     data = read_artifact(folder)
@@ -139,14 +139,14 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def presto(home: Home, *words: str, code: int = 0) -> str:
+def presto(home: TinyRegistry, *args: str, code: int = 0) -> str:
     """What a verb of `presto registry` prints to be read by programs; it must end with `code`."""
-    done = CliRunner().invoke(app, ["registry", *words, *home.words()], catch_exceptions=False)
+    done = CliRunner().invoke(app, ["registry", *args, *home.args()], catch_exceptions=False)
     assert done.exit_code == code, done.output
     return done.stdout
 
 
-def aliases_of(home: Home, model: str) -> dict[str, int]:
+def aliases_of(home: TinyRegistry, model: str) -> dict[str, int]:
     """A data base gives numbers, a server texts."""
     return {alias: int(number) for alias, number in home.client.get_registered_model(model).aliases.items()}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.stages import train_teacher
-from pipelines.sweep.plan import Plan, planned
+from pipelines.sweep.plan import SweepPlan, make_plan
 from tests.pipelines.test_training_stages import teacher_config
 from tests.support.synthetic_dataset import make_dataset
 
@@ -29,23 +29,23 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class SweepInputs:
     """A data set and a base to sweep on."""
 
     root: str
     dataset: str
     teacher: str
 
-    def words(self, **settings: object) -> list[str]:
+    def args(self, **settings: object) -> list[str]:
         keys = SETTINGS | {"storage.root": self.root, "inputs.dataset": self.dataset, "inputs.teacher": self.teacher}
         return [f"{key}={value}" for key, value in (keys | settings).items()]
 
-    def plan(self, **settings: object) -> Plan:
-        return planned(self.words(**settings))
+    def plan(self, **settings: object) -> SweepPlan:
+        return make_plan(self.args(**settings))
 
 
-def make_place(folder: Path, *, root: str = "", dataset: str = "") -> Place:
+def make_sweep_inputs(folder: Path, *, root: str = "", dataset: str = "") -> SweepInputs:
     """Train a base of two blocks."""
     root, data = root or str(folder / "store"), make_dataset(dataset or str(folder / "data")).uri
     teacher = train_teacher.run(teacher_config(root, data))
-    return Place(root, data, teacher.uri)
+    return SweepInputs(root, data, teacher.uri)

@@ -38,15 +38,17 @@ def fit_mel_pca(
         CodecError: fewer blocks than features, so that the axes are not determined.
     """
     settings = settings or MelSettings()
-    filters = settings.filters()
+    filters = settings.make_filters()
     count, total, square = 0, torch.zeros(settings.block_size).double(), torch.zeros(1).double()
     for clips, samples in enumerate(audio, start=1):
         blocks = log_mel_blocks(samples, settings, filters).double()
         count, total, square = count + len(blocks), total + blocks.sum(0), square + blocks.T @ blocks
         on_progress(clips)
     if count <= settings.block_size:
-        needed, found = (blocks * settings.hop / settings.sample_rate_hz for blocks in (settings.block_size, count))
-        raise CodecError(f"a codec fit needs more than {needed:.0f} s of audio, this is {found:.1f} s; give more music")
+        needed, available = (blocks * settings.hop / settings.sample_rate_hz for blocks in (settings.block_size, count))
+        raise CodecError(
+            f"a codec fit needs more than {needed:.0f} s of audio, this is {available:.1f} s; give more music"
+        )
     mean = total / count
     basis, spread = principal_axes(square / count - mean[:, None] * mean, settings.channels)
     tensors = {"mean": mean.float(), "basis": basis.float(), "scale": half_whitening(spread).float()}
@@ -92,16 +94,16 @@ def fit_linear_decoder(
     count, gram, cross = 0, torch.zeros(inputs, inputs).double(), torch.zeros(1).double()
     for clips, samples in enumerate(audio, start=1):
         blocks = log_mel_blocks(samples, encoder.settings, encoder.filters)
-        around = _neighbourhoods(encoder.encode(samples), settings.taps).double()
-        count, gram = count + len(blocks), gram + around.T @ around
-        cross = cross + around.T @ (blocks - encoder.mean).double()
+        neighbors = _unfold_neighbors(encoder.encode(samples), settings.taps).double()
+        count, gram = count + len(blocks), gram + neighbors.T @ neighbors
+        cross = cross + neighbors.T @ (blocks - encoder.mean).double()
         on_progress(clips)
-    solved = torch.linalg.solve(gram + RIDGE * count * torch.eye(inputs).double(), cross)
-    kernel = solved.T.reshape(encoder.settings.block_size, encoder.settings.channels, settings.taps)
+    solution = torch.linalg.solve(gram + RIDGE * count * torch.eye(inputs).double(), cross)
+    kernel = solution.T.reshape(encoder.settings.block_size, encoder.settings.channels, settings.taps)
     return TensorFile(asdict(settings), {"linear.weight": kernel.float(), "linear.bias": encoder.mean.clone()})
 
 
-def _neighbourhoods(latents: Tensor, taps: int) -> Tensor:
+def _unfold_neighbors(latents: Tensor, taps: int) -> Tensor:
     """Latents [C, T] -> [T, C * taps], edges repeated, laid out as a convolution kernel is."""
     edge = taps // 2
     padded = F.pad(latents[None], (edge, edge), mode="replicate")[0]

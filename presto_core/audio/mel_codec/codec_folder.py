@@ -60,7 +60,7 @@ class FitCorpus:
             raise CodecError(f"{folder} is not a folder; give a folder of music or a built corpus")
         manifest = folder / MANIFEST_FILE
         if manifest.is_file():
-            files = _train_split(manifest)
+            files = _read_train_split(manifest)
         else:
             files = tuple(sorted(path for path in folder.rglob("*") if is_audio(path.name)))
         if not files:
@@ -82,19 +82,19 @@ class FitCorpus:
             raise AudioError(f"shorter than one latent frame: {len(samples)} of {shortest} samples")
         return torch.from_numpy(samples)
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What the data were, without naming this machine: counts, hashes, and the corpus's own record if any."""
-        manifest, record = self.folder / MANIFEST_FILE, self.folder / CORPUS_FILE
-        told: dict[str, Any] = {"clips": len(self.files) - len(self.skipped), "skipped": len(self.skipped)}
+        manifest, corpus_file = self.folder / MANIFEST_FILE, self.folder / CORPUS_FILE
+        info: dict[str, Any] = {"clips": len(self.files) - len(self.skipped), "skipped": len(self.skipped)}
         if manifest.is_file():
-            told |= {"split": "train", "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()}
-        if record.is_file():
-            corpus = json.loads(record.read_bytes())
-            told |= {name: corpus[name] for name in ("identity", "licences", "totals") if name in corpus}
-        return told
+            info |= {"split": "train", "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()}
+        if corpus_file.is_file():
+            corpus = json.loads(corpus_file.read_bytes())
+            info |= {name: corpus[name] for name in ("identity", "licences", "totals") if name in corpus}
+        return info
 
 
-def _train_split(manifest: Path) -> tuple[Path, ...]:
+def _read_train_split(manifest: Path) -> tuple[Path, ...]:
     try:
         rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
         return tuple(manifest.parent / row["file"] for row in rows if row.get("split", "train") == "train")
@@ -121,16 +121,16 @@ def fit_codec(corpus: FitCorpus, output: Path, *, on_progress: Callable[[int, st
     decoder = fit_linear_decoder(
         corpus, MelPcaEncoder(encoder), on_progress=lambda clips: on_progress(read + clips, "decoder")
     )
-    told = provenance(corpus, encoder, decoder)
+    info = make_provenance(corpus, encoder, decoder)
     try:
         output.mkdir(parents=True, exist_ok=True)
         encoder.save(output / ENCODER_FILE)
         decoder.save(output / DECODER_FILE)
-        text = json.dumps(told, indent=2, ensure_ascii=False)
+        text = json.dumps(info, indent=2, ensure_ascii=False)
         (output / PROVENANCE_FILE).write_text(text + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        raise _not_writable(output, getattr(error, "strerror", None) or str(error)) from None
-    return told
+        raise _not_writable_error(output, getattr(error, "strerror", None) or str(error)) from None
+    return info
 
 
 def check_output(output: Path) -> None:
@@ -138,26 +138,26 @@ def check_output(output: Path) -> None:
 
     Replacing a codec would leave the data sets encoded with the old one without a decoder.
     """
-    there = [name for name in OUTPUT_FILES if (output / name).exists()]
-    if there:
-        raise CodecError(f"{output} holds a codec already ({there[0]}); choose another --output, or remove it")
+    existing = [name for name in OUTPUT_FILES if (output / name).exists()]
+    if existing:
+        raise CodecError(f"{output} holds a codec already ({existing[0]}); choose another --output, or remove it")
     nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not nearest.is_dir():
-        raise _not_writable(output, f"{nearest} is not a folder")
+        raise _not_writable_error(output, f"{nearest} is not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise _not_writable(output, f"no permission to write in {nearest}")
+        raise _not_writable_error(output, f"no permission to write in {nearest}")
 
 
-def _not_writable(output: Path, why: str) -> CodecError:
-    return CodecError(f"the codec cannot be written to {output} ({why}); choose another --output")
+def _not_writable_error(output: Path, detail: str) -> CodecError:
+    return CodecError(f"the codec cannot be written to {output} ({detail}); choose another --output")
 
 
-def provenance(corpus: FitCorpus, encoder: TensorFile, decoder: TensorFile) -> dict[str, Any]:
+def make_provenance(corpus: FitCorpus, encoder: TensorFile, decoder: TensorFile) -> dict[str, Any]:
     """Where the weights come from: data, command, settings, versions and hashes."""
     return {
         "what": "mel_pca codec: PCA of log-mel frames (encoder), linear map to STFT magnitudes (decoder)",
         "command": "presto codec fit <corpus folder> --output <folder>",
-        "data": corpus.described(),
+        "data": corpus.describe(),
         "encoder": {"file": ENCODER_FILE, "digest": encoder.digest, "settings": encoder.settings},
         "decoder": {"file": DECODER_FILE, "digest": decoder.digest, "settings": decoder.settings},
         "versions": {name: version(name) for name in VERSIONED_PACKAGES},

@@ -37,34 +37,34 @@ def griffin_lim(magnitude: Tensor, phase: Tensor, *, hop: int, iterations: int, 
     n_fft = 2 * (magnitude.shape[1] - 1)
     window = torch.hann_window(n_fft)
     envelope = _envelope(window, len(magnitude), hop)
-    given = magnitude * torch.complex(phase.cos(), phase.sin())
-    signal = _project(((rows, given[rows]) for rows in _blocks(len(magnitude))), window, envelope)
-    previous = torch.zeros_like(given)
+    spectrogram = magnitude * torch.complex(phase.cos(), phase.sin())
+    signal = _project(((rows, spectrogram[rows]) for rows in _iter_row_blocks(len(magnitude))), window, envelope)
+    previous = torch.zeros_like(spectrogram)
     for iteration in range(iterations):
         beta = momentum / (1 + momentum) if iteration else 0.0
-        steps = _steps(signal, magnitude, previous, window=window, beta=beta)
+        steps = _extrapolate_spectra(signal, magnitude, previous, window=window, beta=beta)
         signal = _project(steps, window, envelope)
     return signal.flatten()[n_fft // 2 : n_fft // 2 + (len(magnitude) - 1) * hop]
 
 
-def _blocks(frames: int) -> Iterator[slice]:
+def _iter_row_blocks(frames: int) -> Iterator[slice]:
     for start in range(0, frames, BLOCK_FRAMES):
         yield slice(start, min(start + BLOCK_FRAMES, frames))
 
 
-def _steps(
+def _extrapolate_spectra(
     signal: Tensor, magnitude: Tensor, previous: Tensor, *, window: Tensor, beta: float
 ) -> Iterator[tuple[slice, Tensor]]:
     """Each block's next spectrum; `previous` [frames, bins] is overwritten by the consistent spectrum of this round."""
     frames = signal.flatten().unfold(0, len(window), signal.shape[1])
-    for rows in _blocks(len(magnitude)):
+    for rows in _iter_row_blocks(len(magnitude)):
         consistent = torch.view_as_real(torch.fft.rfft(frames[rows] * window))
         last = torch.view_as_real(previous)[rows]
-        ahead = torch.add(consistent, last, alpha=-beta)
+        extrapolated = torch.add(consistent, last, alpha=-beta)
         last.copy_(consistent)
-        size = ahead[..., 0].square().addcmul_(ahead[..., 1], ahead[..., 1]).add_(1e-14)
-        ahead.mul_(size.rsqrt_().mul_(magnitude[rows])[..., None])
-        yield rows, torch.view_as_complex(ahead)
+        size = extrapolated[..., 0].square().addcmul_(extrapolated[..., 1], extrapolated[..., 1]).add_(1e-14)
+        extrapolated.mul_(size.rsqrt_().mul_(magnitude[rows])[..., None])
+        yield rows, torch.view_as_complex(extrapolated)
 
 
 def _project(blocks: Iterator[tuple[slice, Tensor]], window: Tensor, envelope: Tensor) -> Tensor:

@@ -34,10 +34,10 @@ class DecoderSettings:
 def spread_matrix(filters: Tensor) -> Tensor:
     """Linear interpolation from the mel bands' centres to the bins: [bins, mels] -> [mels, bins], columns sum to 1."""
     bins = torch.arange(len(filters), dtype=filters.dtype)
-    centres = (filters * bins[:, None]).sum(0) / filters.sum(0)
-    upper = torch.searchsorted(centres, bins).clamp(1, len(centres) - 1)
-    share = ((bins - centres[upper - 1]) / (centres[upper] - centres[upper - 1])).clamp(0, 1)
-    spread = torch.zeros(len(centres), len(bins))
+    centers = (filters * bins[:, None]).sum(0) / filters.sum(0)
+    upper = torch.searchsorted(centers, bins).clamp(1, len(centers) - 1)
+    share = ((bins - centers[upper - 1]) / (centers[upper] - centers[upper - 1])).clamp(0, 1)
+    spread = torch.zeros(len(centers), len(bins))
     columns = torch.arange(len(bins))
     spread[upper - 1, columns] = 1 - share
     spread[upper, columns] = share
@@ -63,28 +63,30 @@ class MagnitudeDecoder:
             self.weight, self.bias = weights.tensors["linear.weight"], weights.tensors["linear.bias"]
         except (TypeError, KeyError) as error:
             raise CodecError(f"not the weights of a mel_pca codec's decoder: {error}") from None
-        wanted = [mel.block_size, mel.channels, self.settings.taps]
-        if list(self.weight.shape) != wanted:
-            raise CodecError(f"mel_pca codec: the decoder is {list(self.weight.shape)}, the settings say {wanted}")
-        self.mel, self.filters, self.digest = mel, mel.filters(), weights.digest
+        expected = [mel.block_size, mel.channels, self.settings.taps]
+        if list(self.weight.shape) != expected:
+            raise CodecError(f"mel_pca codec: the decoder is {list(self.weight.shape)}, the settings say {expected}")
+        self.mel, self.filters, self.digest = mel, mel.make_filters(), weights.digest
         self.spread = spread_matrix(self.filters)
 
-    def log_mel(self, latents: Tensor) -> Tensor:
+    def predict_log_mel(self, latents: Tensor) -> Tensor:
         """The linear map alone: ln(mel power + floor), [frames_per_latent * T, mels]."""
         edge = self.settings.taps // 2
         padded = F.pad(latents[None], (edge, edge), mode="replicate")
         return F.conv1d(padded, self.weight, self.bias)[0].T.reshape(-1, self.mel.mels)
 
-    def magnitude(self, latents: Tensor) -> Tensor:
+    def predict_magnitude(self, latents: Tensor) -> Tensor:
         """[channels, T] -> [frames_per_latent * T, bins]; finite for any finite latents."""
-        wanted = (self.log_mel(latents).clamp_max(MAX_LOG_POWER).exp() - self.mel.power_floor).clamp_min(POWER_EPSILON)
-        log_power = (wanted / self.filters.sum(0)).log() @ self.spread
-        return self._corrected(log_power.clamp_max(MAX_LOG_POWER).exp(), wanted).sqrt()
+        target = (self.predict_log_mel(latents).clamp_max(MAX_LOG_POWER).exp() - self.mel.power_floor).clamp_min(
+            POWER_EPSILON
+        )
+        log_power = (target / self.filters.sum(0)).log() @ self.spread
+        return self._match_mel_power(log_power.clamp_max(MAX_LOG_POWER).exp(), target).sqrt()
 
-    def _corrected(self, power: Tensor, wanted: Tensor) -> Tensor:
+    def _match_mel_power(self, power: Tensor, target: Tensor) -> Tensor:
         """Multiplicative updates of non-negative least squares towards `power @ filters = wanted` (Lee & Seung)."""
         weight = self.filters.sum(1).clamp_min(1e-8)
         for _ in range(self.settings.corrections):
-            ratio = wanted / (power @ self.filters + POWER_EPSILON)
+            ratio = target / (power @ self.filters + POWER_EPSILON)
             power = power * (ratio @ self.filters.T) / weight
         return power

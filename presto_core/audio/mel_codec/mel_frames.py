@@ -43,7 +43,7 @@ class MelSettings:
         """Log-mel values that one latent frame stands for."""
         return self.frames_per_latent * self.mels
 
-    def filters(self) -> Tensor:
+    def make_filters(self) -> Tensor:
         """Slaney-scale triangles from 0 Hz to Nyquist, peak 1: [bins, mels]."""
         nyquist = self.sample_rate_hz / 2
         return melscale_fbanks(self.bins, 0.0, nyquist, self.mels, self.sample_rate_hz, mel_scale="slaney")

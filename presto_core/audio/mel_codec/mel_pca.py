@@ -42,10 +42,10 @@ class MelPcaEncoder:
             self.mean, self.basis, self.scale = (weights.tensors[name] for name in ("mean", "basis", "scale"))
         except (TypeError, KeyError) as error:
             raise CodecError(f"not the weights of a mel_pca codec's encoder: {error}") from None
-        wanted = [self.settings.block_size, self.settings.channels]
-        if list(self.basis.shape) != wanted:
-            raise CodecError(f"mel_pca codec: the basis is {list(self.basis.shape)}, the settings say {wanted}")
-        self.filters = self.settings.filters()
+        expected = [self.settings.block_size, self.settings.channels]
+        if list(self.basis.shape) != expected:
+            raise CodecError(f"mel_pca codec: the basis is {list(self.basis.shape)}, the settings say {expected}")
+        self.filters = self.settings.make_filters()
         self.digest = weights.digest
 
     def encode(self, samples: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class MelPcaCodec:
         return torch.stack([self._decode(clip) for clip in latents.to("cpu", torch.float32)])[:, None]
 
     def _decode(self, latents: Tensor) -> Tensor:
-        magnitude = self.decoder.magnitude(latents)
+        magnitude = self.decoder.predict_magnitude(latents)
         magnitude = torch.cat([magnitude, magnitude[-1:]])  # the frame centred on the clip's end
         phase = peak_phase(magnitude, hop=self.settings.frame_hop)
         iterations = self.decoder.settings.iterations

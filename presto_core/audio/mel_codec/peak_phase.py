@@ -20,27 +20,27 @@ def peak_phase(magnitude: Tensor, *, hop: int) -> Tensor:
     A bin's phase advances by 2 pi f hop / n_fft a frame, f being the frequency (in bins) of the peak it belongs to;
     bins at an odd distance from their peak are turned by pi, as a centred window demands.
     """
-    turns, odd, before = torch.empty_like(magnitude), torch.empty_like(magnitude), torch.zeros(magnitude.shape[1])
+    turns, odd, last_turns = torch.empty_like(magnitude), torch.empty_like(magnitude), torch.zeros(magnitude.shape[1])
     for start in range(0, len(magnitude), BLOCK_FRAMES):  # blocks stay in the cache, and float32 is exact enough
         rows = slice(start, start + BLOCK_FRAMES)
-        advance, odd[rows] = _advance(magnitude[rows], hop=hop)
-        turns[rows] = advance.cumsum(0).add_(before).frac_()
-        before = turns[rows][-1]
+        advance, odd[rows] = _phase_advance(magnitude[rows], hop=hop)
+        turns[rows] = advance.cumsum(0).add_(last_turns).frac_()
+        last_turns = turns[rows][-1]
     return turns.add_(odd, alpha=0.5).mul_(2 * math.pi)
 
 
-def _advance(magnitude: Tensor, *, hop: int) -> tuple[Tensor, Tensor]:
+def _phase_advance(magnitude: Tensor, *, hop: int) -> tuple[Tensor, Tensor]:
     """Each bin's turns per frame, whole ones left out, and whether (1, 0) it lies at an odd distance from its peak."""
     n_fft = 2 * (magnitude.shape[1] - 1)
     level = magnitude.clamp_min(1e-7).log()
-    peaks = _peaks(level)
-    owner = _nearest(peaks)
+    peaks = _find_peaks(level)
+    owner = _find_nearest_peak(peaks)
     frequency = _peak_frequency(level, peaks).gather(1, owner)
     odd = (torch.arange(magnitude.shape[1]) - owner).bitwise_and_(1)
     return frequency.mul_(hop / n_fft).frac_(), odd.float()
 
 
-def _peaks(level: Tensor) -> Tensor:
+def _find_peaks(level: Tensor) -> Tensor:
     """Local maxima over frequency, [frames, bins] bool; the edge bins are none."""
     peaks = torch.zeros_like(level, dtype=torch.bool)
     middle = level[:, 1:-1]
@@ -48,7 +48,7 @@ def _peaks(level: Tensor) -> Tensor:
     return peaks
 
 
-def _nearest(peaks: Tensor) -> Tensor:
+def _find_nearest_peak(peaks: Tensor) -> Tensor:
     """Bin index of the nearest peak, the lower one in a tie; an edge bin where a frame has none."""
     bins = peaks.shape[1]
     at = torch.arange(bins, dtype=torch.int32)

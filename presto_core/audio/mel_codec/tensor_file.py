@@ -32,11 +32,11 @@ class TensorFile:
     @property
     def digest(self) -> str:
         """sha256 over settings, names, shapes, dtypes and values; the file's own layout does not enter."""
-        hashed = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
+        hasher = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
         for name, tensor in sorted(self.tensors.items()):
-            hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            hashed.update(tensor.contiguous().numpy().tobytes())
-        return hashed.hexdigest()
+            hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            hasher.update(tensor.contiguous().numpy().tobytes())
+        return hasher.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write one safetensors file; raises OSError or SafetensorError when the disk refuses."""
@@ -57,5 +57,7 @@ class TensorFile:
                 settings = json.loads((file.metadata() or {})[SETTINGS_KEY])
                 return TensorFile(settings, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except (SafetensorError, KeyError, ValueError, OSError) as error:
-            said = " ".join(str(error).split())
-            raise CodecError(f"codec weights {path} are damaged ({said}); make them again: presto codec fit") from None
+            message = " ".join(str(error).split())
+            raise CodecError(
+                f"codec weights {path} are damaged ({message}); make them again: presto codec fit"
+            ) from None

@@ -57,10 +57,10 @@ def measure(parts: Sequence[str], *, preset: str, rounds: int, scratch: Path) ->
     for part in (part for part in PARTS if part in parts):
         began = time.monotonic()
         try:
-            found, told = measures[part]()
+            found, part_notes = measures[part]()
         except RuntimeError as error:
-            found, told = [], [f"{FAILED}{part}: {error}"]
-        findings, notes = [*findings, *found], [*notes, *told]
+            found, part_notes = [], [f"{FAILED}{part}: {error}"]
+        findings, notes = [*findings, *found], [*notes, *part_notes]
         save(findings, notes, FOLDER / "data.json")
         print(f"{part}: {time.monotonic() - began:.0f} s", flush=True)
     return findings, notes

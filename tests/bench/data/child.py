@@ -26,15 +26,15 @@ class Child:
 
     def ask(self, question: Any) -> Any:
         """Send a question and wait for its answer."""
-        self.tell(question)
-        return self.answer()
+        self.send(question)
+        return self.receive()
 
-    def tell(self, question: Any) -> None:
+    def send(self, question: Any) -> None:
         assert self.process.stdin
         self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
 
-    def answer(self) -> Any:
+    def receive(self) -> Any:
         assert self.process.stdout
         timer = Timer(LIMIT_S, self.process.terminate)
         timer.start()
@@ -45,8 +45,8 @@ class Child:
                 self.printed.append(line)
         finally:
             timer.cancel()
-        said = "".join(self.printed[-20:]).strip() or f"nothing, for up to {LIMIT_S:g} s"
-        raise RuntimeError(f"{self.name} ended without an answer; it said {said}")
+        output = "".join(self.printed[-20:]).strip() or f"nothing, for up to {LIMIT_S:g} s"
+        raise RuntimeError(f"{self.name} ended without an answer; it said {output}")
 
     def __enter__(self) -> Child:
         return self

@@ -11,7 +11,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from presto_core.metrics.latency import hardware
+from presto_core.metrics.latency import describe_hardware
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Finding:
         return self.value / self.against_value
 
     @property
-    def met(self) -> bool | None:
+    def is_met(self) -> bool | None:
         if self.wanted is None:
             return None
         if self.bound == "at most":
@@ -46,12 +46,12 @@ class Finding:
 
 def show(findings: Sequence[Finding], notes: Sequence[str]) -> None:
     """All findings as one table, what was left out of their times below it."""
-    table = Table(title=f"data plane, {hardware()['device']}, S3 server on the same machine")
+    table = Table(title=f"data plane, {describe_hardware()['device']}, S3 server on the same machine")
     for name in ("what", "value", "against", "value", "ratio", "wanted", "met"):
         table.add_column(name, justify="left" if name in ("what", "against", "met") else "right")
     for row in findings:
         wanted = "" if row.wanted is None else f"{_SIGNS[row.bound]} {row.wanted:g}"
-        verdict = {None: "", True: "[green]yes", False: "[red]no"}[row.met]
+        verdict = {None: "", True: "[green]yes", False: "[red]no"}[row.is_met]
         values = (f"{row.value:.3g} {row.unit}", row.against, f"{row.against_value:.3g} {row.unit}")
         table.add_row(row.what, *values, f"{row.ratio:.3f}", wanted, verdict)
     console = Console(width=150)
@@ -62,9 +62,11 @@ def show(findings: Sequence[Finding], notes: Sequence[str]) -> None:
 
 def save(findings: Sequence[Finding], notes: Sequence[str], path: Path) -> None:
     """The same as JSON."""
-    rows = [asdict(row) | {"ratio": row.ratio, "met": row.met} for row in findings]
+    rows = [asdict(row) | {"ratio": row.ratio, "met": row.is_met} for row in findings]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"hardware": hardware(), "findings": rows, "notes": list(notes)}, indent=2) + "\n")
+    path.write_text(
+        json.dumps({"hardware": describe_hardware(), "findings": rows, "notes": list(notes)}, indent=2) + "\n"
+    )
 
 
 _SIGNS = {"at least": "≥", "above": ">", "at most": "≤"}

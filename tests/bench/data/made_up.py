@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shards import (
-    Rows,
+    FullRows,
     to_parquet,
     write_shard,
 )
@@ -26,7 +26,7 @@ ROWS_PER_TRACK = 16  # of 12 s: a track of three minutes
 
 
 @dataclass(frozen=True)
-class Shape:
+class RowShape:
     """What a row holds; every value is float16.
 
     Noise does not compress, so a row takes the same bytes in every format.
@@ -42,16 +42,16 @@ class Shape:
         return 2 * (self.channels * self.frames + (self.tokens + 1) * self.text_dim)
 
 
-LAPTOP = Shape(channels=64, frames=258, tokens=40, text_dim=384)  # the laptop preset: 12 s and MiniLM
-NARROW = Shape(channels=32, frames=32, tokens=4, text_dim=128)  # many rows in few bytes
+LAPTOP = RowShape(channels=64, frames=258, tokens=40, text_dim=384)  # the laptop preset: 12 s and MiniLM
+NARROW = RowShape(channels=32, frames=32, tokens=4, text_dim=128)  # many rows in few bytes
 
 
-def rows_of(shape: Shape, seed: int, count: int = ROWS_PER_SHARD) -> Rows:
+def rows_of(shape: RowShape, seed: int, count: int = ROWS_PER_SHARD) -> FullRows:
     """One shard's rows, with captions of a quarter to all of the tokens, one for the rows of a track."""
     rng = np.random.default_rng(seed)
     tracks = np.arange(count) // ROWS_PER_TRACK
     used = np.r_[shape.tokens, rng.integers(shape.tokens // 4, shape.tokens + 1, tracks[-1])][tracks]
-    return Rows(
+    return FullRows(
         latents=_noise(rng, count, shape.channels, shape.frames),
         text_pooled=_noise(rng, tracks[-1] + 1, shape.text_dim)[tracks],
         text_tokens=_noise(rng, tracks[-1] + 1, shape.tokens, shape.text_dim)[tracks],
@@ -72,11 +72,11 @@ def _noise(rng: np.random.Generator, *shape: int) -> Array:
 class ParquetCopy:
     """Presto's own format: shards, then the manifest that makes the data set exist."""
 
-    def __init__(self, uri: str, shape: Shape) -> None:
+    def __init__(self, uri: str, shape: RowShape) -> None:
         self.folder, self.shape = open_folder(uri), shape
         self.shards: list[dict[str, Any]] = []
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: FullRows) -> None:
         self.add_bytes(to_parquet(rows), len(rows))
 
     def add_bytes(self, content: bytes, rows: int) -> None:
@@ -106,7 +106,7 @@ class TarCopy:
     def __init__(self, folder: Folder) -> None:
         self.folder, self.written = folder, 0
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: FullRows) -> None:
         import webdataset
         from webdataset import tenbin
 
@@ -125,7 +125,7 @@ class TarCopy:
 class MosaicCopy:
     """mosaicml-streaming: MDS shards of about the same size, uploaded by its own writer."""
 
-    def __init__(self, uri: str, shape: Shape, scratch: Path) -> None:
+    def __init__(self, uri: str, shape: RowShape, scratch: Path) -> None:
         from streaming import MDSWriter
 
         columns = {
@@ -139,7 +139,7 @@ class MosaicCopy:
         limit = ROWS_PER_SHARD * (shape.row_bytes + 256)
         self.writer = MDSWriter(out=(str(scratch), uri), columns=columns, size_limit=limit, keep_local=False)
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: FullRows) -> None:
         for row in each(rows):
             self.writer.write(row)
 
@@ -147,7 +147,7 @@ class MosaicCopy:
         self.writer.finish()
 
 
-def each(rows: Rows) -> Iterator[dict[str, Any]]:
+def each(rows: FullRows) -> Iterator[dict[str, Any]]:
     """The columns that training reads, row by row."""
     for i in range(len(rows)):
         row = {name: getattr(rows, name)[i] for name in ("latents", "text_pooled", "text_tokens")}
@@ -158,7 +158,7 @@ def each(rows: Rows) -> Iterator[dict[str, Any]]:
         }
 
 
-def write(copies: list[Any], shape: Shape, *, shards: int, rows_per_shard: int = ROWS_PER_SHARD) -> None:
+def write(copies: list[Any], shape: RowShape, *, shards: int, rows_per_shard: int = ROWS_PER_SHARD) -> None:
     """The same shards into every copy, one at a time."""
     for seed in range(shards):
         rows = rows_of(shape, seed, rows_per_shard)

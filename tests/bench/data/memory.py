@@ -14,7 +14,7 @@ from threading import Event, Thread
 import psutil
 
 from pipelines.cluster.session import ray_session, training_cpus
-from pipelines.data.dataset import open_dataset, stream
+from pipelines.data.dataset import open_dataset, stream_batches
 from pipelines.data.epoch_plan import WINDOW_ROWS
 from pipelines.data.shard_reader import read_with_ray
 from pipelines.data.shards import to_parquet
@@ -75,7 +75,7 @@ class Peaks:
     trainer_mb: float = 0.0
     ray_mb: float = 0.0
 
-    def look(self, pid: int) -> None:
+    def sample(self, pid: int) -> None:
         trainer = psutil.Process(pid)
         self.trainer_mb = max(self.trainer_mb, trainer.memory_info().rss / 1e6)
         self.ray_mb = max(self.ray_mb, sum(_pss_mb(process) for process in trainer.children(recursive=True)))
@@ -87,7 +87,7 @@ def _peaks(uri: str, batches: int) -> Peaks:
 
         def watch() -> None:
             while not done.wait(LOOK_S):
-                peaks.look(child.process.pid)
+                peaks.sample(child.process.pid)
 
         watching = Thread(target=watch)
         watching.start()
@@ -110,7 +110,9 @@ def main() -> None:
     count, cluster = int(sys.argv[1]), ClusterConfig(object_store_mb=OBJECT_STORE_MB)
     uri = json.loads(sys.stdin.readline())
     with ray_session(cluster, cpus=training_cpus(cluster)):
-        batches = stream(open_dataset(uri), seed=0, cursor=Cursor(), global_batch_size=BATCH, reader=read_with_ray)
+        batches = stream_batches(
+            open_dataset(uri), seed=0, cursor=Cursor(), global_batch_size=BATCH, reader=read_with_ray
+        )
         next(batches)
         time.sleep(PAUSE_S)
         for _ in range(count - 1):

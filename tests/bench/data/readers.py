@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.parquet_tensors import column_of
+from pipelines.data.parquet_tensors import read_array
 from pipelines.storage.filesystem import open_folder
 
 BATCH = 32
@@ -32,32 +32,32 @@ Reading = Callable[[str, Path, int], Iterator[int]]
 
 
 @dataclass(frozen=True)
-class Ours:
+class PrestoSettings:
     """Settings of the stream: `cluster.reader`, and whether `cluster.shard_cache_gb` lets it keep shards on disk."""
 
     reader: str
     keeps: bool
 
 
-def presto(how: Ours) -> Reading:
+def make_presto_reading(how: PrestoSettings) -> Reading:
     """The training stream: shuffled, hashes checked, normalised; what it keeps of shards is nothing at first."""
 
-    def read(uri: str, scratch: Path, epochs: int) -> Iterator[int]:
+    def read_stream(uri: str, scratch: Path, epochs: int) -> Iterator[int]:
         from pipelines.data import shard_reader as reading
-        from pipelines.data.dataset import open_dataset, stream
+        from pipelines.data.dataset import open_dataset, stream_batches
         from pipelines.data.shard_cache import ShardCache
         from presto_core.training.state import Cursor
 
         dataset = open_dataset(f"{uri}/presto")
         rows = sum(s.rows for s in dataset.shards("train"))
-        chosen = {"ray": reading.read_with_ray, "threads": reading.read_here}[how.reader]
+        chosen = {"ray": reading.read_with_ray, "threads": reading.read_with_threads}[how.reader]
         cache = ShardCache(CACHE_BYTES, str(scratch / "shards")) if how.keeps else None
-        batches = stream(dataset, seed=0, cursor=Cursor(), global_batch_size=BATCH, reader=chosen, cache=cache)
+        batches = stream_batches(dataset, seed=0, cursor=Cursor(), global_batch_size=BATCH, reader=chosen, cache=cache)
         for _ in range(epochs * (rows // BATCH)):
             yield len(next(batches).x0)
         batches.close()
 
-    return read
+    return read_stream
 
 
 def pyarrow_files(threads: int) -> Reading:
@@ -70,7 +70,7 @@ def pyarrow_files(threads: int) -> Reading:
 
         def tensors(file: str) -> Tensors:
             table = pq.read_table(file, columns=list(COLUMNS), filesystem=folder.filesystem)
-            return _tensors([column_of(table, name) for name in COLUMNS])
+            return _tensors([read_array(table, name) for name in COLUMNS])
 
         with ThreadPoolExecutor(threads) as pool:
             for shard in pool.map(tensors, files * epochs):
@@ -89,7 +89,7 @@ def pyarrow_dataset(uri: str, scratch: Path, epochs: int) -> Iterator[int]:
     scanned = ds.dataset(files * epochs, filesystem=folder.filesystem, format="parquet")
     for batch in scanned.to_batches(columns=list(COLUMNS), batch_size=BATCH):
         table = pa.Table.from_batches([batch])
-        yield len(_tensors([column_of(table, name) for name in COLUMNS])[0])
+        yield len(_tensors([read_array(table, name) for name in COLUMNS])[0])
 
 
 def webdataset(workers: int) -> Reading:
@@ -101,9 +101,9 @@ def webdataset(workers: int) -> Reading:
 
         gopen_schemes["s3"] = _open_s3
         with ThreadPoolExecutor(1) as pool:  # listing starts S3 threads, which a fork must not inherit
-            urls = [f"s3://{file}" for file in pool.submit(_listed, f"{uri}/tar").result()]
+            urls = [f"s3://{file}" for file in pool.submit(_list_keys, f"{uri}/tar").result()]
         dataset = wds.WebDataset(urls * epochs, shardshuffle=False, empty_check=False)
-        batches = dataset.map(_from_tar).batched(BATCH, collation_fn=_stacked)
+        batches = dataset.map(_from_tar).batched(BATCH, collation_fn=_stack)
         for batch in wds.WebLoader(batches, batch_size=None, num_workers=workers):
             yield len(batch[0])
 
@@ -130,12 +130,12 @@ def mosaic(workers: int) -> Reading:
 
 
 PRESTO = {
-    f"presto, {reader}, {'keeps shards' if keeps else 'keeps nothing'}": Ours(reader, keeps)
+    f"presto, {reader}, {'keeps shards' if keeps else 'keeps nothing'}": PrestoSettings(reader, keeps)
     for reader in ("threads", "ray")
     for keeps in (True, False)
 }
 READINGS: dict[str, Reading] = {
-    **{name: presto(how) for name, how in PRESTO.items()},
+    **{name: make_presto_reading(how) for name, how in PRESTO.items()},
     **{f"pyarrow.parquet, {n} threads": pyarrow_files(n) for n in (2, 4)},
     "pyarrow.dataset": pyarrow_dataset,
     **{f"webdataset, {n} workers": webdataset(n) for n in (0, 1, 2)},
@@ -150,19 +150,19 @@ def _files(uri: str) -> tuple[Any, list[str]]:
     return folder, sorted(info.path for info in folder.filesystem.get_file_info(FileSelector(folder.path)))
 
 
-def _listed(uri: str) -> list[str]:
-    from pipelines.storage.filesystem import endpoint, s3_client
+def _list_keys(uri: str) -> list[str]:
+    from pipelines.storage.filesystem import create_s3_client, endpoint
 
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    pages = s3_client(endpoint()).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
+    pages = create_s3_client(endpoint()).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
     return sorted(f"{bucket}/{entry['Key']}" for page in pages for entry in page["Contents"])
 
 
 def _open_s3(url: str, mode: str = "rb", bufsize: int = 8192, **options: Any) -> Any:
     """webdataset has no s3 scheme of its own; a shard is read in one request."""
     folder, _, name = url.rpartition("/")
-    place = open_folder(folder)
-    with place.filesystem.open_input_file(place.file(name)) as stream:
+    folder_handle = open_folder(folder)
+    with folder_handle.filesystem.open_input_file(folder_handle.file_path(name)) as stream:
         return io.BytesIO(stream.read())
 
 
@@ -178,7 +178,7 @@ def _from_tar(sample: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
     return tenbin.decode_buffer(sample["ten"])
 
 
-def _stacked(samples: list[list[np.ndarray[Any, Any]]]) -> Tensors:
+def _stack(samples: list[list[np.ndarray[Any, Any]]]) -> Tensors:
     return _tensors([np.stack(values) for values in zip(*samples)])
 
 

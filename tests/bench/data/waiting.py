@@ -11,7 +11,7 @@ import sys
 import torch
 
 from pipelines.cluster.session import ray_session, training_cpus
-from pipelines.data.dataset import open_dataset, stream
+from pipelines.data.dataset import open_dataset, stream_batches
 from pipelines.data.shard_reader import read_with_ray
 from pipelines.presets.resolve import PRESETS
 from pipelines.stages.train_teacher import build
@@ -75,7 +75,7 @@ def main() -> None:
         algorithm = build(config, dataset, Parallel(), None)
         rows = sum(shard.rows for shard in dataset.shards("train"))
         cursor = Cursor(0, (rows // batch - BEFORE_EPOCH_ENDS) * batch)
-        batches = stream(dataset, seed=0, cursor=cursor, global_batch_size=batch, reader=read_with_ray)
+        batches = stream_batches(dataset, seed=0, cursor=cursor, global_batch_size=batch, reader=read_with_ray)
         hooks = Hooks(log=lambda step, metrics: logged.append(metrics))
         train(algorithm, batches, seed=0, config=config.loop, hooks=hooks)
         reply(logged)
