@@ -10,15 +10,15 @@ SOURCES := presto_core pipelines tune_spaces infra tests
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format bench bench-data bench-plan science sweep-demo test-slow test-chaos test-cluster clean help
+.PHONY: demo test lint format bench bench-data bench-plan study science sweep-demo test-slow test-chaos test-cluster clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
 demo: $(STAMP) ## the whole flow at small size: music, training, distillation, evaluation, sounds
 	$(BIN)/presto demo
 
-test: $(STAMP) ## all tests that fit into CI
-	$(BIN)/python -m pytest
+test: $(STAMP) ## all tests that fit into CI, on two cores, about fifteen minutes; tests/README.md has more
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=25 --junitxml=build/junit.xml
 
 test-slow: $(STAMP) ## longer tests
 	$(BIN)/python -m pytest -m "slow and not chaos"
@@ -55,8 +55,10 @@ $(BENCH_STAMP): $(STAMP) tests/bench/requirements-data.txt
 bench-plan: $(STAMP) ## what `presto plan` predicts against runs on this machine, about 25 minutes
 	$(BIN)/python -m tests.bench.plan $(BENCH_PLAN)
 
-science: $(STAMP) ## quality of every distilled model over three seeds, about 70 minutes
-	$(BIN)/presto science
+study: $(STAMP) ## quality of every distilled model over three seeds, about 70 minutes
+	$(BIN)/presto study
+
+science: study
 
 sweep-demo: $(STAMP) ## a sweep and the full grid of its configurations, about 70 minutes; rewrites the figures in docs/sweeps.md
 	$(BIN)/python -m tests.bench.sweeping $(SWEEP_DEMO)

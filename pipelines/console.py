@@ -1,4 +1,4 @@
-"""What a person watches: bars with losses and time left on a terminal, a line now and then in a log; and tables."""
+"""Console output: progress bars on a terminal, periodic lines in a log, and tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINE_EVERY_S = 10.0
 
 @dataclass
 class Bar:
-    """One stage's progress: call `update` with how much is done."""
+    """One stage's progress; call `update` with the number of finished items."""
 
     label: str
     total: int
@@ -34,7 +34,7 @@ class Bar:
     def update(self, done: int, note: str = "") -> None:
         self.done = done
         if self.first is None:
-            self.first = done  # a resumed run starts here; the rate must not count what an earlier run did
+            self.first = done  # a resumed run starts here; the rate must not count the work of earlier runs
         if self.bars is not None and self.task is not None:
             self.bars.update(self.task, completed=done, note=note)
         elif time.monotonic() - self.last_print_time >= LINE_EVERY_S or done == self.total:
@@ -51,7 +51,7 @@ class Bar:
 
 @contextmanager
 def progress_bar(label: str, total: int) -> Iterator[Bar]:
-    """Show a bar (terminal) or lines (log) while the block runs."""
+    """Show a progress bar (terminal) or lines (log) while the block runs."""
     if not console.is_terminal:
         yield Bar(label, total)
         return
@@ -69,12 +69,12 @@ def progress_bar(label: str, total: int) -> Iterator[Bar]:
 
 
 def format_metrics(metrics: dict[str, float], names: tuple[str, ...]) -> str:
-    """The named metrics in one short line."""
+    """Format the named metrics in one short line."""
     return "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)
 
 
 def print_table(title: str, columns: tuple[str, ...] | None, rows: list[list[str]]) -> None:
-    """Print a verb's result, to standard output."""
+    """Print a command's result to standard output."""
     table = Table(*(columns or ()), title=title, show_header=columns is not None)
     for row in rows:
         table.add_row(*map(escape, row))

@@ -1,4 +1,4 @@
-"""What must not be recorded or shown: secrets, told by the name of their key or by the shape of their value."""
+"""Remove secrets from text and settings, recognized by the name of their key or by the pattern of their value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KEY = re.compile(
     r"cookie|signature|sas)s?$"
 )
 _HARMLESS_KEY = re.compile(r"(?i)max_tokens|(^|[._])tokens$|text_tokens|keep_|ema_")
-# a password may hold an @ or a /: what lies between :// and the last @ before the next blank, where a : is in it
+# a password can contain @ or /: match from :// to the last @ before the next space if there is a : in between
 _USERINFO = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)([^\s\"'<>]*?:[^\s\"'<>]*@|[^/\s\"'<>]*@)")
 _SHAPES = (
     re.compile(r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}\b"),  # AWS key ids
@@ -25,7 +25,7 @@ _SHAPES = (
     ),
     re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"),
-    # in a text: password=..., "secret_key": "...", AWS_SECRET_ACCESS_KEY=...
+    # assignments: password=..., "secret_key": "...", AWS_SECRET_ACCESS_KEY=...
     re.compile(
         r"(?i)(?<![a-z])(?:[\w.-]*(?:password|passwd|secret|api[_-]?key|access[_-]?key|private[_-]?key|auth[_-]?token|"
         r"session[_-]?token)[\w-]*)[\"']?\s*[=:]\s*[\"']?(?!\[redacted\])([^\s\"'&,;})]+)"
@@ -39,12 +39,12 @@ _BARE_SECRET = re.compile(
 
 
 def strip_password(text: str) -> str:
-    """A URI, or a text with some, that may be shown: user and password between :// and @ are left out."""
+    """Remove user and password between :// and @ from all URIs in a text."""
     return _USERINFO.sub(lambda match: match[1] + _strip_userinfo(match[2]), text)
 
 
 def _strip_userinfo(text: str) -> str:
-    """Of what lies before an @: a path whose only @ belongs to a file's name is kept."""
+    """Return what to keep of the text before an @: all of it if the @ belongs to a path, otherwise nothing."""
     first, slash, _ = text.partition("/")
     if slash and re.fullmatch(r"[^:@]*:\d+", first):  # a host and its port, and a path that holds an @
         return text
@@ -52,7 +52,7 @@ def _strip_userinfo(text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """A text in which nothing of a secret's shape is left."""
+    """Replace everything in a text that looks like a secret."""
     masked_text = strip_password(text)
     for shape in _SHAPES:
         masked_text = shape.sub(_mask, masked_text)
@@ -60,7 +60,7 @@ def redact(text: str) -> str:
 
 
 def redact_items(items: Mapping[str, Any]) -> dict[str, str]:
-    """Settings or tags as text: those of a secret's name are hidden whole, the others by the shape of their value."""
+    """Convert settings or tags to text: values of secret keys are replaced whole, others where they match a pattern."""
     return {
         key: REDACTED if is_secret_key(key) and value not in ("", None) else redact(str(value))
         for key, value in items.items()
@@ -68,7 +68,7 @@ def redact_items(items: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_secret_key(key: str) -> bool:
-    """Whether a key, dotted or not, is named like a secret's."""
+    """Return whether the name of a key, dotted or not, is that of a secret."""
     return bool(_KEY.search(key)) and not _HARMLESS_KEY.search(key)
 
 

@@ -1,5 +1,5 @@
-"""The one exception family that reaches a user as a sentence instead of a traceback."""
+"""The exception type that reaches the user as one message instead of a traceback."""
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the thing, its value and the mend, in one sentence."""
+    """An error the user can fix: one message that names the thing, its value and the fix."""

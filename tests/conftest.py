@@ -1,4 +1,4 @@
-"""Fixtures of real things: a working folder, a real S3 server, a real MLflow server, a real Ray session."""
+"""How tests are run, and fixtures of real things: a folder, a real S3 server, a real MLflow server, a Ray session."""
 
 from __future__ import annotations
 
@@ -16,6 +16,34 @@ from pipelines.storage.local_s3 import Server
 from tests.servers.mlflow_server import MlflowServer
 
 torch.set_num_threads(1)  # two cores are shared with Ray's workers
+pytest_plugins = ["tests.support.signals"]
+SERVICES = "services"  # the group of tests that one process runs, since they share servers and Ray
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist, one process runs all tests that need a server or Ray; all share the rest, file by file."""
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        group = SERVICES if marks & {"ray", "services"} else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Name tests as without pytest-xdist, which appends their groups."""
+    file, _, _ = report.nodeid.partition("::")
+    report.nodeid = report.nodeid.removesuffix(f"@{SERVICES}").removesuffix(f"@{Path(file).stem}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count and list the tests that failed and were run again (`--reruns`), whatever became of them."""
+    if terminalreporter.config.getoption("reruns", None):
+        names = sorted({report.nodeid for report in terminalreporter.getreports("rerun")})
+        terminalreporter.section("reruns")
+        for line in (f"{len(names)} tests were rerun{':' if names else ''}", *names):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,7 @@
-"""What a search space is made of: dotted configuration key -> domain. Data only, so that it can be listed and checked.
+"""Building blocks of search spaces, which map dotted configuration keys to domains; data only, to list and check them.
 
-A space is walked by asking for one value after the other, so that a key may depend on a choice before it: `mean` of a
-noise distribution exists where the kind was chosen to be lognormal.
+Values are sampled in order, so that a key can depend on an earlier choice: `mean` of a noise distribution exists only
+if its kind is lognormal.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values: numbers, names, or whole sections."""
+    """One of several values: numbers, names, or whole sections."""
 
     values: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Range:
-    """A number from low to high, both included; even on a logarithmic scale where `log`."""
+    """A number from low to high, both included; uniform on a logarithmic scale if `log`."""
 
     low: float
     high: float
@@ -33,7 +33,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Conditional:
-    """A section with a `kind`: by kind, the domains of its further keys."""
+    """A section with a `kind`: kind -> domains of its other keys."""
 
     options: Mapping[str, Mapping[str, Choice | Range]]
 
@@ -41,11 +41,11 @@ class Conditional:
 Space = Mapping[str, Choice | Range | Conditional]
 _POWER = re.compile(r"(?<![\w.])(\d+)(e[+-]?\d+)")
 Suggest = Callable[[str, Choice | Range], Any]
-"""(name, domain) -> a value of it; a name has one domain wherever it is asked for."""
+"""(name, domain) -> a value of the domain; a name always has the same domain."""
 
 
 def sample(space: Space, suggest: Suggest) -> dict[str, Any]:
-    """One configuration of a space as overrides: dotted key -> value, in an order that can be applied."""
+    """Sample one configuration of a space as overrides: dotted key -> value, in the order to apply them."""
     settings: dict[str, Any] = {}
     for key, domain in space.items():
         if isinstance(domain, Conditional):
@@ -59,14 +59,14 @@ def sample(space: Space, suggest: Suggest) -> dict[str, Any]:
 
 
 def combinations(space: Space) -> Iterator[dict[str, Any]]:
-    """Every configuration of a space without ranges, in a fixed order."""
+    """Yield every configuration of a space without ranges, in a fixed order."""
     keys = list(space)
     for parts in product(*(list(_expand_domain(key, space[key])) for key in keys)):
         yield {name: value for part in parts for name, value in part.items()}
 
 
 def list_range_keys(space: Space) -> list[str]:
-    """Keys that have endlessly many values, and so no grid."""
+    """Return the keys with a range, which have no grid."""
     return [key for key, domain in space.items() if any(isinstance(part, Range) for part in _leaf_domains(domain))]
 
 
@@ -86,10 +86,10 @@ def _expand_domain(key: str, domain: Choice | Range | Conditional) -> Iterator[d
 
 
 def to_overrides(settings: Mapping[str, Any]) -> list[str]:
-    """Overrides as the command line's `key=value` words."""
+    """Format overrides as `key=value` command-line arguments."""
     return [f"{key}={_format_yaml(value)}" for key, value in settings.items()]
 
 
 def _format_yaml(value: Any) -> str:
-    """JSON, which YAML reads, but for 1e-05, which it takes for text."""
+    """Format a value as JSON, which is YAML; 1e-05 becomes 1.0e-05, because YAML reads the former as a string."""
     return _POWER.sub(r"\1.0\2", json.dumps(value))

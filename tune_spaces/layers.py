@@ -1,4 +1,4 @@
-"""Layer budgets: tables that keep more blocks as noise falls, by share of a full network's work (METHOD section 4)."""
+"""Layer budgets: tables that keep more blocks at lower noise, for a fraction of the full FLOPs (METHOD section 4)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 from tune_spaces.domains import Choice, Space
 
 BINS = 5
-FLOPS_FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the FLOPs of all blocks, in the mean over bins
-TILTS = (0.0, 0.5, 1.0)  # 0: alike in every bin; 1: as much steeper as the depth allows
+FLOPS_FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the FLOPs of all blocks, averaged over bins
+TILTS = (0.0, 0.5, 1.0)  # 0: the same in every bin; 1: as steep as the depth allows
 
 
 def make_budget_table(depth: int, *, flops_fraction: float, tilt: float, bins: int = BINS) -> tuple[int, ...]:
-    """Blocks kept in each bin, from high noise to low; never falling, within 1 ... depth."""
-    # as far up as down from the mean, so that the mean stays what it is
+    """Return the blocks kept in each bin, from high noise to low: non-decreasing, within 1 ... depth."""
+    # symmetric around the mean, so that the tilt does not change the mean
     swing = tilt * min(1.0 - flops_fraction, flops_fraction - 1.0 / depth)
     shares = [flops_fraction + swing * (2 * i / (bins - 1) - 1) for i in range(bins)]
     return tuple(min(depth, max(1, round(share * depth))) for share in shares)
 
 
 def list_budgets(depth: int) -> tuple[dict[str, Any], ...]:
-    """Tables that differ, the least work first."""
+    """Return the distinct tables, fewest FLOPs first."""
     tables = {
         make_budget_table(depth, flops_fraction=fraction, tilt=tilt): None
         for fraction in FLOPS_FRACTIONS
@@ -30,13 +30,13 @@ def list_budgets(depth: int) -> tuple[dict[str, Any], ...]:
 
 
 def make_layers_space(depth: int) -> Space:
-    """Of Presto-L's training, and of a generator that drops blocks (Presto-LS, or S with the base's)."""
+    """Return the space of budgets for Presto-L training and for a generator that drops blocks (Presto-LS)."""
     tables = Choice(list_budgets(depth))
     return {"layers.budget": tables, "steps.budget": tables}
 
 
 def make_few_layers_space(depth: int) -> Space:
-    """Four tables for a grid: all blocks, and 0.8, 0.7 and 0.6 of their work."""
+    """Return a grid of four tables: all blocks, and 0.8, 0.7 and 0.6 of their FLOPs."""
     kept = [make_budget_table(depth, flops_fraction=fraction, tilt=1.0) for fraction in (1.0, 0.8, 0.7, 0.6)]
     tables = Choice(tuple({"kind": "table", "kept": list(k)} for k in dict.fromkeys(kept)))
     return {"layers.budget": tables, "steps.budget": tables}

@@ -1,4 +1,4 @@
-"""Losses and learning: weights of the adversarial terms, learning rates, the ratio of updates, and their variants."""
+"""Losses and learning rates: weights and kinds of the adversarial terms, the ratio of updates, and guidance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise distributions of Presto-S, role by role: family and parameters (METHOD section 2)."""
+"""Noise distributions of Presto-S per role: family and parameters (METHOD section 2)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ KARRAS = {"rho": Range(2.0, 10.0)}
 LOGNORMAL_OR_KARRAS = Conditional({"lognormal": LOGNORMAL, "karras": KARRAS})
 
 NOISE: Space = {
-    # continuous inputs only: the discrete grid is an ablation of the paper's (paper.py)
+    # continuous inputs only: the discrete grid is an ablation of the paper (paper.py)
     "steps.p_gen": Conditional({"karras": KARRAS, "lognormal": {"mean": Range(-0.5, 2.0), "std": Range(1.0, 2.5)}}),
     "steps.p_dmd": LOGNORMAL_OR_KARRAS,
     "steps.p_dsm": LOGNORMAL_OR_KARRAS,
     "steps.p_gan": LOGNORMAL_OR_KARRAS,
 }
 
-# the same families as a few named points, for a grid and for response curves that can be compared
+# a few points of the same families, for grids and comparable response curves
 POINTS = Choice(
     (
         {"kind": "lognormal", "mean": -0.4, "std": 1.0},

@@ -1,4 +1,4 @@
-"""The ready spaces by name, and how several become one."""
+"""The predefined search spaces by name, and their union."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SPACES: dict[str, Callable[[int], Space]] = {
 
 
 def union(names: Iterable[str], *, depth: int) -> Space:
-    """One space of all keys; a later space wins where two have the same.
+    """Return one space with all keys; the later space wins if two have the same key.
 
     Args:
-        depth: transformer blocks that layer budgets are made for.
+        depth: number of transformer blocks for layer budgets.
 
     Raises:
-        KeyError: no space of that name.
+        KeyError: a name is unknown.
     """
     return {key: domain for name in names for key, domain in SPACES[name](depth).items()}

@@ -1,22 +1,18 @@
-"""The one place where a verb, its settings resolved, becomes a run on this machine or a job elsewhere."""
+"""The one place where a command with resolved settings becomes a run on this machine or a job elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any
-
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import Kind, parse_target
-from pipelines.presets.resolve import print_config
+from pipelines.stages.dry_run import print_config
 
 
 def dispatch(command: StageCommand, *, on: str, dry_run: bool) -> None:
-    """Run a verb where `--on` says, or show what would run.
+    """Run a command where `--on` says, or show what would run.
 
     Raises:
-        UserError: the target is none, cannot be reached, or cannot do it; or what the verb itself raises.
-        typer.Exit: with a job's exit status, where it is not 0.
+        UserError: the target is unknown, unreachable or not able to run it; or what the command itself raises.
+        typer.Exit: with a job's exit status, if it is not 0.
     """
     target = parse_target(on)
     if target.kind is Kind.HEAD:
@@ -30,9 +26,4 @@ def dispatch(command: StageCommand, *, on: str, dry_run: bool) -> None:
     elif dry_run:
         print_config(command.stage, command.config)
     else:
-        command.run(command.config)
-
-
-def stage_entry(module: str) -> Callable[[Any], object]:
-    """`run` of a stage's module, which is imported when it is called."""
-    return lambda config: import_module(f"pipelines.stages.{module}").run(config)
+        command.run()

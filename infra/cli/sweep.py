@@ -79,12 +79,12 @@ def run(
             _show_plan(plan, step_seconds)
             return
 
-    def run(_: StageConfig) -> None:
+    def run() -> None:
         from pipelines.sweep import runner as sweep
 
         sweep.run(plan, retry=retry)
 
-    command = StageCommand(("sweep", RUN), "sweep", plan_to_config(plan), run, ("--retry",) if retry else ())
+    command = StageCommand("sweep", plan_to_config(plan), execute=run, more_options=("--retry",) if retry else ())
     dispatch(command, on=on, dry_run=dry_run)
 
 
@@ -140,7 +140,7 @@ def _show_plan(plan: Any, step_seconds: float | None) -> None:
 
     sweep: SweepConfig = plan.sweep.sweep
     assert isinstance(plan.sweep, SweepStage)
-    steps = int(plan.base.derived().get("total_steps", plan.base.updates))
+    steps = int(plan.base.derive_values().get("total_steps", plan.base.updates))
     validations = -(-plan.base.updates // plan.base.validation.every)
     typer.echo(f"# presto sweep of {sweep.stage}: {sweep.search} search, scheduler {sweep.scheduler}")
     typer.echo(f"# {plan.metric}, {sweep.mode}, every {plan.base.validation.every} of {plan.base.updates} updates")

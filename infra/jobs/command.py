@@ -1,4 +1,4 @@
-"""A stage command, and the shell command and environment of the job that runs it."""
+"""A stage command, and the entrypoint and environment of the job that runs it."""
 
 from __future__ import annotations
 
@@ -6,55 +6,72 @@ import secrets
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from infra.jobs.package import (
     LAUNCHER,
     SETTINGS,
 )
+from pipelines.stages.table import STAGES
 from presto_core.config.loader import to_yaml
 from presto_core.config.schema import StageConfig
 
 
 @dataclass(frozen=True)
 class StageCommand:
-    """A verb that is ready to run, here or anywhere.
+    """A stage's command with its settings, ready to run here or elsewhere.
 
     Attributes:
-        verb: its words on the command line: ("corpus", "build").
-        stage: key of `STAGES`.
-        run: does it in this process.
-        options: words of the verb that are no settings: ("--resume", "<run_id>").
-        run_id: where the verb itself names one.
+        stage: name in the table of stages.
+        config: its resolved settings.
+        resume, fork: `--resume` and `--fork` of a stage that trains.
+        execute: runs it in this process, if that is not the stage's own `run`.
+        more_options: further options of the command line.
     """
 
-    command_path: tuple[str, ...]
     stage: str
     config: StageConfig
-    run: Callable[[Any], object]
-    options: tuple[str, ...] = ()
-    run_id: str = ""
+    resume: str = ""
+    fork: bool = False
+    execute: Callable[[], object] | None = None
+    more_options: tuple[str, ...] = ()
+
+    @property
+    def run_id(self) -> str:
+        """The run that the command names; a fork has an id of its own, which follows from its checkpoint."""
+        return "" if self.fork else self.resume
+
+    def run(self) -> object:
+        """Run the stage in this process."""
+        if self.execute:
+            return self.execute()
+        if not STAGES[self.stage].trains:
+            return STAGES[self.stage].run(self.config)
+        from pipelines.train.resume import ResumeOptions
+
+        return STAGES[self.stage].run(self.config, ResumeOptions(self.resume, self.fork))
 
     def argv(self, settings: str) -> list[str]:
-        """The command line that does the same with a file of settings."""
-        if self.stage == "generate":  # its first words are prompts; there must be one word at least
-            return [*self.command_path, "--preset", settings, f"seed={self.config.seed}"]
-        return [*self.command_path, *self.options, settings]
+        """Return the command line that runs the same command with a settings file."""
+        path = STAGES[self.stage].command
+        if self.stage == "generate":  # its first arguments are prompts; there must be at least one argument
+            return [*path, "--preset", settings, f"seed={self.config.seed}"]
+        resume = ("--resume", self.resume) if self.resume else ()
+        return [*path, *resume, *(("--fork",) if self.fork else ()), *self.more_options, settings]
 
 
-IN_IMAGE = "PRESTO_SETTINGS"  # where a job in an image has its settings; see in_job.py
+IN_IMAGE = "PRESTO_SETTINGS"  # variable with the settings of a job in an image; see in_job.py
 
 
 def make_entrypoint(command: StageCommand, config: StageConfig) -> str:
-    """The shell command that is the job."""
+    """Return the shell command that the job runs."""
     if config.submit.image:
-        # no word that a shell would change: KubeRay lets one look at it on the way
+        # no character that a shell expands: KubeRay passes it through one
         return f"python -m infra.cli.in_job {shlex.join(command.argv(IN_IMAGE))}"
     return f"exec sh {LAUNCHER} {shlex.join(command.argv(SETTINGS))}"
 
 
 def make_environment(config: StageConfig, job_id: str) -> dict[str, str]:
-    """What a job is told by its environment; the dashboard shows it."""
+    """Return the environment variables of a job; the dashboard shows them."""
     env = {
         **config.submit.env,
         "PRESTO_JOB": job_id,

@@ -1,4 +1,4 @@
-"""A verb as a KubeRay RayJob: rendered from kuberay/base/rayjob.yaml, printed, or handed to kubectl."""
+"""Render a command as a KubeRay RayJob from kuberay/base/rayjob.yaml; print it, or apply it with kubectl."""
 
 from __future__ import annotations
 
@@ -26,27 +26,26 @@ from infra.jobs.portability import (
 from infra.jobs.targets import Target
 from pipelines.cluster.session import READER_CPUS, min_workers
 from pipelines.console import console
-from pipelines.stages.resources import TRAINING_STAGES
+from pipelines.stages.table import STAGES
 from presto_core.config.schema import StageConfig
 from presto_core.config.sweep import SweepConfig
 from presto_core.errors import UserError
 
 BASE = Path(__file__).parent.parent / "kuberay/base/rayjob.yaml"
-WITH_WORKERS = ("ingest", *TRAINING_STAGES, "evaluate", "sweep")
 APPLY_S = 60
 
 
 def render_or_apply(command: StageCommand, target: Target, *, dry_run: bool) -> None:
-    """Print a verb's RayJob, or apply it where the target names a kubectl context.
+    """Print a command's RayJob, or apply it if the target names a kubectl context.
 
     Raises:
-        UserError: what cannot work there; kubectl is missing or refuses.
+        UserError: a setting does not work on the cluster, or kubectl is missing or fails.
     """
     config = freeze_config(command.stage, command.config)
     if not config.submit.image:
         raise UserError(
-            "submit.image is empty, and pods have no other code; give the image that infra/docker builds, pinned: "
-            "submit.image=registry/presto@sha256:…"
+            "submit.image is empty, and pods get their code from an image only; set it to the image that infra/docker "
+            "builds, with its digest: submit.image=registry/presto@sha256:…"
         )
     check_reachable(command.stage, config, target)
     document = _to_yaml(render_rayjob(command, config, make_job_id(command)))
@@ -58,10 +57,10 @@ def render_or_apply(command: StageCommand, target: Target, *, dry_run: bool) -> 
 
 
 def render_rayjob(command: StageCommand, config: StageConfig, name: str) -> dict[str, Any]:
-    """The RayJob of a verb.
+    """Return the RayJob manifest of a command.
 
     Args:
-        config: with `submit.image`.
+        config: settings with `submit.image` set.
     """
     job: dict[str, Any] = _copy_without_aliases(yaml.safe_load(BASE.read_text()))
     job["metadata"] |= {"name": name, "namespace": config.submit.namespace}
@@ -73,9 +72,11 @@ def render_rayjob(command: StageCommand, config: StageConfig, name: str) -> dict
     }
     cluster["rayVersion"] = metadata.version("ray")
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
-    trains = command.stage in (*TRAINING_STAGES, "sweep") or config.cluster.gpus_per_worker
+    trains = STAGES[command.stage].workers == "train" or config.cluster.gpus_per_worker
     group = groups["train" if trains else "ingest"]
-    cluster["workerGroupSpecs"] = [_resize_group(group, command.stage, config)] if command.stage in WITH_WORKERS else []
+    cluster["workerGroupSpecs"] = (
+        [_resize_group(group, command.stage, config)] if STAGES[command.stage].workers != "none" else []
+    )
     of_ray = [cluster["headGroupSpec"]["template"], *(g["template"] for g in cluster["workerGroupSpecs"])]
     for template in of_ray:
         template["spec"]["terminationGracePeriodSeconds"] = config.submit.stop_grace_seconds
@@ -85,10 +86,10 @@ def render_rayjob(command: StageCommand, config: StageConfig, name: str) -> dict
 
 
 def _resize_group(group: dict[str, Any], stage: str, config: StageConfig) -> dict[str, Any]:
-    """Workers as many and as large as the stage asks for: a pod each."""
+    """Return a worker group with as many pods as the stage has workers, each as large as a worker needs."""
     cluster = config.cluster
-    most = cluster.num_workers if stage in TRAINING_STAGES else cluster.data_workers
-    least = min_workers(cluster) if stage in TRAINING_STAGES else 1
+    most = cluster.num_workers if STAGES[stage].trains else cluster.data_workers
+    least = min_workers(cluster) if STAGES[stage].trains else 1
     if isinstance(sweep := getattr(config, "sweep", None), SweepConfig):
         most = max(cluster.num_workers, 1) * max(sweep.concurrent, 1)
     cpus = math.ceil(cluster.cpus_per_worker + READER_CPUS)
@@ -104,7 +105,7 @@ def _resize_group(group: dict[str, Any], stage: str, config: StageConfig) -> dic
 
 
 class _ReadableDumper(yaml.SafeDumper):
-    """Writes a text of several lines as such: YAML inside YAML stays legible."""
+    """YAML dumper that writes multi-line strings as block literals, so that YAML inside YAML stays readable."""
 
     def represent_str(self, text: str) -> Any:
         return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
@@ -118,7 +119,7 @@ def _to_yaml(document: dict[str, Any]) -> str:
 
 
 def _copy_without_aliases(value: Any) -> Any:
-    """A copy in which no two places are one object: YAML would write anchors."""
+    """Return a deep copy without shared objects, for which YAML would write anchors."""
     if isinstance(value, dict):
         return {key: _copy_without_aliases(item) for key, item in value.items()}
     return [_copy_without_aliases(item) for item in value] if isinstance(value, list) else value
@@ -126,7 +127,7 @@ def _copy_without_aliases(value: Any) -> Any:
 
 def _apply(document: str, context: str, config: StageConfig) -> None:
     if not which("kubectl"):
-        raise UserError("kubectl is not installed, which applies a RayJob; install it, or print it with --on kuberay")
+        raise UserError("kubectl is not installed; install it, or print the RayJob with --on kuberay")
     try:
         done = subprocess.run(
             ["kubectl", "--context", context, "apply", "-f", "-"],
@@ -137,11 +138,13 @@ def _apply(document: str, context: str, config: StageConfig) -> None:
         )
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"kubectl got no answer from context {context} in {APPLY_S} s; see kubectl cluster-info"
+            f"kubectl got no response from context {context} within {APPLY_S} s; check kubectl cluster-info"
         ) from None
     if done.returncode:
         stderr = " ".join(done.stderr.split())[-300:]
-        raise UserError(f"kubectl could not apply the RayJob in context {context}: {stderr}")
+        raise UserError(
+            f"kubectl could not apply the RayJob in context {context} ({stderr}); fix the cause and run it again"
+        )
     console.print(done.stdout.strip(), markup=False)
     console.print(
         f"follow it: kubectl --context {context} -n {config.submit.namespace} get rayjobs -w; its log: docs/jobs.md"

@@ -1,4 +1,4 @@
-"""Following a job to its end: its log, whatever happens to the connection, its exit status, and what Ctrl-C means."""
+"""Follow a job until it ends: stream its log across reconnects, return its exit status, handle Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from infra.jobs.ray_jobs import (
 )
 from pipelines.console import console
 
-HEAD_TIMEOUT_S = 180  # for a head that does not answer any more
+HEAD_TIMEOUT_S = 180  # how long an unresponsive head is retried
 PAUSE_S = 1.0
-QUIET_S = 30.0  # without a line; a connection that was cut may say nothing
-STOPPED = 143  # 128 + SIGTERM, as a shell has it
-INTERRUPT_PROMPT = "stop the job too? s = stop it, v = leave the view and let it go on, Enter = go on watching: "
+QUIET_S = 30.0  # without a line before reconnecting: a lost connection may raise no error
+STOPPED = 143  # 128 + SIGTERM, as in a shell
+INTERRUPT_PROMPT = "stop the job too? s = stop it, v = detach and let it run, Enter = keep following: "
 
 
 @dataclass
 class LogFollower:
-    """A job that is watched.
+    """Follows one job.
 
     Attributes:
-        quiet: show nothing of its log.
-        shown: characters of the log that are on the screen.
+        quiet: do not print the job's log.
+        limit_s: stop following after so many seconds; 0 is no limit.
+        shown: characters of the log printed so far.
     """
 
     head: RayJobsClient
@@ -44,12 +45,12 @@ class LogFollower:
     announced: bool = False
 
     def follow(self) -> int:
-        """Watch until the job ends; its exit status.
+        """Follow the job until it ends and return its exit status.
 
         Raises:
-            HeadError: the head is gone for minutes; the job may go on.
-            UserError: the token is refused, or the job is not known any more.
-            typer.Exit: only the view was to end.
+            HeadError: the head has not responded for `HEAD_TIMEOUT_S`; the job may still run.
+            UserError: the head rejects the token or no longer knows the job.
+            typer.Exit: the user detached, or `limit_s` has passed.
         """
         while True:
             try:
@@ -58,7 +59,7 @@ class LogFollower:
                 self._handle_interrupt()
 
     async def _watch(self) -> int:
-        if not self.announced:  # said in here, where Ctrl-C already asks
+        if not self.announced:  # printed here, where Ctrl-C is already handled
             self.announced = True
             console.print(f"waiting for job {self.job_id} (Ctrl-C asks whether to stop it)", markup=False)
         while True:
@@ -70,12 +71,12 @@ class LogFollower:
                     self._show((await asyncio.to_thread(self.head.get_logs, self.job_id))[self.shown :])
                 return self._report_end(info)
             if self.limit_s and time.monotonic() - self.began > self.limit_s:
-                console.print(f"job {self.job_id} is still at work after {self.limit_s:g} s", markup=False)
+                console.print(f"job {self.job_id} is still running after {self.limit_s:g} s", markup=False)
                 raise typer.Exit(124)
             await asyncio.sleep(PAUSE_S)
 
     async def _tail(self) -> None:
-        """Show what comes, until the log ends or the connection does, or nothing comes for a while."""
+        """Print new output until the log ends, the connection fails, or nothing arrives for `QUIET_S`."""
         passed = 0
         try:
             async with aclosing(self.head.client.tail_job_logs(self.job_id)) as lines:
@@ -86,7 +87,7 @@ class LogFollower:
                     self._show(new)
         except StopAsyncIteration:
             return
-        except Exception as error:  # aiohttp's, Ray's, the system's: whether it matters, the next question tells
+        except Exception as error:  # of aiohttp, Ray or the OS: the next status request shows whether it matters
             if is_auth_error(error):
                 raise
 
@@ -96,16 +97,16 @@ class LogFollower:
         self.shown += len(text)
 
     async def _fetch_info(self) -> Any:
-        """What is known of the job; None while the head does not answer."""
+        """Return the job's info, or None while the head does not respond."""
         try:
             info = await asyncio.to_thread(self.head.get_info, self.job_id)
         except HeadError as error:
             now = time.monotonic()
             if not self.lost_at:
                 self.lost_at = now
-                console.print(f"{error}; trying again", style="yellow", markup=False)
+                console.print(f"{error}; retrying", style="yellow", markup=False)
             if now - self.lost_at > HEAD_TIMEOUT_S:
-                raise HeadError(f"{error}; the job may go on: presto jobs logs -f {self.job_id}") from None
+                raise HeadError(f"{error}; the job may still run: presto jobs logs -f {self.job_id}") from None
             return None
         self.lost_at = 0.0
         return info
@@ -121,15 +122,15 @@ class LogFollower:
         return int(code) if 0 <= code < 256 else 128 + abs(int(code)) % 128
 
     def _handle_interrupt(self) -> None:
-        """Ask what Ctrl-C meant; where nobody can be asked, it means the view."""
+        """Ask whether Ctrl-C stops the job or only detaches; without an answer, detach."""
         try:
-            console.print(f"\njob {self.job_id} goes on; {INTERRUPT_PROMPT}", end="", markup=False)
+            console.print(f"\njob {self.job_id} is still running; {INTERRUPT_PROMPT}", end="", markup=False)
             answer = sys.stdin.readline()
         except (KeyboardInterrupt, OSError, ValueError):
             answer = ""
         if answer.strip().lower().startswith("s"):
             self.head.stop(self.job_id)
-            console.print(f"job {self.job_id} is told to end; it saves its state first", markup=False)
-        elif answer.strip() or not answer:  # Enter is an empty line, the end of input is no line
-            console.print(f"job {self.job_id} goes on; follow it: presto jobs logs -f {self.job_id}", markup=False)
+            console.print(f"job {self.job_id} is stopping; it saves its state first", markup=False)
+        elif answer.strip() or not answer:  # Enter is an empty line, end of input no line at all
+            console.print(f"job {self.job_id} still runs; follow it: presto jobs logs -f {self.job_id}", markup=False)
             raise typer.Exit(130)

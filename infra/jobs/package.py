@@ -1,4 +1,4 @@
-"""What a job brings along: Presto's code as it is here, a folder of the user's, and the frozen settings."""
+"""The files a job ships: the local copy of Presto's code, a folder of the user's, and the frozen settings."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from presto_core.errors import UserError
 SOURCE = Path(__file__).parent.parent.parent
 PACKAGES = ("presto_core", "pipelines", "tune_spaces", "infra")
 SETTINGS, LAUNCHER = "presto-job.yaml", "presto-job.sh"
-BIGGEST = 3  # entries that a refusal names
+BIGGEST = 3  # entries that the size error names
 
-# never sent: what can be made again, what is only of this machine, and what looks like credentials
+# never sent: files that can be regenerated, local state, and anything that looks like credentials
 ALWAYS_EXCLUDED = (
     "__pycache__/", "*.pyc", ".git/", ".hg/", ".venv*/", "venv/", ".presto/", "mlruns/", "mlflow.db", "node_modules/",
     ".mypy_cache/", ".pytest_cache/", ".ruff_cache/",
@@ -25,7 +25,7 @@ ALWAYS_EXCLUDED = (
     "id_ed25519*", "credentials*", "secrets*",
 )  # fmt: skip
 
-# `python` on a node need not be the interpreter that runs Ray there; its raylet knows which one is
+# `python` on a node may not be the interpreter that runs Ray; the raylet's command line names that one
 SCRIPT = r"""python=$PRESTO_PYTHON
 if [ -z "$python" ]; then
   raylet=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$PPID/status")
@@ -37,11 +37,11 @@ exec "${python:-python3}" -m infra.cli.main "$@"
 
 @dataclass(frozen=True)
 class CodePackage:
-    """Files to send.
+    """Files to send with a job.
 
     Attributes:
-        files: place in the parcel -> file here.
-        settings: YAML.
+        files: path in the package -> local file.
+        settings: the settings as YAML.
     """
 
     files: dict[str, Path]
@@ -55,7 +55,7 @@ class CodePackage:
         return f"{len(self.files)} files, {self.size_bytes / 1e6:.1f} MB"
 
     def write(self, folder: Path) -> None:
-        """Lay everything out in an empty folder."""
+        """Copy all files into an empty folder."""
         for name, path in self.files.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,10 +65,10 @@ class CodePackage:
 
 
 def build_package(submit: SubmitConfig, settings: str) -> CodePackage:
-    """Choose what is sent.
+    """Collect the files to send.
 
     Raises:
-        UserError: the folder does not exist, or is larger than allowed; the message names what takes most.
+        UserError: the folder does not exist, or exceeds `submit.max_mb`; the message names its largest entries.
     """
     mine = _select_files(Path(submit.working_dir), (*ALWAYS_EXCLUDED, *submit.excludes)) if submit.working_dir else {}
     _check_size(mine, submit)
@@ -82,7 +82,7 @@ def build_package(submit: SubmitConfig, settings: str) -> CodePackage:
 
 def _select_files(folder: Path, excludes: tuple[str, ...]) -> dict[str, Path]:
     if not folder.is_dir():
-        raise UserError(f"submit.working_dir={folder} is no folder; name one that exists, or leave it empty")
+        raise UserError(f"submit.working_dir={folder} is not a folder; set it to an existing one, or leave it empty")
     ignored = folder / ".gitignore"
     lines = (*(ignored.read_text().splitlines() if ignored.is_file() else ()), *excludes)
     kept = PathSpec.from_lines("gitignore", lines).match_tree_files(folder, negate=True, follow_links=False)
@@ -98,5 +98,5 @@ def _check_size(files: dict[str, Path], submit: SubmitConfig) -> None:
         biggest = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sizes.most_common(BIGGEST))
         raise UserError(
             f"submit.working_dir={submit.working_dir} holds {total / 1e6:.0f} MB, more than submit.max_mb="
-            f"{submit.max_mb:g}: {biggest}; leave such out with submit.excludes=[…], and keep data in storage"
+            f"{submit.max_mb:g}: {biggest}; exclude entries with submit.excludes=[…], and keep data in storage"
         )

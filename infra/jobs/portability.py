@@ -1,4 +1,4 @@
-"""What a job would not find where it runs: folders and servers of this machine; and what it must not tell."""
+"""Checks that the settings of a job work on the nodes of a cluster and contain no secrets."""
 
 from __future__ import annotations
 
@@ -9,89 +9,86 @@ from typing import TypeVar
 
 from infra.jobs.targets import Target, is_loopback_url
 from pipelines.redaction import strip_password
+from pipelines.stages.table import STAGES
 from presto_core.config.loader import flatten
 from presto_core.config.schema import StageConfig
 from presto_core.config.submit import SECRET_NAME
 from presto_core.errors import UserError
 
-# settings that hold paths or URIs; those that are read may also come with submit.working_dir
-INPUT_KEYS = ("ingest.source", "ingest.manifest", "codec.path", "text.path")
-OUTPUT_KEYS = ("storage.root", "corpus.folder", "generate.output")
-LOCAL_STAGES = ("corpus",)  # stages that neither storage nor tracking has to do with
-MIN_SECRET_LENGTH = 8  # characters; shorter values of the environment occur by chance
+MIN_SECRET_LENGTH = 8  # characters; shorter values match by chance
 
 Stage = TypeVar("Stage", bound=StageConfig)
 
 
 def freeze_config(stage: str, config: Stage) -> Stage:
-    """The settings as they are sent: with the MLflow server of this environment, and without what only works here.
+    """Return the settings to send: with the MLflow server of this environment, without `cluster.address`.
 
     Raises:
-        UserError: `cluster.address` names another cluster than `--on`; or no MLflow server is named.
+        UserError: `cluster.address` names another cluster than `--on`, or no MLflow server is set.
     """
     if config.cluster.address not in ("", "auto"):
         raise UserError(
-            f"cluster.address={config.cluster.address} and --on both name a cluster; leave cluster.address empty, the "
-            "job joins the one that it runs on"
+            f"cluster.address={config.cluster.address} and --on both name a cluster; leave cluster.address empty: "
+            "the job joins the cluster it runs on"
         )
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if stage not in LOCAL_STAGES and not uri:
+    if STAGES[stage].uses_storage and not uri:
         raise UserError(
-            "tracking.uri is empty, so that the run would be recorded on the node's disk only; give a server that the "
-            "cluster reaches (tracking.uri=https://… or MLFLOW_TRACKING_URI)"
+            "tracking.uri is empty, so the run would be recorded on the node's disk only; set a server that the "
+            "cluster can reach (tracking.uri=https://… or MLFLOW_TRACKING_URI)"
         )
     cluster = config.cluster.model_copy(update={"address": ""})
     return config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri}), "cluster": cluster})
 
 
 def check_reachable(stage: str, config: StageConfig, target: Target) -> None:
-    """Refuse what exists on this machine only.
+    """Reject settings that exist on this machine only.
 
     Args:
-        config: `frozen`.
+        config: as returned by `freeze_config`.
 
     Raises:
-        UserError: names the setting, its value, and where else to put it.
+        UserError: names the setting, its value, and an alternative.
     """
     for key, uri in configured_uris(stage, config):
         if _is_path(uri):
-            _check_shared(key, uri, config)
+            _check_shared(stage, key, uri, config)
         elif uri.startswith(("http://", "https://")) and is_loopback_url(uri) and not target.is_this_machine:
-            raise UserError(f"{key}={uri} is a server of this machine, which the cluster cannot reach; name another")
+            raise UserError(f"{key}={uri} is a server on this machine, which the cluster cannot reach; set another")
         elif uri.startswith("s3://") and not target.is_this_machine:
             _check_endpoint_is_remote(key, uri)
     uri = config.tracking.uri
     if uri.startswith(("sqlite:", "file:", "mysql:", "postgresql:")) or (uri and _is_path(uri)):
         raise UserError(
-            f"tracking.uri={strip_password(uri)} is no server, and would be another data base on each node; give one "
-            "that the cluster reaches (https://…)"
+            f"tracking.uri={strip_password(uri)} is not a server, so each node would have its own database; set one "
+            "that the cluster can reach (https://…)"
         )
 
 
 def check_no_secrets(text: str) -> None:
-    """Refuse to send what a secret of this environment, or a password in a URI, would be part of.
+    """Reject text that contains a secret of this environment, or a password in a URI.
 
     Args:
-        said: all text that goes to the cluster: settings, command line.
+        text: everything that is sent to the cluster: settings and command line.
 
     Raises:
-        UserError: names where it comes from, not what it is.
+        UserError: names the source of the secret, not its value.
     """
     for word in text.split():
         if strip_password(word) != word:
             raise UserError(
-                f"the settings hold a password, in {strip_password(word)}; all who see the dashboard can read a "
-                "job's settings: leave it out and give it to the nodes (MLFLOW_TRACKING_USERNAME, …_PASSWORD; AWS_…)"
+                f"the settings contain a password ({strip_password(word)}), and everyone who sees the dashboard can "
+                "read them; remove it and set it on the nodes (MLFLOW_TRACKING_USERNAME and …_PASSWORD, or AWS_…)"
             )
     for name, value in os.environ.items():
         if SECRET_NAME.search(name) and len(value) >= MIN_SECRET_LENGTH and value in text:
-            raise UserError(f"the settings hold the value of {name}; leave it out, and set {name} on the nodes")
+            raise UserError(f"the settings contain the value of {name}; remove it and set {name} on the nodes")
 
 
 def configured_uris(stage: str, config: StageConfig) -> Iterator[tuple[str, str]]:
-    """Key and value of every setting of a stage that names a place."""
-    flat = flatten(config.model_dump(mode="json", exclude={"storage"} if stage in LOCAL_STAGES else set()))
-    for key in (*INPUT_KEYS, *OUTPUT_KEYS):
+    """Yield key and value of each setting of a stage that holds a path or URI."""
+    flat = flatten(config.model_dump(mode="json", exclude=set() if STAGES[stage].uses_storage else {"storage"}))
+    for key in ("storage.root", *STAGES[stage].input_paths, *STAGES[stage].output_paths):
         value = flat.get(key) or []
         yield from ((key, str(uri)) for uri in (value if isinstance(value, list) else [value]))
     if config.tracking.uri:
@@ -103,18 +100,18 @@ def _is_path(uri: str) -> bool:
     return bool(uri) and ("://" not in uri or uri.startswith("file://"))
 
 
-def _check_shared(key: str, uri: str, config: StageConfig) -> None:
-    """A path must lie in a folder that all nodes share, or, where it is read, in what is sent along."""
+def _check_shared(stage: str, key: str, uri: str, config: StageConfig) -> None:
+    """Check that a path is in a folder that all nodes share or, if it is an input, in the folder that is sent."""
     path, sent = Path(os.path.normpath(uri.removeprefix("file://"))), config.submit.working_dir
     if any(path.is_absolute() and path.is_relative_to(folder) for folder in config.submit.shared_folders):
         return
-    if sent and key in INPUT_KEYS and not path.is_absolute() and (Path(sent) / path).exists():
+    if sent and key in STAGES[stage].input_paths and not path.is_absolute() and (Path(sent) / path).exists():
         return
-    where = "s3://bucket/prefix, or a" if key not in ("corpus.folder", "generate.output") else "a"
-    brought = ", or send it along with submit.working_dir" if key in INPUT_KEYS else ""
+    where = "s3://bucket/prefix, or a" if key not in STAGES[stage].output_paths else "a"
+    brought = ", or send it along with submit.working_dir" if key in STAGES[stage].input_paths else ""
     raise UserError(
-        f"{key}={uri} exists on this machine only; give {where} folder that every node mounts and "
-        f"submit.shared_folders names{brought}"
+        f"{key}={uri} exists on this machine only; use {where} folder that every node mounts and "
+        f"submit.shared_folders lists{brought}"
     )
 
 
@@ -124,6 +121,6 @@ def _check_endpoint_is_remote(key: str, uri: str) -> None:
     url = endpoint()
     if url and is_loopback_url(url):
         raise UserError(
-            f"{key}={uri} lies in the object store {url} of this machine, which the cluster cannot reach; use one that "
-            "both reach, and name it by AWS_ENDPOINT_URL here and on the nodes"
+            f"{key}={uri} is in the object store {url} on this machine, which the cluster cannot reach; use one that "
+            "both can reach, and set AWS_ENDPOINT_URL to it here and on the nodes"
         )

@@ -1,4 +1,4 @@
-"""A Ray head as those see it who send jobs: its Jobs API, its nodes, and what it says of a token."""
+"""Client of a Ray head: its Jobs API, its nodes, and its token authentication."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ DENIED = (401, 403)
 
 
 class HeadError(UserError):
-    """The head does not answer; it may later."""
+    """The head does not respond; it may later."""
 
 
 class RayJobsClient:
-    """The Jobs API at an address.
+    """Client of the Ray Jobs API at an address.
 
     Args:
         address: http(s)://HEAD:8265 or ray://HEAD:10001.
 
     Raises:
-        HeadError: nobody answers there.
-        UserError: it refuses the token, or wants one; its Ray is too old.
+        HeadError: the head does not respond.
+        UserError: the head rejects the token or requires one, or its Ray is too old.
     """
 
     def __init__(self, address: str) -> None:
@@ -44,7 +44,7 @@ class RayJobsClient:
 
     @cached_property
     def allows_anonymous(self) -> bool:
-        """Whether anyone who reaches it may send jobs, token or not."""
+        """Whether the head accepts jobs without a token."""
         import requests
 
         with self._translate_errors():
@@ -52,7 +52,7 @@ class RayJobsClient:
             return answer.status_code not in DENIED
 
     def list_node_resources(self) -> list[dict[str, float]]:
-        """Resources of each node that lives, in Ray's names."""
+        """Return the resources of each live node, under Ray's names."""
         query = f"/api/v0/nodes?detail=1&limit={MAX_NODES}&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
         with self._translate_errors():
             answer = self.client._do_request("GET", query)
@@ -60,23 +60,23 @@ class RayJobsClient:
             return [node["resources_total"] for node in answer.json()["data"]["result"]["result"]]
 
     def list_jobs(self) -> list[Any]:
-        """Submitted jobs, the newest first."""
+        """Return the submitted jobs, newest first."""
         with self._translate_errors():
             jobs = [job for job in self.client.list_jobs() if job.submission_id]
         return sorted(jobs, key=lambda job: -(job.start_time or 0))
 
     def find_job(self, name: str) -> Any:
-        """A job by its id or its run's; of a run's jobs the newest.
+        """Return the job with this id, or the newest job of the run with this id.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no such job.
         """
         jobs = self.list_jobs()
         for job in jobs:
             if name in (job.submission_id, run_id_of(job)):
                 return job
         known = ", ".join(job.submission_id for job in jobs[:8]) or "none"
-        raise UserError(f"no job {name} at {self.address}; there is {known}")
+        raise UserError(f"no job {name} at {self.address}; use one of: {known}")
 
     def get_info(self, job_id: str) -> Any:
         with self._translate_errors():
@@ -87,7 +87,7 @@ class RayJobsClient:
             return str(self.client.get_job_logs(job_id))
 
     def stop(self, job_id: str) -> None:
-        """Ask a job to end: SIGTERM, and SIGKILL after its grace period."""
+        """Stop a job: SIGTERM, and SIGKILL after its grace period."""
         with self._translate_errors():
             self.client.stop_job(job_id)
 
@@ -98,7 +98,7 @@ class RayJobsClient:
             )
 
     def _resolve_dashboard(self, address: str) -> str:
-        """The Jobs API of a cluster by the address of its Ray client server."""
+        """Return the Jobs API address of the cluster behind a Ray client server."""
         from pipelines.cluster.session import check_reachable
 
         check_reachable(address)
@@ -114,19 +114,19 @@ class RayJobsClient:
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """What goes wrong between here and there, in one sentence."""
+        """Raise connection and HTTP errors as one `UserError` message."""
         import requests
 
         try:
             yield
         except requests.exceptions.SSLError as error:
             raise UserError(
-                f"the certificate of {self.address} is not trusted here ({_root_cause(error)}); set REQUESTS_CA_BUNDLE"
+                f"the certificate of {self.address} is not trusted ({_root_cause(error)}); set REQUESTS_CA_BUNDLE"
             ) from None
         except (OSError, requests.exceptions.RequestException) as error:
             raise HeadError(
-                f"no Ray head answers at {self.address} ({_root_cause(error)}); check that it runs and that --on "
-                "names it"
+                f"no Ray head responds at {self.address} ({_root_cause(error)}); check that it runs and that --on "
+                "is its address"
             ) from None
         except UserError:
             raise
@@ -134,12 +134,12 @@ class RayJobsClient:
             if is_auth_error(error):
                 raise UserError(self._auth_error_message()) from None
             kind = HeadError if "status code 5" in str(error) else UserError
-            raise kind(f"{self.address} refuses that: {_root_cause(error)}") from error
+            raise kind(f"{self.address} rejected the request: {_root_cause(error)}") from error
 
     def _auth_error_message(self) -> str:
         if not self.token:
-            return f"{self.address} asks for a token and there is none here; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        return f"{self.address} refuses this token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
+            return f"{self.address} requires a token and none is set; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        return f"{self.address} rejects the token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
 
 
 def run_id_of(job: Any) -> str:
@@ -147,10 +147,10 @@ def run_id_of(job: Any) -> str:
 
 
 def find_token() -> str:
-    """The token of this environment, of a file it names, or of Ray's own file; empty where there is none.
+    """Return the token of this environment, of the file it names, or of Ray's own file; empty if there is none.
 
     Raises:
-        UserError: the file that is named cannot be read.
+        UserError: the token file cannot be read.
     """
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
@@ -159,30 +159,30 @@ def find_token() -> str:
     if not named and not path.is_file():
         return ""
     try:
-        if path.stat().st_mode & 0o077:  # as Ray writes it
+        if path.stat().st_mode & 0o077:  # Ray creates it with mode 600
             path.chmod(0o600)
-            console.print(f"{path} could be read by others on this machine; it is yours alone now", style="yellow")
+            console.print(f"{path} was readable by other users; its mode is 600 now", style="yellow")
         return path.read_text().strip()
     except OSError as error:
-        raise UserError(f"the token file {path} cannot be read: {error.strerror}; mend RAY_AUTH_TOKEN_PATH") from None
+        raise UserError(f"the token file {path} cannot be read ({error.strerror}); fix RAY_AUTH_TOKEN_PATH") from None
 
 
 def warn_plain_http(address: str, token: str) -> None:
     if token and address.startswith("http://") and not is_loopback_url(address):
         console.print(
-            f"{address} is not encrypted: whoever sees this traffic has the token. Use https, or a tunnel: "
+            f"{address} is not encrypted, so the token can be read from the traffic; use https or a tunnel: "
             "ssh -L 8265:localhost:8265 HEAD",
             style="yellow",
         )
 
 
 def is_auth_error(error: BaseException) -> bool:
-    """Whether an error of Ray's client says that the token is wrong or missing."""
+    """Whether an error of Ray's client means that the token is wrong or missing."""
     return type(error).__name__ == "AuthenticationError" or any(f"status code {c}" in str(error) for c in DENIED)
 
 
 def _make_client(address: str, token: str) -> Any:
-    """Ray's client, but one that does not wait for ever, and that brings the token whatever Ray itself was told."""
+    """Return Ray's client with request timeouts; it sends the token whatever Ray's own auth mode is."""
     from ray.job_submission import JobSubmissionClient
 
     for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env"):
@@ -199,7 +199,7 @@ def _make_client(address: str, token: str) -> Any:
 
 @contextmanager
 def _without_env() -> Iterator[None]:
-    """Without the addresses of this environment, which Ray would take instead of the one it is given."""
+    """Hide the addresses of this environment, which Ray would prefer to the given one."""
     named = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", API_SERVER) if name in os.environ}
     try:
         yield
@@ -208,7 +208,7 @@ def _without_env() -> Iterator[None]:
 
 
 def _root_cause(error: BaseException) -> str:
-    """The innermost reason, in one line."""
+    """Return the innermost error message on one line."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:200].rstrip(".")

@@ -1,4 +1,4 @@
-"""A verb becomes a Ray job: checked here first, its settings frozen into it, sent, named and followed to its end."""
+"""Submit a command as a Ray job: check it locally, freeze its settings, send it and follow it to its end."""
 
 from __future__ import annotations
 
@@ -28,25 +28,24 @@ from infra.jobs.ray_jobs import (
 )
 from infra.jobs.targets import Target, is_loopback_url
 from pipelines.console import console
-from pipelines.presets.resolve import print_config
+from pipelines.stages.dry_run import print_config
+from pipelines.stages.table import STAGES
 from presto_core.config.loader import to_yaml
 from presto_core.config.schema import StageConfig
 from presto_core.errors import UserError
 
-WITHOUT_RUN = ("corpus", "generate", "sweep")  # verbs that no run is recorded of, or many are
-
 
 def submit(command: StageCommand, target: Target, *, dry_run: bool) -> None:
-    """Send a verb to a Ray head and follow it.
+    """Send a command to a Ray head and follow it.
 
     Raises:
-        UserError: what cannot work there, in one sentence, before anything is sent.
-        typer.Exit: with the job's exit status, where it is not 0.
+        UserError: a setting does not work on the cluster; raised before anything is sent.
+        typer.Exit: with the job's exit status if it is not 0.
     """
     config = freeze_config(command.stage, command.config)
     check_reachable(command.stage, config, target)
     settings = to_yaml(config)
-    check_no_secrets(f"{settings} {shlex.join(command.options)}")
+    check_no_secrets(f"{settings} {shlex.join(command.argv(''))}")
     package = None if config.submit.image else build_package(config.submit, settings)
     if dry_run:
         brought = f"with {package}" if package else f"in {config.submit.image}"
@@ -63,7 +62,7 @@ def submit(command: StageCommand, target: Target, *, dry_run: bool) -> None:
 
 
 def check_cluster_capacity(stage: str, config: StageConfig, head: RayJobsClient) -> None:
-    """Compare what a stage's workers ask for with the nodes that the cluster has now.
+    """Check that a stage's workers fit on the nodes that the cluster has now.
 
     Raises:
         ClusterError: they do not fit.
@@ -83,24 +82,24 @@ def check_cluster_capacity(stage: str, config: StageConfig, head: RayJobsClient)
 
 
 def _check_requires_token(head: RayJobsClient, config: StageConfig) -> None:
-    """A Jobs API that wants no token runs anybody's code."""
+    """Reject a remote Jobs API that requires no token: it runs anyone's code."""
     warn_plain_http(head.address, head.token)
     if not is_loopback_url(head.address) and not config.submit.allow_open_dashboard and head.allows_anonymous:
         raise UserError(
-            f"{head.address} takes jobs from anyone who reaches it; start the cluster with RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN, or accept that with submit.allow_open_dashboard=true"
+            f"{head.address} accepts jobs without a token; start the cluster with RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN, or allow this with submit.allow_open_dashboard=true"
         )
 
 
 def _resolve_run_id(command: StageCommand, config: StageConfig) -> str:
-    """The run's id, where it can be known here: it follows from the ids of what it starts from.
+    """Return the run's id, derived from the ids of its inputs; empty if it cannot be computed here.
 
     Raises:
-        UserError: the registry answers, and does not have what the stage starts from.
+        UserError: the registry responds and does not have an input of the stage.
     """
     from pipelines.registry.resolve import resolve
 
-    if command.options or config.EXTERNAL_INPUT or command.stage in WITHOUT_RUN:
+    if command.resume or command.more_options or config.EXTERNAL_INPUT or not STAGES[command.stage].writes_run:
         return ""
     from pipelines.storage.filesystem import absolute_uri
     from pipelines.tracking.client import TrackingError, open_tracker
@@ -109,24 +108,24 @@ def _resolve_run_id(command: StageCommand, config: StageConfig) -> str:
     try:
         tracker = open_tracker(config.tracking)
     except TrackingError as error:
-        console.print(f"the run's id is not known here: {error}", style="yellow", markup=False)
+        console.print(f"the run's id cannot be computed here: {error}", style="yellow", markup=False)
         return ""
     try:
         root = absolute_uri(config.storage.root)
         return config.run_id(
             {role: resolve(tracker.client, reference, root).id for role, reference in config.references().items()}
         )
-    except StoreError as error:  # the nodes may well reach what this machine does not
-        console.print(f"the run's id is not known here: {error}", style="yellow", markup=False)
+    except StoreError as error:  # the nodes may reach storage that this machine cannot
+        console.print(f"the run's id cannot be computed here: {error}", style="yellow", markup=False)
         return ""
 
 
 def _check_no_other_job(head: RayJobsClient, run_id: str) -> None:
-    """Two jobs at one run would write the same checkpoints."""
+    """Reject a second job on a run: both would write the same checkpoints."""
     for job in head.list_jobs() if run_id else []:
         if run_id_of(job) == run_id and not job.status.is_terminal():
             raise UserError(
-                f"job {job.submission_id} is at run {run_id} already; follow it: presto jobs logs -f "
+                f"job {job.submission_id} already works on run {run_id}; follow it with presto jobs logs -f "
                 f"{job.submission_id}, or stop it first"
             )
 
@@ -134,7 +133,7 @@ def _check_no_other_job(head: RayJobsClient, run_id: str) -> None:
 def _send(
     command: StageCommand, config: StageConfig, package: CodePackage | None, head: RayJobsClient, run_id: str
 ) -> str:
-    """Send the job; returns its id."""
+    """Send the job and return its id."""
     job_id = make_job_id(command)
     runtime_env: dict[str, Any] = {"env_vars": make_environment(config, job_id)}
     metadata = {"presto.stage": command.stage, "presto.run_id": run_id, "presto.user": getpass.getuser()}

@@ -1,4 +1,4 @@
-"""What `--on` names: this machine, a Ray head that takes jobs, or Kubernetes with KubeRay."""
+"""The targets of `--on`: this machine, a Ray head that accepts jobs, or Kubernetes with KubeRay."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import typer
 from presto_core.errors import UserError
 
 LOCAL = "local"
-API_SERVER = "RAY_API_SERVER_ADDRESS"  # as `ray job` has it
+API_SERVER = "RAY_API_SERVER_ADDRESS"  # the variable of `ray job`
 
 On = Annotated[
     str,
     typer.Option(
         "--on",
         metavar="TARGET",
-        help="Where it runs: local; http(s)://HEAD:8265 or ray://HEAD:10001, as a Ray job; kuberay, as a RayJob that "
-        "is printed, or kuberay://CONTEXT, where kubectl applies it.",
+        help="Where to run: local; http(s)://HEAD:8265 or ray://HEAD:10001, as a Ray job; kuberay, to print a RayJob; "
+        "or kuberay://CONTEXT, to apply it with kubectl.",
     ),
 ]
 
@@ -34,10 +34,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Target:
-    """Where a verb runs.
+    """Where a command runs.
 
     Attributes:
-        address: of a Ray head, as given; or the kubectl context, empty where a RayJob is only printed.
+        address: of a Ray head, as given; or the kubectl context, empty if a RayJob is only printed.
     """
 
     kind: Kind
@@ -45,15 +45,15 @@ class Target:
 
     @property
     def is_this_machine(self) -> bool:
-        """Whether addresses on loopback mean the same there as here."""
+        """Whether loopback addresses mean the same machine there as here."""
         return self.kind is Kind.LOCAL or (self.kind is Kind.HEAD and is_loopback_url(self.address))
 
 
 def parse_target(on: str) -> Target:
-    """What `--on` means.
+    """Parse the value of `--on`.
 
     Raises:
-        UserError: it is no target.
+        UserError: it is not a target.
     """
     if on == LOCAL:
         return Target(Kind.LOCAL)
@@ -62,16 +62,16 @@ def parse_target(on: str) -> Target:
         return Target(Kind.KUBERAY, rest)
     if scheme in ("http", "https", "ray") and host_of(on):
         if "@" in urlsplit(on).netloc:
-            raise UserError("--on holds a password, which logs would show; set RAY_AUTH_TOKEN instead")
+            raise UserError("--on contains a password, which logs would show; set RAY_AUTH_TOKEN instead")
         return Target(Kind.HEAD, on.rstrip("/"))
     raise UserError(
-        f"--on {on!r} is no target; use local, http://HEAD:8265, https://HEAD, ray://HEAD:10001, kuberay, or "
+        f"--on {on!r} is not a target; use local, http://HEAD:8265, https://HEAD, ray://HEAD:10001, kuberay, or "
         "kuberay://CONTEXT"
     )
 
 
 def host_of(url: str) -> str:
-    """The host of a URL; empty where it has none, or its port is no number."""
+    """Return the host of a URL; empty if it has none or its port is invalid."""
     try:
         parts = urlsplit(url)
         return parts.hostname or "" if parts.port is None or parts.port else ""
@@ -80,7 +80,7 @@ def host_of(url: str) -> str:
 
 
 def is_loopback_url(url: str) -> bool:
-    """Whether a URL leads to the machine it is used on."""
+    """Whether a URL points to the machine it is used on."""
     host = host_of(url)
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -1,1 +1,1 @@
-"""`presto plan`: what a run will take on machines that need not be there."""
+"""`presto plan`: predict the time, memory and cost of a run on machines that need not exist."""

@@ -1,6 +1,6 @@
-"""The constants of this machine's CPU, measured: one transformer block, the rest of a network, updates, exchange.
+"""Measure the constants of this machine's CPU: a transformer block, the rest of a network, updates, exchange.
 
-As many processes measure at the same time as there will be workers, since they share caches and memory.
+As many processes measure at once as there will be workers, since they share caches and memory bandwidth.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.train.step_flops import FORWARD_EQUIVALENTS, PassKind
 from presto_core.config.sections import GanConfig, NetworkConfig
 from presto_core.networks.flops import LatentShape
 
-READ_BYTES_S = 377e6  # of a worker's own threads in a first epoch: measured, docs/data.md
+READ_BYTES_S = 377e6  # per worker with its own threads, in a first epoch; measured in docs/data.md
 COPY_BYTES_S = 2e9  # memory to memory
 
 
@@ -36,11 +36,11 @@ def measure_device(
     threads: int = 1,
     gan: GanConfig = GanConfig(),
 ) -> DeviceModel:
-    """Constants of one of `workers` processes on this machine, each with so many threads.
+    """Measure the constants of one of `workers` processes on this machine, each with `threads` threads.
 
     Args:
-        rows: that go through a network at once; half of them are timed as well.
-        gan: the discriminator head.
+        rows: rows per pass through a network; half of them are timed as well.
+        gan: settings of the discriminator head.
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = (workers, threads, folder, network.model_dump(), asdict(shape), rows, gan.model_dump())
@@ -75,11 +75,11 @@ def _list_assumptions(*, workers: int, threads: int) -> tuple[str, ...]:
 
     return (
         (
-            f"measured now on {describe_hardware()['device']}, {workers} process{'es'[: 2 * (workers > 1)]} at a time, "
-            f"{threads} thread{'s' if threads > 1 else ''} each; what else runs here makes it worse"
+            f"measured now on {describe_hardware()['device']}, {workers} process{'es'[: 2 * (workers > 1)]} at once, "
+            f"{threads} thread{'s' if threads > 1 else ''} each; other load on this machine slows it down"
         ),
-        "gradients are exchanged when the backward pass is done, since the same cores do both",
-        f"a worker reads {READ_BYTES_S / 1e6:g} MB/s of shards (measured: docs/data.md) and does nothing else then",
+        "gradients are exchanged after the backward pass, since the same cores do both",
+        f"a worker reads {READ_BYTES_S / 1e6:g} MB/s of shards (measured: docs/data.md) and computes nothing meanwhile",
     )
 
 
@@ -90,7 +90,7 @@ def _measure_in_worker(
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=workers)
     try:
-        # a thread that is alone in its process has a clock that stands still while others are at work
+        # with one thread per process, the CPU clock leaves out the time in which other processes run
         clock = time.process_time if threads == 1 else time.perf_counter
         what = NetworkConfig(**network), LatentShape(**shape), GanConfig(**gan)
         found = measure_constants(*what, rows=rows, seconds=make_timer(clock))
@@ -103,7 +103,7 @@ def _measure_in_worker(
 
 
 def _mean(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of numbers and of lists of them."""
+    """Average dictionaries of numbers and of lists of numbers."""
     return {
         name: [sum(column) / len(found) for column in zip(*(f[name] for f in found))]
         if isinstance(first, list)

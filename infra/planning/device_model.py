@@ -1,6 +1,6 @@
-"""How long the parts of a training step take on a device: constants that a step's time is composed of.
+"""The constants of a device from which the time of a training step is composed.
 
-They are measured on this machine (`measure`) or follow from a device's published figures and the assumptions here.
+They are measured on this machine (`benchmark.measure_device`), or follow from published figures and assumptions.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from presto_core.networks.flops import (
     outer_flops,
 )
 
-# Assumptions of `published`; each is printed with a plan.
-MATMUL_SHARE = {True: 0.60, False: 0.75}  # of peak that matrix products reach, in bf16 and in fp32
-TRAFFIC = 2.0  # times that what a block keeps goes through memory in a forward pass: written and read, kernel by kernel
+# Assumptions of `device_model_from_specs`; each is printed with a plan.
+MATMUL_SHARE = {True: 0.60, False: 0.75}  # fraction of peak that matrix products reach, in bf16 and in fp32
+TRAFFIC = 2.0  # times that saved activations pass through memory in a forward pass: each kernel writes and reads them
 LAUNCH_S = 6e-6  # between two kernels, without CUDA graphs or compilation
-BLOCK_KERNELS, OUTER_KERNELS, HEAD_KERNELS = 60, 40, 15  # of a forward pass
-BANDWIDTH_SHARE = 0.7  # of memory bandwidth that all that is no matrix product reaches
-LINK_SHARE = 0.7  # of a link's bandwidth that an all-reduce reaches
-UPDATE_BYTES, AVERAGE_BYTES = 40, 12  # moved a parameter: clipping and Adam; an average
-STEP_OVERHEAD_S = 2e-3  # of Python between steps, and the look at whether a loss is finite
-READ_BYTES_S = 148e6  # Ray Data's in a first epoch, with its start: measured, docs/data.md
-COPY_BYTES_S = 10e9  # from GPU to CPU memory, of a checkpoint
+BLOCK_KERNELS, OUTER_KERNELS, HEAD_KERNELS = 60, 40, 15  # per forward pass
+BANDWIDTH_SHARE = 0.7  # fraction of memory bandwidth that everything but matrix products reaches
+LINK_SHARE = 0.7  # fraction of a link's bandwidth that an all-reduce reaches
+UPDATE_BYTES, AVERAGE_BYTES = 40, 12  # bytes moved per parameter: clipping and Adam; an average
+STEP_OVERHEAD_S = 2e-3  # Python between steps, and the check whether a loss is finite
+READ_BYTES_S = 148e6  # Ray Data in a first epoch, with its start-up; measured in docs/data.md
+COPY_BYTES_S = 10e9  # a checkpoint from GPU to CPU memory
 GPUS_PER_NODE = 8
 
 
 @dataclass(frozen=True)
 class LinearCost:
-    """Seconds as a line over an amount, and never less than a floor."""
+    """Seconds = fixed + per_unit * amount, but at least `floor`."""
 
     fixed: float
     per_unit: float
@@ -48,16 +48,16 @@ class DeviceModel:
     """Constants of one worker of a group.
 
     Attributes:
-        block, outer, head: by kind of pass, seconds over rows: of one block, of all but the blocks, and of the
-            discriminator's head.
+        block, outer, head: seconds over rows, by kind of pass: one block, everything but the blocks, and the
+            discriminator head.
         update, average: seconds over parameters: clipping and Adam; a moving average.
-        draw: seconds of noise for one row.
-        overhead: seconds of a step besides.
-        exchange_latency, exchange_bytes_s: of an all-reduce: seconds, and bytes of a worker's link.
-        hides: share of a backward pass's time during which gradients travel unnoticed.
-        reads_beside: whether reading takes no time of the step until it takes longer than the step.
-        read_bytes_s, copy_bytes_s: reading of one worker; copying a checkpoint.
-        peak_flops: of the device; 0 where it is not known.
+        draw: seconds to draw the noise of one row.
+        overhead: other seconds per step.
+        exchange_latency, exchange_bytes_s: of an all-reduce: seconds per message, and bytes/s of a worker's link.
+        overlap: fraction of a backward pass during which gradients are exchanged at no cost.
+        reads_overlap: whether only the reading time beyond the computation of a step counts.
+        read_bytes_s, copy_bytes_s: bytes/s that one worker reads; bytes/s of copying a checkpoint.
+        peak_flops: of the device; 0 if unknown.
     """
 
     device: str
@@ -81,10 +81,10 @@ class DeviceModel:
 def device_model_from_specs(
     device: Device, network: NetworkConfig, shape: LatentShape, *, bf16: bool, gpus: int, node_gbit: float
 ) -> DeviceModel:
-    """Constants of one GPU of many, from its data sheet.
+    """Return the constants of one of `gpus` GPUs, from its data sheet.
 
     Args:
-        node_gbit: Gbit/s of a node's network; counts where there is more than one node.
+        node_gbit: Gbit/s of a node's network; used if there is more than one node.
     """
     rate = device.peak_flops(bf16=bf16) * MATMUL_SHARE[bf16]
     bandwidth = 1e9 * device.memory_gb_s * BANDWIDTH_SHARE
@@ -126,13 +126,13 @@ def _list_assumptions(device: Device, *, bf16: bool, gpus: int, node_gbit: float
             f"{device.memory_gb_s:g} GB/s ({device.source}); not measured here"
         ),
         (
-            f"matrix products reach {MATMUL_SHARE[bf16]:.0%} of that peak; activations go {TRAFFIC:g} times through "
-            f"memory a forward pass, at {BANDWIDTH_SHARE:.0%} of its bandwidth, since nothing is compiled; no kernel "
-            f"starts sooner than {LAUNCH_S * 1e6:g} us after another ({BLOCK_KERNELS} a block forward)"
+            f"matrix products reach {MATMUL_SHARE[bf16]:.0%} of that peak; activations pass {TRAFFIC:g} times through "
+            f"memory per forward pass, at {BANDWIDTH_SHARE:.0%} of its bandwidth, since nothing is compiled; kernels "
+            f"start at least {LAUNCH_S * 1e6:g} us apart ({BLOCK_KERNELS} per block and forward pass)"
         ),
-        f"{GPUS_PER_NODE} GPUs a node, {device.link_gb_s:g} GB/s from each to the others; {node_gbit:g} Gbit/s between "
-        f"nodes; an all-reduce reaches {LINK_SHARE:.0%} of the slower one"
-        + ("" if gpus > GPUS_PER_NODE else ", here the first"),
-        "gradients travel while the backward pass goes on; a tenth of their way is seen at least",
-        f"Ray Data reads {READ_BYTES_S / 1e6:g} MB/s of shards for each GPU (measured on two cores: docs/data.md)",
+        f"{GPUS_PER_NODE} GPUs per node, {device.link_gb_s:g} GB/s from each to the others; {node_gbit:g} Gbit/s "
+        f"between nodes; an all-reduce reaches {LINK_SHARE:.0%} of the slower one"
+        + ("" if gpus > GPUS_PER_NODE else ", here the link within a node"),
+        "gradients are exchanged during the backward pass; at least a tenth of the exchange is waited for",
+        f"Ray Data reads {READ_BYTES_S / 1e6:g} MB/s of shards per GPU (measured on two cores: docs/data.md)",
     )

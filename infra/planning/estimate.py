@@ -1,4 +1,4 @@
-"""What a stage comes to on a number of devices: time, memory, load, cost, and what it is held up by."""
+"""Estimate a stage on a number of devices: time, memory, load, cost and bottleneck."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from presto_core.networks.flops import LatentShape
 
 Training = TeacherStage | LayersStage | StepsStage
 
-# what a step is spent on -> what helps
+# part of a step -> what reduces it
 REMEDIES = {
-    "compute": "matrix products: a faster device, loop.autocast=bf16, or more devices",
-    "update": "optimiser and averages: a larger batch a device",
-    "waiting": "layer budgets that differ between devices: a larger batch a device",
-    "exchange": "gradients between devices: fewer devices, a larger batch, or a faster network",
-    "reading": "reading shards: more cores for it",
-    "checkpoint": "copying checkpoints: a larger loop.checkpoint_every",
+    "compute": "matrix products: use a faster device, loop.autocast=bf16, or more devices",
+    "update": "optimizer and averages: use a larger batch per device",
+    "imbalance": "layer budgets that differ between devices: use a larger batch per device",
+    "exchange": "gradients between devices: use fewer devices, a larger batch, or a faster network",
+    "reading": "reading shards: use more cores for it",
+    "checkpoint": "copying checkpoints: raise loop.checkpoint_every",
 }
-MEMORY_REMEDY = "memory: loop.micro_batch_size, loop.activation_checkpointing, or cluster.parallel to shard"
+MEMORY_REMEDY = "memory: set loop.micro_batch_size or loop.activation_checkpointing, or shard with cluster.parallel"
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One stage.
+    """Estimate of one stage.
 
     Attributes:
-        rows: of the batch, a worker; `micro_batches` times what goes through at once.
-        step: seconds of a step, by what they are spent on.
-        phases: seconds of a step of each kind.
-        utilisation: model FLOP/s over peak; 0 where the peak is not known.
-        memory_gb: that a device has; 0 is not known.
-        read_mb_s: of all workers together; `exchange_gb_s` leave each worker.
-        checkpoint_mb_s: that rank 0 writes, so that one is done when the next begins.
+        rows: rows of the batch per worker, in `micro_batches` passes.
+        step: seconds per step, by part.
+        phases: seconds per step, by kind of step.
+        utilisation: model FLOP/s over peak; 0 if the peak is unknown.
+        memory_gb: memory of a device; 0 if unknown.
+        read_mb_s, exchange_gb_s: read by all workers together; sent by each worker.
+        checkpoint_mb_s: rate at which rank 0 must write to finish a checkpoint before the next.
     """
 
     name: str
@@ -87,7 +87,7 @@ class StageEstimate:
 
     @property
     def bottleneck(self) -> str:
-        """Name of the largest part of a step; or memory, where it does not fit."""
+        """Name of the largest part of a step, or "memory" if the stage does not fit."""
         return max(self.step.parts, key=self.step.parts.__getitem__) if self.fits else "memory"
 
     @property
@@ -95,7 +95,7 @@ class StageEstimate:
         return REMEDIES.get(self.bottleneck, MEMORY_REMEDY)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; seconds, GiB, and figures that follow from them."""
+        """Return the fields and the figures derived from them as plain data."""
         derived = {
             "step_seconds": self.step.total,
             "memory_gib": self.memory.total,
@@ -120,7 +120,7 @@ def estimate_stage(
     memory_gb: float = 0.0,
     price_usd: float = 0.0,
 ) -> StageEstimate:
-    """A stage on so many workers with so many rows of the batch each.
+    """Estimate a stage on `workers` workers with `rows` rows of the batch each.
 
     Raises:
         UserError: a layer budget does not fit the network.

@@ -1,4 +1,4 @@
-"""Memory of one device in training: weights and what belongs to them, and activations kept for the backward pass."""
+"""Memory of one device in training: weights, optimizer state, and activations kept for the backward pass."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from presto_core.networks.flops import (
 )
 
 GIB = 2.0**30
-FP32, MOMENTS = 4, 8  # bytes a parameter: of weights, gradients or an average; of Adam's two moments
-WORKSPACE_GIB = 1.5  # CUDA's context, libraries and what the allocator cannot use: an assumption
+FP32, MOMENTS = 4, 8  # bytes per parameter: of weights, gradients or an average; of Adam's two moments
+WORKSPACE_GIB = 1.5  # CUDA's context, libraries and allocator fragmentation: an assumption
 
-# Bytes that one block keeps of one sample, in fp32 and under bf16 autocast, by what they grow with: tokens x width,
-# tokens x hidden width, context x width, tokens x heads, width. Fitted to what autograd saves (within 1 %: a test).
+# Bytes that one block keeps per sample, in fp32 and under bf16 autocast, per tokens x width, tokens x hidden width,
+# context x width, tokens x heads, and width. Fitted to what autograd saves; a test checks it within 1 %.
 BLOCK_BYTES = {False: (100.4, 16.0, 16.3, 17.3, 24.7), True: (70.2, 8.0, 16.2, 18.7, 13.5)}
-OUTER_BYTES = {False: 16.0, True: 8.0}  # all but the blocks, by tokens x width
+OUTER_BYTES = {False: 16.0, True: 8.0}  # everything but the blocks, per tokens x width
 
 
 @dataclass(frozen=True)
 class Memory:
-    """GiB of one worker's device at most.
+    """Peak memory of one worker's device in GiB.
 
     Attributes:
-        state: weights, gradients, moments, averages, and buffers that gradients are exchanged in.
+        state: weights, gradients, moments, averages, and gradient exchange buffers.
         activations: of the phase that keeps most.
     """
 
@@ -56,7 +56,7 @@ def estimate_memory(
     loop: LoopConfig,
     sharding: ParallelConfig,
 ) -> Memory:
-    """What a worker needs whose share of a micro-batch is `rows`."""
+    """Estimate the memory of a worker with `rows` rows per micro-batch."""
     return Memory(
         state_bytes(stage_flops, network, shape, workers=workers, sharding=sharding) / GIB,
         max(activation_bytes(phase.passes, network, shape, rows=rows, loop=loop) for phase in stage_flops.phases) / GIB,
@@ -66,7 +66,7 @@ def estimate_memory(
 def state_bytes(
     stage_flops: StageFlops, network: NetworkConfig, shape: LatentShape, *, workers: int, sharding: ParallelConfig
 ) -> float:
-    """Of all networks of a stage, replicated or a worker's part of the sharded ones and two gathered blocks."""
+    """Return the bytes of a stage's networks: replicated, or a worker's shard and two gathered blocks."""
     total, gathered, count = 0.0, 0.0, num_parameters(network, shape)
     for role in (*stage_flops.trained, *stage_flops.frozen):
         trained = role in stage_flops.trained
@@ -87,34 +87,34 @@ def is_sharded(role: str, sharding: ParallelConfig) -> bool:
 def activation_bytes(
     passes: tuple[Pass, ...], network: NetworkConfig, shape: LatentShape, *, rows: int, loop: LoopConfig
 ) -> float:
-    """Activations of all passes of a phase that are gone back through, alive at the same time."""
+    """Return the bytes of activations of all passes of a phase with a backward pass, alive at the same time."""
     bf16 = loop.autocast == "bf16"
     dim, n = network.dim, num_tokens(network, shape)
     block, outer = block_bytes(network, shape, bf16=bf16), outer_bytes(network, shape, bf16=bf16)
     total = 0.0
     for each in (p for p in passes if p.kind != "forward"):
-        if loop.activation_checkpointing:  # each block's input, and one block's inside while it is computed again
+        if loop.activation_checkpointing:  # each block's input, and one block while it is recomputed
             kept = each.blocks * (2 if bf16 else 4) * dim * n + block
         else:
             kept = each.blocks * block
-        copies = 2.0 * each.blocks * num_block_parameters(network) if bf16 else 0.0  # weights in bf16, kept as well
+        copies = 2.0 * each.blocks * num_block_parameters(network) if bf16 else 0.0  # bf16 weights are kept as well
         total += each.rows * rows * (kept + outer) + copies
     return total
 
 
 def block_bytes(network: NetworkConfig, shape: LatentShape, *, bf16: bool) -> float:
-    """What one block keeps of one sample for its backward pass, but for copies of weights."""
+    """Return the bytes that one block keeps per sample for its backward pass, without copies of weights."""
     dim, n, context = network.dim, num_tokens(network, shape), shape.text_tokens + 1
     grows_with = (dim * n, mlp_width(network) * n, dim * context, network.heads * n, dim)
     return sum(factor * size for factor, size in zip(BLOCK_BYTES[bf16], grows_with))
 
 
 def outer_bytes(network: NetworkConfig, shape: LatentShape, *, bf16: bool) -> float:
-    """What all but the blocks keeps of one sample."""
+    """Return the bytes that everything but the blocks keeps per sample."""
     return OUTER_BYTES[bf16] * network.dim * num_tokens(network, shape)
 
 
 def checkpoint_bytes(stage_flops: StageFlops, network: NetworkConfig, shape: LatentShape) -> float:
-    """Weights, moments and averages, as `training.checkpoint` writes them."""
+    """Return the bytes of a checkpoint: weights, moments and averages (`presto_core.training.checkpoint`)."""
     each = {role: FP32 + MOMENTS + FP32 * (role in stage_flops.ema_networks) for role in stage_flops.trained}
     return sum(each.values()) * float(num_parameters(network, shape))

@@ -1,4 +1,4 @@
-"""What the parts of a training step take in this process: a block, the rest of a network, updates, exchange."""
+"""Time the parts of a training step in this process: a block, the rest of a network, updates, exchange."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from presto_core.training.state import (
 )
 from presto_core.training.teacher import TeacherTraining
 
-FEW, MANY = 1, 3  # blocks of the networks that are timed: their difference is that of two blocks
-MIN_TIMING_S, MIN_CALLS = 0.3, 5  # of one timing
-CALLS_TOGETHER = 8  # of steps that a group does
+FEW, MANY = 1, 3  # depths of the timed networks; their difference is the time of two blocks
+MIN_TIMING_S, MIN_CALLS = 0.3, 5  # per timing
+CALLS_TOGETHER = 8  # steps of a group per timing
 Seconds = Callable[[Callable[[], object]], float]
 
 
@@ -62,7 +62,7 @@ def make_timer(clock: Callable[[], float]) -> Seconds:
 def measure_constants(
     network: NetworkConfig, shape: LatentShape, gan: GanConfig, *, rows: int, seconds: Seconds
 ) -> dict[str, Any]:
-    """Name -> seconds, or a line of them: fixed, and a unit more."""
+    """Measure all constants: name -> seconds, or [fixed, per unit] of a linear cost."""
     torch.manual_seed(0)
     net = _make_network(network, shape, MANY)
     found: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def measure_constants(
 
 def _make_network(network: NetworkConfig, shape: LatentShape, depth: int) -> DiT:
     net = DiT(network.model_copy(update={"depth": depth}), channels=shape.channels, text_dim=shape.text_dim)
-    for weight in net.parameters():  # what starts at zero would be quick to multiply with
+    for weight in net.parameters():  # weights that start at zero would be faster to multiply
         nn.init.normal_(weight, std=0.02)
     return net
 
@@ -89,7 +89,7 @@ def _make_network(network: NetworkConfig, shape: LatentShape, depth: int) -> DiT
 def _time_block_and_outer(
     net: DiT, shape: LatentShape, kind: PassKind, rows: int, seconds: Seconds
 ) -> tuple[float, float]:
-    """Seconds of one block, and of all else, in a pass of so many rows."""
+    """Return the seconds of one block and of everything else, in a pass of `rows` rows."""
     batch = example_batch(shape, rows)
     net.requires_grad_(kind == "train")
     x = batch.x0.clone().requires_grad_(kind == "through")
@@ -109,7 +109,7 @@ def _time_block_and_outer(
 
 
 def _time_updates(network: NetworkConfig, shape: LatentShape, seconds: Seconds) -> dict[str, list[float]]:
-    """Of the optimiser and the average, at two sizes of a network."""
+    """Time the optimizer and the moving average at two sizes of a network."""
     updates: list[tuple[float, float]] = []
     averages: list[tuple[float, float]] = []
     for depth in (FEW, MANY):
@@ -138,7 +138,7 @@ def _time_noise(shape: LatentShape, rows: int, seconds: Seconds) -> float:
 def _time_head(
     network: NetworkConfig, shape: LatentShape, gan: GanConfig, rows: int, seconds: Seconds
 ) -> dict[str, list[float]]:
-    """A discriminator head on the activations of its blocks."""
+    """Time a discriminator head on the activations of its blocks."""
     taps = len(gan.taps) or 1
     head = PatchHead(network.dim, num_taps=taps, channels=gan.head_channels, layers=gan.head_layers)
     features = [torch.randn(rows, network.dim, num_tokens(network, shape)) for _ in range(taps)]
@@ -161,7 +161,7 @@ def _time_step(
     seconds: Seconds,
     parallel: Parallel = SINGLE_PROCESS,
 ) -> float:
-    """A whole step of the simplest training."""
+    """Time a complete step of teacher training, the simplest algorithm."""
     net = _make_network(network, shape, depth).requires_grad_(True)
     training = TeacherTraining(TeacherConfig(), net, sigma_data=1.0, parallel=parallel)
     batch = example_batch(shape, rows)
@@ -169,14 +169,14 @@ def _time_step(
 
 
 def _sum_timed_parts(network: NetworkConfig, shape: LatentShape, rows: int, found: dict[str, Any]) -> float:
-    """The parts of a step of the shallow network that were timed by themselves."""
+    """Return the seconds of those parts of a step of the shallow network that were timed separately."""
     size = num_parameters(network.model_copy(update={"depth": FEW}), shape)
     passes = sum(LinearCost(*found[f"{part} train"]).seconds(rows) for part in ("block", "outer"))
     return passes + found["draw"] * rows + sum(LinearCost(*found[name]).seconds(size) for name in ("update", "average"))
 
 
 def _time_exchange(network: NetworkConfig, shape: LatentShape, rows: int, alone: dict[int, float]) -> list[float]:
-    """Seconds that a step takes longer where gradients are averaged over the group, and bytes a second of the rest."""
+    """Return the latency in seconds of averaging gradients over the group, and its bytes per second."""
     workers = distributed.get_world_size()
     if workers == 1:
         return [0.0, 1e12]
@@ -191,17 +191,17 @@ def _time_exchange(network: NetworkConfig, shape: LatentShape, rows: int, alone:
 
 
 def _time_same_calls(call: Callable[[], object]) -> float:
-    """CPU seconds of a call, made as often on every worker, since each waits for the others."""
+    """Return the CPU seconds of a call that every worker repeats equally often, since each waits for the others."""
     began, clock = 0.0, time.process_time
     for turn in range(CALLS_TOGETHER + 1):
-        if turn == 1:  # the first call is for warmth
+        if turn == 1:  # the first call warms up
             began = clock()
         call()
     return (clock() - began) / CALLS_TOGETHER
 
 
 def _fit_line(points: list[tuple[float, float]]) -> list[float]:
-    """Through two points; where noise has it fall, a line through zero and the last."""
+    """Fit a line through two points; if noise makes it fall, a line through zero and the last point."""
     (a, first), (b, second) = points[0], points[-1]
     slope = (second - first) / (b - a) if b > a else 0.0
     fixed = first - slope * a
@@ -209,7 +209,7 @@ def _fit_line(points: list[tuple[float, float]]) -> list[float]:
 
 
 def example_batch(shape: LatentShape, rows: int) -> Batch:
-    """Noise in the shapes of latents and captions."""
+    """Return a batch of noise in the shapes of latents and captions."""
     cond = Conditioning(
         pooled=torch.randn(rows, shape.text_dim),
         tokens=torch.randn(rows, shape.text_tokens, shape.text_dim),

@@ -1,4 +1,4 @@
-"""The plan of a preset: which stages train, on how many devices of which kind, and how that grows to 512."""
+"""Plan a preset: estimate the stages that train on a number of devices, and how they scale to 512."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from presto_core.errors import UserError
 from presto_core.networks.flops import LatentShape
 
 SIZES = (8, 16, 32, 64, 128, 256, 512)
-INGEST_HOURS_PER_CORE_HOUR = 751  # of audio: measured, docs/data.md
-CHANNELS = 64  # of both codecs
-TEXT_DIM = 384  # of the embedded text encoder
+INGEST_HOURS_PER_CORE_HOUR = 751  # hours of audio; measured in docs/data.md
+CHANNELS = 64  # latent channels of both codecs
+TEXT_DIM = 384  # of the built-in text encoder
 
-DeviceModelFn = Callable[[Training, int, int], DeviceModel]  # of a stage, workers, and rows of the batch each
+DeviceModelFn = Callable[[Training, int, int], DeviceModel]  # (stage settings, workers, rows per worker) -> constants
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is asked.
+    """What to plan.
 
     Attributes:
-        configs: of the demo's flow, by step; those that train are planned.
-        gpus: training workers, one a device.
-        device: None is this machine's CPU.
+        configs: settings of the demo flow's stages by name; those that train are planned.
+        gpus: training workers, one per device.
+        device: None means this machine's CPU.
     """
 
     configs: dict[str, StageConfig]
@@ -67,14 +67,14 @@ class PlanRequest:
         frames = config.data.crop_frames or ingest.ingest.chunk_frames
         if frames % self.network.patch:
             raise UserError(
-                f"{frames} latent frames do not divide into tokens of network.patch={self.network.patch} frames; "
-                "choose ingest.chunk_frames, or data.crop_frames, as a multiple of it"
+                f"{frames} latent frames are not a multiple of network.patch={self.network.patch}; "
+                "set ingest.chunk_frames or data.crop_frames to a multiple of it"
             )
         return LatentShape(CHANNELS, frames, TEXT_DIM, ingest.text.max_tokens)
 
     @property
     def stages(self) -> dict[str, Training]:
-        """What trains: base, L, S and LS."""
+        """The stages that train: base, L, S and LS."""
         found = {name: c for name, c in self.configs.items() if name != "ASE"}
         return {n: c for n, c in found.items() if isinstance(c, TeacherStage | LayersStage | StepsStage)}
 
@@ -82,10 +82,10 @@ class PlanRequest:
 def make_plan_request(
     preset: str | None, overrides: list[str], *, gpus: int, device: Device | None, node_gbit: float, price: float | None
 ) -> PlanRequest:
-    """The settings of every stage on so many workers.
+    """Load the settings of every stage for `gpus` workers.
 
     Raises:
-        ConfigError: a setting that cannot be, or a global batch that so many workers do not share evenly.
+        ConfigError: a setting is invalid, or the workers cannot share a global batch evenly.
     """
     spread = [f"cluster.num_workers={gpus}", "cluster.min_workers=0"]
     if device:
@@ -96,7 +96,7 @@ def make_plan_request(
 
 
 def estimate_stages(request: PlanRequest, model_fn: DeviceModelFn) -> list[StageEstimate]:
-    """Each stage on the devices that are asked for."""
+    """Estimate each stage on the requested devices."""
     return [
         _estimate_for_request(
             request, name, config, model_fn, workers=request.gpus, rows=batch_of(config) // request.gpus
@@ -106,7 +106,7 @@ def estimate_stages(request: PlanRequest, model_fn: DeviceModelFn) -> list[Stage
 
 
 def tabulate_scaling(request: PlanRequest, model_fn: DeviceModelFn) -> list[dict[str, Any]]:
-    """From 8 to 512 devices: the same batch shared by more of them, and a batch that grows with them."""
+    """Estimate 8 to 512 devices: with the same batch (strong scaling), and with a growing one (weak scaling)."""
     grown = []
     for workers in SIZES:
         stages = request.stages.items()
@@ -139,7 +139,7 @@ def tabulate_scaling(request: PlanRequest, model_fn: DeviceModelFn) -> list[dict
 
 
 def make_specs_model_fn(request: PlanRequest) -> DeviceModelFn:
-    """Of the device's data sheet."""
+    """Return a function that derives a stage's constants from the device's data sheet."""
     assert request.device
     device = request.device
 
@@ -159,7 +159,7 @@ def batch_of(config: Training) -> int:
 
 
 def ingest_core_hours(request: PlanRequest) -> float:
-    """CPU time of decoding and encoding the preset's corpus."""
+    """Return the CPU core-hours to decode and encode the preset's corpus."""
     minutes = float(request.configs["corpus"].corpus.minutes)  # type: ignore[attr-defined]
     return minutes / 60 / INGEST_HOURS_PER_CORE_HOUR
 
@@ -179,5 +179,5 @@ def _estimate_for_request(
         memory_gb=request.device.memory_gb if request.device else 0.0,
         price_usd=request.price_usd,
     )
-    # a CPU has no context of CUDA's, and the rest of the process is not counted
+    # a CPU has no CUDA context, and the rest of the process is not counted
     return made if request.device else replace(made, memory=replace(made.memory, workspace=0.0))

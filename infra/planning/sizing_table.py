@@ -1,4 +1,4 @@
-"""The sizing table of docs/platform.md: `python -m infra.planning.sizing_table` writes it anew from the cost model."""
+"""The sizing table of docs/platform.md: `python -m infra.planning.sizing_table` regenerates it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ROWS = (
     ("paper", "h200", 8),
 )
 HEAD = (
-    "| preset | on | stage | GiB a GPU | rows/s | ms a step | hours | USD |",
+    "| preset | on | stage | GiB/GPU | rows/s | ms/step | hours | USD |",
     "|---|---|---|---:|---:|---:|---:|---:|",
 )
 
 
 def make_table() -> list[str]:
-    """Markdown lines: a row a stage of each preset and device."""
+    """Return Markdown lines, one row per preset, device and stage."""
     lines = [*HEAD]
     for preset, device, gpus in ROWS:
         request = make_plan_request(preset, [], gpus=gpus, device=device_by_key(device), node_gbit=400, price=None)
@@ -45,7 +45,7 @@ def make_table() -> list[str]:
 
 
 def replace_table(page: str) -> str:
-    """The page with its table made anew."""
+    """Return the page with its table regenerated."""
     before, rest = page.split(BEGIN)
     return before + "\n".join([BEGIN, *make_table(), END]) + rest.split(END)[1]
 

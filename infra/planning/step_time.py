@@ -1,4 +1,4 @@
-"""The time of one training step, composed of a device's constants: passes, update, exchange, reading, checkpoints."""
+"""Compose the time of one training step from a device's constants: passes, update, exchange, reading, checkpoints."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from presto_core.config.sections import (
 )
 from presto_core.networks.flops import LatentShape, num_parameters
 
-MIN_EXPOSED_EXCHANGE = 0.1  # however long the backward pass takes, the last gradients come after it
+MIN_EXPOSED_EXCHANGE = 0.1  # fraction; the last gradients are exchanged after the backward pass
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step by what they are spent on, a mean over a stage's steps.
+    """Seconds of a step by part, averaged over a stage's steps.
 
     Attributes:
         compute: passes through networks, noise, and Python in between.
-        update: clipping, optimiser, moving average.
-        waiting: for the worker whose rows run the most blocks.
-        exchange: gradients and gathered weights, as far as they are waited for.
-        reading: data, likewise.
+        update: clipping, optimizer, moving average.
+        imbalance: waiting for the worker whose rows run the most blocks.
+        exchange: waiting for gradients and gathered weights.
+        reading: waiting for data.
         checkpoint: copying the state, spread over the steps between two checkpoints.
-        exchanged_bytes: that leave a worker.
+        exchanged_bytes: bytes that a worker sends.
     """
 
     compute: float
@@ -59,7 +59,7 @@ class Group:
     """Workers that share a batch.
 
     Attributes:
-        rows: of the batch, a worker.
+        rows: rows of the batch per worker.
     """
 
     workers: int
@@ -79,7 +79,7 @@ class Group:
 def step_time(
     stage_flops: StageFlops, network: NetworkConfig, shape: LatentShape, device_model: DeviceModel, group: Group
 ) -> StepTime:
-    """A mean over the phases of a stage, in their shares."""
+    """Return the time of a step, averaged over the phases of a stage by their shares."""
     every = group.loop.checkpoint_every
     copied = checkpoint_bytes(stage_flops, network, shape) / device_model.copy_bytes_s / every
     times = [(phase.share, _phase_time(phase, network, shape, device_model, group)) for phase in stage_flops.phases]
@@ -87,14 +87,14 @@ def step_time(
     def mean(name: str) -> float:
         return sum(share * getattr(time, name) for share, time in times)
 
-    parts = ("compute", "update", "waiting", "exchange", "reading", "exchanged_bytes")
+    parts = ("compute", "update", "imbalance", "exchange", "reading", "exchanged_bytes")
     return StepTime(checkpoint=copied, **{name: mean(name) for name in parts})
 
 
 def phase_seconds(
     phase: PhaseCost, network: NetworkConfig, shape: LatentShape, device_model: DeviceModel, group: Group
 ) -> float:
-    """A step of one phase, without checkpoints."""
+    """Return the seconds of a step of one phase, without checkpoints."""
     return _phase_time(phase, network, shape, device_model, group).total
 
 
@@ -115,7 +115,7 @@ def _phase_time(
 
 
 def _pass_seconds(p: Pass, network: NetworkConfig, device_model: DeviceModel, group: Group) -> float:
-    """All micro-batches of a pass; where rows run different blocks, each block starts for those that it has."""
+    """Return the seconds of a pass over all micro-batches; if budgets differ, a block runs on the rows that keep it."""
     if not p.rows:
         return 0.0
     rows = p.rows * group.micro_rows
@@ -129,7 +129,7 @@ def _pass_seconds(p: Pass, network: NetworkConfig, device_model: DeviceModel, gr
 
 
 def _imbalance_seconds(phase: PhaseCost, device_model: DeviceModel, group: Group) -> float:
-    """A mean worker's wait for the slowest: the largest of as many normal numbers, by Blom's formula (1958)."""
+    """Return a mean worker's wait for the slowest: the expected maximum of normal numbers, by Blom's formula (1958)."""
     if group.workers == 1:
         return 0.0
     largest = NormalDist().inv_cdf((group.workers - 0.375) / (group.workers + 0.25))
@@ -139,7 +139,7 @@ def _imbalance_seconds(phase: PhaseCost, device_model: DeviceModel, group: Group
 def _exchange_cost(
     phase: PhaseCost, network: NetworkConfig, shape: LatentShape, device_model: DeviceModel, group: Group
 ) -> tuple[float, float]:
-    """Bytes that leave a worker, and seconds that it waits for them: a ring of replicas, or gathered shards."""
+    """Return the bytes a worker sends and the seconds it waits for them: a ring all-reduce, or gathered shards."""
     if group.workers == 1:
         return 0.0, 0.0
     travelling = (group.workers - 1) / group.workers * 4.0 * num_parameters(network, shape)
@@ -153,5 +153,5 @@ def _exchange_cost(
 
 
 def _num_gathers(p: Pass, group: Group) -> float:
-    """Times that a sharded network's weights travel in a pass; gradients of a trained one travel back."""
+    """Return how often a pass sends a sharded network's weights, and a trained one's gradients back."""
     return group.micro_batches * {"forward": 1.0, "through": 2.0, "train": 3.0}[p.kind] * (p.rows > 0)

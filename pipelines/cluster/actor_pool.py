@@ -1,4 +1,4 @@
-"""Ray Data over items: in order, by actors that load something once, and with a user's mistakes said in rows."""
+"""Map items with Ray Data: in order, with actors that load their state once, and with user errors passed in rows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MALLOC_THRESHOLD_BYTES = 2**28
 
 
 def dataset_from_items(items: list[dict[str, Any]], *, block_items: int = 1, may_fail: bool = False) -> Any:
-    """A Ray Dataset whose rows come out in the items' order.
+    """Make a Ray Dataset that preserves the items' order.
 
     Args:
-        together: items of a block, which one worker gets, and whose results come at once.
-        may_fail: rows of a worker that died each time it tried are left out, instead of ending the run.
+        block_items: items per block; one worker processes a block, and its results arrive together.
+        may_fail: drop the rows of a block whose worker died in every attempt, instead of ending the run.
     """
     import ray.data
 
@@ -35,16 +35,16 @@ def dataset_from_items(items: list[dict[str, Any]], *, block_items: int = 1, may
 
 
 def map_actors(rows: Any, actor: type, config: ClusterConfig, max_actors: int, *args: Any) -> Any:
-    """A Ray Dataset of what actors of a class make of rows, one of one.
+    """Map each row of a Ray Dataset to one row with a pool of actors.
 
     Args:
-        actor: class whose `__call__` turns one row into another; its instances live as long as the execution.
-        most: actors there can be use for.
-        args: for its constructor.
+        actor: class whose `__call__` maps one row to another; its instances live for the whole execution.
+        max_actors: upper limit of the number of actors.
+        args: arguments of its constructor.
     """
     import ray
 
-    # Restarting an actor helps where other nodes are left; on one machine the run itself is started again.
+    # Restarting an actor helps if other nodes remain; on one machine the run itself is restarted.
     restarts = {} if cluster_address(config) else {"max_restarts": 0, "max_task_retries": 0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
@@ -59,10 +59,10 @@ def map_actors(rows: Any, actor: type, config: ClusterConfig, max_actors: int, *
 
 
 def iter_rows(dataset: Any) -> Iterator[dict[str, Any]]:
-    """Rows of a Ray Dataset as they get done.
+    """Yield the rows of a Ray Dataset as they finish.
 
     Raises:
-        UserError: what a row's `error` says.
+        UserError: the message in a row's `error`.
         ClusterError: a worker died.
     """
     import ray
@@ -73,24 +73,25 @@ def iter_rows(dataset: Any) -> Iterator[dict[str, Any]]:
                 raise UserError(row["error"])
             yield row
     except ray.exceptions.RayTaskError:
-        raise  # a bug of ours
+        raise  # a bug in Presto
     except ray.exceptions.RayError as error:
         raise ClusterError(
-            f"a Ray worker died ({type(error).__name__}; killed, or out of memory?); run the same command to go on"
+            f"a Ray worker died ({type(error).__name__}, killed or out of memory); re-run the same command to resume"
         ) from error
 
 
 def map_items(items: list[dict[str, Any]], actor: type, config: ClusterConfig, *args: Any) -> Iterator[Any]:
-    """Rows that actors of a class make of items, in the items' order, as they get done.
+    """Map items with a pool of actors and yield the rows in the items' order, as they finish.
 
     Raises:
-        UserError: what the actor raised.
+        UserError: an actor raised it.
+        ClusterError: a worker died.
     """
     return iter_rows(map_actors(dataset_from_items(items), actor, config, len(items), *args))
 
 
 class _ErrorCapturing:
-    """An actor that says what the user can mend in a row: raised in a task, Ray would bury the sentence."""
+    """An actor that returns a UserError in a row, because Ray would wrap one raised in a task and hide its message."""
 
     def __init__(self, actor: type, *args: Any) -> None:
         self.factory: Callable[[], Any] = lambda: actor(*args)
@@ -100,7 +101,7 @@ class _ErrorCapturing:
         try:
             if self.instance is None:
                 self.instance = self.factory()
-                gc.freeze()  # Ray asks for a collection every few seconds, which what was imported would make long
+                gc.freeze()  # Ray collects garbage every few seconds, which imported modules would slow down
                 _keep_freed_memory()
             return {**self.instance(item), "error": ""}
         except UserError as error:
@@ -108,13 +109,13 @@ class _ErrorCapturing:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc reuse large blocks: given back to the system, each costs a page fault for every 4 KiB again."""
-    with suppress(OSError, AttributeError):  # another C library
+    """Make glibc reuse large blocks: a block returned to the system costs a page fault per 4 KiB when reallocated."""
+    with suppress(OSError, AttributeError):  # a C library other than glibc
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
             ctypes.CDLL(None).mallopt(option, MALLOC_THRESHOLD_BYTES)
 
 
 def actor_resources(config: ClusterConfig, items: int) -> dict[str, float]:
-    """What `map_with_actors` takes of a cluster."""
+    """Return the cluster resources that `map_actors` needs."""
     workers = min(config.data_workers, items)
     return {"cpus": workers * config.cpus_per_worker, "gpus": workers * config.gpus_per_worker}

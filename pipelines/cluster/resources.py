@@ -1,6 +1,6 @@
-"""What a trial takes of a cluster, and how many fit: known before anything heavy is imported.
+"""Compute the resources of a sweep trial and check that they fit, before any heavy import.
 
-Ray Tune waits without a word for resources that never come, so what cannot be placed is refused here.
+Ray Tune waits silently for resources that never become available, so impossible requests are rejected here.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pipelines.cluster.session import (
 )
 from presto_core.config.sections import ClusterConfig
 
-VALIDATOR_CPUS = 0.1  # reserved for what validates; it sleeps but for some seconds a validation
-STARTER_CPUS = 0.01  # of a trial whose workers Ray Train places; with more, trials and their workers would lock up
+VALIDATOR_CPUS = 0.1  # reserved for the validator, which is idle except for some seconds per validation
+STARTER_CPUS = 0.01  # of a trial whose workers Ray Train places; with more, trials and their workers would deadlock
 
 
 @dataclass(frozen=True)
 class TrialResources:
-    """What one trial takes of a cluster, and the largest piece of it that must fit one node."""
+    """The resources of one trial, and the largest part that must fit on one node."""
 
     cpus: float
     gpus: float
@@ -43,17 +43,17 @@ class TrialResources:
 
     @staticmethod
     def tune_resources(config: ClusterConfig) -> dict[str, float]:
-        """What Tune itself reserves for a trial: a worker in the trial's process, or next to nothing."""
+        """Return what Tune itself reserves for a trial: a worker in the trial's process, or almost nothing."""
         if config.num_workers:
             return {"CPU": STARTER_CPUS}
         return {"CPU": config.cpus_per_worker, **({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})}
 
 
 def check_fits_locally(config: ClusterConfig) -> None:
-    """Where a command starts its own Ray: one trial and the judge must fit this machine's cores, known at once.
+    """Check that one trial and the validator fit on this machine, if the command starts its own Ray.
 
     Raises:
-        ClusterError: they do not.
+        ClusterError: they do not fit.
     """
     if not cluster_address(config):
         cores = float(config.cpus or os.cpu_count() or 1)
@@ -61,10 +61,10 @@ def check_fits_locally(config: ClusterConfig) -> None:
 
 
 def check_fits(resources: TrialResources, nodes: list[dict[str, Any]]) -> None:
-    """One trial and the judge must fit these nodes.
+    """Check that one trial and the validator fit on these nodes.
 
     Raises:
-        ClusterError: they do not; names what is missing.
+        ClusterError: they do not fit; the message names what is missing.
     """
     for name, key, total, per_node in (
         ("CPUs", "CPU", resources.cpus + VALIDATOR_CPUS, resources.node_cpus),
@@ -78,13 +78,13 @@ def check_fits(resources: TrialResources, nodes: list[dict[str, Any]]) -> None:
                 else f"has no node with {per_node:g} (the largest: {largest:g})"
             )
             raise ClusterError(
-                f"a trial needs {total:g} {name} with its validation and the cluster {shortage}, so no trial would "
-                "ever start; lower cluster.num_workers, cluster.cpus_per_worker or cluster.gpus_per_worker"
+                f"a trial with its validation needs {total:g} {name} and the cluster {shortage}, so none can start; "
+                "lower cluster.num_workers, cluster.cpus_per_worker or cluster.gpus_per_worker"
             )
 
 
 def max_concurrent_trials(resources: TrialResources, nodes: list[dict[str, Any]], *, limit: int) -> int:
-    """Trials that fit at a time; `most` of them, where that is not 0."""
+    """Return how many trials fit at the same time, at most `limit` unless that is 0."""
     available = {key: sum(n.get(key, 0.0) for n in nodes) for key in ("CPU", "GPU")}
     fit = [int((available["CPU"] - VALIDATOR_CPUS + 1e-6) // resources.cpus)]
     if resources.gpus:
@@ -93,7 +93,7 @@ def max_concurrent_trials(resources: TrialResources, nodes: list[dict[str, Any]]
 
 
 def same_node_affinity() -> Any:
-    """Where an actor is placed so that no other node's death ends it."""
+    """Return the scheduling strategy that places an actor on this node, so that no other node's failure ends it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -1,4 +1,4 @@
-"""The Ray session of a command: start one here or join one, and refuse early what the cluster cannot hold."""
+"""The Ray session of a command: start one on this machine or join a cluster, and check its resources early."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipelines.console import console
 from presto_core.config.sections import ClusterConfig
 from presto_core.errors import UserError
 
-# CPUs reserved for reading shards beside each training worker: without them Ray Data's tasks would never be placed.
+# CPUs reserved per training worker for reading shards: without them Ray Data's tasks are never scheduled.
 READER_CPUS = 0.1
 
-# Must be set before `import ray`; a value the user has set wins.
+# Must be set before `import ray`; values set by the user take precedence.
 ENVIRONMENT = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # with it Ray would leave 127.0.0.1
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise Ray listens on more than 127.0.0.1
     "RAY_num_workers_soft_limit": "10",  # idle workers are kept, so that short tasks start at once
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -32,15 +32,15 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
-    # fresh memory is what encoding spends most on beside the codec: PyTorch asks for huge pages, and all threads have
-    # one heap, since those of threads are given back as soon as they are empty
+    # next to the codec, encoding spends most time on new memory: PyTorch requests huge pages, and all threads share
+    # one heap, because per-thread heaps are returned to the system as soon as they are empty
     "THP_MEM_ALLOC_ENABLE": "1",
     "MALLOC_ARENA_MAX": "1",
 }
 
 
 class ClusterError(UserError):
-    """Ray cannot be reached, or is too small for what was asked."""
+    """Ray cannot be reached, or has too few resources for the request."""
 
 
 @contextmanager
@@ -50,10 +50,10 @@ def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Itera
     A session that is already open in this process is used and left open; one that is started here is shut down.
 
     Args:
-        cpus, gpus: what the block needs at once.
+        cpus, gpus: resources that the block needs at the same time.
 
     Raises:
-        ClusterError: no answer at the address, or fewer resources than needed.
+        ClusterError: the address does not answer, or the cluster has too few resources.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -72,27 +72,27 @@ def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Itera
 
 
 def cluster_address(config: ClusterConfig) -> str:
-    """Address of the Ray cluster that a command joins; empty where it starts its own."""
+    """Return the address of the Ray cluster that a command joins; empty if it starts its own."""
     return config.address or os.environ.get("RAY_ADDRESS", "")
 
 
 def uses_ray_reader(config: ClusterConfig) -> bool:
-    """Whether Ray Data reads for training workers; `auto`: where other nodes may have CPUs to spare."""
+    """Return whether Ray Data reads for training workers; `auto` selects it if a cluster is joined."""
     return config.reader == "ray" or (config.reader == "auto" and bool(cluster_address(config)))
 
 
 def training_cpus(config: ClusterConfig) -> float:
-    """CPUs that the smallest group of training workers and their readers take."""
+    """Return the CPUs of the smallest group of training workers and their readers."""
     return min_workers(config) * (config.cpus_per_worker + READER_CPUS)
 
 
 def min_workers(config: ClusterConfig) -> int:
-    """Workers without which training does not start."""
+    """Return the least number of workers with which training starts."""
     return max(config.min_workers or config.num_workers, 1)
 
 
 def resources_per_worker(config: ClusterConfig) -> dict[str, float]:
-    """As Ray names them."""
+    """Return the resources per worker, with Ray's names."""
     gpus = {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
     return {"CPU": config.cpus_per_worker, **gpus}
 
@@ -102,7 +102,7 @@ def _connect(config: ClusterConfig) -> None:
     if address:
         check_reachable(address)
     elif not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
-        # a token of this session's own; Ray would write one, world-readable, into the home folder
+        # a token for this session only; otherwise Ray writes a world-readable one to the home folder
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
@@ -118,16 +118,16 @@ def _connect(config: ClusterConfig) -> None:
                 include_dashboard=False,
                 **common,
             )
-    except Exception as error:  # of a start that takes too long, Ray says no more than Exception
-        problem = f"no Ray cluster answers at {address!r}" if address else "Ray cannot be started on this machine"
-        hint = "see that it is well" if address else "see that memory and CPUs are free"
+    except Exception as error:  # Ray raises a bare Exception if the start takes too long
+        problem = f"no Ray cluster answers at {address!r}" if address else "Ray cannot start on this machine"
+        hint = "check the cluster" if address else "free memory and CPUs"
         reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise ClusterError(f"{problem}: {reason}; {hint}, and run the same command again") from error
+        raise ClusterError(f"{problem}: {reason}; {hint} and re-run the same command") from error
     _disable_ray_output()
 
 
 def _disable_ray_output() -> None:
-    """Leave the console to the command's own progress; Ray's logs stay in its session folder."""
+    """Keep Ray's output off the console; its logs stay in the session folder."""
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -136,7 +136,7 @@ def _disable_ray_output() -> None:
 
 
 def check_reachable(address: str) -> None:
-    """ray.init tries a dead address for ten minutes; one connection attempt tells at once."""
+    """Check that an address accepts connections, because ray.init retries a dead one for ten minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdigit():
         return  # "auto" and other names that Ray itself resolves
@@ -144,13 +144,13 @@ def check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
         raise ClusterError(
-            f"no Ray cluster answers at {address!r} ({error.strerror or error}); start it, or mend cluster.address"
+            f"no Ray cluster answers at {address!r} ({error.strerror or error}); start it or correct cluster.address"
         ) from None
 
 
 @contextmanager
 def _request_autoscaling(config: ClusterConfig, *, cpus: float, gpus: float) -> Iterator[None]:
-    """Where a cluster is too small, ask its autoscaler for the rest, wait for it, and hold it while the block runs."""
+    """If the cluster is too small, request the resources from its autoscaler, wait, and hold them for the block."""
     import ray
     from ray.autoscaler.sdk import request_resources
 
@@ -158,7 +158,7 @@ def _request_autoscaling(config: ClusterConfig, *, cpus: float, gpus: float) -> 
     if not config.wait_seconds or _has_resources(ray.cluster_resources(), needed):
         yield
         return
-    console.print(f"waiting up to {config.wait_seconds} s for nodes: this needs {cpus:g} CPUs and {gpus:g} GPUs")
+    console.print(f"waiting up to {config.wait_seconds} s for nodes with {cpus:g} CPUs and {gpus:g} GPUs")
     request_resources(num_cpus=ceil(cpus), bundles=[{"GPU": 1}] * ceil(gpus))
     deadline = time.monotonic() + config.wait_seconds
     try:
@@ -174,7 +174,10 @@ def _has_resources(available: dict[str, float], needed: dict[str, float]) -> boo
 
 
 def check_resources(available: dict[str, float], *, cpus: float, gpus: float) -> None:
-    """Compare what is needed with what a cluster has, in Ray's names.
+    """Check that a cluster has the needed resources.
+
+    Args:
+        available: resources of the cluster, with Ray's names.
 
     Raises:
         ClusterError: it has less.
@@ -183,7 +186,7 @@ def check_resources(available: dict[str, float], *, cpus: float, gpus: float) ->
         have = available.get(key, 0.0)
         if needed > have + 1e-6:
             raise ClusterError(
-                f"this needs {needed:g} {name} and the Ray cluster has {have:g}; lower cluster.num_workers, "
-                "cluster.cpus_per_worker or cluster.data_workers, use a larger cluster, or, where it grows by itself, "
-                "wait for that with cluster.wait_seconds=900"
+                f"the command needs {needed:g} {name} and the Ray cluster has {have:g}; lower cluster.num_workers, "
+                "cluster.cpus_per_worker or cluster.data_workers, use a larger cluster, or, with an autoscaler, "
+                "set cluster.wait_seconds=900"
             )

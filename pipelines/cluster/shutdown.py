@@ -1,6 +1,6 @@
-"""How a run is asked to end early and in order: SIGTERM, Ctrl-C, a preemption notice, a signal that stays unhealthy.
+"""Graceful shutdown of a run: on SIGTERM, Ctrl-C, a preemption notice, or a metric that stays unhealthy.
 
-All of them only leave a reason. The loop sees it after the step it is in, saves, and ends on every rank.
+Each of them only records a reason. The training loop reads it after the current step, saves, and ends on every rank.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any
 from pipelines.console import console
 from presto_core.errors import UserError
 
-SIGTERM_REASON = "it was told to end (SIGTERM)"
+SIGTERM_REASON = "it received SIGTERM"
 CTRL_C_REASON = "Ctrl-C was pressed"
-PREEMPTION_REASON = "its node is about to be taken away"
+PREEMPTION_REASON = "its node is about to be preempted"
 SUPERSEDED = "other workers have taken over its run"
 
 
 class StoppedError(UserError):
-    """A run ended early because it was asked to; its state is saved and the same command goes on."""
+    """A run ended early on request; its state is saved, and the same command resumes it."""
 
 
 class SupersededWorkerError(UserError):
-    """A worker goes on though its node was given up: those that took over write, and it must not."""
+    """A worker still runs although other workers have replaced it; only they may write."""
 
 
 @dataclass
 class StopRequest:
-    """Why a run should end early; empty while it should not. The first reason counts."""
+    """The reason why a run should end early, or empty; the first reason counts."""
 
     reason: str = ""
 
@@ -40,14 +40,14 @@ class StopRequest:
         self.reason = self.reason or reason
 
     def install_handlers(self) -> None:
-        """Let SIGTERM and a first Ctrl-C of this process ask for a stop; only its main thread hears of signals."""
+        """Let SIGTERM and a first Ctrl-C request a stop; has an effect in the main thread only."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
             signal.signal(signal.SIGINT, self._on_ctrl_c)
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """`listen` while the block runs."""
+        """Install the handlers for the block."""
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         self.install_handlers()
         try:
@@ -64,12 +64,12 @@ class StopRequest:
         if self.reason:
             raise KeyboardInterrupt
         self.request(CTRL_C_REASON)
-        console.print("stopping after this step; the state is saved first (Ctrl-C again: at once, without)")
+        console.print("stopping after this step, with the state saved; press Ctrl-C again to stop at once without it")
 
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """While the block runs, SIGTERM ends the command as Ctrl-C does; Ray takes it for itself otherwise."""
+    """Let SIGTERM end the command like Ctrl-C for the block; otherwise Ray handles it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -82,14 +82,14 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 WORKER_STOP = (
     StopRequest()
-)  # of a Ray Train worker's process; its signal handler and its training are in different threads
+)  # of a Ray Train worker's process, whose signal handler and training run in different threads
 
 
 def install_handlers_in_worker() -> StopRequest:
-    """From a Ray Train worker's training thread: let its process hear SIGTERM, which Ray would end it for."""
+    """Install the SIGTERM handler of a Ray Train worker from its training thread; by default SIGTERM ends it."""
     import ray
 
-    # signal handlers can only be set by the main thread, which is where the actor does what is asked of it meanwhile
+    # only the main thread can set signal handlers, and the actor executes remote calls there
     actor: Any = ray.get_runtime_context().current_actor
     ray.get(actor.execute.remote(_install_sigterm_handler))
     return WORKER_STOP
@@ -100,16 +100,16 @@ def _install_sigterm_handler() -> None:
 
 
 def attempt_id() -> str:
-    """What tells the worker group of this process from those before and after it: its placement group."""
+    """Return the id of this process's worker group, which is that of its placement group."""
     import ray
 
-    actor: Any = ray.get_runtime_context().current_actor  # only its main thread knows where it was placed
+    actor: Any = ray.get_runtime_context().current_actor  # only its main thread knows its placement group
     return str(ray.get(actor.execute.remote(lambda: ray.get_runtime_context().get_placement_group_id())))
 
 
 def is_preemption_pending() -> bool:
-    """Whether Ray has told this worker that a node of its group is about to go."""
+    """Return whether Ray has announced the preemption of a node of this worker's group."""
     from ray.train.v2._internal.execution.context import get_train_context
 
-    # ray.train.get_preemption_info asks rank 0, and waits until all ranks ask: here each asks when it likes
+    # ray.train.get_preemption_info waits until all ranks call it; here ranks check independently
     return get_train_context().preemption_context.preemption_info is not None

@@ -1,1 +1,1 @@
-"""The default music corpus: pieces composed or orchestrated, captioned, rendered, written with a manifest."""
+"""The default music corpus: composed and orchestrated pieces, captioned, rendered and listed in a manifest."""

@@ -1,7 +1,7 @@
 """Build the default corpus: plan → clips on all cores → manifest.jsonl; cached, resumable, deterministic.
 
-A folder holds `audio/*.flac`, `rows/*.json` (one finished clip each), `manifest.jsonl` (written last) and
-`corpus.json` (settings, versions, totals, licences). The next stage reads the manifest only.
+A folder holds audio/*.flac, rows/*.json (one per finished clip), manifest.jsonl (written last) and corpus.json
+(settings, versions, totals, licences). The next stage reads the manifest only.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSummary:
-    """What a build found and did; minutes by split are of audio in the manifest."""
+    """The result of a build; minutes are those of the audio in the manifest."""
 
     folder: Path
     clips: int
@@ -63,7 +63,7 @@ class BuildSummary:
 def _check_packages() -> None:
     missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ModuleNotFoundError(f"building the corpus needs the packages {', '.join(missing)}: install them")
+        raise ModuleNotFoundError(f"the corpus needs missing packages: {', '.join(missing)}; install them")
 
 
 def _check_disk(folder: Path, specs: Sequence[PieceSpec]) -> None:
@@ -72,12 +72,13 @@ def _check_disk(folder: Path, specs: Sequence[PieceSpec]) -> None:
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"the corpus needs about {needed / 1e6:.0f} MB in {folder}, where {free / 1e6:.0f} MB are free",
+            f"the corpus needs about {needed / 1e6:.0f} MB in {folder}, which has {free / 1e6:.0f} MB free; "
+            "free some space or lower minutes",
         )
 
 
 def _make_clips(folder: Path, specs: Sequence[PieceSpec], workers: int) -> Iterator[Outcome]:
-    """Make clips, yielded as they finish: in this process for one worker, else in a pool of spawned ones."""
+    """Yield clips as they finish: made in this process for one worker, otherwise in a pool of spawned processes."""
     if workers == 1 or len(specs) < 2:
         yield from (make_clip(folder, spec) for spec in specs)
         return
@@ -90,7 +91,7 @@ def _make_clips(folder: Path, specs: Sequence[PieceSpec], workers: int) -> Itera
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a corpus worker died (out of memory, or a script that calls build_corpus outside "
-                "`if __name__ == '__main__':`); mend that and run the same build again: it resumes"
+                "`if __name__ == '__main__':`); fix the cause and re-run the same command to resume"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -99,7 +100,7 @@ def _make_clips(folder: Path, specs: Sequence[PieceSpec], workers: int) -> Itera
 def _make_missing(
     folder: Path, specs: Sequence[PieceSpec], rows: dict[str, Row], workers: int, on_progress: OnProgress
 ) -> int:
-    """Fill `rows` with the clips not yet there; the number of real pieces that had to be skipped."""
+    """Fill `rows` with the missing clips; return the number of real pieces that were skipped."""
     missing = [spec for spec in specs if spec.piece_id not in rows]
     _check_disk(folder, missing)
     on_progress(len(specs) - len(missing), len(specs))
@@ -111,7 +112,9 @@ def _make_missing(
             rows[outcome.piece_id] = outcome.row
         on_progress(done, len(specs))
     if len(skipped) > MAX_SKIPPED_FRACTION * len(specs):
-        raise RuntimeError(f"{len(skipped)} of {len(specs)} clips could not be made; the first: {skipped[0]}")
+        raise RuntimeError(
+            f"{len(skipped)} of {len(specs)} clips cannot be made ({skipped[0]}, ...); check the installed packages"
+        )
     return len(skipped)
 
 
@@ -126,10 +129,16 @@ def build_corpus(
     workers: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> BuildSummary:
-    """Make the corpus in `folder`, or finish it, or find it done; `workers` are processes, by default one a core.
+    """Build the corpus in `folder`, resume an interrupted build, or reuse a complete one.
 
-    Raises ValueError for impossible settings or a folder that holds something else, ModuleNotFoundError for a
-    missing package, OSError when the disk is full, RuntimeError when workers die or many pieces fail.
+    Args:
+        workers: number of processes, by default one per core.
+
+    Raises:
+        ValueError: a setting is out of range, or the folder holds something else.
+        ModuleNotFoundError: a package is missing.
+        OSError: the disk is full.
+        RuntimeError: a worker died, or too many pieces failed.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers < 1:

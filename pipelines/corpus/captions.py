@@ -1,4 +1,4 @@
-"""Facts of a piece → one English caption that says what one hears; the last step before the manifest."""
+"""Make an English caption from a piece's metadata."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipelines.corpus.score import Piece
 
 TEMPO_WORDS = ((66, "very slow"), (84, "slow"), (116, "mid-tempo"), (146, "fast"))
 FASTEST_WORD = "very fast"
-# Every phrasing names instruments, genre, texture, tempo (word and number) and key.
+# Every phrasing names instruments, genre, texture, tempo (as text and number) and key.
 PHRASINGS = (
     "{ensemble}, {genre}, {texture}, {tempo}, {bpm} bpm, {key}",
     "{tempo} {genre} played by {ensemble}, {texture}, {bpm} bpm, in {key}",
@@ -19,12 +19,12 @@ PHRASINGS = (
 
 
 def tempo_word(tempo_bpm: int) -> str:
-    """The word for a tapped tempo: `very slow` below 66 bpm up to `very fast` from 146."""
+    """Return the description of a tapped tempo, from `very slow` below 66 bpm to `very fast` from 146 bpm."""
     return next((word for limit, word in TEMPO_WORDS if tempo_bpm < limit), FASTEST_WORD)
 
 
 def make_caption(piece: Piece, *, seed: int) -> str:
-    """One of the phrasings, chosen by the seed and the composition; equal arguments give an equal caption."""
+    """Fill in a phrasing drawn from the seed and the composition; equal arguments give equal captions."""
     phrasing = random.Random(f"caption/{piece.composition_id}/{seed}").choice(PHRASINGS)
     text = phrasing.format(
         ensemble=piece.ensemble,

@@ -1,4 +1,4 @@
-"""One clip on disk: spec → FLAC and its manifest row, written whole or not at all; `build` runs many of these."""
+"""Write one clip to disk: spec → FLAC and manifest row, each written atomically."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a spec: its manifest row, or why its piece was skipped."""
+    """The result of one spec: its manifest row, or the reason why its piece was skipped."""
 
     piece_id: str
     row: Row | None
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or the old one: written beside its place, then renamed into it."""
+    """Write a temporary file in the same folder, then rename it, so that no partial file appears at `path`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(data)
@@ -48,9 +48,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_flac(path: Path, audio: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_HZ) -> None:
-    """audio: [frames] float in [-1, 1] → 16-bit mono FLAC. OSError when the disk does not take it.
+    """Write audio [frames], float in [-1, 1], as 16-bit mono FLAC; OSError if it cannot be written.
 
-    Blocks, because libsndfile is known to crash on some formats when a long signal is written in one call.
+    It is written in blocks because libsndfile crashes on some formats if a long signal is written in one call.
     """
     import soundfile
 
@@ -62,10 +62,12 @@ def write_flac(path: Path, audio: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_
             for start in range(0, len(audio), BLOCK_FRAMES):
                 file.write(audio[start : start + BLOCK_FRAMES])
         if soundfile.info(partial).frames != len(audio):
-            raise OSError(errno.EIO, f"{path.name} was cut short while it was written; is the disk full?")
+            raise OSError(errno.EIO, f"{path.name} is truncated after writing; check whether the disk is full")
         os.replace(partial, path)
     except soundfile.LibsndfileError as error:
-        raise OSError(errno.EIO, f"cannot write {path}: {error.error_string} Is the disk full?") from error
+        raise OSError(
+            errno.EIO, f"cannot write {path} ({error.error_string}); check whether the disk is full"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -76,7 +78,7 @@ def file_sha256(path: Path) -> str:
 
 
 def make_row(spec: PieceSpec, piece: Piece, *, sha256: str) -> Row:
-    """One line of the manifest: where the audio is, what one hears, and where it comes from."""
+    """Return one row of the manifest: file, caption, metadata, source and licence."""
     return {
         "id": spec.piece_id,
         "file": f"{AUDIO_FOLDER}/{spec.piece_id}.flac",
@@ -98,7 +100,7 @@ def make_row(spec: PieceSpec, piece: Piece, *, sha256: str) -> Row:
 
 
 def make_clip(folder: Path, spec: PieceSpec) -> Outcome:
-    """Write a clip's FLAC, then its row. A real piece that cannot be read or arranged is skipped with a reason."""
+    """Write a clip's FLAC, then its row; a real piece that cannot be read or arranged is skipped with a reason."""
     try:
         piece = make_piece(spec)
     except MemoryError:
@@ -115,7 +117,7 @@ def make_clip(folder: Path, spec: PieceSpec) -> Outcome:
 
 
 def read_finished_row(folder: Path, spec: PieceSpec) -> Row | None:
-    """The row of a clip that an earlier build finished; None unless its audio is there, bit for bit."""
+    """Return the row of a clip from an earlier build; None unless its audio exists with the recorded hash."""
     try:
         row: Row = json.loads((folder / ROWS_FOLDER / f"{spec.piece_id}.json").read_bytes())
         is_same = row["id"] == spec.piece_id and row["composition_id"] == spec.composition_id

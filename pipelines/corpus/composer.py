@@ -1,4 +1,4 @@
-"""The procedural composer: (seed, style, length) → a Piece with phrases, harmony and exact facts for its caption."""
+"""The procedural composer: (seed, style, length) → a Piece with phrases, harmony and the metadata of its caption."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ SLOW_BPM = 80
 VELOCITY_SPREAD = 5
 MAX_ATTEMPTS = 1000
 COMPOSER = "Presto's procedural composer"
-# kept as it was before the module moved: the rows of data sets that exist name it
+# Existing data sets store this text, so it keeps the module's former name.
 SOURCE = "composed by program from a seed (presto_core.corpus.composer)"
 LICENCE = "no third-party composition"
 
 
 @dataclass(frozen=True, slots=True)
 class Motif:
-    """A bar of melody without harmony: (start, duration) in beats and scale-step offsets from a chord tone."""
+    """One bar of melody without harmony: (start, duration) in beats, and scale-step offsets from a chord tone."""
 
     rhythm: tuple[tuple[float, float], ...]
     offsets: tuple[int, ...]
 
 
 def make_rhythm(rng: random.Random, durations: Sequence[float], beats: int) -> tuple[tuple[float, float], ...]:
-    """Note lengths that fill a bar; a note begun between beats does not run over more than one."""
+    """Draw note lengths that fill a bar; a note that starts between beats crosses at most one beat."""
     rhythm, at = [], 0.0
     while at < beats:
         room = beats - at
@@ -61,7 +61,7 @@ def make_rhythm(rng: random.Random, durations: Sequence[float], beats: int) -> t
 
 
 def make_motif(rng: random.Random, durations: Sequence[float], beats: int) -> Motif:
-    """A contour in one direction with a turn: steps mostly, a leap now and then."""
+    """Draw a motif whose contour keeps its direction until it turns, mostly in steps with occasional leaps."""
     rhythm = make_rhythm(rng, durations, beats)
     offsets, direction = [0], rng.choice((-1, 1))
     for _ in rhythm[1:]:
@@ -72,12 +72,12 @@ def make_motif(rng: random.Random, durations: Sequence[float], beats: int) -> Mo
 
 
 def _nearest_chord_tone(chord: Chord, target: int) -> int:
-    """The pitch of the chord (without its seventh) closest to a target pitch."""
+    """Return the pitch of the chord (without its seventh) closest to a target pitch."""
     return min((nearest_pitch(pc, target) for pc in chord.pitch_classes[:3]), key=lambda pitch: abs(pitch - target))
 
 
 def place_motif(motif: Motif, chord: Chord, *, start_beats: float, target: int, lead: Lead) -> list[Note]:
-    """A motif on a chord: notes on whole even beats become chord tones, the others stay scale steps."""
+    """Place a motif on a chord: notes on even beats become chord tones, the others stay scale steps."""
     scale = chord.scale(low=target - 24, high=target + 24)
     anchor = scale.index(_nearest_chord_tone(chord, target))
     notes = []
@@ -91,7 +91,7 @@ def place_motif(motif: Motif, chord: Chord, *, start_beats: float, target: int, 
 
 
 def make_cadence(motif: Motif, chord: Chord, *, start_beats: float, beats: int, target: int, lead: Lead) -> list[Note]:
-    """The end of a phrase: half a bar of motif, then a long chord tone (home on the tonic chord) and a breath."""
+    """Make the end of a phrase: half a bar of motif, then a long chord tone (the tonic on its chord) and a rest."""
     half = float(beats // 2)
     pitch = nearest_pitch(chord.key.tonic, target) if chord.degree == 0 else _nearest_chord_tone(chord, target)
     approach = place_motif(motif, chord, start_beats=start_beats, target=target, lead=lead)
@@ -100,7 +100,7 @@ def make_cadence(motif: Motif, chord: Chord, *, start_beats: float, beats: int, 
 
 
 def make_progressions(rng: random.Random, style: Style, key: Key, *, is_short: bool) -> dict[str, tuple[Chord, ...]]:
-    """The chords of each phrase of the form: one loop for all of them, or phrases that open, close and contrast."""
+    """Draw the chords of each phrase: one loop for all phrases, or phrases that open, close and contrast."""
     table = PROGRESSIONS[key.mode]
     loop = (0, 0, 0, 0) if style.is_static else rng.choice(table["loop"])
     kinds = {"A": "open", "A'": "close", "B": "contrast"}
@@ -117,7 +117,7 @@ def make_progressions(rng: random.Random, style: Style, key: Key, *, is_short: b
 def make_melody(
     rng: random.Random, lead: Lead, phrases: Sequence[tuple[str, tuple[Chord, ...]]], beats: int
 ) -> tuple[Note, ...]:
-    """Every phrase of one name has one tune: A and A' share motifs and differ in the cadence, B climbs."""
+    """Make the melody of all phrases: A and A' share motifs and differ in the cadence, B lies higher."""
     motifs = {name: [make_motif(rng, lead.durations, beats) for _ in range(2)] for name in ("A", "B")}
     lift = {"A": 0, "B": rng.choice((3, 5, 7))}
     shape = rng.choice(((0, 0, 1), (0, 1, 0), (0, 1, 1)))
@@ -144,7 +144,7 @@ def make_layer(layer: Layer, chords: Sequence[Chord], beats: int) -> Part:
 
 
 def apply_swing(notes: Sequence[Note], swing: float) -> tuple[Note, ...]:
-    """Notes halfway through a beat moved to `swing` of it (0.5 = straight, 2/3 = triplet feel)."""
+    """Move notes halfway through a beat to the fraction `swing` of it (0.5 = straight, 2/3 = triplet feel)."""
     is_offbeat = (abs(note.start_beats % 1 - 0.5) < 1e-6 for note in notes)
     return tuple(
         replace(note, start_beats=note.start_beats + swing - 0.5) if off else note
@@ -155,7 +155,7 @@ def apply_swing(notes: Sequence[Note], swing: float) -> tuple[Note, ...]:
 def make_phrases(
     rng: random.Random, style: Style, key: Key, *, bpm: int, seconds: float
 ) -> list[tuple[str, tuple[Chord, ...]]]:
-    """A A' B A' again and again until the length is filled; phrases have 4 bars, 2 when the music is slow."""
+    """Repeat A A' B A' until the length is filled; phrases have 4 bars, or 2 in slow music."""
     progressions = make_progressions(rng, style, key, is_short=bpm < SLOW_BPM)
     beats_needed, beats = seconds * bpm / 60, 0
     phrases: list[tuple[str, tuple[Chord, ...]]] = []
@@ -179,7 +179,7 @@ def make_parts(rng: random.Random, style: Style, phrases: Sequence[tuple[str, tu
 
 
 def draw_parts(rng: random.Random, style: Style, key: Key, *, bpm: int, seconds: float) -> tuple[Part, ...]:
-    """One draw of harmony and melody, played in the style's feel and cut to `seconds`."""
+    """Draw harmony and melody once, apply the style's swing and cut the result to `seconds`."""
     length = seconds * bpm / 60
     phrases = make_phrases(rng, style, key, bpm=bpm, seconds=seconds)
     return tuple(
@@ -189,16 +189,16 @@ def draw_parts(rng: random.Random, style: Style, key: Key, *, bpm: int, seconds:
 
 
 def draw_parts_in_key(rng: random.Random, style: Style, key: Key, *, bpm: int, seconds: float) -> tuple[Part, ...]:
-    """Attempts until one is heard in its key, as the caption will state; ValueError when none is."""
+    """Draw parts until their estimated key is the one the caption states; ValueError if no attempt succeeds."""
     for _ in range(MAX_ATTEMPTS):
         parts = draw_parts(rng, style, key, bpm=bpm, seconds=seconds)
         if is_in_key((part.notes for part in parts if not part.is_drums), key):
             return parts
-    raise ValueError(f"{style.genre} in {key.name}: no attempt of {MAX_ATTEMPTS} is heard in its key")
+    raise ValueError(f"{style.genre} in {key.name}: none of {MAX_ATTEMPTS} attempts stays in its key")
 
 
 def compose(*, seed: int, style_name: str, seconds: float) -> Piece:
-    """One piece of `seconds`; equal arguments give an equal piece."""
+    """Compose one piece of `seconds`; equal arguments give equal pieces."""
     style = STYLES[style_name]
     rng = random.Random(f"{style_name}/{seed}")
     bpm = rng.randint(*style.tempo_bpm)

@@ -1,4 +1,4 @@
-"""Settings for real pieces as data: who plays the four voices of a chorale, or a dance tune and its backing."""
+"""Instrumentations of real pieces, as data: the four voices of a chorale, or a dance tune and its accompaniment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Voice = tuple[str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChoraleSetting:
-    """Who sings or plays soprano, alto, tenor and bass; `octaves` moves all of them."""
+    """The instruments of soprano, alto, tenor and bass; `octaves` transposes all of them."""
 
     ensemble: str
     voices: tuple[Voice, Voice, Voice, Voice]
@@ -23,7 +23,7 @@ class ChoraleSetting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneSetting:
-    """Who plays the tune, around which pitch, and who accompanies how."""
+    """The instrument of a tune, its central pitch, and the accompanying layers."""
 
     ensemble: str
     lead: Voice
@@ -245,7 +245,7 @@ TUNE_SETTINGS: tuple[TuneSetting, ...] = (
         ),
     ),
 )  # fmt: skip
-# Tapped beats a minute that suit a notation: (beat in quarters, beats a bar).
+# Range of tapped beats per minute for each notation: (quarter notes per beat, beats per bar).
 TUNE_TEMPO_BPM = {
     (1.0, 2): (84, 126), (2.0, 2): (84, 126), (1.5, 2): (92, 138), (1.5, 3): (92, 132), (1.5, 4): (92, 132),
     (1.0, 4): (116, 176), (1.0, 3): (100, 160),

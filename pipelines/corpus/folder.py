@@ -1,4 +1,4 @@
-"""A corpus folder: whose it is, whether it is complete, and its manifest; `build` fills it, later stages read it."""
+"""A corpus folder: its identity, its completeness and its manifest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ JsonObject = dict[str, Any]
 
 
 def make_identity(settings: CorpusSettings) -> JsonObject:
-    """Everything that decides the corpus's bits; two folders with equal identities hold equal manifests."""
+    """Return everything that determines the corpus's bytes; equal identities give equal manifests."""
     return {
         "recipe": RECIPE_VERSION,
         **{f"settings.{name}": value for name, value in asdict(settings).items()},
@@ -51,20 +51,20 @@ def _identity_hash(identity: JsonObject) -> str:
 
 def _describe_differences(actual: JsonObject, expected: JsonObject) -> str:
     changed = [name for name in sorted(actual.keys() | expected.keys()) if actual.get(name) != expected.get(name)]
-    return ", ".join(f"{name}={actual.get(name)} (asked: {expected.get(name)})" for name in changed)
+    return ", ".join(f"{name}={actual.get(name)} (requested: {expected.get(name)})" for name in changed)
 
 
 def claim_folder(folder: Path, identity: JsonObject) -> JsonObject:
-    """The folder's corpus.json, written first when the folder is new; ValueError when it holds something else."""
+    """Return the folder's corpus.json, written first if the folder is new; ValueError if it holds something else."""
     record_file = folder / CORPUS_FILE
-    hint = "choose another folder, or delete this one to build again"
+    hint = "choose another folder, or delete this one to rebuild it"
     if record_file.is_file():
         record: JsonObject = json.loads(record_file.read_bytes())
         if record.get("identity") != identity:
             changed = _describe_differences(record.get("identity", {}), identity)
-            raise ValueError(f"{folder} holds a corpus made with {changed}: {hint}")
+            raise ValueError(f"{folder} holds a corpus with {changed}; {hint}")
     elif folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and has no {CORPUS_FILE}, so it is not a corpus: {hint}")
+        raise ValueError(f"{folder} is not a corpus: it is not empty and has no {CORPUS_FILE}; {hint}")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         record = write_corpus_file(folder, identity, totals=None)
@@ -87,13 +87,13 @@ def write_corpus_file(folder: Path, identity: JsonObject, totals: JsonObject | N
 
 
 def read_manifest(folder: str | Path) -> list[Row]:
-    """The rows of a complete corpus, in order; FileNotFoundError while it is still being built."""
+    """Read the rows of a complete corpus, in order; FileNotFoundError if the corpus is incomplete."""
     with (Path(folder) / MANIFEST_FILE).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def read_complete_rows(folder: Path, record: JsonObject) -> list[Row] | None:
-    """The rows if the corpus is complete: the manifest is the recorded one and its files are there."""
+    """Return the rows if the manifest has the recorded hash and all its files exist, otherwise None."""
     manifest, totals = folder / MANIFEST_FILE, record.get("totals")
     if totals is None or not manifest.is_file() or file_sha256(manifest) != totals["manifest_sha256"]:
         return None
@@ -102,12 +102,12 @@ def read_complete_rows(folder: Path, record: JsonObject) -> list[Row] | None:
 
 
 def total_minutes(rows: Sequence[Row], split: str | None = None) -> float:
-    """Minutes of audio in all rows, or in one split's."""
+    """Return the minutes of audio in all rows, or in those of one split."""
     return float(sum(row["duration_seconds"] for row in rows if split in (None, row["split"])) / 60)
 
 
 def finish_folder(folder: Path, identity: JsonObject, rows: Sequence[Row], *, skipped: int) -> None:
-    """Write the manifest, and only then the totals that declare the corpus complete."""
+    """Write the manifest, then the totals, which mark the corpus as complete."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomically(folder / MANIFEST_FILE, lines.encode("utf-8"))
     for partial in folder.glob("*/.*.partial"):

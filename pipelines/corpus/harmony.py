@@ -1,4 +1,4 @@
-"""Chords of a key: progressions to compose on, voicings, and the chords that fit a given tune bar by bar."""
+"""Chords of a key: progressions, voicings, and the best chord sequence under a given tune."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pipelines.corpus.score import Note
 
 Progression = tuple[int, ...]
 
-# Scale degrees of the chord roots (0 = tonic), one a bar, for the phrases of a form: `open` ends away from
-# home, `close` ends at home, `contrast` begins elsewhere, `loop` repeats as popular music does. The short kinds
-# are two bars long, for slow music. Every loop leans on its tonic: else one hears the relative key.
+# Scale degrees of the chord roots (0 = tonic), one per bar, for the phrases of a form: `open` ends away from the
+# tonic, `close` ends on it, `contrast` starts elsewhere, `loop` repeats as in popular music. The short kinds are
+# two bars long, for slow music. Every loop emphasizes its tonic; otherwise one hears the relative key.
 PROGRESSIONS: dict[str, dict[str, tuple[Progression, ...]]] = {
     "major": {
         "open": ((0, 4, 5, 3), (0, 3, 0, 4), (0, 5, 3, 4), (0, 2, 3, 4), (0, 3, 1, 4)),
@@ -37,7 +37,7 @@ PROGRESSIONS: dict[str, dict[str, tuple[Progression, ...]]] = {
     },
 }
 FOLLOWS_WELL = {(3, 4), (4, 0), (1, 4), (5, 3), (0, 3), (0, 4), (3, 0), (5, 1), (0, 5), (6, 0), (2, 5), (5, 4)}
-# Degrees that `harmonise` may choose, the plainest first, and what plainness, succession and a home ending are worth.
+# Degrees that `harmonize` can choose, the plainest first, and the scores of plainness, succession and a tonic ending.
 PLAIN_CHORDS = {"major": (0, 3, 4, 5, 1), "minor": (0, 3, 4, 5, 6, 2)}
 PLAINNESS = (0.5, 0.3, 0.4, 0.0, -0.1, -0.2)
 SUCCESSION_BONUS = 0.4
@@ -46,7 +46,7 @@ HOME_BONUS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Chord:
-    """A chord on a scale degree of a key; in minor the dominant takes the leading tone unless `modal`."""
+    """A chord on a scale degree of a key; in minor the dominant has the leading tone unless `is_modal`."""
 
     key: Key
     degree: int
@@ -58,7 +58,7 @@ class Chord:
         return self.key.mode == "minor" and self.degree == 4 and not self.is_modal
 
     def pitch_class(self, member: int) -> int:
-        """Pitch class of the chord's root (0), third (1), fifth (2) or seventh (3)."""
+        """Return the pitch class of the chord's root (0), third (1), fifth (2) or seventh (3)."""
         return self.key.pitch(self.degree + 2 * member, raise_seventh=self.raises_seventh) % 12
 
     @property
@@ -66,18 +66,18 @@ class Chord:
         return tuple(self.pitch_class(member) for member in range(4 if self.has_seventh else 3))
 
     def scale(self, *, low: int, high: int) -> tuple[int, ...]:
-        """Pitches in [low, high] of the scale that fits this chord (harmonic minor over a raised dominant)."""
+        """Return the pitches in [low, high] of the scale that fits this chord (harmonic minor over the dominant)."""
         steps = [self.key.pitch(step, raise_seventh=self.raises_seventh) % 12 for step in range(7)]
         return tuple(pitch for pitch in range(low, high + 1) if pitch % 12 in steps)
 
 
 def nearest_pitch(pitch_class: int, target: int) -> int:
-    """The pitch of that class closest to `target`."""
+    """Return the pitch of the class closest to `target`."""
     return target + (pitch_class - target + 6) % 12 - 6
 
 
 def voice_chord(chord: Chord, *, center: int, previous: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The chord in close position around `center`, in the inversion that moves least from `previous`."""
+    """Voice the chord in close position around `center`, in the inversion that moves least from `previous`."""
     lows = [low for low in range(center - 10, center + 2) if low % 12 in chord.pitch_classes]
     inversions = [tuple(sorted(low + (pc - low) % 12 for pc in chord.pitch_classes)) for low in lows]
     anchor = center if previous is None else (center + 2 * float(np.mean(previous))) / 3
@@ -95,7 +95,7 @@ def make_bar(
     subdivision: int = 2,
     previous: Sequence[int] | None = None,
 ) -> Bar:
-    """A bar for one layer whose register lies around `center`."""
+    """Make one bar of a layer with pitches around `center`."""
     pitches = voice_chord(chord, center=center, previous=previous)
     root = nearest_pitch(chord.pitch_class(0), center - 8)
     return Bar(
@@ -116,7 +116,7 @@ def make_bar(
 def make_layer_bars(
     chords: Sequence[Chord], *, beats: int, center: int, velocity: int, subdivision: int = 2
 ) -> list[Bar]:
-    """One bar per chord, voiced so that the hand moves little."""
+    """Make one bar per chord, voiced with small movements from chord to chord."""
     bars: list[Bar] = []
     for index, chord in enumerate(chords):
         following = chords[(index + 1) % len(chords)]
@@ -131,7 +131,7 @@ def make_layer_bars(
 
 
 def _fit_scores(notes: Sequence[Note], chords: Sequence[Chord], *, start: float, beats: int) -> np.ndarray:
-    """How well each chord carries a bar's notes: sounding time in the chord minus half of that outside."""
+    """Score each chord for a bar: sounding time of notes in the chord minus half of the time outside it."""
     scores = np.zeros(len(chords))
     for note in notes:
         inside = max(0.0, min(note.end_beats, start + beats) - max(note.start_beats, start))
@@ -142,7 +142,7 @@ def _fit_scores(notes: Sequence[Note], chords: Sequence[Chord], *, start: float,
 
 
 def harmonize(notes: Sequence[Note], key: Key, *, beats_per_bar: int, bars: int) -> list[Chord]:
-    """The best chord sequence under a tune, one chord a bar (Viterbi over fit, succession and a home ending)."""
+    """Find the best chord sequence under a tune, one chord per bar (Viterbi over fit, succession, tonic ending)."""
     chords = [Chord(key, degree) for degree in PLAIN_CHORDS[key.mode]]
     plain = np.array(PLAINNESS[: len(chords)])
     moves = np.array([[SUCCESSION_BONUS * ((a.degree, b.degree) in FOLLOWS_WELL) for b in chords] for a in chords])

@@ -1,7 +1,7 @@
-"""The vetted list of public-domain pieces: which music21 corpus files are used, their key, metre and tune family.
+"""The vetted list of public-domain pieces: files of the music21 corpus with their key, metre and tune family.
 
-`repertoire.tsv` beside this file holds facts only (no notes), so that planning parses nothing and the split knows
-which files share a melody. `vetting` makes it from the installed music21.
+repertoire.tsv in this folder holds metadata only (no notes): planning parses no music, and the split knows which
+files share a melody. vetting.py generates it from the installed music21.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FOLDERS = {"bach": "bach", "ryan": "ryansMammoth"}
 
 @dataclass(frozen=True, slots=True)
 class RepertoireEntry:
-    """One usable file; `tune` names the melody family that the split keeps together."""
+    """One usable file; `tune` is its melody family, which the split keeps together."""
 
     collection: str
     file: str
@@ -34,20 +34,20 @@ class RepertoireEntry:
 
 
 def find_corpus_folder(collection: str) -> Path:
-    """The installed folder of a collection, found without importing music21."""
+    """Return the installed folder of a collection, without importing music21."""
     spec = importlib.util.find_spec("music21")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (path := Path(folder) / "corpus" / FOLDERS[collection]).is_dir():
             return path
-    raise FileNotFoundError(f"music21's corpus folder {FOLDERS[collection]!r} is missing: install the package music21")
+    raise FileNotFoundError(f"corpus folder {FOLDERS[collection]!r} of music21 is missing; install the package music21")
 
 
 @lru_cache(maxsize=1)
 def load_index() -> tuple[RepertoireEntry, ...]:
-    """The shipped list, in its stable order."""
+    """Read the shipped list, in its stable order."""
     header, *rows = INDEX_FILE.read_text(encoding="utf-8").splitlines()
     if header.split("\t") != [field.name for field in fields(RepertoireEntry)]:
-        raise ValueError(f"{INDEX_FILE.name} has columns {header!r}; make it again with this version's index module")
+        raise ValueError(f"{INDEX_FILE.name} has columns {header!r}; regenerate it: python -m pipelines.corpus.vetting")
     return tuple(_parse_entry(row.split("\t")) for row in rows)
 
 
@@ -57,7 +57,7 @@ def _parse_entry(cells: Sequence[str]) -> RepertoireEntry:
 
 
 def parse_file(collection: str, file: str) -> Any:
-    """The music21 score of a corpus file, parsed afresh (no pickle is read or written)."""
+    """Parse a corpus file with music21 (no pickle is read or written)."""
     from music21 import converter
 
     return converter.parse(find_corpus_folder(collection) / file, forceSource=True, storePickle=False)
@@ -71,4 +71,4 @@ def find_entry(collection: str, file: str) -> RepertoireEntry:
     for entry in find_entries(collection):
         if entry.file == file:
             return entry
-    raise ValueError(f"{collection}/{file} is not in the list of vetted pieces (repertoire.tsv)")
+    raise ValueError(f"{collection}/{file} is not a vetted piece; use one of those in {INDEX_FILE.name}")

@@ -1,4 +1,4 @@
-"""Musical keys: names, scales and estimation; the vocabulary that scores, composers and captions share."""
+"""Musical keys: names, scales and estimation from notes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MINOR_PROFILE = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A tonic pitch class (0 = C) and a mode; `name` is what captions say."""
+    """A tonic pitch class (0 = C) and a mode; captions use `name`."""
 
     tonic: int
     mode: Mode
@@ -36,12 +36,12 @@ class Key:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The seven scale steps in semitones above the tonic (natural minor)."""
+        """Return the seven scale steps in semitones above the tonic (natural minor)."""
         return MAJOR_STEPS if self.mode == "major" else MINOR_STEPS
 
     @property
     def sharps(self) -> int:
-        """Sharps (flats negative, -5 to 6) in the key signature."""
+        """Return the number of sharps in the key signature (flats negative, -5 to 6)."""
         major_tonic = self.tonic if self.mode == "major" else (self.tonic + 3) % 12
         return (major_tonic * 7 + 5) % 12 - 5
 
@@ -49,28 +49,28 @@ class Key:
         return Key((self.tonic + semitones) % 12, self.mode)
 
     def pitch_classes(self) -> frozenset[int]:
-        """Pitch classes a piece in this key may use: the scale, and in minor the leading tone of V."""
+        """Return the pitch classes of this key: the scale, and in minor the leading tone of V."""
         extra = (LEADING_TONE,) if self.mode == "minor" else ()
         return frozenset((self.tonic + step) % 12 for step in (*self.steps, *extra))
 
     def pitch(self, scale_step: int, *, base: int = 60, raise_seventh: bool = False) -> int:
-        """MIDI pitch of a scale step counted from the tonic above `base` (a C); steps may be negative."""
+        """Return the MIDI pitch of a scale step counted from the tonic above `base` (a C); steps can be negative."""
         octave, degree = divmod(scale_step, 7)
         raised = 1 if raise_seventh and self.mode == "minor" and degree == 6 else 0
         return base + self.tonic + 12 * octave + self.steps[degree] + raised
 
 
 def parse_key(name: str) -> Key:
-    """`"C# minor"` → Key(1, "minor"); flats as `b` or `-`. ValueError names what was read."""
+    """Parse `"C# minor"` to Key(1, "minor"), with flats as `b` or `-`; ValueError names the text."""
     tonic, _, mode = name.strip().partition(" ")
     if mode not in ("major", "minor") or tonic[:1].upper() not in LETTER_PITCH:
-        raise ValueError(f"key {name!r} is not a tonic and a mode such as 'C# minor' or 'Eb major'")
+        raise ValueError(f"key {name!r} is invalid; write a tonic and a mode such as 'C# minor' or 'Eb major'")
     shift = tonic.count("#") - tonic.count("b") - tonic.count("-")
     return Key((LETTER_PITCH[tonic[0].upper()] + shift) % 12, "major" if mode == "major" else "minor")
 
 
 def pitch_class_weights(pitches: Iterable[int], durations: Iterable[float]) -> np.ndarray:
-    """Sounding time per pitch class, [12]."""
+    """Return the sounding time per pitch class, [12]."""
     weights = np.zeros(12)
     for pitch, duration in zip(pitches, durations, strict=True):
         weights[pitch % 12] += duration
@@ -78,7 +78,7 @@ def pitch_class_weights(pitches: Iterable[int], durations: Iterable[float]) -> n
 
 
 def estimate_key(weights: np.ndarray) -> Key:
-    """The key whose Krumhansl-Kessler profile correlates best with pitch-class weights [12]."""
+    """Return the key whose Krumhansl-Kessler profile correlates best with pitch-class weights [12]."""
     if not weights.any():
         raise ValueError("cannot estimate the key of silence: every pitch-class weight is 0")
     modes: tuple[tuple[Mode, np.ndarray], ...] = (("major", MAJOR_PROFILE), ("minor", MINOR_PROFILE))

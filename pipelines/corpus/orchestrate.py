@@ -1,4 +1,4 @@
-"""Instruments for real pieces: (entry, seed, length) → a Piece in a seeded orchestration, tempo and key."""
+"""Orchestrate real pieces: (entry, seed, length) → a Piece with seeded instruments, tempo and key."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MELODY_ACCENT = 18
 
 
 def _make_chorale_parts(setting: ChoraleSetting, voices: Sequence[tuple[Note, ...]]) -> list[Part]:
-    """One part a voice; a soprano on an instrument of its own stands out."""
+    """Make one part per voice; a soprano with its own instrument is accented."""
     parts = [
         Part(name, program, transpose_notes(voice, 12 * setting.octaves))
         for (name, program), voice in zip(setting.voices, voices, strict=True)
@@ -62,13 +62,13 @@ def _make_chorale_parts(setting: ChoraleSetting, voices: Sequence[tuple[Note, ..
 
 
 def _octave_shift(notes: Sequence[Note], center: float) -> int:
-    """Octaves, in semitones, that bring the notes' average pitch nearest to `center`."""
+    """Return the octave shift, in semitones, that brings the notes' mean pitch closest to `center`."""
     mean = sum(note.pitch for note in notes) / len(notes)
     return 12 * round((center - mean) / 12)
 
 
 def _make_backing(setting: TuneSetting, tune: Tune, *, subdivision: int, length_beats: float) -> list[Part]:
-    """The setting's layers over chords that fit the tune, verse after verse for `length_beats`."""
+    """Make the setting's layers over chords that fit the tune, repeated for `length_beats`."""
     bars = round(tune.period_beats / tune.beats_per_bar)
     chords = harmonize(tune.voices[0], tune.key, beats_per_bar=tune.beats_per_bar, bars=bars)
     if setting.has_static_harmony:
@@ -93,7 +93,7 @@ def _make_piece(
     tempo_bpm: int,
     genre: str,
 ) -> Piece:
-    """The setting as a piece in the original key, from the first bar line."""
+    """Make a piece from the parts, in the original key and from the first bar line."""
     return Piece(
         parts=tuple(parts),
         tempo_bpm=tempo_bpm,
@@ -116,7 +116,7 @@ def _perform(piece: Piece, rng: random.Random, *, start_bar: int, semitones: int
 
 
 def arrange_chorale(entry: RepertoireEntry, *, seed: int, seconds: float) -> Piece:
-    """A seeded setting of a chorale; ValueError when no excerpt of this length stays in its key."""
+    """Arrange a chorale with a seeded setting; ValueError if no excerpt of this length stays in its key."""
     rng = random.Random(f"chorale/{entry.file}/{seed}")
     setting = rng.choice(CHORALE_SETTINGS)
     bpm, semitones = rng.randint(*setting.tempo_bpm), rng.randint(-MAX_TRANSPOSITION, MAX_TRANSPOSITION)
@@ -130,13 +130,13 @@ def arrange_chorale(entry: RepertoireEntry, *, seed: int, seconds: float) -> Pie
 
 
 def parse_tune_genre(title: str) -> str:
-    """`Flowers of Edinburgh (reel)` → `folk reel`; a plain dance tune when the title names no dance."""
+    """Return the genre in a title: `Flowers of Edinburgh (reel)` → `folk reel`; without a dance, `folk dance tune`."""
     match = re.search(r"\b(reel|jig|hornpipe|clog|strathspey|fling|slide)\b", title.lower())
     return f"folk {match[1]}" if match else "folk dance tune"
 
 
 def arrange_tune(entry: RepertoireEntry, *, seed: int, seconds: float) -> Piece:
-    """A seeded setting of a fiddle tune; ValueError when no excerpt of this length stays in its key."""
+    """Arrange a fiddle tune with a seeded setting; ValueError if no excerpt of this length stays in its key."""
     rng = random.Random(f"tune/{entry.file}/{seed}")
     setting = rng.choice(TUNE_SETTINGS)
     bpm = rng.randint(*TUNE_TEMPO_BPM[(entry.beat_quarters, entry.beats_per_bar)])

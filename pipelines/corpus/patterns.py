@@ -1,4 +1,4 @@
-"""Accompaniment: a bar of harmony → the notes a hand, a bass or a drummer plays; used by composer and orchestrator."""
+"""Accompaniment patterns: a bar of harmony → the notes of a hand, a bass or a drummer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOW_TOM, MID_TOM, HIGH_TOM = 41, 45, 48
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """One bar of one layer: where it is, its chord as pitches, and how a beat divides (2 or 3)."""
+    """One bar of one layer: its position, its chord as pitches, and the subdivisions of a beat (2 or 3)."""
 
     index: int
     start_beats: float
@@ -50,14 +50,14 @@ def half_blocks(bar: Bar) -> list[Note]:
 
 
 def pulse(bar: Bar) -> list[Note]:
-    """Repeated chords on every subdivision, the beats accented."""
+    """Repeat the chord on every subdivision, with accents on the beats."""
     step = 1 / bar.subdivision
     count = bar.beats * bar.subdivision
     return [n for k in range(count) for n in _chord(bar, k * step, step * 0.8, -10 if k % bar.subdivision else 0)]
 
 
 def _broken_chord(bar: Bar, order: tuple[int, ...], step: float, ring: float) -> list[Note]:
-    """Chord tones one after another; indices past the chord continue it an octave higher."""
+    """Play chord tones one after another; an index past the last chord tone continues an octave higher."""
     size = len(bar.chord)
     pitches = [bar.chord[index % size] + 12 * (index // size) for index in order]
     count = round(bar.beats / step)
@@ -69,12 +69,12 @@ def arpeggio(bar: Bar) -> list[Note]:
 
 
 def rolling_chord(bar: Bar) -> list[Note]:
-    """Sixteenths up and down over two octaves, as a harp or a running harpsichord plays them."""
+    """Play sixteenths up and down over two octaves, as on a harp or a harpsichord."""
     return _broken_chord(bar, (0, 1, 2, 3, 4, 3, 2, 1), 1 / (2 * bar.subdivision), 1.5)
 
 
 def sequencer(bar: Bar) -> list[Note]:
-    """A short-noted sixteenth ostinato, as a step sequencer plays it."""
+    """Play an ostinato of short sixteenths, as a step sequencer does."""
     return _broken_chord(bar, (0, 2, 1, 3, 0, 2, 4, 1), 0.25, 0.7)
 
 
@@ -83,55 +83,55 @@ def alberti(bar: Bar) -> list[Note]:
 
 
 def waltz(bar: Bar) -> list[Note]:
-    """Bass on one, chords on the other beats."""
+    """Play a bass note on the first beat and chords on the others."""
     chords = [n for beat in range(1, bar.beats) for n in _chord(bar, beat, 0.6, -8)]
     return [_note(bar, 0, 1, bar.root, 8), *chords]
 
 
 def boom_chuck(bar: Bar) -> list[Note]:
-    """Alternating bass on the beats, chord on each beat's last subdivision: dance accompaniment."""
+    """Play alternating bass notes on the beats and a chord on each beat's last subdivision."""
     off = 1 - 1 / bar.subdivision
     bass = [_note(bar, beat, 0.5, bar.fifth if beat % 2 else bar.root, 8) for beat in range(bar.beats)]
     return bass + [n for beat in range(bar.beats) for n in _chord(bar, beat + off, 0.4 / bar.subdivision + 0.1, -8)]
 
 
 def fingerpick(bar: Bar) -> list[Note]:
-    """Thumb alternating root and fifth on beats, fingers answering between on the upper strings."""
+    """Alternate root and fifth on the beats (thumb), with upper chord tones between them (fingers)."""
     thumb = [_note(bar, beat, 1.5, bar.fifth if beat % 2 else bar.root, 8) for beat in range(bar.beats)]
     upper = bar.chord[-3:]
     return thumb + [_note(bar, beat + 0.5, 1.2, upper[beat % len(upper)], -4) for beat in range(bar.beats)]
 
 
 def power(bar: Bar) -> list[Note]:
-    """Root, fifth and octave in driving eighths, as a distorted guitar plays them."""
+    """Play root, fifth and octave in eighths, as on a distorted guitar."""
     pitches = (bar.root, bar.fifth, bar.root + 12)
     return [_note(bar, k / 2, 0.45, p, 0 if k % 2 else 8) for k in range(bar.beats * 2) for p in pitches]
 
 
 def comping(bar: Bar) -> list[Note]:
-    """Syncopated short chords behind a soloist; two bars that alternate."""
+    """Play short syncopated chords in two alternating bars."""
     hits = ((0, 0.4), (1.5, 0.4)) if bar.index % 2 == 0 else ((0.5, 0.3), (2, 0.9), (3.5, 0.3))
     return [n for at, duration in hits if at < bar.beats for n in _chord(bar, at, duration)]
 
 
 def stabs(bar: Bar) -> list[Note]:
-    """Short chords between the beats, as in dance music."""
+    """Play short chords between the beats, as in dance music."""
     return [n for beat in range(bar.beats) for n in _chord(bar, beat + 0.5, 0.25)]
 
 
 def drone(bar: Bar) -> list[Note]:
-    """Root and fifth plucked over and over, as a tanpura is."""
+    """Repeat plucked root and fifth, as on a tanpura."""
     cycle = (bar.fifth, bar.root + 12, bar.root + 12, bar.root)
     return [_note(bar, beat, 2.0, cycle[beat % len(cycle)]) for beat in range(bar.beats)]
 
 
 def open_fifth(bar: Bar) -> list[Note]:
-    """Root and fifth held, as a bagpipe's drones."""
+    """Hold root and fifth, as a bagpipe's drones do."""
     return [_note(bar, 0, bar.beats, pitch) for pitch in (bar.root, bar.fifth)]
 
 
 def inner_voices(bar: Bar) -> list[Note]:
-    """Two half bars of the chord's own tones, the second one shifted by a chord tone: quartet writing."""
+    """Play two half bars of chord tones; in every other bar the second half is shifted by one chord tone."""
     half = bar.beats / 2
     later = (*bar.chord[1:], bar.chord[0] + 12) if bar.index % 2 else bar.chord
     return _chord(bar, 0, half) + [_note(bar, half, half, pitch, -4) for pitch in later]
@@ -142,7 +142,7 @@ def bass_whole(bar: Bar) -> list[Note]:
 
 
 def bass_two(bar: Bar) -> list[Note]:
-    """Root, then fifth in the second half of the bar."""
+    """Play the root, then the fifth in the second half of the bar."""
     half = bar.beats / 2
     return [_note(bar, 0, half, bar.root), _note(bar, half, half, bar.fifth, -6)]
 
@@ -156,14 +156,14 @@ def bass_offbeat(bar: Bar) -> list[Note]:
 
 
 def bass_walking(bar: Bar) -> list[Note]:
-    """Quarter notes: root, fifth or third, then a scale step into the next bar's root."""
+    """Play root, third and fifth in quarters, then a scale step into the next bar's root."""
     approach = min((p for p in bar.scale if p != bar.next_root), key=lambda p: abs(p - bar.next_root))
     line = (*([bar.root, bar.third, bar.fifth] * 2)[: bar.beats - 1], approach)
     return [_note(bar, beat, 0.9, pitch) for beat, pitch in enumerate(line)]
 
 
 def bass_funk(bar: Bar) -> list[Note]:
-    """Syncopated sixteenths with octaves and rests."""
+    """Play syncopated sixteenths with octaves and rests."""
     hits = ((0, 0), (0.75, 0), (1.5, 12), (2, 0), (2.75, 12), (3.25, 0), (3.5, 12))
     return [_note(bar, at, 0.22, bar.root + up, 6 if at == 0 else 0) for at, up in hits if at < bar.beats]
 
@@ -177,7 +177,7 @@ PATTERNS: dict[str, Pattern] = {
     "bass_funk": bass_funk,
 }  # fmt: skip
 
-# One bar of four beats: instrument → beats on which it strikes, and how hard.
+# One bar of four beats: (instrument, beats on which it sounds, velocity).
 Groove = tuple[tuple[int, tuple[float, ...], int], ...]
 EIGHTHS = tuple(k / 2 for k in range(8))
 SIXTEENTHS = tuple(k / 4 for k in range(16))
@@ -196,7 +196,7 @@ GROOVES: dict[str, Groove] = {
 
 
 def drum_bar(groove: str, *, index: int, start_beats: float, beats: int) -> list[Note]:
-    """One bar of a groove; every eighth bar opens with a crash and every fourth one ends in a tom fill."""
+    """Return one bar of a groove; every eighth bar opens with a crash and every fourth ends in a tom fill."""
     strikes = [(pitch, at, hard) for pitch, beats_on, hard in GROOVES[groove] for at in beats_on if at < beats]
     loud = groove in ("rock", "funk", "chip")
     if loud and index % 4 == 3:

@@ -1,6 +1,6 @@
-"""Which clips a corpus holds: settings → picklable specs with source, seed and split, before any music is made.
+"""Plan the clips of a corpus: settings → picklable specs with source, seed and split.
 
-A longer corpus with the same other settings begins with the clips of the shorter one.
+With otherwise equal settings, a longer corpus starts with the clips of the shorter one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REAL_COLLECTIONS = ("bach", "ryan")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusSettings:
-    """What decides the content of a corpus; ValueError when a value cannot be met."""
+    """The settings that determine the content of a corpus; ValueError for a value out of range."""
 
     minutes: float = 60.0
     seed: int = 0
@@ -38,9 +38,9 @@ class CorpusSettings:
 
     def __post_init__(self) -> None:
         for name in ("minutes", "held_out_fraction", "real_fraction", "clip_seconds"):
-            object.__setattr__(self, name, float(getattr(self, name)))  # 240 and 240.0 are one corpus
+            object.__setattr__(self, name, float(getattr(self, name)))  # 240 and 240.0 give the same corpus
         if not self.minutes > 0:
-            raise ValueError(f"minutes={self.minutes} must be more than 0")
+            raise ValueError(f"minutes={self.minutes} must be greater than 0")
         if not 5.0 <= self.clip_seconds <= 120.0:
             raise ValueError(f"clip_seconds={self.clip_seconds} must be between 5 and 120")
         if not 0.0 <= self.held_out_fraction <= 0.5:
@@ -55,7 +55,7 @@ class CorpusSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PieceSpec:
-    """One clip to make: `work` is a file of a real collection or a style of the composer."""
+    """One clip to make; `work` is a file of a real collection or a style of the composer."""
 
     piece_id: str
     collection: str
@@ -67,18 +67,18 @@ class PieceSpec:
 
 
 def _unit_hash(text: str) -> float:
-    """A stable number in [0, 1) for a text, equal on every machine."""
+    """Hash a text to a number in [0, 1), equal on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def choose_held_out_tunes(entries: tuple[RepertoireEntry, ...], fraction: float) -> frozenset[str]:
-    """The melody families of the held-out split: the first `fraction` of them in hash order, at least one."""
+    """Return the melody families of the held-out split: the first `fraction` in hash order, at least one."""
     tunes = sorted({f"{entry.collection}/{entry.tune}" for entry in entries}, key=_unit_hash)
     return frozenset(tunes[: max(1, round(fraction * len(tunes)))] if fraction > 0 else ())
 
 
 def _iter_real_works(collection: str, settings: CorpusSettings, split: Split) -> Iterator[tuple[str, str]]:
-    """(file, composition id) of one split, shuffled anew on every pass through the collection."""
+    """Yield (file, composition id) of one split, reshuffled on every pass through the collection."""
     entries = find_entries(collection)
     held_out = choose_held_out_tunes(entries, settings.held_out_fraction)
     pool = [e for e in entries if (f"{collection}/{e.tune}" in held_out) == (split == "held_out")]
@@ -88,7 +88,7 @@ def _iter_real_works(collection: str, settings: CorpusSettings, split: Split) ->
 
 
 def _iter_composed_works(settings: CorpusSettings, split: Split) -> Iterator[tuple[str, str]]:
-    """(style, composition id): every style once a round, each with the next number that hashes into the split."""
+    """Yield (style, composition id): every style once per round, with the next number that hashes into the split."""
     numbers = {style: count(settings.seed * 1_000_000) for style in STYLES}
     for turn in count():
         styles = random.Random(f"{settings.seed}/styles/{split}/{turn}").sample(list(STYLES), len(STYLES))
@@ -99,7 +99,7 @@ def _iter_composed_works(settings: CorpusSettings, split: Split) -> Iterator[tup
 
 
 def _is_turn(index: int, fraction: float) -> bool:
-    """Whether item `index` of a sequence belongs to a share, spread evenly: of the first n, round(n·f) do."""
+    """Return whether item `index` is in an evenly spread fraction f: of the first n items, round(n·f) are."""
     return math.floor(round((index + 1) * fraction + 0.5, 9)) > math.floor(round(index * fraction + 0.5, 9))
 
 
@@ -110,7 +110,7 @@ def _choose_collection(index: int, settings: CorpusSettings, seen: Counter[str])
 
 
 def plan_clips(settings: CorpusSettings) -> list[PieceSpec]:
-    """Clips in a fixed rhythm: composed and real in turn, each collection giving its share to the held-out split."""
+    """List the clips, alternating between composed and real ones; every collection contributes held-out clips."""
     splits: tuple[Split, Split] = ("train", "held_out")
     works = {("composed", split): _iter_composed_works(settings, split) for split in splits}
     works |= {(name, split): _iter_real_works(name, settings, split) for name in REAL_COLLECTIONS for split in splits}
@@ -136,7 +136,7 @@ def plan_clips(settings: CorpusSettings) -> list[PieceSpec]:
 
 
 def make_piece(spec: PieceSpec) -> Piece:
-    """The music of a spec. Errors of single real files pass through: `build` skips and counts them."""
+    """Make the music of a spec; errors of single real files propagate, and `make_clip` skips these files."""
     from pipelines.corpus.composer import compose
     from pipelines.corpus.orchestrate import ARRANGERS
 

@@ -1,4 +1,4 @@
-"""Piece → audio: soundfont synthesis, resampling, one loudness for all clips; between composition and FLAC."""
+"""Render a Piece to audio: soundfont synthesis, resampling and one loudness for all clips."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FADE_SECONDS = 0.4
 
 
 def find_soundfont() -> Path:
-    """The soundfont inside the installed pretty_midi package, found without importing it."""
+    """Return the path of the soundfont in the installed pretty_midi package, without importing the package."""
     spec = importlib.util.find_spec("pretty_midi")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (path := Path(folder) / SOUNDFONT_FILE).is_file():
             return path
-    raise FileNotFoundError(f"{SOUNDFONT_FILE} is missing: install the package pretty_midi, which contains it")
+    raise FileNotFoundError(f"soundfont {SOUNDFONT_FILE} is missing; install the package pretty_midi, which has it")
 
 
 @lru_cache(maxsize=1)
@@ -34,7 +34,7 @@ def _read_soundfont() -> bytes:
 
 
 def synthesize(piece: Piece) -> tuple[np.ndarray, int]:
-    """The piece as the synthesizer plays it: float32 [frames, 2] and its sample rate."""
+    """Synthesize the piece; return float32 audio [frames, 2] and its sample rate."""
     import midirenderer
     import soundfile
 
@@ -44,28 +44,28 @@ def synthesize(piece: Piece) -> tuple[np.ndarray, int]:
 
 
 def fit_length(audio: np.ndarray, frames: int) -> np.ndarray:
-    """Cut or padded with silence to exactly `frames`."""
+    """Cut audio, or pad it with silence, to exactly `frames`."""
     missing = max(0, frames - len(audio))
     return np.pad(audio[:frames], [(0, missing), *[(0, 0)] * (audio.ndim - 1)])
 
 
 def soft_limit(audio: np.ndarray, knee: float = KNEE) -> np.ndarray:
-    """Unchanged below the knee, bent smoothly towards ±1 above it: single attacks lose a little, nothing clips."""
+    """Leave samples below the knee unchanged and compress those above it smoothly towards ±1, so nothing clips."""
     over = np.maximum(np.abs(audio) - knee, 0.0)
     bent = knee + (1 - knee) * np.tanh(over / (1 - knee))
     return np.where(over > 0, np.sign(audio) * bent, audio).astype(np.float32)
 
 
 def normalize(audio: np.ndarray, target_rms_dbfs: float = TARGET_RMS_DBFS) -> np.ndarray:
-    """Scaled to one RMS, then soft-limited; ValueError on silence, which would be scaled to noise."""
+    """Scale audio to the target RMS and soft-limit it; ValueError for silence, which scaling would turn into noise."""
     rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
     if rms < 1e-5:
-        raise ValueError(f"the rendering is silent (RMS {rms:.1e}): no note sounds in this excerpt")
+        raise ValueError(f"the rendered excerpt is silent (RMS {rms:.1e}); choose an excerpt with notes")
     return soft_limit(audio * np.float32(10 ** (target_rms_dbfs / 20) / rms))
 
 
 def fade_out(audio: np.ndarray, sample_rate_hz: int, fade_seconds: float = FADE_SECONDS) -> np.ndarray:
-    """The last moments brought to silence, so that a cut note does not click."""
+    """Fade the last `fade_seconds` to silence, so that a cut note does not click."""
     count = min(len(audio), round(fade_seconds * sample_rate_hz))
     ramp = np.ones(len(audio), dtype=np.float32)
     ramp[len(audio) - count :] = np.linspace(1.0, 0.0, count, dtype=np.float32)
@@ -73,7 +73,7 @@ def fade_out(audio: np.ndarray, sample_rate_hz: int, fade_seconds: float = FADE_
 
 
 def render(piece: Piece, *, seconds: float, sample_rate_hz: int = SAMPLE_RATE_HZ, channels: int = 1) -> np.ndarray:
-    """`seconds` of the piece, float32 in [-1, 1]: [frames] when mono, [frames, 2] when stereo."""
+    """Render `seconds` of the piece as float32 in [-1, 1]: [frames] for mono, [frames, 2] for stereo."""
     import soxr
 
     if channels not in (1, 2):

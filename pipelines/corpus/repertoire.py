@@ -1,4 +1,4 @@
-"""Real public-domain pieces: a vetted file → its voices in tapped beats, and an excerpt that stays in its key."""
+"""Real public-domain pieces: read the voices of a vetted file in tapped beats, and choose excerpts in its key."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CORPUS_NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class Tune:
-    """The voices of a piece from its first bar line, highest first; after `period_beats` it begins again."""
+    """The voices of a piece from its first bar line, highest first; it repeats every `period_beats`."""
 
     voices: tuple[tuple[Note, ...], ...]
     key: Key
@@ -43,7 +43,7 @@ class Tune:
 
 
 def _merge_ties(part: Any, beat_quarters: float) -> list[Note]:
-    """The part's notes in beats; tied notes become one, grace notes (no duration) are left out."""
+    """Return the part's notes in beats; tied notes are merged, grace notes (no duration) are dropped."""
     notes: list[Note] = []
     open_ties: dict[int, int] = {}
     for element in part.flatten().notes:
@@ -60,9 +60,9 @@ def _merge_ties(part: Any, beat_quarters: float) -> list[Note]:
 
 
 def _shift_to_bar_line(notes: Sequence[Note], *, pickup_beats: float, period_beats: float) -> tuple[Note, ...]:
-    """Time counted from the first bar line.
+    """Count time from the first bar line.
 
-    The pickup moves to the end, where it leads into the next verse, if the last bar leaves room for it.
+    The pickup moves to the end, where it leads into the next verse, if the last bar has room for it.
     """
     shifted = [replace(note, start_beats=note.start_beats - pickup_beats) for note in notes]
     verse = [note for note in shifted if note.start_beats > -1e-6]
@@ -74,19 +74,19 @@ def _shift_to_bar_line(notes: Sequence[Note], *, pickup_beats: float, period_bea
 
 @lru_cache(maxsize=64)
 def read_tune(entry: RepertoireEntry) -> Tune:
-    """Parse a file with music21. Whatever music21 raises passes through: the caller skips the piece."""
+    """Parse a file with music21; its exceptions propagate, and the caller skips the piece."""
     period = float(entry.bars * entry.beats_per_bar)
     voices = tuple(
         _shift_to_bar_line(_merge_ties(part, entry.beat_quarters), pickup_beats=entry.pickup_beats, period_beats=period)
         for part in parse_file(entry.collection, entry.file).parts
     )
     if not all(voices):
-        raise ValueError(f"{entry.collection}/{entry.file} has a part without notes")
+        raise ValueError(f"{entry.collection}/{entry.file} has a part that contains no notes")
     return Tune(voices, parse_key(entry.key), entry.beats_per_bar, period)
 
 
 def excerpt_voices(tune: Tune, *, start_bar: int, length_beats: float) -> tuple[tuple[Note, ...], ...]:
-    """The voices from a bar line on, verse after verse, for `length_beats`."""
+    """Return the voices from `start_bar`, with repeats, for `length_beats`."""
     start = float(start_bar * tune.beats_per_bar)
     return tuple(
         cut_window(
@@ -99,11 +99,11 @@ def excerpt_voices(tune: Tune, *, start_bar: int, length_beats: float) -> tuple[
 
 
 def choose_start_bar(rng: random.Random, tune: Tune, *, length_beats: float, step_bars: int) -> int:
-    """A seeded bar line on which the melody sounds and from which the excerpt stays in the stated key."""
+    """Draw a bar line on which the melody starts and from which the excerpt stays in the tune's key."""
     bars = list(range(0, int(tune.period_beats // tune.beats_per_bar), step_bars))
     rng.shuffle(bars)
     for bar in bars:
         voices = excerpt_voices(tune, start_bar=bar, length_beats=length_beats)
         if voices[0] and voices[0][0].start_beats < 1e-6 and is_in_key(voices, tune.key):
             return bar
-    raise ValueError(f"no excerpt of {length_beats:.0f} beats begins on a bar line and stays in {tune.key.name}")
+    raise ValueError(f"no excerpt of {length_beats:.0f} beats starts on a bar line and stays in {tune.key.name}")

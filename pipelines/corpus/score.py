@@ -1,4 +1,4 @@
-"""What a piece of music is here: notes in felt beats, parts, facts; every source makes it, `render` plays it."""
+"""Pieces of music: notes in tapped beats, parts and metadata, with transformations and conversion to MIDI."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MELODIC_CHANNELS = tuple(channel for channel in range(16) if channel != DRUM_CHA
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One note; beats are the beats one would tap, so a jig's 6/8 bar has two."""
+    """One note; its beats are those a listener taps, so a 6/8 bar of a jig has two."""
 
     start_beats: float
     duration_beats: float
@@ -35,7 +35,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One instrument's line: `program` is a General MIDI number, for drums the kit's."""
+    """One instrument's notes; `program` is a General MIDI program number, for drums that of the kit."""
 
     name: str
     program: int
@@ -45,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Music plus the facts that captions and the manifest state about it."""
+    """Music and the metadata that captions and the manifest state about it."""
 
     parts: tuple[Part, ...]
     tempo_bpm: int
@@ -66,7 +66,7 @@ class Piece:
 
 
 def is_in_key(voices: Iterable[Iterable[Note]], key: Key) -> bool:
-    """Whether the notes heard, weighed by duration, point to this key (never so for silence)."""
+    """Return whether the key estimated from the notes, weighted by duration, is this key; False for silence."""
     notes = [note for voice in voices for note in voice]
     if not notes:
         return False
@@ -83,7 +83,7 @@ def change_velocity(notes: Iterable[Note], velocity: int) -> tuple[Note, ...]:
 
 
 def transpose(piece: Piece, semitones: int) -> Piece:
-    """The piece and its stated key moved by `semitones`; drums stay."""
+    """Transpose the piece and its key by `semitones`; drums stay unchanged."""
     parts = tuple(
         part if part.is_drums else replace(part, notes=transpose_notes(part.notes, semitones)) for part in piece.parts
     )
@@ -91,7 +91,7 @@ def transpose(piece: Piece, semitones: int) -> Piece:
 
 
 def cut_window(notes: Iterable[Note], *, start_beats: float, length_beats: float) -> tuple[Note, ...]:
-    """Notes that begin inside the window, moved to its start and cut at its end."""
+    """Return the notes that start inside the window, with times relative to its start, cut at its end."""
     end = start_beats + length_beats
     inside = (note for note in notes if start_beats - 1e-6 <= note.start_beats < end - 1e-6)
     return tuple(
@@ -105,7 +105,7 @@ def cut_window(notes: Iterable[Note], *, start_beats: float, length_beats: float
 
 
 def excerpt(piece: Piece, *, start_bar: int, seconds: float) -> Piece:
-    """`seconds` of the piece from the given bar line (0 = the beginning)."""
+    """Return `seconds` of the piece from the given bar line (0 = the beginning)."""
     start = start_bar * piece.beats_per_bar
     length = seconds * piece.tempo_bpm / 60
     parts = tuple(
@@ -115,7 +115,7 @@ def excerpt(piece: Piece, *, start_bar: int, seconds: float) -> Piece:
 
 
 def loop_notes(notes: Sequence[Note], *, period_beats: float, length_beats: float) -> tuple[Note, ...]:
-    """The notes repeated every `period_beats`, as verses are, until `length_beats` is filled."""
+    """Repeat the notes every `period_beats`, like verses, until `length_beats` is filled."""
     repeats = max(1, -int(-length_beats // period_beats))
     return tuple(
         replace(note, start_beats=note.start_beats + turn * period_beats)
@@ -134,7 +134,7 @@ def _humanize_note(note: Note, rng: random.Random, timing_beats: float, velocity
 
 
 def humanize(piece: Piece, rng: random.Random, *, timing_beats: float, velocity: int) -> Piece:
-    """Small seeded deviations of every onset (standard deviation, beats) and loudness (± velocity)."""
+    """Perturb every onset (normal, standard deviation `timing_beats`) and velocity (uniform, ± `velocity`)."""
     parts = tuple(
         replace(part, notes=tuple(_humanize_note(note, rng, timing_beats, velocity) for note in part.notes))
         for part in piece.parts
@@ -143,7 +143,7 @@ def humanize(piece: Piece, rng: random.Random, *, timing_beats: float, velocity:
 
 
 def trim_overlaps(notes: Iterable[Note]) -> list[Note]:
-    """Notes cut where the same pitch begins again, since a MIDI note-off would end both."""
+    """End each note where its pitch starts again, because one MIDI note-off would end both."""
     result: list[Note] = []
     by_pitch = sorted(notes, key=lambda note: (note.pitch, note.start_beats))
     for note, following in zip(by_pitch, [*by_pitch[1:], None], strict=True):
@@ -155,7 +155,7 @@ def trim_overlaps(notes: Iterable[Note]) -> list[Note]:
 
 
 def _make_messages(part: Part, channel: int) -> list[tuple[int, int, object]]:
-    """(tick, order, message) of a part; at equal ticks a note ends before the next begins."""
+    """Return (tick, order, message) of a part; at equal ticks a note ends before the next one starts."""
     import mido
 
     messages: list[tuple[int, int, object]] = [
@@ -163,7 +163,7 @@ def _make_messages(part: Part, channel: int) -> list[tuple[int, int, object]]:
     ]
     for note in trim_overlaps(part.notes):
         if not 0 <= note.pitch <= 127:
-            raise ValueError(f"part {part.name!r} has pitch {note.pitch}, outside 0..127")
+            raise ValueError(f"part {part.name!r} has pitch {note.pitch}; MIDI pitches are 0 to 127")
         start = round(note.start_beats * TICKS_PER_BEAT)
         end = max(start + 1, round(note.end_beats * TICKS_PER_BEAT))
         on = mido.Message("note_on", channel=channel, note=note.pitch, velocity=note.velocity)
@@ -173,7 +173,7 @@ def _make_messages(part: Part, channel: int) -> list[tuple[int, int, object]]:
 
 
 def to_midi(piece: Piece) -> bytes:
-    """The piece as a type-0 MIDI file; ValueError when it needs more than 15 melodic channels."""
+    """Encode the piece as a type-0 MIDI file; ValueError if it needs more than 15 melodic channels."""
     import mido
 
     melodic = iter(MELODIC_CHANNELS)
@@ -181,7 +181,7 @@ def to_midi(piece: Piece) -> bytes:
     for part in piece.parts:
         channel = DRUM_CHANNEL if part.is_drums else next(melodic, None)
         if channel is None:
-            raise ValueError(f"{piece.title!r} has {len(piece.parts)} parts; MIDI holds 15 melodic ones")
+            raise ValueError(f"{piece.title!r} has {len(piece.parts)} parts; use at most 15 melodic parts")
         events += _make_messages(part, channel)
     track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(piece.tempo_bpm))])
     last_tick = 0

@@ -1,4 +1,4 @@
-"""The composer's styles as data: which instruments play what, how fast, and the words that describe it."""
+"""The composer's styles as data: instruments, patterns, tempi and the text that captions use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.corpus.keys import Mode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One accompanying instrument: a pattern of `patterns.PATTERNS` around a register."""
+    """One accompanying instrument: a pattern of `PATTERNS` (patterns.py) around a central pitch."""
 
     name: str
     program: int
@@ -20,7 +20,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lead:
-    """The melody: instrument, register, and the note lengths (beats) its rhythms are made of."""
+    """The melody: instrument, central pitch and the note lengths (beats) of its rhythms."""
 
     name: str
     program: int
@@ -32,7 +32,7 @@ class Lead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Style:
-    """A recipe; `genre`, `ensemble` and `texture` are what captions say, so they must be audible."""
+    """A recipe for pieces; captions state `genre`, `ensemble` and `texture`, so they must be audible."""
 
     genre: str
     ensemble: str

@@ -1,7 +1,7 @@
-"""Which corpus files are sound enough to use: `python -m pipelines.corpus.vetting` writes `repertoire.tsv` (minutes).
+"""Select usable corpus files: `python -m pipelines.corpus.vetting` writes repertoire.tsv in a few minutes.
 
-A file is used when its voices and bar lines are regular and the key signature, music21's analysis and our own estimate
-name one key; files that share a melody get one family name, which the split keeps together.
+A file is used if its voices and bar lines are regular, and the key signature, music21's analysis and our estimate
+agree on the key. Files that share a melody get the same family name, which the split keeps together.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from pipelines.corpus.keys import (
 )
 
 VOICES = ("Soprano", "Alto", "Tenor", "Bass")
-# A tapped beat in quarter notes and beats in a bar, by time signature of the notation.
+# Quarter notes per tapped beat and beats per bar, by time signature.
 METERS = {
     "4/4": (1.0, 4), "3/4": (1.0, 3), "2/4": (1.0, 2), "2/2": (2.0, 2),
     "6/8": (1.5, 2), "9/8": (1.5, 3), "12/8": (1.5, 4),
 }  # fmt: skip
 MIN_BARS = {"bach": 6, "ryan": 8}
-# Two files hold one tune when this share of their melodies' n-grams (of this length) is common.
+# n-gram length, and the fraction of common n-grams from which two melodies count as one tune.
 TUNE_GRAM = {"bach": (6, 0.5), "ryan": (7, 0.4)}
-UNUSED_TITLES = ("coon", "gourd")  # minstrel-show titles that should not stand in a manifest
+UNUSED_TITLES = ("coon", "gourd")  # minstrel-show titles that must not appear in a manifest
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An entry before families are known, and the melody (semitone steps) to find them by."""
+    """An entry without its family, and the melody (semitone steps) that determines it."""
 
     entry: RepertoireEntry
     steps: tuple[int, ...]
@@ -54,7 +54,7 @@ def slugify(text: str) -> str:
 
 
 def _read_meter(part: Any) -> tuple[float, int, float, int] | None:
-    """(beat in quarters, beats a bar, pickup in beats, whole bars); None when the bar lines are irregular."""
+    """Return (quarters per beat, beats per bar, pickup in beats, bars); None if the bar lines are irregular."""
     signatures = {time.ratioString for time in part.recurse().getElementsByClass("TimeSignature")}
     if len(signatures) != 1 or (ratio := signatures.pop()) not in METERS:
         return None
@@ -76,9 +76,9 @@ def _read_sharps(score: Any) -> int | None:
 
 
 def _find_agreed_key(score: Any) -> str | None:
-    """The key on which music21's analysis, our own estimate and the key signature agree; None otherwise.
+    """Return the key on which music21's analysis, our estimate and the key signature agree, otherwise None.
 
-    Old minor pieces may be written with one flat less (a Dorian signature), which is accepted.
+    A signature with one flat less is accepted for minor: old pieces use Dorian signatures.
     """
     notes = list(score.flatten().notes)
     pitches = [pitch.midi for note in notes for pitch in note.pitches]
@@ -99,7 +99,7 @@ def _ends_on_tonic(part: Any, key: str) -> bool:
 
 
 def vet_chorale(file: str, titles: dict[str, dict[str, Any]]) -> Candidate | None:
-    """A four-part chorale whose bass ends on the tonic of the agreed key."""
+    """Accept a four-part chorale whose bass ends on the tonic of the agreed key."""
     score = parse_file("bach", file)
     if tuple(part.partName for part in score.parts) != VOICES:
         return None
@@ -122,7 +122,7 @@ def _read_abc_field(text: str, letter: str) -> str:
 
 
 def _clean_title(title: str) -> str:
-    """`BOSON RAT:TLERS' -- REEL.` → `Boson Rattlers' (reel)`."""
+    """Normalize a title: `BOSON RAT:TLERS' -- REEL.` → `Boson Rattlers' (reel)`."""
     name, _, kind = re.sub(r"[:\"]|\.$", "", title).partition("--")
     name, kind = name.strip().strip("."), kind.strip().strip(".").lower()
     if name.isupper():
@@ -131,7 +131,7 @@ def _clean_title(title: str) -> str:
 
 
 def vet_tune(file: str) -> Candidate | None:
-    """A fiddle tune that names Ryan's collection, in a major or minor key confirmed by analysis."""
+    """Accept a fiddle tune of Ryan's collection whose major or minor key the analysis confirms."""
     text = (find_corpus_folder("ryan") / file).read_text(encoding="utf-8", errors="replace")
     key_match = re.fullmatch(r"([A-G][b#]?) ?(m|min|minor|M|maj|major)?", _read_abc_field(text, "K"), re.IGNORECASE)
     if key_match is None or "Ryan" not in _read_abc_field(text, "B") or len(re.findall(r"^K:", text, re.MULTILINE)) > 1:
@@ -173,7 +173,7 @@ def _is_same_tune(first: Candidate, second: Candidate, grams: dict[str, frozense
 
 
 def assign_families(candidates: Sequence[Candidate]) -> list[RepertoireEntry]:
-    """Entries whose `tune` is one name for all files that share a title, an opening or much of a melody."""
+    """Give the same `tune` to all files that share a title, an opening or much of a melody."""
     grams = {one.entry.file: _ngrams(one.steps, TUNE_GRAM[one.entry.collection][0]) for one in candidates}
     family = list(range(len(candidates)))
     for i, first in enumerate(candidates):
@@ -186,7 +186,7 @@ def assign_families(candidates: Sequence[Candidate]) -> list[RepertoireEntry]:
 
 
 def scan(files: Iterable[Path], collection: str) -> list[Candidate]:
-    """Candidates of a collection; files that raise or are refused are counted and left out."""
+    """Return the candidates of a collection; files that fail or are rejected are counted and dropped."""
     from music21.corpus.chorales import ChoraleListRKBWV
 
     titles = ChoraleListRKBWV().byBWV
@@ -194,7 +194,7 @@ def scan(files: Iterable[Path], collection: str) -> list[Candidate]:
     for path in sorted(files):
         try:
             candidate = vet_chorale(path.name, titles) if collection == "bach" else vet_tune(path.name)
-        except Exception as error:  # music21 raises many kinds; each file stands alone
+        except Exception as error:  # music21 raises many classes; one bad file must not end the scan
             outcome[type(error).__name__] += 1
             continue
         outcome["used" if candidate else "refused"] += 1
@@ -205,7 +205,7 @@ def scan(files: Iterable[Path], collection: str) -> list[Candidate]:
 
 
 def main() -> None:
-    """Write the index again. Bach's `.krn` files are left out: their encoder reserves derivative formats."""
+    """Write the index, without Bach's .krn files, whose encoder reserves derivative formats."""
     chorales = assign_families(scan(find_corpus_folder("bach").glob("bwv*.mxl"), "bach"))
     tunes = assign_families(scan(find_corpus_folder("ryan").glob("*.abc"), "ryan"))
     rows = ["\t".join(field.name for field in fields(RepertoireEntry))]

@@ -1,4 +1,4 @@
-"""From the plans of epochs to the rows of each batch: windows are read in the order of their use, and gathered from."""
+"""Read the rows of each batch that the epoch plans ask for: load windows in the order of use and gather from them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from pipelines.data.shards import (
 
 @dataclass(frozen=True)
 class EpochRead:
-    """What a worker reads of one epoch.
+    """The part of one epoch that a worker reads.
 
     Attributes:
-        epoch: its number.
-        shares: the worker's part of each lane.
-        first_batch: of the epoch that is still to come.
+        epoch: number of the epoch.
+        slices: the worker's slice of each lane.
+        first_batch: first batch of the epoch to yield.
     """
 
     epoch: int
@@ -47,7 +47,7 @@ class EpochRead:
 
     @cached_property
     def windows(self) -> list[Window]:
-        """Needed of the epoch, in the order of their use."""
+        """Return the windows to read, in the order of use."""
         return self.plan.windows_to_read(self.slices, first_batch=self.first_batch)
 
 
@@ -56,9 +56,9 @@ class LoadedWindow:
     """A window whose shards have been read.
 
     Attributes:
-        pieces: the shards its rows are of.
-        piece, row, number: of each row in the window's order: its shard, its place there, and its number in the data
-            set.
+        shards: the shards of its rows.
+        shard_index, row_index, dataset_row: for each row, in the window's order: index into `shards`, row in that
+            shard, and row in the data set.
     """
 
     window: Window
@@ -69,9 +69,9 @@ class LoadedWindow:
 
 
 class EpochReader:
-    """Rows of epochs through a reader, which reads on into the next epoch before one has ended.
+    """Reads the rows of epochs; its reader starts on the next epoch before the current one ends.
 
-    A split that fits into one window is read once and kept in memory; shards of a larger one are kept in `cache`.
+    A split that fits into one window is read once and stays in memory; the shards of larger ones are kept in `cache`.
     """
 
     def __init__(self, uri: str, shards: list[Shard], reader: Reader, cache: ShardCache | None = None) -> None:
@@ -79,7 +79,7 @@ class EpochReader:
         self.first_row = np.cumsum([0, *(s.rows for s in shards)])
 
     def iter_batches(self, epochs: Iterator[EpochRead]) -> Iterator[tuple[EpochRead, int, TrainColumns, Ints]]:
-        """Each batch of each epoch: its number there, its rows, and their numbers in the data set."""
+        """Yield each batch of each epoch: its EpochRead, number, rows, and the rows' indices in the data set."""
         epochs_to_yield, epochs_to_read = tee(epochs)
         shard_rows = iter(self._read_shards(epochs_to_read))
         for epoch_read in epochs_to_yield:
@@ -88,7 +88,7 @@ class EpochReader:
                 yield epoch_read, number, *gather_rows(positions)
 
     def _load_windows(self, windows: list[Window], shard_rows: Iterator[ShardRows]) -> Iterator[LoadedWindow]:
-        """Windows with their rows, each shard taken once for a lane."""
+        """Yield windows with their shards; each shard is read once per lane."""
         current: dict[int, tuple[int, ShardRows]] = {}
         for window in windows:
             shards, shard_index, row_index, dataset_row = list[ShardRows](), list[Ints](), list[Ints](), list[Ints]()
@@ -113,11 +113,11 @@ class EpochReader:
 
 
 RowPositions = list[tuple[LoadedWindow, int, int]]
-"""Rows of a batch: from where to where of which windows."""
+"""Rows of a batch: (window, start, stop)."""
 
 
 def _locate_rows(epoch_read: EpochRead, windows: Iterator[LoadedWindow]) -> Iterator[RowPositions]:
-    """What each of a worker's batches in an epoch is made of."""
+    """Yield the row positions of each of a worker's batches in an epoch."""
     plan = epoch_read.plan
     current: dict[int, LoadedWindow] = {}
     for batch in range(epoch_read.first_batch, plan.batches):
@@ -137,7 +137,7 @@ def _locate_rows(epoch_read: EpochRead, windows: Iterator[LoadedWindow]) -> Iter
 
 
 def gather_rows(positions: RowPositions) -> tuple[TrainColumns, Ints]:
-    """The rows of a batch, copied together, and their numbers in the data set."""
+    """Copy the rows of a batch together; return them and their indices in the data set."""
     sources = [
         (loaded.shards[shard], row)
         for loaded, start, stop in positions
@@ -158,14 +158,14 @@ def _stack(values: list[Array]) -> Array:
 
 T = TypeVar("T")
 
-_POLL_S = 0.1  # how often a full queue looks whether anyone still wants its items
-_CLOSE_TIMEOUT_S = 10.0  # that a closed iterator is given to finish the item it makes
+_POLL_S = 0.1  # how often a blocked producer checks whether the consumer has closed
+_CLOSE_TIMEOUT_S = 10.0  # for a closed producer to finish its current item
 
 
 def prefetch(make: Callable[[], Generator[T, None, None]], *, depth: int) -> Generator[T, None, None]:
-    """Items of `make()`, up to `depth` of them made before they are asked for, in order.
+    """Yield the items of `make()` in order, with up to `depth` of them prepared in a background thread.
 
-    What the iterator raises is raised here, at the item it belongs to. Closing this generator ends the thread.
+    An exception of the iterator is raised here, at its item. Closing this generator ends the thread.
     """
     items: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()
@@ -186,7 +186,7 @@ def prefetch(make: Callable[[], Generator[T, None, None]], *, depth: int) -> Gen
                 if closed.is_set():
                     break
             put(False, None)
-        except BaseException as error:  # whatever it is, it belongs to the one who asks
+        except BaseException as error:  # of any class: it is re-raised in the consumer
             put(False, error)
         finally:
             iterator.close()

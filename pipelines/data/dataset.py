@@ -1,7 +1,7 @@
-"""The training stream: batches of latents in an order that depends on (seed, epoch) alone, from any place in it on.
+"""The training stream: batches of latents in an order that depends only on (seed, epoch), from any position.
 
-`epoch_plan` says which rows a batch is made of, `reading` fetches them; here they are gathered, cropped, normalised and
-handed over a few batches ahead. A cursor (epoch, row) says all about where a run stands, for any number of workers.
+epoch_plan.py selects the rows of each batch and shard_reader.py reads them; this module crops, normalizes and
+prefetches them. A cursor (epoch, row) is the whole state of the stream, for any number of workers.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from presto_core.artifacts.store import StoreError, read_manifest
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
 from presto_core.training.state import Batch, Cursor
 
-PREFETCH_BATCHES = 2  # made while a step runs
+PREFETCH_BATCHES = 2  # prepared while a step runs
 SIGMA_DATA = 1.0  # latents leave this stream normalised to unit variance
 
 
 @dataclass(frozen=True)
 class LatentDataset:
-    """A committed data set, known by its manifest.
+    """A committed data set, described by its manifest.
 
     Attributes:
         uri: folder of the artifact.
         manifest: as committed; `manifest["dataset"]` holds shapes, statistics, codec and text encoder.
-        skipped: files of shards that are left out because they are damaged.
+        skipped: files of damaged shards, which are excluded.
     """
 
     uri: str
@@ -49,7 +49,7 @@ class LatentDataset:
         return dict(self.manifest["dataset"])
 
     def shards(self, split: str) -> list[Shard]:
-        """Shards of `train` or `held_out`.
+        """Return the shards of `train` or `held_out`.
 
         Raises:
             StoreError: the split is empty.
@@ -57,28 +57,30 @@ class LatentDataset:
         listed = [Shard(**s) for s in self.info["shards"] if s["split"] == split]
         usable = [shard for shard in listed if shard.file not in self.skipped]
         if not usable:
-            raise StoreError(f"data set {self.uri} has no {split!r} rows; ingest more music, or mend held_out_fraction")
+            raise StoreError(
+                f"data set {self.uri} has no {split!r} rows; ingest more music or change ingest.held_out_fraction"
+            )
         return usable
 
     @property
     def exclusion_manifest(self) -> dict[str, Any]:
-        """What a model trained on this must say in its manifest: damaged shards, if any, that it was not trained on."""
+        """Return the manifest fields of a model trained on this: the damaged shards, if any, that it did not use."""
         return {"skipped_shards": list(self.skipped)} if self.skipped else {}
 
     def exclude_shards(self, files: Iterable[str]) -> LatentDataset:
-        """The same data set, less some shards."""
+        """Return this data set without some shards."""
         return replace(self, skipped=(*self.skipped, *files))
 
 
 def open_dataset(uri: str) -> LatentDataset:
-    """Read a data set's manifest.
+    """Open a data set by reading its manifest.
 
     Raises:
-        StoreError: there is none, or the artifact is of another kind.
+        StoreError: there is no manifest, or the artifact is of another kind.
     """
     manifest = read_manifest(open_folder(uri))
     if manifest.get("kind") != "dataset":
-        raise StoreError(f"{uri} is a {manifest.get('kind')}, not a data set")
+        raise StoreError(f"artifact {uri} is of kind {manifest.get('kind')}; use one of kind dataset")
     return LatentDataset(uri, manifest)
 
 
@@ -96,28 +98,31 @@ def stream_batches(
     crop_frames: int = 0,
     caption_dropout: float = 0.0,
 ) -> Generator[Batch, None, None]:
-    """Endless batches of the training split from `cursor` on; each epoch's rows, less what does not fill a batch.
+    """Yield endless batches of the training split, starting at `cursor`; incomplete last batches are dropped.
 
     Args:
-        cache: where shards from object storage are kept for later epochs.
-        crop_frames: length of a random part of each row; 0 takes rows whole.
-        caption_dropout: probability that a row's conditions are withheld (classifier-free guidance).
+        cache: keeps shards from object storage for later epochs.
+        crop_frames: length of a random crop of each row; 0 uses whole rows.
+        caption_dropout: probability that a row's conditions are dropped (classifier-free guidance).
 
     Raises:
-        StoreError: the split holds fewer rows than one global batch, or a shard is damaged.
-        ValueError: crop_frames is more than a row holds, or the batch cannot be shared evenly.
+        StoreError: the split has fewer rows than one global batch, crop_frames exceeds a row, or a shard is damaged.
+        ValueError: global_batch_size is not a multiple of world_size.
     """
     shards = dataset.shards("train")
     rows, frames = sum(s.rows for s in shards), int(dataset.info["latents"]["frames"])
     if rows < global_batch_size:
         raise StoreError(
-            f"the training split of {dataset.uri} has {rows} rows, fewer than one global batch of "
-            f"{global_batch_size}; ingest more music or lower global_batch_size"
+            f"the training split of {dataset.uri} has {rows} rows, less than one global batch "
+            f"(global_batch_size={global_batch_size}); ingest more music or lower global_batch_size"
         )
     if global_batch_size % world_size:
-        raise ValueError(f"global_batch_size={global_batch_size} must be a multiple of {world_size} workers")
+        raise ValueError(
+            f"global_batch_size={global_batch_size} does not divide among {world_size} workers; "
+            f"use a multiple of {world_size}"
+        )
     if crop_frames > frames:
-        raise StoreError(f"data.crop_frames={crop_frames} is more than the {frames} frames of a row of {dataset.uri}")
+        raise StoreError(f"data.crop_frames={crop_frames} exceeds the rows of {dataset.uri}; use at most {frames}")
     epoch_reader = EpochReader(dataset.uri, shards, reader, cache)
     augmentation = _Augmentation(
         seed, rows, frames=frames, crop_frames=crop_frames or frames, caption_dropout=caption_dropout
@@ -148,7 +153,7 @@ def stream_batches(
 
 @dataclass(frozen=True)
 class _Augmentation:
-    """What is drawn for a row: from (seed, epoch, row) alone, so that neither resuming nor sharing changes it."""
+    """Random crops and dropout: drawn from (seed, epoch, row) only, so independent of resuming and of workers."""
 
     seed: int
     rows: int
@@ -164,7 +169,7 @@ class _Augmentation:
 
 @dataclass(frozen=True)
 class _EpochAugmentation:
-    """By row of the data set: where its crop begins, and whether its conditions are told."""
+    """The crop offset of each row of the data set, and whether its conditions are kept."""
 
     epoch: int
     crop_offset: Array
@@ -172,7 +177,7 @@ class _EpochAugmentation:
     crop_frames: int
 
     def __call__(self, rows: TrainColumns, ids: Array) -> tuple[TrainColumns, Array]:
-        """Rows cropped, and which of them are told their conditions."""
+        """Crop rows; also return which of them keep their conditions."""
         if self.crop_frames < rows.latents.shape[2]:
             starts = self.crop_offset[ids]
             cropped = [x[:, a : a + self.crop_frames] for x, a in zip(rows.latents, starts)]
@@ -181,7 +186,7 @@ class _EpochAugmentation:
 
 
 class _Collate:
-    """Rows -> normalised Batch on a device."""
+    """Turns rows into a normalized Batch on a device."""
 
     def __init__(self, dataset: LatentDataset, device: torch.device | str) -> None:
         stats = dataset.info["latents"]
@@ -199,9 +204,9 @@ class _Collate:
 
 
 def make_conditioning(rows: TrainColumns) -> Conditioning:
-    """What the rows' captions, tempi and keys tell a network; tokens that no caption of the batch fills are cut off.
+    """Make the conditioning from the rows' captions, tempi and keys, cut to the longest caption of the batch.
 
-    A row of which nothing is known is unconditional.
+    A row without caption, tempo and key is unconditional.
     """
     num_tokens = int(np.flatnonzero(rows.text_mask.any(axis=0)).max(initial=0)) + 1
     has_condition = rows.text_mask.any(axis=1) | (rows.tempo_bpm > 0) | (rows.key != UNKNOWN_KEY)

@@ -1,9 +1,9 @@
-"""The order of an epoch: which rows of which shards go into which batch and to which worker; numbers only, no data.
+"""Plan the order of an epoch: which rows of which shards go into which batch and to which worker (indices only).
 
-Shards are permuted and laid end to end, and the line is cut into lanes of equal length. Every global batch takes the
+Shards are permuted and concatenated, and the sequence is cut into lanes of equal length. Every global batch takes the
 same number of rows from each lane; inside a lane, rows are permuted within windows. Lanes depend on the data set and
-the batch size, never on how many workers there are, so the order is the same for any number of them; a worker reads the
-lanes it takes rows from and no others. Windows of different lanes end at different times, so that reading is steady.
+the batch size only, so the order is the same for any number of workers; a worker reads only the lanes it takes rows
+from. Windows of different lanes end at different times, so that reads are spread evenly.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-WINDOW_ROWS = 8192  # rows that are held at once, over all lanes; some 300 MB at the laptop preset's shapes
+WINDOW_ROWS = 8192  # rows in memory at once, over all lanes; some 300 MB at the laptop preset's shapes
 MAX_LANES = 32
-SHARDS_PER_LANE = 4  # at least, where there are enough: a shard on the border of two lanes is read twice
+SHARDS_PER_LANE = 4  # at least, if possible: a shard on the border of two lanes is read twice
 
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows `start` ... `stop` of one shard."""
+    """Rows [start, stop) of one shard."""
 
     shard: int
     start: int
@@ -36,11 +36,11 @@ class RowRange:
 
 @dataclass(frozen=True)
 class Window:
-    """Pieces of a lane whose rows are permuted together.
+    """Row ranges of a lane whose rows are permuted together.
 
     Attributes:
-        begin: position in the lane of its first row.
-        seed: of its permutation.
+        begin: position of its first row in the lane.
+        seed: seed of its permutation.
     """
 
     lane: int
@@ -53,13 +53,13 @@ class Window:
         return self.begin + sum(map(len, self.row_ranges))
 
     def order(self) -> Ints:
-        """Permutation of its rows."""
+        """Return the permutation of its rows."""
         return np.random.default_rng(self.seed).permutation(self.end - self.begin)
 
 
 @dataclass(frozen=True)
 class WorkerSlice:
-    """The part of a lane's rows that one worker takes: `start` ... `stop` of the rows that a batch takes of it."""
+    """A worker's part of a lane: rows [start, stop) of those that each global batch takes from it."""
 
     lane: int
     start: int
@@ -68,12 +68,12 @@ class WorkerSlice:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One epoch.
+    """The plan of one epoch.
 
     Attributes:
         lanes: windows of each lane, in order.
-        rows_a_lane: rows of a lane that one global batch takes.
-        batches: global batches in the epoch; what does not fill one is left out.
+        rows_per_lane: rows that one global batch takes from each lane.
+        batches: number of complete global batches in the epoch.
     """
 
     lanes: list[list[Window]]
@@ -98,7 +98,7 @@ class EpochPlan:
                 RowRange(int(shard_order[i]), int(max(first - starts[i], 0)), int(min(last, ends[i]) - starts[i]))
                 for i in touched
             ]
-            # half of a lane's rows are a window, the other half what is left of the shard it ends in
+            # half of a lane's memory is for the window, half for the rest of the shard in which it ends
             size = max(WINDOW_ROWS // lanes // 2, 1)
             lane_windows.append(
                 _cut_windows(lane, row_ranges, size=size, first=-(-size * (lane + 1) // lanes), seed=(seed, epoch))
@@ -106,7 +106,7 @@ class EpochPlan:
         return EpochPlan(lane_windows, rows_per_lane, batches)
 
     def worker_slices(self, *, rank: int, world_size: int) -> list[WorkerSlice]:
-        """What a worker takes of each lane: its part of the global batch, laid out lane by lane."""
+        """Return a worker's slice of each lane; the global batch is laid out lane by lane."""
         rows_per_worker = self.rows_per_lane * len(self.lanes) // world_size
         slices = []
         for lane in range(len(self.lanes)):
@@ -120,7 +120,7 @@ class EpochPlan:
         return slices
 
     def windows_to_read(self, slices: list[WorkerSlice], *, first_batch: int) -> list[Window]:
-        """Windows a worker needs from `first_batch` on, in the order in which it comes to need them."""
+        """Return the windows that a worker needs from `first_batch` on, in the order of first use."""
         needed = [
             (batch, window)
             for worker_slice in slices
@@ -130,7 +130,7 @@ class EpochPlan:
         return [window for _, window in sorted(needed, key=lambda n: (n[0], n[1].lane, n[1].begin))]
 
     def _first_batch_using(self, window: Window, worker_slice: WorkerSlice, first_batch: int) -> int | None:
-        """The first batch from `first_batch` on for which a worker takes rows of a window."""
+        """Return the first batch from `first_batch` on that uses rows of the window; None if there is none."""
         batch = max(window.begin // self.rows_per_lane, first_batch)
         if batch * self.rows_per_lane + worker_slice.stop <= window.begin:
             batch += 1
@@ -138,7 +138,7 @@ class EpochPlan:
 
 
 def num_lanes(shard_rows: Sequence[int], global_batch_size: int) -> int:
-    """The most lanes that divide a global batch evenly, leave each some shards, and hold no more than WINDOW_ROWS."""
+    """Return the most lanes that divide a global batch, have enough shards each, and fit into `WINDOW_ROWS`."""
     max_lanes = min(
         MAX_LANES, len(shard_rows) // SHARDS_PER_LANE, WINDOW_ROWS // (2 * max(shard_rows)), global_batch_size
     )
@@ -148,7 +148,7 @@ def num_lanes(shard_rows: Sequence[int], global_batch_size: int) -> int:
 def _cut_windows(
     lane: int, row_ranges: list[RowRange], *, size: int, first: int, seed: tuple[int, int]
 ) -> list[Window]:
-    """Pieces cut into windows of `size` rows, but for the first and the last one."""
+    """Cut row ranges into windows of `size` rows, except for the first and the last one."""
     windows, begin, group, rows_left = list[Window](), 0, list[RowRange](), first
     for row_range in row_ranges:
         start = row_range.start
@@ -165,7 +165,7 @@ def _cut_windows(
 
 
 def shards_to_read(windows: Sequence[Window]) -> Iterator[int]:
-    """The shards that windows need, in order; one that a lane's next window goes on with is not read again."""
+    """Yield the shards that windows need, in order; a shard that continues in a lane's next window comes once."""
     last: dict[int, int] = {}
     for window in windows:
         for row_range in window.row_ranges:

@@ -1,4 +1,4 @@
-"""A data set looked at from outside: what it says of itself, read again byte by byte, and measured anew."""
+"""Inspect a data set: describe its manifest, verify every byte, and recompute its statistics."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from presto_core.audio.latent_stats import LatentStats
 from presto_core.diffusion.conditioning import UNKNOWN_KEY
 
 MAX_PROBLEMS_NAMED = 5  # problems that a message names
-STATS_TOLERANCE = 1e-3  # how far statistics may be from the manifest's: they are sums in another order
+STATS_TOLERANCE = 1e-3  # for statistics against the manifest's, which sum in another order
 
 
 @dataclass
 class VerificationResult:
-    """What was found whole."""
+    """Counts of what was verified, and the problems found."""
 
     shards: int = 0
     rows: int = 0
@@ -40,7 +40,7 @@ class VerificationResult:
 
 
 def describe(dataset: LatentDataset) -> dict[str, str]:
-    """What the manifest says, for people."""
+    """Describe the manifest in readable form."""
     info, manifest = dataset.info, dataset.manifest
     latents, codec, text = info["latents"], info["codec"], info["text"]
     return {
@@ -50,13 +50,13 @@ def describe(dataset: LatentDataset) -> dict[str, str]:
         "rows": ", ".join(f"{n} {split} ({info['hours'][split]:.2f} h)" for split, n in info["rows"].items()),
         "shards": ", ".join(f"{len(_shards(dataset, split))} {split}" for split in SPLITS),
         "latents": f"{latents['channels']} channels x {latents['frames']} frames, "
-        f"{codec['sample_rate_hz'] / codec['hop']:.2f} frames a second",
+        f"{codec['sample_rate_hz'] / codec['hop']:.2f} frames per second",
         "codec": f"{codec['kind']} {codec['digest'][:12]}",
         "text encoder": f"{text['kind']} {text['digest'][:12]}, {text['dim']} wide, {text['max_tokens']} tokens",
-        "licences": ", ".join(info.get("licences", [])) or "not said",
+        "licences": ", ".join(info.get("licences", [])) or "not stated",
         "captions": _describe_captions(info),
         "left out": f"{info.get('silent_windows', 0)} silent windows, {info.get('bad_files', 0)} bad files, "
-        f"{info.get('doubles', 0)} files with the bytes of another",
+        f"{info.get('doubles', 0)} duplicate files",
     }
 
 
@@ -69,10 +69,10 @@ def _describe_captions(info: dict[str, Any]) -> str:
 
 
 def list_splits(dataset: LatentDataset) -> dict[str, dict[str, Any]]:
-    """By split: how many compositions, tracks, rows and hours, and the names of the compositions.
+    """Count the compositions, tracks, rows and hours of each split, and list the names of its compositions.
 
     Raises:
-        StoreError: a composition is on both sides, or the list of tracks cannot be read.
+        StoreError: a composition is in both splits, or the list of tracks cannot be read.
     """
     content = read_file(open_folder(dataset.uri), TRACKS, dataset.manifest)
     tracks = [json.loads(line) for line in content.decode().splitlines()]
@@ -87,21 +87,21 @@ def list_splits(dataset: LatentDataset) -> dict[str, dict[str, Any]]:
         }  # fmt: skip
     leaked = set(splits["train"]["names"]) & set(splits["held_out"]["names"])
     if leaked:
-        raise StoreError(f"composition {min(leaked)!r} is on both sides of the split; ingest again")
+        raise StoreError(f"composition {min(leaked)!r} is in both splits; ingest again")
     return splits
 
 
 def list_quarantine(dataset: LatentDataset) -> list[dict[str, str]]:
-    """Files that ingest could not use: uri, file, stage, error, message."""
+    """List the files that ingest rejected: uri, file, stage, error, message."""
     content = read_file(open_folder(dataset.uri), QUARANTINE, dataset.manifest)
     return [dict(row) for row in pq.read_table(pa.BufferReader(content)).to_pylist()]
 
 
 def verify(dataset: LatentDataset) -> VerificationResult:
-    """Read everything again.
+    """Read every file and compare it with the manifest.
 
     Raises:
-        StoreError: something is missing, damaged, or not what the manifest says; all of it is counted, some named.
+        StoreError: a file is missing, damaged or differs from the manifest; the message names the first problems.
     """
     result, compositions = VerificationResult(), dict[str, set[str]]()
     shape = [dataset.info["latents"][key] for key in ("channels", "frames")]
@@ -109,12 +109,12 @@ def verify(dataset: LatentDataset) -> VerificationResult:
         result.shards += 1
         result.rows += len(rows)
         if list(rows.latents.shape[1:]) != shape:
-            result.problems.append(f"{shard.file} holds latents {list(rows.latents.shape[1:])}, not {shape}")
+            result.problems.append(f"{shard.file} has latents {list(rows.latents.shape[1:])}, expected {shape}")
         if not np.isfinite(rows.latents).all():
-            result.problems.append(f"{shard.file} holds values that are not finite")
+            result.problems.append(f"{shard.file} has values that are not finite")
         compositions.setdefault(shard.split, set()).update(map(str, rows.composition))
     leaked = sorted(compositions.get("train", set()) & compositions.get("held_out", set()))
-    result.problems += [f"composition {name!r} is on both sides of the split" for name in leaked]
+    result.problems += [f"composition {name!r} is in both splits" for name in leaked]
     for name in dataset.manifest.get("files", {}):
         try:
             read_file(open_folder(dataset.uri), name, dataset.manifest)
@@ -124,15 +124,15 @@ def verify(dataset: LatentDataset) -> VerificationResult:
     if result.problems:
         named, more = "; ".join(result.problems[:MAX_PROBLEMS_NAMED]), len(result.problems) - MAX_PROBLEMS_NAMED
         raise StoreError(
-            f"data set {dataset.manifest.get('id')} is not sound: {named}"
+            f"data set {dataset.manifest.get('id')} is damaged: {named}"
             + (f"; and {more} more" if more > 0 else "")
-            + ". Restore these files, or ingest again into another storage.root"
+            + "; restore these files, or ingest again into another storage.root"
         )
     return result
 
 
 def compute_stats(dataset: LatentDataset) -> dict[str, str]:
-    """Statistics of the rows themselves, beside what the manifest claims.
+    """Compute the statistics of the rows and compare them with the manifest.
 
     Raises:
         StoreError: a shard cannot be read.
@@ -158,14 +158,14 @@ def compute_stats(dataset: LatentDataset) -> dict[str, str]:
 
 
 def _describe_moments(stats: LatentStats, dataset: LatentDataset) -> dict[str, str]:
-    """Mean and deviation of the training rows, and what they are after the manifest's normalisation."""
+    """Describe mean and standard deviation of the training rows, before and after the manifest's normalization."""
     mean, std = (np.array(dataset.info["latents"][key]) for key in ("mean", "std"))
     shift = float(np.abs((stats.mean - mean) / std).max())
     sigma_data = float(np.sqrt((stats.m2 / stats.count / std**2).mean()))
     verdict = (
-        "as the manifest says"
+        "matches the manifest"
         if shift < STATS_TOLERANCE and abs(sigma_data - 1) < STATS_TOLERANCE
-        else "NOT as the manifest says"
+        else "DIFFERS from the manifest"
     )
     return {
         "mean by channel": f"{stats.mean.min():.3f} ... {stats.mean.max():.3f}",
@@ -181,12 +181,12 @@ def _describe_coverage(tally: dict[str, int], captions: int) -> dict[str, str]:
         "rows": str(tally["rows"]),
         **{label: f"{tally[name] / rows:.1%}" for name, label in labels.items()},
         "different captions": str(captions),
-        "doubles": f"{tally['doubles']} rows hold the same latents as an earlier one",
+        "doubles": f"{tally['doubles']} rows have the same latents as an earlier row",
     }
 
 
 def _read_shards(dataset: LatentDataset, problems: list[str]) -> Iterator[tuple[Shard, FullRows]]:
-    """Every shard with its rows; what cannot be read is added to `problems`."""
+    """Yield every shard with its rows; read errors are added to `problems`."""
     shards = [shard for split in SPLITS for shard in _shards(dataset, split)]
     folder = open_folder(dataset.uri)
     with progress_bar("dataset", len(shards)) as bar:
@@ -201,5 +201,5 @@ def _read_shards(dataset: LatentDataset, problems: list[str]) -> Iterator[tuple[
 
 
 def _shards(dataset: LatentDataset, split: str) -> list[Shard]:
-    """Shards of a split, which may be empty."""
+    """Return the shards of a split, which can be empty."""
     return [Shard(**s) for s in dataset.info["shards"] if s["split"] == split]

@@ -1,4 +1,4 @@
-"""Arrays as columns of one Parquet file: a tensor's row is a string of bytes, values that repeat are kept once."""
+"""Store arrays as columns of a Parquet file: each row of a tensor is a byte string, and repeated values are shared."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import pyarrow.parquet as pq
 
 Array = npt.NDArray[Any]
 
-MAX_DICTIONARY_BYTES = 2**30  # no limit: past it, Parquet would give up a dictionary half-way
+MAX_DICTIONARY_BYTES = 2**30  # effectively no limit: beyond it, Parquet falls back to plain encoding
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column as it is stored: values that repeat are kept once.
+    """A column as stored, with repeated values kept once.
 
     Attributes:
-        values: [U, ...].
-        index: [R], which of the values is a row's; None where each row has its own.
+        values: [U, ...], unique values.
+        index: [R], index into `values` of each row; None if each row has its own value.
     """
 
     values: Array
@@ -37,18 +37,18 @@ class Column:
         return Column(self.values.copy(), None if self.index is None else self.index.copy())
 
     def to_array(self) -> Array:
-        """[R, ...]; what does not repeat is not copied."""
+        """Return the rows [R, ...]; without `index`, nothing is copied."""
         return self.values if self.index is None else self.values[self.index]
 
 
 def serialize_table(columns: dict[str, Array], *, repeated: Sequence[str] = ()) -> bytes:
-    """Arrays with as many rows each, as one Parquet file.
+    """Serialize arrays of equal length as one Parquet file.
 
-    A tensor's row is a string of bytes, and its field says the dtype and shape of a row. Arrow has a type for
-    tensors, a list of numbers in Parquet, which takes eight times as long to read.
+    A row of a tensor is a byte string; the field's metadata has its dtype and shape. Arrow's tensor type, a list of
+    numbers in Parquet, takes eight times as long to read.
 
     Args:
-        repeated: tensors of which rows on end share values; a reader gets each value once.
+        repeated: tensors whose consecutive rows share values; a reader gets each value once.
     """
     arrays, fields = [], []
     for name, values in columns.items():
@@ -73,16 +73,16 @@ def serialize_table(columns: dict[str, Array], *, repeated: Sequence[str] = ()) 
 
 
 def _encode_rows(values: Array) -> pa.Array:
-    """A row's bytes, for every row."""
+    """Encode each row as its bytes."""
     buffer = pa.py_buffer(np.ascontiguousarray(values))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(values[0].nbytes), len(values), [None, buffer])
 
 
 def _encode_rows_as_dictionary(values: Array) -> pa.Array:
-    """A row's bytes, once for all rows that share them; Parquet has dictionaries for binary of any length only.
+    """Encode each row's bytes once for all rows that share them; Parquet needs variable-length binary for that.
 
-    A value must not be in a dictionary twice: Arrow would leave room for it in the file, filled with whatever memory
-    held.
+    No value is in the dictionary twice: for a second one, Arrow would reserve space in the file and fill it with
+    uninitialized memory.
     """
     flat = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)
     starts = np.r_[True, (flat[1:] != flat[:-1]).any(axis=1)]
@@ -93,15 +93,15 @@ def _encode_rows_as_dictionary(values: Array) -> pa.Array:
 
 
 def read_array(table: pa.Table, name: str) -> Array:
-    """A column that `table_bytes` wrote, row by row; see `stored_column`."""
+    """Read a column written by `serialize_table` as an array of rows; see `read_column`."""
     return read_column(table, name).to_array()
 
 
 def read_column(table: pa.Table, name: str) -> Column:
-    """A column that `table_bytes` wrote; numbers are not copied where they lie in one piece.
+    """Read a column written by `serialize_table`; numbers in a single chunk are not copied.
 
     Raises:
-        KeyError: there is none.
+        KeyError: the table has no such column.
     """
     column, metadata = table.column(name), table.schema.field(name).metadata
     if pa.types.is_string(column.type):

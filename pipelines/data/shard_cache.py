@@ -1,6 +1,6 @@
-"""Shards read from object storage, kept on the node's disk by their hashes: later epochs and other workers read there.
+"""A cache of shards from object storage on the node's disk, for later epochs and other workers.
 
-A kept shard is a copy under the name of its hash, which is checked at every reading. Any may be deleted at any time.
+A shard is stored under its hash, which is verified on every read. Any file can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from presto_core.artifacts.checksum import Checksum
 from presto_core.artifacts.store import StoreError
 from presto_core.config.sections import ClusterConfig
 
-MIN_FREE_FRACTION = 0.1  # of the disk, for others
-MAX_IDLE_S = 24 * 3600  # a shard that nobody read for so long makes room for others
+MIN_FREE_FRACTION = 0.1  # of the disk, left to others
+MAX_IDLE_S = 24 * 3600  # shards unread for longer are deleted
 
 
 @dataclass(frozen=True)
 class ShardCache:
-    """What is said of kept shards; each process that reads opens them where it runs.
+    """The settings of a shard cache; each reading process opens the cache of its own node.
 
     Attributes:
-        limit_bytes: of all of them together.
-        folder: where they are; empty is a place of the node's own (near.py).
+        limit_bytes: total size of the cache.
+        folder: path of the cache; empty means a folder of the node (node_cache.py).
     """
 
     limit_bytes: int
@@ -38,20 +38,20 @@ class ShardCache:
 
     @classmethod
     def from_config(cls, config: ClusterConfig) -> ShardCache | None:
-        """The cache that a cluster's settings ask for; None where they want none."""
+        """Return the cache for cluster.shard_cache_gb; None if it is 0."""
         return cls(int(config.shard_cache_gb * 1e9)) if config.shard_cache_gb else None
 
     def read(self, checksum: Checksum) -> bytes | None:
-        """The bytes with this hash, or None where they are not kept; damaged ones are deleted."""
+        """Return the bytes with this hash, or None if they are not cached; damaged files are deleted."""
         return _open_on_node(self).read(checksum)
 
     def keep(self, checksum: Checksum, content: bytes) -> None:
-        """Keep bytes whose hash was checked, where there is room; a disk that takes none is said once and no error."""
+        """Cache verified bytes if there is room; a disk that cannot be written logs one warning and no error."""
         _open_on_node(self).keep(checksum.digest, content)
 
 
 class _NodeShards:
-    """The shards a node keeps, as one process sees them; their size is counted once, so many together pass it a bit."""
+    """One process's view of a node's cache; the size is read once, so concurrent processes can exceed the limit."""
 
     def __init__(self, cache: ShardCache) -> None:
         self.folder, self.free_bytes = Path(cache.folder or os.devnull), 0
@@ -93,18 +93,18 @@ class _NodeShards:
 
     def _disable(self, error: Exception) -> None:
         logging.getLogger(__name__).warning(
-            "shards cannot be kept on this node: each epoch reads them from storage (%s); set %s to a folder with "
-            "room, or cluster.shard_cache_gb=0",
+            "shards cannot be cached on this node, so each epoch reads them from storage (%s); set %s to a folder "
+            "with free space, or cluster.shard_cache_gb=0",
             error,
             CACHE_VAR,
         )
         self.free_bytes = 0
 
     def _delete_idle(self) -> int:
-        """Delete what nobody read for long; bytes of the rest."""
+        """Delete shards unread for `MAX_IDLE_S`; return the total bytes of the rest."""
         total_bytes = 0
         for entry in os.scandir(self.folder):
-            with suppress(FileNotFoundError):  # another process was quicker
+            with suppress(FileNotFoundError):  # another process deleted it first
                 status = entry.stat()
                 if max(status.st_atime, status.st_mtime) < time.time() - MAX_IDLE_S:
                     os.unlink(entry.path)

@@ -1,4 +1,4 @@
-"""Shards from storage in a given order, ahead of their use, by threads or Ray Data tasks; checked by their hashes."""
+"""Read shards in a given order and ahead of use, with threads or Ray Data tasks; every shard's hash is verified."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError
 
 R = TypeVar("R", ShardRows, FullRows)
-"""What is made of a shard."""
+"""Type of a shard's rows."""
 
 
 class Reader(Protocol):
-    """Shards in the given order, with the columns of a kind, read ahead of their use."""
+    """A function that yields shards in the given order, as rows of type `kind`, read ahead of use."""
 
     def __call__(
         self, uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None
     ) -> Iterator[R]: ...
 
 
-READER_THREADS = 2  # threads or tasks that read for a training worker
-PREFETCH_SHARDS = 4  # shards that threads have ready or in hand
-TASK_BYTES = 16 * 2**20  # of shards that one task of Ray Data reads: a task costs as much as some megabytes
-SHARDS_PER_EXECUTION = 1024  # that one execution of Ray Data reads: its start-up grows with their number
+READER_THREADS = 2  # threads or tasks per training worker
+PREFETCH_SHARDS = 4  # shards that threads have ready or are reading
+TASK_BYTES = 16 * 2**20  # read by one Ray Data task, whose overhead equals some megabytes
+SHARDS_PER_EXECUTION = 1024  # per Ray Data execution, whose start-up time grows with their number
 PREFETCH_BLOCKS = 2
 _ERROR = "error"
 
@@ -46,10 +46,10 @@ _ERROR = "error"
 def read_with_threads(
     uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None
 ) -> Iterator[R]:
-    """Shards in the given order, read ahead by threads of this process.
+    """Yield shards in the given order, read ahead by threads of this process.
 
     Raises:
-        StoreError: one is missing or damaged.
+        StoreError: a shard is missing or damaged.
     """
     folder = open_folder(uri)
 
@@ -70,10 +70,10 @@ def read_with_threads(
 
 
 def read_with_ray(uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None) -> Iterator[R]:
-    """Shards in the given order, read ahead by Ray Data tasks on any node: in parallel, no further than memory allows.
+    """Yield shards in the given order, read ahead by Ray Data tasks on any node, as far as memory allows.
 
     Raises:
-        StoreError: one is missing or damaged.
+        StoreError: a shard is missing or damaged.
     """
     remaining = iter(shards)
     while group := list(islice(remaining, SHARDS_PER_EXECUTION)):
@@ -81,7 +81,7 @@ def read_with_ray(uri: str, shards: Iterable[Shard], kind: type[R], *, cache: Sh
 
 
 def _read_blocks(uri: str, shards: list[Shard], columns: list[str], cache: ShardCache | None) -> Iterator[pa.Table]:
-    """Tables that together hold the shards' rows, in order."""
+    """Yield tables that together contain the shards' rows, in order."""
     cache_json = json.dumps(cache and vars(cache))
     items = [
         {"uri": uri, "columns": columns, "shards": json.dumps([vars(shard) for shard in group]), "cache": cache_json}
@@ -102,7 +102,7 @@ def _read_blocks(uri: str, shards: list[Shard], columns: list[str], cache: Shard
 
 
 def _group_by_task(shards: list[Shard]) -> Iterator[list[Shard]]:
-    """Consecutive shards that one task reads."""
+    """Yield groups of consecutive shards, one per task."""
     group: list[Shard] = []
     for shard in shards:
         group.append(shard)
@@ -114,20 +114,20 @@ def _group_by_task(shards: list[Shard]) -> Iterator[list[Shard]]:
 
 
 def _split_blocks(blocks: Iterator[pa.Table], shards: list[Shard], kind: type[R]) -> Iterator[R]:
-    """The rows of each shard, out of blocks that may hold several of them or parts."""
+    """Yield the rows of each shard from blocks that contain several shards or parts of one."""
     tables: list[pa.Table] = []
     for shard in shards:
         while sum(table.num_rows for table in tables) < shard.rows:
             tables.append(next(blocks))
         table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
-        yield kind.from_table(table.slice(0, shard.rows)).copy()  # what is used later must not hold Ray's memory
+        yield kind.from_table(table.slice(0, shard.rows)).copy()  # a view would keep Ray's memory alive
         tables = [table.slice(shard.rows)] if table.num_rows > shard.rows else []
 
 
 def _read_item(item: pa.Table) -> pa.Table:
-    """Some shards as one block of Arrow memory, which workers on its node share without copying.
+    """Read some shards as one block of Arrow memory, which workers on its node share without copying.
 
-    What is wrong with a shard is said in its place: raised here, Ray would run the task again and bury the sentence.
+    An error is returned as a row, because Ray would retry a task that raises and hide its message.
     """
     (fields,) = item.to_pylist()
     try:
@@ -141,7 +141,7 @@ def _read_item(item: pa.Table) -> pa.Table:
 
 
 def find_damaged_shards(uri: str, shards: list[Shard], *, with_ray: bool) -> dict[str, str]:
-    """Of the shards that are missing or damaged: file -> what is wrong with it. Reads all of them."""
+    """Read all shards; return the problem of each missing or damaged one by its file."""
     items = [{"uri": uri, "shard": json.dumps(vars(shard))} for shard in shards]
     if with_ray:
         rows = dataset_from_items(items).map(_check_item, num_cpus=READER_CPUS / 2).iter_rows()

@@ -1,4 +1,4 @@
-"""One Parquet shard of the latent data set: rows of fixed shape <-> bytes, readable without Ray."""
+"""Read and write one Parquet shard of the latent data set, without Ray."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from presto_core.artifacts.store import (
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file of a data set, as the manifest lists it; the first data sets knew no blake3."""
+    """One Parquet file of a data set, as the manifest lists it; the first data sets have no `blake3`."""
 
     file: str
     split: str
@@ -41,20 +41,20 @@ class Shard:
 
     @property
     def checksum(self) -> Checksum:
-        """What its bytes are checked against at every reading."""
+        """Return the checksum that its bytes are verified against on every read."""
         return Checksum("blake3", self.blake3) if self.blake3 else Checksum("sha256", self.sha256)
 
 
 @dataclass(frozen=True)
 class TrainColumns:
-    """What training reads of encoded windows of music, column by column.
+    """The columns of encoded windows of music that training reads.
 
     Attributes:
-        latents: [R, C, T] float16, not normalised.
+        latents: [R, C, T] float16, not normalized.
         text_pooled: [R, E] float16.
         text_tokens: [R, S, E] float16.
         text_mask: [R, S] bool.
-        tempo_bpm: [R] float32, NaN where unknown.
+        tempo_bpm: [R] float32, NaN if unknown.
         key: [R] int8, see conditioning.key_index.
     """
 
@@ -80,22 +80,22 @@ class TrainColumns:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Self:
-        """Columns of a table that `to_parquet` wrote; numbers are not copied. Raises KeyError where one is missing."""
+        """Read the columns of a table from `to_parquet`; numbers are not copied. KeyError if a column is missing."""
         return cls(**{name: read_array(table, name) for name in cls.columns()})
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """Rows one after another, copied."""
+        """Concatenate rows, with a copy."""
         return cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in cls.columns()})
 
 
 @dataclass(frozen=True)
 class FullRows(TrainColumns):
-    """Encoded windows of music with all that is known of them: a shard.
+    """All columns of a shard: encoded windows of music with their metadata.
 
     Attributes:
         caption, track, composition: [R] strings.
-        start_seconds: [R] float32, where in its track a window begins.
+        start_seconds: [R] float32, start of the window in its track.
     """
 
     caption: Array
@@ -109,7 +109,7 @@ REPEATED = ("text_pooled", "text_tokens", "text_mask")  # rows of one track shar
 
 @dataclass(frozen=True)
 class ShardRows:
-    """A shard's rows while training draws from them: no more than it reads, and what repeats is kept once."""
+    """A shard's rows during training: only the columns that it reads, with repeated values kept once."""
 
     latents: Column
     text_pooled: Column
@@ -124,7 +124,7 @@ class ShardRows:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> ShardRows:
-        """Columns of a table that `to_parquet` wrote. Raises KeyError where one is missing."""
+        """Read the columns of a table from `to_parquet`. KeyError if a column is missing."""
         return cls(**{name: read_column(table, name) for name in cls.columns()})
 
     def copy(self) -> ShardRows:
@@ -132,23 +132,23 @@ class ShardRows:
 
 
 def to_parquet(rows: FullRows) -> bytes:
-    """Rows as one Parquet file."""
+    """Serialize rows as one Parquet file."""
     return serialize_table({name: getattr(rows, name) for name in rows.columns()}, repeated=REPEATED)
 
 
 def write_shard(folder: Folder, file: str, content: bytes) -> dict[str, Any]:
-    """Write what `to_parquet` gave; its hashes and size for the manifest. Raises StoreError where it cannot."""
+    """Write the output of `to_parquet`; return its hashes and size for the manifest. StoreError if it fails."""
     return write_with_entry(folder, file, content) | {"blake3": blake3(content).hexdigest()}
 
 
 def read_table(folder: Folder, shard: Shard, *, columns: Sequence[str], cache: ShardCache | None = None) -> pa.Table:
-    """Columns of a shard as an Arrow table, checked against the manifest's hash and this release's schema.
+    """Read columns of a shard as an Arrow table, verified against the manifest's hash and this release's schema.
 
     Args:
-        cache: where a shard from object storage is looked for first, and kept.
+        cache: node cache for shards from object storage.
 
     Raises:
-        StoreError: missing, changed, or not a shard; the message names the file.
+        StoreError: the file is missing, changed, or not a shard; the message names it.
     """
     uri = f"{folder.uri}/{shard.file}"
     content = _read_content(folder, shard, cache if folder.is_remote else None)
@@ -157,11 +157,11 @@ def read_table(folder: Folder, shard: Shard, *, columns: Sequence[str], cache: S
         missing = [name for name in FullRows.columns() if name not in file.schema_arrow.names]
         if missing:
             raise pa.ArrowInvalid(f"it lacks {', '.join(missing)}")
-        table = file.read(columns=list(columns), use_threads=False)  # several shards are read at a time
+        table = file.read(columns=list(columns), use_threads=False)  # several shards are read in parallel
     except pa.ArrowInvalid as error:
-        raise StoreError(f"shard {uri} is not of this release's schema: {error}; ingest again") from None
+        raise StoreError(f"shard {uri} does not have this release's schema: {error}; ingest again") from None
     if table.num_rows != shard.rows:
-        raise StoreError(f"shard {uri} holds {table.num_rows} rows, the manifest says {shard.rows}; ingest again")
+        raise StoreError(f"shard {uri} has {table.num_rows} rows, its manifest lists {shard.rows}; ingest again")
     return table
 
 

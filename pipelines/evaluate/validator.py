@@ -172,7 +172,7 @@ def get_validator(config: ValidationConfig, dataset_uri: str, *, torch_threads: 
     def validate(uri: str) -> dict[str, float]:
         import ray
 
-        response: dict[str, Any] = ray.get(actor.answer.remote(uri))
+        response: dict[str, Any] = ray.get(actor.validate_remote.remote(uri))
         if "error" in response:
             raise UserError(response["error"])
         return response

@@ -1,4 +1,4 @@
-"""`load_generator("models:/presto-generator@champion")`: a model of the register, ready to make music from Python."""
+"""`load_generator("models:/presto-generator@champion")`: load a registered model and generate music from Python."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from presto_core.training.state import make_step_rng
 
 @dataclass(frozen=True)
 class GeneratedClip:
-    """One piece.
+    """One generated clip.
 
     Attributes:
-        audio: [channels, samples], float32 in -1 ... 1.
+        audio: [channels, samples], float32 in [-1, 1].
     """
 
     prompt: str
@@ -46,13 +46,13 @@ class GeneratedClip:
 
 @dataclass(frozen=True)
 class Generator:
-    """A model with all that it takes to turn prompts into music."""
+    """A model with everything it takes to turn prompts into music."""
 
     model: Model
 
     @property
     def artifact(self) -> Artifact:
-        """What it was loaded from."""
+        """The artifact it was loaded from."""
         return self.model.artifact
 
     def generate(
@@ -66,14 +66,14 @@ class Generator:
         key: str | None = None,
         schedule: ScheduleConfig = ScheduleConfig(),
     ) -> list[GeneratedClip]:
-        """One clip a prompt; the same prompt, seed and steps give the same clip, whatever else is asked for.
+        """Generate one clip per prompt; the same prompt, seed and steps give the same clip, whatever the other prompts.
 
         Args:
-            steps: of ping-pong sampling for a few-step generator, of the base's sampler else.
-            seconds: length of a clip; None for the one the model was trained on.
+            steps: steps of ping-pong sampling for a few-step generator, else of the teacher's sampler.
+            seconds: length of a clip; None for the length the model was trained on.
 
         Raises:
-            UserError: no steps, or no key of that name.
+            UserError: `steps` is below 1, or the key is unknown.
         """
         if steps < 1:
             raise UserError(f"steps={steps} must be at least 1")
@@ -112,34 +112,34 @@ def load_generator(
     storage_root: str = StorageConfig().root,
     device: torch.device | str = "cpu",
 ) -> Generator:
-    """The model that a reference means: models:/NAME@ALIAS, NAME@ALIAS, an alias of presto-generator, an id or a URI.
+    """Load the model named by models:/NAME@ALIAS, NAME@ALIAS, an alias of presto-generator, an id or a URI.
 
     Args:
-        tracking_uri: of MLflow; empty for MLFLOW_TRACKING_URI, else the data base under .presto.
-        storage_root: where an artifact's id is looked up.
+        tracking_uri: URI of MLflow; empty for MLFLOW_TRACKING_URI, else the database under .presto.
+        storage_root: where artifact ids are looked up.
 
     Raises:
-        UserError: unknown to the registry, missing, damaged, or no model.
+        UserError: it is not registered, missing, damaged, or not a model.
     """
     tracker = open_tracker(TrackingConfig(uri=tracking_uri))
     return open_generator(resolve(tracker.client, reference, absolute_uri(storage_root)).uri, device=device)
 
 
 def open_generator(uri: str, *, device: torch.device | str = "cpu") -> Generator:
-    """The model in an artifact's folder; raises StoreError where it is missing, damaged, or no model."""
+    """Open the model in an artifact's folder; raises StoreError if it is missing, damaged, or not a model."""
     return Generator(open_model(uri, device=device))
 
 
-FRAME_MULTIPLE = 16  # lengths are rounded to a multiple of it, which every patch size in use divides
+FRAME_MULTIPLE = 16  # lengths are rounded to a multiple of it; every patch size in use divides it
 
 
 def conditions_from_prompts(
     model: Model, prompts: list[str], *, tempo_bpm: float | None = None, key: str | None = None
 ) -> Conditioning:
-    """Prompts as conditions. Tempo and key are read from the prompt where they are not given ("90 bpm", "in D minor").
+    """Encode prompts as conditions; tempo and key default to those in the prompt ("90 bpm", "in D minor").
 
     Raises:
-        UserError: the key is no key.
+        UserError: the key is unknown.
     """
     text = model.text_encoder.encode(prompts)
     tempi = [tempo_bpm or _parse_tempo(p) for p in prompts]
@@ -168,7 +168,7 @@ def _parse_key(prompt: str) -> str | None:
 
 
 def count_frames(model: Model, seconds: float | None) -> int:
-    """Latent frames of a clip of this length; None means the length the model was trained on."""
+    """Return the latent frames of a clip of this length; None means the length the model was trained on."""
     if seconds is None:
         return model.card.frames
     frames = seconds * model.codec.sample_rate_hz / model.codec.hop

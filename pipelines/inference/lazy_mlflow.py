@@ -1,4 +1,4 @@
-"""`save` of the MLflow model, imported when it is called: MLflow takes seconds."""
+"""`save` of the MLflow model, imported on its first call: importing MLflow takes seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code that MLflow stores with a model and runs where it is loaded: it names the class that does the work."""
+"""The code that MLflow stores with a model and runs to load it: it names the class of the model."""
 
 import mlflow
 

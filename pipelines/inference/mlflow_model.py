@@ -1,6 +1,6 @@
-"""A model of the register as an MLflow pyfunc: prompts in, WAV files out; loaded from code, never from a pickle.
+"""A registered model as an MLflow pyfunc: prompts in, WAV files out; loaded from code, never from a pickle.
 
-MLflow runs this file where a model is loaded or served; the artifact lies beside it, and is checked before it is used.
+MLflow runs this code to load or serve a model; the artifact is stored with it and verified before it is used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PARAMS: dict[str, int | float] = {"steps": 4, "seed": 0, "seconds": 0.0}
 
 
 class MusicModel(PythonModel):  # type: ignore[misc]
-    """A generator, or a base model, behind MLflow's interface."""
+    """A generator, or a teacher, behind MLflow's pyfunc interface."""
 
     def load_context(self, context: Any) -> None:
         """Open the artifact stored with the model; raises StoreError or UnsafeArtifactError if it is damaged."""
@@ -30,10 +30,10 @@ class MusicModel(PythonModel):  # type: ignore[misc]
         self.generator = open_generator(context.artifacts["artifact"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One clip a prompt: a 16-bit WAV as base64, its rate and length.
+        """Generate one clip per prompt: a 16-bit WAV as base64, its sample rate and length.
 
         Args:
-            params: steps of the sampler; seed; seconds of a clip, 0 for the length the model was trained on.
+            params: steps of the sampler; seed; seconds per clip, 0 for the length the model was trained on.
         """
         import soundfile
 
@@ -54,7 +54,7 @@ class MusicModel(PythonModel):  # type: ignore[misc]
 
 
 def save(artifact: Path, folder: Path) -> None:
-    """Write the MLflow model of an artifact's folder."""
+    """Write an artifact's folder as an MLflow model."""
     long, double, text = DataType.long, DataType.double, DataType.string
     signature = ModelSignature(
         inputs=Schema([ColSpec(text, PROMPT)]),

@@ -1,4 +1,4 @@
-"""A model's artifact (teacher, layers, generator), ready to make music: with codec and text encoder."""
+"""Open a model's artifact (teacher, layers, generator) with its codec and text encoder, and sample from it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from presto_core.text.encoder import TextEncoder, load_text_encoder
 
 @dataclass(frozen=True)
 class Model:
-    """A network with what surrounds it.
+    """A network with its card, denoiser, codec and text encoder.
 
     Attributes:
-        artifact: what it was loaded from.
-        card: shapes, normalisation, codec and text encoder it belongs to.
+        artifact: the artifact it was loaded from.
+        card: shapes, normalization, codec and text encoder it belongs to.
         network: the raw network, on `device`, in evaluation mode.
         denoise: its denoiser.
     """
@@ -46,7 +46,7 @@ class Model:
 
     @cached_property
     def blocks_at(self) -> Callable[[float], int] | None:
-        """Blocks to run at a noise level, as it was trained; None runs all."""
+        """Blocks to run at a noise level, as in training; None runs all."""
         return self.card.budget.blocks_at if self.card.budget else None
 
     @cached_property
@@ -54,7 +54,7 @@ class Model:
         """The codec its latents belong to.
 
         Raises:
-            StoreError: the codec here has other weights than the one the data set was encoded with.
+            StoreError: its weights differ from those the data set was encoded with.
         """
         info = self.card.codec
         codec = load_codec(info["kind"], path=info["path"] or None)
@@ -63,28 +63,28 @@ class Model:
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
-        """The text encoder its captions went through; raises StoreError as `codec` does."""
+        """The text encoder of its captions; raises StoreError as `codec` does."""
         info = self.card.text
         encoder = load_text_encoder(info["kind"], path=info["path"], max_tokens=info["max_tokens"])
         _check_digest("text encoder", info, encoder.digest)
         return encoder
 
     def draw_noise(self, count: int, *, generator: torch.Generator, frames: int | None = None) -> Tensor:
-        """Where sampling starts: [count, C, T] ~ N(0, I)."""
+        """Return the noise that sampling starts from: [count, C, T] ~ N(0, I)."""
         shape = (count, self.card.channels, frames or self.card.frames)
         return torch.randn(shape, generator=generator, device=self.device)
 
     @torch.inference_mode()
     def decode(self, x0: Tensor) -> Tensor:
-        """Normalised latents [B, C, T] -> audio [B, A, N]."""
+        """Decode normalized latents [B, C, T] to audio [B, A, N]."""
         return self.codec.decode(self.card.denormalize(x0).cpu())
 
 
 def open_model(uri: str, *, device: torch.device | str = "cpu") -> Model:
-    """Load a model; every byte is checked against its manifest.
+    """Load a model and verify every byte against its manifest.
 
     Raises:
-        StoreError: missing, damaged, or no model.
+        StoreError: it is missing, damaged, or not a model.
     """
     folder = open_folder(uri)
     artifact = read_artifact(folder)
@@ -98,7 +98,7 @@ def open_model(uri: str, *, device: torch.device | str = "cpu") -> Model:
 def sample_teacher(
     model: Model, noise: Tensor, cond: Conditioning | None, *, sampler: BaseSampler, schedule: ScheduleConfig
 ) -> Tensor:
-    """Sample the base, or a layer-distilled model at its budget, with a deterministic sampler -> [B, C, T]."""
+    """Sample the teacher, or a layer-distilled model at its budget, with a deterministic sampler -> [B, C, T]."""
     sigmas = karras_sigmas(sampler.steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
     return SAMPLERS[sampler.sampler](
         make_guided_denoiser(model.denoise, sampler.guidance_scale), noise, sigmas, cond, model.blocks_at
@@ -123,6 +123,6 @@ def sample_generator(
 def _check_digest(component: str, expected: dict[str, Any], digest: str) -> None:
     if expected["digest"] != digest:
         raise StoreError(
-            f"the {component} {expected['kind']} here (digest {digest[:12]}) is not the one this model was made with "
-            f"({expected['digest'][:12]}); point {component.split()[0]}.path at that one, or ingest and train again"
+            f"the {component} {expected['kind']} (digest {digest[:12]}) is not the one this model was trained with "
+            f"({expected['digest'][:12]}); set {component.split()[0]}.path to that one, or ingest and train again"
         )

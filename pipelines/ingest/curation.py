@@ -1,4 +1,4 @@
-"""Which of the tracks that were read make up a data set: the good ones once each, the bad ones listed with reasons."""
+"""Select the tracks of a data set: usable ones without duplicates, and rejected ones with their reasons."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from pipelines.ingest.manifests import SourceError
 from pipelines.ingest.shard_writer import CuratedTrack
 from pipelines.ingest.sources import Track
 
-MAX_FILES_NAMED = 5  # bad files that a sentence names
+MAX_FILES_NAMED = 5  # bad files that a message names
 LOCATION_FIELDS = (
     "source_uri",
     "path",
     "stamp",
     "sidecar",
-)  # of a track: where it was found, which its rows do not depend on
+)  # location of a track, on which its rows do not depend
 
 FILE_MISSING = IngestFailure("fetch", "FileNotFoundError", "is listed in the manifest but not there")
 
 
 @dataclass(frozen=True)
 class RejectedFile:
-    """A file that gives no rows, and why."""
+    """A file without rows in the data set, and the reason."""
 
     file: str
     uri: str
@@ -42,12 +42,12 @@ class RejectedFile:
 
 @dataclass(frozen=True)
 class CuratedTracks:
-    """What there is for a data set.
+    """The tracks of a data set.
 
     Attributes:
         entries: usable tracks, each content once.
         bad: files that cannot be used.
-        doubles: file -> the file, named before it, that holds the same bytes.
+        duplicates: file -> the earlier file with the same bytes.
     """
 
     entries: list[CuratedTrack]
@@ -56,7 +56,7 @@ class CuratedTracks:
 
     @property
     def digest(self) -> str:
-        """Hash of contents and of what is known of them, wherever they are kept."""
+        """Return the hash of contents and metadata, which does not depend on locations."""
         body = [
             [make_track_row(entry) for entry in self.entries],
             [[bad.file, asdict(bad.failure)] for bad in self.bad],
@@ -66,7 +66,7 @@ class CuratedTracks:
 
 
 def curate(tracks: list[Track], cache: LatentCache) -> CuratedTracks:
-    """Sort tracks, in order, into usable ones, bad ones and doubles."""
+    """Sort tracks, in order, into usable ones, bad ones and duplicates."""
     entries, bad, duplicates, first_files = [], [], dict[str, str](), dict[str, str]()
     for track in tracks:
         record = cache.source_records.get(track.uri)
@@ -87,24 +87,24 @@ def curate(tracks: list[Track], cache: LatentCache) -> CuratedTracks:
 
 
 def check_bad_fraction(bad: list[RejectedFile], total: int, allowed: float) -> None:
-    """Raises SourceError where the share of bad files is above what is allowed; it names the first few."""
+    """Raise SourceError, which names the first few files, if the fraction of bad files exceeds `allowed`."""
     if len(bad) > allowed * total + 1e-9:
         named = "; ".join(f"{escape(b.file)}: {b.failure.message}" for b in bad[:MAX_FILES_NAMED])
         more = f" and {len(bad) - MAX_FILES_NAMED} more" if len(bad) > MAX_FILES_NAMED else ""
         raise SourceError(
-            f"{len(bad)} of {total} files could not be used, more than ingest.max_bad_fraction={allowed:g} allows: "
-            f"{named}{more}"
+            f"{len(bad)} of {total} files cannot be used, more than ingest.max_bad_fraction={allowed:g} allows: "
+            f"{named}{more}; repair or remove them, or raise ingest.max_bad_fraction"
         )
 
 
 def make_track_row(entry: CuratedTrack) -> dict[str, Any]:
-    """A track as the data set lists it."""
+    """Return a track as the data set lists it."""
     fields = {name: value for name, value in asdict(entry.track).items() if name not in LOCATION_FIELDS}
     return fields | {"blake3": entry.content.digest, "rows": sum(entry.content.rows)}
 
 
 def make_quarantine_table(bad: list[RejectedFile]) -> pa.Table:
-    """Bad files as a table: uri, file, stage, error, message."""
+    """Return the bad files as a table with columns uri, file, stage, error and message."""
     rows = [{"uri": b.uri, "file": b.file, **asdict(b.failure)} for b in bad]
     return pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in QUARANTINE_COLUMNS]))
 
@@ -113,12 +113,12 @@ QUARANTINE_COLUMNS = ("uri", "file", "stage", "error", "message")
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file."""
+    """Serialize a table as a Parquet file."""
     stream = io.BytesIO()
     pq.write_table(table, stream)
     return stream.getvalue()
 
 
 def escape(name: str) -> str:
-    """A file's name on one line."""
+    """Escape unprintable characters, so that a file's name stays on one line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

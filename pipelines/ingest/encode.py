@@ -1,7 +1,7 @@
-"""Audio -> latents in the pool, with Ray Data.
+"""Encode audio to latents in the cache, with Ray Data.
 
-Where CPUs encode, each of a pool of actors decodes, cuts and encodes one file after another. Where GPUs do, CPU tasks
-decode and cut, and actors encode (encoders.py).
+On CPUs, each actor decodes, cuts and encodes one file after another. On GPUs, CPU tasks decode and cut, and actors
+encode (workers.py).
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from pipelines.ingest.workers import (
 from presto_core.config.schema import IngestStage
 from presto_core.config.sections import ClusterConfig
 
-ATTEMPTS = 3  # where workers die
-TRACKS_PER_EXECUTION = 2048  # tracks of one execution of Ray Data
-MAX_TRACKS_PER_BLOCK, BLOCKS_PER_WORKER = 4, 6  # tracks at once at most, and how often a worker is given some at least
+ATTEMPTS = 3  # if workers die
+TRACKS_PER_EXECUTION = 2048  # tracks per Ray Data execution
+MAX_TRACKS_PER_BLOCK, BLOCKS_PER_WORKER = 4, 6  # most tracks per block, and least blocks per worker
 SAVE_EVERY_S = 10.0
-DECODE_CPUS = 1.0  # of a task that decodes for GPUs
+DECODE_CPUS = 1.0  # per task that decodes for GPUs
 
 
 def find_tracks_to_encode(tracks: list[Track], cache: LatentCache) -> list[Track]:
-    """Tracks that must be read: new ones, changed ones, and those that only another decoder failed on."""
+    """Return the tracks to read: new ones, changed ones, and those on which another decoder version failed."""
     return [track for track in tracks if track.stamp and not _is_known(track, cache)]
 
 
@@ -64,7 +64,7 @@ def _is_final(content: EncodedContent | None) -> bool:
 
 
 def encoding_resources(config: ClusterConfig, items: int) -> dict[str, float]:
-    """What `encode_tracks` takes of a cluster."""
+    """Return the cluster resources that `encode_tracks` needs."""
     needs = actor_resources(config, items)
     return needs | {"cpus": needs["cpus"] + (DECODE_CPUS if config.gpus_per_worker else 0)}
 
@@ -72,18 +72,18 @@ def encoding_resources(config: ClusterConfig, items: int) -> dict[str, float]:
 def encode_tracks(
     config: IngestStage, encoding: EncodeSettings, tracks: list[Track], cache: LatentCache, bar: Bar
 ) -> None:
-    """Read tracks, encode what the pool does not hold, and note what came of each; inside a Ray session.
+    """Read tracks, encode contents that are not in the cache, and record each result; needs a Ray session.
 
-    Workers may die: what they had in hand is tried again, a few times.
+    If a worker dies, its tracks are retried, up to `ATTEMPTS` attempts in all.
 
     Raises:
-        UserError: source or storage does not answer; what is done stays done.
-        ClusterError: workers die again and again.
+        UserError: source or storage does not answer; finished tracks are kept.
+        ClusterError: workers still die in the last attempt.
     """
     for attempt in range(ATTEMPTS):
         remaining = [track for track in tracks if attempt == 0 or _has_worker_died(track, cache)]
         if remaining and attempt:
-            console.print(f"ingest: a worker died, {len(remaining)} files are tried again")
+            console.print(f"ingest: a worker died; retrying {len(remaining)} files")
         try:
             for first in range(0, len(remaining), TRACKS_PER_EXECUTION):
                 chunk = remaining[first : first + TRACKS_PER_EXECUTION]
@@ -95,14 +95,14 @@ def encode_tracks(
 
 
 def _choose_tracks_per_block(config: ClusterConfig, tracks: int) -> int:
-    """Tracks that a worker is given at once, so that Ray has less to do; not so many that some wait for others."""
+    """Return how many tracks a worker gets at once: more reduce Ray's overhead, too many leave workers idle."""
     if config.gpus_per_worker:
-        return 1  # one is decoded while another is encoded
+        return 1  # one track is decoded while another is encoded
     return min(max(tracks // (BLOCKS_PER_WORKER * config.data_workers), 1), MAX_TRACKS_PER_BLOCK)
 
 
 def _has_worker_died(track: Track, cache: LatentCache) -> bool:
-    """Whether nothing is known of a track because the worker that had it died."""
+    """Return whether a track has no result because its worker died."""
     record = cache.source_records.get(track.uri)
     return record is None or record.stamp != track.stamp or record.failure == WORKER_DIED
 
@@ -130,7 +130,7 @@ def _encode_chunk(
 
 
 def _record_result(cache: LatentCache, track: Track, result: FileResult) -> None:
-    """Remember what a track came to; what had nothing to do with its content is tried again the next time."""
+    """Record a track's result; failures that do not depend on its content are retried by the next run."""
     failure = result.failure
     if failure is not None and failure.stage == "fetch":
         cache.source_records[track.uri] = SourceRecord(track.uri, track.stamp, "", failure=failure)
@@ -150,7 +150,7 @@ def _record_result(cache: LatentCache, track: Track, result: FileResult) -> None
 def _run_encoders(
     config: IngestStage, encoding: EncodeSettings, tracks: list[Track], cache: LatentCache, *, tracks_per_block: int
 ) -> Iterator[tuple[Track, FileResult]]:
-    """Run tracks through decoders and encoders; each as soon as all before it are done."""
+    """Decode and encode tracks; yield each result, in order, as soon as all previous ones are done."""
     import ray
 
     cluster, folder = config.cluster, cache.folder.uri
@@ -158,7 +158,7 @@ def _run_encoders(
     track_items = [{"item": json.dumps([i, asdict(track)])} for i, track in enumerate(tracks)]
     items = dataset_from_items(track_items, block_items=tracks_per_block, may_fail=True)
     if cluster.gpus_per_worker:
-        items.context.target_max_block_size = 1  # each segment is a block: it is encoded while the next one is decoded
+        items.context.target_max_block_size = 1  # one segment per block: it is encoded while the next one is decoded
         decoded = items.map_batches(
             decode_track, batch_size=1, num_cpus=DECODE_CPUS, fn_args=(encoding, folder, [known_ref])
         )
@@ -177,7 +177,7 @@ def _run_encoders(
 
 
 def _merge_result(result: FileResult, failure: IngestFailure | None, segments: int) -> FileResult:
-    """The end of a file, knowing what its encoders said."""
+    """Merge a file's result with the failures of its encoders."""
     file_failure = (
         IngestFailure(**result.failure) if isinstance(result.failure, dict) else result.failure
     )  # JSON made it a dict

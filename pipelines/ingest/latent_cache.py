@@ -1,12 +1,12 @@
-"""What has been encoded already: latents kept by the content of the audio, so that no file is ever encoded twice.
+"""A content-addressed cache of latents, so that no audio file is encoded twice.
 
-Below the storage root, one folder for each way of encoding (codec, window, loudness, ...):
+Below the storage root, one folder per encoding (codec, window, loudness, ...):
 
-    encoded/<way>/latents/<BLAKE3 of the file>-<segment>.parquet    written once, never changed
-    encoded/<way>/journal/*.jsonl                                    what is known of files and of contents
+    encoded/<key>/latents/<BLAKE3 of the file>-<segment>.parquet    written once, never changed
+    encoded/<key>/journal/*.jsonl                                    records of files and contents
 
-A segment is there as a whole or not at all. The journal makes a second run quick and holds no truth of its own: without
-it, files are read and decoded again, and segments that are there are found.
+Segments are written atomically. The journal only speeds up later runs: without it, files are read and decoded again,
+and existing segments are found.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from presto_core.artifacts.store import (
 
 @dataclass(frozen=True)
 class IngestFailure:
-    """Why a file gives no rows.
+    """Why a file has no rows.
 
     Attributes:
-        stage: describe, decode or encode.
+        stage: phase that failed: fetch, describe, decode or encode.
         error: name of the exception's class.
-        message: one sentence.
+        message: the problem, in one line.
     """
 
     stage: str
@@ -56,15 +56,15 @@ WORKER_DIED = IngestFailure("fetch", "WorkerDied", "a worker died each time it h
 
 @dataclass(frozen=True)
 class EncodedContent:
-    """What one file's audio came to, whatever the file is called.
+    """The result of encoding one content, independent of file names.
 
     Attributes:
         digest: BLAKE3 of the file.
         rows: windows with music in each segment.
-        silent: windows that were left out.
+        silent: number of silent windows, which are dropped.
         seconds: length of the audio.
         failure: why it cannot be used, or None.
-        decoder: versions of what decoded it; another one may do better where this one failed.
+        decoder: versions of the decoders; after a failure, other versions try again.
     """
 
     digest: str
@@ -77,7 +77,7 @@ class EncodedContent:
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """What was found behind a name: the content, and what file and sidecar tell of it."""
+    """The content digest of one source file, and the metadata from file and sidecar."""
 
     uri: str
     stamp: str
@@ -87,7 +87,7 @@ class SourceRecord:
 
 
 class LatentCache:
-    """Encoded audio of one way of encoding, and the journal of it."""
+    """The encoded audio of one encoding, and its journal."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -106,12 +106,12 @@ class LatentCache:
             except StoreError:
                 if self._journal.exists(name):
                     raise
-                continue  # another run has just made one of many; what this one does not know, it finds
+                continue  # another run has just compacted it; missing records only cost time
             for line in filter(None, lines):
                 self._apply(json.loads(line))
 
     def add(self, *, source_record: SourceRecord | None = None, content: EncodedContent | None = None) -> None:
-        """Note what was found; `save` makes it last."""
+        """Add records in memory; `save` writes them."""
         for kind, value in (("seen", source_record), ("content", content)):
             if value is not None:
                 entry = {"kind": kind, **asdict(value)}
@@ -119,7 +119,7 @@ class LatentCache:
                 self._unsaved.append(entry)
 
     def save(self) -> None:
-        """Write what was noted since the last time."""
+        """Write the records added since the last call."""
         if not self._unsaved:
             return
         name = f"{time.time_ns():020d}-{os.getpid()}.jsonl"
@@ -128,7 +128,7 @@ class LatentCache:
         self._unsaved = []
 
     def compact(self) -> None:
-        """Make one journal of many."""
+        """Merge all journal files into one."""
         self.save()
         if len(self._journals) < 2:
             return
@@ -154,28 +154,28 @@ class LatentCache:
 
 
 def segment_name(digest: str, segment: int) -> str:
-    """Where a segment's latents are, below the pool's folder."""
+    """Return the path of a segment's latents below the cache's folder."""
     return f"latents/{digest[:2]}/{digest}-{segment:05d}.parquet"
 
 
 def write_segment(folder: Folder, digest: str, segment: int, *, latents: Array, start_seconds: Array) -> None:
-    """Keep latents [R, C, T] float16 of windows that begin at `start_seconds` [R].
+    """Write latents [R, C, T], float16, of windows that start at `start_seconds` [R].
 
     Raises:
-        StoreError: the place cannot be written.
+        StoreError: the folder cannot be written.
     """
     columns = {"latents": latents, "start_seconds": start_seconds.astype(np.float32)}
     write_bytes(folder, segment_name(digest, segment), serialize_table(columns))
 
 
 def read_segment(folder: Folder, digest: str, segment: int, *, rows: int) -> tuple[Array, Array]:
-    """Latents [R, C, T] and start_seconds [R] of a segment.
+    """Read the latents [R, C, T] and start_seconds [R] of a segment.
 
     Raises:
-        StoreError: it is missing, damaged, or holds another number of rows.
+        StoreError: the segment is missing, damaged, or has another number of rows.
     """
     name = segment_name(digest, segment)
-    hint = f"delete {folder.uri} and ingest again: it is encoded anew"
+    hint = f"delete {folder.uri} and ingest again to re-encode it"
     try:
         table = _read_table(folder, name)
         latents, start_seconds = read_array(table, "latents"), read_array(table, "start_seconds")
@@ -183,12 +183,12 @@ def read_segment(folder: Folder, digest: str, segment: int, *, rows: int) -> tup
         why = " ".join(str(error).split())
         raise StoreError(f"encoded segment {folder.uri}/{name} is damaged ({why}); {hint}") from None
     if len(latents) != rows:
-        raise StoreError(f"encoded segment {folder.uri}/{name} holds {len(latents)} rows, not {rows}; {hint}")
+        raise StoreError(f"encoded segment {folder.uri}/{name} has {len(latents)} rows, expected {rows}; {hint}")
     return latents, start_seconds
 
 
 def _read_table(folder: Folder, name: str) -> pa.Table:
-    """A segment's table, its pages checked; in one request where that goes well."""
+    """Read a segment's table and verify its page checksums; in one request if possible."""
 
     def parse_table(content: bytes) -> pa.Table:
         return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)

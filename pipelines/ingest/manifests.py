@@ -1,4 +1,4 @@
-"""Manifests of a source: a CSV, JSONL or Parquet file that lists audio and what is known of it."""
+"""Manifests of a source: CSV, JSONL or Parquet files that list audio files and their metadata."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NumberedRows = list[tuple[int, dict[str, Any]]]
 
 
 class SourceError(UserError):
-    """A source of audio, or its manifest, that cannot be used; the message names it, and the line."""
+    """A source of audio, or its manifest, cannot be used; the message names it and the line."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Manifest:
     """A manifest's rows.
 
     Attributes:
-        name: of the file.
-        unit: what a row is called in its format: line or row.
-        rows: number in the file, and fields.
+        name: name of the file.
+        unit: unit of numbering in its format: line or row.
+        rows: number in the file and fields of each row.
     """
 
     name: str
@@ -43,32 +43,33 @@ class Manifest:
 
 
 def find_manifest(source: Folder, files: Container[str], manifest_uri: str) -> Manifest | None:
-    """The manifest a user named, else the one in the source, if there is one.
+    """Read the manifest at `manifest_uri`, otherwise the one in the source; None if there is none.
 
     Raises:
-        SourceError: it is not of a known format, is damaged, has no `file` in it, or there are several.
-        StoreError: the named one does not exist.
+        SourceError: its format is unknown, it is damaged, it has no column `file`, or the source has several.
+        StoreError: `manifest_uri` does not exist.
     """
     if manifest_uri:
         where, _, name = absolute_uri(manifest_uri).rpartition("/")
         return _read_manifest(open_folder(where or "/"), name)
     present = [MANIFEST_STEM + suffix for suffix in FORMATS if MANIFEST_STEM + suffix in files]
     if len(present) > 1:
-        raise SourceError(f"{source.uri} holds {' and '.join(present)}; keep one, or name it: ingest.manifest=...")
+        raise SourceError(f"{source.uri} has {' and '.join(present)}; keep one, or set ingest.manifest=...")
     return _read_manifest(source, present[0]) if present else None
 
 
 def _read_manifest(folder: Folder, name: str) -> Manifest:
     suffix = PurePosixPath(name).suffix.lower()
     if suffix not in FORMATS:
-        raise SourceError(f"manifest {name!r} must be one of {', '.join(FORMATS)}")
+        raise SourceError(f"manifest {name!r} has an unsupported format; use one of {', '.join(FORMATS)}")
     unit, parse = FORMATS[suffix]
     try:
         rows = parse(read_bytes(folder, name), name)
     except UnicodeDecodeError as error:
-        raise SourceError(f"{name} is not UTF-8 text: {error}; save it as UTF-8") from None
+        raise SourceError(f"manifest {name} is not UTF-8 text: {error}; save it as UTF-8") from None
     if rows and suffix != ".jsonl" and "file" not in rows[0][1]:
-        raise SourceError(f"{name} has no column 'file'; it has {', '.join(map(repr, rows[0][1]))}")
+        have = ", ".join(map(repr, rows[0][1]))
+        raise SourceError(f"manifest {name} has no column 'file' (its columns: {have}); add it")
     return Manifest(name, unit, rows)
 
 
@@ -80,9 +81,9 @@ def _parse_jsonl(content: bytes, name: str) -> NumberedRows:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise SourceError(f"{name} line {number} is not JSON: {error}") from None
+            raise SourceError(f"{name} line {number} is not JSON: {error}; write one object per line") from None
         if not isinstance(row, dict):
-            raise SourceError(f"{name} line {number} must be an object, not {type(row).__name__}")
+            raise SourceError(f"{name} line {number} is of type {type(row).__name__}; write one object per line")
         rows.append((number, row))
     return rows
 
@@ -95,10 +96,12 @@ def _parse_csv(content: bytes, name: str) -> NumberedRows:
             if None in row or None in row.values():
                 have = len([v for k, v in row.items() if k is not None and v is not None]) + len(row.get(None, []))
                 wanted = len(reader.fieldnames or [])
-                raise SourceError(f"{name} line {reader.line_num} has {have} fields where the header has {wanted}")
+                raise SourceError(
+                    f"{name} line {reader.line_num} has {have} fields and the header {wanted}; make them equal"
+                )
             rows.append((reader.line_num, dict(row)))
     except csv.Error as error:
-        raise SourceError(f"{name} line {reader.line_num} is not CSV: {error}") from None
+        raise SourceError(f"{name} line {reader.line_num} is not CSV: {error}; correct that line") from None
     return rows
 
 
@@ -106,7 +109,8 @@ def _parse_parquet(content: bytes, name: str) -> NumberedRows:
     try:
         rows = pq.read_table(pa.BufferReader(content)).to_pylist()
     except pa.ArrowInvalid as error:
-        raise SourceError(f"{name} is not a Parquet file: {' '.join(str(error).split())}") from None
+        why = " ".join(str(error).split())
+        raise SourceError(f"manifest {name} is not a Parquet file: {why}; write it again") from None
     return list(enumerate(rows, 1))
 
 

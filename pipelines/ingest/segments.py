@@ -1,4 +1,4 @@
-"""One file's way to segments of windows: fetched, hashed, decoded, brought to a loudness, cut; silence left out."""
+"""Turn a file into segments of windows: fetch, hash, decode, normalize loudness, cut, and drop silent windows."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from presto_core.audio.codec import Codec, CodecError
 from presto_core.audio.loudness import gain, integrated_loudness
 from presto_core.config.schema import IngestStage
 
-ENCODING_VERSION = 3  # raise when the same settings would give other latents, or name them otherwise
-SILENCE_RMS = 1e-3  # -60 dB: a window below holds no music
-SEGMENT_SECONDS = 192.0  # of windows that travel together
+ENCODING_VERSION = 3  # raise if the same settings give other latents or other names
+SILENCE_RMS = 1e-3  # -60 dB: a quieter window has no music
+SEGMENT_SECONDS = 192.0  # audio per segment
 
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """Everything that decides a file's latents.
+    """The settings that determine a file's latents.
 
     Attributes:
-        window, step: samples of a window, and between the beginnings of two.
-        channels: of the audio given to the codec.
+        window, step: samples per window, and between the starts of two windows.
+        channels: audio channels of the codec's input.
     """
 
     codec: str
@@ -54,16 +54,16 @@ class EncodeSettings:
 
     @staticmethod
     def from_config(config: IngestStage, codec: Codec) -> EncodeSettings:
-        """As settings and codec have it.
+        """Derive the encoding from settings and codec.
 
         Raises:
-            CodecError: stereo is wanted of a codec that has one channel.
+            CodecError: ingest.channels=stereo, and the codec has one channel.
         """
         settings, channels = config.ingest, {"mono": 1, "stereo": 2}[config.ingest.channels]
         if channels > codec.audio_channels:
             raise CodecError(
-                f"ingest.channels=stereo needs a codec of two channels, and {config.codec.kind} has "
-                f"{codec.audio_channels}; use codec.kind=oobleck codec.path=..., or ingest.channels=mono"
+                f"ingest.channels=stereo needs a codec with two channels, and {config.codec.kind} has "
+                f"{codec.audio_channels}; set codec.kind=oobleck codec.path=..., or ingest.channels=mono"
             )
         return EncodeSettings(
             codec=codec.digest,
@@ -77,7 +77,7 @@ class EncodeSettings:
 
     @property
     def key(self) -> str:
-        """Name of what is encoded this way."""
+        """Return the name of this encoding's cache folder."""
         body = json.dumps([ENCODING_VERSION, SILENCE_RMS, SEGMENT_SECONDS, asdict(self)], sort_keys=True)
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
@@ -92,7 +92,7 @@ class Segment:
 
     Attributes:
         audio: [R, channels, window] float32, without silent windows.
-        starts: [R] first sample of each.
+        starts: [R] first sample of each window.
     """
 
     number: int
@@ -102,7 +102,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class FileResult:
-    """What a file came to, once its segments have been given."""
+    """The result of one file, which follows its segments."""
 
     digest: str
     facts: dict[str, Any]
@@ -115,7 +115,9 @@ class FileResult:
 def segment_file(
     track: Track, source: Folder, encoding: EncodeSettings, *, known_digests: frozenset[str]
 ) -> Iterator[tuple[str, Segment | FileResult]]:
-    """A file's segments and then its end, each with the digest of the file; of `known` contents only the end.
+    """Yield a file's segments and then its FileResult, each with the file's digest.
+
+    For a digest in `known_digests`, yield the FileResult only.
 
     Raises:
         StoreError: the source does not answer.
@@ -124,7 +126,7 @@ def segment_file(
         try:
             file = stack.enter_context(open_source_file(source, track.path))
         except StoreError as error:
-            source.exists(track.path)  # a source that does not answer at all ends the run here
+            source.exists(track.path)  # raises, and so ends the run, if the source itself does not answer
             yield "", FileResult("", {}, failure=_make_failure("fetch", error))
             return
         digest = file.digest
@@ -143,11 +145,11 @@ def segment_file(
                     break
                 yield digest, segment
             segmenter.check_has_music()
-        except OSError as error:  # of a disk, which may be better tomorrow
+        except OSError as error:  # of a disk: the next run tries again
             failure = _make_failure("fetch", error)
-        except Exception as error:  # of whatever kind: one file's trouble is not the run's
+        except Exception as error:  # of any class: one bad file must not end the run
             failure = _make_failure("decode", error)
-        if file.has_changed:  # then its hash is not of what was decoded
+        if file.has_changed:  # then the digest is not that of the decoded content
             failure = _make_failure("fetch", StoreError("was changed while it was read; run the same command again"))
         if failure:
             yield digest, FileResult(digest, facts, failure=failure)
@@ -157,7 +159,7 @@ def segment_file(
 
 
 class _Segmenter:
-    """Cuts one file and counts what comes out."""
+    """Cuts one file into segments and counts its windows."""
 
     def __init__(self, content: BinaryIO, encoding: EncodeSettings) -> None:
         self.content, self.encoding = content, encoding
@@ -176,7 +178,7 @@ class _Segmenter:
             raise AudioError("holds silence only")
 
     def _loudness_factor(self) -> np.float32:
-        """What every sample is multiplied by, so that the file has the wanted loudness."""
+        """Return the factor that brings the file to the target loudness."""
         if self.encoding.loudness_lufs is None:
             return np.float32(1)
         rate = self.encoding.sample_rate_hz
@@ -195,13 +197,13 @@ class _Segmenter:
         loud = np.array([np.vdot(window, window) / window.size for window in audio]) >= SILENCE_RMS**2
         self.rows.append(int(loud.sum()))
         self.silent += int((~loud).sum())
-        if not loud.all():  # else it would be a copy for nothing
+        if not loud.all():  # avoids a needless copy
             audio, starts = audio[loud], starts[loud]
         return Segment(len(self.rows) - 1, audio, starts)
 
 
 def decoder_versions() -> str:
-    """What decodes here: a file that failed is tried again by another decoder only."""
+    """Return the decoder versions on this machine; failed files are retried only with other versions."""
     versions = []
     for name in ("soundfile", "av"):
         try:

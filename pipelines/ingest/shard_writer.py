@@ -1,4 +1,4 @@
-"""The other half of ingest: encoded segments and captions -> Parquet shards of equal size, one actor call a shard."""
+"""Write encoded segments and captions as Parquet shards of equal size, one actor call per shard."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from presto_core.text.encoder import TextEmbedding, load_text_encoder
 
 @dataclass(frozen=True)
 class CuratedTrack:
-    """A track of the data set, with all that is known of it, and its content."""
+    """A track of the data set with its metadata, and its encoded content."""
 
     track: Track
     content: EncodedContent
@@ -37,7 +37,7 @@ class CuratedTrack:
 
 @dataclass(frozen=True)
 class SegmentSlice:
-    """Rows `start` ... `stop` of one encoded segment, which holds `rows`."""
+    """Rows [start, stop) of one encoded segment, which has `rows` rows."""
 
     track: dict[str, Any]
     digest: str
@@ -49,7 +49,7 @@ class SegmentSlice:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What becomes one shard."""
+    """The content of one shard: its segment slices, in order."""
 
     name: str
     split: str
@@ -57,10 +57,10 @@ class ShardPlan:
 
 
 def plan_shards(entries: list[CuratedTrack], *, rows_per_shard: int) -> list[ShardPlan]:
-    """Shards of exactly `rows_per_shard` rows, but for the last of a split.
+    """Plan shards of exactly `rows_per_shard` rows, except for the last one of a split.
 
-    Tracks go in the order of their contents' hashes: so each shard holds music from all over the source, and the plan
-    follows from what is in it, not from when it came.
+    Tracks are sorted by content hash, so that each shard mixes music from the whole source and the plan depends on
+    content only, not on the order of arrival.
     """
     plans: list[ShardPlan] = []
     sorted_tracks = sorted(entries, key=lambda entry: entry.content.digest)
@@ -82,7 +82,7 @@ def plan_shards(entries: list[CuratedTrack], *, rows_per_shard: int) -> list[Sha
 
 
 def _iter_slices(entries: list[CuratedTrack], split: str) -> Iterator[SegmentSlice]:
-    """Whole segments of a split's tracks."""
+    """Yield the whole segments of a split's tracks."""
     for entry in entries:
         if entry.track.split == split:
             for segment, rows in enumerate(entry.content.rows):
@@ -90,7 +90,7 @@ def _iter_slices(entries: list[CuratedTrack], split: str) -> Iterator[SegmentSli
 
 
 class ShardWriter:
-    """A Ray Data actor: one planned shard in, one Parquet file written, its description out."""
+    """A Ray Data actor that writes one planned shard per call and stores its description in the scratch folder."""
 
     def __init__(self, config: IngestStage, cache_uri: str, artifact_uri: str, scratch_uri: str) -> None:
         torch.set_num_threads(config.cluster.torch_threads)

@@ -1,4 +1,4 @@
-"""What a file itself and its sidecar tell of a track, where no manifest does: caption, tempo, key, licence."""
+"""Read a track's caption, tempo, key and licence from its sidecar, tags or file name, if no manifest has a caption."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from presto_core.artifacts.store import read_bytes
 
 
 def read_metadata(track: Track, content: BinaryIO, source: Folder) -> dict[str, Any]:
-    """Fields of the track that its sidecar (.json, .txt) tells; the caption else from tags, else from its name.
+    """Return fields from the track's sidecar (.json, .txt); the caption falls back to tags, then to the file name.
 
     Args:
         content: the audio file, seekable.
 
     Raises:
-        ValueError: the sidecar is no JSON object, or its key or tempo_bpm is none.
+        ValueError: the sidecar is not a JSON object, or its key or tempo_bpm is invalid.
     """
     if track.caption:
         return {}
@@ -31,7 +31,7 @@ def read_metadata(track: Track, content: BinaryIO, source: Folder) -> dict[str, 
 
 
 def _read_sidecar(source: Folder, name: str) -> dict[str, Any]:
-    """What the file beside a track says of it; nothing where there is none."""
+    """Read the fields of a track's sidecar; empty if it has none."""
     if name.endswith(".json"):
         try:
             fields = json.loads(read_bytes(source, name))
@@ -46,13 +46,13 @@ def _read_sidecar(source: Folder, name: str) -> dict[str, Any]:
 
 
 def _read_tag_caption(content: BinaryIO) -> str:
-    """Genre and title of the tags; empty where they tell neither."""
+    """Return genre and title from the tags; empty if there are none."""
     import mutagen
 
     content.seek(0)
     try:
         tags = mutagen.File(content, easy=True)
-    except (mutagen.MutagenError, OSError, ValueError):  # damaged tags are no reason to refuse the music
+    except (mutagen.MutagenError, OSError, ValueError):  # damaged tags are no reason to reject the music
         tags = None
     texts = [str(values[0]) for field in ("genre", "title") if (values := (tags or {}).get(field))]
     return ", ".join(texts)

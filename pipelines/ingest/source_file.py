@@ -1,4 +1,4 @@
-"""A source's file, hashed and ready to be decoded: a local one where it lies, one from storage as a copy."""
+"""Open a source's file, hashed, for decoding: local files in place, files from object storage as a copy."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from blake3 import blake3
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import DamagedError, download
 
-SPOOL_BYTES = 64 * 2**20  # a larger copy is kept on disk while it is decoded
+SPOOL_BYTES = 64 * 2**20  # larger copies are kept on disk while they are decoded
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to be decoded.
+    """A file to decode.
 
     Attributes:
         digest: BLAKE3 of the content.
-        stream: its content, seekable.
-        stamp: of a local file when it was hashed.
+        stream: seekable content.
+        stamp: size and modification time of a local file at the time of hashing.
     """
 
     digest: str
@@ -36,16 +36,16 @@ class SourceFile:
 
     @property
     def has_changed(self) -> bool:
-        """Whether the file is another one than was hashed."""
+        """Return whether the file has changed since it was hashed."""
         return self.stamp is not None and self.stamp != _read_stamp(self.stream)
 
 
 @contextmanager
 def open_source_file(source: Folder, name: str) -> Iterator[SourceFile]:
-    """A source's file, closed at the end; a local one is read in place, once for its hash.
+    """Open a source's file for the block; a local one is read in place, once for its hash.
 
     Raises:
-        StoreError: it does not exist or cannot be read.
+        StoreError: the file does not exist or cannot be read.
     """
     uri = f"{source.uri}/{name}"
     if source.is_remote:
@@ -61,7 +61,7 @@ def open_source_file(source: Folder, name: str) -> Iterator[SourceFile]:
 
 def _open_file(path: Path, uri: str) -> FileIO:
     try:
-        return path.open("rb", buffering=0)  # decoders read it as a plain file
+        return path.open("rb", buffering=0)  # decoders take a plain file
     except FileNotFoundError:
         raise DamagedError(f"{uri} does not exist") from None
 

@@ -1,4 +1,4 @@
-"""What there is to ingest: the audio files of folders and buckets, with what is known of each before it is opened."""
+"""Find the audio files of folders and buckets, with the metadata that is known before they are opened."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Track:
     """One audio file.
 
     Attributes:
-        file: its name in the data set.
-        place: URI of the source it is in.
-        path: where it is below that.
-        stamp: changes when the file, what stands beside it, or what must be looked up of it changes; empty where the
-            source does not have the file.
-        sidecar: file beside it that tells of it, or empty.
-        caption: what one hears; empty means: look at the sidecar, or at the file's tags.
-        caption_source: who says it: manifest, sidecar, tags, or the file's name.
-        composition: what decides the split, so that one piece is never on both sides.
-        split: `train` or `held_out`; empty means: not said, to be decided by composition.
-        seconds: length where a manifest says it, else 0.
+        file: name in the data set.
+        source_uri: URI of its source.
+        path: path below the source.
+        stamp: changes with the file, its sidecar, and whether the sidecar is needed; empty if the source has no
+            such file.
+        sidecar: path of its metadata file, or empty.
+        caption: description of the music; if empty, it is read from the sidecar, the tags or the file name.
+        caption_source: origin of the caption: manifest, sidecar, tags or name.
+        composition: determines the split, so that one piece is never in both.
+        split: `train` or `held_out`; if empty, it follows from the composition.
+        seconds: length from the manifest, otherwise 0.
     """
 
     file: str
@@ -66,27 +66,26 @@ class Track:
 
 
 def find_tracks(config: IngestConfig) -> list[Track]:
-    """The tracks of all sources, in the order of their names.
+    """Find the tracks of all sources, sorted by name.
 
-    A manifest says what to take; without one, every audio file below a source is taken.
+    A manifest selects the files; without one, every audio file below a source is used.
 
     Raises:
-        SourceError: no audio there, a bad row in a manifest, or one composition in both splits.
+        SourceError: there is no audio, a manifest has an invalid row, or one composition is in both splits.
     """
     folders = [open_folder(absolute_uri(uri)) for uri in config.source]
     tracks = [track for folder in folders for track in _read_tracks(folder, config.manifest)]
     if not tracks:
         source_list = ", ".join(folder.uri for folder in folders)
-        raise SourceError(
-            f"no audio in {source_list}: looked for a manifest and for {', '.join(s[1:] for s in AUDIO_SUFFIXES)} files"
-        )
+        suffixes = ", ".join(s[1:] for s in AUDIO_SUFFIXES)
+        raise SourceError(f"no audio in {source_list}; add a manifest with rows, or files of type {suffixes}")
     named_tracks = tracks if len(folders) == 1 else _prefix_source_names(tracks, folders)
     _check_unique_names(named_tracks)
     return _fill_defaults(sorted(named_tracks, key=lambda t: t.file), config.held_out_fraction, config.licence)
 
 
 def _read_tracks(source: Folder, manifest_uri: str) -> list[Track]:
-    """The tracks of one source, named by their paths."""
+    """Find the tracks of one source, named by their paths."""
     files = _list_files(source)
     manifest = find_manifest(source, files, manifest_uri)
     if manifest is None:
@@ -97,12 +96,12 @@ def _read_tracks(source: Folder, manifest_uri: str) -> list[Track]:
 
 
 def _list_files(source: Folder) -> dict[str, pafs.FileInfo]:
-    """Path below the source -> size and time of every file in it."""
+    """Return the file info of every file by its path below the source."""
     return {info.path.removeprefix(source.path).lstrip("/"): info for info in source.list_files(recursive=True)}
 
 
 def _stamp_track(track: Track, files: dict[str, pafs.FileInfo]) -> Track:
-    """The track with its sidecar, where it needs one, and a stamp of both files' sizes and times."""
+    """Add the track's sidecar, if it needs one, and a stamp of both files' sizes and modification times."""
     if track.path not in files:
         return track
     needs_sidecar = not track.caption
@@ -115,10 +114,10 @@ def _stamp_track(track: Track, files: dict[str, pafs.FileInfo]) -> Track:
 def _track_from_row(row: dict[str, Any], manifest: Manifest, number: int, source: Folder) -> Track:
     where, name = f"{manifest.name} {manifest.unit} {number}", row.get("file")
     if not isinstance(name, str) or not name or name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise SourceError(f"{where}: file={name!r} must be a path below the source")
+        raise SourceError(f"{where}: file={name!r} is invalid; write a path below the source")
     split = row.get("split") or ""
     if split not in ("", "train", "held_out"):
-        raise SourceError(f"{where}: split={split!r} must be train or held_out")
+        raise SourceError(f"{where}: split={split!r} is invalid; use train or held_out")
     try:
         metadata, seconds = parse_metadata(row), _parse_number(row, "duration_seconds") or 0.0
     except ValueError as error:
@@ -130,10 +129,10 @@ def _track_from_row(row: dict[str, Any], manifest: Manifest, number: int, source
 
 
 def parse_metadata(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields that a manifest's row and a sidecar share, each of its type.
+    """Convert the fields that manifest rows and sidecars share to their types.
 
     Raises:
-        ValueError: tempo_bpm is no finite number, or key is no key.
+        ValueError: tempo_bpm is not a finite number, or key is not a musical key.
     """
     texts = {name: str(fields.get(name) or "") for name in ("caption", "title", "composer", "source", "licence")}
     key = str(fields["key"]) if fields.get("key") else None
@@ -153,7 +152,7 @@ def _parse_number(fields: dict[str, Any], name: str) -> float | None:
 
 
 def _prefix_source_names(tracks: list[Track], folders: list[Folder]) -> list[Track]:
-    """Tracks of several sources, each named by its source's last part and its path."""
+    """Name the tracks of several sources by the last part of the source's path and their own path."""
     bases = [PurePosixPath(folder.path).name for folder in folders]
     names = {
         f.uri: base if bases.count(base) == 1 else f"{base}-{i}" for i, (f, base) in enumerate(zip(folders, bases))
@@ -165,12 +164,12 @@ def _check_unique_names(tracks: list[Track]) -> None:
     seen: set[str] = set()
     for track in tracks:
         if track.file in seen:
-            raise SourceError(f"{track.file!r} is listed twice in {track.source_uri}; list each file once")
+            raise SourceError(f"file {track.file!r} appears twice in {track.source_uri}; list each file once")
         seen.add(track.file)
 
 
 def _fill_defaults(tracks: list[Track], held_out_fraction: float, licence: str) -> list[Track]:
-    """Fill in composition, split and licence where the source does not say; a composition has one split."""
+    """Fill in missing compositions, splits and licences; all tracks of a composition get the same split."""
     named = [
         replace(t, composition=t.composition or _default_composition(t), licence=t.licence or licence) for t in tracks
     ]
@@ -178,9 +177,9 @@ def _fill_defaults(tracks: list[Track], held_out_fraction: float, licence: str) 
     for track in named:
         if track.split and splits.setdefault(track.composition, track.split) != track.split:
             raise SourceError(
-                f"the manifest of {track.source_uri} puts composition {track.composition!r} into both splits "
-                f"({track.file} "
-                f"is {track.split}): what is held out would be heard in training; mend the rows' split"
+                f"the manifest of {track.source_uri} has composition {track.composition!r} in both splits "
+                f"({track.file} is {track.split}), which would leak held-out music into training; "
+                "give all its rows the same split"
             )
     return [
         replace(t, split=splits.get(t.composition) or _split_by_hash(t.composition, held_out_fraction)) for t in named
@@ -188,16 +187,16 @@ def _fill_defaults(tracks: list[Track], held_out_fraction: float, licence: str) 
 
 
 def _default_composition(track: Track) -> str:
-    """A track's composition where no one names it: files of one name are one piece, unless the source splits them."""
+    """Return a track's default composition: its file name, or its whole path if the manifest sets its split."""
     return strip_suffix(track.file) if track.split else PurePosixPath(track.file).stem
 
 
 def _split_by_hash(composition: str, held_out_fraction: float) -> str:
-    """By hash, so that a file never changes sides."""
+    """Choose the split by hash, so that a file never changes its split."""
     fraction = int.from_bytes(hashlib.sha256(composition.encode()).digest()[:8], "big") / 2**64
     return "held_out" if fraction < held_out_fraction else "train"
 
 
 def strip_suffix(file: str) -> str:
-    """A path without its suffix."""
+    """Return a path without its suffix."""
     return str(PurePosixPath(file).with_suffix(""))

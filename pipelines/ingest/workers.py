@@ -1,6 +1,6 @@
-"""What encodes in Ray's workers: a file goes through in segments of a minute or two.
+"""Decoding tasks and encoding actors for Ray workers.
 
-So memory depends neither on how long files are nor on how many.
+Files pass through in segments of a few minutes, so that memory depends neither on their length nor on their number.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ ENCODE_BATCH = 16  # windows
 def decode_track(
     batch: dict[str, Any], encoding: EncodeSettings, cache_uri: str, known_refs: list[Any]
 ) -> Iterator[dict[str, list[Any]]]:
-    """A Ray Data task: one track in, a row for each segment out, the last one with what the track came to.
+    """Decode one track in a Ray Data task; yield a row per segment, the last one with the track's FileResult.
 
-    What the user can mend is said in a row: raised in a task, Ray would bury the sentence.
+    A UserError is returned in a row, because Ray would wrap one raised in a task and hide its message.
     """
     import ray
 
@@ -65,7 +65,7 @@ def decode_track(
 
 @lru_cache(maxsize=1)
 def _get_known_digests(ray: Any, reference: Any) -> frozenset[str]:
-    """Contents that need no decoding; read once a worker."""
+    """Return the digests of contents that need no decoding; read once per worker."""
     return frozenset(ray.get(reference))
 
 
@@ -85,7 +85,7 @@ def _segment_row(index: int, digest: str, segment: Segment, cache_folder: Folder
 
 
 class Encoder:
-    """Codec and pool of one process."""
+    """The codec and the latent cache of one process."""
 
     def __init__(self, config: IngestStage, cache_uri: str) -> None:
         torch.set_num_threads(config.cluster.torch_threads)
@@ -94,10 +94,10 @@ class Encoder:
         self.cache_folder = open_folder(cache_uri)
 
     def encode_and_store(self, digest: str, segment: Segment) -> IngestFailure | None:
-        """Write a segment's latents to the pool, or say why there are none."""
+        """Write a segment's latents to the cache, or return why it cannot be encoded."""
         try:
             latents = self._encode(segment.audio)
-        except Exception as error:  # of whatever kind: one file's trouble is not the run's
+        except Exception as error:  # of any class: one bad file must not end the run
             return IngestFailure("encode", type(error).__name__, " ".join(str(error).split()))
         starts = segment.starts / self.codec.sample_rate_hz
         write_segment(self.cache_folder, digest, segment.number, latents=latents, start_seconds=starts)
@@ -105,7 +105,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _encode(self, audio: Waveform) -> Any:
-        """[R, channels, window] -> [R, C, T] float16."""
+        """Encode audio [R, channels, window] to latents [R, C, T], float16."""
         parts = torch.from_numpy(audio).split(ENCODE_BATCH)
         latents = torch.cat([self.codec.encode(part).cpu() for part in parts]).numpy()
         if not np.isfinite(latents).all():
@@ -114,7 +114,7 @@ class Encoder:
 
 
 class FileEncoder:
-    """A Ray Data actor: one track in, its latents written to the pool, what the track came to out."""
+    """A Ray Data actor that decodes and encodes one track per call and returns its FileResult."""
 
     def __init__(self, config: IngestStage, encoding: EncodeSettings, cache_uri: str, known_refs: list[Any]) -> None:
         import ray
@@ -135,7 +135,7 @@ class FileEncoder:
             row["segments"] += 1
             if row["failure"] or not len(segment_or_result.audio):
                 continue
-            # they were written in order: where one is not there, those after it are not, but for rare ones made again
+            # segments are written in order: after the first missing one, assume that the rest is missing too
             if is_stored := is_stored and cache_folder.exists(segment_name(digest, segment_or_result.number)):
                 continue
             if failure := self.encoder.encode_and_store(digest, segment_or_result):
@@ -144,7 +144,7 @@ class FileEncoder:
 
 
 class SegmentEncoder:
-    """A Ray Data actor: audio of one segment in, its latents written to the pool; what else there is goes through."""
+    """A Ray Data actor that encodes the audio of one segment per call and passes the other fields on."""
 
     def __init__(self, config: IngestStage, cache_uri: str) -> None:
         self.encoder = Encoder(config, cache_uri)

@@ -60,8 +60,8 @@ def check_layers_match_teacher(layers: Artifact, teacher: Artifact) -> None:
     teacher_id = layers.manifest["parents"].get("teacher")
     if teacher_id != teacher.id:
         raise UserError(
-            f"layer-distilled model {layers.id} comes from teacher {teacher_id}, not from {teacher.id}; use one "
-            f"same base, or set inputs.teacher={teacher_id}"
+            f"layer-distilled model {layers.id} comes from teacher {teacher_id}, not from {teacher.id}; use a "
+            f"layer-distilled model of that teacher, or set inputs.teacher={teacher_id}"
         )
 
 

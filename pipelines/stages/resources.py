@@ -12,10 +12,9 @@ from pipelines.cluster.session import (
     resources_per_worker,
     training_cpus,
 )
-from presto_core.config.schema import STAGES
+from pipelines.stages.table import STAGES
+from presto_core.config.schema import IngestStage
 from presto_core.config.sections import ClusterConfig
-
-TRAINING_STAGES = ("train-teacher", "distill-layers", "distill-steps")
 
 
 class SkippedError(Exception):
@@ -29,7 +28,7 @@ def check_stage_fits(stage: str, cluster: ClusterConfig, nodes: list[dict[str, f
         ClusterError: they have less.
         SkippedError: the stage needs none.
     """
-    if stage in TRAINING_STAGES and cluster.num_workers == 0:
+    if STAGES[stage].trains and cluster.num_workers == 0:
         raise SkippedError("not needed: cluster.num_workers=0 trains in the command's own process")
     needs, worker, count = get_stage_requirements(stage, cluster)
     names = {key for node in nodes for key in node}
@@ -49,10 +48,10 @@ def get_stage_requirements(stage: str, cluster: ClusterConfig) -> tuple[dict[str
     from pipelines.ingest.encode import encoding_resources
 
     worker = resources_per_worker(cluster)
-    if stage in TRAINING_STAGES:
+    if STAGES[stage].trains:
         count = min_workers(cluster)
         return {"cpus": training_cpus(cluster), "gpus": count * cluster.gpus_per_worker}, worker, count
-    needs = encoding_resources if stage == "ingest" else actor_resources
+    needs = encoding_resources if stage == IngestStage.NAME else actor_resources
     return needs(cluster, cluster.data_workers), worker, cluster.data_workers
 
 
@@ -64,4 +63,4 @@ def count_fitting_workers(nodes: Iterable[dict[str, float]], worker: dict[str, f
 
 def list_stages_with_workers() -> list[str]:
     """Stages that ask a cluster for workers."""
-    return [stage for stage in STAGES if stage in ("ingest", *TRAINING_STAGES, "evaluate")]
+    return [name for name, stage in STAGES.items() if stage.workers != "none" and stage.writes_run]

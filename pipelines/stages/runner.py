@@ -1,4 +1,4 @@
-"""What every stage does around its own work: resolve parents, know its run_id, reuse or make, record and register."""
+"""What every stage does around its own work: resolve parents, derive the run id, reuse or run, track and register."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pipelines.train.resume import (
     find_forked_checkpoint,
     record_run_start,
 )
+from pipelines.train.runs import explain_new_run
 from pipelines.train.sweep_hook import Trial
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import (
@@ -28,6 +29,7 @@ from presto_core.artifacts.manifest import (
     read_artifact,
     run_folder,
 )
+from presto_core.artifacts.run_layout import RUN_FILE
 from presto_core.config.schema import StageConfig
 
 REPORTS = Path(".presto/reports")
@@ -40,7 +42,7 @@ class StageContext:
     Attributes:
         run_id: id of the run and of the artifact it makes.
         parents: role -> artifact it starts from.
-        origin: the checkpoint that a forked run started from, as a further parent.
+        forked_from: the checkpoint that a forked run started from, as a further parent.
         artifact: folder to commit the artifact in.
         scratch: folder of checkpoints and partial results.
         run: its record in MLflow.
@@ -56,7 +58,7 @@ class StageContext:
     trial: Trial | None = None
 
     def save_plot(self, name: str, render: Callable[[], bytes]) -> None:
-        """Keep a plot where it can be opened, and with the run's record; a sweep draws its trials together."""
+        """Save a plot locally and to the run in MLflow; a sweep plots its trials together instead."""
         if self.trial:
             return
         path = REPORTS / self.run_id / name
@@ -79,13 +81,13 @@ def run_stage(
     resume: ResumeOptions = ResumeOptions(),
     trial: Trial | None = None,
 ) -> Artifact:
-    """Make a stage's artifact unless it exists, and register it.
+    """Run a stage unless its artifact exists, and register the artifact.
 
     Args:
-        make: does the work and commits `workplace.artifact`; may resume from `workplace.scratch`.
-        inputs: hashes of inputs that are no artifacts (a folder of audio).
-        resume: a run under way that this must be, or start from.
-        trial: the sweep that this run belongs to; what it makes is not registered then.
+        execute: does the work and commits `ctx.artifact`; may resume from `ctx.scratch`.
+        inputs: hashes of inputs that are not artifacts (a folder of audio).
+        resume: an unfinished run that this must be, or start from.
+        trial: the sweep that this run belongs to; its result is then not registered.
 
     Raises:
         UserError: whatever the stage, storage or tracking could not do.
@@ -100,10 +102,12 @@ def run_stage(
     with tracker.run(stage, config, run_id, parents, origin=forked_from, tags=trial.tags if trial else {}) as run:
         run.stored_rows = partial(read_rows, scratch)
         if folder.exists():
-            console.print(f"{stage}: run {run_id} is done already, its result is used")
+            console.print(f"{stage}: run {run_id} is finished, its result is reused")
             replay_rows(scratch, run)
         else:
             console.print(f"{stage}: run {run_id}")
+            if not trial and not forked_from and not scratch.exists(RUN_FILE):
+                explain_new_run(root, stage, run_id, config, ids)
             record_run_start(scratch, root, stage, config, ids | forked_from)
             execute(StageContext(run_id, parents, forked_from, folder, scratch, run, trial))
         artifact = read_artifact(folder)
@@ -121,7 +125,7 @@ def run_stage(
                 )
             )
         run.flush_all()
-        scratch.delete()  # checkpoints, rows and partial results of a finished run are of no further use
+        scratch.delete()  # checkpoints, rows and partial results of a finished run are not needed any more
     if version:
         console.print(
             f"{stage}: {version.name}@{version.alias} is version {version.number} = {artifact.id}, {artifact.uri}"

@@ -1,4 +1,4 @@
-"""A file that only one of any number of writers creates: `If-None-Match: *` on S3, a hard link in a folder."""
+"""Create a file exclusively among concurrent writers: `If-None-Match: *` on S3, a hard link in a local folder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _CONFLICT_CODES = ("PreconditionFailed", "412", "ConditionalRequestConflict", "4
 
 
 def create_exclusive(folder: Folder, name: str, content: bytes) -> bool:
-    """Write a file whole unless it exists; True where this call did.
+    """Write a file atomically unless it exists; return whether this call created it.
 
     Args:
-        content: not what another writer would write, so that an answer that got lost is not taken for a defeat.
+        content: differs from that of any other writer, so that a retry after a lost response recognizes its own file.
 
     Raises:
-        StoreError: the place cannot be written, or does not know conditional writing.
+        StoreError: the folder cannot be written, or the store does not support conditional writes.
     """
     put = _put_if_none if folder.is_remote else _link
     return folder.with_retries(partial(put, folder, name, content), f"create {folder.uri}/{name}")
@@ -40,7 +40,7 @@ def _put_if_none(folder: Folder, name: str, content: bytes) -> bool:
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
             raise OSError(f"HTTP status 503 ({code})") from error
         raise StoreError(
-            f"{folder.uri}: a conditional put fails with {code}; use a store that knows If-None-Match"
+            f"conditional put to {folder.uri} fails ({code}); use a store that supports If-None-Match"
         ) from error
     except BotoCoreError as error:
         raise OSError(str(error)) from error
@@ -53,7 +53,7 @@ def _link(folder: Folder, name: str, content: bytes) -> bool:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     temporary.write_bytes(content)
     try:
-        os.link(temporary, path)  # whole or not at all, and never over another
+        os.link(temporary, path)  # atomic, and never overwrites
     except FileExistsError:
         return False
     finally:

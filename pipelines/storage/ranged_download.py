@@ -1,4 +1,4 @@
-"""A stored file in parts, fetched side by side; which are there is written down, so that a copy goes on."""
+"""Download a stored file in ranges, in parallel, with a ledger of finished ranges so that a download resumes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PART_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes start ... start + size of a file."""
+    """Bytes [start, start + size) of a file."""
 
     name: str
     start: int
@@ -28,14 +28,14 @@ class ByteRange:
 
 
 def split_into_ranges(name: str, size: int) -> Iterator[ByteRange]:
-    """A file's parts, in order; none of an empty one."""
+    """Yield a file's ranges, in order; an empty file has none."""
     for start in range(0, size, PART_BYTES):
         yield ByteRange(name, start, min(PART_BYTES, size - start))
 
 
 @dataclass
 class RangeLedger:
-    """The parts that are on disk: a line each, written after the part's bytes."""
+    """The ranges that are on disk, one line each, written after the range's bytes."""
 
     NAME: ClassVar[str] = ".parts"
 
@@ -45,7 +45,7 @@ class RangeLedger:
 
     @staticmethod
     def load(folder: Path) -> RangeLedger:
-        """Those of an interrupted copy; a line that was cut is none."""
+        """Read the ledger of an interrupted download; a truncated line is ignored."""
         path, ranges = folder / RangeLedger.NAME, set()
         if path.is_file():
             for line in path.read_text(errors="replace").splitlines():
@@ -66,7 +66,7 @@ class RangeLedger:
                 stream.write(json.dumps([byte_range.name, byte_range.start, byte_range.size]) + "\n")
 
     def discard(self, name: str) -> None:
-        """All parts of a file, which turned out not to be right."""
+        """Remove all ranges of a file, whose content failed verification."""
         with self.lock:
             self.ranges = {part for part in self.ranges if part.name != name}
             lines = [json.dumps([part.name, part.start, part.size]) + "\n" for part in self.ranges]
@@ -74,10 +74,10 @@ class RangeLedger:
 
 
 def fetch(source: Folder, byte_range: ByteRange, path: Path) -> None:
-    """Write one part to its place in a file, again where that failed in passing.
+    """Download one range into its position in a file; transient failures are retried.
 
     Raises:
-        StoreError: it cannot be read or written.
+        StoreError: the range cannot be read or written.
     """
 
     def get() -> bytes:
@@ -91,7 +91,7 @@ def fetch(source: Folder, byte_range: ByteRange, path: Path) -> None:
             written += os.pwrite(descriptor, content[written:] if written else content, byte_range.start + written)
     except OSError as error:
         raise StoreError(
-            f"cannot write {path}: {error.strerror}; free some space and run the same command again"
+            f"cannot write {path}: {error.strerror}; free some space and re-run the same command"
         ) from error
     finally:
         os.close(descriptor)
@@ -113,12 +113,12 @@ def _get_range(source: Folder, byte_range: ByteRange) -> bytes:
         response = _client(endpoint()).get_object(Bucket=bucket, Key=key, Range=span)
         return _check_length(
             response["Body"].read(byte_range.size + 1), byte_range, source
-        )  # a longer answer is not taken either
+        )  # one byte more, to reject longer responses too
     except ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if status in (404, 416):
             raise StoreError(
-                f"{source.uri}/{byte_range.name} does not exist, or is shorter than its manifest says"
+                f"{source.uri}/{byte_range.name} is missing or shorter than in its manifest; restore it"
             ) from None
         raise OSError(f"HTTP status {status}") from error
     except (BotoCoreError, HTTPError) as error:
@@ -127,11 +127,11 @@ def _get_range(source: Folder, byte_range: ByteRange) -> bytes:
 
 def _check_length(content: bytes, byte_range: ByteRange, source: Folder) -> bytes:
     if len(content) != byte_range.size:
-        raise OSError(f"truncated: {len(content)} bytes of {source.uri}/{byte_range.name} came, not {byte_range.size}")
+        raise OSError(f"truncated: got {len(content)} of {byte_range.size} bytes of {source.uri}/{byte_range.name}")
     return content
 
 
 @lru_cache(maxsize=4)
 def _client(url: str | None) -> Any:
-    """One for all threads; its connections are kept, its credentials renewed by boto3."""
+    """Return the client of all threads; it keeps its connections, and boto3 renews its credentials."""
     return create_s3_client(url, max_pool_connections=16)

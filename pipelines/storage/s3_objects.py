@@ -1,6 +1,6 @@
-"""S3 objects read, written and looked for in one signed request each: Arrow makes three of a small upload.
+"""Read, write and look up S3 objects in one signed request each; Arrow needs three for a small upload.
 
-What goes wrong raises OSError and no more: the caller asks the file system again, which tells why.
+Every failure raises OSError: the caller then retries with the file system, which reports the cause.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import urllib3
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-URL_EXPIRY_S = 900  # as far as clocks may differ
-CONNECTIONS = 8  # kept open to each server; more are opened where more threads read
+URL_EXPIRY_S = 900  # allows for clock skew
+CONNECTIONS = 8  # kept open per server; more threads open more connections
 
 
 class S3Objects:
-    """Objects of one server, each named by bucket/key; for any number of threads.
+    """The objects of one server, named by bucket/key; thread-safe.
 
     Args:
-        client: of boto3, signing with the credentials of the moment.
-        connect_s: for a connection.
-        silence_s: without a byte, and for a whole upload.
+        client: boto3 client that signs with the current credentials.
+        connect_timeout_s: time limit for a connection.
+        read_timeout_s: time limit without a byte, and for a whole upload.
     """
 
     def __init__(self, client: Any, *, connect_timeout_s: float, read_timeout_s: float) -> None:
@@ -34,21 +34,21 @@ class S3Objects:
         self.read_timeout = urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s)
         self.write_timeout = urllib3.Timeout(
             connect=read_timeout_s, read=read_timeout_s
-        )  # sending is part of connecting here
+        )  # urllib3 counts sending as connecting
         self.pool = urllib3.PoolManager(maxsize=CONNECTIONS, ca_certs=os.environ.get("AWS_CA_BUNDLE"))
 
     def exists(self, path: str) -> bool:
-        """Whether there is such an object."""
+        """Return whether the object exists."""
         either = (HTTPStatus.OK, HTTPStatus.NOT_FOUND)
         return self._request("HEAD", "head_object", path, {}, either, timeout=self.read_timeout).status == HTTPStatus.OK
 
     def get(self, path: str) -> bytes:
-        """An object's bytes."""
+        """Return an object's bytes."""
         return bytes(self._request("GET", "get_object", path, {}, timeout=self.read_timeout).data)
 
     def put(self, path: str, content: bytes) -> None:
-        """Write an object, whole or not at all."""
-        # without it, SeaweedFS makes an empty object of a connection that ends before the first byte
+        """Write an object atomically."""
+        # without it, SeaweedFS creates an empty object if the connection ends before the first byte
         md5 = b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
         signed_params, headers = {"ContentMD5": md5}, {"Content-MD5": md5}
         self._request(

@@ -1,4 +1,4 @@
-"""A sweep's records as an answer: ranking, confidence over seeds, what mattered, Pareto front, and what was saved."""
+"""Analyze a sweep's records: ranking, spread over seeds, importance, Pareto front, and savings."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pipelines.sweep.store import (
 from presto_core.config.loader import flatten
 from tune_spaces.domains import to_overrides
 
-MIN_TRIALS_FOR_IMPORTANCE = 8  # trials; of fewer, forests say what chance says
+MIN_TRIALS_FOR_IMPORTANCE = 8  # with fewer trials, a random forest fits noise
 Definition = dict[str, Any]
 
 
 def make_definition(plan: SweepPlan, mlflow_id: str) -> Definition:
-    """What a report must know of a sweep beside its records; plain data."""
+    """Return what a report needs of a sweep besides its records, as plain data."""
     sweep = plan.sweep.sweep
     return {
         "id": plan.id,
@@ -50,10 +50,10 @@ def make_definition(plan: SweepPlan, mlflow_id: str) -> Definition:
 
 
 def analyze(definition: Definition, records: Iterable[TrialRecord], sessions: list[dict[str, float]]) -> dict[str, Any]:
-    """What result.json holds.
+    """Return the content of result.json.
 
     Args:
-        sessions: seconds of each life of the sweep that came to its end, and its trials at a time.
+        sessions: seconds and concurrent trials of each completed session of the sweep.
     """
     all_records = list(records)
     trials = [r for r in all_records if r.role == TRIAL]
@@ -74,14 +74,14 @@ def analyze(definition: Definition, records: Iterable[TrialRecord], sessions: li
 
 
 def rank(definition: Definition, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Trials that came to the end, the best first; those of the same value by run_id."""
+    """Return the finished trials, best first; those of the same value by run_id."""
     sign = 1 if definition["mode"] == "min" else -1
     done = [r for r in records if r.role == TRIAL and r.state == FINISHED and r.rows]
     return sorted(done, key=lambda r: (sign * metric_value(definition, r), r.run_id))
 
 
 def metric_value(definition: Definition, record: TrialRecord) -> float:
-    """The metric of the weights that a run keeps: those of the end, or of its least Fréchet distance."""
+    """Return the metric of the weights that a run keeps: the last, or those of its lowest Fréchet distance."""
     row = record.rows[record.last_update]
     if definition["keep"] == "best":
         row = min(record.rows.values(), key=lambda r: r["fd"])
@@ -101,7 +101,7 @@ def _make_row(definition: Definition, record: TrialRecord) -> dict[str, Any]:
 
 
 def _select_repeats(records: list[TrialRecord], role: str, best: list[TrialRecord]) -> list[TrialRecord]:
-    """Of the preset, or of the winner: with more samples it may be another than it was."""
+    """Return the repeats of the preset, or of the present winner, which more samples may have changed."""
     settings = best[0].settings if best and role == WINNER else {}
     return [r for r in records if r.role == role and _drop_seed(r.settings) == _drop_seed(settings)]
 
@@ -111,7 +111,7 @@ def _drop_seed(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compute_spread(definition: Definition, records: list[TrialRecord]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds."""
+    """Return mean and standard deviation over seeds."""
     values = [metric_value(definition, r) for r in records if r.state == FINISHED and r.rows]
     return {
         "values": values,
@@ -133,10 +133,10 @@ def _shell_quote(arg: str) -> str:
 
 
 def _make_verdict(definition: Definition, records: list[TrialRecord], best: list[TrialRecord]) -> dict[str, Any]:
-    """Whether the winner beats the preset by more than seeds differ, in numbers and in a sentence."""
+    """Return whether the winner beats the preset by more than the spread over seeds, in numbers and text."""
     metric = definition["metrics"][0]
     if not best:
-        return {"beats": False, "says": "No trial came to the end, so there is no winner."}
+        return {"beats": False, "says": "No trial finished, so there is no winner."}
     if not best[0].settings:
         return {"beats": False, "says": f"No trial beat the preset's own settings in {metric}."}
     won, own = (
@@ -165,9 +165,9 @@ def _make_verdict(definition: Definition, records: list[TrialRecord], best: list
 
 
 def compute_importance(definition: Definition, trials: list[TrialRecord]) -> dict[str, Any]:
-    """Share of the metric's variance that each setting explains (fANOVA, Hutter et al. 2014), where all trials compare.
+    """Return the share of the metric's variance that each setting explains (fANOVA, Hutter et al. 2014).
 
-    That is at the last update that each of them reached. A setting that exists for some trials only is left out.
+    Computed at the last update that all trials reached. Settings that only some trials have are excluded.
     """
     comparable = [r for r in trials if r.rows and r.settings]
     update = min((r.last_update for r in comparable), default=0)
@@ -206,7 +206,7 @@ def _make_distribution(values: list[Any]) -> Any:
 
 
 def _find_pareto_front(definition: Definition, best: list[TrialRecord]) -> list[str]:
-    """run_ids that nothing beats in both quality and cost: the second metric, or blocks a clip goes through."""
+    """Return run_ids that no trial beats in both quality and cost: the second metric, or blocks per clip."""
     cost = definition["metrics"][1] if len(definition["metrics"]) > 1 else "blocks"
     front, lowest_cost = [], math.inf
     for record in best:  # by quality, so whatever costs less than all before it is on the front
@@ -217,7 +217,7 @@ def _find_pareto_front(definition: Definition, best: list[TrialRecord]) -> list[
 
 
 def _compute_savings(trials: list[TrialRecord]) -> dict[str, float]:
-    """What stopping early saved: steps that were not trained, and their time at the pace of the others."""
+    """Return what early stopping saved: steps that were not trained, and their time at the pace of the others."""
     counted = [r for r in trials if r.state in (FINISHED, PRUNED)]
     trained, full = sum(r.steps for r in counted), sum(r.full_steps for r in counted)
     seconds = sum(r.trained_s for r in counted)
@@ -231,7 +231,7 @@ def _compute_savings(trials: list[TrialRecord]) -> dict[str, float]:
 
 
 def _compute_overhead(records: list[TrialRecord], sessions: list[dict[str, float]]) -> dict[str, float]:
-    """Seconds of trials beyond their steps, as shares of those; `all` has the sweep's start and end in it as well."""
+    """Return seconds beyond training steps as shares of those; `all_share` includes the sweep's start and end."""
     trained, validated, wall = (sum(getattr(r, f"{name}_s") for r in records) for name in ("trained", "judged", "wall"))
     available = sum(s["seconds"] * s["at_once"] for s in sessions)
     return {
@@ -244,7 +244,7 @@ def _compute_overhead(records: list[TrialRecord], sessions: list[dict[str, float
 
 
 def collect_overrides(definition: Definition) -> dict[str, Any]:
-    """The winner's settings, and what the sweep's own command changed of the preset, as nested sections."""
+    """Return the winner's settings and the overrides of the sweep's command, as nested sections."""
     import yaml
 
     from presto_core.config.schema import NOT_IN_RUN_ID
@@ -266,5 +266,5 @@ def collect_overrides(definition: Definition) -> dict[str, Any]:
 
 
 def get_preset_value(definition: Definition, key: str) -> Any:
-    """What the preset itself has for a key."""
+    """Return the preset's value of a key."""
     return flatten(definition["base"]).get(key)

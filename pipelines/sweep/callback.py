@@ -1,4 +1,4 @@
-"""What a sweep's command does while Ray Tune runs: keeps the records, tells MLflow how trials ended, shows progress."""
+"""Ray Tune callback of a sweep: keeps the records, records in MLflow how trials ended, and shows progress."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class SweepCallback(Callback):  # type: ignore[misc]
     """Ray Tune's callback.
 
     Attributes:
-        known: records by run_id, those of earlier lives too; searchers look values up here.
-        parent_id: MLflow's id of the sweep's own run.
-        bar: the progress that is shown.
+        known: records by run_id, including those of earlier attempts; searchers look values up here.
+        parent_id: MLflow id of the sweep's own run.
+        bar: the progress bar.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class SweepCallback(Callback):  # type: ignore[misc]
         self.reported_costs: dict[str, dict[str, float]] = {}
 
     def start_trial(self, proposal: Proposal) -> dict[str, Any]:
-        """What a trial is given; from here on the sweep knows it."""
+        """Record a trial as running, and return its Tune config."""
         record = self.known.setdefault(proposal.run_id, TrialRecord(proposal.run_id, proposal.settings, proposal.role))
         record.state = RUNNING
         config = self.plan.make_config(proposal.settings)
-        record.full_steps = int(config.derive_values().get("total_steps", config.updates))
+        record.full_steps = config.total_steps
         self.records.save(record)
         return {
             "run_id": proposal.run_id,
@@ -72,7 +72,7 @@ class SweepCallback(Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self.known[trial.config["run_id"]]
         if record.state == RUNNING and "interrupted" not in (trial.last_result or {}):
-            record.state, record.steps = PRUNED, record.steps + 1  # the step in which the run hears of it
+            record.state, record.steps = PRUNED, record.steps + 1  # the step in which the run notices the stop
         self._finish_trial(record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -83,10 +83,10 @@ class SweepCallback(Callback):  # type: ignore[misc]
         self._finish_trial(record)
 
     def _add_costs(self, record: TrialRecord, trial_id: str, costs: dict[str, float]) -> None:
-        """Add the seconds since the trial's last word; those of an earlier life stay in the record."""
+        """Add the seconds since the trial's last report; those of earlier attempts stay in the record."""
         before = self.reported_costs.get(trial_id, {})
         if costs.get("wall_s", 0.0) < before.get("wall_s", 0.0):
-            before = {}  # its process died, and another one goes on
+            before = {}  # its process died, and another one resumed it
         for name in ("wall_s", "trained_s", "judged_s"):
             setattr(record, name, getattr(record, name) + costs.get(name, 0.0) - before.get(name, 0.0))
         self.reported_costs[trial_id] = costs
@@ -101,10 +101,10 @@ class SweepCallback(Callback):  # type: ignore[misc]
         try:
             self._tag_mlflow_run(record)
         except Exception as error:  # tracking must not end a sweep
-            logging.getLogger(__name__).warning("MLflow was not told how %s ended: %s", record.run_id, error)
+            logging.getLogger(__name__).warning("could not record in MLflow how %s ended: %s", record.run_id, error)
 
     def _tag_mlflow_run(self, record: TrialRecord) -> None:
-        """A trial's run says below which sweep it is, and how it ended."""
+        """Tag the MLflow run of a trial with its sweep and how it ended."""
         mlflow_id = self.tracker.find_run(record.run_id)
         if mlflow_id is None or record.state not in STATUS:
             return

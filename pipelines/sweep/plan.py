@@ -15,10 +15,11 @@ from pipelines.presets.resolve import PRESETS, split_preset
 from presto_core.config.loader import ConfigError, load_config
 from presto_core.config.schema import (
     NOT_IN_RUN_ID,
-    STAGES,
     SweepStage,
     TeacherStage,
     TrainingStage,
+    foreign_sections,
+    stage_configs,
 )
 from presto_core.config.sweep import RangeConfig
 from tune_spaces.domains import (
@@ -163,11 +164,13 @@ def make_plan(args: list[str]) -> SweepPlan:
             of endlessly many values.
     """
     preset, overrides = split_preset(args)
-    foreign = {name for stage in STAGES.values() for name in stage.model_fields} - set(SweepStage.model_fields)
+    foreign = foreign_sections(SweepStage)
     sweep_overrides = [o for o in overrides if _section_of(o) not in foreign]
     sweep = load_config(SweepStage, preset, sweep_overrides, preset_folder=PRESETS)
     stage_overrides = [o for o in overrides if _section_of(o) != "sweep"]
-    base = cast(TrainingStage, load_config(STAGES[sweep.sweep.stage], preset, stage_overrides, preset_folder=PRESETS))
+    base = cast(
+        TrainingStage, load_config(stage_configs()[sweep.sweep.stage], preset, stage_overrides, preset_folder=PRESETS)
+    )
     depth = sweep.sweep.depth or load_config(TeacherStage, preset, preset_folder=PRESETS).network.depth
     plan = SweepPlan(sweep, base, preset, tuple(stage_overrides), _resolve_space(sweep, base, depth), depth)
     _check_metric_reported(plan)

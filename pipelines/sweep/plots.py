@@ -1,4 +1,4 @@
-"""A sweep's plots as PNG bytes: parallel coordinates, response to each noise distribution in dB, front, importance."""
+"""Plots of a sweep as PNG bytes: parallel coordinates, noise response in dB, Pareto front, importance, learning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Rows = list[dict[str, Any]]
 
 
 def plot_parallel_coordinates(result: dict[str, Any]) -> bytes:
-    """One line a trial through its settings to the metric; the better, the darker."""
+    """Plot one line per trial through its settings to the metric; darker is better."""
     rows, metric_label = _align_rows(result)
     keys = sorted({key for row in rows for key in row["settings"]})
     figure = Figure(figsize=(max(6.0, 1.6 * (len(keys) + 1)), 4.5), layout="constrained")
@@ -43,7 +43,7 @@ def plot_parallel_coordinates(result: dict[str, Any]) -> bytes:
 
 
 def plot_noise_response(result: dict[str, Any]) -> bytes | None:
-    """By swept role: densities over SNR in dB, coloured by the metric; and the metric against their medians."""
+    """Plot, per swept role, noise densities over SNR in dB, and the metric against their medians."""
     roles = [role for role in ROLES if any(key.startswith(f"steps.{role}") for key in result["keys"])]
     rows, metric_label = _align_rows(result)
     if not roles or not rows:
@@ -66,7 +66,7 @@ def plot_noise_response(result: dict[str, Any]) -> bytes | None:
 
 
 def plot_pareto(result: dict[str, Any]) -> bytes:
-    """The metric against cost, with the front that nothing beats in both."""
+    """Plot the metric against cost, with the Pareto front."""
     cost = result["metrics"][1] if len(result["metrics"]) > 1 else "blocks"
     done = [row for row in result["trials"] if row["state"] == "finished" and row["value"] is not None]
     front = [row for row in done if row["run_id"] in result["pareto"]]
@@ -75,13 +75,13 @@ def plot_pareto(result: dict[str, Any]) -> bytes:
     axes.scatter([row["last"][cost] for row in done], [row["value"] for row in done], color="grey", s=18)
     points = sorted((row["last"][cost], row["value"]) for row in front)
     axes.plot(*zip(*points), marker="o", color="C0", label="front") if points else None
-    axes.set(xlabel=f"{cost} a clip", ylabel=result["metrics"][0])
+    axes.set(xlabel=f"{cost} per clip", ylabel=result["metrics"][0])
     axes.legend(frameon=False)
     return to_png(figure)
 
 
 def plot_importance(result: dict[str, Any]) -> bytes | None:
-    """Bars of the shares that settings explain."""
+    """Plot the share of variance that each setting explains."""
     shares = dict(sorted(result["importance"]["shares"].items(), key=lambda item: item[1]))
     if not shares:
         return None
@@ -93,7 +93,7 @@ def plot_importance(result: dict[str, Any]) -> bytes | None:
 
 
 def plot_learning_curves(result: dict[str, Any]) -> bytes:
-    """The metric against updates, one line a trial: where each was stopped."""
+    """Plot the metric against updates, one line per trial up to where it stopped."""
     rows, metric = _select_valued_rows(result), result["metrics"][0]
     figure, get_color = Figure(figsize=(7, 4), layout="constrained"), _make_color_map(result, rows)
     axes = figure.subplots()
@@ -110,7 +110,7 @@ def _select_valued_rows(result: dict[str, Any]) -> Rows:
 
 
 def _align_rows(result: dict[str, Any]) -> tuple[Rows, str]:
-    """Trials by the metric where all of them have it, and its name: who was stopped early is no worse for that."""
+    """Return trials with the metric at the last update that all reached, which early stopping does not bias."""
     update, metric = int(result["importance"]["update"]), result["metrics"][0]
     rows_by_update = [({int(u): values for u, values in row["rows"].items()}, row) for row in result["trials"]]
     rows = [row | {"value": values[update][metric]} for values, row in rows_by_update if update in values]
@@ -118,7 +118,7 @@ def _align_rows(result: dict[str, Any]) -> tuple[Rows, str]:
 
 
 def _make_color_map(result: dict[str, Any], rows: Rows) -> Callable[[float], Any]:
-    """The better, the darker."""
+    """Return a function from metric to color; darker is better."""
     sign = 1 if result["mode"] == "min" else -1
     values = [sign * row["value"] for row in rows] or [0.0, 1.0]
     scale = Normalize(min(values), max(values))
@@ -126,7 +126,7 @@ def _make_color_map(result: dict[str, Any], rows: Rows) -> Callable[[float], Any
 
 
 def _compute_positions(values: list[Any]) -> tuple[list[float], list[tuple[str, float]]]:
-    """Where each value lies between 0 and 1, and labels; what a trial does not have lies at the foot."""
+    """Return the position of each value in [0, 1], and labels; values that a trial lacks are at the bottom."""
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     present = [v for v in values if v is not None]
     if present and len(numbers) == len(present):

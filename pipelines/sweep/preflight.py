@@ -1,4 +1,4 @@
-"""Before a sweep's first trial: what its trials start from fits together, and they can tell MLflow how they do."""
+"""Checks before a sweep's first trial: its inputs fit together, and all nodes can reach MLflow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from presto_core.networks.table import network_depth
 
 
 def check_parents(plan: SweepPlan, parents: dict[str, Artifact]) -> None:
-    """Data set, base and layer-distilled model must fit each other, the validation, and the tables of the space.
+    """Check that data set, teacher, layer-distilled model, validation and the space's layer budgets fit together.
 
     Raises:
         UserError: they do not.
@@ -44,7 +44,7 @@ def check_parents(plan: SweepPlan, parents: dict[str, Artifact]) -> None:
 
 
 def _check_budget(config: TrainingStage, depth: int) -> None:
-    """A trial's table must fit the network; a worker would find that out only later."""
+    """Check that a trial's layer budget fits the network; a worker would find out only later."""
     budget = None
     if isinstance(config, StepsStage):
         budget = config.steps.budget
@@ -55,9 +55,9 @@ def _check_budget(config: TrainingStage, depth: int) -> None:
 
 
 def estimate_duration(plan: SweepPlan, tracker: Tracker, trials: int, max_concurrent: int) -> str:
-    """What the search would take if no trial were stopped, at the pace of the newest run of this stage."""
+    """Describe how long the search takes without early stopping, at the pace of the newest run of this stage."""
     stage, base = plan.sweep.sweep.stage, plan.base
-    steps = int(base.derive_values().get("total_steps", base.updates))
+    steps = base.total_steps
     runs = tracker.client.search_runs(
         [tracker.experiment_id],
         f"tags.`presto.stage` = '{stage}' and metrics.step_seconds > 0",
@@ -66,21 +66,19 @@ def estimate_duration(plan: SweepPlan, tracker: Tracker, trials: int, max_concur
     )
     summary = f"sweep: {trials} trials of {steps} steps, {max_concurrent} at a time"
     if not runs:
-        return f"{summary}; how long a step takes is not known yet"
+        return f"{summary}; the time per step is not known yet"
     seconds = float(runs[0].data.metrics["step_seconds"])
     minutes = trials * steps * seconds / max_concurrent / 60
-    return (
-        f"{summary}, at most {minutes:.0f} min and what validation takes, at {seconds:.2g} s a step as in the last run"
-    )
+    return f"{summary}, at most {minutes:.0f} min plus validation, at {seconds:.2g} s per step as in the last run"
 
 
 def check_mlflow_reachable(tracking_uri: str, nodes: int) -> None:
-    """Trials on other nodes must reach MLflow.
+    """Check that trials on other nodes can reach MLflow.
 
     Raises:
-        UserError: it is a file of this machine, and there are other nodes.
+        UserError: it is a file on this machine, and there are other nodes.
     """
     if nodes > 1 and tracking_uri.startswith("sqlite"):
         raise UserError(
-            f"the sweep would run on {nodes} nodes and MLflow is a file of this one; set tracking.uri to a server"
+            f"the sweep would run on {nodes} nodes and MLflow is a file on this one; set tracking.uri to a server"
         )

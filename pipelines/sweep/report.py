@@ -1,4 +1,4 @@
-"""A sweep's answer for people: a table on the terminal, a page that stands alone, JSON, and the winner as a preset."""
+"""Present a sweep's result: a table on the terminal, a self-contained page, JSON, and the winner as a preset."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipelines.sweep import plots as sweep_plots
 from pipelines.sweep.analysis import collect_overrides
 from pipelines.tracking.client import HOME
 
-MAX_TRIALS_SHOWN = 12  # trials in a table
+MAX_TRIALS_SHOWN = 12  # rows of the terminal table
 TITLES = {
     "importance": "Importance of settings",
     "parallel_coordinates": "Settings and metric",
     "noise_response": "Response to noise distributions",
     "pareto": "Quality and cost",
-    "learning": "While they trained",
+    "learning": "Learning curves",
 }
 
 
@@ -30,7 +30,7 @@ def to_json(result: dict[str, Any]) -> bytes:
 
 
 def write(result: dict[str, Any]) -> list[Path]:
-    """index.html, sweep.json and winner.yaml under .presto/reports; returns their paths."""
+    """Write index.html, sweep.json and winner.yaml under .presto/reports; return their paths."""
     folder = report_folder(result["id"])
     folder.mkdir(parents=True, exist_ok=True)
     files = {"sweep.json": to_json(result), "index.html": to_html(result).encode()}
@@ -46,7 +46,7 @@ def report_folder(sweep_id: str) -> Path:
 
 
 def make_plots(result: dict[str, Any]) -> dict[str, bytes]:
-    """By name, those for which there is enough to draw."""
+    """Return the plots with enough data to draw, by name."""
     images = {
         "importance": sweep_plots.plot_importance(result),
         "parallel_coordinates": sweep_plots.plot_parallel_coordinates(result),
@@ -58,14 +58,14 @@ def make_plots(result: dict[str, Any]) -> dict[str, bytes]:
 
 
 def make_winner_preset(result: dict[str, Any]) -> str:
-    """The winner as a preset that holds only the difference."""
+    """Return the winner as a preset that holds only the difference."""
     extends = {"extends": result["preset"]} if result["preset"] else {}
     head = f"# Winner of sweep {result['id']}: {result['verdict']['says']}\n"
     return head + yaml.safe_dump(extends | collect_overrides(result), sort_keys=False)
 
 
 def show(result: dict[str, Any]) -> None:
-    """The table, the verdict, and how to have the winner again."""
+    """Print the table, the verdict, and how to reproduce the winner."""
     metric = result["metrics"][0]
     print_table(
         f"sweep {result['id']}: {len(result['trials'])} trials",
@@ -76,22 +76,22 @@ def show(result: dict[str, Any]) -> None:
     for line in _describe_costs(result):
         console.print(line)
     if result["winner"]:
-        console.print(f"the winner again: {result['winner']['command']}", markup=False)
+        console.print(f"reproduce the winner: {result['winner']['command']}", markup=False)
         console.print(f"or as a preset: {report_folder(result['id']) / 'winner.yaml'}", markup=False)
     console.print(f"page with plots: {report_folder(result['id']) / 'index.html'}")
 
 
 def to_html(result: dict[str, Any]) -> str:
-    """A page that stands alone: plots are in it."""
+    """Return a self-contained page with its plots."""
     metric, shares = result["metrics"][0], result["importance"]
     winner = result["winner"]["command"] if result["winner"] else "none"
     sections = [
         f"<h1>Sweep {result['id']} of {html.escape(result['stage'])}</h1>",
         f"<p>{html.escape(result['verdict']['says'])}</p>",
-        f"<p>The winner again:</p><pre>{html.escape(winner)}</pre>",
+        f"<p>Reproduce the winner:</p><pre>{html.escape(winner)}</pre>",
         "".join(f"<p>{html.escape(line)}</p>" for line in _describe_costs(result)),
         "<h2>Trials</h2>" + _make_html_table(_column_names(metric), _make_trial_rows(result)),
-        "<h2>Over seeds</h2>"
+        "<h2>Repeats with other seeds</h2>"
         + _make_html_table(("settings", f"{metric} by seed", "mean", "std"), _make_seed_rows(result)),
         f"<p>{html.escape(_describe_importance(shares))}</p>",
     ]
@@ -112,7 +112,7 @@ def _column_names(metric: str) -> tuple[str, ...]:
 def _make_trial_rows(result: dict[str, Any]) -> list[list[str]]:
     return [
         [
-            " ".join(f"{k}={json.dumps(v)}" for k, v in row["settings"].items()) or "the preset's own",
+            " ".join(f"{k}={json.dumps(v)}" for k, v in row["settings"].items()) or "(the settings of the preset)",
             f"{row['value']:.3f}" if row["value"] is not None else "",
             f"{row['last'].get('blocks', 0):.0f}",
             str(row["update"]),
@@ -137,20 +137,20 @@ def _describe_costs(result: dict[str, Any]) -> list[str]:
     saved, overhead = result["saved"], result["overhead"]
     stopping = (
         f"Trials trained {saved['steps_trained']} of {saved['steps_of_all_to_the_end']} steps ({saved['share']:.0%}); "
-        f"stopping early saved {saved['trial_seconds_saved'] / 60:.1f} minutes of training."
+        f"early stopping saved {saved['trial_seconds_saved'] / 60:.1f} minutes of training."
     )
     beyond = (
-        f"Beyond training, trials took {overhead['other_share']:.0%} more for start-up and saving and "
+        f"In addition to training time, trials took {overhead['other_share']:.0%} for start-up and saving and "
         f"{overhead['validation_share']:.0%} for validation; "
-        f"the whole sweep took {overhead['all_share']:.0%} more than both."
+        f"the whole sweep took {overhead['all_share']:.0%} beyond training and validation."
     )
     return [stopping, beyond]
 
 
 def _describe_importance(shares: dict[str, Any]) -> str:
     return (
-        f"Importance is taken at update {shares['update']}, which all of {shares['trials']} trials reached; settings "
-        "that only some trials have are left out."
+        f"Importance is computed at update {shares['update']}, which all {shares['trials']} trials reached; settings "
+        "that only some trials have are excluded."
     )
 
 

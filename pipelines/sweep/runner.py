@@ -1,4 +1,4 @@
-"""A sweep from its first proposal to its answer: Ray Tune runs trials, records are kept, winner and preset repeated."""
+"""Run a sweep: trials by Ray Tune, their records, repeats of winner and preset, and the result."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ from presto_core.errors import UserError
 
 
 def run(plan: SweepPlan, *, retry: bool = False) -> dict[str, Any]:
-    """Run a sweep, go on with an interrupted one, or report one that is done.
+    """Run a sweep, resume an interrupted one, or report one that is done.
 
     Args:
-        retry: run trials again that failed.
+        retry: run failed trials again.
 
     Returns:
-        What result.json holds (`sweep_result.summarised`).
+        The content of result.json (`analyze`).
 
     Raises:
-        UserError: parents, storage, MLflow or cluster cannot be used; or no trial came to a value.
+        UserError: parents, storage, MLflow or cluster cannot be used, or no trial finished.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -83,7 +83,7 @@ def run(plan: SweepPlan, *, retry: bool = False) -> dict[str, Any]:
     folder = sweep_folder(root, plan.id)
     store = SweepStore(folder)
     console.print(
-        f"sweep {plan.id}: {plan.num_trials} trials at most of {plan.sweep.sweep.stage}, over {', '.join(plan.space)}"
+        f"sweep {plan.id}: at most {plan.num_trials} trials of {plan.sweep.sweep.stage}, over {', '.join(plan.space)}"
     )
     with tracker.run("sweep", plan.sweep, plan.id, parents) as mlflow_run:
         definition = make_definition(plan, mlflow_run.mlflow_id)
@@ -106,15 +106,15 @@ def run(plan: SweepPlan, *, retry: bool = False) -> dict[str, Any]:
 
 def _explain_no_winner(plan: SweepPlan, trials: list[dict[str, Any]]) -> str:
     reasons = [row["reason"] for row in trials if row["reason"]]
-    first = f"; the first because: {reasons[0]}" if reasons else ""
+    first = f", first with: {reasons[0]}" if reasons else ""
     return (
-        f"no trial of sweep {plan.id} came to the end: {len(reasons)} of {len(trials)} failed{first}; mend that, and "
+        f"no trial of sweep {plan.id} finished: {len(reasons)} of {len(trials)} failed{first}; fix the cause, and "
         "run the same command with --retry"
     )
 
 
 def _resolve_uris(plan: SweepPlan, root: Folder, parents: dict[str, Artifact]) -> SweepPlan:
-    """The plan with everything named so that it means the same in any process."""
+    """Return the plan with URIs that mean the same in any process."""
     uris = {role: artifact.uri for role, artifact in parents.items()}
     uri = tracking_uri(plan.base.tracking)
     base = plan.base.model_copy(
@@ -128,17 +128,17 @@ def _resolve_uris(plan: SweepPlan, root: Folder, parents: dict[str, Artifact]) -
 
 
 def _load_records(store: SweepStore, *, retry: bool) -> dict[str, TrialRecord]:
-    """Records of earlier lives of this sweep; what is not over goes on from its newest checkpoint."""
+    """Return the records of earlier attempts; trials that are not done resume from their newest checkpoint."""
     records = {run_id: record for run_id, record in store.load_all().items() if not (retry and record.state == FAILED)}
     if num_done := sum(record.is_done for record in records.values()):
-        console.print(f"sweep: {num_done} trials are over already, {len(records) - num_done} go on where they stopped")
+        console.print(f"sweep: {num_done} trials are done already, {len(records) - num_done} resume where they stopped")
     return records
 
 
 def _run_trials_and_repeats(
     plan: SweepPlan, store: SweepStore, records: dict[str, TrialRecord], tracker: Tracker, parent: TrackedRun
 ) -> list[dict[str, float]]:
-    """Search, then repeat winner and preset with other seeds; what each took: seconds, and trials at a time."""
+    """Search, then repeat winner and preset with other seeds; return seconds and concurrent trials of each."""
     search_proposals = (
         [p for p in plan.iter_proposals() if not _is_done(records, p)] if plan.sweep.sweep.search != "optuna" else None
     )
@@ -176,18 +176,18 @@ def _is_done(records: dict[str, TrialRecord], proposal: Proposal) -> bool:
 
 
 def _start_validator(plan: SweepPlan) -> Any:
-    """The judge of all trials, made by this process so that it outlives each of them; says early what it lacks."""
+    """Start the validator of all trials in this process, so that it outlives each of them, and check it."""
     import ray
 
     dataset = cache_on_node(plan.base.references()["dataset"])
     actor = get_validator_actor(plan.base.validation, dataset, torch_threads=plan.base.cluster.torch_threads)
-    if error := ray.get(actor.ready.remote()):
+    if error := ray.get(actor.readiness_error.remote()):
         raise UserError(error)
     return actor
 
 
 def _make_repeats(plan: SweepPlan, records: dict[str, TrialRecord]) -> list[Proposal]:
-    """Winner and preset with seeds that the search did not see; none while there is no winner."""
+    """Return repeats of winner and preset with seeds unseen by the search; none while there is no winner."""
     best = rank(make_definition(plan, ""), records.values())
     if not best:
         return []
@@ -196,14 +196,14 @@ def _make_repeats(plan: SweepPlan, records: dict[str, TrialRecord]) -> list[Prop
 
 
 def _delete_checkpoints(plan: SweepPlan, result: dict[str, Any], root: Folder) -> None:
-    """Delete the checkpoints of trials that were stopped early, unless they are wanted."""
+    """Delete the checkpoints of trials that were stopped early, unless `sweep.keep_stopped` is set."""
     for row in result["trials"]:
         if row["state"] == PRUNED and not plan.sweep.sweep.keep_stopped:
             run_folder(root, row["run_id"]).delete()
 
 
 def _publish_best(plan: SweepPlan, result: dict[str, Any], root: Folder, tracker: Tracker) -> None:
-    """The best trials as candidates, the best one last, so that the alias is left with it."""
+    """Publish the best trials as candidates, the best one last, so that the alias points to it."""
     best: Iterable[dict[str, Any]] = [
         row for row in result["trials"] if row["state"] == FINISHED and row["role"] == TRIAL
     ]

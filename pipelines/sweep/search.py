@@ -1,4 +1,4 @@
-"""Where a sweep's next settings come from, and when Ray Tune stops a trial; both go on from the sweep's own records."""
+"""Searchers and early-stopping schedulers of a sweep for Ray Tune; both resume from the sweep's own records."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tune_spaces.domains import (
     sample,
 )
 
-UPDATE = "update"  # what schedulers count
-MAX_DUPLICATE_PROPOSALS = 50  # proposals on end that were made before, after which there is nothing new to try
+UPDATE = "update"  # time attribute of the schedulers
+MAX_DUPLICATE_PROPOSALS = 50  # consecutive repeated proposals after which the space counts as used up
 
 
 class FixedListSearcher(Searcher):  # type: ignore[misc]
-    """Settings that are known beforehand: of a grid, a random search, or repeats."""
+    """Proposes settings that are known in advance: of a grid, a random search, or repeats."""
 
     def __init__(self, proposals: Iterable[Proposal], start_trial: Callable[[Proposal], dict[str, Any]]) -> None:
         super().__init__(metric=None, mode=None)
@@ -49,7 +49,7 @@ class FixedListSearcher(Searcher):  # type: ignore[misc]
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]
-    """Optuna's proposals (TPE; of several metrics, the front is sought), told of all trials before it."""
+    """Proposes settings by Optuna's TPE, with all earlier trials as data; several metrics are optimized jointly."""
 
     def __init__(
         self, plan: SweepPlan, start_trial: Callable[[Proposal], dict[str, Any]], records: dict[str, TrialRecord]
@@ -98,7 +98,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._report_result(trial, self.records.get(run_id))
 
     def _replay_trial(self, settings: dict[str, Any]) -> Any:
-        """A trial of the study that has these settings."""
+        """Return a trial of the study with these settings."""
         self.study.enqueue_trial(_flatten_settings(self.plan, settings))
         trial = self.study.ask()
         if settings:
@@ -116,7 +116,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
 
 def _suggest_value(trial: Any, name: str, domain: Choice | Range) -> Any:
-    """A value from Optuna; what it cannot hold as a category travels as JSON."""
+    """Return a value from Optuna; categories are encoded as JSON, since Optuna supports only scalars."""
     if isinstance(domain, Choice):
         return json.loads(trial.suggest_categorical(name, [json.dumps(value) for value in domain.values]))
     if domain.integer:
@@ -125,7 +125,7 @@ def _suggest_value(trial: Any, name: str, domain: Choice | Range) -> Any:
 
 
 def _flatten_settings(plan: SweepPlan, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings under the names that Optuna knows them by."""
+    """Return settings under the names that Optuna knows them by."""
     flat: dict[str, Any] = {}
 
     def get_setting(name: str, domain: Choice | Range) -> Any:
@@ -139,7 +139,7 @@ def _flatten_settings(plan: SweepPlan, settings: dict[str, Any]) -> dict[str, An
 
 
 def make_scheduler(plan: SweepPlan, records: Iterable[TrialRecord]) -> TrialScheduler:
-    """What stops trials early, with what it has seen of earlier ones: Tune itself would forget its rungs."""
+    """Return the early-stopping scheduler with the results of earlier trials: Tune does not restore its rungs."""
     sweep = plan.sweep.sweep
     common = {"time_attr": UPDATE, "metric": plan.metric, "mode": sweep.mode, "grace_period": plan.grace}
     if sweep.scheduler == "asha":
@@ -162,6 +162,6 @@ def make_scheduler(plan: SweepPlan, records: Iterable[TrialRecord]) -> TrialSche
 
 @dataclass(frozen=True)
 class _ReplayedTrial:
-    """A trial of an earlier life, as schedulers know it."""
+    """A trial of an earlier attempt, as schedulers know it."""
 
     trial_id: str

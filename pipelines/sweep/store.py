@@ -1,6 +1,6 @@
-"""What a sweep knows of its trials, as JSON beside the runs' artifacts: enough to go on after the command was killed.
+"""A sweep's records of its trials, as JSON beside the runs' artifacts: enough to resume a killed command.
 
-Ray Tune's own state is pickled and forgets the rungs of its schedulers; this is neither.
+Ray Tune's own state is pickled, and does not restore the rungs of its schedulers.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class TrialRecord:
     """One trial.
 
     Attributes:
-        settings: what is different from the preset.
+        settings: what differs from the preset.
         role: `trial`, or a repeat of the `winner` or the `default` with another seed.
-        rows: validations, by update: metric -> value.
-        steps, full_steps: total steps it was trained for, and those of a run to the end.
-        wall_s, trained_s, judged_s: seconds that the trial took, of which its steps, and its validations.
+        rows: validations by update, as metric -> value.
+        steps, full_steps: total steps it was trained for, and those of a complete run.
+        wall_s, trained_s, judged_s: seconds of the trial, of its steps, and of its validations.
         reason: why it failed.
     """
 
@@ -59,11 +59,11 @@ class TrialRecord:
         return max(self.rows, default=0)
 
     def last_value(self, metric: str) -> float:
-        """The metric at the last validation."""
+        """Return the metric at the last validation."""
         return self.rows[self.last_update][metric]
 
     def add_row(self, metrics: dict[str, float]) -> None:
-        """A row of a run's metrics that is a validation."""
+        """Add a row of a run's metrics that is a validation."""
         update = int(metrics[UPDATE])
         self.rows[update] = {k.removeprefix(PREFIX): v for k, v in metrics.items() if k != UPDATE}
 
@@ -78,7 +78,7 @@ class SweepStore:
         write_bytes(self.folder.child(TRIALS), f"{record.run_id}.json", json.dumps(asdict(record), indent=1).encode())
 
     def load_all(self) -> dict[str, TrialRecord]:
-        """By run_id."""
+        """Return all records by run_id."""
         trials, records = self.folder.child(TRIALS), {}
         for info in trials.list_files(missing_ok=True):
             if info.base_name.endswith(".json"):
@@ -88,27 +88,27 @@ class SweepStore:
         return records
 
     def add_sessions(self, new_sessions: list[dict[str, float]]) -> list[dict[str, float]]:
-        """What lives of the sweep took that came to their end, those of `more` too, which are stored."""
+        """Store sessions of the sweep that completed, and return all stored ones."""
         folder = self.folder.child("sessions")
         for session in new_sessions:
             write_bytes(folder, f"{time.time_ns():x}.json", json.dumps(session).encode())
         return [json.loads(read_bytes(folder, info.base_name)) for info in folder.list_files(missing_ok=True)]
 
     def write_definition(self, definition: dict[str, Any]) -> None:
-        """Say what the sweep is."""
+        """Store what defines the sweep."""
         write_bytes(self.folder, DEFINITION, json.dumps(definition, indent=1).encode())
 
     def read_definition(self) -> dict[str, Any]:
-        """What `define` was told.
+        """Return what `write_definition` stored.
 
         Raises:
             StoreError: there is no such sweep.
         """
         if not self.folder.exists(DEFINITION):
-            raise StoreError(f"there is no sweep at {self.folder.uri}; presto sweep report without an id lists them")
+            raise StoreError(f"there is no sweep at {self.folder.uri}; list them with presto sweep report")
         return dict(json.loads(read_bytes(self.folder, DEFINITION)))
 
 
 def sweep_folder(root: Folder, sweep_id: str) -> Folder:
-    """Where a sweep keeps its records."""
+    """Return the folder of a sweep's records."""
     return root.child("sweeps").child(sweep_id)

@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, ClassVar
 
 from pipelines.cluster.shutdown import StoppedError
 from pipelines.evaluate.validator import get_validator
+from pipelines.stages.table import STAGES
 from pipelines.storage.node_cache import cache_on_node
 from pipelines.sweep.environment import ENVIRONMENT, STOP_TIMEOUT_VAR
 from pipelines.sweep.plan import SweepPlan
@@ -26,7 +26,6 @@ from presto_core.artifacts.manifest import Artifact
 from presto_core.config.schema import TrainingStage
 from presto_core.errors import UserError
 
-MODULES = {"train-teacher": "train_teacher", "distill-layers": "distill_layers", "distill-steps": "distill_steps"}
 STOPPED_EARLY = "the sweep stopped this trial early"
 Metrics = dict[str, float]
 
@@ -124,7 +123,7 @@ def run_trial(params: dict[str, Any], *, plan: SweepPlan) -> None:
     reporter = TrialReporter(
         tune.report, set(params["known"]) - {config.updates}, config.updates, config.loop.log_every
     )
-    stage = import_module(f"pipelines.stages.{MODULES[plan.sweep.sweep.stage]}")
+    stage = STAGES[plan.sweep.sweep.stage]
     try:
         cached_config = _with_cached_inputs(config)
         artifact = stage.run(
@@ -160,5 +159,5 @@ def _read_validations(config: TrainingStage, artifact: Artifact) -> list[tuple[i
         return [(step, dict(metrics)) for step, metrics in validation["rows"]]
     dataset = config.references()["dataset"]
     distances = get_validator(config.validation, dataset, torch_threads=config.cluster.torch_threads)(artifact.uri)
-    steps = int(config.derive_values().get("total_steps", config.updates))
+    steps = config.total_steps
     return [(steps, {UPDATE: float(config.updates)} | {f"{PREFIX}{name}": value for name, value in distances.items()})]

@@ -1,4 +1,4 @@
-"""Where a sweep's proposals become trials of Ray Tune, and what goes wrong there becomes a sentence."""
+"""Run a sweep's proposals as trials of Ray Tune, and turn its exceptions into one message."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_trials(
 
     Args:
         proposals: what to run; None lets Optuna propose.
-        early: stop trials that are lost.
+        early_stopping: stop unpromising trials early.
     """
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
@@ -44,7 +44,7 @@ def run_trials(
     )
     scheduler = make_scheduler(plan, callback.known.values()) if early_stopping else FIFOScheduler()
     resources = TrialResources.tune_resources(plan.base.cluster)
-    bookkeeping = callback.records.folder.child(f"ray-{time.time_ns():x}")  # of Tune's own, which nothing reads again
+    bookkeeping = callback.records.folder.child(f"ray-{time.time_ns():x}")  # Tune's own state, never read again
     total, started = plan.num_trials if proposals is None else len(proposals), time.monotonic()
     with progress_bar("sweep" if early_stopping else "repeats", total) as bar:
         callback.bar, callback.num_done = bar, 0
@@ -68,7 +68,7 @@ def run_trials(
         try:
             tuner.fit()
         except KeyboardInterrupt:
-            console.print("interrupted; run the same command again to go on where it stopped")
+            console.print("interrupted; run the same command again to resume")
             raise
         except Exception as error:
             raise _extract_user_error(error) from error
@@ -79,12 +79,12 @@ def run_trials(
 
 
 def _extract_user_error(error: Exception) -> Exception:
-    """What one of our own parts said, where Tune or Ray put it into an exception of theirs."""
+    """Return the `UserError` that Tune or Ray wrapped in an exception of theirs, or the exception itself."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, UserError):
             return inner
         inner = inner.__cause__ or inner.__context__
     if type(error).__module__.startswith("ray."):
-        return ClusterError(f"the sweep lost its Ray session ({type(error).__name__}); run the same command to go on")
+        return ClusterError(f"the sweep lost its Ray session ({type(error).__name__}); run the same command to resume")
     return error

@@ -1,4 +1,4 @@
-"""MLflow as the record of runs and the register of artifacts: who made what from what, and how it went."""
+"""MLflow as the tracker of runs: settings, lineage and metrics of every command."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ HOME = Path(".presto")
 
 @dataclass
 class Tracker:
-    """MLflow for one command.
+    """The MLflow connection of one command.
 
     Attributes:
         client: mlflow.MlflowClient.
         uri: tracking URI in use.
-        experiment_id: where runs go.
+        experiment_id: experiment of its runs.
     """
 
     client: Any
@@ -63,11 +63,11 @@ class Tracker:
         origin: Mapping[str, str] = MappingProxyType({}),
         tags: Mapping[str, str] = MappingProxyType({}),
     ) -> Iterator[TrackedRun]:
-        """A run for this run_id: a new one, or the one an interrupted command left; its status is set at the end.
+        """Open the MLflow run of this run_id, new or from an interrupted command, and set its status at the end.
 
         Args:
-            origin: what is a parent and no artifact: the checkpoint of a fork.
-            tags: more to say of the run.
+            origin: parents that are not artifacts: the checkpoint of a fork.
+            tags: additional tags of the run.
         """
         mlflow_id = self.find_run(run_id)
         if mlflow_id:
@@ -89,7 +89,7 @@ class Tracker:
         run.finish()
 
     def find_run(self, run_id: str) -> str | None:
-        """MLflow's id of the run with this run_id; None where there is none."""
+        """Return MLflow's id of the run with this run_id, or None."""
         runs = self.client.search_runs(
             [self.experiment_id], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1, order_by=["attributes.start_time ASC"]
         )
@@ -117,7 +117,7 @@ def open_tracker(config: TrackingConfig) -> Tracker:
     """Connect to MLflow; without a URI, to a database under .presto.
 
     Raises:
-        TrackingError: it does not answer or refuses the credentials, or the experiment was deleted.
+        TrackingError: MLflow does not answer or rejects the credentials, or the experiment is deleted.
     """
     HOME.mkdir(exist_ok=True)
     client, uri = create_client(config)
@@ -129,12 +129,12 @@ def open_tracker(config: TrackingConfig) -> Tracker:
 
 
 def create_client(config: TrackingConfig) -> tuple[Any, str]:
-    """A client of MLflow, and the URI it uses."""
+    """Create a client of MLflow; return it and its URI."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would report to its makers what was called
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would report API calls to its vendor
     import mlflow
 
     for noisy in ("mlflow", "alembic"):
@@ -144,64 +144,64 @@ def create_client(config: TrackingConfig) -> tuple[Any, str]:
 
 
 def find_experiment(client: Any, uri: str, name: str) -> str | None:
-    """Id of an experiment; None where there is none of that name.
+    """Return the id of the experiment with this name, or None.
 
     Raises:
-        TrackingError: it was deleted, and MLflow keeps its name.
+        TrackingError: it is deleted, and MLflow still reserves its name.
     """
     found = client.get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"experiment {name!r} of MLflow at {strip_password(uri)} is deleted; choose another tracking.experiment, "
-            f"or restore it with: mlflow experiments restore --experiment-id {found.experiment_id}"
+            f"experiment {name!r} of MLflow at {strip_password(uri)} is deleted; set another tracking.experiment, "
+            f"or restore it: mlflow experiments restore --experiment-id {found.experiment_id}"
         )
     return found and str(found.experiment_id)
 
 
 def create_experiment(client: Any, uri: str, name: str) -> str:
-    """Create an experiment, whose files a database keeps under .presto; returns its id."""
+    """Create an experiment and return its id; with a local database, its files are under .presto."""
     artifact_location = (HOME / "mlartifacts").absolute().as_uri() if uri.startswith("sqlite") else None
     return str(client.create_experiment(name, artifact_location=artifact_location))
 
 
 @contextmanager
 def translate_mlflow_errors(config: TrackingConfig) -> Iterator[None]:
-    """Turn what libraries say of MLflow, or better the system below them, into a TrackingError with a mend."""
+    """Convert errors of MLflow, or better of the system below it, to a TrackingError with a fix."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # sqlalchemy, requests and MLflow each have their own
+    except Exception as error:  # sqlalchemy, requests and MLflow have no common class
         cause: BaseException = error
         while inner := cause.__cause__ or cause.__context__:
             cause = inner
         message = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
         why, uri = (redact(t) for t in (" ".join(message.split())[:200].rstrip("."), tracking_uri(config)))
-        raise TrackingError(f"MLflow at {uri} does not answer: {why}; mend tracking.uri, or leave it empty") from error
+        raise TrackingError(f"MLflow at {uri} does not answer: {why}; correct tracking.uri or unset it") from error
 
 
 def tracking_uri(config: TrackingConfig) -> str:
-    """The URI in use: as configured, else MLFLOW_TRACKING_URI, else sqlite under .presto."""
+    """Return the URI in use: tracking.uri, otherwise MLFLOW_TRACKING_URI, otherwise sqlite under .presto."""
     local = f"sqlite:///{(HOME / 'mlflow.db').absolute()}"
     return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or local
 
 
 @lru_cache(maxsize=1)
 def environment_hash() -> str:
-    """sha256 over the names and versions of all installed packages: two runs with the same had the same code around."""
+    """Return the sha256 of the names and versions of all installed packages, which identifies the environment."""
     versions = {(d.metadata["Name"] or "").lower().replace("_", "-"): d.version for d in metadata.distributions()}
     return hashlib.sha256("\n".join(f"{name}=={versions[name]}" for name in sorted(versions)).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
 def environment_tags() -> dict[str, str]:
-    """Tags of a run that say which code it ran, under MLflow's own name where there is one."""
+    """Return the tags that identify a run's code, with MLflow's own name for the commit."""
     commit = read_git_commit()
     return {"presto.environment": environment_hash()} | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
 def log_parents(client: Any, mlflow_run: str, parents: dict[str, Artifact]) -> None:
-    """Tell MLflow which artifacts a run reads: as data sets, by id and place, with their role as context."""
+    """Log a run's input artifacts to MLflow as data sets, with id, URI, and role as context."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     from pipelines.redaction import redact

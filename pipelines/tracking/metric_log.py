@@ -1,6 +1,6 @@
-"""Rows of metrics beside a run's checkpoints: what was measured before a checkpoint is never lost if the command is.
+"""Store rows of metrics next to a run's checkpoints, so that an interrupted command loses no row before a checkpoint.
 
-A row is stored before the checkpoint that continues behind it, so a resumed run can tell MLflow what it missed.
+Rows are stored before the checkpoint that follows them, so a resumed run can send MLflow the rows that it missed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Row = tuple[int, dict[str, float]]
 
 @dataclass
 class MetricLog:
-    """Rows since the last checkpoint, on their way into files of `folder`: one for each checkpoint, of few rows."""
+    """Rows since the last checkpoint; each checkpoint writes them to one small file in `folder`."""
 
     folder: Folder
     rows: list[Row] = field(default_factory=list)
@@ -34,21 +34,21 @@ class MetricLog:
         return rows
 
     def write(self, total_step: int, rows: list[Row]) -> None:
-        """Store rows up to `total_step`; may be done again with the same ones."""
+        """Store rows up to `total_step`; repeating a call is harmless."""
         if rows:
             write_bytes(self.folder, _file_name(total_step), json.dumps(rows).encode())
 
 
 def read_rows(scratch: Folder) -> Iterator[Row]:
-    """Rows that lie beside a run's checkpoints, in order."""
+    """Yield the rows stored next to a run's checkpoints, in order."""
     folder = scratch.child(METRICS_FOLDER)
     names = [info.base_name for info in folder.list_files(missing_ok=True)]
-    for name in sorted(name for name in names if name.endswith(".json")):  # not the half of one
+    for name in sorted(name for name in names if name.endswith(".json")):  # skips partial files
         yield from (tuple(row) for row in json.loads(read_bytes(folder, name)))
 
 
 def replay_rows(scratch: Folder, run: TrackedRun, *, upto: float = inf) -> None:
-    """Tell MLflow of stored rows; those that it was told before are not sent again."""
+    """Log stored rows to MLflow; rows that it already has are not sent again."""
     for step, metrics in read_rows(scratch):
         if step <= upto:
             run.log(step, metrics)

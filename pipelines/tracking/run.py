@@ -1,4 +1,4 @@
-"""One MLflow run of a stage: rows of metrics reach it once each, however slow or interrupted run and server are."""
+"""One MLflow run of a stage: every row of metrics arrives exactly once, even if run or server is interrupted."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_expone
 from pipelines.redaction import redact
 from presto_core.errors import UserError
 
-BATCH = 500  # metrics a request; MLflow takes 1000
+BATCH = 500  # metrics per request; MLflow accepts 1000
 FLUSH_EVERY_S = 5
-PAUSE_S = 15  # before it is tried again with a server that did not answer, as a try may take some seconds itself
-RETRY_TIMEOUT_S = 90  # at the end of a run, for a server that is started again
-MAX_BUFFERED_POINTS = 200_000  # some 30 MB; what comes beyond is read from the rows beside the checkpoints later
+PAUSE_S = 15  # before the next attempt if the server does not answer; an attempt itself can take some seconds
+RETRY_TIMEOUT_S = 90  # at the end of a run, for a server that is being restarted
+MAX_BUFFERED_POINTS = 200_000  # some 30 MB; further points are read later from the rows next to the checkpoints
 GENERATOR_STEP = "generator_step"
 _GENERATOR_PREFIXES = ("dmd_", "gan_", "generator_", "x0_")
 TRANSIENT_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
@@ -31,11 +31,11 @@ Result = TypeVar("Result")
 
 
 class TrackingError(UserError):
-    """MLflow cannot be reached, or does not know what was asked for."""
+    """MLflow cannot be reached, or does not have the requested entity."""
 
 
 class Point(NamedTuple):
-    """One value of one metric. MLflow takes a point that is sent twice, with the same time, for one."""
+    """One value of one metric; MLflow stores a point that is sent twice, with equal timestamps, once."""
 
     step: int
     name: str
@@ -45,12 +45,12 @@ class Point(NamedTuple):
 
 @dataclass
 class TrackedRun:
-    """One MLflow run. `log` only takes rows; a thread sends them, so that a slow server slows nobody.
+    """One MLflow run; `log` buffers rows and a thread sends them, so that a slow server delays nothing.
 
-    Of each metric a step that was sent is never sent again, and rows arrive in order.
+    Each step of a metric is sent once, and rows arrive in order.
 
     Attributes:
-        stored: rows kept beside checkpoints, to be read again where more came than memory may hold.
+        stored_rows: reads the rows next to the checkpoints, used after the buffer has overflowed.
     """
 
     client: Any
@@ -66,13 +66,13 @@ class TrackedRun:
     _sender: threading.Thread | None = None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Take a row; returns at once, whatever the server does.
+        """Buffer a row; returns at once, whatever the server does.
 
-        `step` counts total steps. Where `generator_step` is among the metrics, those of the generator are logged a
-        second time on that axis, as generator_step.<name>.
+        `step` counts total steps. If `generator_step` is among the metrics, those of the generator are also logged
+        on that axis, as generator_step.<name>.
         """
         if len(self._points) >= MAX_BUFFERED_POINTS and self.stored_rows:
-            self._overflowed = True  # and later rows must not overtake those that were left out
+            self._overflowed = True  # later rows must not overtake the dropped ones
         if self._overflowed or self._closed:
             return
         self._points.extend(_make_points(step, metrics))
@@ -82,7 +82,7 @@ class TrackedRun:
         self._have_points.set()
 
     def _run_sender(self) -> None:
-        """What the thread does: send what there is, then wait for more; after a failure, wait longer."""
+        """Run in the thread: send the buffered points, then wait for more; after a failure, wait longer."""
         while self._have_points.wait() and not self._closed:
             self._have_points.clear()
             if not self.flush():
@@ -92,12 +92,12 @@ class TrackedRun:
                 self._flush_now.wait(FLUSH_EVERY_S)
 
     def flush(self) -> bool:
-        """Send what is held; False where MLflow does not answer: it is kept for the next time."""
+        """Send the buffered points; return False, and keep them, if MLflow does not answer."""
         try:
             self._send()
-        except Exception as error:  # any of MLflow's, requests' or SQLAlchemy's: tracking must not end a training run
+        except Exception as error:  # of MLflow, requests or SQLAlchemy: tracking must not end a training run
             message = redact(" ".join(str(error).split())[:300])
-            logging.getLogger(__name__).warning("MLflow did not take metrics, they are kept: %s", message)
+            logging.getLogger(__name__).warning("MLflow does not accept metrics, keeping them: %s", message)
             return False
         return True
 
@@ -115,13 +115,13 @@ class TrackedRun:
                     for _ in points:
                         self._points.popleft()
             except BaseException:
-                self._sent = None  # an answer may have got lost: ask the server what it has
+                self._sent = None  # a response can be lost: ask the server for its last steps
                 raise
 
     def _select_unsent(self, points: list[Point]) -> list[Point]:
-        """Points behind the last one of their metric."""
+        """Return the points after the last sent step of their metric."""
         if self._sent is None:
-            # the only way to know the steps of all metrics without their histories, which MLflow itself takes
+            # MLflow itself uses this attribute; there is no other way to get all last steps without the histories
             latest = self.client.get_run(self.mlflow_id).data._metric_objs
             self._sent = {metric.key: metric.step for metric in latest}
         last_steps: dict[str, int] = {}
@@ -137,16 +137,16 @@ class TrackedRun:
             self._sent |= {point.name: point.step for point in points}
 
     def read_history(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of one metric, in order."""
+        """Return (step, value) of one metric, in order."""
         self.flush_all()
         points = with_retries(lambda: self.client.get_metric_history(self.mlflow_id, metric_name(name)))
         return sorted((p.step, p.value) for p in points)
 
     def flush_all(self) -> None:
-        """Send all that was taken, waiting for MLflow if need be.
+        """Send all logged rows, waiting for MLflow if necessary.
 
         Raises:
-            TrackingError: it does not answer for a while.
+            TrackingError: MLflow does not answer for `RETRY_TIMEOUT_S`.
         """
         with_retries(self._send)
         if self._overflowed and self.stored_rows:
@@ -158,7 +158,7 @@ class TrackedRun:
             with_retries(self._send)
 
     def attach(self, path: Path) -> None:
-        """Store a file with the run: a plot, a report, a sound."""
+        """Attach a file to the run: a plot, a report or audio."""
         with_retries(lambda: self.client.log_artifact(self.mlflow_id, str(path)))
 
     def finish(self) -> None:
@@ -167,7 +167,7 @@ class TrackedRun:
         with_retries(lambda: self.client.set_terminated(self.mlflow_id, status="FINISHED"))
 
     def fail(self, status: str) -> None:
-        """Say that the run ended early, if MLflow answers: the reason why it did must not be hidden by another."""
+        """Mark the run as ended early, if MLflow answers; its errors must not hide the reason of the end."""
         self.flush()
         self._close()
         with suppress(Exception):
@@ -180,7 +180,7 @@ class TrackedRun:
 
 
 def metric_name(name: str) -> str:
-    """A metric's name in MLflow: slashes would make groups, which only those of the system are."""
+    """Return a metric's name in MLflow, where a slash makes a group; only system metrics are grouped."""
     return name if name.startswith("system/") else name.replace("/", ".")
 
 
@@ -198,10 +198,10 @@ def _make_points(step: int, metrics: dict[str, float]) -> list[Point]:
 
 
 def with_retries(action: Callable[[], Result]) -> Result:
-    """Do something in MLflow, again for a while if it does not answer.
+    """Run an MLflow call, with retries for `RETRY_TIMEOUT_S`.
 
     Raises:
-        TrackingError: it does not answer in that time.
+        TrackingError: MLflow does not answer in that time.
     """
     from mlflow.exceptions import MlflowException
 
@@ -219,5 +219,5 @@ def with_retries(action: Callable[[], Result]) -> Result:
             raise
         why = redact(" ".join(str(error).split())[:200])
         raise TrackingError(
-            f"MLflow did not answer for {RETRY_TIMEOUT_S} s: {why}; start it again and run the same command"
+            f"MLflow does not answer for {RETRY_TIMEOUT_S} s: {why}; restart it and re-run the same command"
         ) from error

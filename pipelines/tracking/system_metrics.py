@@ -1,6 +1,6 @@
-"""How busy the machine of a command is while it runs: processor, memory, disk, network and GPUs, by MLflow's monitors.
+"""Log the load of a command's machine with MLflow's monitors: processor, memory, disk, network and GPUs.
 
-The values go the way of all metrics of a run, so that a server that is down loses none of them and delays nothing.
+The values are logged like all metrics of a run, so an unreachable server neither loses values nor delays the command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INTERVAL_S = 10.0
 
 @contextmanager
 def sample_system_metrics(run: TrackedRun, start_ms: int) -> Iterator[None]:
-    """Sample while the block runs; the step of a sample is the seconds since the run began, over all its lives."""
+    """Sample while the block runs; a sample's step is the time in seconds since the start of the first attempt."""
     done = threading.Event()
     interval_s = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or INTERVAL_S)
 
@@ -53,6 +53,6 @@ def _make_monitors() -> list[Any]:
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
     monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    with suppress(Exception):  # no GPU, or not the package that looks at it
+    with suppress(Exception):  # no GPU, or no package that monitors it
         monitors.append(GPUMonitor())
     return monitors

@@ -1,8 +1,8 @@
-"""Accelerators by their published figures: what `presto plan` computes with, what utilisation is measured against.
+"""Published figures of accelerators: `presto plan` computes with them, and utilization is relative to them.
 
-Dense matrix products, without sparsity. fp32 is what PyTorch does by default, without TF32. `link_gb_s` is one
-direction of a GPU's connection to the others of its node (NVLink, else PCIe). Prices are assumptions for an hour of one
-GPU on demand, in US dollars of late 2025; they differ by provider, region and month: give yours with `--price`.
+Dense matrix products, without sparsity. fp32 is PyTorch's default, without TF32. `link_gb_s` is one direction of a
+GPU's connection to the others of its node (NVLink, else PCIe). Prices are assumed USD per GPU-hour on demand in late
+2025; they differ by provider, region and month: set yours with `--price`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Device:
     """One accelerator.
 
     Attributes:
-        marks: what its name holds, as CUDA gives it.
-        source: whose figures they are.
+        marks: part of its CUDA device name.
+        source: where the figures are published.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Device:
     source: str
 
     def peak_flops(self, *, bf16: bool) -> float:
-        """FLOP/s."""
+        """Return the peak FLOP/s."""
         return 1e12 * (self.bf16_tflops if bf16 else self.fp32_tflops)
 
 
 DEVICES = {
     device.name: device
     for device in (
-        Device("b200", "B200", 2250, 75, 180, 8000, 900, 6.0, "NVIDIA DGX B200 data sheet, an eighth of its eight"),
+        Device("b200", "B200", 2250, 75, 180, 8000, 900, 6.0, "NVIDIA DGX B200 data sheet, divided by eight"),
         Device("h200", "H200", 989, 67, 141, 4800, 450, 4.5, "NVIDIA H200 Tensor Core GPU data sheet, SXM"),
         Device("h100", "H100", 989, 67, 80, 3350, 450, 4.0, "NVIDIA H100 Tensor Core GPU data sheet, SXM"),
         Device("a100", "A100", 312, 19.5, 80, 2039, 300, 2.5, "NVIDIA A100 Tensor Core GPU data sheet, 80 GB SXM"),
@@ -54,23 +54,23 @@ DEVICES = {
 
 
 def device_by_key(name: str) -> Device:
-    """A device of the table.
+    """Return a device of the table.
 
     Raises:
-        UserError: unknown; names the nearest.
+        UserError: the device is unknown; the message names the closest match.
     """
     if name.lower() in DEVICES:
         return DEVICES[name.lower()]
     matches = get_close_matches(name.lower(), [*DEVICES, "here"], n=1, cutoff=0.4)
-    guess = f"; did you mean {matches[0]}?" if matches else ""
+    guess = f" (did you mean {matches[0]}?)" if matches else ""
     known_names = ", ".join(DEVICES)
     raise UserError(
-        f"no figures of a device {name!r}{guess} Known are {known_names}, and here: this machine's CPU, measured"
+        f"device {name!r} is unknown{guess}; use one of {known_names}, or here: this machine's CPU, measured"
     )
 
 
 def device_from_torch_name(cuda_name: str) -> Device | None:
-    """The device that CUDA calls so; the longest mark that fits, None where none does."""
+    """Return the device with a CUDA name: the longest `marks` that matches, or None."""
     words = cuda_name.replace("-", " ").split()
     candidates = [
         d for d in DEVICES.values() if d.marks in cuda_name and (d.marks in words or len(d.marks.split()) > 1)

@@ -1,4 +1,4 @@
-"""What the waiting command sees of a run elsewhere: rows of metrics, a progress line, warnings, the first error."""
+"""The command's view of a run in other processes: rows of metrics, a progress line, warnings, the first error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Metrics = dict[str, float]
 
 
 class MailboxContents(NamedTuple):
-    """What came since the last look: rows, warnings, and the first error; `stopped` where that is a stop in order."""
+    """Messages since the last poll; `stopped` if the first error is an orderly stop."""
 
     rows: list[tuple[int, Metrics]]
     warnings: list[str]
@@ -31,7 +31,7 @@ class MailboxContents(NamedTuple):
 
 @dataclass
 class DriverMailbox:
-    """Messages between rank 0 and the command that waits; an actor where workers run elsewhere."""
+    """Messages between rank 0 and the waiting command; an actor if workers run in other processes."""
 
     rows: list[tuple[int, Metrics]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -41,9 +41,9 @@ class DriverMailbox:
     attempts: list[str] = field(default_factory=list)
 
     def begin(self, attempt: str) -> None:
-        """A worker group starts: those before it are not listened to any more, and may not write.
+        """Start a worker group: messages of earlier groups are ignored from now on, and they may not write.
 
-        The worker of a lost node lives on for some seconds, beside those that took over.
+        A worker of a lost node keeps running for some seconds beside the group that replaced it.
         """
         if attempt not in self.attempts:
             self.attempts.append(attempt)
@@ -62,7 +62,7 @@ class DriverMailbox:
             self.warnings.append(message)
 
     def fail(self, error: str, attempt: str, *, stopped: bool = False) -> None:
-        """The first failure of the group at work is its cause; one may come before rank 0 says that it began."""
+        """Keep the first failure of the current group, its cause; it may arrive before rank 0 calls `begin`."""
         if (self.is_current_attempt(attempt) or attempt not in self.attempts) and not self.error:
             self.error, self.stopped = error, stopped
 
@@ -80,14 +80,14 @@ class DriverMailbox:
 
 @dataclass
 class RunMonitor:
-    """Shows and records what rank 0 reports; warns of unhealthy signals, and asks for a stop where that is wanted.
+    """Shows and records what rank 0 reports, warns of unhealthy signals, and requests a stop if configured.
 
     Attributes:
         watch: metrics that the progress line shows.
         expected: the ranges signals should stay in.
-        trial: the sweep that is told of rows too, and may ask for a stop.
-        report_missed: tell MLflow of the rows up to a step that were stored beside checkpoints.
-        unhealthy: why the run was asked to stop, where a signal was the reason.
+        replay_rows: logs the rows stored beside checkpoints, up to a step, to MLflow.
+        trial: the sweep trial that receives rows too, and may request a stop.
+        unhealthy: why the run was asked to stop, if a signal was the reason.
     """
 
     run: TrackedRun
@@ -104,11 +104,11 @@ class RunMonitor:
     rows_outside: dict[str, int] = field(default_factory=dict)
 
     def on_row(self, step: int, metrics: Metrics) -> None:
-        """One report; the first of an attempt has no metrics and says where it starts."""
+        """Handle one reported row; the first of an attempt has no metrics and gives the step it starts at."""
         if not metrics and step:
             console.print(f"{self.bar.label}: resumed at step {step} of {self.bar.total}")
             self.replay_rows(upto=step)
-        self.bar.update(max(step, self.bar.done), format_metrics(metrics, self.watch))  # a validation may come late
+        self.bar.update(max(step, self.bar.done), format_metrics(metrics, self.watch))  # a validation may arrive late
         if metrics:
             self.run.log(step, metrics)
             self._check_health(step, metrics)
@@ -119,7 +119,7 @@ class RunMonitor:
         console.print(f"{self.bar.label}: {message}", style="yellow", markup=False)
 
     def _check_health(self, step: int, metrics: Metrics) -> None:
-        """Say once of each signal that it stays outside its range; where it goes on, stop if that is wanted."""
+        """Warn once per signal that stays outside its range; if it does for twice as long, stop if configured."""
         violations = find_out_of_range(metrics, self.expected)
         not_reported = {name: rows for name, rows in self.rows_outside.items() if name not in metrics}
         self.rows_outside = not_reported | {name: self.rows_outside.get(name, 0) + 1 for name in violations}
@@ -128,13 +128,11 @@ class RunMonitor:
                 self.warn(f"step {step}: {message}")
             if self.rows_outside[name] == 2 * self.health.patience and self.health.stop:
                 duration = f"for {self.rows_outside[name]} rows up to step {step}"
-                self.unhealthy = (
-                    f"{message}, {duration}; mend the settings, or go on all the same with health.stop=false"
-                )
+                self.unhealthy = f"{message}, {duration}; fix the settings, or continue anyway with health.stop=false"
                 self.stop.request(self.unhealthy)
 
     def poll(self, mailbox: Any) -> None:
-        """Exchange messages with a `Board` actor."""
+        """Exchange messages with a `DriverMailbox` actor."""
         import ray
 
         messages = MailboxContents(*ray.get(mailbox.drain.remote()))
@@ -144,4 +142,4 @@ class RunMonitor:
         for step, metrics in messages.rows:
             self.on_row(step, metrics)
         if self.stop.reason:
-            ray.get(mailbox.ask_to_stop.remote(self.stop.reason))
+            ray.get(mailbox.request_stop.remote(self.stop.reason))

@@ -1,4 +1,4 @@
-"""Where a worker's `Parallel` is made from the configuration: how one process of a run relates to the others."""
+"""Build a worker's `Parallel` from the configuration: DDP and FSDP2 over torch.distributed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from presto_core.training.parallel import Parallel
 
 
 def make_single_process(loop: LoopConfig) -> Parallel:
-    """The only process of a run, without a group."""
+    """Return the `Parallel` of the only process of a run, without a process group."""
 
     def distribute(module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module:
         return _enable_checkpointing(module, loop)
@@ -27,7 +27,7 @@ def make_single_process(loop: LoopConfig) -> Parallel:
 
 
 def make_process_group(device: torch.device, loop: LoopConfig, config: ParallelConfig | None = None) -> Parallel:
-    """This process's place in the group that torch.distributed has been told of: gloo on CPUs, nccl on GPUs.
+    """Return the `Parallel` of this process in the initialized process group: gloo on CPUs, nccl on GPUs.
 
     Args:
         config: which networks are sharded.
@@ -55,7 +55,7 @@ def make_process_group(device: torch.device, loop: LoopConfig, config: ParallelC
 
 @dataclass(frozen=True)
 class _Placement:
-    """Puts networks on workers: `replicate` is DDP, `shard` is FSDP2."""
+    """Distributes networks over workers: `replicate` is DDP, `shard` is FSDP2."""
 
     mesh: DeviceMesh
     loop: LoopConfig
@@ -76,7 +76,7 @@ class _Placement:
         return getattr(self.config, name, "replicate") == "shard"
 
     def _shard(self, module: nn.Module, *, offload: bool = False) -> nn.Module:
-        """Each block is gathered when it runs, forward and back; the rest of the network likewise, as one more unit."""
+        """Shard a network: each block is gathered when it runs, forward and backward; the rest is one more unit."""
         assert isinstance(module, Network)
         options: dict[str, Any] = {"mesh": self.mesh, "reshard_after_forward": True}
         if self.loop.autocast == "bf16":  # gathered in bf16; kept, summed and updated in fp32
@@ -87,18 +87,18 @@ class _Placement:
             fully_shard(block, **options)
         fully_shard(module, **options)
         module.run_empty_blocks = True
-        # tapped activations are views, which nothing here writes to
+        # tapped activations are views, and nothing here writes to them
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         return module
 
 
 def _enable_checkpointing(module: nn.Module, loop: LoopConfig) -> nn.Module:
-    if isinstance(module, Network):  # the discriminator head is none, and small
+    if isinstance(module, Network):  # the discriminator head is not one, and small
         module.set_activation_checkpointing(loop.activation_checkpointing)
     return module
 
 
 def _set_grad_sync(module: nn.Module, enabled: bool) -> None:
-    """Sharded networks exchange gradients each time: to accumulate them whole would take the memory sharding saves."""
+    """Turn DDP's gradient averaging on or off; FSDP2 always averages, since whole gradients cost memory."""
     if isinstance(module, DistributedDataParallel):
-        module.require_backward_grad_sync = enabled  # what DDP's own no_sync() turns off and on again
+        module.require_backward_grad_sync = enabled  # the flag that DDP's no_sync() toggles

@@ -1,4 +1,4 @@
-"""The one adapter between Ray Train and the training loop: where a job is described, placed, watched and finished."""
+"""The one adapter between Ray Train and the training loop: starts, watches and ends a run."""
 
 from __future__ import annotations
 
@@ -42,13 +42,10 @@ from pipelines.tracking.client import TrackedRun
 from pipelines.tracking.metric_log import replay_rows
 from pipelines.train.driver import DriverMailbox, RunMonitor
 from pipelines.train.parallel import make_process_group, make_single_process
+from pipelines.train.spec import TrainSpec
 from pipelines.train.sweep_hook import Trial
 from pipelines.train.telemetry import Telemetry
-from pipelines.train.worker import (
-    TrainSpec,
-    WorkerCallbacks,
-    train_worker,
-)
+from pipelines.train.worker import WorkerCallbacks, train_worker
 from presto_core.artifacts.store import read_bytes, write_bytes
 from presto_core.config.schema import derive_per_worker
 from presto_core.errors import UserError
@@ -57,8 +54,8 @@ from presto_core.training.divergence import DivergenceError
 from presto_core.training.parallel import Parallel
 
 SKIPPED_SHARDS_FILE = "skipped_shards.json"
-DRIVER_TIMEOUT_S = 60  # for a word of the command, before a worker writes
-POLL_S = 0.5  # between two looks of command and workers at what the other side says
+DRIVER_TIMEOUT_S = 60  # for an answer of the driver, before a worker writes
+POLL_S = 0.5  # between two exchanges of driver and workers
 ORDERLY_ERRORS = (
     DivergenceError,
     SaveError,
@@ -70,55 +67,60 @@ def launch_training(spec: TrainSpec, run: TrackedRun, trial: Trial | None = None
     """Train to the end, on this machine or a cluster, from the last checkpoint if there is one.
 
     Raises:
-        UserError: the first sentence a worker failed with.
+        UserError: the first error of a worker.
         ClusterError: the cluster is too small, or kept losing workers.
-        StoppedError: the run was told to end, and its state is saved.
+        StoppedError: the run was asked to stop, and its state is saved.
         KeyboardInterrupt: Ctrl-C was pressed twice.
     """
     stop = StopRequest()
-    with progress_bar(spec.label, spec.total_steps) as bar, stop.handle_signals():
+    with progress_bar(spec.stage.name, spec.config.total_steps) as bar, stop.handle_signals():
         replay = partial(replay_rows, open_folder(spec.scratch_uri), run)
-        monitor = RunMonitor(run, bar, spec.watch, spec.expected, spec.health, stop, replay, trial)
+        monitor = RunMonitor(
+            run, bar, spec.stage.progress_metrics, spec.stage.health, spec.config.health, stop, replay, trial
+        )
         try:
-            if spec.cluster.num_workers == 0:
+            if spec.config.cluster.num_workers == 0:
                 callbacks = WorkerCallbacks(monitor.on_row, monitor.warn, lambda: stop.reason)
                 train_worker(
-                    _exclude_damaged_shards(spec), make_single_process(spec.loop), callbacks, reader=read_with_threads
+                    _exclude_damaged_shards(spec),
+                    make_single_process(spec.config.loop),
+                    callbacks,
+                    reader=read_with_threads,
                 )
             else:
                 _run_in_ray(spec, monitor)
         except StoppedError:
             if monitor.unhealthy:
-                raise UserError(f"{spec.label} stopped, and its state is saved: {monitor.unhealthy}") from None
+                raise UserError(f"{spec.stage.name} stopped, and its state is saved: {monitor.unhealthy}") from None
             raise
 
 
 def _exclude_damaged_shards(spec: TrainSpec) -> TrainSpec:
-    """The job, knowing which damaged shards it does without; says what an epoch holds."""
+    """The run without its damaged shards, if it may skip them; prints what an epoch holds."""
     dataset = open_dataset(spec.dataset_uri)
-    if spec.data.damaged_shards == "skip":
+    if spec.config.data.damaged_shards == "skip":
         spec = replace(spec, skipped=_find_damaged_shards(spec, dataset))
     rows, all_rows = (sum(s.rows for s in d.shards("train")) for d in (dataset.exclude_shards(spec.skipped), dataset))
     if spec.skipped:
         console.print(
-            f"{spec.label}: {len(spec.skipped)} damaged shards are left out, {all_rows - rows} of {all_rows} rows: "
-            f"{', '.join(spec.skipped)}",
+            f"{spec.stage.name}: {len(spec.skipped)} damaged shards are skipped, {all_rows - rows} of {all_rows} "
+            f"rows: {', '.join(spec.skipped)}",
             style="yellow",
         )
-    batch_sizes = derive_per_worker(spec.global_batch_size, spec.cluster, spec.loop)
+    batch = spec.config.section.global_batch_size
+    sizes = derive_per_worker(batch, spec.config.cluster, spec.config.loop)
     console.print(
-        f"{spec.label}: an epoch is {rows} rows in {rows // spec.global_batch_size} batches of "
-        f"{spec.global_batch_size}, "
-        f"{batch_sizes['batch_size_per_worker']} a worker, accumulated in {batch_sizes['gradient_accumulation_steps']}"
+        f"{spec.stage.name}: an epoch is {rows} rows in {rows // batch} batches of {batch}, "
+        f"{sizes['batch_size_per_worker']} per worker, accumulated in {sizes['gradient_accumulation_steps']}"
     )
     return spec
 
 
 def _find_damaged_shards(spec: TrainSpec, dataset: LatentDataset) -> tuple[str, ...]:
-    """Files of damaged shards; found once a run, so that a resumed one goes on with the same rows."""
+    """Files of damaged shards; searched once per run, so that a resumed run sees the same rows."""
     scratch = open_folder(spec.scratch_uri)
     if not scratch.exists(SKIPPED_SHARDS_FILE):
-        files = find_damaged_shards(dataset.uri, dataset.shards("train"), with_ray=spec.cluster.num_workers > 0)
+        files = find_damaged_shards(dataset.uri, dataset.shards("train"), with_ray=spec.config.cluster.num_workers > 0)
         write_bytes(scratch, SKIPPED_SHARDS_FILE, json.dumps(files).encode())
     return tuple(json.loads(read_bytes(scratch, SKIPPED_SHARDS_FILE)))
 
@@ -127,8 +129,8 @@ def _run_in_ray(spec: TrainSpec, monitor: RunMonitor) -> None:
     import ray
     from ray.train import TrainingFailedError
 
-    config = spec.cluster
-    validator_cpus = VALIDATOR_CPUS if spec.validation.every else 0
+    config = spec.config.cluster
+    validator_cpus = VALIDATOR_CPUS if spec.config.validation.every else 0
     with ray_session(
         config, cpus=training_cpus(config) + validator_cpus, gpus=min_workers(config) * config.gpus_per_worker
     ):
@@ -141,19 +143,19 @@ def _run_in_ray(spec: TrainSpec, monitor: RunMonitor) -> None:
             monitor.poll(mailbox)
         except ray.exceptions.RayError as error:
             raise ClusterError(
-                f"{spec.label} lost its Ray session ({type(error).__name__}); run the same command to go on"
+                f"{spec.stage.name} lost its Ray session ({type(error).__name__}); re-run the command to resume"
             ) from error
         if monitor.stopped:
             raise StoppedError(monitor.error)
         if isinstance(fit.error, TrainingFailedError | ray.exceptions.RayError):
             message = monitor.error or _extract_cause(fit.error)
-            raise ClusterError(f"{spec.label} stopped: {message}. Run the same command to go on") from fit.error
+            raise ClusterError(f"{spec.stage.name} stopped: {message}. Re-run the command to resume") from fit.error
         if fit.error or monitor.error:
             raise fit.error or UserError(monitor.error)
 
 
 class _BackgroundThread:
-    """A call in a thread of its own: the main thread stays free to hear signals, which Ray would take."""
+    """A call in its own thread: the main thread stays free to handle signals, which Ray would take."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self.call, self.done = call, threading.Event()
@@ -169,18 +171,18 @@ class _BackgroundThread:
 
 
 def _make_trainer(spec: TrainSpec, mailbox: Any) -> Any:
-    """The Ray Train job, of a fixed number of workers or of an elastic one."""
+    """The Ray Train trainer, of a fixed or an elastic number of workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from pipelines.train.elastic import ElasticTrainer
 
-    config = spec.cluster
+    config = spec.config.cluster
     reader = read_with_ray if uses_ray_reader(config) else read_with_threads
     elastic = 0 < config.min_workers < config.num_workers
     trainer = (ElasticTrainer if elastic else TorchTrainer)(
         _run_ray_worker,
-        train_loop_config={"job": spec, "board": mailbox, "reader": reader},
+        train_loop_config={"spec": spec, "mailbox": mailbox, "reader": reader},
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, config.num_workers) if elastic else config.num_workers,
             use_gpu=config.gpus_per_worker > 0,
@@ -193,7 +195,7 @@ def _make_trainer(spec: TrainSpec, mailbox: Any) -> Any:
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
-    return trainer.with_even_shares(spec.global_batch_size) if elastic else trainer
+    return trainer.with_even_shares(spec.config.section.global_batch_size) if elastic else trainer
 
 
 def _run_ray_worker(config: dict[str, Any]) -> None:
@@ -201,16 +203,19 @@ def _run_ray_worker(config: dict[str, Any]) -> None:
     import ray
     import ray.train.torch
 
-    spec, mailbox, context = config["job"], config["board"], ray.train.get_context()
+    spec, mailbox, context = config["spec"], config["mailbox"], ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     attempt = attempt_id()
     if rank == 0:
         ray.get(mailbox.begin.remote(attempt))
     try:
-        parallel = make_process_group(ray.train.torch.get_device(), spec.loop, spec.cluster.parallel)
+        parallel = make_process_group(ray.train.torch.get_device(), spec.config.loop, spec.config.cluster.parallel)
         telemetry = _make_telemetry(spec, parallel)
         callbacks = _make_callbacks(
-            mailbox, telemetry, attempt, extra_metrics={"workers": float(workers)} if spec.cluster.min_workers else {}
+            mailbox,
+            telemetry,
+            attempt,
+            extra_metrics={"workers": float(workers)} if spec.config.cluster.min_workers else {},
         )
         with telemetry.log_failures():
             train_worker(spec, parallel, callbacks, reader=config["reader"])
@@ -225,23 +230,23 @@ def _run_ray_worker(config: dict[str, Any]) -> None:
 def _make_telemetry(spec: TrainSpec, parallel: Parallel) -> Telemetry:
     return Telemetry(
         spec.run_id,
-        spec.label,
+        spec.stage.name,
         parallel,
-        global_batch_size=spec.global_batch_size,
-        total_steps=spec.total_steps,
+        global_batch_size=spec.config.section.global_batch_size,
+        total_steps=spec.config.total_steps,
         row_flops=spec.row_flops,
-        bf16=spec.loop.autocast == "bf16",
+        bf16=spec.config.loop.autocast == "bf16",
     )
 
 
 def _make_callbacks(
     mailbox: Any, telemetry: Telemetry, attempt: str, *, extra_metrics: dict[str, float]
 ) -> WorkerCallbacks:
-    """Of a Ray worker: its own SIGTERM and notices, and, now and then on rank 0, what the command asks for.
+    """Callbacks of a Ray worker: its own signals and preemption notices, and on rank 0 the driver's requests.
 
     Args:
-        attempt: the worker group's; once another is at work, this one is not heard and writes nothing.
-        told: goes with every row of metrics.
+        attempt: of the worker group; once a newer one is at work, this one is ignored and writes nothing.
+        extra_metrics: added to every row of metrics.
     """
     import ray
 
@@ -269,7 +274,7 @@ def _make_callbacks(
         telemetry.log(message, logging.WARNING)
 
     def check_current_attempt() -> None:
-        if not ray.get(mailbox.is_at_work.remote(attempt), timeout=DRIVER_TIMEOUT_S):
+        if not ray.get(mailbox.is_current_attempt.remote(attempt), timeout=DRIVER_TIMEOUT_S):
             raise SupersededWorkerError(f"{SUPERSEDED}, so it writes nothing more")
 
     return WorkerCallbacks(report, warn, stop_reason, telemetry.on_checkpoint, check_current_attempt)

@@ -1,4 +1,4 @@
-"""`--resume RUN_ID` and `--fork`: go on with a run by name, or start another one from its newest checkpoint."""
+"""`--resume RUN_ID` and `--fork`: resume a run by its id, or start another one from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -25,53 +25,53 @@ FORKED_FROM = "forked_from"  # role of a checkpoint among a run's parents: <run_
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Which run a command goes on with; none named: the one that its own settings mean.
+    """Which run a command resumes; without a run id, the one that its own settings hash to.
 
     Attributes:
-        fork: where the settings differ, start a run of its own from the newest checkpoint of the named one.
+        fork: if the settings differ, start a new run from the newest checkpoint of the named one.
 
     Raises:
-        UserError: a fork of no run.
+        UserError: `fork` without a run id.
     """
 
     run_id: str = ""
     fork: bool = False
 
     def __post_init__(self) -> None:
-        if self.fork and not self.run_id:  # said before anything is looked up
+        if self.fork and not self.run_id:  # refused before anything is looked up
             raise UserError("--fork needs the run to start from; name it: --resume RUN_ID")
 
 
 def find_forked_checkpoint(
     resume: ResumeOptions, root: Folder, stage: str, config: StageConfig, parents: dict[str, str]
 ) -> dict[str, str]:
-    """What a run has for a parent beside artifacts: the checkpoint it was forked from, if it was.
+    """The checkpoint that a run is forked from, as a further parent; empty if it is not forked.
 
     Raises:
-        UserError: no such run is under way, it is of another stage, or of other settings and no fork is wanted.
+        UserError: there is no such unfinished run, it is of another stage, or its settings differ without `fork`.
     """
     if not resume.run_id:
         return {}
     run_info = _read_run_info(root, resume.run_id)
     if run_info["stage"] != stage:
-        raise UserError(f"run {resume.run_id} is of {run_info['stage']}, not of {stage}; use that verb")
+        raise UserError(f"run {resume.run_id} is of {run_info['stage']}, not of {stage}; use that command")
     fork_parents = {role: parent_id for role, parent_id in run_info["parents"].items() if role == FORKED_FROM}
     if config.run_id(parents | fork_parents) == resume.run_id:
         return fork_parents
     if not resume.fork:
+        differences = ", ".join(f"{k}: {change}" for k, change in differing_settings(run_info, config, parents).items())
         raise UserError(
-            f"run {resume.run_id} was started with other settings: "
-            f"{_describe_difference(run_info, config, parents)}; "
+            f"run {resume.run_id} was started with other settings: {differences}; "
             "give it the same, or start a new run from its newest checkpoint with --fork"
         )
     return {FORKED_FROM: _find_newest_checkpoint(root, resume.run_id)}
 
 
 def record_run_start(scratch: Folder, root: Folder, stage: str, config: StageConfig, parents: dict[str, str]) -> None:
-    """Before a run's first step: record its settings, and give a fork the checkpoint that it starts from.
+    """Record a run's settings before its first step, and copy the checkpoint that a fork starts from.
 
     Raises:
-        StoreError: the checkpoint is gone meanwhile, damaged, or cannot be copied.
+        StoreError: the checkpoint was deleted meanwhile, is damaged, or cannot be copied.
     """
     if scratch.exists(RUN_FILE):
         return
@@ -91,21 +91,21 @@ def _read_run_info(root: Folder, run_id: str) -> dict[str, Any]:
     if not scratch.exists(RUN_FILE):
         unfinished = root.child("runs").list_folders()
         raise UserError(
-            f"no run {run_id} is under way in {root.uri}; there is {', '.join(unfinished) or 'none'} (a run that is "
-            "done needs no resuming: its artifact is used)"
+            f"no unfinished run {run_id} in {root.uri}; there is "
+            f"{', '.join(unfinished) or 'none'} (a finished run needs no resuming: its artifact is used)"
         )
     run_info: dict[str, Any] = json.loads(read_bytes(scratch, RUN_FILE))
     return run_info
 
 
-def _describe_difference(run_info: dict[str, Any], config: StageConfig, parents: dict[str, str]) -> str:
-    """Settings and parents that decide the result and are not the same: `key: old -> new`."""
+def differing_settings(run_info: dict[str, Any], config: StageConfig, parents: dict[str, str]) -> dict[str, str]:
+    """Settings and parents that decide the result and differ from a recorded run's: key -> `old -> new`."""
     old_parents = {role: of for role, of in run_info["parents"].items() if role != FORKED_FROM}
     old = flatten(run_info["result"]) | {f"inputs.{role}": of for role, of in old_parents.items()}
     new = flatten(json.loads(json.dumps(config.result_config())))
     new |= {f"inputs.{role}": of for role, of in parents.items()}
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return ", ".join(f"{key}: {_format_value(old, key)} -> {_format_value(new, key)}" for key in keys)
+    return {key: f"{_format_value(old, key)} -> {_format_value(new, key)}" for key in keys}
 
 
 def _format_value(settings: dict[str, Any], key: str) -> str:
@@ -121,11 +121,13 @@ def _find_newest_checkpoint(root: Folder, run_id: str) -> str:
 
 
 def _copy_checkpoint(root: Folder, reference: str, scratch: Folder) -> None:
-    """A copy of its own: the run it comes from deletes its checkpoints when it goes on, and at its end."""
+    """Copy the checkpoint: the run it comes from deletes its checkpoints as it continues, and at its end."""
     run_id, _, name = reference.partition("/")
     newest = read_newest_checkpoint(run_folder(root, run_id).child(CHECKPOINTS), _warn)
     if newest is None or newest[0].uri.rpartition("/")[2] != name:
-        raise UserError(f"run {run_id} goes on meanwhile and checkpoint {reference} is not its newest; try again")
+        raise UserError(
+            f"run {run_id} is training meanwhile and checkpoint {reference} is no longer its newest; try again"
+        )
     manifest = {"kind": "checkpoint", "total_step": int(name.removeprefix("step-")), FORKED_FROM: reference}
     commit(scratch.child(CHECKPOINTS).child(name), manifest, newest[1])
     console.print(f"forked from {reference}")

@@ -1,7 +1,7 @@
-"""What a training step of each stage consists of: passes through networks, their FLOPs, and what is moved afterwards.
+"""What a training step of each stage consists of: passes through networks, their FLOPs, and the update afterwards.
 
-Counted from the configuration alone, without torch: `presto plan` predicts with it, and workers report their
-utilisation by it.
+Counted from the configuration alone, without torch: `presto plan` predicts with it, and workers compute their
+utilization with it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from presto_core.config.schema import (
     StageConfig,
     StepsStage,
     TeacherStage,
+    TrainingStage,
 )
 from presto_core.config.section import Section
 from presto_core.config.sections import GanConfig
@@ -24,7 +25,7 @@ from presto_core.networks.flops import LatentShape
 from presto_core.networks.table import find_network_kind, kind_of
 
 PassKind = Literal["forward", "through", "train"]
-# in forward passes: `through` also goes back to its input, `train` to its weights as well
+# in forward passes: `through` adds gradients of the input, `train` those of the weights as well
 FORWARD_EQUIVALENTS: dict[PassKind, int] = {"forward": 1, "through": 2, "train": 3}
 
 
@@ -33,11 +34,11 @@ class Pass:
     """A pass through a network.
 
     Attributes:
-        network: role of the network, as `cluster.parallel` names it.
-        rows: for each row of the batch.
-        blocks: that run, a mean over rows.
-        whole: whether it ends in the network's output, instead of in activations.
-        judged: whether a discriminator head reads those.
+        network: role of the network, as in `cluster.parallel`.
+        rows: rows of the pass per row of the batch.
+        blocks: blocks that run, averaged over rows.
+        to_output: whether the pass reaches the network's output, instead of stopping at activations.
+        through_discriminator: whether a discriminator head reads those activations.
     """
 
     network: str
@@ -48,7 +49,7 @@ class Pass:
     through_discriminator: bool = False
 
     def flops(self, network: Section, shape: LatentShape) -> float:
-        """A row of the batch."""
+        """Return the FLOPs per row of the batch."""
         kind = kind_of(network)
         outer = kind.outer_flops(network, shape) if self.to_output else 0.0
         return self.rows * FORWARD_EQUIVALENTS[self.kind] * (self.blocks * kind.block_flops(network, shape) + outer)
@@ -56,16 +57,16 @@ class Pass:
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """One kind of step.
+    """Cost of one kind of step.
 
     Attributes:
-        name: as the metric `<name>_step_seconds` has it; empty where all steps are alike.
-        share: of all steps.
-        passes: through networks.
-        moved: role of the network whose weights the step moves.
-        averaged: whether its moving average is updated too.
-        draws: times that each row gets noise of its own.
-        spread: standard deviation over rows of what the blocks of a row cost, in forward passes of one block.
+        name: as in the metric `<name>_step_seconds`; empty if all steps are alike.
+        share: fraction of all steps.
+        passes: passes through networks.
+        updated_network: role of the network whose weights the step updates.
+        updates_ema: whether its moving average is updated too.
+        noise_draws: times that noise is drawn per row.
+        blocks_std: standard deviation over rows of the cost of a row's blocks, in forward passes of one block.
     """
 
     name: str
@@ -77,17 +78,17 @@ class PhaseCost:
     blocks_std: float = 0.0
 
     def flops(self, network: Section, shape: LatentShape) -> float:
-        """Model FLOPs a row of the batch; what is computed again to save memory does not count."""
+        """Return the model FLOPs per row of the batch; recomputation that saves memory is not counted."""
         return sum(p.flops(network, shape) for p in self.passes)
 
 
 @dataclass(frozen=True)
 class StageFlops:
-    """All of a stage's steps.
+    """Cost of all steps of a stage.
 
     Attributes:
-        trained: roles of the networks with gradients and moments; `averaged` of them have a moving average too.
-        frozen: roles of those that are only read.
+        trained: roles of the networks with gradients and moments; `ema_networks` of them have a moving average too.
+        frozen: roles of the networks that are only read.
     """
 
     total_steps: int
@@ -98,16 +99,16 @@ class StageFlops:
     frozen: tuple[str, ...] = ()
 
     def flops(self, network: Section, shape: LatentShape) -> float:
-        """A row of the batch, a mean over steps."""
+        """Return the model FLOPs per row of the batch, averaged over steps."""
         return sum(phase.share * phase.flops(network, shape) for phase in self.phases)
 
 
 def count_stage_flops(config: StageConfig, depth: int, *, layered: bool = False) -> StageFlops:
-    """The work of a stage that trains.
+    """Count the cost of a stage that trains.
 
     Args:
-        depth: blocks of the base model.
-        layered: whether Presto-S starts from a layer-distilled model, and so drops blocks (Presto-LS).
+        depth: blocks of the teacher.
+        layered: whether Presto-S starts from a layer-distilled model, and so skips blocks (Presto-LS).
 
     Raises:
         UserError: a layer budget does not fit the depth.
@@ -127,13 +128,11 @@ def count_stage_flops(config: StageConfig, depth: int, *, layered: bool = False)
     raise TypeError(f"{type(config).__name__} does not train")
 
 
-def row_flops(
-    config: TeacherStage | LayersStage | StepsStage, model: dict[str, Any], *, layered: bool = False
-) -> float:
-    """Model FLOPs of a row of the batch, a mean over steps.
+def row_flops(config: TrainingStage, model: dict[str, Any], *, layered: bool = False) -> float:
+    """Return the model FLOPs per row of the batch, averaged over steps.
 
     Args:
-        model: the model's card, as an artifact's manifest holds it.
+        model: the model card, as in an artifact's manifest.
     """
     kind, text = find_network_kind(model["network"]), model["text"]
     network = kind.config(**model["network"])
@@ -143,7 +142,7 @@ def row_flops(
 
 
 def _iter_layer_passes(config: LayersStage, depth: int) -> Iterator[Pass]:
-    """At the budget, and, for rows that skip blocks, at full depth as their own teacher (METHOD section 4)."""
+    """Yield the pass at the budget and, for rows that skip blocks, the self-teacher's (METHOD section 4)."""
     kept = blocks_per_bin(config.layers.budget, depth)
     yield Pass("layers", "train", 1, sum(kept) / len(kept))
     skipping = sum(k < depth for k in kept) / len(kept)
@@ -159,7 +158,7 @@ def _blocks_std(config: LayersStage, depth: int) -> float:
 
 
 def _count_step_distill_flops(config: StepsStage, depth: int, *, layered: bool) -> StageFlops:
-    """Presto-S and Presto-LS (METHOD section 3): R critic steps, then one generator step."""
+    """Count Presto-S and Presto-LS (METHOD section 3): R critic steps, then one generator step."""
     steps = config.steps
     budget = steps.budget or (PrestoLSBudget() if layered else None)
     kept = blocks_per_bin(budget, depth) if budget else (depth,)
@@ -194,13 +193,13 @@ def _count_step_distill_flops(config: StepsStage, depth: int, *, layered: bool) 
         noise_draws=2 + gan_draws // 2,
         blocks_std=(FORWARD_EQUIVALENTS["train"] + extra_passes) * pstdev(kept),
     )
-    total = int(config.derive_values()["total_steps"])
+    total = config.total_steps
     trained = ("generator", "fake_score")
     return StageFlops(total, steps.global_batch_size, (critic, generator), trained, ("generator",), ("real_score",))
 
 
 def _iter_discriminator_passes(gan: GanConfig, depth: int, kind: PassKind, *, rows: int) -> Iterator[Pass]:
-    """Passes of the fake score up to the last block that the discriminator reads."""
+    """Yield the passes of the fake score up to the last block that the discriminator reads."""
     if gan.generator_weight > 0:
         blocks = max(gan.taps or (depth // 2,)) + 1
         yield Pass("fake_score", kind, rows, blocks, to_output=False, through_discriminator=True)
@@ -209,6 +208,6 @@ def _iter_discriminator_passes(gan: GanConfig, depth: int, kind: PassKind, *, ro
 
 
 def _has_extra_generator_pass(config: StepsStage) -> bool:
-    """Whether the ratio of gradient norms over several micro-batches asks for a pass of its own."""
+    """Whether the ratio of gradient norms needs its own generator pass, as it does over several micro-batches."""
     steps, accumulation_steps = config.steps, int(config.derive_values()["gradient_accumulation_steps"])
     return accumulation_steps > 1 and steps.gan.generator_weight > 0 and steps.gan.weight_mode == "grad_ratio"

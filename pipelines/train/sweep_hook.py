@@ -1,4 +1,4 @@
-"""A run as a trial of a sweep: what the sweep is told of it, and how its record says where it belongs."""
+"""A run as a trial of a sweep: the callback for its metrics, and the tags of its MLflow run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Trial:
-    """Given to a stage, its run is neither registered nor drawn, and may be asked to end early.
+    """A trial: the stage neither registers nor plots its run, and may be asked to end it early.
 
     Attributes:
-        tell: hears every row of metrics; answers why the run should end early, or nothing.
-        tags: of the run in MLflow.
+        on_row: receives every row of metrics; returns why the run should end early, or an empty string.
+        tags: tags of the run in MLflow.
     """
 
     on_row: Callable[[int, dict[str, float]], str]

@@ -1,7 +1,7 @@
-"""What a training worker tells Prometheus and the log: rank 0 sets gauges where it reports a row, never inside a step.
+"""Metrics and log of a training worker: rank 0 sets Prometheus gauges for each row it reports, never inside a step.
 
-Ray exports the gauges of each node under `ray_` + their name, for Prometheus to scrape. Log records are JSON lines in
-Ray's session folder (`logs/train/ray-train-app-worker-*.log`), of all ranks; none reaches the user's console.
+Ray exports the gauges of each node as `ray_<name>` for Prometheus to scrape. All ranks log JSON lines to Ray's session
+folder (`logs/train/ray-train-app-worker-*.log`); none reaches the user's console.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from presto_core.errors import UserError
 from presto_core.training.parallel import Parallel
 
 PEAK_TFLOPS_VAR = (
-    "PRESTO_PEAK_TFLOPS"  # of one device at the run's precision, where pipelines.train.device_specs does not know it
+    "PRESTO_PEAK_TFLOPS"  # of one device at the run's precision, if pipelines.train.device_specs does not list it
 )
 
-# name -> what it is; each has the tags TAGS, and those of EXTRA_TAGS
+# name -> description; each has the tags TAGS, and those of EXTRA_TAGS
 GAUGES = {
-    "presto_step": "Steps that are done",
-    "presto_total_steps": "Steps that the run has",
-    "presto_samples_per_second": "Rows of the global batch that go through a training step in a second",
-    "presto_step_seconds": "Seconds a step takes, a mean since the last row, by phase of the step",
-    "presto_data_wait_seconds": "Seconds of a step in which a worker waits for data",
-    "presto_mfu": "Model FLOP/s over the devices' peak FLOP/s, recomputation not counted",
-    "presto_memory_bytes": "Most bytes that rank 0 had allocated on its GPU, or has in memory where it has none",
-    "presto_checkpoint_timestamp_seconds": "Unix time of the last whole checkpoint, or of the run's start",
+    "presto_step": "Steps done",
+    "presto_total_steps": "Total steps of the run",
+    "presto_samples_per_second": "Rows of the global batch per second",
+    "presto_step_seconds": "Seconds per step, averaged since the last row, by phase",
+    "presto_data_wait_seconds": "Seconds per step that a worker waits for data",
+    "presto_mfu": "Model FLOP/s over the devices' peak FLOP/s, without recomputation",
+    "presto_memory_bytes": "Peak bytes allocated on the GPU of rank 0, or its resident memory if it has none",
+    "presto_checkpoint_timestamp_seconds": "Unix time of the last complete checkpoint, or of the run's start",
     "presto_loss": "Losses of the last row, by name",
-    "presto_workers": "Workers that take part",
+    "presto_workers": "Workers of the run",
 }
 TAGS = ("run_id", "stage")
 EXTRA_TAGS = {"presto_step_seconds": ("phase",), "presto_loss": ("loss",), "presto_memory_bytes": ("device",)}
@@ -48,11 +48,11 @@ log = logging.getLogger("presto")
 
 @dataclass
 class Telemetry:
-    """A run's gauges and log, of one worker in a Ray session.
+    """Gauges and log of one worker of a run in a Ray session.
 
     Attributes:
-        row_flops: model FLOPs of one row of the batch, a mean over steps; 0 is not known.
-        bf16: whether networks run in it.
+        row_flops: model FLOPs per row of the batch, averaged over steps; 0 if unknown.
+        bf16: whether networks run in bf16.
     """
 
     run_id: str
@@ -76,7 +76,7 @@ class Telemetry:
         self.log("worker starts", values={"workers": self.parallel.world_size, "device": str(self.parallel.device)})
 
     def on_row(self, step: int, metrics: dict[str, float]) -> None:
-        """Of rank 0: set what follows from a row; without metrics, where the run starts."""
+        """Set the gauges from a row of rank 0; a row without metrics marks the start of the run."""
         self._set_gauge("presto_step", step)
         self._set_gauge("presto_total_steps", self.total_steps)
         self._set_gauge("presto_workers", self.parallel.world_size)
@@ -106,13 +106,13 @@ class Telemetry:
         return rates
 
     def on_checkpoint(self, step: int) -> None:
-        """The checkpoint of a step is whole."""
+        """Record that the checkpoint of a step is complete."""
         self._set_gauge("presto_checkpoint_timestamp_seconds", time.time())
         self.log("checkpoint", values={"step": step})
 
     @contextmanager
     def log_failures(self) -> Iterator[None]:
-        """An exception that ends the block is in the log too; a stop that was asked for is no error."""
+        """Log an exception that leaves the block; a requested stop is a warning, not an error."""
         try:
             yield
         except StoppedError as stop:
@@ -125,7 +125,7 @@ class Telemetry:
     def log(
         self, message: str, level: int = logging.INFO, *, values: Mapping[str, object] = MappingProxyType({})
     ) -> None:
-        """A line in the log of this worker."""
+        """Write a record to the log of this worker."""
         context = {"run_id": self.run_id, "stage": self.stage, "rank": self.parallel.rank}
         log.log(level, message, extra=context | {name.replace("/", "_"): value for name, value in values.items()})
 
@@ -136,10 +136,10 @@ class Telemetry:
 
 
 def find_peak_flops(device: torch.device, *, bf16: bool) -> float:
-    """FLOP/s of a worker's device as published, or as the environment says; 0 where nobody knows.
+    """Return the peak FLOP/s of a worker's device, from the environment or as published; 0 if unknown.
 
     Raises:
-        UserError: the environment says what is no number above zero.
+        UserError: `PRESTO_PEAK_TFLOPS` is not a number above zero.
     """
     text = os.environ.get(PEAK_TFLOPS_VAR, "")
     if text:
@@ -148,7 +148,7 @@ def find_peak_flops(device: torch.device, *, bf16: bool) -> float:
         except ValueError:
             value = 0.0
         if value <= 0:
-            raise UserError(f"{PEAK_TFLOPS_VAR}={text!r} is no number of TFLOP/s above zero; mend it, or unset it")
+            raise UserError(f"{PEAK_TFLOPS_VAR}={text!r} is not a number of TFLOP/s above zero; fix it, or unset it")
         return value * 1e12
     if device.type != "cuda":
         return 0.0

@@ -1,7 +1,7 @@
-"""Validation beside a run: the averaged weights are copied, stored and judged while training goes on.
+"""Validation during a run: the averaged weights are copied, stored and evaluated while training continues.
 
-A copy is stored before the checkpoint that continues behind it, and what the judge says of it beside it: whatever is
-killed, no validation up to a checkpoint is lost, and none of its rows comes twice.
+A copy is stored before the next checkpoint, and its result beside the copy: whatever is killed, no validation up to a
+checkpoint is lost, and no row is repeated.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from presto_core.training.ema import Ema
 from presto_core.training.sharding import gather_on_rank0
 from presto_core.training.state import TrainState
 
-SNAPSHOTS = "validations"  # folder of a run's scratch
-PREFIX = "validation/"  # of the names of its metrics
+SNAPSHOTS = "validations"  # folder in a run's scratch
+PREFIX = "validation/"  # of the names of metrics
 UPDATE = f"{PREFIX}update"
 Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class WeightSnapshots:
-    """Where copies of weights are, as models that can be opened, and what was said of them.
+    """Copies of weights, stored as models that can be opened, and their validation results.
 
     Attributes:
-        scratch: of the run.
-        kind: of the artifact that the run makes.
-        model: what its manifest says of the model.
+        scratch: scratch folder of the run.
+        kind: kind of the artifact that the run makes.
+        model: the model card in its manifest.
     """
 
     scratch: Folder
@@ -65,13 +65,13 @@ class WeightSnapshots:
         return folder.uri
 
     def store_result(self, update: int, total_step: int, metrics: dict[str, float]) -> Row:
-        """Store what the judge said, as a row that `report_missed` finds."""
+        """Store a validation result as a row that `metric_log.replay_rows` finds."""
         row = (total_step, {UPDATE: float(update)} | {f"{PREFIX}{name}": value for name, value in metrics.items()})
         write_bytes(self.scratch.child(METRICS_FOLDER), _row_file(update), json.dumps([row]).encode())
         return row
 
     def load(self, total_step: int) -> dict[int, tuple[int, Row | None]]:
-        """By update: step and row, None where nothing was said yet, of the copies up to a step of the run."""
+        """Return the copies up to a step of the run, by update: step, and row or None if it is not validated yet."""
         rows = {}
         for info in self.scratch.child(METRICS_FOLDER).list_files(missing_ok=True):
             if info.base_name.startswith("validation-") and info.base_name.endswith(".json"):
@@ -86,7 +86,7 @@ class WeightSnapshots:
         return {update: entry for update, entry in sorted((pending | rows).items()) if entry[0] <= total_step}
 
     def prune(self, updates: set[int]) -> None:
-        """Delete the copies of other updates."""
+        """Delete the copies of all other updates."""
         for name in self.scratch.child(SNAPSHOTS).list_folders():
             if name not in {f"update-{update:09d}" for update in updates}:
                 self.scratch.child(SNAPSHOTS).child(name).delete()
@@ -94,10 +94,10 @@ class WeightSnapshots:
 
 @dataclass
 class AsyncValidation(AbstractContextManager["AsyncValidation"]):
-    """Validations of one run; every rank calls `stepped`, all else is rank 0's.
+    """Validations of one run; every rank calls `after_step`, and rank 0 everything else.
 
     Args:
-        judge: what is asked, from a thread.
+        validator: validates the model at a URI; called from a thread.
         main: whether this is rank 0.
     """
 
@@ -118,7 +118,7 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
         self.pending: set[int] = set()
 
     def resume(self, total_step: int) -> None:
-        """Tell again what an earlier life of the run found, and ask again for what was under way."""
+        """Report the results of earlier attempts again, and validate the copies that were pending."""
         for update, (step, row) in self.snapshots.load(total_step).items():
             if row:
                 self.rows[update] = row
@@ -127,24 +127,24 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
                 self._submit(update, step, None)
 
     def after_step(self, state: TrainState) -> None:
-        """After a step: copy the weights where a validation is due, and wait where too many are under way."""
+        """Copy the weights if a validation is due, and wait while too many are pending."""
         update, before, self.seen_updates = self.ema.updates, self.seen_updates, self.ema.updates
         if update == before or (update % self.config.every and update != self.last_update):
             return
         weights = gather_on_rank0(self.ema.network.state_dict())
         if self.main:
             cpu_weights = {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
-            self.pending.add(update)  # before it is there, so that it is not taken for an old one
+            self.pending.add(update)  # before the copy exists, so that `prune` does not delete it
             stored = self.threads[0].submit(self.snapshots.store, update, state.total_step, cpu_weights)
             self.store_futures.append(stored)
             self._submit(update, state.total_step, stored)
             self._wait_for(lambda: len([j for j in self.validation_futures if not j.done()]) <= self.config.backlog)
 
     def pop_rows(self) -> list[Row]:
-        """Rows that came since the last call.
+        """Return the rows since the last call.
 
         Raises:
-            UserError: a model could not be judged or stored.
+            UserError: a model could not be validated or stored.
         """
         done = [future for future in self.validation_futures if future.done()]
         self.validation_futures = [future for future in self.validation_futures if future not in done]
@@ -153,18 +153,18 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
         return [self.new_rows.popleft() for _ in range(len(self.new_rows))]
 
     def wait_stored(self) -> None:
-        """Before a checkpoint is committed: every copy up to it is stored."""
+        """Wait until every copy is stored; called before a checkpoint is committed."""
         for future in list(self.store_futures):
             future.result()
             self.store_futures.remove(future)
 
     def finish(self) -> list[Row]:
-        """Wait for all that is under way; the rows that came of it."""
+        """Wait for all pending validations and return their rows."""
         self._wait_for(lambda: all(j.done() for j in self.validation_futures))
         return self.pop_rows()
 
     def load_best(self) -> tuple[int, dict[str, Tensor]]:
-        """The update of the least Fréchet distance among the copies that are there, and its weights."""
+        """Return the update with the lowest Fréchet distance among the stored copies, and its weights."""
         available = [update for update in self.rows if self.snapshots.folder(update).exists()]
         update = min(available, key=self._distance_key)
         folder = self.snapshots.folder(update)

@@ -6,33 +6,24 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from pipelines.console import console
 from pipelines.presets.resolve import PRESETS
+from pipelines.stages.table import STAGES
 from presto_core.config.data import IngestConfig
 from presto_core.config.loader import load_config
 from presto_core.config.schema import (
-    STAGES,
     CorpusStage,
     IngestStage,
     StageConfig,
+    foreign_sections,
 )
 from presto_core.config.sections import InputsConfig
 
 OBJECT_STORE = Path(".presto/object_store")
 BUCKET = "presto"
-MODULES = {
-    "corpus": "corpus",
-    "ingest": "ingest",
-    "train-teacher": "train_teacher",
-    "distill-layers": "distill_layers",
-    "distill-steps": "distill_steps",
-    "evaluate": "evaluate",
-    "generate": "generate",
-}
 
 
 @dataclass(frozen=True)
@@ -97,8 +88,8 @@ def load_flow_configs(preset: str | None, overrides: list[str]) -> dict[str, Sta
     """
     configs = {}
     for name, node in DEMO_FLOW.items():
-        stage = STAGES[node.stage]
-        foreign = {f for other in STAGES.values() for f in other.model_fields} - set(stage.model_fields)
+        stage = STAGES[node.stage].config
+        foreign = foreign_sections(stage)
         own_overrides = [o for o in overrides if o.partition("=")[0].partition(".")[0] not in foreign]
         configs[name] = load_config(stage, preset, [*own_overrides, *node.settings], preset_folder=PRESETS)
     configs["ingest"] = _set_default_source(configs["ingest"], configs["corpus"])
@@ -125,9 +116,8 @@ def describe_node(name: str, among: Iterable[str] = DEMO_FLOW) -> str:
 
 def run_node(name: str, config: StageConfig, root: str, artifacts: dict[str, Any]) -> Any:
     """Run one step of the flow by its verb, on what was `made` so far; returns the artifact it makes."""
-    return import_module(f"pipelines.stages.{MODULES[DEMO_FLOW[name].stage]}").run(
-        _resolve_inputs(DEMO_FLOW[name], config, root, artifacts)
-    )
+    node = DEMO_FLOW[name]
+    return STAGES[node.stage].run(_resolve_inputs(node, config, root, artifacts))
 
 
 def _resolve_inputs(node: FlowNode, config: StageConfig, root: str, artifacts: dict[str, Any]) -> StageConfig:

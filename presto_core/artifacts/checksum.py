@@ -1,4 +1,4 @@
-"""Hashes by which stored bytes are known, as manifests give them."""
+"""Hashes that identify stored bytes in manifests."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _HASHES: dict[str, Callable[[bytes], Any]] = {"sha256": hashlib.sha256, "blake3"
 
 @dataclass(frozen=True)
 class Checksum:
-    """What the bytes of a file must come to.
+    """The expected hash of a file's bytes.
 
     Attributes:
-        algorithm: `sha256`, by which artifacts are exchanged, or `blake3`, which takes a quarter of its time.
-        digest: in hexadecimal.
+        algorithm: `sha256`, the hash for exchanging artifacts, or `blake3`, which is four times as fast.
+        digest: 64 hexadecimal digits.
 
     Raises:
-        StoreError: the digest is none; kept copies are named by it, so whatever a manifest says must not be a path.
+        StoreError: the digest is malformed; cached copies are named by it, so it must not be able to form a path.
     """
 
     algorithm: str
@@ -33,10 +33,10 @@ class Checksum:
     def __post_init__(self) -> None:
         if not isinstance(self.digest, str) or not re.fullmatch(r"[0-9a-f]{64}", self.digest):
             raise StoreError(
-                f"a manifest gives the {self.algorithm} {str(self.digest)[:40]!r}, which is not 64 hexadecimal digits; "
+                f"{self.algorithm} {str(self.digest)[:40]!r} in a manifest is not 64 hexadecimal digits; "
                 "do not use its artifact"
             )
 
     def compute(self, content: bytes) -> str:
-        """The digest of these bytes."""
+        """Return the digest of `content`."""
         return str(_HASHES[self.algorithm](content).hexdigest())

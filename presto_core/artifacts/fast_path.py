@@ -1,6 +1,6 @@
-"""Whole files in one request each, where a store has a quicker way than its file system.
+"""Read and write whole files in one request each, if a store offers a faster way than its file system.
 
-It may fail: what did is done again with care, which tells why.
+A failure here is not final: the caller repeats the operation through the file system, which reports the cause.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-LIMIT_BYTES = 8 * 2**20  # a larger file is better written in parts, of which one can be tried again
+LIMIT_BYTES = 8 * 2**20  # larger files are better written in parts, which can be retried one by one
 
 
 class FastPath(Protocol):
-    """Files by their paths; all raise OSError, and a file is written whole or not at all."""
+    """Whole-file access by path; all methods raise OSError, and writes are atomic."""
 
     def exists(self, path: str) -> bool: ...
 
@@ -23,7 +23,7 @@ class FastPath(Protocol):
 
 
 def try_exists(fast_path: Callable[[], FastPath] | None, path: str) -> bool | None:
-    """Whether there is a file; None where that goes wrong or cannot be done."""
+    """Return whether a file exists; None if the check fails or there is no fast path."""
     if fast_path:
         with suppress(OSError):
             return fast_path().exists(path)
@@ -31,7 +31,7 @@ def try_exists(fast_path: Callable[[], FastPath] | None, path: str) -> bool | No
 
 
 def try_read(fast_path: Callable[[], FastPath] | None, path: str) -> bytes:
-    """A file's content; nothing, or something else, where that goes wrong or cannot be done."""
+    """Return a file's content, unverified; empty if the read fails or there is no fast path."""
     if fast_path:
         with suppress(OSError):
             return fast_path().get(path)
@@ -39,7 +39,7 @@ def try_read(fast_path: Callable[[], FastPath] | None, path: str) -> bytes:
 
 
 def try_write(fast_path: Callable[[], FastPath] | None, path: str, content: bytes) -> bool:
-    """Whether a file could be written."""
+    """Write a small file; return whether it succeeded."""
     if fast_path and len(content) <= LIMIT_BYTES:
         with suppress(OSError):
             fast_path().put(path, content)

@@ -22,13 +22,13 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Folder:
-    """A place in a file system.
+    """A path in a file system.
 
     Attributes:
-        opened: pyarrow file system, or what gives the current one where its credentials change during a run.
+        filesystem_factory: pyarrow file system, or a function that returns the current one if credentials may change.
         path: path inside it, without scheme.
-        uri: how a user would name it.
-        quick: gives what reads, writes and looks for a whole file in one request, sooner than `opened` does.
+        uri: the path as a user writes it.
+        fast_path: returns whole-file access in one request, faster than the file system; None if there is none.
     """
 
     filesystem_factory: pafs.FileSystem | Callable[[], pafs.FileSystem]
@@ -38,7 +38,7 @@ class Folder:
 
     @property
     def filesystem(self) -> pafs.FileSystem:
-        """Not to be kept for long: ask again for every use."""
+        """The current file system; credentials may change, so get it again for every use."""
         return self.filesystem_factory() if callable(self.filesystem_factory) else self.filesystem_factory
 
     def child(self, name: str) -> Folder:
@@ -56,41 +56,41 @@ class Folder:
         return bool(info.type == pafs.FileType.File)
 
     def list_folders(self) -> list[str]:
-        """Names of the folders inside; none where nothing was written yet."""
+        """Return the names of the folders inside; empty if nothing has been written yet."""
         entries = self._list(recursive=False, allow_not_found=True)
         return sorted(info.base_name for info in entries if info.type == pafs.FileType.Directory)
 
     def list_files(self, *, recursive: bool = False, missing_ok: bool = False) -> list[pafs.FileInfo]:
-        """What is known of the files inside, by path; none of a missing folder where that is allowed.
+        """Return the file infos inside, sorted by path; with `missing_ok`, a missing folder is empty.
 
         Raises:
-            StoreError: there is no such folder, or it cannot be listed.
+            StoreError: the folder does not exist or cannot be listed.
         """
         entries = self._list(recursive=recursive, allow_not_found=missing_ok)
         return sorted((info for info in entries if info.type == pafs.FileType.File), key=lambda info: info.path)
 
     def delete(self) -> None:
-        """Remove the folder with all that is in it, if it is there."""
+        """Delete the folder and its content, if it exists."""
 
         def remove() -> None:
             if self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound:
-                with suppress(FileNotFoundError):  # someone else was quicker, or a store still lists what it deleted
+                with suppress(FileNotFoundError):  # another process deleted it, or the store's listing is stale
                     self.filesystem.delete_dir(self.path)
 
         self.with_retries(remove, f"delete {self.uri}")
 
     def delete_file(self, name: str) -> None:
-        """Remove one file, if it is there."""
+        """Delete one file, if it exists."""
 
         def remove() -> None:
             if self.filesystem.get_file_info(self.file_path(name)).type == pafs.FileType.File:
-                with suppress(FileNotFoundError):  # someone else was quicker
+                with suppress(FileNotFoundError):  # another process deleted it
                     self.filesystem.delete_file(self.file_path(name))
 
         self.with_retries(remove, f"delete {self.uri}/{name}")
 
     def with_retries(self, action: Callable[[], Result], operation: str) -> Result:
-        """See `retry.persist`."""
+        """See `retry.with_retries`."""
         return with_retries(action, operation=operation, is_remote=self.is_remote)
 
     @property
@@ -104,8 +104,8 @@ class Folder:
             try:
                 return list(self.filesystem.get_file_info(selector))
             except FileNotFoundError:
-                raise StoreError(f"{self.uri} does not exist; name a folder that does") from None
+                raise StoreError(f"{self.uri} does not exist; name an existing folder") from None
             except NotADirectoryError:
-                raise StoreError(f"{self.uri} is not a folder; name one") from None
+                raise StoreError(f"{self.uri} is not a folder; name an existing folder") from None
 
         return self.with_retries(list_infos, f"list {self.uri}")

@@ -1,4 +1,4 @@
-"""Whether bytes are the format they claim to be: sizes in headers are checked against the file before they are used."""
+"""Check that bytes match their claimed format; sizes in headers are compared with the file before they are used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 from presto_core.errors import UserError
 
-SAFETENSORS_HEADER_LIMIT = 100_000_000  # the format's own
+SAFETENSORS_HEADER_LIMIT = 100_000_000  # of the format itself
 JSON_LIMIT, YAML_LIMIT, LINE_LIMIT = 256 * 2**20, 4 * 2**20, 4 * 2**20
 YAML_DEPTH = 60
 PNG_SIDE_LIMIT = 20_000
@@ -27,59 +27,57 @@ _DTYPE_BITS |= {f"F8_{kind}": 8 for kind in ("E4M3", "E5M2", "E8M0", "E4M3FNUZ",
 
 
 class UnsafeArtifactError(UserError):
-    """Something that must not be in an artifact; the message says what and why."""
+    """An artifact contains something that is not allowed; the message names it and the reason."""
 
 
 def check_safetensors(stream: BinaryIO, size: int) -> None:
-    """Header of bounded size; tensors of known types that fill the rest without gap or overlap."""
+    """Check for a header of bounded size and tensors of known types that fill the rest without gap or overlap."""
     _check_not_executable(stream)
     if size < 8:
-        raise UnsafeArtifactError(f"{size} bytes are too few for a safetensors file")
+        raise UnsafeArtifactError(f"it has {size} bytes, too few for a safetensors file")
     length = struct.unpack("<Q", stream.read(8))[0]
     if length > min(SAFETENSORS_HEADER_LIMIT, size - 8):
         raise UnsafeArtifactError(
-            f"its header claims {length} bytes; the file has {size}, and {SAFETENSORS_HEADER_LIMIT} are allowed"
+            f"its header claims {length} bytes of a file of {size}, and at most {SAFETENSORS_HEADER_LIMIT} are allowed"
         )
     header = _parse_json(stream.read(length), "its header")
     if not isinstance(header, dict):
-        raise UnsafeArtifactError("its header is no JSON object")
+        raise UnsafeArtifactError("its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise UnsafeArtifactError("its __metadata__ is not text by name")
+        raise UnsafeArtifactError("its __metadata__ is not a mapping of strings")
     end = 0
     for start, stop, name in sorted(_parse_span(name, entry) for name, entry in header.items()):
         if start != end:
-            raise UnsafeArtifactError(f"tensor {name!r} starts at byte {start} where {end} bytes are taken")
+            raise UnsafeArtifactError(f"tensor {name!r} starts at byte {start}, the one before ends at {end}")
         end = stop
     if end != size - 8 - length:
         raise UnsafeArtifactError(f"its tensors end at byte {end} of {size - 8 - length}")
 
 
 def _parse_span(name: str, entry: Any) -> tuple[int, int, str]:
-    """Where a tensor's bytes are."""
+    """Return (start, end, name) of a tensor's bytes."""
     try:
         bits, shape, (start, stop) = _DTYPE_BITS[entry["dtype"]], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
-        raise UnsafeArtifactError(
-            f"tensor {name[:80]!r} is not described by known dtype, shape and data_offsets"
-        ) from None
+        raise UnsafeArtifactError(f"tensor {name[:80]!r} has no valid dtype, shape and data_offsets") from None
     numbers = [*shape, start, stop] if isinstance(shape, list) else [None]
     if not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-        raise UnsafeArtifactError(f"tensor {name[:80]!r} has a shape or offsets that are no sizes")
+        raise UnsafeArtifactError(f"tensor {name[:80]!r} has an invalid shape or offsets")
     if math.prod(shape) * bits != (stop - start) * 8:
-        raise UnsafeArtifactError(f"tensor {name[:80]!r} of shape {shape} does not take {stop - start} bytes")
+        raise UnsafeArtifactError(f"tensor {name[:80]!r} of shape {shape} does not occupy {stop - start} bytes")
     return start, stop, name
 
 
 def check_parquet(stream: BinaryIO, size: int) -> None:
-    """Magic at both ends, a footer inside the file that Arrow can read, and row groups inside it too."""
+    """Check for magic bytes at both ends, a readable footer, and row groups inside the file."""
     _check_not_executable(stream)
     if size < 12 or stream.read(4) != b"PAR1":
-        raise UnsafeArtifactError("it is no Parquet file")
+        raise UnsafeArtifactError("it is not a Parquet file")
     stream.seek(size - 8)
     length, magic = struct.unpack("<I4s", stream.read(8))
     if magic != b"PAR1" or length > min(size - 12, PARQUET_FOOTER_LIMIT):
-        raise UnsafeArtifactError(f"its footer claims {length} bytes of {size}, or it was cut")
+        raise UnsafeArtifactError(f"its footer claims {length} bytes of {size}, or it is truncated")
     stream.seek(0)
     try:
         metadata = pq.ParquetFile(stream).metadata
@@ -105,7 +103,7 @@ def check_json(stream: BinaryIO, size: int) -> None:
 def check_json_lines(stream: BinaryIO, size: int) -> None:
     _check_not_executable(stream)
     number, rest, more = 0, b"", True
-    while more:  # not by readline, which files of arrow do not have
+    while more:  # Arrow files have no readline
         block = stream.read(LINE_LIMIT)
         more = bool(block)
         *lines, rest = [*(rest + block).split(b"\n"), *([] if more else [b""])]
@@ -117,7 +115,7 @@ def check_json_lines(stream: BinaryIO, size: int) -> None:
 
 
 def check_yaml(stream: BinaryIO, size: int) -> None:
-    """Plain settings: no tags, which could name Python objects, and no aliases, which could grow without end."""
+    """Check for plain settings without tags, which can name Python objects, or aliases, which can expand endlessly."""
     _check_not_executable(stream)
     _check_size(size, YAML_LIMIT)
     try:
@@ -125,88 +123,88 @@ def check_yaml(stream: BinaryIO, size: int) -> None:
         for event in yaml.parse(stream.read().decode(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > YAML_DEPTH:
-                raise UnsafeArtifactError(f"it is nested more than {YAML_DEPTH} deep")
+                raise UnsafeArtifactError(f"it is nested more than {YAML_DEPTH} levels deep")
             if isinstance(event, yaml.AliasEvent):
-                raise UnsafeArtifactError("it has YAML aliases, which can grow without end")
+                raise UnsafeArtifactError("it has YAML aliases, which can expand without limit")
             if tag := getattr(event, "tag", None):
                 raise UnsafeArtifactError(f"it has the YAML tag {str(tag)[:80]!r}; settings need none")
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UnsafeArtifactError(f"it is no YAML: {' '.join(str(error).split())[:200]}") from None
+        raise UnsafeArtifactError(f"it is not YAML: {' '.join(str(error).split())[:200]}") from None
 
 
 def check_wav(stream: BinaryIO, size: int) -> None:
-    """RIFF chunks inside the file: a format of PCM or float, then samples."""
+    """Check for RIFF chunks inside the file: a PCM or float format, and samples."""
     head = stream.read(12)
     if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
-        raise UnsafeArtifactError("it is no WAV file")
+        raise UnsafeArtifactError("it is not a WAV file")
     if struct.unpack("<I", head[4:8])[0] + 8 != size:
-        raise UnsafeArtifactError("its RIFF header claims another size than the file has")
+        raise UnsafeArtifactError(f"the size in its RIFF header differs from the file's {size} bytes")
     position, chunk_ids = 12, set()
     while position < size:
         stream.seek(position)
         header = stream.read(8)
         length = struct.unpack("<I", header[4:])[0] if len(header) == 8 else size
         if position + 8 + length > size:
-            raise UnsafeArtifactError(f"its chunk {header[:4]!r} reaches beyond the file")
+            raise UnsafeArtifactError(f"its chunk {header[:4]!r} extends beyond the file")
         if header[:4] == b"fmt ":
             _check_wav_format(stream.read(length))
         chunk_ids.add(header[:4])
         position += 8 + length + length % 2
     if not {b"fmt ", b"data"} <= chunk_ids:
-        raise UnsafeArtifactError("it lacks a format or samples")
+        raise UnsafeArtifactError("it has no fmt or no data chunk")
 
 
 def _check_wav_format(content: bytes) -> None:
     if len(content) < 16:
-        raise UnsafeArtifactError("its format is cut")
+        raise UnsafeArtifactError("its fmt chunk is truncated")
     code, channels, rate_hz = struct.unpack("<HHI", content[:8])
     if code not in (1, 3, 0xFFFE) or not 1 <= channels <= 64 or not 1 <= rate_hz <= 1_000_000:
-        raise UnsafeArtifactError(f"its format (code {code}, {channels} channels, {rate_hz} Hz) is no music")
+        raise UnsafeArtifactError(f"its format (code {code}, {channels} channels, {rate_hz} Hz) is not allowed")
 
 
 def check_png(stream: BinaryIO, size: int) -> None:
-    """Signature, chunks with right check sums inside the file, a bounded picture, and nothing behind its end."""
+    """Check for the signature, chunks with valid checksums, a bounded image size, and no bytes after the end."""
     if stream.read(8) != b"\x89PNG\r\n\x1a\n":
-        raise UnsafeArtifactError("it is no PNG file")
+        raise UnsafeArtifactError("it is not a PNG file")
     position, kind = 8, b""
     while kind != b"IEND":
         stream.seek(position)
         header = stream.read(8)
         length = struct.unpack(">I", header[:4])[0] if len(header) == 8 else size
         if position + 12 + length > size:
-            raise UnsafeArtifactError("a chunk of it reaches beyond the file, or its end is missing")
+            raise UnsafeArtifactError("one of its chunks extends beyond the file, or its end is missing")
         kind, body = header[4:], stream.read(length)
         if zlib.crc32(kind + body) != struct.unpack(">I", stream.read(4))[0]:
-            raise UnsafeArtifactError(f"the check sum of its chunk {kind!r} is wrong")
+            raise UnsafeArtifactError(f"the checksum of its chunk {kind!r} is wrong")
         if (position == 8) != (kind == b"IHDR"):
-            raise UnsafeArtifactError("its header is not where it belongs")
+            raise UnsafeArtifactError("its header is not the first chunk, or occurs twice")
         if kind == b"IHDR" and not all(0 < side <= PNG_SIDE_LIMIT for side in struct.unpack(">II", body[:8])):
-            raise UnsafeArtifactError(f"the picture has no size, or is wider or higher than {PNG_SIDE_LIMIT}")
+            raise UnsafeArtifactError(f"its width and height are not both between 1 and {PNG_SIDE_LIMIT}")
         position += 12 + length
     if position != size:
-        raise UnsafeArtifactError(f"{size - position} bytes follow the end of the picture")
+        raise UnsafeArtifactError(f"{size - position} bytes follow the end of the image")
 
 
 def _parse_json(content: bytes, what: str) -> Any:
     def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in pairs}) < len(pairs):
-            raise UnsafeArtifactError(f"{what} has a key twice")
+            raise UnsafeArtifactError(f"{what} has duplicate keys")
         return dict(pairs)
 
     try:
         return json.loads(content.decode(), object_pairs_hook=reject_duplicate_keys)
     except (ValueError, RecursionError) as error:
-        raise UnsafeArtifactError(f"{what} is no JSON: {str(error)[:200]}") from None
+        raise UnsafeArtifactError(f"{what} is not JSON: {str(error)[:200]}") from None
 
 
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
-        raise UnsafeArtifactError(f"its {size} bytes are more than the {limit} allowed of its type")
+        raise UnsafeArtifactError(f"its size of {size} bytes exceeds the {limit} allowed for its type")
 
 
 def _check_not_executable(stream: BinaryIO) -> None:
-    """A clear word for what is planted most often; any other falsehood is found by reading it."""
+    """Name the most frequent attacks explicitly; the format's own check finds any other mismatch."""
     start = stream.read(8)
     stream.seek(0)
     if start.startswith(_PICKLE_OR_ARCHIVE):
-        raise UnsafeArtifactError("it holds a pickle, an archive or a program under another name")
+        raise UnsafeArtifactError("it contains a pickle, an archive or a program under another name")

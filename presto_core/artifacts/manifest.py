@@ -1,4 +1,4 @@
-"""What an artifact is: a committed folder that says of itself what made it, from what, and with which bytes."""
+"""Artifacts: committed folders whose manifest records how they are made, from which parents, and their file hashes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Artifact:
         id: hash over configuration and parents; the same inputs give the same id.
         kind: dataset, teacher, layers, generator or report.
         uri: its folder.
-        manifest: everything it says of itself.
+        manifest: content of its manifest.json.
     """
 
     id: str
@@ -35,12 +35,12 @@ class Artifact:
 
 
 def artifact_folder(root: Folder, artifact_id: str) -> Folder:
-    """Where the artifact with this id is, or will be."""
+    """Return the folder of the artifact with this id, whether or not it exists."""
     return root.child("artifacts").child(artifact_id)
 
 
 def run_folder(root: Folder, run_id: str) -> Folder:
-    """Where a run keeps checkpoints and partial results."""
+    """Return the folder for a run's checkpoints and partial results."""
     return root.child("runs").child(run_id)
 
 
@@ -57,8 +57,8 @@ def commit_artifact(
     """Write an artifact's files and, last, its manifest.
 
     Args:
-        parents: role -> id of the artifacts it was made from.
-        details: further keys of the manifest, such as `model` or `dataset`.
+        parents: input role -> id of the artifact it is made from.
+        details: further manifest keys, such as `model` or `dataset`.
 
     Raises:
         StoreError: it cannot be written.
@@ -76,17 +76,17 @@ def commit_artifact(
 
 
 def read_artifact(folder: Folder) -> Artifact:
-    """The artifact committed in a folder.
+    """Read the artifact committed in a folder.
 
     Raises:
-        StoreError: there is none or it is damaged.
+        StoreError: the folder has no artifact, or it is damaged.
     """
     manifest = read_manifest(folder)
     return Artifact(str(manifest.get("id", "")), str(manifest.get("kind", "")), folder.uri, manifest)
 
 
 def collect_provenance() -> dict[str, str | None]:
-    """Versions of what makes artifacts, and the commit of the source tree where there is one."""
+    """Return the versions of Python and key packages, and the git commit of the source tree."""
     versions: dict[str, str | None] = {"python": platform.python_version(), "git_commit": read_git_commit()}
     for package in _PACKAGES:
         try:
@@ -97,7 +97,7 @@ def collect_provenance() -> dict[str, str | None]:
 
 
 def read_git_commit() -> str | None:
-    """The commit of the source tree; None where there is none."""
+    """Return the git commit of the source tree; None if it is not a repository."""
     source = Path(__file__).parent
     try:
         result = subprocess.run(

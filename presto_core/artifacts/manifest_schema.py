@@ -1,4 +1,4 @@
-"""What an artifact consists of, by its manifest: its files with their hashes, and one hash over all of it."""
+"""Parse and check artifact manifests: the listed files with their hashes, and one hash over the content."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ from presto_core.artifacts.validate import UnsafeArtifactError, check_names
 FILE_BYTES_LIMIT = 64 * 2**30
 TOTAL_BYTES_LIMIT = 16 * 2**40
 KINDS = ("dataset", "teacher", "layers", "generator", "report")
-_INCIDENTAL = ("created", "made_with", "schema_version")  # when and with which versions: the bytes are the same
+_INCIDENTAL = ("created", "made_with", "schema_version")  # time and versions do not affect the content
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What a manifest says of one file."""
+    """Hash and size of one file in a manifest."""
 
     sha256: str
     bytes: int
 
 
 def parse_files(manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
-    """Every file of an artifact but the manifest itself, shards of a data set included.
+    """Return every file of an artifact except the manifest itself, including shards of a dataset.
 
     Raises:
-        UnsafeArtifactError: a name, a hash or a size is none, two entries are of one file, or it is too large.
+        UnsafeArtifactError: a name, hash or size is invalid, two entries name the same file, or the total is too large.
     """
     listed = _check_mapping(manifest.get("files", {}), "files")
     shards = _check_mapping(manifest.get("dataset") or {}, "dataset").get("shards", [])
     if not isinstance(shards, list) or not all(isinstance(shard, Mapping) for shard in shards):
-        raise UnsafeArtifactError("the manifest's dataset.shards is no list of shards")
+        raise UnsafeArtifactError("the manifest's dataset.shards is not a list of mappings")
     pairs = [*listed.items(), *((shard.get("file"), shard) for shard in shards)]
     check_names([name for name, _ in pairs])
     entries = {str(name): _parse_entry(str(name), entry) for name, entry in pairs}
     total = sum(entry.bytes for entry in entries.values())
     if total > TOTAL_BYTES_LIMIT:
-        raise UnsafeArtifactError(f"the manifest's files are {total} bytes, more than {TOTAL_BYTES_LIMIT}")
+        raise UnsafeArtifactError(f"the manifest's files total {total} bytes, more than {TOTAL_BYTES_LIMIT}")
     return entries
 
 
 def content_hash(manifest: Mapping[str, Any]) -> str:
-    """sha256 over all that an artifact is: kind, id, parents, settings of its model, hashes of its files.
+    """Return the sha256 over the content of an artifact: kind, id, parents, model settings and file hashes.
 
-    When it was made and with which versions of packages does not enter: made twice alike, it is one version.
+    Creation time and package versions are excluded: two identical builds are one version.
     """
     body = {key: value for key, value in manifest.items() if key not in _INCIDENTAL}
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def check_artifact(manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
-    """A manifest's files, if it is that of an artifact.
+    """Check the manifest of an artifact and return its files.
 
     Raises:
-        UnsafeArtifactError: its kind, id or parents are none, or its files cannot be (see `files_of`).
+        UnsafeArtifactError: its kind, id, parents or files (see `parse_files`) are invalid.
     """
     if manifest.get("kind") not in KINDS:
-        raise UnsafeArtifactError(f"the manifest's kind {manifest.get('kind')!r} is none of {', '.join(KINDS)}")
+        raise UnsafeArtifactError(f"the manifest's kind {manifest.get('kind')!r} is not one of {', '.join(KINDS)}")
     if not _is_id(manifest.get("id")):
         raise UnsafeArtifactError(f"the manifest's id {str(manifest.get('id'))[:40]!r} is not 16 hexadecimal digits")
     for role, parent in _check_mapping(manifest.get("parents"), "parents").items():
         if not re.fullmatch(r"\w{1,40}", role) or not re.fullmatch(r"[0-9a-f]{16}(/step-\d+)?", str(parent)):
-            raise UnsafeArtifactError(f"the manifest's parent {role[:40]!r}={str(parent)[:40]!r} is no artifact's id")
+            raise UnsafeArtifactError(f"the manifest's parent {role[:40]!r}={str(parent)[:40]!r} is not an artifact id")
     return parse_files(manifest)
 
 

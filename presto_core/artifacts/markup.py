@@ -1,4 +1,4 @@
-"""Whether an SVG or HTML file only shows something: no scripts, no handlers, no references to other places."""
+"""Check that an SVG or HTML file is passive: no scripts, no event handlers, no external references."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _SVG_NAMESPACES = ("http://www.w3.org/", "http://purl.org/dc/", "http://creative
 
 
 def check_svg(stream: BinaryIO, size: int) -> None:
-    """Well-formed XML of an svg element without entities, and see above."""
+    """Check that a file is well-formed, passive SVG without entities."""
     text = _read_text(stream, size)
     parser, depth = expat.ParserCreate(), 0
 
     def reject_entities(name: str, system: str | None, public: str | None, subset: int) -> None:
         if subset:
-            raise UnsafeArtifactError("it declares entities, which can grow without end or read files")
+            raise UnsafeArtifactError("it declares entities, which can expand without limit or read files")
 
     def check_element(name: str, attributes: dict[str, str]) -> None:
         nonlocal depth
@@ -65,14 +65,14 @@ def check_svg(stream: BinaryIO, size: int) -> None:
     try:
         parser.Parse(text.encode(), True)
     except expat.ExpatError as error:
-        raise UnsafeArtifactError(f"it is no well-formed XML: {error}") from None
+        raise UnsafeArtifactError(f"it is not well-formed XML: {error}") from None
 
 
 def check_html(stream: BinaryIO, size: int) -> None:
-    """A page that stands alone beside its files."""
+    """Check that a file is a passive HTML page that refers only to files beside it."""
     text = _read_text(stream, size)
     if not text.lstrip().lower().startswith(("<!doctype html", "<html")):
-        raise UnsafeArtifactError("it is no HTML page")
+        raise UnsafeArtifactError("it is not an HTML page")
     page = _Page()
     page.feed(text)
     page.close()
@@ -81,9 +81,9 @@ def check_html(stream: BinaryIO, size: int) -> None:
 class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "svg" or tag == "math":
-            raise UnsafeArtifactError(f"it has <{tag}> inside; keep it in a file of its own")
+            raise UnsafeArtifactError(f"it has an inline <{tag}>; keep it in a separate file")
         if tag == "meta" and any(key == "http-equiv" for key, _ in attrs):
-            raise UnsafeArtifactError("it has <meta http-equiv>, which can lead elsewhere")
+            raise UnsafeArtifactError("it has <meta http-equiv>, which can redirect")
         _check_passive(tag, [(key, value or "") for key, value in attrs])
 
     def handle_data(self, data: str) -> None:
@@ -95,29 +95,29 @@ class _Page(HTMLParser):
 
 def _read_text(stream: BinaryIO, size: int) -> str:
     if size > MAX_BYTES:
-        raise UnsafeArtifactError(f"its {size} bytes are more than the {MAX_BYTES} allowed of its type")
+        raise UnsafeArtifactError(f"its size of {size} bytes exceeds the {MAX_BYTES} allowed for its type")
     try:
         text = stream.read().decode()
     except UnicodeDecodeError:
-        raise UnsafeArtifactError("it is no UTF-8 text") from None
+        raise UnsafeArtifactError("it is not UTF-8 text") from None
     if "\x00" in text:
-        raise UnsafeArtifactError("it has null characters")
+        raise UnsafeArtifactError("it contains null characters")
     return text
 
 
 def _check_passive(tag: str, attributes: list[tuple[str, str]]) -> None:
     if tag.lower() in _ACTIVE_TAGS:
-        raise UnsafeArtifactError(f"it has <{tag[:40]}>, which does more than show something")
+        raise UnsafeArtifactError(f"it has <{tag[:40]}>, which is not passive content")
     for key, value in attributes:
         name = _local_name(key).lower()
         if name.startswith("on"):
-            raise UnsafeArtifactError(f"it has a handler {key[:40]!r}, which runs a script")
+            raise UnsafeArtifactError(f"it has an event handler {key[:40]!r}, which runs a script")
         plain = re.sub(r"[\s\x00-\x20]", "", value).lower()
         if re.search(r"(javascript|vbscript|data):", plain) and not _is_picture(plain):
-            raise UnsafeArtifactError(f"its {key[:40]!r} holds a script or data")
+            raise UnsafeArtifactError(f"its {key[:40]!r} contains a script or data")
         is_external = re.match(r"([a-z][a-z0-9+.-]*:|//|\\|/)", plain)
         if name in _URL_ATTRIBUTES and is_external and not _is_picture(plain) and not _is_namespace_url(key, plain):
-            raise UnsafeArtifactError(f"its {key[:40]!r} leads to another place: {value[:80]!r}")
+            raise UnsafeArtifactError(f"its {key[:40]!r} refers to an external resource: {value[:80]!r}")
         if name == "style":
             _check_plain_style(value)
 
@@ -125,16 +125,16 @@ def _check_passive(tag: str, attributes: list[tuple[str, str]]) -> None:
 def _check_plain_style(text: str) -> None:
     lowered = re.sub(r"/\*.*?\*/|\s", "", text.lower(), flags=re.DOTALL)
     if "@import" in lowered or "expression(" in lowered or re.search(r"url\(['\"]?(?!#)", lowered):
-        raise UnsafeArtifactError("its style loads something from another place")
+        raise UnsafeArtifactError("its style loads an external resource")
 
 
 def _is_picture(value: str) -> bool:
-    """matplotlib puts pictures inside an SVG this way."""
+    """Return whether a value is an inline image, as matplotlib writes into SVG."""
     return re.match(r"data:image/(png|jpeg);base64,[a-z0-9+/=]*$", value) is not None
 
 
 def _is_namespace_url(key: str, value: str) -> bool:
-    """RDF names licences and types by address; nothing loads them."""
+    """Return whether a value names an RDF licence or type by URL, which is never loaded."""
     return key.lower().startswith(("rdf:", "xmlns", "cc:")) and value.startswith(_SVG_NAMESPACES)
 
 

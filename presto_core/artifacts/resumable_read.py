@@ -1,4 +1,4 @@
-"""A stored file in blocks: what failed is asked for again from the byte reached, and too few bytes are never taken."""
+"""Read a stored file in blocks: a failed read resumes at the byte reached, and truncated responses are detected."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from presto_core.artifacts.retry import DamagedError, StoreError
 if TYPE_CHECKING:
     from presto_core.artifacts.folder import Folder
 
-BLOCK_BYTES = 8 * 2**20  # one request each
+BLOCK_BYTES = 8 * 2**20  # per request
 _UNWRITTEN_MARKER = 0xA7
 
 
 def read_blocks(folder: Folder, name: str) -> Iterator[bytearray]:
-    """The content of a file, in order; the attempts count anew with every block.
+    """Yield the content of a file in order; every block has its own retries.
 
     Raises:
-        StoreError: it does not exist, cannot be read, or was replaced meanwhile.
+        StoreError: the file does not exist, cannot be read, or is replaced during the read.
     """
     stream = _ObjectStream(folder, name)
     while block := folder.with_retries(stream.read_next_block, f"read {folder.uri}/{name}"):
@@ -26,7 +26,7 @@ def read_blocks(folder: Folder, name: str) -> Iterator[bytearray]:
 
 
 class _ObjectStream:
-    """An open file and how far it was read; opened anew after a failure."""
+    """An open file and its read position; reopened after a failure."""
 
     def __init__(self, folder: Folder, name: str) -> None:
         self.folder, self.name = folder, name
@@ -35,7 +35,7 @@ class _ObjectStream:
         self.position = 0
 
     def read_next_block(self) -> bytearray:
-        """The next bytes; none at the end."""
+        """Return the next bytes; empty at the end."""
         try:
             if self.stream is None:
                 self._open()
@@ -52,24 +52,22 @@ class _ObjectStream:
         stream = self.folder.filesystem.open_input_file(self.folder.file_path(self.name))
         identity = (stream.size(), stream.metadata())
         if self.identity not in (None, identity):
-            raise StoreError(
-                f"{self.folder.uri}/{self.name} was replaced while it was read; run the same command again"
-            )
+            raise StoreError(f"{self.folder.uri}/{self.name} changed while it was read; re-run the same command")
         self.stream, self.identity = stream, identity
 
     def _read(self, count: int) -> bytearray:
         block = bytearray(count)
         if count == 0:
             return block
-        # arrow takes an answer of too few bytes for a full one and leaves the rest of the buffer as it was
+        # Arrow accepts a response with too few bytes and leaves the rest of the buffer untouched
         block[-1] = _UNWRITTEN_MARKER
         num_read = self._fill(block, self.position)
         if num_read < count or (block[-1] == _UNWRITTEN_MARKER and not self._is_marker_byte(self.position + count - 1)):
-            raise OSError(f"truncated: fewer than {count} bytes came")
+            raise OSError(f"truncated: received fewer than {count} bytes")
         return block
 
     def _is_marker_byte(self, position: int) -> bool:
-        """Whether the byte there is by chance the one that marks what was not written."""
+        """Return whether the file's byte at `position` equals the marker of unwritten bytes."""
         last = bytearray([_UNWRITTEN_MARKER ^ 0xFF])
         self._fill(last, position)
         return last[0] == _UNWRITTEN_MARKER

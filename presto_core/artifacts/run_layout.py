@@ -1,6 +1,6 @@
-"""Names of what a run's scratch folder holds."""
+"""File and folder names inside a run's scratch folder."""
 
 from __future__ import annotations
 
 RUN_FILE = "run.json"
-CHECKPOINTS = "checkpoints"  # folder of a run's scratch
+CHECKPOINTS = "checkpoints"

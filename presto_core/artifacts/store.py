@@ -1,7 +1,7 @@
-"""Where artifacts and checkpoints are kept: folders of hashed files whose manifest is written last.
+"""The store of artifacts and checkpoints: folders of hashed files whose manifest is written last.
 
-A folder without a manifest does not exist for readers, so a half-written one is never trusted. Works on any pyarrow
-file system: a local disk or an S3 bucket, whose passing failures are waited out (retry.py).
+A folder without a manifest does not exist for readers, so a partially written one is never used. Works on any pyarrow
+file system: a local disk or an S3 bucket, whose transient errors are retried (retry.py).
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ SCHEMA_VERSION = 1
 
 
 def read_bytes(folder: Folder, name: str) -> bytes:
-    """A file's whole content.
+    """Read a whole file without verifying it.
 
     Raises:
-        StoreError: it does not exist, or cannot be read.
+        StoreError: the file does not exist or cannot be read.
     """
     return b"".join(read_blocks(folder, name))
 
 
 def download(folder: Folder, name: str, sink: BinaryIO) -> str:
-    """Copy a file of any size into `sink`, going on after a failure from the byte it has; returns its BLAKE3 hash.
+    """Copy a file of any size into `sink`, resuming at the byte reached after an error; return its BLAKE3 hash.
 
     Raises:
-        StoreError: it does not exist or cannot be read, or the sink cannot take it.
+        StoreError: the file does not exist or cannot be read, or the sink cannot be written.
     """
     digest = blake3()
     for block in read_blocks(folder, name):
@@ -50,15 +50,15 @@ def download(folder: Folder, name: str, sink: BinaryIO) -> str:
         try:
             sink.write(block)
         except OSError as error:
-            raise StoreError(f"cannot keep a copy of {folder.uri}/{name}: {explain(error)}") from error
+            raise StoreError(f"cannot store a copy of {folder.uri}/{name}: {explain(error)}") from error
     return str(digest.hexdigest())
 
 
 def write_bytes(folder: Folder, name: str, content: bytes) -> None:
-    """Write one file, whole or not at all.
+    """Write one file atomically.
 
     Raises:
-        StoreError: the disk is full, or the place cannot be written.
+        StoreError: the disk is full, or the folder cannot be written.
     """
     target = folder.file_path(name)
 
@@ -71,7 +71,7 @@ def write_bytes(folder: Folder, name: str, content: bytes) -> None:
             with filesystem.open_output_stream(temporary) as stream:
                 stream.write(content)
         except OSError:
-            if temporary != target:  # half a file would only fill a full disk
+            if temporary != target:  # a partial file would keep a full disk full
                 with suppress(OSError):
                     filesystem.delete_file(temporary)
             raise
@@ -83,13 +83,13 @@ def write_bytes(folder: Folder, name: str, content: bytes) -> None:
 
 
 def write_with_entry(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
-    """Write one file, see `write_bytes`; returns its manifest entry {sha256, bytes}."""
+    """Write one file (see `write_bytes`) and return its manifest entry {sha256, bytes}."""
     write_bytes(folder, name, content)
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def commit(folder: Folder, manifest: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
-    """Write files, then the manifest that makes them exist; returns the manifest as written."""
+    """Write files, then the manifest that makes the folder exist; return the manifest as written."""
     entries = {name: write_with_entry(folder, name, content) for name, content in files.items()}
     prior_entries = manifest.get("files", {})
     full = {"schema_version": SCHEMA_VERSION, **manifest, "files": {**prior_entries, **entries}}
@@ -98,45 +98,45 @@ def commit(folder: Folder, manifest: dict[str, Any], files: dict[str, bytes]) ->
 
 
 def read_manifest(folder: Folder) -> dict[str, Any]:
-    """The manifest of a committed folder.
+    """Read the manifest of a committed folder.
 
     Raises:
-        StoreError: there is none, it is damaged or of another schema version, or it lists files outside the folder.
+        StoreError: it is missing, damaged or of another schema version, or it lists files outside the folder.
     """
     try:
         manifest = json.loads(read_bytes(folder, MANIFEST))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{folder.uri}/{MANIFEST} is damaged ({error}); write it again from its stage") from None
+        raise DamagedError(f"{folder.uri}/{MANIFEST} is damaged ({error}); run its stage again") from None
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         raise StoreError(
-            f"{folder.uri}/{MANIFEST} is not of schema version {SCHEMA_VERSION}; this release cannot read it"
+            f"{folder.uri}/{MANIFEST} does not have schema version {SCHEMA_VERSION}; read it with another release"
         )
     for name in manifest.get("files", {}):
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise StoreError(f"{folder.uri}/{MANIFEST} lists {name!r}, which is outside its folder; do not use it")
+            raise StoreError(f"{folder.uri}/{MANIFEST} lists {name!r}, a file outside its folder; do not use it")
     return manifest
 
 
 def read_file(folder: Folder, name: str, manifest: dict[str, Any]) -> bytes:
-    """A file's content, checked against the manifest's hash.
+    """Read a file and verify it against the manifest's hash.
 
     Raises:
-        StoreError: the manifest does not list it, it is missing, or its bytes changed.
+        StoreError: the manifest does not list the file, it is missing, or its bytes differ.
     """
     entry = manifest["files"].get(name)
     if entry is None:
-        raise StoreError(f"{folder.uri} has no file {name!r}; it has {', '.join(sorted(manifest['files']))}")
+        raise StoreError(f"{folder.uri} has no file {name!r}; choose one of {', '.join(sorted(manifest['files']))}")
     return read_verified(folder, name, Checksum("sha256", entry["sha256"]))
 
 
 def read_verified(folder: Folder, name: str, expected: Checksum) -> bytes:
-    """A file's content, checked against a hash that a manifest gives.
+    """Read a file and verify it against an expected hash.
 
     Raises:
-        StoreError: it is missing, or its bytes changed.
+        StoreError: the file is missing, or its bytes differ.
     """
-    # the hash tells whether the quick reading went well; where not, reading with care tells why; and bytes that change
-    # on the way are none that were written
+    # a failed fast read fails the hash and is repeated reliably, which reports the cause; a second reliable read
+    # distinguishes damage in transit from damage in the store
     fast_read = partial(try_read, folder.fast_path, folder.file_path(name))
     reliable_read = partial(read_bytes, folder, name)
     for read in (fast_read, reliable_read, reliable_read) if folder.is_remote else (reliable_read,):
@@ -145,6 +145,6 @@ def read_verified(folder: Folder, name: str, expected: Checksum) -> bytes:
         if digest == expected.digest:
             return content
     raise DamagedError(
-        f"{folder.uri}/{name} is damaged: {expected.algorithm} {digest[:12]}... where the manifest says "
+        f"{folder.uri}/{name} is damaged: {expected.algorithm} is {digest[:12]}..., the manifest has "
         f"{expected.digest[:12]}...; restore it, or delete the folder and run its stage again"
     )

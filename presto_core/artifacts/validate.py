@@ -1,6 +1,6 @@
-"""What may be in an artifact: harmless names, and files that are what their names say; nothing that runs.
+"""Rules for the content of an artifact: safe file names, and files of the type their names claim; nothing executable.
 
-Checked before an artifact is pushed and before a pulled one can be used. A pickle is refused under any name.
+Applied before an artifact is pushed and before a pulled one is used. A pickle is rejected under any name.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ CHECKS: dict[str, Callable[[BinaryIO, int], None]] = {
 
 
 def check_names(names: Sequence[object]) -> None:
-    """Names of an artifact's files: relative, portable, of a known type, and each of one file alone.
+    """Check that the file names of an artifact are relative, portable, of a known type, and do not clash.
 
     Raises:
-        UnsafeArtifactError: one is not.
+        UnsafeArtifactError: a name breaks a rule.
     """
     if len(names) > FILE_COUNT:
         raise UnsafeArtifactError(f"the artifact lists {len(names)} files, more than {FILE_COUNT}")
@@ -43,47 +43,47 @@ def check_names(names: Sequence[object]) -> None:
     for name in names:
         check_name(name)
         if other := seen.get(str(name).lower()):
-            raise UnsafeArtifactError(f"file names {other!r} and {name!r} are one file on some systems")
+            raise UnsafeArtifactError(f"file names {other!r} and {name!r} are the same file on some systems")
         seen[str(name).lower()] = str(name)
     for lowered, name in seen.items():
         if above := next((p for p in PurePosixPath(lowered).parents if str(p) in seen), None):
-            raise UnsafeArtifactError(f"file name {name!r} lies below {seen[str(above)]!r}, which is a file")
+            raise UnsafeArtifactError(f"file name {name!r} is inside {seen[str(above)]!r}, which is a file")
 
 
 def check_name(name: object) -> None:
-    """One name; raises UnsafeArtifactError."""
+    """Check one file name; raises UnsafeArtifactError."""
     if not isinstance(name, str) or not name:
-        raise UnsafeArtifactError(f"file name {name!r} is no text")
+        raise UnsafeArtifactError(f"file name {name!r} is not a non-empty string")
     quoted = repr(name[:80])
     if len(name) > NAME_LENGTH:
         raise UnsafeArtifactError(f"file name {quoted}... is longer than {NAME_LENGTH} characters")
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
-        raise UnsafeArtifactError(f"file name {quoted} is absolute; it must lie inside the artifact")
+        raise UnsafeArtifactError(f"file name {quoted} is absolute; use a path inside the artifact")
     parts = name.split("/")
     if ".." in re.split(r"[/\\]", name):
-        raise UnsafeArtifactError(f"file name {quoted} leads out of the artifact")
+        raise UnsafeArtifactError(f"file name {quoted} is outside the artifact")
     if not all(_PATH_PART.fullmatch(part) for part in parts):
         raise UnsafeArtifactError(
-            f"file name {quoted} has parts that are empty, hidden, or of other characters than A-Z a-z 0-9"
+            f"file name {quoted} has a part that is empty, hidden, or has characters other than A-Z a-z 0-9 _ . + = -"
         )
     if any(part.endswith(".") or part.split(".")[0].lower() in _DEVICES for part in parts):
-        raise UnsafeArtifactError(f"file name {quoted} is a device or ends in a dot, which some systems change")
+        raise UnsafeArtifactError(f"file name {quoted} has a device name or a trailing dot, which some systems change")
     if PurePosixPath(name).suffix not in CHECKS:
-        raise UnsafeArtifactError(f"file {quoted} is of no known type; an artifact holds {', '.join(CHECKS)}")
+        raise UnsafeArtifactError(f"file {quoted} has an unknown type; use one of {', '.join(CHECKS)}")
 
 
 def check_content(name: str, stream: BinaryIO, size: int) -> None:
-    """A file must be of the type that its name says, as far as its reader will trust it.
+    """Check that a file has the type its name claims, to the extent its reader relies on it.
 
     Args:
         stream: seekable; its position does not matter.
         size: in bytes.
 
     Raises:
-        UnsafeArtifactError: it is not; the message names the file.
+        UnsafeArtifactError: it does not; the message names the file.
     """
     stream.seek(0)
     try:
         CHECKS[PurePosixPath(name).suffix](stream, size)
     except UnsafeArtifactError as error:
-        raise UnsafeArtifactError(f"{name} is refused: {error}") from None
+        raise UnsafeArtifactError(f"{name} is rejected: {error}") from None

@@ -1,4 +1,4 @@
-"""Audio files -> fixed windows of samples: decode, mix, resample, cut in constant memory. First room of the flow."""
+"""Cut audio files into fixed windows of samples: decode, mix, resample and slice in constant memory."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ Tail = Literal["drop", "pad", "shift"]
 
 
 def is_audio(name: str) -> bool:
-    """Whether a file's name has a suffix that `blocks` reads."""
+    """Return whether a file name has a suffix that `decode_blocks` reads."""
     return PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES
 
 
 def decode_blocks(stream: BinaryIO, *, sample_rate_hz: int, channels: int) -> Iterator[Waveform]:
-    """Decode a file block by block, at the wanted rate and number of channels.
+    """Decode a file block by block to the requested sample rate and number of channels.
 
-    The format is told by the content. Memory does not grow with the file's length.
+    The content, not the name, determines the format. Memory does not grow with the length of the file.
 
     Args:
         stream: seekable file content, read from its start.
-        channels: 1, the mean of all; or 2: stereo as it is, mono doubled, of more channels the mean on both.
+        channels: 1 is the mean of all channels; 2 keeps stereo, copies mono, and copies the mean of more channels.
 
     Returns:
-        Blocks [n, channels] float32 of at most a few MiB, nominally within -1 ... 1; at least one sample in all.
+        Blocks [n, channels] float32 of at most a few MiB, nominally within -1 ... 1; at least one sample in total.
 
     Raises:
-        AudioError: the bytes are no audio, are empty, hold NaN or infinity, or have an absurd header; or they are cut
-            short and the format can tell, as flac and m4a can (of a cut wav, ogg or mp3 what is left is used). It may
-            come after some blocks: what a damaged file gave before is not to be kept.
+        AudioError: the bytes are not audio, are empty, contain NaN or infinity, or have an implausible header; or they
+            are truncated and the format can detect it, as flac and m4a can (a truncated wav, ogg or mp3 yields what is
+            left). It may be raised after some blocks: discard what a damaged file yielded before.
     """
     with open_sound(stream) as sound:
         frames = _frames_per_block(sound, sample_rate_hz, channels)
@@ -69,7 +69,7 @@ def decode_blocks(stream: BinaryIO, *, sample_rate_hz: int, channels: int) -> It
         has_samples = False
         for samples in sound.iter_blocks(frames):
             if not np.isfinite(samples).all():
-                raise AudioError("holds NaN or infinite samples")
+                raise AudioError("contains NaN or infinite samples")
             resampled = resample(_mix_channels(samples, channels), False)
             has_samples = has_samples or len(resampled) > 0
             if len(resampled):
@@ -78,19 +78,21 @@ def decode_blocks(stream: BinaryIO, *, sample_rate_hz: int, channels: int) -> It
         if len(resampled):
             yield resampled
         elif not has_samples:
-            raise AudioError("holds no samples")
+            raise AudioError("contains no samples")
 
 
 def _frames_per_block(sound: Sound, sample_rate_hz: int, channels: int) -> int:
-    """Frames to decode at once, so that neither they nor what they are resampled to are more than BLOCK_VALUES."""
+    """Return how many frames to decode at once: at most BLOCK_VALUES values before and after resampling."""
     if not LOWEST_RATE_HZ <= sound.sample_rate_hz <= HIGHEST_RATE_HZ:
-        raise AudioError(f"has a sample rate of {sound.sample_rate_hz} Hz, which no music has")
+        raise AudioError(
+            f"has a sample rate of {sound.sample_rate_hz} Hz, not {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
+        )
     outputs_per_frame = channels * max(1, -(-sample_rate_hz // sound.sample_rate_hz))
     return max(1, BLOCK_VALUES // max(sound.channels, outputs_per_frame))
 
 
 def _make_resampler(rate_hz: int, target_hz: int, channels: int) -> Callable[[Waveform, bool], Waveform]:
-    """(block, whether it is the last) -> the samples that are ready; bitwise what resampling the whole gives."""
+    """Return (block, is_last) -> the samples that are ready; bit-identical to resampling the whole file at once."""
     if rate_hz == target_hz:
         return lambda block, last: block
     stream = soxr.ResampleStream(rate_hz, target_hz, channels, dtype="float32", quality="HQ")
@@ -98,7 +100,7 @@ def _make_resampler(rate_hz: int, target_hz: int, channels: int) -> Callable[[Wa
 
 
 def _mix_channels(samples: Waveform, channels: int) -> Waveform:
-    """[n, stored channels] -> [n, channels] as `blocks` promises."""
+    """Mix [n, stored channels] to [n, channels] as `decode_blocks` documents."""
     if channels == samples.shape[1]:
         return samples
     mixed = samples[:, 0].astype(np.float32)
@@ -109,12 +111,12 @@ def _mix_channels(samples: Waveform, channels: int) -> Waveform:
 
 
 def decode(stream: BinaryIO, *, sample_rate_hz: int) -> Waveform:
-    """Decode a whole file to mono [N] float32 at the wanted rate; what it is and raises is told at `blocks`."""
+    """Decode a whole file to mono [N] float32 at the requested rate; raises as `decode_blocks` does."""
     return np.concatenate(list(decode_blocks(stream, sample_rate_hz=sample_rate_hz, channels=1)))[:, 0]
 
 
 def slice_windows(samples: Waveform, *, length: int, hop: int) -> npt.NDArray[np.float32]:
-    """Cut [N] samples into full windows [W, length], `step` apart; what is left at the end is dropped.
+    """Cut [N] samples into full windows [W, length], `hop` apart; the remainder is dropped.
 
     Raises:
         AudioError: the audio is shorter than one window.
@@ -127,26 +129,26 @@ def slice_windows(samples: Waveform, *, length: int, hop: int) -> npt.NDArray[np
 def iter_windows(
     blocks: Iterable[Waveform], *, length: int, hop: int, tail: Tail, batch_size: int = 1
 ) -> Iterator[tuple[list[int], npt.NDArray[np.float32]]]:
-    """Cut blocks [n, channels] into windows that start at 0, step, 2 step, ...; samples are copied straight into them.
+    """Cut blocks [n, channels] into windows that start at 0, hop, 2 hop, ...; each sample is copied into place once.
 
     Args:
-        step: at most `length`, so that no sample is left out between windows.
-        tail: what becomes of samples at the end that no full window holds. `drop`: nothing; `pad`: one more window,
-            filled with zeros; `shift`: one more window that ends where the audio ends.
-        together: windows that are given at once, but for the last ones.
+        hop: at most `length`, so that no sample is left out between windows.
+        tail: how to handle samples at the end that fill no window. `drop`: discard them; `pad`: one more window,
+            filled up with zeros; `shift`: one more window that ends where the audio ends.
+        batch_size: windows per returned pair; the last pair may have fewer.
 
     Returns:
-        Pairs of windows' first samples and the windows themselves, [W, channels, length]; they are the caller's.
+        Pairs of the windows' start positions and the windows, [W, channels, length]; the caller owns the arrays.
 
     Raises:
-        AudioError: the audio is shorter than one window and is not to be padded.
+        AudioError: the audio is shorter than one window and `tail` is not `pad`.
     """
     if not 0 < hop <= length:
-        raise ValueError(f"step={hop} must be between 1 and length={length}")
+        raise ValueError(f"hop={hop} is out of range; set it between 1 and length={length}")
     windows: npt.NDArray[np.float32] | None = None
-    last: npt.NDArray[np.float32] | None = None  # full window
+    last: npt.NDArray[np.float32] | None = None  # the last full window
     starts: list[int] = []  # of full windows
-    start = num_filled = 0  # of the window that is being filled
+    start = num_filled = 0  # of the window being filled
     for block in blocks:
         windows = np.empty((batch_size, block.shape[1], length), np.float32) if windows is None else windows
         while len(block):
@@ -158,7 +160,7 @@ def iter_windows(
             last = windows[len(starts)]
             starts.append(start)
             if len(starts) == batch_size:
-                last = last.copy()  # the next window may begin with samples of this one, which the caller may change
+                last = last.copy()  # the next window may begin with samples of this one, which the caller may modify
                 yield starts, windows
                 windows, starts = np.empty_like(windows), []
             start, num_filled = start + hop, length - hop
@@ -172,7 +174,7 @@ def iter_windows(
 
 
 def _fill_last_window(num_filled: int, last: Waveform | None, window: Waveform, *, hop: int, tail: Tail) -> int | None:
-    """Complete the window of which `held` samples are there; how much sooner it starts, or None where it is dropped."""
+    """Complete a window that has `num_filled` samples; return how far its start moves back, or None if dropped."""
     length = window.shape[1]
     if last is not None and (tail == "drop" or num_filled == length - hop):
         return None
@@ -186,4 +188,4 @@ def _fill_last_window(num_filled: int, last: Waveform | None, window: Waveform, 
 
 
 def _too_short_error(samples: int, length: int) -> AudioError:
-    return AudioError(f"shorter than one window: {samples} of {length} samples")
+    return AudioError(f"is shorter than one window: {samples} of {length} samples")

@@ -1,4 +1,4 @@
-"""Waveform <-> latents behind one protocol; ingest encodes through it, evaluate and generate decode through it."""
+"""The codec protocol: waveform to latents for ingest, latents to waveform for evaluate and generate."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from presto_core.errors import UserError
 
 
 class CodecError(UserError):
-    """A codec that cannot be loaded or fed; the message names what is wrong and the mend."""
+    """A codec cannot be loaded or its input has the wrong shape; the message names the problem and the fix."""
 
 
 class Codec(Protocol):
-    """Turns audio into latents at `sample_rate_hz / hop` frames a second, and back.
+    """Converts audio to latents at `sample_rate_hz / hop` frames per second, and back.
 
     Attributes:
-        name: what a data-set manifest calls it.
+        name: the codec's name in a dataset manifest.
         hop: samples per latent frame.
-        channels: of the latents.
-        audio_channels: of the audio; 1 is mono.
+        channels: latent channels.
+        audio_channels: audio channels; 1 is mono.
         digest: sha256 over encoder weights and settings: equal digests give equal latents.
         decoder_digest: sha256 over decoder weights and settings: equal digests give equal audio.
     """
@@ -34,23 +34,23 @@ class Codec(Protocol):
     decoder_digest: str
 
     def encode(self, audio: Tensor) -> Tensor:
-        """Audio [B, audio_channels, N] -> latents [B, channels, floor(N / hop)] float32 on the CPU."""
+        """Encode audio [B, audio_channels, N] to latents [B, channels, floor(N / hop)] float32 on the CPU."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, channels, T] -> audio [B, audio_channels, T * hop] float32 on the CPU, deterministic."""
+        """Decode latents [B, channels, T] to audio [B, audio_channels, T * hop] float32 on the CPU; deterministic."""
         ...
 
 
 def check_audio(audio: Tensor, *, audio_channels: int, hop: int) -> None:
-    """Refuse audio that is not [B, audio_channels, N] with at least one latent frame; raises CodecError."""
+    """Check that audio is [B, audio_channels, N] with at least one latent frame; raise CodecError otherwise."""
     if audio.ndim != 3 or audio.shape[1] != audio_channels or audio.shape[2] < hop:
         shape = list(audio.shape)
-        raise CodecError(f"audio of shape {shape} given to a codec that wants [B, {audio_channels}, N] with N >= {hop}")
+        raise CodecError(f"codec cannot encode audio of shape {shape}; pass [B, {audio_channels}, N] with N >= {hop}")
 
 
 def check_latents(latents: Tensor, *, channels: int) -> None:
-    """Refuse latents that are not [B, channels, T] with T >= 1; raises CodecError."""
+    """Check that latents are [B, channels, T] with T >= 1; raise CodecError otherwise."""
     if latents.ndim != 3 or latents.shape[1] != channels or latents.shape[2] < 1:
         shape = list(latents.shape)
-        raise CodecError(f"latents of shape {shape} given to a codec that wants [B, {channels}, T] with T >= 1")
+        raise CodecError(f"codec cannot decode latents of shape {shape}; pass [B, {channels}, T] with T >= 1")

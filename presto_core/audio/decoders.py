@@ -1,4 +1,4 @@
-"""Bytes of a sound file -> blocks of samples as they are stored: libsndfile first, PyAV for what it does not know."""
+"""Read blocks of samples, as stored, from the bytes of a sound file: with libsndfile, or PyAV for other formats."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from presto_core.errors import UserError
 
 Waveform = npt.NDArray[np.float32]
 
-READ_AHEAD_BYTES = (
-    2**20
-)  # bytes: decoders ask for a few KiB at a time, each of which would be a request to an object store
-UNKNOWN_LENGTH = 2**62  # libsndfile says 2^63 - 1 of a FLAC that does not state its length
+# decoders read a few KiB at a time, and each read would be one request to an object store
+READ_AHEAD_BYTES = 2**20
+UNKNOWN_LENGTH = 2**62  # libsndfile returns 2^63 - 1 for a FLAC that does not state its length
 PACKET_SAMPLES = 4096  # an m4a states its length in milliseconds, and players differ on the ends
 UNRECOGNISED, SYSTEM, UNSUPPORTED, BAD_FILE = 1, 2, 4, 7  # libsndfile's SFE_*; the last: an mp3 too short to decode
-DAMAGED = "damaged, or cut short"
+DAMAGED = "damaged or truncated"
 NEEDS_PYAV = {
     "m4a/AAC": rb"....ftyp|\xff[\xf0\xf1\xf8\xf9]|ADIF",
     "WebM or Matroska": rb"\x1aE\xdf\xa3",
@@ -33,20 +32,20 @@ NEEDS_PYAV = {
     "WavPack": rb"wvpk",
     "Monkey's Audio": rb"MAC ",
 }
-# FFmpeg would also follow playlists, to other files and hosts: only plain containers of sound may be opened
+# FFmpeg also follows playlists to other files and hosts: allow only plain audio containers
 DEMUXERS = "aac,aiff,ape,asf,caf,flac,matroska,mov,mp3,ogg,wav,webm,wv"
 
 
 class AudioError(UserError):
-    """A file that cannot be used as music; the message says why."""
+    """A file cannot be used as music; the message gives the reason and follows the file's name."""
 
 
 @dataclass(frozen=True)
 class Sound:
-    """An opened file.
+    """An open sound file.
 
     Attributes:
-        blocks: about how many frames a block holds -> blocks [n, channels] float32 as stored; to be called once.
+        iter_blocks: approximate frames per block -> blocks [n, channels] float32 as stored; call it once.
     """
 
     sample_rate_hz: int
@@ -56,11 +55,11 @@ class Sound:
 
 @contextmanager
 def open_sound(stream: BinaryIO) -> Iterator[Sound]:
-    """Open seekable content by what it is, whatever its name; memory does not grow with its length.
+    """Open seekable content by its format, whatever its name; memory does not grow with its length.
 
     Raises:
-        AudioError: here or while the blocks are read: no audio, damaged, or of a format that needs PyAV.
-        OSError: what `stream` itself raises; it is never taken for the end of the file.
+        AudioError: here or while blocks are read: it is not audio, is damaged, or its format needs PyAV.
+        OSError: `stream` raised it; a read error is never mistaken for the end of the file.
     """
     source = _ErrorCapturingStream(stream)
     with ExitStack() as stack:
@@ -76,7 +75,7 @@ def open_sound(stream: BinaryIO) -> Iterator[Sound]:
 
 
 class _ErrorCapturingStream(io.RawIOBase):
-    """The stream, its errors kept: C code that reads through a callback would swallow them."""
+    """A stream that records its errors: C code that reads through a callback would swallow them."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
@@ -104,26 +103,26 @@ class _ErrorCapturingStream(io.RawIOBase):
         return self.stream.tell()
 
     def close(self) -> None:
-        """A reader that is let go closes what it reads from; the stream is the caller's, and is read again."""
+        """Do nothing: a discarded reader closes its source, but the stream belongs to the caller and is read again."""
 
     def read_head(self) -> bytes:
         self.seek(0)
         return self.read(16) or b""
 
     def open_buffered(self) -> io.BufferedReader:
-        """The content from its start, read ahead."""
+        """Return a read-ahead reader at the start of the content."""
         self.seek(0)
         return io.BufferedReader(self, READ_AHEAD_BYTES)
 
     def open_for_libsndfile(self) -> int | io.BufferedReader:
-        """The content from its start; of a plain file the descriptor, which is read without us in half the time."""
+        """Return the content from its start; for a plain file its descriptor, which libsndfile reads twice as fast."""
         if not isinstance(self.stream, io.FileIO):
             return self.open_buffered()
         self.seek(0)
         return self.stream.fileno()
 
     def check(self, error: Exception | None = None) -> None:
-        """Raise what the stream raised, or libsndfile's word for it."""
+        """Raise the stream's own error, or OSError if libsndfile reports a system error."""
         if getattr(error, "code", None) == SYSTEM:
             raise OSError(f"cannot be read: {error}") from None
         if self.error is not None:
@@ -131,7 +130,7 @@ class _ErrorCapturingStream(io.RawIOBase):
 
 
 class _ForwardOnly(soundfile.SoundFile):  # type: ignore[misc]
-    """A file that is only read on: soundfile else seeks after every block, which a FLAC of unknown length refuses."""
+    """A file read forward only: soundfile otherwise seeks after every block, which a FLAC of unknown length refuses."""
 
     def seekable(self) -> bool:
         return False
@@ -139,10 +138,9 @@ class _ForwardOnly(soundfile.SoundFile):  # type: ignore[misc]
 
 def _open_with_libsndfile(source: _ErrorCapturingStream, stack: ExitStack) -> Sound:
     file = stack.enter_context(_ForwardOnly(source.open_for_libsndfile(), closefd=False))
-    file.seek(0)  # as soundfile.read does: an mp3's last bits depend on it
-    declared_length = (
-        file.frames if file.format == "FLAC" else UNKNOWN_LENGTH
-    )  # others: already what the file's size allows
+    file.seek(0)  # as soundfile.read does: the last bits of an mp3 depend on it
+    # libsndfile already limits the length of other formats to the file's size
+    declared_length = file.frames if file.format == "FLAC" else UNKNOWN_LENGTH
     blocks = partial(_read_libsndfile, file, source)
     return Sound(file.samplerate, file.channels, lambda frames: _truncate(declared_length, blocks(frames), slack=0))
 
@@ -161,20 +159,20 @@ def _read_libsndfile(file: _ForwardOnly, source: _ErrorCapturingStream, frames: 
 
 
 def _truncate(declared_length: int, blocks: Iterator[Waveform], *, slack: int) -> Iterator[Waveform]:
-    """The first `stated` samples; fewer, by more than `slack`, are an AudioError."""
+    """Yield the first `declared_length` samples; raise AudioError if more than `slack` of them are missing."""
     read = 0
     for block in blocks:
         if read < declared_length:
             yield block[: declared_length - read]
         read += len(block)
     if read + slack < declared_length < UNKNOWN_LENGTH:
-        raise AudioError(f"is cut short: {read} of {declared_length} samples")
+        raise AudioError(f"is truncated: {read} of {declared_length} samples")
 
 
 def _rejection_error(error: soundfile.LibsndfileError, source: _ErrorCapturingStream) -> AudioError:
-    """Why libsndfile opens no such file, without the exception's prefix: it names the stream by its address."""
+    """Return why libsndfile cannot open the file, without the exception's prefix: it contains a memory address."""
     if not source.read_head():
-        return AudioError(_unreadable_message(f"{error.error_string.rstrip('. ')}, it holds zero bytes"))
+        return AudioError(_unreadable_message(f"{error.error_string.rstrip('. ')}, it has zero bytes"))
     detail = DAMAGED if error.code == BAD_FILE else error.error_string
     return AudioError(_unreadable_message(detail))
 
@@ -188,7 +186,7 @@ def _open_with_pyav(source: _ErrorCapturingStream, stack: ExitStack, rejection: 
     try:
         import av
     except ImportError:
-        needs = AudioError(f"{names[0]} needs PyAV: pip install 'presto-distill[m4a]'") if names else rejection
+        needs = AudioError(f"{names[0]} needs PyAV; run pip install 'presto-distill[m4a]'") if names else rejection
         raise needs from None
     av.logging.set_level(None)
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": ""}
@@ -198,11 +196,11 @@ def _open_with_pyav(source: _ErrorCapturingStream, stack: ExitStack, rejection: 
         source.check()
         raise (AudioError(_unreadable_message(f"{names[0]} that is {DAMAGED}")) if names else rejection) from None
     if not container.streams.audio:
-        raise AudioError("holds no sound, only pictures or text")
+        raise AudioError("contains no audio stream, only pictures or text")
     frames = _decode_pyav_frames(container, source)
     first = next(frames, None)
     if first is None:
-        raise AudioError("holds no samples")
+        raise AudioError("contains no samples")
     declared_length = _read_declared_length(container, first.sample_rate)
     blocks = partial(_join_packets, _convert_pyav_frames(chain([first], frames)))
     return Sound(
@@ -228,12 +226,12 @@ def _convert_pyav_frames(frames: Iterable[Any]) -> Iterator[Waveform]:
     for frame in frames:
         seen.add((frame.sample_rate, frame.layout.nb_channels))
         if len(seen) > 1:
-            raise AudioError("changes its sample rate or its channels half way")
+            raise AudioError("changes its sample rate or number of channels midway")
         yield _to_float32(frame)
 
 
 def _join_packets(packets: Iterable[Waveform], size: int) -> Iterator[Waveform]:
-    """A codec's packets of some thousand samples, together at least `size` long but for the last."""
+    """Join packets of a few thousand samples into blocks of at least `size` samples; the last may be shorter."""
     pending: list[Waveform] = []
     for packet in packets:
         pending.append(packet)
@@ -245,7 +243,7 @@ def _join_packets(packets: Iterable[Waveform], size: int) -> Iterator[Waveform]:
 
 
 def _read_declared_length(container: Any, sample_rate_hz: int) -> int:
-    """Samples that an m4a's index states, its encoder's padding not counted; other containers' may be mere guesses."""
+    """Return the samples declared by an m4a's index, without encoder padding; other containers' may be estimates."""
     stream = container.streams.audio[0]
     if not container.format.name.startswith("mov") or stream.duration is None:
         return UNKNOWN_LENGTH
@@ -253,7 +251,7 @@ def _read_declared_length(container: Any, sample_rate_hz: int) -> int:
 
 
 def _to_float32(frame: Any) -> Waveform:
-    """A PyAV frame as [n, channels], integers scaled to -1 ... 1 as libsndfile does."""
+    """Convert a PyAV frame to [n, channels], with integers scaled to -1 ... 1 as libsndfile does."""
     stored = frame.to_ndarray()
     samples = stored.T if frame.format.is_planar else stored.reshape(-1, frame.layout.nb_channels)
     if samples.dtype == np.uint8:

@@ -1,4 +1,4 @@
-"""Streaming per-channel mean and overall standard deviation of latents, mergeable over shards."""
+"""Per-channel mean and overall standard deviation of latents, computed per shard and merged."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Float64Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LatentStats:
-    """Moments of latents seen so far.
+    """Moments of latents.
 
     Attributes:
-        count: values seen per channel.
+        count: values per channel.
         mean: [C].
         m2: [C] sum of squared deviations from the mean.
     """
@@ -27,13 +27,14 @@ class LatentStats:
 
     @staticmethod
     def from_latents(latents: npt.NDArray[np.floating]) -> LatentStats:
-        """Moments of latents [B, C, T]."""
+        """Compute the moments of latents [B, C, T]."""
         per_channel = np.asarray(latents, dtype=np.float64).swapaxes(0, 1).reshape(latents.shape[1], -1)
         mean = per_channel.mean(axis=1)
         return LatentStats(per_channel.shape[1], mean, ((per_channel - mean[:, None]) ** 2).sum(axis=1))
 
     def merge(self, other: LatentStats) -> LatentStats:
-        """Moments of both parts together (Chan et al. 1979), exact whatever the order up to rounding."""
+        """Combine the moments of two parts; independent of the order up to rounding."""
+        # Chan, Golub & LeVeque 1979: M2 = M2_a + M2_b + (mean_b - mean_a)^2 n_a n_b / (n_a + n_b)
         count = self.count + other.count
         delta = other.mean - self.mean
         mean = self.mean + delta * other.count / count
@@ -41,7 +42,7 @@ class LatentStats:
 
     @property
     def std(self) -> float:
-        """One figure for all channels, so that dividing by it keeps their relative levels."""
+        """One standard deviation for all channels, so that dividing by it keeps their relative levels."""
         return float(np.sqrt((self.m2 / self.count).mean()))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The codec that a `codec` section names."""
+"""Load the codec that a `codec` config section names."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from presto_core.audio.codec import Codec, CodecError
 
 
 def load_codec(kind: str, *, path: str | None = None, device: torch.device | str = "cpu") -> Codec:
-    """The codec a `codec` section names.
+    """Load the codec that a `codec` config section names.
 
     Args:
-        kind: `mel_pca` (shipped weights, or a folder that `presto codec fit` made) or `oobleck`.
+        kind: `mel_pca` (shipped weights, or a folder written by `presto codec fit`) or `oobleck`.
         path: local folder of the weights; None for those shipped with the package.
-        device: where `oobleck` computes. Audio and latents may come from anywhere and return on the CPU, as those of
-            `mel_pca`, which computes there only.
+        device: where `oobleck` computes; `mel_pca` always computes on the CPU. Inputs may be on any device, results
+            are on the CPU.
 
     Raises:
-        CodecError: no such kind, its weights are missing or damaged, or there is no such device.
+        CodecError: the kind is unknown, its weights are missing or damaged, or the device does not exist.
     """
     if kind not in CODECS:
-        raise CodecError(f"codec.kind={kind} is not known; choose one of {', '.join(sorted(CODECS))}")
+        raise CodecError(f"codec.kind={kind} is unknown; choose one of {', '.join(sorted(CODECS))}")
     return CODECS[kind](path, device)
 
 

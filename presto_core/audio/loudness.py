@@ -1,4 +1,4 @@
-"""How loud music is to the ear (ITU-R BS.1770-4), measured block by block, and the gain to a wanted loudness."""
+"""Integrated loudness (ITU-R BS.1770-4), measured block by block, and the gain to a target loudness."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from scipy.signal import sosfilt
 
 from presto_core.audio.decoders import Waveform
 
-OFFSET_DB = -0.691  # annex 1, equation 2: makes up for the K-weighting of a 997 Hz tone
+OFFSET_DB = -0.691  # annex 1, eq. 2: compensates for the K-weighting of a 997 Hz tone
 ABSOLUTE_GATE_LUFS, RELATIVE_GATE_LU = -70.0, -10.0
-STEP_SECONDS, STEPS_PER_BLOCK = 0.1, 4  # blocks of 400 ms that overlap by 75 %
+STEP_SECONDS, STEPS_PER_BLOCK = 0.1, 4  # blocks of 400 ms with 75 % overlap
 LOWEST_RATE_HZ = 4000
 
 Float64Array = npt.NDArray[np.float64]
 
 
 def integrated_loudness(blocks: Iterable[Waveform], *, sample_rate_hz: int) -> float:
-    """Gated loudness in LUFS, every channel with weight 1; how the audio is cut into blocks does not matter.
+    """Return the gated loudness in LUFS with weight 1 per channel; independent of how the audio is cut into blocks.
 
     Args:
-        blocks: [n, channels], in order; read once, of which ten numbers a second are kept.
+        blocks: [n, channels], in order; read once, keeping ten numbers per second.
 
     Returns:
-        -inf when nothing is above -70 LUFS, or there is less than one block of 400 ms.
+        -inf if no 400 ms block is above -70 LUFS, or the audio is shorter than one block.
     """
     powers = _step_powers(blocks, sample_rate_hz)
     if len(powers) < STEPS_PER_BLOCK:
@@ -35,15 +35,15 @@ def integrated_loudness(blocks: Iterable[Waveform], *, sample_rate_hz: int) -> f
     power = power[power > _lufs_to_power(ABSOLUTE_GATE_LUFS)]
     if not len(power):
         return -math.inf
-    gate = _power_to_lufs(power.mean()) + RELATIVE_GATE_LU  # equations 5 to 7
+    gate = _power_to_lufs(power.mean()) + RELATIVE_GATE_LU  # annex 1, eqs. 5 to 7
     return _power_to_lufs(power[power > _lufs_to_power(gate)].mean())
 
 
 def gain(loudness_lufs: float, *, target_lufs: float, peak: float = 0.0) -> float:
-    """Factor that brings music to the wanted loudness; 1 for silence, whose loudness is -inf.
+    """Return the factor that scales music to the target loudness; 1 for silence, whose loudness is -inf.
 
     Args:
-        peak: the music's largest absolute sample: the factor leaves it at 1 at most. 0 sets no limit.
+        peak: largest absolute sample of the music; the scaled peak is at most 1. 0 sets no limit.
     """
     if not math.isfinite(loudness_lufs):
         return 1.0
@@ -52,13 +52,13 @@ def gain(loudness_lufs: float, *, target_lufs: float, peak: float = 0.0) -> floa
 
 
 def k_weighting(sample_rate_hz: int) -> Float64Array:
-    """The filter of annex 1 as second-order sections [2, 6]: the head's high shelf, then a high pass.
+    """Return the filter of annex 1 as second-order sections [2, 6]: the high shelf of the head, then a high pass.
 
-    The standard tables it at 48 kHz only. These are the analogue filters behind the table, through the bilinear
-    transform at this rate, with the gain above the high pass that the table has; below 32 kHz up to 0.1 dB off.
+    The standard tabulates it at 48 kHz only. These are the analogue prototypes of the table, bilinear-transformed at
+    this rate, with the table's passband gain of the high pass; below 32 kHz they deviate by up to 0.1 dB.
     """
     if sample_rate_hz < LOWEST_RATE_HZ:
-        raise ValueError(f"sample_rate_hz={sample_rate_hz} must be at least {LOWEST_RATE_HZ}: the shelf is at 1.7 kHz")
+        raise ValueError(f"sample_rate_hz={sample_rate_hz} is too low for the filter; use at least {LOWEST_RATE_HZ}")
     return np.stack([_high_shelf(sample_rate_hz), _high_pass(sample_rate_hz)])
 
 
@@ -82,7 +82,7 @@ def _biquad(numerator: Float64Array, k: float, q: float) -> Float64Array:
 
 
 def _step_powers(blocks: Iterable[Waveform], rate_hz: int) -> Float64Array:
-    """Mean square, summed over channels, of each whole 100 ms of K-weighted audio."""
+    """Return the mean square, summed over channels, of each full 100 ms of K-weighted audio (annex 1, eq. 1)."""
     filters, step = k_weighting(rate_hz), round(STEP_SECONDS * rate_hz)
     state: Float64Array | None = None
     left, powers = np.zeros(0), []
@@ -97,6 +97,7 @@ def _step_powers(blocks: Iterable[Waveform], rate_hz: int) -> Float64Array:
 
 
 def _power_to_lufs(power: float) -> float:
+    # ITU-R BS.1770-4, annex 1, eq. 2
     return OFFSET_DB + 10 * math.log10(power)
 
 

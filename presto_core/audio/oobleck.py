@@ -1,4 +1,4 @@
-"""The production codec: Stable Audio's autoencoder (diffusers AutoencoderOobleck) from a local folder."""
+"""The production codec: Stable Audio's autoencoder (diffusers AutoencoderOobleck) loaded from a local folder."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 class OobleckCodec:
-    """`Codec` around a diffusers autoencoder; latents are the posterior's mode, so encoding is a function.
+    """`Codec` around a diffusers autoencoder; latents are the mode of the posterior, so encoding is deterministic.
 
     Args:
-        folder: made by `AutoencoderOobleck.save_pretrained`: config.json and diffusion_pytorch_model.safetensors.
-        device: where the autoencoder computes; what it is given may lie anywhere, what it returns is on the CPU.
+        folder: written by `AutoencoderOobleck.save_pretrained`: config.json and diffusion_pytorch_model.safetensors.
+        device: where the autoencoder computes; inputs may be on any device, results are on the CPU.
 
     Raises:
-        CodecError: diffusers is not installed, the folder holds no such model, its layout would lose samples, or there
-            is no such device.
+        CodecError: diffusers is not installed, the folder contains no such model, its layout would lose samples, or
+            the device does not exist.
     """
 
     name = "oobleck"
@@ -46,16 +46,18 @@ class OobleckCodec:
 
     @staticmethod
     def load(path: str | Path | None = None, *, device: torch.device | str = "cpu") -> OobleckCodec:
-        """The autoencoder in a local folder; there is none inside the package. Raises CodecError."""
+        """Load the autoencoder from a local folder; the package ships none. Raises CodecError."""
         if not path:
-            raise CodecError("codec.kind=oobleck needs codec.path, the local folder of an AutoencoderOobleck")
+            raise CodecError(
+                "codec.path is empty with codec.kind=oobleck; set it to the local folder of an AutoencoderOobleck"
+            )
         return OobleckCodec(Path(path), device=device)
 
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
-        """Audio [B, audio_channels, N] -> latents [B, channels, floor(N / hop)]; a last part of a hop is dropped.
+        """Encode audio [B, audio_channels, N] to latents [B, channels, floor(N / hop)]; a partial last hop is dropped.
 
-        Mono [B, 1, N] is heard on all channels: that is how ingest gives it to a stereo autoencoder.
+        Mono [B, 1, N], which ingest passes, is copied to all channels of the autoencoder.
         """
         if audio.ndim == 3 and audio.shape[1] == 1:
             audio = audio.expand(-1, self.audio_channels, -1)
@@ -65,7 +67,7 @@ class OobleckCodec:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, channels, T] -> audio [B, audio_channels, T * hop]."""
+        """Decode latents [B, channels, T] to audio [B, audio_channels, T * hop]."""
         check_latents(latents, channels=self.channels)
         return self._model.decode(self._to_model_input(latents)).sample.cpu()
 
@@ -76,17 +78,17 @@ class OobleckCodec:
 def _load_model(folder: Path) -> Any:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise CodecError(f"oobleck folder {folder} has no {name}; set codec.path to a local AutoencoderOobleck")
+            raise CodecError(f"oobleck folder {folder} has no {name}; set codec.path to an AutoencoderOobleck folder")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local folder never needs the hub
     try:
         from diffusers import AutoencoderOobleck
     except ImportError:
-        raise CodecError("codec.kind=oobleck needs diffusers: pip install 'presto-distill[oobleck]'") from None
+        raise CodecError("codec.kind=oobleck needs diffusers; run pip install 'presto-distill[oobleck]'") from None
     try:
         model: Any = AutoencoderOobleck.from_pretrained(
             str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
-    except Exception as error:  # diffusers raises many kinds for a damaged file
+    except Exception as error:  # diffusers raises many exception types for a damaged file
         raise CodecError(f"oobleck in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
     return model.float().eval()
 
@@ -94,25 +96,27 @@ def _load_model(folder: Path) -> Any:
 def _move_to_device(model: Any, device: torch.device | str) -> Any:
     try:
         return model.to(device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch is built without CUDA
         message = str(error).splitlines()[0]
-        raise CodecError(f"oobleck cannot compute on device {device} ({message}); choose cpu") from None
+        raise CodecError(f"oobleck cannot run on device {device} ({message}); choose cpu") from None
 
 
 def _check_layout(folder: Path, config: Any) -> None:
-    """Mean and scale must fill the encoder's output; odd strides shorten the audio (seen with diffusers 0.42)."""
+    """Check that mean and scale fill the encoder's output and strides are even: odd ones shorten the audio."""
     if config.encoder_hidden_size != 2 * config.decoder_input_channels:
         raise CodecError(
             f"oobleck in {folder} has encoder_hidden_size={config.encoder_hidden_size}; "
-            f"it must be 2 x decoder_input_channels = {2 * config.decoder_input_channels}"
+            f"use a model where it is 2 x decoder_input_channels = {2 * config.decoder_input_channels}"
         )
     odd = [ratio for ratio in config.downsampling_ratios if ratio % 2]
     if odd:
-        raise CodecError(f"oobleck in {folder} has downsampling_ratios {odd}; they must be even, or samples are lost")
+        raise CodecError(
+            f"oobleck in {folder} loses samples at downsampling_ratios {odd}; use a model with even ratios"
+        )
 
 
 def _digest(folder: Path) -> str:
-    """sha256 over weights and settings; the version of diffusers that saved them, kept under _names, does not enter."""
+    """Return the sha256 over weights and settings, excluding keys that start with _, such as the diffusers version."""
     config = json.loads((folder / CONFIG_FILE).read_bytes())
     settings = {name: value for name, value in config.items() if not name.startswith("_")}
     hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from presto_core.config.schema import STAGES, StageConfig
+from presto_core.config.schema import StageConfig, foreign_sections, stage_configs
 from presto_core.errors import UserError
 
 Stage = TypeVar("Stage", bound=StageConfig)
@@ -110,13 +110,13 @@ def _find_preset(preset: str, folder: Path | None) -> Path:
 
 def _select_sections(stage: type[StageConfig], preset: dict[str, Any]) -> dict[str, Any]:
     """The preset's part for this stage; sections of other stages are left out, unknown ones kept to be refused."""
-    other_sections = {name for other in STAGES.values() for name in other.model_fields} - set(stage.model_fields)
-    return {key: value for key, value in preset.items() if key not in other_sections}
+    foreign = foreign_sections(stage)
+    return {key: value for key, value in preset.items() if key not in foreign}
 
 
 def _check_key_of_stage(stage: type[StageConfig], key: str) -> None:
     top = key.split(".")[0]
-    owners = [name for name, other in STAGES.items() if top in other.model_fields]
+    owners = [name for name, other in stage_configs().items() if top in other.model_fields]
     if owners and top not in stage.model_fields:
         raise ConfigError(f"config key {key!r} is not read by this stage; it belongs to {', '.join(owners)}")
 

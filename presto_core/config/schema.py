@@ -43,9 +43,11 @@ NOT_IN_RUN_ID = ("storage", "tracking", "cluster", "submit", "loop", "health", "
 class StageConfig(Section):
     """What every stage takes.
 
-    `PARENTS` names the inputs it reads, `OPTIONAL` those of them that may be empty, `READS` what else decides a result.
+    `NAME` is the stage's name; `PARENTS` names the inputs it reads, `OPTIONAL` those of them that may be empty, and
+    `EXTERNAL_INPUT` what else decides the result.
     """
 
+    NAME: ClassVar[str]
     PARENTS: ClassVar[tuple[str, ...]] = ()
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     EXTERNAL_INPUT: ClassVar[str] = ""
@@ -86,6 +88,7 @@ class StageConfig(Section):
 
 
 class CorpusStage(StageConfig):
+    NAME = "corpus"
     corpus: CorpusConfig = CorpusConfig()
 
     def derive_values(self) -> dict[str, Any]:
@@ -93,6 +96,7 @@ class CorpusStage(StageConfig):
 
 
 class IngestStage(StageConfig):
+    NAME = "ingest"
     EXTERNAL_INPUT = "the contents of its files"
 
     ingest: IngestConfig = IngestConfig()
@@ -113,11 +117,14 @@ class IngestStage(StageConfig):
 class DatasetStage(StageConfig):
     """Of a look at a data set."""
 
+    NAME = "dataset"
     PARENTS = ("dataset",)
 
 
 class TrainingStage(StageConfig):
-    """What the stages that train take beside their own section."""
+    """What the stages that train take beside their own section, which `SECTION` names."""
+
+    SECTION: ClassVar[str] = ""
 
     name: str = "presto"
     """Registry name of what is made."""
@@ -127,9 +134,26 @@ class TrainingStage(StageConfig):
     validation: ValidationConfig = ValidationConfig()
 
     @property
+    def section(self) -> TeacherConfig | LayersConfig | StepsConfig:
+        """The stage's own section."""
+        return getattr(self, self.SECTION)
+
+    @property
     def updates(self) -> int:
         """Updates of the network that is shipped, from the first to the last."""
-        raise NotImplementedError
+        section = self.section
+        return section.generator_updates if isinstance(section, StepsConfig) else section.steps
+
+    @property
+    def caption_dropout(self) -> float:
+        """Probability that a row's conditions are dropped."""
+        section = self.section
+        return 0.0 if isinstance(section, StepsConfig) else section.caption_dropout
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the run, those that update other networks included."""
+        return self.updates
 
     def result_config(self) -> dict[str, Any]:
         """With validation where it chooses the weights that become the result."""
@@ -138,77 +162,59 @@ class TrainingStage(StageConfig):
             config["validation"] = {"every": self.validation.every, **self.validation.comparison_settings()}
         return config
 
+    def derive_values(self) -> dict[str, Any]:
+        batch = self.section.global_batch_size
+        return {"rows_seen": self.total_steps * batch, **derive_per_worker(batch, self.cluster, self.loop)}
+
     @model_validator(mode="after")
     def _check_keep_best(self) -> Self:
         if self.validation.keep == "best" and not self.validation.every:
             raise ValueError("validation.keep=best needs validations to choose from; set validation.every")
         return self
 
+    @model_validator(mode="after")
+    def _check_batch_divisible(self) -> Self:
+        if self.SECTION:
+            _check_divisible(f"{self.SECTION}.global_batch_size", self.section.global_batch_size, self.cluster)
+        return self
+
 
 class TeacherStage(TrainingStage):
+    NAME, SECTION = "train-teacher", "teacher"
     PARENTS = ("dataset",)
 
     name: str = "presto-teacher"
     network: NetworkConfig = NetworkConfig()
     teacher: TeacherConfig = TeacherConfig()
 
-    @model_validator(mode="after")
-    def _check_batch_divisible(self) -> Self:
-        _check_divisible("teacher.global_batch_size", self.teacher.global_batch_size, self.cluster)
-        return self
-
-    @property
-    def updates(self) -> int:
-        return self.teacher.steps
-
-    def derive_values(self) -> dict[str, Any]:
-        steps, batch = self.teacher.steps, self.teacher.global_batch_size
-        return {"rows_seen": steps * batch, **derive_per_worker(batch, self.cluster, self.loop)}
-
 
 class LayersStage(TrainingStage):
+    NAME, SECTION = "distill-layers", "layers"
     PARENTS = ("dataset", "teacher")
 
     name: str = "presto-generator"
     layers: LayersConfig = LayersConfig()
 
-    @model_validator(mode="after")
-    def _check_batch_divisible(self) -> Self:
-        _check_divisible("layers.global_batch_size", self.layers.global_batch_size, self.cluster)
-        return self
-
-    @property
-    def updates(self) -> int:
-        return self.layers.steps
-
-    def derive_values(self) -> dict[str, Any]:
-        steps, batch = self.layers.steps, self.layers.global_batch_size
-        return {"rows_seen": steps * batch, **derive_per_worker(batch, self.cluster, self.loop)}
-
 
 class StepsStage(TrainingStage):
+    NAME, SECTION = "distill-steps", "steps"
     PARENTS = ("dataset", "teacher", "layers")
     OPTIONAL = ("layers",)
 
     name: str = "presto-generator"
     steps: StepsConfig = StepsConfig()
 
-    @model_validator(mode="after")
-    def _check_batch_divisible(self) -> Self:
-        _check_divisible("steps.global_batch_size", self.steps.global_batch_size, self.cluster)
-        return self
-
     @property
-    def updates(self) -> int:
-        return self.steps.generator_updates
+    def total_steps(self) -> int:
+        """R critic steps and one generator step for each update of the generator."""
+        return self.updates * (self.steps.fake_updates_per_generator_update + 1)
 
     def derive_values(self) -> dict[str, Any]:
-        ratio, batch = self.steps.fake_updates_per_generator_update, self.steps.global_batch_size
-        total = self.steps.generator_updates * (ratio + 1)
-        return {"total_steps": total, "rows_seen": total * batch, **derive_per_worker(batch, self.cluster, self.loop)}
+        return {"total_steps": self.total_steps, **super().derive_values()}
 
 
 class EvaluateStage(StageConfig):
+    NAME = "evaluate"
     PARENTS = ("dataset", "teacher", "generator")
     OPTIONAL = ("generator",)
 
@@ -225,10 +231,12 @@ class EvaluateStage(StageConfig):
 class SweepStage(StageConfig):
     """Of a sweep over another stage's settings, which are a configuration of their own."""
 
+    NAME = "sweep"
     sweep: SweepConfig = SweepConfig()
 
 
 class GenerateStage(StageConfig):
+    NAME = "generate"
     PARENTS = ("generator",)
 
     generate: GenerateConfig = GenerateConfig()
@@ -237,21 +245,24 @@ class GenerateStage(StageConfig):
 class RegistryStage(StageConfig):
     """Of a look at the register, or work on it."""
 
+    NAME = "registry"
     promote: PromoteConfig = PromoteConfig()
 
 
-STAGES: dict[str, type[StageConfig]] = {
-    "corpus": CorpusStage,
-    "ingest": IngestStage,
-    "dataset": DatasetStage,
-    "train-teacher": TeacherStage,
-    "distill-layers": LayersStage,
-    "distill-steps": StepsStage,
-    "evaluate": EvaluateStage,
-    "generate": GenerateStage,
-    "registry": RegistryStage,
-    "sweep": SweepStage,
-}
+def stage_configs() -> dict[str, type[StageConfig]]:
+    """Stage name -> its configuration class, of every stage that is defined."""
+    classes, queue = dict[str, type[StageConfig]](), [StageConfig]
+    while queue:
+        parent = queue.pop(0)
+        queue += parent.__subclasses__()
+        if "NAME" in vars(parent):  # a class made from a stage's at run time has its name too
+            classes[parent.NAME] = parent
+    return classes
+
+
+def foreign_sections(config: type[StageConfig]) -> set[str]:
+    """Sections of other stages that this one does not have."""
+    return {name for other in stage_configs().values() for name in other.model_fields} - set(config.model_fields)
 
 
 def _check_divisible(name: str, batch: int, cluster: ClusterConfig) -> None:
@@ -283,7 +294,7 @@ def derive_per_worker(batch: int, cluster: ClusterConfig, loop: LoopConfig) -> d
     }
     if cluster.min_workers:
         values["by_number_of_workers"] = {
-            count: f"{share} a worker, accumulated in {accumulation_steps[count]}"
+            count: f"{share} per worker, accumulated in {accumulation_steps[count]}"
             for count, share in rows_per_worker.items()
         }
     return values

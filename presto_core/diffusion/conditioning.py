@@ -1,4 +1,4 @@
-"""What a network is told about the music besides the noise level: caption, tempo and key, each optional."""
+"""Conditions of the music: caption, tempo and key, each optional."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Conditioning:
     Attributes:
         pooled: [B, E] caption as one vector.
         tokens: [B, S, E] caption as a sequence.
-        mask: [B, S] bool, True where a token is real.
-        tempo_bpm: [B] beats per minute; NaN (or not above 0) where unknown.
-        key: [B] int64; `UNKNOWN_KEY` where unknown.
+        mask: [B, S] bool, False for padding.
+        tempo_bpm: [B] beats per minute; NaN or <= 0 if unknown.
+        key: [B] int64; `UNKNOWN_KEY` if unknown.
         keep: [B] bool; False makes a sample unconditional.
     """
 
@@ -37,20 +37,20 @@ class Conditioning:
         return Conditioning(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def to_unconditional(self) -> Conditioning:
-        """The same batch with nothing told."""
+        """Return the batch with every sample unconditional."""
         return replace(self, keep=torch.zeros_like(self.keep))
 
     def keep_where(self, mask: Tensor) -> Conditioning:
-        """The same batch with the samples where `which` [B] is False unconditional (classifier-free guidance)."""
+        """Return the batch with samples unconditional where `mask` [B] is False (classifier-free guidance)."""
         return replace(self, keep=self.keep & mask.to(self.keep.device))
 
     def rows(self, index: Tensor | slice) -> Conditioning:
-        """Some of the batch's samples."""
+        """Return some of the batch's samples."""
         return Conditioning(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     @staticmethod
     def cat(parts: list[Conditioning]) -> Conditioning:
-        """Batches one after another."""
+        """Concatenate batches."""
         return Conditioning(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Conditioning)})
 
 
@@ -59,7 +59,7 @@ _ACCIDENTALS = {"": 0, "#": 1, "b": -1}
 
 
 def key_index(name: str | None) -> int:
-    """'C# minor' -> 13; None or '' -> `UNKNOWN_KEY`.
+    """Return the index of a key name: 'C# minor' -> 13; None or '' -> `UNKNOWN_KEY`.
 
     Raises:
         ValueError: the name is not a tonic followed by major or minor.
@@ -68,6 +68,6 @@ def key_index(name: str | None) -> int:
         return UNKNOWN_KEY
     tonic, _, mode = name.strip().partition(" ")
     if tonic[:1] not in _TONICS or tonic[1:] not in _ACCIDENTALS or mode not in ("major", "minor"):
-        raise ValueError(f"key {name!r} must be a tonic and a mode, such as 'C# minor' or 'Eb major'")
+        raise ValueError(f"key {name!r} is not a tonic and a mode; write it like 'C# minor' or 'Eb major'")
     pitch_class = (_TONICS[tonic[0]] + _ACCIDENTALS[tonic[1:]]) % 12
     return pitch_class + (12 if mode == "minor" else 0)

@@ -1,4 +1,4 @@
-"""EDM preconditioning: a raw network becomes a denoiser D(x; sigma, cond) -> x0 (METHOD section 1)."""
+"""EDM preconditioning, which turns a raw network into a denoiser D(x; sigma, cond) -> x0 (METHOD section 1)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from presto_core.diffusion.conditioning import Conditioning
 
 
 class Denoiser(Protocol):
-    """What losses and samplers take: any estimate of clean latents from noisy ones."""
+    """The interface of losses and samplers: an estimate of clean latents from noisy ones."""
 
     def __call__(
         self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
     ) -> Tensor:
-        """x: [B, C, T] noisy latents, sigma: [B] -> x0: [B, C, T] fp32.
+        """Return x0: [B, C, T] fp32 for noisy latents x: [B, C, T] at noise levels sigma: [B].
 
-        `budget`: blocks of the network that run, for all samples or for each: [B]; None runs all of them.
+        `budget` is the number of blocks that run, for all samples or for each: [B]; None runs all.
         """
         ...
 
 
 class EDMDenoiser:
-    """D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma)/4) (Karras et al. 2022, equation 7), combined in fp32.
+    """D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4), combined in fp32 (EDM, Karras et al. 2022, eq. 7).
 
     Args:
         net: raw network F(x_scaled, c_noise, cond, budget); may be wrapped for data parallelism.
@@ -42,7 +42,7 @@ class EDMDenoiser:
     def __call__(
         self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
     ) -> Tensor:
-        # D(x; sigma, c, b) = c_skip x + c_out F(c_in x; c_noise, c, b)
+        # EDM, eq. 7, with conditions c and budget b: D(x; sigma, c, b) = c_skip x + c_out F(c_in x; c_noise, c, b)
         c_skip, c_out, c_in, c_noise = preconditioning(sigma, self.sigma_data)
         with self._autocast(x.device):
             raw = self.net(c_in * x, c_noise, cond, budget)
@@ -51,7 +51,7 @@ class EDMDenoiser:
     def denoise_with_hidden(
         self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """x0 as a call gives it, and what the last block that ran gave: [B, N, D] fp32."""
+        """Return x0 as `__call__` does, and the output of the last block that runs: [B, N, D] fp32."""
         c_skip, c_out, c_in, c_noise = preconditioning(sigma, self.sigma_data)
         with self._autocast(x.device):
             raw, hidden = self.net(c_in * x, c_noise, cond, budget, with_hidden=True)
@@ -60,7 +60,7 @@ class EDMDenoiser:
     def extract_features(
         self, x: Tensor, sigma: Tensor, cond: Conditioning | None, *, taps: tuple[int, ...]
     ) -> list[Tensor]:
-        """Activations [B, D, N] fp32 after the blocks `taps`; blocks behind the last tap are not run."""
+        """Return activations [B, D, N] fp32 after the blocks `taps`; blocks after the last tap do not run."""
         _, _, c_in, c_noise = preconditioning(sigma, self.sigma_data)
         with self._autocast(x.device):
             activations = self.net(c_in * x, c_noise, cond, taps=taps)
@@ -73,15 +73,17 @@ class EDMDenoiser:
 
 
 def preconditioning(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """c_skip, c_out, c_in as [B, 1, 1] and c_noise as [B], fp32, for sigma: [B] (EDM, table 1)."""
+    """Return c_skip, c_out, c_in as [B, 1, 1] and c_noise as [B], fp32, for sigma: [B] (EDM, table 1)."""
     sigma = sigma.float()
     s = sigma[:, None, None]
     total = s**2 + sigma_data**2
+    # s_d = sigma_data: c_skip = s_d^2 / (sigma^2 + s_d^2),  c_out = sigma s_d / sqrt(sigma^2 + s_d^2),
+    # c_in = 1 / sqrt(sigma^2 + s_d^2),  c_noise = ln(sigma) / 4
     return sigma_data**2 / total, s * sigma_data / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4
 
 
 def add_noise(x0: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Tensor:
-    """x0 + sigma * eps with eps ~ N(0, I); x0: [B, C, T], sigma: [B]."""
+    """Return x0 + sigma eps with eps ~ N(0, I); x0: [B, C, T], sigma: [B]."""
     eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
     return x0 + sigma[:, None, None].to(x0.dtype) * eps
 
@@ -89,10 +91,10 @@ def add_noise(x0: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Tenso
 def denoise_at(
     denoise: Denoiser, x: Tensor, sigma: float, cond: Conditioning | None, budget: Callable[[float], int] | None
 ) -> Tensor:
-    """x: [B, C, T] denoised at one noise level, with as many blocks as `budget` gives that level (None: all)."""
+    """Denoise x: [B, C, T] at one noise level with the number of blocks that `budget` returns for it (None: all)."""
     return denoise(x, full_sigma(sigma, x), cond, None if budget is None else budget(sigma))
 
 
 def full_sigma(sigma: float, x: Tensor) -> Tensor:
-    """One noise level for a whole batch x: [B, C, T] -> [B]."""
+    """Return one noise level for every sample of x: [B, C, T] -> [B]."""
     return torch.full((x.shape[0],), sigma, device=x.device, dtype=x.dtype)

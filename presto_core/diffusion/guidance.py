@@ -1,4 +1,4 @@
-"""Classifier-free guidance as a wrapper: Denoiser -> Denoiser (Ho & Salimans 2022)."""
+"""Classifier-free guidance as a wrapper around a denoiser (Ho & Salimans 2022)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from presto_core.diffusion.denoiser import Denoiser
 
 
 def make_guided_denoiser(denoise: Denoiser, scale: float) -> Denoiser:
-    """D^w = D(x; sigma, none) + w (D(x; sigma, cond) - D(x; sigma, none)).
+    """Return the guided denoiser D^w = D(x; sigma, none) + w (D(x; sigma, cond) - D(x; sigma, none)).
 
-    A scale of 1 is the plain conditional denoiser and 0 the unconditional one: both cost one evaluation.
-    Otherwise both estimates are computed in one batch of twice the size.
+    A scale of 1 is the conditional denoiser and 0 the unconditional one, each with one evaluation. Otherwise both
+    estimates are computed in one batch of twice the size.
     """
     if scale == 1:
         return denoise
@@ -26,10 +26,11 @@ def make_guided_denoiser(denoise: Denoiser, scale: float) -> Denoiser:
         x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
     ) -> Tensor:
         if cond is None:
-            raise ValueError(f"guidance_scale={scale} needs conditions; give captions or use guidance_scale=1")
+            raise ValueError(f"guidance_scale={scale} needs conditions; pass captions or set guidance_scale=1")
         both = Conditioning.cat([cond, cond.to_unconditional()])
         twice = torch.cat([budget, budget]) if isinstance(budget, Tensor) else budget
         with_text, without = denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), both, twice).chunk(2)
+        # METHOD section 1: D^w = D(x; sigma, none) + w (D(x; sigma, c) - D(x; sigma, none))
         return without + scale * (with_text - without)
 
     return denoise_guided

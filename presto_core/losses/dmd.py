@@ -12,20 +12,20 @@ from torch import Tensor
 
 from presto_core.losses.dsm import edm_weight
 
-EPSILON = 1e-6  # keeps the dmd weight finite where generator and real score agree exactly
+EPSILON = 1e-6  # keeps the dmd weight finite if generator and real score agree exactly
 
 
 def dmd_gradient(
     x0: Tensor, real_x0: Tensor, fake_x0: Tensor, *, sigma: Tensor, sigma_data: float, weighting: str
 ) -> Tensor:
-    """g = w (mu_fake - mu_real), the direction in which the generator's sample is too likely.
+    """Return g = w (mu_fake - mu_real), the direction in which the generator's sample is too likely.
 
     Args:
         x0: [B, C, T] generator output.
         real_x0: [B, C, T] (guided) estimate of the real score for the noised `x0`.
         fake_x0: [B, C, T] estimate of the fake score for the same noised `x0`.
-        sigma: [B] noise level the two estimates were made at.
-        weighting: `dmd` 1 / mean|x0 - real_x0| (DMD, equation 8), `edm` lambda(sigma), `none` 1.
+        sigma: [B] noise level of the two estimates.
+        weighting: `dmd` 1 / mean|x0 - real_x0| (DMD, eq. 8), `edm` lambda(sigma), `none` 1.
 
     Returns:
         [B, C, T] fp32 without graph.
@@ -33,11 +33,12 @@ def dmd_gradient(
     with torch.no_grad():
         x0, real_x0, fake_x0 = x0.float(), real_x0.float(), fake_x0.float()
         weight = WEIGHTINGS[weighting](x0, real_x0, sigma, sigma_data)
-        # g = w_t ( mu_fake(x_t; sigma, c) - mu_real^w(x_t; sigma, c) )
+        # METHOD section 3: g = w_t (mu_fake(x_t; sigma, c) - mu_real^w(x_t; sigma, c))
         return weight[:, None, None] * (fake_x0 - real_x0)
 
 
 def _dmd_weight(x0: Tensor, real_x0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    # DMD (Yin et al. 2024), eq. 8, per sample
     return 1 / ((x0 - real_x0).abs().mean(dim=(1, 2)) + EPSILON)
 
 

@@ -6,13 +6,13 @@ from torch import Tensor
 
 
 def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
-    """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, fp32 [B] (EDM, table 1)."""
+    """Return lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, fp32 [B] (EDM, table 1)."""
     sigma = sigma.float()
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
 def dsm_loss(x0_hat: Tensor, x0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    """lambda(sigma) |x0_hat - x0|^2, averaged over a sample's elements.
+    """Return lambda(sigma) |x0_hat - x0|^2, averaged over the elements of a sample.
 
     Args:
         x0_hat: [B, C, T] denoised estimate.
@@ -22,5 +22,5 @@ def dsm_loss(x0_hat: Tensor, x0: Tensor, sigma: Tensor, sigma_data: float) -> Te
     Returns:
         [B] fp32; 1 in expectation for a denoiser that outputs only c_skip x on data of variance sigma_data^2.
     """
-    # L_EDM = E[ lambda(sigma) |D(x + sigma eps; sigma, c) - x|^2 ]
+    # METHOD section 1: L_EDM = E[lambda(sigma) |D(x + sigma eps; sigma, c) - x|^2]
     return edm_weight(sigma, sigma_data) * (x0_hat.float() - x0.float()).square().mean(dim=(1, 2))

@@ -1,4 +1,4 @@
-"""Adversarial losses on patch scores: least squares (the paper's), and the alternatives of METHOD section 3.
+"""Adversarial losses on patch scores: least squares as in the Presto paper, and alternatives (METHOD section 3).
 
 Scores are [B, P]; every loss is [B], averaged over patches.
 """
@@ -12,29 +12,30 @@ from torch import Tensor
 
 
 def discriminator_loss(real_scores: Tensor, fake_scores: Tensor, kind: str) -> Tensor:
-    """What the head (and the fake score below it) minimises: real towards 1 (or up), fake towards 0 (or down)."""
+    """Return the loss of head and fake score: real scores towards 1 (or up), fake scores towards 0 (or down)."""
     return _DISCRIMINATOR_LOSSES[kind](real_scores, fake_scores).mean(dim=1)
 
 
 def generator_loss(fake_scores: Tensor, kind: str, real_scores: Tensor | None = None) -> Tensor:
-    """What the generator minimises. `relativistic` compares with real scores too.
+    """Return the loss of the generator; `relativistic` also compares with real scores.
 
     Raises:
         ValueError: `relativistic` without `real_scores`.
     """
     if kind == "relativistic":
         if real_scores is None:
-            raise ValueError("the relativistic generator loss needs real_scores")
+            raise ValueError("the relativistic generator loss needs real_scores; pass them")
         return F.softplus(real_scores - fake_scores).mean(dim=1)
     return _GENERATOR_LOSSES[kind](fake_scores).mean(dim=1)
 
 
 def approximate_r1(scores: Tensor, perturbed_scores: Tensor, std: float) -> Tensor:
-    """Finite-difference gradient penalty |D(x_t + std n) - D(x_t)|^2 / std^2 -> [B].
+    """Return the finite-difference gradient penalty |D(x_t + std n) - D(x_t)|^2 / std^2 [B] (METHOD section 3).
 
-    `perturbed_scores` must come from the *noised* latents plus a small perturbation at the same sigma: perturbing
-    clean latents and leaving out the noise would judge inputs that the head never sees.
+    `perturbed_scores` must come from the *noised* latents plus a small perturbation at the same sigma: perturbing clean
+    latents without noise would penalise the head on inputs that it never sees.
     """
+    # n ~ N(0, I): E|(D(x + std n) - D(x)) / std|^2 -> |dD/dx|^2 as std -> 0
     return ((perturbed_scores - scores) / std).square().mean(dim=1)
 
 

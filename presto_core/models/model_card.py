@@ -1,4 +1,4 @@
-"""A trained network as files of an artifact: weights plus all that is needed to use them without the training run."""
+"""A trained network as files of an artifact: weights plus everything needed to use them without the training run."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model's artifact says about the model.
+    """The description of a model in its artifact's manifest.
 
     Attributes:
-        network: settings of the network, of the `kind` they name (`presto_core.networks.table`).
-        channels, frames: latent shape it was trained on.
+        network: settings of the network, for the `kind` they name (`presto_core.networks.table`).
+        channels, frames: latent shape the model is trained on.
         sigma_data: standard deviation of the normalised latents.
-        mean, std: [channels] statistics that undo the normalisation.
-        codec, text: which codec and text encoder the latents and captions went through, with digests.
-        layer_budget: table of blocks by noise level it was trained with (`LayerBudget`); None runs all blocks.
+        mean, std: [channels] statistics that invert the normalisation.
+        codec, text: codec and text encoder of the training data, with digests.
+        layer_budget: `LayerBudget` the model is trained with; None runs all blocks.
     """
 
     network: dict[str, Any]
@@ -44,7 +44,7 @@ class ModelCard:
 
     @property
     def budget(self) -> LayerBudget | None:
-        """What inference must use, as training did."""
+        """The layer budget that training used and inference must use."""
         return LayerBudget.from_dict(self.layer_budget) if self.layer_budget else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,21 +52,21 @@ class ModelCard:
 
     @property
     def depth(self) -> int:
-        """Blocks of the network."""
+        """Number of blocks of the network."""
         return network_depth(self.network)
 
     def build_network(self) -> Network:
-        """An untrained network of this kind and shape."""
+        """Build an untrained network of this kind and shape."""
         kind = find_network_kind(self.network)
         return kind.build(kind.config(**self.network), self.channels, self.text["dim"], self.budget)
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, T] as the codec knows them -> as the network does."""
+        """Convert latents [B, C, T] from the codec's scale to the network's."""
         mean, std = self._statistics(latents)
         return (latents - mean) / std
 
     def denormalize(self, x0: Tensor) -> Tensor:
-        """Network output [B, C, T] -> latents as the codec knows them."""
+        """Convert network output [B, C, T] to latents at the codec's scale."""
         mean, std = self._statistics(x0)
         return x0 * std + mean
 
@@ -76,33 +76,33 @@ class ModelCard:
 
 
 def serialize_network(network: nn.Module) -> dict[str, bytes]:
-    """The weights as an artifact's file."""
+    """Return the weights of a network as an artifact file."""
     return serialize_state(network.state_dict())
 
 
 def serialize_state(state: dict[str, Tensor]) -> dict[str, bytes]:
-    """The same of a network's state, whole."""
+    """Return an unsharded state dict as an artifact file."""
     return {WEIGHTS: save({name: value.detach().cpu().contiguous() for name, value in state.items()})}
 
 
 def load_model(folder: Folder, manifest: dict[str, Any]) -> tuple[Network, ModelCard]:
-    """The network of a model's artifact (teacher, layers, generator), in evaluation mode, with its card.
+    """Load the network of a model artifact (teacher, layers, generator) in evaluation mode, and its card.
 
     Raises:
-        StoreError: the artifact holds no model, its weights are damaged or do not fit.
+        StoreError: the artifact contains no model, or its weights are damaged or do not fit.
     """
     if "model" not in manifest:
-        raise StoreError(f"{folder.uri} is a {manifest.get('kind')}, not a model")
+        raise StoreError(f"{folder.uri} is a {manifest.get('kind')}, not a model; name a trained model")
     try:
         card = ModelCard(**manifest["model"])
         network = card.build_network()
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"what {folder.uri} says of its model cannot be read: {error}; make it again") from error
+        raise StoreError(f"model card of {folder.uri} cannot be read ({error}); run its stage again") from error
     try:
         network.load_state_dict(load(read_file(folder, WEIGHTS, manifest)))
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise StoreError(
-            f"the weights in {folder.uri} do not fit the network they are stored with: {reason}"
+            f"weights in {folder.uri} do not fit the network of their model card ({reason}); run its stage again"
         ) from error
     return network.eval(), card

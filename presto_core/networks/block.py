@@ -1,6 +1,6 @@
-"""One block of the diffusion transformer, and what it is made of.
+"""One block of the diffusion transformer and its layers.
 
-AdaLN-zero (Peebles & Xie 2023), with rotary positions, SwiGLU, normalised queries and keys, and cross-attention to the
+AdaLN-zero (Peebles & Xie 2023) with rotary positions, SwiGLU, normalised queries and keys, and cross-attention to the
 caption.
 """
 
@@ -42,7 +42,7 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, context: Tensor, visible: Tensor) -> Tensor:
-        """x: [B, N, D] attends to context: [B, S, D] where visible: [B, S]."""
+        """Attend from x: [B, N, D] to the tokens of context: [B, S, D] that are visible: [B, S]."""
         k, v = (_split_heads(t, self.heads) for t in self.kv(context).chunk(2, dim=-1))
         q = self.q_norm(_split_heads(self.q(x), self.heads))
         mask = visible[:, None, None, :]
@@ -50,10 +50,11 @@ class CrossAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward (Shazeer 2020); `ratio` counts as if ungated, so 4 costs what a plain 4x MLP costs."""
+    """Gated feed-forward (Shazeer 2020); `ratio` is that of an ungated MLP of equal cost."""
 
     def __init__(self, dim: int, ratio: float) -> None:
         super().__init__()
+        # three matrices instead of two: width 2/3 ratio dim costs the same, rounded to a multiple of 8
         hidden = max(8, round(dim * ratio * 2 / 3 / 8) * 8)
         self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
@@ -67,7 +68,7 @@ class Block(nn.Module):
     """Self-attention, cross-attention and feed-forward, modulated by AdaLN-zero.
 
     Attributes:
-        checkpointing: activations inside are computed again in the backward pass instead of kept.
+        checkpointing: recompute activations inside the block in the backward pass instead of keeping them.
     """
 
     checkpointing = False
@@ -89,7 +90,7 @@ class Block(nn.Module):
         """x: [B, N, D] -> [B, N, D]; vector: [B, D] activated noise and condition embedding."""
         inputs = (x, vector, context, visible, rotary)
         if self.checkpointing and torch.is_grad_enabled():
-            # nothing in a block is random
+            # a block has no dropout, so the RNG state need not be preserved
             return checkpoint(self._forward, *inputs, use_reentrant=False, preserve_rng_state=False)
         return self._forward(*inputs)
 
@@ -103,7 +104,7 @@ class Block(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x: [B, N, D], normalised over D, then scaled and shifted."""
+    """Normalise x: [B, N, D] over D, then scale and shift it."""
     return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
 
 

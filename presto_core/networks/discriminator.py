@@ -11,9 +11,9 @@ class PatchHead(nn.Module):
 
     Args:
         feature_dim: width D of one tapped block.
-        taps: number of tapped blocks, concatenated.
+        num_taps: number of tapped blocks, whose features are concatenated.
         channels: width of the convolutions.
-        layers: halvings of the time axis.
+        layers: number of convolutions that halve the time axis.
     """
 
     def __init__(self, feature_dim: int, *, num_taps: int, channels: int, layers: int) -> None:
@@ -23,14 +23,14 @@ class PatchHead(nn.Module):
         self.layers = nn.Sequential(*conv_blocks, nn.Conv1d(widths[-1], 1, kernel_size=3, padding=1))
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """features: one [B, D, N] a tap -> scores [B, P].
+        """Compute scores [B, P] from features: one [B, D, N] per tap.
 
         Raises:
-            ValueError: N tokens cannot be halved so often.
+            ValueError: N is too small for the number of layers.
         """
         tokens, halvings = features[0].shape[-1], len(self.layers) - 1
         if tokens < 2**halvings:
-            raise ValueError(f"steps.gan.head_layers={halvings} cannot halve {tokens} tokens so often; lower it")
+            raise ValueError(f"steps.gan.head_layers={halvings} is too large for {tokens} tokens; lower it")
         scores: Tensor = self.layers(torch.cat(features, dim=1))
         return scores.squeeze(1)
 

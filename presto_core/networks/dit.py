@@ -1,7 +1,7 @@
-"""The diffusion transformer over latent frames: the raw network F inside every denoiser of the project.
+"""The diffusion transformer (DiT, Peebles & Xie 2023) over latent frames: the raw network F inside the denoisers.
 
-Peebles & Xie 2023, with blocks as `block` describes them. Contract: `net(x_scaled, time, cond, budget)`, where a
-budget is the number of blocks that run; with `taps`, the activations that a discriminator reads.
+`net(x_scaled, time, cond, budget)` returns F, where a budget is the number of blocks that run; with `taps` it returns
+the activations that a discriminator reads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class DiT(Network):
         channels: latent channels C.
         text_dim: width E of caption embeddings.
         mode: which blocks a budget skips.
-        budget_conditioned: add an embedding of the budget to that of the noise level.
+        budget_conditioned: add an embedding of the budget to the noise embedding.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class DiT(Network):
 
     @staticmethod
     def for_budget(config: NetworkConfig, *, channels: int, text_dim: int, budget: LayerBudget | None) -> DiT:
-        """An untrained network that runs at this budget; None runs all blocks."""
+        """Build an untrained network that runs at this budget; None runs all blocks."""
         if budget is None:
             return DiT(config, channels=channels, text_dim=text_dim)
         mode, conditioned = budget.mode, budget.conditioned
@@ -89,7 +89,7 @@ class DiT(Network):
         taps: tuple[int, ...] | None = None,
         with_hidden: bool = False,
     ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor]:
-        """See `Network.forward`; N = T / patch tokens. Raises ValueError where T is not a multiple of the patch."""
+        """See `Network.forward`; N = T / patch tokens. Raises ValueError if T is not a multiple of the patch."""
         budget = self.depth if budget is None else budget
         budgets = budget.tolist() if isinstance(budget, Tensor) else [budget]
         check_budgets(budgets, self.depth)
@@ -109,7 +109,7 @@ class DiT(Network):
         return (raw, hidden) if with_hidden else raw
 
     def _forward_to_taps(self, hidden: Tensor, conditions: tuple[Tensor, ...], taps: tuple[int, ...]) -> list[Tensor]:
-        """Activations [B, D, N] after the blocks `taps`; none behind the last of them runs."""
+        """Return activations [B, D, N] after the blocks `taps`; blocks after the last tap do not run."""
         rotary, activations = self._rotary(hidden), {}
         for index, block in enumerate(self.blocks[: max(taps) + 1]):
             hidden = block(hidden, *conditions, rotary)
@@ -117,22 +117,22 @@ class DiT(Network):
         return [activations[i].transpose(1, 2) for i in taps]
 
     def _forward_blocks(self, hidden: Tensor, conditions: tuple[Tensor, ...], budgets: list[int]) -> Tensor:
-        """hidden: [B, N, D] through the blocks that the one budget of all samples keeps."""
+        """Pass hidden: [B, N, D] through the blocks that run at the common budget of all samples."""
         rotary = self._rotary(hidden)
         for index in kept_blocks(budgets[0], self.depth, self.mode):
             hidden = self.blocks[index](hidden, *conditions, rotary)
         return hidden
 
     def _forward_mixed_budgets(self, hidden: Tensor, conditions: tuple[Tensor, ...], budgets: list[int]) -> Tensor:
-        """Samples in order of their budgets, largest first: each block runs on the first `count`, and on no other."""
+        """Sort samples by budget, largest first, and run each block on the first `count` samples only."""
         depth, rotary = self.depth, self._rotary(hidden)
         order = torch.tensor(sorted(range(len(budgets)), key=lambda i: -budgets[i]), device=hidden.device)
         hidden, *conditions_ordered = (t[order] for t in (hidden, *conditions))
         runs = [set(kept_blocks(b, depth, self.mode)) for b in budgets]
-        finished: list[Tensor] = []  # what skips the next block, the smallest budgets first
+        finished: list[Tensor] = []  # samples that skip the next block, smallest budgets first
         for index, block in enumerate(self.blocks):
             count = sum(index in kept for kept in runs)
-            if count > len(hidden):  # the last block, which all samples run
+            if count > len(hidden):  # the last block, which runs for all samples
                 hidden, finished = torch.cat([hidden, *reversed(finished)]), []
             if count < len(hidden):
                 finished.append(hidden[count:])
@@ -145,10 +145,10 @@ class DiT(Network):
         return rotary_angles(hidden.shape[1], self.config.dim // self.config.heads, hidden.device)
 
     def _wiener_filter(self, x: Tensor, vector: Tensor) -> Tensor:
-        """Each channel of x: [B, C, T] through a short filter over time that noise level and conditions choose.
+        """Filter each channel of x: [B, C, T] over time with a short kernel from noise level and conditions.
 
-        The linear part of denoising a stationary signal (Wiener). Without it every value of a token would have to pass
-        through `dim` numbers, and a small network's samples keep noise in the channels it has no room for.
+        This is the linear part of denoising a stationary signal (Wiener filter). Without it all values of a token must
+        pass through `dim` features, and samples of a small network keep noise in the remaining channels.
         """
         kernel = self.filter(vector).unflatten(1, (self.channels, -1))
         edge = kernel.shape[-1] // 2
@@ -156,17 +156,17 @@ class DiT(Network):
         return torch.einsum("bctk,bck->bct", windows, kernel)
 
     def _patchify(self, x: Tensor) -> Tensor:
-        """[B, C, T] -> [B, T / patch, C patch]."""
+        """Split [B, C, T] into tokens [B, T / patch, C patch]."""
         batch, channels, frames = x.shape
         patch = self.config.patch
         if frames % patch:
             raise ValueError(
-                f"{frames} latent frames do not divide into tokens of network.patch={patch} frames; "
-                "choose ingest.chunk_frames as a multiple of it"
+                f"{frames} latent frames are not a multiple of network.patch={patch}; "
+                "set ingest.chunk_frames to a multiple of it"
             )
         return x.transpose(1, 2).reshape(batch, frames // patch, patch * channels).to(self.input.weight.dtype)
 
     def _unpatchify(self, tokens: Tensor) -> Tensor:
-        """[B, N, C patch] -> [B, C, N patch]."""
+        """Join tokens [B, N, C patch] to [B, C, N patch]."""
         batch, count, _ = tokens.shape
         return tokens.reshape(batch, count * self.config.patch, self.channels).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Embeddings of everything a network is told: noise level, layer budget, caption, tempo, key, and position in time."""
+"""Embeddings of the network's inputs: noise level, layer budget, caption, tempo, key, and position in time."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
 
-FREQUENCIES = 32  # sine and cosine pairs that describe one number
+FREQUENCIES = 32  # sine and cosine pairs per number
 
 
 def fourier_features(value: Tensor, *, lowest: float, highest: float) -> Tensor:
-    """value: [B] -> [B, 2 FREQUENCIES] sines and cosines at log-spaced angular frequencies."""
+    """Return sines and cosines [B, 2 FREQUENCIES] of value: [B] at log-spaced angular frequencies."""
     steps = torch.linspace(math.log(lowest), math.log(highest), FREQUENCIES, device=value.device)
     angle = value.float()[:, None] * steps.exp()
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 class NoiseEmbedding(nn.Module):
-    """c_noise = ln(sigma)/4 -> vector."""
+    """Embedding of c_noise = ln(sigma) / 4."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -33,22 +33,22 @@ class NoiseEmbedding(nn.Module):
 
 
 class BudgetEmbedding(nn.Module):
-    """Number of blocks that run, 1 to depth -> vector; zero at initialisation."""
+    """Embedding of the number of blocks that run, 1 to depth; zero at initialisation."""
 
     def __init__(self, depth: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(depth, dim))
 
     def forward(self, budget: int | Tensor) -> Tensor:
-        """budget: one for all -> [dim], or [B] -> [B, dim]."""
+        """Embed one budget for all samples as [dim], or budgets [B] as [B, dim]."""
         return self.weight[budget - 1]
 
 
 class ConditionEmbedding(nn.Module):
-    """Caption, tempo and key -> one vector for modulation and one sequence for cross-attention.
+    """Embedding of caption, tempo and key: one vector for modulation and one sequence for cross-attention.
 
-    The sequence starts with a learned token that is always visible: it is all that an unconditional sample sees,
-    and it keeps attention defined where a caption is empty.
+    The sequence starts with a learned token that is always visible: an unconditional sample sees only this token, and
+    it keeps attention defined for an empty caption.
     """
 
     def __init__(self, dim: int, *, text_dim: int) -> None:
@@ -62,7 +62,7 @@ class ConditionEmbedding(nn.Module):
         nn.init.normal_(self.key.weight, std=0.02)
 
     def forward(self, cond: Conditioning | None, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Conditions (None: unconditional) -> vector [B, D], sequence [B, 1 + S, D], visible [B, 1 + S]."""
+        """Embed conditions (None: unconditional) as vector [B, D], sequence [B, 1 + S, D], visible [B, 1 + S]."""
         first = self.first_token.expand(batch, 1, -1)
         always = torch.ones(batch, 1, dtype=torch.bool, device=first.device)
         if cond is None:
@@ -74,21 +74,21 @@ class ConditionEmbedding(nn.Module):
 
     def _embed_conditions(self, cond: Conditioning) -> Tensor:
         known = cond.tempo_bpm > 0  # False for NaN too
-        # the unknown are replaced before the logarithm: behind it, they would poison gradients even where masked
+        # replace unknown tempos before the logarithm: after it, NaN would reach the gradients even if masked
         octaves = torch.log2(torch.where(known, cond.tempo_bpm, 120.0) / 120)
         tempo = self.tempo(fourier_features(octaves, lowest=0.5, highest=50.0))
         return self.pooled(_unit_rms(cond.pooled)) + torch.where(known[:, None], tempo, 0.0) + self.key(cond.key)
 
 
 def rotary_angles(tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [tokens, head_dim / 2] of rotary position embedding (Su et al. 2021)."""
+    """Return cosines and sines [tokens, head_dim / 2] of the rotary position embedding (Su et al. 2021)."""
     speed = 10000.0 ** (-torch.arange(0, head_dim, 2, device=device).float() / head_dim)
     angle = torch.arange(tokens, device=device).float()[:, None] * speed
     return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each channel pair of x: [B, H, N, head_dim] by its position's angle."""
+    """Rotate each channel pair of x: [B, H, N, head_dim] by the angle of its position."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

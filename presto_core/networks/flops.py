@@ -1,6 +1,6 @@
-"""How much work one pass of the diffusion transformer is, and how much memory: counted from its shape, without torch.
+"""FLOPs and parameters of the diffusion transformer, computed from its shape without PyTorch.
 
-Only matrix products and attention are counted, as FLOPs usually are: a multiplication and an addition are two.
+As usual, only matrix products and attention count, with two FLOPs per multiply-add.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 from presto_core.config.sections import NetworkConfig
 
-FREQUENCY_FEATURES = 64  # sines and cosines that describe a noise level or a tempo
+FREQUENCY_FEATURES = 64  # sines and cosines per noise level or tempo
 KEYS = 25  # musical keys, and the unknown one
 
 
 @dataclass(frozen=True)
 class LatentShape:
-    """What a network is shown.
+    """Shape of a network's input.
 
     Attributes:
         channels, frames: C and T of latents [B, C, T].
-        text_dim, text_tokens: width and number of a caption's token embeddings.
+        text_dim, text_tokens: width and number of token embeddings per caption.
     """
 
     channels: int = 64
@@ -29,12 +29,12 @@ class LatentShape:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row in a shard, uncompressed: fp16 latents and caption embeddings, a mask, and a few numbers."""
+        """Uncompressed bytes per row of a shard: fp16 latents and caption embeddings, a mask, and a few numbers."""
         return 2 * self.channels * self.frames + self.text_tokens * (2 * self.text_dim + 1) + 2 * self.text_dim + 100
 
 
 def mlp_width(network: NetworkConfig) -> int:
-    """Hidden width of the gated feed-forward."""
+    """Return the hidden width of the gated feed-forward layer."""
     return max(8, round(network.dim * network.mlp_ratio * 2 / 3 / 8) * 8)
 
 
@@ -43,7 +43,7 @@ def num_tokens(network: NetworkConfig, shape: LatentShape) -> int:
 
 
 def block_flops(network: NetworkConfig, shape: LatentShape) -> float:
-    """One block's forward pass on one sample."""
+    """Return the forward FLOPs of one block per sample."""
     dim, hidden, n, context = network.dim, mlp_width(network), num_tokens(network, shape), shape.text_tokens + 1
     per_token = 4 * dim * dim + 2 * dim * dim + 3 * dim * hidden  # self-attention, cross-attention, feed-forward
     attention = 2 * n * n * dim + 2 * n * context * dim
@@ -51,7 +51,7 @@ def block_flops(network: NetworkConfig, shape: LatentShape) -> float:
 
 
 def outer_flops(network: NetworkConfig, shape: LatentShape) -> float:
-    """All but the blocks, forward, on one sample: embeddings, input, output, filter."""
+    """Return the forward FLOPs outside the blocks per sample: embeddings, input, output, filter."""
     dim, n, c = network.dim, num_tokens(network, shape), shape.channels
     embedding = FREQUENCY_FEATURES * dim + dim * dim + shape.text_dim * dim + FREQUENCY_FEATURES * dim
     ends = 2 * n * c * network.patch * dim + 2 * dim * dim
@@ -60,7 +60,7 @@ def outer_flops(network: NetworkConfig, shape: LatentShape) -> float:
 
 
 def forward_flops(network: NetworkConfig, shape: LatentShape, *, blocks: float | None = None) -> float:
-    """A forward pass on one sample; `blocks` may be a mean over samples, None runs all."""
+    """Return the forward FLOPs per sample; `blocks` may be a mean over samples, None runs all."""
     run = network.depth if blocks is None else blocks
     return run * block_flops(network, shape) + outer_flops(network, shape)
 
@@ -73,7 +73,7 @@ def num_block_parameters(network: NetworkConfig) -> int:
 
 
 def num_parameters(network: NetworkConfig, shape: LatentShape) -> int:
-    """Of a whole network, without an embedding of layer budgets."""
+    """Return the parameters of a network without a budget embedding."""
     dim, c = network.dim, shape.channels
     noise = FREQUENCY_FEATURES * dim + dim + dim * dim + dim
     condition = 2 * (shape.text_dim * dim + dim) + 2 * dim + FREQUENCY_FEATURES * dim + dim + KEYS * dim

@@ -1,6 +1,6 @@
 """Layer budgets: how many transformer blocks run at a noise level, and which ones (METHOD section 4).
 
-`budget` always counts the blocks that run. Few run at high noise, where the outline is all there is to decide.
+`budget` always counts the blocks that run. Few run at high noise, which determines only the coarse structure.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Mode = Literal["presto", "ase"]
 
 
 def kept_blocks(budget: int, depth: int, mode: Mode = "presto") -> tuple[int, ...]:
-    """Indices of the blocks that run, in order.
+    """Return the indices of the blocks that run, in order.
 
     `presto` always runs the last block and skips from the second-to-last backwards; `ase` (adaptive score estimation,
-    an early exit) skips from the very back.
+    an early exit) skips from the last backwards.
 
     Raises:
         UserError: the budget is not between 1 and the depth.
@@ -35,26 +35,26 @@ def kept_blocks(budget: int, depth: int, mode: Mode = "presto") -> tuple[int, ..
 
 
 def check_budgets(budgets: list[int], depth: int) -> None:
-    """Refuse budgets that are not between 1 and the depth.
+    """Check that budgets are between 1 and the depth.
 
     Raises:
-        UserError: naming the first such budget.
+        UserError: a budget is not; names the first one.
     """
     for budget in budgets:
         if not 1 <= budget <= depth:
-            raise UserError(f"a budget of {budget} blocks does not fit a network of {depth}; give 1 to {depth}")
+            raise UserError(f"budget of {budget} blocks does not fit a network of {depth} blocks; use 1 to {depth}")
 
 
 @dataclass(frozen=True)
 class LayerBudget:
-    """A table from noise level to blocks kept, over equally likely bins of a noise distribution.
+    """A table from noise level to number of blocks, over equal-probability bins of a noise distribution.
 
     Attributes:
         kept: blocks that run in each bin, from high noise to low.
-        edges: [bins - 1] noise levels between the bins, falling; an edge itself belongs to the bin of more noise.
-        distribution: settings of the distribution that the edges are quantiles of.
+        edges: [bins - 1] noise levels between the bins, decreasing; an edge belongs to the bin of higher noise.
+        distribution: settings of the distribution whose quantiles are the edges.
         mode: which blocks a budget skips.
-        conditioned: whether the network is told its budget.
+        conditioned: whether the network has an embedding of the budget.
     """
 
     kept: tuple[int, ...]
@@ -67,7 +67,7 @@ class LayerBudget:
     def from_distribution(
         noise: NoiseDistribution, config: BudgetConfig, *, depth: int, mode: Mode = "presto", conditioned: bool = True
     ) -> LayerBudget:
-        """The configured table in equal-probability bins of `noise`.
+        """Build the configured table over equal-probability bins of `noise`.
 
         Raises:
             UserError: the table does not fit the depth.
@@ -78,30 +78,30 @@ class LayerBudget:
         return LayerBudget(kept, edges, noise.to_config(), mode, conditioned)
 
     def blocks_at(self, sigma: float) -> int:
-        """Blocks that run at one noise level; needs no look at a tensor, so that sampling never waits for a device."""
-        level = float(np.float32(sigma))  # as `of` sees it: a grid's level may be an edge itself
+        """Return the blocks that run at one noise level; reads no tensor, so sampling never waits for the device."""
+        level = float(np.float32(sigma))  # fp32 as in `blocks_per_sample`: a level of a grid may be an edge
         return self.kept[sum(level < edge for edge in self.edges)]
 
     def blocks_per_sample(self, sigma: Tensor) -> Tensor:
-        """The same for sigma: [B] fp32 -> [B] int64."""
+        """Return the blocks that run for each sample: sigma [B] fp32 -> [B] int64."""
         edges, kept = (torch.tensor(v, device=sigma.device) for v in (self.edges, self.kept))
         return kept[(sigma[:, None] < edges).sum(dim=1)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a manifest; `from_dict` reads it."""
+        """Return plain data for a manifest; `from_dict` reads it."""
         return asdict(self)
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> LayerBudget:
-        """What `to_dict` gave, after JSON too.
+        """Restore a table from the result of `to_dict`, also after a JSON round trip.
 
         Raises:
-            KeyError, TypeError, ValueError: it holds no table, or one that is none.
+            KeyError, TypeError, ValueError: the data contain no valid table.
         """
         budget = LayerBudget(**data | {"kept": tuple(data["kept"]), "edges": tuple(data["edges"])})
         rising, falling = sorted(budget.kept), sorted(budget.edges, reverse=True)
         if not rising or rising[0] < 1 or list(budget.kept) != rising:
-            raise ValueError(f"kept={list(budget.kept)} must hold numbers of blocks that do not fall")
+            raise ValueError(f"kept={list(budget.kept)} must be numbers of blocks in non-decreasing order")
         if len(falling) != len(rising) - 1 or list(budget.edges) != falling:
-            raise ValueError(f"edges={list(budget.edges)} must be {len(rising) - 1} falling noise levels")
+            raise ValueError(f"edges={list(budget.edges)} must be {len(rising) - 1} noise levels in decreasing order")
         return budget

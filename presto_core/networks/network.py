@@ -1,4 +1,4 @@
-"""The contract of a raw network F: what training, sampling, sharding and counting rely on, whatever its class."""
+"""The interface of a raw network F that training, sampling, sharding and FLOP counting rely on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Network(nn.Module):
         width: features D of the activations after a block.
         blocks: the L blocks. Each is one unit of sharding, and of activation checkpointing by its attribute
             `checkpointing`.
-        run_empty_blocks: call blocks that no sample runs, too, with no rows. Where blocks are sharded, every worker
-            has to take part in gathering each of them.
+        run_empty_blocks: also call blocks that no sample runs, with zero rows. If blocks are sharded, every worker
+            must take part in gathering each of them.
     """
 
     depth: int
@@ -35,13 +35,16 @@ class Network(nn.Module):
         taps: tuple[int, ...] | None = None,
         with_hidden: bool = False,
     ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor]:
-        """x: [B, C, T] scaled latents, time: [B] as the preconditioning gives it -> F: [B, C, T].
+        """Return F: [B, C, T].
 
         Args:
-            budget: blocks that run, for all samples or for each: [B]; None runs all of them.
-            taps: return activations [B, D, N] after those blocks of the whole network instead, and run none behind
-                the last of them.
-            with_hidden: return what the last block that ran gave, [B, N, D], as well.
+            x: [B, C, T] scaled latents.
+            time: [B] c_noise of the preconditioning.
+            cond: conditions; None is unconditional.
+            budget: number of blocks that run, for all samples or for each: [B]; None runs all.
+            taps: return activations [B, D, N] after these blocks at full depth instead; blocks after the last tap do
+                not run.
+            with_hidden: also return the output of the last block that runs, [B, N, D].
 
         Raises:
             UserError: a budget is not between 1 and the depth.
@@ -49,7 +52,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def with_budget(self, budget: LayerBudget) -> Network:
-        """A trainable copy that runs at this budget; at full depth it equals the original, bit for bit."""
+        """Return a trainable copy that runs at this budget; at full depth it is bit-identical to the original."""
         raise NotImplementedError
 
     def set_activation_checkpointing(self, enabled: bool) -> None:

@@ -1,7 +1,7 @@
-"""The table of networks: the only list of network classes, by the `kind` that a model card names.
+"""The table of network classes by the `kind` in a model card; the only list of them.
 
-A new class is one file that implements `Network` and one row here. Read without PyTorch, which a row imports when it
-builds: plans and configuration start without it.
+A new class needs one file that implements `Network` and one row here. A row imports PyTorch only when it builds a
+network, so `presto plan` and configuration start without it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from presto_core.networks.layer_budget import LayerBudget
     from presto_core.networks.network import Network
 
-DEFAULT_KIND = "dit"  # of model cards that name none
+DEFAULT_KIND = "dit"  # for model cards without a kind
 
 
 @dataclass(frozen=True)
 class NetworkKind:
-    """One row.
+    """One row of the table.
 
     Attributes:
-        config: settings of the network, which a model card holds.
-        build: an untrained network of these settings for latents of C channels, text of width E, and a budget.
-        depth: number of blocks.
-        block_flops, outer_flops: forward FLOPs of one sample, of one block and of all that is no block.
+        config: class of the network's settings in a model card.
+        build: returns an untrained network for settings, latents of C channels, text of width E, and a budget.
+        depth: returns the number of blocks.
+        block_flops, outer_flops: return the forward FLOPs per sample of one block, and of everything else.
     """
 
     config: type[Section]
@@ -53,23 +53,23 @@ NETWORKS: dict[str, NetworkKind] = {
 
 
 def find_network_kind(settings: dict[str, Any]) -> NetworkKind:
-    """The row of a model card's network settings.
+    """Return the row for a model card's network settings.
 
     Raises:
-        UserError: no such kind.
+        UserError: the kind is unknown.
     """
     kind = settings.get("kind", DEFAULT_KIND)
     if kind not in NETWORKS:
-        raise UserError(f"network kind {kind!r} is not known; this version has {', '.join(sorted(NETWORKS))}")
+        raise UserError(f"network kind {kind!r} is unknown; use one of {', '.join(sorted(NETWORKS))}")
     return NETWORKS[kind]
 
 
 def kind_of(config: Section) -> NetworkKind:
-    """The row whose settings class this is."""
+    """Return the row with the class of `config`."""
     return next(kind for kind in NETWORKS.values() if type(config) is kind.config)
 
 
 def network_depth(settings: dict[str, Any]) -> int:
-    """Number of blocks of a model card's network."""
+    """Return the number of blocks of a model card's network."""
     kind = find_network_kind(settings)
     return kind.depth(kind.config(**settings))

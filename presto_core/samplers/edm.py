@@ -1,8 +1,8 @@
-"""Deterministic samplers of the base model: Euler, Heun (EDM, algorithm 1) and DPM-Solver++(2M).
+"""Deterministic samplers of the teacher: Euler, Heun (EDM, algorithm 1) and DPM-Solver++(2M).
 
-All solve dx/dsigma = (x - D(x; sigma)) / sigma from noise to data and take any denoiser, guided or not. The state is
-kept in the dtype of `noise`: fp32 in use, fp64 in convergence tests. `budget` gives the blocks to run at each noise
-level (Presto-L speeds up plain sampling too); None runs all of them.
+All solve dx/dsigma = (x - D(x; sigma)) / sigma (EDM, eqs. 1 and 3, sigma(t) = t) from noise to data with any denoiser,
+guided or not. The state has the dtype of `noise`: fp32 in use, fp64 in convergence tests. `budget` returns the blocks
+to run at each noise level (Presto-L also speeds up plain sampling); None runs all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ BlocksAt = Callable[[float], int] | None
 def euler(
     denoise: Denoiser, noise: Tensor, sigmas: Tensor, cond: Conditioning | None, budget: BlocksAt = None
 ) -> Tensor:
-    """First order; one denoised estimate a step. noise: [B, C, T] ~ N(0, I), sigmas: [num_steps + 1] down to 0."""
+    """Sample with Euler steps, first order, one evaluation per step.
+
+    noise: [B, C, T] ~ N(0, I), sigmas: [num_steps + 1] down to 0.
+    """
     x = noise * float(sigmas[0])
     for sigma, sigma_next in _sigma_pairs(sigmas):
         x0 = denoise_at(denoise, x, sigma, cond, budget)
@@ -32,7 +35,7 @@ def euler(
 def heun(
     denoise: Denoiser, noise: Tensor, sigmas: Tensor, cond: Conditioning | None, budget: BlocksAt = None
 ) -> Tensor:
-    """Second order (EDM, algorithm 1); two denoised estimates a step, one in the last."""
+    """Sample with Heun steps, second order (EDM, algorithm 1), two evaluations per step, one in the last."""
     x = noise * float(sigmas[0])
     for sigma, sigma_next in _sigma_pairs(sigmas):
         slope = (x - denoise_at(denoise, x, sigma, cond, budget)) / sigma
@@ -47,17 +50,18 @@ def heun(
 def dpmpp_2m(
     denoise: Denoiser, noise: Tensor, sigmas: Tensor, cond: Conditioning | None, budget: BlocksAt = None
 ) -> Tensor:
-    """Second-order multistep (Lu et al. 2022, algorithm 2, in sigma = exp(-lambda)); one denoised estimate a step."""
+    """Sample with DPM-Solver++(2M), second-order multistep (Lu et al. 2022, algorithm 2), one evaluation per step."""
     x = noise * float(sigmas[0])
     previous_x0, previous_h = None, 0.0
     for sigma, sigma_next in _sigma_pairs(sigmas):
         x0 = denoise_at(denoise, x, sigma, cond, budget)
         if sigma_next == 0:
             return x0
-        h = math.log(sigma / sigma_next)
+        h = math.log(sigma / sigma_next)  # lambda_next - lambda, as lambda = -ln(sigma) in the EDM form
         if previous_x0 is None:
             direction = x0
         else:
+            # D = (1 + 1 / 2r) x0_i - (1 / 2r) x0_(i-1),  r = h_(i-1) / h_i
             r = previous_h / h
             direction = (1 + 1 / (2 * r)) * x0 - previous_x0 / (2 * r)
         # x <- (sigma_next / sigma) x + (1 - e^-h) D, with e^-h = sigma_next / sigma

@@ -1,4 +1,4 @@
-"""Ping-pong sampling of a distilled generator: denoise fully, noise again a little less, repeat (METHOD section 3)."""
+"""Ping-pong sampling of a distilled generator: denoise fully, add less noise than before, repeat (METHOD section 3)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def ping_pong(
     generator: torch.Generator,
     budget: Callable[[float], int] | None = None,
 ) -> Tensor:
-    """One network evaluation a step, no guidance.
+    """Sample with one network evaluation per step, without guidance.
 
     Args:
         generate: the distilled generator.
         noise: [B, C, T] ~ N(0, I).
-        sigmas: [num_steps] falling noise levels of the generator's inputs (schedule.few_step_sigmas).
-        generator: random source of the noise added between steps.
-        budget: blocks to run at each noise level; None runs all of them.
+        sigmas: [num_steps] decreasing noise levels of the generator's inputs (`schedule.few_step_sigmas`).
+        generator: generator of the noise added between steps.
+        budget: returns the blocks to run at a noise level; None runs all.
 
     Returns:
         x0: [B, C, T].

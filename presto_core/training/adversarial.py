@@ -1,4 +1,4 @@
-"""The adversarial half of Presto-S: a discriminator head on the fake score's activations (METHOD section 3)."""
+"""The adversarial losses of Presto-S: a discriminator head on the fake score's activations (METHOD section 3)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from presto_core.training.gradient_accumulation import Metrics, MicroBatch
 
 
 class AdversarialLoss:
-    """Judges latents noised by p_GAN.
+    """Losses of generator and discriminator on latents noised by p_GAN.
 
     Args:
-        taps: blocks of the fake score whose activations are judged.
-        fake_score: denoiser whose weights a generator update reads; `trained_fake_score` and `trained_head` are the
-            same weights behind the averaging of gradients over workers.
+        tap_blocks: blocks of the fake score whose activations the head reads.
+        fake_score: denoiser that generator updates read; `trained_fake_score` and `trained_head` are the same weights
+            wrapped to average gradients over workers.
     """
 
     def __init__(
@@ -45,7 +45,8 @@ class AdversarialLoss:
         self.trained_fake_score, self.trained_head = trained_fake_score, trained_head
 
     def discriminator_loss(self, x0: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Metrics]:
-        """L_D [B] on real latents and generated ones x0 [B, C, T], each noised by p_GAN and judged in one pass."""
+        """Return L_D [B] on real latents and generated x0 [B, C, T], each noised by p_GAN, in one forward pass."""
+        # L_D = E[(D(x + sigma eps; sigma, c) - 1)^2] + E[D(x0 + sigma' eps'; sigma', c)^2],  sigma, sigma' ~ p_GAN
         batch, row_rng = micro_batch.batch, micro_batch.row_rng
         sigma_real, sigma_fake = row_rng.sample_sigma(self.p_gan), row_rng.sample_sigma(self.p_gan)
         sigma, cond = torch.cat([sigma_real, sigma_fake]), Conditioning.cat([batch.cond, batch.cond])
@@ -64,7 +65,7 @@ class AdversarialLoss:
         return loss, metrics
 
     def _r1_penalty(self, noisy: Tensor, sigma: Tensor, micro_batch: MicroBatch, real_scores: Tensor) -> Tensor:
-        """[B] penalty on how fast the score of noised real latents changes."""
+        """Return the gradient penalty [B] of the scores at noised real latents."""
         std = self.config.r1_std
         perturbed = micro_batch.row_rng.add_noise(noisy, torch.full_like(sigma, std))
         features = self.trained_fake_score.extract_features(
@@ -73,7 +74,7 @@ class AdversarialLoss:
         return approximate_r1(real_scores, self.trained_head(features), std)
 
     def gradient(self, x0: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Metrics]:
-        """dL_G/dx0 [B, C, T]; the critics' weights take part without a graph of their own."""
+        """Return dL_G/dx0 [B, C, T]; no graph is kept for the weights of fake score and head."""
         leaf, row_rng = x0.clone().requires_grad_(), micro_batch.row_rng
         sigma = row_rng.sample_sigma(self.p_gan)
         with no_param_grads(self.fake_score.net, self.head):
@@ -94,14 +95,14 @@ class AdversarialLoss:
         )
 
     def weight(self, dmd_norm: Tensor, gan_norm: Tensor) -> Tensor:
-        """nu_1, or nu_1 |dL_DMD/dx0| / |dL_G/dx0|, given those norms over the joined batch of all workers."""
+        """Return nu_1, or nu_1 |dL_DMD/dx0| / |dL_G/dx0|, given those norms over the global batch of all workers."""
         nu = torch.tensor(self.config.generator_weight, device=dmd_norm.device)
         return nu if self.config.weight_mode == "absolute" else nu * dmd_norm / gan_norm.clamp(min=1e-10)
 
 
 @contextmanager
 def no_param_grads(*modules: nn.Module) -> Iterator[None]:
-    """Parameters without gradient inside the block, so that no graph is kept for them."""
+    """Disable gradients of the modules' parameters in the context, so that no graph is kept for them."""
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
     for p in parameters:
         p.requires_grad_(False)
@@ -113,7 +114,7 @@ def no_param_grads(*modules: nn.Module) -> Iterator[None]:
 
 
 def check_taps(taps: tuple[int, ...], depth: int) -> None:
-    """Raises: ValueError naming the taps that are no blocks."""
+    """Check that every tap is a block of the teacher; raise ValueError otherwise."""
     outside = [t for t in taps if not 0 <= t < depth]
     if outside:
-        raise ValueError(f"steps.gan.taps names blocks {outside}; the teacher has blocks 0 to {depth - 1}")
+        raise ValueError(f"steps.gan.taps lists blocks {outside} that do not exist; choose from 0 to {depth - 1}")

@@ -1,4 +1,4 @@
-"""Checkpoints beside training: the state is copied at once, and written by one thread while training goes on."""
+"""Asynchronous checkpoints: the state is copied immediately and written by one thread while training continues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from presto_core.training.checkpoint import (
 )
 
 RETRY_TIMEOUT_S = 120
-# each request was tried for some seconds already; nobody waits for this thread, so an outage may last longer
+# each request already has retries of its own; training does not wait for this thread, so it can outlast an outage
 _RETRY = Retrying(
     stop=stop_after_delay(RETRY_TIMEOUT_S),
     wait=wait_fixed(3),
@@ -30,17 +30,17 @@ _RETRY = Retrying(
 
 
 class SaveError(StoreError):
-    """A checkpoint could not be written; the one before it is whole."""
+    """A checkpoint could not be written; the previous one is intact."""
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time; at the end of its context all that were begun are written.
+    """Writes one checkpoint at a time; leaving its context waits for pending writes.
 
     Args:
-        last_good: step of the checkpoint that the run started from; 0 where there was none.
+        last_saved_step: step of the checkpoint that the run starts from; 0 if there is none.
         keep, every: see `delete_old`.
-        saved: told the step of each checkpoint once it is whole, in the writer's thread.
-        require_at_work: raises where another process writes into the folder now; `finish` passes that on.
+        on_saved: called with the step of each checkpoint once it is committed, in the writer's thread.
+        check_current_attempt: raises if another process now writes into the folder; `finish` re-raises it.
     """
 
     def __init__(
@@ -60,16 +60,16 @@ class CheckpointWriter:
 
     @property
     def has_failed(self) -> bool:
-        """Whether a save went wrong; the run should then end, in the same step on all ranks, and `finish` tells why."""
+        """Whether a save failed; the run should then end at the same step on all ranks; `finish` raises the error."""
         return (
             self.pending_write is not None and self.pending_write.done() and self.pending_write.exception() is not None
         )
 
     def save(self, state: dict[str, Any], before_commit: Callable[[], None] = lambda: None) -> None:
-        """Copy what `TrainState.state_dict` gave and begin to write it; waits for the save before. Never raises for it.
+        """Copy a `TrainState.state_dict` and start writing it, after the previous save; errors surface in `finish`.
 
         Args:
-            first: what must be stored before the checkpoint may exist; done by the thread too.
+            before_commit: stores what must exist before the checkpoint does; runs in the writer's thread.
         """
         self.wait()
         if not self.has_failed:
@@ -80,10 +80,10 @@ class CheckpointWriter:
             wait([self.pending_write])
 
     def finish(self) -> None:
-        """Wait for what was begun.
+        """Wait for the pending write.
 
         Raises:
-            SaveError: it went wrong; names the last good checkpoint.
+            SaveError: the write failed; the message names the last good checkpoint.
         """
         self.wait()
         if self.pending_write:
@@ -96,7 +96,7 @@ class CheckpointWriter:
             write_checkpoint(self.folder, snapshot)
             self.last_saved_step = snapshot.total_step
             self.on_saved(snapshot.total_step)
-            self.check_current_attempt()  # before others' checkpoints are deleted
+            self.check_current_attempt()  # before deleting checkpoints that may belong to another process
             delete_old(self.folder, newest=snapshot.total_step, keep=self.keep, every=self.every)
 
         try:
@@ -106,7 +106,7 @@ class CheckpointWriter:
             raise SaveError(f"{error} ({self._describe_last_saved()})") from error
 
     def _delete_partial(self, total_step: int) -> None:
-        """On a full disk the half of a checkpoint would stand in the way of whatever the user does next."""
+        """Delete a partial checkpoint, which would keep a full disk full."""
         if total_step != self.last_saved_step and not self.folder.is_remote:
             with suppress(StoreError):
                 self.folder.child(f"step-{total_step:09d}").delete()
@@ -115,7 +115,7 @@ class CheckpointWriter:
         if not self.last_saved_step:
             return "there is no good checkpoint yet"
         step = self.last_saved_step
-        return f"the last good checkpoint is of step {step}: {self.folder.uri}/step-{step:09d}"
+        return f"the last good checkpoint is step {step}: {self.folder.uri}/step-{step:09d}"
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,7 @@
-"""TrainState on disk: tensors as safetensors, the rest as JSON; no pickle, and the newest complete one wins.
+"""Checkpoints of a TrainState: tensors as safetensors, the rest as JSON; no pickle.
 
-A checkpoint is a folder step-<total_step> whose manifest is written last: without one it does not exist.
+A checkpoint is a folder step-<total_step> whose manifest is written last: without one it does not exist. A run resumes
+from the newest complete one.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state as it was at one step, copied to CPU memory, so that training may go on.
+    """A state at one step, copied to CPU memory so that training can continue.
 
     Attributes:
-        skeleton: JSON-ready copy of the nested state, in which tensors are replaced by their names.
+        skeleton: JSON-ready copy of the nested state, with tensors replaced by their names.
     """
 
     total_step: int
@@ -42,37 +43,37 @@ class Snapshot:
 
     @staticmethod
     def from_state(state: dict[str, Any]) -> Snapshot:
-        """Copy what `TrainState.state_dict` gave."""
+        """Copy the result of `TrainState.state_dict`."""
         tensors: dict[str, Tensor] = {}
         skeleton = _pack(state, "", tensors)
         return Snapshot(state["total_step"], tensors, skeleton)
 
 
 def save_checkpoint(folder: Folder, state: TrainState, *, keep: int, every: int = 0) -> Folder:
-    """Commit `state` at once; see `write_checkpoint`."""
+    """Commit `state` synchronously; see `write_checkpoint`."""
     target = write_checkpoint(folder, Snapshot.from_state(state.state_dict()))
     delete_old(folder, newest=state.total_step, keep=keep, every=every)
     return target
 
 
 def write_checkpoint(folder: Folder, snapshot: Snapshot) -> Folder:
-    """Commit a snapshot under step-<total_step>.
+    """Commit a snapshot as step-<total_step>.
 
     Raises:
-        StoreError: it cannot be written; nothing that was there before is touched.
+        StoreError: it cannot be written; other checkpoints are left untouched.
     """
     target = folder.child(f"step-{snapshot.total_step:09d}")
-    _delete(target)  # a damaged one, or the half of one
+    _delete(target)  # damaged or incomplete
     files = {TENSORS: save(snapshot.tensors), SKELETON: json.dumps(snapshot.skeleton).encode()}
     commit(target, {"kind": "checkpoint", "total_step": snapshot.total_step}, files)
     return target
 
 
 def delete_old(folder: Folder, *, newest: int, keep: int, every: int = 0) -> None:
-    """Delete all checkpoints but the last `keep` and those at multiples of `every` steps.
+    """Delete all checkpoints except the last `keep` and those at multiples of `every` steps.
 
     Args:
-        newest: step of the one just committed; what claims to be newer was found damaged, or is half of one.
+        newest: step of the checkpoint just committed; any with a later step is damaged or incomplete.
     """
     complete = {name for name in _checkpoint_names(folder) if folder.child(name).exists()}
     upto = sorted(name for name in complete if _parse_step(name) <= newest)
@@ -83,20 +84,20 @@ def delete_old(folder: Folder, *, newest: int, keep: int, every: int = 0) -> Non
 
 
 def delete_incomplete(folder: Folder) -> None:
-    """Remove what an interrupted save left."""
+    """Delete checkpoints without a manifest, left by an interrupted save."""
     for name in _checkpoint_names(folder):
         if not folder.child(name).exists():
             folder.child(name).delete()
 
 
 def read_newest_checkpoint(folder: Folder, warn: Warn = lambda message: None) -> tuple[Folder, dict[str, bytes]] | None:
-    """The newest complete checkpoint, and its files as they were written; None where there is no checkpoint.
+    """Read the newest complete checkpoint and its verified files; None if there is no checkpoint.
 
     Args:
-        warn: told of each damaged one that is passed over.
+        warn: called with a message per damaged checkpoint that is skipped.
 
     Raises:
-        StoreError: all of them are damaged, or the store does not answer.
+        StoreError: all checkpoints are damaged, or the store is unreachable.
     """
     damaged: list[DamagedError] = []
     for name in reversed(_checkpoint_names(folder)):
@@ -110,18 +111,18 @@ def read_newest_checkpoint(folder: Folder, warn: Warn = lambda message: None) ->
             damaged.append(error)
             continue
         for why in damaged:
-            warn(f"a damaged checkpoint is passed over, the one of step {_parse_step(name)} is used instead: {why}")
+            warn(f"skipping a damaged checkpoint, using the one of step {_parse_step(name)} instead: {why}")
         return checkpoint, files
     if damaged:
-        raise StoreError(f"no checkpoint is whole: {damaged[0]}; to start afresh, delete {folder.uri}")
+        raise StoreError(f"all checkpoints are damaged: {damaged[0]}; delete {folder.uri} to start over")
     return None
 
 
 def load_checkpoint(folder: Folder, state: TrainState, warn: Warn = lambda message: None) -> bool:
-    """Restore the newest complete checkpoint into `state`; False where there is none.
+    """Restore the newest complete checkpoint into `state`; return False if there is none.
 
     Raises:
-        StoreError: see `newest_checkpoint`; or it belongs to another network.
+        StoreError: see `read_newest_checkpoint`; or the checkpoint belongs to another network.
     """
     newest = read_newest_checkpoint(folder, warn)
     if newest is None:
@@ -131,12 +132,15 @@ def load_checkpoint(folder: Folder, state: TrainState, warn: Warn = lambda messa
         state.load_state_dict(_unpack(json.loads(files[SKELETON]), load(files[TENSORS])))
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise StoreError(f"checkpoint {checkpoint.uri} does not fit this run's networks: {reason}") from error
+        raise StoreError(
+            f"checkpoint {checkpoint.uri} does not fit this run's networks ({reason}); "
+            f"delete {folder.uri} to start over"
+        ) from error
     return True
 
 
 def _checkpoint_names(folder: Folder) -> list[str]:
-    """Folders of checkpoints, complete or not, oldest first."""
+    """Return the names of checkpoint folders, complete or not, oldest first."""
     return [name for name in folder.list_folders() if name.startswith("step-")]
 
 
@@ -145,18 +149,18 @@ def _parse_step(name: str) -> int:
 
 
 def _delete(checkpoint: Folder) -> None:
-    """Its manifest first, so that nobody takes what is left for a damaged one."""
+    """Delete the manifest first, so that an interrupted deletion does not look like a damaged checkpoint."""
     checkpoint.delete_file(MANIFEST)
     checkpoint.delete()
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON-ready copy of a nested state in which tensors are replaced by their names in `tensors`."""
+    """Return a JSON-ready copy of a nested state, with tensors moved to `tensors` and replaced by their names."""
     if isinstance(value, Tensor):
         tensors[path] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": path}
     if isinstance(value, dict):
-        # keys keep their type: optimiser states are keyed by int
+        # pairs, because JSON would turn the int keys of optimiser states into strings
         return {"items": [[k, _pack(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
         return [_pack(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]

@@ -1,4 +1,4 @@
-"""What is not finite ends a run: found on whichever rank it is, told by all of them in the same words."""
+"""Detect non-finite losses and gradients on any rank and end the run on all ranks with the same message."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from presto_core.training.parallel import Parallel
 Levels = dict[str, Tensor]
 FINE, NAN, INFINITE = 0.0, 1.0, 2.0
 KIND_NAMES = {NAN: "nan", INFINITE: "inf"}
-MAX_NAMED_LOSSES = 3  # losses in a sentence; the others follow from these
+MAX_NAMED_LOSSES = 3  # per message; the others usually follow from these
 
 
 class DivergenceError(UserError):
-    """A loss or gradient stopped being finite; raised on all ranks in the same step, of which nothing is saved."""
+    """A loss or gradient is not finite; raised on all ranks in the same step, which is not saved."""
 
 
 def any_rank_true(parallel: Parallel, *flags: Tensor | bool) -> list[bool]:
-    """Which flags are up on some rank; every rank gets the same answer.
+    """Return which flags are set on at least one rank; every rank gets the same result.
 
-    One all-reduce of a few numbers in every step: beside that of the gradients it costs next to nothing, and so all
-    ranks stop after the same step, at once.
+    This is one all-reduce of a few numbers per step, negligible next to that of the gradients, and lets all ranks stop
+    after the same step.
     """
     local = torch.stack([torch.as_tensor(f, dtype=torch.float32, device=parallel.device) for f in flags])
     return [share > 0 for share in parallel.average(local).tolist()]
 
 
 def has_non_finite(metrics: dict[str, Tensor], device: torch.device) -> Tensor:
-    """Whether a metric is NaN or infinite on this rank: a scalar on `device`."""
+    """Return whether a metric is NaN or infinite on this rank: a scalar on `device`."""
     values = [v.to(device, torch.float32).flatten() for v in _drop_loss_bins(metrics).values()]
     return ~torch.cat(values).isfinite().all() if values else torch.tensor(False)
 
 
 @contextmanager
 def record_noise_levels(networks: dict[str, nn.Module]) -> Iterator[Levels]:
-    """Watch which noise levels each network was asked at last: name -> c_noise = ln(sigma) / 4, [B]."""
+    """Record the noise levels of each network's last call: name -> c_noise = ln(sigma) / 4, [B]."""
     levels: Levels = {}
 
     def record(name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if len(arguments) > 1 and isinstance(arguments[1], Tensor):  # a raw network's F(x, c_noise, ...)
+        if len(arguments) > 1 and isinstance(arguments[1], Tensor):  # raw network F(x, c_noise, ...)
             levels[name] = arguments[1].detach()
 
     hooks = [net.register_forward_pre_hook(partial(record, name)) for name, net in networks.items()]
@@ -57,7 +57,7 @@ def record_noise_levels(networks: dict[str, nn.Module]) -> Iterator[Levels]:
 
 
 def describe_divergence(metrics: dict[str, Tensor], levels: Levels, parallel: Parallel) -> str:
-    """Which loss is not finite, on which rank, at which noise levels; else which gradient. Every rank calls it."""
+    """Name the non-finite loss, its rank and noise levels, or else the non-finite gradient; every rank calls it."""
     names = list(_drop_loss_bins(metrics))
     table = _gather_rows(
         torch.tensor([*map(_classify, _drop_loss_bins(metrics).values()), *_sigma_range(levels)]), parallel
@@ -74,7 +74,7 @@ def describe_divergence(metrics: dict[str, Tensor], levels: Levels, parallel: Pa
 
 
 def _drop_loss_bins(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All but the parts of a loss (`dsm_loss/q1`): a batch may have none of one, and the loss itself tells of them."""
+    """Drop the bins of a loss (`dsm_loss/q1`): a bin may be empty in a batch, and the loss itself covers them."""
     return {name: metrics[name] for name in sorted(metrics) if "/" not in name}
 
 
@@ -83,15 +83,16 @@ def _classify(value: Tensor) -> float:
 
 
 def _sigma_range(levels: Levels) -> tuple[float, float]:
-    """Least and greatest sigma that any network was asked at."""
+    """Return the lowest and highest sigma of any network call."""
     if not levels:
         return 0.0, 0.0
+    # c_noise = ln(sigma) / 4 (EDM, table 1), so sigma = exp(4 c_noise)
     c_noise_values = torch.cat([c_noise.float().flatten().cpu() for c_noise in levels.values()])
     return float((4 * c_noise_values.min()).exp()), float((4 * c_noise_values.max()).exp())
 
 
 def _gather_rows(row: Tensor, parallel: Parallel) -> list[list[float]]:
-    """A row [N] of each rank: [ranks, N]. Small whole numbers stay what they are."""
+    """Gather one row [N] per rank: [ranks, N]; small integers are preserved exactly."""
     rows = torch.zeros(parallel.world_size, len(row), dtype=torch.float64, device=parallel.device)
     rows[parallel.rank] = row.to(rows)
     table: list[list[float]] = (parallel.average(rows) * parallel.world_size).float().tolist()

@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's weights; the copy that is kept, evaluated and shipped."""
+"""Exponential moving average of a network's weights; the copy that is evaluated and published."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from presto_core.training.sharding import (
 
 
 class Ema:
-    """weights <- d weights + (1 - d) network, with d ramped up so that early averages are not the initialisation.
+    """Moving average weights <- d weights + (1 - d) network, with d ramped up to forget the initialisation early.
 
     Args:
-        network: the network to follow, not sharded yet; its weights are copied.
+        network: network to average, not sharded yet; its weights are copied.
         decay: upper limit of d.
     """
 
@@ -29,19 +29,20 @@ class Ema:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move towards `network`; called once for each of its own optimiser steps."""
+        """Update from `network`; called once per optimiser step of that network."""
+        # d = min(decay, (1 + n) / (10 + n)) after n updates
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         own, others = ([local_shard(p) for p in net.parameters()] for net in (self.network, network))
         torch._foreach_lerp_(own, others, 1 - decay)
         self.updates += 1
 
     def shard_like(self, network: nn.Module) -> None:
-        """Keep the part of each weight that this worker holds of the network's own."""
+        """Shard each weight as the network's own weights are sharded."""
         for name, like in network.named_parameters():
             _replace(self.network, name, distribute_like(self.network.get_parameter(name).detach(), like))
 
     def gather(self) -> None:
-        """Make the weights whole again; every worker calls it."""
+        """Unshard the weights; every worker calls it."""
         for name, own in list(self.network.named_parameters()):
             _replace(self.network, name, full_tensor(own.detach()))
 

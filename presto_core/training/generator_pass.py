@@ -1,4 +1,4 @@
-"""What the generator of Presto-S is given and what it makes of it, with the gradients of its losses there."""
+"""One pass of the Presto-S generator: its input, its output, and the gradients of its losses at the output."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class GeneratorPass:
     """The generator's output for a micro-batch.
 
     Attributes:
-        part: the micro-batch.
-        x_in, sigma: what the generator denoised: [B, C, T] and [B].
-        x0: [B, C, T]; with a graph until it has been pulled back.
-        dmd, adversarial: gradients at x0 of the two losses, each a mean over the micro-batch; None is not asked for.
+        micro_batch: its rows.
+        x_in, sigma: input and noise levels of the generator: [B, C, T] and [B].
+        x0: [B, C, T]; with a graph until its gradient is back-propagated.
+        dmd, adversarial: gradients at x0 of the two losses, each a mean over the micro-batch; None if not computed.
     """
 
     micro_batch: MicroBatch
@@ -38,12 +38,12 @@ class GeneratorPass:
     metrics: Metrics
 
     def gradient(self, gan_weight: Tensor | float) -> Tensor:
-        """Of the weighted losses, as a part of the mean over the worker's rows."""
+        """Return the gradient of L_DMD + nu_1 L_G at x0, weighted as part of the mean over the worker's rows."""
         both = self.dmd if self.adversarial is None else self.dmd + gan_weight * self.adversarial
         return self.micro_batch.weight * both
 
     def sums(self) -> Tensor:
-        """[5] fp64, additive over micro-batches: squared gradients, x0, its square, and how many numbers that is."""
+        """Return sums [5] fp64, additive over micro-batches: both squared gradients, x0, its square, and the count."""
         x0, fp64 = self.x0.detach(), torch.float64
         squares = [
             x0.new_zeros((), dtype=fp64) if g is None else (self.micro_batch.weight * g).square().sum(dtype=fp64)
@@ -54,9 +54,11 @@ class GeneratorPass:
 
 
 def global_metrics(outputs: Sequence[GeneratorPass], parallel: Parallel) -> Metrics:
-    """Norms of the two gradients at x0, and the standard deviation of x0, over the joined batch of all workers."""
+    """Return the norms of the two gradients at x0, and the standard deviation of x0, over the global batch."""
     dmd, adversarial, x, x_squared, count = parallel.average(torch.stack([o.sums() for o in outputs]).sum(0))
-    workers = parallel.world_size  # in the joined batch's mean a row counts 1 / workers of what it does in a share's
+    workers = parallel.world_size
+    # a sum over all W workers is W times the average. The gradient of the global mean is, per row, 1/W of that of the
+    # worker's mean, so |g|^2 = W avg / W^2 = avg / W;  var(x0) = (sum x^2 - (sum x)^2 / n) / (n - 1), n = W count
     variance = workers * (x_squared - x.square() / count) / (workers * count - 1)
     metrics = {"dmd_grad_norm": (dmd / workers).sqrt(), "x0_std": variance.sqrt()}
     if outputs[0].adversarial is not None:
@@ -66,10 +68,10 @@ def global_metrics(outputs: Sequence[GeneratorPass], parallel: Parallel) -> Metr
 
 @torch.no_grad()
 def simulate_rollout(generate: GenerateFn, micro_batch: MicroBatch, schedule: RolloutConfig) -> tuple[Tensor, Tensor]:
-    """Backward simulation (DMD2): the generator's own trajectory up to a random one of its steps.
+    """Simulate the generator's own trajectory up to a random step (backward simulation, DMD2, Yin et al. 2024).
 
     Returns:
-        What the generator is to denoise, [B, C, T], and its noise levels, [B].
+        Input of the generator, [B, C, T], and its noise levels, [B].
     """
     batch, row_rng = micro_batch.batch, micro_batch.row_rng
     levels = few_step_sigmas(

@@ -1,4 +1,4 @@
-"""Gradient accumulation: a worker's share of a batch in micro-batches, whose gradients sum to that of its mean loss."""
+"""Gradient accumulation: micro-batches of a worker's rows, whose gradients sum to that of the mean loss."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Metrics = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that go through the networks at once.
+    """Rows that pass through the networks together.
 
     Attributes:
-        draws: their random numbers.
-        weight: their share of the worker's rows; a mean over these rows counts so much in the mean over all.
-        last: whether none follow.
+        row_rng: their random numbers.
+        weight: their fraction of the worker's rows, which scales a mean over them in the mean over all rows.
+        is_last: whether it is the last micro-batch of the step.
     """
 
     batch: Batch
@@ -31,13 +31,13 @@ class MicroBatch:
     is_last: bool
 
     def set_grad_sync(self, parallel: Parallel, *networks: nn.Module) -> None:
-        """Called before the forward pass whose gradient moves these networks: only the last part's is exchanged."""
+        """Enable gradient averaging for the last micro-batch only; call it before the forward pass to differentiate."""
         for network in networks:
             parallel.set_requires_grad_sync(network, self.is_last)
 
 
 def split_micro_batches(batch: Batch, generator: torch.Generator, parallel: Parallel) -> list[MicroBatch]:
-    """A worker's share in parts of `parallel.micro_batch_size` rows, the last of which may be smaller."""
+    """Split a worker's rows into micro-batches of `parallel.micro_batch_size`; the last one may be smaller."""
     rows = len(batch.x0)
     size = parallel.micro_batch_size or rows
     slices = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
@@ -50,12 +50,12 @@ def split_micro_batches(batch: Batch, generator: torch.Generator, parallel: Para
 
 
 def accumulate(backward: Callable[[MicroBatch], Metrics], micro_batches: Sequence[MicroBatch]) -> Metrics:
-    """Run a loss's backward on each part; its metrics, observed on the rows of all parts."""
+    """Run `backward` on each micro-batch and return the metrics of all rows."""
     return concat_metrics([backward(micro_batch) for micro_batch in micro_batches])
 
 
 def concat_metrics(metrics: Sequence[Metrics]) -> Metrics:
-    """Observations of several micro-batches as those of one batch."""
+    """Concatenate the metrics of several micro-batches."""
     if len(metrics) == 1:
         return metrics[0]
     return {name: torch.cat([m[name] for m in metrics]) for name in metrics[0]}

@@ -1,4 +1,4 @@
-"""Presto-L: a base model learns to run fewer of its blocks where noise is high (METHOD section 4)."""
+"""Presto-L: a teacher learns to run fewer of its blocks at high noise (METHOD section 4)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LayerDistillation:
     """The `Algorithm` of Presto-L, and of the ASE baseline with `mode: ase`.
 
     Args:
-        teacher: raw network of the base model; copied, itself left alone.
+        teacher: raw network of the teacher; it is copied and left unchanged.
         sigma_data: standard deviation of the normalised latents.
 
     Raises:
@@ -53,7 +53,7 @@ class LayerDistillation:
         network = teacher.with_budget(self.budget)
         ema = Ema(network, config.ema_decay)
         self.denoise = EDMDenoiser(network, sigma_data, autocast_dtype)
-        # a batch may leave a block out, on one worker or on all
+        # a batch may skip a block, on one worker or on all
         trained = parallel.distribute(network, name="layers", some_unused=True)
         ema.shard_like(network)
         self.trained_denoise = EDMDenoiser(trained, sigma_data, autocast_dtype)
@@ -68,7 +68,8 @@ class LayerDistillation:
         return metrics | self._step()
 
     def _backward(self, micro_batch: MicroBatch) -> Metrics:
-        """Gradient of L_EDM at budget b(sigma) + beta |h(x; b) - sg(h(x; L))|^2."""
+        """Accumulate the gradient of the loss and return its metrics."""
+        # L = L_EDM at budget b(sigma) + beta |h(x; b) - sg(h(x; L))|^2   (METHOD section 4)
         x0, cond, row_rng = micro_batch.batch.x0, micro_batch.batch.cond, micro_batch.row_rng
         micro_batch.set_grad_sync(self.parallel, self.trained_denoise.net)
         sigma = row_rng.sample_sigma(self.p_train)
@@ -88,7 +89,7 @@ class LayerDistillation:
     def _self_teacher_loss(
         self, hidden: Tensor, noisy: Tensor, sigma: Tensor, cond: Conditioning, *, skip_mask: Tensor
     ) -> Tensor:
-        """[B]; at full depth the distance is zero, so only samples that skip need a second pass."""
+        """Return the self-teacher loss [B]; it is zero at full depth, so only samples that skip need a second pass."""
         rows, distances = skip_mask.nonzero().squeeze(1), hidden.new_zeros(len(hidden))
         if not len(rows) and not self.denoise.net.run_empty_blocks:
             return distances
@@ -106,10 +107,10 @@ class LayerDistillation:
 
 
 def make_layer_budget(config: LayersConfig, depth: int) -> LayerBudget:
-    """The table that a layer distillation trains, over its own noise distribution.
+    """Return the budget table that a layer distillation trains, over its noise distribution.
 
     Raises:
-        UserError: it does not fit the depth.
+        UserError: the table does not fit the depth.
     """
     return LayerBudget.from_distribution(
         config.p_train,

@@ -1,4 +1,4 @@
-"""The only training loop: every stage that trains runs its `Algorithm` here, on one worker or many."""
+"""The training loop: every training stage runs its `Algorithm` here, on one worker or many."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from presto_core.training.state import (
 
 @dataclass
 class Hooks:
-    """What the surroundings want to hear.
+    """Callbacks of the loop.
 
     Attributes:
-        stepped: after every step, on every rank.
-        log: every `log_every` steps, with the metrics averaged over those steps and all workers.
-        checkpoint: when the state is due to be saved; every rank calls it.
-        should_stop: True on any rank ends the run early on all of them, after a checkpoint.
+        after_step: called after every step, on every rank.
+        log: called every `log_every` steps with the metrics averaged over those steps and all workers.
+        checkpoint: called when the state is due to be saved, on every rank.
+        should_stop: True on any rank ends the run early on all ranks, after a checkpoint.
     """
 
     after_step: Callable[[], None] = lambda: None
@@ -49,13 +49,13 @@ def train(
     parallel: Parallel = SINGLE_PROCESS,
     hooks: Hooks | None = None,
 ) -> None:
-    """Run an algorithm from where its state stands to its last step, or to the step it is asked to stop at.
+    """Run an algorithm from its current state to its last step, or until `hooks.should_stop`.
 
     Args:
         batches: starts at `algorithm.state.cursor`.
 
     Raises:
-        DivergenceError: on all ranks; names loss, rank, noise levels, step and the last good checkpoint's step.
+        DivergenceError: on all ranks; names loss, rank, noise levels, step and the step of the last good checkpoint.
     """
     hooks, state = hooks or Hooks(), algorithm.state
     meter, saved_step = Meter(state.pending), state.total_step
@@ -88,11 +88,8 @@ def train(
 
 
 def _format_divergence(description: str, total_step: int, saved_step: int) -> str:
-    last_checkpoint = (
-        f"the last good checkpoint is of step {saved_step}" if saved_step else "there is no checkpoint yet"
-    )
+    last_checkpoint = f"the last good checkpoint is step {saved_step}" if saved_step else "there is no checkpoint yet"
     return (
-        f"{description} (total_step {total_step}); the step is discarded and {last_checkpoint}: "
-        "lower the learning rate or the loss "
-        "weights, or look for bad rows in the data (presto dataset verify), then run again"
+        f"{description} (total_step {total_step}), the step is discarded, {last_checkpoint}; "
+        "lower the learning rate or the loss weights, or check the data (presto dataset verify), and run again"
     )

@@ -1,4 +1,4 @@
-"""Means of what a run measures between two logged rows: over steps and workers, and across a stop and a resume."""
+"""Means of a run's metrics between two logged rows: over steps and workers, and across a stop and a resume."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from presto_core.training.parallel import Parallel
 
 
 def is_time(name: str) -> bool:
-    """Whether a metric says how long something took, so that no two runs agree on it."""
+    """Return whether a metric is a duration, which differs between identical runs."""
     return name.endswith("step_seconds") or name == "data_wait_fraction"
 
 
 class Meter:
-    """What was measured since the last row; values stay on their device until they are asked for.
+    """Metrics since the last logged row; values stay on their device until they are reduced.
 
     Args:
-        pending: sums and counts that an earlier life of the run left, over all workers.
+        pending: sums and counts over all workers, restored from the checkpoint of an earlier attempt.
     """
 
     def __init__(self, pending: dict[str, tuple[float, float]]) -> None:
@@ -35,20 +35,20 @@ class Meter:
 
     @contextmanager
     def time_data_wait(self) -> Iterator[None]:
-        """Time in the block counts as waiting for data."""
+        """Count the time in the context as waiting for data."""
         self.step_start = time.perf_counter()
         yield
         self.data_wait_s += time.perf_counter() - self.step_start
 
     @contextmanager
     def exclude_time(self) -> Iterator[None]:
-        """Time in the block counts as none of the run's own."""
+        """Exclude the time in the context from the step time."""
         start = time.perf_counter()
         yield
         self.excluded_s += time.perf_counter() - start
 
     def add(self, metrics: dict[str, Tensor], phase: str = "") -> None:
-        """A step is done, of a phase where steps differ; it began with the wait for its data."""
+        """Record a finished step, which began with the wait for its data; `phase` is its kind, if steps differ."""
         self.steps += 1
         if phase:
             self.phases.setdefault(phase, []).append(time.perf_counter() - self.step_start)
@@ -56,11 +56,11 @@ class Meter:
             self.values.setdefault(name, []).append(value)
 
     def reduce(self, parallel: Parallel) -> dict[str, tuple[float, float]]:
-        """Sums and counts so far over all workers, for a checkpoint; every rank calls it."""
+        """Return the sums and counts so far over all workers, for a checkpoint; every rank calls it."""
         names = sorted(self.values)
         local_sums = [_sum_and_count(self.values[name], parallel.device) for name in names]
         if names:
-            sums = parallel.average(torch.stack(local_sums)) * parallel.world_size  # true on any number of workers
+            sums = parallel.average(torch.stack(local_sums)) * parallel.world_size  # independent of the worker count
             for name, (total, count) in zip(names, sums.tolist()):
                 previous = self.pending.get(name, (0.0, 0.0))
                 self.pending[name] = (previous[0] + total, previous[1] + count)
@@ -68,7 +68,7 @@ class Meter:
         return dict(self.pending)
 
     def pop_means(self, parallel: Parallel) -> dict[str, float]:
-        """Means over steps and rows of all workers; what none saw is left out. Starts afresh; every rank calls it."""
+        """Return the means over steps and rows of all workers, skipping empty metrics, and reset; all ranks call it."""
         seconds = time.perf_counter() - self.start_time - self.excluded_s
         sums = self.reduce(parallel)
         means = {name: total / count for name, (total, count) in sorted(sums.items()) if count}
@@ -81,9 +81,9 @@ class Meter:
 
 
 def _sum_and_count(values: list[Tensor], device: torch.device) -> Tensor:
-    """Sum and number of the values that are not NaN (a noise bin may be empty in a batch): [2].
+    """Return the sum and count [2] of the values that are not NaN (a noise bin may be empty in a batch).
 
-    In double precision sums of some thousand float32 do not depend on where a checkpoint cuts them in two.
+    In float64 the sum of a few thousand float32 values does not depend on where a checkpoint splits it.
     """
     flat = torch.cat([v.to(device, torch.float64).flatten() for v in values])
     return torch.stack([flat.nan_to_num().sum(), (~flat.isnan()).sum().double()])

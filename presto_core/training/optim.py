@@ -1,4 +1,4 @@
-"""One optimiser update: learning rate as a function of the step, clipping, and refusal of non-finite gradients."""
+"""One optimiser update: learning-rate schedule, gradient clipping, and rejection of non-finite gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FINAL_FRACTION = 0.05  # of the learning rate, at the end of a cosine decay
 
 
 def build_adamw(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW as configured; decay is decoupled from the gradient."""
+    """Build AdamW from its config section; weight decay is decoupled (Loshchilov & Hutter 2019)."""
     return torch.optim.AdamW(
         list(parameters),
         lr=config.learning_rate,
@@ -26,7 +26,7 @@ def build_adamw(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torc
 
 
 def learning_rate(config: OptimConfig, *, update: int, total_updates: int) -> float:
-    """Learning rate of update 0, 1, ...: linear warm-up, then constant or cosine."""
+    """Return the learning rate of update 0, 1, ...: linear warm-up, then constant or cosine."""
     if update < config.warmup_steps:
         return config.learning_rate * (update + 1) / (config.warmup_steps + 1)
     if config.decay == "constant":
@@ -37,14 +37,14 @@ def learning_rate(config: OptimConfig, *, update: int, total_updates: int) -> fl
 
 
 DueOptimizers = dict[str, tuple[torch.optim.Optimizer, OptimConfig]]
-"""Optimisers that move in one step, by the names of their networks."""
+"""Optimisers that step together: network name -> (optimiser, its config)."""
 
 
 def step(due: DueOptimizers, *, update: int, total_updates: int) -> dict[str, float]:
-    """Clip, check and apply the gradients that `backward` left; clear them; return their norms before clipping.
+    """Clip, check, apply and clear the accumulated gradients; return their norms before clipping.
 
-    Gradients are already averaged over workers, so every rank sees the same norms. Where one is not finite no network
-    is moved, and the loop ends the run.
+    Gradients are already averaged over workers, so every rank sees the same norms. If one is not finite, no network is
+    updated and the loop ends the run.
     """
     norms = {name: _clip_gradients(optimizer, config) for name, (optimizer, config) in due.items()}
     finite = all(map(math.isfinite, norms.values()))
@@ -58,9 +58,9 @@ def step(due: DueOptimizers, *, update: int, total_updates: int) -> dict[str, fl
 
 
 def _clip_gradients(optimizer: torch.optim.Optimizer, config: OptimConfig) -> float:
-    """Clip an optimiser's gradients in place; their norm before."""
+    """Clip an optimiser's gradients in place and return their norm before clipping."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for p in parameters:
-        if p.grad is None:  # a block that no row ran has gradient 0, however the rows are shared among workers
+        if p.grad is None:  # a block that no row ran has gradient 0, independent of how workers split the rows
             p.grad = torch.zeros_like(p)
     return float(full_tensor(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)))

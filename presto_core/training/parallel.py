@@ -1,4 +1,4 @@
-"""How one process of a run relates to the others: the only thing loop and algorithms know about workers."""
+"""The interface of loop and algorithms to the other workers of a run."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def _leave_unwrapped(module: nn.Module, *, name: str, some_unused: bool = False)
 
 @dataclass(frozen=True)
 class Parallel:
-    """One worker's place in its group.
+    """One worker's rank, device and collective operations.
 
     Attributes:
-        micro_batch_size: rows that go through the networks at once; 0 takes a worker's share whole.
-        distribute: wraps a trained network so that its gradients are averaged over workers; shards it in place where
-            that is wanted for its name, so optimisers are made afterwards. `some_unused=True` where a step may leave
-            some of its parameters without gradient.
-        hold: shards a frozen network where that is wanted for its name, in place.
-        average: mean of a tensor over workers.
-        synchronise: tells a network that `distribute` gave whether its next backward averages over workers.
+        micro_batch_size: rows that pass through the networks together; 0 means all rows of the worker.
+        distribute: wraps a trained network so that its gradients are averaged over workers; shards it in place if
+            configured for its name, so build optimisers afterwards. Pass `some_unused=True` if a step may leave some
+            parameters without gradient.
+        shard_frozen: shards a frozen network in place if configured for its name.
+        average: returns the mean of a tensor over workers.
+        set_requires_grad_sync: sets whether the next backward of a network from `distribute` averages over workers.
     """
 
     rank: int = 0

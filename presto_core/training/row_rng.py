@@ -1,4 +1,4 @@
-"""Random numbers of one update, by row of the global batch: what a row gets does not depend on who computes it."""
+"""Random numbers of one update per row of the global batch, independent of which worker computes the row."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from presto_core.config.noise import NoiseDistribution
 
 
 class RowRng:
-    """Draws for some rows of a global batch.
+    """Random numbers for some rows of a global batch.
 
-    Numbers are drawn for all rows of the global batch, from a generator that is seeded alike on all workers, and each
-    worker keeps its own rows'. So they stay the same however many workers and micro-batches share a batch, for the cost
-    of the other rows' numbers: on a GPU one kernel, and as much memory for a moment as the global batch's latents.
+    Numbers are drawn for all rows of the global batch, from a generator with the same seed on all workers, and each
+    worker keeps those of its rows. They do not depend on the number of workers and micro-batches; the cost is drawing
+    the other rows' numbers: one kernel on a GPU, and briefly the memory of the global batch's latents.
 
     Args:
-        generator: of this update, in the same state on every worker, on the device of the rows.
-        mine: the worker's rows in the global batch.
-        of: rows of the global batch.
-        part: rows of the worker's own that are wanted; all of them unless told.
-        shared: numbers of all of the worker's rows, kept until every part has taken its own.
+        generator: generator of this update, in the same state on every worker, on the device of the rows.
+        local_rows: the worker's rows in the global batch.
+        global_rows: number of rows of the global batch.
+        subset: rows to use of the worker's own; None uses all.
+        shared: numbers of all of the worker's rows, shared by the micro-batches of `split`.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class RowRng:
         self._subset, self._shared, self._num_taken = subset or slice(None), shared, 0
 
     def split(self, slices: Sequence[slice]) -> list[RowRng]:
-        """One for each part of the worker's rows; each must then be asked for the same things in the same order."""
+        """Return one `RowRng` per slice of the worker's rows; call the same methods on each in the same order."""
         shared: list[Tensor] | None = [] if len(slices) > 1 else None
         return [
             RowRng(
@@ -52,7 +52,7 @@ class RowRng:
         ]
 
     def sample_sigma(self, p: NoiseDistribution) -> Tensor:
-        """[B] noise levels from p, fp32."""
+        """Sample noise levels [B] from p, fp32."""
         rng, device = self._generator, self._generator.device
         u = self._next(
             lambda: torch.rand(self._global_rows, generator=rng, device=device, dtype=torch.float64)[self._local_rows]
@@ -60,13 +60,13 @@ class RowRng:
         return p.quantile(u[self._subset]).float()
 
     def add_noise(self, x0: Tensor, sigma: Tensor) -> Tensor:
-        """x0 + sigma eps with eps ~ N(0, I); x0: [B, C, T], sigma: [B]."""
+        """Return x0 + sigma eps with eps ~ N(0, I); x0: [B, C, T], sigma: [B]."""
         rng, shape = self._generator, (self._global_rows, *x0.shape[1:])
         eps = self._next(lambda: torch.randn(shape, generator=rng, device=x0.device, dtype=x0.dtype)[self._local_rows])
         return x0 + sigma[:, None, None].to(x0.dtype) * eps[self._subset]
 
     def sample_index(self, n: int) -> int:
-        """One of 0 ... n - 1, the same for all rows of the global batch."""
+        """Sample an index in 0 ... n - 1, the same for all rows of the global batch."""
         rng, device = self._generator, self._generator.device
         return int(self._next(lambda: torch.randint(n, (1,), generator=rng, device=device)))
 
@@ -74,6 +74,6 @@ class RowRng:
         if self._shared is None:
             return draw()
         if self._num_taken == len(self._shared):
-            self._shared.append(draw().clone())  # the clone lets go of other workers' rows
+            self._shared.append(draw().clone())  # a slice would keep the memory of other workers' rows
         self._num_taken += 1
         return self._shared[self._num_taken - 1]

@@ -1,6 +1,6 @@
-"""Tensors of which each worker holds a part (DTensor), and whole ones as checkpoints and artifacts hold them.
+"""Conversion between sharded tensors (DTensor) and the full tensors that checkpoints and artifacts contain.
 
-What is saved is whole and named alike whatever the sharding, so that a run may go on with another.
+Saved tensors are full and have the same names under any sharding, so a run can resume with another sharding.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This worker's part; sharing memory with the tensor."""
+    """Return this worker's shard, which shares memory with the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor with all its parts; every worker calls it."""
+    """Gather the full tensor; every worker calls it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This worker's part of a whole tensor, sharded as `like` is; needs no other worker."""
+    """Return this worker's shard of a full tensor, sharded as `like` is; needs no communication."""
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gather_on_rank0(state: Any) -> Any:
-    """A nested state with sharded tensors made whole, in CPU memory, on rank 0; elsewhere they are left empty.
+    """Gather the sharded tensors of a nested state into CPU memory on rank 0; other ranks get empty tensors.
 
-    Every worker calls it, with the same state; one tensor at a time is whole on the device.
+    Every worker calls it with the same state; only one tensor at a time is full on the device.
     """
     if isinstance(state, DTensor):
         full = state.full_tensor().detach()
@@ -45,20 +45,20 @@ def gather_on_rank0(state: Any) -> Any:
 
 
 def load_network(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load whole weights into a network that may be sharded.
+    """Load full weights into a network that may be sharded.
 
     Raises:
-        RuntimeError: they are another network's.
+        RuntimeError: the weights belong to another network.
     """
     own = network.state_dict()
     network.load_state_dict({k: distribute_like(v, own[k]) if k in own else v for k, v in state.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load whole moments into the optimizer of a network that may be sharded.
+    """Load full moments into the optimiser of a network that may be sharded.
 
     Raises:
-        ValueError: they are another network's.
+        ValueError: the moments belong to another network.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {

@@ -1,4 +1,4 @@
-"""TrainState: everything of a run that must survive it, and the contracts between loop, stream and algorithm."""
+"""TrainState, everything a run restores on resume, and the interfaces between loop, data stream and algorithm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from presto_core.training.sharding import (
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a data stream stands: the next row is number `row` (over all workers) of epoch `epoch`."""
+    """Position of a data stream: the next row is number `row` (over all workers) of epoch `epoch`."""
 
     epoch: int = 0
     row: int = 0
@@ -30,12 +30,12 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's share of a step.
+    """One worker's rows of a step.
 
     Attributes:
         x0: [B, C, T] normalised latents.
-        cond: what is known of each.
-        cursor: where the stream stands once this batch is used up.
+        cond: conditions of each row.
+        cursor: position of the stream after this batch.
     """
 
     x0: Tensor
@@ -43,18 +43,18 @@ class Batch:
     cursor: Cursor
 
     def rows(self, index: slice) -> Batch:
-        """Some of its rows; the cursor stays that of the whole batch."""
+        """Return some of its rows; the cursor stays that of the whole batch."""
         return Batch(self.x0[index], self.cond.rows(index), self.cursor)
 
 
 @dataclass
 class TrainState:
-    """Trained networks, optimisers, averages and counters of a run.
+    """Trained networks, optimisers, moving averages and counters of a run.
 
-    There is no RNG in it: each step's random numbers follow from (seed, total_step).
+    It has no RNG state: the random numbers of a step follow from (seed, total_step).
 
     Attributes:
-        pending: what was measured since the last logged row, over all workers: name -> (sum, count).
+        pending: metrics since the last logged row, over all workers: name -> (sum, count).
     """
 
     networks: dict[str, nn.Module]
@@ -66,9 +66,9 @@ class TrainState:
     pending: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nested dict of tensors and plain values.
+        """Return a nested dict of tensors and plain values.
 
-        Where networks are sharded, every worker must call it; rank 0 gets whole tensors, the others empty ones.
+        If networks are sharded, every worker must call it; rank 0 gets full tensors, the others empty ones.
         """
         tensors = {
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
@@ -86,11 +86,11 @@ class TrainState:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether this worker holds only a part of some network."""
+        """Whether this worker has only a shard of some network."""
         return any(isinstance(p, DTensor) for net in self.networks.values() for p in net.parameters())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore in place what `state_dict` gave rank 0, under the same sharding or another.
+        """Restore in place the `state_dict` of rank 0, under the same or another sharding.
 
         Raises:
             RuntimeError, ValueError, KeyError: the state belongs to other networks.
@@ -108,35 +108,35 @@ class TrainState:
 
 
 class Algorithm(Protocol):
-    """What the loop runs: a teacher's training or a distillation."""
+    """A training algorithm that the loop runs: teacher training or a distillation."""
 
     state: TrainState
     total_steps: int
 
     def update(self, batch: Batch, *, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step: move whichever networks are due. The loop counts `total_step`.
+        """Run one step and update the networks that are due. The loop counts `total_step`.
 
         Args:
-            batch: this worker's share.
-            generator: of this step, in the same state on every worker.
+            batch: this worker's rows.
+            generator: generator of this step, in the same state on every worker.
 
         Returns:
-            What to log: name -> any number of observations, NaN where there is nothing to observe. Means are taken over
-            all of them, so that one a row makes them the same however the batch is shared. One that is not finite ends
-            the run, except in a part `loss/q1` of a loss, of which a row may not be.
+            Metrics: name -> any number of values, NaN if there is nothing to observe. The loop logs their means; with
+            one value per row these do not depend on how workers split the batch. A non-finite value ends the run,
+            except in a bin `loss/q1` of a loss, to which a row need not belong.
         """
         ...
 
 
 @runtime_checkable
 class PhasedAlgorithm(Protocol):
-    """An `Algorithm` whose steps are of several kinds; `phase` is that of the next one."""
+    """An `Algorithm` with several kinds of steps; `phase` is the kind of the next one."""
 
     @property
     def phase(self) -> Enum: ...
 
 
 def make_step_rng(seed: int, *, total_step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random source of one step, the same on every worker and independent of what ran before it."""
+    """Return the generator of one step, the same on every worker and independent of earlier steps."""
     state = np.random.SeedSequence([seed, 0, total_step]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

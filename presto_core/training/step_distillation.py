@@ -61,7 +61,7 @@ from presto_core.training.teacher import loss_by_sigma_quartile
 
 
 class Phase(Enum):
-    """Which networks a step moves."""
+    """The networks that a step updates."""
 
     CRITIC = "critic"  # fake score and discriminator head
     GENERATOR = "generator"
@@ -71,10 +71,10 @@ class StepDistillation:
     """The `Algorithm` of Presto-S, and of Presto-LS with a `budget`.
 
     Args:
-        teacher: raw network of the base model; copied for fake score and generator, itself frozen.
+        teacher: raw network of the teacher; copied for fake score and generator, itself frozen.
         sigma_data: standard deviation of the normalised latents.
-        start: network that the generator starts as, where that is not the teacher.
-        budget: blocks the generator runs at each noise level of its input; None runs all. Scores run all of theirs.
+        start: initial network of the generator, if it is not the teacher.
+        budget: blocks that the generator runs at each noise level of its input; None runs all. Scores run all blocks.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class StepDistillation:
     def _wrap(
         self, teacher: Network, generator: Network, fake_score: Network, head: PatchHead, dtype: torch.dtype | None
     ) -> None:
-        """Denoisers to call; those named `trained_*` average their gradients over workers."""
+        """Create the denoisers; those named `trained_*` average their gradients over workers."""
         distribute = self.parallel.distribute
         frozen_teacher = teacher.requires_grad_(False).eval()
         self.parallel.shard_frozen(frozen_teacher, "real_score")
@@ -120,7 +120,7 @@ class StepDistillation:
         )
         self.generator = EDMDenoiser(generator, self.sigma_data, dtype)
         self.fake_score = EDMDenoiser(fake_score, self.sigma_data, dtype)
-        # with a budget, a batch may leave a block out
+        # with a budget, a batch may skip a block
         trained_generator = distribute(generator, name="generator", some_unused=self.budget is not None)
         self.trained_generator = EDMDenoiser(trained_generator, self.sigma_data, dtype)
         self.trained_fake_score = EDMDenoiser(distribute(fake_score, name="fake_score"), self.sigma_data, dtype)
@@ -151,12 +151,12 @@ class StepDistillation:
         return self._generator_backward(micro_batches) | self._step_generator()
 
     def generate(self, x: Tensor, sigma: Tensor, cond: Conditioning, *, trained: bool = False) -> Tensor:
-        """The generator's x0 [B, C, T], each sample at its budget; `trained` for the pass whose gradient moves it."""
+        """Return the generator's x0 [B, C, T], each sample at its budget; `trained` for the pass to differentiate."""
         generator = self.trained_generator if trained else self.generator
         return generator(x, sigma, cond, self.budget.blocks_per_sample(sigma) if self.budget else None)
 
     def _critic_backward(self, micro_batch: MicroBatch) -> Metrics:
-        """Gradient of L_DSM + nu_2 L_D with respect to fake score and head."""
+        """Accumulate the gradient of L_DSM + nu_2 L_D with respect to fake score and head; return the metrics."""
         cond, row_rng, adversarial_loss = micro_batch.batch.cond, micro_batch.row_rng, self.adversarial_loss
         with torch.no_grad():
             x_in, sigma_gen = self._generator_input(micro_batch)
@@ -185,10 +185,10 @@ class StepDistillation:
         return {f"{name}_grad_norm": torch.tensor(norm) for name, norm in norms.items()}
 
     def _generator_backward(self, micro_batches: Sequence[MicroBatch]) -> Metrics:
-        """Gradient of L_DMD + nu_1 L_G with respect to the generator, by way of the gradient at its output x0.
+        """Accumulate the gradient of L_DMD + nu_1 L_G with respect to the generator, through that at its output x0.
 
-        Where nu_1 follows from gradient norms of the whole batch, several micro-batches are generated twice: without a
-        graph to learn the norms, then with one.
+        If nu_1 depends on gradient norms of the whole batch, several micro-batches are generated twice: without a graph
+        to compute the norms, then with one.
         """
         balanced = self._is_gan_active and self.config.gan.weight_mode == "grad_ratio"
         outputs = []
@@ -210,11 +210,11 @@ class StepDistillation:
 
     @property
     def _is_gan_active(self) -> bool:
-        """Whether the generator's loss has its adversarial term by now."""
+        """Whether the generator's loss includes its adversarial term at this step."""
         return self.is_adversarial and self.state.generator_step >= self.config.gan.warmup_updates
 
     def _generate_with_gradients(self, micro_batch: MicroBatch, *, with_graph: bool) -> GeneratorPass:
-        """What the generator makes of a micro-batch, and the gradients of its losses there."""
+        """Run the generator on a micro-batch and compute the gradients of its losses at the output."""
         x_in, sigma = self._generator_input(micro_batch)
         if with_graph:
             x0 = self._forward_generator(micro_batch, x_in, sigma)
@@ -230,7 +230,7 @@ class StepDistillation:
         return GeneratorPass(micro_batch, x_in, sigma, x0, dmd, adversarial, metrics)
 
     def _backprop_to_generator(self, output: GeneratorPass, gan_weight: Tensor | float) -> None:
-        """Take the gradient at x0 back to the generator's weights."""
+        """Back-propagate the gradient at x0 to the generator's weights."""
         x0 = output.x0
         if not x0.requires_grad:
             x0 = self._forward_generator(output.micro_batch, output.x_in, output.sigma)
@@ -242,7 +242,7 @@ class StepDistillation:
         return self.generate(x_in, sigma, micro_batch.batch.cond, trained=True)
 
     def _dmd_gradient(self, x0: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Metrics]:
-        """Gradient of L_DMD with respect to x0: [B, C, T]."""
+        """Return the gradient of L_DMD with respect to x0, [B, C, T], and the loss as a metric."""
         cond, row_rng = micro_batch.batch.cond, micro_batch.row_rng
         sigma = row_rng.sample_sigma(self.p_dmd)
         noisy = row_rng.add_noise(x0, sigma)
@@ -251,7 +251,7 @@ class StepDistillation:
             fake_x0 = self.fake_score(noisy, sigma, cond)
         g = dmd_gradient(x0, real_x0, fake_x0, sigma=sigma, sigma_data=self.sigma_data, weighting=self.config.weighting)
         # L_DMD = 1/2 mean|x0 - sg(x0 - g)|^2 has the value mean(g^2) / 2 and the gradient g / numel at x0. Both are
-        # formed from g: x0 - (x0 - g) would round g to the precision of x0.
+        # computed from g: x0 - (x0 - g) would round g to the precision of x0.
         return g / g.numel(), {"dmd_loss": (g.square().mean() / 2).expand(len(x0))}
 
     def _step_generator(self) -> Metrics:
@@ -263,7 +263,7 @@ class StepDistillation:
         return {"generator_grad_norm": torch.tensor(norms["generator"])}
 
     def _generator_input(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """What the generator denoises, [B, C, T], and its noise levels, [B]."""
+        """Return the generator's input, [B, C, T], and its noise levels, [B]."""
         if self.config.generator_input == "rollout":
             return simulate_rollout(self.generate, micro_batch, self.config.rollout)
         sigma = micro_batch.row_rng.sample_sigma(self.p_gen)

@@ -1,6 +1,6 @@
-"""Training of the base model: EDM denoising score matching (METHOD section 1).
+"""Teacher training: EDM denoising score matching (METHOD section 1).
 
-Conditions are withheld now and then, so that guidance is possible: the stream decides for which rows."""
+The data stream drops the conditions of random rows, which makes classifier-free guidance possible."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from presto_core.training.gradient_accumulation import (
 from presto_core.training.parallel import SINGLE_PROCESS, Parallel
 from presto_core.training.state import Batch, TrainState
 
-SIGMA_BINS = 4  # quartiles of the noise distribution that losses are also logged by
+SIGMA_BINS = 4  # losses are also logged per quartile of the noise distribution
 
 
 class TeacherTraining:
-    """The `Algorithm` that trains a base model.
+    """The `Algorithm` that trains a teacher.
 
     Args:
         network: raw network F, trained in place.
@@ -60,7 +60,7 @@ class TeacherTraining:
         return metrics | self._step()
 
     def _backward(self, micro_batch: MicroBatch) -> Metrics:
-        """Gradient of L_EDM."""
+        """Accumulate the gradient of L_EDM and return its metrics."""
         x0, cond, row_rng = micro_batch.batch.x0, micro_batch.batch.cond, micro_batch.row_rng
         micro_batch.set_grad_sync(self.parallel, self.denoise.net)
         sigma = row_rng.sample_sigma(self.p_train)
@@ -78,7 +78,7 @@ class TeacherTraining:
 
 
 def loss_by_sigma_quartile(name: str, losses: Tensor, sigma: Tensor, p: NoiseDistribution) -> Metrics:
-    """losses [B], all and by quartile of p(sigma), NaN where a row is in another; `name/q1` has the least noise."""
+    """Return losses [B], all and per quartile of p(sigma), NaN in other quartiles; `name/q1` has the lowest noise."""
     quartile = (p.cdf(sigma) * SIGMA_BINS).long().clamp(max=SIGMA_BINS - 1)
     bins = {f"{name}/q{i + 1}": losses.where(quartile == i, torch.nan) for i in range(SIGMA_BINS)}
     return {name: losses, **bins}

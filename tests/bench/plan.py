@@ -15,7 +15,7 @@ import json
 import math
 import tempfile
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,17 +29,13 @@ from infra.planning.step_time import Group, step_time
 from pipelines.data.dataset import LatentDataset
 from pipelines.data.shard_reader import read_with_threads
 from pipelines.train.parallel import make_single_process
+from pipelines.train.spec import Models, TrainingDefinition, TrainSpec
 from pipelines.train.step_flops import count_stage_flops
-from pipelines.train.worker import (
-    TrainSpec,
-    WorkerCallbacks,
-    train_worker,
-)
+from pipelines.train.worker import WorkerCallbacks, train_worker
 from presto_core.config.layers import PrestoLSBudget
 from presto_core.config.loader import load_config
-from presto_core.config.schema import STAGES
+from presto_core.config.schema import stage_configs
 from presto_core.config.sections import (
-    ClusterConfig,
     LoopConfig,
     NetworkConfig,
 )
@@ -71,23 +67,25 @@ UNSAVED = 1000  # steps between checkpoints: more than a run has
 STEADY, TRIES = 0.1, 3  # most that predictions before and after a run may differ; runs until they do not
 
 
-@dataclass(frozen=True)
-class Build:
-    """Makes an algorithm of a network that nobody trained, in a worker."""
-
-    stage: str
-    network: NetworkConfig
-
-    def __call__(self, dataset: LatentDataset, parallel: Parallel, dtype: torch.dtype | None) -> Algorithm:
-        config: Any = config_of(self.stage)
-        net = DiT(self.network, channels=SHAPE.channels, text_dim=SHAPE.text_dim)
-        if self.stage == "teacher":
-            return TeacherTraining(config.teacher, net, sigma_data=1.0, parallel=parallel)
-        if self.stage == "L":
-            return LayerDistillation(config.layers, net, sigma_data=1.0, parallel=parallel)
-        budget = LayerBudget.from_distribution(config.steps.p_gen, PrestoLSBudget(), depth=self.network.depth)
-        start, kept = (net.with_budget(budget), budget) if self.stage == "LS" else (None, None)
-        return StepDistillation(config.steps, net, sigma_data=1.0, start=start, budget=kept, parallel=parallel)
+def make_algorithm(
+    config: Any,
+    models: Models,
+    dataset: LatentDataset,
+    parallel: Parallel,
+    dtype: torch.dtype | None,
+    *,
+    stage: str,
+    network: NetworkConfig,
+) -> Algorithm:
+    """An algorithm of a network that nobody trained, in a worker."""
+    net = DiT(network, channels=SHAPE.channels, text_dim=SHAPE.text_dim)
+    if stage == "teacher":
+        return TeacherTraining(config.teacher, net, sigma_data=1.0, parallel=parallel)
+    if stage == "L":
+        return LayerDistillation(config.layers, net, sigma_data=1.0, parallel=parallel)
+    budget = LayerBudget.from_distribution(config.steps.p_gen, PrestoLSBudget(), depth=network.depth)
+    start, kept = (net.with_budget(budget), budget) if stage == "LS" else (None, None)
+    return StepDistillation(config.steps, net, sigma_data=1.0, start=start, budget=kept, parallel=parallel)
 
 
 def config_of(stage: str) -> Any:
@@ -95,35 +93,40 @@ def config_of(stage: str) -> Any:
         "teacher": {"teacher.steps": STEPS, "teacher.global_batch_size": BATCH},
         "L": {"layers.steps": STEPS, "layers.global_batch_size": BATCH},
     }.get(stage, {"steps.generator_updates": ITERATIONS, "steps.global_batch_size": BATCH})
-    return load_config(STAGES[STAGES_RUN[stage]], None, keys)
+    return load_config(stage_configs()[STAGES_RUN[stage]], None, keys)
 
 
-def finish(dataset: LatentDataset, state: TrainState, details: dict[str, Any]) -> None:
+def discard_result(spec: TrainSpec, dataset: LatentDataset, state: TrainState, details: dict[str, Any]) -> None:
     """Nothing is kept of these runs."""
 
 
-def no_card(dataset: LatentDataset) -> ModelCard:
+def refuse_card(config: Any, models: Models, dataset: LatentDataset) -> ModelCard:
     raise NotImplementedError("these runs are not validated")
 
 
 def run(stage: str, size: str, folder: str, workers: int, number: int) -> dict[str, float]:
-    """Medians over iterations of wall and CPU seconds a step, in one process of a run."""
-    job = TrainSpec(
-        label=f"{stage} {size}",
-        build=Build(stage, NETWORKS[size]),
-        finish=finish,
+    """Medians over iterations of wall and CPU seconds per step, in one process of a run."""
+    config = config_of(stage)
+    loop = LoopConfig(log_every=CRITIC_STEPS + 1, checkpoint_every=UNSAVED)
+    definition = TrainingDefinition(
+        name=f"{stage} {size}",
         kind="generator",
-        card=no_card,
+        make_card=refuse_card,
+        make_algorithm=partial(make_algorithm, stage=stage, network=NETWORKS[size]),
+        progress_metrics=(),
+        plotted_metrics=(),
+        commit=discard_result,
+    )
+    run_id = f"{stage}-{size}-{workers}-{number}"
+    spec = TrainSpec(
+        stage=definition,
+        config=config.model_copy(update={"loop": loop}),
+        models={},
+        run_id=run_id,
         dataset_uri=f"{folder}/data",
-        scratch_uri=f"{folder}/runs/{stage}-{size}-{workers}-{number}",
-        seed=0,
-        global_batch_size=BATCH,
-        total_steps=STEPS,
-        updates=STEPS,
-        loop=LoopConfig(log_every=CRITIC_STEPS + 1, checkpoint_every=UNSAVED),
-        cluster=ClusterConfig(),
-        data=config_of(stage).data,
-        watch=(),
+        scratch_uri=f"{folder}/runs/{run_id}",
+        artifact_uri=f"{folder}/artifacts/{run_id}",
+        parent_ids={},
     )
     clock = [time.process_time()]
     rows: list[tuple[float, float]] = []
@@ -136,7 +139,7 @@ def run(stage: str, size: str, folder: str, workers: int, number: int) -> dict[s
 
     line = WorkerCallbacks(report, lambda message: None, lambda: "")
     train_worker(
-        job, make_single_process(LoopConfig()) if workers == 1 else join_group(), line, reader=read_with_threads
+        spec, make_single_process(LoopConfig()) if workers == 1 else join_group(), line, reader=read_with_threads
     )
     kept = rows[1:] or [(0.0, 0.0)]  # the first iteration warms up; ranks other than 0 report nothing
     return {"wall": median(wall for wall, _ in kept), "cpu": median(cpu for _, cpu in kept)}

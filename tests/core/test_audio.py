@@ -1,4 +1,4 @@
-"""Whole sound files decoded: the stored samples, or the tune; a sentence for what is none."""
+"""Decoding of whole sound files: stored samples of lossless formats, the tune of lossy ones, errors for other files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_channels_are_averaged() -> None:
 
 @pytest.mark.parametrize("rate_hz", [22050, 48000, 96000])
 def test_resampling_keeps_a_sine_a_sine(rate_hz: int) -> None:
-    """The wanted samples are known: the same sine on the other grid, but for the filter's ends."""
+    """The expected samples are known: the same sine on the other grid, except at the ends of the filter."""
     samples = decode_bytes(encode_file(tone(997.0, rate_hz=rate_hz), rate_hz=rate_hz, subtype="FLOAT"))
     expected = tone(997.0)
     assert abs(len(samples) - len(expected)) <= 1
@@ -67,7 +67,7 @@ def test_resampling_keeps_a_sine_a_sine(rate_hz: int) -> None:
 
 
 def test_resampling_does_not_fold_what_is_above_half_the_rate() -> None:
-    """30 kHz at a rate of 96 kHz would come back as 14.1 kHz."""
+    """30 kHz at a rate of 96 kHz would alias to 14.1 kHz."""
     samples = decode_bytes(encode_file(tone(30_000.0, rate_hz=96_000), rate_hz=96_000, subtype="FLOAT"))
     assert np.abs(samples[1000:-1000]).max() < 1e-4
 
@@ -75,17 +75,17 @@ def test_resampling_does_not_fold_what_is_above_half_the_rate() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not readable as audio: Format not recognised"),
-        (b"this is no music" * 50, "not readable as audio: Format not recognised"),
-        (encode_file(np.zeros(0)), "holds no samples"),
-        (encode_file(np.array([0.1, np.nan]), subtype="FLOAT"), "holds NaN or infinite samples"),
-        (encode_file(np.array([np.inf, 0.1]), subtype="DOUBLE"), "holds NaN or infinite samples"),
-        (encode_file(tone(440.0), form="FLAC")[:3000], "not readable as audio: .*flac decoder lost sync"),
-        (encode_file(tone(440.0), form="OGG", subtype="VORBIS")[:200], "not readable as audio: .*malformed"),
+        (b"", "Format not recognised"),
+        (b"this is no music" * 50, "Format not recognised"),
+        (encode_file(np.zeros(0)), "no samples"),
+        (encode_file(np.array([0.1, np.nan]), subtype="FLOAT"), "NaN"),
+        (encode_file(np.array([np.inf, 0.1]), subtype="DOUBLE"), "infinite"),
+        (encode_file(tone(440.0), form="FLAC")[:3000], "flac"),
+        (encode_file(tone(440.0), form="OGG", subtype="VORBIS")[:200], "malformed"),
     ],
     ids=["empty", "text", "no samples", "nan", "infinity", "cut flac", "cut ogg"],
 )
-def test_what_is_no_music_is_one_sentence(content: bytes, message: str) -> None:
+def test_unusable_files_give_a_one_line_error(content: bytes, message: str) -> None:
     with pytest.raises(AudioError, match=message) as caught:
         decode_bytes(content)
     assert "\n" not in str(caught.value)

@@ -1,9 +1,10 @@
-"""The embedded codec: its geometry, what survives a round trip, Griffin-Lim and its start, and wrong weights."""
+"""The embedded codec: its geometry, round-trip error, Griffin-Lim and its initial phase, and invalid weights."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -34,7 +35,7 @@ WEIGHTS = Path(str(files("presto_core.audio") / "weights"))
 
 
 def tune(seconds: float, *, seed: int = 0) -> Tensor:
-    """[1, 1, N]: decaying notes of five partials, one each quarter second, and a noise burst with every second note."""
+    """[1, 1, N]: decaying notes of five partials, one per quarter second, and a noise burst with every second note."""
     generator = np.random.default_rng(seed)
     samples = np.zeros(int(seconds * RATE_HZ))
     note = np.arange(RATE_HZ // 2) / RATE_HZ
@@ -50,7 +51,7 @@ def tune(seconds: float, *, seed: int = 0) -> Tensor:
 
 
 def log_mel_error_db(first: Tensor, second: Tensor) -> float:
-    """Mean |difference| of the codec's own log-mel frames, in dB."""
+    """Return the mean absolute difference of the codec's own log-mel frames, in dB."""
     mel = MelSettings()
     levels = [
         log_mel(power_frames(audio[0, 0], mel), mel.make_filters(), power_floor=mel.power_floor)
@@ -78,7 +79,7 @@ def test_every_whole_hop_becomes_a_frame(codec: MelPcaCodec, samples: int) -> No
 
 
 def test_round_trip_keeps_the_tune(codec: MelPcaCodec) -> None:
-    """On sounds it never saw: log-mel within 4 dB (measured 3; another tune is over 8 away), level within 2.5."""
+    """On unseen audio: log-mel error below 4 dB (measured 3; another tune is over 8 away), level within 2.5 dB."""
     original = tune(6)[..., : 129 * 2048]
     back = codec.decode(codec.encode(original))
     assert log_mel_error_db(original, back) < ROUND_TRIP_DB
@@ -114,7 +115,7 @@ def test_griffin_lim_inverts_a_true_spectrum() -> None:
 
 
 def test_griffin_lim_brings_the_magnitude_closer() -> None:
-    """Its cost, the distance of the signal's magnitude from the wanted one, falls (Griffin & Lim 1984, theorem 1)."""
+    """Its cost, the distance of the signal's magnitude to the target, decreases (Griffin & Lim 1984, theorem 1)."""
     wanted = spectrum(tune(0.5)[0, 0, : 40 * 512], n_fft=2048, hop=512).abs()
     start = torch.zeros_like(wanted)
     costs = []
@@ -126,7 +127,7 @@ def test_griffin_lim_brings_the_magnitude_closer() -> None:
 
 
 def test_peak_phase_of_a_steady_tone_is_its_phase() -> None:
-    """A stationary sinusoid's phase turns by 2 pi f hop / rate a frame, in every bin of its main lobe."""
+    """The phase of a stationary sinusoid advances by 2 pi f hop / rate per frame in every bin of its main lobe."""
     hz, hop = 987.7, 512
     tone = torch.sin(2 * torch.pi * hz * torch.arange(40 * hop) / RATE_HZ)
     magnitude = spectrum(tone, n_fft=2048, hop=hop).abs()
@@ -165,7 +166,7 @@ def test_shipped_weights_are_those_of_the_provenance(codec: MelPcaCodec) -> None
 
 @pytest.mark.parametrize("name", [ENCODER_FILE, DECODER_FILE])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other"])
-def test_bad_weights_are_one_sentence(tmp_path: Path, name: str, damage: str) -> None:
+def test_bad_weights_give_a_one_line_error(tmp_path: Path, name: str, damage: str) -> None:
     for kept in (ENCODER_FILE, DECODER_FILE):
         (tmp_path / kept).write_bytes((WEIGHTS / kept).read_bytes())
     if damage == "missing":
@@ -181,9 +182,9 @@ def test_bad_weights_are_one_sentence(tmp_path: Path, name: str, damage: str) ->
 
 
 def test_unknown_kind_and_wrong_shapes_are_refused(codec: MelPcaCodec) -> None:
-    with pytest.raises(CodecError, match=r"codec.kind=mp3 is not known; choose one of mel_pca, oobleck"):
+    with pytest.raises(CodecError, match=r"codec\.kind=mp3 .*mel_pca, oobleck"):
         load_codec("mp3")
-    with pytest.raises(CodecError, match=r"audio of shape \[1, 2, 4096\]"):
+    with pytest.raises(CodecError, match=re.escape("[1, 2, 4096]")):
         codec.encode(torch.zeros(1, 2, 4096))
-    with pytest.raises(CodecError, match=r"latents of shape \[64, 10\]"):
+    with pytest.raises(CodecError, match=re.escape("[64, 10]")):
         codec.decode(torch.zeros(64, 10))

@@ -28,7 +28,7 @@ SMALL = MelSettings(n_fft=256, frame_hop=64, mels=12, channels=6)
 
 
 def noise_clips(count: int = 4, seconds: float = 0.5) -> list[Tensor]:
-    """Coloured noise whose level wanders: full-rank data to fit on."""
+    """Coloured noise of varying level: full-rank data to fit on."""
     generator = torch.Generator().manual_seed(3)
     clips = []
     for _ in range(count):
@@ -39,7 +39,7 @@ def noise_clips(count: int = 4, seconds: float = 0.5) -> list[Tensor]:
 
 
 def test_latents_of_the_fit_corpus_are_half_white() -> None:
-    """Zero mean, no correlation between channels, each variance the root of what it was, one on average."""
+    """Zero mean, no correlation between channels, variances the square roots of the originals, with mean one."""
     encoder = MelPcaEncoder(fit_mel_pca(noise_clips(), SMALL))
     latents = torch.cat([encoder.encode(clip) for clip in noise_clips()], dim=1).double()
     assert latents.mean(1).abs().max() < 1e-3
@@ -52,7 +52,7 @@ def test_latents_of_the_fit_corpus_are_half_white() -> None:
 
 
 def test_fit_equals_numpys_singular_values() -> None:
-    """An independent route: singular value decomposition of the centred data instead of a streamed covariance."""
+    """Independent reference: singular value decomposition of the centred data instead of a streamed covariance."""
     fitted = fit_mel_pca(noise_clips(), SMALL).tensors
     data = torch.cat([log_mel_blocks(clip, SMALL, SMALL.make_filters()) for clip in noise_clips()]).double().numpy()
     _, singular, axes = np.linalg.svd(data - data.mean(0), full_matrices=False)
@@ -76,12 +76,12 @@ def test_linear_decoder_equals_numpys_least_squares() -> None:
 
 
 def test_too_little_audio_to_fit_is_refused() -> None:
-    with pytest.raises(CodecError, match=r"fit needs more than 30 s of audio, this is 0.5 s"):
+    with pytest.raises(CodecError, match=r"30 s.*0\.5 s"):
         fit_mel_pca([torch.zeros(10 * 2048)])
 
 
 def presto(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
-    """The command line, in this process."""
+    """Run the command line in this process."""
     monkeypatch.setattr(sys, "argv", ["presto", *map(str, args)])
     with pytest.raises(SystemExit) as left:
         cli.main()
@@ -90,7 +90,7 @@ def presto(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
 
 @pytest.fixture(scope="module")
 def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four clips of nine seconds in a sub-folder, a file that is no audio, and one of a fortieth of a second."""
+    """Four clips of 9 s in a sub-folder, a file that is not audio, and one of 25 ms."""
     folder = tmp_path_factory.mktemp("music")
     (folder / "album").mkdir()
     for number, clip in enumerate(noise_clips(4, 9.0)):
@@ -103,7 +103,7 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fitted_folder_is_a_codec(
     music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It loads, says where it comes from, keeps the level of what it was fitted to, and a second fit has its bits."""
+    """It loads, has provenance, keeps the level of the corpus, and a second fit is bit-identical."""
     first, second = tmp_path / "new" / "first", tmp_path / "second"
     presto(monkeypatch, "codec", "fit", music, "--output", first)
     stderr = capsys.readouterr().err
@@ -135,21 +135,21 @@ def test_a_manifest_keeps_held_out_pieces_away(music: Path, tmp_path: Path) -> N
     (corpus / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert FitCorpus.open(corpus).files == (corpus / "album/0.wav",)
     (corpus / "manifest.jsonl").write_text('{"title": "no file"}')
-    with pytest.raises(CodecError, match=r"manifest.jsonl is damaged .*build the corpus again"):
+    with pytest.raises(CodecError, match=r"manifest\.jsonl"):
         FitCorpus.open(corpus)
 
 
 @pytest.mark.parametrize(
     ("folder", "output", "message"),
     [
-        ("missing", "out", "missing is not a folder; give a folder of music"),
-        ("empty", "out", "empty holds no audio to fit a codec to"),
-        ("little", "out", "a codec fit needs more than 30 s of audio, this is 9.0 s; give more music"),
-        ("little", "file/out", "/file is not a folder); choose another --output"),
-        ("little", "taken", "taken holds a codec already (provenance.json); choose another --output"),
+        ("missing", "out", "missing is not a folder"),
+        ("empty", "out", "/empty "),
+        ("little", "out", "9.0 s"),
+        ("little", "file/out", "/file is not a folder"),
+        ("little", "taken", "provenance.json"),
     ],
 )
-def test_bad_inputs_end_in_one_sentence(
+def test_bad_inputs_give_a_one_line_error(
     folder: str,
     output: str,
     message: str,

@@ -21,9 +21,9 @@ from presto_core.config.noise import (
     MixtureNoise,
 )
 from presto_core.config.schema import (
-    STAGES,
     StepsStage,
     TeacherStage,
+    stage_configs,
 )
 
 
@@ -88,7 +88,7 @@ def test_values_are_yaml():
         ("cluster.parallel.offload_real_score=true", "offload_real_score=true needs real_score=shard"),
     ],
 )
-def test_every_mistake_is_one_sentence_with_its_mend(override: str, message: str):
+def test_every_mistake_gives_a_one_line_error_with_a_fix(override: str, message: str):
     with pytest.raises(ConfigError) as caught:
         load_config(StepsStage, None, [override])
     assert message in str(caught.value)
@@ -131,27 +131,27 @@ def test_micro_batches_are_derived_and_do_not_change_the_run_id():
 def test_elastic_groups_keep_the_global_batch():
     keys = ["teacher.global_batch_size=24", "cluster.num_workers=8", "cluster.min_workers=3", "loop.micro_batch_size=4"]
     assert load_config(TeacherStage, None, keys).derive_values()["by_number_of_workers"] == {
-        3: "8 a worker, accumulated in 2",
-        4: "6 a worker, accumulated in 2",
-        6: "4 a worker, accumulated in 1",
-        8: "3 a worker, accumulated in 1",
+        3: "8 per worker, accumulated in 2",
+        4: "6 per worker, accumulated in 2",
+        6: "4 per worker, accumulated in 1",
+        8: "3 per worker, accumulated in 1",
     }
     with pytest.raises(ConfigError, match=r"=24 must be a multiple of cluster\.min_workers=5, as it is of 1, 2, 3, 4"):
         load_config(TeacherStage, None, [*keys, "cluster.min_workers=5"])
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", stage_configs())
 def test_printed_yaml_reproduces_the_configuration(stage: str, tmp_path: Path):
-    config = load_config(STAGES[stage], "demo", preset_folder=PRESETS)
+    config = load_config(stage_configs()[stage], "demo", preset_folder=PRESETS)
     path = tmp_path / "again.yaml"
     path.write_text(to_yaml(config))
-    assert load_config(STAGES[stage], path) == config
+    assert load_config(stage_configs()[stage], path) == config
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", stage_configs())
 @pytest.mark.parametrize("name", list_presets(PRESETS))
 def test_every_preset_is_valid_for_every_stage(stage: str, name: str):
-    load_config(STAGES[stage], name, preset_folder=PRESETS)
+    load_config(stage_configs()[stage], name, preset_folder=PRESETS)
 
 
 def test_dotted_names_are_the_override_keys():

@@ -1,4 +1,4 @@
-"""The corpus as a folder: its plan, and a build that is cached, resumable, exact."""
+"""The corpus folder: its plan, and a cached, resumable, reproducible build."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from pipelines.corpus.plan import (
 from pipelines.corpus.render import TARGET_RMS_DBFS
 from pipelines.corpus.styles import STYLES
 
-SMALL = {"minutes": 1.0, "clip_seconds": 6.0, "held_out_fraction": 0.2, "seed": 3}
+SMALL: dict[str, Any] = {"minutes": 1.0, "clip_seconds": 6.0, "held_out_fraction": 0.2, "seed": 3}
 
 
 # the plan
@@ -59,7 +60,7 @@ def test_a_plan_longer_than_the_repertoire_repeats_it_differently() -> None:
 @pytest.mark.parametrize(
     "settings", [{"minutes": 0}, {"clip_seconds": 1.0}, {"held_out_fraction": 0.9}, {"real_fraction": 1.5}]
 )
-def test_impossible_settings_are_refused_by_name(settings: dict[str, float]) -> None:
+def test_impossible_settings_are_refused_by_name(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         CorpusSettings(**settings)
 
@@ -135,17 +136,17 @@ def test_processes_make_the_same_bits_as_one(corpus: Path, tmp_path: Path) -> No
 
 
 def test_a_folder_with_something_else_is_refused(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"settings\.seed=3 \(asked: 4\).*choose another folder"):
+    with pytest.raises(ValueError, match=r"settings\.seed=3.*4"):
         build_corpus(copy, **{**SMALL, "seed": 4})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
-    with pytest.raises(ValueError, match="is not a corpus"):
+    with pytest.raises(ValueError, match=r"corpus\.json"):
         build_corpus(tmp_path / "other", **SMALL)
 
 
 def test_too_little_disk_is_refused_before_the_first_clip(tmp_path: Path) -> None:
     endless = replace(plan_clips(CorpusSettings(**SMALL))[0], clip_seconds=1e12)
-    with pytest.raises(OSError, match="needs about 60000000020 MB"):
+    with pytest.raises(OSError, match="60000000020"):
         _check_disk(tmp_path, [endless])
 
 

@@ -1,4 +1,4 @@
-"""Public-domain pieces of the default corpus: which are taken, how they are arranged and harmonised."""
+"""Public-domain pieces of the default corpus: selection, arrangement and harmonisation."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_arrangements_are_seeded_and_stay_in_their_key() -> None:
 
 
 def carried_share(notes: Sequence[Note], chords: Sequence[Chord], beats_per_bar: int) -> float:
-    """Share of a tune's sounding time that is a tone of the chord under it."""
+    """Return the fraction of a tune's sounding time with a tone of the chord under it."""
     carried = [
         note.duration_beats * (note.pitch % 12 in chords[int(note.start_beats // beats_per_bar)].pitch_classes)
         for note in notes
@@ -106,7 +106,7 @@ def carried_share(notes: Sequence[Note], chords: Sequence[Chord], beats_per_bar:
 
 
 def harmony_score(notes: Sequence[Note], chords: Sequence[Chord], beats_per_bar: int) -> float:
-    """What `harmonise` maximises, written out for notes that do not cross bar lines."""
+    """Reference for the objective that `harmonise` maximises, for notes that do not cross bar lines."""
     plainness = dict(zip(PLAIN_CHORDS[chords[0].key.mode], PLAINNESS, strict=False))
     score = HOME_BONUS * (chords[-1].degree == 0) + sum(plainness[chord.degree] for chord in chords)
     score += SUCCESSION_BONUS * sum((a.degree, b.degree) in FOLLOWS_WELL for a, b in itertools.pairwise(chords))
@@ -137,4 +137,4 @@ def test_chords_found_for_tunes_carry_them_and_end_at_home() -> None:
         plain_shares.append(carried_share(tune.voices[0], [Chord(tune.key, 0)] * entry.bars, beats))
         ends.append(chords[-1].degree)
     assert np.mean(shares) > np.mean(plain_shares)
-    assert np.mean(np.equal(ends, 0)) > 0.8  # a few reels end open, leading back to their beginning
+    assert np.mean(np.equal(ends, 0)) > 0.8  # a few reels end on an open cadence that leads back to their beginning

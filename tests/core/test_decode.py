@@ -1,4 +1,4 @@
-"""Files in blocks: the stored samples, wanted channels and rate, constant memory, and a sentence for what is none."""
+"""Decoding of files in blocks: stored samples, requested channels and rate, constant memory, errors for other files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tracemalloc
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ RATE_HZ = 44100
 
 
 def decode_bytes(content: bytes, *, rate_hz: int = RATE_HZ, channels: int = 1) -> np.ndarray:
-    """[channels, N], put together again."""
+    """Return the concatenated blocks [channels, N]."""
     parts = list(decode_blocks(io.BytesIO(content), sample_rate_hz=rate_hz, channels=channels))
     assert all(part.dtype == np.float32 and part.shape[1] == channels and 0 < part.nbytes <= 2**22 for part in parts)
     return np.concatenate(parts).T
@@ -44,7 +45,7 @@ def patch_bytes(content: bytes, at: int, new: bytes) -> bytes:
     return content[:at] + new + content[at + len(new) :]
 
 
-# --- what is stored is what is heard
+# --- samples, channels and rate
 
 
 @pytest.mark.parametrize(
@@ -108,28 +109,28 @@ def test_a_sine_stays_a_sine_on_both_channels_at_far_rates(rate_hz: int) -> None
 
 
 def test_the_content_tells_the_format_not_the_name(tmp_path: Path) -> None:
-    path = tmp_path / "song.raw"  # a name that libsndfile would believe
+    path = tmp_path / "song.raw"  # libsndfile would open this suffix as headerless audio
     path.write_bytes(encode_file(tone(440.0), form="FLAC"))
-    for buffering in (-1, 0):  # a plain file libsndfile reads by itself
+    for buffering in (-1, 0):  # libsndfile reads an unbuffered file through its descriptor
         with path.open("rb", buffering=buffering) as stream:
-            stream.seek(1000)  # as a caller that looked at the tags leaves it
+            stream.seek(1000)  # a caller may have read the tags before
             for _ in range(2):
                 np.testing.assert_allclose(decode(stream, sample_rate_hz=RATE_HZ), tone(440.0), atol=2**-15)
 
 
 def test_a_plain_file_that_cannot_be_read_is_no_bad_audio(tmp_path: Path) -> None:
-    """A disk fails after the first block: here, its file is no longer open for reading."""
+    """A disk error after the first block, simulated by a file that is no longer open for reading."""
     (tmp_path / "a").write_bytes(encode_file(noise(2_000_000)))
     with (tmp_path / "a").open("rb", buffering=0) as stream, (tmp_path / "b").open("wb") as other:
         coming = decode_blocks(stream, sample_rate_hz=RATE_HZ, channels=1)
         next(coming)
         os.dup2(other.fileno(), stream.fileno())
-        with pytest.raises(OSError, match="cannot be read"):
+        with pytest.raises(OSError, match="read"):
             next(coming)
 
 
 def test_a_flac_of_unstated_length_is_read_to_its_end() -> None:
-    """As a recorder writes it into a pipe: total samples, 36 bits from byte 21 on, are 0."""
+    """A recorder that writes to a pipe leaves the total samples, 36 bits from byte 21 on, at 0."""
     content = encode_file(tone(440.0), form="FLAC")
     unstated = patch_bytes(content, 21, bytes([content[21] & 0xF0, 0, 0, 0, 0]))
     np.testing.assert_array_equal(decode_bytes(unstated), decode_bytes(content))
@@ -139,7 +140,7 @@ def test_a_flac_of_unstated_length_is_read_to_its_end() -> None:
 
 
 class LongWav(io.RawIOBase):
-    """A 16-bit mono WAV that is made while it is read."""
+    """A 16-bit mono WAV that is generated while it is read."""
 
     def __init__(self, frames: int) -> None:
         size = 2 * frames
@@ -161,11 +162,11 @@ class LongWav(io.RawIOBase):
 
 
 def test_memory_does_not_grow_with_the_length() -> None:
-    """100 MB of file, 200 MB of samples; blocks and what surrounds them stay below 12 MiB."""
+    """Decoding a 100 MB file with 200 MB of samples allocates less than 12 MiB."""
     frames, count = 50_000_000, 0
     tracemalloc.start()
     try:
-        for block in decode_blocks(LongWav(frames), sample_rate_hz=RATE_HZ, channels=1):
+        for block in decode_blocks(cast(BinaryIO, LongWav(frames)), sample_rate_hz=RATE_HZ, channels=1):
             count += len(block)
             assert block.nbytes <= 2**22
         peak = tracemalloc.get_traced_memory()[1]
@@ -183,7 +184,7 @@ def test_many_channels_and_low_rates_make_no_large_blocks(stored: int, rate_hz: 
     assert max(sizes) <= 2**22
 
 
-# --- what is no music
+# --- unusable files
 
 
 WAV = encode_file(tone(440.0))
@@ -193,28 +194,25 @@ FLAC = encode_file(tone(440.0), form="FLAC")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not readable as audio: Format not recognised, it holds zero bytes"),
-        (np.random.default_rng(0).bytes(50) + b"no music" * 50, "not readable as audio: Format not recognised"),
-        (encode_file(np.zeros(0)), "holds no samples"),
-        (encode_file(np.array([0.1, np.nan]), subtype="FLOAT"), "holds NaN or infinite samples"),
-        (encode_file(np.array([0.1, 1e300]), subtype="DOUBLE"), "holds NaN or infinite samples"),
-        (patch_bytes(WAV, 22, b"\0\0"), "not readable as audio: Channel count is zero"),
-        (patch_bytes(WAV, 22, b"\xff\xff"), "not readable as audio: Too many channels"),
-        (patch_bytes(WAV, 24, b"\1\0\0\0"), "has a sample rate of 1 Hz, which no music has"),
-        (patch_bytes(WAV, 24, b"\xff\xff\xff\x7f"), "has a sample rate of 2147483647 Hz"),
-        (patch_bytes(FLAC, 21, bytes([FLAC[21] | 15]) + b"\xff" * 4), "is cut short: 22050 of 68719476735 samples"),
-        (FLAC[: len(FLAC) // 2], "not readable as audio: flac decoder lost sync"),
-        (
-            encode_file(tone(440.0), form="MP3", subtype="MPEG_LAYER_III")[:400],
-            "not readable as audio: damaged, or cut",
-        ),
-        (encode_file(tone(440.0), form="OGG", subtype="VORBIS")[:200], "not readable as audio: .*malformed"),
-        (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n", "not readable as audio: Format not recog"),
+        (b"", "zero bytes"),
+        (np.random.default_rng(0).bytes(50) + b"no music" * 50, "Format not recognised"),
+        (encode_file(np.zeros(0)), "no samples"),
+        (encode_file(np.array([0.1, np.nan]), subtype="FLOAT"), "NaN"),
+        (encode_file(np.array([0.1, 1e300]), subtype="DOUBLE"), "infinite"),
+        (patch_bytes(WAV, 22, b"\0\0"), "Channel count is zero"),
+        (patch_bytes(WAV, 22, b"\xff\xff"), "Too many channels"),
+        (patch_bytes(WAV, 24, b"\1\0\0\0"), "sample rate of 1 Hz"),
+        (patch_bytes(WAV, 24, b"\xff\xff\xff\x7f"), "sample rate of 2147483647 Hz"),
+        (patch_bytes(FLAC, 21, bytes([FLAC[21] | 15]) + b"\xff" * 4), "22050 of 68719476735 samples"),
+        (FLAC[: len(FLAC) // 2], "flac"),
+        (encode_file(tone(440.0), form="MP3", subtype="MPEG_LAYER_III")[:400], "damaged"),
+        (encode_file(tone(440.0), form="OGG", subtype="VORBIS")[:200], "malformed"),
+        (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n", "Format not recognised"),
     ],
     ids=["empty", "text", "no samples", "nan", "infinite as float32", "0 channels", "65535 channels", "1 Hz", "2 GHz",
          "absurd length", "cut flac", "cut mp3", "cut ogg", "playlist"],
 )  # fmt: skip
-def test_what_is_no_music_is_one_sentence(content: bytes, message: str) -> None:
+def test_unusable_files_give_a_one_line_error(content: bytes, message: str) -> None:
     for channels in (1, 2):
         with pytest.raises(AudioError, match=message) as caught:
             decode_bytes(content, channels=channels)
@@ -230,7 +228,7 @@ def test_a_wav_that_promises_more_than_it_holds_gives_what_it_holds(promised: in
 
 @pytest.mark.parametrize(("form", "subtype"), [("WAV", "PCM_16"), ("MP3", "MPEG_LAYER_III"), ("OGG", "OPUS")])
 def test_of_a_cut_wav_mp3_or_ogg_what_is_left_is_heard(form: str, subtype: str) -> None:
-    """An ogg loses its last whole page, of about a second."""
+    """An ogg loses its last full page, about one second."""
     content = encode_file(tone(440.0, rate_hz=48000, seconds=6), rate_hz=48000, form=form, subtype=subtype)
     whole, part = (
         decode_bytes(content, rate_hz=48000)[0],
@@ -241,7 +239,7 @@ def test_of_a_cut_wav_mp3_or_ogg_what_is_left_is_heard(form: str, subtype: str) 
 
 
 class DisconnectedFile(io.BytesIO):
-    """A file on a server that goes away after some bytes."""
+    """A file on a server that disconnects after some bytes."""
 
     def read(self, count: int | None = -1, /) -> bytes:
         if self.tell() > 200_000:
@@ -257,11 +255,11 @@ def test_a_stream_that_breaks_is_not_taken_for_the_end(form: str, capfd: pytest.
     assert "Traceback" not in capfd.readouterr().err
 
 
-# --- m4a and what else PyAV reads
+# --- m4a and other formats of PyAV
 
 
 def encode_with_pyav(samples: np.ndarray, form: str, codec: str, *, to: Path | None = None) -> bytes:
-    """Mono samples [N] at 44.1 kHz as FFmpeg encodes them; into a file where its index is to come first."""
+    """Encode mono samples [N] at 44.1 kHz with FFmpeg; with `to`, into a file that starts with its index."""
     av = pytest.importorskip("av")
     stream = io.BytesIO()
     options = {"movflags": "faststart"} if to else {}
@@ -278,7 +276,7 @@ def encode_with_pyav(samples: np.ndarray, form: str, codec: str, *, to: Path | N
     ("form", "codec", "delay"), [("ipod", "aac", 0), ("mp4", "aac", 0), ("adts", "aac", 1024), ("matroska", "aac", 0)]
 )
 def test_aac_keeps_frequency_level_and_length(form: str, codec: str, delay: int) -> None:
-    """Raw ADTS states no encoder delay; only an m4a states its length, others end with the last packet's padding."""
+    """Raw ADTS states no encoder delay; only an m4a states its length, others end with padding of the last packet."""
     original = tone(440.0, seconds=2)
     samples = decode_bytes(encode_with_pyav(original, form, codec))[0]
     if form in ("ipod", "mp4"):
@@ -324,11 +322,11 @@ def test_both_decoders_agree_to_the_bit_on_lossless_files(form: str, subtype: st
 
 def test_m4a_that_is_cut_short_or_damaged_is_refused(tmp_path: Path) -> None:
     content = encode_with_pyav(noise(200_000), "ipod", "aac")
-    with pytest.raises(AudioError, match="not readable as audio: m4a/AAC that is damaged, or cut short"):
-        decode_bytes(content[:-2000])  # the index comes last
+    with pytest.raises(AudioError, match="m4a/AAC"):
+        decode_bytes(content[:-2000])  # the index is at the end
     index_first = encode_with_pyav(noise(200_000), "ipod", "aac", to=tmp_path / "song.m4a")
     assert abs(len(decode_bytes(index_first)[0]) - 200_000) < 44  # its length is stated in whole milliseconds
-    with pytest.raises(AudioError, match=r"(is cut short: \d+ of \d+ samples)|(damaged, or cut short)"):
+    with pytest.raises(AudioError, match=r"(\d+ of \d+ samples)|(damaged)"):
         decode_bytes(index_first[: len(index_first) // 2])
 
 
@@ -340,7 +338,7 @@ def test_a_video_without_sound_is_refused() -> None:
         track.width = track.height = 32
         for packet in [*track.encode(av.VideoFrame(32, 32, "yuv420p")), *track.encode(None)]:
             container.mux(packet)
-    with pytest.raises(AudioError, match="holds no sound, only pictures or text"):
+    with pytest.raises(AudioError, match="no audio stream"):
         decode_bytes(stream.getvalue())
 
 
@@ -350,9 +348,9 @@ def test_without_pyav_an_m4a_names_the_extra_and_other_files_stay_what_they_are(
     m4a, adts = (encode_with_pyav(tone(440.0), form, "aac") for form in ("ipod", "adts"))
     monkeypatch.setitem(sys.modules, "av", None)
     for content in (m4a, adts):
-        with pytest.raises(AudioError, match=r"^m4a/AAC needs PyAV: pip install 'presto-distill\[m4a\]'$"):
+        with pytest.raises(AudioError, match=r"^m4a/AAC .*presto-distill\[m4a\]"):
             decode_bytes(content)
-    with pytest.raises(AudioError, match="not readable as audio: Format not recognised"):
+    with pytest.raises(AudioError, match="Format not recognised"):
         decode_bytes(b"this is no music" * 50)
     assert len(decode_bytes(WAV)[0]) == 22050
 

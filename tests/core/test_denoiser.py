@@ -30,7 +30,7 @@ def test_network_input_and_target_have_unit_variance(sigma: float):
     noisy = add_noise(x0, level, generator=rng)
     c_skip, c_out, c_in, _ = (c.double() for c in preconditioning(level, SIGMA_DATA))
     assert float((c_in * noisy).std()) == pytest.approx(1.0, rel=0.01)
-    # F's regression target (x0 - c_skip x) / c_out
+    # regression target of F: (x0 - c_skip x) / c_out
     assert float(((x0 - c_skip * noisy) / c_out).std()) == pytest.approx(1.0, rel=0.01)
 
 
@@ -94,7 +94,7 @@ def test_guidance_without_conditions_is_refused():
         make_guided_denoiser(EDMDenoiser(Identity(), SIGMA_DATA), 2)(torch.zeros(1, 2, 2), torch.ones(1), None)
 
 
-def test_a_sample_that_is_not_told_is_unconditional_and_one_that_was_stays_so():
+def test_dropping_conditions_makes_samples_unconditional_and_keeps_earlier_drops():
     cond = conditions(4).to_unconditional()
     cond = replace(cond, keep=torch.tensor([True, True, False, False]))
     assert cond.keep_where(torch.tensor([True, False, True, False])).keep.tolist() == [True, False, False, False]

@@ -38,7 +38,7 @@ def covariance(dim: int, *, seed: int) -> Matrix:
 
 
 def sample_with_moments(mean: Matrix, cov: Matrix, *, count: int, seed: int) -> Matrix:
-    """[count, D] whose sample mean and (unbiased) sample covariance are exactly the given ones."""
+    """[count, D] with exactly the given sample mean and (unbiased) sample covariance."""
     z = draws(count, len(mean), seed=seed)
     z -= z.mean(0)
     white = z @ np.linalg.inv(np.linalg.cholesky(np.cov(z, rowvar=False))).T
@@ -51,7 +51,7 @@ def rotation(dim: int) -> Matrix:
 
 @pytest.fixture(scope="module")
 def sets() -> tuple[Matrix, Matrix]:
-    """Two sets of different sizes, shapes and places."""
+    """Two sets of different sizes, shapes and locations."""
     return draws(60, 5, seed=1) @ covariance(5, seed=2) + 0.5, draws(80, 5, seed=3)
 
 
@@ -59,7 +59,7 @@ def sets() -> tuple[Matrix, Matrix]:
 
 
 def test_frechet_of_axis_aligned_gaussians_is_the_closed_form() -> None:
-    """|m1 - m2|^2 + sum (s1 - s2)^2 where both covariances are diagonal."""
+    """|m1 - m2|^2 + sum (s1 - s2)^2 for diagonal covariances."""
     m1, m2 = np.array([1.0, -2.0, 0.5]), np.array([0.0, 1.0, 0.5])
     s1, s2 = np.array([0.5, 2.0, 1.0]), np.array([1.5, 0.1, 1.0])
     a = sample_with_moments(m1, np.diag(s1**2), count=40, seed=0)
@@ -69,7 +69,7 @@ def test_frechet_of_axis_aligned_gaussians_is_the_closed_form() -> None:
 
 
 def test_frechet_equals_scipys_matrix_square_root() -> None:
-    """Covariances that do not commute: the square root of their product is not symmetric."""
+    """Covariances that do not commute, so that the square root of their product is not symmetric."""
     m1, m2, c1, c2 = draws(1, 6)[0], draws(1, 6, seed=1)[0], covariance(6, seed=2), covariance(6, seed=3)
     a, b = sample_with_moments(m1, c1, count=50, seed=4), sample_with_moments(m2, c2, count=70, seed=5)
     assert not np.allclose(c1 @ c2, c2 @ c1, atol=0.1)
@@ -98,7 +98,7 @@ def test_frechet_knows_neither_rotation_nor_origin_and_scales_by_the_square(sets
 
 
 def test_frechet_of_fewer_samples_than_dimensions() -> None:
-    """Singular covariances (a small evaluation): a pure shift costs its squared length and nothing else."""
+    """Singular covariances (a small evaluation): a pure shift has its squared length as distance."""
     a = draws(10, 50)
     shift = draws(1, 50, seed=1)
     assert frechet_distance(generated=a + shift, reference=a) == pytest.approx((shift**2).sum(), rel=1e-6)
@@ -108,7 +108,7 @@ def test_frechet_of_fewer_samples_than_dimensions() -> None:
 
 
 def slow_mmd(a: Matrix, b: Matrix, kernel) -> float:
-    """Gretton et al. 2012, equation 3, pair by pair."""
+    """Reference: Gretton et al. 2012, eq. 3, pair by pair."""
     n, m = len(a), len(b)
     within_a = sum(kernel(a[i], a[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
     within_b = sum(kernel(b[i], b[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
@@ -129,7 +129,7 @@ def test_mmd_equals_the_sum_over_pairs() -> None:
 
 @pytest.mark.parametrize("kernel", ["rbf", "polynomial"])
 def test_mmd_is_unbiased(kernel: str) -> None:
-    """Its mean over pairs of sets from one distribution is zero within three standard errors; shifted, far above."""
+    """Its mean over pairs of sets from one distribution is 0 within three standard errors; with a shift, far above."""
 
     def values(count: int, shift: float) -> list[float]:
         pairs = ((draws(12, 4, seed=s) + shift, draws(12, 4, seed=s + 500)) for s in range(count))
@@ -232,11 +232,11 @@ def test_every_call_is_made_and_counted() -> None:
 
 
 def test_latency_is_milliseconds_of_one_call_without_the_warm_up() -> None:
-    """`sleep` never ends early, so these are bounds and not timings: after the warm-up 20 ms, once 60 ms."""
+    """`sleep` never ends early, so these are lower bounds: 20 ms per call after the warm-up, once 60 ms."""
     naps = iter([0, 0, 0, 0.02, 0.02, 0.06, 0.02, 0.02])
     measured = measure_latency(lambda: time.sleep(next(naps)), calls=5, warmup=3)
     assert measured.p50_ms >= 20
-    assert measured.p95_ms >= 0.8 * 60 + 0.2 * 20  # percentile 95 of five lies 4/5 of the way to the largest
+    assert measured.p95_ms >= 0.8 * 60 + 0.2 * 20  # the 95th percentile of five is 4/5 of the way to the largest
 
 
 def test_hardware_says_what_was_measured_on() -> None:

@@ -1,4 +1,4 @@
-"""What is not finite stops a run before anything of it is kept, and is named."""
+"""A non-finite loss or gradient stops a run before its step is saved, and the error names it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_non_finite_loss_stops_the_run_before_the_optimiser_moves(make, bad: flo
     before = copy.deepcopy(algorithm.state.state_dict())
     batch = next(batches())
     poisoned = Batch(batch.x0 * bad, batch.cond, batch.cursor)
-    message = r"dsm_loss is nan.* on rank 0, at noise levels sigma 0\.\d+ \.\.\. \d.*total_step 0.*no checkpoint yet"
+    message = r"dsm_loss is nan.*rank 0.*sigma 0\.\d+ \.\.\. \d.*total_step 0"
     with pytest.raises(DivergenceError, match=message):
         train(algorithm, iter([poisoned]), seed=0, config=LOOP)
     for name, net in algorithm.state.networks.items():
@@ -41,10 +41,10 @@ def test_non_finite_loss_stops_the_run_before_the_optimiser_moves(make, bad: flo
 
 def test_exploding_gradient_of_a_finite_loss_names_the_gradient():
     algorithm = teacher()
-    with torch.no_grad():  # in double range but not in single: the loss is finite, its gradient's norm is not
+    with torch.no_grad():  # the loss is finite, but the norm of its gradient exceeds the fp32 range
         for p in algorithm.state.networks["teacher"].parameters():
             p.register_hook(lambda grad: grad * 1e38 * 1e38)
-    with pytest.raises(DivergenceError, match=r"^grad_norm is (inf|nan) on all ranks, at noise levels"):
+    with pytest.raises(DivergenceError, match=r"^grad_norm is (inf|nan)"):
         train(algorithm, batches(), seed=0, config=LOOP)
 
 
@@ -53,14 +53,14 @@ def test_a_bad_gradient_of_the_head_keeps_the_fake_score_where_it_is_too():
     before = copy.deepcopy(algorithm.state.state_dict()["networks"])
     for p in algorithm.state.networks["head"].parameters():
         p.register_hook(lambda grad: grad * torch.inf)
-    with pytest.raises(DivergenceError, match=r"^head_grad_norm is (inf|nan) on all ranks"):
+    with pytest.raises(DivergenceError, match=r"^head_grad_norm is (inf|nan)"):
         train(algorithm, batches(), seed=0, config=LOOP)
     for name, net in algorithm.state.networks.items():
         assert all(torch.equal(value, before[name][key]) for key, value in net.state_dict().items()), name
 
 
 class OverflowingLoss(TeacherTraining):
-    """A loss beside the trained one overflows at step 5, though its gradient takes no part."""
+    """Teacher training with an extra loss that overflows at step 5 and has no gradient."""
 
     def update(self, batch: Batch, *, generator: torch.Generator) -> dict[str, Tensor]:
         gan_loss = torch.tensor(1e38) * (10.0 if self.state.total_step == 5 else 1.0)
@@ -70,9 +70,7 @@ class OverflowingLoss(TeacherTraining):
 def test_loss_without_a_gradient_counts_too_and_the_last_good_checkpoint_is_named():
     algorithm, saved = OverflowingLoss(TeacherConfig(), tiny_dit(), sigma_data=1.0), []
     hooks = Hooks(checkpoint=lambda: saved.append(algorithm.state.total_step))
-    with pytest.raises(
-        DivergenceError, match=r"^gan_loss is inf on rank 0.*\(total_step 5\).*checkpoint is of step 4:"
-    ):
+    with pytest.raises(DivergenceError, match=r"^gan_loss is inf on rank 0.*\(total_step 5\).*step 4"):
         train(algorithm, batches(), seed=0, config=LOOP, hooks=hooks)
     assert saved == [2, 4]
 

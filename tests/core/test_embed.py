@@ -23,7 +23,7 @@ from presto_core.metrics.embed import (
 RATE_HZ = 16000
 FIXTURE = Path(__file__).parent / "data/musicnn_tensorflow.npz"
 WEIGHTS = "musicnn_mtt.safetensors"
-PATCH_SAMPLES = (PATCH_FRAMES - 1) * HOP  # the shortest audio with a whole patch of frames
+PATCH_SAMPLES = (PATCH_FRAMES - 1) * HOP  # the shortest audio with a full patch of frames
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def slaney_hz(mel: np.ndarray) -> np.ndarray:
 
 
 def numpy_log_mel(samples: np.ndarray) -> np.ndarray:
-    """[N] -> [frames, 96] in float64: frames cut one by one, triangles of unit area drawn point by point."""
+    """Reference, [N] -> [frames, 96] in float64: one frame at a time, triangles of unit area point by point."""
     padded = np.pad(samples, 256)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(512) / 512)
     frames = [padded[at : at + 512] * window for at in range(0, len(samples) + 1, 256)]
@@ -66,7 +66,7 @@ def test_network_gives_tensorflows_outputs(embedder: MusicnnEmbedder) -> None:
         tags, penultimate = embedder.net(torch.from_numpy(expected["logmel"]))
     np.testing.assert_allclose(tags, expected["MTT_musicnn_tags"], atol=5e-6)
     np.testing.assert_allclose(penultimate, expected["MTT_musicnn_penultimate"], atol=2e-5)
-    # the tolerance tells apart what has to be told: the other published checkpoint, and the other patch
+    # the tolerance distinguishes the other published checkpoint and the other patch
     assert np.abs(penultimate.numpy() - expected["MSD_musicnn_penultimate"]).max() > 0.1
     assert np.abs(penultimate.numpy()[::-1] - expected["MTT_musicnn_penultimate"]).max() > 0.1
 
@@ -127,7 +127,7 @@ def test_digest_is_the_shipped_files_and_the_provenances(embedder: MusicnnEmbedd
 
 
 def test_every_value_of_the_network_comes_from_the_file(embedder: MusicnnEmbedder) -> None:
-    """Loading is not strict, so that what the file leaves out would stay random."""
+    """Loading is not strict, so a value that is missing in the file would stay random."""
     stored = load_file(str(files("presto_core.metrics") / "weights" / WEIGHTS))
     state = {name: value for name, value in embedder.net.state_dict().items() if "num_batches_tracked" not in name}
     assert state.keys() == stored.keys()

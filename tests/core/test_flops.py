@@ -1,4 +1,4 @@
-"""What is counted from a network's shape is what torch counts when it runs."""
+"""FLOPs and parameters computed from a network's shape equal those that torch counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean and spread of latents: numpy's, whatever parts they are merged of."""
+"""Mean and standard deviation of latents equal NumPy's for any split into parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from presto_core.audio.latent_stats import LatentStats
 
 
 def latents(rows: int, *, seed: int = 0) -> np.ndarray:
-    """[rows, 3, 11] float16: channels of different level and spread."""
+    """[rows, 3, 11] float16 with a different mean and standard deviation per channel."""
     normal = np.random.default_rng(seed).standard_normal((rows, 3, 11))
     return (normal * np.array([1, 20, 0.01])[:, None] + np.array([0, -50, 5])[:, None]).astype(np.float16)
 
@@ -34,7 +34,7 @@ def test_merged_parts_are_the_whole(sizes: tuple[int, ...], backwards: bool) -> 
 
 
 def test_statistics_of_a_constant_channel_far_from_zero() -> None:
-    """Sums of squares would lose the spread here: 1e8 +- 1e-3 in float64."""
+    """A naive sum of squares would lose the standard deviation here: 1e8 +- 1e-3 in float64."""
     x = 1e8 + np.array([[[-1e-3, 1e-3]]]).repeat(50, axis=0)
     merged = LatentStats.merge_all([LatentStats.from_latents(part) for part in np.split(x, 10)])
     assert merged.std == pytest.approx(1e-3, rel=1e-4)

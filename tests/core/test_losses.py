@@ -21,7 +21,7 @@ def test_edm_weight_is_the_inverse_square_of_c_out():
 
 
 def test_dsm_of_a_network_that_predicts_nothing_is_one():
-    """x0_hat = c_skip x is what a zero network gives; its weighted error is 1 at every noise level."""
+    """A zero network gives x0_hat = c_skip x, whose weighted error is 1 at every noise level."""
     rng = torch.Generator().manual_seed(0)
     x0 = torch.randn(256, 8, 32, generator=rng)
     for level in (0.01, 0.5, 3.0, 50.0):

@@ -1,4 +1,4 @@
-"""Loudness: the standard's known answers, torchaudio's independent figure, gates, and blocks that do not matter."""
+"""Loudness: known answers of the standard, torchaudio as reference, gates, and independence of block sizes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ RATE_HZ = 48000
 
 
 def sine(hz: float, *, level_db: float = 0.0, seconds: float = 5.0, rate_hz: int = RATE_HZ) -> np.ndarray:
-    """[N, 1] at a peak of `level_db` dBFS."""
+    """[N, 1] with a peak of `level_db` dBFS."""
     wave = np.sin(2 * np.pi * hz * np.arange(int(seconds * rate_hz)) / rate_hz)
     return (10 ** (level_db / 20) * wave[:, None]).astype(np.float32)
 
 
 def music(*, channels: int, rate_hz: int, seconds: float = 12.0, seed: int = 0) -> np.ndarray:
-    """Noise, darker than white, that swells and falls silent: all gates have something to do."""
+    """Low-passed noise that swells and falls silent, so that all gates are active."""
     rng = np.random.default_rng(seed)
     white = rng.standard_normal((int(seconds * rate_hz), channels))
     dark = np.cumsum(white - 0.02 * np.cumsum(white, axis=0).clip(-50, 50), axis=0)
@@ -51,7 +51,7 @@ def measure_loudness(samples: np.ndarray, *, rate_hz: int = RATE_HZ, block: int 
     ("rate_hz", "within"), [(16000, 0.1), (22050, 0.1), (32000, 0.02), (44100, 0.01), (48000, 0.01), (192_000, 0.01)]
 )
 def test_a_full_scale_sine_of_997_hz_is_3_01_lufs_below(rate_hz: int, within: float) -> None:
-    """Below 32 kHz the shelf's skirt, which the bilinear transform narrows, gives up to 0.1 dB less."""
+    """Below 32 kHz the bilinear transform narrows the skirt of the shelf, which costs up to 0.1 dB."""
     assert measure_loudness(sine(997.0, rate_hz=rate_hz), rate_hz=rate_hz) == pytest.approx(-3.01, abs=within)
 
 
@@ -78,7 +78,7 @@ def test_the_filter_is_the_same_curve_at_every_rate(rate_hz: int) -> None:
 
 
 def test_silence_between_tones_is_gated_out() -> None:
-    """EBU Tech 3341, case 3, in one channel: the quiet ends are more than 10 LU below the middle."""
+    """EBU Tech 3341, case 3, with one channel: the quiet ends are more than 10 LU below the middle."""
     parts = [sine(1000, level_db=-36, seconds=10), sine(1000, level_db=-23, seconds=60), sine(1000, level_db=-36)]
     alone = measure_loudness(parts[1])
     assert alone == pytest.approx(-26.0, abs=0.1)
@@ -124,7 +124,7 @@ def test_silence_and_less_than_a_block_have_no_loudness() -> None:
 
 
 def test_a_rate_that_cannot_carry_the_shelf_is_refused() -> None:
-    with pytest.raises(ValueError, match="sample_rate_hz=2000 must be at least 4000"):
+    with pytest.raises(ValueError, match=r"sample_rate_hz=2000 .*4000"):
         integrated_loudness([np.zeros((9, 1), np.float32)], sample_rate_hz=2000)
 
 

@@ -92,7 +92,7 @@ def test_taps_are_the_activations_and_later_blocks_do_not_run():
 
 
 def test_patches_cover_the_time_axis_in_order():
-    """With one-frame patches and two-frame patches, tokens hold the frames they should."""
+    """With one-frame and two-frame patches, tokens contain the right frames."""
     net = tiny_dit(patch=2)
     tokens = net._patchify(X)
     torch.testing.assert_close(tokens[:, 1], torch.cat([X[:, :, 2], X[:, :, 3]], dim=1))

@@ -47,7 +47,7 @@ def test_lognormal_quantiles_equal_scipy():
 
 def test_karras_quantiles_equal_the_edm_formula():
     u = torch.linspace(0, 1, 11, dtype=torch.float64)
-    # the paper's u runs from sigma_max down, ours is the share of draws below
+    # EDM's u runs from sigma_max down, ours is the probability below
     a, b = 80 ** (1 / 7), 0.002 ** (1 / 7)
     expected = (a + (1 - u) * (b - a)) ** 7
     torch.testing.assert_close(
@@ -70,7 +70,7 @@ def test_cdf_inverts_quantile(name: str):
 
 @pytest.mark.parametrize("name", ALL)
 def test_samples_follow_the_cdf(name: str):
-    """Kolmogorov-Smirnov distance of 20,000 draws from the cdf, evaluated at quantiles."""
+    """Kolmogorov-Smirnov distance of 20,000 samples to the cdf, evaluated at quantiles."""
     draws = ALL[name].sample(20_000, generator=torch.Generator().manual_seed(0)).double().sort().values
     assert draws.dtype == torch.float64
     assert (draws > 0).all()

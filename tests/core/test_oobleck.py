@@ -1,8 +1,9 @@
-"""The production codec on tiny autoencoders with random weights: shapes, digests, and folders that are refused."""
+"""The production codec on tiny autoencoders with random weights: shapes, digests, and rejected folders."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ diffusers = pytest.importorskip("diffusers")
 
 
 def save_oobleck(folder: Path, *, audio_channels: int) -> Path:
-    """An AutoencoderOobleck of hop 64 and 8 latent channels."""
+    """Save an AutoencoderOobleck of hop 64 and 8 latent channels."""
     torch.manual_seed(0)
     model = diffusers.AutoencoderOobleck(
         encoder_hidden_size=16, downsampling_ratios=[4, 4, 4], channel_multiples=[1, 2, 2], decoder_channels=8,
@@ -59,23 +60,26 @@ def test_oobleck_digest_follows_the_weights(oobleck_folder: Path, tmp_path: Path
     assert first != other
 
 
-def test_oobleck_that_cannot_be_loaded_is_one_sentence(oobleck_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CodecError, match=r"needs codec.path, the local folder"):
+def test_oobleck_that_cannot_be_loaded_gives_a_one_line_error(oobleck_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CodecError, match=r"codec\.path"):
         load_codec("oobleck")
-    with pytest.raises(CodecError, match=r"has no config.json; set codec.path"):
+    with pytest.raises(CodecError, match=r"config\.json.*codec\.path"):
         load_codec("oobleck", path=str(tmp_path))
     for file in oobleck_folder.iterdir():
         (tmp_path / file.name).write_bytes(
             file.read_bytes()[:-50] if file.suffix == ".safetensors" else file.read_bytes()
         )
-    with pytest.raises(CodecError, match=r"cannot be loaded") as caught:
+    with pytest.raises(CodecError, match=re.escape(str(tmp_path))) as caught:
         load_codec("oobleck", path=str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"downsampling_ratios": [4, 4, 3]}, "must be even"), ({"encoder_hidden_size": 8}, "must be 2 x")],
+    [
+        ({"downsampling_ratios": [4, 4, 3]}, r"downsampling_ratios \[3\]"),
+        ({"encoder_hidden_size": 8}, "encoder_hidden_size=8"),
+    ],
 )
 def test_oobleck_layouts_that_fail_later_are_refused_at_once(
     oobleck_folder: Path, tmp_path: Path, setting: dict[str, object], message: str
@@ -88,19 +92,19 @@ def test_oobleck_layouts_that_fail_later_are_refused_at_once(
 
 
 def test_a_stereo_autoencoder_hears_mono_on_both_channels(tmp_path: Path) -> None:
-    """As Stable Audio's does: ingest gives mono, generate writes stereo."""
+    """As with Stable Audio: ingest encodes mono, generate writes stereo."""
     codec = load_codec("oobleck", path=str(save_oobleck(tmp_path, audio_channels=2)))
     mono = noise(channels=1)
     latents = codec.encode(mono)
     assert torch.equal(latents, codec.encode(torch.cat([mono, mono], dim=1)))
     assert codec.decode(latents).shape == (1, 2, 64 * 20)
-    with pytest.raises(CodecError, match=r"audio of shape \[1, 3, 1343\]"):
+    with pytest.raises(CodecError, match=re.escape("[1, 3, 1343]")):
         codec.encode(noise(channels=3))
 
 
-def test_an_unknown_device_is_one_sentence(oobleck_folder: Path) -> None:
+def test_an_unknown_device_gives_a_one_line_error(oobleck_folder: Path) -> None:
     for device in ("abacus", "cuda:99"):
-        with pytest.raises(CodecError, match=f"oobleck cannot compute on device {device} .*; choose cpu") as caught:
+        with pytest.raises(CodecError, match=device) as caught:
             load_codec("oobleck", path=str(oobleck_folder), device=device)
         assert "\n" not in str(caught.value)
 

@@ -1,5 +1,7 @@
 """Presto-S on a 2-D mixture of two Gaussians: the distilled generator fits both modes in one and two steps."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -60,12 +62,14 @@ def teacher() -> DiT:
     optim = OptimConfig(learning_rate=3e-3, warmup_steps=20, decay="cosine")
     algorithm = TeacherTraining(TeacherConfig(steps=300, optim=optim, ema_decay=0.99), net, sigma_data=0.75)
     train(algorithm, stream(), seed=0, config=LOOP)
-    return algorithm.state.emas["teacher"].network
+    network = algorithm.state.emas["teacher"].network
+    assert isinstance(network, DiT)
+    return network
 
 
 @torch.no_grad()
-def distance_and_balance(net: DiT, steps: int) -> tuple[float, float]:
-    """MMD to the mixture, and the share of samples in its right-hand mode."""
+def distance_and_balance(net: Any, steps: int) -> tuple[float, float]:
+    """Return the MMD to the mixture and the fraction of samples in its right-hand mode."""
     rng = torch.Generator().manual_seed(5)
     noise = torch.randn(SAMPLES, 2, 1, generator=rng)
     denoise, cond = EDMDenoiser(net, 0.75), unconditional(SAMPLES)
@@ -82,6 +86,7 @@ def test_teacher_fits_the_mixture(teacher: DiT):
     assert mmd(generated=x[:, :, 0].numpy(), reference=mixture(SAMPLES, rng)[:, :, 0].numpy()) < 0.01
 
 
+# over 10 s: 300 steps of teacher training and 60 of distillation; fewer do not find both modes
 def test_distillation_fits_both_modes_in_few_steps(teacher: DiT):
     fast = OptimConfig(learning_rate=1e-3, betas=(0.0, 0.99))
     config = StepsConfig(

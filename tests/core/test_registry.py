@@ -1,4 +1,4 @@
-"""What is committed is read back bit for bit or refused with its name; nothing half-written exists, nothing is run."""
+"""Committed files are read back bit for bit or rejected by name; partial commits do not exist, nothing is executed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import platform
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from presto_core.artifacts.manifest import (
     run_folder,
 )
 from presto_core.artifacts.store import (
+    DamagedError,
     StoreError,
     commit,
     explain,
@@ -68,7 +70,7 @@ def test_an_artifact_is_read_back_as_it_was_committed(folder: Folder) -> None:
 
 
 def test_the_manifest_lists_exactly_what_is_there(folder: Folder, tmp_path: Path) -> None:
-    """No temporary file stays behind, and the manifest does not list itself."""
+    """No temporary file remains, and the manifest does not list itself."""
     commit_report(folder)
     there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert there == {*FILES, CONFIG, MANIFEST}
@@ -91,23 +93,23 @@ def test_provenance_names_versions_and_the_commit() -> None:
     assert found["git_commit"] is None or len(found["git_commit"]) == 40
 
 
-# --- what is incomplete does not exist
+# --- an incomplete artifact does not exist
 
 
 def test_a_commit_that_fails_halfway_leaves_nothing_to_read(folder: Folder, tmp_path: Path) -> None:
-    """A folder stands where the second file belongs, as a full disk or a kill would stop it: the first is there."""
+    """A folder in place of the second file stops the commit as a full disk or a kill would, after the first file."""
     (tmp_path / "second" / "occupied").mkdir(parents=True)
-    with pytest.raises(StoreError, match=r"cannot write place://root/second \(3 bytes\)"):
+    with pytest.raises(StoreError, match=r"place://root/second"):
         commit_report(folder, files={"first": b"one", "second": b"two", "third": b"three"})
     assert (tmp_path / "first").read_bytes() == b"one"
     assert not (tmp_path / "third").exists()
     assert not folder.exists()
-    with pytest.raises(StoreError, match=r"place://root/manifest\.json does not exist"):
+    with pytest.raises(StoreError, match=r"place://root/manifest\.json"):
         read_artifact(folder)
 
 
 def test_a_write_that_was_cut_is_not_the_file(folder: Folder, tmp_path: Path) -> None:
-    """What a killed writer leaves has another name, and the next commit replaces it."""
+    """The partial file of a killed writer has another name, and the next commit replaces it."""
     manifest = commit_report(folder).manifest
     (tmp_path / f"{MANIFEST}.partial").write_bytes(b'{"schema_ver')
     assert read_manifest(folder) == manifest
@@ -121,11 +123,11 @@ def test_a_second_commit_keeps_what_was_known(folder: Folder) -> None:
     second = commit(folder, first, {"b": b"3"})
     assert read_file(folder, "a", second) == b"1"
     assert read_file(folder, "b", second) == b"3"
-    with pytest.raises(StoreError, match="/b is damaged"):
+    with pytest.raises(DamagedError, match="/b "):
         read_file(folder, "b", first)
 
 
-# --- what is damaged is refused
+# --- damaged files are rejected
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "cut", "longer", "emptied"])
@@ -133,10 +135,11 @@ def test_tampered_files_are_refused_by_their_hash(folder: Folder, tmp_path: Path
     manifest = commit_report(folder).manifest
     content = bytearray(FILES["weights.bin"])
     content[1000] ^= 1 if damage == "flipped bit" else 0
-    changed = {"cut": content[:-1], "longer": content + b"\0", "emptied": b""}.get(damage, content)
+    changes: dict[str, bytes | bytearray] = {"cut": content[:-1], "longer": content + b"\0", "emptied": b""}
+    changed = changes.get(damage, content)
     (tmp_path / "weights.bin").write_bytes(changed)
     found = hashlib.sha256(changed).hexdigest()[:12]
-    with pytest.raises(StoreError, match=rf"place://root/weights\.bin is damaged: sha256 {found}\.\.\. where"):
+    with pytest.raises(DamagedError, match=rf"place://root/weights\.bin .*sha256 .*{found}"):
         read_file(folder, "weights.bin", manifest)
     assert read_file(folder, "words.txt", manifest) == FILES["words.txt"]
 
@@ -144,38 +147,38 @@ def test_tampered_files_are_refused_by_their_hash(folder: Folder, tmp_path: Path
 def test_missing_and_unlisted_files_are_named(folder: Folder, tmp_path: Path) -> None:
     manifest = commit_report(folder).manifest
     (tmp_path / "weights.bin").unlink()
-    with pytest.raises(StoreError, match=r"place://root/weights\.bin does not exist"):
+    with pytest.raises(DamagedError, match=r"place://root/weights\.bin"):
         read_file(folder, "weights.bin", manifest)
     (tmp_path / "planted").write_bytes(b"x")
-    with pytest.raises(StoreError, match=r"has no file 'planted'; it has config\.yaml, deep/er/empty, weights\.bin"):
+    with pytest.raises(StoreError, match=r"'planted'.*config\.yaml, deep/er/empty, weights\.bin"):
         read_file(folder, "planted", manifest)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00garbage", pickle.dumps({"schema_version": 1})])
 def test_a_manifest_of_other_bytes_is_refused(folder: Folder, tmp_path: Path, content: bytes) -> None:
     (tmp_path / MANIFEST).write_bytes(content)
-    with pytest.raises(StoreError, match=r"manifest\.json is damaged"):
+    with pytest.raises(DamagedError, match=r"manifest\.json"):
         read_manifest(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '"text"', "{}", '{"schema_version": 2}'])
 def test_a_manifest_of_another_schema_is_refused(folder: Folder, tmp_path: Path, content: str) -> None:
     (tmp_path / MANIFEST).write_text(content)
-    with pytest.raises(StoreError, match=r"is not of schema version 1; this release cannot read it"):
+    with pytest.raises(StoreError, match=r"manifest\.json .*schema version 1"):
         read_manifest(folder)
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/etc/outside"])
 def test_a_manifest_cannot_name_files_outside_its_folder(folder: Folder, tmp_path: Path, name: str) -> None:
-    """Who unpacks an artifact writes its files under their names."""
+    """Unpacking an artifact writes files under these names."""
     (tmp_path / MANIFEST).write_text(json.dumps({"schema_version": 1, "files": {name: {"sha256": "", "bytes": 0}}}))
-    with pytest.raises(StoreError, match="outside', which is outside its folder; do not use it"):
+    with pytest.raises(StoreError, match=re.escape(repr(name))):
         read_manifest(folder)
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(folder: Folder, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_gives_a_one_line_error(folder: Folder, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StoreError, match=r"cannot write place://root/file/inside \(1 bytes\)") as caught:
+    with pytest.raises(StoreError, match=r"place://root/file/inside \(1 bytes\)") as caught:
         write_bytes(folder.child("file"), "inside", b"x")
     assert "\n" not in str(caught.value)
 
@@ -183,23 +186,23 @@ def test_a_place_that_cannot_be_written_is_one_sentence(folder: Folder, tmp_path
 @pytest.mark.parametrize(
     ("error", "hint"),
     [
-        ("[Errno 28] No space left on device", "free some space"),
-        ("[Errno 122] Disk quota exceeded", "free some space"),
-        ("[Errno 30] Read-only file system", "choose another storage.root"),
-        ("[Errno 13] Permission denied: 'x'", "mend its permissions"),
-        ("AWS Error ACCESS_DENIED during PutObject", "credentials may read and write there"),
+        ("[Errno 28] No space left on device", "disk"),
+        ("[Errno 122] Disk quota exceeded", "disk quota"),
+        ("[Errno 30] Read-only file system", "storage.root"),
+        ("[Errno 13] Permission denied: 'x'", "storage.root"),
+        ("AWS Error ACCESS_DENIED during PutObject", "credentials"),
         ("something\n  else", "something else"),
     ],
 )
-def test_system_errors_come_with_their_mend(error: str, hint: str) -> None:
+def test_system_errors_come_with_a_fix(error: str, hint: str) -> None:
     assert hint in explain(OSError(error))
 
 
-# --- nothing stored is ever run
+# --- stored content is never executed
 
 
 class Trap:
-    """Unpickling it creates a file."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -213,7 +216,7 @@ def _write_file(target: str) -> None:
 
 
 def model_artifact(folder: Folder) -> Artifact:
-    """A committed teacher of the smallest network."""
+    """Commit a teacher of the smallest network."""
     network = NetworkConfig(dim=8, depth=1, heads=1, patch=1)
     card = ModelCard(
         network=network.model_dump(), channels=2, frames=4, sigma_data=1.0, mean=[0.0] * 2, std=[1.0] * 2,
@@ -224,14 +227,14 @@ def model_artifact(folder: Folder) -> Artifact:
 
 
 def test_a_pickle_in_place_of_weights_is_never_loaded(folder: Folder, tmp_path: Path) -> None:
-    """Even where the manifest vouches for it: weights are read as safetensors, which holds numbers alone."""
+    """Even if the manifest lists its hash: weights are read as safetensors, which contains only numbers."""
     trap = tmp_path.parent / f"{tmp_path.name}-sprung"
     torch.save({"weight": Trap(trap)}, tmp_path / "trap.pt")
     manifest = model_artifact(folder).manifest
     load_model(folder, manifest)
     for content in (pickle.dumps(Trap(trap)), (tmp_path / "trap.pt").read_bytes()):
         vouched = commit(folder, manifest, {WEIGHTS: content})
-        with pytest.raises(StoreError, match="do not fit the network they are stored with"):
+        with pytest.raises(StoreError, match=re.escape(folder.uri)):
             load_model(folder, vouched)
         assert not trap.exists()
     torch.load(tmp_path / "trap.pt", weights_only=False)
@@ -241,7 +244,7 @@ def test_a_pickle_in_place_of_weights_is_never_loaded(folder: Folder, tmp_path: 
 def test_weights_that_do_not_fit_are_refused(folder: Folder) -> None:
     manifest = model_artifact(folder).manifest
     other = serialize_network(DiT(NetworkConfig(dim=16, depth=1, heads=1, patch=1), channels=2, text_dim=4))
-    with pytest.raises(StoreError, match="do not fit the network they are stored with"):
+    with pytest.raises(StoreError, match="size mismatch"):
         load_model(folder, commit(folder, manifest, other))
-    with pytest.raises(StoreError, match="is a report, not a model"):
+    with pytest.raises(StoreError, match="report"):
         load_model(folder, commit_report(folder).manifest)

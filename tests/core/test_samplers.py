@@ -1,6 +1,7 @@
 """Samplers on Gaussian data, whose probability-flow ODE has an exact solution."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -20,17 +21,18 @@ def gaussian_denoiser(x, sigma, cond, budget=None):
 
 
 def exact_end(noise: torch.Tensor) -> torch.Tensor:
-    """Where the ODE carries x = SIGMA_MAX * noise: MEAN + (x - MEAN) STD / sqrt(STD^2 + SIGMA_MAX^2)."""
+    """Return the ODE's solution from x = SIGMA_MAX * noise: MEAN + (x - MEAN) STD / sqrt(STD^2 + SIGMA_MAX^2)."""
     return MEAN + (SIGMA_MAX * noise - MEAN) * STD / math.sqrt(STD**2 + SIGMA_MAX**2)
 
 
 def error(sampler: str, steps: int) -> float:
     noise = torch.linspace(-2, 2, 64, dtype=torch.float64).reshape(1, 1, 64)
     sigmas = karras_sigmas(steps, sigma_min=0.002, sigma_max=SIGMA_MAX, rho=7.0)
-    return float((SAMPLERS[sampler](gaussian_denoiser, noise, sigmas, None) - exact_end(noise)).abs().max())
+    sample: Any = SAMPLERS[sampler]
+    return float((sample(gaussian_denoiser, noise, sigmas, None) - exact_end(noise)).abs().max())
 
 
-# the last step, to sigma = 0, is exact up to sigma_min^2: too small to be seen at these step counts
+# the last step, to sigma = 0, is exact up to sigma_min^2, which is negligible at these step counts
 @pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
 def test_order_of_convergence(sampler: str, order: int):
     observed = math.log2(error(sampler, 128) / error(sampler, 256))
@@ -51,7 +53,8 @@ def test_evaluations_a_sample_costs(sampler: str, evaluations: int):
         return gaussian_denoiser(x, sigma, cond)
 
     sigmas = karras_sigmas(5, sigma_min=0.002, sigma_max=SIGMA_MAX, rho=7.0)
-    SAMPLERS[sampler](denoise_and_count, torch.zeros(1, 1, 1, dtype=torch.float64), sigmas, None)
+    sample: Any = SAMPLERS[sampler]
+    sample(denoise_and_count, torch.zeros(1, 1, 1, dtype=torch.float64), sigmas, None)
     assert len(calls) == evaluations
 
 

@@ -1,4 +1,4 @@
-"""Updates and the loop: who moves when, exact resume, refusal of non-finite numbers."""
+"""Updates and the loop: which networks change in which step, exact resume, learning rates and moving averages."""
 
 import itertools
 
@@ -55,7 +55,7 @@ def run(algorithm, steps: int) -> list[dict[str, float]]:
 
 
 def test_the_gradient_at_the_generators_output_is_that_of_the_dmd_loss():
-    """g / numel, formed directly, against autograd of 1/2 mean|x0 - sg(x0 - g)|^2 in float64."""
+    """g / numel, computed directly, against autograd of 1/2 mean|x0 - sg(x0 - g)|^2 in float64."""
     algorithm, batch = distillation(), next(batches())
 
     def draw() -> MicroBatch:
@@ -247,7 +247,7 @@ def test_ema_in_closed_form():
     torch.nn.init.ones_(net.weight)
     ema.update(net)  # d = 1/10
     ema.update(net)  # d = 2/11
-    assert float(ema.network.weight) == pytest.approx(1 - 0.1 * 2 / 11)
+    assert float(ema.network.get_parameter("weight")) == pytest.approx(1 - 0.1 * 2 / 11)
     for _ in range(50):
         ema.update(net)
     assert ema.updates == 52
@@ -259,7 +259,7 @@ def test_taps_beyond_the_network_are_refused():
 
 
 def test_critic_and_generator_steps_are_timed_apart():
-    """Their means, in the shares of the steps, make up no more than the mean of all steps."""
+    """The weighted mean of both kinds is at most the mean of all steps."""
     algorithm, rows = distillation(), []
     hooks = Hooks(log=lambda step, metrics: rows.append(metrics))
     ratio = algorithm.config.fake_updates_per_generator_update

@@ -1,4 +1,4 @@
-"""A cluster that the tests share, and a user of another machine who sends jobs to it."""
+"""A cluster that the tests share, and a user on another machine who sends jobs to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRESTO = (sys.executable, "-m", "infra.cli.main")
 
 @dataclass(frozen=True)
 class User:
-    """Who sends jobs: from a folder and a home of their own, with their own environment and nothing else."""
+    """A user who sends jobs, with a home folder and an environment that share nothing with the cluster."""
 
     home: Path
     environment: dict[str, str]
@@ -48,7 +48,7 @@ class User:
 
 @dataclass(frozen=True)
 class NodeSecrets:
-    """The nodes' S3 credentials, in a file that their environment names."""
+    """S3 credentials of the nodes, in a file that their environment names."""
 
     file: Path
     server: Server

@@ -1,4 +1,4 @@
-"""The whole flow as jobs on a cluster of three nodes, one of which is lost in training (`make test-cluster`)."""
+"""The whole flow as jobs on a cluster of three nodes, one of which is lost during training (`make test-cluster`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.servers.ray_cluster import RayCluster, make_user_environment
 from tests.support.processes import PATIENCE_S, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(3600)]
-PAGE = "CLUSTER_PAGE"  # names the page that gets the transcript
+PAGE = "CLUSTER_PAGE"  # environment variable with the path of the transcript
 ROOT = "s3://latents/cluster"
 STEPS = 1500
 CLUSTER = (
@@ -47,7 +47,7 @@ RAYS_OWN = re.compile(r"core_worker\.cc|\(raylet\)|state-dump|job_manager\.py|^\
 
 @dataclass
 class Transcript:
-    """What a user typed and saw; `hidden` are texts of this machine and what stands for them, `secrets` never seen."""
+    """What a user typed and saw; `hidden` maps local paths to neutral ones, and `secrets` must never appear."""
 
     home: Path
     environment: dict[str, str]
@@ -107,7 +107,7 @@ def test_the_whole_flow_as_jobs_of_a_stranger_with_a_node_lost_in_training(
         user = Transcript(home, environment, {str(shared): "/mnt/music", str(tmp_path): "/home/me"}, secrets)
 
         def run_job(*args: str, only: tuple[str, ...]) -> str:
-            """A verb to its end, with those of the settings that its stage reads."""
+            """Run a command to its end, with those settings that its stage reads."""
             return user.finish(start_job(*args, only=only))
 
         def start_job(*args: str, only: tuple[str, ...]) -> subprocess.Popen[str]:
@@ -127,7 +127,7 @@ def test_the_whole_flow_as_jobs_of_a_stranger_with_a_node_lost_in_training(
         run_job("distill-layers", "demo", only=("layers.", "loop.", "cluster."))
         run_job("distill-steps", "demo", "--from", "presto-generator@candidate-l", only=("steps.", "loop.", "cluster."))
         run_job("evaluate", "demo", only=("evaluate.", "cluster."))
-        # a few steps of training are nothing that health could be told from
+        # health cannot be measured after a few steps of training
         first = ("promote.require_health=false", "--why", "the first one")
         user.finish(user.presto("registry", "promote", "candidate-ls", f"storage.root={ROOT}", *first))
         user.finish(user.presto("jobs", "list"))
@@ -140,7 +140,7 @@ def test_the_whole_flow_as_jobs_of_a_stranger_with_a_node_lost_in_training(
 
 
 def kill_training_node(plane: RayCluster, view: subprocess.Popen[str]) -> int:
-    """Kill the node that trains, once there is a checkpoint to go on from; which one it was."""
+    """Kill the node that trains, once there is a checkpoint to resume from; return its number."""
     runs = open_folder(ROOT).child("runs")
 
     def has_checkpoint() -> bool:
@@ -155,7 +155,7 @@ def kill_training_node(plane: RayCluster, view: subprocess.Popen[str]) -> int:
 
 
 def check_each_step_once(client: mlflow.MlflowClient) -> None:
-    """What the orphaned worker had told is not told again, nor beside what those told that took over."""
+    """Check that each step is recorded once, though an orphaned worker ran beside its replacement."""
     (run,) = client.search_runs(
         [client.get_experiment_by_name("presto").experiment_id],
         f"tags.`presto.stage` = 'train-teacher' and params.`teacher.steps` = '{STEPS}'",

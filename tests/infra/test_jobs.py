@@ -1,4 +1,4 @@
-"""Jobs on a real cluster: sent, followed through cut connections, left, stopped, gone on with, and refused."""
+"""Jobs on a real cluster: sent, followed through lost connections, detached, stopped, resumed, and rejected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dataset(object_store: object) -> str:
 
 
 def training_args(dataset: str, **more: object) -> list[str]:
-    """Words of a small training in the job's own process."""
+    """Arguments of a small training in the job's own process."""
     settings = {
         "storage.root": ROOT,
         "inputs.dataset": dataset,
@@ -46,14 +46,15 @@ def training_args(dataset: str, **more: object) -> list[str]:
 
 
 def send_job(plane: RayCluster, entrypoint: str, job_id: str) -> str:
-    """A job of someone else's; `presto jobs` takes it as it is."""
+    """Send a job without Presto; `presto jobs` supports it too."""
     from ray.job_submission import JobSubmissionClient
 
     client = JobSubmissionClient(plane.url, headers={"Authorization": f"Bearer {plane.token}"})
     return str(client.submit_job(entrypoint=entrypoint, submission_id=job_id))
 
 
-def test_a_job_is_stopped_with_its_state_and_the_same_command_goes_on(user: User, plane: RayCluster, dataset: str):
+# over 10 s: starts the cluster, and six commands and two jobs as processes that import torch
+def test_a_job_is_stopped_with_its_state_and_the_same_command_resumes_it(user: User, plane: RayCluster, dataset: str):
     args = [*training_args(dataset, **{"teacher.steps": 10**7, "loop.checkpoint_every": 50}), "--on", user.url]
     first = user.presto(*args, "submit.follow=false")
     job_id, run_id = ids_in(first)
@@ -62,7 +63,8 @@ def test_a_job_is_stopped_with_its_state_and_the_same_command_goes_on(user: User
 
     second = user.presto(*args)
     assert second.returncode == 1
-    assert f"job {job_id} is at run {run_id} already; follow it" in second.stderr
+    assert f"job {job_id}" in second.stderr
+    assert f"run {run_id}" in second.stderr
 
     stopped = user.presto("jobs", "stop", run_id)
     assert stopped.returncode == 0, stopped.stderr
@@ -87,6 +89,7 @@ def test_a_job_is_stopped_with_its_state_and_the_same_command_goes_on(user: User
             assert secret not in shown, f"{name} is shown"
 
 
+# over 10 s: three commands, and waits before connecting again after each of three cuts
 def test_a_log_is_whole_though_the_connection_is_cut_again_and_again(user: User, plane: RayCluster, tmp_path: Path):
     job_id = send_job(plane, make_printing_command(tmp_path), "talkative")
     with Relay(plane.dashboard) as relay:
@@ -99,7 +102,7 @@ def test_a_log_is_whole_though_the_connection_is_cut_again_and_again(user: User,
             for line in view.stdout or ():
                 got.append(line)
                 if line.startswith("part "):
-                    assert wait_for(relay.cut, PATIENCE_S)  # it may be between two connections of its own accord
+                    assert wait_for(relay.cut, PATIENCE_S)  # it may be between two connections at this moment
                     (tmp_path / f"go-{line.split()[1]}").touch()
     parts = [[f"line {i}\n" for i in range(LINES)] + [f"part {part} ends\n"] for part in range(CUTS)]
     assert [line for line in got if line.startswith(("line ", "part "))] == [*sum(parts, []), "line last\n"]
@@ -109,12 +112,13 @@ def test_a_log_is_whole_though_the_connection_is_cut_again_and_again(user: User,
 
 
 def make_printing_command(folder: Path) -> str:
-    """A job that says something in parts, and goes on with the next one when a file tells it to."""
+    """Return a job that prints in parts, and waits for a file before each next part."""
     part = f"i=0; while [ $i -lt {LINES} ]; do echo line $i; i=$((i+1)); done; echo part %d ends; "
     wait = f"while [ ! -e {folder}/go-%d ]; do sleep 0.1; done; "
     return "".join(part % n + wait % n for n in range(CUTS)) + f"echo line last; exit {STATUS}"
 
 
+# over 10 s: four commands, one of which waits until a job has stopped
 def test_ctrl_c_asks_whether_to_stop_the_job_or_only_the_view(
     user: User, plane: RayCluster, begin: Callable[..., Attempt]
 ):
@@ -134,7 +138,7 @@ def test_ctrl_c_asks_whether_to_stop_the_job_or_only_the_view(
 
     left = interrupt_and_answer(b"v\n")
     assert left.process.returncode == 130, left.stderr
-    assert "goes on; follow it: presto jobs logs -f quiet" in left.stderr
+    assert "presto jobs logs -f quiet" in left.stderr
     status = json.loads(user.presto("jobs", "status", job_id, "--json").stdout)
     assert status["status"] == "RUNNING"
     assert user.presto("jobs", "wait", job_id, "--timeout", "1").returncode == 124
@@ -143,32 +147,33 @@ def test_ctrl_c_asks_whether_to_stop_the_job_or_only_the_view(
     assert "STOPPED" in ended.stderr
 
 
-def test_a_missing_secret_of_the_nodes_is_one_sentence(user: User, node_secrets: NodeSecrets, dataset: str):
+# over 10 s: sends a job, whose process imports torch before it looks for secrets
+def test_a_missing_secret_of_the_nodes_is_one_message(user: User, node_secrets: NodeSecrets, dataset: str):
     node_secrets.remove()
     try:
         done = user.presto(*training_args(dataset, seed=5), "--on", user.url)
     finally:
         node_secrets.install()
     assert done.returncode == 1
-    assert "presto: no S3 credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in done.stdout
+    assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in done.stdout
     assert "Traceback" not in done.stdout
 
 
 @pytest.mark.parametrize(
     ("more", "environment", "message"),
     [
-        ({}, {"RAY_AUTH_TOKEN": "f" * 64}, "refuses this token; set RAY_AUTH_TOKEN"),
-        ({}, {"RAY_AUTH_TOKEN": ""}, "asks for a token and there is none here"),
+        ({}, {"RAY_AUTH_TOKEN": "f" * 64}, "RAY_AUTH_TOKEN"),
+        ({}, {"RAY_AUTH_TOKEN": ""}, "RAY_AUTH_TOKEN"),
         (
             {"cluster.num_workers": 2, "cluster.gpus_per_worker": 1},
             {},
-            "this needs 2 GPUs and the Ray cluster has 0",
+            "2 GPUs",
         ),
-        ({"inputs.dataset": "no-such@candidate"}, {}, "has no no-such@candidate"),
-        ({"inputs.dataset": "no-such@candidate"}, {"MLFLOW_TRACKING_URI": "sqlite:///x.db"}, "is no server"),
+        ({"inputs.dataset": "no-such@candidate"}, {}, "no-such@candidate"),
+        ({"inputs.dataset": "no-such@candidate"}, {"MLFLOW_TRACKING_URI": "sqlite:///x.db"}, "sqlite:///x.db"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_sentence_before_anything_is_sent(
+def test_what_cannot_work_is_refused_in_one_message_before_anything_is_sent(
     user: User, plane: RayCluster, dataset: str, more: dict[str, object], environment: dict[str, str], message: str
 ):
     before = plane.get("/api/jobs/").count("submission_id")
@@ -183,13 +188,14 @@ def test_what_cannot_work_is_refused_in_one_sentence_before_anything_is_sent(
 def test_a_cluster_that_takes_jobs_from_anyone_gets_none(user: User, tmp_path: Path):
     remote_settings = ["storage.root=s3://bucket/x", "tracking.uri=https://mlflow.example"]
     with RayCluster(tmp_path, cpus=(), environment={}, closed=False) as plane:
-        address = f"http://0.0.0.0:{plane.dashboard}"  # of no loopback device, and leads to one
+        address = f"http://0.0.0.0:{plane.dashboard}"  # not a loopback address, though it leads to this machine
         done = user.presto(
             "train-teacher", "demo", *remote_settings, "--on", address, AWS_ENDPOINT_URL="https://s3.example"
         )
         jobs = plane.get("/api/jobs/")
     assert done.returncode == 1
-    assert f"{address} takes jobs from anyone who reaches it; start the cluster with RAY_AUTH_MODE" in done.stderr
+    assert address in done.stderr
+    assert "submit.allow_open_dashboard" in done.stderr
     assert json.loads(jobs) == []
 
 
@@ -197,14 +203,14 @@ def test_a_dead_head_and_an_unknown_job_are_named(user: User):
     (port,) = find_free_ports(1)
     dead = user.presto("jobs", "list", "--on", f"http://127.0.0.1:{port}")
     assert dead.returncode == 1
-    assert f"no Ray head answers at http://127.0.0.1:{port} (Connection refused)" in dead.stderr
+    assert f"http://127.0.0.1:{port} (Connection refused)" in dead.stderr
     unknown = user.presto("jobs", "logs", "nothing")
     assert unknown.returncode == 1
-    assert f"no job nothing at {user.url}; there is" in unknown.stderr
+    assert f"job nothing at {user.url}" in unknown.stderr
 
 
 def ids_in(sent: subprocess.CompletedProcess[str]) -> tuple[str, str]:
-    """Of the job and its run, as they are printed when it is sent."""
+    """Return the ids of the job and its run, as printed when it is sent."""
     assert sent.returncode == 0, sent.stderr
     found: list[tuple[str, str]] = re.findall(r"job (\S+), run ([0-9a-f]{16}), sent to", sent.stderr)
     return found[0]

@@ -1,4 +1,4 @@
-"""All that describes machines: valid for what reads it, pinned, without privileges, without a secret."""
+"""Manifests and machine configuration: valid for their consumers, pinned, unprivileged, without secrets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ everything = pytest.mark.parametrize("source", [*OVERLAYS, *SERVICES], ids=relat
 
 
 def pods(document: Document) -> list[Document]:
-    """Every pod that a document describes."""
+    """Return every pod spec in a document."""
     found: list[Document] = []
 
     def look(node: Any) -> None:
@@ -74,7 +74,7 @@ def test_what_the_tests_see_is_what_kustomize_renders(overlay: Path):
 
 @everything
 def test_kubernetes_kinds_are_valid(source: Path):
-    """Unknown fields are refused too; so are pods inside Ray's kinds, whose own schema is laxer."""
+    """Unknown fields are rejected too, also in pods inside Ray's kinds, whose own schema is less strict."""
     for document in documents(source):
         if document["kind"] not in RAY_KINDS:
             kubernetes_validate.validate(document, KUBERNETES, strict=True)
@@ -91,11 +91,11 @@ def test_a_misspelt_field_is_refused():
 
 @cache
 def kuberay(kind: str) -> jsonschema.Draft7Validator:
-    """KubeRay's own schema of a kind, made to refuse what it does not name."""
+    """Return a validator for KubeRay's schema of a kind, which also rejects unknown fields."""
     (path,) = CRDS.glob(f"ray.io_{kind.lower()}s.yaml")
     (version,) = [v for v in yaml.load(path.read_text(), yaml.CSafeLoader)["spec"]["versions"] if v["name"] == "v1"]
     schema = close_schema(version["schema"]["openAPIV3Schema"])
-    schema["properties"]["metadata"] = {"type": "object"}  # checked as any Kubernetes object's
+    schema["properties"]["metadata"] = {"type": "object"}  # validated like that of any Kubernetes object
     return jsonschema.Draft7Validator(schema)
 
 
@@ -180,7 +180,7 @@ def test_production_has_its_code_in_an_image_that_a_digest_names(overlay: str):
 
 
 def test_the_command_of_the_job_is_one_that_presto_takes():
-    """Its settings resolve, and it joins the cluster instead of starting its own."""
+    """Its settings resolve, and it joins the cluster instead of starting one."""
     for overlay in OVERLAYS:
         for job in (d for d in render_overlay(overlay) if d["kind"] == "RayJob"):
             program, command, *args = job["spec"]["entrypoint"].split()

@@ -1,4 +1,4 @@
-"""The least-privilege S3 policy grants what Presto's requests need, all of them seen on the way to a real server."""
+"""The least-privilege S3 policy grants what Presto's requests need, as recorded on the way to a real server."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from presto_core.artifacts.store import (
 from tests.servers.fault_proxy import FaultProxy, Message
 
 POLICY = json.loads((Path(infra.__file__).parent / "object_store/policy.json").read_text())
-# granted for what happens only when something else failed, or by other means than these requests
+# granted for requests that occur only after failures, or that are not made here
 UNSEEN = {"s3:GetBucketLocation", "s3:ListBucketMultipartUploads", "s3:ListMultipartUploadParts"}
 LARGE = 12 * 2**20  # bytes; more than one part
 
 
 class RecordingProxy(FaultProxy):
-    """Remembers what passes."""
+    """A proxy that records all requests."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(endpoint)
@@ -41,7 +41,7 @@ class RecordingProxy(FaultProxy):
 
 
 def action_of(method: str, target: str) -> str:
-    """The IAM action of an S3 request, as the S3 API reference lists them."""
+    """Return the IAM action of an S3 request, by the S3 API reference."""
     parts = urlsplit(target)
     query, in_bucket = parse_qs(parts.query, keep_blank_values=True), "/" in parts.path.strip("/")
     if not in_bucket:
@@ -53,7 +53,7 @@ def action_of(method: str, target: str) -> str:
 
 @pytest.fixture
 def needed(object_store: Server, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Actions of writing, committing, reading, listing and deleting, small and large."""
+    """Return the actions used to write, commit, read, list and delete small and large objects."""
     with RecordingProxy(object_store.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         root = open_folder("s3://latents/policy")

@@ -1,4 +1,4 @@
-"""No secret is in what is committed for machines, nor in what kustomize makes of it."""
+"""No secret is in the committed manifests, nor in what kustomize renders from them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from detect_secrets.settings import default_settings
 
 from tests.infra.test_manifests import INFRA, OVERLAYS, documents
 
-# what a digest and a made-up account have to look like
+# the placeholder digest, which the scanner would report
 HARMLESS = "sha256:" + 64 * "0"
 
 
 def find_secrets(path: Path) -> set[tuple[str, str]]:
-    """File and kind of what looks like a secret."""
+    """Return file name and kind of everything that looks like a secret."""
     with default_settings():
         return {(path.name, secret.type) for secret in scan_file(str(path))}
 

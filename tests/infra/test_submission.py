@@ -1,9 +1,10 @@
-"""What is checked before anything is sent: targets, places that exist only here, secrets, sizes; and the RayJob."""
+"""Checks before anything is sent: targets, local paths and servers, secrets, sizes; and the rendered RayJob."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ from presto_core.config.loader import (
     load_config,
     to_yaml,
 )
-from presto_core.config.schema import STAGES, StageConfig
+from presto_core.config.schema import StageConfig, stage_configs
 from presto_core.config.submit import SubmitConfig
 from presto_core.errors import UserError
 from tests.infra.conftest import PRESTO
@@ -53,18 +54,17 @@ REMOTE_SETTINGS = {"storage.root": "s3://bucket/x", "tracking.uri": "https://mlf
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the servers that other tests share."""
+    """Hide the servers that other tests share."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
 
 
 def config_of(stage: str, preset: str = "demo", **settings: Any) -> StageConfig:
-    return load_config(STAGES[stage], preset, REMOTE_SETTINGS | settings, preset_folder=PRESETS)
+    return load_config(stage_configs()[stage], preset, REMOTE_SETTINGS | settings, preset_folder=PRESETS)
 
 
 def make_command(stage: str, config: StageConfig, *options: str) -> StageCommand:
-    command_path = ("corpus", "build") if stage == "corpus" else (stage,)
-    return StageCommand(command_path, stage, config, lambda _: None, options)
+    return StageCommand(stage, config, more_options=options)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_targets(on: str, kind: Kind, address: str):
 
 @pytest.mark.parametrize("on", ["", "head:8265", "http://", "http://head:x", "ftp://head", "kuberay://", "locl"])
 def test_what_is_no_target_is_refused(on: str):
-    with pytest.raises(UserError, match="is no target; use local"):
+    with pytest.raises(UserError, match=re.escape(f"--on {on!r}")):
         parse_target(on)
 
 
 def test_a_password_in_the_address_is_refused_and_not_shown():
-    with pytest.raises(UserError, match="holds a password") as refused:
+    with pytest.raises(UserError, match=r"--on .*RAY_AUTH_TOKEN") as refused:
         parse_target("https://me:hunter22@head:8265")
     assert "hunter22" not in str(refused.value)
 
@@ -113,21 +113,17 @@ def test_loopback(url: str, is_local: bool):
 @pytest.mark.parametrize(
     ("stage", "settings", "message"),
     [
-        ("train-teacher", {"storage.root": "/data/x"}, "storage.root=/data/x exists on this machine only"),
-        ("train-teacher", {"storage.root": ".presto/store"}, "storage.root=.presto/store exists on this machine only"),
-        ("ingest", {"ingest.source": ["s3://b/a", "music"]}, "ingest.source=music exists on this machine only"),
-        ("ingest", {"ingest.source": "s3://b/a", "codec.path": "/w"}, "codec.path=/w exists on this machine only"),
-        ("corpus", {"tracking.uri": ""}, "corpus.folder=.presto/corpus exists on this machine only"),
-        ("generate", {}, "generate.output=.presto/out exists on this machine only"),
-        ("evaluate", {"inputs.teacher": "/store/abc"}, "inputs.teacher=/store/abc exists on this machine only"),
-        ("train-teacher", {"tracking.uri": "sqlite:///x.db"}, "tracking.uri=sqlite:///x.db is no server"),
-        ("train-teacher", {"tracking.uri": ""}, "tracking.uri is empty"),
-        (
-            "train-teacher",
-            {"tracking.uri": "http://127.0.0.1:5000"},
-            "tracking.uri=http://127.0.0.1:5000 is a server of",
-        ),
-        ("train-teacher", {"cluster.address": "10.0.0.1:6379"}, "both name a cluster"),
+        ("train-teacher", {"storage.root": "/data/x"}, "storage.root=/data/x"),
+        ("train-teacher", {"storage.root": ".presto/store"}, "storage.root=.presto/store"),
+        ("ingest", {"ingest.source": ["s3://b/a", "music"]}, "ingest.source=music"),
+        ("ingest", {"ingest.source": "s3://b/a", "codec.path": "/w"}, "codec.path=/w"),
+        ("corpus", {"tracking.uri": ""}, "corpus.folder=.presto/corpus"),
+        ("generate", {}, "generate.output=.presto/out"),
+        ("evaluate", {"inputs.teacher": "/store/abc"}, "inputs.teacher=/store/abc"),
+        ("train-teacher", {"tracking.uri": "sqlite:///x.db"}, "tracking.uri=sqlite:///x.db"),
+        ("train-teacher", {"tracking.uri": ""}, "tracking.uri"),
+        ("train-teacher", {"tracking.uri": "http://127.0.0.1:5000"}, "tracking.uri=http://127.0.0.1:5000"),
+        ("train-teacher", {"cluster.address": "10.0.0.1:6379"}, "cluster.address=10.0.0.1:6379"),
     ],
 )
 def test_what_exists_only_here_is_refused_with_its_name(
@@ -143,17 +139,17 @@ def test_an_object_store_of_this_machine_is_refused_unless_the_cluster_is_on_it_
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
     config = config_of("train-teacher")
     check_reachable("train-teacher", config, LOCAL_HEAD)
-    with pytest.raises(UserError, match=r"lies in the object store http://127.0.0.1:9000 of this machine"):
+    with pytest.raises(UserError, match=re.escape("http://127.0.0.1:9000")):
         check_reachable("train-teacher", config, REMOTE_HEAD)
 
 
 def test_shared_folders_and_what_is_sent_along_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "codec").mkdir()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example")
-    settings = {"ingest.source": "/mnt/music/a", "submit.shared_folders": ["/mnt/music"]}
+    settings: dict[str, Any] = {"ingest.source": "/mnt/music/a", "submit.shared_folders": ["/mnt/music"]}
     sent = {"codec.path": "codec", "submit.working_dir": str(tmp_path)}
     check_reachable("ingest", config_of("ingest", **settings, **sent), REMOTE_HEAD)
-    with pytest.raises(UserError, match=r"ingest.source=/mnt/music/\.\./x exists"):
+    with pytest.raises(UserError, match=re.escape("ingest.source=/mnt/music/../x")):
         check_reachable("ingest", config_of("ingest", **settings | {"ingest.source": "/mnt/music/../x"}), REMOTE_HEAD)
 
 
@@ -166,8 +162,9 @@ def test_the_mlflow_server_of_this_environment_is_frozen_into_the_settings(monke
 
 def test_secrets_in_settings_are_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMIK7MDENG")
-    for text in ("uri: https://me:hunter22@mlflow", "prompts: [wJalrXUtnFEMIK7MDENG]"):
-        with pytest.raises(UserError, match="the settings hold") as refused:
+    texts = {"mlflow": "uri: https://me:hunter22@mlflow", "AWS_SECRET_ACCESS_KEY": "prompts: [wJalrXUtnFEMIK7MDENG]"}
+    for source, text in texts.items():
+        with pytest.raises(UserError, match=source) as refused:
             check_no_secrets(text)
         assert "hunter22" not in str(refused.value)
         assert "wJalr" not in str(refused.value)
@@ -177,9 +174,9 @@ def test_secrets_in_settings_are_refused_and_not_shown(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image": IMAGE, "working_dir": "."}, "leave one of them out"),
-        ({"image": "presto:latest"}, "is not pinned"),
-        ({"env": {"MY_API_KEY": "x"}}, "looks like a secret"),
+        ({"image": IMAGE, "working_dir": "."}, "working_dir=."),
+        ({"image": "presto:latest"}, "image=presto:latest"),
+        ({"env": {"MY_API_KEY": "x"}}, "env.MY_API_KEY"),
         ({"max_mb": 0}, "submit.max_mb"),
     ],
 )
@@ -189,16 +186,17 @@ def test_settings_that_clash_are_refused(settings: dict[str, Any], message: str)
     assert message in str(refused.value)
 
 
-def test_how_a_verb_is_sent_does_not_change_its_run():
-    assert config_of("train-teacher", **{"submit.max_mb": 7}).run_id() == config_of("train-teacher").run_id()
+def test_how_a_command_is_sent_does_not_change_its_run():
+    settings: dict[str, Any] = {"submit.max_mb": 7}
+    assert config_of("train-teacher", **settings).run_id() == config_of("train-teacher").run_id()
 
 
-# --- the parcel
+# --- the code package
 
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A user's folder with what should stay there."""
+    """A user's folder that also holds files that must not be sent."""
     for name in (
         "preset.yaml",
         "notes/a.txt",
@@ -242,15 +240,16 @@ def test_code_settings_and_the_folder_are_sent_without_credentials(
 def test_a_folder_of_two_gigabytes_is_refused_with_what_takes_most(mine: Path):
     for name, size in (("dump.bin", 2_000_000_000), ("notes/b.wav", 7_000_000)):
         with (mine / name).open("wb") as file:
-            file.truncate(size)  # sparse: no byte of it is on the disk
+            file.truncate(size)  # sparse: takes no space on the disk
     with pytest.raises(UserError) as refused:
         build_package(SubmitConfig(working_dir=str(mine)), "")
-    assert "holds 2007 MB, more than submit.max_mb=100: dump.bin 2000 MB, notes 7 MB" in str(refused.value)
+    for fragment in ("2007 MB", "submit.max_mb=100", "dump.bin 2000 MB, notes 7 MB"):
+        assert fragment in str(refused.value)
     build_package(SubmitConfig(working_dir=str(mine), excludes=("*.bin",)), "")
 
 
 def test_a_folder_that_does_not_exist_is_named():
-    with pytest.raises(UserError, match=r"working_dir=nowhere is no folder"):
+    with pytest.raises(UserError, match=re.escape("submit.working_dir=nowhere")):
         build_package(SubmitConfig(working_dir="nowhere"), "")
 
 
@@ -267,7 +266,7 @@ def test_the_command_of_a_job_needs_no_path_of_this_machine(stage: str, image: s
     assert not set(shell_command) & set("$`;&|<>"), "a shell on the way would change it"
 
 
-def test_a_job_is_told_its_settings_one_way_only():
+def test_a_job_gets_its_settings_in_one_way_only():
     sent, inside = config_of("evaluate"), config_of("evaluate", **{"submit.image": IMAGE})
     assert "PRESTO_SETTINGS" not in make_environment(sent, "id")
     assert yaml.safe_load(make_environment(inside, "id")["PRESTO_SETTINGS"])["storage"]["root"] == "s3://bucket/x"
@@ -313,17 +312,13 @@ def test_rayjobs_fit_the_schema_of_kuberay():
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (("--on", "nowhere"), 1, "is no target; use local"),
-        (("--on", "http://10.0.0.7:8265"), 1, "tracking.uri is empty"),
-        (
-            ("--on", "kuberay", "tracking.uri=https://m.example"),
-            1,
-            "submit.image is empty, and pods have no other code",
-        ),
-        (("--on", "kuberay", "submit.imge=x"), 2, "did you mean 'submit.image'?"),
+        (("--on", "nowhere"), 1, "'nowhere'"),
+        (("--on", "http://10.0.0.7:8265"), 1, "tracking.uri"),
+        (("--on", "kuberay", "tracking.uri=https://m.example"), 1, "submit.image"),
+        (("--on", "kuberay", "submit.imge=x"), 2, "'submit.image'"),
     ],
 )
-def test_a_mistake_is_one_sentence(args: tuple[str, ...], code: int, message: str, tmp_path: Path):
+def test_a_mistake_is_one_message(args: tuple[str, ...], code: int, message: str, tmp_path: Path):
     done = presto("train-teacher", "demo", *args, home=tmp_path)
     assert done.returncode == code, done.stderr
     assert message in done.stderr
@@ -349,7 +344,7 @@ def test_kubectl_is_asked_for_where_it_is_missing(tmp_path: Path):
     )
     applied = presto(*args, "--on", "kuberay://prod", home=tmp_path, PATH="/nowhere")
     assert applied.returncode == 1
-    assert "kubectl is not installed" in applied.stderr
+    assert "kubectl" in applied.stderr
     printed = presto(*args, "--on", "kuberay", home=tmp_path)
     assert yaml.safe_load(printed.stdout)["kind"] == "RayJob"
     assert json.dumps(IMAGE) in json.dumps(yaml.safe_load(printed.stdout))
@@ -370,5 +365,5 @@ def test_a_job_in_an_image_reads_its_settings_from_its_environment(tmp_path: Pat
     assert "seed: 3" in done.stdout
     lacking = subprocess.run(command, cwd=tmp_path, env=make_user_environment(tmp_path), capture_output=True, text=True)
     assert lacking.returncode == 1
-    assert "PRESTO_SETTINGS is not set" in lacking.stderr
+    assert "PRESTO_SETTINGS" in lacking.stderr
     assert os.environ.get("PRESTO_JOB") is None

@@ -1,4 +1,4 @@
-"""Every verb of the command line says what it would do."""
+"""Every command has a dry run that changes nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def iter_commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tu
         yield from iter_commands(below, (*path, name))
 
 
-def test_every_verb_has_a_dry_run():
+def test_every_command_has_a_dry_run():
     found = dict(iter_commands(typer.main.get_command(app)))
     assert ("registry", "list") in found
     assert ("train-teacher",) in found
@@ -37,8 +37,8 @@ def test_every_verb_has_a_dry_run():
         ("presets",),
     ],
 )
-def test_a_verb_that_only_reads_says_so_and_reads_nothing(args: tuple[str, ...]):
-    """None of these places exists, so that to read would fail."""
+def test_the_dry_run_of_a_command_that_only_reads_reads_nothing(args: tuple[str, ...]):
+    """None of these locations exists, so reading would fail."""
     done = CliRunner().invoke(app, [*args, "--dry-run"], catch_exceptions=False)
     assert done.exit_code == 0
     assert done.stdout.startswith("would do this, which changes no artifact, record or job: ")

@@ -135,8 +135,8 @@ def test_nan_on_one_rank_stops_both(begin, tmp_path: Path, parents: Parents):
     attempt = run.begin(begin)
     assert attempt.exit_code() == 1
     good = run.checkpoints()[-1]
-    assert f"the last good checkpoint is of step {good}:" in attempt.stderr
-    assert f"on rank {int('on rank 1' in attempt.stderr)}, at noise levels sigma" in attempt.stderr
+    assert f"step {good};" in attempt.stderr
+    assert f"on rank {int('on rank 1' in attempt.stderr)}, " in attempt.stderr
     assert attempt.stderr.count("resumed") == 0  # no restart would help
     assert run.weights_are_finite()
     TABLE.append(

@@ -1,8 +1,8 @@
-"""The training stream: complete, disjoint, reproducible, resumable at any row, checked against its hashes."""
+"""The training stream is complete, disjoint, reproducible, resumable at any row, and verified by hashes."""
 
 import io
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -42,7 +42,7 @@ def take(data: LatentDataset, count: int, *, cursor: Cursor | None = None, **opt
 
 
 def ids(batches: list[Batch]) -> list[list[float]]:
-    """Rows are known by their tempo, which numbers them."""
+    """Identify rows by their tempo, which numbers them."""
     return [b.cond.tempo_bpm.tolist() for b in batches]
 
 
@@ -85,7 +85,7 @@ MANY = (10, 7, 13, 9, 12, 8, 11, 5, 10, 14, 6, 9, 3, 8, 10, 12)  # 147 rows: sev
 
 @pytest.fixture(params=["kept", "windows"])
 def many(tmp_path, request, monkeypatch) -> LatentDataset:
-    """A data set of many shards, kept in memory or read window by window."""
+    """A data set with many shards, kept in memory or read window by window."""
     if request.param == "windows":
         monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", 40)
     return make_dataset(str(tmp_path / "data"), shard_rows=MANY)
@@ -116,19 +116,19 @@ def test_workers_share_each_global_batch(many: LatentDataset, world_size: int):
         assert all(len(p.x0) == 6 // world_size for p in parts)
 
 
-def test_another_number_of_workers_goes_on_without_losing_or_repeating_a_row(many: LatentDataset):
-    """Three workers stop in the middle of an epoch, two go on, then one: together they see what one alone sees."""
-    cursor, seen = Cursor(), []
+def test_another_number_of_workers_resumes_without_losing_or_repeating_a_row(many: LatentDataset):
+    """Three workers stop in the middle of an epoch, two resume, then one: together they see what one alone sees."""
+    cursor, seen = Cursor(), list[list[float]]()
     for world_size, count in ((3, 9), (2, 8), (1, 7)):
         parts = [take(many, count, cursor=cursor, rank=r, world_size=world_size) for r in range(world_size)]
-        seen += [sum(rows, []) for rows in zip(*map(ids, parts))]
+        seen += [list(chain(*rows)) for rows in zip(*map(ids, parts))]
         cursor = parts[0][-1].cursor
     assert seen == ids(take(many, 24))
     assert cursor == Cursor(1, 0)
 
 
 def test_a_batch_that_workers_cannot_share_is_refused(many: LatentDataset):
-    with pytest.raises(ValueError, match="global_batch_size=6 must be a multiple of 4 workers"):
+    with pytest.raises(ValueError, match=r"global_batch_size=6 .*4"):
         take(many, 1, world_size=4)
 
 
@@ -138,7 +138,7 @@ def test_an_incomplete_last_batch_is_left_out_and_the_epoch_ends(latents: Latent
 
 
 def make_recording_reader(read: list[str]):
-    """A reader that notes what is asked of it."""
+    """Make a reader that records the requested shards."""
 
     def reader(uri, shards, kind, cache=None):
         def record_requests():
@@ -169,7 +169,7 @@ def test_windows_before_the_cursor_are_not_read(tmp_path, monkeypatch):
         )
         return len(read)
 
-    assert count(18) <= count(0) / 4 + 3  # a lane's window may have begun before, three lanes
+    assert count(18) <= count(0) / 4 + 3  # three lanes, whose windows can start earlier
 
 
 def test_the_reader_is_not_asked_for_more_than_a_window_ahead(tmp_path, monkeypatch):
@@ -212,11 +212,11 @@ def test_crops_are_parts_of_their_rows_and_differ_by_epoch(many: LatentDataset):
 
 
 def test_a_crop_longer_than_a_row_is_refused(latents: LatentDataset):
-    with pytest.raises(StoreError, match=r"data\.crop_frames=9 is more than the 8 frames of a row"):
+    with pytest.raises(StoreError, match=r"data\.crop_frames=9 .*8"):
         take(latents, 1, crop_frames=9)
 
 
-def test_conditions_are_withheld_from_the_stated_share_and_from_other_rows_each_epoch(many: LatentDataset):
+def test_conditions_are_dropped_from_the_stated_fraction_and_from_other_rows_each_epoch(many: LatentDataset):
     batches = take(many, 24 * 20, caption_dropout=0.25)
     kept = torch.cat([b.cond.keep for b in batches]).float()
     assert float(kept.mean()) == pytest.approx(0.75, abs=4 * (0.25 * 0.75 / len(kept)) ** 0.5)
@@ -232,7 +232,7 @@ def test_a_row_of_which_nothing_is_known_is_unconditional():
 
 
 def test_too_little_data_is_refused(latents: LatentDataset):
-    with pytest.raises(StoreError, match="30 rows, fewer than one global batch of 64"):
+    with pytest.raises(StoreError, match=r"30 rows, .*global_batch_size=64"):
         take(latents, 1, global_batch_size=64)
 
 
@@ -241,7 +241,7 @@ def test_damaged_shard_is_named(latents: LatentDataset, tmp_path):
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(bytes(content))
-    with pytest.raises(StoreError, match=r"1\.parquet is damaged"):
+    with pytest.raises(StoreError, match=r"1\.parquet.*blake3"):
         take(latents, 1)
     shard.unlink()
     with pytest.raises(StoreError, match=r"1\.parquet"):
@@ -250,21 +250,22 @@ def test_damaged_shard_is_named(latents: LatentDataset, tmp_path):
 
 def test_data_set_without_manifest_does_not_exist(latents: LatentDataset, tmp_path):
     (tmp_path / "data" / "manifest.json").unlink()
-    with pytest.raises(StoreError, match=r"manifest\.json does not exist"):
+    with pytest.raises(StoreError, match=r"manifest\.json"):
         open_dataset(latents.uri)
 
 
-def test_without_damaged_shards_the_stream_goes_on_and_counts_less(latents: LatentDataset, tmp_path):
+def test_without_damaged_shards_the_stream_continues_and_counts_less(latents: LatentDataset, tmp_path):
     (tmp_path / "data/shards/1.parquet").write_bytes(b"nothing")
     found = find_damaged_shards(latents.uri, latents.shards("train"), with_ray=False)
     assert list(found) == ["shards/1.parquet"]
-    assert "is damaged" in found["shards/1.parquet"]
+    assert "shards/1.parquet" in found["shards/1.parquet"]
+    assert "blake3" in found["shards/1.parquet"]
     seen = sum(ids(take(latents.exclude_shards(found), 3)), [])
     assert len(seen) == 18
     assert not any(1000 <= tempo < 2000 for tempo in seen)  # shard 1
 
 
-def test_shards_of_a_data_set_that_knows_no_blake3_are_checked_by_sha256(latents: LatentDataset, tmp_path):
+def test_shards_of_a_data_set_without_blake3_are_verified_by_sha256(latents: LatentDataset, tmp_path):
     first = [replace(shard, blake3="") for shard in latents.shards("train")]
     new, old = (
         FullRows.concatenate(list(read_with_threads(latents.uri, shards, FullRows)))
@@ -272,16 +273,16 @@ def test_shards_of_a_data_set_that_knows_no_blake3_are_checked_by_sha256(latents
     )
     assert (new.latents == old.latents).all()
     (tmp_path / "data/shards/1.parquet").write_bytes(b"nothing")
-    with pytest.raises(StoreError, match=r"1\.parquet is damaged: sha256"):
+    with pytest.raises(StoreError, match=r"1\.parquet.*sha256"):
         list(read_with_threads(latents.uri, first, FullRows))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda b: to_parquet(rows(9, 1)), "holds 9 rows, the manifest says 7"),
-        (lambda b: b[:-1], "is not of this release's schema"),
-        (lambda b: without_column(b, "latents"), "it lacks latents"),
+        (lambda b: to_parquet(rows(9, 1)), "9 rows.* 7"),
+        (lambda b: b[:-1], "schema"),
+        (lambda b: without_column(b, "latents"), "latents"),
     ],
 )
 def test_a_shard_of_another_schema_is_named_though_its_hash_is_right(latents, tmp_path, content, message: str):
@@ -298,6 +299,7 @@ def without_column(content: bytes, name: str) -> bytes:
     return stream.getvalue()
 
 
+# over 10 s: starts the Ray session where it is the first to need it, and five epochs of Ray Data
 @pytest.mark.ray
 @pytest.mark.services
 def test_ray_reads_the_same_rows_from_s3(shared_ray, many: LatentDataset, tmp_path):
@@ -314,9 +316,9 @@ def test_ray_reads_the_same_rows_from_s3(shared_ray, many: LatentDataset, tmp_pa
 def test_ray_names_damaged_and_missing_shards(shared_ray, latents: LatentDataset, tmp_path):
     (tmp_path / "data/shards/1.parquet").write_bytes(b"nothing")
     (tmp_path / "data/shards/2.parquet").unlink()
-    with pytest.raises(StoreError, match=r"1\.parquet is damaged: blake3"):
+    with pytest.raises(StoreError, match=r"1\.parquet.*blake3"):
         list(read_with_ray(latents.uri, latents.shards("train")[:2], FullRows))
-    with pytest.raises(StoreError, match=r"2\.parquet does not exist"):
+    with pytest.raises(StoreError, match=r"2\.parquet"):
         list(read_with_ray(latents.uri, latents.shards("train")[2:], FullRows))
     found = find_damaged_shards(latents.uri, latents.shards("train"), with_ray=True)
     assert sorted(found) == ["shards/1.parquet", "shards/2.parquet"]

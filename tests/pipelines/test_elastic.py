@@ -16,7 +16,8 @@ from safetensors.torch import load
 
 from pipelines.stages import train_teacher
 from pipelines.storage.filesystem import open_folder
-from pipelines.tracking.client import RUN_ID, open_tracker
+from pipelines.tracking.client import open_tracker
+from pipelines.tracking.tags import RUN_ID
 from pipelines.train.elastic import EvenSharesPolicy
 from presto_core.artifacts.manifest import (
     Artifact,

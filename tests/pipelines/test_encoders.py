@@ -1,4 +1,4 @@
-"""What Ray's workers make of files does not depend on which of them decodes and which encodes."""
+"""The result of ingest does not depend on which Ray worker decodes and which encodes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.music import FRAMES, RATE_HZ, notes, write_awkward_but_good, 
 @pytest.mark.ray
 @pytest.mark.services
 def test_files_come_to_the_same_whether_one_process_decodes_and_encodes_them_or_two_do(shared_ray, tmp_path: Path):
-    """Where GPUs encode, tasks decode and actors encode; where CPUs do, an actor does both."""
+    """With GPUs, tasks decode and actors encode; with CPUs, one actor does both."""
     music = tmp_path / "music"
     write_awkward_but_good(music)
     write_bad(music)

@@ -1,4 +1,4 @@
-"""The epoch's order, as numbers: every row once, shared evenly, from any batch on, and no more read than needed."""
+"""The plan of an epoch: every row once, distributed evenly, from any batch on, with no unnecessary reads."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ BATCHES = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 30])
 
 
 def plan(shards: list[int], batch: int, *, epoch: int = 0, seed: int = 0, window_rows: int = 64) -> EpochPlan:
-    """With small windows, so that lanes have several."""
+    """Plan with small windows, so that each lane has several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(epoch_plan, "WINDOW_ROWS", window_rows)
         return EpochPlan.from_shard_rows(shards, seed=seed, epoch=epoch, global_batch_size=batch)
 
 
 def rows_of(window: Window) -> list[tuple[int, int]]:
-    """(shard, row) of a window in its order."""
+    """Return (shard, row) of a window in its order."""
     rows = [(piece.shard, row) for piece in window.row_ranges for row in range(piece.start, piece.stop)]
     return [rows[i] for i in window.order()]
 
@@ -39,7 +39,7 @@ def lane_rows(made: EpochPlan, lane: int) -> list[tuple[int, int]]:
 
 
 def batches_of(made: EpochPlan, shares: list[WorkerSlice], *, first: int = 0) -> list[list[tuple[int, int]]]:
-    """What a worker takes, by a slow loop over whole lanes."""
+    """Return a worker's batches, computed with a slow loop over whole lanes."""
     lanes = {share.lane: lane_rows(made, share.lane) for share in shares}
     k = made.rows_per_lane
     return [
@@ -106,7 +106,7 @@ def test_a_worker_of_many_reads_its_share_of_the_shards():
 
 
 def test_reading_is_steady():
-    """Shards to read per ten batches: never much above the mean, once the windows are open."""
+    """The number of shards read per ten batches never exceeds the mean by much, once the windows are open."""
     made = plan([128] * 640, 256, window_rows=epoch_plan.WINDOW_ROWS)
     shares = made.worker_slices(rank=0, world_size=1)
     left = [len(list_shards_to_read(made, first_batch=b)) for b in range(0, made.batches, 10)]
@@ -151,7 +151,7 @@ def test_order_depends_on_seed_and_epoch_alone():
 
 
 def test_batches_mix_shards():
-    """A batch of 64 rows meets about as many shards as it has lanes, in an order without trend."""
+    """A batch of 64 rows draws from about as many shards as there are lanes, in an order without trend."""
     made = plan([128] * 320, 64, window_rows=epoch_plan.WINDOW_ROWS)
     batches = batches_of(made, made.worker_slices(rank=0, world_size=1))
     assert all(len({shard for shard, _ in rows}) > 30 for rows in batches)

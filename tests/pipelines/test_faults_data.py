@@ -1,4 +1,4 @@
-"""Ingest and the training stream through a proxy that breaks connections: right to the byte, or one clear sentence."""
+"""Ingest and the training stream through a proxy that breaks connections: exact bytes, or one clear message."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.services
 
 
 def mix_faults(proxy: FaultProxy) -> None:
-    """A tenth of all requests in trouble, of every kind."""
+    """Break a tenth of all requests, with every kind of fault."""
     for fault in (Fault.REFUSE, Fault.RESET, Fault.TRUNCATE, Fault.SLOW_DOWN):
         proxy.plan(fault, probability=0.02, after_bytes=500)
     for fault in (Fault.SHORT, Fault.ALTER):
@@ -43,6 +43,7 @@ def mix_faults(proxy: FaultProxy) -> None:
     proxy.plan(Fault.STALL, times=1, seconds=3, probability=0.02)
 
 
+# over 10 s: a stall of 3 s, and pauses before what broke is tried again
 def test_the_stream_gives_the_same_batches_through_a_bad_network(
     object_store: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -62,6 +63,7 @@ def test_the_stream_gives_the_same_batches_through_a_bad_network(
     assert all(torch.equal(a, b) for a, b in zip(direct, through, strict=True))
 
 
+# over 10 s: reads are tried again, after growing pauses, until they are given up
 def test_a_store_that_goes_away_under_the_stream_is_named(
     object_store: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -75,7 +77,7 @@ def test_a_store_that_goes_away_under_the_stream_is_named(
             last = [batch.cursor for batch in found][-1]
         assert "\n" not in str(caught.value)
         assert last.row < 240
-        again = stream_batches(data, seed=0, cursor=last, global_batch_size=6)  # it is back: the same cursor goes on
+        again = stream_batches(data, seed=0, cursor=last, global_batch_size=6)  # with the store back, it resumes
         assert next(again).cursor.row == last.row + 6
 
 
@@ -111,10 +113,10 @@ def shards_of(root: str) -> dict[str, bytes]:
 def test_ingest_through_a_bad_network_and_an_outage_makes_the_same_data_set(
     object_store: Server, music: str, tmp_path: Path
 ):
-    """Undisturbed; then with a tenth of the requests broken and the store gone for a while; then the same again."""
+    """Run undisturbed, then with a tenth of the requests broken and an outage, then resume the latter."""
     base = f"s3://latents/{tmp_path.name}"
     calm = ingest(music, f"{base}/calm", tmp_path / "calm")
-    assert calm.wait(300) == 0, calm.stderr.read()
+    assert calm.wait(300) == 0, calm.stderr and calm.stderr.read()
     with FaultProxy(object_store.endpoint, seed=1) as proxy:
         mix_faults(proxy)
         rough = ingest(music, f"{base}/rough", tmp_path / "rough", AWS_ENDPOINT_URL=proxy.endpoint)

@@ -24,11 +24,11 @@ with ray_session(ClusterConfig(address="{address}", wait_seconds=500), cpus=2):
 @pytest.mark.ray
 def test_a_wait_that_ends_is_a_sentence(shared_ray: None, capfd: pytest.CaptureFixture[str]):
     with (
-        pytest.raises(ClusterError, match="this needs 64 CPUs and the Ray cluster has 2"),
+        pytest.raises(ClusterError, match=r"64 CPUs .* has 2; .*cluster\.wait_seconds"),
         ray_session(ClusterConfig(wait_seconds=1), cpus=64),
     ):
         pass
-    assert "waiting up to 1 s for nodes: this needs 64 CPUs and 0 GPUs" in capfd.readouterr().err
+    assert "64 CPUs and 0 GPUs" in capfd.readouterr().err
 
 
 @pytest.mark.ray

@@ -1,4 +1,4 @@
-"""Ingest of real sound files: what is encoded, what is left out and said, what is reused; with Ray, local and on S3."""
+"""Ingest real sound files with Ray, locally and on S3: encoded, rejected and reused files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -60,7 +61,7 @@ def config_of(source: str, **overrides: object) -> IngestStage:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The current folder of this module, so that one MLflow data base serves it; music in `music`."""
+    """The current folder of this module, which shares one MLflow database; its music is in `music`."""
     folder = tmp_path_factory.mktemp("ingest")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -71,7 +72,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class IngestedDataset:
-    """A data set made by Ray, read back."""
+    """A data set written by Ray, read back."""
 
     artifact: Artifact
     rows: dict[str, FullRows]
@@ -80,7 +81,7 @@ class IngestedDataset:
         return read_file(open_folder(self.artifact.uri), name, self.artifact.manifest)
 
     @property
-    def info(self) -> dict:
+    def info(self) -> dict[str, Any]:
         return self.artifact.manifest["dataset"]
 
     def rows_of(self, track: str) -> FullRows:
@@ -100,13 +101,14 @@ def read_back(artifact: Artifact) -> IngestedDataset:
     )
 
 
+# over 10 s: starts the Ray session and its first workers, each of which imports torch
 @pytest.fixture(scope="module")
 def made(home: Path, shared_ray: None) -> IngestedDataset:
     return read_back(ingest.run(config_of("music")))
 
 
 def files_of(artifact: Artifact) -> dict[str, bytes]:
-    """Every byte of a local data set but its manifest, and of that all but when and with what it was made."""
+    """Return every byte of a local data set; of its manifest, all but creation time and versions."""
     folder = Path(artifact.uri)
     manifest = {k: v for k, v in artifact.manifest.items() if k not in ("created", "made_with")}
     files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -117,7 +119,7 @@ def files_of(artifact: Artifact) -> dict[str, bytes]:
 @pytest.mark.ray
 @pytest.mark.services
 def test_every_window_of_music_is_a_row_of_the_codecs_latents(made: IngestedDataset, home: Path):
-    """Each track again, window by window: decode, cut in a loop, encode one at a time."""
+    """Compare with a simple loop per track: decode, cut, and encode one window at a time."""
     codec = load_codec("mel_pca")
     for track, count in GOOD.items():
         samples = decode(io.BytesIO((home / "music" / track).read_bytes()), sample_rate_hz=RATE_HZ)
@@ -132,7 +134,7 @@ def test_every_window_of_music_is_a_row_of_the_codecs_latents(made: IngestedData
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_the_manifest_tells_shapes_counts_and_statistics_of_the_training_rows(made: IngestedDataset):
+def test_the_manifest_lists_shapes_counts_and_statistics_of_the_training_rows(made: IngestedDataset):
     info, train = made.info, made.rows["train"].latents.astype(np.float64)
     assert info["rows"] == {split: len(rows) for split, rows in made.rows.items()}
     assert (info["latents"]["channels"], info["latents"]["frames"]) == train.shape[1:]
@@ -158,7 +160,7 @@ def test_shards_are_full_but_for_the_last_of_a_split(made: IngestedDataset):
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_what_is_told_of_a_track_stands_beside_its_rows(made: IngestedDataset):
+def test_the_metadata_of_a_track_is_in_its_rows(made: IngestedDataset):
     captions = {track: set(made.rows_of(track).caption) for track in GOOD}
     assert captions == {
         "b.flac": {"b"}, "bright.wav": {"bright notes"}, "half.wav": {"half"},
@@ -172,7 +174,7 @@ def test_what_is_told_of_a_track_stands_beside_its_rows(made: IngestedDataset):
     assert bright.text_mask.sum(1).tolist() == [4] * 4  # [CLS] bright notes [SEP]
     assert (
         np.ptp(bright.text_pooled.astype(np.float32), axis=0).max() < 2e-3
-    )  # other captions beside it round otherwise
+    )  # other captions in the batch change the rounding
     assert not (bright.text_pooled[0] == half.text_pooled[0]).all()
 
 
@@ -217,10 +219,10 @@ def test_what_is_held_out_is_not_in_training(made: IngestedDataset, home: Path):
 def test_the_same_source_again_is_the_same_data_set_and_nothing_is_read(
     made: IngestedDataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ingest, "encode_tracks", None)  # would be called with what is not known
+    monkeypatch.setattr(ingest, "encode_tracks", None)  # would be called for unknown files
     again = ingest.run(config_of("music"))
     assert again == made.artifact
-    assert "is done already, its result is used" in capsys.readouterr().err
+    assert "is finished, its result is reused" in capsys.readouterr().err
     tracker = open_tracker(TrackingConfig())
     assert resolve(tracker.client, "presto-dataset@candidate", "store").id == made.artifact.id
     assert len(tracker.client.search_model_versions("name = 'presto-dataset'")) == 1
@@ -261,9 +263,7 @@ def test_the_same_audio_on_s3_is_the_same_data_set(made: IngestedDataset, object
 @pytest.mark.ray
 @pytest.mark.services
 def test_too_many_files_of_no_use_are_refused_by_name_and_listed(made: IngestedDataset, home: Path):
-    with pytest.raises(
-        SourceError, match=r"3 of 8 files could not be used, more than .*max_bad_fraction=0\.37"
-    ) as caught:
+    with pytest.raises(SourceError, match=r"3 of 8 files .*ingest\.max_bad_fraction=0\.37") as caught:
         ingest.run(config_of("music", **{"ingest.max_bad_fraction": 0.37}))
     for file, why in BAD.items():
         assert f"{file}: " in str(caught.value)

@@ -1,4 +1,4 @@
-"""A data set shown, verified and measured: a sound one passes, and each way of being unsound is named."""
+"""Describe, verify and measure a data set: an intact one passes, and every kind of damage is named."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def dataset(workdir: Path) -> LatentDataset:
 
 
 def edit_manifest(workdir: Path, change) -> LatentDataset:
-    """The data set as its manifest would describe it after `change`."""
+    """Apply `change` to the manifest and reopen the data set."""
     path = workdir / "data/manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest["dataset"])
@@ -42,22 +42,22 @@ def edit_manifest(workdir: Path, change) -> LatentDataset:
     return open_dataset(str(workdir / "data"))
 
 
-def test_a_sound_data_set_is_counted(dataset: LatentDataset):
+def test_an_intact_data_set_is_counted(dataset: LatentDataset):
     found = verify(dataset)
-    assert (found.shards, found.rows, found.files) == (4, 38, 1)  # config.yaml beside the shards
+    assert (found.shards, found.rows, found.files) == (4, 38, 1)  # config.yaml next to the shards
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.unlink(), r"shards/1\.parquet does not exist"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-50]), r"1\.parquet is damaged: blake3"),
-        (lambda path: path.write_bytes(b""), r"1\.parquet is damaged"),
+        (lambda path: path.unlink(), r"shards/1\.parquet"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-50]), r"1\.parquet.*blake3"),
+        (lambda path: path.write_bytes(b""), r"1\.parquet.*blake3"),
     ],
 )
 def test_a_shard_that_is_gone_or_changed_is_named(dataset: LatentDataset, workdir: Path, damage, message: str):
     damage(workdir / "data/shards/1.parquet")
-    with pytest.raises(StoreError, match=rf"is not sound: .*{message}.*Restore these files"):
+    with pytest.raises(StoreError, match=rf"{message}.*; .*storage\.root"):
         verify(dataset)
 
 
@@ -65,7 +65,7 @@ def test_every_problem_is_counted_and_some_are_named(dataset: LatentDataset, wor
     for path in (workdir / "data/shards").glob("*.parquet"):
         path.write_bytes(b"nothing")
     (workdir / "data/config.yaml").write_text("other")
-    with pytest.raises(StoreError, match=r"0\.parquet is damaged.*config\.yaml") as caught:
+    with pytest.raises(StoreError, match=r"0\.parquet.*config\.yaml") as caught:
         verify(dataset)
     assert "\n" not in str(caught.value)
 
@@ -74,14 +74,14 @@ def test_a_manifest_that_does_not_fit_its_shards_is_found(dataset: LatentDataset
     changed = edit_manifest(workdir, lambda d: d["shards"][0].update(rows=11) or d["latents"].update(frames=9))
     with pytest.raises(
         StoreError,
-        match=r"0\.parquet holds 10 rows, the manifest says 11; .*1\.parquet holds latents \[4, 8\], not \[4, 9\]",
+        match=r"0\.parquet has 10 rows.* 11; .*1\.parquet has latents \[4, 8\].*\[4, 9\]",
     ):
         verify(changed)
 
 
 def test_a_composition_on_both_sides_is_found(dataset: LatentDataset, workdir: Path):
     leaking = edit_manifest(workdir, lambda d: d["shards"].append(d["shards"][0] | {"split": "held_out"}))
-    with pytest.raises(StoreError, match="composition 'k0' is on both sides of the split"):
+    with pytest.raises(StoreError, match="composition 'k0'"):
         verify(leaking)
 
 
@@ -90,11 +90,12 @@ def test_statistics_are_those_of_the_rows(dataset: LatentDataset, workdir: Path)
     assert facts["rows"] == "38"
     assert facts["different captions"] == "38"
     assert facts["doubles"].startswith("0 rows")
-    assert facts["normalised"].endswith("sigma_data 1.0000: as the manifest says")
+    assert "sigma_data 1.0000: " in facts["normalised"]
+    assert "DIFFERS" not in facts["normalised"]
     assert facts["with a caption"] == "100.0%"
     assert facts["with a tempo"] == f"{37 / 38:.1%}"  # one row's tempo is 0, which means unknown
     off = edit_manifest(workdir, lambda d: d["latents"].update(std=[1.0] * 4))
-    assert compute_stats(off)["normalised"].endswith("NOT as the manifest says")
+    assert "DIFFERS" in compute_stats(off)["normalised"]
 
 
 def test_the_same_latents_twice_are_counted(dataset: LatentDataset, workdir: Path):
@@ -102,7 +103,7 @@ def test_the_same_latents_twice_are_counted(dataset: LatentDataset, workdir: Pat
     assert compute_stats(doubled)["doubles"].startswith("10 rows")
 
 
-def test_what_is_shown_is_what_the_manifest_says(dataset: LatentDataset, workdir: Path):
+def test_the_description_matches_the_manifest(dataset: LatentDataset, workdir: Path):
     rows = {"rows": {"train": 30, "held_out": 8}, "hours": {"train": 1.5, "held_out": 0.25}, "licences": ["CC0"]}
     facts = describe(edit_manifest(workdir, lambda d: d.update(rows)))
     assert facts["rows"] == "30 train (1.50 h), 8 held_out (0.25 h)"
@@ -112,17 +113,17 @@ def test_what_is_shown_is_what_the_manifest_says(dataset: LatentDataset, workdir
     assert facts["where"] == dataset.uri
 
 
-def test_the_verbs_find_a_data_set_by_its_uri(dataset: LatentDataset):
+def test_the_commands_find_a_data_set_by_its_uri(dataset: LatentDataset):
     runner = CliRunner()
     done = runner.invoke(app, ["stats", f"inputs.dataset={dataset.uri}"])
     assert done.exit_code == 0, done.exception
-    assert "as the manifest says" in done.output
+    assert "sigma_data 1.0000" in done.output
     assert runner.invoke(app, ["verify", f"inputs.dataset={dataset.uri}"]).exit_code == 0
 
 
 @pytest.fixture
 def ingested(workdir: Path) -> LatentDataset:
-    """A data set with the lists that ingest adds."""
+    """A data set with the track and quarantine lists of ingest."""
     data = make_dataset(str(workdir / "data"))
     rows = [
         {"file": f"{i}.wav", "split": split, "composition": name, "rows": 10 * i, "seconds": 1800.0}
@@ -139,7 +140,7 @@ def ingested(workdir: Path) -> LatentDataset:
     return open_dataset(data.uri)
 
 
-def test_sides_are_counted_and_held_out_pieces_named(ingested: LatentDataset):
+def test_splits_are_counted_and_held_out_pieces_named(ingested: LatentDataset):
     found = list_splits(ingested)
     assert found["train"] == {"compositions": 2, "tracks": 3, "rows": 30, "hours": 1.5, "names": ["a", "b"]}
     assert found["held_out"] == {"compositions": 1, "tracks": 1, "rows": 30, "hours": 0.5, "names": ["c"]}
@@ -160,6 +161,6 @@ def test_quarantine_split_and_json_on_the_command_line(ingested: LatentDataset):
     assert json.loads(runner.invoke(app, ["stats", where, "--json"]).stdout)["rows"] == "38"
 
 
-def test_a_data_set_without_lists_says_so(dataset: LatentDataset):
-    with pytest.raises(StoreError, match=r"has no file 'tracks\.jsonl'"):
+def test_a_data_set_without_lists_names_the_missing_file(dataset: LatentDataset):
+    with pytest.raises(StoreError, match=r"tracks\.jsonl"):
         list_splits(dataset)

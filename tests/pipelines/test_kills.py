@@ -1,4 +1,4 @@
-"""kill -9, at any moment, of ingest or of one of its Ray workers: the same command again makes the same bytes.
+"""kill -9 of ingest or of one of its Ray workers at any moment: re-running the command makes the same bytes.
 
 Real processes on real stores, over twenty seeds (`make test-slow`).
 """
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(3000)]
 
 @dataclass(frozen=True)
 class IngestSetup:
-    """A source and the store that it is ingested into."""
+    """A source, and the store of its data set."""
 
     music: Path
     cwd: Path
@@ -49,7 +49,7 @@ class IngestSetup:
         return [PRESTO, "ingest", *args, f"storage.root={S3_ROOT if self.on_s3 else 'store'}"]
 
     def list_stored(self) -> list[str]:
-        """Encoded segments and shards that are there."""
+        """List the stored segments and shards."""
         found = []
         for part in ("encoded", "artifacts"):
             infos = open_folder(self.root).child(part).list_files(recursive=True, missing_ok=True)
@@ -57,7 +57,7 @@ class IngestSetup:
         return [path for path in found if "/latents/" in path or "/shards/" in path]
 
     def read_contents(self) -> dict[str, bytes]:
-        """Every byte of the one data set there is, but when and with what it was made."""
+        """Return every byte of the only data set, except for creation time and versions."""
         artifacts = open_folder(self.root).child("artifacts")
         (name,) = artifacts.list_folders()
         folder = artifacts.child(name)
@@ -71,7 +71,7 @@ class IngestSetup:
 
 @dataclass
 class UndisturbedRun:
-    """An undisturbed run: what it made, how long it took, and when how much of it was stored."""
+    """An undisturbed run: its data set, its duration, and the number of stored files over time."""
 
     contents: dict[str, bytes] = field(default_factory=dict)
     seconds: float = 0.0
@@ -90,14 +90,14 @@ class UndisturbedRun:
         return calm
 
     def moment(self, share: float) -> tuple[int, float]:
-        """How much is stored when a share of the run has passed, and for how long: whatever else the machine does."""
+        """Return how many files are stored after a fraction of the run, and for how long; independent of load."""
         came, count = max(s for s in self.stored if s[0] <= share * self.seconds)
         return count, share * self.seconds - came
 
 
 @dataclass(frozen=True)
 class Kill:
-    """What was killed, and in which phase: `start` (nothing is encoded), `encode`, `shards`, ..."""
+    """The killed process and the phase of the run: `start` (nothing is encoded), `encode`, `shards`, ..."""
 
     victim: str
     phase: str
@@ -115,7 +115,7 @@ def phase_of(attempt: Attempt, setup: IngestSetup) -> str:
 def strike(
     attempt: Attempt, setup: IngestSetup, calm: UndisturbedRun, share: float, victim: str, rng: random.Random
 ) -> Kill | None:
-    """Kill the driver or a worker when a share of the run has passed; None where it ended before."""
+    """Kill the driver or a worker after a fraction of the run; return None if the run ended before."""
     count, later_s = calm.moment(share)
     wait_for(lambda: not attempt.is_running or len(setup.list_stored()) >= count, PATIENCE_S)
     wait_for(lambda: not attempt.is_running, later_s)
@@ -123,7 +123,7 @@ def strike(
         phase = phase_of(attempt, setup)
         if victim == "driver":
             attempt.kill()
-            if rng.random() < 0.5:  # else the next life meets what this one left behind
+            if rng.random() < 0.5:  # otherwise the next attempt meets the remains of this one
                 attempt.end()
             return Kill("driver", phase)
         for worker, title in rng.sample(found := attempt.workers(ACTORS), len(found)):
@@ -137,8 +137,8 @@ def strike(
 def survive(
     begin, setup: IngestSetup, calm: UndisturbedRun, kills: list[tuple[str, float]], rng: random.Random
 ) -> list[Kill]:
-    """Ingest under a series of kills, and again until it is done; the data set must be the undisturbed run's."""
-    attempt, hits = begin(setup.command, setup.cwd), []
+    """Ingest with a series of kills and resume until it is done; the data set must equal the undisturbed one."""
+    attempt, hits = begin(setup.command, setup.cwd), list[Kill]()
     for victim, share in kills:
         if not attempt.is_running:
             if attempt.process.returncode != -signal.SIGKILL and attempt.exit_code() == 0:
@@ -157,7 +157,7 @@ def survive(
 
 @pytest.mark.slow
 def test_ingest_is_killed_and_makes_the_same_data_set(begin, tmp_path: Path):
-    """One kill of a worker while it encodes, then one of the driver among the shards."""
+    """Kill a worker while it encodes, then the driver while it writes shards."""
     write_music(tmp_path / "music")
     calm_setup, setup = (
         IngestSetup(tmp_path / "music", tmp_path / name, rows_per_shard=2) for name in ("calm", "killed")
@@ -173,7 +173,7 @@ def test_ingest_is_killed_and_makes_the_same_data_set(begin, tmp_path: Path):
 
 @dataclass(frozen=True)
 class KillStudy:
-    """A source of many files, and the undisturbed data set of it in each kind of store."""
+    """A source with many files, and its undisturbed data set in each kind of store."""
 
     folder: Path
     calm: dict[bool, UndisturbedRun]
@@ -186,7 +186,7 @@ class KillStudy:
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory, object_store: Server) -> KillStudy:
-    """Twenty minutes of music in 35 files: short ones, odd ones, bad ones, and long ones of several segments."""
+    """Twenty minutes of music in 35 files: short, unusual, bad, and long ones with several segments."""
     folder = tmp_path_factory.mktemp("kills")
     write_music(folder / "music")
     write_awkward_but_good(folder / "music/odd")
@@ -197,7 +197,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory, object_store: Server) -> Ki
 
 
 def draw_kills(seed: int, attempt: int, rng: random.Random) -> list[tuple[str, float]]:
-    """One to three kills. The first ones of all seeds are spread evenly over a run, for drivers and for workers."""
+    """Draw one to three kills; the first kills of all seeds are spread evenly over a run, per kind of victim."""
     first = ("driver" if seed % 2 else "worker", (seed // 2 + rng.random()) / (SEEDS / 2) * 0.9**attempt)
     return [first, *((rng.choice(("driver", "worker")), rng.random()) for _ in range(rng.choice((0, 0, 1, 2))))]
 
@@ -212,7 +212,7 @@ def test_ingest_survives_kills_at_random_moments(begin, studio: KillStudy, seed:
     if on_s3 not in studio.calm:
         setup = studio.make_setup(f"calm {on_s3}", on_s3=on_s3)
         studio.calm[on_s3] = UndisturbedRun.observe(setup, begin(setup.command, setup.cwd))
-    for attempt in range(6):  # a kill near the end may come too late
+    for attempt in range(6):  # a kill near the end can come too late
         setup = studio.make_setup(f"killed {seed} {attempt}", on_s3=on_s3)
         KILLS[seed] = survive(begin, setup, studio.calm[on_s3], draw_kills(seed, attempt, rng), rng)
         if KILLS[seed]:

@@ -1,4 +1,4 @@
-"""kill -9 of a command that goes through the training stream, or of its readers: it goes on with the next row."""
+"""kill -9 of a command that reads the training stream, or of its readers: it resumes with the next row."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -65,7 +66,7 @@ try:
             os.fsync(out.fileno())
             time.sleep(0.01)
         for s in streams:
-            s.close()  # while Ray is there: what they read ahead would start it anew
+            s.close()  # while Ray runs: prefetching would start it again
 except UserError as error:
     sys.exit(f"presto: {error}")
 """
@@ -73,12 +74,12 @@ except UserError as error:
 
 @pytest.fixture(scope="module")
 def latents(object_store: Server) -> str:
-    """Sixty shards on S3, whose rows are numbered by their tempi."""
+    """Sixty shards on S3, with rows numbered by their tempi."""
     return make_dataset("s3://latents/kills/stream", shard_rows=(30,) * 60).uri
 
 
 def read_undisturbed(uri: str, total: int) -> list[dict[str, object]]:
-    """What the log of a run must hold: the same stream read in this process, without Ray."""
+    """Return the expected log of a run: the same stream, read in this process without Ray."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(epoch_plan, "WINDOW_ROWS", 120)
         batches = islice(
@@ -96,7 +97,7 @@ def read_undisturbed(uri: str, total: int) -> list[dict[str, object]]:
 
 @dataclass
 class StreamRun:
-    """A command that goes through the stream and keeps each batch in a log, started again as often as it takes."""
+    """A command that reads the stream and logs each batch, restarted as often as necessary."""
 
     begin: Callable[[list[str], Path], Attempt]
     uri: str
@@ -112,13 +113,16 @@ class StreamRun:
     def read_log(self) -> list[bytes]:
         return self.log.read_bytes().split(b"\n")[:-1] if self.log.exists() else []
 
+    def has_logged_or_ended(self, attempt: Attempt, count: int) -> bool:
+        return not attempt.is_running or len(self.read_log()) >= count
+
     def start(self, ranks: int) -> Attempt:
         args = [self.uri, str(self.log), str(self.total), str(ranks)]
         self.attempt = self.begin([sys.executable, "-c", STREAM, *args], self.cwd)
         return self.attempt
 
     def strike(self, victim: str, *, after: int, ranks: int) -> str:
-        """Kill the driver or a reader once so many batches are kept; what was killed, or nothing."""
+        """Kill the driver or a reader after `after` logged batches; return what was killed, or an empty string."""
         while len(self.read_log()) < self.total:
             attempt = self.attempt if self.attempt and self.attempt.is_running else None
             if attempt is None:
@@ -126,7 +130,7 @@ class StreamRun:
                 if self.attempt and self.exits[-1] != -signal.SIGKILL:
                     self.attempt.exit_code()
                 attempt = self.start(ranks)
-            wait_for(lambda now=attempt: not now.is_running or len(self.read_log()) >= after, PATIENCE_S)
+            wait_for(partial(self.has_logged_or_ended, attempt, after), PATIENCE_S)
             if victim == "driver" and attempt.is_running:
                 attempt.kill()
                 attempt.end()
@@ -141,11 +145,11 @@ class StreamRun:
 
 
 def kill_reader(attempt: Attempt) -> str:
-    """kill -9 of a Ray worker while it reads a shard; of an idle one where none is met within some seconds."""
+    """kill -9 a Ray worker while it reads a shard; an idle one if none is found within some seconds."""
     until = time.monotonic() + 10
     while attempt.is_running:
         workers = attempt.workers(READERS, IDLE)
-        for _ in range(200):  # a read takes milliseconds: look often, and only at these
+        for _ in range(200):  # a read takes milliseconds, so poll often, and only these
             for worker, _title in workers:
                 now = title_of(worker)
                 if READERS in now or (IDLE in now and time.monotonic() > until):
@@ -154,7 +158,7 @@ def kill_reader(attempt: Attempt) -> str:
     return ""
 
 
-def test_the_stream_is_killed_and_goes_on_with_the_next_row(begin, latents: str, tmp_path: Path):
+def test_the_stream_is_killed_and_resumes_with_the_next_row(begin, latents: str, tmp_path: Path):
     listener = StreamRun(begin, latents, tmp_path / "stream", total=200)
     assert listener.strike("reader", after=20, ranks=1)
     assert listener.strike("driver", after=90, ranks=1) == "driver"

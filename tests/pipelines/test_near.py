@@ -1,4 +1,4 @@
-"""A copy near the reader: made once whoever asks, whole or not at all, and only of what is far."""
+"""The node cache copies remote artifacts only, once per node, and atomically."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_is_damaged_is_left_to_its_reader(object_store: Server, cache: Path
 def test_a_cache_that_cannot_be_is_refused(object_store: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(CACHE_VAR, str(tmp_path / "file" / "near"))
-    with pytest.raises(StoreError, match=r"copies cannot be kept in .*set PRESTO_CACHE"):
+    with pytest.raises(StoreError, match=r"file/near.*PRESTO_CACHE"):
         cache_on_node(make_dataset("s3://latents/near/refused").uri)
 
 

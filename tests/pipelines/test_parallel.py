@@ -20,7 +20,7 @@ from tests.support.process_group import (
     run_in_processes,
 )
 
-FP64 = 1e-10  # of a tensor's largest number; what is measured is below 2e-12
+FP64 = 1e-10  # of a tensor's largest number; measured below 2e-12
 Results = dict[str, dict[str, Tensor]]
 
 
@@ -40,7 +40,7 @@ def joined() -> Results:
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[list[Results]]:
-    """By rank: whole shares, and micro-batches of 3 and 1 rows."""
+    """Results by rank: without micro-batches, and with micro-batches of 3 and 1 rows."""
     return run_in_processes(2, run_both_ways, tmp_path_factory.mktemp("group") / "two")
 
 
@@ -60,7 +60,7 @@ def test_two_ranks_are_one_on_the_joined_batch(name: str, way: int, joined: Resu
 
 @pytest.mark.parametrize("shared_by", ["workers", "micro-batches"])
 def test_a_row_gets_the_same_numbers_whoever_draws_them(shared_by: str):
-    """Bit for bit: all rows at once, by three workers, or by one in parts."""
+    """Bit for bit: all rows at once, by three workers, or in three micro-batches."""
     x0, p, whole = torch.zeros(6, 2, 5), LogNormalNoise(mean=0.0, std=1.0), slice(0, 6)
 
     def make_rng(rows: slice) -> RowRng:

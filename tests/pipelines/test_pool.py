@@ -1,4 +1,4 @@
-"""What is kept of encoded audio, what is known of it, and the data set that is planned from it; no audio, no Ray."""
+"""The latent cache, its journal, and the data set planned from it; without audio and Ray."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def reload(pool: LatentCache) -> LatentCache:
 # --- the journal
 
 
-def test_what_was_noted_is_known_again(pool: LatentCache):
+def test_saved_records_are_loaded_again(pool: LatentCache):
     pool.add(
         source_record=make_source_record("a", facts={"caption": "ü\n"}), content=content("a", rows=(3, 0, 2), silent=4)
     )
@@ -79,7 +79,7 @@ def test_what_was_noted_is_known_again(pool: LatentCache):
     assert reload(pool).source_records.keys() == {"/music/a", "/music/b"}
 
 
-def test_the_later_word_counts_and_one_journal_is_made_of_many(pool: LatentCache, tmp_path: Path):
+def test_the_later_record_counts_and_journals_are_merged(pool: LatentCache, tmp_path: Path):
     for rows in ((1,), (2,), (3,)):
         pool.add(content=content("a", rows=rows))
         pool.save()
@@ -90,7 +90,7 @@ def test_the_later_word_counts_and_one_journal_is_made_of_many(pool: LatentCache
     assert reload(pool).contents["sha of a"].rows == (3,)
 
 
-def test_an_empty_pool_knows_nothing(pool: LatentCache):
+def test_an_empty_cache_has_no_records(pool: LatentCache):
     pool.load()
     pool.compact()
     assert not pool.source_records
@@ -109,8 +109,10 @@ def test_only_new_and_changed_files_are_read(pool: LatentCache):
         source_record=make_source_record("bad once"),
         content=content("bad once", failure=NO_AUDIO, decoder="an older one"),
     )
-    pool.add(source_record=make_source_record("told badly", failure=IngestFailure("describe", "ValueError", "no JSON")))
-    names = ("same", "changed", "unfinished", "bad", "bad once", "told badly", "new")
+    pool.add(
+        source_record=make_source_record("bad sidecar", failure=IngestFailure("describe", "ValueError", "no JSON"))
+    )
+    names = ("same", "changed", "unfinished", "bad", "bad once", "bad sidecar", "new")
     missing = track("missing", stamp="")
     read = find_tracks_to_encode([*map(track, names), missing], pool)
     assert [t.file for t in read] == ["changed", "unfinished", "bad once", "new"]
@@ -125,20 +127,20 @@ def test_a_segment_comes_back_bit_for_bit_and_damage_is_found(pool: LatentCache,
     found, starts = read_segment(pool.folder, "ab12", 1, rows=3)
     assert np.array_equal(found, latents)
     assert starts.tolist() == [0.0, 0.5, 1.5]
-    with pytest.raises(StoreError, match=r"ab12-00001\.parquet holds 3 rows, not 4; delete .* and ingest again"):
+    with pytest.raises(StoreError, match=r"ab12-00001\.parquet has 3 rows.* 4; .*pool"):
         read_segment(pool.folder, "ab12", 1, rows=4)
     path = tmp_path / "pool" / segment_name("ab12", 1)
     whole = path.read_bytes()
     for damaged in (b"", whole[:-9], whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]):
         path.write_bytes(damaged)
-        with pytest.raises(StoreError, match=r"encoded segment .*ab12-00001\.parquet is damaged"):
+        with pytest.raises(StoreError, match=r"ab12-00001\.parquet"):
             read_segment(pool.folder, "ab12", 1, rows=3)
 
 
 # --- what makes up a data set
 
 
-def test_tracks_are_sorted_into_usable_bad_and_doubles(pool: LatentCache):
+def test_tracks_are_sorted_into_usable_bad_and_duplicates(pool: LatentCache):
     pool.add(
         source_record=make_source_record("a", facts={"caption": "found", "tempo_bpm": None, "licence": ""}),
         content=content("a"),
@@ -172,7 +174,7 @@ def test_a_data_set_is_known_by_what_is_in_it_not_by_where_it_was(pool: LatentCa
 def test_exactly_the_allowed_share_of_bad_files_passes(pool: LatentCache):
     bad = curate([track(f"{i}.wav", stamp="") for i in range(29)], pool).bad
     check_bad_fraction(bad, 100, 0.29)  # 0.29 * 100 is below 29 in floating point
-    with pytest.raises(SourceError, match=r"29 of 100 files .*4\.wav: is listed .* and 24 more$"):
+    with pytest.raises(SourceError, match=r"29 of 100 files .*max_bad_fraction=0\.28.*4\.wav: .* 24 more"):
         check_bad_fraction(bad, 100, 0.28)
 
 

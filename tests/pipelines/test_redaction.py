@@ -1,4 +1,4 @@
-"""Secrets, by the name of their key or by the shape of their value, reach no param, tag, log, artifact or sentence."""
+"""Secrets, recognized by key or by value, reach no param, tag, log, artifact or message."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from pipelines.redaction import (
 )
 from pipelines.stages import train_teacher
 from pipelines.storage.filesystem import open_folder
-from pipelines.tracking.client import RUN_ID, open_tracker
+from pipelines.tracking.client import open_tracker
+from pipelines.tracking.tags import RUN_ID
 from presto_core.artifacts.store import read_file
 from presto_core.config.sections import TrackingConfig
 from tests.pipelines.test_training_stages import teacher_config
 from tests.support.synthetic_dataset import make_dataset
 
-# made up for this page of tests, or of vendors' own documentation
+# invented for these tests, or from vendors' documentation
 SECRETS = {
     "password in a URI": ("postgresql://mlflow:hunter2@db:5432/x", "hunter2", "postgresql://db:5432/x"),
     "password with an @": ("s3://user:p@secret@host/bucket", "secret", "s3://host/bucket"),
@@ -83,7 +84,7 @@ def test_keys_that_do_not(key: str):
 
 
 def test_a_run_with_passwords_in_its_settings_leaves_none_behind(workdir: Path):
-    """In the data base of MLflow, in the artifact and below .presto."""
+    """Search MLflow's database, the artifact and .presto for the planted password."""
     data = make_dataset(str(workdir / "data")).uri
     secret = "hunter2-planted"
     uri = f"sqlite:///{(workdir / '.presto/mlflow.db').absolute()}"

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.registry import transfer
 from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import read_artifact
 from presto_core.artifacts.validate import UnsafeArtifactError
 from presto_core.errors import UserError
@@ -44,7 +45,7 @@ def test_pull_goes_on_where_it_was_cut(home: TinyRegistry, tmp_path: Path, monke
     monkeypatch.setattr(transfer, "THREADS", 1)
     fetched_parts: list[ranges.ByteRange] = []
 
-    def fetch_until_interrupt(source: object, part: ranges.ByteRange, path: Path) -> None:
+    def fetch_until_interrupt(source: Folder, part: ranges.ByteRange, path: Path) -> None:
         if len(fetched_parts) == 5:
             raise KeyboardInterrupt
         fetched_parts.append(part)
@@ -56,7 +57,12 @@ def test_pull_goes_on_where_it_was_cut(home: TinyRegistry, tmp_path: Path, monke
         transfer.pull(artifact, open_folder(artifact.uri), tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
     again: list[ranges.ByteRange] = []
-    monkeypatch.setattr(transfer, "fetch", lambda source, part, path: (again.append(part), fetch(source, part, path)))
+
+    def fetch_again(source: Folder, part: ranges.ByteRange, path: Path) -> None:
+        again.append(part)
+        fetch(source, part, path)
+
+    monkeypatch.setattr(transfer, "fetch", fetch_again)
     assert transfer.pull(artifact, open_folder(artifact.uri), tmp_path / "mine")
     assert not set(fetched_parts) & set(again)
     assert files_below(tmp_path / "mine") == files_below(Path(artifact.uri))
@@ -83,8 +89,8 @@ HOSTILE_FOLDERS = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json does not exist"),
     "manifest of noise": (lambda f: (f / "manifest.json").write_bytes(b"\x80\x04"), "is damaged"),
     "manifest a list": (lambda f: (f / "manifest.json").write_text("[]"), "is no manifest"),
-    "file outside": (lambda f: edit(f, files={"../x.json": {"sha256": "a" * 64, "bytes": 1}}), "leads out"),
-    "id outside": (lambda f: edit(f, id="../../x"), "is not 16 hexadecimal"),
+    "file outside": (lambda f: edit(f, files={"../x.json": {"sha256": "a" * 64, "bytes": 1}}), "'../x.json'"),
+    "id outside": (lambda f: edit(f, id="../../x"), "'../../x'"),
 }  # fmt: skip
 
 
@@ -105,7 +111,7 @@ def test_a_folder_whose_hash_is_right_and_kind_is_wrong_is_not_pushed(copy: Path
     file_entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     files = json.loads((copy / "manifest.json").read_text())["files"]
     edit(copy, files=files | {"weights.safetensors": file_entry})
-    with pytest.raises(UnsafeArtifactError, match=r"weights\.safetensors is refused: it holds a pickle"):
+    with pytest.raises(UnsafeArtifactError, match=r"weights\.safetensors .*pickle"):
         transfer.push(copy, open_folder(str(tmp_path / "target")))
 
 
@@ -124,14 +130,14 @@ def spoil_storage(copy: Path, case: str) -> str:
         return "cannot read|does not exist"
     if case == "file outside":
         edit(copy, files={"../../escaped.json": {"sha256": "a" * 64, "bytes": 1}})
-        return "outside its folder|leads out"
+        return "/escaped.json'"
     if case == "absolute file":
         edit(copy, files={"/tmp/escaped.json": {"sha256": "a" * 64, "bytes": 1}})
-        return "outside its folder|is absolute"
+        return "'/tmp/escaped.json'"
     if case == "planted pickle":
         (copy / "x.pkl").write_bytes(b"\x80\x04.")
         edit(copy, files={"x.pkl": {"sha256": "a" * 64, "bytes": 3}})
-        return "of no known type"
+        return "'x.pkl'"
     edit(copy, parents={})
     return "where the registry says"
 

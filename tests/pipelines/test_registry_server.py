@@ -159,9 +159,9 @@ for id in {[home.made["S"].id, home.made["LS"].id]!r}[:: 1 if {number} % 2 else 
     promoter.promote(f"contested@v{{made.number}}", PromoteConfig(), why="writer {number}")
 """
     folder.mkdir()
-    how = {"cwd": folder, "env": os.environ | environment, "text": True}
-    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", program], **how, **pipes)
+    how: dict[str, Any] = {"cwd": folder, "env": os.environ | environment, "text": True}
+    how |= {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", program], **how)
 
 
 def check_consistent(home: TinyRegistry) -> None:

@@ -1,15 +1,17 @@
-"""Going on: the same command, a run by name, a fork; and one record in MLflow, with every step once."""
+"""Resume by the same command, by run id and by fork; one MLflow run has every step exactly once."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipelines.stages import train_teacher
 from pipelines.storage.filesystem import open_folder
-from pipelines.tracking.client import RUN_ID, open_tracker
+from pipelines.tracking.client import open_tracker
+from pipelines.tracking.tags import RUN_ID
 from pipelines.train.resume import ResumeOptions
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.run_layout import RUN_FILE
@@ -29,7 +31,7 @@ def dataset(workdir: Path) -> str:
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """The next run is interrupted in the middle of a step, as by a second Ctrl-C; later ones are not."""
+    """Interrupt the next run in the middle of a step, as by a second Ctrl-C, and no later one."""
     update = TeacherTraining.update
 
     def update_or_interrupt(self, batch, *, generator):
@@ -42,7 +44,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 
 
 def begin_run(config: TeacherStage, monkeypatch: pytest.MonkeyPatch, at: int = 5) -> str:
-    """Run id of a run that is under way."""
+    """Start a run, interrupt it, and return its id."""
     interrupt(monkeypatch, at)
     with pytest.raises(KeyboardInterrupt):
         train_teacher.run(config)
@@ -51,7 +53,7 @@ def begin_run(config: TeacherStage, monkeypatch: pytest.MonkeyPatch, at: int = 5
 
 
 def series(run_id: str) -> dict[str, list[tuple[int, float]]]:
-    """Metric histories of the one MLflow run of a run, but for times."""
+    """Return the metric histories of the only MLflow run of a run, without times."""
     tracker = open_tracker(TrackingConfig())
     (found,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{run_id}'")
     names = [name for name in found.data.metrics if not is_time(name) and not name.startswith("system/")]
@@ -69,7 +71,7 @@ def test_settings_are_recorded_at_the_start_and_gone_at_the_end(dataset: str, mo
     assert not Path("store/runs", run_id).exists()
 
 
-def test_a_run_by_name_goes_on_with_the_same_bits(dataset: str, monkeypatch, capsys):
+def test_a_run_resumed_by_id_ends_with_the_same_bits(dataset: str, monkeypatch, capsys):
     whole = train_teacher.run(teacher_config("whole", dataset))
     config = teacher_config("store", dataset)
     run_id = begin_run(config, monkeypatch)
@@ -81,13 +83,11 @@ def test_a_run_by_name_goes_on_with_the_same_bits(dataset: str, monkeypatch, cap
 def test_other_settings_are_refused_with_the_difference(dataset: str, monkeypatch):
     run_id = begin_run(teacher_config("store", dataset), monkeypatch)
     other = {"teacher.steps": 10, "teacher.optim.learning_rate": 0.5, "loop.log_every": 1}
-    message = (
-        f"run {run_id} was started with other settings: teacher.steps: 8 -> 10, "
-        "teacher.optim.learning_rate: 0.001 -> 0.5; give it the same, or start a new run .* with --fork$"
-    )
-    with pytest.raises(UserError, match=message):
+    message = rf"{run_id}.*teacher\.steps\b.*8.*10.*teacher\.optim\.learning_rate\b.*0\.001.*0\.5.*--fork"
+    with pytest.raises(UserError, match=message) as refused:
         train_teacher.run(teacher_config("store", dataset, **other), ResumeOptions(run_id))
-    moved = make_dataset(str(Path("elsewhere").absolute())).uri  # the same id: only where it lies is another
+    assert "loop.log_every" not in str(refused.value)
+    moved = make_dataset(str(Path("elsewhere").absolute())).uri  # the same id in another location
     assert train_teacher.run(teacher_config("store", moved), ResumeOptions(run_id)).id == run_id
 
 
@@ -101,10 +101,10 @@ def test_a_fork_starts_from_the_newest_checkpoint_and_remembers_it(dataset: str,
     tracker = open_tracker(TrackingConfig())
     (found,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{child.id}'")
     assert found.data.tags["presto.parent.forked_from"] == f"{run_id}/step-000000003"
-    assert train_teacher.run(teacher_config("store", dataset)).id == run_id  # the run it came from goes on untouched
+    assert train_teacher.run(teacher_config("store", dataset)).id == run_id  # the run it came from is unaffected
 
 
-def test_an_interrupted_fork_goes_on_by_name_though_its_origin_is_gone(dataset: str, monkeypatch, capsys):
+def test_an_interrupted_fork_resumes_by_id_though_its_origin_is_gone(dataset: str, monkeypatch, capsys):
     first = begin_run(teacher_config("store", dataset), monkeypatch)
     longer = teacher_config("store", dataset, **{"teacher.steps": 10})
     interrupt(monkeypatch, at=8)
@@ -117,12 +117,12 @@ def test_an_interrupted_fork_goes_on_by_name_though_its_origin_is_gone(dataset: 
 
 
 def test_a_fork_of_no_run_is_refused():
-    with pytest.raises(UserError, match="--fork needs the run to start from; name it: --resume RUN_ID"):
+    with pytest.raises(UserError, match=r"--fork.*--resume"):
         ResumeOptions(fork=True)
 
 
 def test_a_run_that_is_not_there_is_refused(dataset: str):
-    with pytest.raises(UserError, match=f"no run {'0' * 16} is under way in .*; there is none"):
+    with pytest.raises(UserError, match="0" * 16):
         train_teacher.run(teacher_config("store", dataset), ResumeOptions("0" * 16))
 
 
@@ -134,9 +134,9 @@ def test_every_step_is_recorded_once_with_the_values_of_an_undisturbed_run(datas
     expected = series(undisturbed.id)
     tracker = open_tracker(TrackingConfig())
     (found,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`{RUN_ID}` = '{undisturbed.id}'")
-    tracker.client.delete_run(found.info.run_id)  # the same run_id is to be recorded anew
+    tracker.client.delete_run(found.info.run_id)  # so that the same run_id is recorded again
     config = teacher_config("store", dataset, seed=3)
-    for at in (2, 5, 7):  # before the first checkpoint, after rows that are done again, between two rows
+    for at in (2, 5, 7):  # before the first checkpoint, after rows that are repeated, between two rows
         interrupt(monkeypatch, at)
         with pytest.raises(KeyboardInterrupt):
             train_teacher.run(config)
@@ -146,8 +146,8 @@ def test_every_step_is_recorded_once_with_the_values_of_an_undisturbed_run(datas
     assert [step for step, _ in expected["dsm_loss"]] == [2, 4, 6, 8]
 
 
-def test_rows_that_mlflow_never_got_are_told_after_a_resume(dataset: str, monkeypatch):
-    """As when the command is killed before it could send them: they lie beside the checkpoint."""
+def test_rows_that_mlflow_never_got_are_sent_after_a_resume(dataset: str, monkeypatch):
+    """As if the command were killed before it could send them: they are stored beside the checkpoint."""
     from pipelines.tracking.run import TrackedRun
 
     config = teacher_config("store", dataset)
@@ -162,19 +162,20 @@ def test_rows_that_mlflow_never_got_are_told_after_a_resume(dataset: str, monkey
 
 
 def run_unhealthy(dataset: str, monkeypatch: pytest.MonkeyPatch, **overrides: object) -> Artifact:
-    """A run whose gradient norm can never be where it is said to belong."""
-    monkeypatch.setattr(train_teacher, "TEACHER", {"grad_norm": HealthRange(0.0, 1e-9, "the gradient explodes")})
+    """Run a training whose gradient norm is always outside its range."""
+    ranges = {"grad_norm": HealthRange(0.0, 1e-9, "the gradient explodes")}
+    monkeypatch.setattr(train_teacher, "STAGE", replace(train_teacher.STAGE, health=ranges))
     keys = {"loop.log_every": 1, "loop.checkpoint_every": 100, "health.patience": 2} | overrides
     return train_teacher.run(teacher_config("store", dataset, **keys))
 
 
-def test_an_unhealthy_signal_warns_once_and_the_run_goes_on(dataset: str, monkeypatch, capsys):
+def test_an_unhealthy_signal_warns_once_and_the_run_continues(dataset: str, monkeypatch, capsys):
     run_unhealthy(dataset, monkeypatch)
-    assert capsys.readouterr().err.count("is outside 0 ... 1e-09: the gradient explodes") == 1
+    assert capsys.readouterr().err.count("the gradient explodes") == 1
 
 
 def test_an_unhealthy_signal_that_stays_ends_the_run_where_that_is_wanted(dataset: str, monkeypatch, capsys):
-    message = r"stopped, and its state is saved: grad_norm = .*the gradient explodes, for 4 rows up to step 4; mend"
+    message = r"grad_norm.*the gradient explodes.*\b4 rows.*step 4\b.*health\.stop"
     with pytest.raises(UserError, match=message):
         run_unhealthy(dataset, monkeypatch, **{"health.stop": True})
     assert "step 2: grad_norm" in capsys.readouterr().err

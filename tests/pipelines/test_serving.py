@@ -1,4 +1,4 @@
-"""A registered generator makes music: from Python, from the command line, and by MLflow's own means."""
+"""A registered generator makes music: from Python, from the command line, and through MLflow."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FRAMES = 32
 
 
 def make_playable_registry(root: str, name: str) -> TinyRegistry:
-    """A register with a generator that nobody trained, between the real codec and the real text encoder."""
+    """Return a registry with an untrained generator, with the real codec and the real text encoder."""
     codec = load_codec("mel_pca")
     text = load_text_encoder("minilm", path="", max_tokens=16)
     card = ModelCard(
@@ -83,7 +83,7 @@ def decode_wav(wav: str) -> tuple[np.ndarray, int]:
 
 
 def test_music_from_python_from_the_command_line_and_from_mlflow_is_the_same(home: TinyRegistry, workdir: Path):
-    """The champion, asked for by all its names, with one seed."""
+    """The champion, loaded in three ways with one seed, gives the same audio."""
     generator = load_generator("models:/presto-generator@champion", storage_root=home.root)
     prompts = ["solo piano", "string quartet, 90 bpm, in A minor"]
     clips = generator.generate(prompts, steps=2, seed=3)
@@ -118,7 +118,7 @@ def test_the_mlflow_model_is_code_with_a_signature_and_an_example_and_holds_no_p
     mlflow.set_tracking_uri(home.tracker.uri)
     folder = Path(mlflow.artifacts.download_artifacts("models:/presto-generator@champion"))
     assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
-    assert "MusicModel" in (folder / "serving_code.py").read_text()
+    assert "MusicModel" in (folder / "mlflow_entrypoint.py").read_text()
     info = mlflow.models.get_model_info("models:/presto-generator@champion")
     assert info.signature.inputs.input_names() == ["prompt"]
     assert info.signature.outputs.input_names() == [WAV, RATE, SECONDS]
@@ -132,15 +132,15 @@ def test_a_damaged_mlflow_model_is_refused_when_it_is_loaded(home: TinyRegistry,
     folder = Path(mlflow.artifacts.download_artifacts("models:/presto-generator@champion", dst_path=str(workdir / "m")))
     (weights,) = folder.rglob("weights.safetensors")
     weights.write_bytes(content or weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(UserError, match=r"weights\.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"weights\.safetensors"):
         mlflow.pyfunc.load_model(str(folder))
 
 
-def test_wrong_requests_are_one_sentence(home: TinyRegistry):
+def test_wrong_requests_are_one_message(home: TinyRegistry):
     generator = load_generator("champion", storage_root=home.root)
-    with pytest.raises(UserError, match="steps=0 must be at least 1"):
+    with pytest.raises(UserError, match="steps=0"):
         generator.generate(["x"], steps=0)
     with pytest.raises(UserError, match=r"generate\.key"):
         generator.generate(["x"], key="H flat")
-    with pytest.raises(UserError, match="has no presto-generator@nothing"):
+    with pytest.raises(UserError, match="presto-generator@nothing"):
         load_generator("presto-generator@nothing")

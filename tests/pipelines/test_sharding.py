@@ -1,4 +1,4 @@
-"""Sharded networks are the replicated ones but for rounding, also in checkpoints, which fit any sharding."""
+"""Sharded networks equal replicated ones up to rounding, also in checkpoints, which load with any sharding."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def run_every_way(folder: str) -> dict[str, Results]:
 
 
 def run_saving_memory(name: str) -> dict[str, Tensor]:
-    """With everything that trades time for memory at once."""
+    """Run with every option that trades time for memory."""
     config = SHARDED.model_copy(update={"offload_real_score": True})
     return result(name, join_group(config, activation_checkpointing=True), micro_batch_size=3)
 
 
 def stop_and_resume(name: str, path: str, before: ParallelConfig, after: ParallelConfig) -> dict[str, Tensor]:
-    """Stopped, saved, and gone on with by workers that hold the networks otherwise."""
+    """Stop, save, and resume with workers that place the networks differently."""
     folder = Folder(LocalFileSystem(), path, path)
     first, second = ALGORITHMS[name](join_group(before)), ALGORITHMS[name](join_group(after))
     first.total_steps = STOPPED_AT
@@ -67,7 +67,7 @@ def joined() -> Results:
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
-    """What rank 0 of two has in the end."""
+    """Results of rank 0 of two."""
     folder = tmp_path_factory.mktemp("group")
     return run_in_processes(2, run_every_way, folder / "two", str(folder / "checkpoints"))[0]
 
@@ -83,7 +83,7 @@ def test_what_saves_memory_changes_nothing(joined: Results, of_two: dict[str, Re
 
 
 @pytest.mark.parametrize("way", ["saved sharded, loaded whole", "saved whole, loaded sharded"])
-def test_a_run_goes_on_under_another_sharding(way: str, joined: Results, of_two: dict[str, Results]):
+def test_a_run_resumes_under_another_sharding(way: str, joined: Results, of_two: dict[str, Results]):
     later = of_two[way]["LS"]
     assert {k for k in joined["LS"] if not k.startswith(("step 1:", "step 2:"))} == later.keys()
     assert difference({k: joined["LS"][k] for k in later}, later) < FP64

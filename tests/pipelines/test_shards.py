@@ -1,4 +1,4 @@
-"""A shard's columns come back as they were, and what rows share is stored and held once."""
+"""A shard's columns are read back unchanged, and shared values are stored and held once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.synthetic_dataset import rows
 
 
 def make_track_rows(counts: list[int], *, seed: int = 0) -> FullRows:
-    """Rows of tracks, those of one with the same caption."""
+    """Make rows of several tracks; the rows of one track share a caption."""
     track = np.repeat(np.arange(len(counts)), counts)
     made = rows(len(track), seed)
     names = ("text_pooled", "text_tokens", "text_mask", "caption")
@@ -74,7 +74,7 @@ def test_captions_of_many_bytes_stay_a_dictionary():
 
 
 def test_a_caption_that_comes_again_is_stored_once():
-    """Twice in a dictionary, it would leave room in the file that Arrow fills with whatever memory held."""
+    """Twice in a dictionary, it would reserve space in the file that Arrow fills with uninitialized memory."""
     masks = np.array([[True, False, False], [True, True, False]])
     once, again = (to_parquet(replace(rows(3, 0), text_mask=masks[order])) for order in ([0, 1, 1], [0, 1, 0]))
     assert read_column(read(again), "text_mask").index.tolist() == [0, 1, 0]

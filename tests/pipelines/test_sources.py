@@ -1,4 +1,4 @@
-"""What a source holds: its files, captions and splits; a held-out piece is never heard in training."""
+"""The files, captions and splits of a source; no held-out piece is used in training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mutagen
 import numpy as np
@@ -28,7 +29,7 @@ NAMES = [f"piece {i}" for i in range(400)]
 
 @pytest.fixture
 def music(tmp_path: Path) -> Path:
-    """A folder whose audio nobody decodes here: names, sizes and neighbours are what counts."""
+    """A folder whose audio is never decoded: only names, sizes and other files matter."""
     for name in ("b.wav", "a.FLAC", "deep/er/c.mp3", "notes.pdf", "a.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"{}")
@@ -40,7 +41,7 @@ def scan_folder(folder: Path, *, held_out_fraction: float = 0.2, licence: str = 
 
 
 def list_stamps(folder: Path) -> set[tuple[str, str]]:
-    """What decides whether a file is read again."""
+    """Return the stamps, which decide whether a file is read again."""
     return {(track.uri, track.stamp) for track in scan_folder(folder)}
 
 
@@ -68,7 +69,7 @@ def test_a_manifest_decides_what_is_taken(music: Path):
     }  # fmt: skip
     list_in_manifest(music, row, {"file": "a.FLAC", "tempo_bpm": None, "key": None, "split": None})
     second, first = (drop_location(t) for t in scan_folder(music, held_out_fraction=0, licence="CC BY 4.0"))
-    entry = {
+    entry: dict[str, Any] = {
         "caption": "a tune",
         "caption_source": "manifest",
         "tempo_bpm": 120.0,
@@ -81,37 +82,37 @@ def test_a_manifest_decides_what_is_taken(music: Path):
 
 
 def drop_location(track: Track) -> Track:
-    """The track without where it was found."""
+    """Return the track without its location."""
     return replace(track, source_uri="", path="", stamp="", sidecar="")
 
 
 def test_a_source_without_audio_is_refused(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("no music")
-    with pytest.raises(SourceError, match=rf"no audio in {tmp_path}: looked for a manifest and for wav, flac"):
+    with pytest.raises(SourceError, match=rf"{tmp_path}; .*wav, flac"):
         scan_folder(tmp_path)
     (tmp_path / "manifest.jsonl").write_text("\n")
-    with pytest.raises(SourceError, match="no audio in"):
+    with pytest.raises(SourceError, match=str(tmp_path)):
         scan_folder(tmp_path)
-    with pytest.raises(StoreError, match="nowhere does not exist; name a folder that does"):
+    with pytest.raises(StoreError, match="nowhere"):
         scan_folder(tmp_path / "nowhere")
-    with pytest.raises(StoreError, match=r"notes\.txt is not a folder"):
+    with pytest.raises(StoreError, match=r"notes\.txt"):
         scan_folder(tmp_path / "notes.txt")
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"caption": "x"}, "file=None must be a path below the source"),
-        ({"file": "/etc/passwd"}, "file='/etc/passwd' must be a path below"),
-        ({"file": "../x.wav"}, r"file='\.\./x\.wav' must be a path below"),
-        ({"file": "a.wav", "key": "H major"}, "key 'H major' must be a tonic and a mode"),
-        ({"file": "a.wav", "key": 5}, "key '5' must be a tonic and a mode"),
-        ({"file": "a.wav", "tempo_bpm": "fast"}, "tempo_bpm='fast' must be a number"),
-        ({"file": "a.wav", "tempo_bpm": [120]}, r"tempo_bpm=\[120\] must be a number"),
-        ({"file": "a.wav", "tempo_bpm": float("inf")}, "tempo_bpm=inf must be finite"),
-        ({"file": "a.wav", "duration_seconds": "long"}, "duration_seconds='long' must be a number"),
-        ({"file": "a.wav", "split": "test"}, "split='test' must be train or held_out"),
-        (["a.wav"], "must be an object, not list"),
+        ({"caption": "x"}, "file=None"),
+        ({"file": "/etc/passwd"}, "file='/etc/passwd'"),
+        ({"file": "../x.wav"}, r"file='\.\./x\.wav'"),
+        ({"file": "a.wav", "key": "H major"}, "key 'H major'"),
+        ({"file": "a.wav", "key": 5}, "key '5'"),
+        ({"file": "a.wav", "tempo_bpm": "fast"}, "tempo_bpm='fast'"),
+        ({"file": "a.wav", "tempo_bpm": [120]}, r"tempo_bpm=\[120\]"),
+        ({"file": "a.wav", "tempo_bpm": float("inf")}, "tempo_bpm=inf"),
+        ({"file": "a.wav", "duration_seconds": "long"}, "duration_seconds='long'"),
+        ({"file": "a.wav", "split": "test"}, "split='test'.*train or held_out"),
+        (["a.wav"], "list"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: object, message: str):
@@ -123,7 +124,7 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: object, message: st
 
 def test_a_manifest_that_is_cut_is_refused(tmp_path: Path):
     (tmp_path / "manifest.jsonl").write_text('{"file": "a.wav"}\n{"file": "b.')
-    with pytest.raises(SourceError, match=r"manifest\.jsonl line 2 is not JSON"):
+    with pytest.raises(SourceError, match=r"manifest\.jsonl line 2"):
         scan_folder(tmp_path)
 
 
@@ -131,7 +132,7 @@ def test_a_manifest_that_is_cut_is_refused(tmp_path: Path):
 
 
 def splits(tracks: list[Track]) -> dict[str, set[str]]:
-    """composition -> the splits its tracks are in."""
+    """Return the splits of each composition's tracks."""
     seen: dict[str, set[str]] = {}
     for track in tracks:
         seen.setdefault(track.composition, set()).add(track.split)
@@ -139,7 +140,7 @@ def splits(tracks: list[Track]) -> dict[str, set[str]]:
 
 
 def test_no_composition_is_on_both_sides(tmp_path: Path):
-    """Three takes of each piece, in several formats and folders: all of them go one way, a fifth is held out."""
+    """Three takes of each piece, in several formats and folders, share one split; a fifth is held out."""
     for name in NAMES:
         for take in (f"wav/{name}.wav", f"mp3/{name}.mp3", f"{name}.flac"):
             (tmp_path / take).parent.mkdir(exist_ok=True)
@@ -173,7 +174,7 @@ def test_compositions_of_a_manifest_stay_together(tmp_path: Path):
     assert {"held_out"} in sides.values()
 
 
-def test_a_split_that_is_said_is_taken_by_the_whole_composition(tmp_path: Path):
+def test_an_explicit_split_applies_to_the_whole_composition(tmp_path: Path):
     entries = [{"file": "album 1/01.wav", "split": "held_out"}, {"file": "album 2/01.wav", "split": "train"}]
     pieces = [{"file": f"x {n}.wav", "composition_id": n, "split": "held_out"} for n in NAMES[:20]]
     silent = [{"file": f"y {n}.wav", "composition_id": n} for n in NAMES[:20]]
@@ -183,10 +184,10 @@ def test_a_split_that_is_said_is_taken_by_the_whole_composition(tmp_path: Path):
     assert {t.split for t in others} == {"held_out"}
 
 
-def test_a_composition_said_to_be_on_both_sides_is_refused(tmp_path: Path):
+def test_a_composition_in_both_splits_is_refused(tmp_path: Path):
     rows = [{"file": f"{split}.wav", "composition_id": "BWV 1", "split": split} for split in ("train", "held_out")]
     list_in_manifest(tmp_path, *rows)
-    with pytest.raises(SourceError, match=r"puts composition 'BWV 1' into both splits \(train\.wav is train\)"):
+    with pytest.raises(SourceError, match=r"composition 'BWV 1' .*\(train\.wav is train\)"):
         scan_folder(tmp_path)
 
 
@@ -212,9 +213,9 @@ def test_a_changed_file_is_read_again_and_its_neighbours_are_not(music: Path, ch
             song.write_bytes(b"[]")
             os.utime(song, ns=(1, 2))
         case "sidecar":
-            (music / "a.json").write_text('{"caption": "now told"}')
+            (music / "a.json").write_text('{"caption": "new"}')
         case "new sidecar":
-            (music / "deep/er/c.txt").write_text("now told")
+            (music / "deep/er/c.txt").write_text("new")
     assert len(list_stamps(music) - before) == len(before - list_stamps(music)) == 1
 
 
@@ -234,14 +235,14 @@ def test_a_file_that_is_listed_but_not_there_has_no_stamp(music: Path):
 
 def test_a_file_listed_twice_is_refused(music: Path):
     list_in_manifest(music, {"file": "b.wav"}, {"file": "b.wav"})
-    with pytest.raises(SourceError, match=r"'b\.wav' is listed twice in .*; list each file once"):
+    with pytest.raises(SourceError, match=r"'b\.wav' "):
         scan_folder(music)
 
 
 # --- several sources, other manifests
 
 
-def test_files_of_several_sources_are_told_apart(tmp_path: Path):
+def test_files_of_several_sources_get_unique_names(tmp_path: Path):
     for folder in ("x/music", "y/music", "z"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "a.wav").touch()
@@ -250,7 +251,10 @@ def test_files_of_several_sources_are_told_apart(tmp_path: Path):
     assert [t.uri for t in tracks] == [str(tmp_path / p / "a.wav") for p in ("x/music", "y/music", "z")]
 
 
-ROWS = [{"file": "b.wav", "caption": 'say "x, y"\nin two lines', "tempo_bpm": 90.5}, {"file": "a.FLAC", "caption": "ü"}]
+ROWS: list[dict[str, Any]] = [
+    {"file": "b.wav", "caption": 'say "x, y"\nin two lines', "tempo_bpm": 90.5},
+    {"file": "a.FLAC", "caption": "ü"},
+]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
@@ -275,13 +279,13 @@ def test_a_manifest_may_be_jsonl_csv_or_parquet(music: Path, tmp_path: Path, suf
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("manifest.csv", b"path,caption\na.wav,x\n", r"manifest\.csv has no column 'file'; it has 'path', 'caption'"),
-        ("manifest.csv", b"file,caption\na.wav,x,y\n", r"manifest\.csv line 2 has 3 fields where the header has 2"),
-        ("manifest.csv", b'file,caption\na.wav,"x\n', r"manifest\.csv line \d is not CSV"),
-        ("manifest.csv", b"file\n\xff\xfe.wav\n", r"manifest\.csv is not UTF-8 text: .*; save it as UTF-8"),
-        ("manifest.csv", b"file,tempo_bpm\na.wav,fast\n", r"manifest\.csv line 2: tempo_bpm='fast' must be a number"),
-        ("manifest.parquet", b"PAR1 no more", r"manifest\.parquet is not a Parquet file"),
-        ("manifest.jsonl", b'{"file": "a.wav"}\n{"fi', r"manifest\.jsonl line 2 is not JSON"),
+        ("manifest.csv", b"path,caption\na.wav,x\n", r"manifest\.csv .*column 'file' .*'path', 'caption'"),
+        ("manifest.csv", b"file,caption\na.wav,x,y\n", r"manifest\.csv line 2 has 3 .* 2;"),
+        ("manifest.csv", b'file,caption\na.wav,"x\n', r"manifest\.csv line \d"),
+        ("manifest.csv", b"file\n\xff\xfe.wav\n", r"manifest\.csv .*UTF-8"),
+        ("manifest.csv", b"file,tempo_bpm\na.wav,fast\n", r"manifest\.csv line 2: tempo_bpm='fast'"),
+        ("manifest.parquet", b"PAR1 no more", r"manifest\.parquet"),
+        ("manifest.jsonl", b'{"file": "a.wav"}\n{"fi', r"manifest\.jsonl line 2"),
     ],
 )
 def test_a_damaged_manifest_is_named(tmp_path: Path, name: str, content: bytes, message: str):
@@ -294,11 +298,9 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, name: str, content: bytes, 
 def test_which_manifest_must_be_clear(music: Path):
     for suffix in ("csv", "jsonl"):
         (music / f"manifest.{suffix}").touch()
-    with pytest.raises(
-        SourceError, match=r"holds manifest\.jsonl and manifest\.csv; keep one, or name it: ingest\.man"
-    ):
+    with pytest.raises(SourceError, match=r"manifest\.jsonl and manifest\.csv; .*ingest\.manifest="):
         scan_folder(music)
-    with pytest.raises(SourceError, match=r"manifest 'notes\.pdf' must be one of \.jsonl, \.csv, \.parquet"):
+    with pytest.raises(SourceError, match=r"'notes\.pdf' .*\.jsonl, \.csv, \.parquet"):
         find_tracks(IngestConfig(source=str(music), manifest=str(music / "notes.pdf")))
 
 
@@ -329,8 +331,15 @@ def test_captions_come_from_the_row_then_sidecars_then_tags_then_the_name(tmp_pa
     assert read_track(tmp_path, name, content, caption="its own") == Track(name, caption="its own")
 
 
-def test_a_json_sidecar_tells_more_than_a_caption(tmp_path: Path):
-    facts = {"caption": "c", "tempo_bpm": 98, "key": "Eb major", "title": "t", "composer": "k", "licence": "CC0"}
+def test_a_json_sidecar_has_more_than_a_caption(tmp_path: Path):
+    facts: dict[str, Any] = {
+        "caption": "c",
+        "tempo_bpm": 98,
+        "key": "Eb major",
+        "title": "t",
+        "composer": "k",
+        "licence": "CC0",
+    }
     (tmp_path / "my_song-2.json").write_text(json.dumps(facts | {"mood": "ignored"}))
     track = read_track(tmp_path, licence="as the source", composition="k1", split="train", seconds=3.0)
     assert track == Track(
@@ -348,11 +357,11 @@ def test_a_sidecar_without_a_caption_leaves_tags_and_what_is_known(tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"its sidecar my_song-2\.json is not JSON"),
-        (b"\xff\xfe\xfd", r"its sidecar my_song-2\.json is not JSON"),
-        ('["caption"]', r"its sidecar my_song-2\.json must hold an object, not list"),
-        ('{"key": 5}', "key '5' must be a tonic and a mode"),
-        ('{"tempo_bpm": "fast"}', "tempo_bpm='fast' must be a number"),
+        ("{", r"my_song-2\.json"),
+        (b"\xff\xfe\xfd", r"my_song-2\.json"),
+        ('["caption"]', r"my_song-2\.json .*list"),
+        ('{"key": 5}', "key '5'"),
+        ('{"tempo_bpm": "fast"}', "tempo_bpm='fast'"),
     ],
 )
 def test_a_bad_sidecar_is_a_reason_to_leave_the_track_out(tmp_path: Path, content: str | bytes, message: str):
@@ -362,7 +371,7 @@ def test_a_bad_sidecar_is_a_reason_to_leave_the_track_out(tmp_path: Path, conten
 
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3", "AIFF"])
-def test_damaged_tags_end_in_the_files_name(tmp_path: Path, form: str):
+def test_damaged_tags_fall_back_to_the_file_name(tmp_path: Path, form: str):
     content = wav_bytes(form)
     for damaged in (content[:60], content[: len(content) // 2], b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f" + content, b""):
         assert read_track(tmp_path, content=damaged).caption == "my song 2"

@@ -1,4 +1,4 @@
-"""Storage: local folders and a real S3 server; each wrong setting ends in one sentence with its mend."""
+"""Storage in local folders and on a real S3 server; every wrong setting fails with one message that names it."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from pipelines.storage import filesystem as storage
 from pipelines.storage import local_s3 as embedded_s3
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import ObjectStoreError, Server
+from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import (
     StoreError,
     commit,
@@ -31,35 +32,40 @@ def folder(request, tmp_path, object_store: Server):
     return open_folder(str(tmp_path) if request.param == "local" else f"s3://latents/{tmp_path.name}")
 
 
+def get_fast(folder: Folder, name: str) -> bytes:
+    assert folder.fast_path
+    return folder.fast_path().get(folder.file_path(name))
+
+
 @pytest.mark.services
 def test_what_is_committed_can_be_read(folder):
     commit(folder.child("x y"), {"kind": "test"}, {"a/b.bin": b"1234"})
-    assert folder.folders() == ["x y"]
+    assert folder.list_folders() == ["x y"]
     manifest = read_manifest(folder.child("x y"))
     assert read_file(folder.child("x y"), "a/b.bin", manifest) == b"1234"
 
 
 @pytest.mark.services
 def test_without_a_manifest_there_is_nothing(folder):
-    assert folder.folders() == []
+    assert folder.list_folders() == []
     assert not folder.exists()
-    with pytest.raises(StoreError, match="does not exist"):
+    with pytest.raises(StoreError, match=r"manifest\.json"):
         read_manifest(folder)
 
 
 @pytest.mark.services
 def test_changed_bytes_are_refused(folder):
     manifest = commit(folder, {}, {"a.bin": b"1234"})
-    with folder.filesystem.open_output_stream(folder.file("a.bin")) as stream:
+    with folder.filesystem.open_output_stream(folder.file_path("a.bin")) as stream:
         stream.write(b"1235")
-    with pytest.raises(StoreError, match=r"a\.bin is damaged: sha256"):
+    with pytest.raises(StoreError, match=r"a\.bin.*sha256"):
         read_file(folder, "a.bin", manifest)
 
 
 def test_damaged_or_newer_manifest_is_refused(tmp_path):
     folder = open_folder(str(tmp_path))
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(StoreError, match="is damaged"):
+    with pytest.raises(StoreError, match=r"manifest\.json"):
         read_manifest(folder)
     (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": 99}))
     with pytest.raises(StoreError, match="schema version 1"):
@@ -70,12 +76,12 @@ def test_damaged_or_newer_manifest_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("uri", "environment", "message"),
     [
-        ("s3://nowhere/x", {}, r"bucket 'nowhere' does not exist at http://127\.0\.0\.1:\d+; create it"),
-        ("s3://latents/x", {"AWS_SECRET_ACCESS_KEY": "wrong"}, "refuses these credentials for bucket 'latents'"),
-        ("s3://latents/x", {"AWS_ACCESS_KEY_ID": "nobody"}, "refuses these credentials"),
-        ("s3://latents/x", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, r"http://127\.0\.0\.1:9 does not answer"),
-        ("s3://", {}, "names no bucket"),
-        ("gs://bucket/x", {}, "scheme 'gs' is not supported"),
+        ("s3://nowhere/x", {}, r"bucket 'nowhere' .*http://127\.0\.0\.1:\d+; .*storage\.root"),
+        ("s3://latents/x", {"AWS_SECRET_ACCESS_KEY": "wrong"}, "bucket 'latents'; .*AWS_SECRET_ACCESS_KEY"),
+        ("s3://latents/x", {"AWS_ACCESS_KEY_ID": "nobody"}, "bucket 'latents'; .*AWS_ACCESS_KEY_ID"),
+        ("s3://latents/x", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, r"http://127\.0\.0\.1:9 .*AWS_ENDPOINT_URL"),
+        ("s3://", {}, "'s3://'"),
+        ("gs://bucket/x", {}, "'gs://bucket/x'.*'gs'"),
     ],
 )
 def test_wrong_settings_are_named(object_store: Server, uri: str, environment, message: str, monkeypatch):
@@ -94,7 +100,7 @@ def test_missing_credentials_are_named(object_store: Server, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     storage._check_bucket.cache_clear()
-    with pytest.raises(StoreError, match=r"no S3 credentials found; set AWS_ACCESS_KEY_ID .*presto up"):
+    with pytest.raises(StoreError, match=r"AWS_ACCESS_KEY_ID .*presto s3 start"):
         open_folder("s3://latents/x")
     storage._check_bucket.cache_clear()
 
@@ -104,7 +110,7 @@ def test_missing_credentials_are_named(object_store: Server, monkeypatch):
 
 @pytest.fixture
 def files(object_store: Server, tmp_path: Path, monkeypatch) -> Path:
-    """A folder with a config file of one's own, and no other AWS setting; the profile `music` is in use."""
+    """A folder with an AWS config file, whose profile `music` is in use; no other AWS setting is present."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -126,7 +132,7 @@ def write_keys(folder: Path, server: Server, *, secret: str | None = None) -> No
 
 
 def grant(folder: Path, server: Server, *, secret: str | None = None, minutes: float = 5) -> None:
-    """What a role gives: keys that expire; boto3 asks anew in the last ten minutes."""
+    """Write expiring keys as a role provides them; boto3 renews them in the last ten minutes."""
     expires = (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat()
     keys = {"AccessKeyId": server.access_key, "SecretAccessKey": secret or server.secret_key, "Expiration": expires}
     (folder / "granted.json").write_text(json.dumps({"Version": 1, **keys}))
@@ -142,6 +148,7 @@ def test_a_profile_gives_endpoint_region_and_keys(files: Path, object_store: Ser
     assert folder.exists()
 
 
+@pytest.mark.services
 def test_the_environment_goes_before_the_profile(files: Path, monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     assert storage.region() == "eu-west-1"
@@ -150,30 +157,31 @@ def test_the_environment_goes_before_the_profile(files: Path, monkeypatch):
     assert (storage.region(), storage.endpoint()) == ("eu-north-1", "http://127.0.0.1:9")
 
 
+@pytest.mark.services
 def test_an_unknown_profile_is_named(files: Path, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "noise")
-    with pytest.raises(StoreError, match=r"The config profile \(noise\) could not be found; mend AWS_PROFILE"):
+    with pytest.raises(StoreError, match=r"\(noise\).*AWS_PROFILE"):
         open_folder("s3://latents/x")
 
 
 @pytest.mark.services
 def test_keys_of_a_role_are_renewed_under_an_open_folder(files: Path, object_store: Server):
-    """Proven by what the server accepts: wrong keys, once granted, are used, and right ones again."""
+    """The server shows which keys are used: wrong keys after they are granted, then right ones again."""
     configure(files, object_store, f"credential_process = cat {files / 'granted.json'}")
     grant(files, object_store)
     folder = open_folder(f"s3://latents/{files.name}")
     commit(folder, {}, {"a": b"1"})
-    assert folder.fast_path().get(folder.file_path("a")) == b"1"
+    assert get_fast(folder, "a") == b"1"
     grant(files, object_store, secret="wrong")
-    with pytest.raises(StoreError, match="access denied; check that these credentials"):
+    with pytest.raises(StoreError, match=r"manifest\.json"):
         read_manifest(folder)
     with pytest.raises(OSError, match="403"):
-        folder.fast_path().get(folder.file_path("a"))
+        get_fast(folder, "a")
     grant(files, object_store)
     assert read_manifest(folder)["files"].keys() == {"a"}
-    assert folder.fast_path().get(folder.file_path("a")) == b"1"
+    assert get_fast(folder, "a") == b"1"
     grant(files, object_store, minutes=-5)
-    with pytest.raises(StoreError, match=r"no S3 credentials can be obtained: .*still expired; mend AWS_PROFILE"):
+    with pytest.raises(StoreError, match=r"expired; .*AWS_PROFILE"):
         read_manifest(folder)
 
 
@@ -183,7 +191,7 @@ def test_a_credentials_file_that_is_rewritten_is_followed(files: Path, object_st
     folder = open_folder(f"s3://latents/{files.name}")
     assert not folder.exists()
     write_keys(files, object_store, secret="wrong")
-    with pytest.raises(StoreError, match="access denied"):
+    with pytest.raises(StoreError, match=f"{folder.uri}.*credentials"):
         folder.exists()
     write_keys(files, object_store)
     assert not folder.exists()
@@ -191,10 +199,10 @@ def test_a_credentials_file_that_is_rewritten_is_followed(files: Path, object_st
 
 @pytest.mark.services
 def test_a_session_token_goes_with_the_keys(object_store: Server, monkeypatch):
-    """The server knows no such session."""
+    """The server rejects the unknown session."""
     folder = open_folder("s3://latents/token")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "unknown")
-    with pytest.raises(StoreError, match="the credentials are refused"):
+    with pytest.raises(StoreError, match=r"s3://latents/token.*credentials"):
         folder.list_files()
 
 
@@ -204,7 +212,7 @@ def test_a_proxy_in_the_environment_is_passed_by_like_the_file_system_does(objec
     write_bytes(folder, "a", b"1")
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing answers there
-    assert folder.fast_path().get(folder.file_path("a")) == read_bytes(folder, "a") == b"1"
+    assert get_fast(folder, "a") == read_bytes(folder, "a") == b"1"
 
 
 @pytest.mark.services
@@ -216,8 +224,9 @@ def test_a_folder_travels_without_its_keys(object_store: Server):
     assert not pickle.loads(packed).exists()
 
 
+@pytest.mark.services
 def test_without_an_endpoint_requests_go_to_aws(files: Path, monkeypatch):
-    """The bucket is in the host's name, as AWS wants it: read off what arrives at an HTTP proxy."""
+    """The host name has the bucket, as AWS requires; an HTTP proxy records the request."""
     (files / "config").write_text("[profile music]\nregion = eu-central-1\n")
     assert storage.endpoint() is None
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -245,7 +254,7 @@ def test_without_an_endpoint_requests_go_to_aws(files: Path, monkeypatch):
 
 @pytest.mark.services
 def test_the_file_system_stays_while_its_keys_do(object_store: Server):
-    """It is looked up at every use; its connections are kept."""
+    """It is looked up on every use, and its connections are kept."""
     first, second = open_folder("s3://latents/x"), open_folder("s3://latents/y")
     assert first.filesystem is first.filesystem is second.filesystem
 
@@ -253,8 +262,8 @@ def test_the_file_system_stays_while_its_keys_do(object_store: Server):
 # --- disks and servers
 
 
-def test_full_disk_is_one_sentence():
-    # /dev/full takes a file's open and refuses its bytes: a real "no space left on device"
+def test_a_full_disk_is_explained():
+    # /dev/full can be opened and rejects every byte: a real "no space left on device"
     from presto_core.artifacts.store import explain
 
     with (
@@ -262,7 +271,7 @@ def test_full_disk_is_one_sentence():
         pafs.LocalFileSystem().open_output_stream("/dev/full") as s,
     ):
         s.write(b"x" * 10_000_000)
-    assert "free some space" in explain(caught.value)
+    assert "disk" in explain(caught.value)
 
 
 @pytest.mark.services
@@ -295,5 +304,5 @@ def test_taken_port_is_refused(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ObjectStoreError, match=f"port {port} of 127.0.0.1 is taken; choose another with --port"):
+        with pytest.raises(ObjectStoreError, match=f"port {port} of 127.0.0.1 .*--port"):
             embedded_s3.start(tmp_path, port=port)

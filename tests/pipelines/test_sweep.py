@@ -7,7 +7,7 @@ import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ray.util.placement_group import placement_group_table
@@ -28,7 +28,8 @@ from pipelines.sweep.store import (
     TrialRecord,
     sweep_folder,
 )
-from pipelines.tracking.client import RUN_ID, open_tracker
+from pipelines.tracking.client import open_tracker
+from pipelines.tracking.tags import RUN_ID
 from presto_core.artifacts.manifest import artifact_folder, run_folder
 from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage
@@ -93,7 +94,7 @@ def test_a_sweep_ends_in_an_answer_and_is_not_run_again(shared_ray, sweep_inputs
     before = records_of(sweep_inputs)
     capsys.readouterr()
     again = sweep.run(plan)
-    assert "8 trials are over already, 0 go on" in capsys.readouterr().err
+    assert "sweep: 8 trials" in capsys.readouterr().err
     assert records_of(sweep_inputs) == before
     assert again["winner"] == result["winner"]
     _check_winner_reproduces(result)
@@ -128,7 +129,7 @@ def test_a_killed_sweep_goes_on_and_leaves_nobody_behind(
     done = {run_id: r for run_id, r in records_of(sweep_inputs).items() if r.is_done}
     again = begin(command, workdir)
     assert again.exit_code() == 0, again.stderr
-    assert "trials are over already" in again.stderr
+    assert f"sweep: {len(done)} trials" in again.stderr
     after = records_of(sweep_inputs)
     assert {run_id: after[run_id] for run_id in done} == done
     states = {r.settings.get(LEARNING_RATE): r.state for r in after.values()}
@@ -153,7 +154,7 @@ def test_ctrl_c_ends_all_of_it_and_the_same_command_goes_on(
     assert wait_for(lambda: first.workers("ray::ImplicitFunc") or not first.is_running, PATIENCE_S, step_s=0.1)
     first.process.send_signal(signal.SIGINT)
     assert first.process.wait(PATIENCE_S) == 130, first.stderr
-    assert "interrupted; run the same command again to go on" in first.stderr
+    assert "interrupted" in first.stderr
     first.end()  # nobody is left but Ray's agents, which it waits for
     assert begin(command, workdir).exit_code() == 0
 
@@ -193,7 +194,7 @@ def test_every_way_to_sweep_comes_to_an_answer(shared_ray, sweep_inputs: SweepIn
 @pytest.mark.slow
 def test_a_run_that_was_made_without_a_sweep_is_judged_and_not_trained(shared_ray, sweep_inputs: SweepInputs):
     plan = sweep_inputs.plan(**ONE_AT_A_TIME, **RATES, **{"sweep.repeats": 0})
-    alone = distill_steps.run(plan.make_config({"validation.every": 0}))
+    alone = distill_steps.run(cast(StepsStage, plan.make_config({"validation.every": 0})))
     result = sweep.run(plan)
     own = next(row for row in result["trials"] if not row["settings"])
     assert own["artifact"] == own["run_id"] == alone.id

@@ -1,4 +1,4 @@
-"""A sweep's answer, from records whose truth is known."""
+"""Analysis of a sweep, from records with a known result."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sweep_definition() -> dict[str, Any]:
 
 
 def record(name: str, fd: float, settings: dict[str, Any], **more: Any) -> TrialRecord:
-    """Of four updates at the same distance, or of as many as `updates` says."""
+    """Return a record of `updates` updates (4 by default) at the same distance."""
     row = {"fd": fd, "mmd": fd / 100, "blocks": more.pop("blocks", 24.0), "sampling_ms": 1.0}
     rows = {update: dict(row) for update in range(1, more.pop("updates", 4) + 1)}
     steps = 6 * len(rows)
@@ -74,7 +74,7 @@ def test_trials_that_came_to_the_end_are_ranked_and_others_follow(sweep_definiti
     ("won", "own", "beats"),
     [
         ([1.0, 1.1, 0.9], [2.0, 2.1, 1.9], True),
-        ([1.0, 1.5, 0.5], [1.2, 1.7, 0.7], False),  # better, by less than seeds differ
+        ([1.0, 1.5, 0.5], [1.2, 1.7, 0.7], False),  # better by less than the spread over seeds
         ([2.0, 2.1, 1.9], [1.0, 1.1, 0.9], False),  # the search was lucky
     ],
 )
@@ -98,7 +98,7 @@ def test_repeats_of_a_former_winner_do_not_count(sweep_definition):
 
 def test_importance_is_that_of_the_setting_which_decides(sweep_definition):
     rng = random.Random(0)
-    drawn = [
+    drawn: list[dict[str, Any]] = [
         {NU: rng.random(), RATE: rng.choice([1e-5, 1e-4]), "steps.p_dmd": {"kind": rng.choice("ab")}} for _ in range(40)
     ]
     found = [

@@ -1,9 +1,10 @@
-"""What a training run in Ray tells Prometheus and the log: scraped from a real node, read from its real session."""
+"""Metrics and logs of a training run in Ray: scraped from a real node, and read from its session folder."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -39,7 +40,7 @@ def test_every_gauge_of_ours_is_on_the_dashboard():
 
 @pytest.mark.ray
 def test_a_run_is_seen_by_prometheus_and_in_the_log(dataset: str):
-    """In a process of its own: its workers need another environment than those of the session that tests share."""
+    """Run in its own process: its workers need another environment than those of the shared session."""
     environment = os.environ | {PEAK_TFLOPS_VAR: "0.001", "RAY_metrics_report_interval_ms": "1000"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     command = [sys.executable, "-m", "tests.support.scraped_run", dataset]
@@ -71,11 +72,11 @@ def _check_logged(lines: list[dict[str, object]]) -> None:
 @pytest.mark.parametrize("value", ["fast", "0", "-3"])
 def test_a_peak_that_is_no_number_is_refused(value: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(PEAK_TFLOPS_VAR, value)
-    with pytest.raises(UserError, match=f"{PEAK_TFLOPS_VAR}='{value}' is no number"):
+    with pytest.raises(UserError, match=re.escape(f"{PEAK_TFLOPS_VAR}='{value}'")):
         find_peak_flops(torch.device("cpu"), bf16=False)
 
 
-def test_a_cpu_has_no_peak_unless_it_is_said(monkeypatch: pytest.MonkeyPatch):
+def test_a_cpu_has_no_peak_unless_it_is_set(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(PEAK_TFLOPS_VAR, raising=False)
     assert find_peak_flops(torch.device("cpu"), bf16=True) == 0
     monkeypatch.setenv(PEAK_TFLOPS_VAR, "1.5")
@@ -103,7 +104,7 @@ def test_devices_are_known_by_the_name_cuda_gives(cuda_name: str, device: str | 
 
 def test_an_unknown_device_is_refused_with_the_nearest():
     assert device_by_key("H100") is DEVICES["h100"]
-    with pytest.raises(UserError, match="no figures of a device 'h10'; did you mean h100"):
+    with pytest.raises(UserError, match=r"'h10'.*h100"):
         device_by_key("h10")
 
 

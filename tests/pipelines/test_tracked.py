@@ -1,4 +1,4 @@
-"""Metrics reach MLflow once, in order, by a thread: the server slow, killed and started again; memory bounded."""
+"""Metrics reach MLflow once and in order from a thread, with a slow or restarted server and bounded memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run_at(uri: str) -> TrackedRun:
 
 
 def points(run: TrackedRun, uri: str, name: str = "dsm_loss") -> list[tuple[int, float]]:
-    """As the server stores them, in the order of arrival: read past any proxy."""
+    """Return the points that the server stored, in the order of arrival, without any proxy."""
     client, _ = create_client(TrackingConfig(uri=uri))
     return [(p.step, p.value) for p in client.get_metric_history(run.mlflow_id, name)]
 
@@ -52,12 +52,17 @@ def server(mlflow_database: Path, tmp_path: Path) -> Iterator[MlflowServer]:
 
 
 @pytest.mark.services
-def test_a_server_killed_in_mid_run_loses_and_doubles_nothing(server: MlflowServer, monkeypatch: pytest.MonkeyPatch):
-    """kill -9 twice, once with requests on their way; compared point by point, and in the order they were logged."""
+def test_a_killed_server_loses_and_duplicates_nothing(server: MlflowServer, monkeypatch: pytest.MonkeyPatch):
+    """kill -9 twice, once with requests in flight; points are compared one by one, in the order of logging."""
     monkeypatch.setattr(tracked, "PAUSE_S", 0.5)
     monkeypatch.setattr(tracked, "FLUSH_EVERY_S", 0.05)
     run = run_at(server.uri)
     warned = threading.Event()
+
+    def kill_once_warned() -> None:
+        warned.wait(PATIENCE_S)
+        server.kill()
+
     for step, metrics in rows(1, 900):
         run.log(step, metrics)
         if step == 300:
@@ -66,7 +71,7 @@ def test_a_server_killed_in_mid_run_loses_and_doubles_nothing(server: MlflowServ
         if step == 500:
             server.start()
         if step == 600:
-            killer = threading.Thread(target=lambda: (warned.wait(PATIENCE_S), server.kill()))
+            killer = threading.Thread(target=kill_once_warned)
             killer.start()
         if step == 700:
             warned.set()
@@ -80,8 +85,8 @@ def test_a_server_killed_in_mid_run_loses_and_doubles_nothing(server: MlflowServ
 
 
 @pytest.mark.services
-def test_a_server_that_hangs_slows_nobody(mlflow_server: str):
-    """Every request stalls longer than all rows take together, had they waited for it."""
+def test_a_server_that_hangs_delays_nothing(mlflow_server: str):
+    """Three requests stall for longer than it takes to log all rows."""
     with FaultProxy(mlflow_server) as proxy:
         run = run_at(proxy.endpoint)
         proxy.plan(Fault.STALL, times=3, seconds=1.5)
@@ -95,15 +100,15 @@ def test_a_server_that_hangs_slows_nobody(mlflow_server: str):
         run.client.log_batch = signal_and_call
         for step, metrics in rows(1, 2000):
             run.log(step, metrics)
-        assert proxy.injected[Fault.STALL] <= 1  # all rows were taken before the first answer came
+        assert proxy.injected[Fault.STALL] <= 1  # all rows were buffered before the first response
         run.finish()
         assert began.is_set()
     assert points(run, mlflow_server) == expected_points(1, 2000)
 
 
 @pytest.mark.services
-def test_answers_that_get_lost_double_nothing(mlflow_server: str, monkeypatch: pytest.MonkeyPatch):
-    """The server stored the points, and the client was told that it failed."""
+def test_lost_responses_duplicate_nothing(mlflow_server: str, monkeypatch: pytest.MonkeyPatch):
+    """The server stores the points, but the client gets an error."""
     monkeypatch.setattr(tracked, "PAUSE_S", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with FaultProxy(mlflow_server) as proxy:
@@ -127,9 +132,7 @@ def test_a_point_sent_twice_is_one_point(workdir: Path):
     assert points(run, "", "x") == [(3, 1.0), (4, 2.0)]
 
 
-def test_what_is_too_much_for_memory_comes_from_the_stored_rows_in_order(
-    workdir: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_rows_beyond_the_buffer_come_from_the_stored_rows_in_order(workdir: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tracked, "MAX_BUFFERED_POINTS", 100)
     run = run_at("")
     stored: list[Row] = []
@@ -161,7 +164,7 @@ def test_a_resumed_run_sends_only_what_is_new(workdir: Path):
     assert points(again, "") == expected_points(1, 60)
 
 
-def test_the_machine_is_watched_and_the_axis_goes_on_after_a_resume(workdir: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_machine_is_monitored_and_the_axis_continues_after_a_resume(workdir: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     run = run_at("")
     with sample_system_metrics(run, int((time.time() - 5000) * 1000)):

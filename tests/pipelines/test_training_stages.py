@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,8 @@ from pipelines.inference.model import open_model
 from pipelines.registry.resolve import resolve
 from pipelines.stages import distill_steps, train_teacher
 from pipelines.storage.filesystem import open_folder
-from pipelines.tracking.client import (
-    RUN_ID,
-    TrackingError,
-    open_tracker,
-)
+from pipelines.tracking.client import TrackingError, open_tracker
+from pipelines.tracking.tags import RUN_ID
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.store import StoreError, read_file
 from presto_core.config.loader import load_config
@@ -88,7 +86,7 @@ def test_second_run_uses_the_first_ones_result(dataset: str, capsys):
     made = first.manifest["created"]
     again = train_teacher.run(teacher_config("store", dataset))
     assert again.manifest["created"] == made
-    assert "is done already" in capsys.readouterr().err
+    assert "is finished, its result is reused" in capsys.readouterr().err
     versions = open_tracker(TrackingConfig()).client.search_model_versions("name = 'presto-teacher'")
     assert len(versions) == 1
 
@@ -122,7 +120,7 @@ def test_interrupted_run_resumes_and_ends_with_the_same_bits(dataset: str, workd
 @pytest.mark.services
 def test_ray_worker_with_s3_ends_with_the_bits_of_the_local_run(shared_ray, workdir: Path):
     """Of more rows than one window, which Ray Data reads inside the worker."""
-    large = {"shard_rows": (1000,) * 9}
+    large: dict[str, Any] = {"shard_rows": (1000,) * 9}
     local = train_teacher.run(teacher_config("store", make_dataset(str(workdir / "data"), **large).uri))
     remote = make_dataset("s3://latents/stage-test/data", **large).uri
     ray = {"cluster.num_workers": 1, "cluster.reader": "ray"}
@@ -213,10 +211,10 @@ def test_damaged_shards_are_left_out_where_that_is_allowed(dataset: str, workdir
     (workdir / "data/shards/1.parquet").write_bytes(b"nothing")
     with pytest.raises(StoreError, match=r"1\.parquet is damaged"):
         train_teacher.run(teacher_config("store", dataset))
-    assert "an epoch is 30 rows in 7 batches of 4, 4 a worker" in capsys.readouterr().err
+    assert "an epoch is 30 rows in 7 batches of 4, 4 per worker" in capsys.readouterr().err
     teacher = train_teacher.run(teacher_config("store", dataset, **{"data.damaged_shards": "skip"}))
     stderr = capsys.readouterr().err
-    assert "1 damaged shards are left out, 7 of 30 rows: shards/1.parquet" in stderr
+    assert "1 damaged shards are skipped, 7 of 30 rows: shards/1.parquet" in stderr
     assert "an epoch is 23 rows in 5 batches of 4" in stderr
     assert teacher.manifest["skipped_shards"] == ["shards/1.parquet"]
 

@@ -1,4 +1,4 @@
-"""What workers tell the waiting command: only the group that is at work is heard, and may write."""
+"""Messages from workers to the waiting command: only the current group is listened to, and may write."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_group_that_was_given_up_cannot_begin_again():
     assert not board.is_current_attempt("first")
 
 
-def test_what_a_restart_mended_is_forgotten():
+def test_an_error_before_a_restart_is_forgotten():
     board = DriverMailbox()
     board.begin("first")
     board.fail("worker 0 cannot read", "first", stopped=True)
@@ -73,7 +73,7 @@ def test_a_worker_that_others_took_over_from_writes_and_deletes_no_checkpoint(tm
         board.begin("second")
         written: list[int] = []
         writer.save({"total_step": 8, "weight": torch.ones(2)}, before_commit=lambda: written.append(8))
-        with pytest.raises(SupersededWorkerError, match="taken over"):
+        with pytest.raises(SupersededWorkerError, match=SUPERSEDED):
             writer.finish()
         assert writer.has_failed
     assert sorted(folder.list_folders()) == there == ["step-000000004"]
@@ -85,7 +85,7 @@ def _report_and_fail_first(config: dict[str, str]) -> None:
 
     folder, rank = Path(config["folder"]), ray.train.get_context().get_world_rank()
     (folder / f"{attempt_id()}-{rank}").touch()
-    ray.train.report({})  # all ranks have told before one fails
+    ray.train.report({})  # all ranks have reported before one fails
     if len(list(folder.iterdir())) == 2:
         raise RuntimeError("the first group fails")
 
@@ -93,7 +93,7 @@ def _report_and_fail_first(config: dict[str, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_ranks_of_a_group_know_that_they_are_of_one_and_another_group_is_another(shared_ray, tmp_path: Path):
-    folder = tmp_path / "told"
+    folder = tmp_path / "attempts"
     folder.mkdir()
     TorchTrainer(
         _report_and_fail_first,

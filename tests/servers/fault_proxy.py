@@ -1,6 +1,6 @@
-"""A proxy in front of a real S3 server that breaks what passes through it, as planned and counted.
+"""A proxy in front of a real S3 server that injects planned faults and counts them.
 
-It forwards bytes unchanged, the signed Host header included, so that clients need only its address:
+It forwards bytes unchanged, including the signed Host header, so that clients only need its address:
 
     with FaultProxy(server.endpoint) as proxy:
         proxy.plan(Fault.RESET, times=2, after_bytes=1000)
@@ -28,15 +28,15 @@ SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request ra
 
 
 class Fault(StrEnum):
-    """What happens to a request; where there is a body, after some bytes of it (a request's own, else its answer's)."""
+    """A fault of a request; it occurs after some bytes of the body (the request's, otherwise the response's)."""
 
-    REFUSE = "refuse"  # the connection is reset before the server hears of the request
+    REFUSE = "refuse"  # the connection is reset before the server gets the request
     RESET = "reset"  # ... in the middle of a body
-    TRUNCATE = "truncate"  # closed in order, though Content-Length promised more
-    SHORT = "short"  # an answer to GET with fewer bytes than asked for, in itself consistent
-    ALTER = "alter"  # an answer to GET with one byte changed
-    SLOW_DOWN = "503"  # the server is not asked: 503 SlowDown
-    STALL = "stall"  # nothing moves for some seconds, then everything does
+    TRUNCATE = "truncate"  # closed gracefully before Content-Length bytes
+    SHORT = "short"  # a consistent response to GET with fewer bytes than requested
+    ALTER = "alter"  # a response to GET with one byte changed
+    SLOW_DOWN = "503"  # 503 SlowDown, without the server
+    STALL = "stall"  # nothing is transferred for some seconds, then everything
 
 
 CONTENT_FAULTS = (Fault.SHORT, Fault.ALTER)
@@ -44,14 +44,14 @@ CONTENT_FAULTS = (Fault.SHORT, Fault.ALTER)
 
 @dataclass
 class FaultPlan:
-    """A fault waiting for requests.
+    """A planned fault.
 
     Attributes:
-        times: how many requests it strikes.
-        probability: that it strikes one, drawn from the proxy's seed.
-        after_bytes: of the body that pass before.
-        seconds: that a stall lasts.
-        method: only GET, PUT, ...; all where empty.
+        times: number of requests it affects.
+        probability: of affecting a request, drawn from the proxy's seed.
+        after_bytes: bytes of the body that pass before it.
+        seconds: duration of a stall.
+        method: only requests with this method (GET, PUT, ...); all if empty.
         path: only requests whose path or query contains it.
     """
 
@@ -72,20 +72,20 @@ class FaultPlan:
 
 @dataclass
 class Message:
-    """A request or an answer as it came."""
+    """A request or a response, unchanged."""
 
     head: bytes
     body: bytes
 
     def cut(self, count: int) -> tuple[bytes, bytes]:
-        """What passes and what is held back: never nothing, so that every fault is felt."""
+        """Return the bytes that pass and those held back, at least one, so that every fault has an effect."""
         if not self.body:
             return b"", self.head
         passed = min(count, len(self.body) - 1)
         return self.head + self.body[:passed], self.body[passed:]
 
     def corrupt(self, fault: Fault, count: int) -> bytes:
-        """The answer with all bytes but the first `count` missing, or with the one behind them changed."""
+        """Return the response cut after `count` bytes, or with the byte after them changed."""
         count = min(count, max(len(self.body) - 1, 0))
         if fault is Fault.ALTER:
             return self.head + self.body[:count] + bytes(b ^ 1 for b in self.body[count:][:1]) + self.body[count + 1 :]
@@ -95,13 +95,13 @@ class Message:
 
 
 class Peer:
-    """One end of a connection that speaks HTTP/1.1."""
+    """One end of an HTTP/1.1 connection."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection, self.reader = connection, connection.makefile("rb")
 
     def receive(self, *, without_body: bool = False) -> Message | None:
-        """The next message; None when the other side hung up."""
+        """Return the next message; None if the other side has closed the connection."""
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             line = self.reader.readline()
@@ -110,7 +110,7 @@ class Peer:
             head += line
         lines = head.decode("latin-1").lower().split("\r\n")
         fields = dict(line.split(":", 1) for line in lines[1:] if ":" in line)
-        if head.startswith(b"HTTP/1.1 100"):  # said already, by ourselves
+        if head.startswith(b"HTTP/1.1 100"):  # the proxy has already sent it
             return self.receive(without_body=without_body)
         if "100-continue" in fields.get("expect", ""):
             self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -133,7 +133,7 @@ class Peer:
         yield line
 
     def close(self, *, reset: bool = False) -> None:
-        if reset:  # lingering for 0 s makes the kernel send RST instead of FIN
+        if reset:  # a linger time of 0 s makes the kernel send RST instead of FIN
             with suppress(OSError):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         else:
@@ -145,11 +145,11 @@ class Peer:
 
 
 class FaultProxy:
-    """Listens on a port of its own, at `endpoint`, while the context is open.
+    """Listens on its own port, at `endpoint`, while the context is open.
 
     Attributes:
-        injected: how often each fault happened.
-        requests: how many requests came, broken ones included.
+        injected: number of times each fault occurred.
+        requests: number of requests, including broken ones.
     """
 
     def __init__(self, endpoint: str, *, seed: int = 0) -> None:
@@ -163,18 +163,18 @@ class FaultProxy:
         self._listen(0)
 
     def plan(self, fault: Fault, **how: Any) -> None:
-        """Let a fault happen to requests to come, as `Plan` says; the first plan that takes a request strikes."""
+        """Plan a fault for later requests, with the fields of `FaultPlan`; the first matching plan applies."""
         with self._lock:
             self._plans.append(FaultPlan(fault, **how))
 
     def clear(self) -> None:
-        """Forget all plans; what was counted stays."""
+        """Remove all plans; the counts stay."""
         with self._lock:
             self._plans.clear()
 
     @contextmanager
     def down(self) -> Iterator[None]:
-        """Nobody listens meanwhile: the kernel itself refuses connections (which no one can count)."""
+        """Stop listening for the block: the kernel refuses connections, which cannot be counted."""
         self._hang_up()
         yield
         self._listen(urlparse(self.endpoint).port or 0)
@@ -193,7 +193,7 @@ class FaultProxy:
         self._acceptor.start()
 
     def _hang_up(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread
         self._acceptor.join()
         self._listener.close()
         with self._lock:
@@ -215,7 +215,7 @@ class FaultProxy:
             return client.close(reset=True)
         with self._lock:
             self._open |= {client, server}
-        with suppress(OSError, ValueError):  # either side may leave, in the middle of a chunk too
+        with suppress(OSError, ValueError):  # either side can disconnect, also in the middle of a chunk
             while self._exchange(client, server):
                 pass
         with self._lock:
@@ -224,13 +224,14 @@ class FaultProxy:
         return server.close()
 
     def _exchange(self, client: Peer, server: Peer) -> bool:
-        """One request and its answer; False where the connection ends."""
+        """Forward one request and its response; return False if the connection ends."""
         request = client.receive()
         if request is None:
             return False
         plan = self._draw(request)
         if plan and plan.fault is Fault.REFUSE:
-            return client.close(reset=True) or False
+            client.close(reset=True)
+            return False
         if plan and plan.fault is Fault.SLOW_DOWN:
             client.connection.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: %d\r\n\r\n" % len(SLOW_DOWN))
             client.connection.sendall(b"" if request.head.startswith(b"HEAD ") else SLOW_DOWN)
@@ -242,7 +243,7 @@ class FaultProxy:
         return answer is not None and self._pass(answer, client, server, None if in_request else plan, to=client)
 
     def _pass(self, message: Message, client: Peer, server: Peer, plan: FaultPlan | None, *, to: Peer) -> bool:
-        """Hand a message on, whole or broken; False where the connection ended with it."""
+        """Forward a message, intact or broken; return False if the connection ends with it."""
         if plan is None:
             to.connection.sendall(message.head + message.body)
             return True

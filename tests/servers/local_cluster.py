@@ -1,7 +1,7 @@
-"""A Ray cluster of several nodes on this machine, in a process of its own: nodes are killed as if their power was cut.
+"""A Ray cluster of several nodes on this machine, in its own process; nodes are killed as by a power cut.
 
-`python -m tests.servers.local_cluster NODES` prints the address; `lose` on its input kills the last node, and `gain`
-starts another.
+`python -m tests.servers.local_cluster NODES` prints the address; `lose` on standard input kills the last node, `gain`
+starts another one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# a dead node is noticed in seconds instead of half a minute
+# detects a dead node in seconds instead of half a minute
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -29,7 +29,7 @@ ENVIRONMENT = {
 
 
 class LocalCluster:
-    """Told to lose a node; `address` is for `cluster.address`."""
+    """A running cluster that can lose and gain nodes; `address` is the value for cluster.address."""
 
     def __init__(self, nodes: int, environment: dict[str, str], log: Path) -> None:
         self.process = subprocess.Popen(
@@ -65,7 +65,7 @@ class LocalCluster:
 
 @contextmanager
 def local_cluster(nodes: int, folder: Path) -> Iterator[tuple[LocalCluster, dict[str, str]]]:
-    """A cluster of nodes with one CPU each, and the environment for a command that joins it."""
+    """Run a cluster of nodes with one CPU each; yield it and the environment for a command that joins it."""
     environment = (
         os.environ | ENVIRONMENT | {"HOME": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     )

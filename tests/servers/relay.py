@@ -1,4 +1,4 @@
-"""A TCP relay in front of a server whose connections can be cut, all at once, as a network does it: without a word."""
+"""A TCP relay in front of a server that can cut all connections at once, without notice, like a network failure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOST = "127.0.0.1"
 
 
 class Relay:
-    """Passes bytes both ways while the context is open; listens at `port`."""
+    """Forwards bytes in both directions while the context is open; listens on `port`."""
 
     def __init__(self, port: int) -> None:
         self._server, self._open, self._lock = port, set[socket.socket](), threading.Lock()
@@ -21,7 +21,7 @@ class Relay:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> int:
-        """Reset every connection; says how many ends there were. New ones pass."""
+        """Reset every connection and return the number of ends; new connections work."""
         with self._lock:
             ends, self._open = self._open, set()
         for end in ends:

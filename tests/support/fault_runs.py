@@ -18,10 +18,11 @@ from pipelines.stages import (
     train_teacher,
 )
 from pipelines.storage.filesystem import open_folder
-from pipelines.tracking.client import RUN_ID, open_tracker
+from pipelines.tracking.client import open_tracker
+from pipelines.tracking.tags import RUN_ID
 from presto_core.artifacts.manifest import Artifact, read_artifact
 from presto_core.config.loader import load_config
-from presto_core.config.schema import STAGES, StageConfig
+from presto_core.config.schema import StageConfig, stage_configs
 from presto_core.config.sections import TrackingConfig
 from presto_core.training.checkpoint import TENSORS
 from presto_core.training.meter import is_time
@@ -34,7 +35,11 @@ PRESTO = (
     "from pipelines import console; from infra.cli import main as cli; console.LINE_EVERY_S = 0.0; cli.main()",
 )
 COMMANDS = {"teacher": "train-teacher", "L": "distill-layers", "S": "distill-steps", "LS": "distill-steps"}
-RUN = {"train-teacher": train_teacher.run, "distill-layers": distill_layers.run, "distill-steps": distill_steps.run}
+RUN: dict[str, Any] = {
+    "train-teacher": train_teacher.run,
+    "distill-layers": distill_layers.run,
+    "distill-steps": distill_steps.run,
+}
 EVERY = 4  # steps between two checkpoints
 SAME = "same bits, same series"
 Series = dict[str, list[tuple[int, float]]]
@@ -93,7 +98,7 @@ class Training:
 
     @property
     def config(self) -> StageConfig:
-        return load_config(STAGES[self.command], None, {"storage.root": self.root} | self.keys)
+        return load_config(stage_configs()[self.command], None, {"storage.root": self.root} | self.keys)
 
     def begin(self, begin: Callable[..., Attempt]) -> Attempt:
         """Another life of the run, as a process."""

@@ -40,7 +40,7 @@ def write_music(folder: Path) -> None:
 def write_awkward_but_good(folder: Path) -> dict[str, int]:
     """Files that are unusual and whole: name -> windows in each."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = {}
+    made: dict[str, int] = {}
 
     def write(name: str, windows: float, *, rate_hz: int = RATE_HZ, channels: int = 1, **how: str) -> None:
         audio = notes(windows, seed=len(made), rate_hz=rate_hz)
@@ -85,5 +85,5 @@ def write_bad(folder: Path) -> dict[str, tuple[str, str]]:
         "nan.wav": ("decode", "NaN or infinite"),
         "silence.wav": ("decode", "holds silence only"),
         "short.wav": ("decode", "shorter than one window"),
-        "told badly.wav": ("describe", "key 'H sharp' must be a tonic and a mode"),
+        "told badly.wav": ("describe", "key 'H sharp'"),
     }

@@ -124,7 +124,7 @@ def make_tiny_registry(root: str, *, tracking_uri: str = "") -> TinyRegistry:
     home.made["data"] = read_artifact(folder)
     home.register(home.made["data"], "presto-dataset", "ingest")
     keys = {"storage.root": root, "inputs.dataset": "presto-dataset@candidate", "tracking.uri": tracking_uri}
-    some = {"teacher.steps": 4, "teacher.global_batch_size": 4}
+    some: dict[str, object] = {"teacher.steps": 4, "teacher.global_batch_size": 4}
     home.made["base"] = train_teacher.run(load_config(TeacherStage, None, SMALL | QUICK | some | keys))
     some = {"layers.steps": 2, "layers.global_batch_size": 4}
     home.made["L"] = distill_layers.run(load_config(LayersStage, None, QUICK | some | keys))

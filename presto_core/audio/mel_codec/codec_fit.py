@@ -1,6 +1,6 @@
-"""Fits the embedded codec's closed-form parts to a corpus: PCA of log-mel blocks, and the linear map back.
+"""Fit the closed-form parts of the embedded codec to a corpus: PCA of log-mel blocks, and the linear map back.
 
-Audio is read as a stream, so a corpus of any length fits in memory: only second moments are kept, in float64.
+Audio is streamed, so the corpus may be of any length: only second moments are kept in memory, in float64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from presto_core.audio.mel_codec.mel_pca import MelPcaEncoder
 from presto_core.audio.mel_codec.tensor_file import TensorFile
 
 Progress = Callable[[int], None]
-RIDGE = 1e-5  # of the latents' unit variance
+RIDGE = 1e-5  # relative to the unit variance of the latents
 
 
 def fit_mel_pca(
@@ -28,14 +28,14 @@ def fit_mel_pca(
     *,
     on_progress: Progress = lambda clips: None,
 ) -> TensorFile:
-    """Weights of a `MelPcaEncoder`: mean, principal axes and their scales of log-mel blocks.
+    """Fit the weights of a `MelPcaEncoder`: the mean, principal axes and scales of log-mel blocks.
 
     Args:
         audio: mono clips [N] at `settings.sample_rate_hz`; read once.
         on_progress: called with the number of clips read so far.
 
     Raises:
-        CodecError: fewer blocks than features, so that the axes are not determined.
+        CodecError: there are fewer blocks than features, so the axes are not determined.
     """
     settings = settings or MelSettings()
     filters = settings.make_filters()
@@ -47,7 +47,7 @@ def fit_mel_pca(
     if count <= settings.block_size:
         needed, available = (blocks * settings.hop / settings.sample_rate_hz for blocks in (settings.block_size, count))
         raise CodecError(
-            f"a codec fit needs more than {needed:.0f} s of audio, this is {available:.1f} s; give more music"
+            f"a codec fit needs more than {needed:.0f} s of audio, the corpus has {available:.1f} s; add more music"
         )
     mean = total / count
     basis, spread = principal_axes(square / count - mean[:, None] * mean, settings.channels)
@@ -56,9 +56,9 @@ def fit_mel_pca(
 
 
 def principal_axes(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Largest `count` eigenvectors [F, count] and root eigenvalues [count] of a float64 covariance [F, F].
+    """Return the `count` leading eigenvectors [F, count] and root eigenvalues [count] of a float64 covariance [F, F].
 
-    An eigenvector's sign is arbitrary: its largest entry is made positive, so that a fit repeats.
+    The sign of an eigenvector is arbitrary: its largest entry is made positive, so that a fit is reproducible.
     """
     values, vectors = torch.linalg.eigh(covariance)
     basis = vectors.flip(1)[:, :count]
@@ -67,11 +67,12 @@ def principal_axes(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def half_whitening(spread: Tensor) -> Tensor:
-    """Divisors [C] that leave each axis the square root of its standard deviation [C], and variance one on average.
+    """Return divisors [C] that scale each axis to the square root of its standard deviation [C], unit mean variance.
 
-    Fully whitened, the faintest axes, little more than texture, weigh as much in a diffusion loss as loudness does; a
-    model of a given size then samples audibly noisier. Not whitened, the first axis drowns the others.
+    With full whitening the weakest axes, little more than texture, weigh as much in a diffusion loss as loudness does,
+    and a model of a given size samples audibly noisier. Without whitening the first axis dominates the others.
     """
+    # divisor d_i = sqrt(s_i mean(s)) gives variances s_i^2 / d_i^2 = s_i / mean(s), whose mean over axes is 1
     return spread.sqrt() * spread.mean().sqrt()
 
 
@@ -82,12 +83,13 @@ def fit_linear_decoder(
     *,
     on_progress: Progress = lambda clips: None,
 ) -> TensorFile:
-    """Weights of a `MagnitudeDecoder`: ridge regression of each block on the latents around it.
+    """Fit the weights of a `MagnitudeDecoder`: ridge regression of each block on the latents around it.
 
-    Inverting the PCA frame by frame leaves 0.6 to 1 dB and audible steps at block edges; neighbours fill them in.
+    Inverting the PCA frame by frame leaves an error of 0.6 to 1 dB and audible steps at block edges; the neighbouring
+    latents remove them.
 
     Args:
-        audio: mono clips [N], the same the encoder was fitted to; read once.
+        audio: mono clips [N], those the encoder is fitted to; read once.
     """
     settings = settings or DecoderSettings()
     inputs = settings.taps * encoder.settings.channels
@@ -104,7 +106,7 @@ def fit_linear_decoder(
 
 
 def _unfold_neighbors(latents: Tensor, taps: int) -> Tensor:
-    """Latents [C, T] -> [T, C * taps], edges repeated, laid out as a convolution kernel is."""
+    """Unfold latents [C, T] to [T, C * taps] with repeated edges, in the layout of a convolution kernel."""
     edge = taps // 2
     padded = F.pad(latents[None], (edge, edge), mode="replicate")[0]
     return padded.unfold(1, taps, 1).permute(1, 0, 2).reshape(latents.shape[1], -1)

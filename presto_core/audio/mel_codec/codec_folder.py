@@ -1,4 +1,4 @@
-"""From a folder of music to a folder of codec weights with their provenance: all that `presto codec fit` does."""
+"""Fit a codec to a folder of music and write its weights and provenance: the work of `presto codec fit`."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ PROVENANCE_FILE = "provenance.json"
 OUTPUT_FILES = (ENCODER_FILE, DECODER_FILE, PROVENANCE_FILE)
 MANIFEST_FILE = "manifest.jsonl"
 CORPUS_FILE = "corpus.json"
-PASSES = 2  # over the audio: encoder, then decoder
+PASSES = 2  # over the audio: one for the encoder, one for the decoder
 VERSIONED_PACKAGES = ("torch", "torchaudio", "soundfile", "soxr", "safetensors")
 
 
 @dataclass(frozen=True)
 class FitCorpus:
-    """The audio of a folder that a codec may learn from: the train split of its manifest, or every audio file.
+    """The audio of a folder to fit a codec to: the train split of its manifest, or every audio file.
 
-    Iterating decodes one clip [N] at a time, so the corpus can be longer than memory, and can be read again.
+    Iterating decodes one clip [N] at a time, so the corpus may exceed memory, and can be repeated.
 
     Attributes:
-        skipped: file name -> why; files that are no audio, or too short for a spectrum. Filled by iterating.
+        skipped: file name -> reason, for files that are not audio or too short for a spectrum; filled by iterating.
     """
 
     folder: Path
@@ -55,16 +55,16 @@ class FitCorpus:
 
     @staticmethod
     def open(folder: Path, mel: MelSettings | None = None) -> FitCorpus:
-        """Raises CodecError when there is nothing to learn from."""
+        """List the audio files of a folder; raises CodecError if there are none."""
         if not folder.is_dir():
-            raise CodecError(f"{folder} is not a folder; give a folder of music or a built corpus")
+            raise CodecError(f"{folder} is not a folder; pass a folder of music or a built corpus")
         manifest = folder / MANIFEST_FILE
         if manifest.is_file():
             files = _read_train_split(manifest)
         else:
             files = tuple(sorted(path for path in folder.rglob("*") if is_audio(path.name)))
         if not files:
-            raise CodecError(f"{folder} holds no audio to fit a codec to; give a folder of music or a built corpus")
+            raise CodecError(f"{folder} contains no audio to fit a codec to; pass a folder of music or a built corpus")
         return FitCorpus(folder, files, mel or MelSettings())
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -79,11 +79,11 @@ class FitCorpus:
             samples = decode(stream, sample_rate_hz=self.mel.sample_rate_hz)
         shortest = max(self.mel.hop, self.mel.n_fft)
         if len(samples) < shortest:
-            raise AudioError(f"shorter than one latent frame: {len(samples)} of {shortest} samples")
+            raise AudioError(f"is shorter than one latent frame: {len(samples)} of {shortest} samples")
         return torch.from_numpy(samples)
 
     def describe(self) -> dict[str, Any]:
-        """What the data were, without naming this machine: counts, hashes, and the corpus's own record if any."""
+        """Describe the data without local paths: counts, hashes, and fields of corpus.json if there is one."""
         manifest, corpus_file = self.folder / MANIFEST_FILE, self.folder / CORPUS_FILE
         info: dict[str, Any] = {"clips": len(self.files) - len(self.skipped), "skipped": len(self.skipped)}
         if manifest.is_file():
@@ -99,21 +99,21 @@ def _read_train_split(manifest: Path) -> tuple[Path, ...]:
         rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
         return tuple(manifest.parent / row["file"] for row in rows if row.get("split", "train") == "train")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CodecError(f"{manifest} is damaged ({error!r}); build the corpus again or remove the manifest") from None
+        raise CodecError(f"{manifest} is damaged ({error!r}); rebuild the corpus or delete the manifest") from None
 
 
 def fit_codec(corpus: FitCorpus, output: Path, *, on_progress: Callable[[int, str], None]) -> dict[str, Any]:
     """Fit encoder and decoder to a corpus and write both, with provenance.json, into `output`.
 
     Args:
-        output: made when missing; afterwards `load_codec("mel_pca", path=output)` reads it.
-        on_progress: called with the clips read so far, of PASSES * len(corpus.files), and what is being fitted.
+        output: created if missing; `load_codec("mel_pca", path=output)` reads the result.
+        on_progress: called with the clips read so far, of PASSES * len(corpus.files), and the part being fitted.
 
     Returns:
-        What provenance.json holds.
+        The content of provenance.json.
 
     Raises:
-        CodecError: too little audio, or `output` cannot be written or has a codec already.
+        CodecError: there is too little audio, or `output` cannot be written or already contains a codec.
     """
     check_output(output)
     encoder = fit_mel_pca(corpus, corpus.mel, on_progress=lambda clips: on_progress(clips, "encoder"))
@@ -134,13 +134,13 @@ def fit_codec(corpus: FitCorpus, output: Path, *, on_progress: Callable[[int, st
 
 
 def check_output(output: Path) -> None:
-    """Refuse, before anything is computed, a folder that cannot be written or has a codec; raises CodecError.
+    """Check before the fit that a folder is writable and contains no codec; raise CodecError otherwise.
 
-    Replacing a codec would leave the data sets encoded with the old one without a decoder.
+    Overwriting a codec would leave datasets encoded with the old one without a decoder.
     """
     existing = [name for name in OUTPUT_FILES if (output / name).exists()]
     if existing:
-        raise CodecError(f"{output} holds a codec already ({existing[0]}); choose another --output, or remove it")
+        raise CodecError(f"{output} already contains a codec ({existing[0]}); choose another --output or delete it")
     nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise _not_writable_error(output, f"{nearest} is not a folder")
@@ -149,11 +149,11 @@ def check_output(output: Path) -> None:
 
 
 def _not_writable_error(output: Path, detail: str) -> CodecError:
-    return CodecError(f"the codec cannot be written to {output} ({detail}); choose another --output")
+    return CodecError(f"cannot write the codec to {output} ({detail}); choose another --output")
 
 
 def make_provenance(corpus: FitCorpus, encoder: TensorFile, decoder: TensorFile) -> dict[str, Any]:
-    """Where the weights come from: data, command, settings, versions and hashes."""
+    """Return the provenance of the weights: data, command, settings, versions and hashes."""
     return {
         "what": "mel_pca codec: PCA of log-mel frames (encoder), linear map to STFT magnitudes (decoder)",
         "command": "presto codec fit <corpus folder> --output <folder>",

@@ -1,7 +1,7 @@
-"""STFT frames and Griffin-Lim phase retrieval, one clip at a time in cache-sized blocks; the last step of a decode.
+"""STFT frames and Griffin-Lim phase retrieval, one clip at a time in cache-sized blocks; the last step of decoding.
 
-A batch of 9 s clips as one tensor falls out of the processor's cache and runs four times slower than the same clips
-one after another; working through each iteration in blocks of frames keeps that speed for clips of any length.
+A batch of 9 s clips in one tensor exceeds the CPU cache and runs four times slower than the same clips one by one;
+processing each iteration in blocks of frames keeps that speed for clips of any length.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ BLOCK_FRAMES = 96
 
 
 def spectrum(audio: Tensor, *, n_fft: int, hop: int) -> Tensor:
-    """Complex STFT of samples [N], Hann window, frames centred on multiples of `hop`: [N // hop + 1, bins]."""
+    """Return the STFT of samples [N], Hann window, frames centred on multiples of `hop`: [N // hop + 1, bins]."""
     padded = F.pad(audio[None], (n_fft // 2, n_fft // 2), mode="reflect")[0]
     return torch.fft.rfft(padded.unfold(0, n_fft, hop) * torch.hann_window(n_fft))
 
 
 def griffin_lim(magnitude: Tensor, phase: Tensor, *, hop: int, iterations: int, momentum: float = 0.99) -> Tensor:
-    """Samples whose STFT magnitude is near the wanted one.
+    """Return samples whose STFT magnitude approximates `magnitude`.
 
-    Fast Griffin-Lim (Perraudin, Balazs & Sondergaard 2013): project on consistent spectra, extrapolate by `momentum`,
-    restore the magnitude. `iterations=0` inverts magnitude and phase as they are given.
+    Fast Griffin-Lim (Perraudin, Balazs & Sondergaard 2013): project onto consistent spectra, extrapolate by `momentum`,
+    restore the magnitude. `iterations=0` inverts the given magnitude and phase.
 
     Args:
-        magnitude: [frames + 1, bins], as `spectrum` lays frames out; bins = n_fft / 2 + 1, n_fft a multiple of hop.
-        phase: [frames + 1, bins] radians to start from.
+        magnitude: [frames + 1, bins] in the layout of `spectrum`; bins = n_fft / 2 + 1, n_fft a multiple of hop.
+        phase: [frames + 1, bins] initial phase in radians.
 
     Returns:
         [frames * hop] samples.
@@ -41,6 +41,7 @@ def griffin_lim(magnitude: Tensor, phase: Tensor, *, hop: int, iterations: int, 
     signal = _project(((rows, spectrogram[rows]) for rows in _iter_row_blocks(len(magnitude))), window, envelope)
     previous = torch.zeros_like(spectrogram)
     for iteration in range(iterations):
+        # c + m (c - previous) = (1 + m) (c - beta previous); restoring the magnitude removes the factor 1 + m
         beta = momentum / (1 + momentum) if iteration else 0.0
         steps = _extrapolate_spectra(signal, magnitude, previous, window=window, beta=beta)
         signal = _project(steps, window, envelope)
@@ -55,7 +56,7 @@ def _iter_row_blocks(frames: int) -> Iterator[slice]:
 def _extrapolate_spectra(
     signal: Tensor, magnitude: Tensor, previous: Tensor, *, window: Tensor, beta: float
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Each block's next spectrum; `previous` [frames, bins] is overwritten by the consistent spectrum of this round."""
+    """Yield the next spectrum per block; overwrites `previous` [frames, bins] with this round's consistent spectrum."""
     frames = signal.flatten().unfold(0, len(window), signal.shape[1])
     for rows in _iter_row_blocks(len(magnitude)):
         consistent = torch.view_as_real(torch.fft.rfft(frames[rows] * window))
@@ -68,7 +69,7 @@ def _extrapolate_spectra(
 
 
 def _project(blocks: Iterator[tuple[slice, Tensor]], window: Tensor, envelope: Tensor) -> Tensor:
-    """Least-squares overlap-add of spectra -> signal [rows, hop], n_fft / 2 samples of margin at both ends."""
+    """Overlap-add spectra by least squares to a signal [rows, hop] with n_fft / 2 samples of margin at both ends."""
     rows, hop = envelope.shape
     signal = torch.zeros(rows, hop)
     for at, spectra in blocks:
@@ -79,7 +80,7 @@ def _project(blocks: Iterator[tuple[slice, Tensor]], window: Tensor, envelope: T
 
 
 def _envelope(window: Tensor, frames: int, hop: int) -> Tensor:
-    """Sum of squared windows over the signal's rows: [frames + n_fft / hop - 1, hop]."""
+    """Return the sum of squared windows over the rows of the signal: [frames + n_fft / hop - 1, hop]."""
     parts = window.square().view(-1, hop)
     total = torch.zeros(frames + len(parts) - 1, hop)
     for shift, part in enumerate(parts):

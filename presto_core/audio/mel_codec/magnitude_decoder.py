@@ -1,4 +1,4 @@
-"""Latents -> STFT magnitudes in closed form: a linear map to mel power, spread over the bins; Griffin-Lim follows."""
+"""Predict STFT magnitudes from latents in closed form: a linear map to mel power, interpolated over the bins."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from presto_core.audio.codec import CodecError
 from presto_core.audio.mel_codec.mel_frames import MelSettings
 from presto_core.audio.mel_codec.tensor_file import TensorFile
 
-POWER_EPSILON = 1e-6  # least power, before a division or logarithm; full scale is ~1e5
-MAX_LOG_POWER = 15.0  # latents far from any music still give finite audio
+POWER_EPSILON = 1e-6  # minimum power before a division or logarithm; full scale is ~1e5
+MAX_LOG_POWER = 15.0  # latents far outside the data still give finite audio
 
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """How latents become sound; part of the decoder's digest.
+    """Settings of the decoder; part of its digest.
 
     Attributes:
         taps: latent frames that the linear map sees, odd.
-        corrections: rounds that scale magnitudes until their mel power is the wanted one.
-        iterations: Griffin-Lim rounds.
+        corrections: updates that match the mel power of the magnitudes to the target.
+        iterations: Griffin-Lim iterations.
     """
 
     taps: int = 5
@@ -32,7 +32,7 @@ class DecoderSettings:
 
 
 def spread_matrix(filters: Tensor) -> Tensor:
-    """Linear interpolation from the mel bands' centres to the bins: [bins, mels] -> [mels, bins], columns sum to 1."""
+    """Return the linear interpolation from mel band centres to bins: [bins, mels] -> [mels, bins], columns sum to 1."""
     bins = torch.arange(len(filters), dtype=filters.dtype)
     centers = (filters * bins[:, None]).sum(0) / filters.sum(0)
     upper = torch.searchsorted(centers, bins).clamp(1, len(centers) - 1)
@@ -45,16 +45,16 @@ def spread_matrix(filters: Tensor) -> Tensor:
 
 
 class MagnitudeDecoder:
-    """Latents [channels, T] of one clip -> STFT magnitudes [frames_per_latent * T, bins].
+    """Predicts STFT magnitudes [frames_per_latent * T, bins] from the latents [channels, T] of one clip.
 
-    Log-mel comes from a linear map over `taps` latent frames, its power is spread over the bins by interpolation, and
-    corrected so that its own mel power is the wanted one.
+    A linear map over `taps` latent frames gives log-mel; its power is interpolated over the bins and corrected until
+    it has that mel power.
 
     Args:
         weights: `linear.weight` [block_size, channels, taps] and `linear.bias` [block_size].
 
     Raises:
-        CodecError: settings or shapes are not of this codec.
+        CodecError: settings or shapes do not belong to this codec.
     """
 
     def __init__(self, weights: TensorFile, mel: MelSettings) -> None:
@@ -62,21 +62,21 @@ class MagnitudeDecoder:
             self.settings = DecoderSettings(**weights.settings)
             self.weight, self.bias = weights.tensors["linear.weight"], weights.tensors["linear.bias"]
         except (TypeError, KeyError) as error:
-            raise CodecError(f"not the weights of a mel_pca codec's decoder: {error}") from None
+            raise CodecError(f"the decoder weights do not belong to a mel_pca codec: {error}") from None
         expected = [mel.block_size, mel.channels, self.settings.taps]
         if list(self.weight.shape) != expected:
-            raise CodecError(f"mel_pca codec: the decoder is {list(self.weight.shape)}, the settings say {expected}")
+            raise CodecError(f"mel_pca decoder has weights {list(self.weight.shape)} but settings for {expected}")
         self.mel, self.filters, self.digest = mel, mel.make_filters(), weights.digest
         self.spread = spread_matrix(self.filters)
 
     def predict_log_mel(self, latents: Tensor) -> Tensor:
-        """The linear map alone: ln(mel power + floor), [frames_per_latent * T, mels]."""
+        """Apply the linear map: ln(mel power + floor), [frames_per_latent * T, mels]."""
         edge = self.settings.taps // 2
         padded = F.pad(latents[None], (edge, edge), mode="replicate")
         return F.conv1d(padded, self.weight, self.bias)[0].T.reshape(-1, self.mel.mels)
 
     def predict_magnitude(self, latents: Tensor) -> Tensor:
-        """[channels, T] -> [frames_per_latent * T, bins]; finite for any finite latents."""
+        """Predict magnitudes: [channels, T] -> [frames_per_latent * T, bins]; finite for any finite latents."""
         target = (self.predict_log_mel(latents).clamp_max(MAX_LOG_POWER).exp() - self.mel.power_floor).clamp_min(
             POWER_EPSILON
         )
@@ -84,7 +84,7 @@ class MagnitudeDecoder:
         return self._match_mel_power(log_power.clamp_max(MAX_LOG_POWER).exp(), target).sqrt()
 
     def _match_mel_power(self, power: Tensor, target: Tensor) -> Tensor:
-        """Multiplicative updates of non-negative least squares towards `power @ filters = wanted` (Lee & Seung)."""
+        """Apply multiplicative updates towards `power @ filters = target` with power >= 0 (Lee & Seung 2001)."""
         weight = self.filters.sum(1).clamp_min(1e-8)
         for _ in range(self.settings.corrections):
             ratio = target / (power @ self.filters + POWER_EPSILON)

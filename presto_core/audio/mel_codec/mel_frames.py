@@ -1,4 +1,4 @@
-"""Log-mel frames grouped into blocks of one latent frame each: what the embedded codec encodes and decodes to."""
+"""Log-mel frames grouped into one block per latent frame: what the embedded codec encodes and decodes to."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from presto_core.audio.mel_codec.griffin_lim import spectrum
 
 @dataclass(frozen=True)
 class MelSettings:
-    """What a latent is made of; part of the codec's digest.
+    """Settings of the encoder's input; part of the codec's digest.
 
     Attributes:
         frame_hop: samples between spectra; `frames_per_latent` of them make one latent frame.
-        power_floor: added to mel power before the logarithm, so that near-silence is one value; full scale is ~1e5.
+        power_floor: added to mel power before the logarithm, so that near-silence maps to one value; full scale ~1e5.
     """
 
     sample_rate_hz: int = 44100
@@ -35,33 +35,33 @@ class MelSettings:
 
     @property
     def bins(self) -> int:
-        """Frequencies of a spectrum."""
+        """Frequency bins per spectrum."""
         return self.n_fft // 2 + 1
 
     @property
     def block_size(self) -> int:
-        """Log-mel values that one latent frame stands for."""
+        """Log-mel values per latent frame."""
         return self.frames_per_latent * self.mels
 
     def make_filters(self) -> Tensor:
-        """Slaney-scale triangles from 0 Hz to Nyquist, peak 1: [bins, mels]."""
+        """Return Slaney-scale triangular filters from 0 Hz to Nyquist, peak 1: [bins, mels]."""
         nyquist = self.sample_rate_hz / 2
         return melscale_fbanks(self.bins, 0.0, nyquist, self.mels, self.sample_rate_hz, mel_scale="slaney")
 
 
 def power_frames(samples: Tensor, settings: MelSettings) -> Tensor:
-    """Samples [N] -> power spectra [floor(N / hop) * frames_per_latent, bins], centred on multiples of frame_hop."""
+    """Return power spectra [floor(N / hop) * frames_per_latent, bins] of samples [N], centred every `frame_hop`."""
     frames = len(samples) // settings.hop * settings.frames_per_latent
     spectra = spectrum(samples, n_fft=settings.n_fft, hop=settings.frame_hop)[:frames]
-    return torch.add(*torch.view_as_real(spectra).square().unbind(-1))  # sum(-1) of two takes five times as long
+    return torch.add(*torch.view_as_real(spectra).square().unbind(-1))  # five times faster than sum(-1)
 
 
 def log_mel(power: Tensor, filters: Tensor, *, power_floor: float) -> Tensor:
-    """Power spectra [..., bins] -> ln(mel power + floor) [..., mels]."""
+    """Convert power spectra [..., bins] to ln(mel power + floor) [..., mels]."""
     return (power @ filters + power_floor).log()
 
 
 def log_mel_blocks(samples: Tensor, settings: MelSettings, filters: Tensor) -> Tensor:
-    """Samples [N] -> [floor(N / hop), block_size], the frames of a block one after another."""
+    """Convert samples [N] to blocks [floor(N / hop), block_size], each the concatenated frames of one latent frame."""
     frames = log_mel(power_frames(samples, settings), filters, power_floor=settings.power_floor)
     return frames.reshape(-1, settings.block_size)

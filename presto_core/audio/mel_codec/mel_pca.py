@@ -1,6 +1,6 @@
-"""The embedded codec: log-mel frames, four to a latent, PCA to 64 channels at 21.5 Hz; no download, no GPU.
+"""The embedded codec: log-mel frames, four per latent, PCA to 64 channels at 21.5 Hz; no download, no GPU.
 
-32 s at 44.1 kHz become 64 x 689 latents, the geometry of Stable Audio's autoencoder. `codec_fit` makes the weights.
+32 s at 44.1 kHz give 64 x 689 latents, the geometry of Stable Audio's autoencoder. `codec_fit` fits the weights.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ DECODER_FILE = "mel_pca_decoder.safetensors"
 
 
 class MelPcaEncoder:
-    """Log-mel blocks projected on their principal components, half-whitened: variance one on average over channels.
+    """Projects log-mel blocks on their principal components, half-whitened: mean variance one over channels.
 
     Args:
         weights: `mean` [F], `basis` [F, channels] with orthonormal columns, `scale` [channels]; F = block_size.
 
     Raises:
-        CodecError: settings or shapes are not of this codec.
+        CodecError: settings or shapes do not belong to this codec.
     """
 
     def __init__(self, weights: TensorFile) -> None:
@@ -41,21 +41,21 @@ class MelPcaEncoder:
             self.settings = MelSettings(**weights.settings)
             self.mean, self.basis, self.scale = (weights.tensors[name] for name in ("mean", "basis", "scale"))
         except (TypeError, KeyError) as error:
-            raise CodecError(f"not the weights of a mel_pca codec's encoder: {error}") from None
+            raise CodecError(f"the encoder weights do not belong to a mel_pca codec: {error}") from None
         expected = [self.settings.block_size, self.settings.channels]
         if list(self.basis.shape) != expected:
-            raise CodecError(f"mel_pca codec: the basis is {list(self.basis.shape)}, the settings say {expected}")
+            raise CodecError(f"mel_pca encoder has basis {list(self.basis.shape)} but settings for {expected}")
         self.filters = self.settings.make_filters()
         self.digest = weights.digest
 
     def encode(self, samples: Tensor) -> Tensor:
-        """[N] -> [channels, floor(N / hop)]."""
+        """Encode samples [N] to latents [channels, floor(N / hop)]."""
         blocks = log_mel_blocks(samples, self.settings, self.filters)
         return (((blocks - self.mean) @ self.basis) / self.scale).T
 
 
 class MelPcaCodec:
-    """`Codec` of one `MelPcaEncoder`, one `MagnitudeDecoder` and Griffin-Lim; clips of a batch never meet."""
+    """`Codec` of a `MelPcaEncoder`, a `MagnitudeDecoder` and Griffin-Lim; each clip of a batch is independent."""
 
     def __init__(self, encoder: MelPcaEncoder, decoder: MagnitudeDecoder) -> None:
         settings = encoder.settings
@@ -67,7 +67,7 @@ class MelPcaCodec:
 
     @staticmethod
     def load(path: str | Path | None = None) -> MelPcaCodec:
-        """The shipped codec, or the one in a folder that `presto codec fit` filled; raises CodecError."""
+        """Load the shipped codec, or the one that `presto codec fit` wrote to a folder; raises CodecError."""
         if path is not None:
             return MelPcaCodec._load_folder(Path(path))
         with as_file(files("presto_core.audio") / "weights") as folder:
@@ -80,19 +80,19 @@ class MelPcaCodec:
 
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
-        """Audio [B, 1, N] -> latents [B, channels, floor(N / hop)]; raises CodecError for other shapes."""
+        """Encode audio [B, 1, N] to latents [B, channels, floor(N / hop)]; raises CodecError for other shapes."""
         check_audio(audio, audio_channels=self.audio_channels, hop=self.hop)
         return torch.stack([self.encoder.encode(clip) for clip in audio[:, 0].to("cpu", torch.float32)])
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, channels, T] -> audio [B, 1, T * hop]; raises CodecError for other shapes."""
+        """Decode latents [B, channels, T] to audio [B, 1, T * hop]; raises CodecError for other shapes."""
         check_latents(latents, channels=self.channels)
         return torch.stack([self._decode(clip) for clip in latents.to("cpu", torch.float32)])[:, None]
 
     def _decode(self, latents: Tensor) -> Tensor:
         magnitude = self.decoder.predict_magnitude(latents)
-        magnitude = torch.cat([magnitude, magnitude[-1:]])  # the frame centred on the clip's end
+        magnitude = torch.cat([magnitude, magnitude[-1:]])  # the frame centred on the end of the clip
         phase = peak_phase(magnitude, hop=self.settings.frame_hop)
         iterations = self.decoder.settings.iterations
         return griffin_lim(magnitude, phase, hop=self.settings.frame_hop, iterations=iterations)

@@ -1,7 +1,7 @@
-"""A starting phase for Griffin-Lim read off the magnitudes: every bin turns at the frequency of its nearest peak.
+"""Initial phase for Griffin-Lim from the magnitudes: every bin advances at the frequency of its nearest peak.
 
-Single Pass Spectrogram Inversion (Beauregard, Harish & Wyse 2015). Four Griffin-Lim rounds from here are as near to
-the original as sixteen from random phase, and sustained notes stay steady.
+Single Pass Spectrogram Inversion (Beauregard, Harish & Wyse 2015). Four Griffin-Lim iterations from here are as close
+to the original as sixteen from random phase, and sustained notes stay steady.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ BLOCK_FRAMES = 96
 
 
 def peak_phase(magnitude: Tensor, *, hop: int) -> Tensor:
-    """Magnitudes [frames, bins] -> phase [frames, bins] in radians, modulo a turn.
+    """Return the phase [frames, bins] in radians, modulo 2 pi, of magnitudes [frames, bins].
 
-    A bin's phase advances by 2 pi f hop / n_fft a frame, f being the frequency (in bins) of the peak it belongs to;
-    bins at an odd distance from their peak are turned by pi, as a centred window demands.
+    The phase of a bin advances by 2 pi f hop / n_fft per frame, where f is the frequency (in bins) of its nearest peak;
+    bins at an odd distance from their peak are shifted by pi, which follows from a centred window.
     """
     turns, odd, last_turns = torch.empty_like(magnitude), torch.empty_like(magnitude), torch.zeros(magnitude.shape[1])
     for start in range(0, len(magnitude), BLOCK_FRAMES):  # blocks stay in the cache, and float32 is exact enough
@@ -30,7 +30,7 @@ def peak_phase(magnitude: Tensor, *, hop: int) -> Tensor:
 
 
 def _phase_advance(magnitude: Tensor, *, hop: int) -> tuple[Tensor, Tensor]:
-    """Each bin's turns per frame, whole ones left out, and whether (1, 0) it lies at an odd distance from its peak."""
+    """Return the advance per frame in turns modulo 1, and 1 for bins at an odd distance from their peak, else 0."""
     n_fft = 2 * (magnitude.shape[1] - 1)
     level = magnitude.clamp_min(1e-7).log()
     peaks = _find_peaks(level)
@@ -41,7 +41,7 @@ def _phase_advance(magnitude: Tensor, *, hop: int) -> tuple[Tensor, Tensor]:
 
 
 def _find_peaks(level: Tensor) -> Tensor:
-    """Local maxima over frequency, [frames, bins] bool; the edge bins are none."""
+    """Return local maxima over frequency, [frames, bins] bool; edge bins are never peaks."""
     peaks = torch.zeros_like(level, dtype=torch.bool)
     middle = level[:, 1:-1]
     peaks[:, 1:-1] = (middle > level[:, :-2]) & (middle >= level[:, 2:])
@@ -49,7 +49,7 @@ def _find_peaks(level: Tensor) -> Tensor:
 
 
 def _find_nearest_peak(peaks: Tensor) -> Tensor:
-    """Bin index of the nearest peak, the lower one in a tie; an edge bin where a frame has none."""
+    """Return the bin index of the nearest peak, the lower one in a tie; an edge bin if a frame has no peak."""
     bins = peaks.shape[1]
     at = torch.arange(bins, dtype=torch.int32)
     below = at.expand_as(peaks).masked_fill(~peaks, -bins).cummax(1).values
@@ -58,7 +58,8 @@ def _find_nearest_peak(peaks: Tensor) -> Tensor:
 
 
 def _peak_frequency(level: Tensor, peaks: Tensor) -> Tensor:
-    """Frequency in bins by a parabola through each peak and its neighbours; elsewhere the bin's own."""
+    """Return the frequency in bins, by a parabola through each peak and its neighbours; elsewhere the bin index."""
+    # the parabola through (-1, low), (0, middle), (1, high) peaks at (low - high) / (2 (low - 2 middle + high))
     low, middle, high = level[:, :-2], level[:, 1:-1], level[:, 2:]
     bend = (low + high).sub_(middle, alpha=2).clamp_max_(-1e-6)
     offset = (low - high).mul_(0.5).div_(bend).clamp_(-0.5, 0.5)

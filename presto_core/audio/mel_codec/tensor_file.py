@@ -1,4 +1,4 @@
-"""One safetensors file = named tensors + JSON settings, with a digest over both; how codec weights are kept."""
+"""A safetensors file of named tensors and JSON settings, with a digest over both: the format of codec weights."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SETTINGS_KEY = "settings"
 
 @dataclass(frozen=True)
 class TensorFile:
-    """Weights and the settings they belong to.
+    """Weights and their settings.
 
     Attributes:
         settings: JSON values only.
-        tensors: by name, on the CPU.
+        tensors: name -> tensor on the CPU.
     """
 
     settings: dict[str, Any]
@@ -31,7 +31,7 @@ class TensorFile:
 
     @property
     def digest(self) -> str:
-        """sha256 over settings, names, shapes, dtypes and values; the file's own layout does not enter."""
+        """sha256 over settings, names, shapes, dtypes and values, independent of the file layout."""
         hasher = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
         for name, tensor in sorted(self.tensors.items()):
             hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -39,7 +39,7 @@ class TensorFile:
         return hasher.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file; raises OSError or SafetensorError when the disk refuses."""
+        """Write one safetensors file; raises OSError or SafetensorError if it cannot be written."""
         metadata = {SETTINGS_KEY: json.dumps(self.settings, sort_keys=True)}
         save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, path, metadata=metadata)
 
@@ -48,16 +48,14 @@ class TensorFile:
         """Read a file that `save` wrote.
 
         Raises:
-            CodecError: the file is missing, damaged, or holds no settings.
+            CodecError: the file is missing, damaged, or has no settings.
         """
         if not path.is_file():
-            raise CodecError(f"codec weights {path} are missing; reinstall the package, or make them: presto codec fit")
+            raise CodecError(f"codec weights {path} are missing; reinstall the package or run presto codec fit")
         try:
             with safe_open(path, framework="pt") as file:
                 settings = json.loads((file.metadata() or {})[SETTINGS_KEY])
                 return TensorFile(settings, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             message = " ".join(str(error).split())
-            raise CodecError(
-                f"codec weights {path} are damaged ({message}); make them again: presto codec fit"
-            ) from None
+            raise CodecError(f"codec weights {path} are damaged ({message}); run presto codec fit again") from None

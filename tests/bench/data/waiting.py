@@ -14,7 +14,7 @@ from pipelines.cluster.session import ray_session, training_cpus
 from pipelines.data.dataset import open_dataset, stream_batches
 from pipelines.data.shard_reader import read_with_ray
 from pipelines.presets.resolve import PRESETS
-from pipelines.stages.train_teacher import build
+from pipelines.stages.train_teacher import make_algorithm
 from presto_core.config.loader import load_config
 from presto_core.config.schema import TeacherStage
 from presto_core.training.loop import Hooks, train
@@ -72,7 +72,7 @@ def main() -> None:
     dataset = open_dataset(json.loads(sys.stdin.readline()))
     logged: list[dict[str, float]] = []
     with ray_session(config.cluster, cpus=training_cpus(config.cluster)):
-        algorithm = build(config, dataset, Parallel(), None)
+        algorithm = make_algorithm(config, {}, dataset, Parallel(), None)
         rows = sum(shard.rows for shard in dataset.shards("train"))
         cursor = Cursor(0, (rows // batch - BEFORE_EPOCH_ENDS) * batch)
         batches = stream_batches(dataset, seed=0, cursor=cursor, global_batch_size=batch, reader=read_with_ray)

@@ -1,0 +1,128 @@
+"""One command per row of the table of stages: `presto <stage> [preset] [key=value ...]`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from infra.cli.dispatch import dispatch
+from infra.cli.options import DryRun, StageArgs
+from infra.jobs.command import StageCommand
+from infra.jobs.targets import LOCAL, On
+from pipelines.presets.resolve import PRESETS, is_override, load_stage_config
+from pipelines.stages.table import STAGES, Stage
+from presto_core.config.loader import load_config
+from presto_core.errors import UserError
+
+GROUPS = {"corpus": "The default corpus: music made from packages alone."}
+ResumeRun = Annotated[
+    str,
+    typer.Option(
+        "--resume",
+        metavar="RUN_ID",
+        help="Resume this run; refused, with the differences, if its settings differ.",
+        show_default=False,
+    ),
+]
+Fork = Annotated[
+    bool, typer.Option("--fork", help="With --resume and other settings: a new run from its newest checkpoint.")
+]
+
+
+def add_stage_commands(app: typer.Typer) -> None:
+    """Add a command for every row that has a summary; rows with arguments of their own are in SPECIAL_COMMANDS."""
+    groups: dict[str, typer.Typer] = {}
+    for stage in STAGES.values():
+        if not stage.summary:
+            continue
+        parent = app
+        if len(stage.command) == 2:
+            name = stage.command[0]
+            if name not in groups:
+                groups[name] = typer.Typer(no_args_is_help=True, help=GROUPS.get(name, ""))
+                app.add_typer(groups[name], name=name)
+            parent = groups[name]
+        function = SPECIAL_COMMANDS.get(stage.name) or _make_command(stage)
+        parent.command(stage.command[-1], help=stage.summary)(function)
+
+
+def _make_command(stage: Stage) -> Callable[..., None]:
+    def run(words: StageArgs = None, on: On = LOCAL, dry_run: DryRun = False) -> None:
+        dispatch_stage(stage.name, words or [], on=on, dry_run=dry_run)
+
+    def train(
+        words: StageArgs = None, resume: ResumeRun = "", fork: Fork = False, on: On = LOCAL, dry_run: DryRun = False
+    ) -> None:
+        dispatch_stage(stage.name, words or [], resume=resume, fork=fork, on=on, dry_run=dry_run)
+
+    return train if stage.trains else run
+
+
+def dispatch_stage(name: str, args: list[str], *, resume: str = "", fork: bool = False, on: str, dry_run: bool) -> None:
+    """Run a stage with a preset and overrides, or show what would run."""
+    command = StageCommand(name, load_stage_config(name, args), resume=resume, fork=fork)
+    dispatch(command, on=on, dry_run=dry_run)
+
+
+def ingest(
+    words: StageArgs = None,
+    max_bad_fraction: Annotated[
+        float | None,
+        typer.Option(help="Share of files that may be bad; above it the run fails (ingest.max_bad_fraction)."),
+    ] = None,
+    on: On = LOCAL,
+    dry_run: DryRun = False,
+) -> None:
+    allowed = [] if max_bad_fraction is None else [f"ingest.max_bad_fraction={max_bad_fraction}"]
+    dispatch_stage("ingest", [*(words or []), *allowed], on=on, dry_run=dry_run)
+
+
+def distill_steps(
+    words: StageArgs = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="MODEL", help="Layer-distilled model to start from: presto-generator@candidate-l."
+        ),
+    ] = None,
+    resume: ResumeRun = "",
+    fork: Fork = False,
+    on: On = LOCAL,
+    dry_run: DryRun = False,
+) -> None:
+    if layers == "":
+        raise UserError(
+            "--from is empty; name a layer-distilled model, such as presto-generator@candidate-l, or leave it out"
+        )
+    start = [] if layers is None else [f"inputs.layers={json.dumps(layers)}"]
+    dispatch_stage("distill-steps", [*(words or []), *start], resume=resume, fork=fork, on=on, dry_run=dry_run)
+
+
+def generate(
+    words: Annotated[list[str], typer.Argument(metavar='"PROMPT" [KEY=VALUE]...', help="Prompts, then overrides.")],
+    preset: Annotated[str | None, typer.Option(help="Preset to start from.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="champion, candidate-ls, presto-generator@v3, models:/…, an id or a URI (inputs.generator)."),
+    ] = None,
+    on: On = LOCAL,
+    dry_run: DryRun = False,
+) -> None:
+    prompts = [w for w in words if not is_override(w)]
+    overrides = [w for w in words if is_override(w)]
+    if prompts:
+        overrides.append(f"generate.prompts={json.dumps(prompts)}")
+    if model is not None:
+        overrides.append(f"inputs.generator={json.dumps(model)}")
+    config = load_config(STAGES["generate"].config, preset, overrides, preset_folder=PRESETS)
+    dispatch(StageCommand("generate", config), on=on, dry_run=dry_run)
+
+
+SPECIAL_COMMANDS: dict[str, Callable[..., None]] = {
+    "ingest": ingest,
+    "distill-steps": distill_steps,
+    "generate": generate,
+}

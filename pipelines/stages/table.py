@@ -1,0 +1,100 @@
+"""The table of stages: the only list of what there is to run. A new stage is one module and one row here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+from presto_core.config.schema import (
+    CorpusStage,
+    DatasetStage,
+    EvaluateStage,
+    GenerateStage,
+    IngestStage,
+    LayersStage,
+    RegistryStage,
+    StageConfig,
+    StepsStage,
+    SweepStage,
+    TeacherStage,
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row.
+
+    Attributes:
+        config: its configuration class, which names the stage.
+        module: has `run(config)`; imported when the stage runs. Empty if only its settings are read.
+        command: its arguments on the command line.
+        summary: what `--help` says.
+        workers: what it asks a cluster for: workers that train, workers on data, or none.
+        trains: whether it has checkpoints, `--resume` and `--fork`.
+        writes_run: whether it has a run id and makes an artifact.
+        uses_storage: whether it reads or writes the store and MLflow.
+        input_paths, output_paths: settings that hold paths or URIs, beside storage.root and inputs.
+    """
+
+    config: type[StageConfig]
+    module: str = ""
+    command: tuple[str, ...] = ()
+    summary: str = ""
+    workers: Literal["none", "data", "train"] = "none"
+    trains: bool = False
+    writes_run: bool = False
+    uses_storage: bool = True
+    input_paths: tuple[str, ...] = ()
+    output_paths: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.config.NAME
+
+    def run(self, config: StageConfig, *args: Any) -> Any:
+        """Run the stage in this process; `args` are those of its `run` after the configuration."""
+        return import_module(self.module).run(config, *args)
+
+
+ROWS = (
+    Stage(
+        CorpusStage, "pipelines.stages.corpus", ("corpus", "build"),
+        "Build the default corpus: public-domain pieces and composed ones, with captions, rendered with a soundfont.",
+        uses_storage=False, output_paths=("corpus.folder",),
+    ),
+    Stage(
+        IngestStage, "pipelines.stages.ingest", ("ingest",),
+        "Encode audio (ingest.source=folder, s3://prefix or a list) into latents; encoded files are reused.",
+        workers="data", writes_run=True, input_paths=("ingest.source", "ingest.manifest", "codec.path", "text.path"),
+    ),
+    Stage(DatasetStage),
+    Stage(
+        TeacherStage, "pipelines.stages.train_teacher", ("train-teacher",),
+        "Train the teacher on latents.",
+        workers="train", trains=True, writes_run=True,
+    ),
+    Stage(
+        LayersStage, "pipelines.stages.distill_layers", ("distill-layers",),
+        "Distill layers: run fewer blocks where noise is high (Presto-L; layers.mode=ase for the baseline).",
+        workers="train", trains=True, writes_run=True,
+    ),
+    Stage(
+        StepsStage, "pipelines.stages.distill_steps", ("distill-steps",),
+        "Distill steps: train a few-step generator from the teacher (Presto-S; with --from, Presto-LS).",
+        workers="train", trains=True, writes_run=True,
+    ),
+    Stage(
+        EvaluateStage, "pipelines.stages.evaluate", ("evaluate",),
+        "Compare teacher, generator and inputs.compared=[...] on held-out music: distances, latency, sounds, plots.",
+        workers="data", writes_run=True,
+    ),
+    Stage(
+        GenerateStage, "pipelines.stages.generate", ("generate",),
+        "Generate music from a prompt: a WAV file and a spectrogram in generate.output.",
+        output_paths=("generate.output",),
+    ),
+    Stage(RegistryStage),
+    Stage(SweepStage, command=("sweep", "run"), workers="train"),
+)  # fmt: skip
+STAGES: dict[str, Stage] = {row.name: row for row in ROWS}
