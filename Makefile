@@ -18,7 +18,7 @@ demo: $(STAMP) ## the whole flow at small size: music, training, distillation, e
 	$(BIN)/presto demo
 
 test: $(STAMP) ## all tests that fit into CI, on two cores, about fifteen minutes; tests/README.md has more
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=25 --junitxml=build/junit.xml
+	$(BIN)/python -m pytest -n 2 --durations=25 --junitxml=build/junit.xml
 
 test-slow: $(STAMP) ## longer tests
 	$(BIN)/python -m pytest -m "slow and not chaos"

@@ -11,29 +11,12 @@ import pytest
 import torch
 
 from pipelines.storage import filesystem as storage
-from pipelines.storage import local_s3 as embedded_s3
+from pipelines.storage import local_s3
 from pipelines.storage.local_s3 import Server
 from tests.servers.mlflow_server import MlflowServer
 
 torch.set_num_threads(1)  # two cores are shared with Ray's workers
-pytest_plugins = ["tests.support.signals"]
-SERVICES = "services"  # the group of tests that one process runs, since they share servers and Ray
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist, one process runs all tests that need a server or Ray; all share the rest, file by file."""
-    for item in items:
-        marks = {mark.name for mark in item.iter_markers()}
-        group = SERVICES if marks & {"ray", "services"} else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Name tests as without pytest-xdist, which appends their groups."""
-    file, _, _ = report.nodeid.partition("::")
-    report.nodeid = report.nodeid.removesuffix(f"@{SERVICES}").removesuffix(f"@{Path(file).stem}")
+pytest_plugins = ["tests.support.distribution", "tests.support.signals"]
 
 
 @pytest.hookimpl(trylast=True)
@@ -73,12 +56,12 @@ def workdir(empty: Path, mlflow_database: Path) -> Path:
 def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A SeaweedFS server with the bucket `latents`; the environment points at it."""
     folder = tmp_path_factory.mktemp("object_store")
-    server, _ = embedded_s3.start(folder)
+    server, _ = local_s3.start(folder)
     before = dict(os.environ)
     os.environ.update(server.environment())
     storage.create_bucket("latents")
     yield server
-    embedded_s3.stop(folder)
+    local_s3.stop(folder)
     os.environ.clear()
     os.environ.update(before)
 

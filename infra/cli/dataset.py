@@ -1,4 +1,4 @@
-"""`presto dataset show|verify|stats|split|quarantine`: what a data set holds, and whether it is sound."""
+"""`presto dataset show|verify|stats|split|quarantine`: inspect and verify a data set of latents."""
 
 from __future__ import annotations
 
@@ -7,39 +7,38 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.cli.options import add_dry_run
+from infra.cli.options import AsJson, add_dry_run
 from pipelines.console import console, print_table
 from pipelines.presets.resolve import load_stage_config
 
-app = typer.Typer(no_args_is_help=True, help="What a data set of latents holds, and whether it is sound.")
+app = typer.Typer(no_args_is_help=True, help="Inspect and verify a data set of latents.")
 
 DatasetArgs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="inputs.dataset=NAME@ALIAS, an id or a URI (presto-dataset@candidate unless told), storage.root=...",
+        help="inputs.dataset=NAME@ALIAS, an id or a URI (default: presto-dataset@candidate), storage.root=...",
         show_default=False,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command()
 @add_dry_run
-def show(words: DatasetArgs = None, as_json: AsJson = False) -> None:
-    """Print what the manifest says: rows, hours, shapes, codec, text encoder, licences, bad files."""
+def show(args: DatasetArgs = None, as_json: AsJson = False) -> None:
+    """Print the manifest's facts: rows, hours, shapes, codec, text encoder, licences, bad files."""
     from pipelines.data import inspection
 
-    _print("data set", inspection.describe(_open_dataset(words)), as_json)
+    _print("data set", inspection.describe(_open_dataset(args)), as_json)
 
 
 @app.command()
 @add_dry_run
-def verify(words: DatasetArgs = None) -> None:
-    """Read every byte again and compare it with the manifest: hashes, rows, shapes, one split a composition."""
+def verify(args: DatasetArgs = None) -> None:
+    """Re-read every byte and compare it with the manifest: hashes, rows, shapes, one split per composition."""
     from pipelines.data import inspection
 
-    found = inspection.verify(_open_dataset(words))
+    found = inspection.verify(_open_dataset(args))
     console.print(
         f"dataset verify: {found.shards} shards, {found.rows} rows, {found.files} other files: all as committed"
     )
@@ -47,23 +46,23 @@ def verify(words: DatasetArgs = None) -> None:
 
 @app.command()
 @add_dry_run
-def stats(words: DatasetArgs = None, as_json: AsJson = False) -> None:
-    """Compute from the latents what the manifest claims: mean, deviation, sigma_data; coverage of captions, doubles."""
+def stats(args: DatasetArgs = None, as_json: AsJson = False) -> None:
+    """Compute statistics from the latents: mean, standard deviation, sigma_data; caption coverage, duplicates."""
     from pipelines.data import inspection
 
-    _print("statistics", inspection.compute_stats(_open_dataset(words)), as_json)
+    _print("statistics", inspection.compute_stats(_open_dataset(args)), as_json)
 
 
 @app.command()
 @add_dry_run
-def split(words: DatasetArgs = None, as_json: AsJson = False) -> None:
-    """Print who is on which side: compositions, tracks, rows and hours, and the pieces that training never hears.
+def split(args: DatasetArgs = None, as_json: AsJson = False) -> None:
+    """Print compositions, tracks, rows and hours per split, and the held-out compositions.
 
-    To split otherwise, ingest again with another ingest.held_out_fraction: nothing is encoded twice.
+    To change the split, run ingest again with another ingest.held_out_fraction; no track is encoded twice.
     """
     from pipelines.data import inspection
 
-    sides = inspection.list_splits(_open_dataset(words))
+    sides = inspection.list_splits(_open_dataset(args))
     if as_json:
         typer.echo(json.dumps(sides, indent=2))
         return
@@ -74,11 +73,11 @@ def split(words: DatasetArgs = None, as_json: AsJson = False) -> None:
 
 @app.command()
 @add_dry_run
-def quarantine(words: DatasetArgs = None, as_json: AsJson = False) -> None:
-    """List the files that ingest could not use: where they are, the stage, and why."""
+def quarantine(args: DatasetArgs = None, as_json: AsJson = False) -> None:
+    """List the files that ingest could not use: URI, phase and error."""
     from pipelines.data import inspection
 
-    rows = inspection.list_quarantine(_open_dataset(words))
+    rows = inspection.list_quarantine(_open_dataset(args))
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -87,7 +86,7 @@ def quarantine(words: DatasetArgs = None, as_json: AsJson = False) -> None:
 
 
 def _open_dataset(args: list[str] | None) -> Any:
-    """The data set that the words mean."""
+    """Open the data set that the settings name."""
     from pipelines.data.dataset import open_dataset
     from pipelines.registry.resolve import resolve
     from pipelines.storage.filesystem import absolute_uri

@@ -1,4 +1,4 @@
-"""What a job in an image runs: the verb, with the settings that its environment holds as its preset."""
+"""Entry point of a job in a container image: runs a command whose preset is the YAML in PRESTO_SETTINGS."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from infra.cli import main as cli
 
-SETTINGS = "PRESTO_SETTINGS"  # YAML; among the words, this name stands for the file of it
+SETTINGS = "PRESTO_SETTINGS"  # YAML; in the arguments, this name stands for a file that holds it
 
 
 def main() -> None:
     settings = os.environ.pop(SETTINGS, "")
     if not settings:
-        sys.exit(f"presto: {SETTINGS} is not set; a job in an image is started by presto <verb> --on …")
+        sys.exit(f"presto: {SETTINGS} is not set; start the job with presto <command> --on …")
     with tempfile.TemporaryDirectory(prefix="presto-job-") as folder:
         path = Path(folder) / "settings.yaml"
         path.write_text(settings)

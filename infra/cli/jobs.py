@@ -1,4 +1,4 @@
-"""`presto jobs list|status|logs|wait|stop`: what became of the verbs that were sent to a Ray head."""
+"""`presto jobs list|status|logs|wait|stop`: jobs that were submitted to a Ray head."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.cli.options import add_dry_run
+from infra.cli.options import AsJson, add_dry_run
 from infra.jobs.targets import (
     API_SERVER,
     Kind,
@@ -20,7 +20,7 @@ from presto_core.errors import UserError
 if TYPE_CHECKING:
     from infra.jobs.ray_jobs import RayJobsClient
 
-app = typer.Typer(no_args_is_help=True, help="Jobs on a Ray cluster: what runs there, its log, its end.")
+app = typer.Typer(no_args_is_help=True, help="Jobs on a Ray cluster: status, log, exit status.")
 
 Address = Annotated[
     str,
@@ -29,15 +29,14 @@ Address = Annotated[
     ),
 ]
 Name = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the id of its run.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say which job is meant, and stop.")]
-COLUMNS = ("job", "status", "run", "by", "started", "took")  # ids must not be cut, so no more than fits
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print which job would be stopped and its status, and stop.")]
+COLUMNS = ("job", "status", "run", "by", "started", "took")  # no more columns, so that ids are not cut
 
 
 @app.command("list")
 @add_dry_run
 def list_jobs(on: Address = "", as_json: AsJson = False) -> None:
-    """List jobs, the newest first."""
+    """List jobs, newest first."""
     rows = [describe_job(job) for job in _connect(on).list_jobs()]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
@@ -48,7 +47,7 @@ def list_jobs(on: Address = "", as_json: AsJson = False) -> None:
 @app.command()
 @add_dry_run
 def status(job: Name, on: Address = "", as_json: AsJson = False) -> None:
-    """Say what a job is at, and why it failed."""
+    """Print a job's status, and why it failed."""
     found = _connect(on).find_job(job)
     row = describe_job(found) | {
         "command": str(found.entrypoint),
@@ -65,9 +64,9 @@ def status(job: Name, on: Address = "", as_json: AsJson = False) -> None:
 def logs(
     job: Name,
     on: Address = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends; its exit status.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow to its end; exit with its status.")] = False,
 ) -> None:
-    """Print a job's log; with -f as it comes, whatever befalls the connection."""
+    """Print a job's log; with -f, stream it and reconnect if the connection is lost."""
     head = _connect(on)
     job_id = head.find_job(job).submission_id
     if follow:
@@ -81,9 +80,9 @@ def logs(
 def wait(
     job: Name,
     on: Address = "",
-    timeout: Annotated[float, typer.Option(help="Seconds to wait at most, then status 124; 0 for ever.", min=0)] = 0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait, then exit with 124; 0: no limit.", min=0)] = 0,
 ) -> None:
-    """Wait for a job's end without its log; the exit status is the job's."""
+    """Wait until a job ends, without its log; exit with its status."""
     head = _connect(on)
     _follow_to_exit(head, head.find_job(job).submission_id, quiet=True, limit_s=timeout)
 
@@ -92,21 +91,21 @@ def wait(
 def stop(
     job: Name,
     on: Address = "",
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait for its end.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until it ends.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Tell a job to save its state and end; the same command goes on with its run later."""
+    """Stop a job after it saves its state; re-run its command to resume."""
     head = _connect(on)
     found = head.find_job(job)
     job_id, status = found.submission_id, str(found.status.value)
     if found.status.is_terminal():
-        console.print(f"job {job_id} has ended already: {status}", markup=False)
+        console.print(f"job {job_id} has already ended: {status}", markup=False)
         return
     if dry_run:
-        console.print(f"job {job_id} ({status}) would be told to end", markup=False)
+        console.print(f"would stop job {job_id} ({status})", markup=False)
         return
     head.stop(job_id)
-    console.print(f"job {job_id} is told to end; it saves its state first", markup=False)
+    console.print(f"job {job_id} is stopping; it saves its state first", markup=False)
     if not no_wait:
         from infra.jobs.log_follow import LogFollower
 
@@ -114,7 +113,7 @@ def stop(
 
 
 def describe_job(job: Any) -> dict[str, str]:
-    """A job's row in tables."""
+    """Return a job's row for tables and JSON."""
     metadata = job.metadata or {}
     began, ended = job.start_time or 0, job.end_time or 0
     until = ended or datetime.now(UTC).timestamp() * 1000
@@ -141,8 +140,8 @@ def _connect(on: str) -> RayJobsClient:
     from infra.jobs.ray_jobs import RayJobsClient
 
     if not on:
-        raise UserError(f"no Ray head is named; give --on http://HEAD:8265, or set {API_SERVER}")
+        raise UserError(f"no Ray head is given; pass --on http://HEAD:8265, or set {API_SERVER}")
     target = parse_target(on)
     if target.kind is not Kind.HEAD:
-        raise UserError(f"--on {on} keeps no jobs; give a Ray head's http://HEAD:8265 (on Kubernetes, its service)")
+        raise UserError(f"--on {on} is not a Ray head; pass http://HEAD:8265 (on Kubernetes, its service)")
     return RayJobsClient(target.address)

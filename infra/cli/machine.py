@@ -54,14 +54,14 @@ def stop_s3(dry_run: Preview = False) -> None:
 
 
 def doctor(
-    words: StageArgs = None,
+    args: StageArgs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be checked, and stop.")] = False,
 ) -> None:
     """Check what a preset needs: Python, torch, Ray, storage, MLflow, disk; name what fails and how to fix it."""
     from pipelines.doctor import doctor as checker
 
-    checks = checker.make_checks(*split_preset(words or []))
+    checks = checker.make_checks(*split_preset(args or []))
     if dry_run:
         checker.show_plan(checks, as_json=as_json)
     elif not checker.show(checker.run(checks), as_json=as_json):

@@ -1,4 +1,4 @@
-"""What the words after a verb mean: a preset, overrides, and the settings they resolve to."""
+"""Arguments and options that several commands share, and `--dry-run` for commands that change nothing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ StageArgs = Annotated[
         metavar="[PRESET] [KEY=VALUE]...", help="A preset's name or file, then overrides.", show_default=False
     ),
 ]
+RegistryArgs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="storage.root=..., tracking.uri=...", show_default=False),
+]
+VersionName = Annotated[
+    str, typer.Argument(metavar="VERSION", help="presto-generator@champion, @v3, a content hash, an id, ...")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
-Preview = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
+Preview = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and stop.")]
 
 
 def add_dry_run(command: Callable[..., None]) -> Callable[..., None]:
-    """A verb that changes nothing stored, with a --dry-run all the same, so that scripts may give it to any verb."""
+    """Add `--dry-run` to a command that changes nothing, so that scripts can pass it to every command."""
 
     @wraps(command)
     def wrapper(*args: Any, dry_run: bool = False, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""`presto plan`: what a preset takes on N devices, before any is there."""
+"""`presto plan`: estimate time, memory and cost of a preset on N devices, without any of them."""
 
 from __future__ import annotations
 
@@ -26,31 +26,30 @@ from pipelines.train.device_specs import DEVICES, device_by_key
 from presto_core.errors import UserError
 from presto_core.networks.flops import LatentShape
 
-STAGE_COLUMNS = ("stage", "rows a GPU", "step", "steps", "hours", "USD", "GiB a GPU", "MFU", "held up by")
-LOAD_COLUMNS = ("stage", "ms a step by phase", "ms by part", "read MB/s", "GB/s out a GPU", "checkpoint GB", "at MB/s")
-GROWTH_COLUMNS = ("GPUs", "hours", "USD", "held up by", "batch that grows", "rows/s", "efficiency", "read MB/s")
+STAGE_COLUMNS = ("stage", "rows per GPU", "step", "steps", "hours", "USD", "GiB per GPU", "MFU", "bottleneck")
+LOAD_COLUMNS = ("stage", "ms per phase", "ms by part", "read MB/s", "GB/s per GPU", "checkpoint GB", "write MB/s")
+GROWTH_COLUMNS = ("GPUs", "hours", "USD", "bottleneck", "growing batch", "rows/s", "efficiency", "read MB/s")
 
 
 def plan(
-    words: StageArgs = None,
+    args: StageArgs = None,
     gpus: Annotated[
-        int, typer.Option("--gpus", "--workers", min=1, help="Training workers, one a GPU (with here: a core).")
+        int,
+        typer.Option("--gpus", "--workers", min=1, help="Training workers, one per GPU (or core, with --device here)."),
     ] = 8,
     device: Annotated[
-        str, typer.Option(help=f"{', '.join(DEVICES)}; or here: this machine's CPU, measured for about a minute.")
+        str, typer.Option(help=f"{', '.join(DEVICES)}; or here: this machine's CPU, measured in about a minute.")
     ] = "h100",
-    network_gbit: Annotated[float, typer.Option(min=0.1, help="Gbit/s of a node's network.")] = 400.0,
-    price: Annotated[float | None, typer.Option(min=0, help="USD for an hour of one GPU.", show_default=False)] = None,
+    network_gbit: Annotated[float, typer.Option(min=0.1, help="Network bandwidth per node in Gbit/s.")] = 400.0,
+    price: Annotated[float | None, typer.Option(min=0, help="USD per GPU hour.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be computed, and measured, and stop.")
+        bool, typer.Option("--dry-run", help="Print what would be computed and measured, and stop.")
     ] = False,
 ) -> None:
-    """Predict time, memory, load, cost and bottleneck of a preset's training on N GPUs, up to 512; starts nothing."""
+    """Estimate time, memory, load, cost and bottleneck of a preset's training on up to 512 GPUs; starts nothing."""
     specs = None if device == "here" else device_by_key(device)
-    request = make_plan_request(
-        *split_preset(words or []), gpus=gpus, device=specs, node_gbit=network_gbit, price=price
-    )
+    request = make_plan_request(*split_preset(args or []), gpus=gpus, device=specs, node_gbit=network_gbit, price=price)
     if dry_run:
         _print_request(request)
         return
@@ -70,24 +69,24 @@ def plan(
 
 
 def _print_request(request: PlanRequest) -> None:
-    where = request.device.name if request.device else "this machine's CPU, after measuring it for about a minute"
+    where = request.device.name if request.device else "this machine's CPU, after about a minute of measurement"
     for name, config in request.stages.items():
         typer.echo(f"{name}: on {request.gpus} x {where}, {config.derive_values()}")
 
 
 def _make_measured_model_fn(request: PlanRequest) -> DeviceModelFn:
-    """Constants of this machine, measured once for each shape of batch.
+    """Return a function that measures this machine, once per batch shape.
 
     Raises:
-        UserError: fewer cores than workers.
+        UserError: the machine has fewer cores than the workers need.
     """
     from infra.planning.benchmark import cores, measure_device
 
-    threads = request.configs["base"].cluster.torch_threads
+    threads = request.configs["teacher"].cluster.torch_threads
     if request.gpus * threads > cores():
         raise UserError(
-            f"here are {cores()} cores, and --gpus {request.gpus} with cluster.torch_threads={threads} asks for "
-            f"{request.gpus * threads}; lower them, or name a --device"
+            f"this machine has {cores()} cores, and --gpus {request.gpus} with cluster.torch_threads={threads} needs "
+            f"{request.gpus * threads}; lower one of them, or choose another --device"
         )
     found: dict[tuple[LatentShape, int, int], DeviceModel] = {}
 
@@ -95,7 +94,7 @@ def _make_measured_model_fn(request: PlanRequest) -> DeviceModelFn:
         rows = min(rows, config.loop.micro_batch_size or rows)
         key = (request.shape(config), rows, workers)
         if key not in found:
-            console.print(f"measuring blocks {request.network.dim} wide, {rows} rows, {workers} at a time")
+            console.print(f"measuring blocks of width {request.network.dim}, {rows} rows, {workers} workers at once")
             found[key] = measure_device(
                 request.network, key[0], rows=rows, workers=workers, threads=threads, gan=request.gan
             )
@@ -105,13 +104,13 @@ def _make_measured_model_fn(request: PlanRequest) -> DeviceModelFn:
 
 
 def _list_assumptions(request: PlanRequest, model_fn: DeviceModelFn) -> list[str]:
-    base = request.stages["base"]
+    base = request.stages["teacher"]
     assumptions = [*model_fn(base, request.gpus, batch_of(base) // request.gpus).assumptions]
     if request.price_usd:
-        assumptions.append(f"{request.price_usd:g} USD for an hour of one GPU, an assumption unless --price was given")
-    assumptions.append("captions fill text.max_tokens; the discriminator's head is not counted in memory")
-    assumptions.append("layer budgets come by chance, and a step waits for the device whose rows run the most blocks")
-    assumptions.append("evaluation, restarts after lost nodes and the time until nodes are there come on top")
+        assumptions.append(f"{request.price_usd:g} USD per GPU hour, an assumption unless --price is given")
+    assumptions.append("captions fill text.max_tokens; memory excludes the discriminator's head")
+    assumptions.append("layer budgets are random, and a step waits for the device whose rows run the most blocks")
+    assumptions.append("evaluation, restarts after lost nodes and the wait for nodes are not included")
     return [
         *assumptions,
         f"ingest of the preset's corpus: {ingest_core_hours(request):.2g} core-hours (rate from docs/data.md)",
@@ -120,8 +119,8 @@ def _list_assumptions(request: PlanRequest, model_fn: DeviceModelFn) -> list[str
 
 def _print_stages(request: PlanRequest, stages: list[StageEstimate]) -> None:
     network = request.network
-    name = request.device.name if request.device else "core here"
-    title = f"{request.gpus} x {name}, network {network.dim} wide, {network.depth} blocks"
+    name = request.device.name if request.device else "local core"
+    title = f"{request.gpus} x {name}, network of width {network.dim}, {network.depth} blocks"
     rows = [
         [
             o.name,
@@ -174,7 +173,7 @@ def _print_growth(growth: list[dict[str, Any]]) -> None:
         ]
         for row in growth
     ]
-    print_table("all stages with the same batch; and the longest one with a batch that grows", GROWTH_COLUMNS, rows)
+    print_table("all stages with a fixed batch; the longest stage with a growing batch", GROWTH_COLUMNS, rows)
 
 
 def _format_seconds(value: float) -> str:

@@ -1,64 +1,34 @@
-"""What the looking verbs print: versions, one version, its family, differences; as tables or as JSON."""
+"""What the registry commands print: versions, one version, lineage, differences, decisions; as tables or as JSON."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from pipelines.console import console
-from pipelines.registry.catalog import Catalog, Version
-from pipelines.registry.diff import diff_versions
-from pipelines.registry.lineage import (
-    render_svg,
-    render_tree,
-    trace_lineage,
-)
-from pipelines.registry.names import HASH_DIGITS, RegistryError
-from pipelines.registry.promotion_log import PromotionLog
-from pipelines.registry.publish import open_promotion_log_folder
-from pipelines.registry.search_filter import NUMBERS, parse_filter
-from pipelines.tracking.client import open_tracker
-from presto_core.config.schema import RegistryStage
+from pipelines.console import console, print_table
+from pipelines.registry.catalog import Version
+from pipelines.registry.lineage import LineageGraph, render_tree
+from pipelines.registry.names import HASH_DIGITS
+
+if TYPE_CHECKING:
+    from pipelines.registry.promotion import PromotionDecision
 
 WIDTH = 118
 
 
-def list_newest(config: RegistryStage, name: str, *, limit: int) -> tuple[str, list[Version]]:
-    """A title, and the newest versions of one model or of all."""
-    catalog = Catalog(open_tracker(config.tracking).client)
-    if name and name not in catalog.models:
-        known = ", ".join(sorted(catalog.models)) or "none yet"
-        raise RegistryError(f"the registry has no model {name!r}; it has {known}")
-    found = [
-        v for model in ([name] if name else sorted(catalog.models)) for v in catalog.list_newest(model, limit=limit)
-    ]
-    return f"{name or 'all models'}, the newest {limit} of each", found
-
-
-def search_versions(config: RegistryStage, query: str, *, order: str, limit: int) -> tuple[str, list[Version]]:
-    """A title, and the versions that fit a filter."""
-    clauses = parse_filter(query)
-    if order and order not in NUMBERS:
-        raise RegistryError(f"--order {order!r} is no number to sort by; known: {', '.join(NUMBERS)}")
-    versions = Catalog(open_tracker(config.tracking).client).search(clauses, limit=limit, order=order)
-    more = f", the first {limit}; raise --limit for more" if len(versions) == limit else ""
-    return f"{len(versions)} found: {query or 'all'}{more}", versions
-
-
 def print_versions(title: str, versions: list[Version], *, as_json: bool) -> None:
-    """One line a version."""
+    """Print one line per version."""
     if as_json:
         print_json([version.to_dict() for version in versions])
         return
     columns = ("version", "content", "what", "aliases", "FD", "NFE", "ms", "licence", "created")
     rows = [
         [
-            f"{v.name}@v{v.number}",
+            v.label,
             v.content[:HASH_DIGITS],
             v.method or v.kind,
             " ".join(v.aliases),
@@ -73,79 +43,93 @@ def print_versions(title: str, versions: list[Version], *, as_json: bool) -> Non
     _print(title, columns, rows)
 
 
-def print_version(config: RegistryStage, reference: str, *, as_json: bool) -> None:
-    """All that is known of one version."""
-    client = open_tracker(config.tracking).client
-    catalog = Catalog(client)
-    version = catalog.find(reference)
-    run = client.get_run(version.mlflow_run)
-    parents = {v.artifact_id: v for v in catalog.find_by_artifacts(list(version.parents.values()))}
+def print_version(
+    version: Version, run: Any, parents: dict[str, Version], decisions: list[dict[str, Any]], *, as_json: bool
+) -> None:
+    """Print everything that is known of one version.
+
+    Args:
+        run: data of its MLflow run: tags and params.
+        parents: registered versions by artifact id.
+        decisions: promotion records that made it champion.
+    """
     made = {
-        "commit": run.data.tags.get("mlflow.source.git.commit", ""),
-        "environment": run.data.tags.get("presto.environment", ""),
+        "commit": run.tags.get("mlflow.source.git.commit", ""),
+        "environment": run.tags.get("presto.environment", ""),
     }
-    decisions = [
-        asdict(e)
-        for e in PromotionLog(open_promotion_log_folder(client, version.name)).read_all()
-        if e.version == version.number
-    ]
-    if as_json:
-        print_json(version.to_dict() | {"made_with": made, "params": dict(run.data.params), "decisions": decisions})
-        return
     version_info = version.to_dict()
+    if as_json:
+        print_json(version_info | {"made_with": made, "params": dict(run.params), "decisions": decisions})
+        return
     facts = {key: version_info[key] for key in ("content", "id", "kind", "method", "uri", "created", "bytes")}
     facts |= {
         "aliases": ", ".join(version.aliases),
         "licences": ", ".join(version.licences),
-        "MLflow run": run.info.run_id,
+        "MLflow run": version.mlflow_run,
     }
-    facts |= {f"parent: {role}": _version_label(parents.get(p), p) for role, p in version.parents.items()}
+    facts |= {f"parent: {role}": _format_parent(parents.get(p), p) for role, p in version.parents.items()}
     facts |= {key: f"{value:g}" if isinstance(value, float) else value for key, value in version.measurements.items()}
     facts |= {key: value for key, value in made.items() if value}
-    facts |= {f"{e['action']}d {e['when']}": f"by {e['who']}: {e['why']}" for e in decisions}
-    _print(f"{version.name}@v{version.number}", None, [[key, str(value)] for key, value in facts.items()])
+    facts |= {f"{d['action']}d {d['when']}": f"by {d['who']}: {d['why']}" for d in decisions}
+    _print(version.label, None, [[key, str(value)] for key, value in facts.items()])
     console.print("settings: presto registry show --json, or presto registry diff", style="dim")
 
 
-def print_lineage(config: RegistryStage, reference: str, *, svg: Path | None, as_json: bool) -> None:
-    """What a version was made from."""
-    catalog = Catalog(open_tracker(config.tracking).client)
-    family = trace_lineage(catalog, catalog.find(reference))
-    if svg:
-        svg.parent.mkdir(parents=True, exist_ok=True)
-        svg.write_text(render_svg(family))
-        console.print(f"lineage: drawn in {svg}")
+def print_lineage(graph: LineageGraph, *, as_json: bool) -> None:
+    """Print what a version was made from."""
     if as_json:
-        print_json(family.to_dict())
+        print_json(graph.to_dict())
     else:
-        Console(width=WIDTH).print(render_tree(family))
+        Console(width=WIDTH).print(render_tree(graph))
 
 
-def print_diff(config: RegistryStage, one: str, other: str, *, as_json: bool) -> None:
-    """Where two versions differ."""
-    client = open_tracker(config.tracking).client
-    catalog = Catalog(client)
-    first, second = catalog.find(one), catalog.find(other)
-    found = diff_versions(client, first, second)
+def print_diff(one: str, other: str, found: dict[str, dict[str, tuple[Any, Any]]], *, as_json: bool) -> None:
+    """Print how two versions differ: section -> what -> values."""
     if as_json:
         print_json({section: {key: list(pair) for key, pair in rows.items()} for section, rows in found.items()})
         return
-    titles = ("", *(f"{v.name}@v{v.number}" for v in (first, second)))
     for section, rows in found.items():
         if rows:
-            _print(section, titles, [[key, *(_format_value(value) for value in pair)] for key, pair in rows.items()])
+            cells = [[key, *(_format_value(value) for value in pair)] for key, pair in rows.items()]
+            _print(section, ("", one, other), cells)
     if not any(found.values()):
-        console.print(f"{titles[1]} and {titles[2]} do not differ")
+        console.print(f"{one} and {other} do not differ")
+
+
+def print_decision(decision: PromotionDecision, *, dry_run: bool, as_json: bool) -> None:
+    """Print the checks of a promotion and their outcome."""
+    if as_json:
+        print_json(decision.to_dict())
+        return
+    candidate = decision.candidate.label
+    rows = [[check.name, "pass" if check.passed else "FAIL", check.found, check.wanted] for check in decision.checks]
+    print_table(f"{candidate} for champion", ("check", "", "found", "wanted"), rows)
+    if not decision.has_passed:
+        hint = "fix what failed, or change the thresholds promote.…"
+        console.print(f"promote: {candidate} is refused, nothing changed; {hint}", style="red")
+    elif dry_run:
+        console.print(f"promote: {candidate} would be promoted")
+    elif decision.record is None:
+        console.print(f"promote: {candidate} is the champion already")
+    else:
+        before = f", in place of v{decision.champion.number}" if decision.champion else ""
+        console.print(f"promote: {candidate} is the champion{before}; undo it with: presto registry rollback")
+
+
+def print_result(message: str, payload: Any, as_json: bool) -> None:
+    """Print a message on standard error, or its JSON form on standard output."""
+    if as_json:
+        print_json(payload)
+    else:
+        console.print(message, markup=False)
 
 
 def print_json(payload: Any) -> None:
-    """On standard output, for a program."""
+    """Print JSON on standard output."""
     print(json.dumps(payload, indent=2))
 
 
 def _print(title: str, columns: tuple[str, ...] | None, rows: list[list[str]]) -> None:
-    from rich.markup import escape
-
     table = Table(title=escape(title), show_header=columns is not None)
     for number in range(len(rows[0]) if rows else len(columns or ())):
         table.add_column(columns[number] if columns else "", overflow="fold")
@@ -159,8 +143,8 @@ def _format_number(version: Version, name: str, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _version_label(version: Version | None, artifact_id: str) -> str:
-    return f"{version.name}@v{version.number} ({artifact_id})" if version else f"{artifact_id}, not registered"
+def _format_parent(version: Version | None, artifact_id: str) -> str:
+    return f"{version.label} ({artifact_id})" if version else f"{artifact_id}, not registered"
 
 
 def _format_value(value: Any) -> str:

@@ -26,12 +26,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 @app.command("list")
 @add_dry_run
-def list_runs(words: StageArgs = None, as_json: AsJson = False) -> None:
+def list_runs(args: StageArgs = None, as_json: AsJson = False) -> None:
     """List runs that are not finished: stage, state, step, age and last checkpoint. The default command."""
     from pipelines.console import console, print_table
     from pipelines.train.runs import list_runs as read_runs
 
-    root, tracker = _open(words)
+    root, tracker = _open(args)
     runs = read_runs(root, tracker)
     if as_json:
         import json
@@ -63,7 +63,7 @@ def list_runs(words: StageArgs = None, as_json: AsJson = False) -> None:
 @app.command()
 def close(
     run_id: Annotated[str, typer.Argument(metavar="RUN", help="Run id, as presto runs lists it.")],
-    words: StageArgs = None,
+    args: StageArgs = None,
     force: Annotated[bool, typer.Option("--force", help="Even if its files changed a moment ago.")] = False,
     dry_run: Preview = False,
 ) -> None:
@@ -71,7 +71,7 @@ def close(
     from pipelines.console import console
     from pipelines.train.runs import close_run
 
-    root, tracker = _open(words)
+    root, tracker = _open(args)
     if dry_run:
         console.print(f"would mark run {run_id} as KILLED in MLflow if it is RUNNING there", markup=False)
         return

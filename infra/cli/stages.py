@@ -50,13 +50,13 @@ def add_stage_commands(app: typer.Typer) -> None:
 
 
 def _make_command(stage: Stage) -> Callable[..., None]:
-    def run(words: StageArgs = None, on: On = LOCAL, dry_run: DryRun = False) -> None:
-        dispatch_stage(stage.name, words or [], on=on, dry_run=dry_run)
+    def run(args: StageArgs = None, on: On = LOCAL, dry_run: DryRun = False) -> None:
+        dispatch_stage(stage.name, args or [], on=on, dry_run=dry_run)
 
     def train(
-        words: StageArgs = None, resume: ResumeRun = "", fork: Fork = False, on: On = LOCAL, dry_run: DryRun = False
+        args: StageArgs = None, resume: ResumeRun = "", fork: Fork = False, on: On = LOCAL, dry_run: DryRun = False
     ) -> None:
-        dispatch_stage(stage.name, words or [], resume=resume, fork=fork, on=on, dry_run=dry_run)
+        dispatch_stage(stage.name, args or [], resume=resume, fork=fork, on=on, dry_run=dry_run)
 
     return train if stage.trains else run
 
@@ -68,7 +68,7 @@ def dispatch_stage(name: str, args: list[str], *, resume: str = "", fork: bool =
 
 
 def ingest(
-    words: StageArgs = None,
+    args: StageArgs = None,
     max_bad_fraction: Annotated[
         float | None,
         typer.Option(help="Share of files that may be bad; above it the run fails (ingest.max_bad_fraction)."),
@@ -77,11 +77,11 @@ def ingest(
     dry_run: DryRun = False,
 ) -> None:
     allowed = [] if max_bad_fraction is None else [f"ingest.max_bad_fraction={max_bad_fraction}"]
-    dispatch_stage("ingest", [*(words or []), *allowed], on=on, dry_run=dry_run)
+    dispatch_stage("ingest", [*(args or []), *allowed], on=on, dry_run=dry_run)
 
 
 def distill_steps(
-    words: StageArgs = None,
+    args: StageArgs = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -98,11 +98,11 @@ def distill_steps(
             "--from is empty; name a layer-distilled model, such as presto-generator@candidate-l, or leave it out"
         )
     start = [] if layers is None else [f"inputs.layers={json.dumps(layers)}"]
-    dispatch_stage("distill-steps", [*(words or []), *start], resume=resume, fork=fork, on=on, dry_run=dry_run)
+    dispatch_stage("distill-steps", [*(args or []), *start], resume=resume, fork=fork, on=on, dry_run=dry_run)
 
 
 def generate(
-    words: Annotated[list[str], typer.Argument(metavar='"PROMPT" [KEY=VALUE]...', help="Prompts, then overrides.")],
+    args: Annotated[list[str], typer.Argument(metavar='"PROMPT" [KEY=VALUE]...', help="Prompts, then overrides.")],
     preset: Annotated[str | None, typer.Option(help="Preset to start from.")] = None,
     model: Annotated[
         str | None,
@@ -111,8 +111,8 @@ def generate(
     on: On = LOCAL,
     dry_run: DryRun = False,
 ) -> None:
-    prompts = [w for w in words if not is_override(w)]
-    overrides = [w for w in words if is_override(w)]
+    prompts = [w for w in args if not is_override(w)]
+    overrides = [w for w in args if is_override(w)]
     if prompts:
         overrides.append(f"generate.prompts={json.dumps(prompts)}")
     if model is not None:

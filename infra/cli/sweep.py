@@ -1,4 +1,4 @@
-"""`presto sweep [PRESET] …`, `presto sweep report`, `presto sweep spaces`: try settings, and say which are best."""
+"""`presto sweep [PRESET] …`, `presto sweep report`, `presto sweep spaces`: search the settings of a stage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUN = "run"
 
 
 class _DefaultToRunGroup(TyperGroup):
-    """`presto sweep demo …` is `presto sweep run demo …`."""
+    """A group whose `run` is the default: `presto sweep demo …` is `presto sweep run demo …`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] != "--help":
@@ -36,18 +36,18 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     help=(
-        "Try settings of a stage and say which are best, and how sure that is.\n\n"
-        "[bold]presto sweep PRESET …[/bold] runs one (the word run may be left out): "
+        "Search the settings of a stage: which are best, and how certain that is.\n\n"
+        "[bold]presto sweep PRESET …[/bold] runs a sweep (run is the default command): "
         "[bold]presto sweep sweeps/demo[/bold], or [bold]presto sweep demo --space noise --space losses --samples 32 "
-        "validation.every=5[/bold]. The same command again goes on with it."
+        "validation.every=5[/bold]. Re-run the same command to resume it."
     ),
 )
-Spaces = Annotated[list[str] | None, typer.Option("--space", help="A ready space; give it several times to join some.")]
+Spaces = Annotated[list[str] | None, typer.Option("--space", help="A predefined space; repeat to combine several.")]
 
 
 @app.command(RUN)
 def run(
-    words: StageArgs = None,
+    args: StageArgs = None,
     space: Spaces = None,
     samples: Annotated[int | None, typer.Option(help="Trials (sweep.samples).", show_default=False)] = None,
     metric: Annotated[
@@ -56,23 +56,24 @@ def run(
     mode: Annotated[str | None, typer.Option(help="min or max (sweep.mode).", show_default=False)] = None,
     search: Annotated[str | None, typer.Option(help="random, grid or optuna (sweep.search).")] = None,
     scheduler: Annotated[str | None, typer.Option(help="asha, median or none (sweep.scheduler).")] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Run trials again that failed.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Run failed trials again.")] = False,
     step_seconds: Annotated[
-        float | None, typer.Option(help="Of a step, for the cost that --dry-run prints.", min=0, show_default=False)
+        float | None,
+        typer.Option(help="Seconds per step, for the cost in --dry-run.", min=0, show_default=False),
     ] = None,
     on: On = LOCAL,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the first configurations and what all would cost, and stop.")
+        bool, typer.Option("--dry-run", help="Print the first configurations and the total cost, and stop.")
     ] = False,
 ) -> None:
-    """Run a sweep, go on with one that was interrupted, or show the answer of one that is done."""
+    """Run a sweep, resume an interrupted one, or show the result of a finished one."""
     sweep_settings = {"spaces": space, "samples": samples, "metrics": metric, "mode": mode, "search": search}
     sweep_settings |= {"scheduler": scheduler}
     options = [f"sweep.{name}={json.dumps(value)}" for name, value in sweep_settings.items() if value is not None]
     from pipelines.cluster.resources import check_fits_locally
     from pipelines.sweep.plan import make_plan
 
-    plan = make_plan([*(words or []), *options])
+    plan = make_plan([*(args or []), *options])
     if on == LOCAL:
         check_fits_locally(plan.base.cluster)
         if dry_run:
@@ -89,7 +90,7 @@ def run(
 
 
 def plan_to_config(plan: Any) -> StageConfig:
-    """A plan as one configuration, which means the same plan where it is read as a preset: what a job is sent."""
+    """Return a plan as one configuration, to send to a job: read as a preset, it gives the same plan."""
     sweep: SweepConfig = plan.sweep.sweep.model_copy(update={"depth": plan.depth})
     both = create_model("SweptStage", __base__=type(plan.base), sweep=(SweepConfig, sweep))
     return cast(StageConfig, both.model_validate(plan.base.model_dump() | {"sweep": sweep.model_dump()}))
@@ -98,22 +99,22 @@ def plan_to_config(plan: Any) -> StageConfig:
 @app.command()
 @add_dry_run
 def report(
-    sweep: Annotated[str, typer.Argument(metavar="[ID]", help="Of the sweep; without, they are listed.")] = "",
-    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="storage.root=...")] = None,
+    sweep: Annotated[str, typer.Argument(metavar="[ID]", help="Sweep id; default: list the sweeps.")] = "",
+    args: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="storage.root=...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Print a sweep's table and verdict, and write its page, from what is recorded by now."""
+    """Print a sweep's table and verdict from the trials recorded so far, and write its page."""
     from pipelines.storage.filesystem import absolute_uri, open_folder
     from pipelines.sweep import report as sweep_report
     from pipelines.sweep.analysis import analyze
     from pipelines.sweep.store import SweepStore, sweep_folder
 
-    given = [*([sweep] if "=" in sweep else []), *(words or [])]
+    given = [*([sweep] if "=" in sweep else []), *(args or [])]
     config = load_stage_config("sweep", given)
     root = open_folder(absolute_uri(config.storage.root))
     if not sweep or "=" in sweep:
         known = root.child("sweeps").list_folders()
-        typer.echo(f"sweeps in {root.uri}: {', '.join(known) or 'none yet'}; presto sweep report ID shows one")
+        typer.echo(f"sweeps in {root.uri}: {', '.join(known) or 'none yet'}; show one with: presto sweep report ID")
         return
     records = SweepStore(sweep_folder(root, sweep))
     result = analyze(records.read_definition(), records.load_all().values(), records.add_sessions([]))
@@ -127,7 +128,7 @@ def report(
 @app.command()
 @add_dry_run
 def spaces(depth: Annotated[int, typer.Option(help="Transformer blocks, for layer budgets.", min=1)] = 8) -> None:
-    """List the ready spaces and their domains."""
+    """List the predefined spaces and their domains."""
     from tune_spaces.spaces import SPACES
 
     rows = [[name, key, _format_domain(d)] for name, space in SPACES.items() for key, d in space(depth).items()]
@@ -135,25 +136,25 @@ def spaces(depth: Annotated[int, typer.Option(help="Transformer blocks, for laye
 
 
 def _show_plan(plan: Any, step_seconds: float | None) -> None:
-    """The first configurations and the cost, as comments and `key=value` words."""
+    """Print the first configurations and the cost, as comments and `key=value` arguments."""
     from tune_spaces.domains import to_overrides
 
     sweep: SweepConfig = plan.sweep.sweep
     assert isinstance(plan.sweep, SweepStage)
-    steps = int(plan.base.derive_values().get("total_steps", plan.base.updates))
+    steps = plan.base.total_steps
     validations = -(-plan.base.updates // plan.base.validation.every)
     typer.echo(f"# presto sweep of {sweep.stage}: {sweep.search} search, scheduler {sweep.scheduler}")
     typer.echo(f"# {plan.metric}, {sweep.mode}, every {plan.base.validation.every} of {plan.base.updates} updates")
     typer.echo(f"# over {', '.join(plan.space)}")
-    typer.echo(f"# {plan.trials} trials at most, {2 * sweep.repeats} repeats of winner and preset with other seeds")
+    typer.echo(f"# at most {plan.trials} trials, and {2 * sweep.repeats} repeats of winner and preset with other seeds")
     total = (plan.trials + 2 * sweep.repeats) * steps
-    typer.echo(f"# to the end, each is {steps} steps and {validations} validations: {total} steps in all at most")
+    typer.echo(f"# a full trial is {steps} steps and {validations} validations: at most {total} steps in total")
     if step_seconds is None:
-        typer.echo("# time: give --step-seconds, which any run of the stage logs as step_seconds")
+        typer.echo("# time: pass --step-seconds, which every run of the stage logs as step_seconds")
     else:
-        typer.echo(f"# time: at most {total * step_seconds / 3600:.2g} h of training, over the trials at a time")
+        typer.echo(f"# time: at most {total * step_seconds / 3600:.2g} h of training, divided by the trials at a time")
     if sweep.search == "optuna":
-        typer.echo("# later proposals follow from what earlier trials come to; these are drawn by chance")
+        typer.echo("# later proposals depend on earlier results; these are random")
     for number, proposal in zip(range(FIRST), plan.proposals()):
         typer.echo(f"{number}: {' '.join(to_overrides(proposal.settings)) or '(the settings of the preset)'}")
 
@@ -164,7 +165,7 @@ def _format_domain(domain: Any) -> str:
     if isinstance(domain, Conditional):
         kinds = ({k: _format_domain(d) for k, d in inner.items()} for inner in domain.options.values())
         return "; ".join(
-            f"{kind}: {', '.join(f'{k} {said}' for k, said in inner.items())}"
+            f"{kind}: {', '.join(f'{k} {text}' for k, text in inner.items())}"
             for kind, inner in zip(domain.options, kinds)
         )
     if isinstance(domain, Choice):

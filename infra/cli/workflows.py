@@ -13,9 +13,9 @@ from pipelines.stages.dry_run import print_config
 Local = Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")]
 
 
-def demo(words: StageArgs = None, local: Local = False, dry_run: DryRun = False) -> None:
+def demo(args: StageArgs = None, local: Local = False, dry_run: DryRun = False) -> None:
     """Run the whole flow at small size on this machine: about eleven minutes on two cores."""
-    preset, overrides = split_preset(words or [])
+    preset, overrides = split_preset(args or [])
     preset = preset or "demo"
     from pipelines.workflows import demo as flow
 
@@ -28,13 +28,13 @@ def demo(words: StageArgs = None, local: Local = False, dry_run: DryRun = False)
 
 
 def study(
-    words: StageArgs = None,
+    args: StageArgs = None,
     seeds: Annotated[int, typer.Option(help="Times to distill and evaluate.", min=1)] = 3,
     local: Local = False,
     dry_run: DryRun = False,
 ) -> None:
     """Measure quality with error bars: one teacher, several of each distilled model; about 70 minutes on two cores."""
-    preset, overrides = split_preset(words or [])
+    preset, overrides = split_preset(args or [])
     from pipelines.workflows import demo as flow
     from pipelines.workflows import seed_study
 

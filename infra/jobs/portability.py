@@ -50,7 +50,7 @@ def check_reachable(stage: str, config: StageConfig, target: Target) -> None:
     Raises:
         UserError: names the setting, its value, and an alternative.
     """
-    for key, uri in configured_uris(stage, config):
+    for key, uri in iter_config_uris(stage, config):
         if _is_path(uri):
             _check_shared(stage, key, uri, config)
         elif uri.startswith(("http://", "https://")) and is_loopback_url(uri) and not target.is_this_machine:
@@ -74,10 +74,10 @@ def check_no_secrets(text: str) -> None:
     Raises:
         UserError: names the source of the secret, not its value.
     """
-    for word in text.split():
-        if strip_password(word) != word:
+    for part in text.split():
+        if strip_password(part) != part:
             raise UserError(
-                f"the settings contain a password ({strip_password(word)}), and everyone who sees the dashboard can "
+                f"the settings contain a password ({strip_password(part)}), and everyone who sees the dashboard can "
                 "read them; remove it and set it on the nodes (MLFLOW_TRACKING_USERNAME and …_PASSWORD, or AWS_…)"
             )
     for name, value in os.environ.items():
@@ -85,7 +85,7 @@ def check_no_secrets(text: str) -> None:
             raise UserError(f"the settings contain the value of {name}; remove it and set {name} on the nodes")
 
 
-def configured_uris(stage: str, config: StageConfig) -> Iterator[tuple[str, str]]:
+def iter_config_uris(stage: str, config: StageConfig) -> Iterator[tuple[str, str]]:
     """Yield key and value of each setting of a stage that holds a path or URI."""
     flat = flatten(config.model_dump(mode="json", exclude=set() if STAGES[stage].uses_storage else {"storage"}))
     for key in ("storage.root", *STAGES[stage].input_paths, *STAGES[stage].output_paths):

@@ -23,12 +23,13 @@ from presto_core.config.sections import (
 )
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.discriminator import PatchHead
-from presto_core.networks.dit import DiT
 from presto_core.networks.flops import (
     LatentShape,
     num_parameters,
     num_tokens,
 )
+from presto_core.networks.network import Network
+from presto_core.networks.table import kind_of
 from presto_core.training import optim
 from presto_core.training.ema import Ema
 from presto_core.training.parallel import SINGLE_PROCESS, Parallel
@@ -79,15 +80,16 @@ def measure_constants(
     return found
 
 
-def _make_network(network: NetworkConfig, shape: LatentShape, depth: int) -> DiT:
-    net = DiT(network.model_copy(update={"depth": depth}), channels=shape.channels, text_dim=shape.text_dim)
+def _make_network(network: NetworkConfig, shape: LatentShape, depth: int) -> Network:
+    settings = network.model_copy(update={"depth": depth})
+    net = kind_of(settings).build(settings, shape.channels, shape.text_dim, None)
     for weight in net.parameters():  # weights that start at zero would be faster to multiply
         nn.init.normal_(weight, std=0.02)
     return net
 
 
 def _time_block_and_outer(
-    net: DiT, shape: LatentShape, kind: PassKind, rows: int, seconds: Seconds
+    net: Network, shape: LatentShape, kind: PassKind, rows: int, seconds: Seconds
 ) -> tuple[float, float]:
     """Return the seconds of one block and of everything else, in a pass of `rows` rows."""
     batch = example_batch(shape, rows)
@@ -119,7 +121,7 @@ def _time_updates(network: NetworkConfig, shape: LatentShape, seconds: Seconds) 
         optimizer = optim.build_adamw(net.parameters(), config)
         size = num_parameters(network.model_copy(update={"depth": depth}), shape)
 
-        def update(net: DiT = net, gradients: list[Tensor] = gradients, optimizer: Any = optimizer) -> None:
+        def update(net: Network = net, gradients: list[Tensor] = gradients, optimizer: Any = optimizer) -> None:
             for weight, gradient in zip(net.parameters(), gradients):
                 weight.grad = gradient
             optim.step({"net": (optimizer, OptimConfig())}, update=0, total_updates=10)

@@ -51,7 +51,7 @@ class PlanRequest:
 
     @property
     def network(self) -> NetworkConfig:
-        teacher = self.configs["base"]
+        teacher = self.configs["teacher"]
         assert isinstance(teacher, TeacherStage)
         return teacher.network
 

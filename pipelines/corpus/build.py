@@ -7,7 +7,6 @@ A folder holds audio/*.flac, rows/*.json (one per finished clip), manifest.jsonl
 from __future__ import annotations
 
 import errno
-import importlib.util
 import multiprocessing
 import os
 import shutil
@@ -35,10 +34,10 @@ from pipelines.corpus.plan import (
     PieceSpec,
     plan_clips,
 )
+from presto_core.extras import check_extra
 
 __all__ = ["BuildSummary", "build_corpus"]
 
-REQUIRED_PACKAGES = ("music21", "mido", "midirenderer", "soundfile", "soxr", "pretty_midi")
 FLAC_BYTES_PER_SECOND = 60_000
 DISK_MARGIN_BYTES = 20_000_000
 MAX_SKIPPED_FRACTION = 0.05
@@ -58,12 +57,6 @@ class BuildSummary:
     reused: int
     skipped: int
     is_cached: bool
-
-
-def _check_packages() -> None:
-    missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(f"the corpus needs missing packages: {', '.join(missing)}; install them")
 
 
 def _check_disk(folder: Path, specs: Sequence[PieceSpec]) -> None:
@@ -136,7 +129,7 @@ def build_corpus(
 
     Raises:
         ValueError: a setting is out of range, or the folder holds something else.
-        ModuleNotFoundError: a package is missing.
+        MissingPackageError: a package is not installed.
         OSError: the disk is full.
         RuntimeError: a worker died, or too many pieces failed.
     """
@@ -150,7 +143,7 @@ def build_corpus(
         real_fraction=real_fraction,
         clip_seconds=clip_seconds,
     )
-    _check_packages()
+    check_extra("corpus", "corpus build")
     folder, identity = Path(folder), make_identity(settings)
     record = claim_folder(folder, identity)
     complete = read_complete_rows(folder, record)

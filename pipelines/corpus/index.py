@@ -1,17 +1,18 @@
 """The vetted list of public-domain pieces: files of the music21 corpus with their key, metre and tune family.
 
 repertoire.tsv in this folder holds metadata only (no notes): planning parses no music, and the split knows which
-files share a melody. vetting.py generates it from the installed music21.
+files share a melody. `python -m tests.support.vetting` generates it from the installed music21.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from presto_core.extras import find_package_folder, import_extra
 
 INDEX_FILE = Path(__file__).with_name("repertoire.tsv")
 FOLDERS = {"bach": "bach", "ryan": "ryansMammoth"}
@@ -35,11 +36,10 @@ class RepertoireEntry:
 
 def find_corpus_folder(collection: str) -> Path:
     """Return the installed folder of a collection, without importing music21."""
-    spec = importlib.util.find_spec("music21")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (path := Path(folder) / "corpus" / FOLDERS[collection]).is_dir():
-            return path
-    raise FileNotFoundError(f"corpus folder {FOLDERS[collection]!r} of music21 is missing; install the package music21")
+    path = find_package_folder("music21", "the corpus's public-domain music") / "corpus" / FOLDERS[collection]
+    if not path.is_dir():
+        raise FileNotFoundError(f"the installed music21 lacks corpus/{FOLDERS[collection]}; install the pinned version")
+    return path
 
 
 @lru_cache(maxsize=1)
@@ -47,7 +47,7 @@ def load_index() -> tuple[RepertoireEntry, ...]:
     """Read the shipped list, in its stable order."""
     header, *rows = INDEX_FILE.read_text(encoding="utf-8").splitlines()
     if header.split("\t") != [field.name for field in fields(RepertoireEntry)]:
-        raise ValueError(f"{INDEX_FILE.name} has columns {header!r}; regenerate it: python -m pipelines.corpus.vetting")
+        raise ValueError(f"{INDEX_FILE.name} has columns {header!r}; regenerate it: python -m tests.support.vetting")
     return tuple(_parse_entry(row.split("\t")) for row in rows)
 
 
@@ -58,8 +58,7 @@ def _parse_entry(cells: Sequence[str]) -> RepertoireEntry:
 
 def parse_file(collection: str, file: str) -> Any:
     """Parse a corpus file with music21 (no pickle is read or written)."""
-    from music21 import converter
-
+    converter = import_extra("music21.converter", "reading a piece of the corpus")
     return converter.parse(find_corpus_folder(collection) / file, forceSource=True, storePickle=False)
 
 

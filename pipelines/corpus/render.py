@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.corpus.score import Piece, to_midi
+from presto_core.extras import find_package_folder, import_extra
 
 SAMPLE_RATE_HZ = 44_100
 SOUNDFONT_FILE = "TimGM6mb.sf2"
@@ -21,11 +21,10 @@ FADE_SECONDS = 0.4
 
 def find_soundfont() -> Path:
     """Return the path of the soundfont in the installed pretty_midi package, without importing the package."""
-    spec = importlib.util.find_spec("pretty_midi")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (path := Path(folder) / SOUNDFONT_FILE).is_file():
-            return path
-    raise FileNotFoundError(f"soundfont {SOUNDFONT_FILE} is missing; install the package pretty_midi, which has it")
+    path = find_package_folder("pretty_midi", "the corpus's soundfont") / SOUNDFONT_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"the installed pretty_midi lacks {SOUNDFONT_FILE}; install the pinned version")
+    return path
 
 
 @lru_cache(maxsize=1)
@@ -35,9 +34,9 @@ def _read_soundfont() -> bytes:
 
 def synthesize(piece: Piece) -> tuple[np.ndarray, int]:
     """Synthesize the piece; return float32 audio [frames, 2] and its sample rate."""
-    import midirenderer
     import soundfile
 
+    midirenderer = import_extra("midirenderer", "rendering music")
     wave = midirenderer.render_wave_from(_read_soundfont(), to_midi(piece))
     audio, sample_rate_hz = soundfile.read(io.BytesIO(wave), dtype="float32", always_2d=True)
     return audio, sample_rate_hz

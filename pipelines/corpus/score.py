@@ -13,6 +13,7 @@ from pipelines.corpus.keys import (
     parse_key,
     pitch_class_weights,
 )
+from presto_core.extras import import_extra
 
 TICKS_PER_BEAT = 480
 DRUM_CHANNEL = 9
@@ -156,8 +157,7 @@ def trim_overlaps(notes: Iterable[Note]) -> list[Note]:
 
 def _make_messages(part: Part, channel: int) -> list[tuple[int, int, object]]:
     """Return (tick, order, message) of a part; at equal ticks a note ends before the next one starts."""
-    import mido
-
+    mido = import_extra("mido", "writing MIDI")
     messages: list[tuple[int, int, object]] = [
         (0, 0, mido.Message("program_change", channel=channel, program=part.program))
     ]
@@ -174,8 +174,7 @@ def _make_messages(part: Part, channel: int) -> list[tuple[int, int, object]]:
 
 def to_midi(piece: Piece) -> bytes:
     """Encode the piece as a type-0 MIDI file; ValueError if it needs more than 15 melodic channels."""
-    import mido
-
+    mido = import_extra("mido", "writing MIDI")
     melodic = iter(MELODIC_CHANNELS)
     events: list[tuple[int, int, object]] = []
     for part in piece.parts:

@@ -12,8 +12,7 @@ from threading import Thread
 
 from pipelines.cluster.session import cluster_address
 from pipelines.console import console, print_table
-from pipelines.doctor import machine_checks as probes
-from pipelines.doctor import service_checks as round_trips
+from pipelines.doctor import machine_checks, service_checks
 from pipelines.stages.resources import SkippedError, list_stages_with_workers
 from pipelines.tracking.client import HOME, strip_password
 from pipelines.workflows.demo import DEMO_FLOW, load_flow_configs
@@ -27,6 +26,11 @@ SECRETS = (
     "MLFLOW_TRACKING_TOKEN",
     "RAY_AUTH_TOKEN",
 )
+EXTRA_PURPOSES = {
+    "corpus": "presto corpus build",
+    "sweep": "presto sweep run",
+    "plots": "presto evaluate and plots of training",
+}
 
 
 class Result(StrEnum):
@@ -76,34 +80,36 @@ def make_checks(preset: str | None, overrides: list[str]) -> list[DoctorCheck]:
     configs = {DEMO_FLOW[name].stage: config for name, config in load_flow_configs(preset, overrides).items()}
     ingest = configs["ingest"]
     root, cluster = ingest.storage.root, ingest.cluster
-    ray = probes.RayCheck(cluster)
-    oobleck = probes.get_codec_kind(ingest) == "oobleck"
+    ray = machine_checks.RayCheck(cluster)
+    oobleck = machine_checks.get_codec_kind(ingest) == "oobleck"
     m4a = ("av", "av", "m4a and AAC files", "pip install 'presto-distill[m4a]'")
     diffusers = ("diffusers", "diffusers", "codec.kind=oobleck", "pip install 'presto-distill[oobleck]'")
     return [
-        DoctorCheck("python", "its version", probes.check_python),
+        DoctorCheck("python", "its version", machine_checks.check_python),
         DoctorCheck(
-            "torch", "its version, GPUs and nccl where workers use them", partial(probes.check_torch_and_gpus, cluster)
+            "torch",
+            "its version, GPUs and nccl where workers use them",
+            partial(machine_checks.check_torch_and_gpus, cluster),
         ),
-        DoctorCheck("disk", f"free space at {HOME}", partial(probes.check_free_space, HOME.absolute())),
+        DoctorCheck("disk", f"free space at {HOME}", partial(machine_checks.check_free_space, HOME.absolute())),
         DoctorCheck(
             "storage",
             f"put, get, list and delete below {root}",
-            partial(round_trips.check_storage, root),
+            partial(service_checks.check_storage, root),
             fix="choose another storage.root",
         ),
         DoctorCheck(
             "conditional put",
             f"two below {root}",
-            partial(round_trips.check_conditional_put, root),
+            partial(service_checks.check_conditional_put, root),
             required=False,
             after="storage",
         ),
-        DoctorCheck("clock", "against the object store's", partial(probes.check_clock, root)),
+        DoctorCheck("clock", "against the object store's", partial(machine_checks.check_clock, root)),
         DoctorCheck(
             "MLflow",
             f"a run with a metric and an artifact in experiment {ingest.tracking.experiment!r}",
-            partial(round_trips.check_mlflow, ingest.tracking),
+            partial(service_checks.check_mlflow, ingest.tracking),
         ),
         DoctorCheck("Ray", _describe_ray(cluster_address(cluster)), ray.connect),
         *(
@@ -115,8 +121,20 @@ def make_checks(preset: str | None, overrides: list[str]) -> list[DoctorCheck]:
             )
             for stage in list_stages_with_workers()
         ),
-        DoctorCheck("PyAV", "for m4a and AAC files", partial(probes.check_package, *m4a), required=False),
-        DoctorCheck("diffusers", "for codec.kind=oobleck", partial(probes.check_package, *diffusers), required=oobleck),
+        DoctorCheck("PyAV", "for m4a and AAC files", partial(machine_checks.check_package, *m4a), required=False),
+        DoctorCheck(
+            "diffusers", "for codec.kind=oobleck", partial(machine_checks.check_package, *diffusers), required=oobleck
+        ),
+        *(
+            DoctorCheck(
+                f"extra: {extra}",
+                f"for {purpose}",
+                partial(machine_checks.check_extra_packages, extra, purpose),
+                required=False,
+            )
+            for extra, purpose in EXTRA_PURPOSES.items()
+        ),
+        DoctorCheck("extra: s3-server", "for presto s3 start", machine_checks.check_s3_program, required=False),
     ]
 
 

@@ -27,9 +27,11 @@ from pipelines.storage.filesystem import (
     endpoint,
     region,
 )
+from pipelines.storage.local_s3 import find_program
 from presto_core.config.schema import StageConfig
 from presto_core.config.sections import ClusterConfig
 from presto_core.errors import UserError
+from presto_core.extras import EXTRAS, check_extra
 
 MIN_FREE_BYTES = 2**30
 MAX_SKEW_S = 300  # S3 refuses a signature 15 minutes off; a clock that has gone this wrong goes on doing so
@@ -141,6 +143,21 @@ def check_package(module: str, distribution: str, purpose: str, fix: str) -> str
     except ImportError:
         raise UserError(f"{distribution} is not installed, which {purpose} needs; {fix}") from None
     return f"{distribution} {metadata.version(distribution)}, for {purpose}"
+
+
+def check_extra_packages(extra: str, purpose: str) -> str:
+    """Versions of the packages of an extra that only some commands need.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    check_extra(extra, purpose)
+    return f"{', '.join(f'{name} {metadata.version(name)}' for name in EXTRAS[extra].values())}, for {purpose}"
+
+
+def check_s3_program() -> str:
+    """The program behind `presto s3 start`; raises UserError if it is not installed."""
+    return f"{find_program()}, for presto s3 start and presto demo"
 
 
 def check_clock(root: str) -> str:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from presto_core.config.sections import StepsConfig
 from presto_core.diffusion.noise import snr_db
+from presto_core.extras import import_extra
 
-matplotlib.use("Agg")
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 ROLES: dict[str, dict[str, Any]] = {
     "p_gen": {},
@@ -26,7 +23,7 @@ ROLES: dict[str, dict[str, Any]] = {
 
 def plot_noise_distributions(steps: StepsConfig, *, sigma_data: float = 1.0) -> bytes:
     """Density of each role's noise over signal-to-noise ratio in decibel (the paper's figure 1)."""
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    figure = make_figure(7, 3.5)
     axes = figure.subplots()
     u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     for role, style in ROLES.items():  # styles that show through each other: roles often share a distribution
@@ -51,7 +48,7 @@ def plot_losses(histories: dict[str, list[tuple[int, float]]]) -> bytes:
     reported = {name: points for name, points in histories.items() if points}
     columns = min(3, max(1, len(reported)))
     rows = -(-max(1, len(reported)) // columns)
-    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+    figure = make_figure(4 * columns, 2.6 * rows)
     for index, (name, points) in enumerate(reported.items(), 1):
         axes = figure.add_subplot(rows, columns, index)
         steps, values = zip(*points)
@@ -72,7 +69,7 @@ def plot_quality_over_seeds(result: dict[str, Any]) -> bytes:
 
 
 def _plot_quality(systems: list[dict[str, Any]], floor: float) -> bytes:
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = make_figure(7, 4)
     axes = figure.subplots()
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in systems:
@@ -89,12 +86,12 @@ def _plot_quality(systems: list[dict[str, Any]], floor: float) -> bytes:
 
 def plot_hidden_variance(variances: dict[str, list[dict[str, Any]]]) -> bytes:
     """Variance of the activations after each block that runs: one panel a model, one line a noise level."""
-    figure = Figure(figsize=(4 * len(variances), 3.5), layout="constrained")
+    figure = make_figure(4 * len(variances), 3.5)
     panels = figure.subplots(1, len(variances), sharey=True, squeeze=False)[0]
     for axes, (label, lines) in zip(panels, variances.items()):
         for i, line in enumerate(lines):
             depths, values = zip(*((int(block) + 1, v) for block, v in line["variance"].items()))
-            color = colormaps["viridis"](i / max(len(lines) - 1, 1))
+            color = get_colormap()(i / max(len(lines) - 1, 1))
             axes.plot(depths, values, marker="o", markersize=3, color=color, label=f"σ = {line['sigma']:g}")
         axes.set(title=label, xlabel="block", yscale="log")
     panels[0].set(ylabel="variance of activations")
@@ -104,7 +101,7 @@ def plot_hidden_variance(variances: dict[str, list[dict[str, Any]]]) -> bytes:
 
 def plot_spectrogram(samples: Samples, rate_hz: int, title: str) -> bytes:
     """Level over time and frequency of mono audio [N]."""
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure = make_figure(9, 3.5)
     axes = figure.subplots()
     with np.errstate(divide="ignore"):  # digital silence is minus infinity dB: drawn in the darkest colour
         axes.specgram(samples, NFFT=2048, Fs=rate_hz, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
@@ -116,7 +113,21 @@ def _format_role_label(role: str, noise: object) -> str:
     return f"{role}: {type(noise).__name__}"
 
 
-def to_png(figure: Figure) -> bytes:
+def make_figure(width: float, height: float) -> Any:
+    """Make an empty figure of matplotlib; sizes are in inches.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    return import_extra("matplotlib.figure", "drawing plots").Figure(figsize=(width, height), layout="constrained")
+
+
+def get_colormap() -> Any:
+    """Return the colours of values in [0, 1]; see `make_figure`."""
+    return import_extra("matplotlib", "drawing plots").colormaps["viridis"]
+
+
+def to_png(figure: Any) -> bytes:
     """A figure as the bytes of a PNG file."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)

@@ -55,8 +55,8 @@ class EvaluatedSystem:
     """One row of the results table.
 
     Attributes:
-        name: e.g. `base dpmpp_2m 40`, `L dpmpp_2m 40`, `LS 4`.
-        role: `base`, `layers`, `student`, or real music from a split: `train`, `held_out`.
+        name: e.g. `teacher dpmpp_2m 40`, `L dpmpp_2m 40`, `LS 4`.
+        role: `teacher`, `layers`, `generator`, or real music from a split: `train`, `held_out`.
         steps: sampling steps; 0 for real music.
         nfe: network evaluations a sample costs.
         model: which of the evaluation's inputs it samples.
@@ -76,7 +76,7 @@ class EvaluatedSystem:
         self, model: Model, noise: Tensor, cond: Any, *, schedule: ScheduleConfig, generator: torch.Generator
     ) -> Tensor:
         """Latents [B, C, T] of any system but real music."""
-        if self.role == "student":
+        if self.role == "generator":
             return sample_generator(model, noise, cond, steps=self.steps, schedule=schedule, generator=generator)
         sampler_config = BaseSampler.model_validate(
             {"sampler": self.sampler, "steps": self.steps, "guidance_scale": self.guidance_scale}
@@ -89,13 +89,13 @@ NOISE_FLOOR = EvaluatedSystem("real music, training split", "train", steps=0, nf
 
 
 def list_compared_systems(config: EvaluateConfig, models: dict[str, Artifact]) -> list[EvaluatedSystem]:
-    """Base samplers (the first is the reference for speed), layer-distilled models, then students.
+    """The teacher's samplers (the first is the reference for speed), layer-distilled models, then generators.
 
     Args:
         models: the evaluation's inputs by role, without the data set.
     """
     teacher_systems = [
-        _make_sampled_system("base", "base", "teacher", sampler_config) for sampler_config in config.base
+        _make_sampled_system("teacher", "teacher", "teacher", sampler_config) for sampler_config in config.base
     ]
     layer_systems, generator_systems = [], []
     for role, label in make_method_labels(models).items():
@@ -103,16 +103,21 @@ def list_compared_systems(config: EvaluateConfig, models: dict[str, Artifact]) -
             layer_systems += [_make_sampled_system(label, "layers", role, how) for how in config.layers]
         elif models[role].kind == "generator":
             generator_systems += [
-                EvaluatedSystem(f"{label} {n}", "student", n, n, role, label) for n in config.student_steps
+                EvaluatedSystem(f"{label} {n}", "generator", n, n, role, label) for n in config.student_steps
             ]
     return teacher_systems + layer_systems + generator_systems
 
 
 def make_method_labels(models: dict[str, Artifact]) -> dict[str, str]:
     """What tables call each model: its method, and its id where several share one."""
-    methods = {role: distillation_method(artifact) for role, artifact in models.items()}
+    methods = {role: _method_label(artifact) for role, artifact in models.items()}
     all_methods = list(methods.values())
     return {role: m if all_methods.count(m) == 1 else f"{m} {models[role].id[:6]}" for role, m in methods.items()}
+
+
+def _method_label(artifact: Artifact) -> str:
+    method = distillation_method(artifact)
+    return "teacher" if method == "base" else method  # "base" is the tag of teachers in the registry
 
 
 def _make_sampled_system(method: str, role: str, model: str, sampler_config: BaseSampler) -> EvaluatedSystem:

@@ -1,7 +1,7 @@
-"""What a validation measures on weights in the making: clips of fixed captions and noise against held-out music.
+"""Validation of weights during training: clips of fixed captions and noise compared with held-out music.
 
-The same weights get the same distances, bit for bit: captions, noise, batches and threads are fixed. Where Ray runs,
-one judge serves all runs of the session that validate alike, so what it knows of held-out music is made once.
+The same weights get the same values, bit for bit: captions, noise, batches and threads are fixed. In a Ray session, one
+validator serves all runs with the same validation settings, so held-out music is embedded once.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from pipelines.inference.model import Model, open_model
 from presto_core.config.validation import ValidationConfig
 from presto_core.errors import UserError
 from presto_core.metrics.block_activity import record_block_activity
-from presto_core.metrics.distances import frechet_distance, mmd
 from presto_core.metrics.embed import PATCH_SECONDS, load_embedder
 from presto_core.metrics.latency import measure_latency
+from presto_core.metrics.table import EmbeddingSets, measure_quality
 from presto_core.training.state import make_step_rng
 
 TIMED_CALLS = 3
@@ -42,13 +42,13 @@ ValidateFn = Callable[[str], dict[str, float]]
 
 
 class Validator:
-    """Judges models of one data set.
+    """Validates models of one data set.
 
     Args:
-        config: of validation; `every`, `backlog` and `keep` play no part.
+        config: of validation; `every`, `backlog` and `keep` are not used.
 
     Raises:
-        UserError: the data set holds nothing out, or its clips are too short for the embedding.
+        UserError: the data set has no held-out rows, or its clips are too short for the embedding.
     """
 
     def __init__(self, config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1) -> None:
@@ -66,7 +66,7 @@ class Validator:
         return load_embedder("musicnn")
 
     def __call__(self, uri: str) -> dict[str, float]:
-        """Distances, blocks and sampling time of the model in a folder."""
+        """The validated metrics of the model in a folder."""
         model = open_model(uri)
         system = system_for_kind(model.artifact.kind, self.config.steps)
         if self.reference is None:
@@ -74,33 +74,26 @@ class Validator:
         parts = [self._embed(model, self._sample_batch(model, system, start)) for start in self._starts]
         generated = np.concatenate(parts)
         try:
-            distances = {
-                metric.__name__: metric(generated=generated, reference=self.reference)
-                for metric in (frechet_distance, mmd)
-            }
+            quality = measure_quality(EmbeddingSets(generated, self.reference), validated_only=True)
         except ValueError as error:
-            raise UserError(f"the weights in {uri} cannot be judged: {error}; lower the learning rate") from error
+            raise UserError(f"the weights in {uri} cannot be validated: {error}; lower the learning rate") from error
         clip = partial(self._sample_one_clip, model, system)
         with record_block_activity(model.network.blocks) as activity:
             clip()
-        return {
-            "fd": distances["frechet_distance"],
-            "mmd": distances["mmd"],
-            "blocks": float(activity.runs),
-            "sampling_ms": measure_latency(clip, calls=TIMED_CALLS).p50_ms,
-        }
+        latency_ms = measure_latency(clip, calls=TIMED_CALLS).p50_ms
+        return {**quality, "blocks_run": float(activity.runs), "latency_ms": latency_ms}
 
     def validate_remote(self, uri: str) -> dict[str, Any]:
-        """The same for a caller in another process: what the user can mend is an entry `error`."""
+        """The same for a caller in another process: a user's error becomes an entry `error`."""
         try:
             return {**self(uri)}
         except UserError as error:
             return {"error": str(error)}
 
     def readiness_error(self) -> str:
-        """Read what it needs; why it cannot, or nothing."""
+        """Read the held-out rows; why that fails, or an empty string."""
         try:
-            return "" if len(self.rows) else "nothing is held out"
+            return "" if len(self.rows) else "the data set has no held-out rows"
         except UserError as error:
             return str(error)
 
@@ -109,7 +102,7 @@ class Validator:
         return range(0, self.config.samples, self.config.batch_size)
 
     def _sample_batch(self, model: Model, system: EvaluatedSystem, start: int) -> Tensor:
-        """Clips start ... of the fixed ones, x0 [B, C, T]."""
+        """The fixed clips from number `start` on: x0 [B, C, T]."""
         count = min(self.config.batch_size, self.config.samples - start)
         return self._sample(model, system, self.rows.take(np.arange(start, start + count) % len(self.rows)), start)
 
@@ -139,10 +132,10 @@ class Validator:
 
 
 def check_validatable(config: ValidationConfig, dataset: LatentDataset) -> None:
-    """Refuse what no judge could measure; knows it from the manifest.
+    """Refuse what cannot be validated, from the manifest alone.
 
     Raises:
-        UserError: nothing is held out, or too few rows, or clips are shorter than the embedding hears.
+        UserError: too few held-out rows, or clips shorter than the embedding's patches.
     """
     held_out = sum(shard.rows for shard in dataset.shards("held_out"))
     if held_out < 2:
@@ -152,19 +145,19 @@ def check_validatable(config: ValidationConfig, dataset: LatentDataset) -> None:
     if config.embedding == "musicnn" and seconds < PATCH_SECONDS:
         raise UserError(
             f"clips of {seconds:.2f} s are shorter than the {PATCH_SECONDS:g} s that validation.embedding=musicnn "
-            "hears; use validation.embedding=latents, or ingest with more ingest.chunk_frames"
+            "needs; use validation.embedding=latents, or ingest with more ingest.chunk_frames"
         )
 
 
 def system_for_kind(kind: str, steps: int) -> EvaluatedSystem:
-    """How a model of this kind is sampled."""
+    """How a model of this artifact kind is sampled."""
     if kind == "generator":
-        return EvaluatedSystem("validated", "student", steps=steps, nfe=steps)
-    return EvaluatedSystem("validated", "base", steps=steps, nfe=steps, sampler="dpmpp_2m")
+        return EvaluatedSystem("validated", "generator", steps=steps, nfe=steps)
+    return EvaluatedSystem("validated", "teacher", steps=steps, nfe=steps, sampler="dpmpp_2m")
 
 
 def get_validator(config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1) -> ValidateFn:
-    """The judge of this Ray session, an actor beside its runs; without Ray, one of this process."""
+    """The validator of this Ray session, an actor; without Ray, one in this process."""
     if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
         return _LazyValidator(partial(Validator, config, dataset_uri, torch_threads=torch_threads))
     actor = get_validator_actor(config, dataset_uri, torch_threads=torch_threads)
@@ -181,11 +174,11 @@ def get_validator(config: ValidationConfig, dataset_uri: str, *, torch_threads: 
 
 
 def get_validator_actor(config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1) -> Any:
-    """The actor that judges by these settings, made when there is none; it ends with the process that made it."""
+    """The actor with these settings, created if there is none; it ends with the process that created it."""
     import ray
 
     settings = json.dumps([config.comparison_settings(), open_dataset(dataset_uri).manifest], sort_keys=True)
-    name = f"presto-judge-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+    name = f"presto-validator-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
     options = {
         "name": name,
         "get_if_exists": True,
@@ -198,7 +191,7 @@ def get_validator_actor(config: ValidationConfig, dataset_uri: str, *, torch_thr
 
 
 class _LazyValidator:
-    """Makes what is called when it is first called."""
+    """Creates the validator on its first call."""
 
     def __init__(self, make: Callable[[], ValidateFn]) -> None:
         self.make = make

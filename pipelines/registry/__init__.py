@@ -1,1 +1,1 @@
-"""The register of artifacts: what versions were made from and how good they are; to find, move, promote."""
+"""The model registry: find, compare, move and promote versions of artifacts, with their lineage and quality."""

@@ -1,4 +1,4 @@
-"""The register as it is read: versions by reference or by filter, with their aliases; all searching is MLflow's."""
+"""Queries of the registry: versions by reference or by filter, with their aliases; MLflow does the searching."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from pipelines.registry.names import (
     RegistryError,
     parse_reference,
 )
-from pipelines.registry.search_filter import NUMBERS, Clause
+from pipelines.registry.search_filter import NUMBERS, REGISTRY_NAMES, Clause
+from presto_core.metrics.table import canonical_name
 
 PAGE_SIZE = 100
-MAX_RESULTS = 1000  # that MLflow gives at once
+MAX_RESULTS = 1000  # MLflow's limit per request
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class Version:
     """A registered version.
 
     Attributes:
-        number: MLflow's, in order of registration.
-        aliases: that point to it.
-        tags: what was said of it when it was registered, judged or promoted.
+        number: MLflow's version number, in order of registration.
+        aliases: aliases that point to it.
+        tags: facts recorded when it was registered, evaluated or promoted.
+        mlflow_run: id of its MLflow run.
     """
 
     name: str
@@ -38,6 +40,10 @@ class Version:
     tags: dict[str, str]
     mlflow_run: str
     created_ms: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}@v{self.number}"
 
     @property
     def content(self) -> str:
@@ -71,16 +77,16 @@ class Version:
 
     @property
     def measurements(self) -> dict[str, Any]:
-        """What an evaluation found: numbers by name, and texts such as hardware and embedding."""
+        """Results of an evaluation: numbers by name, and texts such as hardware and embedding."""
         tag_values = {k.removeprefix(names.MEASURED): v for k, v in self.tags.items() if k.startswith(names.MEASURED)}
-        return {key: float(value) if key in NUMBERS else value for key, value in tag_values.items()}
+        return {canonical_name(key): float(value) if key in NUMBERS else value for key, value in tag_values.items()}
 
     @property
     def created_at(self) -> str:
         return datetime.fromtimestamp(self.created_ms / 1000, UTC).isoformat(timespec="seconds")
 
     def to_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the form for --json."""
         return {
             "name": self.name,
             "version": self.number,
@@ -103,24 +109,24 @@ class Version:
 
 @dataclass
 class Catalog:
-    """Reading access.
+    """Read access to the registry.
 
     Attributes:
-        client: mlflow.MlflowClient.
+        client: an mlflow.MlflowClient.
     """
 
     client: Any
 
     @cached_property
     def models(self) -> dict[str, Any]:
-        """Registered models by name, with aliases and tags: as they were at the first look."""
+        """Registered models by name, with aliases and tags, as of the first access."""
         return {model.name: model for model in self.client.search_registered_models(max_results=MAX_RESULTS)}
 
     def find(self, text: str) -> Version:
-        """The one version that a reference or an artifact's id means.
+        """Return the version that a reference or an artifact's id names.
 
         Raises:
-            RegistryError: there is none, or several begin with that hash.
+            RegistryError: there is no such version, or several start with that hash.
         """
         reference = parse_reference(text)
         if reference is None:
@@ -128,7 +134,7 @@ class Catalog:
         return self.get(reference)
 
     def get(self, reference: Reference) -> Version:
-        """The version of a reference by name; raises RegistryError as `find` does."""
+        """Return the version of a parsed reference; raises RegistryError as `find` does."""
         from mlflow.exceptions import MlflowException
 
         name, alias = reference.name, reference.alias
@@ -148,13 +154,13 @@ class Catalog:
             f"{model}@{alias}" for model, registered_model in self.models.items() for alias in registered_model.aliases
         )
         listing = ", ".join(references[:20]) or "nothing yet"
-        hint = "Run the stage that makes it, or give an artifact's id or URI"
-        return f"the registry has no {reference}; it has {listing}. {hint}"
+        hint = "run the stage that makes it, or name an artifact's id or URI"
+        return f"the registry has no {reference}, it has {listing}; {hint}"
 
     def _find_by_artifact(self, text: str) -> Version:
         if not re.fullmatch(r"[0-9a-f]{16}", text):
             raise RegistryError(
-                f"{text!r} names no version; write presto-generator@champion, @v3, a hash or an artifact's id"
+                f"{text!r} names no version; use presto-generator@champion, @v3, a hash or an artifact's id"
             )
         return self._find_one(f"tags.`{names.ARTIFACT_ID}` = '{text}'", text)
 
@@ -162,18 +168,18 @@ class Catalog:
         versions = [self._to_version(v) for v in self.client.search_model_versions(query, max_results=PAGE_SIZE)]
         if len({v.content for v in versions}) > 1:
             matches = ", ".join(f"{v.name}@v{v.number}" for v in versions)
-            raise RegistryError(f"{label} means several versions: {matches}; name one")
+            raise RegistryError(f"{label} matches several versions: {matches}; name one of them")
         if not versions:
-            raise RegistryError(f"the registry has no version {label}; look with: presto registry list")
+            raise RegistryError(f"the registry has no version {label}; list versions with: presto registry list")
         return versions[0]
 
     def search(self, clauses: list[Clause], *, limit: int = 50, order: str = "") -> list[Version]:
-        """Versions that fit all clauses: the newest first, or the least by a number.
+        """Return versions that match all clauses: newest first, or smallest first by the number `order`.
 
-        The data base compares: each version's run holds what it is found by.
+        The database filters: each version's run holds the searchable metrics, params and tags.
         """
         query = [f"tags.`{names.CONTENT}` LIKE '%'", *(clause.mlflow_filter for clause in clauses)]
-        order_by = [f"metrics.`{names.METRIC}{order}` ASC"] if order else ["attributes.start_time DESC"]
+        order_by = [f"metrics.`{names.METRIC}{REGISTRY_NAMES[order]}` ASC"] if order else ["attributes.start_time DESC"]
         runs = self.client.search_runs(
             self._list_experiment_ids(), " and ".join(query), max_results=min(limit, MAX_RESULTS), order_by=order_by
         )
@@ -182,7 +188,7 @@ class Catalog:
         return [v for v in versions if v.name in (wanted or [v.name])][:limit]
 
     def find_by_runs(self, runs: list[str]) -> list[Version]:
-        """Versions of MLflow runs, in the order of the runs."""
+        """Return the versions of MLflow runs, in the order of the runs."""
         rank = {run: number for number, run in enumerate(runs)}
         versions: list[Version] = []
         for start in range(0, len(runs), PAGE_SIZE):
@@ -191,22 +197,22 @@ class Catalog:
         return sorted(versions, key=lambda v: (rank[v.mlflow_run], v.name, -v.number))
 
     def find_by_artifacts(self, ids: list[str]) -> list[Version]:
-        """One version of each artifact: that which was touched last, where it has several names."""
+        """Return one version per artifact: the last updated one, if it has several names."""
         newest_versions = [self.list_artifact_versions(artifact_id)[:1] for artifact_id in ids]
         return [version for versions in newest_versions for version in versions]
 
     def list_artifact_versions(self, artifact_id: str) -> list[Version]:
-        """All versions of one artifact, under whatever names."""
+        """Return all versions of one artifact, under all names."""
         return self._search_all(f"tags.`{names.ARTIFACT_ID}` = '{artifact_id}'")
 
     def list_newest(self, name: str, *, limit: int, method: str = "") -> list[Version]:
-        """Versions of one model, the newest first."""
+        """Return versions of one model, newest first."""
         query = f"name = '{name}'" + (f" and tags.`{names.METHOD}` = '{method}'" if method else "")
         mlflow_versions = self.client.search_model_versions(query, max_results=limit, order_by=["version_number DESC"])
         return [self._to_version(v) for v in mlflow_versions]
 
     def list_all(self) -> list[Version]:
-        """All versions: for upkeep, not for a look."""
+        """Return all versions, for maintenance; slow in a large registry."""
         return [version for name in sorted(self.models) for version in self._search_all(f"name = '{name}'")]
 
     def _search_all(self, query: str) -> list[Version]:

@@ -1,4 +1,4 @@
-"""What must hold between the artifacts a stage starts from, checked before any work; and what a model is called."""
+"""Checks that a stage's input artifacts fit together, made before any work; and the name of a model's method."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from presto_core.networks.layer_budget import LayerBudget
 
 
 def distillation_method(artifact: Artifact) -> str:
-    """How a model was made, as tables name it: base, L, ASE, S, LS, ASE-S, or S-drop (blocks of the base dropped)."""
+    """Return a model's method as in tables: base (teacher), L, ASE, S, LS, ASE-S, S-drop (teacher blocks dropped)."""
     budget = (artifact.manifest.get("model") or {}).get("layer_budget") or {}
     exits_early = budget.get("mode") == "ase"
     if artifact.kind == "layers":
@@ -23,13 +23,15 @@ def distillation_method(artifact: Artifact) -> str:
 
 
 def check_teacher_matches_dataset(teacher: Artifact, dataset: Artifact) -> None:
-    """The base must be one, trained on latents of the same codec, text encoder and statistics.
+    """Check that a teacher was trained on latents of the data set's codec, text encoder and statistics.
 
     Raises:
-        UserError: it is not.
+        UserError: it was not, or is not a teacher.
     """
     if teacher.kind != "teacher":
-        raise UserError(f"inputs.teacher={teacher.uri} is a {teacher.kind}, not a teacher")
+        raise UserError(
+            f"inputs.teacher={teacher.uri} is a {teacher.kind}, not a teacher; name a model of presto train-teacher"
+        )
     data = dataset.manifest.get("dataset", {})
     difference = _find_difference(teacher.manifest["model"], data | data.get("latents", {}))
     if difference:
@@ -40,21 +42,21 @@ def check_teacher_matches_dataset(teacher: Artifact, dataset: Artifact) -> None:
 
 
 def check_layers_match_teacher(layers: Artifact, teacher: Artifact) -> None:
-    """A layer-distilled model must be one, with its table, and come from this base.
+    """Check that a layer-distilled model has a layer budget and was distilled from this teacher.
 
     Raises:
-        UserError: it is not.
+        UserError: it has none, has another teacher, or is not a layer-distilled model.
     """
     if layers.kind != "layers":
         raise UserError(
-            f"inputs.layers={layers.uri} is a {layers.kind}; give a model that presto distill-layers made, such as "
+            f"inputs.layers={layers.uri} is a {layers.kind}; name a model of presto distill-layers, such as "
             "presto-generator@candidate-l"
         )
     try:
         LayerBudget.from_dict(layers.manifest["model"]["layer_budget"])
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"layer-distilled model {layers.id} has no table of blocks by noise level, so what it runs is unknown; "
+            f"layer-distilled model {layers.id} has no layer budget, so the blocks it runs are unknown; "
             "make it again with presto distill-layers"
         ) from None
     teacher_id = layers.manifest["parents"].get("teacher")
@@ -66,27 +68,27 @@ def check_layers_match_teacher(layers: Artifact, teacher: Artifact) -> None:
 
 
 def check_comparable(models: dict[str, Artifact], teacher: Artifact) -> None:
-    """Models judged beside a base must be distilled ones, of the same codec, text encoder and statistics.
+    """Check that models are distilled and share the teacher's codec, text encoder and latent statistics.
 
     Raises:
-        UserError: one is not.
+        UserError: one of them does not.
     """
     for model in models.values():
         if model.kind not in ("layers", "generator"):
             raise UserError(
-                f"{model.uri} is a {model.kind}; beside the base, evaluate compares layer-distilled models and "
-                "generators: mend inputs.compared and inputs.generator"
+                f"{model.uri} is a {model.kind}, but evaluate compares a teacher with layer-distilled models and "
+                "generators; correct inputs.compared and inputs.generator"
             )
         difference = _find_difference(model.manifest["model"], teacher.manifest["model"])
         if difference:
             raise UserError(
-                f"{model.kind} {model.id} and teacher {teacher.id} differ in their {difference}; judge it beside its "
-                f"own base: inputs.teacher={model.manifest['parents'].get('teacher')}"
+                f"{model.kind} {model.id} and teacher {teacher.id} differ in their {difference}; evaluate it with "
+                f"its own teacher: inputs.teacher={model.manifest['parents'].get('teacher')}"
             )
 
 
 def _find_difference(model: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """The first of what two descriptions of latents must share and do not."""
+    """Return the first property that two descriptions of latents must share and do not, or None."""
     for name, key in (("codec", "codec"), ("text encoder", "text")):
         if model[key]["digest"] != other.get(key, {}).get("digest"):
             return name

@@ -1,4 +1,4 @@
-"""In what two versions differ: settings, what was measured, parents, code and environment."""
+"""Differences between two versions: settings, measurements, parents, code and environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Pair = tuple[Any, Any]
 
 
 def diff_versions(client: Any, one: Version, other: Version) -> dict[str, dict[str, Pair]]:
-    """Section -> what -> (of the one, of the other): only what differs.
+    """Return section -> key -> (value of `one`, value of `other`), for keys that differ.
 
     Raises:
         StoreError: an artifact cannot be read.

@@ -1,4 +1,4 @@
-"""What an evaluation found, told to the versions it judged: as numbers to search by, and as texts to read."""
+"""Writes evaluation results onto the evaluated versions: numbers to search by, and texts to read."""
 
 from __future__ import annotations
 
@@ -10,27 +10,17 @@ from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.publish import retry_conflicts
 from presto_core.artifacts.manifest import Artifact
+from presto_core.metrics.table import METRICS
 
-REPORT_METRICS = {
-    "fd": "fd",
-    "fd_to_base": "fd_to_base",
-    "mmd": "mmd",
-    "density": "density",
-    "coverage": "coverage",
-    "nfe": "nfe",
-    "blocks": "blocks_run",
-    "latency_ms": "sampling_ms",
-    "speed_up": "speed_up",
-}
 EMBEDDINGS = "embeddings.safetensors"
 
 
 def select_best_rows(result: dict[str, Any], model_ids: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Artifact id -> the system by which its model is known: that of the least Fréchet distance.
+    """Return artifact id -> the row of its model's best system: the one with the smallest Fréchet distance.
 
     Args:
-        result: what report.json holds.
-        judged: role -> artifact id.
+        result: content of report.json.
+        model_ids: input role -> artifact id.
     """
     best: dict[str, dict[str, Any]] = {}
     for row in sorted(result["systems"], key=lambda row: float(row["fd"])):
@@ -39,13 +29,13 @@ def select_best_rows(result: dict[str, Any], model_ids: dict[str, str]) -> dict[
 
 
 def record_measurements(client: Any, report: Artifact, result: dict[str, Any]) -> list[Version]:
-    """Tag every version that a report judged; returns them."""
+    """Tag every version that a report evaluated, and return them."""
     catalog = Catalog(client)
     best = select_best_rows(result, report.manifest["parents"])
     versions = [version for artifact_id in best for version in catalog.list_artifact_versions(artifact_id)]
     for version in versions:
         row = best[version.artifact_id]
-        numbers = {name: float(row[key]) for name, key in REPORT_METRICS.items() if key in row}
+        numbers = {m.registry_name: float(row[m.name]) for m in METRICS.values() if m.registry_name and m.name in row}
         hardware, embedding = result["hardware"], result["embedding"]
         texts = {
             "system": str(row["name"]),

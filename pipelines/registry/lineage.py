@@ -1,4 +1,4 @@
-"""What a version was made from, up to the data: as a tree of text, and as a picture (SVG)."""
+"""Lineage of a version up to the data, as a text tree and as an SVG graph."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 250, 62, 30, 46, 16
 
 @dataclass
 class LineageGraph:
-    """Ancestors of a version, itself included.
+    """A version and its ancestors.
 
     Attributes:
-        versions: by artifact id; an ancestor that is not registered is missing.
+        start: artifact id of the version.
+        versions: by artifact id, without ancestors that are not registered.
         parents: artifact id -> role -> artifact id.
     """
 
@@ -28,7 +29,7 @@ class LineageGraph:
     parents: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the form for --json."""
         nodes = [
             {"id": node, "version": self.versions[node].to_dict() if node in self.versions else None}
             for node in self.parents
@@ -37,12 +38,12 @@ class LineageGraph:
         return {"start": self.start, "nodes": nodes, "edges": edges}
 
     def depth(self, node: str) -> int:
-        """0 for what has no parents; else one more than the last of its parents."""
+        """Return 0 for a node without parents, else one more than its deepest parent."""
         return 1 + max((self.depth(p) for p in self.parents.get(node, {}).values()), default=-1)
 
 
 def trace_lineage(catalog: Catalog, version: Version) -> LineageGraph:
-    """Follow parents as the registry knows them."""
+    """Follow the parents that the registry records."""
     graph = LineageGraph(version.artifact_id, {version.artifact_id: version})
     queue = [version.artifact_id]
     while queue:
@@ -56,7 +57,7 @@ def trace_lineage(catalog: Catalog, version: Version) -> LineageGraph:
 
 
 def render_tree(graph: LineageGraph) -> Tree:
-    """The version at the root, what it was made from below it; what was shown once is not unfolded again."""
+    """Return a tree with the version at the root and its parents below; a node is expanded once."""
     shown: set[str] = set()
 
     def add_branch(node: str, role: str, parent_branch: Tree | None) -> Tree:
@@ -74,7 +75,7 @@ def render_tree(graph: LineageGraph) -> Tree:
 
 
 def render_svg(graph: LineageGraph) -> str:
-    """A picture from the data at the top to the version at the bottom; it needs nothing but itself."""
+    """Return a self-contained SVG, from the data at the top to the version at the bottom."""
     rows: dict[int, list[str]] = {}
     for node in graph.parents:
         rows.setdefault(graph.depth(node), []).append(node)
@@ -97,11 +98,11 @@ def render_svg(graph: LineageGraph) -> str:
 
 
 def _label_lines(graph: LineageGraph, node: str) -> list[str]:
-    """What a node is called, in up to three short lines."""
+    """Return a node's label, in up to three short lines."""
     version = graph.versions.get(node)
     if version is None:
         return [node, "not registered"]
-    lines = [f"{version.name}@v{version.number}", f"{version.method or version.kind} {version.content[:HASH_DIGITS]}"]
+    lines = [version.label, f"{version.method or version.kind} {version.content[:HASH_DIGITS]}"]
     fd = version.measurements.get("fd")
     last = [*version.aliases, *([f"FD {fd:.2f}"] if fd is not None else [])]
     return lines + ([f"({', '.join(last)})"] if last else [])

@@ -1,4 +1,4 @@
-"""An artifact in a folder of this machine: whether it is exactly what its manifest says, and nothing else."""
+"""Checks that a local folder holds exactly the artifact that its manifest describes."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ MANIFEST_LIMIT = 512 * 2**20
 
 
 def iter_regular_files(folder: Path) -> Iterator[str]:
-    """Names of the files below a folder.
+    """Yield the relative names of the files below a folder.
 
     Raises:
-        UnsafeArtifactError: there is a link, a device or a socket among them.
+        UnsafeArtifactError: the folder holds a link, a device, a pipe or a socket.
     """
     for parent, folders, files in os.walk(folder, followlinks=False):
         for name in (*folders, *files):
             path = Path(parent) / name
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
-                raise UnsafeArtifactError(f"{path} is a symbolic link; an artifact holds files alone")
+                raise UnsafeArtifactError(f"{path} is a symbolic link; remove it, an artifact holds regular files only")
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise UnsafeArtifactError(f"{path} is a device, a pipe or a socket; an artifact holds files alone")
+                raise UnsafeArtifactError(
+                    f"{path} is a device, a pipe or a socket; remove it, an artifact holds regular files only"
+                )
             if stat.S_ISREG(mode):
                 yield path.relative_to(folder).as_posix()
 
 
 def read_local_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a pulled artifact's folder.
+    """Read the manifest of an artifact's local folder.
 
     Raises:
-        StoreError: there is none, or it is damaged.
+        StoreError: the manifest is missing or damaged.
     """
     path = folder / MANIFEST
     try:
@@ -49,20 +51,20 @@ def read_local_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise StoreError(
-            f"{path} does not exist; name the folder of an artifact, such as one that was pulled"
+            f"{path} does not exist; name the folder of an artifact, such as one made by presto registry pull"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: {str(error)[:200]}") from None
+        raise StoreError(f"{path} is damaged: {str(error)[:200]}; pull the artifact again") from None
     if not isinstance(manifest, dict):
-        raise StoreError(f"{path} is no manifest")
+        raise StoreError(f"{path} is not a manifest but a JSON {type(manifest).__name__}; pull the artifact again")
     return manifest
 
 
 def check_artifact_folder(folder: Path) -> tuple[dict[str, Any], dict[str, FileEntry]]:
-    """The manifest and files of an artifact's folder: all that it lists, nothing else, each with its hash and kind.
+    """Return the manifest and files of an artifact's folder, after checking every file's name, size, hash and type.
 
     Raises:
-        UnsafeArtifactError: something is not as the manifest says, or must not be in an artifact.
+        UnsafeArtifactError: a file is missing, unlisted, different from the manifest, or of a forbidden type.
     """
     present = set(iter_regular_files(folder))
     manifest = read_local_manifest(folder)
@@ -75,11 +77,11 @@ def check_artifact_folder(folder: Path) -> tuple[dict[str, Any], dict[str, FileE
         with (folder / name).open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             if size != entry.bytes:
-                raise UnsafeArtifactError(f"{name} has {size} bytes where its manifest says {entry.bytes}")
+                raise UnsafeArtifactError(f"{name} has {size} bytes, but its manifest lists {entry.bytes}")
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             if digest != entry.sha256:
                 raise UnsafeArtifactError(
-                    f"{name} has sha256 {digest[:12]}... where its manifest says {entry.sha256[:12]}..."
+                    f"{name} has sha256 {digest[:12]}..., but its manifest lists {entry.sha256[:12]}..."
                 )
             check_content(name, stream, size)
     return manifest, files

@@ -1,4 +1,4 @@
-"""`verify` reads stored versions again byte by byte; `gc` finds what nothing refers to, and removes it when told to."""
+"""Maintenance: `verify_version` re-reads a stored version, `find_garbage` finds artifacts that nothing refers to."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FORK_SEPARATOR = "/"
 
 
 def verify_version(version: Version, on_read: Callable[[int], None] = lambda size: None) -> list[str]:
-    """What is wrong with a version's stored bytes, one sentence each; none where all is as it was committed.
+    """Re-read a version's stored bytes and return the problems, one message each.
 
     Args:
-        told: hears how many bytes were read.
+        on_read: called with the size of each file that was read.
     """
     try:
         artifact = read_artifact(open_folder(version.uri))
@@ -37,9 +37,7 @@ def verify_version(version: Version, on_read: Callable[[int], None] = lambda siz
     content = content_hash(artifact.manifest)
     problems = []
     if version.content and content != version.content:
-        problems.append(
-            f"its manifest is {content[:12]}, where the registry says {version.content[:12]}: it was changed"
-        )
+        problems.append(f"its manifest changed: content {content[:12]}, but the registry has {version.content[:12]}")
     folder = open_folder(version.uri)
     for name, entry in files.items():
         try:
@@ -49,7 +47,7 @@ def verify_version(version: Version, on_read: Callable[[int], None] = lambda siz
         on_read(entry.bytes)
     foreign = {info.path for info in folder.list_files(recursive=True)}
     foreign -= {folder.file_path(name) for name in (MANIFEST, *files)}
-    problems += [f"{path} lies there and is in no manifest" for path in sorted(foreign)[:5]]
+    problems += [f"{path} is not listed in the manifest" for path in sorted(foreign)[:5]]
     return problems
 
 
@@ -59,10 +57,10 @@ def _check_file(folder: Folder, name: str, sha256: str, size: int) -> None:
         digest.update(block)
         count += len(block)
     if count != size:
-        raise UnsafeArtifactError(f"{name} has {count} bytes where its manifest says {size}")
+        raise UnsafeArtifactError(f"{name} has {count} bytes, but its manifest lists {size}")
     if digest.hexdigest() != sha256:
         raise UnsafeArtifactError(
-            f"{name} is damaged: sha256 {digest.hexdigest()[:12]}... where its manifest says {sha256[:12]}..."
+            f"{name} is damaged: sha256 {digest.hexdigest()[:12]}..., but its manifest lists {sha256[:12]}..."
         )
     with folder.filesystem.open_input_file(folder.file_path(name)) as stream:
         check_content(name, stream, size)
@@ -73,7 +71,7 @@ class GarbageItem:
     """A folder below storage.root that nothing refers to.
 
     Attributes:
-        why: it is there at all, as far as can be told.
+        why: what it is, and why nothing refers to it.
     """
 
     uri: str
@@ -83,11 +81,11 @@ class GarbageItem:
 
 
 def find_garbage(root: Folder, versions: list[Version], *, older_than: timedelta) -> list[GarbageItem]:
-    """Artifacts that are no registered version, no ancestor of one, of no run that goes on; and halves of some.
+    """Return artifacts, unfinished ones included, that no registered version, ancestor or active run refers to.
 
     Args:
-        versions: all that are registered, wherever they lie.
-        older_than: younger ones are left, since someone may be about to register them.
+        versions: all registered versions, of any storage root.
+        older_than: minimum age; a younger artifact may be about to be registered.
     """
     artifacts, runs = root.child("artifacts"), root.child("runs")
     active_runs = set(runs.list_folders())
@@ -95,7 +93,7 @@ def find_garbage(root: Folder, versions: list[Version], *, older_than: timedelta
     referenced |= {parent for version in versions for parent in version.parents.values()}
     manifests = {name: _try_read_manifest(artifact_folder(root, name)) for name in artifacts.list_folders()}
     queue = list(referenced)
-    while queue:  # ancestors, which need not be registered
+    while queue:  # ancestors, registered or not
         parents = (manifests.get(queue.pop()) or {}).get("parents", {}).values()
         queue += [parent for parent in parents if parent not in referenced]
         referenced |= set(parents)
@@ -104,7 +102,7 @@ def find_garbage(root: Folder, versions: list[Version], *, older_than: timedelta
     for name, manifest in manifests.items():
         folder = artifact_folder(root, name)
         if name not in referenced and _newest_mtime(folder) < cutoff:
-            why = f"a {manifest['kind']} that is not registered" if manifest else "it was never finished"
+            why = f"a {manifest['kind']} that is not registered" if manifest else "an unfinished artifact"
             items.append(GarbageItem(folder.uri, _total_bytes(folder), why, folder))
     return items
 
@@ -121,7 +119,7 @@ def _try_read_manifest(folder: Folder) -> dict[str, Any] | None:
         return None
     try:
         return read_artifact(folder).manifest
-    except UserError:  # damaged: it is kept if something refers to it, so that verify can tell
+    except UserError:  # damaged: kept if something refers to it, so that verify reports it
         return {"kind": "damaged artifact", "parents": {}}
 
 

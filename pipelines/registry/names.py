@@ -1,4 +1,4 @@
-"""What things are called in the register: models, aliases, tags, and the ways to refer to a version."""
+"""Names in the registry: models, aliases, tags, and references to versions."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ MODEL_KINDS = ("teacher", "layers", "generator")
 
 CANDIDATE, CHAMPION, ARCHIVED = "candidate", "champion", "archived-"
 LICENCES, BUDGET, SIZE = "presto.licences", "presto.budget", "presto.bytes"
-REGISTERED_AS = "presto.as."  # tag of a run, with the name of the model: its version there
+REGISTERED_AS = "presto.as."  # tag of a run, followed by a model's name: its version number
 PROMOTION_LOG_TAG = "presto.record"  # tag of a model: the folder whose files decide which version is champion
-MEASURED = "presto.measured."  # tags of a version: what an evaluation found
-METRIC = "registry."  # metrics of a run: the same as numbers, to search in
+MEASURED = "presto.measured."  # tags of a version: results of an evaluation
+METRIC = "registry."  # metrics of a run: the same results as numbers, for searches
 
 HASH_DIGITS = 12
 
 
 class RegistryError(UserError):
-    """The register does not know what was asked for, or refuses it; the message says why and the mend."""
+    """The registry does not have what was requested, or refuses it; the message has the cause and the fix."""
 
 
 def candidate_alias(method: str) -> str:
-    """The alias of the newest version of one method: candidate-l, candidate-s, candidate-ls, candidate-ase, ..."""
+    """Return the alias of a method's newest version: candidate-l, candidate-s, candidate-ls, candidate-ase, ..."""
     return f"{CANDIDATE}-{re.sub(r'[^a-z0-9]+', '-', method.lower())}"
 
 
@@ -50,9 +50,9 @@ class Reference:
     """A version as a user names it.
 
     Attributes:
-        name: of the model.
+        name: name of the model.
         alias: candidate, champion, ..., or the first digits of a content hash.
-        number: MLflow's number of the version; 0 where an alias is given.
+        number: MLflow's version number; 0 if the reference has an alias.
     """
 
     name: str
@@ -64,18 +64,18 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference | None:
-    """A reference by name; None where it is an artifact's id or a place.
+    """Parse a reference by name; return None for an artifact's id or URI.
 
     `presto-generator`, `presto-generator@champion`, `presto-generator@v3`, `presto-generator@3f9c1a2b` (content hash),
     `models:/presto-generator@champion`, `models:/presto-generator/3`; an alias alone is one of presto-generator.
 
     Raises:
-        RegistryError: it begins with models:/ and goes on otherwise.
+        RegistryError: it starts with models:/ and is not one of these forms.
     """
     if text.startswith("models:/"):
         match = re.fullmatch(r"models:/([^/@]+)(?:@([\w-]+)|/(\d+))", text)
         if not match:
-            raise RegistryError(f"{text!r} is no model; write models:/{GENERATOR}@champion or models:/{GENERATOR}/3")
+            raise RegistryError(f"{text!r} names no model; use models:/{GENERATOR}@champion or models:/{GENERATOR}/3")
         return Reference(match[1], match[2] or CANDIDATE, int(match[3] or 0))
     if "/" in text or re.fullmatch(r"[0-9a-f]{16}", text):
         return None

@@ -1,4 +1,4 @@
-"""Who is champion: promoted through the gate, rolled back in one step; of writers at the same time one wins."""
+"""Promotes a version to champion if it passes the checks, and rolls back; safe with concurrent writers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pipelines.registry.promotion_log import PromotionLog, PromotionRecord
 from pipelines.registry.publish import open_promotion_log_folder, retry_conflicts
 from presto_core.config.promotion import PromoteConfig
 
-ATTEMPTS = 64  # as many as may be promoted in the meantime by others before we give up
+ATTEMPTS = 64  # concurrent promotions by others that one attempt can lose against
 
 
 @dataclass(frozen=True)
 class PromotionDecision:
-    """What became of an attempt to promote.
+    """Outcome of an attempt to promote.
 
     Attributes:
-        entry: the record's new entry; None where the gate refused, it was a trial, or nothing had to change.
+        record: the new entry of the log; None if a check failed, in a dry run, or if nothing changed.
     """
 
     candidate: Version
@@ -39,7 +39,7 @@ class PromotionDecision:
         return all(check.passed for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the form for --json."""
         return {
             "candidate": self.candidate.to_dict(),
             "champion": self.champion and self.champion.to_dict(),
@@ -54,19 +54,19 @@ class Promoter:
     """Promotes and rolls back versions of registered models.
 
     Attributes:
-        judge: the gate; told apart so that what is decided and how can be seen apart.
+        gate: returns the checks of a candidate; tests of concurrency replace it.
     """
 
     client: Any
     gate: Callable[..., list[PromotionCheck]] = field(default=run_checks)
 
     def promote(self, reference: str, limits: PromoteConfig, *, why: str, dry_run: bool = False) -> PromotionDecision:
-        """Put a version through the gate; if it passes, make it champion.
+        """Check a version and make it champion if it passes.
 
-        Where another version became champion meanwhile, the gate is asked again, against that one.
+        If another version becomes champion meanwhile, the checks run again against that one.
 
         Raises:
-            RegistryError: no such version, or others kept promoting.
+            RegistryError: there is no such version, or others promoted `ATTEMPTS` times meanwhile.
         """
         candidate = Catalog(self.client).find(reference)
         log = PromotionLog(open_promotion_log_folder(self.client, candidate.name))
@@ -85,33 +85,35 @@ class Promoter:
                 self.sync_aliases(candidate.name, log)
                 return PromotionDecision(candidate, champion, table, record)
         raise RegistryError(
-            f"{ATTEMPTS} other versions of {candidate.name} were promoted meanwhile; look, and try again"
+            f"{ATTEMPTS} other versions of {candidate.name} were promoted meanwhile; see presto registry list, and retry"
         )
 
     def rollback(self, name: str, *, why: str, dry_run: bool = False) -> tuple[Version, Version]:
-        """Make the champion before this one champion again; returns both, the new one first.
+        """Make the previous champion champion again; return both, the new one first.
 
         Raises:
-            RegistryError: there is none before it, or someone else was quicker.
+            RegistryError: there is no previous champion, or another writer changed the champion meanwhile.
         """
         log = PromotionLog(open_promotion_log_folder(self.client, name))
         head = log.read_head()
         if head is None or not head.before:
-            raise RegistryError(f"{name} has no champion before this one to go back to")
+            raise RegistryError(f"{name} has no previous champion; promote a version instead")
         target = log.read(head.before)
         current, former = self._get_champion(name, head), self._get_champion(name, target)
         assert current is not None
         assert former is not None
         if not dry_run:
             if not log.add(_make_record(head, "rollback", former, before=target.before, why=why, table=[])):
-                raise RegistryError(f"someone else changed the champion of {name} at this moment; look, and try again")
+                raise RegistryError(
+                    f"another writer changed the champion of {name} meanwhile; see presto registry list, and retry"
+                )
             self.sync_aliases(name, log)
         return former, current
 
     def sync_aliases(self, name: str, log: PromotionLog) -> None:
-        """Make MLflow's aliases say what the record does: champion, and archived-<number> for former ones.
+        """Set MLflow's aliases as in the log: champion, and archived-<number> for former champions.
 
-        Whoever wrote last looks again, so that of writers at the same time none leaves an older champion behind.
+        Every writer reads the log again after it wrote, so that concurrent writers do not leave an older champion.
         """
         while True:
             entries = log.read_all()
@@ -130,7 +132,7 @@ class Promoter:
 
 
 def _compute_aliases(entries: list[PromotionRecord]) -> dict[str, int]:
-    """alias -> version: that of the last entry is champion, each other former one archived under its last promotion."""
+    """Return alias -> version: the last entry is champion, each former one is archived under its last promotion."""
     if not entries:
         return {}
     head = entries[-1]
@@ -157,15 +159,15 @@ def _make_record(
 
 
 def current_user() -> str:
-    """The user of MLflow where there is one, else of this machine."""
+    """Return MLflow's user if one is configured, else the user of this machine."""
     try:
         return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
-    except (KeyError, OSError):  # a container without a user of this number
+    except (KeyError, OSError):  # a container has no user with this id
         return f"uid {os.getuid()}"
 
 
 def _tag_version(client: Any, name: str, record: PromotionRecord) -> None:
-    """Who, when and why, with the version as well, for those who look with MLflow."""
+    """Write action, who, when and why onto the version too, for users of MLflow's own interface."""
     for key in ("action", "who", "when", "why"):
         value = str(getattr(record, key))
         retry_conflicts(

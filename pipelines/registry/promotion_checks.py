@@ -1,4 +1,4 @@
-"""Whether a version may become champion: a table of checks against thresholds of the preset, every one of them told."""
+"""Checks whether a version can become champion, against the thresholds `promote.*` of the preset."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HEALTH_SIGNALS: dict[str, dict[str, HealthRange]] = {
 
 @dataclass(frozen=True)
 class PromotionCheck:
-    """One line of the table."""
+    """One row of the table of checks."""
 
     name: str
     passed: bool
@@ -51,7 +51,7 @@ class PromotionCheck:
 def run_checks(
     client: Any, candidate: Version, champion: Version | None, limits: PromoteConfig
 ) -> list[PromotionCheck]:
-    """All checks of a candidate, each made whether those before it passed or not."""
+    """Run all checks of a candidate; a failure does not stop the others."""
     table: list[tuple[str, Callable[[], PromotionCheck]]] = [
         ("files", lambda: _check_files(candidate)),
         ("licence", lambda: _check_license(candidate, limits)),
@@ -72,7 +72,7 @@ def _run_check(name: str, check: Callable[[], PromotionCheck]) -> PromotionCheck
 
 def _check_files(candidate: Version) -> PromotionCheck:
     problems = verify_version(candidate)
-    return PromotionCheck("files", not problems, "; ".join(problems[:3]) or "every hash is right", "as committed")
+    return PromotionCheck("files", not problems, "; ".join(problems[:3]) or "all hashes match", "as committed")
 
 
 def _check_license(candidate: Version, limits: PromoteConfig) -> PromotionCheck:
@@ -82,7 +82,7 @@ def _check_license(candidate: Version, limits: PromoteConfig) -> PromotionCheck:
     ]
     wanted = ", ".join(limits.licences) or ("stated" if limits.require_licence else "any")
     passed = (bool(found) or not limits.require_licence) and not (limits.licences and foreign)
-    return PromotionCheck("licence", passed, ", ".join(found) or "the data state none", wanted)
+    return PromotionCheck("licence", passed, ", ".join(found) or "none stated in the data", wanted)
 
 
 def _check_health(client: Any, candidate: Version, limits: PromoteConfig) -> PromotionCheck:
@@ -92,14 +92,14 @@ def _check_health(client: Any, candidate: Version, limits: PromoteConfig) -> Pro
     outside = list(find_out_of_range(signals, expected).values())
     is_healthy = bool(signals) and not outside
     found = "; ".join(outside) or (f"{len(signals)} signals in range" if signals else "no signals are recorded")
-    wanted = "signals of training in range" if limits.require_health else "any"
+    wanted = "training signals in range" if limits.require_health else "any"
     return PromotionCheck("health", is_healthy or not limits.require_health, found, wanted)
 
 
 def _check_quality(candidate: Version, limits: PromoteConfig) -> PromotionCheck:
     fd = candidate.measurements.get("fd")
     if fd is None:
-        return PromotionCheck("quality", False, "not evaluated", "run presto evaluate with it")
+        return PromotionCheck("quality", False, "not evaluated", "run presto evaluate on it")
     wanted = "any" if limits.max_fd is None else f"FD ≤ {limits.max_fd:g}"
     found = f"FD {fd:.2f} ({candidate.measurements.get('system', '')})"
     return PromotionCheck("quality", limits.max_fd is None or fd <= limits.max_fd, found, wanted)
@@ -108,8 +108,8 @@ def _check_quality(candidate: Version, limits: PromoteConfig) -> PromotionCheck:
 def _compare_with_champion(
     client: Any, candidate: Version, champion: Version | None, limits: PromoteConfig
 ) -> PromotionCheck:
-    """The ratio of Fréchet distances, with a bootstrap interval over the clips that both models made."""
-    name, wanted = "against champion", f"FD ratio ≤ {limits.max_fd_ratio:g} at the upper end"
+    """Compare Fréchet distances by their ratio, with a bootstrap interval over both models' clips."""
+    name, wanted = "against champion", f"upper end of the FD ratio ≤ {limits.max_fd_ratio:g}"
     if champion is None:
         return PromotionCheck(name, True, "there is no champion yet", wanted)
     if champion.content == candidate.content:
@@ -125,12 +125,16 @@ def _compare_with_champion(
 def ratio_interval(
     mine: Array, theirs: Array, reference: Array, *, draws: int, confidence: float
 ) -> tuple[float, float, float]:
-    """FD(mine) / FD(theirs): lower end, value and upper end of the percentile bootstrap over generated samples.
+    """Return lower end, value and upper end of FD(mine) / FD(theirs), by percentile bootstrap over generated samples.
 
-    Where both have as many samples they are resampled together: sample by sample, they had the same prompts and noise.
+    Equally many samples are resampled in pairs, because they are made from the same prompts and noise.
 
     Args:
-        mine, theirs, reference: [N, D] embeddings.
+        mine: [N, D] embeddings of the candidate's samples.
+        theirs: [M, D] embeddings of the champion's samples.
+        reference: [K, D] embeddings of held-out music.
+        draws: bootstrap resamples.
+        confidence: probability mass of the interval.
     """
     rng = np.random.default_rng(0)
     value = frechet_distance(generated=mine, reference=reference) / frechet_distance(
@@ -148,7 +152,7 @@ def ratio_interval(
 
 
 def _load_embeddings(client: Any, candidate: Version, champion: Version) -> tuple[Array, Array, Array]:
-    """Of both versions and of the music they are held against: from one report, or from two that compare."""
+    """Return embeddings of both versions and of held-out music, from one report or two comparable ones."""
     catalog = Catalog(client)
     report = _read_report(catalog, candidate)
     if champion.artifact_id in report.manifest["parents"].values():
@@ -157,7 +161,7 @@ def _load_embeddings(client: Any, candidate: Version, champion: Version) -> tupl
         other = _read_report(catalog, champion)
         if _comparison_key(other) != _comparison_key(report):
             raise UserError(
-                f"{candidate.name}@v{candidate.number} and the champion were judged by different measures; judge both: "
+                f"{candidate.name}@v{candidate.number} and the champion were evaluated with different measures; evaluate both: "
                 f"presto evaluate inputs.generator={candidate.artifact_id} inputs.compared=[{champion.artifact_id}]"
             )
     mine, reference = _load_samples(report, candidate)
@@ -167,19 +171,19 @@ def _load_embeddings(client: Any, candidate: Version, champion: Version) -> tupl
 
 def _read_report(catalog: Catalog, version: Version) -> Artifact:
     if "report" not in version.measurements:
-        raise UserError(f"{version.name}@v{version.number} is not evaluated; run presto evaluate with it")
+        raise UserError(f"{version.name}@v{version.number} is not evaluated; run presto evaluate on it")
     return read_artifact(open_folder(catalog.find(str(version.measurements["report"])).uri))
 
 
 def _comparison_key(report: Artifact) -> tuple[str, str]:
-    """What distances are measured with: data set, embedding and decoder."""
+    """Return what distances depend on: data set, and the measure (embedding and decoder)."""
     return report.manifest["parents"]["dataset"], str(report.manifest["report"].get("measure"))
 
 
 def _load_samples(report: Artifact, version: Version) -> tuple[Array, Array]:
     folder = open_folder(report.uri)
     if EMBEDDINGS not in report.manifest["files"]:
-        raise UserError(f"report {report.id} holds no embeddings; evaluate again")
+        raise UserError(f"report {report.id} holds no embeddings; run presto evaluate again")
     arrays = load(read_file(folder, EMBEDDINGS, report.manifest))
     result = json.loads(read_file(folder, "report.json", report.manifest))
     row = select_best_rows(result, report.manifest["parents"])[version.artifact_id]
@@ -189,7 +193,7 @@ def _load_samples(report: Artifact, version: Version) -> tuple[Array, Array]:
 def _check_latency(candidate: Version, champion: Version | None, limits: PromoteConfig) -> PromotionCheck:
     mine, hardware = candidate.measurements.get("latency_ms"), candidate.measurements.get("hardware")
     if mine is None:
-        return PromotionCheck("latency", False, "not measured", "run presto evaluate with it")
+        return PromotionCheck("latency", False, "not measured", "run presto evaluate on it")
     wanted, passed, found = [], True, f"{mine:.0f} ms on {hardware}"
     if limits.max_latency_ms is not None:
         wanted.append(f"≤ {limits.max_latency_ms:g} ms")

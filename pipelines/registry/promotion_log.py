@@ -1,7 +1,7 @@
-"""Which version is champion, and who made it so: numbered files that only one writer can create each.
+"""The promotion log of a model: numbered files, each created exclusively by one writer; the newest names the champion.
 
-MLflow moves an alias for whoever asks last. So the decision is taken here, by an exclusive write of the next entry, and
-MLflow's aliases follow it. The newest entry rules.
+MLflow lets the last writer move an alias, so a promotion is decided here, by the exclusive write of the next entry, and
+MLflow's aliases follow it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ _ENTRY = re.compile(r"(\d{6})\.json")
 
 @dataclass(frozen=True)
 class PromotionRecord:
-    """One decision.
+    """One promotion or rollback.
 
     Attributes:
         number: 1, 2, ...
         action: promote or rollback.
-        version: MLflow's number of the champion from now on.
-        content: its content hash.
-        before: number of the entry that ruled before the version was promoted; 0 where none did. A rollback goes there.
-        who, when, why: of the decision.
-        checks: the gate's table as it was passed.
+        version: MLflow's version number of the new champion.
+        content: content hash of the new champion.
+        before: number of the entry that a rollback returns to, current before the promotion; 0 if there was none.
+        who: user who decided.
+        when: time of the decision, ISO 8601 in UTC.
+        why: the user's reason.
+        checks: the checks that it passed.
+        nonce: makes the entries of concurrent writers differ.
     """
 
     number: int
@@ -48,29 +51,29 @@ class PromotionRecord:
 
 @dataclass(frozen=True)
 class PromotionLog:
-    """The decisions about one model."""
+    """The promotions of one model."""
 
     folder: Folder
 
     def read_all(self) -> list[PromotionRecord]:
-        """All of them, in order.
+        """Read all entries, in order.
 
         Raises:
-            StoreError: one cannot be read.
+            StoreError: an entry cannot be read.
         """
         return [self._read(name) for name in self._list_names()]
 
     def read_head(self) -> PromotionRecord | None:
-        """The decision that rules."""
+        """Read the newest entry, which names the champion; None if there is none."""
         file_names = self._list_names()
         return self._read(file_names[-1]) if file_names else None
 
     def read(self, number: int) -> PromotionRecord:
-        """One decision."""
+        """Read one entry."""
         return self._read(_file_name(number))
 
     def add(self, entry: PromotionRecord) -> bool:
-        """Write the next decision; False where someone else took its number."""
+        """Write the next entry; return False if another writer took its number."""
         return create_exclusive(self.folder, _file_name(entry.number), json.dumps(asdict(entry), indent=2).encode())
 
     def _list_names(self) -> list[str]:
@@ -80,7 +83,9 @@ class PromotionLog:
         try:
             return PromotionRecord(**json.loads(read_bytes(self.folder, name)))
         except (ValueError, TypeError) as error:
-            raise StoreError(f"{self.folder.uri}/{name} is no record of a promotion: {error}; restore it") from None
+            raise StoreError(
+                f"{self.folder.uri}/{name} is not a promotion record: {error}; restore it from a backup"
+            ) from None
 
 
 def _file_name(number: int) -> str:

@@ -22,8 +22,12 @@ from pipelines.tracking.tags import (
     RUN_ID,
     STAGE,
 )
+from presto_core.metrics.table import METRICS
 
-NUMBERS = ("fd", "fd_to_base", "mmd", "density", "coverage", "latency_ms", "nfe", "blocks", "speed_up", "rows", "hours")
+# a metric may be named as in reports or by its tag; the tag is what MLflow's database has
+REGISTRY_NAMES = {metric.name: metric.registry_name for metric in METRICS.values() if metric.registry_name}
+REGISTRY_NAMES |= {tag: tag for tag in REGISTRY_NAMES.values()} | {"rows": "rows", "hours": "hours"}
+NUMBERS = tuple(REGISTRY_NAMES)
 TEXTS = {
     "method": METHOD,
     "kind": KIND,
@@ -61,7 +65,7 @@ class Clause:
     def mlflow_filter(self) -> str:
         """The same in the language of MlflowClient.search_runs."""
         if self.field in NUMBERS:
-            return f"metrics.`{METRIC}{self.field}` {self.operator} {float(self.value)!r}"
+            return f"metrics.`{METRIC}{REGISTRY_NAMES[self.field]}` {self.operator} {float(self.value)!r}"
         if self.field == "created":
             return f"attributes.start_time {self.operator} {_to_milliseconds(self.value)}"
         negated = self.operator == "!="

@@ -31,7 +31,7 @@ def run(config: CorpusStage) -> Path:
                 workers=config.cluster.cpus or os.cpu_count(),
                 on_progress=lambda done, _: bar.update(done, "clips"),
             )
-        except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
+        except (ValueError, RuntimeError, OSError) as error:
             raise UserError(f"corpus build: {error}") from error
     state = "are there already" if summary.is_cached else "made"
     console.print(

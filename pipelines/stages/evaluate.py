@@ -1,4 +1,4 @@
-"""Stage: base and its distilled models -> a report: distances to held-out music, latency, sounds and plots."""
+"""Stage: teacher and its distilled models -> a report: distances to held-out music, latency, sounds and plots."""
 
 from __future__ import annotations
 
@@ -40,20 +40,25 @@ from presto_core.artifacts.manifest import Artifact, commit_artifact
 from presto_core.artifacts.store import read_file
 from presto_core.config.loader import settings_to_yaml
 from presto_core.config.schema import EvaluateStage
-from presto_core.metrics.distances import frechet_distance, mmd
+from presto_core.extras import check_extra
 from presto_core.metrics.embed import load_embedder
 from presto_core.metrics.latency import describe_hardware
-from presto_core.metrics.prdc import prdc
+from presto_core.metrics.table import (
+    EmbeddingSets,
+    list_validation_metrics,
+    measure_quality,
+)
 
 
 def run(config: EvaluateStage) -> Artifact:
-    """Compare the base with its distilled models; a report that exists is used again.
+    """Compare the teacher with its distilled models; an existing report is reused.
 
     Raises:
-        UserError: an artifact is unknown or of other latents, the data set holds nothing out, the cluster is too small.
+        UserError: an artifact is unknown or of other latents, nothing is held out, or the cluster is too small.
     """
 
     def execute(ctx: StageContext) -> None:
+        check_extra("plots", "evaluate's report")
         teacher, models = ctx.parents["teacher"], _select_models(ctx)
         check_teacher_matches_dataset(teacher, ctx.parents["dataset"])
         check_comparable({role: a for role, a in models.items() if role != "teacher"}, teacher)
@@ -63,7 +68,7 @@ def run(config: EvaluateStage) -> Artifact:
         result = _compute_result(config, systems, samples, uris, ctx)
         _commit(config, result, samples, ctx)
         for row in result["systems"]:
-            ctx.run.log(row["nfe"], {f"{row['label']}/{k}": row[k] for k in ("fd", "mmd", "sampling_ms")})
+            ctx.run.log(row["nfe"], {f"{row['label']}/{k}": row[k] for k in list_validation_metrics()})
 
     artifact = run_stage("evaluate", config, execute, register_as=REPORT)
     result = _unpack_report(artifact)
@@ -72,7 +77,7 @@ def run(config: EvaluateStage) -> Artifact:
 
 
 def _select_models(ctx: StageContext) -> dict[str, Artifact]:
-    """The models to judge by role; one that is named twice is judged once."""
+    """The models to evaluate by role; one that is named twice is evaluated once."""
     first_role = {a.id: role for role, a in reversed(ctx.parents.items())}
     return {role: a for role, a in ctx.parents.items() if role != "dataset" and first_role[a.id] == role}
 
@@ -94,10 +99,9 @@ def _compute_result(
     rows = [
         {
             **asdict(system),
-            **_measure_quality(samples[system.name].embeddings, reference, k),
-            "fd_to_base": frechet_distance(generated=samples[system.name].embeddings, reference=teacher_embeddings),
+            **measure_quality(EmbeddingSets(samples[system.name].embeddings, reference, teacher_embeddings, k)),
             **costs[system.name],
-            "speed_up": reference_costs["sampling_ms"] / costs[system.name]["sampling_ms"],
+            "speed_up": reference_costs["latency_ms"] / costs[system.name]["latency_ms"],
             "speed_up_end_to_end": reference_costs["total_ms"] / costs[system.name]["total_ms"],
         }
         for system in systems
@@ -105,7 +109,7 @@ def _compute_result(
     embedder = load_embedder("musicnn")
     return {
         "systems": rows,
-        "floor": _measure_quality(samples[NOISE_FLOOR.name].embeddings, reference, k),
+        "floor": measure_quality(EmbeddingSets(samples[NOISE_FLOOR.name].embeddings, reference, nearest_k=k)),
         "samples": config.evaluate.num_samples,
         "embeddings": {"generated": len(samples[NOISE_FLOOR.name].embeddings), "reference": len(reference)},
         "embedding": {"name": embedder.name, "digest": embedder.digest},
@@ -116,14 +120,6 @@ def _compute_result(
         "budgets": {label: models[role].card.layer_budget for role, label in labels.items()},
         "hidden_variance": measure_hidden_variance(models, labels, uris["dataset"]),
         "clip_seconds": reference_costs["clip_seconds"],
-    }
-
-
-def _measure_quality(generated: Array, reference: Array, k: int) -> dict[str, float]:
-    return {
-        "fd": frechet_distance(generated=generated, reference=reference),
-        "mmd": mmd(generated=generated, reference=reference),
-        **prdc(generated=generated, reference=reference, k=k),
     }
 
 
@@ -141,7 +137,7 @@ def _commit(
         if name != NOISE_FLOOR.name
         for i, clip in enumerate(one.audio)
     }
-    # what promotion draws its confidence interval from
+    # promotion computes its confidence interval from them
     embeddings = {name: np.ascontiguousarray(one.embeddings, dtype=np.float32) for name, one in samples.items()}
     embeddings["reference"] = embeddings.pop(REFERENCE.name)
     commit_artifact(
@@ -152,7 +148,7 @@ def _commit(
         parents=ctx.parent_ids,
         files={
             EMBEDDINGS: save(embeddings),
-            "report.json": json.dumps(result, indent=2).encode(),
+            report.REPORT_FILE: json.dumps(result, indent=2).encode(),
             "quality_vs_blocks.png": plots.plot_quality_vs_blocks(result),
             "hidden_variance.png": plots.plot_hidden_variance(result["hidden_variance"]),
             "index.html": report.to_html(result, sorted(sounds)).encode(),
@@ -169,14 +165,14 @@ def _commit(
 
 
 def _unpack_report(artifact: Artifact) -> dict[str, Any]:
-    """Put the report where it can be opened, and print its table; returns what report.json holds."""
+    """Copy the report to a local folder, and print its table; returns what report.json holds."""
     source, target = open_folder(artifact.uri), REPORTS / artifact.id
     for name in artifact.manifest["files"].keys() - {EMBEDDINGS}:
         path = target / name
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(read_file(source, name, artifact.manifest))
-    result: dict[str, Any] = json.loads((target / "report.json").read_text())
+    result = report.read_report(artifact)
     report.print_table(result)
     console.print(f"evaluate: page with plots and sounds: {target / 'index.html'}")
     return result

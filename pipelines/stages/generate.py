@@ -19,6 +19,7 @@ from pipelines.tracking.client import open_tracker
 from presto_core.config.sampling import GenerateConfig
 from presto_core.config.schema import GenerateStage
 from presto_core.errors import UserError
+from presto_core.extras import MissingPackageError, check_extra
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ClipFiles:
 
     prompt: str
     wav: Path
-    spectrogram: Path
+    spectrogram: Path | None
     seconds: float
     took_ms: float
 
@@ -46,10 +47,23 @@ def run(config: GenerateStage) -> list[ClipFiles]:
     generator = open_generator(artifact.uri)
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
-    return [_generate(config.generate, generator, prompt, folder) for prompt in settings.prompts]
+    can_plot = _check_plots(len(settings.prompts))
+    return [_generate(settings, generator, prompt, folder, can_plot=can_plot) for prompt in settings.prompts]
 
 
-def _generate(settings: GenerateConfig, generator: Generator, prompt: str, folder: Path) -> ClipFiles:
+def _check_plots(count: int) -> bool:
+    """Return whether spectrograms can be drawn; if not, say how many are skipped."""
+    try:
+        check_extra("plots", "drawing spectrograms")
+    except MissingPackageError as error:
+        console.print(f"generate: {count} spectrograms skipped: {error}", markup=False)
+        return False
+    return True
+
+
+def _generate(
+    settings: GenerateConfig, generator: Generator, prompt: str, folder: Path, *, can_plot: bool
+) -> ClipFiles:
     started = time.perf_counter()
     (generated,) = generator.generate(
         [prompt],
@@ -61,18 +75,17 @@ def _generate(settings: GenerateConfig, generator: Generator, prompt: str, folde
         schedule=settings.schedule,
     )
     took_ms = (time.perf_counter() - started) * 1e3
-    clip = _write(folder, prompt, generated.audio, generated.sample_rate_hz, took_ms, settings.seed)
+    audio, rate_hz = generated.audio, generated.sample_rate_hz
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "clip"
+    wav = folder / f"{slug}-{settings.seed}.wav"
+    spectrogram = wav.with_suffix(".png") if can_plot else None
+    try:
+        soundfile.write(wav, audio.T, rate_hz, subtype="PCM_16")
+        if spectrogram:
+            spectrogram.write_bytes(plots.plot_spectrogram(audio.mean(axis=0), rate_hz, prompt))
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise UserError(f"cannot write {wav}: {error}; free some space or set generate.output") from error
+    clip = ClipFiles(prompt, wav, spectrogram, audio.shape[1] / rate_hz, took_ms)
     description = f"{clip.seconds:.1f} s in {took_ms:.0f} ms ({settings.steps} steps of {generator.artifact.id})"
     console.print(f"generate: {description}: {clip.wav}")
     return clip
-
-
-def _write(folder: Path, prompt: str, audio: plots.Samples, rate_hz: int, took_ms: float, seed: int) -> ClipFiles:
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "clip"
-    wav, picture = folder / f"{slug}-{seed}.wav", folder / f"{slug}-{seed}.png"
-    try:
-        soundfile.write(wav, audio.T, rate_hz, subtype="PCM_16")
-        picture.write_bytes(plots.plot_spectrogram(audio.mean(axis=0), rate_hz, prompt))
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UserError(f"cannot write {wav}: {error}; free some space or set generate.output") from error
-    return ClipFiles(prompt, wav, picture, audio.shape[1] / rate_hz, took_ms)

@@ -31,6 +31,7 @@ from presto_core.artifacts.manifest import (
 )
 from presto_core.artifacts.run_layout import RUN_FILE
 from presto_core.config.schema import StageConfig
+from presto_core.extras import MissingPackageError, check_extra
 
 REPORTS = Path(".presto/reports")
 
@@ -57,14 +58,24 @@ class StageContext:
     run: TrackedRun
     trial: Trial | None = None
 
-    def save_plot(self, name: str, render: Callable[[], bytes]) -> None:
-        """Save a plot locally and to the run in MLflow; a sweep plots its trials together instead."""
+    def save_plots(self, renderers: dict[str, Callable[[], bytes]]) -> None:
+        """Save plots by file name, locally and to the run in MLflow; a sweep plots its trials together instead.
+
+        Without matplotlib one line says how many are skipped: training is done by then, and its result is complete.
+        """
         if self.trial:
             return
-        path = REPORTS / self.run_id / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(render())
-        self.run.attach(path)
+        try:
+            check_extra("plots", "drawing plots")
+        except MissingPackageError as error:
+            names = ", ".join(renderers)
+            console.print(f"run {self.run_id}: {len(renderers)} plots skipped ({names}): {error}", markup=False)
+            return
+        for name, render in renderers.items():
+            path = REPORTS / self.run_id / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(render())
+            self.run.attach(path)
 
     @property
     def parent_ids(self) -> dict[str, str]:

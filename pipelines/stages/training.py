@@ -37,9 +37,8 @@ def run_training(
         stage.check(config, ctx.parents)
         launch_training(make_spec(stage, config, ctx), ctx.run, ctx.trial)
         metrics = stage.plotted_metrics
-        ctx.save_plot("losses.png", lambda: plots.plot_losses({name: ctx.run.read_history(name) for name in metrics}))
-        for name, plot in (more_plots or {}).items():
-            ctx.save_plot(name, plot)
+        losses = {"losses.png": lambda: plots.plot_losses({name: ctx.run.read_history(name) for name in metrics})}
+        ctx.save_plots(losses | (more_plots or {}))
 
     return run_stage(stage.name, config, execute, register_as=config.name, resume=resume, trial=trial)
 

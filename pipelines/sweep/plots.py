@@ -7,16 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from matplotlib import colormaps
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 
-from pipelines.evaluate.plots import ROLES, to_png
+from pipelines.evaluate.plots import ROLES, get_colormap, make_figure, to_png
 from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage
 from presto_core.diffusion.noise import snr_db
+from presto_core.extras import import_extra
 
-COLORMAP = colormaps["viridis"]
 Rows = list[dict[str, Any]]
 
 
@@ -24,7 +21,7 @@ def plot_parallel_coordinates(result: dict[str, Any]) -> bytes:
     """Plot one line per trial through its settings to the metric; darker is better."""
     rows, metric_label = _align_rows(result)
     keys = sorted({key for row in rows for key in row["settings"]})
-    figure = Figure(figsize=(max(6.0, 1.6 * (len(keys) + 1)), 4.5), layout="constrained")
+    figure = make_figure(max(6.0, 1.6 * (len(keys) + 1)), 4.5)
     axes, get_color = figure.subplots(), _make_color_map(result, rows)
     positions = {key: _compute_positions([row["settings"].get(key) for row in rows]) for key in keys}
     heights = _compute_positions([row["value"] for row in rows])[0]
@@ -48,7 +45,7 @@ def plot_noise_response(result: dict[str, Any]) -> bytes | None:
     rows, metric_label = _align_rows(result)
     if not roles or not rows:
         return None
-    figure = Figure(figsize=(4 * len(roles), 6), layout="constrained")
+    figure = make_figure(4 * len(roles), 6)
     panels, get_color = figure.subplots(2, len(roles), squeeze=False), _make_color_map(result, rows)
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     for column, role in enumerate(roles):
@@ -67,10 +64,10 @@ def plot_noise_response(result: dict[str, Any]) -> bytes | None:
 
 def plot_pareto(result: dict[str, Any]) -> bytes:
     """Plot the metric against cost, with the Pareto front."""
-    cost = result["metrics"][1] if len(result["metrics"]) > 1 else "blocks"
+    cost = result["metrics"][1] if len(result["metrics"]) > 1 else "blocks_run"
     done = [row for row in result["trials"] if row["state"] == "finished" and row["value"] is not None]
     front = [row for row in done if row["run_id"] in result["pareto"]]
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = make_figure(6, 4)
     axes = figure.subplots()
     axes.scatter([row["last"][cost] for row in done], [row["value"] for row in done], color="grey", s=18)
     points = sorted((row["last"][cost], row["value"]) for row in front)
@@ -85,7 +82,7 @@ def plot_importance(result: dict[str, Any]) -> bytes | None:
     shares = dict(sorted(result["importance"]["shares"].items(), key=lambda item: item[1]))
     if not shares:
         return None
-    figure = Figure(figsize=(7, 0.5 + 0.35 * len(shares)), layout="constrained")
+    figure = make_figure(7, 0.5 + 0.35 * len(shares))
     axes = figure.subplots()
     axes.barh(list(shares), list(shares.values()))
     axes.set(xlabel=f"share of variance explained after {result['importance']['update']} updates (fANOVA)")
@@ -95,7 +92,7 @@ def plot_importance(result: dict[str, Any]) -> bytes | None:
 def plot_learning_curves(result: dict[str, Any]) -> bytes:
     """Plot the metric against updates, one line per trial up to where it stopped."""
     rows, metric = _select_valued_rows(result), result["metrics"][0]
-    figure, get_color = Figure(figsize=(7, 4), layout="constrained"), _make_color_map(result, rows)
+    figure, get_color = make_figure(7, 4), _make_color_map(result, rows)
     axes = figure.subplots()
     for row in rows:
         points = sorted((int(update), values[metric]) for update, values in row["rows"].items())
@@ -121,8 +118,9 @@ def _make_color_map(result: dict[str, Any], rows: Rows) -> Callable[[float], Any
     """Return a function from metric to color; darker is better."""
     sign = 1 if result["mode"] == "min" else -1
     values = [sign * row["value"] for row in rows] or [0.0, 1.0]
-    scale = Normalize(min(values), max(values))
-    return lambda value: COLORMAP(scale(sign * value))
+    scale = import_extra("matplotlib.colors", "drawing plots").Normalize(min(values), max(values))
+    colormap = get_colormap()
+    return lambda value: colormap(scale(sign * value))
 
 
 def _compute_positions(values: list[Any]) -> tuple[list[float], list[tuple[str, float]]]:

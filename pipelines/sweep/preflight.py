@@ -1,4 +1,4 @@
-"""Checks before a sweep's first trial: its inputs fit together, and all nodes can reach MLflow."""
+"""Checks before a sweep's first trial: packages, inputs that fit together, and MLflow within reach of all nodes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,19 @@ from presto_core.config.schema import (
     TrainingStage,
 )
 from presto_core.errors import UserError
+from presto_core.extras import check_extra
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.networks.table import network_depth
+
+
+def check_packages() -> None:
+    """Check that the packages that a sweep's end needs are installed: importance and plots come after all trials.
+
+    Raises:
+        MissingPackageError: one is not installed.
+    """
+    check_extra("sweep", "presto sweep run")
+    check_extra("plots", "a sweep's report")
 
 
 def check_parents(plan: SweepPlan, parents: dict[str, Artifact]) -> None:

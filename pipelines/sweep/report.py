@@ -14,6 +14,7 @@ from pipelines.console import console, print_table
 from pipelines.sweep import plots as sweep_plots
 from pipelines.sweep.analysis import collect_overrides
 from pipelines.tracking.client import HOME
+from presto_core.metrics.table import METRICS
 
 MAX_TRIALS_SHOWN = 12  # rows of the terminal table
 TITLES = {
@@ -106,7 +107,7 @@ img{{max-width:100%}}pre{{white-space:pre-wrap}}</style>{"".join(sections)}</htm
 
 
 def _column_names(metric: str) -> tuple[str, ...]:
-    return ("settings", metric, "blocks", "updates", "state")
+    return ("settings", metric, METRICS["blocks_run"].title, "updates", "state")
 
 
 def _make_trial_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -114,7 +115,7 @@ def _make_trial_rows(result: dict[str, Any]) -> list[list[str]]:
         [
             " ".join(f"{k}={json.dumps(v)}" for k, v in row["settings"].items()) or "(the settings of the preset)",
             f"{row['value']:.3f}" if row["value"] is not None else "",
-            f"{row['last'].get('blocks', 0):.0f}",
+            f"{row['last'].get('blocks_run', 0):.0f}",
             str(row["update"]),
             row["state"] + (f": {row['reason']}" if row["reason"] else ""),
         ]

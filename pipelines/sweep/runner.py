@@ -73,6 +73,7 @@ def run(plan: SweepPlan, *, retry: bool = False) -> dict[str, Any]:
     Raises:
         UserError: parents, storage, MLflow or cluster cannot be used, or no trial finished.
     """
+    preflight.check_packages()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     root = open_folder(absolute_uri(plan.sweep.storage.root))

@@ -24,6 +24,7 @@ from pipelines.sweep.store import (
     TRIAL,
     TrialRecord,
 )
+from presto_core.extras import import_extra
 from tune_spaces.domains import (
     Choice,
     Range,
@@ -54,13 +55,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def __init__(
         self, plan: SweepPlan, start_trial: Callable[[Proposal], dict[str, Any]], records: dict[str, TrialRecord]
     ) -> None:
-        import optuna
-
+        optuna = import_extra("optuna", "sweep.search=optuna")
         super().__init__(metric=None, mode=None)
         optuna.logging.set_verbosity(logging.ERROR)
         self.plan, self.given, self.records = plan, start_trial, records
         sweep = plan.sweep.sweep
-        others = ["minimize"] * (len(sweep.metrics) - 1)
+        others = ["minimize"] * (len(plan.metrics) - 1)
         sampler = optuna.samplers.TPESampler(seed=sweep.seed + len(records))
         self.study = optuna.create_study(directions=[f"{sweep.mode}imize", *others], sampler=sampler)
         self.running: dict[str, tuple[Any, str]] = {}
@@ -106,13 +106,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return trial
 
     def _report_result(self, trial: Any, record: TrialRecord | None) -> None:
-        from optuna.trial import TrialState
-
-        values = [record.last_value(m) for m in self.plan.sweep.sweep.metrics] if record and record.rows else []
+        trial_state = import_extra("optuna.trial", "sweep.search=optuna").TrialState
+        values = [record.last_value(m) for m in self.plan.metrics] if record and record.rows else []
         if record and record.state in (FINISHED, PRUNED) and all(map(math.isfinite, values)) and values:
             self.study.tell(trial, values)
         else:
-            self.study.tell(trial, state=TrialState.FAIL)
+            self.study.tell(trial, state=trial_state.FAIL)
 
 
 def _suggest_value(trial: Any, name: str, domain: Choice | Range) -> Any:
@@ -150,7 +149,7 @@ def make_scheduler(plan: SweepPlan, records: Iterable[TrialRecord]) -> TrialSche
                 asha._brackets[0].on_result(_ReplayedTrial(record.run_id), update, sign * row[plan.metric])
         return asha
     if sweep.scheduler == "median":
-        median = MedianStoppingRule(min_samples_required=3, **common)
+        median = MedianRule(min_samples_required=3, **common)
         for record in records:
             if record.rows:
                 trial = _ReplayedTrial(record.run_id)
@@ -158,6 +157,14 @@ def make_scheduler(plan: SweepPlan, records: Iterable[TrialRecord]) -> TrialSche
                 median._completed_trials.add(trial)
         return median
     return FIFOScheduler()
+
+
+class MedianRule(MedianStoppingRule):  # type: ignore[misc]
+    """Ray's rule, which takes the last report of every trial for a validation; one that failed reports its reason."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if self._time_attr in result and self._metric in result:
+            super().on_trial_complete(tune_controller, trial, result)
 
 
 @dataclass(frozen=True)

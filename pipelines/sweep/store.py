@@ -17,6 +17,7 @@ from presto_core.artifacts.store import (
     read_bytes,
     write_bytes,
 )
+from presto_core.metrics.table import canonical_name, rename_former
 
 TRIALS, DEFINITION, RESULT = "trials", "sweep.json", "result.json"
 RUNNING, FINISHED, PRUNED, FAILED = "running", "finished", "pruned", "failed"
@@ -83,7 +84,7 @@ class SweepStore:
         for info in trials.list_files(missing_ok=True):
             if info.base_name.endswith(".json"):
                 payload = json.loads(read_bytes(trials, info.base_name))
-                payload["rows"] = {int(update): row for update, row in payload["rows"].items()}
+                payload["rows"] = {int(update): rename_former(row) for update, row in payload["rows"].items()}
                 records[payload["run_id"]] = TrialRecord(**payload)
         return records
 
@@ -106,7 +107,8 @@ class SweepStore:
         """
         if not self.folder.exists(DEFINITION):
             raise StoreError(f"there is no sweep at {self.folder.uri}; list them with presto sweep report")
-        return dict(json.loads(read_bytes(self.folder, DEFINITION)))
+        definition: dict[str, Any] = json.loads(read_bytes(self.folder, DEFINITION))
+        return definition | {"metrics": [canonical_name(name) for name in definition["metrics"]]}
 
 
 def sweep_folder(root: Folder, sweep_id: str) -> Folder:

@@ -21,7 +21,7 @@ from pipelines.sweep.environment import ENVIRONMENT, STOP_TIMEOUT_VAR
 from pipelines.sweep.plan import SweepPlan
 from pipelines.train.resume import ResumeOptions
 from pipelines.train.sweep_hook import Trial
-from pipelines.train.validation import PREFIX, UPDATE
+from pipelines.train.validation import PREFIX, UPDATE, rename_former_row
 from presto_core.artifacts.manifest import Artifact
 from presto_core.config.schema import TrainingStage
 from presto_core.errors import UserError
@@ -156,7 +156,7 @@ def _read_validations(config: TrainingStage, artifact: Artifact) -> list[tuple[i
     """What was said of a run that is done: the rows it keeps; where it was not validated like this, of its result."""
     validation = artifact.manifest.get("validation", {})
     if validation.get("judged") == config.validation.comparison_settings():
-        return [(step, dict(metrics)) for step, metrics in validation["rows"]]
+        return [(step, rename_former_row(metrics)) for step, metrics in validation["rows"]]
     dataset = config.references()["dataset"]
     distances = get_validator(config.validation, dataset, torch_threads=config.cluster.torch_threads)(artifact.uri)
     steps = config.total_steps

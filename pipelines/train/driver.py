@@ -37,6 +37,7 @@ class DriverMailbox:
     warnings: list[str] = field(default_factory=list)
     error: str = ""
     stopped: bool = False
+    failed_attempt: str = ""
     requested_stop: str = ""
     attempts: list[str] = field(default_factory=list)
 
@@ -47,7 +48,8 @@ class DriverMailbox:
         """
         if attempt not in self.attempts:
             self.attempts.append(attempt)
-            self.error, self.stopped = "", False
+            if attempt != self.failed_attempt:
+                self.error, self.stopped = "", False
 
     def is_current_attempt(self, attempt: str) -> bool:
         """Whether this is the newest worker group."""
@@ -63,8 +65,9 @@ class DriverMailbox:
 
     def fail(self, error: str, attempt: str, *, stopped: bool = False) -> None:
         """Keep the first failure of the current group, its cause; it may arrive before rank 0 calls `begin`."""
-        if (self.is_current_attempt(attempt) or attempt not in self.attempts) and not self.error:
-            self.error, self.stopped = error, stopped
+        is_newer = attempt not in self.attempts and attempt != self.failed_attempt
+        if is_newer or (self.is_current_attempt(attempt) and not self.error):
+            self.error, self.stopped, self.failed_attempt = error, stopped, attempt
 
     def drain(self) -> MailboxContents:
         messages = MailboxContents(self.rows, self.warnings, self.error, self.stopped)

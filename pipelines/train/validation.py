@@ -29,7 +29,8 @@ from presto_core.artifacts.store import (
     read_manifest,
     write_bytes,
 )
-from presto_core.config.validation import METRICS, ValidationConfig
+from presto_core.config.validation import ValidationConfig
+from presto_core.metrics.table import canonical_name, list_validation_metrics
 from presto_core.models.model_card import WEIGHTS, serialize_state
 from presto_core.training.ema import Ema
 from presto_core.training.sharding import gather_on_rank0
@@ -76,7 +77,7 @@ class WeightSnapshots:
         for info in self.scratch.child(METRICS_FOLDER).list_files(missing_ok=True):
             if info.base_name.startswith("validation-") and info.base_name.endswith(".json"):
                 ((step, metrics),) = json.loads(read_bytes(self.scratch.child(METRICS_FOLDER), info.base_name))
-                rows[int(metrics[UPDATE])] = (step, (step, metrics))
+                rows[int(metrics[UPDATE])] = (step, (step, rename_former_row(metrics)))
         pending: dict[int, tuple[int, Row | None]] = {}
         for name in self.scratch.child(SNAPSHOTS).list_folders():
             folder = self.scratch.child(SNAPSHOTS).child(name)
@@ -185,7 +186,9 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
         uri = stored.result() if stored else self.snapshots.folder(update).uri
         started = time.perf_counter()
         distances = self.validator(uri)
-        metrics = {name: distances[name] for name in METRICS} | {"seconds": time.perf_counter() - started}
+        metrics = {name: distances[name] for name in list_validation_metrics()} | {
+            "seconds": time.perf_counter() - started
+        }
         row = self.snapshots.store_result(update, total_step, metrics)
         self.rows[update] = row
         self.pending.discard(update)
@@ -203,3 +206,8 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
 
 def _row_file(update: int) -> str:
     return f"validation-{update:09d}.json"
+
+
+def rename_former_row(metrics: dict[str, float]) -> dict[str, float]:
+    """A stored row by the present names of its metrics."""
+    return {f"{PREFIX}{canonical_name(name.removeprefix(PREFIX))}": value for name, value in metrics.items()}

@@ -21,6 +21,7 @@ from presto_core.config.schema import (
     foreign_sections,
 )
 from presto_core.config.sections import InputsConfig
+from presto_core.extras import check_extra
 
 OBJECT_STORE = Path(".presto/object_store")
 BUCKET = "presto"
@@ -43,13 +44,13 @@ class FlowNode:
     settings: tuple[str, ...] = ()
 
 
-TEACHER_INPUTS = {"dataset": "ingest", "teacher": "base"}
+TEACHER_INPUTS = {"dataset": "ingest", "teacher": "teacher"}
 # adaptive score estimation as published: an early exit, told nothing, taught nothing but to denoise
 ASE = ("layers.mode=ase", "layers.budget_conditioning=false", "layers.self_teacher_weight=0")
 DEMO_FLOW = {
     "corpus": FlowNode("corpus"),
     "ingest": FlowNode("ingest"),
-    "base": FlowNode("train-teacher", {"dataset": "ingest"}),
+    "teacher": FlowNode("train-teacher", {"dataset": "ingest"}),
     "ASE": FlowNode("distill-layers", TEACHER_INPUTS, settings=ASE),
     "L": FlowNode("distill-layers", TEACHER_INPUTS),
     "S": FlowNode("distill-steps", TEACHER_INPUTS),
@@ -67,11 +68,12 @@ def run(preset: str, overrides: list[str], *, local: bool) -> None:
     """
     started = time.monotonic()
     configs = load_flow_configs(preset, overrides)
+    check_extra("plots", "presto demo")  # evaluate would refuse only after all training
     root = start_storage(local=local)
     from pipelines.cluster.session import ray_session, training_cpus
 
     artifacts: dict[str, Any] = {}
-    cluster = configs["base"].cluster
+    cluster = configs["teacher"].cluster
     with ray_session(cluster, cpus=training_cpus(cluster)):
         for name, config in configs.items():
             step_started = time.monotonic()
@@ -133,9 +135,9 @@ def start_storage(*, local: bool) -> str:
     if local:
         return str(Path(".presto/store").absolute())
     from pipelines.storage import filesystem as storage
-    from pipelines.storage import local_s3 as embedded_s3
+    from pipelines.storage import local_s3
 
-    server, started = embedded_s3.start(OBJECT_STORE)
+    server, started = local_s3.start(OBJECT_STORE)
     os.environ.update(server.environment())
     storage.create_bucket(BUCKET)
     console.print(f"object store {'started' if started else 'found'}: {server.endpoint}")

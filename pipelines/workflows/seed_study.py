@@ -15,17 +15,17 @@ from rich.table import Table
 
 from pipelines.console import console
 from pipelines.evaluate import plots
-from pipelines.storage.filesystem import open_folder
+from pipelines.evaluate.report import read_report
 from pipelines.workflows.demo import (
     load_flow_configs,
     run_node,
     start_storage,
 )
-from presto_core.artifacts.store import read_file
 from presto_core.config.schema import EvaluateStage, StageConfig
 from presto_core.errors import UserError
+from presto_core.extras import check_extra
 
-SHARED_STEPS, PER_SEED_STEPS = ("corpus", "ingest", "base"), ("ASE", "L", "S", "LS", "evaluate")
+SHARED_STEPS, PER_SEED_STEPS = ("corpus", "ingest", "teacher"), ("ASE", "L", "S", "LS", "evaluate")
 STEPS = SHARED_STEPS + PER_SEED_STEPS
 FOLDER = Path(".presto/science")
 GENERATOR_STEPS, TEACHER_FEW_NFE, TEACHER_MANY_STEPS = 4, 4, 40
@@ -58,6 +58,7 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
     """
     configs = load_flow_configs(preset, overrides)
     _check_comparable(configs["evaluate"])
+    check_extra("plots", "presto study")
     reports = []
     with run_shared_steps(configs, local=local) as (root, artifacts):
         for seed in range(seeds):
@@ -65,7 +66,7 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
             for name in PER_SEED_STEPS:
                 artifacts[name] = run_node(name, configs[name].model_copy(update={"seed": seed}), root, artifacts)
             report = artifacts["evaluate"]
-            reports.append(json.loads(read_file(open_folder(report.uri), "report.json", report.manifest)))
+            reports.append(read_report(report))
     result = summarize(reports)
     _write(result)
     return result
@@ -78,7 +79,7 @@ def run_shared_steps(configs: dict[str, StageConfig], *, local: bool) -> Iterato
 
     root = start_storage(local=local)
     artifacts: dict[str, Any] = {}
-    cluster = configs["base"].cluster
+    cluster = configs["teacher"].cluster
     with ray_session(cluster, cpus=training_cpus(cluster)):
         for name in SHARED_STEPS:
             artifacts[name] = run_node(name, configs[name], root, artifacts)
@@ -120,7 +121,7 @@ class Target:
 
 
 def _best_teacher_fd(rows: Rows, fits: Callable[[dict[str, Any]], bool]) -> float:
-    return min(row["fd"] for row in rows if row["role"] == "base" and fits(row))
+    return min(row["fd"] for row in rows if row["role"] == "teacher" and fits(row))
 
 
 def _find_generator(rows: Rows, label: str) -> dict[str, Any]:
@@ -134,22 +135,22 @@ def _find_layer_row(rows: Rows, method: str) -> dict[str, Any]:
 
 TARGETS = {
     "few": Target(
-        "FD of S at 4 steps ÷ the base at 4 evaluations, its best sampler",
+        "FD of S at 4 steps ÷ the teacher at 4 evaluations, its best sampler",
         lambda rows: (
             _find_generator(rows, "S")["fd"] / _best_teacher_fd(rows, lambda row: row["nfe"] == TEACHER_FEW_NFE)
         ),
         0.5,
     ),
     "many": Target(
-        "FD of S at 4 steps ÷ the base with 40 steps and more, its best sampler",
+        "FD of S at 4 steps ÷ the teacher with 40 steps and more, its best sampler",
         lambda rows: (
             _find_generator(rows, "S")["fd"] / _best_teacher_fd(rows, lambda row: row["steps"] >= TEACHER_MANY_STEPS)
         ),
         1.1,
     ),
     "layers": Target(
-        "distance to the base's own samples, L ÷ ASE",
-        lambda rows: _find_layer_row(rows, "L")["fd_to_base"] / _find_layer_row(rows, "ASE")["fd_to_base"],
+        "distance to the teacher's own samples, L ÷ ASE",
+        lambda rows: _find_layer_row(rows, "L")["fd_to_teacher"] / _find_layer_row(rows, "ASE")["fd_to_teacher"],
         1.0,
     ),
     "both": Target(
@@ -157,7 +158,7 @@ TARGETS = {
     ),
     "faster": Target(
         "sampling time of a clip at 4 steps, S ÷ LS",
-        lambda rows: _find_generator(rows, "S")["sampling_ms"] / _find_generator(rows, "LS")["sampling_ms"],
+        lambda rows: _find_generator(rows, "S")["latency_ms"] / _find_generator(rows, "LS")["latency_ms"],
         1.2,
         at_least=True,
     ),
@@ -172,7 +173,7 @@ def _check_comparable(config: StageConfig) -> None:
     many = any(b.steps >= TEACHER_MANY_STEPS for b in settings.base)
     if not (few and many and GENERATOR_STEPS in settings.student_steps):
         raise UserError(
-            f"science compares students at {GENERATOR_STEPS} steps with the base at {TEACHER_FEW_NFE} evaluations and "
+            f"science compares students at {GENERATOR_STEPS} steps with the teacher at {TEACHER_FEW_NFE} evaluations and "
             f"at {TEACHER_MANY_STEPS} steps or more; add what is missing to evaluate.student_steps or evaluate.base"
         )
     if settings.layers[:1] != settings.base[:1]:
@@ -184,7 +185,7 @@ def _check_comparable(config: StageConfig) -> None:
 
 def _summarize_system(rows: Rows) -> dict[str, Any]:
     shared_keys = ("name", "label", "role", "steps", "nfe", "blocks_run", "sampler")
-    spread_keys = ("fd", "fd_to_base", "mmd", "sampling_ms", "speed_up")
+    spread_keys = ("fd", "fd_to_teacher", "mmd", "latency_ms", "speed_up")
     return {key: rows[0][key] for key in shared_keys} | {
         key: asdict(Spread.from_values([r[key] for r in rows])) for key in spread_keys
     }
@@ -194,14 +195,14 @@ def to_markdown(result: dict[str, Any]) -> str:
     """The results table of the README."""
     seeds = len(result["reports"])
     lines = [
-        f"| system | NFE | blocks | FD, mean of {seeds} | FD to base | MMD x 1000 | ms a clip | speed-up |",
+        f"| system | NFE | blocks/clip | FD, mean of {seeds} | FD to teacher | MMD x 1000 | ms/clip | speed-up |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["systems"]:
-        fd, fd_to_teacher, mmd = (Spread(**row[key]) for key in ("fd", "fd_to_base", "mmd"))
-        name = row["name"] if row["role"] == "base" else f"**{row['name']}**"
+        fd, fd_to_teacher, mmd = (Spread(**row[key]) for key in ("fd", "fd_to_teacher", "mmd"))
+        name = row["name"] if row["role"] == "teacher" else f"**{row['name']}**"
         scaled = Spread(mmd.mean * 1e3, mmd.std * 1e3)
-        cost = f"{row['sampling_ms']['mean']:.0f} | {row['speed_up']['mean']:.1f}x"
+        cost = f"{row['latency_ms']['mean']:.0f} | {row['speed_up']['mean']:.1f}x"
         lines.append(f"| {name} | {row['nfe']} | {row['blocks_run']} | {fd} | {fd_to_teacher} | {scaled} | {cost} |")
     lines.append(f"| real music (noise floor) | | | {Spread(**result['floor_fd'])} | | | | |")
     return "\n".join(lines) + "\n\n" + format_verdict(result) + "\n"
@@ -223,11 +224,11 @@ def _write(result: dict[str, Any]) -> None:
     (FOLDER / "science.md").write_text(to_markdown(result))
     (FOLDER / "quality_vs_blocks.png").write_bytes(plots.plot_quality_over_seeds(result))
     table = Table(title=f"{len(result['reports'])} seeds, held-out music")
-    for name in ("system", "NFE", "blocks", "FD", "FD to base", "ms a clip", "speed-up"):
+    for name in ("system", "NFE", "blocks/clip", "FD", "FD to teacher", "ms/clip", "speed-up"):
         table.add_column(name, justify="left" if name == "system" else "right")
     for row in result["systems"]:
-        latency, speed_up = f"{row['sampling_ms']['mean']:.0f}", f"{row['speed_up']['mean']:.1f}x"
-        distances = (str(Spread(**row[key])) for key in ("fd", "fd_to_base"))
+        latency, speed_up = f"{row['latency_ms']['mean']:.0f}", f"{row['speed_up']['mean']:.1f}x"
+        distances = (str(Spread(**row[key])) for key in ("fd", "fd_to_teacher"))
         table.add_row(row["name"], str(row["nfe"]), str(row["blocks_run"]), *distances, latency, speed_up)
     table.add_row("real music (noise floor)", "", "", str(Spread(**result["floor_fd"])), "", "", "", style="dim")
     Console(width=100).print(table)

@@ -8,7 +8,6 @@ from typing import Any, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from presto_core.config.section import Count, Section
-from presto_core.config.validation import Metric
 
 SweepableStage = Literal["train-teacher", "distill-layers", "distill-steps"]
 
@@ -46,8 +45,9 @@ class SweepConfig(Section):
     """`grid`: each combination once; `optuna`: later trials learn from earlier ones (TPE)."""
     samples: Count = 16
     """Trials, the preset's own settings among them; more of them go on with the same sweep. `grid` needs no number."""
-    metrics: tuple[Metric, ...] = ("fd",)
-    """What is sought, the first ranks trials and stops them; with several, the report shows the Pareto front."""
+    metrics: tuple[str, ...] = ("fd",)
+    """Metrics that validations report; the first ranks trials and stops them. With several, the report shows the Pareto
+    front."""
     mode: Literal["min", "max"] = "min"
     """Whether less of the first metric is better; of the others, less is."""
     scheduler: Literal["asha", "median", "none", "pbt"] = "asha"

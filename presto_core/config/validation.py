@@ -9,11 +9,6 @@ from pydantic import Field
 from presto_core.config.sampling import ScheduleConfig
 from presto_core.config.section import Count, Section
 
-METRICS = ("fd", "mmd", "blocks", "sampling_ms")
-"""What a validation measures: Fréchet distance, MMD, transformer blocks a clip goes through, and its sampling time."""
-
-Metric = Literal["fd", "mmd", "blocks", "sampling_ms"]
-
 
 class ValidationConfig(Section):
     """Distances of the averaged weights to held-out music, every so many updates; a row validation/fd, ... each."""

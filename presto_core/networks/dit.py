@@ -23,7 +23,7 @@ from presto_core.networks.layer_budget import (
     LayerBudget,
     Mode,
     check_budgets,
-    kept_blocks,
+    select_blocks,
 )
 from presto_core.networks.network import Network
 
@@ -119,7 +119,7 @@ class DiT(Network):
     def _forward_blocks(self, hidden: Tensor, conditions: tuple[Tensor, ...], budgets: list[int]) -> Tensor:
         """Pass hidden: [B, N, D] through the blocks that run at the common budget of all samples."""
         rotary = self._rotary(hidden)
-        for index in kept_blocks(budgets[0], self.depth, self.mode):
+        for index in select_blocks(budgets[0], self.depth, self.mode):
             hidden = self.blocks[index](hidden, *conditions, rotary)
         return hidden
 
@@ -128,7 +128,7 @@ class DiT(Network):
         depth, rotary = self.depth, self._rotary(hidden)
         order = torch.tensor(sorted(range(len(budgets)), key=lambda i: -budgets[i]), device=hidden.device)
         hidden, *conditions_ordered = (t[order] for t in (hidden, *conditions))
-        runs = [set(kept_blocks(b, depth, self.mode)) for b in budgets]
+        runs = [set(select_blocks(b, depth, self.mode)) for b in budgets]
         finished: list[Tensor] = []  # samples that skip the next block, smallest budgets first
         for index, block in enumerate(self.blocks):
             count = sum(index in kept for kept in runs)

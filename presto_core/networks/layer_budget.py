@@ -19,7 +19,7 @@ from presto_core.errors import UserError
 Mode = Literal["presto", "ase"]
 
 
-def kept_blocks(budget: int, depth: int, mode: Mode = "presto") -> tuple[int, ...]:
+def select_blocks(budget: int, depth: int, mode: Mode = "presto") -> tuple[int, ...]:
     """Return the indices of the blocks that run, in order.
 
     `presto` always runs the last block and skips from the second-to-last backwards; `ase` (adaptive score estimation,

@@ -24,25 +24,19 @@ Presto-LS is the same with a generator that drops blocks by the noise level of i
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from enum import Enum
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from presto_core.config.sections import StepsConfig
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.diffusion.denoiser import EDMDenoiser
-from presto_core.diffusion.guidance import make_guided_denoiser
 from presto_core.losses.dmd import dmd_gradient
 from presto_core.losses.dsm import dsm_loss
-from presto_core.networks.discriminator import PatchHead
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.networks.network import Network
 from presto_core.training import optim
-from presto_core.training.adversarial import AdversarialLoss, check_taps
-from presto_core.training.ema import Ema
 from presto_core.training.generator_pass import (
     GeneratorPass,
     global_metrics,
@@ -56,7 +50,8 @@ from presto_core.training.gradient_accumulation import (
     split_micro_batches,
 )
 from presto_core.training.parallel import SINGLE_PROCESS, Parallel
-from presto_core.training.state import Batch, TrainState
+from presto_core.training.state import Batch
+from presto_core.training.step_networks import make_step_networks
 from presto_core.training.teacher import loss_by_sigma_quartile
 
 
@@ -88,51 +83,16 @@ class StepDistillation:
         parallel: Parallel = SINGLE_PROCESS,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
-        self.config = config
-        self.sigma_data = sigma_data
-        self.budget = budget
-        self.parallel = parallel
+        self.config, self.sigma_data, self.budget, self.parallel = config, sigma_data, budget, parallel
         self.total_steps = config.generator_updates * (config.fake_updates_per_generator_update + 1)
-        self.tap_blocks = config.gan.taps or (teacher.depth // 2,)
-        check_taps(self.tap_blocks, teacher.depth)
-        self.p_gen, self.p_dmd, self.p_dsm, self.p_gan = config.p_gen, config.p_dmd, config.p_dsm, config.p_gan
-        generator, fake_score = (copy.deepcopy(net).requires_grad_(True) for net in (start or teacher, teacher))
-        head = PatchHead(
-            teacher.width,
-            num_taps=len(self.tap_blocks),
-            channels=config.gan.head_channels,
-            layers=config.gan.head_layers,
-        ).to(parallel.device)
-        ema = Ema(generator, config.ema_decay)
-        self._wrap(teacher, generator, fake_score, head, autocast_dtype)
-        ema.shard_like(generator)
-        self.state = _make_state(config, generator, fake_score, head, ema)
-
-    def _wrap(
-        self, teacher: Network, generator: Network, fake_score: Network, head: PatchHead, dtype: torch.dtype | None
-    ) -> None:
-        """Create the denoisers; those named `trained_*` average their gradients over workers."""
-        distribute = self.parallel.distribute
-        frozen_teacher = teacher.requires_grad_(False).eval()
-        self.parallel.shard_frozen(frozen_teacher, "real_score")
-        self.real_score = make_guided_denoiser(
-            EDMDenoiser(frozen_teacher, self.sigma_data, dtype), self.config.guidance_scale
-        )
-        self.generator = EDMDenoiser(generator, self.sigma_data, dtype)
-        self.fake_score = EDMDenoiser(fake_score, self.sigma_data, dtype)
-        # with a budget, a batch may skip a block
-        trained_generator = distribute(generator, name="generator", some_unused=self.budget is not None)
-        self.trained_generator = EDMDenoiser(trained_generator, self.sigma_data, dtype)
-        self.trained_fake_score = EDMDenoiser(distribute(fake_score, name="fake_score"), self.sigma_data, dtype)
-        self.adversarial_loss = AdversarialLoss(
-            self.config.gan,
-            self.p_gan,
-            tap_blocks=self.tap_blocks,
-            fake_score=self.fake_score,
-            trained_fake_score=self.trained_fake_score,
-            head=head,
-            trained_head=distribute(head, name="head") if self.is_adversarial else head,
-        )
+        self.p_gen, self.p_dmd, self.p_dsm = config.p_gen, config.p_dmd, config.p_dsm
+        networks = make_step_networks(
+            config, teacher, start or teacher, sigma_data=sigma_data, drops_blocks=budget is not None,
+            parallel=parallel, autocast_dtype=autocast_dtype,
+        )  # fmt: skip
+        self.real_score, self.fake_score, self.generator = networks.real_score, networks.fake_score, networks.generator
+        self.trained_fake_score, self.trained_generator = networks.trained_fake_score, networks.trained_generator
+        self.adversarial_loss, self.state = networks.adversarial_loss, networks.state
 
     @property
     def is_adversarial(self) -> bool:
@@ -268,13 +228,3 @@ class StepDistillation:
             return simulate_rollout(self.generate, micro_batch, self.config.rollout)
         sigma = micro_batch.row_rng.sample_sigma(self.p_gen)
         return micro_batch.row_rng.add_noise(micro_batch.batch.x0, sigma), sigma
-
-
-def _make_state(config: StepsConfig, generator: Network, fake_score: Network, head: PatchHead, ema: Ema) -> TrainState:
-    networks: dict[str, nn.Module] = {"generator": generator, "fake_score": fake_score, "head": head}
-    sections = {"generator": config.generator_optim, "fake_score": config.fake_optim, "head": config.head_optim}
-    return TrainState(
-        networks=networks,
-        optimizers={name: optim.build_adamw(networks[name].parameters(), sections[name]) for name in networks},
-        emas={"generator": ema},
-    )

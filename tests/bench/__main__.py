@@ -31,14 +31,14 @@ def main() -> None:
     parser.add_argument("--layers-preset", default="laptop", help="network to measure layer budgets on")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each thing; their median counts")
     parser.add_argument("--only", choices=("networks", "registry"), help="measure one of them alone")
-    parser.add_argument("--versions", type=int, default=10_000, help="size of the register")
+    parser.add_argument("--versions", type=int, default=10_000, help="number of versions in the registry")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.only != "registry":
         _networks(arguments.preset, arguments.layers_preset, arguments.rounds)
     if arguments.only != "networks":
         found = registry.measure(versions=arguments.versions, rounds=arguments.rounds)
-        _print("the register", found, arguments.rounds)
+        _print("registry", found, arguments.rounds)
 
 
 def _networks(small: str, large: str, rounds: int) -> None:

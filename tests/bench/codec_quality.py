@@ -36,7 +36,7 @@ Decoder = Callable[[Tensor], Tensor]
 """Samples, magnitudes or latents of one clip -> samples [N]."""
 
 
-def held_out_clips(corpus: Path) -> Tensor:
+def load_held_out_clips(corpus: Path) -> Tensor:
     """Nine seconds of every held-out piece: [B, N]."""
     rows = [json.loads(line) for line in (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
     clips = []
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder to draw spectrograms into")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    originals, codec, sounds = held_out_clips(arguments.corpus), MelPcaCodec.load(), {}
+    originals, codec, sounds = load_held_out_clips(arguments.corpus), MelPcaCodec.load(), {}
     reference, latents = musicnn(originals), codec.encode(originals[:, None])
     print(f"{len(originals)} held-out clips of {CLIP_SAMPLES / RATE_HZ:.0f} s, {len(reference[0])} musicnn patches\n")
     print(f"| decoder | {' | '.join(COLUMNS)} | x real time |\n|---{'|---' * (len(COLUMNS) + 1)}|")

@@ -1,4 +1,4 @@
-"""The register at size: searching and showing among 10,000 versions; pulling against bare boto3 (`--only registry`)."""
+"""The registry at scale: search and show among 10,000 versions; pull against plain boto3 (`--only registry`)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from infra.cli import registry_views as views
+from infra.cli import registry as commands
+from pipelines.presets.resolve import load_stage_config
 from pipelines.registry import names, transfer
 from pipelines.registry.search_filter import NUMBERS
 from pipelines.storage import filesystem as storage
-from pipelines.storage import local_s3 as embedded_s3
+from pipelines.storage import local_s3
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import open_tracker
 from presto_core.artifacts.manifest import Artifact, commit_artifact
-from presto_core.config.loader import load_config
-from presto_core.config.schema import RegistryStage
 from tests.bench.clock import Comparison, alternate
 
 MODEL = "presto-generator"
@@ -33,16 +32,15 @@ FILES, FILE_MB = 8, 64
 
 
 def measure(*, versions: int, rounds: int) -> list[Comparison]:
-    """Times of looking, and of pulling relative to boto3."""
+    """Measure the commands that read the registry, and pull relative to boto3."""
     with _scratch_folder() as folder:
-        config = load_config(RegistryStage, None, {"storage.root": str(folder / "store")})
-        fill(open_tracker(config.tracking), folder / "store", versions)
-        rows = _time_views(config, versions, rounds)
-        return [*rows, *_time_pulls(folder, rounds)]
+        root = f"storage.root={folder / 'store'}"
+        fill(open_tracker(load_stage_config("registry", [root]).tracking), folder / "store", versions)
+        return [*_time_commands(root, versions, rounds), *_time_pulls(folder, rounds)]
 
 
 def fill(tracker: Any, root: Path, count: int) -> None:
-    """Versions as `publish` leaves them, with runs, straight into MLflow's own tables: its API would take long."""
+    """Write versions and runs as `publish` does, directly into MLflow's tables: its API would take hours."""
     from mlflow.store.model_registry.dbmodels import models as registry
     from mlflow.store.tracking.dbmodels import models as tracking
     from sqlalchemy import create_engine, insert
@@ -84,7 +82,7 @@ def fill(tracker: Any, root: Path, count: int) -> None:
 
 
 def _version(rng: random.Random, number: int) -> tuple[str, dict[str, str]]:
-    """A run's id, and the tags of its version."""
+    """Return a run's id and the tags of its version."""
     digest = hashlib.sha256(str(number).encode()).hexdigest()
     teacher = f"{number % 100:016x}"
     tags = {
@@ -103,27 +101,23 @@ def _version(rng: random.Random, number: int) -> tuple[str, dict[str, str]]:
     return digest[:32], tags | {f"{names.MEASURED}{name}": str(20 * rng.random()) for name in NUMBERS[:9]}
 
 
-def _time_views(config: RegistryStage, versions: int, rounds: int) -> list[Comparison]:
-    """Each as the command does it from the moment that Python has started, table included; against a second."""
+def _time_commands(root: str, versions: int, rounds: int) -> list[Comparison]:
+    """Measure each command in a running Python, table included, against one second."""
     query = f"fd < 3 and latency_ms < 15 and parent = {7:016x}"
-
-    def search(text: str, order: str) -> None:
-        views.print_versions(*views.search_versions(config, text, order=order, limit=50), as_json=False)
-
-    looks = {
-        f'search "{query}"': lambda: search(query, "fd"),
-        "search of everything": lambda: search("", ""),
-        "show champion": lambda: views.print_version(config, "champion", as_json=False),
-        "list": lambda: views.print_versions(*views.list_newest(config, "", limit=20), as_json=False),
+    calls = {
+        f'search "{query}"': lambda: commands.search([query, root], order="fd"),
+        "search of everything": lambda: commands.search([root]),
+        "show champion": lambda: commands.show("champion", [root]),
+        "list": lambda: commands.list_("", [root]),
     }
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-        times = alternate(looks, rounds=rounds)
-    return [Comparison(f"{name}, {versions} versions", ms, "a second", 1000) for name, ms in times.items()]
+        times = alternate(calls, rounds=rounds)
+    return [Comparison(f"{name}, {versions} versions", ms, "1 second", 1000) for name, ms in times.items()]
 
 
 def _time_pulls(folder: Path, rounds: int) -> list[Comparison]:
-    """The same bytes from the same server: checked and whole, or as boto3 leaves them."""
-    server, _ = embedded_s3.start(folder / "server")
+    """Measure pull, which verifies every file, against boto3, which does not: same bytes, same server."""
+    server, _ = local_s3.start(folder / "server")
     try:
         os.environ.update(server.environment())
         storage.create_bucket("bench")
@@ -142,7 +136,7 @@ def _time_pulls(folder: Path, rounds: int) -> list[Comparison]:
 
         times = alternate({"bare": bare, "pull": pull}, rounds=rounds)
     finally:
-        embedded_s3.stop(folder / "server")
+        local_s3.stop(folder / "server")
     what = f"boto3's download_file of {FILES} x {FILE_MB} MB"
     return [Comparison(what, times["bare"], "pull of the same (the ratio is throughput)", times["pull"])]
 
@@ -163,7 +157,7 @@ def _artifact(uri: str) -> Artifact:
 
 @contextmanager
 def _scratch_folder() -> Iterator[Path]:
-    """A folder of one's own to work in, gone afterwards; the environment as before."""
+    """Change into a temporary folder; afterwards restore the working directory and the environment."""
     before, environment = Path.cwd(), dict(os.environ)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     with tempfile.TemporaryDirectory() as scratch:

@@ -25,8 +25,8 @@ import yaml
 from safetensors.torch import load_file
 
 CLI = "infra.cli.main"  # module of the command line
-HERE = Path(__file__).resolve().parent
-EXPECTED: dict[str, Any] = json.loads((HERE / "expected.json").read_text())
+COMPAT_FOLDER = Path(__file__).resolve().parent
+EXPECTED: dict[str, Any] = json.loads((COMPAT_FOLDER / "expected.json").read_text())
 RUNS: dict[str, dict[str, Any]] = EXPECTED["runs"]
 # Other releases of PyTorch, or another architecture, may round differently with any code.
 SAME_ARITHMETIC = (metadata.version("torch"), platform.machine()) == (
@@ -91,7 +91,7 @@ class Store:
     def run_python(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         foreign = ("AWS_", "RAY_", "MLFLOW_", "PRESTO_")
         env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)} | EXPECTED["environment"]
-        env |= {"PYTHONPATH": str(HERE.parents[1]), "PRESTO_CACHE": str(self.folder / "cache")}
+        env |= {"PYTHONPATH": str(COMPAT_FOLDER.parents[1]), "PRESTO_CACHE": str(self.folder / "cache")}
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
@@ -136,7 +136,7 @@ class UnfinishedRun:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("compat").resolve()
-    with tarfile.open(HERE / "store_eeee681.tar.xz") as tar:
+    with tarfile.open(COMPAT_FOLDER / "store_eeee681.tar.xz") as tar:
         tar.extractall(folder, filter="data")
     sql = (folder / ".presto/mlflow.sql").read_text().replace(EXPECTED["root"], str(folder))
     with closing(sqlite3.connect(folder / ".presto/mlflow.db")) as database:
@@ -184,14 +184,14 @@ def after(store: Store, resumed: Outputs) -> Outputs:
     return store.run_commands({"list": LIST, "verify": VERIFY})
 
 
-def test_registry_finds_versions_aliases_and_measurements(before: Outputs):
+def test_registry_finds_versions_aliases_and_measurements(before: Outputs) -> None:
     versions = json.loads(before["list"])
     assert [{key: v[key] for key in EXPECTED["versions"][0]} for v in versions] == EXPECTED["versions"]
     (layers,) = json.loads(before["search"])
     assert layers["aliases"] == ["candidate-l"]
 
 
-def test_registry_shows_the_champion_with_its_history(before: Outputs):
+def test_registry_shows_the_champion_with_its_history(before: Outputs) -> None:
     champion = json.loads(before["show"])
     assert champion["made_with"]["commit"] == EXPECTED["made_from"]
     assert [decision["why"] for decision in champion["decisions"]] == ["the first one"]
@@ -199,12 +199,12 @@ def test_registry_shows_the_champion_with_its_history(before: Outputs):
     assert nodes == {champion["id"], *champion["parents"].values()}
 
 
-def test_every_file_passes_verification_and_none_is_garbage(before: Outputs):
+def test_every_file_passes_verification_and_none_is_garbage(before: Outputs) -> None:
     assert json.loads(before["verify"]) == {"versions": len(EXPECTED["versions"]), "problems": {}}
     assert json.loads(before["gc"])["garbage"] == []
 
 
-def test_report_is_reused_and_decides_promotions(store: Store, before: Outputs):
+def test_report_is_reused_and_decides_promotions(store: Store, before: Outputs) -> None:
     (report,) = [v for v in EXPECTED["versions"] if v["kind"] == "report"]
     assert (store.folder / ".presto/reports" / report["id"] / "report.json").is_file()
     decision = json.loads(before["promote"])
@@ -214,7 +214,7 @@ def test_report_is_reused_and_decides_promotions(store: Store, before: Outputs):
 
 
 @pytest.mark.parametrize("stage", RUNS)
-def test_settings_give_the_old_run_id(before: Outputs, unfinished: dict[str, UnfinishedRun], stage: str):
+def test_settings_give_the_old_run_id(before: Outputs, unfinished: dict[str, UnfinishedRun], stage: str) -> None:
     """A dry run does not resolve parents, so the id is computed here from the settings that it prints."""
     settings, record = yaml.safe_load(before[stage]), unfinished[stage].record
     result = {section: settings[section] for section in record["result"]}
@@ -224,7 +224,7 @@ def test_settings_give_the_old_run_id(before: Outputs, unfinished: dict[str, Unf
 
 
 @pytest.mark.parametrize("stage", RUNS)
-def test_run_resumes_from_its_checkpoint(store: Store, resumed: Outputs, stage: str):
+def test_run_resumes_from_its_checkpoint(store: Store, resumed: Outputs, stage: str) -> None:
     run = RUNS[stage]
     assert f"at step {run['resumed_at']} of " in resumed[stage]
     assert not (store.folder / "store/runs" / run["run_id"]).exists()
@@ -247,7 +247,7 @@ def test_run_ends_with_the_expected_weights(
 
 
 @pytest.mark.parametrize("stage", RUNS)
-def test_mlflow_has_every_row_once(store: Store, resumed: Outputs, stage: str):
+def test_mlflow_has_every_row_once(store: Store, resumed: Outputs, stage: str) -> None:
     query = "SELECT m.step, m.value FROM metrics m JOIN tags t USING (run_uuid) "
     query += "WHERE t.key = 'presto.run_id' AND t.value = ? AND m.key = 'dsm_loss' ORDER BY m.rowid"
     with closing(sqlite3.connect(store.folder / ".presto/mlflow.db")) as database:
@@ -257,7 +257,7 @@ def test_mlflow_has_every_row_once(store: Store, resumed: Outputs, stage: str):
     assert [value for _, value in rows] == pytest.approx([value for _, value in expected], rel=TOLERANCE)
 
 
-def test_results_are_registered_beside_the_old_versions(after: Outputs):
+def test_results_are_registered_beside_the_old_versions(after: Outputs) -> None:
     versions = {(v["name"], v["version"]): v for v in json.loads(after["list"])}
     added = {(run["name"], run["version"]): run for run in RUNS.values()}
     assert versions.keys() == {(v["name"], v["version"]) for v in EXPECTED["versions"]} | added.keys()
@@ -271,7 +271,7 @@ def test_results_are_registered_beside_the_old_versions(after: Outputs):
     assert json.loads(after["verify"]) == {"versions": len(versions), "problems": {}}
 
 
-def test_mlflow_loads_the_old_models(predictions: Future[subprocess.CompletedProcess[str]]):
+def test_mlflow_loads_the_old_models(predictions: Future[subprocess.CompletedProcess[str]]) -> None:
     clips = json.loads(predictions.result().stdout.splitlines()[-1])
     for uri, (samples, rate, loudness) in EXPECTED["clips"].items():
         assert clips[uri][:2] == [samples, rate]

@@ -119,7 +119,7 @@ def test_fitted_folder_is_a_codec(
     assert 10 * math.log10(back.square().mean() / audio.square().mean()) == pytest.approx(0, abs=2)
 
 
-def test_dry_run_says_what_would_happen_and_writes_nothing(
+def test_dry_run_shows_what_would_happen_and_writes_nothing(
     music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     presto(monkeypatch, "codec", "fit", music, "--output", tmp_path / "out", "--dry-run")

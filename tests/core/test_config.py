@@ -112,7 +112,7 @@ def test_preset_that_is_no_preset_is_refused(text: str, tmp_path: Path):
         load_config(StepsStage, path)
 
 
-def test_run_id_follows_the_result_and_not_the_place():
+def test_run_id_follows_the_result_and_not_the_location():
     plain = load_config(TeacherStage).run_id({"dataset": "a"})
     elsewhere = ["cluster.num_workers=2", "storage.root=s3://b", "loop.log_every=3", "tracking.experiment=x"]
     assert load_config(TeacherStage, None, elsewhere).run_id({"dataset": "a"}) == plain

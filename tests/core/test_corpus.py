@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {"minutes": 1.0, "clip_seconds": 6.0, "held_out_fraction
 # the plan
 
 
-def test_the_plan_splits_by_composition_in_the_asked_share() -> None:
+def test_the_plan_splits_by_composition_in_the_requested_share() -> None:
     specs = plan_clips(CorpusSettings(minutes=240.0))
     sides = {split: {s.composition_id for s in specs if s.split == split} for split in ("train", "held_out")}
     assert len(specs) == 480
@@ -160,7 +160,7 @@ def _write_beyond_the_limit(path: Path) -> None:
     os._exit(0)
 
 
-def test_a_write_that_fails_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_write_that_fails_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(
         target=_write_beyond_the_limit, args=(tmp_path / "clip.flac",)
     )

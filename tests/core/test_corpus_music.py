@@ -88,7 +88,7 @@ def test_key_signatures_known_from_theory() -> None:
 
 
 @pytest.mark.parametrize("key", ALL_KEYS, ids=lambda key: key.name)
-def test_a_scale_that_dwells_on_its_triad_is_heard_in_its_key(key: Key) -> None:
+def test_a_scale_that_dwells_on_its_triad_has_its_key_detected(key: Key) -> None:
     pitches = [key.pitch(step) for step in range(8)]
     durations = [2.0 if step in (0, 2, 4, 7) else 1.0 for step in range(8)]
     assert estimate_key(pitch_class_weights(pitches, durations)) == key
@@ -142,13 +142,13 @@ def test_composing_twice_gives_one_piece_in_its_stated_key(style_name: str) -> N
     assert compose(seed=0, style_name=style_name, seconds=20.0) != compose(seed=1, style_name=style_name, seconds=20.0)
 
 
-def test_composed_pieces_are_heard_in_their_key() -> None:
+def test_the_key_of_composed_pieces_is_detected() -> None:
     pieces = [compose(seed=seed, style_name=name, seconds=30.0) for name in STYLES for seed in range(4)]
     for piece in pieces:
         assert is_in_key([part.notes for part in piece.parts if not part.is_drums], parse_key(piece.key)), piece.title
 
 
-def test_phrases_return_as_the_form_says() -> None:
+def test_phrases_return_as_the_form_states() -> None:
     style, key = STYLES["piano"], Key(2, "minor")
     phrases = make_phrases(random.Random(5), style, key, bpm=120, seconds=32.0)
     assert [name for name, _ in phrases] == ["A", "A'", "B", "A'"]

@@ -35,7 +35,7 @@ from pipelines.corpus.keys import (
 from pipelines.corpus.orchestrate import ARRANGERS
 from pipelines.corpus.repertoire import read_tune
 from pipelines.corpus.score import Note, is_in_key
-from pipelines.corpus.vetting import vet_chorale, vet_tune
+from tests.support.vetting import vet_chorale, vet_tune
 
 CHORALES = ("bwv10.7.mxl", "bwv101.7.mxl", "bwv104.6.mxl", "bwv108.6.mxl")
 TUNE = "WindThatShakesTheBarleyReel.abc"
@@ -96,7 +96,7 @@ def test_arrangements_are_seeded_and_stay_in_their_key() -> None:
         assert all(0 <= n.start_beats < 20 * piece.tempo_bpm / 60 + 0.1 for part in piece.parts for n in part.notes)
 
 
-def carried_share(notes: Sequence[Note], chords: Sequence[Chord], beats_per_bar: int) -> float:
+def chord_tone_share(notes: Sequence[Note], chords: Sequence[Chord], beats_per_bar: int) -> float:
     """Return the fraction of a tune's sounding time with a tone of the chord under it."""
     carried = [
         note.duration_beats * (note.pitch % 12 in chords[int(note.start_beats // beats_per_bar)].pitch_classes)
@@ -133,8 +133,8 @@ def test_chords_found_for_tunes_carry_them_and_end_at_home() -> None:
     for entry in find_entries("ryan")[:12]:
         tune, beats = read_tune(entry), entry.beats_per_bar
         chords = harmonize(tune.voices[0], tune.key, beats_per_bar=beats, bars=entry.bars)
-        shares.append(carried_share(tune.voices[0], chords, beats))
-        plain_shares.append(carried_share(tune.voices[0], [Chord(tune.key, 0)] * entry.bars, beats))
+        shares.append(chord_tone_share(tune.voices[0], chords, beats))
+        plain_shares.append(chord_tone_share(tune.voices[0], [Chord(tune.key, 0)] * entry.bars, beats))
         ends.append(chords[-1].degree)
     assert np.mean(shares) > np.mean(plain_shares)
     assert np.mean(np.equal(ends, 0)) > 0.8  # a few reels end on an open cadence that leads back to their beginning

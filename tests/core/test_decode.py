@@ -100,7 +100,7 @@ def test_channels_are_mixed(stored: int, channels: int) -> None:
 
 
 @pytest.mark.parametrize("rate_hz", [11025, 192_000])
-def test_a_sine_stays_a_sine_on_both_channels_at_far_rates(rate_hz: int) -> None:
+def test_a_sine_stays_a_sine_on_both_channels_at_distant_rates(rate_hz: int) -> None:
     stored = [sign * tone(hz, rate_hz=rate_hz, seconds=0.4) for sign, hz in ((1, 440.0), (-1, 997.0))]
     sides = decode_bytes(encode_file(np.stack(stored, axis=1), rate_hz=rate_hz), channels=2)
     for side, expected in zip(sides, (tone(440.0, seconds=0.4), -tone(997.0, seconds=0.4))):
@@ -227,7 +227,7 @@ def test_a_wav_that_promises_more_than_it_holds_gives_what_it_holds(promised: in
 
 
 @pytest.mark.parametrize(("form", "subtype"), [("WAV", "PCM_16"), ("MP3", "MPEG_LAYER_III"), ("OGG", "OPUS")])
-def test_of_a_cut_wav_mp3_or_ogg_what_is_left_is_heard(form: str, subtype: str) -> None:
+def test_of_a_cut_wav_mp3_or_ogg_what_is_left_is_decoded(form: str, subtype: str) -> None:
     """An ogg loses its last full page, about one second."""
     content = encode_file(tone(440.0, rate_hz=48000, seconds=6), rate_hz=48000, form=form, subtype=subtype)
     whole, part = (

@@ -200,7 +200,7 @@ def test_prdc_refuses_sets_smaller_than_a_neighbourhood() -> None:
 # --- health
 
 
-def test_breaches_name_what_is_outside_its_range() -> None:
+def test_out_of_range_names_what_is_outside_its_range() -> None:
     expected = {"loss": HealthRange(0.0, 2.0, "too high"), "other": HealthRange(-1.0, 1.0, "off")}
     assert find_out_of_range({"loss": 2.5, "other": 0.0}, expected) == {
         "loss": "loss = 2.5 is outside 0 ... 2: too high"
@@ -239,7 +239,7 @@ def test_latency_is_milliseconds_of_one_call_without_the_warm_up() -> None:
     assert measured.p95_ms >= 0.8 * 60 + 0.2 * 20  # the 95th percentile of five is 4/5 of the way to the largest
 
 
-def test_hardware_says_what_was_measured_on() -> None:
+def test_hardware_names_what_was_measured_on() -> None:
     found = describe_hardware()
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()

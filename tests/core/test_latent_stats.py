@@ -33,7 +33,7 @@ def test_merged_parts_are_the_whole(sizes: tuple[int, ...], backwards: bool) -> 
     assert merged.std == pytest.approx(whole.std, rel=1e-12)
 
 
-def test_statistics_of_a_constant_channel_far_from_zero() -> None:
+def test_statistics_of_a_constant_channel_with_a_large_mean() -> None:
     """A naive sum of squares would lose the standard deviation here: 1e8 +- 1e-3 in float64."""
     x = 1e8 + np.array([[[-1e-3, 1e-3]]]).repeat(50, axis=0)
     merged = LatentStats.merge_all([LatentStats.from_latents(part) for part in np.split(x, 10)])

@@ -25,7 +25,7 @@ from presto_core.config.noise import GridNoise, KarrasNoise, LogNormalNoise, Log
 from presto_core.errors import UserError
 from presto_core.networks.block import Block
 from presto_core.networks.dit import DiT
-from presto_core.networks.layer_budget import LayerBudget, Mode, kept_blocks
+from presto_core.networks.layer_budget import LayerBudget, Mode, select_blocks
 from presto_core.samplers.schedule import few_step_sigmas
 from tests.support.toy_networks import conditions, tiny_dit
 
@@ -56,7 +56,7 @@ def inputs(batch: int):
 @given(depth=st.integers(1, 40), share=st.floats(0, 1), mode=st.sampled_from(["presto", "ase"]))
 def test_a_budget_is_the_number_of_blocks_and_presto_always_runs_the_last(depth: int, share: float, mode: Mode):
     budget = 1 + round(share * (depth - 1))
-    kept = kept_blocks(budget, depth, mode)
+    kept = select_blocks(budget, depth, mode)
     assert len(kept) == len(set(kept)) == budget
     assert list(kept) == sorted(kept)
     assert kept[-1] == (depth - 1 if mode == "presto" else budget - 1)
@@ -210,7 +210,7 @@ def test_gradients_reach_the_blocks_that_ran_and_only_those(mode: Mode, budgets:
     several = [budgets] if isinstance(budgets, int) else budgets
     x, c_noise, cond = inputs(3 if isinstance(budgets, int) else len(budgets))
     net(x, c_noise, cond, budgets if isinstance(budgets, int) else torch.tensor(budgets)).square().sum().backward()
-    ran = set(itertools.chain(*(kept_blocks(b, DEPTH, mode) for b in several)))
+    ran = set(itertools.chain(*(select_blocks(b, DEPTH, mode) for b in several)))
     for index, block in enumerate(net.blocks):
         reached = [p.grad is not None and bool(p.grad.any()) for p in block.parameters()]
         assert all(reached) if index in ran else not any(reached), index

@@ -55,7 +55,7 @@ def test_karras_quantiles_equal_the_edm_formula():
     )
 
 
-def test_the_two_families_are_as_far_apart_as_the_method_says():
+def test_the_gap_between_the_two_families_follows_the_method():
     high = torch.tensor([5.0], dtype=torch.float64)
     assert float(1 - LogNormalNoise(mean=-0.4, std=1.0).cdf(high)) == pytest.approx(0.0222, abs=5e-4)
     half = torch.tensor([0.5], dtype=torch.float64)

@@ -70,8 +70,8 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     (report,) = (home / ".presto/reports").glob("*/report.json")
     result = json.loads(report.read_text())
     assert [(r["name"], r["nfe"], r["blocks_run"]) for r in result["systems"]] == [
-        ("base dpmpp_2m 40", 40, 120),
-        ("base euler 2 w=2", 4, 12),
+        ("teacher dpmpp_2m 40", 40, 120),
+        ("teacher euler 2 w=2", 4, 12),
         ("ASE dpmpp_2m 40", 40, 72),
         ("L dpmpp_2m 40", 40, 72),
         ("S 1", 1, 3),
@@ -79,8 +79,8 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
         ("LS 1", 1, 2),
         ("LS 4", 4, 9),
     ]
-    assert set(result["hidden_variance"]) == {"base", "ASE", "L"}
-    assert all(r["fd"] > 0 and r["sampling_ms"] > 0 for r in result["systems"])
+    assert set(result["hidden_variance"]) == {"teacher", "ASE", "L"}
+    assert all(r["fd"] > 0 and r["latency_ms"] > 0 for r in result["systems"])
     assert result["floor"]["fd"] > 0
     for wanted in ("index.html", "quality_vs_blocks.png", "hidden_variance.png", "audio/LS-4-0.wav"):
         assert (report.parent / wanted).stat().st_size > 1000
@@ -148,7 +148,7 @@ def test_a_study_uses_what_the_demo_made(home: Path, env: dict[str, str], first)
     science = presto("science", "demo", *TINY, "--seeds", "1", cwd=home, env=env)
     assert science.returncode == 0, science.stderr
     assert science.stderr.count("is finished, its result is reused") == 7
-    assert "FD of S at 4 steps ÷ the base at 4 evaluations" in science.stderr
+    assert "FD of S at 4 steps ÷ the teacher at 4 evaluations" in science.stderr
     assert "| **S 4** | 4 | 12 |" in (home / ".presto/science/science.md").read_text()
 
 
@@ -169,7 +169,7 @@ def test_a_study_uses_what_the_demo_made(home: Path, env: dict[str, str], first)
         (("up", "--port", "TAKEN"), 1, "--port"),
     ],
 )
-def test_a_users_mistake_is_one_sentence(args, code: int, message: str, tmp_path: Path, mlflow_database: Path):
+def test_a_users_mistake_is_one_message(args, code: int, message: str, tmp_path: Path, mlflow_database: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / ".presto").mkdir()
     shutil.copy(mlflow_database, tmp_path / ".presto/mlflow.db")

@@ -224,7 +224,7 @@ def test_cluster_launcher_files_fit_rays_schema(path: Path):
 
 
 @pytest.mark.parametrize("path", COMPOSE, ids=relative_name)
-def test_compose_files_listen_here_and_take_secrets_from_outside(path: Path):
+def test_compose_files_listen_on_localhost_and_take_secrets_from_outside(path: Path):
     for name, service in yaml.safe_load(path.read_text())["services"].items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
         assert {"image", "mem_limit", "healthcheck"} <= service.keys(), name

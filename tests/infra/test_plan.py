@@ -81,7 +81,7 @@ def estimate_preset(*overrides: str, **what: Any) -> dict[str, StageEstimate]:
     return dict(zip(wanted.stages, estimate_stages(wanted, make_specs_model_fn(wanted))))
 
 
-def saved_bytes(net: DiT, shape: LatentShape, rows: int, blocks: int, *, bf16: bool) -> int:
+def measure_saved_bytes(net: DiT, shape: LatentShape, rows: int, blocks: int, *, bf16: bool) -> int:
     """Return the bytes autograd keeps of a forward pass, each storage once, without weights."""
     weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
     storages: dict[int, int] = {}
@@ -112,7 +112,7 @@ def saved_bytes(net: DiT, shape: LatentShape, rows: int, blocks: int, *, bf16: b
 def test_activations_of_a_block_are_what_autograd_keeps(network: NetworkConfig, shape: LatentShape, bf16: bool):
     net = DiT(network, channels=shape.channels, text_dim=shape.text_dim)
     by_rows = [
-        (saved_bytes(net, shape, rows, 3, bf16=bf16) - saved_bytes(net, shape, rows, 1, bf16=bf16)) / 2
+        (measure_saved_bytes(net, shape, rows, 3, bf16=bf16) - measure_saved_bytes(net, shape, rows, 1, bf16=bf16)) / 2
         for rows in (2, 4)
     ]
     assert block_bytes(network, shape, bf16=bf16) == pytest.approx((by_rows[1] - by_rows[0]) / 2, rel=0.01)
@@ -182,7 +182,7 @@ def test_a_group_waits_for_the_worker_with_most_blocks(workers: int):
 
 def test_what_does_not_fit_is_reported_with_a_remedy():
     found = estimate_preset("loop.micro_batch_size=0")
-    assert found["base"].fits
+    assert found["teacher"].fits
     assert not found["S"].fits
     assert found["S"].bottleneck == "memory"
     assert "loop.micro_batch_size" in found["S"].remedy
@@ -193,14 +193,14 @@ def test_what_does_not_fit_is_reported_with_a_remedy():
 
 
 def test_cost_follows_from_hours():
-    dear = estimate_preset()["base"]
+    dear = estimate_preset()["teacher"]
     assert dear.cost_usd == pytest.approx(dear.hours * 8 * DEVICES["h100"].price_usd)
     assert replace(dear, price_usd=0.0).cost_usd == 0
     assert 0.1 < dear.utilisation < 0.6
-    assert dear.hours < estimate_preset(device="a100")["base"].hours < estimate_preset(device="l4")["base"].hours
+    assert dear.hours < estimate_preset(device="a100")["teacher"].hours < estimate_preset(device="l4")["teacher"].hours
 
 
-def test_the_sizing_table_in_the_docs_is_what_the_model_says():
+def test_the_sizing_table_in_the_docs_is_the_models():
     page = (Path(__file__).parents[2] / PAGE).read_text()
     assert replace_table(page) == page
 
@@ -229,7 +229,7 @@ def test_tables_name_every_stage_and_the_assumptions():
     for fragment in (
         "train-teacher (base)",
         "distill-steps (LS)",
-        "held up by",
+        "bottleneck",
         "batch too small",
         "data sheet",
         "4 USD",
@@ -246,7 +246,7 @@ def test_tables_name_every_stage_and_the_assumptions():
         (("papier",), "papier"),
         (("paper", "layers.budget.kind=table", "layers.budget.kept=[40]"), "runs 40 blocks and the network has 28"),
         (("paper", "network.patch=2"), "network.patch=2"),
-        (("demo", "--device", "here", "--gpus", "16", "cluster.torch_threads=64"), "asks for 1024"),
+        (("demo", "--device", "here", "--gpus", "16", "cluster.torch_threads=64"), "1024"),
     ],
 )
 def test_mistakes_are_one_message(arguments: tuple[str, ...], message: str):

@@ -126,7 +126,7 @@ def test_loopback(url: str, is_local: bool):
         ("train-teacher", {"cluster.address": "10.0.0.1:6379"}, "cluster.address=10.0.0.1:6379"),
     ],
 )
-def test_what_exists_only_here_is_refused_with_its_name(
+def test_what_exists_only_on_this_machine_is_refused_with_its_name(
     stage: str, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -325,7 +325,7 @@ def test_a_mistake_is_one_message(args: tuple[str, ...], code: int, message: str
     assert "Traceback" not in done.stderr
 
 
-def test_a_dry_run_says_what_would_be_sent_and_touches_nothing(tmp_path: Path):
+def test_a_dry_run_shows_what_would_be_sent_and_touches_nothing(tmp_path: Path):
     args = ("train-teacher", "demo", "storage.root=s3://b/x", "tracking.uri=https://m.example", "--dry-run")
     done = presto(*args, "--on", "http://10.0.0.7:8265", home=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -334,7 +334,7 @@ def test_a_dry_run_says_what_would_be_sent_and_touches_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_kubectl_is_asked_for_where_it_is_missing(tmp_path: Path):
+def test_missing_kubectl_is_named(tmp_path: Path):
     args = (
         "train-teacher",
         "demo",

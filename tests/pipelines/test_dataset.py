@@ -10,8 +10,7 @@ import pytest
 import torch
 from blake3 import blake3
 
-from pipelines.data import epoch_plan
-from pipelines.data import shard_reader as reading
+from pipelines.data import epoch_plan, shard_reader
 from pipelines.data.batch_reader import EpochRead, EpochReader
 from pipelines.data.dataset import (
     LatentDataset,
@@ -172,9 +171,9 @@ def test_windows_before_the_cursor_are_not_read(tmp_path, monkeypatch):
     assert count(18) <= count(0) / 4 + 3  # three lanes, whose windows can start earlier
 
 
-def test_the_reader_is_not_asked_for_more_than_a_window_ahead(tmp_path, monkeypatch):
+def test_the_reader_prefetches_no_more_than_a_window(tmp_path, monkeypatch):
     monkeypatch.setattr(epoch_plan, "WINDOW_ROWS", 40)
-    monkeypatch.setattr(reading, "PREFETCH_SHARDS", 1)
+    monkeypatch.setattr(shard_reader, "PREFETCH_SHARDS", 1)
     many = make_dataset(str(tmp_path / "data"), shard_rows=MANY)
     read = list[str]()
     batches = stream_batches(many, seed=1, cursor=Cursor(), global_batch_size=6, reader=make_recording_reader(read))
@@ -330,8 +329,8 @@ def test_ray_names_damaged_and_missing_shards(shared_ray, latents: LatentDataset
 def test_shards_come_one_by_one_however_they_are_read_together(
     shared_ray, many: LatentDataset, monkeypatch, plan, task
 ):
-    monkeypatch.setattr(reading, "SHARDS_PER_EXECUTION", plan)
-    monkeypatch.setattr(reading, "TASK_BYTES", task)
+    monkeypatch.setattr(shard_reader, "SHARDS_PER_EXECUTION", plan)
+    monkeypatch.setattr(shard_reader, "TASK_BYTES", task)
     shards = many.shards("train")[:8]
     for ours, theirs in zip(
         read_with_ray(many.uri, shards, FullRows), read_with_threads(many.uri, shards, FullRows), strict=True

@@ -25,7 +25,7 @@ def ingest_source(*overrides: str) -> str:
     return source
 
 
-def test_ingest_reads_the_corpus_that_was_built_unless_told_otherwise():
+def test_ingest_reads_the_corpus_that_was_built_by_default():
     assert ingest_source() == ".presto/corpus"
     assert ingest_source("corpus.folder=elsewhere") == "elsewhere"
     assert ingest_source("corpus.folder=elsewhere", "ingest.source=/music") == "/music"
@@ -71,7 +71,7 @@ def test_the_baselines_preset_is_the_flows_baseline():
     assert preset == {key: settings[key] for key in preset}
 
 
-def test_a_dry_run_says_which_step_reads_what():
+def test_a_dry_run_shows_which_step_reads_what():
     assert describe_node("LS") == "## LS, made from dataset ingest, teacher base, layers L"
     assert describe_node("evaluate").endswith("compared ASE, compared L, compared S, compared LS")
     assert describe_node("evaluate", ("S", "evaluate")).endswith("teacher base, compared S")

@@ -25,18 +25,15 @@ from infra.cli import main as cli
 from pipelines.cluster.session import ClusterError
 from pipelines.doctor import (
     doctor,
-)
-from pipelines.doctor import (
-    machine_checks as probes,
-)
-from pipelines.doctor import (
-    service_checks as round_trips,
+    machine_checks,
+    service_checks,
 )
 from pipelines.doctor.doctor import (
     CheckOutcome,
     DoctorCheck,
     Result,
 )
+from pipelines.stages.resources import SkippedError, count_fitting_workers, list_stages_with_workers
 from pipelines.storage import filesystem as storage
 from pipelines.storage.local_s3 import Server
 from pipelines.tracking.client import create_client, open_tracker
@@ -93,7 +90,7 @@ def test_a_folder_is_tried_and_left_as_it_was(empty: Path, made: str):
         ("s3://latents", {"AWS_ENDPOINT_URL": DEAD}, DEAD, "AWS_ENDPOINT_URL"),
     ],
 )
-def test_wrong_storage_is_named_with_its_mend(object_store: Server, root: str, environment, detail, hint, monkeypatch):
+def test_wrong_storage_is_named_with_a_fix(object_store: Server, root: str, environment, detail, hint, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     storage._check_bucket.cache_clear()
@@ -191,10 +188,10 @@ def test_a_server_is_tried_and_left_as_it_was(mlflow_server: str, empty: Path):
     config = TrackingConfig(uri=mlflow_server, experiment="doctors")
     client, _ = create_client(config)
     experiments = {e.name for e in client.search_experiments()}
-    assert "will make" in round_trips.check_mlflow(config)
+    assert "will make" in service_checks.check_mlflow(config)
     assert {e.name for e in client.search_experiments()} == experiments
     tracker = open_tracker(config)
-    assert "will make" not in round_trips.check_mlflow(config)
+    assert "will make" not in service_checks.check_mlflow(config)
     assert client.search_runs([tracker.experiment_id]) == []
     (run,) = client.search_runs([tracker.experiment_id], run_view_type=ViewType.DELETED_ONLY)
     assert run.data.tags["presto.doctor"] == "true"
@@ -227,10 +224,10 @@ def test_a_dead_server_is_named_without_its_password():
     assert "tracking.uri" in finding.fix
 
 
-def test_a_server_that_says_nothing_is_given_up():
+def test_a_silent_server_times_out():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        check = DoctorCheck("MLflow", "", partial(round_trips.check_mlflow, TrackingConfig(uri=uri)), timeout_s=1)
+        check = DoctorCheck("MLflow", "", partial(service_checks.check_mlflow, TrackingConfig(uri=uri)), timeout_s=1)
         assert doctor.run_check(check).detail == "no answer within 1 s"
 
 
@@ -240,7 +237,7 @@ def test_a_server_that_says_nothing_is_given_up():
 @pytest.mark.ray
 def test_a_cluster_is_compared_with_what_each_stage_asks_for(shared_ray: None):
     def compare_with_cluster(stage: str, **settings: float) -> str:
-        probe = probes.RayCheck(ClusterConfig(**settings))
+        probe = machine_checks.RayCheck(ClusterConfig(**settings))
         assert "1 node, 2 CPUs, 0 GPUs" in probe.connect()
         return probe.check_fits(stage)
 
@@ -252,18 +249,18 @@ def test_a_cluster_is_compared_with_what_each_stage_asks_for(shared_ray: None):
         compare_with_cluster("distill-layers", gpus_per_worker=1)
     with pytest.raises(ClusterError, match=r"3\.2 CPUs .* has 2; "):
         compare_with_cluster("evaluate", data_workers=4)
-    with pytest.raises(probes.SkippedError, match=r"num_workers=0 trains in the command's own process"):
+    with pytest.raises(SkippedError, match=r"num_workers=0 trains in the command's own process"):
         compare_with_cluster("train-teacher", num_workers=0)
     assert compare_with_cluster("evaluate", num_workers=0)
 
 
 def test_a_worker_must_fit_on_one_node():
     small, large = {"CPU": 2.0}, {"CPU": 9.0, "GPU": 2.0}
-    assert probes.places([small, small], {"CPU": 0.8, "GPU": 0}) == 4
-    assert probes.places([small, large], {"CPU": 3, "GPU": 0}) == 3
-    assert probes.places([small, large], {"CPU": 3, "GPU": 1}) == 2
-    assert probes.places([{"CPU": 0.3}], {"CPU": 0.1, "GPU": 0}) == 3  # in spite of rounding
-    probe = probes.RayCheck(ClusterConfig(num_workers=2, cpus_per_worker=3), [small] * 4)
+    assert count_fitting_workers([small, small], {"CPU": 0.8, "GPU": 0}) == 4
+    assert count_fitting_workers([small, large], {"CPU": 3, "GPU": 0}) == 3
+    assert count_fitting_workers([small, large], {"CPU": 3, "GPU": 1}) == 2
+    assert count_fitting_workers([{"CPU": 0.3}], {"CPU": 0.1, "GPU": 0}) == 3  # in spite of rounding
+    probe = machine_checks.RayCheck(ClusterConfig(num_workers=2, cpus_per_worker=3), [small] * 4)
     with pytest.raises(ClusterError, match="needs 2 workers of 3 CPUs each and the nodes have room for 0; lower"):
         probe.check_fits("train-teacher")
 
@@ -272,32 +269,32 @@ def test_a_worker_must_fit_on_one_node():
 
 
 def test_an_old_python_is_named():
-    assert probes.check_python().startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    assert machine_checks.check_python().startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
     with pytest.raises(UserError, match=r"Python 3\.10\.14 runs Presto, which needs >=3\.11; make a new environment"):
-        probes.check_python((3, 10, 14))
+        machine_checks.check_python((3, 10, 14))
 
 
 def test_gpus_are_missed_where_workers_on_this_machine_ask_for_them(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert "nccl is not needed" in probes.check_torch_and_gpus(ClusterConfig())
-    assert "of the cluster that is joined" in probes.check_torch_and_gpus(
+    assert "nccl is not needed" in machine_checks.check_torch_and_gpus(ClusterConfig())
+    assert "of the cluster that is joined" in machine_checks.check_torch_and_gpus(
         ClusterConfig(gpus_per_worker=1, address="auto")
     )
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"gpus_per_worker=1 asks for GPUs .* sees none here; install an NVIDIA"):
-            probes.check_torch_and_gpus(ClusterConfig(gpus_per_worker=1))
+            machine_checks.check_torch_and_gpus(ClusterConfig(gpus_per_worker=1))
 
 
 def test_a_small_disk_is_named(tmp_path: Path):
-    assert "GiB free" in probes.check_free_space(tmp_path / "not" / "there")
+    assert "GiB free" in machine_checks.check_free_space(tmp_path / "not" / "there")
     with pytest.raises(UserError, match=r"GiB left, less than \d+; free some space"):
-        probes.check_free_space(tmp_path, min_bytes=2**62)
+        machine_checks.check_free_space(tmp_path, min_bytes=2**62)
 
 
 def test_a_missing_package_is_named():
-    assert probes.check_package("av", "av", "m4a", "").startswith("av ")
+    assert machine_checks.check_package("av", "av", "m4a", "").startswith("av ")
     with pytest.raises(UserError, match="none-such is not installed, which m4a needs; pip install it"):
-        probes.check_package("none_such", "none-such", "m4a", "pip install it")
+        machine_checks.check_package("none_such", "none-such", "m4a", "pip install it")
 
 
 # --- all of it
@@ -337,14 +334,15 @@ def test_a_dry_run_touches_nothing(empty: Path, monkeypatch):
     assert shown.exit_code == 0
     assert "put, get, list and delete below s3://nowhere/x" in shown.stdout
     planned = json.loads(CliRunner().invoke(cli.app, [*args, "--json"]).stdout)
-    assert [check["check"] for check in planned][-7:-2] == [f"Ray: {stage}" for stage in probes.stages_with_workers()]
+    names = [check["check"] for check in planned]
+    assert [name for name in names if name.startswith("Ray: ")] == [f"Ray: {s}" for s in list_stages_with_workers()]
     assert tree(empty) == set()
 
 
 @pytest.mark.parametrize(
     ("command", "message"), [("up", "would start an S3 server on a free port"), ("down", "no object store runs here")]
 )
-def test_up_and_down_may_only_say_what_they_would_do(empty: Path, command: str, message: str):
+def test_up_and_down_have_dry_runs(empty: Path, command: str, message: str):
     shown = CliRunner().invoke(cli.app, [command, "--dry-run"])
     assert (shown.exit_code, message in " ".join(shown.output.split())) == (0, True)
     assert tree(empty) == set()
@@ -352,7 +350,7 @@ def test_up_and_down_may_only_say_what_they_would_do(empty: Path, command: str, 
 
 @pytest.mark.services
 @pytest.mark.ray
-def test_where_all_is_well_it_says_so_and_leaves_nothing(
+def test_where_all_is_well_all_checks_pass_and_nothing_is_left(
     object_store: Server, mlflow_server: str, shared_ray: None, empty: Path
 ):
     before = keys("latents")
@@ -366,7 +364,7 @@ def test_where_all_is_well_it_says_so_and_leaves_nothing(
 
 # over 10 s: a command that imports torch, MLflow and Ray, and asks three servers until it gives them up
 @pytest.mark.services
-def test_where_all_is_broken_it_says_what_and_goes_on(object_store: Server, tmp_path: Path):
+def test_where_all_is_broken_it_reports_each_fault_and_continues(object_store: Server, tmp_path: Path):
     args = ("demo", "storage.root=s3://latents", f"tracking.uri={DEAD}", "cluster.address=127.0.0.1:9")
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
     mine["AWS_SECRET_ACCESS_KEY"] = "geheim"

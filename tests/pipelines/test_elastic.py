@@ -59,7 +59,7 @@ def test_a_group_is_as_large_as_its_room_and_the_global_batch_allow(nodes: list[
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.ray
-def test_training_goes_on_where_a_node_is_lost_and_ends_with_the_same_weights(workdir: Path):
+def test_training_continues_where_a_node_is_lost_and_ends_with_the_same_weights(workdir: Path):
     dataset = make_dataset(str(workdir / "data"), shard_rows=(40, 30, 26)).uri
     local = train_teacher.run(teacher_config("here", dataset, **SETTINGS))
     with local_cluster(2, workdir) as (cluster, environment):

@@ -17,8 +17,7 @@ from blake3 import blake3
 from pipelines.storage import filesystem as storage
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
-from presto_core.artifacts import resumable_read as reading
-from presto_core.artifacts import retry
+from presto_core.artifacts import resumable_read, retry
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import (
     StoreError,
@@ -40,7 +39,7 @@ BREAKING = (Fault.REFUSE, Fault.RESET, Fault.TRUNCATE, Fault.SLOW_DOWN)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch) -> None:
-    monkeypatch.setattr(reading, "BLOCK_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(resumable_read, "BLOCK_BYTES", BLOCK_BYTES)
 
 
 @pytest.fixture
@@ -326,7 +325,7 @@ def test_an_overloaded_server_is_named_when_the_bucket_is_checked(proxy: FaultPr
     assert proxy.injected == {Fault.SLOW_DOWN: 4}
 
 
-def test_what_cannot_pass_is_not_asked_for_twice(proxy: FaultProxy, folder: Folder, monkeypatch) -> None:
+def test_a_request_that_cannot_succeed_is_not_repeated(proxy: FaultProxy, folder: Folder, monkeypatch) -> None:
     before = proxy.requests
     with pytest.raises(StoreError, match=r"/none "):
         read_bytes(folder, "none")

@@ -22,7 +22,7 @@ with ray_session(ClusterConfig(address="{address}", wait_seconds=500), cpus=2):
 
 
 @pytest.mark.ray
-def test_a_wait_that_ends_is_a_sentence(shared_ray: None, capfd: pytest.CaptureFixture[str]):
+def test_a_wait_that_times_out_is_one_message(shared_ray: None, capfd: pytest.CaptureFixture[str]):
     with (
         pytest.raises(ClusterError, match=r"64 CPUs .* has 2; .*cluster\.wait_seconds"),
         ray_session(ClusterConfig(wait_seconds=1), cpus=64),

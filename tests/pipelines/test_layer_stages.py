@@ -91,7 +91,7 @@ def draw_samples(model: Model, steps: int = 4) -> torch.Tensor:
     return sample_teacher(model, noise, None, sampler=BaseSampler(steps=steps), schedule=ScheduleConfig())
 
 
-def test_base_to_layers_to_both_with_lineage_and_tables(dataset: str, teacher: Artifact):
+def test_teacher_to_layers_to_both_with_lineage_and_tables(dataset: str, teacher: Artifact):
     layers = distill_layers.run(layers_config("store", dataset, teacher.id))
     single = distill_steps.run(steps_config("store", dataset, teacher.id))
     both = distill_steps.run(steps_config("store", dataset, teacher.id, **{"inputs.layers": layers.id}))
@@ -111,7 +111,7 @@ def test_base_to_layers_to_both_with_lineage_and_tables(dataset: str, teacher: A
     assert single.manifest["model"]["layer_budget"] is None
 
 
-def test_a_loaded_model_runs_what_its_table_says(dataset: str, teacher: Artifact):
+def test_a_loaded_model_runs_the_blocks_of_its_table(dataset: str, teacher: Artifact):
     layers = distill_layers.run(layers_config("store", dataset, teacher.id))
     both = distill_steps.run(steps_config("store", dataset, teacher.id, **{"inputs.layers": layers.id}))
     for artifact in (layers, both):
@@ -192,13 +192,13 @@ def test_a_table_that_does_not_fit_is_refused_by_both_stages(dataset: str, teach
         ({"kind": "presto"}, r"layers\.budget: kind must be one of 'presto_l'"),
     ],
 )
-def test_a_table_that_makes_no_sense_is_one_sentence(budget: dict[str, object], message: str):
+def test_a_table_that_makes_no_sense_is_one_message(budget: dict[str, object], message: str):
     with pytest.raises(UserError, match=message) as caught:
         load_config(LayersStage, None, {"layers.budget": budget})
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_of_other_latents_is_not_judged_beside_this_base(dataset: str, workdir: Path, teacher: Artifact):
+def test_a_model_of_other_latents_is_not_evaluated_beside_this_teacher(dataset: str, workdir: Path, teacher: Artifact):
     other = make_dataset(str(workdir / "other"), shard_rows=(11,)).uri
     foreign = train_teacher.run(teacher_config("elsewhere", other, **DEEP))
     layers = distill_layers.run(layers_config("store", dataset, teacher.id))
@@ -223,14 +223,14 @@ def test_every_model_has_its_rows_and_a_name_of_its_own(dataset: str, teacher: A
     names = ["base dpmpp_2m 40", f"L {layers.id[:6]} euler 8", f"L {again.id[:6]} euler 8", "S 1", "S 4"]
     assert [s.name for s in systems] == names
     assert [s.model for s in systems] == ["teacher", "compared_0", "compared_1", "generator", "generator"]
-    assert [s.role for s in systems] == ["base", "layers", "layers", "student", "student"]
+    assert [s.role for s in systems] == ["teacher", "layers", "layers", "generator", "generator"]
 
 
 def test_activations_are_measured_where_blocks_run(dataset: str, teacher: Artifact):
     layers = distill_layers.run(layers_config("store", dataset, teacher.id, **{"layers.mode": "ase"}))
     models = {"teacher": open_model(teacher.uri), "compared_0": open_model(layers.uri)}
-    found = measure_hidden_variance(models, {"teacher": "base", "compared_0": "ASE"}, dataset)
-    assert all(list(line["variance"]) == ["0", "1", "2", "3"] for line in found["base"])
+    found = measure_hidden_variance(models, {"teacher": "teacher", "compared_0": "ASE"}, dataset)
+    assert all(list(line["variance"]) == ["0", "1", "2", "3"] for line in found["teacher"])
     ran = [len(line["variance"]) for line in found["ASE"]]  # from low noise to high
     assert ran == sorted(ran, reverse=True)
     assert (ran[0], ran[-1]) == (4, 2)

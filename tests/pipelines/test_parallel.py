@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.train.parallel import make_single_process
 from presto_core.config.noise import LogNormalNoise
+from presto_core.config.sections import LoopConfig
 from presto_core.training.parallel import Parallel
 from presto_core.training.row_rng import RowRng
 from presto_core.training.state import make_step_rng
@@ -15,7 +17,6 @@ from tests.support.process_group import (
     difference,
     double_precision,
     join_group,
-    make_single_process,
     result,
     run_in_processes,
 )
@@ -35,7 +36,7 @@ def run_both_ways() -> list[Results]:
 
 @pytest.fixture(scope="module")
 def joined() -> Results:
-    return run_every_algorithm(make_single_process(), 0)
+    return run_every_algorithm(make_single_process(LoopConfig()), 0)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[list[Results]]:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_accumulated_gradients_are_those_of_the_whole_batch(name: str, joined: Results):
     with double_precision():
-        accumulated = result(name, make_single_process(), micro_batch_size=3)  # of 3, 3 and 2 rows
+        accumulated = result(name, make_single_process(LoopConfig()), micro_batch_size=3)  # of 3, 3 and 2 rows
     assert difference(joined[name], accumulated) < FP64
 
 

@@ -154,7 +154,7 @@ def test_search_by_parent_and_order(home: TinyRegistry):
         ("quality < 1", "is not known; known: fd, "),
     ],
 )
-def test_a_wrong_filter_is_one_precise_sentence(query: str, message: str):
+def test_a_wrong_filter_is_one_precise_message(query: str, message: str):
     with pytest.raises(RegistryError, match=message):
         parse_filter(query)
 

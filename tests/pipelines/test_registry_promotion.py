@@ -95,7 +95,7 @@ def test_every_threshold_is_heeded(home: TinyRegistry, limits: dict[str, object]
     assert [check.name for check in table if not check.passed] == ([failed] if failed else [])
 
 
-def test_what_was_not_evaluated_or_not_trained_here_is_refused(home: TinyRegistry, model: str):
+def test_what_was_not_evaluated_or_not_trained_by_presto_is_refused(home: TinyRegistry, model: str):
     table = Promoter(home.client).promote(f"{model}@v2", PromoteConfig(), why="", dry_run=True).checks
     assert {check.name for check in table if not check.passed} == {"health", "quality", "latency"}
 
@@ -117,7 +117,7 @@ def test_damage_in_storage_is_seen_by_the_gate_and_by_verify(home: TinyRegistry,
     home.client.delete_registered_model("damaged")
 
 
-def test_promotions_at_the_same_time_leave_one_consistent_register(home: TinyRegistry, model: str):
+def test_promotions_at_the_same_time_leave_one_consistent_registry(home: TinyRegistry, model: str):
     """Every decision is in the record once, in one order, and MLflow's champion is the last one's."""
     barrier = threading.Barrier(6)
 
@@ -160,7 +160,7 @@ def test_a_writer_that_died_after_its_claim_does_not_stop_others(home: TinyRegis
     assert [v.content for v in home.catalog.list_newest("abandoned", limit=9)] == [content]
 
 
-def test_an_alias_that_was_left_behind_by_a_kill_is_mended(home: TinyRegistry, model: str):
+def test_an_alias_that_was_left_behind_by_a_kill_is_fixed(home: TinyRegistry, model: str):
     promoter = Promoter(home.client)
     promoter.promote(f"{model}@v1", LOOSE, why="first")
     home.client.set_registered_model_alias(model, CHAMPION, "2")  # as if the command had died before it followed
@@ -170,7 +170,7 @@ def test_an_alias_that_was_left_behind_by_a_kill_is_mended(home: TinyRegistry, m
     presto(home, "verify", f"{model}@v1")
 
 
-def test_the_verbs_promote_and_roll_back(home: TinyRegistry, model: str):
+def test_the_commands_promote_and_roll_back(home: TinyRegistry, model: str):
     loose = ["promote.require_health=false", "promote.bootstrap_draws=10"]
     refused = CliRunner().invoke(
         app, ["registry", "promote", f"{model}@v1", "promote.max_fd=0.1", *loose, "--why", "x"]

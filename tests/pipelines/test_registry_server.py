@@ -26,7 +26,7 @@ from pipelines.registry.publish import open_promotion_log_folder
 from pipelines.stages import train_teacher
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server, find_free_ports
-from pipelines.tracking import run as tracked
+from pipelines.tracking import run as tracking_run
 from pipelines.tracking.client import open_tracker
 from pipelines.tracking.tags import RUN_ID
 from presto_core.artifacts.manifest_schema import content_hash
@@ -101,7 +101,7 @@ def test_a_server_lost_after_the_first_answer(
     assert "Traceback" not in stderr
 
 
-def test_all_verbs(team: tuple[MlflowServer, TinyRegistry], tmp_path: Path):
+def test_all_commands(team: tuple[MlflowServer, TinyRegistry], tmp_path: Path):
     _, home = team
     home.add_report(home.made["S"], home.made["LS"], worse=(0.6, 0.4))
     assert {v["name"] for v in json.loads(presto(home, "list", "--json"))} == {
@@ -236,7 +236,7 @@ def _versions(home: TinyRegistry) -> set[tuple[str, int, tuple[str, ...]]]:
 
 
 @pytest.mark.slow
-def test_a_server_killed_in_mid_training_loses_and_doubles_no_metric(
+def test_a_server_killed_in_mid_training_loses_and_duplicates_no_metric(
     team: tuple[MlflowServer, TinyRegistry], monkeypatch: pytest.MonkeyPatch
 ):
     """Compared point by point with the same training that nobody disturbed, in an experiment of its own."""
@@ -264,8 +264,8 @@ def test_a_server_killed_in_mid_training_loses_and_doubles_no_metric(
         return update(self, *batch, **how)
 
     monkeypatch.setattr(TeacherTraining, "update", update_and_disturb)
-    monkeypatch.setattr(tracked, "PAUSE_S", 0.5)
-    monkeypatch.setattr(tracked, "FLUSH_EVERY_S", 0.1)
+    monkeypatch.setattr(tracking_run, "PAUSE_S", 0.5)
+    monkeypatch.setattr(tracking_run, "FLUSH_EVERY_S", 0.1)
     assert train_and_read_metrics("disturbed", "s3://latents/disturbed") == calm
     assert [step for step, _ in calm["dsm_loss"]] == list(range(1, 241))
 

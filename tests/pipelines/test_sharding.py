@@ -6,8 +6,9 @@ import pytest
 from pyarrow.fs import LocalFileSystem
 from torch import Tensor, distributed
 
+from pipelines.train.parallel import make_single_process
 from presto_core.artifacts.folder import Folder
-from presto_core.config.sections import ParallelConfig
+from presto_core.config.sections import LoopConfig, ParallelConfig
 from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.support.process_group import (
     ALGORITHMS,
@@ -15,7 +16,6 @@ from tests.support.process_group import (
     difference,
     double_precision,
     join_group,
-    make_single_process,
     result,
     run,
     run_in_processes,
@@ -62,7 +62,7 @@ def stop_and_resume(name: str, path: str, before: ParallelConfig, after: Paralle
 @pytest.fixture(scope="module")
 def joined() -> Results:
     with double_precision():
-        return {name: result(name, make_single_process()) for name in NAMES}
+        return {name: result(name, make_single_process(LoopConfig())) for name in NAMES}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import fs as pafs
 
 from pipelines.storage import filesystem as storage
-from pipelines.storage import local_s3 as embedded_s3
+from pipelines.storage import local_s3
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import ObjectStoreError, Server
 from presto_core.artifacts.folder import Folder
@@ -276,10 +276,10 @@ def test_a_full_disk_is_explained():
 
 @pytest.mark.services
 def test_server_is_started_once_and_keeps_its_data(tmp_path, monkeypatch):
-    server, started = embedded_s3.start(tmp_path)
+    server, started = local_s3.start(tmp_path)
     try:
         assert started
-        assert embedded_s3.start(tmp_path) == (server, False)
+        assert local_s3.start(tmp_path) == (server, False)
         for file in ("server.json", "identities.json"):
             assert stat.S_IMODE((tmp_path / file).stat().st_mode) == 0o600
         for name, value in server.environment().items():
@@ -287,16 +287,16 @@ def test_server_is_started_once_and_keeps_its_data(tmp_path, monkeypatch):
         storage.create_bucket("kept")
         commit(open_folder("s3://kept/a"), {}, {"x": b"1"})
     finally:
-        assert embedded_s3.stop(tmp_path)
-    assert not embedded_s3.stop(tmp_path)
-    again, started = embedded_s3.start(tmp_path)
+        assert local_s3.stop(tmp_path)
+    assert not local_s3.stop(tmp_path)
+    again, started = local_s3.start(tmp_path)
     try:
         assert started
         assert again.secret_key == server.secret_key
         monkeypatch.setenv("AWS_ENDPOINT_URL", again.endpoint)
         assert read_manifest(open_folder("s3://kept/a"))["files"]["x"]["bytes"] == 1
     finally:
-        embedded_s3.stop(tmp_path)
+        local_s3.stop(tmp_path)
 
 
 def test_taken_port_is_refused(tmp_path):
@@ -305,4 +305,4 @@ def test_taken_port_is_refused(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ObjectStoreError, match=f"port {port} of 127.0.0.1 .*--port"):
-            embedded_s3.start(tmp_path, port=port)
+            local_s3.start(tmp_path, port=port)

@@ -57,9 +57,9 @@ def records_of(inputs: SweepInputs) -> dict[str, TrialRecord]:
     return SweepStore(sweep_folder(open_folder(inputs.root), sweep_id)).load_all()
 
 
-def children(of: str) -> list[Any]:
+def list_child_runs(parent: str) -> list[Any]:
     tracker = open_tracker(TrackingConfig())
-    return list(tracker.client.search_runs([tracker.experiment_id], f"tags.`mlflow.parentRunId` = '{of}'"))
+    return list(tracker.client.search_runs([tracker.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'"))
 
 
 @pytest.mark.ray
@@ -80,7 +80,7 @@ def test_a_sweep_ends_in_an_answer_and_is_not_run_again(shared_ray, sweep_inputs
     assert [len(result["repeats"][role]["values"]) for role in (WINNER, DEFAULT)] == [2, 2]
     assert result["saved"]["steps_trained"] < result["saved"]["steps_of_all_to_the_end"]
 
-    runs = {run.data.tags[RUN_ID]: run for run in children(result["mlflow_run"])}
+    runs = {run.data.tags[RUN_ID]: run for run in list_child_runs(result["mlflow_run"])}
     assert set(runs) == set(records_of(sweep_inputs))
     ended = {run_id: (run.info.status, run.data.tags["presto.trial"]) for run_id, run in runs.items()}
     status = {FINISHED: "FINISHED", PRUNED: "KILLED", FAILED: "FAILED"}
@@ -113,7 +113,7 @@ def _check_winner_reproduces(result: dict[str, Any]) -> None:
 
 
 @pytest.mark.ray
-def test_a_killed_sweep_goes_on_and_leaves_nobody_behind(
+def test_a_killed_sweep_resumes_and_leaves_nobody_behind(
     sweep_inputs: SweepInputs, workdir: Path, begin: Callable[..., Attempt]
 ):
     """kill -9 of the command once a trial is done: no finished trial runs again, and the rungs are remembered."""
@@ -144,7 +144,7 @@ def _has_finished_trial(inputs: SweepInputs) -> bool:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ctrl_c_ends_all_of_it_and_the_same_command_goes_on(
+def test_ctrl_c_ends_all_of_it_and_the_same_command_resumes(
     sweep_inputs: SweepInputs, workdir: Path, begin: Callable[..., Attempt]
 ):
     settings = {**ONE_AT_A_TIME, **RATES, "cluster.cpus": 2, "sweep.repeats": 0, "steps.generator_updates": 60}
@@ -192,7 +192,7 @@ def test_every_way_to_sweep_comes_to_an_answer(shared_ray, sweep_inputs: SweepIn
 @pytest.mark.ray
 @pytest.mark.services
 @pytest.mark.slow
-def test_a_run_that_was_made_without_a_sweep_is_judged_and_not_trained(shared_ray, sweep_inputs: SweepInputs):
+def test_a_run_that_was_made_without_a_sweep_is_validated_and_not_trained(shared_ray, sweep_inputs: SweepInputs):
     plan = sweep_inputs.plan(**ONE_AT_A_TIME, **RATES, **{"sweep.repeats": 0})
     alone = distill_steps.run(cast(StepsStage, plan.make_config({"validation.every": 0})))
     result = sweep.run(plan)
@@ -215,7 +215,7 @@ def test_trials_on_s3_share_one_copy_of_what_they_read(shared_ray, workdir: Path
     assert len([p for p in (tmp_path / "near").iterdir() if p.is_dir()]) >= 1
 
 
-def test_a_plan_is_refused_where_its_budgets_do_not_fit_the_base(sweep_inputs: SweepInputs):
+def test_a_plan_is_refused_where_its_budgets_do_not_fit_the_teacher(sweep_inputs: SweepInputs):
     from presto_core.errors import UserError
 
     with pytest.raises(UserError, match=r"made for 8 blocks and teacher \w+ has 2; set sweep\.depth=2"):

@@ -61,7 +61,7 @@ def dataset(workdir: Path) -> str:
     return make_dataset(str(workdir / "data")).uri
 
 
-def test_base_then_student_with_lineage_and_record(dataset: str, workdir: Path):
+def test_teacher_then_generator_with_lineage_and_record(dataset: str, workdir: Path):
     teacher = train_teacher.run(teacher_config("store", dataset))
     student = distill_steps.run(steps_config("store", dataset, teacher.id))
     assert teacher.manifest["parents"] == {"dataset": "0" * 16}
@@ -150,7 +150,7 @@ def test_two_workers_train_and_distil(shared_ray, dataset: str):
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_divergence_in_a_worker_is_one_sentence(shared_ray, dataset: str):
+def test_divergence_in_a_worker_is_one_message(shared_ray, dataset: str):
     config = teacher_config("store", dataset, **{"cluster.num_workers": 1, "teacher.optim.learning_rate": 1e30})
     with pytest.raises(UserError, match=r"dsm_loss is (nan|inf) on rank 0, .*no checkpoint yet") as caught:
         train_teacher.run(config)
@@ -159,7 +159,7 @@ def test_divergence_in_a_worker_is_one_sentence(shared_ray, dataset: str):
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_damaged_data_in_a_worker_is_one_sentence(shared_ray, dataset: str, workdir: Path):
+def test_damaged_data_in_a_worker_is_one_message(shared_ray, dataset: str, workdir: Path):
     (workdir / "data/shards/1.parquet").write_bytes(b"nothing")
     config = teacher_config("store", dataset, **{"cluster.num_workers": 1, "cluster.max_failures": 0})
     with pytest.raises(ClusterError, match=r"1\.parquet is damaged"):
@@ -219,7 +219,7 @@ def test_damaged_shards_are_left_out_where_that_is_allowed(dataset: str, workdir
     assert teacher.manifest["skipped_shards"] == ["shards/1.parquet"]
 
 
-def test_crops_and_withheld_captions_reach_training(dataset: str, workdir: Path):
+def test_crops_and_dropped_captions_reach_training(dataset: str, workdir: Path):
     whole = train_teacher.run(teacher_config("store", dataset))
     cropped = train_teacher.run(teacher_config("store", dataset, **{"data.crop_frames": 4}))
     dropped = train_teacher.run(teacher_config("store", dataset, **{"teacher.caption_dropout": 0.9}))

@@ -22,13 +22,13 @@ class SigtermHandler:
     """Turns SIGTERM into what Ctrl-C does, once.
 
     Attributes:
-        was_told: whether SIGTERM came.
+        sigterm_received: whether SIGTERM came.
         family: all processes that this one had started, and they in turn, when it came.
     """
 
     def __init__(self) -> None:
         self.owner = os.getpid()
-        self.was_told = False
+        self.sigterm_received = False
         self.family: list[psutil.Process] = []
 
     def install(self) -> None:
@@ -38,8 +38,8 @@ class SigtermHandler:
         if os.getpid() != self.owner:  # a forked child inherits the handler and should die as any other
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif not self.was_told:
-            self.was_told = True
+        elif not self.sigterm_received:
+            self.sigterm_received = True
             self.family = psutil.Process().children(recursive=True)
             signal.signal(signal.SIGINT, ignore)  # or it would cut the fixtures' ends short
             raise KeyboardInterrupt
@@ -76,7 +76,7 @@ def pytest_runtest_call() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Wait for the workers of pytest-xdist, which would give them ten seconds."""
-    if HANDLER.was_told and session.config.pluginmanager.has_plugin("dsession"):
+    if HANDLER.sigterm_received and session.config.pluginmanager.has_plugin("dsession"):
         workers, until = psutil.Process().children(), time.monotonic() + PATIENCE_S
         while workers and time.monotonic() < until:
             for worker in workers:  # again and again: Ray or a training may have taken the first one for itself
@@ -87,7 +87,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if HANDLER.was_told:
+    if HANDLER.sigterm_received:
         HANDLER.kill_what_is_left()
         if hasattr(config, "workerinput"):
             os._exit(1)  # a worker waits for another session otherwise

@@ -74,8 +74,8 @@ class TinyRegistry:
             name = f"S {number}"
             arrays[name] = (clips + off + 0.05 * rng.standard_normal(clips.shape)).astype(np.float32)
             systems.append(
-                {"name": name, "model": f"compared_{number}", "fd": 6 * off**2, "fd_to_base": 1.0, "mmd": 0.1}
-                | {"density": 1.0, "coverage": 0.9, "nfe": 4, "blocks_run": 12, "sampling_ms": 20, "speed_up": 9.0}
+                {"name": name, "model": f"compared_{number}", "fd": 6 * off**2, "fd_to_teacher": 1.0, "mmd": 0.1}
+                | {"density": 1.0, "coverage": 0.9, "nfe": 4, "blocks_run": 12, "latency_ms": 20, "speed_up": 9.0}
             )  # fmt: skip
         result = {
             "systems": systems,

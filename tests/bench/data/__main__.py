@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.storage import local_s3 as embedded_s3
+from pipelines.storage import local_s3
 from pipelines.storage.filesystem import create_bucket
 from tests.bench.data import ingesting, memory, reading, waiting
 from tests.bench.data.finding import Finding, save, show
@@ -31,13 +31,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a server must not outlive this run
     data = FOLDER / "data"
     shutil.rmtree(data, ignore_errors=True)
-    server, _ = embedded_s3.start(data / "object_store")
+    server, _ = local_s3.start(data / "object_store")
     try:
         os.environ.update(server.environment())
         create_bucket(BUCKET)
         findings, notes = measure(arguments.only, preset=arguments.preset, rounds=arguments.rounds, scratch=data)
     finally:
-        embedded_s3.stop(data / "object_store")
+        local_s3.stop(data / "object_store")
         shutil.rmtree(data)
     show(findings, notes)
     sys.exit(any(note.startswith(FAILED) for note in notes))

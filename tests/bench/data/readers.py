@@ -43,14 +43,14 @@ def make_presto_reading(how: PrestoSettings) -> Reading:
     """The training stream: shuffled, hashes checked, normalised; what it keeps of shards is nothing at first."""
 
     def read_stream(uri: str, scratch: Path, epochs: int) -> Iterator[int]:
-        from pipelines.data import shard_reader as reading
+        from pipelines.data import shard_reader
         from pipelines.data.dataset import open_dataset, stream_batches
         from pipelines.data.shard_cache import ShardCache
         from presto_core.training.state import Cursor
 
         dataset = open_dataset(f"{uri}/presto")
         rows = sum(s.rows for s in dataset.shards("train"))
-        chosen = {"ray": reading.read_with_ray, "threads": reading.read_with_threads}[how.reader]
+        chosen = {"ray": shard_reader.read_with_ray, "threads": shard_reader.read_with_threads}[how.reader]
         cache = ShardCache(CACHE_BYTES, str(scratch / "shards")) if how.keeps else None
         batches = stream_batches(dataset, seed=0, cursor=Cursor(), global_batch_size=BATCH, reader=chosen, cache=cache)
         for _ in range(epochs * (rows // BATCH)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking import run as tracked
+from pipelines.tracking import run as tracking_run
 from pipelines.tracking.client import create_client
 from pipelines.tracking.run import MAX_BUFFERED_POINTS, TrackedRun
 from pipelines.tracking.system_metrics import sample_system_metrics
@@ -37,7 +37,7 @@ def points(run: TrackedRun, uri: str, name: str = "dsm_loss") -> list[tuple[int,
     return [(p.step, p.value) for p in client.get_metric_history(run.mlflow_id, name)]
 
 
-def expected_points(first: int, last: int) -> list[tuple[int, float]]:
+def make_points(first: int, last: int) -> list[tuple[int, float]]:
     return [(step, 1 / step) for step in range(first, last + 1)]
 
 
@@ -54,8 +54,8 @@ def server(mlflow_database: Path, tmp_path: Path) -> Iterator[MlflowServer]:
 @pytest.mark.services
 def test_a_killed_server_loses_and_duplicates_nothing(server: MlflowServer, monkeypatch: pytest.MonkeyPatch):
     """kill -9 twice, once with requests in flight; points are compared one by one, in the order of logging."""
-    monkeypatch.setattr(tracked, "PAUSE_S", 0.5)
-    monkeypatch.setattr(tracked, "FLUSH_EVERY_S", 0.05)
+    monkeypatch.setattr(tracking_run, "PAUSE_S", 0.5)
+    monkeypatch.setattr(tracking_run, "FLUSH_EVERY_S", 0.05)
     run = run_at(server.uri)
     warned = threading.Event()
 
@@ -78,7 +78,7 @@ def test_a_killed_server_loses_and_duplicates_nothing(server: MlflowServer, monk
             killer.join()
             server.start()
     run.finish()
-    assert points(run, server.uri) == expected_points(1, 900)
+    assert points(run, server.uri) == make_points(1, 900)
     assert [step for step, _ in points(run, server.uri, "grad_norm")] == list(range(1, 901))
     client, _ = create_client(TrackingConfig(uri=server.uri))
     assert client.get_run(run.mlflow_id).info.status == "FINISHED"
@@ -103,13 +103,13 @@ def test_a_server_that_hangs_delays_nothing(mlflow_server: str):
         assert proxy.injected[Fault.STALL] <= 1  # all rows were buffered before the first response
         run.finish()
         assert began.is_set()
-    assert points(run, mlflow_server) == expected_points(1, 2000)
+    assert points(run, mlflow_server) == make_points(1, 2000)
 
 
 @pytest.mark.services
 def test_lost_responses_duplicate_nothing(mlflow_server: str, monkeypatch: pytest.MonkeyPatch):
     """The server stores the points, but the client gets an error."""
-    monkeypatch.setattr(tracked, "PAUSE_S", 0.2)
+    monkeypatch.setattr(tracking_run, "PAUSE_S", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with FaultProxy(mlflow_server) as proxy:
         run = run_at(proxy.endpoint)
@@ -120,7 +120,7 @@ def test_lost_responses_duplicate_nothing(mlflow_server: str, monkeypatch: pytes
         for step, metrics in rows(51, 100):
             run.log(step, metrics)
         run.finish()
-    assert points(run, mlflow_server) == expected_points(1, 100)
+    assert points(run, mlflow_server) == make_points(1, 100)
 
 
 def test_a_point_sent_twice_is_one_point(workdir: Path):
@@ -133,7 +133,7 @@ def test_a_point_sent_twice_is_one_point(workdir: Path):
 
 
 def test_rows_beyond_the_buffer_come_from_the_stored_rows_in_order(workdir: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tracked, "MAX_BUFFERED_POINTS", 100)
+    monkeypatch.setattr(tracking_run, "MAX_BUFFERED_POINTS", 100)
     run = run_at("")
     stored: list[Row] = []
     run.stored_rows = lambda: stored
@@ -148,7 +148,7 @@ def test_rows_beyond_the_buffer_come_from_the_stored_rows_in_order(workdir: Path
         stored.append(row)
         run.log(*row)
     run.finish()
-    assert points(run, "") == expected_points(1, 600)
+    assert points(run, "") == make_points(1, 600)
     assert MAX_BUFFERED_POINTS > 100
 
 
@@ -161,7 +161,7 @@ def test_a_resumed_run_sends_only_what_is_new(workdir: Path):
     for row in rows(20, 60):
         again.log(*row)
     again.finish()
-    assert points(again, "") == expected_points(1, 60)
+    assert points(again, "") == make_points(1, 60)
 
 
 def test_the_machine_is_monitored_and_the_axis_continues_after_a_resume(workdir: Path, monkeypatch: pytest.MonkeyPatch):

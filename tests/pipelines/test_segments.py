@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from blake3 import blake3
 
-from pipelines.ingest import source_file as fetching
+from pipelines.ingest import source_file
 from pipelines.ingest.segments import (
     EncodeSettings,
     FileResult,
@@ -111,10 +111,10 @@ def test_a_file_that_changes_while_it_is_read_gives_no_more_and_is_read_again_la
 def test_a_file_from_storage_is_copied(
     object_store: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spool: int
 ):
-    monkeypatch.setattr(fetching, "SPOOL_BYTES", spool)
+    monkeypatch.setattr(source_file, "SPOOL_BYTES", spool)
     folder = open_folder(f"s3://latents/{tmp_path.name}")
     write_bytes(folder, "a.wav", bytes(range(200)))
-    with fetching.open_source_file(folder, "a.wav") as file:
+    with source_file.open_source_file(folder, "a.wav") as file:
         folder.delete_file("a.wav")
         assert file.digest == blake3(bytes(range(200))).hexdigest()
         assert file.stream.seek(0) == 0
@@ -129,7 +129,7 @@ def test_of_a_known_content_nothing_is_decoded(tmp_path: Path):
     assert (found, end.rows, end.facts["caption"]) == ([], (), "a")
 
 
-def test_silent_windows_are_left_out_and_counted_and_the_others_keep_their_place(tmp_path: Path):
+def test_silent_windows_are_left_out_and_counted_and_the_others_keep_their_position(tmp_path: Path):
     parts = [notes(2, seed=1), np.zeros(3 * WINDOW), notes(1, seed=2)]
     soundfile.write(tmp_path / "a.wav", np.concatenate(parts), RATE_HZ)
     found, end = segments(tmp_path, "a.wav", encoding())
@@ -166,7 +166,7 @@ def test_stereo_of_a_mono_codec_is_refused():
         encoding(channels="stereo")
 
 
-def test_every_setting_that_changes_latents_has_a_place_of_its_own():
+def test_every_setting_that_changes_latents_has_a_path_of_its_own():
     settings: list[dict[str, Any]] = [
         {},
         {"chunk_frames": 9},

@@ -34,7 +34,7 @@ def test_what_is_in_a_folder_stays_there(empty: Path, cache: Path):
     assert not cache.exists()
 
 
-def test_all_who_ask_get_the_one_copy_which_reads_as_the_original(object_store: Server, cache: Path):
+def test_all_callers_get_the_one_copy_which_reads_as_the_original(object_store: Server, cache: Path):
     remote = make_dataset("s3://latents/near/all")
     with ThreadPoolExecutor(4) as pool:
         paths = set(pool.map(cache_on_node, [remote.uri] * 4))

@@ -77,7 +77,7 @@ def test_the_manifest_lists_exactly_what_is_there(folder: Folder, tmp_path: Path
     assert read_manifest(folder)["files"].keys() == there - {MANIFEST}
 
 
-def test_artifacts_and_runs_have_places_of_their_own(folder: Folder) -> None:
+def test_artifacts_and_runs_have_folders_of_their_own(folder: Folder) -> None:
     commit_report(artifact_folder(folder, "a" * 16))
     commit(run_folder(folder, "a" * 16).child("step-1"), {}, {})
     assert folder.list_folders() == ["artifacts", "runs"]
@@ -226,7 +226,7 @@ def model_artifact(folder: Folder) -> Artifact:
     return commit_report(folder, kind="teacher", files=files, details={"model": card.to_dict()})
 
 
-def test_a_pickle_in_place_of_weights_is_never_loaded(folder: Folder, tmp_path: Path) -> None:
+def test_a_pickle_instead_of_weights_is_never_loaded(folder: Folder, tmp_path: Path) -> None:
     """Even if the manifest lists its hash: weights are read as safetensors, which contains only numbers."""
     trap = tmp_path.parent / f"{tmp_path.name}-sprung"
     torch.save({"weight": Trap(trap)}, tmp_path / "trap.pt")

@@ -19,7 +19,7 @@ from pipelines.ingest.workers import (
 from presto_core.config.data import IngestConfig
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage
-from tests.pipelines.test_encoding import encoding
+from tests.pipelines.test_segments import encoding
 from tests.support.music import FRAMES, RATE_HZ, notes, write_awkward_but_good, write_bad
 
 

@@ -25,28 +25,28 @@ def row(name: str, role: str, steps: int, nfe: int, fd: float, sampler: str = "e
         "steps": steps,
         "nfe": nfe,
         "fd": fd,
-        "fd_to_base": fd / 2,
+        "fd_to_teacher": fd / 2,
         "blocks_run": 6 * nfe,
         "sampler": sampler,
         "mmd": fd / 1000,
-        "sampling_ms": 10.0 * nfe,
+        "latency_ms": 10.0 * nfe,
         "speed_up": 40 / nfe,
     }
 
 
 def report(student: float) -> dict[str, Any]:
     systems = [
-        row("base dpmpp_2m 40", "base", 40, 40, 6.0, "dpmpp_2m"),
-        row("base euler 40", "base", 40, 40, 5.0),
-        row("base dpmpp_2m 4", "base", 4, 4, 30.0, "dpmpp_2m"),
-        row("base euler 4", "base", 4, 4, 20.0),
-        row("base euler 8", "base", 8, 8, 1.0),
+        row("teacher dpmpp_2m 40", "teacher", 40, 40, 6.0, "dpmpp_2m"),
+        row("teacher euler 40", "teacher", 40, 40, 5.0),
+        row("teacher dpmpp_2m 4", "teacher", 4, 4, 30.0, "dpmpp_2m"),
+        row("teacher euler 4", "teacher", 4, 4, 20.0),
+        row("teacher euler 8", "teacher", 8, 8, 1.0),
         row("ASE dpmpp_2m 40", "layers", 40, 40, 8.0, "dpmpp_2m"),
         row("L dpmpp_2m 40", "layers", 40, 40, 6.0, "dpmpp_2m"),
         row("L euler 40", "layers", 40, 40, 1.0),
-        row("S 2", "student", 2, 2, 1.0, "ping_pong"),
-        row("S 4", "student", 4, 4, student, "ping_pong"),
-        row("LS 4", "student", 4, 4, 6.0, "ping_pong") | {"sampling_ms": 25.0},
+        row("S 2", "generator", 2, 2, 1.0, "ping_pong"),
+        row("S 4", "generator", 4, 4, student, "ping_pong"),
+        row("LS 4", "generator", 4, 4, 6.0, "ping_pong") | {"latency_ms": 25.0},
     ]
     return {"systems": systems, "floor": {"fd": 2.0}}
 
@@ -55,12 +55,12 @@ def report(student: float) -> dict[str, Any]:
     ("name", "value"),
     [("few", 5 / 20), ("many", 5 / 5), ("layers", 3.0 / 4.0), ("both", 6 / 5), ("faster", 40 / 25)],
 )
-def test_each_claim_is_the_ratio_it_says(name: str, value: float):
+def test_each_target_is_the_ratio_it_describes(name: str, value: float):
     """The base is taken at its best, and of L and ASE the sampler that both are given first."""
     assert TARGETS[name].ratio(report(5.0)["systems"]) == pytest.approx(value)
 
 
-def test_spread_is_mean_and_sample_standard_deviation():
+def test_spread_is_mean_and_sample_std():
     result = summarize([report(fd) for fd in (4.0, 5.0, 6.0)])
     student = next(r for r in result["systems"] if r["name"] == "S 4")
     assert student["fd"] == pytest.approx({"mean": 5.0, "std": 1.0})
@@ -72,7 +72,7 @@ def test_spread_is_mean_and_sample_standard_deviation():
 
 
 @pytest.mark.parametrize(
-    ("student", "met"),
+    ("generator", "met"),
     [(4.0, ("met", "met", "missed")), (8.0, ("met", "missed", "met")), (11.0, ("missed", "missed", "met"))],
 )
 def test_the_verdict_follows_the_targets(student: float, met: tuple[str, str, str]):
@@ -88,6 +88,6 @@ def test_settings_without_the_compared_systems_are_refused_before_any_work():
         run("demo", ["evaluate.base=[{sampler: euler, steps: 4}]"], seeds=1, local=True)
 
 
-def test_layers_judged_under_another_sampler_than_the_base_are_refused_before_any_work():
+def test_layers_evaluated_under_another_sampler_than_the_teacher_are_refused_before_any_work():
     with pytest.raises(UserError, match=r"make the first of evaluate\.layers the first of evaluate\.base"):
         run("demo", ["evaluate.layers=[{sampler: euler, steps: 4}]"], seeds=1, local=True)

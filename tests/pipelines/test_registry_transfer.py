@@ -37,28 +37,28 @@ def test_pull_then_push_elsewhere_keeps_the_version(home: TinyRegistry, tmp_path
     assert version.uri == home.made["LS"].uri
 
 
-def test_pull_goes_on_where_it_was_cut(home: TinyRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_pull_resumes_where_it_was_cut(home: TinyRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     artifact = home.made["data"]
-    from pipelines.storage import ranged_download as ranges
+    from pipelines.storage import ranged_download
 
-    monkeypatch.setattr(ranges, "PART_BYTES", 1000)
+    monkeypatch.setattr(ranged_download, "PART_BYTES", 1000)
     monkeypatch.setattr(transfer, "THREADS", 1)
-    fetched_parts: list[ranges.ByteRange] = []
+    fetched_parts: list[ranged_download.ByteRange] = []
 
-    def fetch_until_interrupt(source: Folder, part: ranges.ByteRange, path: Path) -> None:
+    def fetch_until_interrupt(source: Folder, part: ranged_download.ByteRange, path: Path) -> None:
         if len(fetched_parts) == 5:
             raise KeyboardInterrupt
         fetched_parts.append(part)
         fetch(source, part, path)
 
-    fetch = ranges.fetch
+    fetch = ranged_download.fetch
     monkeypatch.setattr(transfer, "fetch", fetch_until_interrupt)
     with pytest.raises(KeyboardInterrupt):
         transfer.pull(artifact, open_folder(artifact.uri), tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
-    again: list[ranges.ByteRange] = []
+    again: list[ranged_download.ByteRange] = []
 
-    def fetch_again(source: Folder, part: ranges.ByteRange, path: Path) -> None:
+    def fetch_again(source: Folder, part: ranged_download.ByteRange, path: Path) -> None:
         again.append(part)
         fetch(source, part, path)
 

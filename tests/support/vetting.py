@@ -1,4 +1,4 @@
-"""Select usable corpus files: `python -m pipelines.corpus.vetting` writes repertoire.tsv in a few minutes.
+"""Select usable corpus files: `python -m tests.support.vetting` writes repertoire.tsv in a few minutes.
 
 A file is used if its voices and bar lines are regular, and the key signature, music21's analysis and our estimate
 agree on the key. Files that share a melody get the same family name, which the split keeps together.

@@ -1,0 +1,128 @@
+"""The table of metrics: quality from embeddings, former names, the page in docs, and what a new row reaches."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from presto_core.metrics.distances import frechet_distance, mmd
+from presto_core.metrics.prdc import prdc
+from presto_core.metrics.table import (
+    METRICS,
+    EmbeddingSets,
+    canonical_name,
+    list_validation_metrics,
+    measure_quality,
+    rename_former,
+    to_markdown,
+)
+
+RNG = np.random.default_rng(0)
+GENERATED, REFERENCE, TEACHER = (RNG.normal(size=(40, 3)) + shift for shift in (0.0, 0.5, 1.0))
+
+# what one row reaches, in a process of its own: the rows are read when modules are imported
+NEW_METRIC = """
+import json
+import numpy as np
+from presto_core.metrics import table
+
+def mean_distance(sets):
+    return float(np.linalg.norm(sets.generated.mean(0) - sets.reference.mean(0)))
+
+table.METRICS["mean_distance"] = table.Metric(
+    "mean_distance", "mean", "distance of the means", format=".3f", compute=mean_distance, validated=True,
+    registry_name="mean_distance",
+)
+from pipelines.evaluate import report
+from pipelines.registry.search_filter import parse_filter
+from pipelines.sweep.plan import make_plan
+
+sets = table.EmbeddingSets(np.zeros((4, 2)), np.full((4, 2), 3.0))
+row = {"mean_distance": table.METRICS["mean_distance"].compute(sets)}
+plan = make_plan(["sweeps/demo", "sweep.metrics=mean_distance"])
+(clause,) = parse_filter("mean_distance < 2")
+print(json.dumps({
+    "value": row["mean_distance"],
+    "measured": table.measure_quality(sets, validated_only=True)["mean_distance"],
+    "cell": report._format_row(row)[-1],
+    "column": report.COLUMNS[-1].title,
+    "validated": table.list_validation_metrics()[-1],
+    "sweep": plan.metric,
+    "search": clause.mlflow_filter,
+}))
+"""
+
+
+def test_quality_is_that_of_the_metrics_own_functions() -> None:
+    quality = measure_quality(EmbeddingSets(GENERATED, REFERENCE, TEACHER, nearest_k=3))
+    expected = {
+        "fd": frechet_distance(generated=GENERATED, reference=REFERENCE),
+        "fd_to_teacher": frechet_distance(generated=GENERATED, reference=TEACHER),
+        "mmd": mmd(generated=GENERATED, reference=REFERENCE),
+        **prdc(generated=GENERATED, reference=REFERENCE, k=3),
+    }
+    assert quality == expected
+
+
+@pytest.mark.parametrize(
+    ("sets", "missing"),
+    [
+        (EmbeddingSets(GENERATED, REFERENCE, nearest_k=3), {"fd_to_teacher"}),
+        (EmbeddingSets(GENERATED, REFERENCE, TEACHER), {"precision", "recall", "density", "coverage"}),
+    ],
+)
+def test_a_metric_is_left_out_if_its_sets_lack_what_it_needs(sets: EmbeddingSets, missing: set[str]) -> None:
+    computed = {name for name, metric in METRICS.items() if metric.compute}
+    assert measure_quality(sets).keys() == computed - missing
+
+
+def test_validations_report_the_same_values_of_fewer_metrics() -> None:
+    sets = EmbeddingSets(GENERATED, REFERENCE, TEACHER, nearest_k=3)
+    validated = measure_quality(sets, validated_only=True)
+    assert validated == {
+        name: value for name, value in measure_quality(sets).items() if name in list_validation_metrics()
+    }
+    assert validated.keys() <= set(list_validation_metrics())
+
+
+def test_no_name_is_used_twice() -> None:
+    names = [name for metric in METRICS.values() for name in {metric.name, *metric.former_names}]
+    assert len(names) == len(set(names))
+    tags = [metric.registry_name for metric in METRICS.values() if metric.registry_name]
+    assert len(tags) == len(set(tags))
+
+
+def test_former_names_are_read_as_the_present_ones() -> None:
+    stored = {"fd": 3.0, "sampling_ms": 20.0, "blocks": 24.0, "fd_to_base": 1.0, "system": "S 4"}
+    assert rename_former(stored) == {
+        "fd": 3.0,
+        "latency_ms": 20.0,
+        "blocks_run": 24.0,
+        "fd_to_teacher": 1.0,
+        "system": "S 4",
+    }
+    assert canonical_name("fd") == "fd"
+
+
+def test_the_page_in_docs_is_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    assert to_markdown() in page
+
+
+def test_a_new_metric_is_one_function_and_one_row() -> None:
+    done = subprocess.run([sys.executable, "-c", NEW_METRIC], capture_output=True, text=True, timeout=120, check=True)
+
+    assert json.loads(done.stdout) == {
+        "value": pytest.approx(3 * 2**0.5),
+        "measured": pytest.approx(3 * 2**0.5),
+        "cell": "4.243",
+        "column": "mean",
+        "validated": "mean_distance",
+        "sweep": "mean_distance",
+        "search": "metrics.`registry.mean_distance` < 2.0",
+    }

@@ -1,0 +1,60 @@
+"""How pytest-xdist shares the tests out: to one process all that need a server or Ray, to the others file by file.
+
+A plugin of tests/conftest.py. `--dist loadgroup` would do the same, but does not group with pytest 9.2
+(github.com/pytest-dev/pytest-xdist/issues/1386).
+"""
+
+from __future__ import annotations
+
+from functools import cache, cached_property
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
+
+MARKS = {"ray", "services"}
+LIST = "presto_list_of_service_tests"  # what workers are told: where to write that list, since only they collect tests
+
+
+@cache
+def make_list_file() -> Any:
+    """Make the controller's file, which is deleted when its process ends."""
+    return NamedTemporaryFile("r", prefix="presto-tests-", encoding="utf-8")
+
+
+class ServicesInOneProcess(LoadScopeScheduling):  # type: ignore[misc]
+    """The scheduler; it asks for a scope only when all workers have collected, and so have written the list."""
+
+    @cached_property
+    def service_tests(self) -> set[str]:
+        return set(make_list_file().read().split("\n"))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "services" if nodeid in self.service_tests else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    node.workerinput[LIST] = make_list_file().name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ServicesInOneProcess:
+    config.option.loadscopereorder = False  # in the order of collection, not the largest files first
+    return ServicesInOneProcess(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a worker, list the tests that need services and put them first, because they take longest."""
+    path = getattr(config, "workerinput", {}).get(LIST)
+    if path:
+        items.sort(key=lambda item: not needs_services(item))
+        Path(path).write_text("\n".join(item.nodeid for item in items if needs_services(item)), encoding="utf-8")
+
+
+def needs_services(item: pytest.Item) -> bool:
+    return any(mark.name in MARKS for mark in item.iter_markers())
