@@ -71,5 +71,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 clean: ## remove what the demo made (not the installation)
-	-$(BIN)/presto down
+	-$(BIN)/presto s3 stop
 	rm -rf .presto

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from tune_spaces.domains import (
-    Choice,
-    Range,
-    Space,
-)
+from tune_spaces.domains import Choice, Range, Space
 
 LOSSES: Space = {
     "steps.gan.generator_weight": Range(1e-3, 1.0, log=True),

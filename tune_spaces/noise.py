@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from tune_spaces.domains import (
-    Choice,
-    Conditional,
-    Range,
-    Space,
-)
+from tune_spaces.domains import Choice, Conditional, Range, Space
 
 LOGNORMAL = {"mean": Range(-1.6, 1.6), "std": Range(0.6, 2.0)}
 KARRAS = {"rho": Range(2.0, 10.0)}

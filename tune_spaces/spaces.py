@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tune_spaces import (
-    layers,
-    losses,
-    noise,
-    paper,
-)
+from tune_spaces import layers, losses, noise, paper
 from tune_spaces.domains import Space
 
 SPACES: dict[str, Callable[[int], Space]] = {

@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.cli.options import AsJson, add_dry_run
-from infra.jobs.targets import (
-    API_SERVER,
-    Kind,
-    parse_target,
-)
+from infra.jobs.targets import API_SERVER, Kind, parse_target
 from pipelines.console import console, print_table
 from presto_core.errors import UserError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from pydantic import create_model
@@ -15,8 +15,12 @@ from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL, On
 from pipelines.console import print_table
 from pipelines.presets.resolve import load_stage_config
-from presto_core.config.schema import StageConfig, SweepStage
+from presto_core.config.schema import SweepStage
+from presto_core.config.stage import StageConfig
 from presto_core.config.sweep import SweepConfig
+
+if TYPE_CHECKING:
+    from pipelines.sweep.plan import SweepPlan
 
 FIRST = 5  # configurations that --dry-run prints
 RUN = "run"
@@ -89,7 +93,7 @@ def run(
     dispatch(command, on=on, dry_run=dry_run)
 
 
-def plan_to_config(plan: Any) -> StageConfig:
+def plan_to_config(plan: SweepPlan) -> StageConfig:
     """Return a plan as one configuration, to send to a job: read as a preset, it gives the same plan."""
     sweep: SweepConfig = plan.sweep.sweep.model_copy(update={"depth": plan.depth})
     both = create_model("SweptStage", __base__=type(plan.base), sweep=(SweepConfig, sweep))
@@ -135,7 +139,7 @@ def spaces(depth: Annotated[int, typer.Option(help="Transformer blocks, for laye
     print_table("spaces", ("space", "setting", "domain"), rows)
 
 
-def _show_plan(plan: Any, step_seconds: float | None) -> None:
+def _show_plan(plan: SweepPlan, step_seconds: float | None) -> None:
     """Print the first configurations and the cost, as comments and `key=value` arguments."""
     from tune_spaces.domains import to_overrides
 
@@ -146,8 +150,9 @@ def _show_plan(plan: Any, step_seconds: float | None) -> None:
     typer.echo(f"# presto sweep of {sweep.stage}: {sweep.search} search, scheduler {sweep.scheduler}")
     typer.echo(f"# {plan.metric}, {sweep.mode}, every {plan.base.validation.every} of {plan.base.updates} updates")
     typer.echo(f"# over {', '.join(plan.space)}")
-    typer.echo(f"# at most {plan.trials} trials, and {2 * sweep.repeats} repeats of winner and preset with other seeds")
-    total = (plan.trials + 2 * sweep.repeats) * steps
+    repeats = 2 * sweep.repeats
+    typer.echo(f"# at most {plan.num_trials} trials, and {repeats} repeats of winner and preset with other seeds")
+    total = (plan.num_trials + repeats) * steps
     typer.echo(f"# a full trial is {steps} steps and {validations} validations: at most {total} steps in total")
     if step_seconds is None:
         typer.echo("# time: pass --step-seconds, which every run of the stage logs as step_seconds")
@@ -155,7 +160,7 @@ def _show_plan(plan: Any, step_seconds: float | None) -> None:
         typer.echo(f"# time: at most {total * step_seconds / 3600:.2g} h of training, divided by the trials at a time")
     if sweep.search == "optuna":
         typer.echo("# later proposals depend on earlier results; these are random")
-    for number, proposal in zip(range(FIRST), plan.proposals()):
+    for number, proposal in zip(range(FIRST), plan.iter_proposals()):
         typer.echo(f"{number}: {' '.join(to_overrides(proposal.settings)) or '(the settings of the preset)'}")
 
 

@@ -7,13 +7,10 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infra.jobs.package import (
-    LAUNCHER,
-    SETTINGS,
-)
+from infra.jobs.package import LAUNCHER, SETTINGS
 from pipelines.stages.table import STAGES
 from presto_core.config.loader import to_yaml
-from presto_core.config.schema import StageConfig
+from presto_core.config.stage import StageConfig
 
 
 @dataclass(frozen=True)

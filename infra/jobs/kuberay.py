@@ -12,22 +12,13 @@ from typing import Any
 import typer
 import yaml
 
-from infra.jobs.command import (
-    StageCommand,
-    make_entrypoint,
-    make_environment,
-    make_job_id,
-)
-from infra.jobs.portability import (
-    check_no_secrets,
-    check_reachable,
-    freeze_config,
-)
+from infra.jobs.command import StageCommand, make_entrypoint, make_environment, make_job_id
+from infra.jobs.portability import check_no_secrets, check_reachable, freeze_config
 from infra.jobs.targets import Target
 from pipelines.cluster.session import READER_CPUS, min_workers
 from pipelines.console import console
 from pipelines.stages.table import STAGES
-from presto_core.config.schema import StageConfig
+from presto_core.config.stage import StageConfig
 from presto_core.config.sweep import SweepConfig
 from presto_core.errors import UserError
 

@@ -11,11 +11,7 @@ from typing import Any
 
 import typer
 
-from infra.jobs.ray_jobs import (
-    HeadError,
-    RayJobsClient,
-    is_auth_error,
-)
+from infra.jobs.ray_jobs import HeadError, RayJobsClient, is_auth_error
 from pipelines.console import console
 
 HEAD_TIMEOUT_S = 180  # how long an unresponsive head is retried

@@ -11,7 +11,7 @@ from infra.jobs.targets import Target, is_loopback_url
 from pipelines.redaction import strip_password
 from pipelines.stages.table import STAGES
 from presto_core.config.loader import flatten
-from presto_core.config.schema import StageConfig
+from presto_core.config.stage import StageConfig
 from presto_core.config.submit import SECRET_NAME
 from presto_core.errors import UserError
 

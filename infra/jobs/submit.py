@@ -12,26 +12,15 @@ import typer
 
 from infra.jobs.command import StageCommand, make_entrypoint, make_environment, make_job_id
 from infra.jobs.log_follow import LogFollower
-from infra.jobs.package import (
-    CodePackage,
-    build_package,
-)
-from infra.jobs.portability import (
-    check_no_secrets,
-    check_reachable,
-    freeze_config,
-)
-from infra.jobs.ray_jobs import (
-    RayJobsClient,
-    run_id_of,
-    warn_plain_http,
-)
+from infra.jobs.package import CodePackage, build_package
+from infra.jobs.portability import check_no_secrets, check_reachable, freeze_config
+from infra.jobs.ray_jobs import RayJobsClient, run_id_of, warn_plain_http
 from infra.jobs.targets import Target, is_loopback_url
 from pipelines.console import console
 from pipelines.stages.dry_run import print_config
 from pipelines.stages.table import STAGES
 from presto_core.config.loader import to_yaml
-from presto_core.config.schema import StageConfig
+from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 
 
@@ -67,11 +56,7 @@ def check_cluster_capacity(stage: str, config: StageConfig, head: RayJobsClient)
     Raises:
         ClusterError: they do not fit.
     """
-    from pipelines.stages.resources import (
-        SkippedError,
-        check_stage_fits,
-        list_stages_with_workers,
-    )
+    from pipelines.stages.resources import SkippedError, check_stage_fits, list_stages_with_workers
 
     if stage not in list_stages_with_workers() or config.submit.autoscales:
         return

@@ -11,11 +11,7 @@ from infra.planning.memory import block_bytes, outer_bytes
 from pipelines.train.device_specs import Device
 from pipelines.train.step_flops import FORWARD_EQUIVALENTS, PassKind
 from presto_core.config.sections import NetworkConfig
-from presto_core.networks.flops import (
-    LatentShape,
-    block_flops,
-    outer_flops,
-)
+from presto_core.networks.flops import LatentShape, block_flops, outer_flops
 
 # Assumptions of `device_model_from_specs`; each is printed with a plan.
 MATMUL_SHARE = {True: 0.60, False: 0.75}  # fraction of peak that matrix products reach, in bf16 and in fp32

@@ -6,24 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from infra.planning.device_model import DeviceModel
-from infra.planning.memory import (
-    GIB,
-    Memory,
-    checkpoint_bytes,
-    estimate_memory,
-)
-from infra.planning.step_time import (
-    Group,
-    StepTime,
-    phase_seconds,
-    step_time,
-)
+from infra.planning.memory import GIB, Memory, checkpoint_bytes, estimate_memory
+from infra.planning.step_time import Group, StepTime, phase_seconds, step_time
 from pipelines.train.step_flops import StageFlops, count_stage_flops
-from presto_core.config.schema import (
-    LayersStage,
-    StepsStage,
-    TeacherStage,
-)
+from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
 from presto_core.config.sections import NetworkConfig
 from presto_core.networks.flops import LatentShape
 

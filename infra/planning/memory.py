@@ -5,18 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.train.step_flops import Pass, StageFlops
-from presto_core.config.sections import (
-    LoopConfig,
-    NetworkConfig,
-    ParallelConfig,
-)
-from presto_core.networks.flops import (
-    LatentShape,
-    mlp_width,
-    num_block_parameters,
-    num_parameters,
-    num_tokens,
-)
+from presto_core.config.sections import LoopConfig, NetworkConfig, ParallelConfig
+from presto_core.networks.flops import LatentShape, mlp_width, num_block_parameters, num_parameters, num_tokens
 
 GIB = 2.0**30
 FP32, MOMENTS = 4, 8  # bytes per parameter: of weights, gradients or an average; of Adam's two moments

@@ -14,31 +14,17 @@ from torch import Tensor, distributed, nn
 from infra.planning.device_model import LinearCost
 from pipelines.train.parallel import make_process_group
 from pipelines.train.step_flops import FORWARD_EQUIVALENTS, PassKind
-from presto_core.config.sections import (
-    GanConfig,
-    LoopConfig,
-    NetworkConfig,
-    OptimConfig,
-    TeacherConfig,
-)
+from presto_core.config.sections import GanConfig, LoopConfig, NetworkConfig, OptimConfig, TeacherConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.discriminator import PatchHead
-from presto_core.networks.flops import (
-    LatentShape,
-    num_parameters,
-    num_tokens,
-)
+from presto_core.networks.flops import LatentShape, num_parameters, num_tokens
 from presto_core.networks.network import Network
 from presto_core.networks.table import kind_of
 from presto_core.training import optim
 from presto_core.training.ema import Ema
 from presto_core.training.parallel import SINGLE_PROCESS, Parallel
 from presto_core.training.row_rng import RowRng
-from presto_core.training.state import (
-    Batch,
-    Cursor,
-    make_step_rng,
-)
+from presto_core.training.state import Batch, Cursor, make_step_rng
 from presto_core.training.teacher import TeacherTraining
 
 FEW, MANY = 1, 3  # depths of the timed networks; their difference is the time of two blocks

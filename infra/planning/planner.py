@@ -7,21 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.planning.device_model import DeviceModel, device_model_from_specs
-from infra.planning.estimate import (
-    StageEstimate,
-    Training,
-    estimate_stage,
-)
+from infra.planning.estimate import StageEstimate, Training, estimate_stage
 from pipelines.train.device_specs import Device
 from pipelines.workflows.demo import DEMO_FLOW, load_flow_configs
-from presto_core.config.schema import (
-    IngestStage,
-    LayersStage,
-    StageConfig,
-    StepsStage,
-    TeacherStage,
-)
+from presto_core.config.schema import IngestStage, LayersStage, StepsStage, TeacherStage
 from presto_core.config.sections import GanConfig, NetworkConfig
+from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 from presto_core.networks.flops import LatentShape
 

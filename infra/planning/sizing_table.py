@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infra.planning.planner import (
-    estimate_stages,
-    make_plan_request,
-    make_specs_model_fn,
-)
+from infra.planning.planner import estimate_stages, make_plan_request, make_specs_model_fn
 from pipelines.train.device_specs import device_by_key
 
 PAGE = Path("docs/platform.md")

@@ -8,16 +8,8 @@ from statistics import NormalDist
 
 from infra.planning.device_model import DeviceModel
 from infra.planning.memory import checkpoint_bytes, is_sharded
-from pipelines.train.step_flops import (
-    Pass,
-    PhaseCost,
-    StageFlops,
-)
-from presto_core.config.sections import (
-    LoopConfig,
-    NetworkConfig,
-    ParallelConfig,
-)
+from pipelines.train.step_flops import Pass, PhaseCost, StageFlops
+from presto_core.config.sections import LoopConfig, NetworkConfig, ParallelConfig
 from presto_core.networks.flops import LatentShape, num_parameters
 
 MIN_EXPOSED_EXCHANGE = 0.1  # fraction; the last gradients are exchanged after the backward pass

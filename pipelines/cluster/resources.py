@@ -9,13 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.cluster.session import (
-    READER_CPUS,
-    ClusterError,
-    cluster_address,
-    min_workers,
-    training_cpus,
-)
+from pipelines.cluster.session import READER_CPUS, ClusterError, cluster_address, min_workers, training_cpus
 from presto_core.config.sections import ClusterConfig
 
 VALIDATOR_CPUS = 0.1  # reserved for the validator, which is idle except for some seconds per validation

@@ -16,24 +16,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.corpus.clips import (
-    Outcome,
-    Row,
-    make_clip,
-    read_finished_row,
-)
-from pipelines.corpus.folder import (
-    claim_folder,
-    finish_folder,
-    make_identity,
-    read_complete_rows,
-    total_minutes,
-)
-from pipelines.corpus.plan import (
-    CorpusSettings,
-    PieceSpec,
-    plan_clips,
-)
+from pipelines.corpus.clips import Outcome, Row, make_clip, read_finished_row
+from pipelines.corpus.folder import claim_folder, finish_folder, make_identity, read_complete_rows, total_minutes
+from pipelines.corpus.plan import CorpusSettings, PieceSpec, plan_clips
 from presto_core.extras import check_extra
 
 __all__ = ["BuildSummary", "build_corpus"]

@@ -14,11 +14,7 @@ import numpy as np
 
 from pipelines.corpus.captions import make_caption
 from pipelines.corpus.plan import PieceSpec, make_piece
-from pipelines.corpus.render import (
-    SAMPLE_RATE_HZ,
-    SOUNDFONT_LICENCE,
-    render,
-)
+from pipelines.corpus.render import SAMPLE_RATE_HZ, SOUNDFONT_LICENCE, render
 from pipelines.corpus.score import Piece
 
 AUDIO_FOLDER = "audio"

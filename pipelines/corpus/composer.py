@@ -6,28 +6,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.corpus.harmony import (
-    PROGRESSIONS,
-    Chord,
-    make_layer_bars,
-    nearest_pitch,
-)
+from pipelines.corpus.harmony import PROGRESSIONS, Chord, make_layer_bars, nearest_pitch
 from pipelines.corpus.keys import Key
 from pipelines.corpus.patterns import PATTERNS, drum_bar
-from pipelines.corpus.score import (
-    Note,
-    Part,
-    Piece,
-    cut_window,
-    humanize,
-    is_in_key,
-)
-from pipelines.corpus.styles import (
-    STYLES,
-    Layer,
-    Lead,
-    Style,
-)
+from pipelines.corpus.score import Note, Part, Piece, cut_window, humanize, is_in_key
+from pipelines.corpus.styles import STYLES, Layer, Lead, Style
 
 FORM = ("A", "A'", "B", "A'")
 SLOW_BPM = 80

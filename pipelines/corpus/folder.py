@@ -10,20 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipelines.corpus.clips import (
-    AUDIO_FOLDER,
-    ROWS_FOLDER,
-    Row,
-    file_sha256,
-    write_atomically,
-)
+from pipelines.corpus.clips import AUDIO_FOLDER, ROWS_FOLDER, Row, file_sha256, write_atomically
 from pipelines.corpus.index import INDEX_FILE
 from pipelines.corpus.plan import CorpusSettings
-from pipelines.corpus.render import (
-    SAMPLE_RATE_HZ,
-    SOUNDFONT_LICENCE,
-    find_soundfont,
-)
+from pipelines.corpus.render import SAMPLE_RATE_HZ, SOUNDFONT_LICENCE, find_soundfont
 from pipelines.corpus.repertoire import CORPUS_NOTE, LICENCES
 
 RECIPE_VERSION = 1  # raise when the same settings would sound different

@@ -39,12 +39,6 @@ class Key:
         """Return the seven scale steps in semitones above the tonic (natural minor)."""
         return MAJOR_STEPS if self.mode == "major" else MINOR_STEPS
 
-    @property
-    def sharps(self) -> int:
-        """Return the number of sharps in the key signature (flats negative, -5 to 6)."""
-        major_tonic = self.tonic if self.mode == "major" else (self.tonic + 3) % 12
-        return (major_tonic * 7 + 5) % 12 - 5
-
     def transpose(self, semitones: int) -> Key:
         return Key((self.tonic + semitones) % 12, self.mode)
 

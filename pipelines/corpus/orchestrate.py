@@ -7,28 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipelines.corpus.ensembles import (
-    CHORALE_SETTINGS,
-    TUNE_SETTINGS,
-    TUNE_TEMPO_BPM,
-    ChoraleSetting,
-    TuneSetting,
-)
-from pipelines.corpus.harmony import (
-    Chord,
-    harmonize,
-    make_layer_bars,
-)
+from pipelines.corpus.ensembles import CHORALE_SETTINGS, TUNE_SETTINGS, TUNE_TEMPO_BPM, ChoraleSetting, TuneSetting
+from pipelines.corpus.harmony import Chord, harmonize, make_layer_bars
 from pipelines.corpus.index import RepertoireEntry
 from pipelines.corpus.patterns import PATTERNS
-from pipelines.corpus.repertoire import (
-    LICENCES,
-    SOURCES,
-    Tune,
-    choose_start_bar,
-    excerpt_voices,
-    read_tune,
-)
+from pipelines.corpus.repertoire import LICENCES, SOURCES, Tune, choose_start_bar, excerpt_voices, read_tune
 from pipelines.corpus.score import (
     Note,
     Part,

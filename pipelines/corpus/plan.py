@@ -14,11 +14,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
-from pipelines.corpus.index import (
-    RepertoireEntry,
-    find_entries,
-    find_entry,
-)
+from pipelines.corpus.index import RepertoireEntry, find_entries, find_entry
 from pipelines.corpus.score import Piece
 from pipelines.corpus.styles import STYLES
 

@@ -10,12 +10,7 @@ from typing import Any
 
 from pipelines.corpus.index import RepertoireEntry, parse_file
 from pipelines.corpus.keys import Key, parse_key
-from pipelines.corpus.score import (
-    Note,
-    cut_window,
-    is_in_key,
-    loop_notes,
-)
+from pipelines.corpus.score import Note, cut_window, is_in_key, loop_notes
 
 SOURCES = {
     "bach": "four-part chorale by J. S. Bach (1685-1750), encoding in music21's corpus (bach/{file})",

@@ -7,12 +7,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.corpus.keys import (
-    Key,
-    estimate_key,
-    parse_key,
-    pitch_class_weights,
-)
+from pipelines.corpus.keys import Key, estimate_key, parse_key, pitch_class_weights
 from presto_core.extras import import_extra
 
 TICKS_PER_BEAT = 480

@@ -13,21 +13,11 @@ from typing import TypeVar
 import numpy as np
 
 from pipelines.data import epoch_plan
-from pipelines.data.epoch_plan import (
-    EpochPlan,
-    Ints,
-    Window,
-    WorkerSlice,
-    shards_to_read,
-)
+from pipelines.data.epoch_plan import EpochPlan, Ints, Window, WorkerSlice, shards_to_read
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shard_cache import ShardCache
 from pipelines.data.shard_reader import Reader
-from pipelines.data.shards import (
-    Shard,
-    ShardRows,
-    TrainColumns,
-)
+from pipelines.data.shards import Shard, ShardRows, TrainColumns
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,7 @@ import pyarrow.parquet as pq
 from pipelines.console import progress_bar
 from pipelines.data.dataset import LatentDataset
 from pipelines.data.layout import QUARANTINE, SPLITS, TRACKS
-from pipelines.data.shards import (
-    FullRows,
-    Shard,
-    read_table,
-)
+from pipelines.data.shards import FullRows, Shard, read_table
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError, read_file
 from presto_core.audio.latent_stats import LatentStats

@@ -14,12 +14,7 @@ import pyarrow as pa
 from pipelines.cluster.actor_pool import dataset_from_items
 from pipelines.cluster.session import READER_CPUS
 from pipelines.data.shard_cache import ShardCache
-from pipelines.data.shards import (
-    FullRows,
-    Shard,
-    ShardRows,
-    read_table,
-)
+from pipelines.data.shards import FullRows, Shard, ShardRows, read_table
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError
 

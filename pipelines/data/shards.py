@@ -11,21 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from pipelines.data.parquet_tensors import (
-    Array,
-    Column,
-    read_array,
-    read_column,
-    serialize_table,
-)
+from pipelines.data.parquet_tensors import Array, Column, read_array, read_column, serialize_table
 from pipelines.data.shard_cache import ShardCache
 from presto_core.artifacts.checksum import Checksum
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.store import (
-    StoreError,
-    read_verified,
-    write_with_entry,
-)
+from presto_core.artifacts.store import StoreError, read_verified, write_with_entry
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`presto doctor`: tries out all that a preset needs, and says in a table what fails and how to mend it."""
+"""`presto doctor`: checks everything that a preset needs, and prints what fails and how to fix it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.tracking.client import HOME, strip_password
 from pipelines.workflows.demo import DEMO_FLOW, load_flow_configs
 from presto_core.errors import UserError
 
-TIMEOUT_S = 60.0  # for an import or a start on a busy machine; servers that are silent are given up sooner, see storage
+TIMEOUT_S = 60.0  # for an import or a start on a busy machine; storage gives up on silent servers sooner
 SECRETS = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -36,34 +36,36 @@ EXTRA_PURPOSES = {
 class Result(StrEnum):
     OK = "ok"
     FAILED = "failed"
-    LACKING = "lacking"  # what only some uses need
+    LACKING = "lacking"  # needed by some uses only
     SKIPPED = "skipped"
 
 
 @dataclass(frozen=True)
 class DoctorCheck:
-    """One thing to try.
+    """One check.
 
     Attributes:
-        about: what is tried, for --dry-run.
-        run: says what it found; raises UserError ("what is wrong; how to mend it") or SkippedError.
-        required: whether its failure is the command's.
-        mend: what to do where a failure does not tell.
-        after: the check without whose success this one has nothing to try.
+        name: first column of the table.
+        about: what is checked, for --dry-run.
+        run: returns what it found; raises UserError ("what is wrong; how to fix it") or SkippedError.
+        required: whether the command fails if this check fails.
+        fix: the fix to print for an error that names none.
+        after: name of a check that must pass before this one can run.
+        timeout_s: seconds until a check without an answer fails.
     """
 
     name: str
     about: str
     run: Callable[[], str] = field(repr=False)
     required: bool = True
-    fix: str = "mend that, and try again"
+    fix: str = "fix the cause and try again"
     after: str = ""
     timeout_s: float = TIMEOUT_S
 
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """What came of a check."""
+    """Outcome of a check."""
 
     check: str
     result: Result
@@ -72,10 +74,10 @@ class CheckOutcome:
 
 
 def make_checks(preset: str | None, overrides: list[str]) -> list[DoctorCheck]:
-    """What to try for a preset, in the order in which it is needed.
+    """Return the checks for a preset, in the order in which stages need them.
 
     Raises:
-        ConfigError: a setting that cannot be used.
+        ConfigError: a setting is invalid.
     """
     configs = {DEMO_FLOW[name].stage: config for name, config in load_flow_configs(preset, overrides).items()}
     ingest = configs["ingest"]
@@ -88,7 +90,7 @@ def make_checks(preset: str | None, overrides: list[str]) -> list[DoctorCheck]:
         DoctorCheck("python", "its version", machine_checks.check_python),
         DoctorCheck(
             "torch",
-            "its version, GPUs and nccl where workers use them",
+            "its version, and GPUs and nccl if workers use them",
             partial(machine_checks.check_torch_and_gpus, cluster),
         ),
         DoctorCheck("disk", f"free space at {HOME}", partial(machine_checks.check_free_space, HOME.absolute())),
@@ -139,16 +141,16 @@ def make_checks(preset: str | None, overrides: list[str]) -> list[DoctorCheck]:
 
 
 def _describe_ray(address: str) -> str:
-    return f"join {address}" if address else "start it on this machine, and stop it"
+    return f"join {address}" if address else "start it on this machine and stop it"
 
 
 def run(checks: list[DoctorCheck]) -> list[CheckOutcome]:
-    """Do the checks, one after the other, whatever comes of them."""
+    """Run the checks one after the other; a failure does not stop the others."""
     outcomes = list[CheckOutcome]()
     for check in checks:
         passed = {outcome.check for outcome in outcomes if outcome.result is Result.OK}
         if check.after and check.after not in passed:
-            outcomes.append(CheckOutcome(check.name, Result.SKIPPED, f"without {check.after} there is nothing to try"))
+            outcomes.append(CheckOutcome(check.name, Result.SKIPPED, f"needs the check {check.after} to pass"))
             continue
         with console.status(f"doctor: {check.name}"):
             outcomes.append(run_check(check))
@@ -156,25 +158,25 @@ def run(checks: list[DoctorCheck]) -> list[CheckOutcome]:
 
 
 def show(outcomes: list[CheckOutcome], *, as_json: bool = False) -> bool:
-    """Print what was found; returns whether all that is required is well."""
+    """Print the outcomes, and return whether all required checks passed."""
     failed = [finding.check for finding in outcomes if finding.result is Result.FAILED]
     if as_json:
         print(json.dumps({"ok": not failed, "checks": [asdict(finding) for finding in outcomes]}, indent=2))
         return not failed
     rows = [[f.check, f.result.upper() if f.check in failed else f.result, f.detail, f.fix] for f in outcomes]
-    print_table("presto doctor", ("check", "result", "detail", "mend"), rows)
-    console.print(f"doctor: to be mended: {', '.join(failed)}" if failed else "doctor: all is well")
+    print_table("presto doctor", ("check", "result", "detail", "fix"), rows)
+    console.print(f"doctor: failed: {', '.join(failed)}" if failed else "doctor: all required checks passed")
     return not failed
 
 
 def run_check(check: DoctorCheck) -> CheckOutcome:
-    """Do one check, in a thread of its own: what hangs is left behind after a while, and the others still run."""
+    """Run one check in its own thread, which is abandoned after a timeout so that the other checks run."""
     outcomes: list[CheckOutcome] = []
     thread = Thread(target=lambda: outcomes.append(_run_catching_errors(check)), daemon=True)
     thread.start()
     thread.join(check.timeout_s)
     timed_out = _make_failure(
-        check, f"no answer within {check.timeout_s:g} s", "see that the service is well, and try again"
+        check, f"no answer within {check.timeout_s:g} s", "check that the service works, and try again"
     )
     return outcomes[0] if outcomes else timed_out
 
@@ -193,9 +195,9 @@ def _run_catching_errors(check: DoctorCheck) -> CheckOutcome:
         )
     except OSError as error:
         return _make_failure(check, f"{error.filename or 'system'}: {error.strerror or error}", check.fix)
-    except Exception as error:  # of any library: the other checks go on
+    except Exception as error:  # from any library: the other checks still run
         message = " ".join(str(error).split())[:300]
-        return _make_failure(check, f"unexpected {type(error).__name__}: {message}", "this is a bug, please report it")
+        return _make_failure(check, f"unexpected {type(error).__name__}: {message}", "this is a bug; report it")
 
 
 def _make_failure(check: DoctorCheck, detail: str, fix: str) -> CheckOutcome:
@@ -203,7 +205,7 @@ def _make_failure(check: DoctorCheck, detail: str, fix: str) -> CheckOutcome:
 
 
 def redact(text: str) -> str:
-    """A text without secrets: passwords in URIs, and values of the environment that are none of a reader's business."""
+    """Remove secrets from a text: passwords in URIs, and values of secret environment variables."""
     for name in SECRETS:
         if value := os.environ.get(name):
             text = text.replace(value, "***")
@@ -211,7 +213,7 @@ def redact(text: str) -> str:
 
 
 def show_plan(checks: list[DoctorCheck], *, as_json: bool = False) -> None:
-    """Say what would be checked."""
+    """Print what would be checked."""
     if as_json:
         print(json.dumps([{"check": c.name, "about": c.about, "required": c.required} for c in checks], indent=2))
     else:

@@ -1,4 +1,4 @@
-"""What `presto doctor` looks at on this machine and its Ray cluster: each probe says what it found, or what to mend."""
+"""Checks of this machine and its Ray cluster for `presto doctor`: each returns what it found or raises the fix."""
 
 from __future__ import annotations
 
@@ -17,86 +17,80 @@ from urllib.request import Request, urlopen
 
 from packaging.specifiers import SpecifierSet
 
-from pipelines.cluster.session import (
-    cluster_address,
-    ray_session,
-)
+from pipelines.cluster.session import cluster_address, ray_session
 from pipelines.stages.resources import SkippedError, check_stage_fits
-from pipelines.storage.filesystem import (
-    CONNECT_TIMEOUT_S,
-    endpoint,
-    region,
-)
+from pipelines.storage.filesystem import CONNECT_TIMEOUT_S, endpoint, region
 from pipelines.storage.local_s3 import find_program
-from presto_core.config.schema import StageConfig
 from presto_core.config.sections import ClusterConfig
+from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 from presto_core.extras import EXTRAS, check_extra
 
 MIN_FREE_BYTES = 2**30
-MAX_SKEW_S = 300  # S3 refuses a signature 15 minutes off; a clock that has gone this wrong goes on doing so
+MAX_SKEW_S = 300  # S3 refuses signatures that are 15 minutes off; a clock this far off keeps drifting
 
 
 def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> str:
-    """Version of the interpreter against what the package asks for.
+    """Check the interpreter's version against the package's requirement.
 
     Raises:
-        UserError: it is too old.
+        UserError: Python is too old.
     """
     installed, required = ".".join(map(str, version)), metadata.metadata("presto-distill")["Requires-Python"]
     if not SpecifierSet(required).contains(installed):
         raise UserError(
-            f"Python {installed} runs Presto, which needs {required}; make a new environment with such a Python"
+            f"Python is {installed}, but Presto needs {required}; create a new environment with such a Python"
         )
     return f"{installed} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
 def check_torch_and_gpus(cluster: ClusterConfig) -> str:
-    """PyTorch, and the GPUs and NCCL that workers on this machine are to use.
+    """Check PyTorch, and the GPUs and NCCL that workers on this machine use.
 
     Raises:
-        UserError: GPUs are asked for and PyTorch sees none, or has no NCCL for several workers.
+        UserError: GPUs are requested and PyTorch sees none, or has no NCCL for several workers.
     """
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    summary = f"{torch.__version__}, {f'CUDA {torch.version.cuda}, {gpus} GPUs' if gpus else 'no GPU here'}"
+    summary = f"{torch.__version__}, {f'CUDA {torch.version.cuda}, {gpus} GPUs' if gpus else 'no GPU'}"
     if not cluster.gpus_per_worker:
-        return f"{summary}, none asked for (cluster.gpus_per_worker=0): workers talk through gloo, nccl is not needed"
+        return f"{summary}, none requested (cluster.gpus_per_worker=0): workers use gloo, nccl is not needed"
     if cluster_address(cluster):
         request = f"cluster.gpus_per_worker={cluster.gpus_per_worker:g}"
-        return f"{summary}; {request} requests GPUs of the cluster that it joins"
+        return f"{summary}; {request} requests GPUs of the joined cluster"
     if not gpus:
         raise UserError(
-            f"cluster.gpus_per_worker={cluster.gpus_per_worker:g} asks for GPUs and torch {torch.__version__} sees "
-            "none here; install an NVIDIA driver and PyTorch's CUDA build, or set cluster.gpus_per_worker=0"
+            f"cluster.gpus_per_worker={cluster.gpus_per_worker:g} requests GPUs and torch {torch.__version__} sees "
+            "none; install an NVIDIA driver and PyTorch's CUDA build, or set cluster.gpus_per_worker=0"
         )
     if cluster.num_workers < 2:
-        return f"{summary}; nccl is not needed by {cluster.num_workers} worker"
+        return f"{summary}; nccl is not needed for {cluster.num_workers} worker"
     if not torch.distributed.is_nccl_available():
         raise UserError(
-            f"torch {torch.__version__} has no nccl, through which cluster.num_workers={cluster.num_workers} workers "
-            "with GPUs talk; install PyTorch's CUDA build for Linux"
+            f"torch {torch.__version__} has no nccl, which cluster.num_workers={cluster.num_workers} workers "
+            "with GPUs need; install PyTorch's CUDA build for Linux"
         )
     return f"{summary}, nccl {'.'.join(map(str, torch.cuda.nccl.version()))}"
 
 
 @dataclass
 class RayCheck:
-    """The Ray session of a command: opened once, then compared with what each stage asks for.
+    """Checks of a command's Ray session: opens it once, then compares it with what each stage requests.
 
     Attributes:
-        nodes: resources of each node that lives; none until `reach` found some.
+        cluster: settings of the session.
+        nodes: resources of each live node; empty until `connect`.
     """
 
     cluster: ClusterConfig
     nodes: list[dict[str, float]] = field(default_factory=list)
 
     def connect(self) -> str:
-        """Start Ray or join it, as a stage would, and look at its nodes.
+        """Start Ray or join it, as a stage does, and read its nodes.
 
         Raises:
-            ClusterError: it cannot be started, or does not answer.
+            ClusterError: Ray cannot be started, or does not answer.
         """
         with ray_session(self.cluster, cpus=0):
             import ray
@@ -112,74 +106,74 @@ class RayCheck:
             return f"{ray.__version__}, {how}: {count} node{'s'[: count > 1]}, {cpus:g} CPUs, {gpus:g} GPUs"
 
     def check_fits(self, stage: str) -> str:
-        """See `require_places`."""
+        """Check that a stage's workers fit on the nodes; see `check_stage_fits`."""
         return check_stage_fits(stage, self.cluster, self.nodes)
 
 
 def check_free_space(path: Path, min_bytes: int = MIN_FREE_BYTES) -> str:
-    """Free space of the disk that holds a path, which need not exist.
+    """Check the free space of the disk that holds a path, which need not exist.
 
     Raises:
-        UserError: less than `least_bytes`.
+        UserError: it is less than `min_bytes`.
     """
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     usage = shutil.disk_usage(existing)
     if usage.free < min_bytes:
         raise UserError(
             f"the disk of {path} has {usage.free / 2**30:.1f} GiB left, less than {min_bytes / 2**30:.0f}; "
-            "free some space, or work in a folder on another disk"
+            "free some space, or run in a folder on another disk"
         )
     return f"{usage.free / 2**30:.1f} of {usage.total / 2**30:.1f} GiB free at {path}"
 
 
 def check_package(module: str, distribution: str, purpose: str, fix: str) -> str:
-    """Version of a package that only some uses need.
+    """Check that a package which only some uses need is installed.
 
     Raises:
-        UserError: it is not installed.
+        UserError: the package is not installed.
     """
     try:
         import_module(module)
     except ImportError:
-        raise UserError(f"{distribution} is not installed, which {purpose} needs; {fix}") from None
+        raise UserError(f"{distribution}, which {purpose} needs, is not installed; {fix}") from None
     return f"{distribution} {metadata.version(distribution)}, for {purpose}"
 
 
 def check_extra_packages(extra: str, purpose: str) -> str:
-    """Versions of the packages of an extra that only some commands need.
+    """Check that the packages of an extra which only some commands need are installed.
 
     Raises:
-        UserError: one is not installed.
+        UserError: a package is not installed.
     """
     check_extra(extra, purpose)
     return f"{', '.join(f'{name} {metadata.version(name)}' for name in EXTRAS[extra].values())}, for {purpose}"
 
 
 def check_s3_program() -> str:
-    """The program behind `presto s3 start`; raises UserError if it is not installed."""
+    """Check for the program behind `presto s3 start`; raises UserError if it is not installed."""
     return f"{find_program()}, for presto s3 start and presto demo"
 
 
 def check_clock(root: str) -> str:
-    """This machine's clock against the Date that the object store puts on its answers.
+    """Compare this machine's clock with the Date header of the object store.
 
     Raises:
-        UserError: they are far apart, or the store does not answer.
-        SkippedError: no object store is used.
+        UserError: they differ too much, or the store does not answer.
+        SkippedError: no object store is used, or it sends no Date.
     """
     if not root.startswith("s3://"):
         raise SkippedError("not needed: storage.root is a folder")
     url = endpoint() or f"https://s3.{region()}.amazonaws.com"
     date = _fetch_date(url)
     if not date:
-        raise SkippedError(f"{url} tells no Date")
+        raise SkippedError(f"{url} sends no Date")
     skew_s = time.time() - parsedate_to_datetime(date).timestamp()
     if abs(skew_s) > MAX_SKEW_S:
         raise UserError(
             f"this machine's clock is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} that of {url}, "
-            "refuses requests signed at a wrong time; set the clock, or let NTP keep it"
+            "which refuses requests signed at a wrong time; set the clock, or synchronize it by NTP"
         )
-    return f"{abs(skew_s):.0f} s apart from {url}"  # whole seconds: Date tells no finer
+    return f"{abs(skew_s):.0f} s apart from {url}"  # Date has whole seconds
 
 
 def _fetch_date(url: str) -> str:
@@ -187,12 +181,12 @@ def _fetch_date(url: str) -> str:
         secure = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE"))
         with urlopen(Request(url, method="HEAD"), timeout=CONNECT_TIMEOUT_S, context=secure) as response:
             return response.headers.get("Date", "")
-    except HTTPError as response:  # a refusal has a Date as well
+    except HTTPError as response:  # an error response has a Date too
         return response.headers.get("Date", "")
-    except (OSError, ValueError) as error:  # ValueError: it is no URL
+    except (OSError, ValueError) as error:  # ValueError: not a URL
         reason = getattr(error, "reason", None) or error
         raise UserError(
-            f"{url} does not answer: {reason}; start it (embedded one: presto up) or mend AWS_ENDPOINT_URL"
+            f"{url} does not answer: {reason}; start it (local server: presto s3 start), or correct AWS_ENDPOINT_URL"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What `presto doctor` does to storage and to MLflow: something is put, found again and removed."""
+"""Checks of storage and MLflow for `presto doctor`: each writes something, reads it back and removes it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,11 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from pipelines.storage.exclusive_create import create_exclusive
-from pipelines.storage.filesystem import (
-    absolute_uri,
-    create_s3_client,
-    endpoint,
-    open_folder,
-)
+from pipelines.storage.filesystem import absolute_uri, create_s3_client, endpoint, open_folder
 from pipelines.tracking import client as tracking
 from pipelines.tracking.client import TrackingError
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.store import (
-    StoreError,
-    read_bytes,
-    write_bytes,
-)
+from presto_core.artifacts.store import StoreError, read_bytes, write_bytes
 from presto_core.config.sections import TrackingConfig
 
 CONTENT = b"presto doctor was here"
@@ -35,7 +26,7 @@ def check_storage(root: str) -> str:
     """Put, get, list and delete an object below `storage.root`, as every stage does.
 
     Raises:
-        StoreError: one of them is refused, or gives back something else than was put.
+        StoreError: an operation is refused, or returns something other than was written.
     """
     with open_scratch(root) as folder:
         write_bytes(folder, "object", CONTENT)
@@ -45,8 +36,8 @@ def check_storage(root: str) -> str:
         folder.delete_file("object")
         if listed != ["object"] or folder.exists("object"):
             raise StoreError(
-                f"{folder.uri} held one object and lists {listed}, or keeps it when it is deleted; use a storage that "
-                "tells at once what it holds, without a cache between"
+                f"{folder.uri} held one object and lists {listed}, or keeps it after deletion; use consistent "
+                "storage, without a cache in front"
             )
     return f"put, get, list and delete in {root}"
 
@@ -55,15 +46,17 @@ def check_conditional_put(root: str) -> str:
     """Write an object only if it is not there: `If-None-Match: *` on S3, exclusive creation in a folder.
 
     Raises:
-        StoreError: the second of two such writes was done.
+        StoreError: the first write is refused, or the second one is not.
     """
     with open_scratch(root) as folder:
         if not create_exclusive(folder, "once", CONTENT):
-            raise StoreError(f"{root} refuses a conditional put of a new object; check the rights of these credentials")
+            raise StoreError(
+                f"{root} refuses a conditional put of a new object; check the permissions of these credentials"
+            )
         if create_exclusive(folder, "once", CONTENT + b" twice"):
             raise StoreError(
-                f"{root} overwrites in spite of If-None-Match: two runs of the same settings at the same time could "
-                "replace each other's equal files; start a run once, or use a store that heeds it"
+                f"{root} ignores If-None-Match: two runs of the same settings at the same time can replace each "
+                "other's equal files; start a run only once, or use a store that supports If-None-Match"
             )
     return (
         "If-None-Match: * refuses the second put" if folder.is_remote else "exclusive creation refuses the second file"
@@ -72,7 +65,7 @@ def check_conditional_put(root: str) -> str:
 
 @contextmanager
 def open_scratch(root: str) -> Iterator[Folder]:
-    """A folder of one's own below a storage root; afterwards all is as before.
+    """Open a temporary folder below a storage root, and remove it afterwards.
 
     Raises:
         StoreError: see `open_folder`.
@@ -90,19 +83,19 @@ def open_scratch(root: str) -> Iterator[Folder]:
 
 @contextmanager
 def remove_new_folders(path: Path) -> Iterator[None]:
-    """Remove afterwards those folders on the way to a path, and itself, that were not there and are empty."""
+    """Afterwards remove a path and its parents, if they did not exist before and are empty."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         yield
     finally:
         for folder in missing:
-            with suppress(OSError):  # not made after all, or someone else uses it by now
+            with suppress(OSError):  # never created, or in use by someone else
                 folder.rmdir()
 
 
 @contextmanager
 def _remove_new_keys(root_folder: Folder, folder: Folder) -> Iterator[None]:
-    """Delete all below `folder`; and the mark of the folder above it, which Arrow sets when it deletes in one."""
+    """Afterwards delete all keys below `folder`, and the marker of its parent that Arrow creates on deletion."""
     client = create_s3_client(endpoint())
     bucket, _, prefix = root_folder.path.partition("/")
 
@@ -114,17 +107,17 @@ def _remove_new_keys(root_folder: Folder, folder: Folder) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(Exception):  # what was wrong is told already
+        with suppress(Exception):  # the error that matters is already raised
             remaining = list_keys(folder.path.partition("/")[2])
             for key in remaining if had_marker else [*remaining, f"{prefix}/"]:
                 client.delete_object(Bucket=bucket, Key=key)
 
 
 def check_mlflow(config: TrackingConfig) -> str:
-    """Make a run with a metric and an artifact, read both back, and delete it.
+    """Create a run with a metric and an artifact, read both back, and delete the run.
 
     Raises:
-        TrackingError: MLflow does not answer, refuses something, or gives back something else.
+        TrackingError: MLflow does not answer, refuses a request, or returns something other than was logged.
     """
     with tracking.translate_mlflow_errors(config), ExitStack() as stack:
         used_config = stack.enter_context(_use_database(config))
@@ -133,7 +126,7 @@ def check_mlflow(config: TrackingConfig) -> str:
         where = f"experiment {used_config.experiment!r}"
         if experiment_id is None:
             experiment_id = stack.enter_context(_make_experiment(client, uri))
-            where += ", which the first stage will make"
+            where += ", which the first stage will create"
         _try_run(client, uri, experiment_id)
     return f"run, metric and artifact in {tracking.strip_password(tracking.tracking_uri(config))}, {where}"
 
@@ -148,8 +141,8 @@ def _try_run(client: Any, uri: str, experiment_id: str) -> None:
         copy = Path(client.download_artifacts(run.info.run_id, "doctor.txt", folder)).read_bytes()
         if (metric, copy) != (1.5, CONTENT):
             raise TrackingError(
-                f"MLflow at {tracking.strip_password(uri)} gives back another metric or artifact than it was given; "
-                "see its server's log, and that its artifact store is the same for all clients"
+                f"MLflow at {tracking.strip_password(uri)} returns another metric or artifact than was logged; "
+                "check its server's log, and that its artifact store is the same for all clients"
             )
 
 
@@ -165,7 +158,7 @@ def _remove_run_afterwards(client: Any, uri: str, run: Any) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(Exception):  # nothing was stored, or the store went away: the run goes all the same
+            with suppress(Exception):  # nothing was stored, or the store is gone: delete the run anyway
                 get_artifact_repository(run.info.artifact_uri, tracking_uri=uri).delete_artifacts()
             client.set_terminated(run.info.run_id)
             client.delete_run(run.info.run_id)
@@ -173,7 +166,7 @@ def _remove_run_afterwards(client: Any, uri: str, run: Any) -> Iterator[None]:
 
 @contextmanager
 def _use_database(config: TrackingConfig) -> Iterator[TrackingConfig]:
-    """The configured MLflow; where it is a database file that no stage has made yet, one in a folder that goes away."""
+    """Yield the configured MLflow, or one in a temporary folder if its database file does not exist yet."""
     scheme, _, name = tracking.tracking_uri(config).partition(":///")
     path = Path(name).absolute()
     if scheme != "sqlite" or path.exists():
@@ -187,7 +180,7 @@ def _use_database(config: TrackingConfig) -> Iterator[TrackingConfig]:
 
 @contextmanager
 def _make_experiment(client: Any, uri: str) -> Iterator[str]:
-    """An experiment under a name of its own: the configured one, once deleted, could not be made again."""
+    """Create a temporary experiment under its own name: the configured one could not be created again once deleted."""
     experiment_id = tracking.create_experiment(client, uri, f"presto-doctor-{secrets.token_hex(6)}")
     try:
         yield experiment_id

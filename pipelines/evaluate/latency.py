@@ -9,21 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.dataset import (
-    LatentDataset,
-    make_conditioning,
-    open_dataset,
-)
+from pipelines.data.dataset import LatentDataset, make_conditioning, open_dataset
 from pipelines.data.shard_reader import read_with_threads
 from pipelines.data.shards import FullRows
 from pipelines.evaluate.systems import EvaluatedSystem
 from pipelines.inference.model import Model
 from presto_core.config.schema import EvaluateStage
-from presto_core.diffusion.denoiser import (
-    add_noise,
-    denoise_at,
-    full_sigma,
-)
+from presto_core.diffusion.denoiser import add_noise, denoise_at, full_sigma
 from presto_core.metrics.block_activity import record_block_activity
 from presto_core.metrics.latency import measure_latency
 from presto_core.training.state import make_step_rng

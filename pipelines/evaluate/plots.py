@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from presto_core.config.noise import NoiseConfig
 from presto_core.config.sections import StepsConfig
 from presto_core.diffusion.noise import snr_db
 from presto_core.extras import import_extra
@@ -109,8 +110,8 @@ def plot_spectrogram(samples: Samples, rate_hz: int, title: str) -> bytes:
     return to_png(figure)
 
 
-def _format_role_label(role: str, noise: object) -> str:
-    return f"{role}: {type(noise).__name__}"
+def _format_role_label(role: str, noise: NoiseConfig) -> str:
+    return f"{role}: {noise.kind}"
 
 
 def make_figure(width: float, height: float) -> Any:

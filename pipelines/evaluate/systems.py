@@ -17,34 +17,17 @@ from torch import Tensor
 
 from pipelines.cluster.actor_pool import actor_resources, map_items
 from pipelines.cluster.session import ray_session
-from pipelines.console import (
-    Bar,
-    console,
-    progress_bar,
-)
-from pipelines.data.dataset import (
-    LatentDataset,
-    make_conditioning,
-    open_dataset,
-)
+from pipelines.console import Bar, console, progress_bar
+from pipelines.data.dataset import LatentDataset, make_conditioning, open_dataset
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shard_reader import read_with_threads
 from pipelines.data.shards import FullRows
-from pipelines.inference.model import (
-    Model,
-    open_model,
-    sample_generator,
-    sample_teacher,
-)
+from pipelines.inference.model import Model, open_model, sample_generator, sample_teacher
 from pipelines.registry.compatibility import distillation_method
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.store import read_bytes, write_bytes
-from presto_core.config.sampling import (
-    BaseSampler,
-    EvaluateConfig,
-    ScheduleConfig,
-)
+from presto_core.config.sampling import BaseSampler, EvaluateConfig, ScheduleConfig
 from presto_core.config.schema import EvaluateStage
 from presto_core.metrics.embed import load_embedder
 from presto_core.training.state import make_step_rng

@@ -19,11 +19,7 @@ import torchaudio.functional as TAF
 from torch import Tensor
 
 from pipelines.cluster.resources import VALIDATOR_CPUS, same_node_affinity
-from pipelines.data.dataset import (
-    LatentDataset,
-    make_conditioning,
-    open_dataset,
-)
+from pipelines.data.dataset import LatentDataset, make_conditioning, open_dataset
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shards import FullRows
 from pipelines.evaluate.systems import EvaluatedSystem, read_shuffled_rows

@@ -10,12 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.inference.model import (
-    Model,
-    open_model,
-    sample_generator,
-    sample_teacher,
-)
+from pipelines.inference.model import Model, open_model, sample_generator, sample_teacher
 from pipelines.registry.resolve import resolve
 from pipelines.storage.filesystem import absolute_uri
 from pipelines.tracking.client import open_tracker

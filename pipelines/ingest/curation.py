@@ -11,11 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.ingest.latent_cache import (
-    WORKER_DIED,
-    IngestFailure,
-    LatentCache,
-)
+from pipelines.ingest.latent_cache import WORKER_DIED, IngestFailure, LatentCache
 from pipelines.ingest.manifests import SourceError
 from pipelines.ingest.shard_writer import CuratedTrack
 from pipelines.ingest.sources import Track

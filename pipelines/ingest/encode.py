@@ -11,32 +11,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from pipelines.cluster.actor_pool import (
-    actor_resources,
-    dataset_from_items,
-    iter_rows,
-    map_actors,
-)
+from pipelines.cluster.actor_pool import actor_resources, dataset_from_items, iter_rows, map_actors
 from pipelines.cluster.session import ClusterError
 from pipelines.console import Bar, console
-from pipelines.ingest.latent_cache import (
-    WORKER_DIED,
-    EncodedContent,
-    IngestFailure,
-    LatentCache,
-    SourceRecord,
-)
-from pipelines.ingest.segments import (
-    EncodeSettings,
-    FileResult,
-    decoder_versions,
-)
+from pipelines.ingest.latent_cache import WORKER_DIED, EncodedContent, IngestFailure, LatentCache, SourceRecord
+from pipelines.ingest.segments import EncodeSettings, FileResult, decoder_versions
 from pipelines.ingest.sources import Track
-from pipelines.ingest.workers import (
-    FileEncoder,
-    SegmentEncoder,
-    decode_track,
-)
+from pipelines.ingest.workers import FileEncoder, SegmentEncoder, decode_track
 from presto_core.config.schema import IngestStage
 from presto_core.config.sections import ClusterConfig
 

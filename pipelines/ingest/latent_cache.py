@@ -22,18 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.parquet_tensors import (
-    Array,
-    read_array,
-    serialize_table,
-)
+from pipelines.data.parquet_tensors import Array, read_array, serialize_table
 from presto_core.artifacts.fast_path import try_read
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.store import (
-    StoreError,
-    read_bytes,
-    write_bytes,
-)
+from presto_core.artifacts.store import StoreError, read_bytes, write_bytes
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,7 @@ from pipelines.ingest.source_file import open_source_file
 from pipelines.ingest.sources import Track
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError
-from presto_core.audio.chunks import (
-    AudioError,
-    Tail,
-    Waveform,
-    decode_blocks,
-    iter_windows,
-)
+from presto_core.audio.chunks import AudioError, Tail, Waveform, decode_blocks, iter_windows
 from presto_core.audio.codec import Codec, CodecError
 from presto_core.audio.loudness import gain, integrated_loudness
 from presto_core.config.schema import IngestStage

@@ -12,11 +12,7 @@ import torch
 
 from pipelines.data.layout import SPLITS
 from pipelines.data.parquet_tensors import Array
-from pipelines.data.shards import (
-    FullRows,
-    to_parquet,
-    write_shard,
-)
+from pipelines.data.shards import FullRows, to_parquet, write_shard
 from pipelines.ingest.latent_cache import EncodedContent, read_segment
 from pipelines.ingest.sources import Track
 from pipelines.storage.filesystem import open_folder

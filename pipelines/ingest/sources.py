@@ -11,11 +11,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from pipelines.ingest.manifests import (
-    Manifest,
-    SourceError,
-    find_manifest,
-)
+from pipelines.ingest.manifests import Manifest, SourceError, find_manifest
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from presto_core.artifacts.folder import Folder
 from presto_core.audio.chunks import AUDIO_SUFFIXES, is_audio

@@ -14,17 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.ingest.latent_cache import (
-    IngestFailure,
-    segment_name,
-    write_segment,
-)
-from pipelines.ingest.segments import (
-    EncodeSettings,
-    FileResult,
-    Segment,
-    segment_file,
-)
+from pipelines.ingest.latent_cache import IngestFailure, segment_name, write_segment
+from pipelines.ingest.segments import EncodeSettings, FileResult, Segment, segment_file
 from pipelines.ingest.sources import Track
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.folder import Folder

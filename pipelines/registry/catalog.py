@@ -11,11 +11,7 @@ from typing import Any
 
 from pipelines.redaction import redact
 from pipelines.registry import names
-from pipelines.registry.names import (
-    Reference,
-    RegistryError,
-    parse_reference,
-)
+from pipelines.registry.names import Reference, RegistryError, parse_reference
 from pipelines.registry.search_filter import NUMBERS, REGISTRY_NAMES, Clause
 from presto_core.metrics.table import canonical_name
 

@@ -29,11 +29,9 @@ def iter_regular_files(folder: Path) -> Iterator[str]:
             path = Path(parent) / name
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
-                raise UnsafeArtifactError(f"{path} is a symbolic link; remove it, an artifact holds regular files only")
+                raise UnsafeArtifactError(f"{path} is a symbolic link; remove it from the artifact")
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise UnsafeArtifactError(
-                    f"{path} is a device, a pipe or a socket; remove it, an artifact holds regular files only"
-                )
+                raise UnsafeArtifactError(f"{path} is a device, a pipe or a socket; remove it from the artifact")
             if stat.S_ISREG(mode):
                 yield path.relative_to(folder).as_posix()
 

@@ -84,9 +84,7 @@ class Promoter:
             if log.add(record):
                 self.sync_aliases(candidate.name, log)
                 return PromotionDecision(candidate, champion, table, record)
-        raise RegistryError(
-            f"{ATTEMPTS} other versions of {candidate.name} were promoted meanwhile; see presto registry list, and retry"
-        )
+        raise RegistryError(f"{ATTEMPTS} other versions of {candidate.name} were promoted meanwhile; promote it again")
 
     def rollback(self, name: str, *, why: str, dry_run: bool = False) -> tuple[Version, Version]:
         """Make the previous champion champion again; return both, the new one first.
@@ -104,9 +102,7 @@ class Promoter:
         assert former is not None
         if not dry_run:
             if not log.add(_make_record(head, "rollback", former, before=target.before, why=why, table=[])):
-                raise RegistryError(
-                    f"another writer changed the champion of {name} meanwhile; see presto registry list, and retry"
-                )
+                raise RegistryError(f"another writer changed the champion of {name} meanwhile; run the command again")
             self.sync_aliases(name, log)
         return former, current
 

@@ -21,12 +21,7 @@ from presto_core.artifacts.store import read_file
 from presto_core.config.promotion import PromoteConfig
 from presto_core.errors import UserError
 from presto_core.metrics.distances import frechet_distance
-from presto_core.training.health import (
-    STEP_DISTILLATION,
-    TEACHER,
-    HealthRange,
-    find_out_of_range,
-)
+from presto_core.training.health import STEP_DISTILLATION, TEACHER, HealthRange, find_out_of_range
 
 HEALTH_SIGNALS: dict[str, dict[str, HealthRange]] = {
     "generator": STEP_DISTILLATION,
@@ -161,7 +156,7 @@ def _load_embeddings(client: Any, candidate: Version, champion: Version) -> tupl
         other = _read_report(catalog, champion)
         if _comparison_key(other) != _comparison_key(report):
             raise UserError(
-                f"{candidate.name}@v{candidate.number} and the champion were evaluated with different measures; evaluate both: "
+                f"{candidate.label} and the champion were evaluated with different measures; evaluate both: "
                 f"presto evaluate inputs.generator={candidate.artifact_id} inputs.compared=[{champion.artifact_id}]"
             )
     mine, reference = _load_samples(report, candidate)
@@ -171,7 +166,7 @@ def _load_embeddings(client: Any, candidate: Version, champion: Version) -> tupl
 
 def _read_report(catalog: Catalog, version: Version) -> Artifact:
     if "report" not in version.measurements:
-        raise UserError(f"{version.name}@v{version.number} is not evaluated; run presto evaluate on it")
+        raise UserError(f"{version.label} is not evaluated; run presto evaluate on it")
     return read_artifact(open_folder(catalog.find(str(version.measurements["report"])).uri))
 
 

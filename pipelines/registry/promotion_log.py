@@ -83,9 +83,7 @@ class PromotionLog:
         try:
             return PromotionRecord(**json.loads(read_bytes(self.folder, name)))
         except (ValueError, TypeError) as error:
-            raise StoreError(
-                f"{self.folder.uri}/{name} is not a promotion record: {error}; restore it from a backup"
-            ) from None
+            raise StoreError(f"{self.folder.uri}/{name} is not a promotion record: {error}; restore the file") from None
 
 
 def _file_name(number: int) -> str:

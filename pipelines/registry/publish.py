@@ -1,4 +1,4 @@
-"""How an artifact gets into the register: one version for its content, found by what it is and was made from."""
+"""Registers artifacts: one version per content, tagged with what it is and what it was made from."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import content_hash, parse_files
 from presto_core.artifacts.store import download, read_bytes
 
-CONFLICT_TIMEOUT_S = 60  # that writers of the same model get out of each other's way
-CLAIM_TIMEOUT_S = 30  # after which one who said it would register an artifact is thought dead
-_CLASH = ("IntegrityError", "UniqueViolation", "UNIQUE constraint")  # two inserted the same row
+CONFLICT_TIMEOUT_S = 60  # for conflicts between writers of one model
+CLAIM_TIMEOUT_S = 30  # a writer that claimed a content and has not registered it by then is taken for dead
+_CLASH = ("IntegrityError", "UniqueViolation", "UNIQUE constraint")  # two writers inserted the same row
 _CONFLICT = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS", "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 
 
 Pack = Callable[[Path, Path], None]
-"""Writes the MLflow model of an artifact's folder into another folder."""
+"""Writes an artifact's folder as an MLflow model into another folder."""
 
 
 @dataclass(frozen=True)
 class PublishedVersion:
-    """A version, and how a user names it best."""
+    """A registered version and its most specific alias."""
 
     number: int
     name: str
@@ -47,14 +47,15 @@ class PublishedVersion:
 def publish(
     client: Any, name: str, artifact: Artifact, *, mlflow_run: str, stage: str, root: Folder, pack: Pack
 ) -> PublishedVersion:
-    """Register an artifact under a name, or find it registered; either way it becomes the candidate.
+    """Register an artifact under a name unless its content is registered; in both cases make it the candidate.
 
-    Any number of writers may do so at the same time: of the same content there is one version, and the candidate is the
-    newest one.
+    Safe with concurrent writers: there is one version per content, and the newest one is the candidate.
 
     Args:
-        mlflow_run: its record; gets the tags that searches look at.
-        root: storage, where the decisions about a new model will be kept.
+        mlflow_run: its MLflow run, which gets the tags that searches read.
+        stage: name of the stage that made it.
+        root: storage root for the promotion log of a new model.
+        pack: writes the MLflow model.
     """
     log_folder = _ensure_model(client, name, root)
     content = content_hash(artifact.manifest)
@@ -77,7 +78,7 @@ def publish(
 
 
 def _ensure_model(client: Any, name: str, root: Folder) -> Folder:
-    """The folder with the decisions about a model: told when the model is created, by whoever is first."""
+    """Create the model if it is missing, and return the folder of its promotion log."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -89,14 +90,16 @@ def _ensure_model(client: Any, name: str, root: Folder) -> Folder:
 
 
 def open_promotion_log_folder(client: Any, name: str, root: Folder | None = None) -> Folder:
-    """Where the decisions about a model lie; a model that someone created by hand gets a place below `root`."""
+    """Open the folder of a model's promotion log; a model created by hand gets one below `root`."""
     model = client.get_registered_model(name)
     uri = model.tags.get(names.PROMOTION_LOG_TAG)
     if uri is None and root is not None:
         uri = root.child("registry").child(name).uri
         retry_conflicts(partial(client.set_registered_model_tag, name, names.PROMOTION_LOG_TAG, uri))
     if uri is None:
-        raise names.RegistryError(f"{name} was not registered by presto; push an artifact to it first")
+        raise names.RegistryError(
+            f"presto did not register {name}, it has no promotion log; push an artifact to it first"
+        )
     return open_folder(uri)
 
 
@@ -106,7 +109,7 @@ def _find_by_content(client: Any, name: str, content: str) -> int | None:
 
 
 def _update_location(client: Any, name: str, number: int, uri: str) -> None:
-    """The same bytes may lie in several places: those that were written last are the ones that are still there."""
+    """Set a version's URI to the last written copy of its content: an older copy may be deleted."""
     if client.get_model_version(name, str(number)).tags.get(names.ARTIFACT_URI) != uri:
         retry_conflicts(partial(client.set_model_version_tag, name, str(number), names.ARTIFACT_URI, uri))
 
@@ -114,7 +117,7 @@ def _update_location(client: Any, name: str, number: int, uri: str) -> None:
 def _create_once(
     folder: Folder, claim: str, find: Callable[[], int | None], make: Callable[[], int]
 ) -> tuple[int, bool]:
-    """What `make` gives where this writer is the first, else what the first one made: and whether it was made here."""
+    """Return the number from `make` if this writer claims first, else the first writer's; and whether `make` ran."""
     claim_content = json.dumps({"nonce": secrets.token_hex(8), "when": time.time()}).encode()
     if not create_exclusive(folder, claim, claim_content):
         age = time.time() - float(json.loads(read_bytes(folder, claim))["when"])
@@ -147,7 +150,7 @@ def _create_version(
 
 
 def _log_files(client: Any, artifact: Artifact, mlflow_run: str, pack: Pack) -> str:
-    """What MLflow itself keeps of a version: a model it can serve, or else the manifest alone."""
+    """Log a version's files to MLflow: a model that it can serve, or the manifest of other kinds; return their URI."""
     if artifact.kind not in names.MODEL_KINDS:
         client.log_dict(mlflow_run, artifact.manifest, "artifact/manifest.json")
         return f"runs:/{mlflow_run}/artifact"
@@ -166,7 +169,7 @@ def _log_files(client: Any, artifact: Artifact, mlflow_run: str, pack: Pack) -> 
 
 
 def _make_tags(client: Any, artifact: Artifact, content: str, stage: str) -> dict[str, str]:
-    """What a version is found by."""
+    """Return the tags by which searches find a version."""
     manifest = artifact.manifest
     parents = {role: str(parent) for role, parent in manifest.get("parents", {}).items()}
     parent_versions = Catalog(client).find_by_artifacts([p for p in parents.values() if "/" not in p])
@@ -191,7 +194,7 @@ def _make_tags(client: Any, artifact: Artifact, content: str, stage: str) -> dic
 
 
 def _set_alias(client: Any, name: str, alias: str, number: int, *, method: str, is_new: bool) -> None:
-    """Move an alias; of versions that are new at the same time, to the newest, whoever comes last."""
+    """Move an alias; among concurrent new versions, to the newest one, in whatever order they are written."""
     retry_conflicts(partial(client.set_registered_model_alias, name, alias, str(number)))
     while is_new:
         versions: list[Version] = Catalog(client).list_newest(name, limit=1, method=method)
@@ -202,7 +205,7 @@ def _set_alias(client: Any, name: str, alias: str, number: int, *, method: str, 
 
 
 def retry_conflicts(action: Callable[[], Any]) -> Any:
-    """Do something that writers of the same model may be in each other's way with."""
+    """Call `action`, and again if it conflicts with other writers of the same model."""
     from mlflow.exceptions import MlflowException
 
     def is_conflict(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""From what a user calls an artifact to the artifact: by registry name, id or URI."""
+"""Resolves a user's reference to an artifact: a registry name, an id or a URI."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from presto_core.artifacts.manifest import Artifact, artifact_folder, read_artif
 
 
 def resolve(client: Any, reference: str, storage_root: str) -> Artifact:
-    """An artifact by registry name (`presto-generator@candidate`, models:/…), id, or URI.
+    """Return the artifact of a registry name (`presto-generator@candidate`, models:/…), an id or a URI.
 
     Raises:
-        RegistryError: no such name or alias; the known ones are listed.
+        RegistryError: there is no such name or alias; the message lists the known ones.
         StoreError: the artifact is missing or damaged.
     """
     parsed = parse_reference(reference)

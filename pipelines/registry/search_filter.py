@@ -1,4 +1,4 @@
-"""`fd < 3 and latency_ms < 250 and parent=…`: a search as a user writes it, translated for MLflow's data base."""
+"""Parses search filters such as `fd < 3 and latency_ms < 250`, and translates them into MLflow's filter language."""
 
 from __future__ import annotations
 
@@ -7,24 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
 
-from pipelines.registry.names import (
-    LICENCES,
-    METRIC,
-    REGISTERED_AS,
-    RegistryError,
-)
-from pipelines.tracking.tags import (
-    ARTIFACT_ID,
-    CONTENT,
-    KIND,
-    METHOD,
-    PARENTS,
-    RUN_ID,
-    STAGE,
-)
+from pipelines.registry.names import LICENCES, METRIC, REGISTERED_AS, RegistryError
+from pipelines.tracking.tags import ARTIFACT_ID, CONTENT, KIND, METHOD, PARENTS, RUN_ID, STAGE
 from presto_core.metrics.table import METRICS
 
-# a metric may be named as in reports or by its tag; the tag is what MLflow's database has
+# a metric can be named as in reports or by its tag, which is its name in MLflow's database
 REGISTRY_NAMES = {metric.name: metric.registry_name for metric in METRICS.values() if metric.registry_name}
 REGISTRY_NAMES |= {tag: tag for tag in REGISTRY_NAMES.values()} | {"rows": "rows", "hours": "hours"}
 NUMBERS = tuple(REGISTRY_NAMES)
@@ -48,9 +35,9 @@ _SUBSTRING_FIELDS = (
     "hardware",
     "content",
     "embedding",
-)  # tags that hold more than one, or longer ones
+)  # tags that hold several values, or longer texts
 _CLAUSE = re.compile(r"""\s*([\w.]+)\s*(<=|>=|!=|==|=|<|>|~)\s*("[^"]*"|'[^']*'|[^\s"'<>=!~]+)\s*""")
-_EXAMPLE = 'write for example "fd < 3 and latency_ms < 250"'
+_EXAMPLE = 'write, for example, "fd < 3 and latency_ms < 250"'
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ class Clause:
 
     @property
     def mlflow_filter(self) -> str:
-        """The same in the language of MlflowClient.search_runs."""
+        """The clause in the filter language of MlflowClient.search_runs."""
         if self.field in NUMBERS:
             return f"metrics.`{METRIC}{REGISTRY_NAMES[self.field]}` {self.operator} {float(self.value)!r}"
         if self.field == "created":
@@ -80,10 +67,10 @@ class Clause:
 
 
 def parse_filter(text: str) -> list[Clause]:
-    """The clauses of a filter; none of an empty one.
+    """Parse a filter into clauses; an empty filter has none.
 
     Raises:
-        RegistryError: it is not understood; the message says where, and what may be meant.
+        RegistryError: the filter is invalid; the message has the position and a suggestion.
     """
     clauses: list[Clause] = []
     position = 0
@@ -92,7 +79,7 @@ def parse_filter(text: str) -> list[Clause]:
             position = _skip_and(text, position)
         match = _CLAUSE.match(text, position)
         if not match:
-            raise RegistryError(f"the filter is not understood at {text[position:].strip()[:40]!r}; {_EXAMPLE}")
+            raise RegistryError(f"the filter has an invalid comparison at {text[position:].strip()[:40]!r}; {_EXAMPLE}")
         clauses.append(_make_clause(match[1], "=" if match[2] == "==" else match[2], match[3].strip("\"'")))
         position = match.end()
     return clauses
@@ -103,11 +90,11 @@ def _skip_and(text: str, position: int) -> int:
     token = match[1] if match else ""
     if not match or token.lower() != "and":
         hint = (
-            "search twice, once for each side"
+            "search twice, once per side"
             if token.lower() in ("or", "not")
-            else f"join comparisons by and; {_EXAMPLE}"
+            else f"join comparisons with and; {_EXAMPLE}"
         )
-        raise RegistryError(f"the filter has {token!r} where 'and' is expected: {hint}")
+        raise RegistryError(f"the filter has {token!r} instead of 'and'; {hint}")
     return match.end()
 
 
@@ -117,23 +104,23 @@ def _make_clause(field: str, operator: str, value: str) -> Clause:
         hint = (
             f"did you mean {similar_fields[0]!r}?"
             if similar_fields
-            else f"known: {', '.join(FIELDS)}, or a setting such as steps.p_gen.kind"
+            else f"use one of {', '.join(FIELDS)}, or a setting such as steps.p_gen.kind"
         )
-        raise RegistryError(f"the filter's {field!r} is not known; {hint}")
+        raise RegistryError(f"the filter has an unknown field {field!r}; {hint}")
     if "'" in value or "`" in value or "%" in value or ("_" in value and operator == "~"):
-        raise RegistryError(f"the filter's value {value!r} has quotes or wildcards; leave them out")
+        raise RegistryError(f"the filter's value {value!r} has quotes or wildcards; remove them")
     if field in NUMBERS:
         _require_number(field, operator, value)
     elif field == "created":
         if operator in ("~", "!="):
-            raise RegistryError("the filter compares created by < <= > >= or =, with a date such as 2026-01-31")
+            raise RegistryError(f"the filter compares 'created' by {operator!r}; use < <= > >= or = and a date")
         _to_milliseconds(value)
     elif operator not in ("=", "!=", "~"):
         raise RegistryError(
             f"the filter compares {field!r}, which is text, by {operator!r}; use = or != or ~ (contains)"
         )
     elif operator == "!=" and (field in _SUBSTRING_FIELDS or field == "name"):
-        raise RegistryError(f"the filter cannot exclude a {field}; use = to ask for one")
+        raise RegistryError(f"the filter cannot exclude a {field}; use = to select one")
     return Clause(field, operator, value)
 
 
@@ -141,7 +128,7 @@ def _require_number(field: str, operator: str, value: str) -> None:
     try:
         float(value)
     except ValueError:
-        raise RegistryError(f"the filter compares {field!r} with {value!r}, which is no number") from None
+        raise RegistryError(f"the filter compares {field!r} with {value!r}; use a number") from None
     if operator == "~":
         raise RegistryError(f"the filter compares the number {field!r} by '~'; use < <= > >= = or !=")
 
@@ -151,5 +138,5 @@ def _to_milliseconds(value: str) -> int:
         return int(datetime.fromisoformat(value).astimezone().timestamp() * 1000)
     except ValueError:
         raise RegistryError(
-            f"the filter's created {value!r} is no date; write 2026-01-31 or 2026-01-31T12:00"
+            f"the filter compares 'created' with {value!r}; use a date such as 2026-01-31 or 2026-01-31T12:00"
         ) from None

@@ -1,4 +1,4 @@
-"""Artifacts between storage and a folder: resumed where they were cut, checked by hash and kind, whole or not there."""
+"""Copies artifacts between storage and a local folder: resumable, with every hash and file type checked, atomic."""
 
 from __future__ import annotations
 
@@ -15,30 +15,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.console import progress_bar
-from pipelines.registry.local_artifact import (
-    check_artifact_folder,
-    iter_regular_files,
-    read_local_manifest,
-)
-from pipelines.storage.ranged_download import (
-    ByteRange,
-    RangeLedger,
-    fetch,
-    split_into_ranges,
-)
+from pipelines.registry.local_artifact import check_artifact_folder, iter_regular_files, read_local_manifest
+from pipelines.storage.ranged_download import ByteRange, RangeLedger, fetch, split_into_ranges
 from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.manifest import Artifact
-from presto_core.artifacts.manifest_schema import (
-    FileEntry,
-    check_artifact,
-    content_hash,
-)
-from presto_core.artifacts.store import (
-    StoreError,
-    explain,
-    read_manifest,
-    write_bytes,
-)
+from presto_core.artifacts.manifest_schema import FileEntry, check_artifact, content_hash
+from presto_core.artifacts.store import StoreError, explain, read_manifest, write_bytes
 from presto_core.artifacts.validate import UnsafeArtifactError, check_content
 
 THREADS = 8
@@ -46,27 +28,27 @@ BLOCK = 8 * 2**20
 
 
 def pull(artifact: Artifact, source: Folder, target: Path, *, content: str = "") -> bool:
-    """Copy an artifact into a folder that does not exist yet; False where the same is there already.
+    """Copy an artifact into a new folder; return False if the folder already holds the same artifact.
 
-    An interrupted copy goes on where it stopped. The folder appears whole, when every byte is checked.
+    An interrupted copy resumes where it stopped. The folder appears only after every byte is checked.
 
     Args:
-        content: hash that the registry says it has; empty where it says none.
+        content: content hash in the registry; empty if unknown.
 
     Raises:
-        UnsafeArtifactError: it is not what the registry says, or holds what an artifact must not.
-        StoreError: it cannot be read, or the disk refuses.
+        UnsafeArtifactError: it differs from the registry's hash, or holds what an artifact must not.
+        StoreError: it cannot be read, or the local disk cannot be written.
     """
     files = check_artifact(artifact.manifest)
     digest = content_hash(artifact.manifest)
     if content and digest != content:
         raise UnsafeArtifactError(
-            f"{artifact.uri} is {digest[:12]}, where the registry says {content[:12]}; it was changed"
+            f"{artifact.uri} has content {digest[:12]}, but the registry has {content[:12]}; restore the artifact"
         )
     if target.exists() or target.is_symlink():
         if _is_same(target, digest):
             return False
-        raise UnsafeArtifactError(f"{target} exists and is something else; name a folder that does not exist")
+        raise UnsafeArtifactError(f"{target} exists and holds something else; name a folder that does not exist")
     _check_free_space(target.parent, sum(entry.bytes for entry in files.values()))
     partial = target.parent / f".{target.name}.{digest[:12]}.partial"
     with _lock_partial(partial):
@@ -79,7 +61,7 @@ def pull(artifact: Artifact, source: Folder, target: Path, *, content: str = "")
 
 
 def _fetch_files(source: Folder, files: dict[str, FileEntry], partial: Path, label: str) -> None:
-    """Every part of every file that is not there; each file is checked as soon as it is whole."""
+    """Fetch every missing part of every file; check each file as soon as it is complete."""
     ledger = RangeLedger.load(partial)
     for name, entry in files.items():
         _open_file(partial, name, entry)
@@ -116,15 +98,15 @@ def _cancel_on_failure(pool: ThreadPoolExecutor) -> Iterator[None]:
 
 
 def _check_file(partial: Path, name: str, entry: FileEntry, ledger: RangeLedger) -> None:
-    """The hash and the kind of a whole file; where it is not right, its parts are forgotten."""
+    """Check the hash and type of a complete file; if it is wrong, delete it with its parts in the ledger."""
     path = partial / name
     try:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             if digest != entry.sha256:
                 raise UnsafeArtifactError(
-                    f"{name} came with sha256 {digest[:12]}... where its manifest says {entry.sha256[:12]}...; "
-                    "nothing of it is kept; run the same command again, or verify the version in storage"
+                    f"{name} arrived with sha256 {digest[:12]}..., but its manifest lists {entry.sha256[:12]}..., so "
+                    "it was deleted; run the same command again, or check storage with presto registry verify"
                 )
             check_content(name, stream, entry.bytes)
     except UnsafeArtifactError:
@@ -134,7 +116,7 @@ def _check_file(partial: Path, name: str, entry: FileEntry, ledger: RangeLedger)
 
 
 def _open_file(partial: Path, name: str, entry: FileEntry) -> None:
-    """A file of the right size, in a folder that is none of someone else's."""
+    """Create a file of the right size, without following links."""
     path = partial / name
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -149,19 +131,19 @@ def _open_file(partial: Path, name: str, entry: FileEntry) -> None:
 
 @contextmanager
 def _lock_partial(partial: Path) -> Iterator[None]:
-    """The half-done copy for oneself: a folder with nothing in it that leads elsewhere."""
+    """Create and lock the folder of a partial copy; it must hold no links."""
     partial.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         partial.mkdir(mode=0o700)
     if partial.is_symlink() or not partial.is_dir():
-        raise UnsafeArtifactError(f"{partial} is in the way and no folder; remove it")
+        raise UnsafeArtifactError(f"{partial} is in the way and is not a folder; remove it")
     list(iter_regular_files(partial))
     descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise StoreError(f"another pull is at work on {partial}; wait for it") from None
+        raise StoreError(f"another pull is writing {partial}; wait until it ends") from None
     finally:
         os.close(descriptor)
 
@@ -174,19 +156,17 @@ def _is_same(target: Path, content: str) -> bool:
 
 
 def push(folder: Path, target: Folder) -> Artifact:
-    """Copy an artifact's folder into storage, the manifest last; what is there already is used.
+    """Copy an artifact's folder into storage, the manifest last; an equal artifact there is reused.
 
     Raises:
-        UnsafeArtifactError: see `check_artifact_folder`; or another artifact of the same id is there.
-        StoreError: it cannot be written.
+        UnsafeArtifactError: see `check_artifact_folder`; or storage holds another artifact with this id.
+        StoreError: storage cannot be written.
     """
     manifest, files = check_artifact_folder(folder)
     artifact = Artifact(str(manifest["id"]), str(manifest["kind"]), target.uri, manifest)
     if target.exists():
         if content_hash(read_manifest(target)) != content_hash(manifest):
-            raise UnsafeArtifactError(
-                f"{target.uri} holds another artifact of the same id; push to another storage.root"
-            )
+            raise UnsafeArtifactError(f"{target.uri} holds another artifact with this id; push to another storage.root")
         return artifact
     total = sum(entry.bytes for entry in files.values())
     with progress_bar(f"push {artifact.id}", total) as bar:
@@ -198,7 +178,7 @@ def push(folder: Path, target: Folder) -> Artifact:
 
 
 def _upload(path: Path, target: Folder, name: str, entry: FileEntry) -> None:
-    """One file; bytes that changed since they were checked are noticed, and the artifact does not come to exist."""
+    """Upload one file; fail if its bytes changed since they were checked, before the artifact exists."""
     target_path = target.file_path(name)
 
     def put() -> None:
@@ -210,7 +190,7 @@ def _upload(path: Path, target: Folder, name: str, entry: FileEntry) -> None:
                 digest.update(block)
                 sink.write(block)
         if digest.hexdigest() != entry.sha256:
-            raise UnsafeArtifactError(f"{path} changed while it was pushed; push again")
+            raise UnsafeArtifactError(f"{path} changed during the push; push again")
 
     target.with_retries(put, f"write {target.uri}/{name}")
 
@@ -220,7 +200,7 @@ def _check_free_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise StoreError(
-            f"{folder} has {free / 1e9:.1f} GB free and the artifact needs {needed / 1e9:.1f} GB; free some"
+            f"{folder} has {free / 1e9:.1f} GB free and the artifact needs {needed / 1e9:.1f} GB; free some space"
         )
 
 

@@ -7,13 +7,7 @@ from pathlib import Path
 import torch
 
 from pipelines.console import console, progress_bar
-from presto_core.audio.mel_codec.codec_folder import (
-    OUTPUT_FILES,
-    PASSES,
-    FitCorpus,
-    check_output,
-    fit_codec,
-)
+from presto_core.audio.mel_codec.codec_folder import OUTPUT_FILES, PASSES, FitCorpus, check_output, fit_codec
 
 MAX_SKIPS_SHOWN = 3
 

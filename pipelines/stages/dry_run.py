@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipelines.stages.table import STAGES
 from presto_core.config.loader import to_yaml
-from presto_core.config.schema import StageConfig
+from presto_core.config.stage import StageConfig
 
 
 def print_config(name: str, config: StageConfig) -> None:

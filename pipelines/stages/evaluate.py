@@ -29,11 +29,7 @@ from pipelines.inference.model import open_model
 from pipelines.registry.compatibility import check_comparable, check_teacher_matches_dataset
 from pipelines.registry.evaluation_tags import EMBEDDINGS, record_measurements
 from pipelines.registry.names import REPORT
-from pipelines.stages.runner import (
-    REPORTS,
-    StageContext,
-    run_stage,
-)
+from pipelines.stages.runner import REPORTS, StageContext, run_stage
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import open_tracker
 from presto_core.artifacts.manifest import Artifact, commit_artifact
@@ -43,11 +39,7 @@ from presto_core.config.schema import EvaluateStage
 from presto_core.extras import check_extra
 from presto_core.metrics.embed import load_embedder
 from presto_core.metrics.latency import describe_hardware
-from presto_core.metrics.table import (
-    EmbeddingSets,
-    list_validation_metrics,
-    measure_quality,
-)
+from presto_core.metrics.table import EmbeddingSets, list_validation_metrics, measure_quality
 
 
 def run(config: EvaluateStage) -> Artifact:

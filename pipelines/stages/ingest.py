@@ -13,12 +13,7 @@ import numpy as np
 from pipelines.cluster.actor_pool import actor_resources, map_items
 from pipelines.cluster.session import ray_session
 from pipelines.console import console, progress_bar
-from pipelines.data.layout import (
-    DUPLICATES,
-    QUARANTINE,
-    SPLITS,
-    TRACKS,
-)
+from pipelines.data.layout import DUPLICATES, QUARANTINE, SPLITS, TRACKS
 from pipelines.ingest.curation import (
     CuratedTracks,
     RejectedFile,
@@ -29,25 +24,13 @@ from pipelines.ingest.curation import (
     make_track_row,
     to_parquet,
 )
-from pipelines.ingest.encode import (
-    encode_tracks,
-    encoding_resources,
-    find_tracks_to_encode,
-)
+from pipelines.ingest.encode import encode_tracks, encoding_resources, find_tracks_to_encode
 from pipelines.ingest.latent_cache import LatentCache
 from pipelines.ingest.manifests import SourceError
 from pipelines.ingest.segments import EncodeSettings
-from pipelines.ingest.shard_writer import (
-    ShardPlan,
-    ShardWriter,
-    plan_shards,
-)
+from pipelines.ingest.shard_writer import ShardPlan, ShardWriter, plan_shards
 from pipelines.ingest.sources import Track, find_tracks
-from pipelines.stages.runner import (
-    REPORTS,
-    StageContext,
-    run_stage,
-)
+from pipelines.stages.runner import REPORTS, StageContext, run_stage
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from presto_core.artifacts.manifest import Artifact, commit_artifact
 from presto_core.artifacts.store import read_bytes

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipelines.cluster.actor_pool import actor_resources
-from pipelines.cluster.session import (
-    ClusterError,
-    check_resources,
-    min_workers,
-    resources_per_worker,
-    training_cpus,
-)
+from pipelines.cluster.session import ClusterError, check_resources, min_workers, resources_per_worker, training_cpus
 from pipelines.stages.table import STAGES
 from presto_core.config.schema import IngestStage
 from presto_core.config.sections import ClusterConfig

@@ -15,22 +15,13 @@ from pipelines.storage.filesystem import absolute_uri, open_folder
 from pipelines.tracking.client import open_tracker
 from pipelines.tracking.metric_log import read_rows, replay_rows
 from pipelines.tracking.run import TrackedRun, with_retries
-from pipelines.train.resume import (
-    ResumeOptions,
-    find_forked_checkpoint,
-    record_run_start,
-)
+from pipelines.train.resume import ResumeOptions, find_forked_checkpoint, record_run_start
 from pipelines.train.runs import explain_new_run
 from pipelines.train.sweep_hook import Trial
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.manifest import (
-    Artifact,
-    artifact_folder,
-    read_artifact,
-    run_folder,
-)
+from presto_core.artifacts.manifest import Artifact, artifact_folder, read_artifact, run_folder
 from presto_core.artifacts.run_layout import RUN_FILE
-from presto_core.config.schema import StageConfig
+from presto_core.config.stage import StageConfig
 from presto_core.extras import MissingPackageError, check_extra
 
 REPORTS = Path(".presto/reports")

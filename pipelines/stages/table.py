@@ -14,11 +14,11 @@ from presto_core.config.schema import (
     IngestStage,
     LayersStage,
     RegistryStage,
-    StageConfig,
     StepsStage,
     SweepStage,
     TeacherStage,
 )
+from presto_core.config.stage import StageConfig
 
 
 @dataclass(frozen=True)

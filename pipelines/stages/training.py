@@ -13,7 +13,7 @@ from pipelines.train.spec import TrainingDefinition, TrainSpec
 from pipelines.train.step_flops import row_flops
 from pipelines.train.sweep_hook import Trial
 from presto_core.artifacts.manifest import Artifact
-from presto_core.config.schema import TrainingStage
+from presto_core.config.stage import TrainingStage
 
 
 def run_training(

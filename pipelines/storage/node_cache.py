@@ -13,14 +13,7 @@ from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.checksum import Checksum
 from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.manifest_schema import FileEntry, check_artifact
-from presto_core.artifacts.store import (
-    DamagedError,
-    StoreError,
-    read_bytes,
-    read_manifest,
-    read_verified,
-    write_bytes,
-)
+from presto_core.artifacts.store import DamagedError, StoreError, read_bytes, read_manifest, read_verified, write_bytes
 
 CACHE_VAR = "PRESTO_CACHE"  # path of the cache folder
 FREE_SPACE_FACTOR = 1.2  # times the artifact's size must be free

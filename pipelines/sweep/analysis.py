@@ -9,16 +9,7 @@ from typing import Any
 
 from pipelines.sweep.importance import compute_importance
 from pipelines.sweep.plan import SweepPlan
-from pipelines.sweep.store import (
-    DEFAULT,
-    FAILED,
-    FINISHED,
-    PRUNED,
-    TRIAL,
-    WINNER,
-    TrialRecord,
-)
-from presto_core.config.loader import flatten
+from pipelines.sweep.store import DEFAULT, FAILED, FINISHED, PRUNED, TRIAL, WINNER, TrialRecord
 from tune_spaces.domains import to_overrides
 
 Definition = dict[str, Any]
@@ -204,7 +195,7 @@ def collect_overrides(definition: Definition) -> dict[str, Any]:
     """Return the winner's settings and the overrides of the sweep's command, as nested sections."""
     import yaml
 
-    from presto_core.config.schema import NOT_IN_RUN_ID
+    from presto_core.config.stage import NOT_IN_RUN_ID
 
     assignments = [
         override.partition("=")
@@ -220,8 +211,3 @@ def collect_overrides(definition: Definition) -> dict[str, Any]:
             inner = inner.setdefault(name, {})
         inner[last] = value
     return nested
-
-
-def get_preset_value(definition: Definition, key: str) -> Any:
-    """Return the preset's value of a key."""
-    return flatten(definition["base"]).get(key)

@@ -10,14 +10,7 @@ from ray.tune import Callback
 
 from pipelines.console import Bar, console
 from pipelines.sweep.plan import Proposal, SweepPlan
-from pipelines.sweep.store import (
-    FAILED,
-    FINISHED,
-    PRUNED,
-    RUNNING,
-    SweepStore,
-    TrialRecord,
-)
+from pipelines.sweep.store import FAILED, FINISHED, PRUNED, RUNNING, SweepStore, TrialRecord
 from pipelines.tracking.client import Tracker
 
 STATUS = {FINISHED: "FINISHED", PRUNED: "KILLED", FAILED: "FAILED"}

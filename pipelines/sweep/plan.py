@@ -13,26 +13,11 @@ from typing import Any, cast
 
 from pipelines.presets.resolve import PRESETS, split_preset
 from presto_core.config.loader import ConfigError, load_config
-from presto_core.config.schema import (
-    NOT_IN_RUN_ID,
-    SweepStage,
-    TeacherStage,
-    TrainingStage,
-    foreign_sections,
-    stage_configs,
-)
+from presto_core.config.schema import SweepStage, TeacherStage, foreign_sections, stage_configs
+from presto_core.config.stage import NOT_IN_RUN_ID, TrainingStage
 from presto_core.config.sweep import RangeConfig
 from presto_core.metrics.table import canonical_name, list_validation_metrics
-from tune_spaces.domains import (
-    Choice,
-    Conditional,
-    Range,
-    Space,
-    Suggest,
-    combinations,
-    list_range_keys,
-    sample,
-)
+from tune_spaces.domains import Choice, Conditional, Range, Space, Suggest, combinations, list_range_keys, sample
 from tune_spaces.layers import list_budgets as list_budgets
 from tune_spaces.spaces import SPACES, union
 

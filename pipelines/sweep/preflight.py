@@ -9,11 +9,8 @@ from pipelines.sweep.plan import SweepPlan
 from pipelines.tracking.client import Tracker
 from presto_core.artifacts.manifest import Artifact
 from presto_core.config.noise import KarrasNoise
-from presto_core.config.schema import (
-    LayersStage,
-    StepsStage,
-    TrainingStage,
-)
+from presto_core.config.schema import LayersStage, StepsStage
+from presto_core.config.stage import TrainingStage
 from presto_core.errors import UserError
 from presto_core.extras import check_extra
 from presto_core.networks.layer_budget import LayerBudget

@@ -7,11 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from pipelines.cluster.resources import (
-    TrialResources,
-    check_fits,
-    max_concurrent_trials,
-)
+from pipelines.cluster.resources import TrialResources, check_fits, max_concurrent_trials
 from pipelines.cluster.session import ray_session
 from pipelines.cluster.shutdown import sigterm_as_interrupt
 from pipelines.console import console
@@ -23,11 +19,7 @@ from pipelines.storage.filesystem import absolute_uri, open_folder
 from pipelines.storage.node_cache import cache_on_node
 from pipelines.sweep import preflight
 from pipelines.sweep import report as sweep_report
-from pipelines.sweep.analysis import (
-    analyze,
-    make_definition,
-    rank,
-)
+from pipelines.sweep.analysis import analyze, make_definition, rank
 from pipelines.sweep.callback import SweepCallback
 from pipelines.sweep.environment import ENVIRONMENT
 from pipelines.sweep.plan import Proposal, SweepPlan
@@ -44,19 +36,10 @@ from pipelines.sweep.store import (
     sweep_folder,
 )
 from pipelines.sweep.tune import run_trials
-from pipelines.tracking.client import (
-    Tracker,
-    open_tracker,
-    tracking_uri,
-)
+from pipelines.tracking.client import Tracker, open_tracker, tracking_uri
 from pipelines.tracking.run import TrackedRun
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.manifest import (
-    Artifact,
-    artifact_folder,
-    read_artifact,
-    run_folder,
-)
+from presto_core.artifacts.manifest import Artifact, artifact_folder, read_artifact, run_folder
 from presto_core.artifacts.store import write_bytes
 from presto_core.errors import UserError
 

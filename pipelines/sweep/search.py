@@ -13,23 +13,10 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipelines.sweep.plan import (
-    Proposal,
-    SweepPlan,
-    round_value,
-)
-from pipelines.sweep.store import (
-    FINISHED,
-    PRUNED,
-    TRIAL,
-    TrialRecord,
-)
+from pipelines.sweep.plan import Proposal, SweepPlan, round_value
+from pipelines.sweep.store import FINISHED, PRUNED, TRIAL, TrialRecord
 from presto_core.extras import import_extra
-from tune_spaces.domains import (
-    Choice,
-    Range,
-    sample,
-)
+from tune_spaces.domains import Choice, Range, sample
 
 UPDATE = "update"  # time attribute of the schedulers
 MAX_DUPLICATE_PROPOSALS = 50  # consecutive repeated proposals after which the space counts as used up
@@ -152,9 +139,9 @@ def make_scheduler(plan: SweepPlan, records: Iterable[TrialRecord]) -> TrialSche
         median = MedianRule(min_samples_required=3, **common)
         for record in records:
             if record.rows:
-                trial = _ReplayedTrial(record.run_id)
-                median._results[trial] = [{UPDATE: u, plan.metric: row[plan.metric]} for u, row in record.rows.items()]
-                median._completed_trials.add(trial)
+                median._results[_ReplayedTrial(record.run_id)] = [
+                    {UPDATE: update, plan.metric: row[plan.metric]} for update, row in sorted(record.rows.items())
+                ]
         return median
     return FIFOScheduler()
 

@@ -12,11 +12,7 @@ from typing import Any
 
 from pipelines.train.validation import PREFIX, UPDATE
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.store import (
-    StoreError,
-    read_bytes,
-    write_bytes,
-)
+from presto_core.artifacts.store import StoreError, read_bytes, write_bytes
 from presto_core.metrics.table import canonical_name, rename_former
 
 TRIALS, DEFINITION, RESULT = "trials", "sweep.json", "result.json"

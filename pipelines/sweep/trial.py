@@ -23,7 +23,7 @@ from pipelines.train.resume import ResumeOptions
 from pipelines.train.sweep_hook import Trial
 from pipelines.train.validation import PREFIX, UPDATE, rename_former_row
 from presto_core.artifacts.manifest import Artifact
-from presto_core.config.schema import TrainingStage
+from presto_core.config.stage import TrainingStage
 from presto_core.errors import UserError
 
 STOPPED_EARLY = "the sweep stopped this trial early"

@@ -30,11 +30,7 @@ def run_trials(
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
-    from pipelines.sweep.search import (
-        FixedListSearcher,
-        OptunaSearcher,
-        make_scheduler,
-    )
+    from pipelines.sweep.search import FixedListSearcher, OptunaSearcher, make_scheduler
     from pipelines.sweep.trial import run_trial
 
     searcher = (

@@ -21,18 +21,11 @@ from pipelines.redaction import strip_password as strip_password
 from pipelines.tracking.run import TrackedRun as TrackedRun
 from pipelines.tracking.run import TrackingError as TrackingError
 from pipelines.tracking.system_metrics import sample_system_metrics
-from pipelines.tracking.tags import (
-    PARENT,
-    RUN_ID,
-    STAGE,
-)
-from presto_core.artifacts.manifest import (
-    Artifact,
-    read_git_commit,
-)
+from pipelines.tracking.tags import PARENT, RUN_ID, STAGE
+from presto_core.artifacts.manifest import Artifact, read_git_commit
 from presto_core.config.loader import flatten
-from presto_core.config.schema import StageConfig
 from presto_core.config.sections import TrackingConfig
+from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 
 HOME = Path(".presto")

@@ -7,11 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipelines.cluster.shutdown import SUPERSEDED, StopRequest
-from pipelines.console import (
-    Bar,
-    console,
-    format_metrics,
-)
+from pipelines.console import Bar, console, format_metrics
 from pipelines.tracking.client import TrackedRun
 from pipelines.train.sweep_hook import Trial
 from presto_core.config.sections import HealthConfig

@@ -13,7 +13,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
-from presto_core.config.schema import valid_worker_counts
+from presto_core.config.workers import valid_worker_counts
 
 
 class EvenSharesPolicy(ElasticScalingPolicy):  # type: ignore[misc]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -21,46 +20,26 @@ from pipelines.cluster.session import (
     uses_ray_reader,
 )
 from pipelines.cluster.shutdown import (
-    PREEMPTION_REASON,
-    SUPERSEDED,
     StoppedError,
     StopRequest,
-    SupersededWorkerError,
-    attempt_id,
-    install_handlers_in_worker,
-    is_preemption_pending,
 )
 from pipelines.console import console, progress_bar
 from pipelines.data.dataset import LatentDataset, open_dataset
-from pipelines.data.shard_reader import (
-    find_damaged_shards,
-    read_with_ray,
-    read_with_threads,
-)
+from pipelines.data.shard_reader import find_damaged_shards, read_with_ray, read_with_threads
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import TrackedRun
 from pipelines.tracking.metric_log import replay_rows
 from pipelines.train.driver import DriverMailbox, RunMonitor
-from pipelines.train.parallel import make_process_group, make_single_process
+from pipelines.train.parallel import make_single_process
+from pipelines.train.ray_worker import POLL_S, run_ray_worker
 from pipelines.train.spec import TrainSpec
 from pipelines.train.sweep_hook import Trial
-from pipelines.train.telemetry import Telemetry
 from pipelines.train.worker import WorkerCallbacks, train_worker
 from presto_core.artifacts.store import read_bytes, write_bytes
-from presto_core.config.schema import derive_per_worker
+from presto_core.config.workers import derive_per_worker
 from presto_core.errors import UserError
-from presto_core.training.async_checkpoint import SaveError
-from presto_core.training.divergence import DivergenceError
-from presto_core.training.parallel import Parallel
 
 SKIPPED_SHARDS_FILE = "skipped_shards.json"
-DRIVER_TIMEOUT_S = 60  # for an answer of the driver, before a worker writes
-POLL_S = 0.5  # between two exchanges of driver and workers
-ORDERLY_ERRORS = (
-    DivergenceError,
-    SaveError,
-    StoppedError,
-)  # all ranks stop in the same step, and a restart would not help
 
 
 def launch_training(spec: TrainSpec, run: TrackedRun, trial: Trial | None = None) -> None:
@@ -181,7 +160,7 @@ def _make_trainer(spec: TrainSpec, mailbox: Any) -> Any:
     reader = read_with_ray if uses_ray_reader(config) else read_with_threads
     elastic = 0 < config.min_workers < config.num_workers
     trainer = (ElasticTrainer if elastic else TorchTrainer)(
-        _run_ray_worker,
+        run_ray_worker,
         train_loop_config={"spec": spec, "mailbox": mailbox, "reader": reader},
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, config.num_workers) if elastic else config.num_workers,
@@ -196,88 +175,6 @@ def _make_trainer(spec: TrainSpec, mailbox: Any) -> Any:
         ),
     )
     return trainer.with_even_shares(spec.config.section.global_batch_size) if elastic else trainer
-
-
-def _run_ray_worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
-    import ray
-    import ray.train.torch
-
-    spec, mailbox, context = config["spec"], config["mailbox"], ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    attempt = attempt_id()
-    if rank == 0:
-        ray.get(mailbox.begin.remote(attempt))
-    try:
-        parallel = make_process_group(ray.train.torch.get_device(), spec.config.loop, spec.config.cluster.parallel)
-        telemetry = _make_telemetry(spec, parallel)
-        callbacks = _make_callbacks(
-            mailbox,
-            telemetry,
-            attempt,
-            extra_metrics={"workers": float(workers)} if spec.config.cluster.min_workers else {},
-        )
-        with telemetry.log_failures():
-            train_worker(spec, parallel, callbacks, reader=config["reader"])
-    except ORDERLY_ERRORS as error:
-        if rank == 0:
-            ray.get(mailbox.fail.remote(str(error), attempt, stopped=isinstance(error, StoppedError)))
-    except UserError as error:
-        ray.get(mailbox.fail.remote(f"worker {rank}: {error}", attempt))
-        raise
-
-
-def _make_telemetry(spec: TrainSpec, parallel: Parallel) -> Telemetry:
-    return Telemetry(
-        spec.run_id,
-        spec.stage.name,
-        parallel,
-        global_batch_size=spec.config.section.global_batch_size,
-        total_steps=spec.config.total_steps,
-        row_flops=spec.row_flops,
-        bf16=spec.config.loop.autocast == "bf16",
-    )
-
-
-def _make_callbacks(
-    mailbox: Any, telemetry: Telemetry, attempt: str, *, extra_metrics: dict[str, float]
-) -> WorkerCallbacks:
-    """Callbacks of a Ray worker: its own signals and preemption notices, and on rank 0 the driver's requests.
-
-    Args:
-        attempt: of the worker group; once a newer one is at work, this one is ignored and writes nothing.
-        extra_metrics: added to every row of metrics.
-    """
-    import ray
-
-    rank, local_stop, last_poll = telemetry.parallel.rank, install_handlers_in_worker(), 0.0
-
-    def stop_reason() -> str:
-        nonlocal last_poll
-        if not local_stop.reason and time.monotonic() - last_poll > POLL_S:
-            last_poll = time.monotonic()
-            local_stop.request(
-                PREEMPTION_REASON
-                if is_preemption_pending()
-                else ray.get(mailbox.stop_reason.remote(attempt))
-                if rank == 0
-                else ""
-            )
-        return local_stop.reason
-
-    def report(step: int, metrics: dict[str, float]) -> None:
-        mailbox.push.remote(step, metrics | extra_metrics if metrics else {}, attempt)
-        telemetry.on_row(step, metrics)
-
-    def warn(message: str) -> None:
-        mailbox.warn.remote(message, attempt)
-        telemetry.log(message, logging.WARNING)
-
-    def check_current_attempt() -> None:
-        if not ray.get(mailbox.is_current_attempt.remote(attempt), timeout=DRIVER_TIMEOUT_S):
-            raise SupersededWorkerError(f"{SUPERSEDED}, so it writes nothing more")
-
-    return WorkerCallbacks(report, warn, stop_reason, telemetry.on_checkpoint, check_current_attempt)
 
 
 def _extract_cause(error: BaseException) -> str:

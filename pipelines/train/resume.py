@@ -10,13 +10,9 @@ from pipelines.console import console
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import run_folder
 from presto_core.artifacts.run_layout import CHECKPOINTS, RUN_FILE
-from presto_core.artifacts.store import (
-    commit,
-    read_bytes,
-    write_bytes,
-)
+from presto_core.artifacts.store import commit, read_bytes, write_bytes
 from presto_core.config.loader import flatten
-from presto_core.config.schema import StageConfig
+from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 from presto_core.training.checkpoint import read_newest_checkpoint
 

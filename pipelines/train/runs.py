@@ -15,7 +15,7 @@ from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.manifest import artifact_folder, run_folder
 from presto_core.artifacts.run_layout import CHECKPOINTS, RUN_FILE
 from presto_core.artifacts.store import StoreError, read_bytes
-from presto_core.config.schema import StageConfig
+from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 
 MAX_NAMED_SETTINGS = 3

@@ -12,15 +12,10 @@ from statistics import pstdev
 from typing import Any, Literal
 
 from presto_core.config.layers import PrestoLSBudget, blocks_per_bin
-from presto_core.config.schema import (
-    LayersStage,
-    StageConfig,
-    StepsStage,
-    TeacherStage,
-    TrainingStage,
-)
+from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
 from presto_core.config.section import Section
 from presto_core.config.sections import GanConfig
+from presto_core.config.stage import StageConfig, TrainingStage
 from presto_core.networks.flops import LatentShape
 from presto_core.networks.table import find_network_kind, kind_of
 

@@ -22,13 +22,7 @@ from torch import Tensor
 from pipelines.evaluate.validator import ValidateFn
 from pipelines.tracking.metric_log import METRICS_FOLDER, Row
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.store import (
-    commit,
-    read_bytes,
-    read_file,
-    read_manifest,
-    write_bytes,
-)
+from presto_core.artifacts.store import commit, read_bytes, read_file, read_manifest, write_bytes
 from presto_core.config.validation import ValidationConfig
 from presto_core.metrics.table import canonical_name, list_validation_metrics
 from presto_core.models.model_card import WEIGHTS, serialize_state

@@ -11,25 +11,17 @@ from typing import Any
 import torch
 
 from pipelines.cluster.shutdown import StoppedError
-from pipelines.data.dataset import (
-    LatentDataset,
-    open_dataset,
-    stream_batches,
-)
+from pipelines.data.dataset import LatentDataset, open_dataset, stream_batches
 from pipelines.data.shard_cache import ShardCache
 from pipelines.evaluate.validator import get_validator
 from pipelines.storage.filesystem import open_folder
-from pipelines.tracking.metric_log import (
-    METRICS_FOLDER,
-    MetricLog,
-    Row,
-)
+from pipelines.tracking.metric_log import METRICS_FOLDER, MetricLog, Row
 from pipelines.train.spec import TrainSpec
 from pipelines.train.validation import AsyncValidation, WeightSnapshots
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.run_layout import CHECKPOINTS
 from presto_core.artifacts.store import StoreError
-from presto_core.config.schema import TrainingStage
+from presto_core.config.stage import TrainingStage
 from presto_core.training.async_checkpoint import CheckpointWriter
 from presto_core.training.checkpoint import delete_incomplete, load_checkpoint
 from presto_core.training.loop import Hooks, train

@@ -1,4 +1,4 @@
-"""The whole flow at small size, in one command and one Ray session: music in, distilled models and sounds out."""
+"""`presto demo`: the whole flow at small size in one Ray session, from music to distilled models and their sounds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,9 @@ from pipelines.presets.resolve import PRESETS
 from pipelines.stages.table import STAGES
 from presto_core.config.data import IngestConfig
 from presto_core.config.loader import load_config
-from presto_core.config.schema import (
-    CorpusStage,
-    IngestStage,
-    StageConfig,
-    foreign_sections,
-)
+from presto_core.config.schema import CorpusStage, IngestStage, foreign_sections
 from presto_core.config.sections import InputsConfig
+from presto_core.config.stage import StageConfig
 from presto_core.extras import check_extra
 
 OBJECT_STORE = Path(".presto/object_store")
@@ -32,10 +28,10 @@ class FlowNode:
     """One execution of a stage.
 
     Attributes:
-        stage: the verb.
-        inputs: role -> the step that made it.
-        compared: further models that an evaluation compares.
-        settings: what sets this execution apart from others of its stage.
+        stage: name of the stage.
+        inputs: input role -> node that makes the artifact.
+        compared: nodes whose models an evaluation compares too.
+        settings: overrides of this execution.
     """
 
     stage: str
@@ -45,7 +41,7 @@ class FlowNode:
 
 
 TEACHER_INPUTS = {"dataset": "ingest", "teacher": "teacher"}
-# adaptive score estimation as published: an early exit, told nothing, taught nothing but to denoise
+# adaptive score estimation as published: early exit, no budget conditioning, no self-teacher loss
 ASE = ("layers.mode=ase", "layers.budget_conditioning=false", "layers.self_teacher_weight=0")
 DEMO_FLOW = {
     "corpus": FlowNode("corpus"),
@@ -61,14 +57,14 @@ DEMO_FLOW = {
 
 
 def run(preset: str, overrides: list[str], *, local: bool) -> None:
-    """Run every step on what those before it made; what is done already is used again.
+    """Run every node on the artifacts of earlier nodes; finished runs are reused.
 
     Raises:
-        UserError: from the stage that could not go on.
+        UserError: a stage failed.
     """
     started = time.monotonic()
     configs = load_flow_configs(preset, overrides)
-    check_extra("plots", "presto demo")  # evaluate would refuse only after all training
+    check_extra("plots", "presto demo")  # otherwise evaluate fails, after all the training
     root = start_storage(local=local)
     from pipelines.cluster.session import ray_session, training_cpus
 
@@ -83,10 +79,10 @@ def run(preset: str, overrides: list[str], *, local: bool) -> None:
 
 
 def load_flow_configs(preset: str | None, overrides: list[str]) -> dict[str, StageConfig]:
-    """Every step's settings; an override goes to the stages that have its section.
+    """Return every node's settings; an override goes to the stages that have its section.
 
     Raises:
-        ConfigError: an override that fits no stage.
+        ConfigError: no stage has the section or key of an override.
     """
     configs = {}
     for name, node in DEMO_FLOW.items():
@@ -99,7 +95,7 @@ def load_flow_configs(preset: str | None, overrides: list[str]) -> dict[str, Sta
 
 
 def _set_default_source(ingest: StageConfig, corpus: StageConfig) -> StageConfig:
-    """Ingest of the corpus that this flow builds, unless it is told another source."""
+    """Make ingest read the corpus that this flow builds, unless ingest.source is set."""
     assert isinstance(ingest, IngestStage)
     assert isinstance(corpus, CorpusStage)
     if ingest.ingest.source != IngestConfig().source:
@@ -109,7 +105,7 @@ def _set_default_source(ingest: StageConfig, corpus: StageConfig) -> StageConfig
 
 
 def describe_node(name: str, among: Iterable[str] = DEMO_FLOW) -> str:
-    """A step in one line: its name, and the steps whose artifacts it reads where only those `among` run."""
+    """Return a node's name and the nodes whose artifacts it reads, compared ones only if they are `among` these."""
     node = DEMO_FLOW[name]
     inputs = [f"{role} {maker}" for role, maker in node.inputs.items()]
     inputs += [f"compared {other}" for other in node.compared if other in among]
@@ -117,13 +113,13 @@ def describe_node(name: str, among: Iterable[str] = DEMO_FLOW) -> str:
 
 
 def run_node(name: str, config: StageConfig, root: str, artifacts: dict[str, Any]) -> Any:
-    """Run one step of the flow by its verb, on what was `made` so far; returns the artifact it makes."""
+    """Run the stage of one node on the artifacts made so far, and return its artifact."""
     node = DEMO_FLOW[name]
     return STAGES[node.stage].run(_resolve_inputs(node, config, root, artifacts))
 
 
 def _resolve_inputs(node: FlowNode, config: StageConfig, root: str, artifacts: dict[str, Any]) -> StageConfig:
-    """The step's settings with storage and parents as this flow has them; what was not made is not compared."""
+    """Return the node's settings with this flow's storage and parents; models that were not made are not compared."""
     inputs = {"generator": ""} | {role: artifacts[name].id for role, name in node.inputs.items()}
     compared = tuple(artifacts[name].id for name in node.compared if name in artifacts)
     storage = config.storage.model_copy(update={"root": root})
@@ -131,7 +127,7 @@ def _resolve_inputs(node: FlowNode, config: StageConfig, root: str, artifacts: d
 
 
 def start_storage(*, local: bool) -> str:
-    """A folder, or a prefix on the embedded S3 server: started if need be, its credentials put into the environment."""
+    """Return a folder, or a prefix on the local S3 server after starting it and exporting its credentials."""
     if local:
         return str(Path(".presto/store").absolute())
     from pipelines.storage import filesystem as storage
@@ -140,7 +136,7 @@ def start_storage(*, local: bool) -> str:
     server, started = local_s3.start(OBJECT_STORE)
     os.environ.update(server.environment())
     storage.create_bucket(BUCKET)
-    console.print(f"object store {'started' if started else 'found'}: {server.endpoint}")
+    console.print(f"S3 server {'started' if started else 'is running'}: {server.endpoint}")
     return f"s3://{BUCKET}/demo"
 
 
@@ -148,10 +144,10 @@ def _print_summary(configs: dict[str, StageConfig], root: str, seconds: float) -
     from pipelines.tracking.client import tracking_uri
 
     s3 = root.startswith("s3://")
-    stop = ' (stop it: presto down; use it: eval "$(presto up)")' if s3 else ""
+    stop = ' (use it: eval "$(presto s3 start)"; stop it: presto s3 stop)' if s3 else ""
     output_folder = configs["generate"].model_dump()["generate"]["output"]
     lines = {
-        "done in": f"{seconds / 60:.1f} min; run it again to see what is reused",
+        "done in": f"{seconds / 60:.1f} min; run the command again to see what is reused",
         "listen": f"{output_folder}/*.wav, and side by side in .presto/reports/*/index.html",
         "plots": ".presto/reports/*/*.png (noise, losses, quality against blocks run, activations by depth)",
         "storage": f"{root}{stop}",

@@ -1,4 +1,4 @@
-"""The claims with error bars: one base, each distilled model with several seeds (`presto science`)."""
+"""`presto study`: the claims with error bars, from one teacher and several seeds of each distilled model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,9 @@ from rich.table import Table
 from pipelines.console import console
 from pipelines.evaluate import plots
 from pipelines.evaluate.report import read_report
-from pipelines.workflows.demo import (
-    load_flow_configs,
-    run_node,
-    start_storage,
-)
-from presto_core.config.schema import EvaluateStage, StageConfig
+from pipelines.workflows.demo import load_flow_configs, run_node, start_storage
+from presto_core.config.schema import EvaluateStage
+from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 from presto_core.extras import check_extra
 
@@ -48,13 +45,13 @@ class Spread:
 
 
 def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[str, Any]:
-    """Train the base once, then distil and evaluate with each seed; what is done already is used again.
+    """Train the teacher once, then distill and evaluate with each seed; finished runs are reused.
 
     Returns:
-        What science.json holds: every seed's report, the spread of each system, and the ratios of `CLAIMS`.
+        The content of science.json: every seed's report, the spread of each system, and the ratios of `TARGETS`.
 
     Raises:
-        UserError: the settings lack a system that the ratios compare, or a stage could not go on.
+        UserError: the settings lack a system that the ratios compare, or a stage failed.
     """
     configs = load_flow_configs(preset, overrides)
     _check_comparable(configs["evaluate"])
@@ -74,7 +71,7 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
 
 @contextmanager
 def run_shared_steps(configs: dict[str, StageConfig], *, local: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A Ray session in which data set and base exist: the storage root, and the artifacts by step."""
+    """Open a Ray session and make data set and teacher; yields the storage root and the artifacts by node."""
     from pipelines.cluster.session import ray_session, training_cpus
 
     root = start_storage(local=local)
@@ -87,7 +84,7 @@ def run_shared_steps(configs: dict[str, StageConfig], *, local: bool) -> Iterato
 
 
 def summarize(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Spread over seeds of each system and of the ratios that the targets are about."""
+    """Compute the spread over seeds of each system and of the ratios in `TARGETS`."""
     names = [row["name"] for row in reports[0]["systems"]]
     by_name = {name: [next(r for r in report["systems"] if r["name"] == name) for report in reports] for name in names}
     return {
@@ -106,9 +103,9 @@ class Target:
     """A ratio with a target.
 
     Attributes:
-        says: the ratio in words.
-        ratio: its value, from the systems of one report.
-        target: the most it may be, or the least where `at_least`.
+        description: the ratio in words.
+        ratio: computes it from the systems of one report.
+        threshold: its maximum, or its minimum if `at_least`.
     """
 
     description: str
@@ -129,7 +126,7 @@ def _find_generator(rows: Rows, label: str) -> dict[str, Any]:
 
 
 def _find_layer_row(rows: Rows, method: str) -> dict[str, Any]:
-    """The first sampler of a layer-distilled model, which is that of the base it is compared with."""
+    """Return the row of a layer-distilled model with its first sampler, which is the teacher's first sampler."""
     return next(row for row in rows if row["role"] == "layers" and row["label"].split()[0] == method)
 
 
@@ -166,19 +163,19 @@ TARGETS = {
 
 
 def _check_comparable(config: StageConfig) -> None:
-    """Refuse early what `CLAIMS` could not compare."""
+    """Check before any work that the evaluation has what `TARGETS` compare."""
     assert isinstance(config, EvaluateStage)
     settings = config.evaluate
     few = any(b.nfe == TEACHER_FEW_NFE for b in settings.base)
     many = any(b.steps >= TEACHER_MANY_STEPS for b in settings.base)
     if not (few and many and GENERATOR_STEPS in settings.student_steps):
         raise UserError(
-            f"science compares students at {GENERATOR_STEPS} steps with the teacher at {TEACHER_FEW_NFE} evaluations and "
-            f"at {TEACHER_MANY_STEPS} steps or more; add what is missing to evaluate.student_steps or evaluate.base"
+            f"presto study compares generators at {GENERATOR_STEPS} steps with the teacher at {TEACHER_FEW_NFE} "
+            f"evaluations and at {TEACHER_MANY_STEPS} steps or more; set evaluate.student_steps and evaluate.base"
         )
     if settings.layers[:1] != settings.base[:1]:
         raise UserError(
-            "science compares layer-distilled models with the base under one sampler; make the first of "
+            "presto study compares layer-distilled models with the teacher under one sampler; make the first of "
             "evaluate.layers the first of evaluate.base"
         )
 
@@ -192,7 +189,7 @@ def _summarize_system(rows: Rows) -> dict[str, Any]:
 
 
 def to_markdown(result: dict[str, Any]) -> str:
-    """The results table of the README."""
+    """Format the results table for the docs."""
     seeds = len(result["reports"])
     lines = [
         f"| system | NFE | blocks/clip | FD, mean of {seeds} | FD to teacher | MMD x 1000 | ms/clip | speed-up |",
@@ -209,7 +206,7 @@ def to_markdown(result: dict[str, Any]) -> str:
 
 
 def format_verdict(result: dict[str, Any]) -> str:
-    """Each claim's ratio against its target, in words: one line a claim."""
+    """Format each ratio against its target, one line per ratio."""
     lines = []
     for name, target in TARGETS.items():
         value, sign = Spread(**result["ratios"][name]), "≥" if target.at_least else "≤"
@@ -233,4 +230,4 @@ def _write(result: dict[str, Any]) -> None:
     table.add_row("real music (noise floor)", "", "", str(Spread(**result["floor_fd"])), "", "", "", style="dim")
     Console(width=100).print(table)
     console.print(format_verdict(result))
-    console.print(f"science: table, plot and all figures in {FOLDER}")
+    console.print(f"study: table, plot and all numbers are in {FOLDER}")

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 
 from pyarrow import fs as pafs
 
-from presto_core.artifacts.fast_path import (
-    FastPath,
-    try_exists,
-)
+from presto_core.artifacts.fast_path import FastPath, try_exists
 from presto_core.artifacts.retry import DamagedError as DamagedError
 from presto_core.artifacts.retry import Result, with_retries
 from presto_core.artifacts.retry import StoreError as StoreError

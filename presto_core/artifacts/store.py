@@ -16,10 +16,7 @@ from typing import Any, BinaryIO
 from blake3 import blake3
 
 from presto_core.artifacts.checksum import Checksum
-from presto_core.artifacts.fast_path import (
-    try_read,
-    try_write,
-)
+from presto_core.artifacts.fast_path import try_read, try_write
 from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.resumable_read import read_blocks
 from presto_core.artifacts.retry import DamagedError as DamagedError

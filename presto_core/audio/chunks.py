@@ -10,12 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from presto_core.audio.decoders import (
-    AudioError,
-    Sound,
-    Waveform,
-    open_sound,
-)
+from presto_core.audio.decoders import AudioError, Sound, Waveform, open_sound
 
 __all__ = [
     "AUDIO_SUFFIXES",
@@ -26,7 +21,6 @@ __all__ = [
     "iter_windows",
     "decode",
     "is_audio",
-    "slice_windows",
 ]
 
 LIBSNDFILE_SUFFIXES = (
@@ -113,17 +107,6 @@ def _mix_channels(samples: Waveform, channels: int) -> Waveform:
 def decode(stream: BinaryIO, *, sample_rate_hz: int) -> Waveform:
     """Decode a whole file to mono [N] float32 at the requested rate; raises as `decode_blocks` does."""
     return np.concatenate(list(decode_blocks(stream, sample_rate_hz=sample_rate_hz, channels=1)))[:, 0]
-
-
-def slice_windows(samples: Waveform, *, length: int, hop: int) -> npt.NDArray[np.float32]:
-    """Cut [N] samples into full windows [W, length], `hop` apart; the remainder is dropped.
-
-    Raises:
-        AudioError: the audio is shorter than one window.
-    """
-    if len(samples) < length:
-        raise _too_short_error(len(samples), length)
-    return np.lib.stride_tricks.sliding_window_view(samples, length)[::hop]
 
 
 def iter_windows(

@@ -11,11 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from presto_core.audio.codec import (
-    CodecError,
-    check_audio,
-    check_latents,
-)
+from presto_core.audio.codec import CodecError, check_audio, check_latents
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"

@@ -6,12 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from presto_core.config.section import (
-    Count,
-    Fraction,
-    Positive,
-    Section,
-)
+from presto_core.config.section import Count, Fraction, Positive, Section
 
 
 class CorpusConfig(Section):

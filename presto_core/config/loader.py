@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from presto_core.config.schema import StageConfig, foreign_sections, stage_configs
+from presto_core.config.schema import foreign_sections, stage_configs
+from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 
 Stage = TypeVar("Stage", bound=StageConfig)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from presto_core.config.section import (
-    Count,
-    Positive,
-    Section,
-)
+from presto_core.config.section import Count, Positive, Section
 
 
 class PromoteConfig(Section):

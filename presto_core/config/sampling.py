@@ -6,11 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from presto_core.config.section import (
-    Count,
-    Positive,
-    Section,
-)
+from presto_core.config.section import Count, Positive, Section
 
 
 class ScheduleConfig(Section):

@@ -7,18 +7,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from presto_core.config.layers import BudgetConfig, PrestoLBudget
-from presto_core.config.noise import (
-    KarrasNoise,
-    LogNormalNoise,
-    NoiseConfig,
-)
+from presto_core.config.noise import KarrasNoise, LogNormalNoise, NoiseConfig
 from presto_core.config.sampling import RolloutConfig
-from presto_core.config.section import (
-    Count,
-    Fraction,
-    Positive,
-    Section,
-)
+from presto_core.config.section import Count, Fraction, Positive, Section
 
 
 class StorageConfig(Section):

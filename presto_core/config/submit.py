@@ -7,11 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from presto_core.config.section import (
-    Count,
-    Positive,
-    Section,
-)
+from presto_core.config.section import Count, Positive, Section
 
 # a dashboard shows a job's environment to whoever may look at the job
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE", re.IGNORECASE)

@@ -99,7 +99,7 @@ ROWS = (
         "nfe", "NFE", "network evaluations per clip", better="", format=".0f", registry_name="nfe",
     ),
     Metric(
-        "blocks_run", "blocks/clip", "transformer blocks executed per clip", format=".0f", validated=True,
+        "blocks_run", "blocks per clip", "transformer blocks executed per clip", format=".0f", validated=True,
         registry_name="blocks", former_names=("blocks",),
     ),
     Metric(

@@ -13,18 +13,8 @@ from torch import Tensor, nn
 from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.block import Block, modulate
-from presto_core.networks.embeddings import (
-    BudgetEmbedding,
-    ConditionEmbedding,
-    NoiseEmbedding,
-    rotary_angles,
-)
-from presto_core.networks.layer_budget import (
-    LayerBudget,
-    Mode,
-    check_budgets,
-    select_blocks,
-)
+from presto_core.networks.embeddings import BudgetEmbedding, ConditionEmbedding, NoiseEmbedding, rotary_angles
+from presto_core.networks.layer_budget import LayerBudget, Mode, check_budgets, select_blocks
 from presto_core.networks.network import Network
 
 

@@ -59,12 +59,6 @@ def outer_flops(network: NetworkConfig, shape: LatentShape) -> float:
     return 2.0 * (embedding + shape.text_tokens * shape.text_dim * dim + ends + output_filter)
 
 
-def forward_flops(network: NetworkConfig, shape: LatentShape, *, blocks: float | None = None) -> float:
-    """Return the forward FLOPs per sample; `blocks` may be a mean over samples, None runs all."""
-    run = network.depth if blocks is None else blocks
-    return run * block_flops(network, shape) + outer_flops(network, shape)
-
-
 def num_block_parameters(network: NetworkConfig) -> int:
     dim, hidden, head = network.dim, mlp_width(network), network.dim // network.heads
     self_attention = 4 * dim * dim + dim + 2 * head

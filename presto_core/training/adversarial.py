@@ -12,11 +12,7 @@ from presto_core.config.noise import NoiseDistribution
 from presto_core.config.sections import GanConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
-from presto_core.losses.gan import (
-    approximate_r1,
-    discriminator_loss,
-    generator_loss,
-)
+from presto_core.losses.gan import approximate_r1, discriminator_loss, generator_loss
 from presto_core.training.gradient_accumulation import Metrics, MicroBatch
 
 

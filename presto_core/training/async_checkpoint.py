@@ -13,11 +13,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.retry import is_transient
 from presto_core.artifacts.store import StoreError
-from presto_core.training.checkpoint import (
-    Snapshot,
-    delete_old,
-    write_checkpoint,
-)
+from presto_core.training.checkpoint import Snapshot, delete_old, write_checkpoint
 
 RETRY_TIMEOUT_S = 120
 # each request already has retries of its own; training does not wait for this thread, so it can outlast an outage

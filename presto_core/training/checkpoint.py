@@ -15,13 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from presto_core.artifacts.folder import MANIFEST, Folder
-from presto_core.artifacts.store import (
-    DamagedError,
-    StoreError,
-    commit,
-    read_file,
-    read_manifest,
-)
+from presto_core.artifacts.store import DamagedError, StoreError, commit, read_file, read_manifest
 from presto_core.training.state import TrainState
 
 TENSORS, SKELETON = "state.safetensors", "state.json"
@@ -47,13 +41,6 @@ class Snapshot:
         tensors: dict[str, Tensor] = {}
         skeleton = _pack(state, "", tensors)
         return Snapshot(state["total_step"], tensors, skeleton)
-
-
-def save_checkpoint(folder: Folder, state: TrainState, *, keep: int, every: int = 0) -> Folder:
-    """Commit `state` synchronously; see `write_checkpoint`."""
-    target = write_checkpoint(folder, Snapshot.from_state(state.state_dict()))
-    delete_old(folder, newest=state.total_step, keep=keep, every=every)
-    return target
 
 
 def write_checkpoint(folder: Folder, snapshot: Snapshot) -> Folder:

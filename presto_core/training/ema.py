@@ -7,11 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from presto_core.training.sharding import (
-    distribute_like,
-    full_tensor,
-    local_shard,
-)
+from presto_core.training.sharding import distribute_like, full_tensor, local_shard
 
 
 class Ema:

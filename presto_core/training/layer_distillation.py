@@ -14,12 +14,7 @@ from presto_core.networks.layer_budget import LayerBudget
 from presto_core.networks.network import Network
 from presto_core.training import optim
 from presto_core.training.ema import Ema
-from presto_core.training.gradient_accumulation import (
-    Metrics,
-    MicroBatch,
-    accumulate,
-    split_micro_batches,
-)
+from presto_core.training.gradient_accumulation import Metrics, MicroBatch, accumulate, split_micro_batches
 from presto_core.training.parallel import SINGLE_PROCESS, Parallel
 from presto_core.training.state import Batch, TrainState
 from presto_core.training.teacher import loss_by_sigma_quartile

@@ -15,12 +15,7 @@ from presto_core.training.divergence import (
 )
 from presto_core.training.meter import Meter
 from presto_core.training.parallel import SINGLE_PROCESS, Parallel
-from presto_core.training.state import (
-    Algorithm,
-    Batch,
-    PhasedAlgorithm,
-    make_step_rng,
-)
+from presto_core.training.state import Algorithm, Batch, PhasedAlgorithm, make_step_rng
 
 
 @dataclass

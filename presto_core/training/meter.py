@@ -12,11 +12,6 @@ from torch import Tensor
 from presto_core.training.parallel import Parallel
 
 
-def is_time(name: str) -> bool:
-    """Return whether a metric is a duration, which differs between identical runs."""
-    return name.endswith("step_seconds") or name == "data_wait_fraction"
-
-
 class Meter:
     """Metrics since the last logged row; values stay on their device until they are reduced.
 

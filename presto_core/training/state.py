@@ -13,11 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.training.ema import Ema
-from presto_core.training.sharding import (
-    gather_on_rank0,
-    load_network,
-    load_optimizer,
-)
+from presto_core.training.sharding import gather_on_rank0, load_network, load_optimizer
 
 
 @dataclass(frozen=True)

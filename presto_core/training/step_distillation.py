@@ -37,11 +37,7 @@ from presto_core.losses.dsm import dsm_loss
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.networks.network import Network
 from presto_core.training import optim
-from presto_core.training.generator_pass import (
-    GeneratorPass,
-    global_metrics,
-    simulate_rollout,
-)
+from presto_core.training.generator_pass import GeneratorPass, global_metrics, simulate_rollout
 from presto_core.training.gradient_accumulation import (
     Metrics,
     MicroBatch,

@@ -13,12 +13,7 @@ from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.losses.dsm import dsm_loss
 from presto_core.training import optim
 from presto_core.training.ema import Ema
-from presto_core.training.gradient_accumulation import (
-    Metrics,
-    MicroBatch,
-    accumulate,
-    split_micro_batches,
-)
+from presto_core.training.gradient_accumulation import Metrics, MicroBatch, accumulate, split_micro_batches
 from presto_core.training.parallel import SINGLE_PROCESS, Parallel
 from presto_core.training.state import Batch, TrainState
 

@@ -11,13 +11,8 @@ from rich.table import Table
 
 from pipelines.presets.resolve import PRESETS
 from presto_core.config.loader import load_config
-from presto_core.config.schema import (
-    IngestStage,
-    LayersStage,
-    StageConfig,
-    StepsStage,
-    TeacherStage,
-)
+from presto_core.config.schema import IngestStage, LayersStage, StepsStage, TeacherStage
+from presto_core.config.stage import StageConfig
 from presto_core.metrics.latency import describe_hardware
 from tests.bench import checkpointing, iteration, layers, registry, sampling
 from tests.bench.clock import Comparison

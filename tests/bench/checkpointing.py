@@ -10,11 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from pipelines.storage.filesystem import open_folder
-from presto_core.config.sections import (
-    LoopConfig,
-    NetworkConfig,
-    TeacherConfig,
-)
+from presto_core.config.sections import LoopConfig, NetworkConfig, TeacherConfig
 from presto_core.networks.dit import DiT
 from presto_core.training.async_checkpoint import CheckpointWriter
 from presto_core.training.loop import Hooks, train

@@ -10,11 +10,7 @@ from presto_core.config.sections import NetworkConfig, StepsConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.dit import DiT
 from presto_core.training.adversarial import no_param_grads
-from presto_core.training.state import (
-    Batch,
-    Cursor,
-    make_step_rng,
-)
+from presto_core.training.state import Batch, Cursor, make_step_rng
 from presto_core.training.step_distillation import StepDistillation
 from tests.bench.clock import Comparison, alternate
 

@@ -11,11 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from presto_core.config.layers import FullBudget, PrestoLSBudget
 from presto_core.config.sampling import ScheduleConfig
-from presto_core.config.sections import (
-    LayersConfig,
-    NetworkConfig,
-    StepsConfig,
-)
+from presto_core.config.sections import LayersConfig, NetworkConfig, StepsConfig
 from presto_core.diffusion.denoiser import EDMDenoiser, add_noise
 from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget

@@ -35,10 +35,7 @@ from pipelines.train.worker import WorkerCallbacks, train_worker
 from presto_core.config.layers import PrestoLSBudget
 from presto_core.config.loader import load_config
 from presto_core.config.schema import stage_configs
-from presto_core.config.sections import (
-    LoopConfig,
-    NetworkConfig,
-)
+from presto_core.config.sections import LoopConfig, NetworkConfig
 from presto_core.metrics.latency import describe_hardware
 from presto_core.models.model_card import ModelCard
 from presto_core.networks.dit import DiT

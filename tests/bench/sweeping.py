@@ -12,15 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines.sweep import (
-    plots as sweep_plots,
-)
-from pipelines.sweep import (
-    report as sweep_report,
-)
-from pipelines.sweep import (
-    runner as sweep,
-)
+from pipelines.sweep import plots as sweep_plots
+from pipelines.sweep import report as sweep_report
+from pipelines.sweep import runner as sweep
 from pipelines.sweep.plan import make_plan
 from pipelines.workflows.demo import load_flow_configs
 from pipelines.workflows.seed_study import run_shared_steps

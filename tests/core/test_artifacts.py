@@ -23,22 +23,9 @@ from presto_core.artifacts.manifest import (
     read_artifact,
     run_folder,
 )
-from presto_core.artifacts.store import (
-    DamagedError,
-    StoreError,
-    commit,
-    explain,
-    read_file,
-    read_manifest,
-    write_bytes,
-)
+from presto_core.artifacts.store import DamagedError, StoreError, commit, explain, read_file, read_manifest, write_bytes
 from presto_core.config.sections import NetworkConfig
-from presto_core.models.model_card import (
-    WEIGHTS,
-    ModelCard,
-    load_model,
-    serialize_network,
-)
+from presto_core.models.model_card import WEIGHTS, ModelCard, load_model, serialize_network
 from presto_core.networks.dit import DiT
 
 FILES = {"weights.bin": bytes(range(256)) * 100, "deep/er/empty": b"", "words.txt": "ü\n".encode()}

@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from presto_core.audio.chunks import (
-    AUDIO_SUFFIXES,
-    AudioError,
-    decode,
-    is_audio,
-)
+from presto_core.audio.chunks import AUDIO_SUFFIXES, AudioError, decode, is_audio
 
 RATE_HZ = 44100
 

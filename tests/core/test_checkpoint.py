@@ -13,16 +13,12 @@ from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError
 from presto_core.config.sections import LoopConfig, StepsConfig
 from presto_core.training.async_checkpoint import CheckpointWriter, SaveError
-from presto_core.training.checkpoint import (
-    delete_incomplete,
-    load_checkpoint,
-    save_checkpoint,
-)
+from presto_core.training.checkpoint import delete_incomplete, load_checkpoint
 from presto_core.training.loop import Hooks, train
-from presto_core.training.meter import is_time
 from presto_core.training.state import TrainState
 from presto_core.training.step_distillation import StepDistillation
 from tests.core.test_training import are_equal, distillation, local_folder, run, weights
+from tests.support.checkpoints import is_time, save_checkpoint
 from tests.support.toy_networks import batches, tiny_dit
 
 STATE = "state.safetensors"

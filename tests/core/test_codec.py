@@ -16,16 +16,8 @@ from torch import Tensor
 from presto_core.audio.codec import CodecError
 from presto_core.audio.load_codec import load_codec
 from presto_core.audio.mel_codec.griffin_lim import griffin_lim, spectrum
-from presto_core.audio.mel_codec.mel_frames import (
-    MelSettings,
-    log_mel,
-    power_frames,
-)
-from presto_core.audio.mel_codec.mel_pca import (
-    DECODER_FILE,
-    ENCODER_FILE,
-    MelPcaCodec,
-)
+from presto_core.audio.mel_codec.mel_frames import MelSettings, log_mel, power_frames
+from presto_core.audio.mel_codec.mel_pca import DECODER_FILE, ENCODER_FILE, MelPcaCodec
 from presto_core.audio.mel_codec.peak_phase import peak_phase
 from presto_core.audio.mel_codec.tensor_file import TensorFile
 

@@ -8,23 +8,9 @@ import pytest
 import yaml
 
 from pipelines.presets.resolve import PRESETS
-from presto_core.config.loader import (
-    ConfigError,
-    flatten,
-    list_presets,
-    load_config,
-    to_yaml,
-)
-from presto_core.config.noise import (
-    KarrasNoise,
-    LogNormalNoise,
-    MixtureNoise,
-)
-from presto_core.config.schema import (
-    StepsStage,
-    TeacherStage,
-    stage_configs,
-)
+from presto_core.config.loader import ConfigError, flatten, list_presets, load_config, to_yaml
+from presto_core.config.noise import KarrasNoise, LogNormalNoise, MixtureNoise
+from presto_core.config.schema import StepsStage, TeacherStage, stage_configs
 
 
 def preset(tmp_path: Path, **content: object) -> Path:

@@ -19,11 +19,7 @@ import soundfile
 from pipelines.corpus.build import _check_disk, build_corpus
 from pipelines.corpus.clips import file_sha256, write_flac
 from pipelines.corpus.folder import read_manifest
-from pipelines.corpus.plan import (
-    CorpusSettings,
-    make_piece,
-    plan_clips,
-)
+from pipelines.corpus.plan import CorpusSettings, make_piece, plan_clips
 from pipelines.corpus.render import TARGET_RMS_DBFS
 from pipelines.corpus.styles import STYLES
 

@@ -21,17 +21,8 @@ from pipelines.corpus.harmony import (
     Chord,
     harmonize,
 )
-from pipelines.corpus.index import (
-    find_corpus_folder,
-    find_entries,
-    find_entry,
-    load_index,
-)
-from pipelines.corpus.keys import (
-    Key,
-    Mode,
-    parse_key,
-)
+from pipelines.corpus.index import find_corpus_folder, find_entries, find_entry, load_index
+from pipelines.corpus.keys import Key, Mode, parse_key
 from pipelines.corpus.orchestrate import ARRANGERS
 from pipelines.corpus.repertoire import read_tune
 from pipelines.corpus.score import Note, is_in_key

@@ -18,12 +18,7 @@ import soundfile
 import soxr
 
 from presto_core.audio import decoders
-from presto_core.audio.chunks import (
-    AudioError,
-    decode,
-    decode_blocks,
-    is_audio,
-)
+from presto_core.audio.chunks import AudioError, decode, decode_blocks, is_audio
 from presto_core.audio.decoders import AudioError as SameError
 from tests.core.test_audio import encode_file, tone
 

@@ -6,11 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from presto_core.diffusion.denoiser import (
-    EDMDenoiser,
-    add_noise,
-    preconditioning,
-)
+from presto_core.diffusion.denoiser import EDMDenoiser, add_noise, preconditioning
 from presto_core.diffusion.guidance import make_guided_denoiser
 from tests.support.toy_networks import conditions
 

@@ -11,19 +11,10 @@ import scipy.linalg
 import torch
 from prdc import compute_prdc
 
-from presto_core.metrics.distances import (
-    frechet_distance,
-    mmd,
-    squared_distances,
-)
+from presto_core.metrics.distances import frechet_distance, mmd, squared_distances
 from presto_core.metrics.latency import describe_hardware, measure_latency
 from presto_core.metrics.prdc import prdc
-from presto_core.training.health import (
-    STEP_DISTILLATION,
-    TEACHER,
-    HealthRange,
-    find_out_of_range,
-)
+from presto_core.training.health import STEP_DISTILLATION, TEACHER, HealthRange, find_out_of_range
 
 Matrix = np.ndarray
 

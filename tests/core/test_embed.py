@@ -13,12 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from presto_core.metrics.embed import (
-    HOP,
-    PATCH_FRAMES,
-    MusicnnEmbedder,
-    load_embedder,
-)
+from presto_core.metrics.embed import HOP, PATCH_FRAMES, MusicnnEmbedder, load_embedder
 
 RATE_HZ = 16000
 FIXTURE = Path(__file__).parent / "data/musicnn_tensorflow.npz"

@@ -8,13 +8,7 @@ import torch
 from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.dit import DiT
-from presto_core.networks.flops import (
-    LatentShape,
-    block_flops,
-    forward_flops,
-    num_block_parameters,
-    num_parameters,
-)
+from presto_core.networks.flops import LatentShape, block_flops, num_block_parameters, num_parameters, outer_flops
 from tests.core.test_layer_budget import flops
 
 SIZES = [
@@ -43,7 +37,7 @@ def test_flops_of_a_forward_pass(network: NetworkConfig, shape: LatentShape, row
     with torch.no_grad():
         counted = flops(lambda: net(x, torch.zeros(rows), cond))
         less = flops(lambda: net(x, torch.zeros(rows), cond, 1))
-    assert counted == rows * forward_flops(network, shape)
+    assert counted == rows * (network.depth * block_flops(network, shape) + outer_flops(network, shape))
     assert counted - less == rows * (network.depth - 1) * block_flops(network, shape)
 
 

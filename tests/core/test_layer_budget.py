@@ -14,13 +14,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from presto_core.config.layers import (
-    FullBudget,
-    PrestoLBudget,
-    PrestoLSBudget,
-    TableBudget,
-    UniformBudget,
-)
+from presto_core.config.layers import FullBudget, PrestoLBudget, PrestoLSBudget, TableBudget, UniformBudget
 from presto_core.config.noise import GridNoise, KarrasNoise, LogNormalNoise, LogUniformNoise, NoiseDistribution
 from presto_core.errors import UserError
 from presto_core.networks.block import Block

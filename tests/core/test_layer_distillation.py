@@ -13,25 +13,17 @@ from presto_core.config.layers import TableBudget
 from presto_core.config.loader import load_config
 from presto_core.config.noise import KarrasNoise
 from presto_core.config.schema import LayersStage, StepsStage
-from presto_core.config.sections import (
-    LoopConfig,
-    OptimConfig,
-    TeacherConfig,
-)
+from presto_core.config.sections import LoopConfig, OptimConfig, TeacherConfig
 from presto_core.diffusion.denoiser import EDMDenoiser, add_noise
 from presto_core.errors import UserError
 from presto_core.losses.dsm import dsm_loss
 from presto_core.losses.layer_distill import self_teacher_loss
-from presto_core.models.model_card import (
-    ModelCard,
-    load_model,
-    serialize_network,
-)
+from presto_core.models.model_card import ModelCard, load_model, serialize_network
 from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.samplers.few_step import ping_pong
 from presto_core.samplers.schedule import few_step_sigmas
-from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
+from presto_core.training.checkpoint import load_checkpoint
 from presto_core.training.layer_distillation import LayerDistillation
 from presto_core.training.loop import train
 from presto_core.training.state import Batch, make_step_rng
@@ -39,6 +31,7 @@ from presto_core.training.step_distillation import StepDistillation
 from presto_core.training.teacher import TeacherTraining
 from tests.core.test_layer_budget import flops
 from tests.core.test_training import are_equal, drop_times, local_folder, run, weights
+from tests.support.checkpoints import save_checkpoint
 from tests.support.toy_networks import TEXT_DIM, batches, tiny_dit
 
 DEPTH = 4

@@ -7,11 +7,7 @@ import torch
 
 from presto_core.losses.dmd import dmd_gradient
 from presto_core.losses.dsm import dsm_loss, edm_weight
-from presto_core.losses.gan import (
-    approximate_r1,
-    discriminator_loss,
-    generator_loss,
-)
+from presto_core.losses.gan import approximate_r1, discriminator_loss, generator_loss
 
 
 def test_edm_weight_is_the_inverse_square_of_c_out():

@@ -11,11 +11,7 @@ import torch
 import torchaudio
 from scipy.signal import sosfreqz
 
-from presto_core.audio.loudness import (
-    gain,
-    integrated_loudness,
-    k_weighting,
-)
+from presto_core.audio.loudness import gain, integrated_loudness, k_weighting
 
 RATE_HZ = 48000
 

@@ -6,11 +6,7 @@ import pytest
 import torch
 
 from presto_core.config.sections import NetworkConfig
-from presto_core.diffusion.conditioning import (
-    UNKNOWN_KEY,
-    Conditioning,
-    key_index,
-)
+from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning, key_index
 from presto_core.networks.discriminator import PatchHead
 from presto_core.networks.dit import DiT
 from presto_core.networks.embeddings import rotary_angles, rotate

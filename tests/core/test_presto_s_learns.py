@@ -5,14 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from presto_core.config.sections import (
-    GanConfig,
-    LoopConfig,
-    NetworkConfig,
-    OptimConfig,
-    StepsConfig,
-    TeacherConfig,
-)
+from presto_core.config.sections import GanConfig, LoopConfig, NetworkConfig, OptimConfig, StepsConfig, TeacherConfig
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.metrics.distances import mmd

@@ -11,12 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from presto_core.text.encoder import (
-    TextEncoder,
-    TextError,
-    TransformerEncoder,
-    load_text_encoder,
-)
+from presto_core.text.encoder import TextEncoder, TextError, TransformerEncoder, load_text_encoder
 
 
 @pytest.fixture(scope="module")

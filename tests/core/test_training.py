@@ -8,24 +8,19 @@ import torch
 from presto_core.artifacts.folder import Folder
 from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage
-from presto_core.config.sections import (
-    LoopConfig,
-    OptimConfig,
-    StepsConfig,
-    TeacherConfig,
-)
+from presto_core.config.sections import LoopConfig, OptimConfig, StepsConfig, TeacherConfig
 from presto_core.losses.dmd import dmd_gradient
 from presto_core.training import optim
-from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
+from presto_core.training.checkpoint import load_checkpoint
 from presto_core.training.ema import Ema
 from presto_core.training.gradient_accumulation import MicroBatch, split_micro_batches
 from presto_core.training.loop import Hooks, train
-from presto_core.training.meter import is_time
 from presto_core.training.optim import learning_rate
 from presto_core.training.parallel import SINGLE_PROCESS
 from presto_core.training.state import make_step_rng
 from presto_core.training.step_distillation import Phase, StepDistillation
 from presto_core.training.teacher import TeacherTraining
+from tests.support.checkpoints import is_time, save_checkpoint
 from tests.support.toy_networks import batches, tiny_dit
 
 LOOP = LoopConfig(log_every=1, checkpoint_every=1000)

@@ -18,12 +18,7 @@ import soundfile
 from safetensors.numpy import save
 
 from presto_core.artifacts.manifest_schema import check_artifact, content_hash
-from presto_core.artifacts.validate import (
-    UnsafeArtifactError,
-    check_content,
-    check_name,
-    check_names,
-)
+from presto_core.artifacts.validate import UnsafeArtifactError, check_content, check_name, check_names
 
 ID, HASH = "0" * 16, "a" * 64
 

@@ -10,32 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from presto_core.audio.chunks import (
-    AudioError,
-    Tail,
-    iter_windows,
-    slice_windows,
-)
-
-
-@pytest.mark.parametrize(("length", "step"), [(10, 10), (10, 4), (10, 1), (7, 13), (100, 50)])
-def test_windows_are_the_slices_of_a_loop(length: int, step: int) -> None:
-    samples = np.arange(100, dtype=np.float32)
-    expected = [samples[at : at + length] for at in range(0, 100, step) if at + length <= 100]
-    np.testing.assert_array_equal(slice_windows(samples, length=length, hop=step), expected)
-
-
-def test_every_sample_of_whole_windows_is_used_once() -> None:
-    samples = np.arange(103, dtype=np.float32)
-    cut = slice_windows(samples, length=10, hop=10)
-    np.testing.assert_array_equal(cut.reshape(-1), samples[:100])
-
-
-def test_too_short_audio_is_refused_with_both_lengths() -> None:
-    assert slice_windows(np.zeros(10, dtype=np.float32), length=10, hop=10).shape == (1, 10)
-    with pytest.raises(AudioError, match="9 of 10 samples"):
-        slice_windows(np.zeros(9, dtype=np.float32), length=10, hop=10)
-
+from presto_core.audio.chunks import AudioError, Tail, iter_windows
 
 TAILS: tuple[Tail, ...] = ("drop", "pad", "shift")
 

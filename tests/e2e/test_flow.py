@@ -43,7 +43,7 @@ def presto(*args: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedPr
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("user")
     yield folder
-    presto("down", cwd=folder, env=dict(os.environ))
+    presto("s3", "stop", cwd=folder, env=dict(os.environ))
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,11 @@ def first(home: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
-# over 10 s: the demo again, a sweep, and eight commands more, each a process that imports torch
+# over 10 s: the demo again, a sweep, and eight more commands, each a process that imports torch
 @pytest.mark.entry
 @pytest.mark.ray
 @pytest.mark.services
-def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env: dict[str, str], first):
+def test_the_demo_makes_reports_and_sounds_and_a_second_run_reuses_them(home: Path, env: dict[str, str], first):
     (report,) = (home / ".presto/reports").glob("*/report.json")
     result = json.loads(report.read_text())
     assert [(r["name"], r["nfe"], r["blocks_run"]) for r in result["systems"]] == [
@@ -99,8 +99,8 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     assert second.stderr.count("is finished, its result is reused") == 7
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
-    up = presto("up", cwd=home, env=env)
-    exports = dict(re.findall(r"export (\w+)=(\S+)", up.stdout))
+    server = presto("s3", "start", cwd=home, env=env)
+    exports = dict(re.findall(r"export (\w+)=(\S+)", server.stdout))
     args: tuple[str, ...] = (
         "generate",
         "string quartet, slow, in A minor, 66 bpm",
@@ -120,12 +120,12 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
     args = ("distill-steps", "demo", *mine, "storage.root=s3://presto/demo")
     args += ("--from", "presto-generator@candidate-l")
     again = presto(*args, cwd=home, env=env | exports)
-    assert "is finished, its result is reused" in again.stderr, again.stderr  # the very LS of the demo
+    assert "is finished, its result is reused" in again.stderr, again.stderr  # the LS of the demo
     logged = first.stdout + first.stderr + second.stderr + generated.stderr
     assert exports["AWS_SECRET_ACCESS_KEY"] not in logged
 
     gate: tuple[str, ...] = ("demo", "storage.root=s3://presto/demo")
-    gate += ("promote.max_fd_ratio=1e9", "promote.max_latency_ratio=1e9")  # what is measured here says nothing
+    gate += ("promote.max_fd_ratio=1e9", "promote.max_latency_ratio=1e9")  # measurements at toy size mean nothing
     for model in (student, "candidate-ls"):  # the sweep's best, which may be another one, is candidate-s now
         promoted = presto("registry", "promote", model, *gate, "--why", "a try", "--json", cwd=home, env=env | exports)
         assert promoted.returncode == 0, promoted.stdout + promoted.stderr
@@ -136,7 +136,8 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
 
     unknown = presto("generate", "x", "--model", "archived-9", cwd=home, env=env | exports)
     assert unknown.returncode == 1
-    assert "has no presto-generator@archived-9; it has presto-dataset@candidate" in unknown.stderr.replace("\n", " ")
+    for name in ("presto-generator@archived-9", "presto-dataset@candidate"):
+        assert name in unknown.stderr.replace("\n", " ")
     assert "Traceback" not in unknown.stderr
 
 
@@ -145,10 +146,10 @@ def test_music_in_generator_and_sounds_out_then_all_of_it_reused(home: Path, env
 @pytest.mark.ray
 @pytest.mark.services
 def test_a_study_uses_what_the_demo_made(home: Path, env: dict[str, str], first):
-    science = presto("science", "demo", *TINY, "--seeds", "1", cwd=home, env=env)
-    assert science.returncode == 0, science.stderr
-    assert science.stderr.count("is finished, its result is reused") == 7
-    assert "FD of S at 4 steps ÷ the teacher at 4 evaluations" in science.stderr
+    study = presto("study", "demo", *TINY, "--seeds", "1", cwd=home, env=env)
+    assert study.returncode == 0, study.stderr
+    assert study.stderr.count("is finished, its result is reused") == 7
+    assert "FD of S at 4 steps ÷ the teacher at 4 evaluations" in study.stderr
     assert "| **S 4** | 4 | 12 |" in (home / ".presto/science/science.md").read_text()
 
 
@@ -157,16 +158,16 @@ def test_a_study_uses_what_the_demo_made(home: Path, env: dict[str, str], first)
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (("ingest", "dmeo"), 2, "unknown preset 'dmeo'"),
-        (("ingest", "ingest.sorce=x"), 2, "did you mean 'ingest.source'?"),
+        (("ingest", "dmeo"), 2, "'dmeo'"),
+        (("ingest", "ingest.sorce=x"), 2, "'ingest.source'"),
         (("ingest", "ingest.source=nowhere"), 1, "nowhere"),
-        (("ingest", "ingest.source=empty"), 1, "no audio in"),
+        (("ingest", "ingest.source=empty"), 1, "empty"),
         (("generate",), 2, "Missing argument"),
-        (("distill-steps", "--from", ""), 1, "--from is empty; name a layer-distilled model"),
-        (("generate", "a song"), 1, "has no presto-generator@candidate"),
+        (("distill-steps", "--from", ""), 1, "--from"),
+        (("generate", "a song"), 1, "presto-generator@candidate"),
         (("train-teacher", "storage.root=s3://nowhere/x"), 1, "AWS_ACCESS_KEY_ID"),
-        (("doctor", "cluster.adress=x"), 2, "did you mean 'cluster.address'?"),
-        (("up", "--port", "TAKEN"), 1, "--port"),
+        (("doctor", "cluster.adress=x"), 2, "'cluster.address'"),
+        (("s3", "start", "--port", "TAKEN"), 1, "--port"),
     ],
 )
 def test_a_users_mistake_is_one_message(args, code: int, message: str, tmp_path: Path, mlflow_database: Path):
@@ -186,10 +187,10 @@ def test_a_users_mistake_is_one_message(args, code: int, message: str, tmp_path:
 
 
 def _run_sweep(home: Path, env: dict[str, str]) -> str:
-    """Heard by the embedding of `evaluate`; the preset's own trial is the student of the demo, which is not trained.
+    """Sweep with the embedding of `evaluate`; the preset's own trial is the demo's generator, which is not retrained.
 
     Returns:
-        The student's id.
+        The generator's id.
     """
     mine = [setting for setting in TINY if setting.startswith("steps.")]
     settings = ["validation.every=1", "validation.samples=4", "validation.reference_samples=8", "sweep.repeats=0"]

@@ -19,45 +19,17 @@ from infra.cli.main import app
 from infra.planning.benchmark import measure_device
 from infra.planning.device_model import device_model_from_specs
 from infra.planning.estimate import REMEDIES, StageEstimate
-from infra.planning.memory import (
-    GIB,
-    activation_bytes,
-    block_bytes,
-    state_bytes,
-)
-from infra.planning.planner import (
-    SIZES,
-    PlanRequest,
-    estimate_stages,
-    make_plan_request,
-    make_specs_model_fn,
-)
+from infra.planning.memory import GIB, activation_bytes, block_bytes, state_bytes
+from infra.planning.planner import SIZES, PlanRequest, estimate_stages, make_plan_request, make_specs_model_fn
 from infra.planning.sizing_table import PAGE, replace_table
-from infra.planning.step_time import (
-    Group,
-    StepTime,
-    step_time,
-)
+from infra.planning.step_time import Group, StepTime, step_time
 from pipelines.presets.resolve import PRESETS
 from pipelines.train.device_specs import DEVICES
-from pipelines.train.step_flops import (
-    FORWARD_EQUIVALENTS,
-    Pass,
-    StageFlops,
-    count_stage_flops,
-)
+from pipelines.train.step_flops import FORWARD_EQUIVALENTS, Pass, StageFlops, count_stage_flops
 from presto_core.config.layers import blocks_per_bin
 from presto_core.config.loader import ConfigError, load_config
-from presto_core.config.schema import (
-    LayersStage,
-    StepsStage,
-    TeacherStage,
-)
-from presto_core.config.sections import (
-    LoopConfig,
-    NetworkConfig,
-    ParallelConfig,
-)
+from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
+from presto_core.config.sections import LoopConfig, NetworkConfig, ParallelConfig
 from presto_core.errors import UserError
 from presto_core.networks.dit import DiT
 from presto_core.networks.flops import LatentShape, num_parameters

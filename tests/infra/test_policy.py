@@ -13,12 +13,7 @@ import infra
 from pipelines.doctor.service_checks import check_conditional_put, check_storage
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
-from presto_core.artifacts.store import (
-    commit,
-    read_file,
-    read_manifest,
-    write_bytes,
-)
+from presto_core.artifacts.store import commit, read_file, read_manifest, write_bytes
 from tests.servers.fault_proxy import FaultProxy, Message
 
 POLICY = json.loads((Path(infra.__file__).parent / "object_store/policy.json").read_text())

@@ -17,30 +17,14 @@ import yaml
 from infra.cli.sweep import plan_to_config
 from infra.jobs.command import StageCommand, make_entrypoint, make_environment
 from infra.jobs.kuberay import render_rayjob
-from infra.jobs.package import (
-    LAUNCHER,
-    SETTINGS,
-    build_package,
-)
-from infra.jobs.portability import (
-    check_no_secrets,
-    check_reachable,
-    freeze_config,
-)
-from infra.jobs.targets import (
-    Kind,
-    Target,
-    is_loopback_url,
-    parse_target,
-)
+from infra.jobs.package import LAUNCHER, SETTINGS, build_package
+from infra.jobs.portability import check_no_secrets, check_reachable, freeze_config
+from infra.jobs.targets import Kind, Target, is_loopback_url, parse_target
 from pipelines.presets.resolve import PRESETS
 from pipelines.sweep.plan import make_plan
-from presto_core.config.loader import (
-    ConfigError,
-    load_config,
-    to_yaml,
-)
-from presto_core.config.schema import StageConfig, stage_configs
+from presto_core.config.loader import ConfigError, load_config, to_yaml
+from presto_core.config.schema import stage_configs
+from presto_core.config.stage import StageConfig
 from presto_core.config.submit import SubmitConfig
 from presto_core.errors import UserError
 from tests.infra.conftest import PRESTO

@@ -14,12 +14,12 @@ from tests.support.processes import Attempt
 from tests.support.synthetic_dataset import make_dataset
 from tests.support.tiny_registry import TinyRegistry, make_tiny_registry
 
-CHAOS_PAGE = "CHAOS_PAGE"  # names the page that gets the table of what was measured
+CHAOS_PAGE = "CHAOS_PAGE"  # environment variable: page that gets the measured table
 
 
 @pytest.fixture
 def begin() -> Iterator[Callable[..., Attempt]]:
-    """Start lives; none outlasts its test."""
+    """Start attempts; none outlives its test."""
     begun: list[Attempt] = []
 
     def start(command: list[str], cwd: Path, environment: Mapping[str, str] | None = None, **how: bool) -> Attempt:
@@ -35,7 +35,7 @@ def begin() -> Iterator[Callable[..., Attempt]]:
 
 @pytest.fixture(scope="session")
 def parents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parents]:
-    """A data set, a base and a layer-distilled model for runs to start from; at the end, the table of their faults."""
+    """A data set, a teacher and a layer-distilled model to start runs from; at the end, writes the fault table."""
     folder, before = tmp_path_factory.mktemp("parents"), Path.cwd()
     data = Parents(make_dataset(str(folder / "data")).uri)
     teacher = Training("teacher", folder, data, steps=8, settings={"network.depth": 3}).finish_in_process()
@@ -49,8 +49,8 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parents]:
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyRegistry]:
-    """A register on a data base and a folder, with a family of five in it, made once."""
-    folder, before = tmp_path_factory.mktemp("register"), Path.cwd()
+    """A registry with five artifacts on a database and a folder, made once."""
+    folder, before = tmp_path_factory.mktemp("registry"), Path.cwd()
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         os.chdir(folder)
@@ -68,14 +68,14 @@ def in_registry_folder(home: TinyRegistry, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def copy(home: TinyRegistry, tmp_path: Path) -> Path:
-    """A registered artifact's folder, to spoil."""
+    """A copy of a registered artifact's folder, to damage."""
     shutil.copytree(home.made["S"].uri, tmp_path / "copy")
     return tmp_path / "copy"
 
 
 @pytest.fixture(autouse=True)
 def _same_folder() -> Iterator[None]:
-    """Tests may go elsewhere, and are brought back."""
+    """Restore the working directory after each test."""
     before = Path.cwd()
     yield
     os.chdir(before)

@@ -12,18 +12,9 @@ from blake3 import blake3
 
 from pipelines.data import epoch_plan, shard_reader
 from pipelines.data.batch_reader import EpochRead, EpochReader
-from pipelines.data.dataset import (
-    LatentDataset,
-    make_conditioning,
-    open_dataset,
-    stream_batches,
-)
+from pipelines.data.dataset import LatentDataset, make_conditioning, open_dataset, stream_batches
 from pipelines.data.epoch_plan import EpochPlan, shards_to_read
-from pipelines.data.shard_reader import (
-    find_damaged_shards,
-    read_with_ray,
-    read_with_threads,
-)
+from pipelines.data.shard_reader import find_damaged_shards, read_with_ray, read_with_threads
 from pipelines.data.shards import FullRows, to_parquet
 from presto_core.artifacts.store import StoreError
 from presto_core.training.state import Batch, Cursor

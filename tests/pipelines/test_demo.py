@@ -1,21 +1,13 @@
-"""How the one-command flow spreads settings over its stages."""
+"""How `presto demo` distributes settings over its stages."""
 
 from __future__ import annotations
 
 import pytest
 
 from pipelines.presets.resolve import PRESETS
-from pipelines.workflows.demo import (
-    DEMO_FLOW,
-    describe_node,
-    load_flow_configs,
-)
+from pipelines.workflows.demo import DEMO_FLOW, describe_node, load_flow_configs
 from presto_core.config.loader import ConfigError, read_preset
-from presto_core.config.schema import (
-    EvaluateStage,
-    IngestStage,
-    StepsStage,
-)
+from presto_core.config.schema import EvaluateStage, IngestStage, StepsStage
 
 
 def ingest_source(*overrides: str) -> str:
@@ -42,18 +34,18 @@ def test_an_override_reaches_every_stage_that_has_its_section():
 
 
 def test_an_override_that_fits_no_stage_is_refused():
-    with pytest.raises(ConfigError, match=r"did you mean 'steps\.p_dmd"):
+    with pytest.raises(ConfigError, match=r"'steps\.p_dmd"):
         load_flow_configs("demo", ["steps.p_dmdd.kind=karras"])
 
 
-def test_every_step_reads_what_an_earlier_one_makes():
+def test_every_node_reads_artifacts_of_earlier_nodes():
     before: set[str] = set()
     for name, step in DEMO_FLOW.items():
         assert {*step.inputs.values(), *step.compared} <= before, name
         before.add(name)
 
 
-def test_the_baseline_differs_from_presto_l_in_what_makes_it_a_baseline_alone():
+def test_the_baseline_differs_from_presto_l_only_in_its_defining_settings():
     configs = load_flow_configs("demo", ["layers.steps=7"])
     ours, baseline = (configs[name].model_dump()["layers"] for name in ("L", "ASE"))
     different = {key: (ours[key], baseline[key]) for key in ours if ours[key] != baseline[key]}
@@ -71,7 +63,7 @@ def test_the_baselines_preset_is_the_flows_baseline():
     assert preset == {key: settings[key] for key in preset}
 
 
-def test_a_dry_run_shows_which_step_reads_what():
-    assert describe_node("LS") == "## LS, made from dataset ingest, teacher base, layers L"
+def test_a_dry_run_shows_the_inputs_of_each_node():
+    assert describe_node("LS") == "## LS, made from dataset ingest, teacher teacher, layers L"
     assert describe_node("evaluate").endswith("compared ASE, compared L, compared S, compared LS")
-    assert describe_node("evaluate", ("S", "evaluate")).endswith("teacher base, compared S")
+    assert describe_node("evaluate", ("S", "evaluate")).endswith("teacher teacher, compared S")

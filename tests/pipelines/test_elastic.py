@@ -19,12 +19,7 @@ from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import open_tracker
 from pipelines.tracking.tags import RUN_ID
 from pipelines.train.elastic import EvenSharesPolicy
-from presto_core.artifacts.manifest import (
-    Artifact,
-    artifact_folder,
-    read_artifact,
-    run_folder,
-)
+from presto_core.artifacts.manifest import Artifact, artifact_folder, read_artifact, run_folder
 from presto_core.artifacts.store import read_file
 from presto_core.config.loader import flatten
 from presto_core.config.schema import TeacherStage

@@ -8,14 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data import epoch_plan
-from pipelines.data.epoch_plan import (
-    MAX_LANES,
-    EpochPlan,
-    Window,
-    WorkerSlice,
-    num_lanes,
-    shards_to_read,
-)
+from pipelines.data.epoch_plan import MAX_LANES, EpochPlan, Window, WorkerSlice, num_lanes, shards_to_read
 
 SHARDS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 BATCHES = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 30])

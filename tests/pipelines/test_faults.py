@@ -19,15 +19,7 @@ from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
 from presto_core.artifacts import resumable_read, retry
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.store import (
-    StoreError,
-    commit,
-    download,
-    read_bytes,
-    read_file,
-    read_manifest,
-    write_bytes,
-)
+from presto_core.artifacts.store import StoreError, commit, download, read_bytes, read_file, read_manifest, write_bytes
 from tests.servers.fault_proxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.services

@@ -20,11 +20,7 @@ from pipelines.data.dataset import open_dataset, stream_batches
 from pipelines.data.shard_reader import read_with_threads
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
-from presto_core.artifacts.store import (
-    StoreError,
-    read_bytes,
-    write_bytes,
-)
+from presto_core.artifacts.store import StoreError, read_bytes, write_bytes
 from presto_core.training.state import Cursor
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.support.music import RATE_HZ, notes

@@ -11,11 +11,7 @@ import ray
 import soundfile
 
 from pipelines.ingest.sources import find_tracks
-from pipelines.ingest.workers import (
-    FileEncoder,
-    SegmentEncoder,
-    decode_track,
-)
+from pipelines.ingest.workers import FileEncoder, SegmentEncoder, decode_track
 from presto_core.config.data import IngestConfig
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage

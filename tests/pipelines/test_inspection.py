@@ -10,18 +10,9 @@ from typer.testing import CliRunner
 
 from infra.cli.dataset import app
 from pipelines.data.dataset import LatentDataset, open_dataset
-from pipelines.data.inspection import (
-    compute_stats,
-    describe,
-    list_splits,
-    verify,
-)
+from pipelines.data.inspection import compute_stats, describe, list_splits, verify
 from pipelines.data.layout import QUARANTINE, TRACKS
-from pipelines.ingest.curation import (
-    RejectedFile,
-    make_quarantine_table,
-    to_parquet,
-)
+from pipelines.ingest.curation import RejectedFile, make_quarantine_table, to_parquet
 from pipelines.ingest.latent_cache import IngestFailure
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError, commit

@@ -12,14 +12,7 @@ from presto_core.config.sections import LoopConfig
 from presto_core.training.parallel import Parallel
 from presto_core.training.row_rng import RowRng
 from presto_core.training.state import make_step_rng
-from tests.support.process_group import (
-    ALGORITHMS,
-    difference,
-    double_precision,
-    join_group,
-    result,
-    run_in_processes,
-)
+from tests.support.process_group import ALGORITHMS, difference, double_precision, join_group, result, run_in_processes
 
 FP64 = 1e-10  # of a tensor's largest number; measured below 2e-12
 Results = dict[str, dict[str, Tensor]]

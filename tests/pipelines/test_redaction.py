@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.redaction import (
-    REDACTED,
-    is_secret_key,
-    redact,
-    redact_items,
-)
+from pipelines.redaction import REDACTED, is_secret_key, redact, redact_items
 from pipelines.stages import train_teacher
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import open_tracker

@@ -1,4 +1,4 @@
-"""The register through its verbs, on a data base and a folder: versions found, compared, drawn."""
+"""The registry through its commands, on a database and a folder: versions found, compared, drawn."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.inference.lazy_mlflow import save_mlflow_model
-from pipelines.registry.names import (
-    CANDIDATE,
-    CHAMPION,
-    Reference,
-    RegistryError,
-    candidate_alias,
-    parse_reference,
-)
+from pipelines.registry.names import CANDIDATE, CHAMPION, Reference, RegistryError, candidate_alias, parse_reference
 from pipelines.registry.publish import publish
 from pipelines.registry.resolve import resolve
 from pipelines.registry.search_filter import parse_filter
@@ -61,12 +54,12 @@ def test_a_version_is_found_by_every_name_it_has(home: TinyRegistry):
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("presto-generator@champoin", r"has no presto-generator@champoin; it has .*presto-generator@candidate-ls"),
-        ("presto-generator@v99", r"has no presto-generator@v99"),
-        ("presto-generator@deadbeef", r"no version presto-generator@deadbeef"),
-        ("ffffffffffffffff", r"no version ffffffffffffffff"),
-        ("models:/x", r"write models:/presto-generator@champion"),
-        ("a/b", r"names no version"),
+        ("presto-generator@champoin", "presto-generator@champoin.*presto-generator@candidate-ls"),
+        ("presto-generator@v99", "presto-generator@v99"),
+        ("presto-generator@deadbeef", "presto-generator@deadbeef"),
+        ("ffffffffffffffff", "ffffffffffffffff"),
+        ("models:/x", "'models:/x'.*models:/presto-generator@champion"),
+        ("a/b", "'a/b'"),
     ],
 )
 def test_an_unknown_version_is_named(home: TinyRegistry, reference: str, message: str):
@@ -74,7 +67,7 @@ def test_an_unknown_version_is_named(home: TinyRegistry, reference: str, message
         home.catalog.find(reference)
 
 
-def test_registering_again_makes_no_version_and_the_run_knows_its_origin(home: TinyRegistry):
+def test_registering_again_makes_no_version_and_the_run_has_its_lineage(home: TinyRegistry):
     before = len(home.catalog.list_all())
     run = home.client.get_run(home.catalog.find("candidate-s").mlflow_run)
     for _ in range(2):
@@ -94,7 +87,7 @@ def test_registering_again_makes_no_version_and_the_run_knows_its_origin(home: T
     home.register(home.made["LS"], "presto-generator", "distill-steps")  # candidate again
 
 
-def test_the_generator_has_an_axis_of_its_own(home: TinyRegistry):
+def test_generator_metrics_have_their_own_step_axis(home: TinyRegistry):
     run = home.catalog.find("candidate-ls").mlflow_run
     steps = [p.step for p in home.client.get_metric_history(run, "dmd_loss")]
     own = [p.step for p in home.client.get_metric_history(run, "generator_step.dmd_loss")]
@@ -102,7 +95,7 @@ def test_the_generator_has_an_axis_of_its_own(home: TinyRegistry):
     assert own == [1]
 
 
-# --- looking
+# --- search, list, show, diff, lineage
 
 
 @pytest.mark.parametrize(
@@ -137,21 +130,21 @@ def test_search_by_parent_and_order(home: TinyRegistry):
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("fadd < 3", "did you mean 'fd'"),
-        ("latency < 3", "did you mean 'latency_ms'"),
-        ("fd < three", "compares 'fd' with 'three', which is no number"),
-        ("fd ~ 3", "compares the number 'fd' by '~'"),
-        ("method < S", "compares 'method', which is text, by '<'"),
-        ("fd < 3 or fd > 5", "has 'or' where 'and' is expected: search twice"),
-        ("fd < 3 mmd < 1", "has 'mmd' where 'and' is expected"),
-        ("fd <", "not understood at 'fd <'"),
-        ("fd", "not understood at 'fd'"),
-        ("fd < 3 and", "not understood|where 'and'"),
-        ("licence != MIT", "cannot exclude a licence"),
-        ("created < yesterday", "is no date"),
-        ('method = "x\' or 1=1"', "quotes or wildcards"),
-        ("method = `x`", "quotes or wildcards"),
-        ("quality < 1", "is not known; known: fd, "),
+        ("fadd < 3", "'fadd'.*'fd'"),
+        ("latency < 3", "'latency'.*'latency_ms'"),
+        ("fd < three", "'fd' .*'three'"),
+        ("fd ~ 3", "'fd' .*'~'"),
+        ("method < S", "'method'.* '<'"),
+        ("fd < 3 or fd > 5", "'or' .*'and'"),
+        ("fd < 3 mmd < 1", "'mmd' .*'and'"),
+        ("fd <", "'fd <'"),
+        ("fd", "'fd'"),
+        ("fd < 3 and", "''"),
+        ("licence != MIT", "licence"),
+        ("created < yesterday", "'created' .*'yesterday'"),
+        ('method = "x\' or 1=1"', re.escape(repr("x' or 1=1"))),
+        ("method = `x`", "'`x`'"),
+        ("quality < 1", "'quality'.* fd, "),
     ],
 )
 def test_a_wrong_filter_is_one_precise_message(query: str, message: str):
@@ -174,7 +167,7 @@ def test_list_show_and_diff(home: TinyRegistry):
     assert "fd" in presto(home, "diff", "candidate-s", "candidate-ls")
 
 
-def test_lineage_goes_from_the_generator_to_the_data_and_its_picture_may_be_stored(home: TinyRegistry, tmp_path: Path):
+def test_lineage_goes_from_the_generator_to_the_data_and_its_svg_is_a_valid_file(home: TinyRegistry, tmp_path: Path):
     text = presto(home, "lineage", "candidate-ls", "--svg", str(tmp_path / "family.svg"))
     for line in ("layers: presto-generator@v1 L", "teacher: presto-teacher@v1", "dataset: presto-dataset@v1"):
         assert line in text

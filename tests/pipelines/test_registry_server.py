@@ -1,4 +1,4 @@
-"""The register as a team has it: MLflow with PostgreSQL behind it and S3 through it, and many writers at once."""
+"""A team's registry: an MLflow server with PostgreSQL and S3, and many concurrent writers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def postgres() -> Iterator[Postgres]:
 def team(
     postgres: Postgres, object_store: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[MlflowServer, TinyRegistry]]:
-    """A server whose clients know its address alone, and a family in its register, on S3."""
+    """A server whose clients know only its address, and a tiny registry on it, with artifacts on S3."""
     folder, before = tmp_path_factory.mktemp("team"), Path.cwd()
     server = MlflowServer(
         folder,
@@ -70,7 +70,7 @@ def team(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", server.uri)
         os.chdir(folder)
-        home = make_tiny_registry("s3://latents/register")
+        home = make_tiny_registry("s3://latents/registry")
         os.chdir(before)
         yield server, home
     server.kill()
@@ -97,7 +97,7 @@ def test_a_server_lost_after_the_first_answer(
     assert done.returncode == 1
     stderr = " ".join(done.stderr.split())
     assert "MLflow stopped answering" in stderr
-    assert "run the same command again" in stderr
+    assert "re-run the same command" in stderr
     assert "Traceback" not in stderr
 
 
@@ -110,7 +110,7 @@ def test_all_commands(team: tuple[MlflowServer, TinyRegistry], tmp_path: Path):
     found = json.loads(presto(home, "search", f"fd < 3 and parent = {home.made['base'].id}", "--json"))
     assert [v["method"] for v in found] == ["LS", "S"]
     shown = json.loads(presto(home, "show", "candidate-ls", "--json"))
-    assert shown["uri"].startswith("s3://latents/register/artifacts/")
+    assert shown["uri"].startswith("s3://latents/registry/artifacts/")
     assert len(json.loads(presto(home, "lineage", "candidate-ls", "--json"))["edges"]) == 6
     assert json.loads(presto(home, "diff", "candidate-s", "candidate-ls", "--json"))["version"]["method"] == ["S", "LS"]
     for of in ("S", "LS"):
@@ -137,7 +137,7 @@ def test_all_commands(team: tuple[MlflowServer, TinyRegistry], tmp_path: Path):
 
 
 def start_writer(home: TinyRegistry, environment: dict[str, str], folder: Path, number: int) -> subprocess.Popen[str]:
-    """A process of its own that registers two contents and promotes both, as fast as it can."""
+    """Start a process that registers two contents and promotes both, as fast as it can."""
     program = f"""
 import sys
 from pipelines.registry.promotion import Promoter
@@ -165,7 +165,7 @@ for id in {[home.made["S"].id, home.made["LS"].id]!r}[:: 1 if {number} % 2 else 
 
 
 def check_consistent(home: TinyRegistry) -> None:
-    """The register is as if the writers had come one after the other."""
+    """Check that the registry is as if the writers had run one after the other."""
     versions = home.catalog.list_newest("contested", limit=99)
     assert len(versions) == 2  # two contents, two versions
     entries = PromotionLog(open_promotion_log_folder(home.client, "contested")).read_all()
@@ -180,7 +180,7 @@ def check_consistent(home: TinyRegistry) -> None:
 
 @pytest.fixture
 def contested(team: tuple[MlflowServer, TinyRegistry]) -> Iterator[TinyRegistry]:
-    """Afterwards the model is gone, with its record."""
+    """The tiny registry; afterwards the contested model is deleted with its promotion log."""
     yield team[1]
     team[1].client.delete_registered_model("contested")
     open_folder(team[1].root).child("registry").child("contested").delete()
@@ -239,7 +239,7 @@ def _versions(home: TinyRegistry) -> set[tuple[str, int, tuple[str, ...]]]:
 def test_a_server_killed_in_mid_training_loses_and_duplicates_no_metric(
     team: tuple[MlflowServer, TinyRegistry], monkeypatch: pytest.MonkeyPatch
 ):
-    """Compared point by point with the same training that nobody disturbed, in an experiment of its own."""
+    """Compared point by point with the same, undisturbed training in another experiment."""
     server, home = team
     keys = {"teacher.steps": 240, "loop.log_every": 1, "loop.checkpoint_every": 60, "storage.root": home.root}
 
@@ -272,7 +272,7 @@ def test_a_server_killed_in_mid_training_loses_and_duplicates_no_metric(
 
 @pytest.mark.slow
 def test_passwords_in_front(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Without one nobody gets in; with one a stage and the verbs work; the password is in no log of ours."""
+    """Without a password access is refused; with it stages and commands work; the password is never printed."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     server = MlflowServer(tmp_path, postgres.uri("mlflow"), str(tmp_path / "files"), auth=postgres.uri("auth"))
     server.start()
@@ -293,7 +293,7 @@ def test_passwords_in_front(postgres: Postgres, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 def test_mlflow_serves_a_registered_model(team: tuple[MlflowServer, TinyRegistry], tmp_path: Path):
-    """`mlflow models serve` with nothing but the server's address; the answer to the stored example is music."""
+    """`mlflow models serve` with only the server's address returns music for the stored example."""
     beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
     environment = team[0].client_environment() | {"PATH": beside_python}
     port = find_free_ports(1)[0]

@@ -19,9 +19,9 @@ from presto_core.config.schema import TeacherStage
 from presto_core.config.sections import TrackingConfig
 from presto_core.errors import UserError
 from presto_core.training.health import HealthRange
-from presto_core.training.meter import is_time
 from presto_core.training.teacher import TeacherTraining
 from tests.pipelines.test_training_stages import teacher_config, weights_of
+from tests.support.checkpoints import is_time
 from tests.support.synthetic_dataset import make_dataset
 
 

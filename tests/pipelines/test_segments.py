@@ -13,12 +13,7 @@ import soundfile
 from blake3 import blake3
 
 from pipelines.ingest import source_file
-from pipelines.ingest.segments import (
-    EncodeSettings,
-    FileResult,
-    Segment,
-    segment_file,
-)
+from pipelines.ingest.segments import EncodeSettings, FileResult, Segment, segment_file
 from pipelines.ingest.sources import Track, find_tracks
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server

@@ -16,20 +16,11 @@ from typer.testing import CliRunner
 
 from infra.cli.main import app
 from pipelines.inference.generator import load_generator
-from pipelines.inference.mlflow_model import (
-    PARAMS,
-    RATE,
-    SECONDS,
-    WAV,
-)
+from pipelines.inference.mlflow_model import PARAMS, RATE, SECONDS, WAV
 from pipelines.registry.promotion import Promoter
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import open_tracker
-from presto_core.artifacts.manifest import (
-    artifact_folder,
-    commit_artifact,
-    read_artifact,
-)
+from presto_core.artifacts.manifest import artifact_folder, commit_artifact, read_artifact
 from presto_core.audio.load_codec import load_codec
 from presto_core.config.promotion import PromoteConfig
 from presto_core.config.sections import NetworkConfig, TrackingConfig

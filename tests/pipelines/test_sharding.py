@@ -9,7 +9,8 @@ from torch import Tensor, distributed
 from pipelines.train.parallel import make_single_process
 from presto_core.artifacts.folder import Folder
 from presto_core.config.sections import LoopConfig, ParallelConfig
-from presto_core.training.checkpoint import load_checkpoint, save_checkpoint
+from presto_core.training.checkpoint import load_checkpoint
+from tests.support.checkpoints import save_checkpoint
 from tests.support.process_group import (
     ALGORITHMS,
     SHARDED,

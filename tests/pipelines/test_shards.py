@@ -11,11 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.parquet_tensors import read_array, read_column
-from pipelines.data.shards import (
-    FullRows,
-    ShardRows,
-    to_parquet,
-)
+from pipelines.data.shards import FullRows, ShardRows, to_parquet
 from tests.support.synthetic_dataset import rows
 
 

@@ -29,8 +29,9 @@ from pipelines.train.sweep_hook import Trial
 from presto_core.artifacts.manifest import commit_artifact, run_folder
 from presto_core.artifacts.run_layout import RUN_FILE
 from presto_core.config.loader import load_config
-from presto_core.config.schema import IngestStage, RegistryStage, StageConfig, TeacherStage, stage_configs
+from presto_core.config.schema import IngestStage, RegistryStage, TeacherStage, stage_configs
 from presto_core.config.sections import ClusterConfig, TrackingConfig
+from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 
 NAME = "made-up"
@@ -176,7 +177,7 @@ def test_an_elastic_group_needs_its_least_number_of_workers():
         ([{"CPU": 4}, {"CPU": 3}], {"CPU": 2.0}, 3),
         ([{"CPU": 1}] * 9, {"CPU": 2.0}, 0),  # enough in sum, on no node
         ([{"CPU": 16, "GPU": 1}, {"CPU": 16}], {"CPU": 1.0, "GPU": 0.5}, 2),
-        ([{"CPU": 0.9}], {"CPU": 0.3}, 3),  # 0.9 / 0.3 is below 3 in floating point
+        ([{"CPU": 0.3}], {"CPU": 0.1}, 3),  # 0.3 / 0.1 is below 3 in floating point
         ([], {"CPU": 1.0}, 0),
     ],
 )
@@ -187,7 +188,8 @@ def test_workers_fit_node_by_node(nodes: list[dict[str, float]], worker: dict[st
 def test_a_stage_fits_in_sum_and_node_by_node_or_is_refused():
     cluster = ClusterConfig(num_workers=2, cpus_per_worker=2)
     assert check_stage_fits("train-teacher", cluster, [{"CPU": 3}, {"CPU": 3}])
-    for nodes in ([{"CPU": 2}, {"CPU": 2}], [{"CPU": 3}, *[{"CPU": 1.0}] * 4]):
+    too_small: list[list[dict[str, float]]] = [[{"CPU": 2}, {"CPU": 2}], [{"CPU": 3}, *[{"CPU": 1.0}] * 4]]
+    for nodes in too_small:
         with pytest.raises(ClusterError, match="num_workers"):
             check_stage_fits("train-teacher", cluster, nodes)
     with pytest.raises(SkippedError):

@@ -9,24 +9,14 @@ from pipelines.presets.resolve import PRESETS
 from pipelines.train.step_flops import StageFlops, count_stage_flops
 from presto_core.config.layers import PrestoLSBudget
 from presto_core.config.loader import load_config
-from presto_core.config.schema import (
-    IngestStage,
-    LayersStage,
-    StageConfig,
-    StepsStage,
-    TeacherStage,
-)
+from presto_core.config.schema import IngestStage, LayersStage, StepsStage, TeacherStage
 from presto_core.config.sections import NetworkConfig
+from presto_core.config.stage import StageConfig
 from presto_core.networks.dit import DiT
 from presto_core.networks.flops import LatentShape
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.training.layer_distillation import LayerDistillation
-from presto_core.training.state import (
-    Algorithm,
-    Batch,
-    Cursor,
-    make_step_rng,
-)
+from presto_core.training.state import Algorithm, Batch, Cursor, make_step_rng
 from presto_core.training.step_distillation import StepDistillation
 from presto_core.training.teacher import TeacherTraining
 from tests.core.test_flops import make_conditions

@@ -17,14 +17,7 @@ from pipelines.storage import local_s3
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import ObjectStoreError, Server
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.store import (
-    StoreError,
-    commit,
-    read_bytes,
-    read_file,
-    read_manifest,
-    write_bytes,
-)
+from presto_core.artifacts.store import StoreError, commit, read_bytes, read_file, read_manifest, write_bytes
 
 
 @pytest.fixture(params=["local", "s3"])

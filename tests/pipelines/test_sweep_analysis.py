@@ -8,21 +8,10 @@ from typing import Any
 import pytest
 
 from pipelines.sweep import report as sweep_report
-from pipelines.sweep.analysis import (
-    analyze,
-    compute_importance,
-    make_definition,
-    rank,
-)
+from pipelines.sweep.analysis import analyze, make_definition, rank
+from pipelines.sweep.importance import compute_importance
 from pipelines.sweep.plan import make_plan
-from pipelines.sweep.store import (
-    DEFAULT,
-    FAILED,
-    FINISHED,
-    PRUNED,
-    WINNER,
-    TrialRecord,
-)
+from pipelines.sweep.store import DEFAULT, FAILED, FINISHED, PRUNED, WINNER, TrialRecord
 from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage
 from tune_spaces.domains import to_overrides
@@ -107,18 +96,18 @@ def test_importance_is_that_of_the_setting_which_decides(sweep_definition):
         )
         for i, s in enumerate(drawn)
     ]
-    result = compute_importance(sweep_definition, found)
+    result = compute_importance(sweep_definition["metrics"][0], found)
     assert result["update"] == 1
     assert result["trials"] == 40
     assert max(result["shares"], key=result["shares"].get) == NU
     assert result["shares"][NU] > 0.8
     assert sum(result["shares"].values()) == pytest.approx(1)
-    assert compute_importance(sweep_definition, found[:3])["shares"] == {}
+    assert compute_importance(sweep_definition["metrics"][0], found[:3])["shares"] == {}
 
 
 def test_nothing_on_the_front_is_beaten_in_both(sweep_definition):
     rng = random.Random(1)
-    found = [record(f"r{i}", rng.random(), {NU: i / 10}, blocks=float(rng.randint(10, 24))) for i in range(30)]
+    found = [record(f"r{i}", rng.random(), {NU: i / 10}, blocks_run=float(rng.randint(10, 24))) for i in range(30)]
     front = set(analyze(sweep_definition, found, [])["pareto"])
     points = {r.run_id: (r.last_value("fd"), r.last_value("blocks_run")) for r in found}
 

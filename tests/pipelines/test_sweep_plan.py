@@ -10,34 +10,16 @@ from itertools import islice
 
 import pytest
 
-from pipelines.cluster.resources import (
-    TrialResources,
-    check_fits,
-    max_concurrent_trials,
-)
+from pipelines.cluster.resources import TrialResources, check_fits, max_concurrent_trials
 from pipelines.cluster.session import ClusterError
 from pipelines.presets.resolve import PRESETS
-from pipelines.sweep.plan import (
-    SweepPlan,
-    make_plan,
-    random_suggester,
-)
+from pipelines.sweep.plan import SweepPlan, make_plan, random_suggester
 from presto_core.config.loader import list_presets, load_config
-from presto_core.config.schema import (
-    StepsStage,
-    TrainingStage,
-    stage_configs,
-)
+from presto_core.config.schema import StepsStage, stage_configs
 from presto_core.config.sections import ClusterConfig
+from presto_core.config.stage import TrainingStage
 from tune_spaces import layers
-from tune_spaces.domains import (
-    Choice,
-    Conditional,
-    Range,
-    combinations,
-    list_range_keys,
-    sample,
-)
+from tune_spaces.domains import Choice, Conditional, Range, combinations, list_range_keys, sample
 from tune_spaces.spaces import SPACES
 
 SWEEPS = [name for name in list_presets(PRESETS) if name.startswith("sweeps/")]
@@ -139,7 +121,7 @@ MISTAKES = [
     (["--space", "noise", "validation.every=500"], "validation.every=500"),
     (["--space", "noise", "sweep.grace=50"], "sweep.grace=50"),
     (["--space", "noise", "--samples", "0"], "sweep.samples=0"),
-    (["--space", "noise", "--metric", "fdd"], "'fdd'"),
+    (["--space", "noise", "--metric", "fdd"], "sweep.metrics=fdd"),
     (["--space", "noise", "--search", "grid"], "'steps.p_gen'"),
     (["--space", "noise", "--scheduler", "pbt"], "scheduler=pbt"),
     (["--space", "paper-layers"], "paper-layers"),

@@ -59,7 +59,7 @@ class Sweep:
         return settings
 
     @property
-    def told(self) -> list[Any]:
+    def values(self) -> list[Any]:
         """What the study knows: the values of a trial, or None where it failed."""
         return [trial.values for trial in self.searcher.study.trials if trial.state.is_finished()]
 
@@ -84,7 +84,7 @@ def test_the_presets_own_settings_come_first_and_samples_are_a_limit():
     assert settings[0] == {}
     assert len(settings) == len(sweep.records) == 4
     assert all(0.1 <= tried[DECAY] <= 0.9 for tried in settings[1:])
-    assert sweep.told == [[abs(tried.get(DECAY, 0.98) - 0.5)] for tried in settings]
+    assert sweep.values == [[abs(tried.get(DECAY, 0.98) - 0.5)] for tried in settings]
 
 
 def test_the_same_seed_proposes_the_same_settings():
@@ -109,7 +109,7 @@ def test_a_killed_sweep_resumes_what_ran_and_counts_what_was_done():
     done, running = make_record(plan, {}, 0.3), make_record(plan, {DECAY: 0.2}, state=RUNNING)
     repeat = make_record(plan, {DECAY: 0.2, SEED: 1000}, 9.0, role=WINNER)
     sweep = Sweep(plan, done, running, repeat)
-    assert sweep.told == [[0.3]]  # repeats are no part of the search
+    assert sweep.values == [[0.3]]  # repeats are no part of the search
     settings = sweep.run_all()
     assert settings[0] == {DECAY: 0.2}
     assert len(settings) == 3  # that, and two new ones
@@ -117,7 +117,7 @@ def test_a_killed_sweep_resumes_what_ran_and_counts_what_was_done():
 
 
 @pytest.mark.parametrize(
-    ("state", "values", "told"),
+    ("state", "values", "expected"),
     [
         (FINISHED, (3.0, 2.0), [2.0]),
         (PRUNED, (3.0,), [3.0]),
@@ -127,9 +127,9 @@ def test_a_killed_sweep_resumes_what_ran_and_counts_what_was_done():
         (FINISHED, (float("inf"),), None),
     ],
 )
-def test_the_study_is_told_the_last_finite_value_or_a_failure(state: str, values: tuple[float, ...], told: Any):
+def test_the_study_gets_the_last_finite_value_or_a_failure(state: str, values: tuple[float, ...], expected: Any):
     plan = make(RANGE)
-    assert Sweep(plan, make_record(plan, {DECAY: 0.2}, *values, state=state)).told == [told]
+    assert Sweep(plan, make_record(plan, {DECAY: 0.2}, *values, state=state)).values == [expected]
 
 
 def test_conditional_settings_and_whole_sections_are_replayed_as_they_were():
@@ -158,7 +158,7 @@ def test_of_several_metrics_the_first_has_the_direction_and_others_are_minimized
     record.rows = {1: {"fd": 2.0, "mmd": 0.5}}
     sweep = Sweep(plan, record)
     assert [direction.name for direction in sweep.searcher.study.directions] == ["MAXIMIZE", "MINIMIZE"]
-    assert sweep.told == [[2.0, 0.5]]
+    assert sweep.values == [[2.0, 0.5]]
 
 
 # --- schedulers
@@ -171,10 +171,17 @@ class TuneTrial:
     trial_id: str
 
 
+class OneTrialController:
+    """Ray Tune with no other trial alive."""
+
+    def get_live_trials(self) -> list[TuneTrial]:
+        return []
+
+
 def decide(scheduler: TrialScheduler, plan: SweepPlan, update: int, value: float) -> str:
-    trial = TuneTrial(f"new-{value}")
-    scheduler.on_trial_add(None, trial)
-    return str(scheduler.on_trial_result(None, trial, {"update": update, plan.metric: value}))
+    trial, controller = TuneTrial(f"new-{value}"), OneTrialController()
+    scheduler.on_trial_add(controller, trial)
+    return str(scheduler.on_trial_result(controller, trial, {"update": update, plan.metric: value}))
 
 
 def make_earlier(plan: SweepPlan) -> list[TrialRecord]:
@@ -205,6 +212,8 @@ def test_the_median_rule_remembers_an_earlier_attempt():
     assert isinstance(scheduler, MedianStoppingRule)
     assert decide(scheduler, plan, 1, 4.0) == TrialScheduler.CONTINUE
     assert decide(scheduler, plan, 1, 6.0) == TrialScheduler.STOP
+    few = make_scheduler(plan, make_earlier(plan)[:2])
+    assert decide(few, plan, 1, 6.0) == TrialScheduler.CONTINUE
 
 
 def test_a_trial_that_failed_does_not_disturb_the_median_rule():

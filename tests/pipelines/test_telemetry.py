@@ -14,16 +14,8 @@ import pytest
 import torch
 
 from pipelines.train import telemetry
-from pipelines.train.device_specs import (
-    DEVICES,
-    device_by_key,
-    device_from_torch_name,
-)
-from pipelines.train.telemetry import (
-    GAUGES,
-    PEAK_TFLOPS_VAR,
-    find_peak_flops,
-)
+from pipelines.train.device_specs import DEVICES, device_by_key, device_from_torch_name
+from pipelines.train.telemetry import GAUGES, PEAK_TFLOPS_VAR, find_peak_flops
 from presto_core.errors import UserError
 from tests.support.scraped_run import GPU_ONLY, read_expected_metrics
 from tests.support.synthetic_dataset import make_dataset

@@ -6,17 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.evaluate.validator import (
-    Validator,
-    check_validatable,
-    get_validator,
-)
+from pipelines.evaluate.validator import Validator, check_validatable, get_validator
 from pipelines.inference.model import open_model
-from pipelines.stages import (
-    distill_layers,
-    distill_steps,
-    train_teacher,
-)
+from pipelines.stages import distill_layers, distill_steps, train_teacher
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import open_tracker
 from pipelines.tracking.tags import RUN_ID

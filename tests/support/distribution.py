@@ -1,4 +1,4 @@
-"""How pytest-xdist shares the tests out: to one process all that need a server or Ray, to the others file by file.
+"""Distribution of tests by pytest-xdist: all that need a server or Ray to one process, the others file by file.
 
 A plugin of tests/conftest.py. `--dist loadgroup` would do the same, but does not group with pytest 9.2
 (github.com/pytest-dev/pytest-xdist/issues/1386).
@@ -16,7 +16,7 @@ from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 MARKS = {"ray", "services"}
-LIST = "presto_list_of_service_tests"  # what workers are told: where to write that list, since only they collect tests
+LIST = "presto_list_of_service_tests"  # key of the path that workers write that list to: only they collect tests
 
 
 @cache
@@ -26,7 +26,7 @@ def make_list_file() -> Any:
 
 
 class ServicesInOneProcess(LoadScopeScheduling):  # type: ignore[misc]
-    """The scheduler; it asks for a scope only when all workers have collected, and so have written the list."""
+    """The scheduler; it needs scopes only after all workers have collected and so have written the list."""
 
     @cached_property
     def service_tests(self) -> set[str]:

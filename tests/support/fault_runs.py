@@ -1,4 +1,4 @@
-"""Training runs as real processes that faults befall, what they must end as, and the table of what was measured."""
+"""Training runs as real processes for fault injection: their outcome, and the table of measured losses."""
 
 from __future__ import annotations
 
@@ -12,24 +12,21 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from pipelines.stages import (
-    distill_layers,
-    distill_steps,
-    train_teacher,
-)
+from pipelines.stages import distill_layers, distill_steps, train_teacher
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import open_tracker
 from pipelines.tracking.tags import RUN_ID
 from presto_core.artifacts.manifest import Artifact, read_artifact
 from presto_core.config.loader import load_config
-from presto_core.config.schema import StageConfig, stage_configs
+from presto_core.config.schema import stage_configs
 from presto_core.config.sections import TrackingConfig
+from presto_core.config.stage import StageConfig
 from presto_core.training.checkpoint import TENSORS
-from presto_core.training.meter import is_time
 from tests.pipelines.test_training_stages import TINY, weights_of
+from tests.support.checkpoints import is_time
 from tests.support.processes import PATIENCE_S, Attempt, wait_for
 
-# the command line, but with a line for each row that comes, so that a test knows which step was reached
+# the command line, but printing a progress line per log row, so that a test knows which step was reached
 PRESTO = (
     "-c",
     "from pipelines import console; from infra.cli import main as cli; console.LINE_EVERY_S = 0.0; cli.main()",
@@ -47,7 +44,7 @@ Series = dict[str, list[tuple[int, float]]]
 
 @dataclass(frozen=True)
 class Parents:
-    """Artifacts that every run starts from, by their folders."""
+    """Artifacts that every run starts from: their URIs."""
 
     dataset: str
     teacher: str = ""
@@ -56,11 +53,13 @@ class Parents:
 
 @dataclass
 class Training:
-    """One run of a stage, in a folder of its own with its own store and its own MLflow.
+    """One run of a stage in its own folder, with its own store and its own MLflow.
 
     Attributes:
         stage: teacher, L, S or LS.
-        settings: dotted keys on top.
+        cwd: working directory.
+        settings: additional dotted keys.
+        attempts: processes started so far.
     """
 
     stage: str
@@ -78,7 +77,7 @@ class Training:
 
     @property
     def keys(self) -> dict[str, Any]:
-        """What makes the run what it is, apart from its place."""
+        """Settings that define the run, without its storage root."""
         keys: dict[str, Any] = {"loop.checkpoint_every": EVERY, "loop.log_every": 1, "seed": 7}
         keys |= {"cluster.num_workers": self.workers, "cluster.cpus_per_worker": 0.7, "cluster.max_failures": 20}
         keys |= {"cluster.object_store_mb": 100, "inputs.dataset": self.parents.dataset}
@@ -101,20 +100,20 @@ class Training:
         return load_config(stage_configs()[self.command], None, {"storage.root": self.root} | self.keys)
 
     def begin(self, begin: Callable[..., Attempt]) -> Attempt:
-        """Another life of the run, as a process."""
+        """Start another attempt of the run as a process."""
         args = [f"{key}={value}" for key, value in ({"storage.root": self.root} | self.keys).items()]
         self.cwd.mkdir(exist_ok=True)
         self.attempts.append(begin([sys.executable, *PRESTO, self.command, *args], self.cwd, self.environment))
         return self.attempts[-1]
 
     def finish_in_process(self) -> Artifact:
-        """The same command in this process: no life to kill any more."""
+        """Run the same command in this process, where nothing kills it."""
         self.cwd.mkdir(exist_ok=True)
         os.chdir(self.cwd)
         return RUN[self.command](self.config)
 
     def checkpoints(self) -> list[int]:
-        """Steps of what looks like a checkpoint now."""
+        """Return the steps of the checkpoints, finished or not."""
         runs = open_folder(self.root).child("runs")
         names = [name for run in runs.list_folders() for name in runs.child(run).child("checkpoints").list_folders()]
         return sorted(int(name.removeprefix("step-")) for name in names)
@@ -128,7 +127,7 @@ class Training:
         return all(tensor.isfinite().all() for tensor in load_file(self.newest_checkpoint / TENSORS).values())
 
     def outcome(self) -> tuple[str, Series]:
-        """Hash of all weights, and every metric of the one MLflow run: of each step one value, but for times."""
+        """Return the hash of all weights, and every metric except times of the only MLflow run, by step."""
         artifacts = open_folder(self.root).child("artifacts")
         (name,) = artifacts.list_folders()
         artifact = read_artifact(artifacts.child(name))
@@ -142,19 +141,19 @@ class Training:
 
 
 def last_step(attempt: Attempt) -> int:
-    """The last step that a life has told of."""
+    """Return the last step that an attempt printed."""
     steps = re.findall(r": (\d+)/\d+", attempt.stderr)
     return int(steps[-1]) if steps else 0
 
 
 def resume_step(attempt: Attempt) -> int:
-    """The step that a life, or the last restart of its workers, went on from; 0 where it began."""
+    """Return the step that an attempt, or the last restart of its workers, resumed at; 0 if it did not resume."""
     steps = re.findall(r"resumed at step (\d+)", attempt.stderr)
     return int(steps[-1]) if steps else 0
 
 
 def count_lost_steps(*attempts: Attempt) -> int:
-    """The most steps that one resume did again, over the lives of a run: of those that had been told of."""
+    """Return the most printed steps that one resume repeated, over all attempts of a run."""
     most, logged = 0, 0
     for resumed, step in re.findall(
         r"resumed at step (\d+)|: (\d+)/\d+", "".join(attempt.stderr for attempt in attempts)
@@ -165,7 +164,7 @@ def count_lost_steps(*attempts: Attempt) -> int:
 
 
 def wait_until(attempt: Attempt, step: int) -> bool:
-    """Wait for a step; False where the life ended before."""
+    """Wait for a step; return False if the attempt ended before."""
     wait_for(lambda: not attempt.is_running or last_step(attempt) >= step, PATIENCE_S)
     return attempt.is_running
 
@@ -175,7 +174,7 @@ def wait_until(attempt: Attempt, step: int) -> bool:
 
 @dataclass(frozen=True)
 class FaultRow:
-    """A row of the table: the most steps that any of these faults cost, and what became of the run."""
+    """A row of the table: the most steps that any of these faults cost, and the outcome of the run."""
 
     fault: str
     stage: str
@@ -190,7 +189,7 @@ BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->"
 
 
 def write_table(path: Path) -> None:
-    """Put what was measured between the two marks of a page."""
+    """Write the table between the two marks of a page."""
     before, _, rest = path.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     rows = ["| fault | stage | workers | times | steps lost at most | outcome |", "|---|---|---|---|---|---|"]

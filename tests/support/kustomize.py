@@ -1,7 +1,7 @@
-"""The part of kustomize that the overlays use, in Python: CI need not have the program to see what would be applied.
+"""The part of kustomize that the overlays use, in Python, so that CI can render them without the program.
 
-Resources, namespace, images, JSON patches, deletion, and replacements of whole fields; anything else is refused. Where
-`kubectl kustomize` is there, a test compares the two.
+Resources, namespace, images, JSON patches, deletion, and replacements of whole fields; anything else is refused. If
+`kubectl kustomize` is installed, a test compares the two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KNOWN = {"apiVersion", "kind", "namespace", "resources", "images", "patches", "r
 
 
 def render_overlay(folder: Path) -> list[Document]:
-    """What `kubectl apply -k folder` would send."""
+    """Return the documents that `kubectl apply -k folder` would send."""
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
     assert kustomization.keys() <= KNOWN, f"{folder} uses what is not rendered here: {kustomization.keys() - KNOWN}"
     documents = [document for name in kustomization["resources"] for document in _read(folder / name)]
@@ -40,12 +40,12 @@ def render_overlay(folder: Path) -> list[Document]:
 
 
 def read(path: Path) -> list[Document]:
-    """The documents of a file, no two sharing a part by an anchor."""
+    """Read the documents of a file; parts shared by YAML anchors are copied."""
     return [copy.deepcopy(_copy_without_aliases(document)) for document in yaml.safe_load_all(path.read_text())]
 
 
 def containers(node: Any) -> Iterator[Document]:
-    """Every container in a document, wherever its pod is described."""
+    """Yield every container in a document, at any depth."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key in ("containers", "initContainers"):

@@ -1,4 +1,4 @@
-"""Sound files that tests make: notes of random pitch, and files of every awkward kind."""
+"""Sound files for tests: notes of random pitch, and unusual or broken files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WINDOW = FRAMES * HOP  # 0.37 s
 
 
 def notes(windows: float, *, seed: int, rate_hz: int = RATE_HZ) -> np.ndarray:
-    """Half-second notes of random pitch."""
+    """Return half-second notes of random pitch."""
     rng = np.random.default_rng(seed)
     time = np.arange(int(windows * WINDOW * rate_hz / RATE_HZ)) / rate_hz
     hz = 110 * 2 ** (rng.integers(0, 36, 1 + int(2 * time[-1])) / 12)
@@ -21,7 +21,7 @@ def notes(windows: float, *, seed: int, rate_hz: int = RATE_HZ) -> np.ndarray:
 
 
 def write_music(folder: Path) -> None:
-    """Eight files of several formats: five with music in them, three of no use."""
+    """Write eight files in several formats: five with music, three unusable."""
     (folder / "sub").mkdir(parents=True)
     soundfile.write(folder / "bright.wav", notes(4.5, seed=1), RATE_HZ)
     sidecar = {"caption": "bright notes", "tempo_bpm": 120, "key": "A minor", "licence": "CC BY 4.0"}
@@ -38,7 +38,7 @@ def write_music(folder: Path) -> None:
 
 
 def write_awkward_but_good(folder: Path) -> dict[str, int]:
-    """Files that are unusual and whole: name -> windows in each."""
+    """Write unusual but valid files; return name -> windows in each."""
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, int] = {}
 
@@ -63,7 +63,7 @@ def write_awkward_but_good(folder: Path) -> dict[str, int]:
 
 
 def write_bad(folder: Path) -> dict[str, tuple[str, str]]:
-    """Files of no use: name -> the stage they fail at, and words of the reason."""
+    """Write unusable files; return name -> the phase they fail in, and a part of the error message."""
     folder.mkdir(parents=True, exist_ok=True)
     soundfile.write(folder / "whole.flac", notes(3, seed=50), RATE_HZ)
     whole = (folder / "whole.flac").read_bytes()
@@ -76,8 +76,8 @@ def write_bad(folder: Path) -> dict[str, tuple[str, str]]:
     soundfile.write(folder / "nan.wav", spoiled, RATE_HZ, subtype="FLOAT")
     soundfile.write(folder / "silence.wav", np.zeros(3 * WINDOW), RATE_HZ)
     soundfile.write(folder / "short.wav", notes(0.5, seed=52), RATE_HZ)
-    soundfile.write(folder / "told badly.wav", notes(2, seed=53), RATE_HZ)
-    (folder / "told badly.json").write_text('{"key": "H sharp"}')
+    soundfile.write(folder / "bad sidecar.wav", notes(2, seed=53), RATE_HZ)
+    (folder / "bad sidecar.json").write_text('{"key": "H sharp"}')
     return {
         "cut.flac": ("decode", ""),
         "empty.wav": ("decode", "zero bytes"),
@@ -85,5 +85,5 @@ def write_bad(folder: Path) -> dict[str, tuple[str, str]]:
         "nan.wav": ("decode", "NaN or infinite"),
         "silence.wav": ("decode", "holds silence only"),
         "short.wav": ("decode", "shorter than one window"),
-        "told badly.wav": ("describe", "key 'H sharp'"),
+        "bad sidecar.wav": ("describe", "key 'H sharp'"),
     }

@@ -1,7 +1,7 @@
-"""How many files a newcomer touches or reads for eight tasks: `python -m tests.support.newcomers` prints the table.
+"""Number of files that a newcomer touches or reads for eight tasks: `python -m tests.support.newcomers` prints a table.
 
-Counted in the sources, by what they name: a class, a string or the next function of a chain.
-`tests/core/test_newcomers.py` holds the aims.
+The files are found in the sources by a name: a class, a string or the next function of a call chain.
+`tests/core/test_newcomers.py` checks the limits.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Task:
     """One row of the table.
 
     Attributes:
-        files: that a newcomer touches or reads.
-        aim: at most so many.
-        why: how they were counted.
+        files: files that a newcomer touches or reads.
+        aim: maximum number of files.
+        why: how they are counted.
     """
 
     name: str
@@ -52,18 +52,18 @@ class Task:
 
 @cache
 def parse_sources() -> dict[str, ast.Module]:
-    """Path from the root -> syntax tree of each source file."""
+    """Return path from the root -> syntax tree of each source file."""
     paths = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
     return {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in paths}
 
 
 def files_naming(name: str) -> tuple[str, ...]:
-    """Files that define, import or use an identifier."""
+    """Return the files that define, import or use an identifier."""
     return tuple(file for file, tree in parse_sources().items() if name in _identifiers(tree))
 
 
 def files_with_string(text: str) -> tuple[str, ...]:
-    """Files with a string constant that equals `text`."""
+    """Return the files with a string constant that equals `text`."""
     constants = {
         file: {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
         for file, tree in parse_sources().items()
@@ -72,7 +72,7 @@ def files_with_string(text: str) -> tuple[str, ...]:
 
 
 def find_broken_links() -> list[str]:
-    """Files of ROW_TO_OPTIMIZER that no longer name what leads on, or that are gone."""
+    """Return links of ROW_TO_OPTIMIZER whose file is missing or does not contain the next name."""
     sources = parse_sources()
     return [
         f"{file} -> {name}"
@@ -96,7 +96,7 @@ def _iter_identifiers(tree: ast.Module) -> Iterator[str]:
 
 
 def list_tasks() -> list[Task]:
-    """The tasks of a newcomer, with what each takes today."""
+    """Return the tasks with the files that each takes today."""
     new_stage = tuple(f for f in files_naming("EvaluateStage") if f.startswith(("pipelines/stages", "infra")))
     return [
         Task("change the DMD gradient", files_naming("dmd_gradient"), 2, "its file, and the algorithm that calls it"),

@@ -1,4 +1,4 @@
-"""Real processes in one torch.distributed group (gloo), and the four algorithms at toy size to run in them."""
+"""Real processes in a torch.distributed group (gloo), and the algorithms at toy size to run in them."""
 
 from __future__ import annotations
 
@@ -18,29 +18,21 @@ from pipelines.train.parallel import make_process_group
 from presto_core.config.layers import TableBudget
 from presto_core.config.loader import load_config
 from presto_core.config.noise import KarrasNoise
-from presto_core.config.schema import (
-    LayersStage,
-    StepsStage,
-    TeacherStage,
-)
+from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
 from presto_core.config.sections import LoopConfig, ParallelConfig
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.training.layer_distillation import LayerDistillation
 from presto_core.training.loop import Hooks, train
-from presto_core.training.meter import is_time
 from presto_core.training.parallel import Parallel
-from presto_core.training.state import (
-    Algorithm,
-    Batch,
-    Cursor,
-)
+from presto_core.training.state import Algorithm, Batch, Cursor
 from presto_core.training.step_distillation import StepDistillation
 from presto_core.training.teacher import TeacherTraining
+from tests.support.checkpoints import is_time
 from tests.support.toy_networks import batches, tiny_dit
 
 GLOBAL_BATCH, DEPTH = 8, 4
-# 16 head channels are normalised in pairs: a channel normalised alone has a bias without effect, whose gradient is
-# rounding noise that Adam makes steps of
+# 16 head channels are normalised in pairs: a bias has no effect on a channel that is normalised alone, so its gradient
+# is rounding noise, which Adam scales up to full steps
 STEPS = {
     "generator_updates": 2,
     "fake_updates_per_generator_update": 1,
@@ -48,7 +40,7 @@ STEPS = {
     "gan.head_layers": 1,
     "gan.head_channels": 16,
 }
-KEPT = (1, 2, 2, 3, 3)  # no noise level runs block 2, and which others run depends on the rows
+KEPT = (1, 2, 2, 3, 3)  # block 2 never runs; which others run depends on the rows
 
 
 def teacher(parallel: Parallel) -> Algorithm:
@@ -93,13 +85,13 @@ SHARDED = ParallelConfig(**dict.fromkeys(("teacher", "layers", "generator", "fak
 
 
 def result(name: str, parallel: Parallel, *, micro_batch_size: int = 0) -> dict[str, Tensor]:
-    """What `run` gives of one of `ALGORITHMS`, all steps of it."""
+    """Run all steps of one of `ALGORITHMS`; see `run`."""
     parallel = replace(parallel, micro_batch_size=micro_batch_size)
     return run(ALGORITHMS[name](parallel), parallel)
 
 
 def run(algorithm: Algorithm, parallel: Parallel) -> dict[str, Tensor]:
-    """Trained and averaged weights after the last step, and all metrics of all steps but times."""
+    """Train, and return trained and EMA weights after the last step, and all metrics except times of all steps."""
     found: dict[str, Tensor] = {}
 
     def log(step: int, metrics: dict[str, float]) -> None:
@@ -117,14 +109,14 @@ def run(algorithm: Algorithm, parallel: Parallel) -> dict[str, Tensor]:
 
 
 def worker_batches(parallel: Parallel, cursor: Cursor) -> Iterator[Batch]:
-    """One worker's rows of an endless stream of global batches."""
+    """Yield one worker's rows of an endless stream of global batches."""
     rows = GLOBAL_BATCH // parallel.world_size
     for batch in batches(size=GLOBAL_BATCH, cursor=cursor):
         yield batch.rows(slice(parallel.rank * rows, (parallel.rank + 1) * rows))
 
 
 def run_in_processes(count: int, function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
-    """What `function(*args)` returns in each of `count` processes of a group; made of tensors and dicts."""
+    """Return the results (tensors, dicts) of `function(*args)` in each of `count` processes of a group."""
     folder.mkdir(parents=True)
     spawn(_run_member, (count, str(folder), function, args), nprocs=count)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
@@ -141,13 +133,13 @@ def _run_member(rank: int, count: int, folder: str, function: Callable[..., Any]
 
 
 def join_group(config: ParallelConfig | None = None, **loop: Any) -> Parallel:
-    """This process's place in the group that `in_processes` made."""
+    """Join this process to the group that `run_in_processes` made."""
     return make_process_group(torch.device("cpu"), LoopConfig(**loop), config)
 
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """Everything in fp64, also what the code asks fp32 for: so that differences are not rounding."""
+    """Compute everything in fp64, also where the code requests fp32, so that differences are not rounding."""
     as_float = torch.Tensor.float
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
@@ -159,6 +151,6 @@ def double_precision() -> Iterator[None]:
 
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """Largest difference between tensors of the same names, relative to the largest number of each."""
+    """Return the largest difference between tensors of the same names, relative to each one's largest value."""
     assert a.keys() == b.keys()
     return max(float((a[k] - b[k]).abs().max() / a[k].abs().max().clamp(min=1e-6)) for k in a)

@@ -1,4 +1,4 @@
-"""Commands as real processes: begun, watched, killed, and ended with all that came of them."""
+"""Commands as real processes: started, watched, killed, and ended with all their children."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from types import MappingProxyType
 import psutil
 
 PRESTO = str(Path(sys.executable).parent / "presto")
-PATIENCE_S = 900  # for what takes some twenty seconds on a quiet machine
+PATIENCE_S = 900  # for what takes about twenty seconds on an idle machine
 
 
 class Attempt:
-    """One life of a command: a process in a session of its own, and all the processes it starts."""
+    """One attempt of a command: a process in its own session, and all the processes it starts."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Attempt:
         return self.process.poll() is None
 
     def look(self) -> None:
-        """Remember every process that came of this command, so that none is left when it is dead."""
+        """Record every descendant of this command, so that none is left when it is dead."""
         for member in list(self.family):
             try:
                 self.family |= set(member.children(recursive=True))
@@ -63,20 +63,20 @@ class Attempt:
                 continue
 
     def workers(self, *titles: str) -> list[tuple[psutil.Process, str]]:
-        """Ray workers that do one of these things now, and what it is."""
+        """Return the Ray workers whose title contains one of `titles`, with their titles."""
         self.look()
         found = [(member, title_of(member)) for member in self.family]
         return [(worker, title) for worker, title in found if any(t in title for t in titles)]
 
     def kill(self) -> None:
-        """kill -9 of the driver; what it leaves behind is left to itself, until `end`."""
+        """Kill the driver with SIGKILL; its children keep running until `end`."""
         self.look()
         assert self.is_running
         self.process.kill()
         assert self.process.wait(60) == -signal.SIGKILL
 
     def end(self, patience_s: float = 30.0) -> None:
-        """Make sure that no process of this life is left; Ray's agents do not end by themselves, all others do."""
+        """Make sure that no process of this attempt is left; all but Ray's agents must end by themselves."""
         self.look()
         wait_for(
             lambda: not any(is_alive(m) and "Agent" not in title_of(m) for m in self.family), patience_s, step_s=0.1
@@ -86,7 +86,7 @@ class Attempt:
         assert wait_for(lambda: not any(map(is_alive, self.family)), 60)
 
     def exit_code(self) -> int:
-        """Wait for the end. A failing one must be a sentence that a user can act upon."""
+        """Wait for the end and return the exit code; a failure must print exactly one message of presto."""
         code = self.process.wait(PATIENCE_S)
         self.end()
         if code:

@@ -1,6 +1,6 @@
-"""A training run in its own Ray session, scraped while it goes on: `python -m tests.support.scraped_run DATASET`.
+"""A training run in its own Ray session, scraped while it runs: `python -m tests.support.scraped_run DATASET`.
 
-Trains until every metric that dashboard and alerts ask for was seen, or patience ends; is then told to end. Prints
+Trains until every metric that dashboard and alerts query was seen, or until a timeout; then stops by SIGTERM. Prints
 JSON: the run's id, name -> line of each metric, and the run's lines in the workers' logs.
 """
 
@@ -27,13 +27,13 @@ from presto_core.config.sections import ClusterConfig
 from tests.pipelines.test_training_stages import teacher_config
 
 GRAFANA = Path(__file__).parents[2] / "infra/grafana"
-GPU_ONLY = {"ray_node_gpus_utilization"}  # of Ray's own, which a node without a GPU does not export
+GPU_ONLY = {"ray_node_gpus_utilization"}  # a metric of Ray that a node without a GPU does not export
 PATIENCE_S = 400.0  # gauges reach the node's agent every few seconds
 GROUP = {"cluster.num_workers": 2, "cluster.cpus_per_worker": 0.5, "loop.checkpoint_every": 50}
 
 
 def read_expected_metrics() -> set[str]:
-    """Metrics that the dashboard and the alerts ask for."""
+    """Return the metrics that the dashboard and the alerts query."""
     dashboard, alerts = (GRAFANA / name for name in ("training.json", "alerts.yaml"))
     expressions = [t["expr"] for panel in json.loads(dashboard.read_text())["panels"] for t in panel["targets"]]
     expressions += [r["expr"] for group in yaml.safe_load(alerts.read_text())["groups"] for r in group["rules"]]
@@ -41,7 +41,7 @@ def read_expected_metrics() -> set[str]:
 
 
 class Scraper(threading.Thread):
-    """Scrapes the session's node beside the run, then tells the run to end."""
+    """Scrapes the session's node during the run, then stops the run."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)

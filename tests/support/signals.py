@@ -1,7 +1,7 @@
-"""How a test run hears signals; a plugin of tests/conftest.py, at work in each process of pytest-xdist.
+"""Signal handling of a test run; a plugin of tests/conftest.py, active in each process of pytest-xdist.
 
-SIGTERM ends the run in order: fixtures end their servers, and what is left of them is killed. And commands that tests
-start can be interrupted, also where the run itself ignores Ctrl-C, as in the background of a script.
+SIGTERM ends the run in order: fixtures stop their servers, and remaining processes are killed. Commands that tests
+start can be interrupted even if the run itself ignores Ctrl-C, as in the background of a script.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from types import FrameType
 import psutil
 import pytest
 
-PATIENCE_S = 60  # for the fixtures of a worker to end their servers
+PATIENCE_S = 60  # for the fixtures of a worker to stop their servers
 
 
 class SigtermHandler:
-    """Turns SIGTERM into what Ctrl-C does, once.
+    """Turns the first SIGTERM into a KeyboardInterrupt.
 
     Attributes:
         sigterm_received: whether SIGTERM came.
-        family: all processes that this one had started, and they in turn, when it came.
+        family: all descendants of this process when it came.
+        owner: id of the process that installed the handler.
     """
 
     def __init__(self) -> None:
@@ -35,18 +36,18 @@ class SigtermHandler:
         signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _on_sigterm(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self.owner:  # a forked child inherits the handler and should die as any other
+        if os.getpid() != self.owner:  # a forked child inherits the handler and must die normally
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif not self.sigterm_received:
             self.sigterm_received = True
             self.family = psutil.Process().children(recursive=True)
-            signal.signal(signal.SIGINT, ignore)  # or it would cut the fixtures' ends short
+            signal.signal(signal.SIGINT, ignore)  # a Ctrl-C now would interrupt the fixtures' teardown
             raise KeyboardInterrupt
 
     def kill_what_is_left(self) -> None:
         for member in {*self.family, *psutil.Process().children(recursive=True)}:
-            with suppress(psutil.Error):  # which knows a process of the same id from the one that was meant
+            with suppress(psutil.Error):  # psutil detects a reused process id
                 member.kill()
 
 
@@ -65,7 +66,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    HANDLER.install()  # Ray takes the signal for itself in whichever test or fixture starts it
+    HANDLER.install()  # Ray replaces the handler in any test or fixture that starts it
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -75,11 +76,11 @@ def pytest_runtest_call() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Wait for the workers of pytest-xdist, which would give them ten seconds."""
+    """Wait for the workers of pytest-xdist, which itself waits only ten seconds."""
     if HANDLER.sigterm_received and session.config.pluginmanager.has_plugin("dsession"):
         workers, until = psutil.Process().children(), time.monotonic() + PATIENCE_S
         while workers and time.monotonic() < until:
-            for worker in workers:  # again and again: Ray or a training may have taken the first one for itself
+            for worker in workers:  # repeatedly: Ray or a training can consume the first signal
                 with suppress(psutil.Error):
                     worker.terminate()
             _, workers = psutil.wait_procs(workers, timeout=5)
@@ -90,4 +91,4 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if HANDLER.sigterm_received:
         HANDLER.kill_what_is_left()
         if hasattr(config, "workerinput"):
-            os._exit(1)  # a worker waits for another session otherwise
+            os._exit(1)  # otherwise a worker waits for another session

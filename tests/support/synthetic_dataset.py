@@ -1,15 +1,11 @@
-"""A small committed data set of made-up latents: training can be tested without any audio."""
+"""A small committed data set of random latents, to test training without audio."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from pipelines.data.dataset import LatentDataset, open_dataset
-from pipelines.data.shards import (
-    FullRows,
-    to_parquet,
-    write_shard,
-)
+from pipelines.data.shards import FullRows, to_parquet, write_shard
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.manifest import commit_artifact
 from presto_core.audio.latent_stats import LatentStats
@@ -20,7 +16,7 @@ SHAPE = LatentShape(CHANNELS, FRAMES, TEXT_DIM, TOKENS)
 
 
 def rows(count: int, seed: int, shape: LatentShape = SHAPE) -> FullRows:
-    """Rows whose captions number them: c<seed>-<index>."""
+    """Return rows whose captions number them: c<seed>-<index>."""
     rng = np.random.default_rng(seed)
     return FullRows(
         latents=(3 + 2 * rng.standard_normal((count, shape.channels, shape.frames))).astype(np.float16),
@@ -44,7 +40,7 @@ def make_dataset(
     poisoned_row: int | None = None,
     shape: LatentShape = SHAPE,
 ) -> LatentDataset:
-    """Commit a data set of the given shards at `uri`; one row of the first may hold a NaN that no statistics saw."""
+    """Commit a data set of the given shards at `uri`; `poisoned_row` of the first gets a NaN not in the statistics."""
     folder = open_folder(uri)
     parts = [rows(n, seed, shape) for seed, n in enumerate((*shard_rows, held_out_rows))]
     stats = LatentStats.merge_all([LatentStats.from_latents(p.latents) for p in parts[:-1]])

@@ -1,4 +1,4 @@
-"""A register with a small family in it, made by the stages: data, base, L, S, LS; and made-up evaluations."""
+"""A registry with five tiny artifacts made by the stages (data, base, L, S, LS) and made-up evaluations."""
 
 from __future__ import annotations
 
@@ -16,26 +16,13 @@ from pipelines.inference.lazy_mlflow import save_mlflow_model
 from pipelines.registry.catalog import Catalog
 from pipelines.registry.evaluation_tags import EMBEDDINGS, record_measurements
 from pipelines.registry.publish import publish
-from pipelines.stages import (
-    distill_layers,
-    distill_steps,
-    train_teacher,
-)
+from pipelines.stages import distill_layers, distill_steps, train_teacher
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import Tracker, open_tracker
-from presto_core.artifacts.manifest import (
-    Artifact,
-    artifact_folder,
-    commit_artifact,
-    read_artifact,
-)
+from presto_core.artifacts.manifest import Artifact, artifact_folder, commit_artifact, read_artifact
 from presto_core.artifacts.store import commit
 from presto_core.config.loader import load_config
-from presto_core.config.schema import (
-    LayersStage,
-    StepsStage,
-    TeacherStage,
-)
+from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
 from presto_core.config.sections import TrackingConfig
 from tests.support.synthetic_dataset import make_dataset
 
@@ -65,7 +52,7 @@ class TinyRegistry:
     def add_report(
         self, *students: Artifact, spread: float = 1.0, worse: tuple[float, ...] = (), ms: float = 20
     ) -> Artifact:
-        """A report on students whose samples lie off the reference by `worse`; registered, and told to the versions."""
+        """Register a report on models whose samples are off the reference by `worse`, and tag their versions."""
         rng, ids = np.random.default_rng(7), [s.id for s in students]
         reference = rng.standard_normal((400, 6))
         arrays, systems = {"reference": reference.astype(np.float32)}, []
@@ -112,7 +99,7 @@ class TinyRegistry:
 
 
 def make_tiny_registry(root: str, *, tracking_uri: str = "") -> TinyRegistry:
-    """Run the stages, each for a moment."""
+    """Run the stages for a few steps each."""
     tracking = TrackingConfig(uri=tracking_uri)
     home = TinyRegistry(root, open_tracker(tracking), {})
     folder = artifact_folder(open_folder(root), "0" * 16)
@@ -140,18 +127,18 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 
 def presto(home: TinyRegistry, *args: str, code: int = 0) -> str:
-    """What a verb of `presto registry` prints to be read by programs; it must end with `code`."""
+    """Run a command of `presto registry`, which must exit with `code`, and return its standard output."""
     done = CliRunner().invoke(app, ["registry", *args, *home.args()], catch_exceptions=False)
     assert done.exit_code == code, done.output
     return done.stdout
 
 
 def aliases_of(home: TinyRegistry, model: str) -> dict[str, int]:
-    """A data base gives numbers, a server texts."""
+    """Return alias -> version; a database returns numbers, a server strings."""
     return {alias: int(number) for alias, number in home.client.get_registered_model(model).aliases.items()}
 
 
 def edit(folder: Path, **changes: object) -> None:
-    """Change entries of an artifact's manifest."""
+    """Change entries of an artifact's local manifest."""
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

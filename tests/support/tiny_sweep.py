@@ -1,4 +1,4 @@
-"""A sweep small enough for tests: made-up latents, a base of a few thousand weights, distances on the latents."""
+"""A sweep small enough for tests: random latents, a teacher of a few thousand weights, distances on the latents."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class SweepInputs:
-    """A data set and a base to sweep on."""
+    """A data set and a teacher to sweep on."""
 
     root: str
     dataset: str
@@ -45,7 +45,7 @@ class SweepInputs:
 
 
 def make_sweep_inputs(folder: Path, *, root: str = "", dataset: str = "") -> SweepInputs:
-    """Train a base of two blocks."""
+    """Make the data set and train a teacher of two blocks."""
     root, data = root or str(folder / "store"), make_dataset(dataset or str(folder / "data")).uri
     teacher = train_teacher.run(teacher_config(root, data))
     return SweepInputs(root, data, teacher.uri)

@@ -1,4 +1,4 @@
-"""Small nets, conditions and batches that the core's tests share."""
+"""Small networks, conditions and batches for the tests of presto_core."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def conditions(batch: int, seed: int = 0) -> Conditioning:
 
 
 def tiny_dit(*, channels: int = 4, depth: int = 3, dim: int = 16, patch: int = 2, seed: int = 0) -> DiT:
-    """A network whose zero-initialised outputs are filled, so that it does something."""
+    """Return a network whose zero-initialised weights are random, so that its outputs are not zero."""
     torch.manual_seed(seed)
     net = DiT(NetworkConfig(dim=dim, depth=depth, heads=2, patch=patch), channels=channels, text_dim=TEXT_DIM)
     for parameter in net.parameters():
@@ -37,7 +37,7 @@ def tiny_dit(*, channels: int = 4, depth: int = 3, dim: int = 16, patch: int = 2
 
 
 def batches(*, channels: int = 4, frames: int = 8, size: int = 4, cursor: Cursor | None = None) -> Iterator[Batch]:
-    """An endless stream whose n-th batch depends on n alone."""
+    """Yield an endless stream whose n-th batch depends only on n."""
     row = (cursor or Cursor()).row
     while True:
         rng = torch.Generator().manual_seed(row)

@@ -16,17 +16,8 @@ from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.corpus.index import (
-    INDEX_FILE,
-    RepertoireEntry,
-    find_corpus_folder,
-    parse_file,
-)
-from pipelines.corpus.keys import (
-    estimate_key,
-    parse_key,
-    pitch_class_weights,
-)
+from pipelines.corpus.index import INDEX_FILE, RepertoireEntry, find_corpus_folder, parse_file
+from pipelines.corpus.keys import Key, estimate_key, parse_key, pitch_class_weights
 
 VOICES = ("Soprano", "Alto", "Tenor", "Bass")
 # Quarter notes per tapped beat and beats per bar, by time signature.
@@ -70,6 +61,12 @@ def _read_meter(part: Any) -> tuple[float, int, float, int] | None:
     return beat_quarters, beats, pickup / beat_quarters, int((total - pickup + bar - 1e-6) // bar)
 
 
+def count_sharps(key: Key) -> int:
+    """Return the number of sharps in the key signature (flats negative, -5 to 6)."""
+    major_tonic = key.tonic if key.mode == "major" else (key.tonic + 3) % 12
+    return (major_tonic * 7 + 5) % 12 - 5
+
+
 def _read_sharps(score: Any) -> int | None:
     signatures = [key.sharps for key in score.recurse().getElementsByClass("KeySignature")]
     return signatures[0] if len(set(signatures)) == 1 else None
@@ -85,7 +82,8 @@ def _find_agreed_key(score: Any) -> str | None:
     lengths = [float(note.quarterLength) for note in notes for _ in note.pitches]
     analyzed = parse_key(score.analyze("key").name.replace("-", "b"))
     sharps = _read_sharps(score)
-    allowed = (analyzed.sharps,) if analyzed.mode == "major" else (analyzed.sharps, analyzed.sharps + 1)
+    in_signature = count_sharps(analyzed)
+    allowed = (in_signature,) if analyzed.mode == "major" else (in_signature, in_signature + 1)
     is_agreed = analyzed == estimate_key(pitch_class_weights(pitches, lengths)) and sharps in allowed
     return analyzed.name if is_agreed else None
 

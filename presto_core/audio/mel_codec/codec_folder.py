@@ -15,19 +15,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from presto_core.audio.chunks import (
-    AudioError,
-    decode,
-    is_audio,
-)
+from presto_core.audio.chunks import AudioError, decode, is_audio
 from presto_core.audio.codec import CodecError
 from presto_core.audio.mel_codec.codec_fit import fit_linear_decoder, fit_mel_pca
 from presto_core.audio.mel_codec.mel_frames import MelSettings
-from presto_core.audio.mel_codec.mel_pca import (
-    DECODER_FILE,
-    ENCODER_FILE,
-    MelPcaEncoder,
-)
+from presto_core.audio.mel_codec.mel_pca import DECODER_FILE, ENCODER_FILE, MelPcaEncoder
 from presto_core.audio.mel_codec.tensor_file import TensorFile
 
 PROVENANCE_FILE = "provenance.json"

@@ -11,11 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from presto_core.audio.codec import (
-    CodecError,
-    check_audio,
-    check_latents,
-)
+from presto_core.audio.codec import CodecError, check_audio, check_latents
 from presto_core.audio.mel_codec.griffin_lim import griffin_lim
 from presto_core.audio.mel_codec.magnitude_decoder import MagnitudeDecoder
 from presto_core.audio.mel_codec.mel_frames import MelSettings, log_mel_blocks

@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from pipelines.presets.resolve import PRESETS
-from presto_core.audio.chunks import decode, slice_windows
+from presto_core.audio.chunks import decode
 from presto_core.audio.load_codec import load_codec
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage
@@ -94,7 +94,8 @@ def bare_seconds(config: IngestStage, files: list[Path]) -> float:
     began = time.perf_counter()
     for file in files:
         samples = decode(io.BytesIO(file.read_bytes()), sample_rate_hz=codec.sample_rate_hz)
-        cut = torch.from_numpy(np.array(slice_windows(samples, length=length, hop=length)))[:, None]
+        windows = np.lib.stride_tricks.sliding_window_view(samples, length)[::length]
+        cut = torch.from_numpy(np.array(windows))[:, None]
         for part in cut.split(ENCODE_BATCH):
             codec.encode(part)
         text.encode([file.with_suffix(".txt").read_text()])

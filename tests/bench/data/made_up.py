@@ -11,11 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.data.parquet_tensors import Array
-from pipelines.data.shards import (
-    FullRows,
-    to_parquet,
-    write_shard,
-)
+from pipelines.data.shards import FullRows, to_parquet, write_shard
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import commit_artifact

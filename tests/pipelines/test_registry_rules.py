@@ -1,0 +1,188 @@
+"""Rules of the registry without a registry: what fits together, how ancestors are followed and searches translated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, cast
+
+import pytest
+
+from pipelines.registry import names
+from pipelines.registry.catalog import Catalog, Version
+from pipelines.registry.compatibility import (
+    check_comparable,
+    check_layers_match_teacher,
+    check_teacher_matches_dataset,
+    distillation_method,
+)
+from pipelines.registry.lineage import LineageGraph, render_svg, render_tree, trace_lineage
+from pipelines.registry.names import RegistryError
+from pipelines.registry.search_filter import parse_filter
+from pipelines.tracking.tags import ARTIFACT_ID
+from presto_core.artifacts.manifest import Artifact
+from presto_core.errors import UserError
+
+LATENTS = {"mean": [0.0], "std": [1.0], "codec": {"digest": "c"}, "text": {"digest": "t"}}
+BUDGET = {"kept": [1, 2], "edges": [1.0], "distribution": {}, "mode": "presto"}
+ASE = BUDGET | {"mode": "ase"}
+
+
+def make_artifact(
+    kind: str, budget: dict[str, Any] | None = None, parents: Sequence[str] = (), **more: Any
+) -> Artifact:
+    card = LATENTS | {"layer_budget": budget} | more
+    return Artifact(
+        f"id-{kind}", kind, f"store/{kind}", {"model": card, "parents": {role: role[0] for role in parents}}
+    )
+
+
+# --- what fits together
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget", "parents", "method"),
+    [
+        ("teacher", None, (), "base"),
+        ("layers", BUDGET, ("teacher",), "L"),
+        ("layers", ASE, ("teacher",), "ASE"),
+        ("generator", None, ("teacher",), "S"),
+        ("generator", BUDGET, ("teacher",), "S-drop"),
+        ("generator", BUDGET, ("teacher", "layers"), "LS"),
+        ("generator", ASE, ("teacher", "layers"), "ASE-S"),
+    ],
+)
+def test_the_method_follows_from_kind_table_and_parents(kind: str, budget: Any, parents: Sequence[str], method: str):
+    assert distillation_method(make_artifact(kind, budget, parents)) == method
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"codec": {"digest": "x"}, "text": {"digest": "x"}}, "codec"),  # the first difference
+        ({"text": {"digest": "x"}}, "text encoder"),
+        ({"std": [2.0]}, "latent statistics"),
+    ],
+)
+def test_latents_must_be_the_same_for_teacher_data_and_models(changed: dict[str, Any], named: str):
+    info = {"codec": LATENTS["codec"], "text": LATENTS["text"], "latents": {"mean": [0.0], "std": [1.0]}}
+    dataset = Artifact("d", "dataset", "store/d", {"dataset": info})
+    teacher = make_artifact("teacher", parents=("dataset",))
+    check_teacher_matches_dataset(teacher, dataset)
+    check_comparable({"generator": make_artifact("generator")}, teacher)
+    with pytest.raises(UserError, match=named):
+        check_teacher_matches_dataset(make_artifact("teacher", parents=("dataset",), **changed), dataset)
+    with pytest.raises(UserError, match=named):
+        check_comparable({"generator": make_artifact("generator", **changed)}, teacher)
+
+
+def test_an_artifact_of_another_kind_is_refused_by_its_uri():
+    teacher, layers = make_artifact("teacher"), make_artifact("layers", BUDGET, ("teacher",))
+    with pytest.raises(UserError, match=layers.uri):
+        check_teacher_matches_dataset(layers, teacher)
+    with pytest.raises(UserError, match=teacher.uri):
+        check_layers_match_teacher(teacher, teacher)
+    with pytest.raises(UserError, match=teacher.uri):
+        check_comparable({"compared_0": teacher}, teacher)
+
+
+@pytest.mark.parametrize("budget", [None, BUDGET | {"kept": [2, 1]}, {"kept": [1]}, BUDGET | {"edges": []}])
+def test_layers_need_a_valid_table_and_the_same_teacher(budget: dict[str, Any] | None):
+    teacher = Artifact("t", "teacher", "store/t", {"model": LATENTS, "parents": {}})
+    check_layers_match_teacher(make_artifact("layers", BUDGET, ("teacher",)), teacher)
+    with pytest.raises(UserError, match="id-layers"):
+        check_layers_match_teacher(make_artifact("layers", budget, ("teacher",)), teacher)
+    other = Artifact("o", "teacher", "store/o", teacher.manifest)
+    with pytest.raises(UserError, match=r"inputs\.teacher=t"):
+        check_layers_match_teacher(make_artifact("layers", BUDGET, ("teacher",)), other)
+
+
+# --- ancestors
+
+
+@dataclass
+class ListedVersions:
+    """The part of the catalog that ancestors are looked up in."""
+
+    versions: dict[str, Version]
+    asked: list[str] = field(default_factory=list)
+
+    def find_by_artifacts(self, ids: list[str]) -> list[Version]:
+        self.asked += ids
+        return [self.versions[artifact] for artifact in ids if artifact in self.versions]
+
+
+def make_family(**parents: dict[str, str]) -> LineageGraph:
+    """The ancestors of `ls`: each name is an artifact's id."""
+    versions = {
+        child: Version(child, 1, (), {ARTIFACT_ID: child} | {f"{names.PARENT}{r}": p for r, p in of.items()}, "", 0)
+        for child, of in parents.items()
+    }
+    catalog = ListedVersions(versions)
+    graph = trace_lineage(cast(Catalog, catalog), versions["ls"])
+    assert len(catalog.asked) == len(set(catalog.asked))
+    assert not [artifact for artifact in catalog.asked if "/" in artifact]  # a checkpoint is no artifact
+    return graph
+
+
+def test_ancestors_are_followed_to_the_data_once_each():
+    graph = make_family(
+        ls={"teacher": "base", "layers": "l", "forked_from": "x/step-000000003"},
+        l={"teacher": "base", "dataset": "data"},
+        base={"dataset": "data"},
+    )
+    assert set(graph.parents) == {"ls", "l", "base", "data", "x/step-000000003"}
+    depths = {node: graph.depth(node) for node in graph.parents}
+    assert depths == {"data": 0, "x/step-000000003": 0, "base": 1, "l": 2, "ls": 3}
+    edges = {(edge["from"], edge["to"], edge["role"]) for edge in graph.to_dict()["edges"]}
+    assert ("data", "l", "dataset") in edges
+    assert len(edges) == 6
+    assert {n["id"] for n in graph.to_dict()["nodes"] if n["version"] is None} == {"data", "x/step-000000003"}
+
+
+def test_a_tree_unfolds_an_ancestor_once_and_a_picture_has_one_box_each():
+    graph = make_family(ls={"teacher": "base", "layers": "l"}, l={"teacher": "base"}, base={"dataset": "<data>"})
+    tree = render_tree(graph)
+    layers, teacher = tree.children
+    assert [len(branch.children) for branch in (layers, layers.children[0], teacher)] == [1, 1, 0]
+    svg = render_svg(graph)
+    assert svg.count("<rect") == 1 + len(graph.parents)
+    assert svg.count("<line") == 4
+    assert "<data>" not in svg
+
+
+# --- searches
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "operator", "value"),
+    [
+        ("fd < 3", "fd", "<", "3"),
+        ("fd==3", "fd", "=", "3"),
+        ("layers.mode = 'presto'", "layers.mode", "=", "presto"),
+        ('hardware ~ "a made-up processor"', "hardware", "~", "a made-up processor"),
+    ],
+)
+def test_a_clause_is_a_field_an_operator_and_a_value(text: str, field: str, operator: str, value: str):
+    (clause,) = parse_filter(text)
+    assert (clause.field, clause.operator, clause.value) == (field, operator, value)
+
+
+def test_clauses_are_joined_and_translated_to_the_language_of_mlflow():
+    clauses = parse_filter("latency_ms <= 250 and method = S AND licence = CC0 and seed != 3 and created > 2026-01-31")
+    milliseconds = int(datetime(2026, 1, 31).astimezone().timestamp() * 1000)
+    assert [clause.mlflow_filter for clause in clauses] == [
+        f"metrics.`{names.METRIC}latency_ms` <= 250.0",
+        f"tags.`{names.METHOD}` = 'S'",
+        f"tags.`{names.LICENCES}` LIKE '%CC0%'",
+        "params.`seed` != '3'",
+        f"attributes.start_time > {milliseconds}",
+    ]
+    assert parse_filter("  ") == []
+
+
+@pytest.mark.parametrize("value", ["a'b", "a%b", "`a`"])
+def test_a_value_cannot_leave_its_quotes(value: str):
+    with pytest.raises(RegistryError):
+        parse_filter(f'method = "{value}"')
