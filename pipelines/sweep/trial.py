@@ -1,7 +1,6 @@
-"""One trial of a sweep, in a process that Ray Tune keeps for several: the stage's own code, told to end if it is lost.
+"""One trial of a sweep, in a process that Ray Tune reuses: the stage's own code, stopped early if it is unpromising.
 
-Where `cluster.num_workers=0`, that process trains, and no worker group has to be started for it; else the stage starts
-its Ray Train workers as it always does.
+With `cluster.num_workers=0` that process trains; otherwise the stage starts its Ray Train workers as usual.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ Metrics = dict[str, float]
 
 @dataclass
 class TrialReporter:
-    """Between a run and Ray Tune: hands on validations, once each, and hears whether the trial should go on.
+    """Reports validations of a run to Ray Tune, once each, and tells the run whether to stop.
 
     Attributes:
-        send: to Tune; raises SystemExit where the trial is to end.
-        known: updates that the sweep has heard of in an earlier life.
-        last: the last update, whose row is handed on when the run is done: nobody is stopped then.
-        every: steps between two rows of training metrics.
+        send: to Tune; raises SystemExit if the trial should end.
+        reported_updates: updates that an earlier attempt reported.
+        last_update: its row is sent when the run is finished, since a finished trial is never stopped.
+        log_every: steps between two rows of training metrics.
     """
 
     send: Callable[[dict[str, Any]], None]
@@ -54,7 +53,7 @@ class TrialReporter:
     started: float = field(default_factory=time.monotonic)
 
     def on_row(self, step: int, metrics: Metrics) -> str:
-        """A row of the run; answers why it should end, or nothing."""
+        """Take a row of the run; return why it should stop, or an empty string."""
         if "step_seconds" in metrics:
             num_steps = step - (self.last_logged_step or max(step - self.log_every, 0))
             self.trained_s += metrics["step_seconds"] * max(num_steps, 0)
@@ -71,7 +70,7 @@ class TrialReporter:
         return STOPPED_EARLY if self.stopped else ""
 
     def finish(self, **result: Any) -> None:
-        """The last word of a trial."""
+        """Send the last result of a trial."""
         self._send(self.pending_result | result)
 
     @property
@@ -93,32 +92,32 @@ class TrialReporter:
 
 
 class JoinOnCleanup:
-    """Where no other trial follows in a process, Tune frees what it holds at once: here, when the run has ended.
+    """Delays Tune's cleanup of a process until its run has ended.
 
-    Else the last trials that are stopped would lose their state, and their workers' places stay taken.
+    Tune cleans up at once if no other trial follows in the process: the last stopped trials would lose their state, and
+    their workers' resources would stay reserved.
     """
 
     trial_thread: ClassVar[threading.Thread | None] = None
 
     def cleanup(self) -> None:
-        """Of Ray Tune's Trainable, called when its process is given up."""
-        super().cleanup()  # type: ignore[misc]  # tells the trial, and does not wait
+        """Override of Ray Tune's Trainable, called before its process ends."""
+        super().cleanup()  # type: ignore[misc]  # notifies the trial without waiting
         if JoinOnCleanup.trial_thread:
             JoinOnCleanup.trial_thread.join(float(os.environ[STOP_TIMEOUT_VAR]))
 
 
 def run_trial(params: dict[str, Any], *, plan: SweepPlan) -> None:
-    """What Ray Tune calls.
+    """Run one trial; called by Ray Tune.
 
     Args:
-        given: `settings` of the trial, and the updates `known` of it.
+        params: `settings` of the trial, the updates `known` from an earlier attempt, and MLflow's `parent` run.
     """
     from ray import tune
 
     JoinOnCleanup.trial_thread = threading.current_thread()
-    os.environ.setdefault(
-        STOP_TIMEOUT_VAR, ENVIRONMENT[STOP_TIMEOUT_VAR]
-    )  # a cluster that runs already does not have the command's
+    # a cluster that was running before does not have the command's environment
+    os.environ.setdefault(STOP_TIMEOUT_VAR, ENVIRONMENT[STOP_TIMEOUT_VAR])
     config = plan.make_config(params["settings"])
     reporter = TrialReporter(
         tune.report, set(params["known"]) - {config.updates}, config.updates, config.loop.log_every
@@ -133,27 +132,27 @@ def run_trial(params: dict[str, Any], *, plan: SweepPlan) -> None:
             reporter.on_row(step, metrics)
         reporter.finish(artifact=artifact.id)
     except StoppedError as error:
-        if not reporter.stopped:  # told by someone else: it goes on with the sweep
+        if not reporter.stopped:  # interrupted from outside: it resumes with the sweep
             reporter.finish(interrupted=str(error))
     except UserError as error:
         reporter.finish(failed=str(error))
-    except Exception as error:  # settings that some code cannot work with must not end the sweep
+    except Exception as error:  # a trial whose settings fail must not end the sweep
         reporter.finish(failed=f"{type(error).__name__}: {error}")
     if reporter.stopped:
-        raise SystemExit(0)  # what Tune waits for before it gives this process another trial
+        raise SystemExit(0)  # Tune waits for it before it reuses this process
 
 
-setattr(run_trial, "__mixins__", (JoinOnCleanup,))  # noqa: B010  # which Ray Tune looks for
+setattr(run_trial, "__mixins__", (JoinOnCleanup,))  # noqa: B010  # Ray Tune reads it
 
 
 def _with_cached_inputs(config: TrainingStage) -> TrainingStage:
-    """The configuration with what it reads copied to this node."""
+    """The configuration with its inputs copied to this node."""
     cached_uris = {role: cache_on_node(uri) for role, uri in config.references().items()}
     return config.model_copy(update={"inputs": config.inputs.model_copy(update=cached_uris)})
 
 
 def _read_validations(config: TrainingStage, artifact: Artifact) -> list[tuple[int, Metrics]]:
-    """What was said of a run that is done: the rows it keeps; where it was not validated like this, of its result."""
+    """Validations of a finished run: its stored rows, or one of its result if it was validated differently."""
     validation = artifact.manifest.get("validation", {})
     if validation.get("judged") == config.validation.comparison_settings():
         return [(step, rename_former_row(metrics)) for step, metrics in validation["rows"]]

@@ -17,7 +17,7 @@ from presto_core.config.section import Section
 from presto_core.config.sections import GanConfig
 from presto_core.config.stage import StageConfig, TrainingStage
 from presto_core.networks.flops import LatentShape
-from presto_core.networks.table import find_network_kind, kind_of
+from presto_core.networks.table import find_network_kind, kind_of, read_settings
 
 PassKind = Literal["forward", "through", "train"]
 # in forward passes: `through` adds gradients of the input, `train` those of the weights as well
@@ -130,7 +130,7 @@ def row_flops(config: TrainingStage, model: dict[str, Any], *, layered: bool = F
         model: the model card, as in an artifact's manifest.
     """
     kind, text = find_network_kind(model["network"]), model["text"]
-    network = kind.config(**model["network"])
+    network = read_settings(model["network"])
     frames = config.data.crop_frames or model["frames"]
     shape = LatentShape(model["channels"], frames, text["dim"], text["max_tokens"])
     return count_stage_flops(config, kind.depth(network), layered=layered).flops(network, shape)

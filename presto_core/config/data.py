@@ -1,4 +1,4 @@
-"""Configuration of music and data sets: corpus, codec, text encoder, ingest, and how training reads what came out."""
+"""Configuration of music and data sets: corpus, codec, text encoder, ingest, and how training reads a data set."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from presto_core.config.section import Count, Fraction, Positive, Section
 
 class CorpusConfig(Section):
     folder: str = ".presto/corpus"
-    """Where the rendered audio and its manifest are kept."""
+    """Folder of the rendered audio and its manifest."""
     minutes: Positive = 60.0
     clip_seconds: Positive = 30.0
     held_out_fraction: Fraction = 0.2
-    """Share of compositions (never of clips) that training does not see."""
+    """Share of compositions (never of clips) held out from training."""
     real_fraction: Fraction = 0.5
-    """Share of public-domain repertoire; the rest is composed."""
+    """Share of public-domain repertoire; the rest is composed by program."""
 
 
 class DataConfig(Section):
     """How training reads a data set."""
 
     crop_frames: int = Field(0, ge=0)
-    """Latent frames of a random part of each row, drawn anew every epoch; 0 takes rows whole."""
+    """Latent frames of a random crop of each row, drawn anew every epoch; 0 takes whole rows."""
     damaged_shards: Literal["fail", "skip"] = "fail"
-    """`fail` stops at a shard that is missing or damaged; `skip` reads all of them once before training, leaves such
-    shards out and says how many rows that costs."""
+    """`fail` stops at a missing or damaged shard; `skip` reads all shards once before training, skips such shards and
+    reports how many rows that costs."""
 
 
 class CodecConfig(Section):
     kind: Literal["mel_pca", "oobleck"] = "mel_pca"
     path: str = ""
-    """Folder with weights of your own; empty means those shipped with the package."""
+    """Folder with your own weights; empty means those shipped with the package."""
 
 
 class TextConfig(Section):
@@ -47,24 +47,24 @@ class IngestConfig(Section):
     source: tuple[str, ...] = (".presto/corpus",)
     """Folder or s3:// prefix of audio, or a list of them; captions from a manifest, sidecar .txt/.json, or tags."""
     manifest: str = ""
-    """CSV, JSONL or Parquet file that lists the audio; empty means manifest.jsonl, .csv or .parquet of the source."""
+    """CSV, JSONL or Parquet file that lists the audio; empty means manifest.jsonl, .csv or .parquet in the source."""
     name: str = "presto-dataset"
     """Registry name of the data set."""
     chunk_frames: Count = 128
-    """Latent frames a row holds; 689 frames at 21.5 Hz are 32 s."""
+    """Latent frames per row; 689 frames at 21.5 Hz are 32 s."""
     overlap_frames: int = Field(0, ge=0)
     tail: Literal["drop", "pad", "shift"] = "drop"
-    """What is left after the last full window: dropped, filled up with silence, or made full by beginning earlier."""
+    """The rest after the last full window: dropped, padded with silence, or completed by starting earlier."""
     channels: Literal["mono", "stereo"] = "mono"
-    """`mono` hears the mean of all channels; `stereo` needs a codec of two channels."""
+    """`mono` takes the mean of all channels; `stereo` needs a codec of two channels."""
     loudness_lufs: float | None = None
-    """Integrated loudness (ITU-R BS.1770) that every file is brought to; empty leaves files as they are."""
+    """Integrated loudness (ITU-R BS.1770) that every file is normalised to; empty leaves files unchanged."""
     held_out_fraction: Fraction = 0.2
-    """Share of compositions held out where the source does not say."""
+    """Share of compositions held out if the source names no split."""
     rows_per_shard: Count = 128
-    """Rows of a Parquet shard; only the last one of a split may hold fewer."""
+    """Rows per Parquet shard; only the last shard of a split may hold fewer."""
     licence: str = ""
-    """Licence of the source, kept in the manifest; empty means: as each row states."""
+    """Licence of the source, kept in the manifest; empty takes each row's own."""
     max_bad_fraction: Fraction = 0.01
     """Share of unreadable files above which the run fails."""
 

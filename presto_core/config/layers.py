@@ -43,7 +43,7 @@ class FullBudget(Section):
 
 
 class TableBudget(Section):
-    """A table of one's own."""
+    """Your own table."""
 
     kind: Literal["table"] = "table"
     kept: tuple[Count, ...]
@@ -54,7 +54,9 @@ class TableBudget(Section):
         if not self.kept:
             raise ValueError("kept must name the blocks of at least one bin")
         if list(self.kept) != sorted(self.kept):
-            raise ValueError(f"kept={list(self.kept)} must not fall: it goes from high noise, few blocks, to low noise")
+            raise ValueError(
+                f"kept={list(self.kept)} must not decrease: it runs from high noise, few blocks, to low noise"
+            )
         return self
 
 

@@ -1,4 +1,4 @@
-"""YAML preset + dotted overrides -> one frozen stage configuration; every mistake becomes one sentence.
+"""YAML preset + dotted overrides -> one frozen stage configuration; every mistake becomes one message.
 
 Precedence: schema default < preset (< what it `extends`, below it) < `key=value`. Nothing else.
 """
@@ -24,7 +24,7 @@ LOCATION_SECTIONS = {"storage", "tracking", "cluster", "inputs", "name"}
 
 
 class ConfigError(UserError):
-    """A setting that cannot be used; the message names it, its value and the mend."""
+    """A setting that cannot be used; the message names it, its value and the fix."""
 
 
 def load_config(
@@ -155,7 +155,7 @@ def _merge(into: dict[str, Any], update: Mapping[str, Any]) -> None:
 
 
 def _format_error(stage: type[StageConfig], raw: dict[str, Any], error: Any) -> str:
-    """One sentence for one pydantic error, with a suggestion for a misspelt key."""
+    """One message for one pydantic error, with a suggestion for a misspelled key."""
     models, path = _walk(stage, error["loc"])
     key = ".".join(path)
     if error["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""Configuration of sampling and of what is made or measured by it: evaluate and generate."""
+"""Configuration of sampling: evaluate and generate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from presto_core.config.section import Count, Positive, Section
 
 
 class ScheduleConfig(Section):
-    """Noise levels a sampler visits (EDM, equation 5)."""
+    """Noise levels that a sampler visits (EDM, equation 5)."""
 
     sigma_min: Positive = 0.002
     sigma_max: Positive = 80.0
@@ -24,7 +24,7 @@ class RolloutConfig(ScheduleConfig):
 
 
 class BaseSampler(Section):
-    """One way of sampling the base model."""
+    """One way to sample the teacher or a layer-distilled model."""
 
     sampler: Literal["euler", "heun", "dpmpp_2m"] = "dpmpp_2m"
     steps: Count = 40
@@ -32,7 +32,7 @@ class BaseSampler(Section):
 
     @property
     def nfe(self) -> int:
-        """Network evaluations a sample costs; guidance needs two for each denoised estimate."""
+        """Network evaluations per sample; guidance needs two per denoised estimate."""
         denoiser_calls = 2 * self.steps - 1 if self.sampler == "heun" else self.steps
         return denoiser_calls * (1 if self.guidance_scale == 1 else 2)
 
@@ -44,21 +44,21 @@ class EvaluateConfig(Section):
     base: tuple[BaseSampler, ...] = Field(
         (BaseSampler(), *(BaseSampler(sampler="euler", steps=n) for n in (1, 2, 4, 8))), min_length=1
     )
-    """Samplers of the base; the first is the reference that speed-ups are relative to."""
+    """Samplers of the teacher; the first is the reference for speed-ups."""
     layers: tuple[BaseSampler, ...] = (BaseSampler(),)
     """Samplers of layer-distilled models."""
     schedule: ScheduleConfig = ScheduleConfig()
     nearest_k: Count = 5
     """Neighbours of precision, recall, density and coverage (Naeem et al. 2020)."""
     save_audio: int = Field(4, ge=0)
-    """Clips kept as WAV for each sampler."""
+    """Clips kept as WAV files per sampler."""
 
 
 class GenerateConfig(Section):
     prompts: tuple[str, ...] = ()
     steps: Count = 4
     seconds: Positive | None = None
-    """Length; empty means the length the model was trained on."""
+    """Length of a clip; empty means the length that the model was trained on."""
     schedule: ScheduleConfig = ScheduleConfig()
     tempo_bpm: float | None = None
     key: str | None = None

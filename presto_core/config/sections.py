@@ -19,7 +19,7 @@ class StorageConfig(Section):
 
 class TrackingConfig(Section):
     uri: str = ""
-    """MLflow tracking URI; empty means sqlite in .presto/mlflow.db (MLFLOW_TRACKING_URI, when set, wins over empty)."""
+    """MLflow tracking URI; empty uses MLFLOW_TRACKING_URI if it is set, else sqlite in .presto/mlflow.db."""
     experiment: str = "presto"
 
 
@@ -29,9 +29,9 @@ class InputsConfig(Section):
     dataset: str = "presto-dataset@candidate"
     teacher: str = "presto-teacher@candidate"
     layers: str = ""
-    """Layer-distilled model that `distill-steps` starts from (Presto-LS); empty starts from the base (Presto-S)."""
+    """Layer-distilled model that `distill-steps` starts from (Presto-LS); empty starts from the teacher (Presto-S)."""
     generator: str = "presto-generator@candidate"
-    """Few-step generator; `evaluate` does without one where it is empty (inputs.generator="''")."""
+    """Few-step generator; optional for `evaluate` (inputs.generator="''" leaves it out)."""
     compared: tuple[str, ...] = ()
     """Further models that `evaluate` compares: layer-distilled ones and other generators."""
 
@@ -40,8 +40,8 @@ ShardingMode = Literal["replicate", "shard"]
 
 
 class ParallelConfig(Section):
-    """How workers hold each network. `replicate`: all of it on each (DDP). `shard`: a part of its weights, gradients,
-    moments and average on each (FSDP2), gathered block by block where it runs. The result is the same but for rounding.
+    """How workers hold each network. `replicate`: a full copy each (DDP). `shard`: a part of its weights, gradients,
+    moments and EMA each (FSDP2), gathered block by block as it runs. Results differ by rounding only.
     """
 
     teacher: ShardingMode = "replicate"
@@ -54,7 +54,7 @@ class ParallelConfig(Section):
     real_score: ShardingMode = "replicate"
     """The frozen teacher in `distill-steps`."""
     offload_real_score: bool = False
-    """Keep the parts of a sharded real score in CPU memory, and on the GPU only the block that runs."""
+    """Keep a sharded real score in CPU memory, and only the running block on the GPU."""
 
     @model_validator(mode="after")
     def _check_offload_sharded(self) -> Self:
@@ -65,30 +65,30 @@ class ParallelConfig(Section):
 
 class ClusterConfig(Section):
     address: str = ""
-    """Ray address to join; empty starts Ray on this machine (RAY_ADDRESS, when set, wins over empty)."""
+    """Ray address to join; empty uses RAY_ADDRESS if it is set, else starts Ray on this machine."""
     num_workers: int = Field(1, ge=0)
     """Training workers; 0 runs the same loop inside this process, without Ray Train."""
     min_workers: int = Field(0, ge=0)
-    """Workers that training goes on with when nodes are lost, up to num_workers again when nodes come; each number in
-    between that shares the global batch evenly is used. 0 waits for all num_workers."""
+    """Fewest workers that training continues with after losing nodes; it grows up to num_workers as nodes return. Every
+    number in between that divides the global batch is used. 0 requires all num_workers."""
     parallel: ParallelConfig = ParallelConfig()
     cpus_per_worker: Positive = 0.8
     gpus_per_worker: float = Field(0, ge=0)
     torch_threads: Count = 1
-    """Threads a worker gives to PyTorch, so that workers do not fight over cores."""
+    """PyTorch threads per worker, so that workers do not compete for cores."""
     reader: Literal["auto", "ray", "threads"] = "auto"
-    """What reads shards for training workers: `ray`, Ray Data tasks on whichever nodes have CPUs to spare; or `threads`
-    of the worker itself, for half the work. `auto`: `ray` on a cluster that is joined, `threads` on one machine."""
+    """What reads shards for training workers: `ray`, Ray Data tasks on any node with spare CPUs; or `threads` of the
+    worker, at half the cost. `auto`: `ray` on a cluster that is joined, `threads` on one machine."""
     shard_cache_gb: float = Field(10, ge=0)
-    """Shards that training has read are kept on each node up to this size, in $PRESTO_CACHE or ~/.cache/presto, so that
-    later epochs do not fetch them; a tenth of the disk stays free. 0 keeps none."""
+    """Size of the shard cache per node, in $PRESTO_CACHE or ~/.cache/presto, so later epochs fetch nothing; a tenth of
+    the disk stays free. 0 turns it off."""
     data_workers: Count = 2
     """Parallel encoders in `ingest` and parallel samplers in `evaluate`."""
     cpus: int = Field(0, ge=0)
     """Cores a locally started Ray may use; 0 means all."""
     object_store_mb: int = Field(512, ge=80)
     wait_seconds: int = Field(0, ge=0)
-    """How long to wait for nodes where a cluster is too small for now: an autoscaler is asked for them. 0 refuses."""
+    """How long to wait for nodes if the cluster is too small; an autoscaler is asked for them. 0 refuses at once."""
     max_failures: int = Field(2, ge=0)
     """Times a training worker group may be restarted from its last checkpoint."""
 
@@ -106,10 +106,10 @@ class NetworkConfig(Section):
     depth: Count = 8
     heads: Count = 4
     patch: Count = 2
-    """Latent frames a token holds."""
+    """Latent frames per token."""
     mlp_ratio: Positive = 3.0
     filter_taps: Count = 9
-    """Latent frames, an odd number, that the filter from input to output spans."""
+    """Span in latent frames of the filter from input to output; odd."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -133,44 +133,43 @@ class OptimConfig(Section):
 
 
 class LoopConfig(Section):
-    """How a run computes, is watched and saved; none of it changes the result beyond rounding."""
+    """How a run computes, logs and saves; results differ by rounding only."""
 
     log_every: Count = 10
     """Updates between two logged rows."""
     checkpoint_every: Count = 100
     """Total steps between two checkpoints."""
     keep_checkpoints: Count = 2
-    """Newest checkpoints that are kept; with one, nothing is left where that one gets damaged."""
+    """Number of newest checkpoints to keep; with 1, a damaged checkpoint leaves none."""
     keep_every: int = Field(0, ge=0)
-    """Checkpoints at multiples of this many total steps are kept as well until the run is done; 0 keeps none."""
+    """Also keep checkpoints at multiples of this many total steps until the run is finished; 0 keeps none."""
     micro_batch_size: int = Field(0, ge=0)
-    """Rows a worker puts through the networks at once; gradients of its share of the global batch are accumulated over
-    micro-batches. 0 takes the share whole. Lower it where memory is short: the result stays the same but for rounding,
-    so it is not part of the run_id."""
+    """Rows per pass; gradients are accumulated over micro-batches. 0 passes the worker's share of the global
+    batch at once. Lower it if memory is short: results differ by rounding only, so it is not part of the run id."""
     activation_checkpointing: bool = False
-    """Compute activations inside transformer blocks again in the backward pass instead of keeping them."""
+    """Recompute activations inside transformer blocks in the backward pass instead of keeping them."""
     autocast: Literal["none", "bf16"] = "none"
     """Reduced precision around networks only; sigma, weights and reductions stay fp32."""
 
 
 class HealthConfig(Section):
-    """What happens when a health signal leaves the range it is expected in (METHOD section 3)."""
+    """What happens if a health signal leaves its expected range (METHOD section 3)."""
 
     stop: bool = False
-    """End the run, with a checkpoint, when a signal stays outside for twice `patience` rows."""
+    """Stop the run, with a checkpoint, if a signal stays outside its range for twice `patience` rows."""
     patience: Count = 5
-    """Logged rows on end that a signal is outside its range before the run warns of it."""
+    """Consecutive logged rows outside its range before the run warns about a signal."""
 
 
 class TeacherConfig(Section):
-    """EDM training of the base model (METHOD section 1)."""
+    """EDM training of the teacher (METHOD section 1)."""
 
     steps: Count = 2000
     global_batch_size: Count = 32
     optim: OptimConfig = OptimConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine")
     p_train: NoiseConfig = LogNormalNoise()
     caption_dropout: Fraction = 0.1
-    """Share of rows whose conditions are withheld, so that guidance is possible."""
+    """Probability that a row's conditions are dropped, so that guidance is possible."""
     ema_decay: Fraction = 0.999
 
 
@@ -181,13 +180,13 @@ class LayersConfig(Section):
     global_batch_size: Count = 16
     optim: OptimConfig = OptimConfig(learning_rate=1e-3, warmup_steps=20, decay="cosine")
     p_train: NoiseConfig = LogNormalNoise()
-    """Noise levels trained at; the budget's bins hold equal shares of it."""
+    """Noise levels of training; the budget's bins have equal probability under it."""
     budget: BudgetConfig = PrestoLBudget()
-    """Blocks that run at each noise level."""
+    """Blocks to run at each noise level."""
     mode: Literal["presto", "ase"] = "presto"
-    """Which blocks a budget skips: `presto` keeps the last and skips those before it; `ase` skips the last ones."""
+    """Which blocks to skip: `presto` keeps the last block and skips those before it; `ase` skips the last ones."""
     budget_conditioning: bool = True
-    """Tell the network how many of its blocks run."""
+    """Condition the network on the number of its active blocks."""
     self_teacher_weight: float = Field(0.1, ge=0)
     """beta: weight of the distance between the last block's activations at the budget and at full depth."""
     caption_dropout: Fraction = 0.1
@@ -205,10 +204,10 @@ class GanConfig(Section):
     warmup_updates: int = Field(0, ge=0)
     """Generator updates before the adversarial term starts."""
     taps: tuple[int, ...] = ()
-    """Blocks of the fake score whose activations are judged; empty means the middle block."""
+    """Blocks of the fake score whose activations the discriminator reads; empty means the middle block."""
     head_channels: Count = 64
     head_layers: int = Field(2, ge=0)
-    """Halvings of the time axis before scores are given; 0 judges each token by a linear read-out."""
+    """Halvings of the time axis before the scores; 0 scores each token by a linear layer."""
     r1_weight: float = Field(0.0, ge=0)
     """Weight of the approximate R1 penalty on noised real latents."""
     r1_std: Positive = 0.01
@@ -221,13 +220,13 @@ class StepsConfig(Section):
     fake_updates_per_generator_update: Count = 5
     global_batch_size: Count = 16
     guidance_scale: float = Field(1.0, ge=0)
-    """w of the real score; the student itself samples without guidance."""
+    """w of the real score; the generator itself samples without guidance."""
     generator_optim: OptimConfig = OptimConfig(learning_rate=5e-5, betas=(0.0, 0.99))
     fake_optim: OptimConfig = OptimConfig(learning_rate=3e-4, betas=(0.0, 0.99))
     head_optim: OptimConfig = OptimConfig(learning_rate=3e-4, betas=(0.0, 0.99))
     budget: BudgetConfig | None = None
-    """Blocks the generator runs at each noise level of its input, in bins of p_gen; empty means all of them when it
-    starts from the base, and `presto_ls` when it starts from a layer-distilled model."""
+    """Blocks the generator runs at each noise level of its input, in bins of p_gen; empty means all blocks if it starts
+    from the teacher, and `presto_ls` if it starts from a layer-distilled model."""
     p_gen: NoiseConfig = KarrasNoise()
     p_dmd: NoiseConfig = LogNormalNoise()
     p_dsm: NoiseConfig = LogNormalNoise()

@@ -1,4 +1,4 @@
-"""Configuration of jobs: what is sent to a cluster with `--on`, and in what it runs there."""
+"""Configuration of jobs: what `--on` sends to a cluster, and what it runs in there."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 
 class SubmitConfig(Section):
-    """How a verb is sent with `--on`. Either the nodes have the code (`image`), or it is sent along; never both."""
+    """How `--on` submits a command. The code comes either with the image (`image`) or with the job, never both."""
 
     image: str = ""
-    """Image the cluster runs, code included, pinned: registry/name@sha256:<digest>. Empty sends the code from here."""
+    """Image with the code, pinned: registry/name@sha256:<digest>. Empty sends the code of this checkout."""
     working_dir: str = ""
-    """A folder of yours to send with the code, in which the job then runs; empty sends nothing of yours."""
+    """Your folder to send with the code; the job runs in it. Empty sends none."""
     excludes: tuple[str, ...] = ()
-    """What of it stays here, as in a .gitignore; credentials, environments and .git always do."""
+    """Patterns of files not to send, as in a .gitignore; credentials, environments and .git are never sent."""
     max_mb: Positive = 100
-    """The most that may be sent, before compression."""
+    """Largest size to send, before compression."""
     shared_folders: tuple[str, ...] = ()
-    """Folders that every node mounts at the same place; other paths of this machine are refused."""
+    """Folders that every node mounts at the same path; other local paths are refused."""
     env: dict[str, str] = Field(default_factory=dict)
-    """Environment variables of the job; no secrets, which belong into the nodes' own environment."""
+    """Environment variables of the job; secrets belong in the nodes' own environment."""
     stop_grace_seconds: Count = 120
-    """Time a job has after SIGTERM to save its state and end, before it is killed."""
+    """Time after SIGTERM for a job to save its state before it is killed."""
     follow: bool = True
-    """Show the job's log until it ends, and end with its exit status; otherwise return once it is sent."""
+    """Stream the job's log until it ends and exit with its status; otherwise return once it is submitted."""
     autoscales: bool = False
-    """The cluster adds nodes on demand, so that what it has now is no limit."""
+    """The cluster adds nodes on demand, so its present size is no limit."""
     allow_open_dashboard: bool = False
-    """Send to a cluster beyond this machine even though it asks for no token, so that anyone may run code there."""
+    """Submit to a remote cluster even if it requires no token, which lets anyone run code there."""
     namespace: str = "presto"
     """Kubernetes namespace (--on kuberay)."""
     memory_gib: Positive = 16
@@ -46,12 +46,12 @@ class SubmitConfig(Section):
     def _check_single_code_source(self) -> Self:
         if self.image and self.working_dir:
             raise ValueError(
-                f"image={self.image} holds the code, and what working_dir={self.working_dir} sends would hide it; "
-                "leave one of them out"
+                f"image={self.image} contains the code, and working_dir={self.working_dir} would hide it; "
+                "set one of them"
             )
         if self.image and not DIGEST.search(self.image):
             raise ValueError(
-                f"image={self.image} is not pinned, so that nodes may run different code; give name@sha256:<digest>"
+                f"image={self.image} is not pinned, so nodes may run different code; give name@sha256:<digest>"
             )
         return self
 

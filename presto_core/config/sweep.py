@@ -38,37 +38,37 @@ class SweepConfig(Section):
     stage: SweepableStage = "distill-steps"
     """The stage whose settings are tried."""
     spaces: tuple[str, ...] = ()
-    """Ready spaces, joined: `presto sweep spaces` lists them."""
+    """Predefined spaces, combined: `presto sweep spaces` lists them."""
     domains: dict[str, tuple[JsonValue, ...] | RangeConfig] = Field(default_factory=dict)
-    """Settings of your own to try: dotted key -> list of values, or {low, high, log, integer}; wins over `spaces`."""
+    """Your own search domains: dotted key -> list of values, or {low, high, log, integer}; overrides `spaces`."""
     search: Literal["random", "grid", "optuna"] = "random"
     """`grid`: each combination once; `optuna`: later trials learn from earlier ones (TPE)."""
     samples: Count = 16
-    """Trials, the preset's own settings among them; more of them go on with the same sweep. `grid` needs no number."""
+    """Trials, including the preset's own settings; a larger number continues the same sweep. `grid` ignores it."""
     metrics: tuple[str, ...] = ("fd",)
     """Metrics that validations report; the first ranks trials and stops them. With several, the report shows the Pareto
     front."""
     mode: Literal["min", "max"] = "min"
-    """Whether less of the first metric is better; of the others, less is."""
+    """Whether to minimize or maximize the first metric; the others are minimized."""
     scheduler: Literal["asha", "median", "none", "pbt"] = "asha"
-    """When a trial is stopped early: `asha` keeps the best 1/reduction at each rung, `median` what is above the median
-    of the others, `none` never."""
+    """When a trial is stopped early: `asha` keeps the best 1/reduction at each rung, `median` those better than
+    the median of the others, `none` never."""
     grace: int = Field(0, ge=0)
-    """Updates before a trial may be stopped; 0 takes the first validation."""
+    """Updates before a trial may be stopped; 0 means the first validation."""
     reduction: int = Field(3, ge=2)
     """Each rung of `asha` comes after `reduction` times the updates of the one before."""
     concurrent: int = Field(0, ge=0)
-    """Trials at a time; 0 runs as many as the cluster holds."""
+    """Concurrent trials; 0 runs as many as fit on the cluster."""
     seed: int = Field(0, ge=0)
-    """Of the search; the trials' own seed is `seed`."""
+    """Seed of the search; the trials' own seed is `seed`."""
     depth: int = Field(0, ge=0)
-    """Transformer blocks that tables of layer budgets are made for; 0 takes network.depth of the preset."""
+    """Transformer blocks that layer budgets are made for; 0 takes network.depth of the preset."""
     repeats: int = Field(3, ge=0)
-    """Further seeds that the winner and the preset's own settings are trained with, to the end."""
+    """Further seeds to train the winner and the preset's own settings with, to the end."""
     keep_stopped: bool = False
-    """Keep the checkpoints of trials that were stopped early, so that their settings can go on from there."""
+    """Keep the checkpoints of trials that were stopped early, so that they can be resumed."""
     register_best: int = Field(1, ge=0)
-    """Best trials that are registered under the stage's name as candidates; the best one last."""
+    """Number of best trials to register as candidates; the best one last."""
 
     @field_validator("domains", mode="after")
     @classmethod
@@ -93,8 +93,8 @@ class SweepConfig(Section):
             raise ValueError("metrics must name at least one, such as fd")
         if self.scheduler == "pbt":
             raise ValueError(
-                "scheduler=pbt does nothing for trials that train through Ray Train, since Tune sees no checkpoint of "
-                "theirs to copy; use asha or median, and presto distill-steps --resume RUN_ID --fork to go on with "
-                "other settings by hand"
+                "scheduler=pbt has no effect on trials that train through Ray Train, since Tune has no checkpoint of "
+                "theirs to copy; use asha or median, and presto distill-steps --resume RUN_ID --fork to change "
+                "settings by hand"
             )
         return self

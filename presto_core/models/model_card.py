@@ -14,7 +14,7 @@ from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, read_file
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.networks.network import Network
-from presto_core.networks.table import find_network_kind, network_depth
+from presto_core.networks.table import find_network_kind, network_depth, read_settings
 
 WEIGHTS = "weights.safetensors"
 
@@ -58,7 +58,7 @@ class ModelCard:
     def build_network(self) -> Network:
         """Build an untrained network of this kind and shape."""
         kind = find_network_kind(self.network)
-        return kind.build(kind.config(**self.network), self.channels, self.text["dim"], self.budget)
+        return kind.build(read_settings(self.network), self.channels, self.text["dim"], self.budget)
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Convert latents [B, C, T] from the codec's scale to the network's."""

@@ -64,6 +64,12 @@ def find_network_kind(settings: dict[str, Any]) -> NetworkKind:
     return NETWORKS[kind]
 
 
+def read_settings(settings: dict[str, Any]) -> Section:
+    """A model card's network settings as the settings class of their kind."""
+    kind = find_network_kind(settings).config
+    return kind(**{name: value for name, value in settings.items() if name != "kind" or name in kind.model_fields})
+
+
 def kind_of(config: Section) -> NetworkKind:
     """Return the row with the class of `config`."""
     return next(kind for kind in NETWORKS.values() if type(config) is kind.config)
@@ -72,4 +78,4 @@ def kind_of(config: Section) -> NetworkKind:
 def network_depth(settings: dict[str, Any]) -> int:
     """Return the number of blocks of a model card's network."""
     kind = find_network_kind(settings)
-    return kind.depth(kind.config(**settings))
+    return kind.depth(read_settings(settings))

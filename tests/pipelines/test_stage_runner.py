@@ -154,6 +154,7 @@ def test_every_configuration_has_one_row_and_commands_are_different():
 # --- what it asks a cluster for
 
 
+# over 2 s where it is the first test to import the encoder
 def test_a_training_stage_needs_workers_with_readers_and_others_need_actors():
     cluster = ClusterConfig(num_workers=3, cpus_per_worker=2, gpus_per_worker=1, data_workers=4)
     assert get_stage_requirements("train-teacher", cluster) == (
