@@ -1,4 +1,4 @@
-"""What an evaluation measures on the models themselves: latency and blocks run of one clip, activations by depth."""
+"""What an evaluation measures on the models: latency and blocks per clip, activations by depth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VARIANCE_SIGMAS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
 def measure_latency_and_blocks(
     config: EvaluateStage, systems: list[EvaluatedSystem], models: dict[str, Model], dataset_uri: str
 ) -> dict[str, dict[str, float]]:
-    """By system: milliseconds of one clip at batch 1, part by part, with nothing else running, and its blocks run."""
+    """System -> milliseconds of one clip at batch size 1, part by part, with nothing else running, and blocks run."""
     torch.set_num_threads(config.cluster.torch_threads)
     teacher = models["teacher"]
     first_row = _read_held_out(open_dataset(dataset_uri), 1)
@@ -66,8 +66,8 @@ def measure_hidden_variance(
         labels: what to call each of the models.
 
     Returns:
-        label -> one entry a noise level: sigma, and block index -> variance; held-out latents, noised alike for all.
-        Students are left out.
+        label -> one entry per noise level: sigma, and block index -> variance, on the same noised held-out latents for
+        all. Generators are left out.
     """
     rows = _read_held_out(open_dataset(dataset_uri), VARIANCE_ROWS)
     measured_models = {role: model for role, model in models.items() if model.artifact.kind != "generator"}
@@ -101,6 +101,6 @@ def _sample_one_clip(config: EvaluateStage, system: EvaluatedSystem, model: Mode
 
 
 def _read_held_out(dataset: LatentDataset, count: int) -> FullRows:
-    """The first rows that training did not see."""
+    """The first held-out rows."""
     shard = next(iter(read_with_threads(dataset.uri, dataset.shards("held_out")[:1], FullRows)))
     return shard.take(slice(0, count))

@@ -23,7 +23,7 @@ ROLES: dict[str, dict[str, Any]] = {
 
 
 def plot_noise_distributions(steps: StepsConfig, *, sigma_data: float = 1.0) -> bytes:
-    """Density of each role's noise over signal-to-noise ratio in decibel (the paper's figure 1)."""
+    """Density of each role's noise over the signal-to-noise ratio in decibels (the paper's figure 1)."""
     figure = make_figure(7, 3.5)
     axes = figure.subplots()
     u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
@@ -45,7 +45,7 @@ def plot_noise_distributions(steps: StepsConfig, *, sigma_data: float = 1.0) -> 
 
 
 def plot_losses(histories: dict[str, list[tuple[int, float]]]) -> bytes:
-    """One panel a metric: value against step."""
+    """One panel per metric: value against step."""
     reported = {name: points for name, points in histories.items() if points}
     columns = min(3, max(1, len(reported)))
     rows = -(-max(1, len(reported)) // columns)
@@ -59,7 +59,7 @@ def plot_losses(histories: dict[str, list[tuple[int, float]]]) -> bytes:
 
 
 def plot_quality_vs_blocks(result: dict[str, Any]) -> bytes:
-    """Fréchet distance against blocks run, one curve a system, with the noise floor: one evaluation."""
+    """Fréchet distance against blocks per clip, one curve per system, with the noise floor; of one evaluation."""
     return _plot_quality([{**row, "fd": (row["fd"], 0.0)} for row in result["systems"]], result["floor"]["fd"])
 
 
@@ -80,13 +80,13 @@ def _plot_quality(systems: list[dict[str, Any]], floor: float) -> bytes:
         means, errors = zip(*(r["fd"] for r in ordered))
         axes.errorbar([r["blocks_run"] for r in ordered], means, yerr=errors, marker="o", capsize=3, label=label)
     axes.axhline(floor, linestyle=":", color="grey", label="real music")
-    axes.set(xscale="log", yscale="log", xlabel="transformer blocks run for a clip", ylabel="Fréchet distance")
+    axes.set(xscale="log", yscale="log", xlabel="transformer blocks per clip", ylabel="Fréchet distance")
     axes.legend(frameon=False)
     return to_png(figure)
 
 
 def plot_hidden_variance(variances: dict[str, list[dict[str, Any]]]) -> bytes:
-    """Variance of the activations after each block that runs: one panel a model, one line a noise level."""
+    """Variance of the activations after each block that runs: one panel per model, one line per noise level."""
     figure = make_figure(4 * len(variances), 3.5)
     panels = figure.subplots(1, len(variances), sharey=True, squeeze=False)[0]
     for axes, (label, lines) in zip(panels, variances.items()):

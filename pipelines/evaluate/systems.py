@@ -1,4 +1,4 @@
-"""What an evaluation compares: base and layer-distilled models under samplers, students by step count, real music."""
+"""What an evaluation compares: teacher and layer-distilled models by sampler, generators by step count, real music."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class EvaluatedSystem:
         name: e.g. `teacher dpmpp_2m 40`, `L dpmpp_2m 40`, `LS 4`.
         role: `teacher`, `layers`, `generator`, or real music from a split: `train`, `held_out`.
         steps: sampling steps; 0 for real music.
-        nfe: network evaluations a sample costs.
+        nfe: network evaluations per sample.
         model: which of the evaluation's inputs it samples.
         label: what its curve in a plot is called: the name without steps.
     """
@@ -92,7 +92,7 @@ def list_compared_systems(config: EvaluateConfig, models: dict[str, Artifact]) -
 
 
 def make_method_labels(models: dict[str, Artifact]) -> dict[str, str]:
-    """What tables call each model: its method, and its id where several share one."""
+    """What tables call each model: its method, and its id if several share a method."""
     methods = {role: _method_label(artifact) for role, artifact in models.items()}
     all_methods = list(methods.values())
     return {role: m if all_methods.count(m) == 1 else f"{m} {models[role].id[:6]}" for role, m in methods.items()}
@@ -148,7 +148,7 @@ class SystemSampler:
         }
 
     def _make_audio(self, system: EvaluatedSystem, start: int, count: int) -> Tensor:
-        """[count, 1, N] decoded audio; real music goes through the codec too, so that only the model is judged."""
+        """[count, 1, N] decoded audio; real music passes through the codec too, so only the model differs."""
         model = self.models[system.model]
         split = "train" if system.role == "train" else "held_out"
         rows = self._select_rows(split, start, count)
@@ -162,7 +162,7 @@ class SystemSampler:
         return model.decode(x0)
 
     def _select_rows(self, split: str, start: int, count: int) -> FullRows:
-        """Rows start ... start + count of the split in a fixed shuffled order, over again where it is short."""
+        """Rows start ... start + count of the split in a fixed shuffled order, repeated if the split is short."""
         if split not in self.rows:
             self.rows[split] = read_shuffled_rows(self.dataset, split)
         rows = self.rows[split]
@@ -177,10 +177,10 @@ def read_shuffled_rows(dataset: LatentDataset, split: str) -> FullRows:
 
 @dataclass(frozen=True)
 class SystemSamples:
-    """What one system made.
+    """What one system generated.
 
     Attributes:
-        embeddings: [N, D], one a patch of audio.
+        embeddings: [N, D], one per patch of audio.
         audio: [K, samples] the first clips.
     """
 
@@ -208,7 +208,7 @@ def sample_systems(
 def _iter_work_items(
     systems: list[EvaluatedSystem], config: EvaluateConfig, *, held_out_rows: int
 ) -> Iterator[dict[str, Any]]:
-    """One item for each system and batch; the reference is every held-out row, once."""
+    """One item per system and batch; the reference is every held-out row, once."""
     for system in systems:
         num_samples = held_out_rows if system.role == "held_out" else config.num_samples
         for start in range(0, num_samples, config.batch_size):

@@ -1,4 +1,4 @@
-"""`presto codec fit`: the embedded codec's weights from a folder of music of one's own."""
+"""`presto codec fit`: fit the embedded codec's weights to a folder of music."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MAX_SKIPS_SHOWN = 3
 
 
 def fit(folder: Path, output: Path, *, dry_run: bool) -> None:
-    """Fit to the music in `folder` and write the weights to `output`; `dry_run` only says what that would be.
+    """Fit to the music in `folder` and write the weights to `output`; `dry_run` only prints what it would do.
 
     Raises:
-        UserError: no or too little audio, or `output` cannot be written or has a codec already.
+        UserError: no or too little audio, or `output` cannot be written or already holds a codec.
     """
     corpus = FitCorpus.open(folder)
     check_output(output)

@@ -12,7 +12,7 @@ from presto_core.errors import UserError
 
 
 def run(config: CorpusStage) -> Path:
-    """Build the corpus, finish it, or find it done.
+    """Build the corpus, complete it, or reuse it.
 
     Raises:
         UserError: the folder holds something else, the disk is full, a package is missing.
@@ -33,7 +33,7 @@ def run(config: CorpusStage) -> Path:
             )
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(f"corpus build: {error}") from error
-    state = "are there already" if summary.is_cached else "made"
+    state = "exist already" if summary.is_cached else "made"
     console.print(
         f"corpus build: {summary.minutes:.1f} min ({summary.held_out_minutes:.1f} held out) in {summary.clips} clips "
         f"{state}: {summary.folder}"

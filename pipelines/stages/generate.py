@@ -24,7 +24,7 @@ from presto_core.extras import MissingPackageError, check_extra
 
 @dataclass(frozen=True)
 class ClipFiles:
-    """One generated piece on disk."""
+    """One generated clip on disk."""
 
     prompt: str
     wav: Path
@@ -34,7 +34,7 @@ class ClipFiles:
 
 
 def run(config: GenerateStage) -> list[ClipFiles]:
-    """Generate one clip a prompt.
+    """Generate one clip per prompt.
 
     Raises:
         UserError: no prompt, unknown model or key, output folder that cannot be written.
@@ -52,7 +52,7 @@ def run(config: GenerateStage) -> list[ClipFiles]:
 
 
 def _check_plots(count: int) -> bool:
-    """Return whether spectrograms can be drawn; if not, say how many are skipped."""
+    """Return whether spectrograms can be drawn; if not, print how many are skipped."""
     try:
         check_extra("plots", "drawing spectrograms")
     except MissingPackageError as error:

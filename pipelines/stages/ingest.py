@@ -1,4 +1,4 @@
-"""Audio -> latents on object storage: encode what was not encoded yet, assemble shards, then commit the data set."""
+"""Stage: audio -> latents on object storage: encode new files, write shards, then commit the data set."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ SPLIT_LABELS = {"train": "to train on", "held_out": "held out"}
 
 
 def run(config: IngestStage) -> Artifact:
-    """Encode sources into a data set, or find it encoded.
+    """Encode sources into a data set, or reuse it.
 
     Raises:
         SourceError: no audio, or too many unreadable files.
         StoreError: a source or the storage cannot be read or written.
-        CodecError: stereo is wanted of a mono codec.
+        CodecError: stereo is requested from a mono codec.
     """
     codec = load_codec(config.codec.kind, path=config.codec.path or None)
     encode_settings = EncodeSettings.from_config(config, codec)
@@ -94,7 +94,7 @@ def _encode(
 
 
 def _check_usable(config: IngestStage, curated_tracks: CuratedTracks, total: int) -> None:
-    """Refuse a source of which too much is bad (all of it is listed in a file), or nothing is left to train on."""
+    """Refuse a source with too many bad files (all are listed in a file), or with nothing to train on."""
     try:
         check_bad_fraction(curated_tracks.bad, total, config.ingest.max_bad_fraction)
     except SourceError as error:
@@ -114,11 +114,11 @@ def _format_line(rejected: RejectedFile) -> str:
 def _write_shards(
     config: IngestStage, plans: list[ShardPlan], cache: LatentCache, ctx: StageContext
 ) -> list[dict[str, Any]]:
-    """Make every shard that an interrupted run has not; what they came to, in the plan's order."""
+    """Write every shard that an interrupted run did not; return the results of all, in the plan's order."""
     existing = {info.base_name for info in ctx.scratch.list_files(missing_ok=True)}
     pending = [plan for plan in plans if f"{plan.name}.json" not in existing]
     if len(pending) < len(plans):
-        console.print(f"ingest: {len(plans) - len(pending)} of {len(plans)} shards are there already")
+        console.print(f"ingest: {len(plans) - len(pending)} of {len(plans)} shards exist already")
     with progress_bar("shards", len(plans)) as bar:
         bar.update(len(plans) - len(pending))
         if pending:
@@ -137,7 +137,7 @@ def _plan_to_dict(plan: ShardPlan) -> dict[str, Any]:
 def _commit(
     config: IngestStage, codec: Codec, curated_tracks: CuratedTracks, results: list[dict[str, Any]], ctx: StageContext
 ) -> None:
-    """Make the data set exist by writing its manifest."""
+    """Commit the data set by writing its manifest."""
     info = _describe_dataset(config, codec, curated_tracks, results)
     tracks = "".join(json.dumps(make_track_row(entry)) + "\n" for entry in curated_tracks.entries)
     commit_artifact(
@@ -159,7 +159,7 @@ def _commit(
 def _describe_dataset(
     config: IngestStage, codec: Codec, curated_tracks: CuratedTracks, results: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the manifest says of the data set."""
+    """What the manifest records of the data set."""
     shards = [result["shard"] for result in results]
     training = [result["stats"] for result in results if result["shard"]["split"] == "train"]
     stats = LatentStats.merge_all([LatentStats(n, np.array(mean), np.array(m2)) for n, mean, m2 in training])
@@ -199,7 +199,7 @@ def _print_summary(info: dict[str, Any]) -> None:
     rows, hours = info["rows"], info["hours"]
     parts = [f"{rows[split]} rows ({hours[split]:.2f} h) {label}" for split, label in SPLIT_LABELS.items()]
     parts += [f"{info['silent_windows']} silent windows left out", f"{info['bad_files']} bad files in quarantine"]
-    parts += [f"{info['doubles']} doubles"] if info["doubles"] else []
+    parts += [f"{info['doubles']} duplicates"] if info["doubles"] else []
     console.print(f"ingest: {', '.join(parts)}")
     if not rows["held_out"]:
         console.print("[yellow]ingest: nothing is held out, so `presto evaluate` will refuse this data set")

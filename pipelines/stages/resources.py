@@ -1,4 +1,4 @@
-"""What each stage asks a cluster for, and whether its nodes have it."""
+"""What each stage requests from a cluster, and whether its nodes have it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from presto_core.config.sections import ClusterConfig
 
 
 class SkippedError(Exception):
-    """A probe that has nothing to look at; the message says why."""
+    """A check that does not apply; the message says why."""
 
 
 def check_stage_fits(stage: str, cluster: ClusterConfig, nodes: list[dict[str, float]]) -> str:
-    """Compare what a stage asks for with what a cluster's nodes have, in sum and node by node; says what it asks for.
+    """Compare a stage's resource requests with a cluster's nodes, in sum and per node; returns the requests as text.
 
     Raises:
-        ClusterError: they have less.
-        SkippedError: the stage needs none.
+        ClusterError: the nodes have less.
+        SkippedError: the stage requests none.
     """
     if STAGES[stage].trains and cluster.num_workers == 0:
         raise SkippedError("not needed: cluster.num_workers=0 trains in the command's own process")
@@ -38,7 +38,7 @@ def check_stage_fits(stage: str, cluster: ClusterConfig, nodes: list[dict[str, f
 
 
 def get_stage_requirements(stage: str, cluster: ClusterConfig) -> tuple[dict[str, float], dict[str, float], int]:
-    """What a stage takes at once (cpus, gpus), what one of its workers takes in Ray's names, and how many there are."""
+    """What a stage requests in total (cpus, gpus), what one worker requests in Ray's names, and how many workers."""
     from pipelines.ingest.encode import encoding_resources
 
     worker = resources_per_worker(cluster)
@@ -50,11 +50,11 @@ def get_stage_requirements(stage: str, cluster: ClusterConfig) -> tuple[dict[str
 
 
 def count_fitting_workers(nodes: Iterable[dict[str, float]], worker: dict[str, float]) -> int:
-    """How many workers fit on nodes, each of which must lie on one of them."""
+    """How many workers fit on the nodes, each worker on a single node."""
     required = {key: amount for key, amount in worker.items() if amount}
     return sum(int(min(node.get(key, 0) / amount + 1e-6 for key, amount in required.items())) for node in nodes)
 
 
 def list_stages_with_workers() -> list[str]:
-    """Stages that ask a cluster for workers."""
+    """Stages that request workers from a cluster."""
     return [name for name, stage in STAGES.items() if stage.workers != "none" and stage.writes_run]

@@ -24,7 +24,7 @@ def run_training(
     *,
     more_plots: dict[str, Callable[[], bytes]] | None = None,
 ) -> Artifact:
-    """Train to the end, resume an interrupted run, or find it done.
+    """Train to the end, resume an interrupted run, or reuse a finished one.
 
     Args:
         more_plots: file name -> plot beside losses.png.

@@ -88,7 +88,7 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
     if state.total_step < algorithm.total_steps:
         raise StoppedError(
             f"{spec.stage.name} stopped at step {state.total_step} of {algorithm.total_steps}, since "
-            f"{callbacks.stop_reason() or 'a worker was told to end'}; its state is saved, re-run the command to resume"
+            f"{callbacks.stop_reason() or 'a worker got SIGTERM'}; its state is saved, re-run the command to resume"
         )
     for ema in state.emas.values():
         ema.gather()
@@ -122,7 +122,7 @@ def _unreachable_validator(uri: str) -> dict[str, float]:
 
 
 def _conclude_validation(spec: TrainSpec, state: TrainState, validation: AsyncValidation) -> dict[str, Any]:
-    """What the manifest says of validations; where the best weights are wanted, they take the place of the last."""
+    """What the manifest records of validations; with keep=best, the best weights replace the last."""
     (ema,) = state.emas.values()
     config: TrainingStage = spec.config
     kept_update = config.updates
@@ -139,14 +139,14 @@ def _report_rows(rows: list[Row], callbacks: WorkerCallbacks) -> None:
 
 
 def _resume(checkpoints: Folder, state: TrainState, parallel: Parallel, callbacks: WorkerCallbacks) -> None:
-    """Load the newest checkpoint on every rank, and say where the run starts."""
+    """Load the newest checkpoint on every rank, and report where the run starts."""
     main = parallel.rank == 0
     if main:
         delete_incomplete(checkpoints)
     load_checkpoint(checkpoints, state, callbacks.warn if main else lambda message: None)
     mean_step = float(parallel.average(torch.tensor(float(state.total_step), device=parallel.device)))
     if mean_step != state.total_step:
-        raise StoreError(f"workers found different checkpoints in {checkpoints.uri}; see that all of them can read it")
+        raise StoreError(f"workers found different checkpoints in {checkpoints.uri}; check that each can read it")
     if main:
         callbacks.report(state.total_step, {})
 
@@ -160,7 +160,7 @@ def _make_hooks(
     *,
     main: bool,
 ) -> Hooks:
-    """What the loop calls: rank 0 reports, saves and listens to the command; every rank hears its own signals."""
+    """What the loop calls: rank 0 reports, saves and asks the driver; every rank handles its own signals."""
 
     def after_step() -> None:
         if validation:

@@ -128,7 +128,7 @@ class MusicnnEmbedder:
 
 
 def load_embedder(kind: str) -> Embedder:
-    """The embedding a name stands for."""
+    """The embedder of this name."""
     return _EMBEDDERS[kind]()
 
 

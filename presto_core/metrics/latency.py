@@ -39,7 +39,7 @@ def measure_latency(call: Callable[[], object], *, calls: int = 5, warmup: int =
 
 
 def describe_hardware(device: torch.device | str = "cpu") -> dict[str, str | int]:
-    """What a latency was measured on, to be printed beside it."""
+    """The hardware that a latency was measured on."""
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor_name()
     return {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
 

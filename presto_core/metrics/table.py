@@ -167,7 +167,7 @@ def list_validation_metrics() -> list[str]:
 
 
 def canonical_name(name: str) -> str:
-    """The present name of a metric; a name that is none is returned as it is."""
+    """The present name of a metric; any other name is returned unchanged."""
     return next((metric.name for metric in METRICS.values() if name in metric.former_names), name)
 
 
