@@ -88,7 +88,7 @@ def main() -> None:
     except Exception as error:
         if _is_mlflow_unreachable(error):
             why = redact(" ".join(str(error).split())[:300])
-            _fail(f"MLflow stopped answering: {why}. check that it runs, then re-run the same command", 1)
+            _fail(f"MLflow stopped answering: {why}; check that it runs, then re-run the same command", 1)
         CRASH_LOG.parent.mkdir(exist_ok=True)
         CRASH_LOG.write_text(traceback.format_exc())
         if JOB in os.environ:  # whoever follows the job cannot see the file on the node

@@ -54,7 +54,7 @@ def list_runs(args: StageArgs = None, as_json: AsJson = False) -> None:
     ]
     print_table(
         f"{len(runs)} unfinished runs below {root.uri}",
-        ("run", "stage", "state", "step", "age", "last checkpoint"),
+        ("run", "stage", "state", "step", "age", "checkpoint"),
         rows,
     )
     console.print("resume one: re-run its command; mark one that was killed: presto runs close RUN", markup=False)

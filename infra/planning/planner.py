@@ -159,7 +159,7 @@ def _estimate_for_request(
     request: PlanRequest, name: str, config: Training, model_fn: DeviceModelFn, *, workers: int, rows: int
 ) -> StageEstimate:
     made = estimate_stage(
-        f"{DEMO_FLOW[name].stage} ({name})",
+        DEMO_FLOW[name].stage if name == "teacher" else f"{DEMO_FLOW[name].stage} ({name})",
         config,
         request.network,
         request.shape(config),

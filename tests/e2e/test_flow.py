@@ -95,7 +95,7 @@ def test_the_demo_makes_reports_and_sounds_and_a_second_run_reuses_them(home: Pa
     made = {path: path.stat().st_mtime_ns for path in (home / ".presto/reports").rglob("*.json")}
     second = presto("demo", *TINY, cwd=home, env=env)
     assert second.returncode == 0, second.stderr
-    assert "are there already" in second.stderr
+    assert "exist already" in second.stderr
     assert second.stderr.count("is finished, its result is reused") == 7
     assert {path: path.stat().st_mtime_ns for path in made} == made
 

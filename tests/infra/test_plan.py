@@ -184,7 +184,7 @@ def run_plan(*arguments: str) -> Any:
 def test_json_holds_stages_growth_and_assumptions():
     body = json.loads(run_plan("paper", "--json").stdout)
     assert [stage["name"] for stage in body["stages"]] == [
-        "train-teacher (base)",
+        "train-teacher",
         "distill-layers (L)",
         "distill-steps (S)",
         "distill-steps (LS)",
@@ -199,7 +199,7 @@ def test_json_holds_stages_growth_and_assumptions():
 def test_tables_name_every_stage_and_the_assumptions():
     out = run_plan("paper", "--gpus", "8").stdout
     for fragment in (
-        "train-teacher (base)",
+        "train-teacher",
         "distill-steps (LS)",
         "bottleneck",
         "batch too small",

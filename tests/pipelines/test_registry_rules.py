@@ -106,10 +106,10 @@ class ListedVersions:
     """The part of the catalog that ancestors are looked up in."""
 
     versions: dict[str, Version]
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
 
     def find_by_artifacts(self, ids: list[str]) -> list[Version]:
-        self.asked += ids
+        self.requested += ids
         return [self.versions[artifact] for artifact in ids if artifact in self.versions]
 
 
@@ -121,8 +121,8 @@ def make_family(**parents: dict[str, str]) -> LineageGraph:
     }
     catalog = ListedVersions(versions)
     graph = trace_lineage(cast(Catalog, catalog), versions["ls"])
-    assert len(catalog.asked) == len(set(catalog.asked))
-    assert not [artifact for artifact in catalog.asked if "/" in artifact]  # a checkpoint is no artifact
+    assert len(catalog.requested) == len(set(catalog.requested))
+    assert not [artifact for artifact in catalog.requested if "/" in artifact]  # a checkpoint is no artifact
     return graph
 
 

@@ -117,7 +117,7 @@ def test_a_run_reports_its_start_and_every_row_and_commits_its_average(spec: Tra
     assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 
-def test_a_run_that_is_asked_to_stop_saves_commits_nothing_and_resumes_with_the_same_bits(
+def test_a_run_stopped_on_request_commits_nothing_and_resumes_with_the_same_bits(
     spec: TrainSpec, run: Callable[..., Driver]
 ):
     whole = change(spec, "whole")
