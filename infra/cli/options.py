@@ -23,6 +23,15 @@ VersionName = Annotated[
     str, typer.Argument(metavar="VERSION", help="presto-generator@champion, @v3, a content hash, an id, ...")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+On = Annotated[
+    str,
+    typer.Option(
+        "--on",
+        metavar="TARGET",
+        help="Where to run: local; http(s)://HEAD:8265 or ray://HEAD:10001, as a Ray job; kuberay, to print a RayJob; "
+        "or kuberay://CONTEXT, to apply it with kubectl.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
 Preview = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and stop.")]
 

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from infra.cli.dispatch import dispatch
-from infra.cli.options import DryRun, StageArgs
+from infra.cli.options import DryRun, On, StageArgs
 from infra.jobs.command import StageCommand
-from infra.jobs.targets import LOCAL, On
+from infra.jobs.targets import LOCAL
 from pipelines.presets.resolve import PRESETS, is_override, load_stage_config
 from pipelines.stages.table import STAGES, Stage
 from presto_core.config.loader import load_config

@@ -10,9 +10,9 @@ from pydantic import create_model
 from typer.core import TyperGroup
 
 from infra.cli.dispatch import dispatch
-from infra.cli.options import StageArgs, add_dry_run
+from infra.cli.options import On, StageArgs, add_dry_run
 from infra.jobs.command import StageCommand
-from infra.jobs.targets import LOCAL, On
+from infra.jobs.targets import LOCAL
 from pipelines.console import print_table
 from pipelines.presets.resolve import load_stage_config
 from presto_core.config.schema import SweepStage

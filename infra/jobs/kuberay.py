@@ -9,7 +9,6 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-import typer
 import yaml
 
 from infra.jobs.command import StageCommand, make_entrypoint, make_environment, make_job_id
@@ -44,7 +43,7 @@ def render_or_apply(command: StageCommand, target: Target, *, dry_run: bool) -> 
     if target.address and not dry_run:
         _apply(document, target.address, config)
     else:
-        typer.echo(document, nl=False)
+        print(document, end="")
 
 
 def render_rayjob(command: StageCommand, config: StageConfig, name: str) -> dict[str, Any]:

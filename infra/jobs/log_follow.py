@@ -9,8 +9,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-import typer
-
 from infra.jobs.ray_jobs import HeadError, RayJobsClient, is_auth_error
 from pipelines.console import console
 
@@ -46,7 +44,7 @@ class LogFollower:
         Raises:
             HeadError: the head has not responded for `HEAD_TIMEOUT_S`; the job may still run.
             UserError: the head rejects the token or no longer knows the job.
-            typer.Exit: the user detached, or `limit_s` has passed.
+            SystemExit: the user detached, or `limit_s` has passed.
         """
         while True:
             try:
@@ -68,7 +66,7 @@ class LogFollower:
                 return self._report_end(info)
             if self.limit_s and time.monotonic() - self.began > self.limit_s:
                 console.print(f"job {self.job_id} is still running after {self.limit_s:g} s", markup=False)
-                raise typer.Exit(124)
+                raise SystemExit(124)
             await asyncio.sleep(PAUSE_S)
 
     async def _tail(self) -> None:
@@ -129,4 +127,4 @@ class LogFollower:
             console.print(f"job {self.job_id} is stopping; it saves its state first", markup=False)
         elif answer.strip() or not answer:  # Enter is an empty line, end of input no line at all
             console.print(f"job {self.job_id} still runs; follow it: presto jobs logs -f {self.job_id}", markup=False)
-            raise typer.Exit(130)
+            raise SystemExit(130)

@@ -8,8 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from infra.jobs.command import StageCommand, make_entrypoint, make_environment, make_job_id
 from infra.jobs.log_follow import LogFollower
 from infra.jobs.package import CodePackage, build_package
@@ -29,7 +27,7 @@ def submit(command: StageCommand, target: Target, *, dry_run: bool) -> None:
 
     Raises:
         UserError: a setting does not work on the cluster; raised before anything is sent.
-        typer.Exit: with the job's exit status if it is not 0.
+        SystemExit: with the job's exit status if it is not 0.
     """
     config = freeze_config(command.stage, command.config)
     check_reachable(command.stage, config, target)
@@ -38,7 +36,7 @@ def submit(command: StageCommand, target: Target, *, dry_run: bool) -> None:
     package = None if config.submit.image else build_package(config.submit, settings)
     if dry_run:
         brought = f"with {package}" if package else f"in {config.submit.image}"
-        typer.echo(f"# to {target.address}, {brought}: {make_entrypoint(command, config)}")
+        print(f"# to {target.address}, {brought}: {make_entrypoint(command, config)}")
         print_config(command.stage, config)
         return
     head = RayJobsClient(target.address)
@@ -141,4 +139,4 @@ def _follow(
     if not config.submit.follow:
         return
     if code := LogFollower(head, job_id).follow():
-        raise typer.Exit(code)
+        raise SystemExit(code)

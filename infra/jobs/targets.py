@@ -5,25 +5,12 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
 from urllib.parse import urlsplit
-
-import typer
 
 from presto_core.errors import UserError
 
 LOCAL = "local"
 API_SERVER = "RAY_API_SERVER_ADDRESS"  # the variable of `ray job`
-
-On = Annotated[
-    str,
-    typer.Option(
-        "--on",
-        metavar="TARGET",
-        help="Where to run: local; http(s)://HEAD:8265 or ray://HEAD:10001, as a Ray job; kuberay, to print a RayJob; "
-        "or kuberay://CONTEXT, to apply it with kubectl.",
-    ),
-]
 
 
 class Kind(StrEnum):
