@@ -178,7 +178,7 @@ def test_unanswering_ray_address_is_refused():
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("presto-teacher@champion", "has no presto-teacher@champion; it has nothing yet"),
+        ("presto-teacher@champion", "has no presto-teacher@champion, it has nothing yet"),
         ("0123456789abcdef", r"0123456789abcdef/manifest\.json does not exist"),
         ("somewhere/else", r"manifest\.json does not exist"),
     ],
