@@ -24,6 +24,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from presto_core.metrics.table import rename_former
+
 CLI = "infra.cli.main"  # module of the command line
 COMPAT_FOLDER = Path(__file__).resolve().parent
 EXPECTED: dict[str, Any] = json.loads((COMPAT_FOLDER / "expected.json").read_text())
@@ -186,7 +188,9 @@ def after(store: Store, resumed: Outputs) -> Outputs:
 
 def test_registry_finds_versions_aliases_and_measurements(before: Outputs) -> None:
     versions = json.loads(before["list"])
-    assert [{key: v[key] for key in EXPECTED["versions"][0]} for v in versions] == EXPECTED["versions"]
+    # numbers have their present names; the tags in MLflow keep the old ones
+    expected = [v | {"measured": rename_former(v["measured"])} for v in EXPECTED["versions"]]
+    assert [{key: v[key] for key in EXPECTED["versions"][0]} for v in versions] == expected
     (layers,) = json.loads(before["search"])
     assert layers["aliases"] == ["candidate-l"]
 

@@ -127,7 +127,7 @@ def test_a_table_that_does_not_fit_the_depth_is_refused(config):
 
 @pytest.mark.parametrize(
     ("kept", "message"),
-    [((), "at least one bin"), ((0, 3), "greater than or equal to 1"), ((3, 2), r"kept=\[3, 2\] must not fall")],
+    [((), "at least one bin"), ((0, 3), "greater than or equal to 1"), ((3, 2), r"kept=\[3, 2\] must not decrease")],
 )
 def test_a_table_that_makes_no_sense_is_refused(kept: tuple[int, ...], message: str):
     with pytest.raises(ValueError, match=message):

@@ -69,7 +69,7 @@ def test_a_job_is_stopped_with_its_state_and_the_same_command_resumes_it(user: U
     stopped = user.presto("jobs", "stop", run_id)
     assert stopped.returncode == 0, stopped.stderr
     assert f"job {job_id}: STOPPED" in stopped.stderr
-    assert "its state is saved, run the same command to go on" in log_of(user, job_id)
+    assert "its state is saved, re-run the command to resume" in log_of(user, job_id)
 
     again = user.presto(*args, "submit.follow=false")
     assert ids_in(again)[1] == run_id

@@ -120,7 +120,7 @@ def test_sigterm_of_one_worker_saves_on_all_and_ends(begin, tmp_path: Path, pare
     worker, _ = attempt.workers(WORKER)[-1]
     worker.send_signal(signal.SIGTERM)
     assert attempt.exit_code() == 1
-    assert "its state is saved, run the same command to go on" in attempt.stderr
+    assert "its state is saved, re-run the command to resume" in attempt.stderr
     again = run.begin(begin)
     assert again.exit_code() == 0
     assert 0 < resume_step(again) < STEPS
