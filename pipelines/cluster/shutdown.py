@@ -80,9 +80,8 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-WORKER_STOP = (
-    StopRequest()
-)  # of a Ray Train worker's process, whose signal handler and training run in different threads
+# of a Ray Train worker's process, whose signal handler and training run in different threads
+WORKER_STOP = StopRequest()
 
 
 def install_handlers_in_worker() -> StopRequest:

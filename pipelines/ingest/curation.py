@@ -17,12 +17,13 @@ from pipelines.ingest.shard_writer import CuratedTrack
 from pipelines.ingest.sources import Track
 
 MAX_FILES_NAMED = 5  # bad files that a message names
+# location of a track, on which its rows do not depend
 LOCATION_FIELDS = (
     "source_uri",
     "path",
     "stamp",
     "sidecar",
-)  # location of a track, on which its rows do not depend
+)
 
 FILE_MISSING = IngestFailure("fetch", "FileNotFoundError", "is listed in the manifest but not there")
 

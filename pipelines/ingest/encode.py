@@ -159,9 +159,8 @@ def _run_encoders(
 
 def _merge_result(result: FileResult, failure: IngestFailure | None, segments: int) -> FileResult:
     """Merge a file's result with the failures of its encoders."""
-    file_failure = (
-        IngestFailure(**result.failure) if isinstance(result.failure, dict) else result.failure
-    )  # JSON made it a dict
+    # JSON made it a dict
+    file_failure = IngestFailure(**result.failure) if isinstance(result.failure, dict) else result.failure
     if file_failure is None and failure is None and segments < len(result.rows):
         failure = WORKER_DIED
     return FileResult(

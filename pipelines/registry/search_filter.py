@@ -29,13 +29,14 @@ TEXTS = {
 }
 OTHERS = ("name", "created", "seed")
 FIELDS = (*NUMBERS, *TEXTS, *OTHERS)
+# tags that hold several values, or longer texts
 _SUBSTRING_FIELDS = (
     "parent",
     "licence",
     "hardware",
     "content",
     "embedding",
-)  # tags that hold several values, or longer texts
+)
 _CLAUSE = re.compile(r"""\s*([\w.]+)\s*(<=|>=|!=|==|=|<|>|~)\s*("[^"]*"|'[^']*'|[^\s"'<>=!~]+)\s*""")
 _EXAMPLE = 'write, for example, "fd < 3 and latency_ms < 250"'
 

@@ -111,9 +111,8 @@ def _get_range(source: Folder, byte_range: ByteRange) -> bytes:
     span = f"bytes={byte_range.start}-{byte_range.start + byte_range.size - 1}"
     try:
         response = _client(endpoint()).get_object(Bucket=bucket, Key=key, Range=span)
-        return _check_length(
-            response["Body"].read(byte_range.size + 1), byte_range, source
-        )  # one byte more, to reject longer responses too
+        # one byte more, to reject longer responses too
+        return _check_length(response["Body"].read(byte_range.size + 1), byte_range, source)
     except ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if status in (404, 416):

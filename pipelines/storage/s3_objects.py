@@ -32,9 +32,8 @@ class S3Objects:
     def __init__(self, client: Any, *, connect_timeout_s: float, read_timeout_s: float) -> None:
         self.client = client
         self.read_timeout = urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s)
-        self.write_timeout = urllib3.Timeout(
-            connect=read_timeout_s, read=read_timeout_s
-        )  # urllib3 counts sending as connecting
+        # urllib3 counts sending as connecting
+        self.write_timeout = urllib3.Timeout(connect=read_timeout_s, read=read_timeout_s)
         self.pool = urllib3.PoolManager(maxsize=CONNECTIONS, ca_certs=os.environ.get("AWS_CA_BUNDLE"))
 
     def exists(self, path: str) -> bool:

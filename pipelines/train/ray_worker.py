@@ -26,11 +26,12 @@ from presto_core.training.parallel import Parallel
 
 DRIVER_TIMEOUT_S = 60  # for an answer of the driver, before a worker writes
 POLL_S = 0.5  # between two exchanges of driver and workers
+# all ranks stop in the same step, and a restart would not help
 ORDERLY_ERRORS = (
     DivergenceError,
     SaveError,
     StoppedError,
-)  # all ranks stop in the same step, and a restart would not help
+)
 
 
 def run_ray_worker(config: dict[str, Any]) -> None:
