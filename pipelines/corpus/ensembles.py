@@ -34,12 +34,10 @@ class TuneSetting:
 
 
 def _repeat_voice(name: str, program: int) -> tuple[Voice, Voice, Voice, Voice]:
-    voice = (name, program)
-    return (voice, voice, voice, voice)
+    return (name, program), (name, program), (name, program), (name, program)
 
 
-SINGING = "four-part harmony of wordless voices"
-PLUCKED = "four-part chords with decaying plucked notes"
+SINGING, PLUCKED = "four-part harmony of wordless voices", "four-part chords with decaying plucked notes"
 CHORALE_SETTINGS: tuple[ChoraleSetting, ...] = (
     ChoraleSetting(ensemble="choir", voices=_repeat_voice("choir", 52), texture=SINGING, tempo_bpm=(50, 80)),
     ChoraleSetting(ensemble="church organ", voices=_repeat_voice("organ", 19), has_deep_bass=True),

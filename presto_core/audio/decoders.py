@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,15 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from presto_core.audio.error_capturing_stream import ErrorCapturingStream
 from presto_core.errors import UserError
 
 Waveform = npt.NDArray[np.float32]
 
-# decoders read a few KiB at a time, and each read would be one request to an object store
-READ_AHEAD_BYTES = 2**20
 UNKNOWN_LENGTH = 2**62  # libsndfile returns 2^63 - 1 for a FLAC that does not state its length
 PACKET_SAMPLES = 4096  # an m4a states its length in milliseconds, and players differ on the ends
-UNRECOGNISED, SYSTEM, UNSUPPORTED, BAD_FILE = 1, 2, 4, 7  # libsndfile's SFE_*; the last: an mp3 too short to decode
+UNRECOGNISED, UNSUPPORTED, BAD_FILE = 1, 4, 7  # libsndfile's SFE_*; the last: an mp3 too short to decode
 DAMAGED = "damaged or truncated"
 NEEDS_PYAV = {
     "m4a/AAC": rb"....ftyp|\xff[\xf0\xf1\xf8\xf9]|ADIF",
@@ -61,7 +59,7 @@ def open_sound(stream: BinaryIO) -> Iterator[Sound]:
         AudioError: here or while blocks are read: it is not audio, is damaged, or its format needs PyAV.
         OSError: `stream` raised it; a read error is never mistaken for the end of the file.
     """
-    source = _ErrorCapturingStream(stream)
+    source = ErrorCapturingStream(stream)
     with ExitStack() as stack:
         try:
             sound = _open_with_libsndfile(source, stack)
@@ -74,61 +72,6 @@ def open_sound(stream: BinaryIO) -> Iterator[Sound]:
         yield sound
 
 
-class _ErrorCapturingStream(io.RawIOBase):
-    """A stream that records its errors: C code that reads through a callback would swallow them."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
-        self.error: Exception | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        try:
-            content = self.stream.read(len(buffer))
-        except Exception as error:
-            self.error = error
-            return 0
-        buffer[: len(content)] = content
-        return len(content)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        return self.stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.stream.tell()
-
-    def close(self) -> None:
-        """Do nothing: a discarded reader closes its source, but the stream belongs to the caller and is read again."""
-
-    def read_head(self) -> bytes:
-        self.seek(0)
-        return self.read(16) or b""
-
-    def open_buffered(self) -> io.BufferedReader:
-        """Return a read-ahead reader at the start of the content."""
-        self.seek(0)
-        return io.BufferedReader(self, READ_AHEAD_BYTES)
-
-    def open_for_libsndfile(self) -> int | io.BufferedReader:
-        """Return the content from its start; for a plain file its descriptor, which libsndfile reads twice as fast."""
-        if not isinstance(self.stream, io.FileIO):
-            return self.open_buffered()
-        self.seek(0)
-        return self.stream.fileno()
-
-    def check(self, error: Exception | None = None) -> None:
-        """Raise the stream's own error, or OSError if libsndfile reports a system error."""
-        if getattr(error, "code", None) == SYSTEM:
-            raise OSError(f"cannot be read: {error}") from None
-        if self.error is not None:
-            raise self.error
-
-
 class _ForwardOnly(soundfile.SoundFile):  # type: ignore[misc]
     """A file read forward only: soundfile otherwise seeks after every block, which a FLAC of unknown length refuses."""
 
@@ -136,7 +79,7 @@ class _ForwardOnly(soundfile.SoundFile):  # type: ignore[misc]
         return False
 
 
-def _open_with_libsndfile(source: _ErrorCapturingStream, stack: ExitStack) -> Sound:
+def _open_with_libsndfile(source: ErrorCapturingStream, stack: ExitStack) -> Sound:
     file = stack.enter_context(_ForwardOnly(source.open_for_libsndfile(), closefd=False))
     file.seek(0)  # as soundfile.read does: the last bits of an mp3 depend on it
     # libsndfile already limits the length of other formats to the file's size
@@ -145,7 +88,7 @@ def _open_with_libsndfile(source: _ErrorCapturingStream, stack: ExitStack) -> So
     return Sound(file.samplerate, file.channels, lambda frames: _truncate(declared_length, blocks(frames), slack=0))
 
 
-def _read_libsndfile(file: _ForwardOnly, source: _ErrorCapturingStream, frames: int) -> Iterator[Waveform]:
+def _read_libsndfile(file: _ForwardOnly, source: ErrorCapturingStream, frames: int) -> Iterator[Waveform]:
     while True:
         try:
             samples = file.read(frames, dtype="float32", always_2d=True)
@@ -169,7 +112,7 @@ def _truncate(declared_length: int, blocks: Iterator[Waveform], *, slack: int) -
         raise AudioError(f"is truncated: {read} of {declared_length} samples")
 
 
-def _rejection_error(error: soundfile.LibsndfileError, source: _ErrorCapturingStream) -> AudioError:
+def _rejection_error(error: soundfile.LibsndfileError, source: ErrorCapturingStream) -> AudioError:
     """Return why libsndfile cannot open the file, without the exception's prefix: it contains a memory address."""
     if not source.read_head():
         return AudioError(_unreadable_message(f"{error.error_string.rstrip('. ')}, it has zero bytes"))
@@ -181,7 +124,7 @@ def _unreadable_message(detail: str) -> str:
     return f"not readable as audio: {' '.join(detail.removeprefix('Error : ').split())}"
 
 
-def _open_with_pyav(source: _ErrorCapturingStream, stack: ExitStack, rejection: AudioError) -> Sound:
+def _open_with_pyav(source: ErrorCapturingStream, stack: ExitStack, rejection: AudioError) -> Sound:
     names = [name for name, magic in NEEDS_PYAV.items() if re.match(magic, source.read_head(), re.DOTALL)]
     try:
         import av
@@ -210,7 +153,7 @@ def _open_with_pyav(source: _ErrorCapturingStream, stack: ExitStack, rejection: 
     )
 
 
-def _decode_pyav_frames(container: Any, source: _ErrorCapturingStream) -> Iterator[Any]:
+def _decode_pyav_frames(container: Any, source: ErrorCapturingStream) -> Iterator[Any]:
     import av
 
     try:
