@@ -32,7 +32,10 @@ def read_report(artifact: Artifact) -> dict[str, Any]:
 def print_table(result: dict[str, Any]) -> None:
     """The results table on standard output."""
     table = Table(
-        title="quality and speed on held-out music", caption=format_table_notes(result), caption_justify="left"
+        title="quality and speed on held-out music",
+        collapse_padding=True,
+        caption=format_table_notes(result),
+        caption_justify="left",
     )
     table.add_column("system", no_wrap=True)
     for metric in COLUMNS:

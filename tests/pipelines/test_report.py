@@ -218,7 +218,8 @@ def test_the_page_describes_how_it_was_measured() -> None:
 
 
 def test_the_table_prints_every_row_and_column_uncut(capsys: pytest.CaptureFixture[str]) -> None:
-    report.print_table(RESULT)
+    guided = system("teacher dpmpp_2m 40 w=1.5", "teacher", 40, 31.47)  # as long as names get
+    report.print_table(result_of(guided, *RESULT["systems"]))
     printed = capsys.readouterr().out
     for row in RESULT["systems"]:
         (line,) = [line for line in printed.splitlines() if "│" in line and row["name"] in line]
