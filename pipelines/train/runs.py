@@ -32,7 +32,6 @@ class UnfinishedRun:
             if its artifact exists and only the scratch folder is left.
         step: of the newest committed checkpoint; None if there is none.
         started, changed: when its settings were recorded, and when its newest checkpoint was written.
-        mlflow_id: its record in MLflow.
     """
 
     run_id: str
@@ -41,7 +40,6 @@ class UnfinishedRun:
     step: int | None
     started: datetime
     changed: datetime
-    mlflow_id: str | None
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,16 +90,17 @@ def close_run(root: Folder, tracker: Tracker, run_id: str, *, force: bool = Fals
 
 def explain_new_run(root: Folder, stage: str, run_id: str, config: StageConfig, parents: dict[str, str]) -> None:
     """Print the unfinished run of this stage that is nearest to a new one, and what differs: three lines at most."""
-    nearest: tuple[dict[str, str], str, int | None] | None = None
+    nearest: tuple[dict[str, str], str] | None = None
     for other_id, run_info in _iter_run_infos(root):
         if run_info["stage"] != stage or other_id == run_id:
             continue
         difference = differing_settings(run_info, config, parents)
         if nearest is None or len(difference) < len(nearest[0]):
-            nearest = (difference, other_id, _newest_step(run_folder(root, other_id))[0])
+            nearest = (difference, other_id)
     if nearest is None:
         return
-    difference, other_id, step = nearest
+    difference, other_id = nearest
+    step, _ = _newest_step(run_folder(root, other_id))
     where = "without a checkpoint" if step is None else f"with a checkpoint at step {step}"
     named = [f"{key}: {change}" for key, change in list(difference.items())[:MAX_NAMED_SETTINGS]]
     more = f" and {len(difference) - len(named)} more" if len(difference) > len(named) else ""
@@ -115,10 +114,24 @@ def _iter_run_infos(root: Folder) -> Iterator[tuple[str, dict[str, Any]]]:
     for run_id in root.child("runs").list_folders():
         scratch = run_folder(root, run_id)
         try:
-            if scratch.exists(RUN_FILE):
-                yield run_id, json.loads(read_bytes(scratch, RUN_FILE))
+            run_info = _read_run_info(scratch) if scratch.exists(RUN_FILE) else None
         except StoreError:  # deleted meanwhile, as at the end of a run
             continue
+        if run_info:
+            yield run_id, run_info
+
+
+def _read_run_info(scratch: Folder) -> dict[str, Any] | None:
+    """What `record_run_start` wrote; None, with a warning, if it is damaged, which must not stop other runs."""
+    content = read_bytes(scratch, RUN_FILE)
+    try:
+        run_info: dict[str, Any] = json.loads(content)
+        if {"stage", "parents", "result"} <= run_info.keys():
+            return run_info
+    except (ValueError, AttributeError):
+        pass
+    console.print(f"{scratch.uri}/{RUN_FILE} is damaged, so this run is left out", style="yellow", markup=False)
+    return None
 
 
 def _read_run(root: Folder, run_id: str, tracker: Tracker) -> UnfinishedRun | None:
@@ -127,14 +140,14 @@ def _read_run(root: Folder, run_id: str, tracker: Tracker) -> UnfinishedRun | No
     started = next((info.mtime for info in scratch.list_files(missing_ok=True) if info.base_name == RUN_FILE), None)
     if started is None:
         return None
-    run_info = json.loads(read_bytes(scratch, RUN_FILE))
+    run_info = _read_run_info(scratch)
+    if run_info is None:
+        return None
     step, changed = _newest_step(scratch)
     mlflow_id = tracker.find_run(run_id)
     status = str(tracker.client.get_run(mlflow_id).info.status) if mlflow_id else ""
     state = "done" if artifact_folder(root, run_id).exists() else MLFLOW_STATES.get(status, "unknown")
-    return UnfinishedRun(
-        run_id, str(run_info["stage"]), state, step, started, changed or started, mlflow_id, run_info["result"]
-    )
+    return UnfinishedRun(run_id, str(run_info["stage"]), state, step, started, changed or started, run_info["result"])
 
 
 def _newest_step(scratch: Folder) -> tuple[int | None, datetime | None]:

@@ -232,3 +232,13 @@ def test_what_cannot_be_resumed_is_refused_by_its_name(root: Folder):
         find_forked_checkpoint(ResumeOptions(run_id), root, "distill-layers", layers, PARENTS)
     with pytest.raises(UserError, match="9" * 16):
         find_forked_checkpoint(ResumeOptions("9" * 16), root, STAGE, longer, PARENTS)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"\xff"])
+def test_a_damaged_record_of_another_run_is_reported_and_stops_nothing(
+    root: Folder, tracker: Tracker, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bytes(run_folder(root, "0" * 16), RUN_FILE, content)
+    assert list_runs(root, tracker) == []
+    explain_new_run(root, "train-teacher", "1" * 16, make_config(), {})
+    assert capsys.readouterr().err.count(f"{'0' * 16}/{RUN_FILE}") == 2
