@@ -36,7 +36,7 @@ TINY = (
 
 
 def presto(*args: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PRESTO, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=500)
+    return subprocess.run([PRESTO, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Distribution of tests by pytest-xdist: all that need a server or Ray to one process, the others file by file.
 
+The whole flow (tests/e2e) has servers of its own and takes minutes, so the other process begins with it.
+
 A plugin of tests/conftest.py. `--dist loadgroup` would do the same, but does not group with pytest 9.2
 (github.com/pytest-dev/pytest-xdist/issues/1386).
 """
@@ -16,6 +18,7 @@ from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 MARKS = {"ray", "services"}
+WHOLE_FLOW = "tests/e2e/"
 LIST = "presto_list_of_service_tests"  # key of the path that workers write that list to: only they collect tests
 
 
@@ -52,9 +55,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """In a worker, list the tests that need services and put them first, because they take longest."""
     path = getattr(config, "workerinput", {}).get(LIST)
     if path:
-        items.sort(key=lambda item: not needs_services(item))
+        items.sort(key=lambda item: (not needs_services(item), not item.nodeid.startswith(WHOLE_FLOW)))
         Path(path).write_text("\n".join(item.nodeid for item in items if needs_services(item)), encoding="utf-8")
 
 
 def needs_services(item: pytest.Item) -> bool:
-    return any(mark.name in MARKS for mark in item.iter_markers())
+    """Whether a test shares the servers of one process."""
+    return not item.nodeid.startswith(WHOLE_FLOW) and any(mark.name in MARKS for mark in item.iter_markers())
