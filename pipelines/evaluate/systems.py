@@ -27,7 +27,8 @@ from pipelines.registry.compatibility import distillation_method
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.store import read_bytes, write_bytes
-from presto_core.config.sampling import BaseSampler, EvaluateConfig, ScheduleConfig
+from presto_core.config.evaluation import EvaluateConfig
+from presto_core.config.sampling import BaseSampler, ScheduleConfig
 from presto_core.config.schema import EvaluateStage
 from presto_core.metrics.embed import load_embedder
 from presto_core.training.state import make_step_rng

@@ -1,4 +1,4 @@
-"""Configuration of sampling: evaluate and generate."""
+"""Configuration of sampling: noise levels, samplers, and `generate`."""
 
 from __future__ import annotations
 
@@ -35,23 +35,6 @@ class BaseSampler(Section):
         """Network evaluations per sample; guidance needs two per denoised estimate."""
         denoiser_calls = 2 * self.steps - 1 if self.sampler == "heun" else self.steps
         return denoiser_calls * (1 if self.guidance_scale == 1 else 2)
-
-
-class EvaluateConfig(Section):
-    num_samples: Count = 256
-    batch_size: Count = 16
-    student_steps: tuple[Count, ...] = (1, 2, 4, 8)
-    base: tuple[BaseSampler, ...] = Field(
-        (BaseSampler(), *(BaseSampler(sampler="euler", steps=n) for n in (1, 2, 4, 8))), min_length=1
-    )
-    """Samplers of the teacher; the first is the reference for speed-ups."""
-    layers: tuple[BaseSampler, ...] = (BaseSampler(),)
-    """Samplers of layer-distilled models."""
-    schedule: ScheduleConfig = ScheduleConfig()
-    nearest_k: Count = 5
-    """Neighbours of precision, recall, density and coverage (Naeem et al. 2020)."""
-    save_audio: int = Field(4, ge=0)
-    """Clips kept as WAV files per sampler."""
 
 
 class GenerateConfig(Section):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from presto_core.config.data import CodecConfig, CorpusConfig, IngestConfig, TextConfig
+from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.promotion import PromoteConfig
-from presto_core.config.sampling import EvaluateConfig, GenerateConfig
+from presto_core.config.sampling import GenerateConfig
 from presto_core.config.sections import (
     LayersConfig,
     NetworkConfig,

@@ -18,9 +18,10 @@ from pipelines.registry.compatibility import check_comparable, check_layers_matc
 from pipelines.stages import distill_layers, distill_steps, train_teacher
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.manifest import Artifact, artifact_folder, read_artifact
+from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.loader import load_config
 from presto_core.config.noise import KarrasNoise, LogNormalNoise
-from presto_core.config.sampling import BaseSampler, EvaluateConfig, ScheduleConfig
+from presto_core.config.sampling import BaseSampler, ScheduleConfig
 from presto_core.config.schema import LayersStage
 from presto_core.errors import UserError
 from presto_core.metrics.block_activity import record_block_activity

@@ -1,0 +1,84 @@
+"""Configuration of `evaluate`: what is compared, on how many clips, and by which embeddings."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from presto_core.config.sampling import BaseSampler, ScheduleConfig
+from presto_core.config.section import Count, Section
+
+EmbedderKind = Literal["musicnn", "clap", "vggish", "ast", "encodec", "dac", "mert"]
+
+
+class EmbedderConfig(Section):
+    """An embedding of audio. `musicnn` is shipped with the package; the others read your weights."""
+
+    kind: EmbedderKind = "musicnn"
+    path: str = ""
+    """Local folder or Hugging Face hub id of its weights; empty uses the shipped ones (musicnn only)."""
+
+    @model_validator(mode="after")
+    def _check_path(self) -> Self:
+        if self.kind == "musicnn" and self.path:
+            raise ValueError(f"embedder musicnn takes no path, not {self.path!r}: its weights are in the package")
+        if self.kind != "musicnn" and not self.path:
+            raise ValueError(f"embedder {self.kind} needs a folder or hub id: write '{self.kind}=/path/to/weights'")
+        return self
+
+
+class EvaluateConfig(Section):
+    num_samples: Count = 256
+    """Clips that each system generates from prompts of the test split."""
+    validation_samples: int = Field(64, ge=0)
+    """Clips that each system generates from prompts of the validation split. They choose each model's sampler and
+    number of steps, and promotion compares them; tables report the test split alone. 0 takes the first system."""
+    reference_samples: int = Field(0, ge=0)
+    """Most rows of real music to compare with, evenly from all its tracks; 0 takes all."""
+    batch_size: Count = 16
+    student_steps: tuple[Count, ...] = (1, 2, 4, 8)
+    base: tuple[BaseSampler, ...] = Field(
+        (BaseSampler(), *(BaseSampler(sampler="euler", steps=n) for n in (1, 2, 4, 8))), min_length=1
+    )
+    """Samplers of the teacher; the first is the reference for speed-ups."""
+    layers: tuple[BaseSampler, ...] = (BaseSampler(),)
+    """Samplers of layer-distilled models."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    embedders: tuple[EmbedderConfig, ...] = Field((EmbedderConfig(),), min_length=1)
+    """Embeddings that quality is measured on, e.g. [musicnn, clap=/models/clap]; tables show the first."""
+    folders: dict[str, str] = Field(default_factory=dict)
+    """Further systems as folders of audio, e.g. {musicgen: /music/musicgen}: name -> path."""
+    nearest_k: Count = 5
+    """Neighbours of precision, recall, density and coverage (Naeem et al. 2020)."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Probability that intervals should cover the true value."""
+    interval_groups: int = Field(20, ge=0)
+    """Groups of tracks that are left out in turn for the intervals; 0 leaves intervals out."""
+    latency_batch: Count = 8
+    """Clips per batch of the second timing; the first is of one clip."""
+    save_audio: int = Field(4, ge=0)
+    """Clips kept as audio per system."""
+
+    @field_validator("embedders", mode="before")
+    @classmethod
+    def _parse_embedders(cls, value: object) -> object:
+        """Accept names beside mappings: `musicnn`, `clap=/path`."""
+        values = [value] if isinstance(value, (str, dict)) else value
+        return [_parse_embedder(v) for v in values] if isinstance(values, (list, tuple)) else values
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        labels = [(e.kind, e.path) for e in self.embedders]
+        if len(set(labels)) < len(labels):
+            raise ValueError("embedders names one embedder twice")
+        if bad := [name for name in self.folders if not name.strip()]:
+            raise ValueError(f"folders has a system with the empty name {bad[0]!r}")
+        return self
+
+
+def _parse_embedder(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    kind, _, path = value.partition("=")
+    return {"kind": kind.strip(), "path": path.strip()}
