@@ -1,6 +1,7 @@
-"""Distribution of tests by pytest-xdist: all that need a server or Ray to one process, the others file by file.
+"""Distribution of tests by pytest-xdist: all that share a server or Ray to one process, the others file by file.
 
-The whole flow (tests/e2e) has servers of its own and takes minutes, so the other process begins with it.
+Tests that start servers or a Ray of their own take minutes, so the other process begins with these: the whole flow
+first (tests/e2e).
 
 A plugin of tests/conftest.py. `--dist loadgroup` would do the same, but does not group with pytest 9.2
 (github.com/pytest-dev/pytest-xdist/issues/1386).
@@ -18,6 +19,7 @@ from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 MARKS = {"ray", "services"}
+SHARED = {"shared_ray", "object_store", "mlflow_server"}  # fixtures of a session's servers
 WHOLE_FLOW = "tests/e2e/"
 LIST = "presto_list_of_service_tests"  # key of the path that workers write that list to: only they collect tests
 
@@ -52,13 +54,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ServicesInOn
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a worker, list the tests that need services and put them first, because they take longest."""
+    """In a worker, list the tests that share servers, and put those first that take longest."""
     path = getattr(config, "workerinput", {}).get(LIST)
     if path:
-        items.sort(key=lambda item: (not needs_services(item), not item.nodeid.startswith(WHOLE_FLOW)))
-        Path(path).write_text("\n".join(item.nodeid for item in items if needs_services(item)), encoding="utf-8")
+        items.sort(key=rank)
+        Path(path).write_text("\n".join(item.nodeid for item in items if shares_services(item)), encoding="utf-8")
 
 
-def needs_services(item: pytest.Item) -> bool:
-    """Whether a test shares the servers of one process."""
-    return not item.nodeid.startswith(WHOLE_FLOW) and any(mark.name in MARKS for mark in item.iter_markers())
+def rank(item: pytest.Item) -> int:
+    """Place in the order: tests that share servers, the whole flow, others with servers, and all that need none."""
+    if shares_services(item):
+        return 0
+    if item.nodeid.startswith(WHOLE_FLOW):
+        return 1
+    return 2 if has_services(item) else 3
+
+
+def has_services(item: pytest.Item) -> bool:
+    return any(mark.name in MARKS for mark in item.iter_markers())
+
+
+def shares_services(item: pytest.Item) -> bool:
+    """Whether a test uses a server or a Ray session that one process starts for all its tests."""
+    uses_shared = not SHARED.isdisjoint(getattr(item, "fixturenames", ()))
+    return has_services(item) and uses_shared and not item.nodeid.startswith(WHOLE_FLOW)
