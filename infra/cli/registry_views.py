@@ -5,19 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from pipelines.console import console, print_table
+from pipelines.console import console, make_console, print_table
 from pipelines.registry.catalog import Version
 from pipelines.registry.lineage import LineageGraph, render_tree
 from pipelines.registry.names import HASH_DIGITS
 
 if TYPE_CHECKING:
     from pipelines.registry.promotion import PromotionDecision
-
-WIDTH = 118
 
 
 def print_versions(title: str, versions: list[Version], *, as_json: bool) -> None:
@@ -40,7 +34,7 @@ def print_versions(title: str, versions: list[Version], *, as_json: bool) -> Non
         ]
         for v in versions
     ]
-    _print(title, columns, rows)
+    print_table(title, columns, rows)
 
 
 def print_version(
@@ -71,7 +65,7 @@ def print_version(
     facts |= {key: f"{value:g}" if isinstance(value, float) else value for key, value in version.measurements.items()}
     facts |= {key: value for key, value in made.items() if value}
     facts |= {f"{d['action']}d {d['when']}": f"by {d['who']}: {d['why']}" for d in decisions}
-    _print(version.label, None, [[key, str(value)] for key, value in facts.items()])
+    print_table(version.label, None, [[key, str(value)] for key, value in facts.items()])
     console.print("settings: presto registry show --json, or presto registry diff", style="dim")
 
 
@@ -80,7 +74,7 @@ def print_lineage(graph: LineageGraph, *, as_json: bool) -> None:
     if as_json:
         print_json(graph.to_dict())
     else:
-        Console(width=WIDTH).print(render_tree(graph))
+        make_console().print(render_tree(graph))
 
 
 def print_diff(one: str, other: str, found: dict[str, dict[str, tuple[Any, Any]]], *, as_json: bool) -> None:
@@ -91,7 +85,7 @@ def print_diff(one: str, other: str, found: dict[str, dict[str, tuple[Any, Any]]
     for section, rows in found.items():
         if rows:
             cells = [[key, *(_format_value(value) for value in pair)] for key, pair in rows.items()]
-            _print(section, ("", one, other), cells)
+            print_table(section, ("", one, other), cells)
     if not any(found.values()):
         console.print(f"{one} and {other} do not differ")
 
@@ -127,15 +121,6 @@ def print_result(message: str, payload: Any, as_json: bool) -> None:
 def print_json(payload: Any) -> None:
     """Print JSON on standard output."""
     print(json.dumps(payload, indent=2))
-
-
-def _print(title: str, columns: tuple[str, ...] | None, rows: list[list[str]]) -> None:
-    table = Table(title=escape(title), show_header=columns is not None)
-    for number in range(len(rows[0]) if rows else len(columns or ())):
-        table.add_column(columns[number] if columns else "", overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console(width=WIDTH).print(table)
 
 
 def _format_number(version: Version, name: str, form: str) -> str:

@@ -69,8 +69,9 @@ def _fetch_files(source: Folder, files: dict[str, FileEntry], partial: Path, lab
     pending = [part for part in wanted if part not in ledger]
     missing, lock = Counter(part.name for part in pending), threading.Lock()
     total = sum(entry.bytes for entry in files.values())
-    with progress_bar(f"pull {label}", total) as bar, ThreadPoolExecutor(THREADS) as pool, _cancel_on_failure(pool):
-        bar.update(sum(part.size for part in wanted if part in ledger))
+    done = total - sum(part.size for part in pending)
+    bars = progress_bar(f"pull {label}", total, done=done)
+    with bars as bar, ThreadPoolExecutor(THREADS) as pool, _cancel_on_failure(pool):
 
         def fetch_one(byte_range: ByteRange) -> None:
             fetch(source, byte_range, partial / byte_range.name)

@@ -42,7 +42,7 @@ def run_trials(
     resources = TrialResources.tune_resources(plan.base.cluster)
     bookkeeping = callback.records.folder.child(f"ray-{time.time_ns():x}")  # Tune's own state, never read again
     total, started = plan.num_trials if proposals is None else len(proposals), time.monotonic()
-    with progress_bar("sweep" if early_stopping else "repeats", total) as bar:
+    with progress_bar("sweep" if early_stopping else "repeats", total, waits_for="first trials run") as bar:
         callback.bar, callback.num_done = bar, 0
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run_trial, plan=plan), resources),

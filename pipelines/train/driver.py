@@ -107,8 +107,10 @@ class RunMonitor:
         if not metrics and step:
             console.print(f"{self.bar.label}: resumed at step {step} of {self.bar.total}")
             self.replay_rows(upto=step)
-        self.bar.update(max(step, self.bar.done), format_metrics(metrics, self.watch))  # a validation may arrive late
-        if metrics:
+        if not metrics:
+            self.bar.begin(step)
+        else:
+            self.bar.update(max(step, self.bar.done), format_metrics(metrics, self.watch))  # a validation may be late
             self.run.log(step, metrics)
             self._check_health(step, metrics)
             if reason := self.trial.on_row(step, metrics) if self.trial else "":

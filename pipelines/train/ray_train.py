@@ -52,7 +52,9 @@ def launch_training(spec: TrainSpec, run: TrackedRun, trial: Trial | None = None
         KeyboardInterrupt: Ctrl-C was pressed twice.
     """
     stop = StopRequest()
-    with progress_bar(spec.stage.name, spec.config.total_steps) as bar, stop.handle_signals():
+    waits_for = "starting Ray" if spec.config.cluster.num_workers else "loading"
+    bars = progress_bar(spec.stage.name, spec.config.total_steps, waits_for=waits_for)
+    with bars as bar, stop.handle_signals():
         replay = partial(replay_rows, open_folder(spec.scratch_uri), run)
         monitor = RunMonitor(
             run, bar, spec.stage.progress_metrics, spec.stage.health, spec.config.health, stop, replay, trial

@@ -6,15 +6,15 @@ import argparse
 from typing import TypeVar
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from pipelines.console import make_console
 from pipelines.presets.resolve import PRESETS
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage, LayersStage, StepsStage, TeacherStage
 from presto_core.config.stage import StageConfig
 from presto_core.metrics.latency import describe_hardware
-from tests.bench import checkpointing, iteration, layers, registry, sampling
+from tests.bench import checkpointing, iteration, layers, metrics, registry, sampling
 from tests.bench.clock import Comparison
 
 Stage = TypeVar("Stage", bound=StageConfig)
@@ -25,13 +25,17 @@ def main() -> None:
     parser.add_argument("--preset", default="demo", help="network and distillation settings to measure")
     parser.add_argument("--layers-preset", default="laptop", help="network to measure layer budgets on")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each thing; their median counts")
-    parser.add_argument("--only", choices=("networks", "registry"), help="measure one of them alone")
+    parser.add_argument("--only", choices=("networks", "registry", "metrics"), help="measure one of them alone")
     parser.add_argument("--versions", type=int, default=10_000, help="number of versions in the registry")
+    parser.add_argument("--rows", type=int, default=5_000, help="number of embeddings per set for the metrics")
+    parser.add_argument("--metric-threads", type=int, default=2, help="threads of the metrics")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.only != "registry":
+    if arguments.only in (None, "metrics"):
+        _metrics(arguments.rows, arguments.metric_threads)
+    if arguments.only in (None, "networks"):
         _networks(arguments.preset, arguments.layers_preset, arguments.rounds)
-    if arguments.only != "networks":
+    if arguments.only in (None, "registry"):
         found = registry.measure(versions=arguments.versions, rounds=arguments.rounds)
         _print("registry", found, arguments.rounds)
 
@@ -57,6 +61,16 @@ def _networks(small: str, large: str, rounds: int) -> None:
     _print(f"{large} network", budgets, rounds)
 
 
+def _metrics(rows: int, threads: int) -> None:
+    device = describe_hardware()["device"]
+    table = Table(title=f"metrics of 2 x {rows} embeddings of {metrics.DIM} dimensions, {device}, {threads} thread(s)")
+    for name in ("what", "s", "CPU s", "peak MiB of the process"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for what, seconds, cpu_s, peak_mib in metrics.measure(rows=rows, threads=threads):
+        table.add_row(what, f"{seconds:.1f}", f"{cpu_s:.1f}", f"{peak_mib:.0f}")
+    make_console().print(table)
+
+
 def _preset(stage: type[Stage], preset: str) -> Stage:
     return load_config(stage, preset, [], preset_folder=PRESETS)
 
@@ -69,7 +83,7 @@ def _print(what: str, rows: list[Comparison], rounds: int) -> None:
         known = row.flop_ratio
         flops = (f"{known:.2f}", f"{row.ratio / known - 1:+.0%}") if known is not None else ("", "")
         table.add_row(row.what, f"{row.ms:.0f}", row.against, f"{row.against_ms:.0f}", f"{row.ratio:.2f}", *flops)
-    Console(width=118).print(table)
+    make_console().print(table)
 
 
 if __name__ == "__main__":

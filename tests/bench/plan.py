@@ -21,11 +21,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from infra.planning.benchmark import cores, measure_device
 from infra.planning.step_time import Group, step_time
+from pipelines.console import make_console
 from pipelines.data.dataset import LatentDataset
 from pipelines.data.shard_reader import read_with_threads
 from pipelines.train.parallel import make_single_process
@@ -199,7 +199,7 @@ def show(found: list[dict[str, Any]]) -> None:
         cells = [f"{1e3 * row['predicted']:.1f}"]
         cells += [t for m in ("wall", "cpu") for t in (f"{1e3 * row[m]:.1f}", f"{row['predicted'] / row[m] - 1:+.0%}")]
         table.add_row(f"{row['stage']} {row['size']}", str(row["workers"]), *cells, f"{row['off_pace']:.0%}")
-    Console(width=118).print(table)
+    make_console().print(table)
     steady = [row for row in found if row["off_pace"] <= STEADY]
     within = sum(abs(row["predicted"] / row["wall"] - 1) <= 0.2 for row in steady)
     print(f"{within} of {len(steady)} within 20 % by wall time; {len(found) - len(steady)} ran while the pace changed")

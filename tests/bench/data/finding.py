@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
 
+from pipelines.console import make_console
 from presto_core.metrics.latency import describe_hardware
 
 
@@ -54,7 +54,7 @@ def show(findings: Sequence[Finding], notes: Sequence[str]) -> None:
         verdict = {None: "", True: "[green]yes", False: "[red]no"}[row.is_met]
         values = (f"{row.value:.3g} {row.unit}", row.against, f"{row.against_value:.3g} {row.unit}")
         table.add_row(row.what, *values, f"{row.ratio:.3f}", wanted, verdict)
-    console = Console(width=150)
+    console = make_console()
     console.print(table)
     for note in notes:
         console.print(note, style="dim", highlight=False)
