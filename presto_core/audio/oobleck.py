@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,6 @@ def _load_model(folder: Path) -> Any:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise CodecError(f"oobleck folder {folder} has no {name}; set codec.path to an AutoencoderOobleck folder")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local folder never needs the hub
     try:
         from diffusers import AutoencoderOobleck
     except ImportError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,15 +59,15 @@ class TransformerEncoder:
 
     def __init__(self, folder: Path, *, name: str, max_tokens: int) -> None:
         _check_weights(folder)
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local folder never needs the hub
         from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
-            self._model: Any = AutoModel.from_pretrained(str(folder), use_safetensors=True).eval()
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            model = AutoModel.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
+            self._model: Any = model.eval()
         except (OSError, ValueError, SafetensorError) as error:
             raise TextError(f"text encoder in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
         positions = getattr(self._model.config, "max_position_embeddings", None) or max_tokens

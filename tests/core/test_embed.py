@@ -13,7 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from presto_core.metrics.embed import HOP, PATCH_FRAMES, MusicnnEmbedder, load_embedder
+from presto_core.config.evaluation import EmbedderConfig
+from presto_core.metrics.embedders.embedder import EmbedderError
+from presto_core.metrics.embedders.musicnn import HOP, PATCH_FRAMES, MusicnnEmbedder
+from presto_core.metrics.embedders.table import load_embedder
 
 RATE_HZ = 16000
 FIXTURE = Path(__file__).parent / "data/musicnn_tensorflow.npz"
@@ -102,8 +105,6 @@ def test_silence_and_overload_stay_finite(embedder: MusicnnEmbedder) -> None:
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, PATCH_SAMPLES - 1), r"2\.98 s of audio is shorter than the embedding's 3 s patch"),
-        ((2, 0), r"0\.00 s of audio is shorter"),
         ((48000,), r"audio of shape \[48000\]: the embedding takes mono clips \[B, N\]"),
         ((1, 1, 48000), r"audio of shape \[1, 1, 48000\]"),
         ((0, 48000), r"audio of shape \[0, 48000\]"),
@@ -112,6 +113,12 @@ def test_silence_and_overload_stay_finite(embedder: MusicnnEmbedder) -> None:
 def test_audio_that_cannot_be_embedded_is_refused(embedder: MusicnnEmbedder, shape, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         embedder.embed(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("samples", "seconds"), [(PATCH_SAMPLES - 1, r"2\.98"), (0, r"0\.00")])
+def test_audio_shorter_than_a_patch_is_a_users_error(embedder: MusicnnEmbedder, samples: int, seconds: str) -> None:
+    with pytest.raises(EmbedderError, match=rf"{seconds} s of audio is shorter than the 3 s patch of embedder musicnn"):
+        embedder.embed(torch.zeros(2, samples))
 
 
 def test_digest_is_the_shipped_files_and_the_provenances(embedder: MusicnnEmbedder) -> None:
@@ -131,7 +138,7 @@ def test_every_value_of_the_network_comes_from_the_file(embedder: MusicnnEmbedde
 
 
 def test_the_name_stands_for_the_same_embedding(embedder: MusicnnEmbedder) -> None:
-    named = load_embedder("musicnn")
+    named = load_embedder(EmbedderConfig())
     assert (named.name, named.digest, named.sample_rate_hz) == (embedder.name, embedder.digest, RATE_HZ)
     audio = music(3)
     assert torch.equal(named.embed(audio), embedder.embed(audio))

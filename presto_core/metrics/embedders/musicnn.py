@@ -1,4 +1,4 @@
-"""Audio -> embeddings for evaluation, behind a protocol; the default is musicnn (Pons & Serra 2019), shipped here.
+"""The default embedder: musicnn (Pons & Serra 2019), whose weights are shipped in this package.
 
 The weights are MagnaTagATune's, converted from the PyPI package musicnn 0.1.0 (ISC licence); see weights/.
 """
@@ -6,9 +6,7 @@ The weights are MagnaTagATune's, converted from the PyPI package musicnn 0.1.0 (
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from importlib import resources
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,21 +14,11 @@ import torchaudio.functional as TAF
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from presto_core.metrics.embedders.embedder import check_audio
+
 SAMPLE_RATE_HZ, N_FFT, HOP, N_MELS = 16000, 512, 256, 96
 PATCH_FRAMES = 187
 PATCH_SECONDS = 3.0  # which they are, but for a few samples
-
-
-class Embedder(Protocol):
-    """Turns audio into one vector per patch of time."""
-
-    name: str
-    sample_rate_hz: int
-    digest: str
-
-    def embed(self, audio: Tensor) -> Tensor:
-        """audio: [B, N] mono at `sample_rate_hz` -> [B, patches, D]."""
-        ...
 
 
 class LogMel(nn.Module):
@@ -96,40 +84,36 @@ class MusiCNN(nn.Module):
 
 
 class MusicnnEmbedder:
-    """Penultimate features of the shipped musicnn, one 200-d vector per 3 s."""
+    """`Embedder`: penultimate features of the shipped musicnn, one 200-d vector per 3 s; a remainder is dropped."""
 
+    kind = "musicnn"
     name = "musicnn-mtt-penultimate"
     sample_rate_hz = SAMPLE_RATE_HZ
+    dim = 200
+    patch_seconds = PATCH_SECONDS
 
-    def __init__(self) -> None:
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
         weights = resources.files("presto_core.metrics").joinpath("weights/musicnn_mtt.safetensors").read_bytes()
         self.digest = hashlib.sha256(weights).hexdigest()
-        self.mel, self.net = LogMel(), MusiCNN().eval()
+        self.device = torch.device(device)
+        self.mel, self.net = LogMel().to(device), MusiCNN().eval()
         # strict=False: BatchNorm's num_batches_tracked is not stored
         self.net.load_state_dict(load(weights), strict=False)
+        self.net.to(device)
+
+    def embed(self, audio: Tensor) -> Tensor:
+        """audio: [B, N] at 16 kHz, N >= 3 s -> [B, patches, 200]; see `Embedder.embed`."""
+        return self.embed_with_tags(audio)[0]
 
     @torch.inference_mode()
-    def embed(self, audio: Tensor) -> Tensor:
-        """audio: [B, N] at 16 kHz, N >= 3 s -> [B, patches, 200].
+    def embed_with_tags(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """audio: [B, N] at 16 kHz, N >= 3 s -> embeddings [B, patches, 200], tag probabilities [B, patches, 50].
 
-        Raises:
-            ValueError: the audio is not [B, N], or is shorter than one patch.
+        The tags' names are `presto_core.metrics.adherence.tags.TAGS`; errors are those of `Embedder.embed`.
         """
-        if audio.ndim != 2 or not len(audio):
-            raise ValueError(f"audio of shape {list(audio.shape)}: the embedding takes mono clips [B, N], B >= 1")
-        log_mel = self.mel(audio)
-        if log_mel.shape[1] < PATCH_FRAMES:
-            seconds = audio.shape[1] / self.sample_rate_hz
-            raise ValueError(f"{seconds:.2f} s of audio is shorter than the embedding's 3 s patch; use longer clips")
+        check_audio(audio, self, shortest=(PATCH_FRAMES - 1) * HOP)
+        log_mel = self.mel(audio.to(self.device))
         patches = log_mel.unfold(1, PATCH_FRAMES, PATCH_FRAMES).transpose(2, 3)  # [B, P, 187, 96]
         batch, count = patches.shape[:2]
-        _, penultimate = self.net(patches.flatten(0, 1))
-        return penultimate.reshape(batch, count, -1)
-
-
-def load_embedder(kind: str) -> Embedder:
-    """The embedder of this name."""
-    return _EMBEDDERS[kind]()
-
-
-_EMBEDDERS: dict[str, Callable[[], Embedder]] = {"musicnn": MusicnnEmbedder}
+        tags, penultimate = self.net(patches.flatten(0, 1))
+        return penultimate.reshape(batch, count, -1).cpu(), tags.reshape(batch, count, -1).cpu()
