@@ -1,9 +1,10 @@
-"""Integrated loudness (ITU-R BS.1770-4), measured block by block, and the gain to a target loudness."""
+"""Integrated loudness (ITU-R BS.1770-4), measured block by block, and the gain to one loudness for clips to compare."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ OFFSET_DB = -0.691  # annex 1, eq. 2: compensates for the K-weighting of a 997 H
 ABSOLUTE_GATE_LUFS, RELATIVE_GATE_LU = -70.0, -10.0
 STEP_SECONDS, STEPS_PER_BLOCK = 0.1, 4  # blocks of 400 ms with 75 % overlap
 LOWEST_RATE_HZ = 4000
+CEILING_DBFS = -1.0  # of the sample peaks of matched clips; the rest is room for peaks between samples
+QUIETEST_TARGET_LUFS, LOUDEST_TARGET_LUFS = -30.0, -16.0
+GAIN_TOLERANCE_DB = 1e-6
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -49,6 +53,58 @@ def gain(loudness_lufs: float, *, target_lufs: float, peak: float = 0.0) -> floa
         return 1.0
     factor = float(10 ** ((target_lufs - loudness_lufs) / 20))
     return min(factor, 1 / peak) if peak > 0 else factor
+
+
+@dataclass(frozen=True)
+class LoudnessMatch:
+    """A clip scaled for comparison at equal loudness.
+
+    Attributes:
+        audio: [A, N] float32, scaled; its sample peak is at most -1 dBFS and nothing is clipped.
+        loudness_lufs: integrated loudness before scaling; -inf for silence and clips shorter than 400 ms.
+        gain_db: what the clip was scaled by.
+        limited: the target would have exceeded the peak, so the gain is lower and the clip is quieter than the target.
+    """
+
+    audio: npt.NDArray[np.float32]
+    loudness_lufs: float
+    gain_db: float
+    limited: bool
+
+
+def match_loudness(audio: npt.NDArray[np.floating], *, rate_hz: int, target_lufs: float) -> LoudnessMatch:
+    """Scale a clip [A, N] to the target loudness, as far as its sample peak stays at or below -1 dBFS.
+
+    A clip without a loudness (silence) keeps its level unless its peak is higher than that. The absolute gate of
+    -70 LUFS is applied at the level before scaling, so a clip with passages that soft may end 0.2 dB off the target.
+    """
+    loudness_lufs, peak = measure_level(audio, rate_hz=rate_hz)
+    wanted_db = target_lufs - loudness_lufs if math.isfinite(loudness_lufs) else 0.0
+    highest_db = CEILING_DBFS - _to_db(peak)
+    gain_db = min(wanted_db, highest_db)
+    scaled = (10 ** (gain_db / 20) * np.asarray(audio, dtype=np.float64)).astype(np.float32)
+    return LoudnessMatch(scaled, loudness_lufs, gain_db, limited=wanted_db > highest_db + GAIN_TOLERANCE_DB)
+
+
+def measure_level(audio: npt.NDArray[np.floating], *, rate_hz: int) -> tuple[float, float]:
+    """Return the integrated loudness in LUFS and the largest absolute sample of a clip [A, N], for `choose_target`."""
+    samples = np.asarray(audio, dtype=np.float32)
+    loudness_lufs = integrated_loudness([samples.T], sample_rate_hz=rate_hz)
+    return loudness_lufs, float(np.abs(samples).max(initial=0.0))
+
+
+def choose_target(loudnesses_lufs: Sequence[float], peaks: Sequence[float]) -> float:
+    """Return the loudest target at which no clip's peak limits its gain, within -30 ... -16 LUFS.
+
+    Args:
+        loudnesses_lufs: per clip; clips of -inf (silence) are left out.
+        peaks: largest absolute sample of each clip.
+
+    At the quiet bound some clips may still be limited: `match_loudness` marks each, so count those.
+    """
+    levels = [(lufs, peak) for lufs, peak in zip(loudnesses_lufs, peaks, strict=True) if math.isfinite(lufs)]
+    loudest = min((lufs + CEILING_DBFS - _to_db(peak) for lufs, peak in levels), default=LOUDEST_TARGET_LUFS)
+    return min(max(loudest, QUIETEST_TARGET_LUFS), LOUDEST_TARGET_LUFS)
 
 
 def k_weighting(sample_rate_hz: int) -> Float64Array:
@@ -103,3 +159,7 @@ def _power_to_lufs(power: float) -> float:
 
 def _lufs_to_power(loudness_lufs: float) -> float:
     return float(10 ** ((loudness_lufs - OFFSET_DB) / 10))
+
+
+def _to_db(amplitude: float) -> float:
+    return 20 * math.log10(amplitude) if amplitude > 0 else -math.inf

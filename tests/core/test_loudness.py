@@ -11,7 +11,16 @@ import torch
 import torchaudio
 from scipy.signal import sosfreqz
 
-from presto_core.audio.loudness import gain, integrated_loudness, k_weighting
+from presto_core.audio.loudness import (
+    LOUDEST_TARGET_LUFS,
+    QUIETEST_TARGET_LUFS,
+    choose_target,
+    gain,
+    integrated_loudness,
+    k_weighting,
+    match_loudness,
+    measure_level,
+)
 
 RATE_HZ = 48000
 
@@ -140,3 +149,72 @@ def test_gain_leaves_silence_as_it_is_and_no_peak_above_one() -> None:
     assert gain(-20, target_lufs=-14, peak=0.8) == pytest.approx(1 / 0.8)
     assert gain(-20, target_lufs=-14, peak=0.1) == pytest.approx(10**0.3)
     assert gain(-10, target_lufs=-14, peak=0.9) == pytest.approx(10**-0.2)
+
+
+# --- equal loudness
+
+
+def make_spike(*, seconds: float = 3.0) -> np.ndarray:
+    """Return [1, N]: a soft tone with one loud sample, which leaves little room for gain."""
+    clip = sine(997.0, level_db=-50, seconds=seconds).T.copy()
+    clip[0, RATE_HZ] = 0.9
+    return clip
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_matched_clips_have_the_target_loudness_and_the_gain_that_is_stated(channels: int) -> None:
+    clip = music(channels=channels, rate_hz=RATE_HZ).T
+    match = match_loudness(clip, rate_hz=RATE_HZ, target_lufs=-28.0)
+    assert not match.limited
+    assert match.audio.dtype == np.float32
+    assert measure_loudness(match.audio.T) == pytest.approx(-28.0, abs=1e-3)
+    assert match.loudness_lufs + match.gain_db == pytest.approx(-28.0, abs=1e-9)
+    np.testing.assert_allclose(match.audio, 10 ** (match.gain_db / 20) * clip, rtol=1e-6)
+
+
+def test_a_clip_that_would_exceed_the_ceiling_is_quieter_and_marked_but_never_clipped() -> None:
+    clip = make_spike()
+    match = match_loudness(clip, rate_hz=RATE_HZ, target_lufs=-20.0)
+    assert match.limited
+    assert np.abs(match.audio).max() == pytest.approx(10 ** (-1 / 20), rel=1e-6)
+    assert measure_loudness(match.audio.T) < -20.0
+    np.testing.assert_allclose(match.audio, 10 ** (match.gain_db / 20) * clip, rtol=1e-5)
+
+
+def test_silence_keeps_its_level_and_a_peak_above_the_ceiling_is_lowered_even_without_a_loudness() -> None:
+    silence = match_loudness(np.zeros((2, RATE_HZ), np.float32), rate_hz=RATE_HZ, target_lufs=-20.0)
+    assert (silence.gain_db, silence.limited, silence.loudness_lufs) == (0.0, False, -math.inf)
+    assert not silence.audio.any()
+    blip = np.full((1, 100), 1.5, np.float32)  # shorter than 400 ms
+    match = match_loudness(blip, rate_hz=RATE_HZ, target_lufs=-20.0)
+    assert match.limited
+    assert match.audio.max() == pytest.approx(10 ** (-1 / 20), rel=1e-6)
+
+
+def test_the_common_target_is_the_loudest_that_limits_no_clip() -> None:
+    clips = [music(channels=2, rate_hz=RATE_HZ, seed=seed).T * scale for seed, scale in enumerate((1.0, 0.4, 0.7))]
+    clips[1][0, RATE_HZ] = 5 * np.abs(clips[1]).max()  # a drum hit
+    loudnesses, peaks = zip(*(measure_level(clip, rate_hz=RATE_HZ) for clip in clips))
+    target = choose_target(loudnesses, peaks)
+    assert QUIETEST_TARGET_LUFS < target < LOUDEST_TARGET_LUFS
+    matches = [match_loudness(clip, rate_hz=RATE_HZ, target_lufs=target) for clip in clips]
+    assert not any(match.limited for match in matches)
+    assert [measure_loudness(m.audio.T) for m in matches] == pytest.approx([target] * 3, abs=0.02)
+    louder = [match_loudness(clip, rate_hz=RATE_HZ, target_lufs=target + 0.1) for clip in clips]
+    assert sum(match.limited for match in louder) == 1
+
+
+def test_the_common_target_is_bounded_and_silence_does_not_affect_it() -> None:
+    assert choose_target([-20.0, -math.inf], [0.1, 0.0]) == LOUDEST_TARGET_LUFS
+    assert choose_target([-math.inf], [0.0]) == choose_target([], []) == LOUDEST_TARGET_LUFS
+    # -25 LUFS with a peak of 0.5 has 5.02 dB to the ceiling of -1 dBFS
+    assert choose_target([-25.0, -30.0], [0.5, 0.01]) == pytest.approx(-25.0 - 1.0 - 20 * math.log10(0.5))
+    spike = make_spike()
+    loudness, peak = measure_level(spike, rate_hz=RATE_HZ)
+    assert choose_target([loudness], [peak]) == QUIETEST_TARGET_LUFS
+    assert match_loudness(spike, rate_hz=RATE_HZ, target_lufs=QUIETEST_TARGET_LUFS).limited
+
+
+def test_levels_and_peaks_of_different_clips_cannot_be_mixed_up() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        choose_target([-20.0], [0.1, 0.2])
