@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from infra.cli import codec, dataset, jobs, machine, plan, registry, runs, sweep, workflows
+from infra.cli import codec, dataset, jobs, listening, machine, plan, registry, report, runs, sweep, workflows
 from infra.cli.options import add_dry_run
 from infra.cli.stages import add_stage_commands
 from pipelines.console import console
@@ -47,13 +47,14 @@ for name, group in {
     "dataset": dataset.app,
     "codec": codec.app,
     "registry": registry.app,
+    "listening-test": listening.app,
     "runs": runs.app,
     "sweep": sweep.app,
     "jobs": jobs.app,
     "s3": machine.s3_app,
 }.items():
     app.add_typer(group, name=name)
-for command in (workflows.demo, workflows.study, plan.plan, machine.doctor):
+for command in (workflows.demo, workflows.study, plan.plan, machine.doctor, report.report):
     app.command()(command)
 # former names of commands
 app.command("science", hidden=True)(workflows.study)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from pipelines.evaluate.mel_levels import HIGHEST_HZ, Samples, compute_mel_levels
 from presto_core.config.noise import NoiseConfig
 from presto_core.config.sections import StepsConfig
 from presto_core.diffusion.noise import snr_db
 from presto_core.extras import import_extra
+from presto_core.metrics.table import METRICS, headline_metric
 
-Samples = np.ndarray[Any, np.dtype[np.float32]]
 ROLES: dict[str, dict[str, Any]] = {
     "p_gen": {},
     "p_dmd": {"linewidth": 3},
@@ -21,10 +24,32 @@ ROLES: dict[str, dict[str, Any]] = {
     "p_gan": {"linestyle": ":"},
 }
 
+HEADLINE = headline_metric().name
+COST_LABELS = {"blocks_run": "transformer blocks per clip", "total_ms": "ms per clip, from text to audio"}
+PICTURE_WIDTH, PICTURE_HEIGHT = 320, 120
+PICTURE_RANGE_DB = (-90.0, -10.0)
+
+
+@dataclass(frozen=True)
+class QualityPoint:
+    """One system in a plot of quality.
+
+    Attributes:
+        label: its model, which has one curve.
+        row: its row of the report, for costs.
+        value: of the headline metric.
+        errors: how far the interval reaches below and above `value`.
+    """
+
+    label: str
+    row: dict[str, Any]
+    value: float
+    errors: tuple[float, float]
+
 
 def plot_noise_distributions(steps: StepsConfig, *, sigma_data: float = 1.0) -> bytes:
     """Density of each role's noise over the signal-to-noise ratio in decibels (the paper's figure 1)."""
-    figure = make_figure(7, 3.5)
+    figure = make_figure(9, 3.5)
     axes = figure.subplots()
     u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     for role, style in ROLES.items():  # styles that show through each other: roles often share a distribution
@@ -40,7 +65,7 @@ def plot_noise_distributions(steps: StepsConfig, *, sigma_data: float = 1.0) -> 
             **style,
         )
     axes.set(xlabel="signal-to-noise ratio, dB (noise falls to the right)", ylabel="density")
-    axes.legend(frameon=False)
+    _add_outer_legend(axes)
     return to_png(figure)
 
 
@@ -59,54 +84,117 @@ def plot_losses(histories: dict[str, list[tuple[int, float]]]) -> bytes:
 
 
 def plot_quality_vs_blocks(result: dict[str, Any]) -> bytes:
-    """Fréchet distance against blocks per clip, one curve per system, with the noise floor; of one evaluation."""
-    return _plot_quality([{**row, "fd": (row["fd"], 0.0)} for row in result["systems"]], result["floor"]["fd"])
+    """Headline metric against transformer blocks per clip: one curve per model, with intervals and the noise floor."""
+    return _plot_quality(_list_points(result, "blocks_run"), _read_floor(result), cost="blocks_run")
+
+
+def plot_quality_vs_time(result: dict[str, Any]) -> bytes:
+    """The same against the time of one clip from text to audio."""
+    return _plot_quality(_list_points(result, "total_ms"), _read_floor(result), cost="total_ms")
 
 
 def plot_quality_over_seeds(result: dict[str, Any]) -> bytes:
-    """The same over seeds: mean and standard deviation."""
-    rows = [{**row, "fd": (row["fd"]["mean"], row["fd"]["std"])} for row in result["systems"]]
-    return _plot_quality(rows, result["floor_fd"]["mean"])
+    """Headline metric against blocks, over seeds: mean and standard deviation; the floor if the study has it."""
+    rows = result["systems"]
+    points = [QualityPoint(r["label"], r, r[HEADLINE]["mean"], (r[HEADLINE]["std"],) * 2) for r in rows]
+    floor = result.get("floor", {}).get(HEADLINE, {}).get("mean")
+    return _plot_quality(points, floor, cost="blocks_run")
 
 
-def _plot_quality(systems: list[dict[str, Any]], floor: float) -> bytes:
+def _list_points(result: dict[str, Any], cost: str) -> list[QualityPoint]:
+    """Points of the systems that have the headline metric and the cost, which folders of audio have not."""
+    points = []
+    for row in result["systems"]:
+        if row.get(HEADLINE) is None or row.get(cost) is None:
+            continue
+        value = row[HEADLINE]
+        low, high = row.get("intervals", {}).get(HEADLINE, (value, value))
+        points.append(QualityPoint(row["label"], row, value, (max(value - low, 0.0), max(high - value, 0.0))))
+    return points
+
+
+def _read_floor(result: dict[str, Any]) -> float | None:
+    """The headline metric of real training clips; None in a report that has another floor."""
+    return result["floor"].get(HEADLINE)
+
+
+def _plot_quality(points: list[QualityPoint], floor: float | None, *, cost: str) -> bytes:
+    metric = METRICS[HEADLINE]
     figure = make_figure(7, 4)
     axes = figure.subplots()
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in systems:
-        groups.setdefault(row["label"], []).append(row)
-    for label, rows in groups.items():
-        ordered = sorted(rows, key=lambda r: r["blocks_run"])
-        means, errors = zip(*(r["fd"] for r in ordered))
-        axes.errorbar([r["blocks_run"] for r in ordered], means, yerr=errors, marker="o", capsize=3, label=label)
-    axes.axhline(floor, linestyle=":", color="grey", label="real music")
-    axes.set(xscale="log", yscale="log", xlabel="transformer blocks per clip", ylabel="Fréchet distance")
-    axes.legend(frameon=False)
+    groups: dict[str, list[QualityPoint]] = {}
+    for point in points:
+        groups.setdefault(point.label, []).append(point)
+    for label, group in groups.items():
+        ordered = sorted(group, key=lambda point: float(point.row[cost]))
+        values = [point.value * metric.scale for point in ordered]
+        errors = np.transpose([point.errors for point in ordered]) * metric.scale
+        axes.errorbar([p.row[cost] for p in ordered], values, yerr=errors, marker="o", capsize=3, label=label)
+    if floor is not None:
+        axes.axhline(floor * metric.scale, linestyle=":", color="grey", label="real music")
+    heights = [point.value for point in points] + ([] if floor is None else [floor])
+    axes.set(
+        xscale=choose_scale([float(point.row[cost]) for point in points]),
+        yscale=choose_scale(heights),
+        xlabel=COST_LABELS[cost],
+        ylabel=metric.title,
+    )
+    _add_outer_legend(axes)
     return to_png(figure)
+
+
+def choose_scale(values: Sequence[float]) -> Literal["log", "linear"]:
+    """Return the scale of an axis: logarithmic if positive values span a decade or more."""
+    return "log" if values and min(values) > 0 and max(values) >= 10 * min(values) else "linear"
+
+
+def _add_outer_legend(axes: Any) -> None:
+    """Put the legend to the right of the axes, where it hides no point."""
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def plot_hidden_variance(variances: dict[str, list[dict[str, Any]]]) -> bytes:
     """Variance of the activations after each block that runs: one panel per model, one line per noise level."""
     figure = make_figure(4 * len(variances), 3.5)
     panels = figure.subplots(1, len(variances), sharey=True, squeeze=False)[0]
+    scale = choose_scale([v for lines in variances.values() for line in lines for v in line["variance"].values()])
     for axes, (label, lines) in zip(panels, variances.items()):
         for i, line in enumerate(lines):
             depths, values = zip(*((int(block) + 1, v) for block, v in line["variance"].items()))
             color = get_colormap()(i / max(len(lines) - 1, 1))
             axes.plot(depths, values, marker="o", markersize=3, color=color, label=f"σ = {line['sigma']:g}")
-        axes.set(title=label, xlabel="block", yscale="log")
+        axes.set(title=label, xlabel="block", yscale=scale)
     panels[0].set(ylabel="variance of activations")
-    panels[-1].legend(frameon=False, fontsize="small")
+    _add_outer_legend(panels[-1])
     return to_png(figure)
 
 
-def plot_spectrogram(samples: Samples, rate_hz: int, title: str) -> bytes:
-    """Level over time and frequency of mono audio [N]."""
+def plot_spectrogram(samples: Samples, rate_hz: int) -> bytes:
+    """Log-mel spectrogram of mono audio [N] as a small picture without axes, for players.
+
+    Decibels refer to a sine at full scale, on one scale for all clips: what is louder is brighter.
+    """
+    levels_db = compute_mel_levels(samples, rate_hz, bands=PICTURE_HEIGHT, frames=PICTURE_WIDTH)
+    low_db, high_db = PICTURE_RANGE_DB
+    shades = (255 * (levels_db[::-1] - low_db) / (high_db - low_db)).clip(0, 255).astype(np.uint8)
+    palette = (255 * get_colormap("magma")(np.arange(256))[:, :3]).astype(np.uint8)
+    # a picture with a palette: a quarter of the bytes of one with colours, and of the time to compress them
+    from PIL import Image  # comes with matplotlib
+
+    picture = Image.fromarray(shades, mode="L")
+    picture.putpalette(palette.tobytes())
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def plot_spectrogram_with_axes(samples: Samples, rate_hz: int, title: str) -> bytes:
+    """Level over time and frequency of mono audio [N], with axes and a title."""
     figure = make_figure(9, 3.5)
     axes = figure.subplots()
     with np.errstate(divide="ignore"):  # digital silence is minus infinity dB: drawn in the darkest colour
         axes.specgram(samples, NFFT=2048, Fs=rate_hz, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
-    axes.set(xlabel="seconds", ylabel="Hz", title=title, ylim=(0, min(16000, rate_hz / 2)))
+    axes.set(xlabel="seconds", ylabel="Hz", title=title, ylim=(0, min(HIGHEST_HZ, rate_hz / 2)))
     return to_png(figure)
 
 
@@ -123,9 +211,9 @@ def make_figure(width: float, height: float) -> Any:
     return import_extra("matplotlib.figure", "drawing plots").Figure(figsize=(width, height), layout="constrained")
 
 
-def get_colormap() -> Any:
+def get_colormap(name: str = "viridis") -> Any:
     """Return the colours of values in [0, 1]; see `make_figure`."""
-    return import_extra("matplotlib", "drawing plots").colormaps["viridis"]
+    return import_extra("matplotlib", "drawing plots").colormaps[name]
 
 
 def to_png(figure: Any) -> bytes:

@@ -82,7 +82,7 @@ def _generate(
     try:
         soundfile.write(wav, audio.T, rate_hz, subtype="PCM_16")
         if spectrogram:
-            spectrogram.write_bytes(plots.plot_spectrogram(audio.mean(axis=0), rate_hz, prompt))
+            spectrogram.write_bytes(plots.plot_spectrogram_with_axes(audio.mean(axis=0), rate_hz, prompt))
     except (OSError, soundfile.LibsndfileError) as error:
         raise UserError(f"cannot write {wav}: {error}; free some space or set generate.output") from error
     clip = ClipFiles(prompt, wav, spectrogram, audio.shape[1] / rate_hz, took_ms)

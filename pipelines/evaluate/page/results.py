@@ -1,0 +1,157 @@
+"""The results table of the page: one per embedder, with intervals, explanations and marks of metrics that failed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.evaluate.page.fields import read_list, read_mapping, read_number, read_rows, read_text
+from presto_core.metrics.table import METRICS, Metric
+
+GROUPS = ("quality", "prompt", "audio", "cost")
+SHOWN_FIRST = ("quality", "prompt", "cost")
+"""Groups whose columns are shown before a reader selects others."""
+UNFIT = "it does not rank real music, its codec round trip, noised and shuffled music in this order"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric that at least one row has.
+
+    Attributes:
+        is_detail: shown only with "all metrics"; a group without a column on the terminal shows all of its metrics.
+        warning: why its values are not to be trusted; empty if it passed its fitness test.
+    """
+
+    metric: Metric
+    is_detail: bool
+    warning: str = ""
+
+    @property
+    def explanation(self) -> str:
+        better = f"; {self.metric.better} is better" if self.metric.better else ""
+        warning = f". Failed the fitness test: {self.warning}" if self.warning else ""
+        return f"{self.metric.description}{better}{warning}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value as text, as a number to sort by, and its interval; `value` is None if there is none."""
+
+    text: str
+    value: float | None
+    interval: str = ""
+    is_best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    role: str
+    is_chosen: bool
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """All rows on one embedder; `controls` are real music, which no model made."""
+
+    embedder: str
+    columns: list[Column]
+    systems: list[Row]
+    controls: list[Row]
+
+    @property
+    def groups(self) -> list[tuple[str, bool]]:
+        """Groups that have columns, each with whether it is shown at first."""
+        names = dict.fromkeys(column.metric.group for column in self.columns)
+        return [(name, name in SHOWN_FIRST) for name in names]
+
+
+def make_tables(result: dict[str, Any]) -> list[ResultTable]:
+    """Return one table per embedder (and channel, for stereo), the headline's first.
+
+    Raises:
+        ReportError: a part of the report has the wrong type.
+    """
+    systems, controls = read_rows(result, "systems"), read_rows(result, "controls") or _read_floor(result)
+    names = list(dict.fromkeys(name for row in systems for name in read_mapping(row, "by_embedder")))
+    names = names or [read_text(read_mapping(result, "embedding"), "name")]
+    return [
+        _make_table(
+            name,
+            [_select_embedder(row, name) for row in systems],
+            [_select_embedder(row, name) for row in controls],
+            find_failures(result, name),
+        )
+        for name in names
+    ]
+
+
+def find_failures(result: dict[str, Any], embedder: str) -> dict[str, str]:
+    """Return metric -> why it failed the fitness test on this embedder; of another channel, what holds for the mid."""
+    fitness = read_mapping(result, "fitness")
+    verdicts = read_mapping(fitness, embedder) or read_mapping(fitness, embedder.partition(",")[0])
+    failed = {name: verdict for name in verdicts if (verdict := read_mapping(verdicts, name)).get("fit") is False}
+    return {name: read_text(verdict, "reason") or UNFIT for name, verdict in failed.items()}
+
+
+def _read_floor(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The only control of reports before format 2."""
+    floor = read_mapping(result, "floor")
+    return [{"name": "real music, train", "role": "real", **floor}] if floor else []
+
+
+def _select_embedder(row: dict[str, Any], embedder: str) -> dict[str, Any]:
+    """The row with the metrics of one embedder in place of those of the first."""
+    by_embedder = read_mapping(row, "by_embedder")
+    if embedder not in by_embedder:
+        return row
+    own = read_mapping(by_embedder, embedder)
+    foreign = {name for name in by_embedder for name in read_mapping(by_embedder, name)}
+    intervals = {k: v for k, v in read_mapping(row, "intervals").items() if k not in foreign}
+    is_first = embedder == next(iter(by_embedder))
+    own_intervals = read_mapping(own, "intervals") or (read_mapping(row, "intervals") if is_first else {})
+    kept = {key: value for key, value in row.items() if key not in foreign}
+    return {**kept, **own, "intervals": {**intervals, **own_intervals}}
+
+
+def _make_table(
+    embedder: str, systems: list[dict[str, Any]], controls: list[dict[str, Any]], failures: dict[str, str]
+) -> ResultTable:
+    reported = {key for row in (*systems, *controls) for key in row if read_number(row, key) is not None}
+    metrics = [metric for metric in METRICS.values() if metric.name in reported]
+    metrics.sort(key=lambda metric: GROUPS.index(metric.group))  # stable: the order of the table of metrics within
+    with_main = {metric.group for metric in metrics if metric.column}
+    columns = [Column(m, not m.column and m.group in with_main, failures.get(m.name, "")) for m in metrics]
+    best = {column.metric.name: _find_best(column.metric, systems) for column in columns}
+    return ResultTable(
+        embedder,
+        columns,
+        [_make_row(row, columns, best) for row in systems],
+        [_make_row(row, columns, {}) for row in controls],
+    )
+
+
+def _find_best(metric: Metric, rows: list[dict[str, Any]]) -> float | None:
+    values = [value for row in rows if (value := read_number(row, metric.name)) is not None]
+    if not values or not metric.better or len(set(values)) == 1:
+        return None
+    return min(values) if metric.better == "lower" else max(values)
+
+
+def _make_row(row: dict[str, Any], columns: list[Column], best: dict[str, float | None]) -> Row:
+    cells = [_make_cell(row, column.metric, best.get(column.metric.name)) for column in columns]
+    return Row(read_text(row, "name"), read_text(row, "role"), row.get("chosen") is True, cells)
+
+
+def _make_cell(row: dict[str, Any], metric: Metric, best: float | None) -> Cell:
+    value = read_number(row, metric.name)
+    if value is None:
+        return Cell("", None) if row.get(metric.name) is None else Cell("not finite", None)
+    limits = read_list(read_mapping(row, "intervals"), metric.name)
+    low_high = [read_number({"limit": limit}, "limit") for limit in limits]
+    interval = ""
+    if len(low_high) == 2 and None not in low_high:
+        interval = " to ".join(f"{limit * metric.scale:{metric.format}}" for limit in low_high if limit is not None)
+    return Cell(metric.format_value(value), value, interval, value == best)
