@@ -56,9 +56,10 @@ def stats(args: DatasetArgs = None, as_json: AsJson = False) -> None:
 @app.command()
 @add_dry_run
 def split(args: DatasetArgs = None, as_json: AsJson = False) -> None:
-    """Print compositions, tracks, rows and hours per split, and the held-out compositions.
+    """Print compositions, tracks, rows and hours per split, and the compositions that are not trained on.
 
-    To change the split, run ingest again with another ingest.held_out_fraction; no track is encoded twice.
+    To change the splits, run ingest again with other values of ingest.validation_fraction and ingest.test_fraction; no
+    track is encoded twice.
     """
     from pipelines.data import inspection
 
@@ -68,7 +69,8 @@ def split(args: DatasetArgs = None, as_json: AsJson = False) -> None:
         return
     columns = ("split", "compositions", "tracks", "rows", "hours")
     print_table("split", columns, [[side, *(str(sides[side][name]) for name in columns[1:])] for side in sides])
-    print_table("held out", ("composition",), [[name] for name in sides["held_out"]["names"]])
+    for side in [side for side in sides if side != "train"]:
+        print_table(side.replace("_", " "), ("composition",), [[name] for name in sides[side]["names"]])
 
 
 @app.command()

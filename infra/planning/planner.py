@@ -151,8 +151,9 @@ def batch_of(config: Training) -> int:
 
 def ingest_core_hours(request: PlanRequest) -> float:
     """Return the CPU core-hours to decode and encode the preset's corpus."""
-    minutes = float(request.configs["corpus"].corpus.minutes)  # type: ignore[attr-defined]
-    return minutes / 60 / INGEST_HOURS_PER_CORE_HOUR
+    corpus = request.configs["corpus"].corpus  # type: ignore[attr-defined]
+    minutes = corpus.minutes + (corpus.validation_tracks + corpus.test_tracks) * corpus.test_seconds / 60
+    return float(minutes) / 60 / INGEST_HOURS_PER_CORE_HOUR
 
 
 def _estimate_for_request(

@@ -15,9 +15,17 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.corpus.clips import Outcome, Row, make_clip, read_finished_row
-from pipelines.corpus.folder import claim_folder, finish_folder, make_identity, read_complete_rows, total_minutes
+from pipelines.corpus.folder import (
+    claim_folder,
+    count_splits,
+    finish_folder,
+    make_identity,
+    read_complete_rows,
+    total_minutes,
+)
 from pipelines.corpus.plan import CorpusSettings, PieceSpec, plan_clips
 from presto_core.extras import check_extra
 
@@ -32,12 +40,15 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSummary:
-    """The result of a build; minutes are those of the audio in the manifest."""
+    """The result of a build; minutes are those of the audio in the manifest.
+
+    `splits` holds the clips, minutes and compositions of each split.
+    """
 
     folder: Path
     clips: int
     minutes: float
-    held_out_minutes: float
+    splits: dict[str, dict[str, Any]]
     made: int
     reused: int
     skipped: int
@@ -51,7 +62,7 @@ def _check_disk(folder: Path, specs: Sequence[PieceSpec]) -> None:
         raise OSError(
             errno.ENOSPC,
             f"the corpus needs about {needed / 1e6:.0f} MB in {folder}, which has {free / 1e6:.0f} MB free; "
-            "free some space or lower minutes",
+            "free some space, or lower minutes or test_tracks",
         )
 
 
@@ -101,15 +112,19 @@ def build_corpus(
     *,
     minutes: float = 60.0,
     seed: int = 0,
-    held_out_fraction: float = 0.1,
+    validation_tracks: int = 60,
+    test_tracks: int = 300,
     real_fraction: float = 0.5,
     clip_seconds: float = 30.0,
+    test_seconds: float = 12.5,
     workers: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> BuildSummary:
     """Build the corpus in `folder`, resume an interrupted build, or reuse a complete one.
 
     Args:
+        minutes: music of the train split, in clips of `clip_seconds`.
+        validation_tracks, test_tracks: clips of these splits, of `test_seconds` each.
         workers: number of processes, by default one per core.
 
     Raises:
@@ -124,9 +139,11 @@ def build_corpus(
     settings = CorpusSettings(
         minutes=minutes,
         seed=seed,
-        held_out_fraction=held_out_fraction,
+        validation_tracks=validation_tracks,
+        test_tracks=test_tracks,
         real_fraction=real_fraction,
         clip_seconds=clip_seconds,
+        test_seconds=test_seconds,
     )
     check_extra("corpus", "corpus build")
     folder, identity = Path(folder), make_identity(settings)
@@ -148,7 +165,7 @@ def _summarize(folder: Path, rows: Sequence[Row], *, made: int, skipped: int, is
         folder=folder,
         clips=len(rows),
         minutes=total_minutes(rows),
-        held_out_minutes=total_minutes(rows, "held_out"),
+        splits=count_splits(rows),
         made=made,
         reused=len(rows) - made,
         skipped=skipped,

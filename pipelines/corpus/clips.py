@@ -95,6 +95,12 @@ def make_row(spec: PieceSpec, piece: Piece, *, sha256: str) -> Row:
     }
 
 
+def cut_clip(audio: np.ndarray, spec: PieceSpec) -> np.ndarray:
+    """Cut the clip's [clip frames] from the audio of its piece, [piece frames] at SAMPLE_RATE_HZ."""
+    start = round(spec.start_seconds * SAMPLE_RATE_HZ)
+    return audio[start : start + round(spec.clip_seconds * SAMPLE_RATE_HZ)]
+
+
 def make_clip(folder: Path, spec: PieceSpec) -> Outcome:
     """Write a clip's FLAC, then its row; a real piece that cannot be read or arranged is skipped with a reason."""
     try:
@@ -106,7 +112,7 @@ def make_clip(folder: Path, spec: PieceSpec) -> Outcome:
             raise
         return Outcome(spec.piece_id, None, f"{spec.collection}/{spec.work}: {type(error).__name__}: {error}")
     path = folder / AUDIO_FOLDER / f"{spec.piece_id}.flac"
-    write_flac(path, render(piece, seconds=spec.clip_seconds))
+    write_flac(path, cut_clip(render(piece, seconds=spec.piece_seconds), spec))
     row = make_row(spec, piece, sha256=file_sha256(path))
     write_atomically(folder / ROWS_FOLDER / f"{spec.piece_id}.json", json.dumps(row).encode())
     return Outcome(spec.piece_id, row)

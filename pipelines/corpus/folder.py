@@ -16,7 +16,7 @@ from pipelines.corpus.plan import CorpusSettings
 from pipelines.corpus.render import SAMPLE_RATE_HZ, SOUNDFONT_LICENCE, find_soundfont
 from pipelines.corpus.repertoire import CORPUS_NOTE, LICENCES
 
-RECIPE_VERSION = 1  # raise when the same settings would sound different
+RECIPE_VERSION = 2  # raise when the same settings would sound different
 MANIFEST_FILE = "manifest.jsonl"
 CORPUS_FILE = "corpus.json"
 VERSIONED_PACKAGES = ("music21", "mido", "midirenderer", "soundfile", "soxr")
@@ -91,9 +91,19 @@ def read_complete_rows(folder: Path, record: JsonObject) -> list[Row] | None:
     return rows if all((folder / row["file"]).is_file() for row in rows) else None
 
 
-def total_minutes(rows: Sequence[Row], split: str | None = None) -> float:
-    """Return the minutes of audio in all rows, or in those of one split."""
-    return float(sum(row["duration_seconds"] for row in rows if split in (None, row["split"])) / 60)
+def total_minutes(rows: Sequence[Row]) -> float:
+    """Return the minutes of audio in the rows."""
+    return float(sum(row["duration_seconds"] for row in rows) / 60)
+
+
+def count_splits(rows: Sequence[Row]) -> dict[str, JsonObject]:
+    """Count the clips, minutes and distinct compositions of each split that has rows."""
+    counts = {}
+    for split in dict.fromkeys(row["split"] for row in rows):
+        members = [row for row in rows if row["split"] == split]
+        compositions = {row["composition_id"] for row in members}
+        counts[split] = {"clips": len(members), "minutes": total_minutes(members), "compositions": len(compositions)}
+    return counts
 
 
 def finish_folder(folder: Path, identity: JsonObject, rows: Sequence[Row], *, skipped: int) -> None:
@@ -105,7 +115,7 @@ def finish_folder(folder: Path, identity: JsonObject, rows: Sequence[Row], *, sk
     totals = {
         "clips": len(rows),
         "minutes": total_minutes(rows),
-        "held_out_minutes": total_minutes(rows, "held_out"),
+        "splits": count_splits(rows),
         "skipped": skipped,
         "manifest_sha256": file_sha256(folder / MANIFEST_FILE),
     }

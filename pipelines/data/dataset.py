@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipelines.data.batch_reader import EpochRead, EpochReader, prefetch
 from pipelines.data.epoch_plan import EpochPlan
+from pipelines.data.layout import FORMER_SPLIT, list_splits_of
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shard_cache import ShardCache
 from pipelines.data.shard_reader import Reader, read_with_threads
@@ -48,8 +49,32 @@ class LatentDataset:
     def info(self) -> dict[str, Any]:
         return dict(self.manifest["dataset"])
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that this data set lists; data sets made before have `train` and `held_out`."""
+        return list_splits_of({shard["split"] for shard in self.info["shards"]})
+
+    @property
+    def validation_split(self) -> str:
+        """The split whose rows choose weights and settings: `validation`, or `held_out` of a data set made before."""
+        return "validation" if "validation" in self.splits else FORMER_SPLIT
+
+    @property
+    def test_split(self) -> str:
+        """The split whose rows are reported alone: `test`; without rows of it, the one that chooses, which
+        `test_split_note` says."""
+        return "test" if any(shard["split"] == "test" for shard in self.info["shards"]) else self.validation_split
+
+    @property
+    def test_split_note(self) -> str:
+        """A line for every table of this data set if it has no test split, otherwise empty."""
+        if self.test_split == "test":
+            return ""
+        name = self.manifest.get("id") or self.uri
+        return f"data set {name} has no test split: numbers are of rows that also chose weights or settings"
+
     def shards(self, split: str) -> list[Shard]:
-        """Return the shards of `train` or `held_out`.
+        """Return the undamaged shards of a split: `train`, `validation`, `test` or the former `held_out`.
 
         Raises:
             StoreError: the split is empty.
@@ -57,9 +82,7 @@ class LatentDataset:
         listed = [Shard(**s) for s in self.info["shards"] if s["split"] == split]
         usable = [shard for shard in listed if shard.file not in self.skipped]
         if not usable:
-            raise StoreError(
-                f"data set {self.uri} has no {split!r} rows; ingest more music or change ingest.held_out_fraction"
-            )
+            raise StoreError(f"data set {self.uri} has no {split!r} rows; {_describe_remedy(split)}")
         return usable
 
     @property
@@ -70,6 +93,15 @@ class LatentDataset:
     def exclude_shards(self, files: Iterable[str]) -> LatentDataset:
         """Return this data set without some shards."""
         return replace(self, skipped=(*self.skipped, *files))
+
+
+def _describe_remedy(split: str) -> str:
+    """How to ingest again so that a split has rows."""
+    if split in ("validation", "test"):
+        return f"ingest more music, or raise ingest.{split}_fraction (corpus.{split}_tracks for a corpus of presto)"
+    if split == "train":
+        return "ingest more music, or lower ingest.validation_fraction and ingest.test_fraction"
+    return "only data sets made before validation and test were apart have it"
 
 
 def open_dataset(uri: str) -> LatentDataset:

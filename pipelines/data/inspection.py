@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines.console import progress_bar
 from pipelines.data.dataset import LatentDataset
-from pipelines.data.layout import QUARANTINE, SPLITS, TRACKS
+from pipelines.data.layout import ALL_SPLITS, QUARANTINE, TRACKS
 from pipelines.data.shards import FullRows, Shard, read_table
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError, read_file
@@ -44,7 +45,7 @@ def describe(dataset: LatentDataset) -> dict[str, str]:
         "where": dataset.uri,
         "made": f"{manifest.get('created')} by presto {manifest.get('made_with', {}).get('presto-distill')}",
         "rows": ", ".join(f"{n} {split} ({info['hours'][split]:.2f} h)" for split, n in info["rows"].items()),
-        "shards": ", ".join(f"{len(_shards(dataset, split))} {split}" for split in SPLITS),
+        "shards": ", ".join(f"{len(_shards(dataset, split))} {split}" for split in dataset.splits),
         "latents": f"{latents['channels']} channels x {latents['frames']} frames, "
         f"{codec['sample_rate_hz'] / codec['hop']:.2f} frames per second",
         "codec": f"{codec['kind']} {codec['digest'][:12]}",
@@ -53,6 +54,7 @@ def describe(dataset: LatentDataset) -> dict[str, str]:
         "captions": _describe_captions(info),
         "left out": f"{info.get('silent_windows', 0)} silent windows, {info.get('bad_files', 0)} bad files, "
         f"{info.get('doubles', 0)} duplicate files",
+        **({"note": dataset.test_split_note} if dataset.test_split_note else {}),
     }
 
 
@@ -68,12 +70,12 @@ def list_splits(dataset: LatentDataset) -> dict[str, dict[str, Any]]:
     """Count the compositions, tracks, rows and hours of each split, and list the names of its compositions.
 
     Raises:
-        StoreError: a composition is in both splits, or the list of tracks cannot be read.
+        StoreError: a composition is in two splits, or the list of tracks cannot be read.
     """
     content = read_file(open_folder(dataset.uri), TRACKS, dataset.manifest)
     tracks = [json.loads(line) for line in content.decode().splitlines()]
     splits = {}
-    for split in SPLITS:
+    for split in dataset.splits:
         split_tracks = [track for track in tracks if track["split"] == split]
         names = sorted({track["composition"] for track in split_tracks})
         hours = round(sum(track["seconds"] for track in split_tracks) / 3600, 3)
@@ -81,10 +83,18 @@ def list_splits(dataset: LatentDataset) -> dict[str, dict[str, Any]]:
         splits[split] = {
             "compositions": len(names), "tracks": len(split_tracks), "rows": rows, "hours": hours, "names": names
         }  # fmt: skip
-    leaked = set(splits["train"]["names"]) & set(splits["held_out"]["names"])
-    if leaked:
-        raise StoreError(f"composition {min(leaked)!r} is in both splits; ingest again")
+    if leaks := _describe_leaks({split: set(counts["names"]) for split, counts in splits.items()}):
+        raise StoreError(f"{leaks[0]}; ingest again")
     return splits
+
+
+def _describe_leaks(compositions: dict[str, set[str]]) -> list[str]:
+    """Name every composition that is in two of the splits."""
+    return [
+        f"composition {name!r} is in two splits, {one} and {other}"
+        for one, other in combinations(compositions, 2)
+        for name in sorted(compositions[one] & compositions[other])
+    ]
 
 
 def list_quarantine(dataset: LatentDataset) -> list[dict[str, str]]:
@@ -109,8 +119,7 @@ def verify(dataset: LatentDataset) -> VerificationResult:
         if not np.isfinite(rows.latents).all():
             result.problems.append(f"{shard.file} has values that are not finite")
         compositions.setdefault(shard.split, set()).update(map(str, rows.composition))
-    leaked = sorted(compositions.get("train", set()) & compositions.get("held_out", set()))
-    result.problems += [f"composition {name!r} is in both splits" for name in leaked]
+    result.problems += _describe_leaks(compositions)
     for name in dataset.manifest.get("files", {}):
         try:
             read_file(open_folder(dataset.uri), name, dataset.manifest)
@@ -183,7 +192,7 @@ def _describe_coverage(tally: dict[str, int], captions: int) -> dict[str, str]:
 
 def _read_shards(dataset: LatentDataset, problems: list[str]) -> Iterator[tuple[Shard, FullRows]]:
     """Yield every shard with its rows; read errors are added to `problems`."""
-    shards = [shard for split in SPLITS for shard in _shards(dataset, split)]
+    shards = [shard for split in ALL_SPLITS for shard in _shards(dataset, split)]
     folder = open_folder(dataset.uri)
     with progress_bar("dataset", len(shards)) as bar:
         for number, shard in enumerate(shards, 1):

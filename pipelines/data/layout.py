@@ -2,5 +2,16 @@
 
 from __future__ import annotations
 
-SPLITS = ("train", "held_out")
+from collections.abc import Container
+
+SPLITS = ("train", "validation", "test")
+FORMER_SPLIT = "held_out"  # of data sets made before validation and test were apart
+ALL_SPLITS = (*SPLITS, FORMER_SPLIT)
 TRACKS, QUARANTINE, DUPLICATES = "tracks.jsonl", "quarantine.parquet", "doubles.json"
+
+
+def list_splits_of(present: Container[str]) -> tuple[str, ...]:
+    """Return the splits that a data set lists, in order: today's three, or `train` and what else a former one has."""
+    if FORMER_SPLIT not in present:
+        return SPLITS
+    return ("train", *(split for split in ALL_SPLITS[1:] if split in present))

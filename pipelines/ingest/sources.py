@@ -11,6 +11,8 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
+from pipelines.console import console
+from pipelines.data.layout import FORMER_SPLIT, SPLITS
 from pipelines.ingest.manifests import Manifest, SourceError, find_manifest
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from presto_core.artifacts.folder import Folder
@@ -19,6 +21,11 @@ from presto_core.config.data import IngestConfig
 from presto_core.diffusion.conditioning import key_index
 
 SIDECARS = (".json", ".txt")
+# other words for a split in manifests, and what they probably mean
+SPLIT_SYNONYMS = {
+    "training": "train", "val": "validation", "valid": "validation", "dev": "validation", "eval": "test",
+    "evaluation": "test", "testing": "test", "held-out": FORMER_SPLIT, "heldout": FORMER_SPLIT,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,8 @@ class Track:
         sidecar: path of its metadata file, or empty.
         caption: description of the music; if empty, it is read from the sidecar, the tags or the file name.
         caption_source: origin of the caption: manifest, sidecar, tags or name.
-        composition: determines the split, so that one piece is never in both.
-        split: `train` or `held_out`; if empty, it follows from the composition.
+        composition: determines the split, so that one piece is never in two.
+        split: `train`, `validation` or `test`; if empty, it follows from the composition.
         seconds: length from the manifest, otherwise 0.
     """
 
@@ -67,20 +74,20 @@ def find_tracks(config: IngestConfig) -> list[Track]:
     A manifest selects the files; without one, every audio file below a source is used.
 
     Raises:
-        SourceError: there is no audio, a manifest has an invalid row, or one composition is in both splits.
+        SourceError: there is no audio, a manifest has an invalid row, or one composition is in two splits.
     """
     folders = [open_folder(absolute_uri(uri)) for uri in config.source]
-    tracks = [track for folder in folders for track in _read_tracks(folder, config.manifest)]
+    tracks = [track for folder in folders for track in read_tracks(folder, config.manifest)]
     if not tracks:
         source_list = ", ".join(folder.uri for folder in folders)
         suffixes = ", ".join(s[1:] for s in AUDIO_SUFFIXES)
         raise SourceError(f"no audio in {source_list}; add a manifest with rows, or files of type {suffixes}")
     named_tracks = tracks if len(folders) == 1 else _prefix_source_names(tracks, folders)
-    _check_unique_names(named_tracks)
-    return _fill_defaults(sorted(named_tracks, key=lambda t: t.file), config.held_out_fraction, config.licence)
+    check_unique_names(named_tracks)
+    return _fill_defaults(sorted(named_tracks, key=lambda t: t.file), config)
 
 
-def _read_tracks(source: Folder, manifest_uri: str) -> list[Track]:
+def read_tracks(source: Folder, manifest_uri: str) -> list[Track]:
     """Find the tracks of one source, named by their paths."""
     files = _list_files(source)
     manifest = find_manifest(source, files, manifest_uri)
@@ -112,8 +119,10 @@ def _track_from_row(row: dict[str, Any], manifest: Manifest, number: int, source
     if not isinstance(name, str) or not name or name.startswith("/") or ".." in PurePosixPath(name).parts:
         raise SourceError(f"{where}: file={name!r} is invalid; write a path below the source")
     split = row.get("split") or ""
-    if split not in ("", "train", "held_out"):
-        raise SourceError(f"{where}: split={split!r} is invalid; use train or held_out")
+    if split not in ("", *SPLITS, FORMER_SPLIT):
+        meant = SPLIT_SYNONYMS.get(str(split).strip().lower())
+        hint = f"did you mean {meant!r}? " if meant else ""
+        raise SourceError(f"{where}: split={split!r} is invalid; {hint}use train, validation or test")
     try:
         metadata, seconds = parse_metadata(row), _parse_number(row, "duration_seconds") or 0.0
     except ValueError as error:
@@ -156,7 +165,7 @@ def _prefix_source_names(tracks: list[Track], folders: list[Folder]) -> list[Tra
     return [replace(track, file=f"{names[track.source_uri]}/{track.path}") for track in tracks]
 
 
-def _check_unique_names(tracks: list[Track]) -> None:
+def check_unique_names(tracks: list[Track]) -> None:
     seen: set[str] = set()
     for track in tracks:
         if track.file in seen:
@@ -164,22 +173,46 @@ def _check_unique_names(tracks: list[Track]) -> None:
         seen.add(track.file)
 
 
-def _fill_defaults(tracks: list[Track], held_out_fraction: float, licence: str) -> list[Track]:
+def _fill_defaults(tracks: list[Track], config: IngestConfig) -> list[Track]:
     """Fill in missing compositions, splits and licences; all tracks of a composition get the same split."""
     named = [
-        replace(t, composition=t.composition or _default_composition(t), licence=t.licence or licence) for t in tracks
+        replace(t, composition=t.composition or _default_composition(t), licence=t.licence or config.licence)
+        for t in tracks
     ]
+    splits = _divide_former_split(_collect_given_splits(named), config)
+    return [replace(t, split=splits.get(t.composition) or _split_by_hash(t.composition, config)) for t in named]
+
+
+def _collect_given_splits(tracks: list[Track]) -> dict[str, str]:
+    """Return composition -> the split that its rows name; SourceError if they name two."""
     splits: dict[str, str] = {}
-    for track in named:
+    for track in tracks:
         if track.split and splits.setdefault(track.composition, track.split) != track.split:
             raise SourceError(
-                f"the manifest of {track.source_uri} has composition {track.composition!r} in both splits "
-                f"({track.file} is {track.split}), which would leak held-out music into training; "
-                "give all its rows the same split"
+                f"the manifest of {track.source_uri} has composition {track.composition!r} in two splits, "
+                f"{splits[track.composition]} and {track.split} ({track.file}), so music of one would leak into the "
+                "other; give all its rows the same split"
             )
-    return [
-        replace(t, split=splits.get(t.composition) or _split_by_hash(t.composition, held_out_fraction)) for t in named
-    ]
+    return splits
+
+
+def _divide_former_split(splits: dict[str, str], config: IngestConfig) -> dict[str, str]:
+    """Divide what a manifest calls `held_out`, the former name, between validation and test; print the counts."""
+    shares = (config.validation_fraction, config.test_fraction)
+    test_share = shares[1] / sum(shares) if any(shares) else 0.5
+    # another hash than _split_by_hash's: a manifest may have chosen `held_out` by that one
+    divided = {
+        name: "test" if _unit_hash(f"test/{name}") < test_share else "validation"
+        for name, split in splits.items()
+        if split == FORMER_SPLIT
+    }
+    if divided:
+        count = sum(split == "test" for split in divided.values())
+        console.print(
+            f"ingest: {FORMER_SPLIT} is the former name of two splits; of its {len(divided)} compositions, "
+            f"{len(divided) - count} are for validation and {count} for test"
+        )
+    return splits | divided
 
 
 def _default_composition(track: Track) -> str:
@@ -187,10 +220,17 @@ def _default_composition(track: Track) -> str:
     return strip_suffix(track.file) if track.split else PurePosixPath(track.file).stem
 
 
-def _split_by_hash(composition: str, held_out_fraction: float) -> str:
-    """Choose the split by hash, so that a file never changes its split."""
-    fraction = int.from_bytes(hashlib.sha256(composition.encode()).digest()[:8], "big") / 2**64
-    return "held_out" if fraction < held_out_fraction else "train"
+def _split_by_hash(composition: str, config: IngestConfig) -> str:
+    """Choose the split by hash, so that a file never changes its split: test below validation below train."""
+    position = _unit_hash(composition)
+    if position < config.test_fraction:
+        return "test"
+    return "validation" if position < config.test_fraction + config.validation_fraction else "train"
+
+
+def _unit_hash(text: str) -> float:
+    """Hash a text to a number in [0, 1), equal on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def strip_suffix(file: str) -> str:

@@ -37,11 +37,12 @@ from presto_core.artifacts.store import read_bytes
 from presto_core.audio.codec import Codec
 from presto_core.audio.latent_stats import LatentStats
 from presto_core.audio.load_codec import load_codec
+from presto_core.config.data import IngestConfig
 from presto_core.config.loader import settings_to_yaml
 from presto_core.config.schema import IngestStage
 from presto_core.text.encoder import text_digest
 
-SPLIT_LABELS = {"train": "to train on", "held_out": "held out"}
+SPLIT_LABELS = {"train": "to train on", "validation": "for validation", "test": "for test"}
 
 
 def run(config: IngestStage) -> Artifact:
@@ -52,6 +53,7 @@ def run(config: IngestStage) -> Artifact:
         StoreError: a source or the storage cannot be read or written.
         CodecError: stereo is requested from a mono codec.
     """
+    _print_former_key(config.ingest)
     codec = load_codec(config.codec.kind, path=config.codec.path or None)
     encode_settings = EncodeSettings.from_config(config, codec)
     cache = LatentCache(open_folder(absolute_uri(config.storage.root)).child("encoded").child(encode_settings.key))
@@ -59,6 +61,8 @@ def run(config: IngestStage) -> Artifact:
     tracks = find_tracks(config.ingest)
     pending = find_tracks_to_encode(tracks, cache)
     session = ray_session(config.cluster, **encoding_resources(config.cluster, len(pending)))
+    if pending:
+        console.print("ingest: starting Ray …")
     with session if pending else nullcontext():
         if pending:
             _encode(config, encode_settings, tracks, pending, cache)
@@ -73,6 +77,14 @@ def run(config: IngestStage) -> Artifact:
         return run_stage("ingest", config, execute, register_as=config.ingest.name, inputs=inputs)
 
 
+def _print_former_key(settings: IngestConfig) -> None:
+    if settings.held_out_fraction is not None:
+        console.print(
+            f"[yellow]ingest: held_out_fraction={settings.held_out_fraction} is a former setting; it is used as "
+            f"validation_fraction={settings.validation_fraction} test_fraction={settings.test_fraction}"
+        )
+
+
 def _compute_text_digest(config: IngestStage) -> str:
     return text_digest(config.text.kind, path=config.text.path, max_tokens=config.text.max_tokens)
 
@@ -84,8 +96,7 @@ def _encode(
     if num_cached:
         console.print(f"ingest: {num_cached} of {len(tracks)} files are known already")
     began, before = time.monotonic(), set(cache.contents)
-    with progress_bar("ingest", len(tracks)) as bar:
-        bar.update(num_cached)
+    with progress_bar("ingest", len(tracks), done=num_cached, waits_for="starting workers") as bar:
         encode_tracks(config, encode_settings, pending, cache, bar)
     cache.compact()
     audio = sum(cache.contents[new].seconds for new in cache.contents.keys() - before)
@@ -103,7 +114,10 @@ def _check_usable(config: IngestStage, curated_tracks: CuratedTracks, total: int
         path.write_text("".join(_format_line(bad) for bad in curated_tracks.bad))
         raise SourceError(f"{str(error).rstrip('.')}. All of them are in {path}") from None
     if not any(entry.track.split == "train" for entry in curated_tracks.entries):
-        raise SourceError(f"no window for training came out of {total} tracks; lower ingest.held_out_fraction")
+        raise SourceError(
+            f"no window for training came out of {total} tracks; lower ingest.validation_fraction and "
+            "ingest.test_fraction, or ingest more music"
+        )
 
 
 def _format_line(rejected: RejectedFile) -> str:
@@ -119,8 +133,7 @@ def _write_shards(
     pending = [plan for plan in plans if f"{plan.name}.json" not in existing]
     if len(pending) < len(plans):
         console.print(f"ingest: {len(plans) - len(pending)} of {len(plans)} shards exist already")
-    with progress_bar("shards", len(plans)) as bar:
-        bar.update(len(plans) - len(pending))
+    with progress_bar("shards", len(plans), done=len(plans) - len(pending), waits_for="starting workers") as bar:
         if pending:
             items = [{"plan": json.dumps(_plan_to_dict(plan))} for plan in pending]
             uris = (cache.folder.uri, ctx.artifact.uri, ctx.scratch.uri)
@@ -201,5 +214,16 @@ def _print_summary(info: dict[str, Any]) -> None:
     parts += [f"{info['silent_windows']} silent windows left out", f"{info['bad_files']} bad files in quarantine"]
     parts += [f"{info['doubles']} duplicates"] if info["doubles"] else []
     console.print(f"ingest: {', '.join(parts)}")
-    if not rows["held_out"]:
-        console.print("[yellow]ingest: nothing is held out, so `presto evaluate` will refuse this data set")
+    for line in _describe_missing_splits(rows):
+        console.print(f"[yellow]ingest: {line}")
+
+
+def _describe_missing_splits(rows: dict[str, int]) -> list[str]:
+    """Say what a data set without validation or test rows cannot do, and which setting adds them."""
+    without_test = "reports will use validation rows and say so" if rows["validation"] else "nothing can be reported"
+    consequences = {"validation": "nothing can choose weights or settings", "test": without_test}
+    return [
+        f"there are no {split} rows, so {consequence}; raise ingest.{split}_fraction or ingest more music"
+        for split, consequence in consequences.items()
+        if not rows[split]
+    ]

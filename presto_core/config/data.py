@@ -13,11 +13,27 @@ class CorpusConfig(Section):
     folder: str = ".presto/corpus"
     """Folder of the rendered audio and its manifest."""
     minutes: Positive = 60.0
+    """Music to train on, in clips of clip_seconds."""
     clip_seconds: Positive = 30.0
-    held_out_fraction: Fraction = 0.2
-    """Share of compositions (never of clips) held out from training."""
+    validation_tracks: int = Field(60, ge=0)
+    """Clips of the validation split, which chooses weights and settings; no composition is in two splits."""
+    test_tracks: int = Field(300, ge=0)
+    """Clips of the test split, which is only reported."""
+    test_seconds: Positive = 12.5
+    """Length of the clips of validation and test: beginnings, middles and ends of pieces as long as training clips. At
+    least one window of ingest.chunk_frames must fit."""
     real_fraction: Fraction = 0.5
     """Share of public-domain repertoire; the rest is composed by program."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_former_fraction(cls, values: object) -> object:
+        if isinstance(values, dict) and "held_out_fraction" in values:
+            raise ValueError(
+                f"held_out_fraction={values['held_out_fraction']} has become validation_tracks and test_tracks, the "
+                "numbers of clips beside minutes of training; write e.g. validation_tracks=60 and test_tracks=300"
+            )
+        return values
 
 
 class DataConfig(Section):
@@ -59,8 +75,12 @@ class IngestConfig(Section):
     """`mono` takes the mean of all channels; `stereo` needs a codec of two channels."""
     loudness_lufs: float | None = None
     """Integrated loudness (ITU-R BS.1770) that every file is normalised to; empty leaves files unchanged."""
-    held_out_fraction: Fraction = 0.2
-    """Share of compositions held out if the source names no split."""
+    validation_fraction: Fraction = 0.1
+    """Share of compositions that choose weights and settings, if the source names no split."""
+    test_fraction: Fraction = 0.1
+    """Share of compositions that are only reported, if the source names no split."""
+    held_out_fraction: Fraction | None = None
+    """Former name of both shares together: half of it goes to each."""
     rows_per_shard: Count = 128
     """Rows per Parquet shard; only the last shard of a split may hold fewer."""
     licence: str = ""
@@ -79,6 +99,30 @@ class IngestConfig(Section):
             raise ValueError("source must name a folder or s3:// prefix of audio")
         if self.manifest and len(self.source) > 1:
             raise ValueError(f"manifest={self.manifest} needs one source, not {len(self.source)}")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _halve_former_fraction(cls, values: object) -> object:
+        """Set both fractions from the former key; refuse it beside others."""
+        if not isinstance(values, dict) or not isinstance(held_out := values.get("held_out_fraction"), (int, float)):
+            return values
+        half = held_out / 2
+        for name in ("validation_fraction", "test_fraction"):
+            if values.get(name, half) not in (half, cls.model_fields[name].default):
+                raise ValueError(
+                    f"held_out_fraction={held_out} is the former name of validation_fraction and test_fraction "
+                    f"together, and {name}={values[name]} is given too; give these two only"
+                )
+        return {**values, "validation_fraction": half, "test_fraction": half}
+
+    @model_validator(mode="after")
+    def _check_fractions(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction} and test_fraction={self.test_fraction} leave nothing "
+                "to train on; lower them to a sum below 1"
+            )
         return self
 
     @model_validator(mode="after")

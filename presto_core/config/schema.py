@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from presto_core.config.data import CodecConfig, CorpusConfig, IngestConfig, TextConfig
@@ -23,7 +24,8 @@ class CorpusStage(StageConfig):
     corpus: CorpusConfig = CorpusConfig()
 
     def derive_values(self) -> dict[str, Any]:
-        return {"clips": round(self.corpus.minutes * 60 / self.corpus.clip_seconds)}
+        held_out = self.corpus.validation_tracks + self.corpus.test_tracks
+        return {"clips": held_out + math.ceil(round(self.corpus.minutes * 60 / self.corpus.clip_seconds, 6))}
 
 
 class IngestStage(StageConfig):
@@ -37,7 +39,7 @@ class IngestStage(StageConfig):
     def result_config(self) -> dict[str, Any]:
         """Without the places audio comes from: what is in the files decides, and so does not what else is refused."""
         config = super().result_config()
-        for name in ("source", "manifest", "name", "max_bad_fraction"):
+        for name in ("source", "manifest", "name", "max_bad_fraction", "held_out_fraction"):
             del config["ingest"][name]
         return config
 

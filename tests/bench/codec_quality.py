@@ -1,4 +1,4 @@
-"""What the embedded codec keeps of held-out music, decoder by decoder, and at which speed; draws spectrograms.
+"""What the embedded codec keeps of music it was not fitted to, decoder by decoder, and at which speed; draws spectrograms.
 
 `OMP_NUM_THREADS=1 python -m tests.bench.codec_quality <corpus folder> [--images docs/images]`
 """
@@ -24,7 +24,7 @@ from presto_core.audio.mel_codec.griffin_lim import griffin_lim, spectrum
 from presto_core.audio.mel_codec.magnitude_decoder import MagnitudeDecoder
 from presto_core.audio.mel_codec.mel_pca import MelPcaCodec, MelPcaEncoder
 from presto_core.audio.mel_codec.tensor_file import TensorFile
-from presto_core.metrics.embed import PATCH_FRAMES, MusicnnEmbedder
+from presto_core.metrics.embedders.musicnn import PATCH_FRAMES, MusicnnEmbedder
 
 RATE_HZ, N_FFT, HOP = 44100, 2048, 512
 SKIPPED_SECONDS = 6  # many pieces begin softly
@@ -36,12 +36,12 @@ Decoder = Callable[[Tensor], Tensor]
 """Samples, magnitudes or latents of one clip -> samples [N]."""
 
 
-def load_held_out_clips(corpus: Path) -> Tensor:
-    """Nine seconds of every held-out piece: [B, N]."""
+def load_test_clips(corpus: Path) -> Tensor:
+    """Nine seconds of every test piece: [B, N]; of the former split `held_out` in a corpus made before."""
     rows = [json.loads(line) for line in (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
     clips = []
     for row in rows:
-        if row["split"] == "held_out":
+        if row["split"] in ("test", "held_out"):
             with (corpus / row["file"]).open("rb") as stream:
                 samples = decode(stream, sample_rate_hz=RATE_HZ)[SKIPPED_SECONDS * RATE_HZ :][:CLIP_SAMPLES]
             clips.append(torch.from_numpy(np.pad(samples, (0, CLIP_SAMPLES - len(samples)))))
@@ -172,9 +172,9 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder to draw spectrograms into")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    originals, codec, sounds = load_held_out_clips(arguments.corpus), MelPcaCodec.load(), {}
+    originals, codec, sounds = load_test_clips(arguments.corpus), MelPcaCodec.load(), {}
     reference, latents = musicnn(originals), codec.encode(originals[:, None])
-    print(f"{len(originals)} held-out clips of {CLIP_SAMPLES / RATE_HZ:.0f} s, {len(reference[0])} musicnn patches\n")
+    print(f"{len(originals)} test clips of {CLIP_SAMPLES / RATE_HZ:.0f} s, {len(reference[0])} musicnn patches\n")
     print(f"| decoder | {' | '.join(COLUMNS)} | x real time |\n|---{'|---' * (len(COLUMNS) + 1)}|")
     for name, (decoder, inputs) in rows(codec, originals, latents).items():
         sounds[name], speed = time_decoder(decoder, inputs)

@@ -131,7 +131,7 @@ def test_dry_run_shows_what_would_happen_and_writes_nothing(
 
 def test_a_manifest_keeps_held_out_pieces_away(music: Path, tmp_path: Path) -> None:
     corpus = Path(shutil.copytree(music, tmp_path / "corpus"))
-    rows = [{"file": "album/0.wav", "split": "train"}, {"file": "album/1.wav", "split": "held_out"}]
+    rows = [{"file": "album/0.wav", "split": "train"}, {"file": "album/1.wav", "split": "test"}]
     (corpus / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert FitCorpus.open(corpus).files == (corpus / "album/0.wav",)
     (corpus / "manifest.jsonl").write_text('{"title": "no file"}')

@@ -10,7 +10,7 @@ import yaml
 from pipelines.presets.resolve import PRESETS
 from presto_core.config.loader import ConfigError, flatten, list_presets, load_config, to_yaml
 from presto_core.config.noise import KarrasNoise, LogNormalNoise, MixtureNoise
-from presto_core.config.schema import StepsStage, TeacherStage, stage_configs
+from presto_core.config.schema import CorpusStage, IngestStage, StepsStage, TeacherStage, stage_configs
 
 
 def preset(tmp_path: Path, **content: object) -> Path:
@@ -31,6 +31,38 @@ def test_preset_extends_another(tmp_path: Path):
     child.write_text(yaml.safe_dump({"extends": str(base), "teacher": {"steps": 8}}))
     config = load_config(TeacherStage, child)
     assert (config.teacher.steps, config.teacher.ema_decay) == (8, 0.5)
+
+
+def test_the_former_share_that_ingest_held_out_is_halved(tmp_path: Path):
+    for config in (
+        load_config(IngestStage, None, ["ingest.held_out_fraction=0.3"]),
+        load_config(IngestStage, preset(tmp_path, ingest={"held_out_fraction": 0.3})),
+    ):
+        assert (config.ingest.validation_fraction, config.ingest.test_fraction) == (0.15, 0.15)
+        again = load_config(IngestStage, None, ["ingest.validation_fraction=0.15", "ingest.test_fraction=0.15"])
+        assert config.run_id() == again.run_id() != IngestStage().run_id()
+    path = tmp_path / "printed.yaml"
+    path.write_text(to_yaml(config))
+    assert load_config(IngestStage, path) == config
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "message"),
+    [
+        (IngestStage, ["ingest.held_out_fraction=0.3", "ingest.test_fraction=0.2"], "test_fraction=0.2 is given too"),
+        (IngestStage, ["ingest.held_out_fraction=1"], "leave nothing to train on"),
+        (IngestStage, ["ingest.held_out_fraction=2"], "ingest.held_out_fraction=2"),
+        (IngestStage, ["ingest.held_out_fraction=half"], "ingest.held_out_fraction='half'"),
+        (IngestStage, ["ingest.test_fraction=0.6", "ingest.validation_fraction=0.4"], "lower them to a sum below 1"),
+        (CorpusStage, ["corpus.held_out_fraction=0.1"], "has become validation_tracks and test_tracks"),
+        (CorpusStage, ["corpus.test_tracks=-1"], "corpus.test_tracks=-1"),
+    ],
+)
+def test_impossible_splits_are_refused_by_name(stage: type[IngestStage], overrides: list[str], message: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config(stage, None, overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_changed_kind_starts_its_section_afresh():

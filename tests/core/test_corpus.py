@@ -17,32 +17,57 @@ import pytest
 import soundfile
 
 from pipelines.corpus.build import _check_disk, build_corpus
-from pipelines.corpus.clips import file_sha256, write_flac
+from pipelines.corpus.clips import file_sha256, make_clip, write_flac
 from pipelines.corpus.folder import read_manifest
-from pipelines.corpus.plan import CorpusSettings, make_piece, plan_clips
+from pipelines.corpus.plan import CorpusSettings, PieceSpec, make_piece, plan_clips
 from pipelines.corpus.render import TARGET_RMS_DBFS
 from pipelines.corpus.styles import STYLES
 
-SMALL: dict[str, Any] = {"minutes": 1.0, "clip_seconds": 6.0, "held_out_fraction": 0.2, "seed": 3}
+SMALL: dict[str, Any] = {
+    "minutes": 0.6, "clip_seconds": 6.0, "validation_tracks": 1, "test_tracks": 3, "test_seconds": 5.0, "seed": 3
+}  # fmt: skip
 
 
 # the plan
 
 
-def test_the_plan_splits_by_composition_in_the_requested_share() -> None:
-    specs = plan_clips(CorpusSettings(minutes=240.0))
-    sides = {split: {s.composition_id for s in specs if s.split == split} for split in ("train", "held_out")}
-    assert len(specs) == 480
-    assert not sides["train"] & sides["held_out"]
-    assert np.mean([s.split == "held_out" for s in specs]) == pytest.approx(0.1, abs=0.005)
-    assert Counter(s.collection for s in specs) == {"composed": 240, "bach": 120, "ryan": 120}
-    styles = Counter(s.work for s in specs if s.collection == "composed")
-    assert set(styles) == set(STYLES)
-    assert max(styles.values()) - min(styles.values()) <= 2
+def group_by_split(specs: list[PieceSpec]) -> dict[str, list[PieceSpec]]:
+    return {split: [s for s in specs if s.split == split] for split in ("train", "validation", "test")}
+
+
+def test_the_plan_has_the_requested_clips_of_each_split_from_all_collections() -> None:
+    specs = group_by_split(plan_clips(CorpusSettings(minutes=240.0)))
+    for split, clips, seconds in (("train", 480, 30.0), ("validation", 60, 12.5), ("test", 300, 12.5)):
+        mine = specs[split]
+        assert Counter(s.collection for s in mine) == {"composed": clips / 2, "bach": clips / 4, "ryan": clips / 4}
+        assert {s.clip_seconds for s in mine} == {seconds}
+        styles = Counter(s.work for s in mine if s.collection == "composed")
+        assert set(styles) == set(STYLES)
+        assert max(styles.values()) - min(styles.values()) <= 1
+
+
+@pytest.mark.parametrize("minutes", [3.0, 60.0, 960.0])
+@pytest.mark.parametrize("tracks", [(60, 300), (4, 4), (0, 1000)])
+@pytest.mark.parametrize("real_fraction", [0.0, 0.5, 1.0])
+def test_no_composition_is_in_two_splits(minutes: float, tracks: tuple[int, int], real_fraction: float) -> None:
+    settings = CorpusSettings(
+        minutes=minutes, validation_tracks=tracks[0], test_tracks=tracks[1], real_fraction=real_fraction
+    )
+    specs = plan_clips(settings)
+    split_of: dict[str, str] = {}
+    assert all(split_of.setdefault(s.composition_id, s.split) == s.split for s in specs)
+    assert len({s.piece_id for s in specs}) == len({s.seed for s in specs}) == len(specs) == sum(tracks) + 2 * minutes
+
+
+def test_the_test_split_of_the_defaults_has_at_least_250_compositions() -> None:
+    test = group_by_split(plan_clips(CorpusSettings()))["test"]
+    assert len(test) == 300
+    assert len({s.composition_id for s in test}) >= 250
 
 
 def test_a_longer_plan_begins_with_the_shorter_one() -> None:
-    assert plan_clips(CorpusSettings(minutes=240.0))[:120] == plan_clips(CorpusSettings(minutes=60.0))
+    shorter = plan_clips(CorpusSettings(minutes=60.0))
+    assert plan_clips(CorpusSettings(minutes=240.0))[: len(shorter)] == shorter
     assert plan_clips(CorpusSettings(minutes=10.0, seed=1)) != plan_clips(CorpusSettings(minutes=10.0))
 
 
@@ -54,11 +79,32 @@ def test_a_plan_longer_than_the_repertoire_repeats_it_differently() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"minutes": 0}, {"clip_seconds": 1.0}, {"held_out_fraction": 0.9}, {"real_fraction": 1.5}]
+    "settings",
+    [{"minutes": 0}, {"clip_seconds": 1.0}, {"test_seconds": 600}, {"test_tracks": -1}, {"real_fraction": 1.5}],
 )
 def test_impossible_settings_are_refused_by_name(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         CorpusSettings(**settings)
+
+
+@pytest.mark.parametrize("collection", ["composed", "bach", "ryan"])
+def test_a_test_clip_is_the_beginning_middle_or_end_of_a_piece_as_long_as_a_training_clip(
+    collection: str, tmp_path: Path
+) -> None:
+    specs = [s for s in group_by_split(plan_clips(CorpusSettings()))["test"] if s.collection == collection]
+    assert Counter(s.start_seconds for s in specs) == dict.fromkeys((0.0, 8.75, 17.5), len(specs) / 3)
+    assert {s.piece_seconds for s in specs} == {30.0}
+    spec = next(s for s in specs if s.start_seconds == 8.75)
+    read = {}
+    for name, wanted in {"clip": spec, "whole": replace(spec, start_seconds=0.0, clip_seconds=30.0)}.items():
+        (tmp_path / name / "audio").mkdir(parents=True)
+        (tmp_path / name / "rows").mkdir()
+        row = make_clip(tmp_path / name, wanted).row
+        assert row is not None
+        read[name] = soundfile.read(tmp_path / name / row["file"], dtype="int16")[0]
+    assert len(read["clip"]) == 12.5 * 44_100
+    start = round(8.75 * 44_100)
+    np.testing.assert_array_equal(read["clip"], read["whole"][start : start + len(read["clip"])])
 
 
 # the build
@@ -82,7 +128,12 @@ def copy(corpus: Path, tmp_path: Path) -> Path:
 def test_the_manifest_describes_every_clip(corpus: Path) -> None:
     rows = read_manifest(corpus)
     record = json.loads((corpus / "corpus.json").read_text())
-    assert Counter(row["split"] for row in rows) == {"train": 8, "held_out": 2}
+    assert Counter(row["split"] for row in rows) == {"train": 6, "validation": 1, "test": 3}
+    assert record["totals"]["splits"] == {
+        "test": {"clips": 3, "minutes": 0.25, "compositions": 3},
+        "validation": {"clips": 1, "minutes": 5 / 60, "compositions": 1},
+        "train": {"clips": 6, "minutes": 0.6, "compositions": 6},
+    }
     assert record["totals"]["clips"] == len(rows) == 10
     assert "GPL-2" in record["licences"]["soundfont"]
     for row, spec in zip(rows, plan_clips(CorpusSettings(**SMALL)), strict=True):
@@ -96,7 +147,9 @@ def test_every_clip_is_sound(corpus: Path) -> None:
     for row in read_manifest(corpus):
         audio, rate = soundfile.read(corpus / row["file"], dtype="float32")
         info = soundfile.info(corpus / row["file"])
-        assert (info.format, info.subtype, rate, audio.shape) == ("FLAC", "PCM_16", 44_100, (6 * 44_100,))
+        seconds = 6 if row["split"] == "train" else 5
+        assert (info.format, info.subtype, rate, audio.shape) == ("FLAC", "PCM_16", 44_100, (seconds * 44_100,))
+        assert row["duration_seconds"] == seconds
         assert np.isfinite(audio).all()
         assert 20 * np.log10(np.sqrt(np.mean(audio**2))) == pytest.approx(TARGET_RMS_DBFS, abs=1.5)
         assert np.abs(audio).max() < 0.999
@@ -106,7 +159,7 @@ def test_every_clip_is_sound(corpus: Path) -> None:
 def test_a_second_build_does_nothing(corpus: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
     calls: list[int] = []
-    summary = build_corpus(corpus, **{**SMALL, "minutes": 1}, on_progress=lambda done, total: calls.append(done))
+    summary = build_corpus(corpus, **{**SMALL, "test_seconds": 5}, on_progress=lambda done, total: calls.append(done))
     assert summary.is_cached
     assert (summary.made, summary.reused, calls) == (0, 10, [])
     assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*")} == before

@@ -26,6 +26,42 @@ def latents(tmp_path) -> LatentDataset:
     return make_dataset(str(tmp_path / "data"))
 
 
+@pytest.mark.parametrize(
+    ("splits", "validation", "test"),
+    [
+        (("validation", "test"), "validation", "test"),
+        (("held_out",), "held_out", "held_out"),  # made before validation and test were apart
+        (("validation",), "validation", "validation"),
+        (("test",), "validation", "test"),
+        ((), "validation", "validation"),
+    ],
+)
+def test_a_table_of_a_data_set_without_test_rows_gets_a_note(
+    tmp_path, splits: tuple[str, ...], validation: str, test: str
+):
+    data = make_dataset(str(tmp_path / "data"), splits=splits)
+    assert (data.validation_split, data.test_split) == (validation, test)
+    assert bool(data.test_split_note) == ("test" not in splits)
+    if data.test_split_note:
+        assert data.test_split_note.startswith("data set 0000000000000000 has no test split")
+    for split in splits:
+        assert sum(shard.rows for shard in data.shards(split)) == 8
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_an_empty_split_names_the_settings_that_fill_it(tmp_path, split: str):
+    data = make_dataset(str(tmp_path / "data"), splits=())
+    with pytest.raises(StoreError, match=rf"no '{split}' rows; .*ingest\.{split}_fraction .*corpus\.{split}_tracks"):
+        data.shards(split)
+
+
+def test_damage_does_not_move_what_is_reported_to_another_split(latents: LatentDataset):
+    damaged = latents.exclude_shards([shard.file for shard in latents.shards("test")])
+    assert damaged.test_split == "test"
+    with pytest.raises(StoreError, match="no 'test' rows"):
+        damaged.shards("test")
+
+
 def take(data: LatentDataset, count: int, *, cursor: Cursor | None = None, **options) -> list[Batch]:
     options = {"seed": 1, "global_batch_size": 6, **options}
     return list(islice(stream_batches(data, cursor=cursor or Cursor(), **options), count))

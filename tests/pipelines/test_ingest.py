@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,7 +56,12 @@ def config_of(source: str, **overrides: object) -> IngestStage:
         "ingest.rows_per_shard": 5,
         "ingest.licence": "CC0",
     }
-    keys |= {"ingest.held_out_fraction": 0.4, "ingest.max_bad_fraction": 0.4, "cluster.data_workers": 1}
+    keys |= {
+        "ingest.validation_fraction": 0.35,
+        "ingest.test_fraction": 0.3,
+        "ingest.max_bad_fraction": 0.4,
+        "cluster.data_workers": 1,
+    }
     return load_config(IngestStage, None, keys | {"storage.root": "store", "text.max_tokens": 8} | overrides)
 
 
@@ -96,7 +102,8 @@ def read_back(artifact: Artifact) -> IngestedDataset:
         artifact,
         {
             s: FullRows.concatenate(list(read_with_threads(data.uri, data.shards(s), FullRows)))
-            for s in ("train", "held_out")
+            for s in data.splits
+            if data.info["rows"][s]
         },
     )
 
@@ -151,7 +158,7 @@ def test_the_manifest_lists_shapes_counts_and_statistics_of_the_training_rows(ma
 @pytest.mark.ray
 @pytest.mark.services
 def test_shards_are_full_but_for_the_last_of_a_split(made: IngestedDataset):
-    for split in ("train", "held_out"):
+    for split in made.rows:
         sizes = [shard["rows"] for shard in made.info["shards"] if shard["split"] == split]
         assert set(sizes[:-1]) <= {5}
         assert 0 < sizes[-1] <= 5
@@ -205,13 +212,12 @@ def test_files_of_no_use_are_quarantined_with_their_reason(made: IngestedDataset
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_what_is_held_out_is_not_in_training(made: IngestedDataset, home: Path):
-    train, held_out = made.rows["train"], made.rows["held_out"]
-    assert len(train)
-    assert len(held_out)
-    assert not set(train.composition) & set(held_out.composition)
+def test_no_piece_is_in_two_splits_and_every_split_has_the_planned_files(made: IngestedDataset, home: Path):
+    compositions = [name for rows in made.rows.values() for name in set(rows.composition)]
+    assert len(compositions) == len(set(compositions))
     planned = find_tracks(config_of("music").ingest)
-    assert set(held_out.track) == {t.file for t in planned if t.split == "held_out"} & GOOD.keys()
+    for split, rows in made.rows.items():
+        assert set(rows.track) == {t.file for t in planned if t.split == split} & GOOD.keys()
 
 
 @pytest.mark.ray
@@ -276,8 +282,20 @@ def test_too_many_files_of_no_use_are_refused_by_name_and_listed(made: IngestedD
 @pytest.mark.ray
 @pytest.mark.services
 def test_a_source_that_leaves_nothing_to_train_on_is_refused(made: IngestedDataset):
-    with pytest.raises(SourceError, match=r"no window for training came out of 8 tracks; lower ingest\.held_out"):
-        ingest.run(config_of("music", **{"ingest.held_out_fraction": 1}))
+    with pytest.raises(SourceError, match=r"no window for training came out of 8 tracks; lower ingest\.valid"):
+        ingest.run(config_of("music", **{"ingest.test_fraction": 0.98, "ingest.validation_fraction": 0.01}))
+
+
+@pytest.mark.ray
+@pytest.mark.services
+def test_missing_splits_are_named_with_the_settings_that_fill_them(
+    made: IngestedDataset, capsys: pytest.CaptureFixture[str]
+):
+    everything = ingest.run(config_of("music", **{"ingest.validation_fraction": 0, "ingest.test_fraction": 0}))
+    assert everything.manifest["dataset"]["rows"] == {"train": sum(GOOD.values()), "validation": 0, "test": 0}
+    printed = " ".join(capsys.readouterr().err.split())
+    for split in ("validation", "test"):
+        assert re.search(rf"there are no {split} rows, so [\w ]+; raise ingest\.{split}_fraction", printed)
 
 
 @pytest.mark.ray

@@ -43,7 +43,7 @@ class IngestSetup:
     @property
     def command(self) -> list[str]:
         settings = {"source": self.music, "chunk_frames": 8, "rows_per_shard": self.rows_per_shard}
-        settings |= {"max_bad_fraction": 0.5, "held_out_fraction": 0.3}
+        settings |= {"max_bad_fraction": 0.5, "validation_fraction": 0.15, "test_fraction": 0.15}
         args = [f"ingest.{name}={value}" for name, value in settings.items()]
         args += ["cluster.cpus=2", "cluster.data_workers=2", "text.max_tokens=8"]
         return [PRESTO, "ingest", *args, f"storage.root={S3_ROOT if self.on_s3 else 'store'}"]

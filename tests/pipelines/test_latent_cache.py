@@ -165,7 +165,7 @@ def test_a_data_set_is_known_by_what_is_in_it_not_by_where_it_was(pool: LatentCa
     digest = curate([track("a")], pool).digest
     pool.add(source_record=replace(make_source_record("a"), uri="s3://b/a"), content=content("a"))
     assert curate([track("a", source_uri="s3://b")], pool).digest == digest
-    for change in ({"caption": "x"}, {"split": "held_out"}, {"licence": "CC0"}):
+    for change in ({"caption": "x"}, {"split": "test"}, {"licence": "CC0"}):
         assert curate([track("a", **change)], pool).digest != digest
     pool.add(source_record=make_source_record("b"), content=content("b", failure=NO_AUDIO))
     assert curate([track("a"), track("b")], pool).digest != digest  # the quarantine is part of it
@@ -191,9 +191,9 @@ def test_names_are_shown_on_one_line_and_kept_as_they_are_in_the_table(pool: Lat
 
 
 def entries(rows: list[tuple[int, ...]]) -> list[CuratedTrack]:
-    sides = ("train", "held_out", "train")
+    sides = ("train", "validation", "train", "test")
     return [
-        CuratedTrack(track(f"{i}", split=sides[i % 3]), EncodedContent(f"{(7 * i) % 101:03d}", rows=r))
+        CuratedTrack(track(f"{i}", split=sides[i % 4]), EncodedContent(f"{(7 * i) % 101:03d}", rows=r))
         for i, r in enumerate(rows)
     ]
 
@@ -203,7 +203,7 @@ def entries(rows: list[tuple[int, ...]]) -> list[CuratedTrack]:
 def test_shards_are_full_and_hold_every_row_once_in_the_order_of_contents(rows: list[tuple[int, ...]], size: int):
     made = entries(rows)
     plans = plan_shards(made, rows_per_shard=size)
-    for split in ("train", "held_out"):
+    for split in ("train", "validation", "test"):
         mine = [plan for plan in plans if plan.split == split]
         counts = [sum(part.stop - part.start for part in plan.parts) for plan in mine]
         assert set(counts[:-1]) <= {size}

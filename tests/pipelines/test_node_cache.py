@@ -42,7 +42,7 @@ def test_all_callers_get_the_one_copy_which_reads_as_the_original(object_store: 
     made = {path: path.stat().st_mtime_ns for path in Path(copy_path).rglob("*") if path.is_file()}
     cached = open_dataset(copy_path)
     assert cached.manifest == remote.manifest
-    for split in ("train", "held_out"):
+    for split in ("train", "validation", "test"):
         texts = [
             [list(rows.caption) for rows in read_with_threads(d.uri, d.shards(split), FullRows)]
             for d in (cached, remote)

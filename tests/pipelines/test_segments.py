@@ -170,7 +170,7 @@ def test_every_setting_that_changes_latents_has_a_path_of_its_own():
         {"loudness_lufs": -20.0},
     ]
     assert len({encoding(**s).key for s in settings}) == len(settings)
-    assert encoding(rows_per_shard=7, held_out_fraction=0.5, source="elsewhere").key == encoding().key
+    assert encoding(rows_per_shard=7, test_fraction=0.5, source="elsewhere").key == encoding().key
 
 
 def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path: Path):

@@ -1,8 +1,9 @@
-"""The files, captions and splits of a source; no held-out piece is used in training."""
+"""The files, captions and splits of a source; no composition is in two splits."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -36,8 +37,9 @@ def music(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def scan_folder(folder: Path, *, held_out_fraction: float = 0.2, licence: str = "") -> list[Track]:
-    return find_tracks(IngestConfig(source=str(folder), held_out_fraction=held_out_fraction, licence=licence))
+def scan_folder(folder: Path, *, validation: float = 0.1, test: float = 0.1, licence: str = "") -> list[Track]:
+    settings = IngestConfig(source=str(folder), validation_fraction=validation, test_fraction=test, licence=licence)
+    return find_tracks(settings)
 
 
 def list_stamps(folder: Path) -> set[tuple[str, str]]:
@@ -65,17 +67,17 @@ def test_every_audio_file_below_the_folder_in_a_fixed_order(music: Path):
 def test_a_manifest_decides_what_is_taken(music: Path):
     row = {
         "file": "b.wav", "caption": "a tune", "tempo_bpm": "120", "key": "C# minor", "composition_id": "k1",
-        "split": "held_out", "title": "T", "composer": "X", "source": "S", "licence": "CC0", "duration_seconds": 7.5,
+        "split": "validation", "title": "T", "composer": "X", "source": "S", "licence": "CC0", "duration_seconds": 7.5,
     }  # fmt: skip
     list_in_manifest(music, row, {"file": "a.FLAC", "tempo_bpm": None, "key": None, "split": None})
-    second, first = (drop_location(t) for t in scan_folder(music, held_out_fraction=0, licence="CC BY 4.0"))
+    second, first = (drop_location(t) for t in scan_folder(music, validation=0, test=0, licence="CC BY 4.0"))
     entry: dict[str, Any] = {
         "caption": "a tune",
         "caption_source": "manifest",
         "tempo_bpm": 120.0,
         "key": "C# minor",
         "composition": "k1",
-        "split": "held_out",
+        "split": "validation",
     }
     assert first == Track("b.wav", **entry, title="T", composer="X", source="S", licence="CC0", seconds=7.5)
     assert second == Track("a.FLAC", composition="a", split="train", licence="CC BY 4.0")
@@ -111,7 +113,10 @@ def test_a_source_without_audio_is_refused(tmp_path: Path):
         ({"file": "a.wav", "tempo_bpm": [120]}, r"tempo_bpm=\[120\]"),
         ({"file": "a.wav", "tempo_bpm": float("inf")}, "tempo_bpm=inf"),
         ({"file": "a.wav", "duration_seconds": "long"}, "duration_seconds='long'"),
-        ({"file": "a.wav", "split": "test"}, "split='test'.*train or held_out"),
+        ({"file": "a.wav", "split": "val"}, "split='val'.*did you mean 'validation'.* train, validation or test"),
+        ({"file": "a.wav", "split": "Eval"}, "split='Eval'.*did you mean 'test'"),
+        ({"file": "a.wav", "split": "fold 3"}, "split='fold 3' is invalid; use train, validation or test"),
+        ({"file": "a.wav", "split": 2}, "split=2 is invalid; use train"),
         (["a.wav"], "list"),
     ],
 )
@@ -139,8 +144,8 @@ def splits(tracks: list[Track]) -> dict[str, set[str]]:
     return seen
 
 
-def test_no_composition_is_on_both_sides(tmp_path: Path):
-    """Three takes of each piece, in several formats and folders, share one split; a fifth is held out."""
+def test_no_composition_is_in_two_splits(tmp_path: Path):
+    """Three takes of each piece, in several formats and folders, share one split; two tenths are not trained on."""
     for name in NAMES:
         for take in (f"wav/{name}.wav", f"mp3/{name}.mp3", f"{name}.flac"):
             (tmp_path / take).parent.mkdir(exist_ok=True)
@@ -148,46 +153,84 @@ def test_no_composition_is_on_both_sides(tmp_path: Path):
     sides = splits(scan_folder(tmp_path))
     assert len(sides) == len(NAMES)
     assert all(len(side) == 1 for side in sides.values())
-    held_out = sum(side == {"held_out"} for side in sides.values())
-    assert abs(held_out - 0.2 * 400) < 4 * (0.2 * 0.8 * 400) ** 0.5  # four standard deviations of a fair hash
+    for split in ("validation", "test"):
+        pieces = sum(side == {split} for side in sides.values())
+        assert abs(pieces - 0.1 * 400) < 4 * (0.1 * 0.9 * 400) ** 0.5  # four standard deviations of a fair hash
+
+
+def files_of(tracks: list[Track], split: str) -> set[str]:
+    return {track.file for track in tracks if track.split == split}
 
 
 def test_a_larger_fraction_or_another_neighbour_moves_no_piece_back(tmp_path: Path):
-    """Splits depend on the piece alone, so that a data set that grows does not leak what it held out."""
+    """Splits depend on the piece alone, so that a data set that grows does not leak what it did not train on."""
     list_in_manifest(tmp_path, *({"file": f"{name}.wav"} for name in NAMES))
-    sides = {
-        f: {t.file for t in scan_folder(tmp_path, held_out_fraction=f) if t.split == "held_out"} for f in (0, 0.2, 0.5)
-    }
-    assert sides[0] < sides[0.2] < sides[0.5]
-    assert {t.split for t in scan_folder(tmp_path, held_out_fraction=1)} == {"held_out"}
+    tests = {f: files_of(scan_folder(tmp_path, test=f), "test") for f in (0, 0.1, 0.5)}
+    assert tests[0] < tests[0.1] < tests[0.5]
+    trains = {f: files_of(scan_folder(tmp_path, validation=f), "train") for f in (0, 0.1, 0.5)}
+    assert trains[0] > trains[0.1] > trains[0.5]
+    for fraction in (0, 0.1, 0.5):
+        assert files_of(scan_folder(tmp_path, validation=fraction), "test") == tests[0.1]
     list_in_manifest(tmp_path, *({"file": f"{name}.wav"} for name in ["new", *NAMES[::-1]]))
-    assert {t.file for t in scan_folder(tmp_path) if t.split == "held_out"} - {"new.wav"} == sides[0.2]
+    assert files_of(scan_folder(tmp_path), "test") - {"new.wav"} == tests[0.1]
+
+
+def test_the_train_split_depends_on_the_sum_of_the_fractions_alone(tmp_path: Path):
+    """It is also what the former setting, the share of both together, chose: a hash of the composition above it."""
+    list_in_manifest(tmp_path, *({"file": f"{name}.wav"} for name in NAMES))
+    expected = {f"{n}.wav" for n in NAMES if int(hashlib.sha256(n.encode()).hexdigest()[:16], 16) / 2**64 >= 0.25}
+    former = find_tracks(IngestConfig(source=str(tmp_path), held_out_fraction=0.25))
+    for tracks in (former, scan_folder(tmp_path, validation=0.125, test=0.125), scan_folder(tmp_path, test=0.15)):
+        assert files_of(tracks, "train") == expected
+
+
+def test_the_former_split_of_a_manifest_is_divided_by_composition_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """What the hash of ingest put there is divided fairly, too, and with fractions of 0 and f as these ask."""
+    held_out = [name for name in NAMES if hashlib.sha256(name.encode()).digest()[0] < 128]
+    rows = [{"file": f"{take} {n}.wav", "composition_id": n, "split": "held_out"} for n in held_out for take in "ab"]
+    list_in_manifest(tmp_path, *rows, {"file": "c.wav", "split": "train"})
+    tracks = scan_folder(tmp_path)
+    sides = splits([t for t in tracks if t.file != "c.wav"])
+    assert {next(iter(side)) for side in sides.values() if len(side) == 1} == {"validation", "test"}
+    tests = sum(side == {"test"} for side in sides.values())
+    assert abs(tests - len(held_out) / 2) < 4 * (len(held_out) / 4) ** 0.5
+    printed = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"of its {len(held_out)} compositions, {len(held_out) - tests} are for validation and {tests} for test"
+        in printed
+    )
+    assert {t.split for t in scan_folder(tmp_path, validation=0)} == {"train", "test"}
+    assert {t.split for t in scan_folder(tmp_path, test=0)} == {"train", "validation"}
 
 
 def test_compositions_of_a_manifest_stay_together(tmp_path: Path):
     rows = [{"file": f"{i}.wav", "composition_id": NAMES[i % 40]} for i in range(400)]
     list_in_manifest(tmp_path, *rows)
-    sides = splits(scan_folder(tmp_path))
+    sides = splits(scan_folder(tmp_path, validation=0.3, test=0.3))
     assert len(sides) == 40
     assert all(len(side) == 1 for side in sides.values())
-    assert {"train"} in sides.values()
-    assert {"held_out"} in sides.values()
+    assert all({split} in sides.values() for split in ("train", "validation", "test"))
 
 
 def test_an_explicit_split_applies_to_the_whole_composition(tmp_path: Path):
-    entries = [{"file": "album 1/01.wav", "split": "held_out"}, {"file": "album 2/01.wav", "split": "train"}]
-    pieces = [{"file": f"x {n}.wav", "composition_id": n, "split": "held_out"} for n in NAMES[:20]]
+    entries = [{"file": "album 1/01.wav", "split": "test"}, {"file": "album 2/01.wav", "split": "train"}]
+    pieces = [{"file": f"x {n}.wav", "composition_id": n, "split": "validation"} for n in NAMES[:20]]
     silent = [{"file": f"y {n}.wav", "composition_id": n} for n in NAMES[:20]]
     list_in_manifest(tmp_path, *entries, *pieces, *silent)
     one, two, *others = scan_folder(tmp_path)
-    assert (one.split, two.split) == ("held_out", "train")
-    assert {t.split for t in others} == {"held_out"}
+    assert (one.split, two.split) == ("test", "train")
+    assert {t.split for t in others} == {"validation"}
 
 
-def test_a_composition_in_both_splits_is_refused(tmp_path: Path):
-    rows = [{"file": f"{split}.wav", "composition_id": "BWV 1", "split": split} for split in ("train", "held_out")]
-    list_in_manifest(tmp_path, *rows)
-    with pytest.raises(SourceError, match=r"composition 'BWV 1' .*\(train\.wav is train\)"):
+@pytest.mark.parametrize("pair", [("train", "test"), ("test", "validation"), ("held_out", "test")])
+def test_a_composition_in_two_splits_is_refused(tmp_path: Path, pair: tuple[str, str]):
+    list_in_manifest(tmp_path, *({"file": f"{s}.wav", "composition_id": "BWV 1", "split": s} for s in pair))
+    first, second = sorted(pair)
+    with pytest.raises(
+        SourceError, match=rf"composition 'BWV 1' in two splits, {first} and {second} \({second}\.wav\)"
+    ):
         scan_folder(tmp_path)
 
 

@@ -39,18 +39,26 @@ def make_dataset(
     held_out_rows: int = 8,
     poisoned_row: int | None = None,
     shape: LatentShape = SHAPE,
+    splits: tuple[str, ...] = ("validation", "test"),
 ) -> LatentDataset:
-    """Commit a data set of the given shards at `uri`; `poisoned_row` of the first gets a NaN not in the statistics."""
+    """Commit a data set of the given shards at `uri`; `poisoned_row` of the first gets a NaN not in the statistics.
+
+    Args:
+        shard_rows: rows of each shard of `train`.
+        held_out_rows: rows of each of the other `splits`, which have one shard each.
+        splits: ("held_out",) makes a data set of former times.
+    """
     folder = open_folder(uri)
-    parts = [rows(n, seed, shape) for seed, n in enumerate((*shard_rows, held_out_rows))]
-    stats = LatentStats.merge_all([LatentStats.from_latents(p.latents) for p in parts[:-1]])
+    shard_splits = ["train"] * len(shard_rows) + list(splits)
+    counts = [*shard_rows, *[held_out_rows] * len(splits)]
+    parts = [rows(n, seed, shape) for seed, n in enumerate(counts)]
+    stats = LatentStats.merge_all([LatentStats.from_latents(p.latents) for p in parts[: len(shard_rows)]])
     if poisoned_row is not None:
         parts[0].latents[poisoned_row, 0, 0] = np.nan
     shards = []
-    for seed, part in enumerate(parts):
+    for seed, (split, part) in enumerate(zip(shard_splits, parts)):
         file = f"shards/{seed}.parquet"
         entry = write_shard(folder, file, to_parquet(part))
-        split = "train" if seed < len(shard_rows) else "held_out"
         shards.append({"file": file, "split": split, "rows": len(part), **entry})
     info = {
         "shards": shards,
