@@ -37,7 +37,7 @@ def split_channels(audio: Audio) -> dict[str, Audio]:
     """Return the mono signals of clips [B, A, N] that quality is measured on, each [B, N], by name.
 
     Mono has `mid` alone. Stereo has `mid` and `side`, also if the side signal of some clips is silent, so that all
-    batches of a system have the same signals; `has_side` finds the clips whose side counts.
+    batches of a system have the same signals; a side below `SILENT_SIDE_DBFS` in all clips is not compared.
 
     Raises:
         UserError: the audio is not [B, 1, N] or [B, 2, N].
@@ -48,17 +48,3 @@ def split_channels(audio: Audio) -> dict[str, Audio]:
         return {"mid": audio[:, 0]}
     mid_side = to_mid_side(audio)
     return {"mid": mid_side[:, 0], "side": mid_side[:, 1]}
-
-
-def has_side(audio: Tensor | npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-    """Return which clips of [B, A, N] have a side signal above `SILENT_SIDE_DBFS`, [B]; mono has none.
-
-    Raises:
-        UserError: see `split_channels`.
-    """
-    clips = audio.detach().cpu().numpy() if isinstance(audio, Tensor) else audio
-    side = split_channels(clips).get("side")
-    if side is None:
-        return np.zeros(len(clips), dtype=np.bool_)
-    power = np.square(side, dtype=np.float64).mean(axis=-1)
-    return np.asarray(power > 10 ** (SILENT_SIDE_DBFS / 10), dtype=np.bool_)

@@ -8,35 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from presto_core.metrics.distances import Embeddings
+from presto_core.metrics.embedding_sets import EmbeddingSets as EmbeddingSets
+from presto_core.metrics.embedding_sets import compute_fd, compute_fd_inf, compute_mmd, compute_sample_distance
 
-
-@dataclass(frozen=True)
-class EmbeddingSets:
-    """What quality is computed from.
-
-    Attributes:
-        generated, reference: [N, D] and [M, D] embeddings of a system's clips and of held-out music.
-        teacher: [N, D] of the teacher's own clips from the same noise; None if they are not compared with.
-        nearest_k: neighbors of precision, recall, density and coverage; None leaves these out.
-    """
-
-    generated: Embeddings
-    reference: Embeddings
-    teacher: Embeddings | None = None
-    nearest_k: int | None = None
-
-    @cached_property
-    def prdc(self) -> dict[str, float]:
-        """Precision, recall, density and coverage, computed together."""
-        from presto_core.metrics.prdc import prdc
-
-        assert self.nearest_k is not None
-        return prdc(generated=self.generated, reference=self.reference, k=self.nearest_k)
+MetricGroup = Literal["quality", "prompt", "audio", "cost"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +25,12 @@ class Metric:
         title: of its column.
         better: which direction is better, if any is.
         format: of its value times `scale`.
-        compute: its value for two sets of embeddings; None if the evaluation measures it on the model itself.
+        compute: its value for two sets of embeddings; None if the evaluation measures it on the model or its clips.
         needs: what the sets must hold beside `generated` and `reference`.
-        column: whether tables show it.
+        min_rows: fewest rows of each set that it is computed for.
+        group: section of pages and docs.
+        column: whether the terminal's tables show it; pages show all.
+        headline: whether validation, search and promotion rank by it; one metric is.
         validated: whether validations during training report it, so that sweeps can rank by it.
         registry_name: of its tag on a registered version; empty if it is not recorded.
         former_names: in reports and sweeps that exist.
@@ -65,7 +45,10 @@ class Metric:
     suffix: str = ""
     compute: Callable[[EmbeddingSets], float] | None = None
     needs: Literal["", "teacher", "nearest_k"] = ""
+    min_rows: int = 2
+    group: MetricGroup = "quality"
     column: bool = True
+    headline: bool = False
     validated: bool = False
     registry_name: str = ""
     former_names: tuple[str, ...] = ()
@@ -74,54 +57,32 @@ class Metric:
         """The value as tables show it."""
         return f"{value * self.scale:{self.format}}{self.suffix}"
 
-
-def _frechet_distance(sets: EmbeddingSets) -> float:
-    from presto_core.metrics.distances import frechet_distance
-
-    return frechet_distance(generated=sets.generated, reference=sets.reference)
-
-
-def _frechet_distance_to_teacher(sets: EmbeddingSets) -> float:
-    from presto_core.metrics.distances import frechet_distance
-
-    assert sets.teacher is not None
-    return frechet_distance(generated=sets.generated, reference=sets.teacher)
-
-
-def _mmd(sets: EmbeddingSets) -> float:
-    from presto_core.metrics.distances import mmd
-
-    return mmd(generated=sets.generated, reference=sets.reference)
+    def fits(self, sets: EmbeddingSets) -> bool:
+        """Whether it can be computed from these sets."""
+        has_needs = not self.needs or getattr(sets, self.needs) is not None
+        # sets smaller than two rows are refused by the metric itself
+        return self.compute is not None and has_needs and (self.min_rows <= 2 or sets.fewest_rows >= self.min_rows)
 
 
 ROWS = (
     Metric(
-        "nfe", "NFE", "network evaluations per clip", better="", format=".0f", registry_name="nfe",
+        "nfe", "NFE", "network evaluations per clip", better="", format=".0f", group="cost", registry_name="nfe",
     ),
     Metric(
-        "blocks_run", "blocks per clip", "transformer blocks executed per clip", format=".0f", validated=True,
-        registry_name="blocks", former_names=("blocks",),
+        "blocks_run", "blocks per clip", "transformer blocks executed per clip", format=".0f", group="cost",
+        column=False, validated=True, registry_name="blocks", former_names=("blocks",),
     ),
     Metric(
-        "fd", "FD", "Fréchet distance to held-out music", compute=_frechet_distance, validated=True,
-        registry_name="fd",
-    ),
-    Metric(
-        "fd_to_teacher", "FD to teacher", "Fréchet distance to the teacher's samples from the same noise",
-        compute=_frechet_distance_to_teacher, needs="teacher", registry_name="fd_to_base",
-        former_names=("fd_to_base",),
-    ),
-    Metric(
-        "mmd", "MMD x 1000", "squared maximum mean discrepancy (RBF) to held-out music, unbiased", format=".1f",
-        scale=1e3, compute=_mmd, validated=True, registry_name="mmd",
+        "mmd", "MMD x 1000", "squared maximum mean discrepancy (RBF) to real music, unbiased; ranks systems",
+        format=".1f", scale=1e3, compute=compute_mmd, headline=True, validated=True, registry_name="mmd",
     ),
     Metric(
         "precision", "precision", "share of clips inside the real distribution", better="higher",
-        compute=lambda sets: sets.prdc["precision"], needs="nearest_k", column=False,
+        compute=lambda sets: sets.prdc["precision"], needs="nearest_k", registry_name="precision",
     ),
     Metric(
         "recall", "recall", "share of real music inside the generated distribution", better="higher",
-        compute=lambda sets: sets.prdc["recall"], needs="nearest_k", column=False,
+        compute=lambda sets: sets.prdc["recall"], needs="nearest_k", registry_name="recall",
     ),
     Metric(
         "density", "density", "fidelity by nearest neighbors (Naeem et al. 2020)", better="higher",
@@ -132,15 +93,108 @@ ROWS = (
         compute=lambda sets: sets.prdc["coverage"], needs="nearest_k", registry_name="coverage",
     ),
     Metric(
-        "latency_ms", "ms/clip", "median sampling time of one clip at batch size 1", format=".0f", validated=True,
-        registry_name="latency_ms", former_names=("sampling_ms",),
+        "fd", "FD", "Fréchet distance to real music; biased upward for few clips", compute=compute_fd, column=False,
+        validated=True, registry_name="fd",
     ),
     Metric(
-        "speed_up", "speed-up", "sampling time relative to the teacher's first sampler", better="higher", format=".1f",
-        suffix="x", registry_name="speed_up",
+        "fd_inf", "FD∞", "Fréchet distance to real music, extrapolated to infinitely many clips",
+        compute=compute_fd_inf, min_rows=4, registry_name="fd_inf",
     ),
     Metric(
-        "total_ms", "total ms", "median time of one clip with text encoding and decoding", format=".0f",
+        "sample_distance", "to teacher",
+        "squared distance to the teacher's clip from the same noise: 0 the same, 1 unrelated",
+        compute=compute_sample_distance, needs="teacher", column=False, registry_name="sample_distance",
+    ),
+    Metric(
+        "fd_to_teacher", "FD to teacher",
+        "Fréchet distance to the teacher's clips from the same noise; in reports before format 2 only",
+        column=False, registry_name="fd_to_base", former_names=("fd_to_base",),
+    ),
+    Metric(
+        "clap_score", "CLAP score", "mean cosine similarity of clip and caption in a CLAP embedding", better="higher",
+        format=".3f", group="prompt", column=False, registry_name="clap_score",
+    ),
+    Metric(
+        "tempo_hits", "tempo hits", "share of clips at the tempo of their prompt", better="higher", group="prompt",
+        column=False, registry_name="tempo_hits",
+    ),
+    Metric(
+        "tempo_octave_errors", "tempo octaves", "share of clips at 2, 3, 1/2 or 1/3 of the tempo of their prompt",
+        group="prompt", column=False,
+    ),
+    Metric(
+        "key_hits", "key hits", "share of clips in the key of their prompt", better="higher", group="prompt",
+        column=False, registry_name="key_hits",
+    ),
+    Metric(
+        "tag_hits", "tag hits", "share of the instruments in prompts that a tagger finds in the clip", better="higher",
+        group="prompt", column=False,
+    ),
+    Metric(
+        "tag_kl", "tag KL", "KL divergence of tag distributions from real music's", format=".3f", group="prompt",
+        column=False,
+    ),
+    Metric(
+        "clipped", "clipped", "share of clips with clipped samples", group="audio", column=False,
+    ),
+    Metric(
+        "silence", "silence", "share of 50 ms frames below -60 dBFS", better="", group="audio", column=False,
+    ),
+    Metric(
+        "flatness", "flatness", "spectral flatness: 0 tones, 0.56 white noise", better="", format=".3f", group="audio",
+        column=False,
+    ),
+    Metric(
+        "clicks", "clicks", "share of clips with a click at an end", group="audio", column=False,
+    ),
+    Metric(
+        "loudness_lufs", "LUFS", "mean integrated loudness (BS.1770) before levels are matched", better="",
+        format=".1f", group="audio", column=False,
+    ),
+    Metric(
+        "side_ratio", "side/mid", "energy of the side channel over that of the mid channel, stereo only", better="",
+        format=".3f", group="audio", column=False,
+    ),
+    Metric(
+        "latency_ms", "ms/clip", "median sampling time of one clip at batch size 1, the network alone", format=".0f",
+        group="cost", validated=True, registry_name="latency_ms", former_names=("sampling_ms",),
+    ),
+    Metric(
+        "latency_p95_ms", "p95 ms/clip", "95th percentile of the sampling time", format=".0f", group="cost",
+        column=False,
+    ),
+    Metric(
+        "text_ms", "text ms", "median time of text encoding for one clip", format=".1f", group="cost", column=False,
+    ),
+    Metric(
+        "decode_ms", "decode ms", "median time of decoding one clip to audio", format=".0f", group="cost",
+        column=False,
+    ),
+    Metric(
+        "total_ms", "total ms", "median time of one clip end to end: text, network, decoder", format=".0f",
+        group="cost", registry_name="total_ms",
+    ),
+    Metric(
+        "total_p95_ms", "p95 total ms", "95th percentile of the time end to end", format=".0f", group="cost",
+        column=False,
+    ),
+    Metric(
+        "batch_total_ms", "batch ms/clip", "time end to end per clip of a batch", format=".0f", group="cost",
+        column=False,
+    ),
+    Metric(
+        "cold_ms", "cold ms", "time of the first clip after loading", format=".0f", group="cost", column=False,
+    ),
+    Metric(
+        "peak_memory_mb", "peak MB", "peak memory while sampling", format=".0f", group="cost", column=False,
+    ),
+    Metric(
+        "speed_up_end_to_end", "speed-up", "total ms of the teacher's first sampler over that of the system",
+        better="higher", format=".1f", suffix="x", group="cost",
+    ),
+    Metric(
+        "speed_up", "network speed-up", "the same of the network's sampling time alone", better="higher", format=".1f",
+        suffix="x", group="cost", column=False, registry_name="speed_up",
     ),
 )  # fmt: skip
 METRICS: dict[str, Metric] = {row.name: row for row in ROWS}
@@ -155,10 +209,13 @@ def measure_quality(sets: EmbeddingSets, *, validated_only: bool = False) -> dic
     return {
         metric.name: metric.compute(sets)
         for metric in METRICS.values()
-        if metric.compute
-        and (not metric.needs or getattr(sets, metric.needs) is not None)
-        and (metric.validated or not validated_only)
+        if metric.compute and metric.fits(sets) and (metric.validated or not validated_only)
     }
+
+
+def headline_metric() -> Metric:
+    """The metric that validation, search and promotion rank by."""
+    return next(metric for metric in METRICS.values() if metric.headline)
 
 
 def list_validation_metrics() -> list[str]:
@@ -178,11 +235,12 @@ def rename_former(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_markdown() -> str:
     """The table as docs/metrics.md shows it."""
-    lines = ["| name | column | better | measures | during validation | search by |", "|---|---|---|---|---|---|"]
+    lines = ["| name | group | title | better | measures | shown | search by |", "|---|---|---|---|---|---|---|"]
     for metric in METRICS.values():
-        validated = "yes" if metric.validated else ""
+        shown_where = {"terminal": metric.column, "validation": metric.validated}
+        shown = ", ".join(name for name, is_shown in shown_where.items() if is_shown)
         found_by = ", ".join(f"`{name}`" for name in dict.fromkeys((metric.name, metric.registry_name)) if name)
         search = found_by if metric.registry_name else ""
-        title = metric.title if metric.column else ""
-        lines.append(f"| `{metric.name}` | {title} | {metric.better} | {metric.description} | {validated} | {search} |")
+        cells = (f"`{metric.name}`", metric.group, metric.title, metric.better, metric.description, shown, search)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

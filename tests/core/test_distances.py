@@ -1,4 +1,4 @@
-"""Distances between sets against closed forms, SciPy, slow loops and the `prdc` package; health and latency signals."""
+"""Maximum mean discrepancy and sample distance against slow loops and known answers; health and latency signals."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
-from prdc import compute_prdc
 
-from presto_core.metrics.distances import frechet_distance, mmd, squared_distances
+from presto_core.metrics import distances
+from presto_core.metrics.distances import median_squared_distance, mmd, squared_distances
+from presto_core.metrics.frechet import frechet_distance
 from presto_core.metrics.latency import describe_hardware, measure_latency
-from presto_core.metrics.prdc import prdc
+from presto_core.metrics.sample_distance import sample_distance
 from presto_core.training.health import STEP_DISTILLATION, TEACHER, HealthRange, find_out_of_range
 
 Matrix = np.ndarray
@@ -28,14 +28,6 @@ def covariance(dim: int, *, seed: int) -> Matrix:
     return factor @ factor.T / dim + 0.1 * np.eye(dim)
 
 
-def sample_with_moments(mean: Matrix, cov: Matrix, *, count: int, seed: int) -> Matrix:
-    """[count, D] with exactly the given sample mean and (unbiased) sample covariance."""
-    z = draws(count, len(mean), seed=seed)
-    z -= z.mean(0)
-    white = z @ np.linalg.inv(np.linalg.cholesky(np.cov(z, rowvar=False))).T
-    return mean + white @ np.linalg.cholesky(cov).T
-
-
 def rotation(dim: int) -> Matrix:
     return np.linalg.qr(draws(dim, dim, seed=99))[0]
 
@@ -44,55 +36,6 @@ def rotation(dim: int) -> Matrix:
 def sets() -> tuple[Matrix, Matrix]:
     """Two sets of different sizes, shapes and locations."""
     return draws(60, 5, seed=1) @ covariance(5, seed=2) + 0.5, draws(80, 5, seed=3)
-
-
-# --- Fréchet distance
-
-
-def test_frechet_of_axis_aligned_gaussians_is_the_closed_form() -> None:
-    """|m1 - m2|^2 + sum (s1 - s2)^2 for diagonal covariances."""
-    m1, m2 = np.array([1.0, -2.0, 0.5]), np.array([0.0, 1.0, 0.5])
-    s1, s2 = np.array([0.5, 2.0, 1.0]), np.array([1.5, 0.1, 1.0])
-    a = sample_with_moments(m1, np.diag(s1**2), count=40, seed=0)
-    b = sample_with_moments(m2, np.diag(s2**2), count=31, seed=1)
-    expected = ((m1 - m2) ** 2).sum() + ((s1 - s2) ** 2).sum()
-    assert frechet_distance(generated=a, reference=b) == pytest.approx(expected, rel=1e-10)
-
-
-def test_frechet_equals_scipys_matrix_square_root() -> None:
-    """Covariances that do not commute, so that the square root of their product is not symmetric."""
-    m1, m2, c1, c2 = draws(1, 6)[0], draws(1, 6, seed=1)[0], covariance(6, seed=2), covariance(6, seed=3)
-    a, b = sample_with_moments(m1, c1, count=50, seed=4), sample_with_moments(m2, c2, count=70, seed=5)
-    assert not np.allclose(c1 @ c2, c2 @ c1, atol=0.1)
-    expected = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * scipy.linalg.sqrtm(c1 @ c2)).real
-    assert frechet_distance(generated=a, reference=b) == pytest.approx(expected, rel=1e-8)
-
-
-def test_frechet_of_one_number_a_sample() -> None:
-    a, b = np.array([[0.0], [2.0]]), np.array([[5.0], [11.0]])  # means 1 and 8, variances 2 and 18
-    expected = (8 - 1) ** 2 + (math.sqrt(18) - math.sqrt(2)) ** 2
-    assert frechet_distance(generated=a, reference=b) == pytest.approx(expected, rel=1e-12)
-
-
-def test_frechet_of_a_set_with_itself_is_zero(sets) -> None:
-    assert frechet_distance(generated=sets[0], reference=sets[0][::-1]) == pytest.approx(0, abs=1e-10)
-
-
-def test_frechet_knows_neither_rotation_nor_origin_and_scales_by_the_square(sets) -> None:
-    a, b = sets
-    distance = frechet_distance(generated=a, reference=b)
-    assert distance > 0.1
-    turn = rotation(5)
-    assert frechet_distance(generated=a @ turn + 7, reference=b @ turn + 7) == pytest.approx(distance, rel=1e-9)
-    assert frechet_distance(generated=3 * a, reference=3 * b) == pytest.approx(9 * distance, rel=1e-9)
-    assert frechet_distance(generated=b, reference=a) == pytest.approx(distance, rel=1e-9)
-
-
-def test_frechet_of_fewer_samples_than_dimensions() -> None:
-    """Singular covariances (a small evaluation): a pure shift has its squared length as distance."""
-    a = draws(10, 50)
-    shift = draws(1, 50, seed=1)
-    assert frechet_distance(generated=a + shift, reference=a) == pytest.approx((shift**2).sum(), rel=1e-6)
 
 
 # --- maximum mean discrepancy
@@ -162,30 +105,118 @@ def test_sets_that_cannot_be_compared_are_refused(distance) -> None:
         distance(generated=broken, reference=np.zeros((4, 3)))
 
 
-# --- precision, recall, density, coverage
+# --- over tracks
 
 
-@pytest.mark.parametrize("k", [1, 3, 5])
-@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (0.5, 0.4), (1.5, 1.0), (1.0, 30.0)])
-def test_prdc_equals_the_published_package(k: int, scale: float, shift: float) -> None:
-    reference, generated = draws(90, 4), scale * draws(70, 4, seed=1) + shift
-    ours = prdc(generated=generated, reference=reference, k=k)
-    theirs = compute_prdc(real_features=reference, fake_features=generated, nearest_k=k)
-    assert ours == pytest.approx({name: float(value) for name, value in theirs.items()}, abs=1e-12)
+def draw_tracks(tracks: int, patches: int, dim: int, *, seed: int) -> tuple[Matrix, Matrix]:
+    """Patches that share most of their variance within a track: embeddings and the number of their track."""
+    centers, noise = draws(tracks, dim, seed=seed), draws(tracks * patches, dim, seed=seed + 10**6)
+    return np.repeat(centers, patches, axis=0) + 0.3 * noise, np.repeat(np.arange(tracks), patches)
 
 
-def test_prdc_of_known_points() -> None:
-    """On a line, k = 1: real 0, 1, 10 have radii 1, 1, 9; generated 0.4, 0.6, 100 have radii 0.2, 0.2, 99.4."""
-    values = prdc(generated=np.array([[0.4], [0.6], [100.0]]), reference=np.array([[0.0], [1.0], [10.0]]), k=1)
-    assert values["precision"] == pytest.approx(2 / 3)
-    assert values["recall"] == pytest.approx(2 / 3)  # 1 and 10 lie within 99.4 of 100
-    assert values["density"] == pytest.approx((2 + 2 + 0) / 3)  # 0.4 and 0.6 lie within 0 and 1, 100 within none
-    assert values["coverage"] == pytest.approx(2 / 3)
+def test_mmd_over_tracks_equals_the_sum_over_pairs_of_different_tracks() -> None:
+    a, b = 1.2 * draws(9, 3) + 0.3, draws(8, 3, seed=1)
+    tracks_a, tracks_b = np.array([5, 5, 2, 2, 2, 7, 7, 1, 1]), np.array([2, 2, 9, 9, 9, 9, 5, 4])
+
+    def mean(x: Matrix, y: Matrix, of_x: Matrix, of_y: Matrix) -> float:
+        pairs = [(i, j) for i in range(len(x)) for j in range(len(y)) if of_x[i] != of_y[j]]
+        return float(np.mean([(x[i] @ y[j] / 3 + 1) ** 3 for i, j in pairs]))
+
+    expected = mean(a, a, tracks_a, tracks_a) + mean(b, b, tracks_b, tracks_b) - 2 * mean(a, b, tracks_a, tracks_b)
+    value = mmd(generated=a, reference=b, kernel="polynomial", generated_groups=tracks_a, reference_groups=tracks_b)
+    assert value == pytest.approx(expected, rel=1e-12)
 
 
-def test_prdc_refuses_sets_smaller_than_a_neighbourhood() -> None:
-    with pytest.raises(ValueError, match="k=5 neighbours need more than 5 samples in each set, not 9 generated and 5 "):
-        prdc(generated=draws(9, 2), reference=draws(5, 2), k=5)
+def test_patches_of_a_track_bias_mmd_upward_unless_their_pairs_are_left_out() -> None:
+    plain, grouped = [], []
+    for seed in range(150):
+        (a, tracks_a), (b, tracks_b) = (draw_tracks(12, 4, 3, seed=s) for s in (seed, seed + 5000))
+        plain.append(mmd(generated=a, reference=b))
+        grouped.append(mmd(generated=a, reference=b, generated_groups=tracks_a, reference_groups=tracks_b + 100))
+    error = np.std(grouped) / math.sqrt(len(grouped))
+    assert abs(np.mean(grouped)) < 3 * error
+    assert np.mean(plain) > 10 * error
+
+
+def test_generated_clips_are_not_compared_with_the_track_of_their_own_prompt() -> None:
+    """A copy of the reference, track by track, is neither nearer nor farther than chance: MMD is 0 on average."""
+    values = []
+    for seed in range(150):
+        a, tracks = draw_tracks(12, 4, 3, seed=seed)
+        values.append(mmd(generated=a, reference=a, generated_groups=tracks, reference_groups=tracks))
+    assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(len(values)) + 1e-12
+
+
+def test_one_track_is_refused() -> None:
+    with pytest.raises(ValueError, match="all 4 reference embeddings are of one track; MMD needs two or more"):
+        mmd(generated=draws(4, 2), reference=draws(4, 2), reference_groups=np.full(4, 3))
+    with pytest.raises(ValueError, match=r"4 generated embeddings need as many groups, not \[3\]"):
+        mmd(generated=draws(4, 2), reference=draws(4, 2), generated_groups=np.arange(3))
+
+
+# --- in blocks
+
+
+def whole_mmd(a: Matrix, b: Matrix) -> float:
+    """The plain form, which holds all kernel values at once."""
+
+    def measure(x: Matrix, y: Matrix) -> Matrix:
+        return ((x[:, None] - y[None]) ** 2).sum(2)
+
+    bandwidth = np.median(measure(b, b)[~np.eye(len(b), dtype=bool)])
+    within_a, within_b, across = (np.exp(-measure(x, y) / bandwidth) for x, y in ((a, a), (b, b), (a, b)))
+    n, m = len(a), len(b)
+    within = (within_a.sum() - n) / (n * (n - 1)) + (within_b.sum() - m) / (m * (m - 1))
+    return float(within - 2 * across.mean())
+
+
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_blocks_change_no_value(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(distances, "BLOCK", block)
+    a, b = 1.1 * draws(40, 6) + 0.2, draws(33, 6, seed=1)
+    assert mmd(generated=a, reference=b) == pytest.approx(whole_mmd(a, b), rel=1e-9)
+
+
+def test_a_large_common_offset_costs_no_digits() -> None:
+    a, b = 1.1 * draws(40, 6) + 0.2, draws(33, 6, seed=1)
+    assert mmd(generated=a + 1e4, reference=b + 1e4) == pytest.approx(whole_mmd(a, b), rel=1e-6)
+
+
+def test_bandwidth_is_the_median_of_all_pairs_and_of_a_seeded_choice_if_there_are_many(monkeypatch) -> None:
+    rows = draws(300, 4)
+    pairs = [((x - y) ** 2).sum() for i, x in enumerate(rows) for y in rows[:i]]
+    exact = median_squared_distance(rows)
+    assert exact == pytest.approx(np.median(pairs), rel=1e-12)
+    monkeypatch.setattr(distances, "EXACT_MEDIAN_ROWS", 150)
+    assert median_squared_distance(rows) == median_squared_distance(rows) == pytest.approx(exact, rel=0.1)
+    assert median_squared_distance(rows) != exact
+
+
+# --- distance of single clips to the teacher's
+
+
+def test_sample_distance_is_0_for_the_same_clips_and_1_for_unrelated_ones() -> None:
+    teacher, tracks = draw_tracks(300, 2, 5, seed=0)
+    assert sample_distance(generated=teacher, teacher=teacher, groups=tracks) == 0
+    unrelated = [
+        sample_distance(generated=draw_tracks(50, 2, 5, seed=s)[0] + 2, teacher=teacher[:100], groups=tracks[:100])
+        for s in range(1, 60)
+    ]
+    assert np.mean(unrelated) == pytest.approx(1, abs=3 * np.std(unrelated) / math.sqrt(len(unrelated)))
+
+
+def test_sample_distance_divides_by_the_mean_over_pairs_of_different_tracks() -> None:
+    a, b, tracks = draws(7, 3), draws(7, 3, seed=1), np.array([4, 4, 1, 1, 1, 0, 9])
+    paired = np.mean([((x - y) ** 2).sum() for x, y in zip(a, b)])
+    others = [((a[i] - b[j]) ** 2).sum() for i in range(7) for j in range(7) if tracks[i] != tracks[j]]
+    assert sample_distance(generated=a, teacher=b, groups=tracks) == pytest.approx(paired / np.mean(others), rel=1e-12)
+
+
+def test_clips_that_do_not_pair_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 generated embeddings do not pair with 5 of the teacher's"):
+        sample_distance(generated=draws(4, 2), teacher=draws(5, 2))
+    with pytest.raises(ValueError, match="of one track"):
+        sample_distance(generated=draws(4, 2), teacher=draws(4, 2), groups=np.zeros(4))
 
 
 # --- health

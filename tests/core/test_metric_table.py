@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from presto_core.metrics.distances import frechet_distance, mmd
+from presto_core.metrics.distances import mmd
+from presto_core.metrics.frechet import frechet_distance, frechet_distance_infinity
 from presto_core.metrics.prdc import prdc
+from presto_core.metrics.sample_distance import sample_distance
 from presto_core.metrics.table import (
     METRICS,
     EmbeddingSets,
     canonical_name,
+    headline_metric,
     list_validation_metrics,
     measure_quality,
     rename_former,
@@ -49,7 +52,7 @@ plan = make_plan(["sweeps/demo", "sweep.metrics=mean_distance"])
 print(json.dumps({
     "value": row["mean_distance"],
     "measured": table.measure_quality(sets, validated_only=True)["mean_distance"],
-    "cell": report._format_row(row)[-1],
+    "cell": report._format_row(row, {"embedding": {"name": ""}})[-1],
     "column": report.COLUMNS[-1].title,
     "validated": table.list_validation_metrics()[-1],
     "sweep": plan.metric,
@@ -62,7 +65,8 @@ def test_quality_is_that_of_the_metrics_own_functions() -> None:
     quality = measure_quality(EmbeddingSets(GENERATED, REFERENCE, TEACHER, nearest_k=3))
     expected = {
         "fd": frechet_distance(generated=GENERATED, reference=REFERENCE),
-        "fd_to_teacher": frechet_distance(generated=GENERATED, reference=TEACHER),
+        "fd_inf": frechet_distance_infinity(generated=GENERATED, reference=REFERENCE),
+        "sample_distance": sample_distance(generated=GENERATED, teacher=TEACHER),
         "mmd": mmd(generated=GENERATED, reference=REFERENCE),
         **prdc(generated=GENERATED, reference=REFERENCE, k=3),
     }
@@ -72,8 +76,9 @@ def test_quality_is_that_of_the_metrics_own_functions() -> None:
 @pytest.mark.parametrize(
     ("sets", "missing"),
     [
-        (EmbeddingSets(GENERATED, REFERENCE, nearest_k=3), {"fd_to_teacher"}),
+        (EmbeddingSets(GENERATED, REFERENCE, nearest_k=3), {"sample_distance"}),
         (EmbeddingSets(GENERATED, REFERENCE, TEACHER), {"precision", "recall", "density", "coverage"}),
+        (EmbeddingSets(GENERATED, REFERENCE[:3], TEACHER, nearest_k=2), {"fd_inf"}),
     ],
 )
 def test_a_metric_is_left_out_if_its_sets_lack_what_it_needs(sets: EmbeddingSets, missing: set[str]) -> None:
@@ -88,6 +93,49 @@ def test_validations_report_the_same_values_of_fewer_metrics() -> None:
         name: value for name, value in measure_quality(sets).items() if name in list_validation_metrics()
     }
     assert validated.keys() <= set(list_validation_metrics())
+
+
+def test_metrics_know_which_rows_are_of_one_track() -> None:
+    tracks = np.arange(40) // 4
+    grouped = EmbeddingSets(
+        GENERATED, REFERENCE, TEACHER, generated_groups=tracks, reference_groups=tracks + 10, teacher_groups=tracks
+    )
+    groups = {"generated_groups": tracks, "reference_groups": tracks + 10}
+    assert measure_quality(grouped) == {
+        "fd": frechet_distance(generated=GENERATED, reference=REFERENCE),
+        "fd_inf": frechet_distance_infinity(generated=GENERATED, reference=REFERENCE, **groups),
+        "sample_distance": sample_distance(generated=GENERATED, teacher=TEACHER, groups=tracks),
+        "mmd": mmd(generated=GENERATED, reference=REFERENCE, **groups),
+    }
+
+
+def test_clips_of_other_prompts_than_the_teachers_are_refused() -> None:
+    tracks = np.arange(40) // 4
+    sets = EmbeddingSets(GENERATED, REFERENCE, TEACHER, generated_groups=tracks, teacher_groups=tracks + 1)
+    with pytest.raises(ValueError, match="the teacher's clips are of other prompts"):
+        measure_quality(sets)
+
+
+def test_choosing_rows_takes_their_tracks_and_the_teachers_rows_along() -> None:
+    tracks = np.arange(40)
+    sets = EmbeddingSets(GENERATED, REFERENCE, TEACHER, generated_groups=tracks, reference_groups=tracks)
+    chosen = sets.select(generated=tracks < 7, reference=tracks > 35)
+    np.testing.assert_array_equal(chosen.generated, GENERATED[:7])
+    np.testing.assert_array_equal(chosen.teacher, TEACHER[:7])
+    np.testing.assert_array_equal(chosen.reference, REFERENCE[36:])
+    assert chosen.generated_groups.tolist() == list(range(7))
+    assert chosen.reference_groups.tolist() == [36, 37, 38, 39]
+    assert chosen.teacher_groups is None
+
+
+def test_systems_are_ranked_by_one_metric_which_validations_and_the_registry_hold() -> None:
+    assert [metric.name for metric in METRICS.values() if metric.headline] == ["mmd"]
+    assert headline_metric().name in list_validation_metrics()
+    assert headline_metric().registry_name
+
+
+def test_precision_recall_density_and_coverage_are_in_every_table() -> None:
+    assert all(METRICS[name].column for name in ("precision", "recall", "density", "coverage"))
 
 
 def test_no_name_is_used_twice() -> None:
