@@ -9,6 +9,7 @@ from pipelines.console import console, make_console, print_table
 from pipelines.registry.catalog import Version
 from pipelines.registry.lineage import LineageGraph, render_tree
 from pipelines.registry.names import HASH_DIGITS
+from presto_core.metrics.table import METRICS, Metric
 
 if TYPE_CHECKING:
     from pipelines.registry.promotion import PromotionDecision
@@ -19,16 +20,15 @@ def print_versions(title: str, versions: list[Version], *, as_json: bool) -> Non
     if as_json:
         print_json([version.to_dict() for version in versions])
         return
-    columns = ("version", "content", "what", "aliases", "FD", "NFE", "ms", "licence", "created")
+    shown = [METRICS[name] for name in ("mmd", "nfe", "total_ms")]
+    columns = ("version", "content", "what", "aliases", *(metric.title for metric in shown), "licence", "created")
     rows = [
         [
             v.label,
             v.content[:HASH_DIGITS],
             v.method or v.kind,
             " ".join(v.aliases),
-            _format_number(v, "fd", ".2f"),
-            _format_number(v, "nfe", ".0f"),
-            _format_number(v, "latency_ms", ".0f"),
+            *(_format_measurement(v, metric) for metric in shown),
             ", ".join(v.licences),
             v.created_at[:16],
         ]
@@ -123,9 +123,9 @@ def print_json(payload: Any) -> None:
     print(json.dumps(payload, indent=2))
 
 
-def _format_number(version: Version, name: str, form: str) -> str:
-    value = version.measurements.get(name)
-    return "" if value is None else format(value, form)
+def _format_measurement(version: Version, metric: Metric) -> str:
+    value = version.measurements.get(metric.name)
+    return "" if value is None else metric.format_value(value)
 
 
 def _format_parent(version: Version | None, artifact_id: str) -> str:

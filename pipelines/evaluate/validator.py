@@ -1,7 +1,7 @@
-"""Validation of weights during training: clips of fixed captions and noise compared with held-out music.
+"""Validation of weights during training: clips of fixed captions and noise compared with music of the validation split.
 
 The same weights get the same values, bit for bit: captions, noise, batches and threads are fixed. In a Ray session, one
-validator serves all runs with the same validation settings, so held-out music is embedded once.
+validator serves all runs with the same validation settings, so that music is embedded once.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ from pipelines.cluster.resources import VALIDATOR_CPUS, same_node_affinity
 from pipelines.data.dataset import LatentDataset, make_conditioning, open_dataset
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shards import FullRows
-from pipelines.evaluate.systems import EvaluatedSystem, read_shuffled_rows
+from pipelines.evaluate.rows import read_shuffled_rows
+from pipelines.evaluate.systems import EvaluatedSystem
 from pipelines.inference.model import Model, open_model
+from presto_core.config.evaluation import EmbedderConfig
 from presto_core.config.validation import ValidationConfig
 from presto_core.errors import UserError
 from presto_core.metrics.block_activity import record_block_activity
-from presto_core.metrics.embed import PATCH_SECONDS, load_embedder
+from presto_core.metrics.embedders.embedder import EmbedderError
+from presto_core.metrics.embedders.musicnn import PATCH_SECONDS
+from presto_core.metrics.embedders.table import load_embedder
+from presto_core.metrics.embedding_sets import EmbeddingSets
 from presto_core.metrics.latency import measure_latency
-from presto_core.metrics.table import EmbeddingSets, measure_quality
+from presto_core.metrics.table import measure_quality
 from presto_core.training.state import make_step_rng
 
 TIMED_CALLS = 3
@@ -44,7 +49,7 @@ class Validator:
         config: of validation; `every`, `backlog` and `keep` are not used.
 
     Raises:
-        UserError: the data set has no held-out rows, or its clips are too short for the embedding.
+        UserError: the data set has no validation rows, or its clips are too short for the embedding.
     """
 
     def __init__(self, config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1) -> None:
@@ -55,11 +60,11 @@ class Validator:
 
     @cached_property
     def rows(self) -> FullRows:
-        return read_shuffled_rows(self.dataset, "held_out")
+        return read_shuffled_rows(self.dataset, self.dataset.validation_split)
 
     @cached_property
     def embedder(self) -> Any:
-        return load_embedder("musicnn")
+        return load_embedder(EmbedderConfig())
 
     def __call__(self, uri: str) -> dict[str, float]:
         """The validated metrics of the model in a folder."""
@@ -67,11 +72,11 @@ class Validator:
         system = system_for_kind(model.artifact.kind, self.config.steps)
         if self.reference is None:
             self.reference = self._embed_reference(model)
-        parts = [self._embed(model, self._sample_batch(model, system, start)) for start in self._starts]
-        generated = np.concatenate(parts)
+        batches = [self._sample_batch(model, system, start) for start in self._starts]
         try:
+            generated = np.concatenate([self._embed(model, batch) for batch in batches])
             quality = measure_quality(EmbeddingSets(generated, self.reference), validated_only=True)
-        except ValueError as error:
+        except (ValueError, EmbedderError) as error:
             raise UserError(f"the weights in {uri} cannot be validated: {error}; lower the learning rate") from error
         clip = partial(self._sample_one_clip, model, system)
         with record_block_activity(model.network.blocks) as activity:
@@ -87,9 +92,9 @@ class Validator:
             return {"error": str(error)}
 
     def readiness_error(self) -> str:
-        """Read the held-out rows; why that fails, or an empty string."""
+        """Read the validation rows; why that fails, or an empty string."""
         try:
-            return "" if len(self.rows) else "the data set has no held-out rows"
+            return "" if len(self.rows) else "the data set has no validation rows"
         except UserError as error:
             return str(error)
 
@@ -111,7 +116,7 @@ class Validator:
         return system.sample(model, noise, make_conditioning(rows), schedule=self.config.schedule, generator=rng)
 
     def _embed_reference(self, model: Model) -> Array:
-        """Embeddings of held-out rows, through the codec as generated ones are: [N, D]."""
+        """Embeddings of validation rows, through the codec as generated ones are: [N, D]."""
         rows = self.rows.take(slice(0, self.config.reference_samples))
         latents = torch.tensor(np.asarray(rows.latents, dtype=np.float32))
         x0, size = model.card.normalize(latents), self.config.batch_size
@@ -122,7 +127,7 @@ class Validator:
         """Normalised latents [B, C, T] -> embeddings [N, D]."""
         if self.config.embedding == "latents":
             return torch.cat([x0.mean(dim=2), x0.std(dim=2)], dim=1).numpy()
-        audio = model.decode(x0)[:, 0]
+        audio = model.decode(x0).mean(dim=1)
         resampled = TAF.resample(audio, model.codec.sample_rate_hz, self.embedder.sample_rate_hz)
         return np.asarray(self.embedder.embed(resampled).flatten(0, 1).numpy())
 
@@ -131,11 +136,12 @@ def check_validatable(config: ValidationConfig, dataset: LatentDataset) -> None:
     """Refuse what cannot be validated, from the manifest alone.
 
     Raises:
-        UserError: too few held-out rows, or clips shorter than the embedding's patches.
+        UserError: too few validation rows, or clips shorter than the embedding's patches.
     """
-    held_out = sum(shard.rows for shard in dataset.shards("held_out"))
-    if held_out < 2:
-        raise UserError(f"data set {dataset.uri} holds out {held_out} rows; validation needs two, ingest more music")
+    split = dataset.validation_split
+    rows = sum(shard.rows for shard in dataset.shards(split))
+    if rows < 2:
+        raise UserError(f"data set {dataset.uri} has {rows} {split} rows; validation needs two, ingest more music")
     codec, frames = dataset.info["codec"], dataset.info["latents"]["frames"]
     seconds = frames * codec["hop"] / codec["sample_rate_hz"]
     if config.embedding == "musicnn" and seconds < PATCH_SECONDS:

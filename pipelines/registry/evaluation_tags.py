@@ -13,17 +13,21 @@ from presto_core.artifacts.manifest import Artifact
 from presto_core.metrics.table import METRICS
 
 EMBEDDINGS = "embeddings.safetensors"
+FORMER_SPLIT = "held_out"  # that reports without a split are of
 
 
 def select_best_rows(result: dict[str, Any], model_ids: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Return artifact id -> the row of its model's best system: the one with the smallest Fréchet distance.
+    """Return artifact id -> the row of its model's best system: the one that the validation split chose.
+
+    Reports made before validation clips were sampled have no choice: there, the smallest Fréchet distance decides.
 
     Args:
         result: content of report.json.
         model_ids: input role -> artifact id.
     """
+    rows = [row for row in result["systems"] if row["model"] in model_ids]
     best: dict[str, dict[str, Any]] = {}
-    for row in sorted(result["systems"], key=lambda row: float(row["fd"])):
+    for row in sorted(rows, key=lambda row: -row["chosen"] if "chosen" in row else float(row["fd"])):
         best.setdefault(model_ids[row["model"]], row)
     return best
 
@@ -42,6 +46,7 @@ def record_measurements(client: Any, report: Artifact, result: dict[str, Any]) -
             "report": report.id,
             "hardware": f"{hardware['device']}, {hardware['threads']} thread(s)",
             "embedding": f"{embedding['name']} {embedding['digest']}",
+            "split": str(result.get("split", FORMER_SPLIT)),
         }
         _tag_version(client, version, numbers, texts)
     return versions

@@ -10,6 +10,7 @@ from rich.tree import Tree
 
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.names import HASH_DIGITS
+from presto_core.metrics.table import headline_metric
 
 WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 250, 62, 30, 46, 16
 
@@ -103,8 +104,9 @@ def _label_lines(graph: LineageGraph, node: str) -> list[str]:
     if version is None:
         return [node, "not registered"]
     lines = [version.label, f"{version.method or version.kind} {version.content[:HASH_DIGITS]}"]
-    fd = version.measurements.get("fd")
-    last = [*version.aliases, *([f"FD {fd:.2f}"] if fd is not None else [])]
+    metric = headline_metric()
+    value = version.measurements.get(metric.name)
+    last = [*version.aliases, *([f"{metric.title} {metric.format_value(value)}"] if value is not None else [])]
     return lines + ([f"({', '.join(last)})"] if last else [])
 
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load
-
-from pipelines.data.parquet_tensors import Array
 from pipelines.registry.catalog import Catalog, Version
-from pipelines.registry.evaluation_tags import EMBEDDINGS, select_best_rows
+from pipelines.registry.champion_comparison import GroupedEmbeddings, estimate_excess, load_chosen_samples
 from pipelines.registry.maintenance import verify_version
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.manifest import Artifact, read_artifact
-from presto_core.artifacts.store import read_file
 from presto_core.config.promotion import PromoteConfig
 from presto_core.errors import UserError
-from presto_core.metrics.distances import frechet_distance
+from presto_core.metrics.table import METRICS
 from presto_core.training.health import STEP_DISTILLATION, TEACHER, HealthRange, find_out_of_range
 
 HEALTH_SIGNALS: dict[str, dict[str, HealthRange]] = {
@@ -92,62 +87,42 @@ def _check_health(client: Any, candidate: Version, limits: PromoteConfig) -> Pro
 
 
 def _check_quality(candidate: Version, limits: PromoteConfig) -> PromotionCheck:
-    fd = candidate.measurements.get("fd")
-    if fd is None:
+    found = candidate.measurements
+    if "mmd" not in found and "fd" not in found:
         return PromotionCheck("quality", False, "not evaluated", "run presto evaluate on it")
-    wanted = "any" if limits.max_fd is None else f"FD ≤ {limits.max_fd:g}"
-    found = f"FD {fd:.2f} ({candidate.measurements.get('system', '')})"
-    return PromotionCheck("quality", limits.max_fd is None or fd <= limits.max_fd, found, wanted)
+    bounds = {"mmd": limits.max_mmd, "fd": limits.max_fd}
+    limited = {METRICS[name]: limit for name, limit in bounds.items() if limit is not None}
+    passed = all(found.get(metric.name, math.inf) <= limit for metric, limit in limited.items())
+    wanted = " and ".join(f"{metric.title} ≤ {metric.format_value(limit)}" for metric, limit in limited.items())
+    values = [f"{METRICS[name].title} {METRICS[name].format_value(found[name])}" for name in bounds if name in found]
+    return PromotionCheck("quality", passed, f"{', '.join(values)} ({found.get('system', '')})", wanted or "any")
 
 
 def _compare_with_champion(
     client: Any, candidate: Version, champion: Version | None, limits: PromoteConfig
 ) -> PromotionCheck:
-    """Compare Fréchet distances by their ratio, with a bootstrap interval over both models' clips."""
-    name, wanted = "against champion", f"upper end of the FD ratio ≤ {limits.max_fd_ratio:g}"
+    """Compare MMDs on the validation split, with an interval over tracks of prompts and of the reference."""
+    name, ratio = "against champion", limits.max_mmd_ratio
+    wanted = "any" if ratio is None else f"MMD ≤ {ratio:g} x the champion's, at the interval's upper end"
     if champion is None:
         return PromotionCheck(name, True, "there is no champion yet", wanted)
     if champion.content == candidate.content:
         return PromotionCheck(name, True, "it is the champion", wanted)
-    mine, theirs, reference = _load_embeddings(client, candidate, champion)
-    low, ratio, high = ratio_interval(
-        mine, theirs, reference, draws=limits.bootstrap_draws, confidence=limits.confidence
+    mine, theirs, reference = _load_samples_of_both(client, candidate, champion)
+    excess = estimate_excess(
+        mine, theirs, reference, ratio=ratio or 1.0, groups=limits.interval_groups, confidence=limits.confidence
     )
-    found = f"{ratio:.3f} ({low:.3f} ... {high:.3f}, {limits.confidence:.0%}) of {champion.name}@v{champion.number}"
-    return PromotionCheck(name, high <= limits.max_fd_ratio, found, wanted)
-
-
-def ratio_interval(
-    mine: Array, theirs: Array, reference: Array, *, draws: int, confidence: float
-) -> tuple[float, float, float]:
-    """Return lower end, value and upper end of FD(mine) / FD(theirs), by percentile bootstrap over generated samples.
-
-    Equally many samples are resampled in pairs, because they are made from the same prompts and noise.
-
-    Args:
-        mine: [N, D] embeddings of the candidate's samples.
-        theirs: [M, D] embeddings of the champion's samples.
-        reference: [K, D] embeddings of held-out music.
-        draws: bootstrap resamples.
-        confidence: probability mass of the interval.
-    """
-    rng = np.random.default_rng(0)
-    value = frechet_distance(generated=mine, reference=reference) / frechet_distance(
-        generated=theirs, reference=reference
+    found = (
+        f"MMD x 1000: {excess.mine * 1e3:.1f}, {excess.theirs * 1e3:.1f} of {champion.name}@v{champion.number}; "
+        f"exceeds {ratio or 1:g} x its by at most {excess.high * 1e3:.1f} ({limits.confidence:.0%})"
     )
-    ratios = []
-    for _ in range(draws):
-        indices = rng.integers(len(mine), size=len(mine))
-        other_indices = indices if len(theirs) == len(mine) else rng.integers(len(theirs), size=len(theirs))
-        numerator = frechet_distance(generated=mine[indices], reference=reference)
-        ratios.append(numerator / frechet_distance(generated=theirs[other_indices], reference=reference))
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(ratios, [tail, 100 - tail])
-    return float(min(low, value)), float(value), float(max(high, value))
+    return PromotionCheck(name, ratio is None or excess.high <= 0, found, wanted)
 
 
-def _load_embeddings(client: Any, candidate: Version, champion: Version) -> tuple[Array, Array, Array]:
-    """Return embeddings of both versions and of held-out music, from one report or two comparable ones."""
+def _load_samples_of_both(
+    client: Any, candidate: Version, champion: Version
+) -> tuple[GroupedEmbeddings, GroupedEmbeddings, GroupedEmbeddings]:
+    """Return embeddings of both versions and of real music, from one report or two comparable ones."""
     catalog = Catalog(client)
     report = _read_report(catalog, candidate)
     if champion.artifact_id in report.manifest["parents"].values():
@@ -159,8 +134,8 @@ def _load_embeddings(client: Any, candidate: Version, champion: Version) -> tupl
                 f"{candidate.label} and the champion were evaluated with different measures; evaluate both: "
                 f"presto evaluate inputs.generator={candidate.artifact_id} inputs.compared=[{champion.artifact_id}]"
             )
-    mine, reference = _load_samples(report, candidate)
-    theirs, _ = _load_samples(other, champion)
+    mine, reference = load_chosen_samples(report, candidate)
+    theirs, _ = load_chosen_samples(other, champion)
     return mine, theirs, reference
 
 
@@ -173,16 +148,6 @@ def _read_report(catalog: Catalog, version: Version) -> Artifact:
 def _comparison_key(report: Artifact) -> tuple[str, str]:
     """Return what distances depend on: data set, and the measure (embedding and decoder)."""
     return report.manifest["parents"]["dataset"], str(report.manifest["report"].get("measure"))
-
-
-def _load_samples(report: Artifact, version: Version) -> tuple[Array, Array]:
-    folder = open_folder(report.uri)
-    if EMBEDDINGS not in report.manifest["files"]:
-        raise UserError(f"report {report.id} holds no embeddings; run presto evaluate again")
-    arrays = load(read_file(folder, EMBEDDINGS, report.manifest))
-    result = json.loads(read_file(folder, "report.json", report.manifest))
-    row = select_best_rows(result, report.manifest["parents"])[version.artifact_id]
-    return arrays[row["name"]].astype(np.float64), arrays["reference"].astype(np.float64)
 
 
 def _check_latency(candidate: Version, champion: Version | None, limits: PromoteConfig) -> PromotionCheck:

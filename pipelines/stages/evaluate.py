@@ -1,45 +1,37 @@
-"""Stage: teacher and its distilled models -> a report: distances to held-out music, latency, sounds and plots."""
+"""Stage: teacher and its distilled models -> a report: quality on the test split, latency, sounds and plots."""
 
 from __future__ import annotations
 
-import io
 import json
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from safetensors.numpy import save
 
 from pipelines.console import console
-from pipelines.data.parquet_tensors import Array
 from pipelines.evaluate import plots, report
-from pipelines.evaluate.latency import measure_hidden_variance, measure_latency_and_blocks
-from pipelines.evaluate.systems import (
-    NOISE_FLOOR,
-    REFERENCE,
-    EvaluatedSystem,
-    SystemSamples,
-    list_compared_systems,
-    make_method_labels,
-    sample_systems,
-)
+from pipelines.evaluate.comparison import Comparison, compare_systems
+from pipelines.evaluate.kept_clips import encode_prompts, keep_clips
+from pipelines.evaluate.latency import describe_parts, measure_hidden_variance, measure_latency_and_blocks
+from pipelines.evaluate.page.fetch import fetch_report
+from pipelines.evaluate.page.page import render_page
+from pipelines.evaluate.systems import list_compared_systems, make_method_labels
 from pipelines.inference.model import open_model
+from pipelines.registry.catalog import Catalog
 from pipelines.registry.compatibility import check_comparable, check_teacher_matches_dataset
 from pipelines.registry.evaluation_tags import EMBEDDINGS, record_measurements
 from pipelines.registry.names import REPORT
-from pipelines.stages.runner import REPORTS, StageContext, run_stage
-from pipelines.storage.filesystem import open_folder
+from pipelines.stages.runner import StageContext, run_stage
 from pipelines.tracking.client import open_tracker
 from presto_core.artifacts.manifest import Artifact, commit_artifact
-from presto_core.artifacts.store import read_file
 from presto_core.config.loader import settings_to_yaml
 from presto_core.config.schema import EvaluateStage
 from presto_core.extras import check_extra
-from presto_core.metrics.embed import load_embedder
 from presto_core.metrics.latency import describe_hardware
-from presto_core.metrics.table import EmbeddingSets, list_validation_metrics, measure_quality
+from presto_core.metrics.table import list_validation_metrics
+
+FORMAT = 2
 
 
 def run(config: EvaluateStage) -> Artifact:
@@ -56,14 +48,19 @@ def run(config: EvaluateStage) -> Artifact:
         check_comparable({role: a for role, a in models.items() if role != "teacher"}, teacher)
         uris = {"dataset": ctx.parents["dataset"].uri} | {role: artifact.uri for role, artifact in models.items()}
         systems = list_compared_systems(config.evaluate, models)
-        samples = sample_systems(config, [REFERENCE, NOISE_FLOOR, *systems], uris, ctx.scratch)
-        result = _compute_result(config, systems, samples, uris, ctx)
-        _commit(config, result, samples, ctx)
+        comparison = compare_systems(config, systems, uris, ctx.scratch)
+        result = comparison.result | _measure_models(config, comparison, uris, ctx)
+        _add_costs(result)
+        _commit(config, result, comparison, ctx)
         for row in result["systems"]:
-            ctx.run.log(row["nfe"], {f"{row['label']}/{k}": row[k] for k in list_validation_metrics()})
+            values = {f"{row['label']}/{k}": row[k] for k in list_validation_metrics() if k in row}
+            ctx.run.log(row["nfe"], values)
 
     artifact = run_stage("evaluate", config, execute, register_as=REPORT)
-    result = _unpack_report(artifact)
+    folder = fetch_report(artifact)
+    result = report.read_report(artifact)
+    report.print_table(result)
+    console.print(f"evaluate: page to listen and compare: {render_page(folder)}", markup=False)
     record_measurements(open_tracker(config.tracking).client, artifact, result)
     return artifact
 
@@ -74,64 +71,74 @@ def _select_models(ctx: StageContext) -> dict[str, Artifact]:
     return {role: a for role, a in ctx.parents.items() if role != "dataset" and first_role[a.id] == role}
 
 
-def _compute_result(
-    config: EvaluateStage,
-    systems: list[EvaluatedSystem],
-    samples: dict[str, SystemSamples],
-    uris: dict[str, str],
-    ctx: StageContext,
+def _measure_models(
+    config: EvaluateStage, comparison: Comparison, uris: dict[str, str], ctx: StageContext
 ) -> dict[str, Any]:
-    """The whole result as plain data: what report.json holds."""
-    reference, k = samples[REFERENCE.name].embeddings, config.evaluate.nearest_k
-    teacher_embeddings = samples[systems[0].name].embeddings
-    models = {role: open_model(uris[role], device=_select_device()) for role in _select_models(ctx)}
-    labels = make_method_labels(_select_models(ctx))
-    costs = measure_latency_and_blocks(config, systems, models, uris["dataset"])
-    reference_costs = costs[systems[0].name]
-    rows = [
-        {
-            **asdict(system),
-            **measure_quality(EmbeddingSets(samples[system.name].embeddings, reference, teacher_embeddings, k)),
-            **costs[system.name],
-            "speed_up": reference_costs["latency_ms"] / costs[system.name]["latency_ms"],
-            "speed_up_end_to_end": reference_costs["total_ms"] / costs[system.name]["total_ms"],
-        }
-        for system in systems
-    ]
-    embedder = load_embedder("musicnn")
+    """What is measured on the models themselves, and where they come from."""
+    models = _select_models(ctx)
+    opened = {role: open_model(uris[role], device=_select_device()) for role in models}
+    labels = make_method_labels(models)
+    systems = [one.system for one in comparison.compared if one.system.role not in ("real", "folder")]
+    teacher = opened["teacher"]
     return {
-        "systems": rows,
-        "floor": measure_quality(EmbeddingSets(samples[NOISE_FLOOR.name].embeddings, reference, nearest_k=k)),
-        "samples": config.evaluate.num_samples,
-        "embeddings": {"generated": len(samples[NOISE_FLOOR.name].embeddings), "reference": len(reference)},
-        "embedding": {"name": embedder.name, "digest": embedder.digest},
-        "decoder_digest": models["teacher"].codec.decoder_digest,
-        "hardware": describe_hardware(_select_device()),
-        "seed": config.seed,
+        "format": FORMAT,
+        "costs": measure_latency_and_blocks(config, systems, opened, uris["dataset"]),
+        "hidden_variance": measure_hidden_variance(opened, labels, uris["dataset"]),
+        "hardware": describe_hardware(_select_device()) | {"parts": describe_parts(opened)},
+        "decoder_digest": teacher.codec.decoder_digest,
+        "sample_rate_hz": teacher.codec.sample_rate_hz,
+        "clip_seconds": teacher.card.frames * teacher.codec.hop / teacher.codec.sample_rate_hz,
+        "budgets": {label: opened[role].card.layer_budget for role, label in labels.items()},
+        "models": _describe_models(config, models, labels),
         "parents": ctx.parent_ids,
-        "budgets": {label: models[role].card.layer_budget for role, label in labels.items()},
-        "hidden_variance": measure_hidden_variance(models, labels, uris["dataset"]),
-        "clip_seconds": reference_costs["clip_seconds"],
+        "seed": config.seed,
     }
+
+
+def _describe_models(config: EvaluateStage, models: dict[str, Artifact], labels: dict[str, str]) -> dict[str, Any]:
+    """Role -> label, artifact and registered version of a model, with links if MLflow is a server."""
+    tracker = open_tracker(config.tracking)
+    catalog = Catalog(tracker.client)
+    base = tracker.uri if tracker.uri.startswith("http") else ""
+    described = {}
+    for role, artifact in models.items():
+        versions = catalog.list_artifact_versions(artifact.id)
+        newest = max(versions, key=lambda version: version.number, default=None)
+        version_url = f"{base}/#/models/{newest.name}/versions/{newest.number}" if newest and base else ""
+        run_url = f"{base}/#/experiments/{tracker.experiment_id}/runs/{newest.mlflow_run}" if newest and base else ""
+        described[role] = {
+            "label": labels[role],
+            "artifact": artifact.id,
+            "version": newest.label if newest else "",
+            "version_url": version_url,
+            "run_url": run_url,
+        }
+    return described
+
+
+def _add_costs(result: dict[str, Any]) -> None:
+    """Put each system's costs into its row, and how much faster it is than the first: end to end, and the network."""
+    costs = result.pop("costs")
+    first = costs[result["systems"][0]["name"]]
+    for row in result["systems"]:
+        if row["name"] not in costs:  # folders of audio
+            continue
+        cost = costs[row["name"]]
+        row |= cost | {
+            "speed_up": first["latency_ms"] / cost["latency_ms"],
+            "speed_up_end_to_end": first["total_ms"] / cost["total_ms"],
+        }
 
 
 def _select_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _commit(
-    config: EvaluateStage, result: dict[str, Any], samples: dict[str, SystemSamples], ctx: StageContext
-) -> None:
-    rate_hz = ctx.parents["teacher"].manifest["model"]["codec"]["sample_rate_hz"]
-    sounds = {
-        f"audio/{_slugify(name)}-{i}.wav": _encode_wav(clip, rate_hz)
-        for name, one in samples.items()
-        if name != NOISE_FLOOR.name
-        for i, clip in enumerate(one.audio)
-    }
-    # promotion computes its confidence interval from them
-    embeddings = {name: np.ascontiguousarray(one.embeddings, dtype=np.float32) for name, one in samples.items()}
-    embeddings["reference"] = embeddings.pop(REFERENCE.name)
+def _commit(config: EvaluateStage, result: dict[str, Any], comparison: Comparison, ctx: StageContext) -> None:
+    kept = keep_clips(
+        comparison.on_test_prompts, count=config.evaluate.save_audio, rate_hz=result["sample_rate_hz"], seed=config.seed
+    )
+    result |= {"clips": kept.clips, "prompts": kept.prompts, "target_lufs": kept.target_lufs}
     commit_artifact(
         ctx.artifact,
         kind="report",
@@ -139,42 +146,37 @@ def _commit(
         config_yaml=settings_to_yaml(config),
         parents=ctx.parent_ids,
         files={
-            EMBEDDINGS: save(embeddings),
-            report.REPORT_FILE: json.dumps(result, indent=2).encode(),
+            EMBEDDINGS: save(_collect_arrays(comparison)),
+            "prompts.jsonl": encode_prompts(comparison.test_prompts),
+            report.REPORT_FILE: json.dumps(result, indent=2, allow_nan=False).encode(),
             "quality_vs_blocks.png": plots.plot_quality_vs_blocks(result),
             "hidden_variance.png": plots.plot_hidden_variance(result["hidden_variance"]),
-            "index.html": report.to_html(result, sorted(sounds)).encode(),
-            **sounds,
+            **_plot_costs(result),
+            **kept.files,
         },
-        details={
-            "report": {
-                "floor_fd": result["floor"]["fd"],
-                "seed": result["seed"],
-                "measure": f"{result['embedding']['digest'][:16]} of what {result['decoder_digest'][:16]} decodes",
-            }
-        },
+        details={"report": _summarize(result, comparison)},
     )
 
 
-def _unpack_report(artifact: Artifact) -> dict[str, Any]:
-    """Copy the report to a local folder, and print its table; returns what report.json holds."""
-    source, target = open_folder(artifact.uri), REPORTS / artifact.id
-    for name in artifact.manifest["files"].keys() - {EMBEDDINGS}:
-        path = target / name
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(read_file(source, name, artifact.manifest))
-    result = report.read_report(artifact)
-    report.print_table(result)
-    console.print(f"evaluate: page with plots and sounds: {target / 'index.html'}")
-    return result
+def _plot_costs(result: dict[str, Any]) -> dict[str, bytes]:
+    return {"quality_vs_time.png": plots.plot_quality_vs_time(result)}
 
 
-def _slugify(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name).strip("-")
+def _collect_arrays(comparison: Comparison) -> dict[str, Any]:
+    """Embeddings and tracks on the validation split, from which promotion computes its interval; test ones beside."""
+    arrays = {}
+    for one in comparison.compared + comparison.validated:
+        key = f"{one.system.split}/{one.system.name}"
+        arrays[key] = np.ascontiguousarray(one.samples.embeddings(), dtype=np.float32)
+        arrays[f"{key}/tracks"] = np.ascontiguousarray(one.prompts.groups, dtype=np.int64)
+    return arrays
 
 
-def _encode_wav(samples: Array, rate_hz: int) -> bytes:
-    stream = io.BytesIO()
-    soundfile.write(stream, samples.clip(-1, 1), rate_hz, format="WAV", subtype="PCM_16")
-    return stream.getvalue()
+def _summarize(result: dict[str, Any], comparison: Comparison) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "seed": result["seed"],
+        "split": result["split"],
+        "validation_split": comparison.validation_split,
+        "measure": f"{result['embedding']['digest'][:16]} of what {result['decoder_digest'][:16]} decodes",
+    }

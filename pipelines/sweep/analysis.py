@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.sweep.importance import compute_importance
 from pipelines.sweep.plan import SweepPlan
 from pipelines.sweep.store import DEFAULT, FAILED, FINISHED, PRUNED, TRIAL, WINNER, TrialRecord
+from presto_core.metrics.table import headline_metric
 from tune_spaces.domains import to_overrides
 
 Definition = dict[str, Any]
@@ -70,10 +71,10 @@ def rank(definition: Definition, records: Iterable[TrialRecord]) -> list[TrialRe
 
 
 def metric_value(definition: Definition, record: TrialRecord) -> float:
-    """Return the metric of the weights that a run keeps: the last, or those of its lowest Fréchet distance."""
+    """Return the metric of the weights that a run keeps: the last, or those of its lowest headline metric."""
     row = record.rows[record.last_update]
     if definition["keep"] == "best":
-        row = min(record.rows.values(), key=lambda r: r["fd"])
+        row = min(record.rows.values(), key=lambda r: r[headline_metric().name])
     return row[definition["metrics"][0]]
 
 

@@ -24,7 +24,7 @@ from pipelines.tracking.metric_log import METRICS_FOLDER, Row
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import commit, read_bytes, read_file, read_manifest, write_bytes
 from presto_core.config.validation import ValidationConfig
-from presto_core.metrics.table import canonical_name, list_validation_metrics
+from presto_core.metrics.table import canonical_name, headline_metric, list_validation_metrics
 from presto_core.models.model_card import WEIGHTS, serialize_state
 from presto_core.training.ema import Ema
 from presto_core.training.sharding import gather_on_rank0
@@ -159,14 +159,14 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
         return self.pop_rows()
 
     def load_best(self) -> tuple[int, dict[str, Tensor]]:
-        """Return the update with the lowest Fréchet distance among the stored copies, and its weights."""
+        """Return the update with the lowest headline metric (MMD) among the stored copies, and its weights."""
         available = [update for update in self.rows if self.snapshots.folder(update).exists()]
         update = min(available, key=self._distance_key)
         folder = self.snapshots.folder(update)
         return update, load(read_file(folder, WEIGHTS, read_manifest(folder)))
 
     def _distance_key(self, update: int) -> tuple[float, int]:
-        return self.rows[update][1][f"{PREFIX}fd"], update
+        return self.rows[update][1][f"{PREFIX}{headline_metric().name}"], update
 
     def _submit(self, update: int, total_step: int, stored: Future[str] | None) -> None:
         self.pending.add(update)

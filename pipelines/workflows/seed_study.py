@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from pipelines.console import console
+from pipelines.console import console, make_console
 from pipelines.evaluate import plots
 from pipelines.evaluate.report import read_report
 from pipelines.workflows.demo import load_flow_configs, run_node, start_storage
+from pipelines.workflows.study_targets import (
+    GENERATOR_STEPS,
+    TARGETS,
+    TEACHER_FEW_NFE,
+    TEACHER_MANY_STEPS,
+    Rows,
+)
 from presto_core.config.schema import EvaluateStage
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 from presto_core.extras import check_extra
+from presto_core.metrics.table import METRICS, Metric
 
 SHARED_STEPS, PER_SEED_STEPS = ("corpus", "ingest", "teacher"), ("ASE", "L", "S", "LS", "evaluate")
 STEPS = SHARED_STEPS + PER_SEED_STEPS
 FOLDER = Path(".presto/science")
-GENERATOR_STEPS, TEACHER_FEW_NFE, TEACHER_MANY_STEPS = 4, 4, 40
-Rows = list[dict[str, Any]]
+SPREAD_KEYS = (
+    "mmd", "precision", "recall", "density", "coverage", "fd", "sample_distance", "latency_ms", "total_ms",
+    "speed_up_end_to_end",
+)  # fmt: skip
+FLOOR_KEYS = ("mmd", "precision", "recall", "density", "coverage", "fd")
 
 
 @dataclass(frozen=True)
@@ -85,81 +95,22 @@ def run_shared_steps(configs: dict[str, StageConfig], *, local: bool) -> Iterato
 
 def summarize(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Compute the spread over seeds of each system and of the ratios in `TARGETS`."""
-    names = [row["name"] for row in reports[0]["systems"]]
+    names = [row["name"] for row in reports[0]["systems"] if row["role"] != "folder"]
     by_name = {name: [next(r for r in report["systems"] if r["name"] == name) for report in reports] for name in names}
     return {
         "systems": [_summarize_system(rows) for rows in by_name.values()],
-        "floor_fd": asdict(Spread.from_values([report["floor"]["fd"] for report in reports])),
+        "floor": {
+            key: asdict(Spread.from_values([r["floor"][key] for r in reports]))
+            for key in FLOOR_KEYS
+            if key in reports[0]["floor"]
+        },
         "ratios": {
             name: asdict(Spread.from_values([target.ratio(report["systems"]) for report in reports]))
             for name, target in TARGETS.items()
         },
+        "split": reports[0].get("split", "held_out"),
         "reports": reports,
     }
-
-
-@dataclass(frozen=True)
-class Target:
-    """A ratio with a target.
-
-    Attributes:
-        description: the ratio in words.
-        ratio: computes it from the systems of one report.
-        threshold: its maximum, or its minimum if `at_least`.
-    """
-
-    description: str
-    ratio: Callable[[Rows], float]
-    threshold: float
-    at_least: bool = False
-
-    def is_met(self, value: float) -> bool:
-        return value >= self.threshold if self.at_least else value <= self.threshold
-
-
-def _best_teacher_fd(rows: Rows, fits: Callable[[dict[str, Any]], bool]) -> float:
-    return min(row["fd"] for row in rows if row["role"] == "teacher" and fits(row))
-
-
-def _find_generator(rows: Rows, label: str) -> dict[str, Any]:
-    return next(row for row in rows if row["label"] == label and row["steps"] == GENERATOR_STEPS)
-
-
-def _find_layer_row(rows: Rows, method: str) -> dict[str, Any]:
-    """Return the row of a layer-distilled model with its first sampler, which is the teacher's first sampler."""
-    return next(row for row in rows if row["role"] == "layers" and row["label"].split()[0] == method)
-
-
-TARGETS = {
-    "few": Target(
-        "FD of S at 4 steps ÷ the teacher at 4 evaluations, its best sampler",
-        lambda rows: (
-            _find_generator(rows, "S")["fd"] / _best_teacher_fd(rows, lambda row: row["nfe"] == TEACHER_FEW_NFE)
-        ),
-        0.5,
-    ),
-    "many": Target(
-        "FD of S at 4 steps ÷ the teacher with 40 steps and more, its best sampler",
-        lambda rows: (
-            _find_generator(rows, "S")["fd"] / _best_teacher_fd(rows, lambda row: row["steps"] >= TEACHER_MANY_STEPS)
-        ),
-        1.1,
-    ),
-    "layers": Target(
-        "distance to the teacher's own samples, L ÷ ASE",
-        lambda rows: _find_layer_row(rows, "L")["fd_to_teacher"] / _find_layer_row(rows, "ASE")["fd_to_teacher"],
-        1.0,
-    ),
-    "both": Target(
-        "FD at 4 steps, LS ÷ S", lambda rows: _find_generator(rows, "LS")["fd"] / _find_generator(rows, "S")["fd"], 1.25
-    ),
-    "faster": Target(
-        "sampling time of a clip at 4 steps, S ÷ LS",
-        lambda rows: _find_generator(rows, "S")["latency_ms"] / _find_generator(rows, "LS")["latency_ms"],
-        1.2,
-        at_least=True,
-    ),
-}
 
 
 def _check_comparable(config: StageConfig) -> None:
@@ -182,26 +133,36 @@ def _check_comparable(config: StageConfig) -> None:
 
 def _summarize_system(rows: Rows) -> dict[str, Any]:
     shared_keys = ("name", "label", "role", "steps", "nfe", "blocks_run", "sampler")
-    spread_keys = ("fd", "fd_to_teacher", "mmd", "latency_ms", "speed_up")
     return {key: rows[0][key] for key in shared_keys} | {
-        key: asdict(Spread.from_values([r[key] for r in rows])) for key in spread_keys
+        key: asdict(Spread.from_values([r[key] for r in rows])) for key in SPREAD_KEYS if key in rows[0]
     }
+
+
+def _list_columns(result: dict[str, Any]) -> list[Metric]:
+    """The metrics of the table: those with a spread that every system has."""
+    return [METRICS[key] for key in SPREAD_KEYS if all(key in row for row in result["systems"])]
+
+
+def _format_spread(metric: Metric, row: dict[str, Any]) -> str:
+    """Mean and standard deviation as the metric is shown; empty if the row lacks it."""
+    if metric.name not in row:
+        return ""
+    spread = Spread(**row[metric.name])
+    return f"{metric.format_value(spread.mean)} ± {spread.std * metric.scale:{metric.format}}"
 
 
 def to_markdown(result: dict[str, Any]) -> str:
     """Format the results table for the docs."""
-    seeds = len(result["reports"])
+    seeds, columns = len(result["reports"]), _list_columns(result)
     lines = [
-        f"| system | NFE | blocks/clip | FD, mean of {seeds} | FD to teacher | MMD x 1000 | ms/clip | speed-up |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| system, mean of {seeds} | NFE | blocks/clip | {' | '.join(metric.title for metric in columns)} |",
+        "|---|---:|---:|" + "---:|" * len(columns),
     ]
     for row in result["systems"]:
-        fd, fd_to_teacher, mmd = (Spread(**row[key]) for key in ("fd", "fd_to_teacher", "mmd"))
         name = row["name"] if row["role"] == "teacher" else f"**{row['name']}**"
-        scaled = Spread(mmd.mean * 1e3, mmd.std * 1e3)
-        cost = f"{row['latency_ms']['mean']:.0f} | {row['speed_up']['mean']:.1f}x"
-        lines.append(f"| {name} | {row['nfe']} | {row['blocks_run']} | {fd} | {fd_to_teacher} | {scaled} | {cost} |")
-    lines.append(f"| real music (noise floor) | | | {Spread(**result['floor_fd'])} | | | | |")
+        cells = " | ".join(_format_spread(metric, row) for metric in columns)
+        lines.append(f"| {name} | {row['nfe']} | {row['blocks_run']} | {cells} |")
+    lines.append(f"| real music (floor) | | | {' | '.join(_format_spread(m, result['floor']) for m in columns)} |")
     return "\n".join(lines) + "\n\n" + format_verdict(result) + "\n"
 
 
@@ -220,14 +181,14 @@ def _write(result: dict[str, Any]) -> None:
     (FOLDER / "science.json").write_text(json.dumps(result, indent=2))
     (FOLDER / "science.md").write_text(to_markdown(result))
     (FOLDER / "quality_vs_blocks.png").write_bytes(plots.plot_quality_over_seeds(result))
-    table = Table(title=f"{len(result['reports'])} seeds, held-out music")
-    for name in ("system", "NFE", "blocks/clip", "FD", "FD to teacher", "ms/clip", "speed-up"):
+    columns = _list_columns(result)
+    table = Table(title=f"{len(result['reports'])} seeds, quality on the {result['split']} split")
+    for name in ("system", "NFE", "blocks", *(metric.title for metric in columns)):
         table.add_column(name, justify="left" if name == "system" else "right")
     for row in result["systems"]:
-        latency, speed_up = f"{row['latency_ms']['mean']:.0f}", f"{row['speed_up']['mean']:.1f}x"
-        distances = (str(Spread(**row[key])) for key in ("fd", "fd_to_teacher"))
-        table.add_row(row["name"], str(row["nfe"]), str(row["blocks_run"]), *distances, latency, speed_up)
-    table.add_row("real music (noise floor)", "", "", str(Spread(**result["floor_fd"])), "", "", "", style="dim")
-    Console(width=100).print(table)
+        cells = (_format_spread(metric, row) for metric in columns)
+        table.add_row(row["name"], str(row["nfe"]), str(row["blocks_run"]), *cells)
+    table.add_row("real music", "", "", *(_format_spread(m, result["floor"]) for m in columns), style="dim")
+    make_console().print(table)
     console.print(format_verdict(result))
     console.print(f"study: table, plot and all numbers are in {FOLDER}")

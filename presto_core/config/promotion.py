@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from presto_core.config.section import Count, Positive, Section
+from presto_core.config.section import Positive, Section
 
 
 class PromoteConfig(Section):
+    max_mmd: Positive | None = None
+    """Largest MMD to music of the validation split; empty sets no limit."""
     max_fd: Positive | None = None
     """Largest Fréchet distance to held-out music; empty sets no limit."""
-    max_fd_ratio: Positive = 1.05
-    """Largest ratio to the champion's distance, at the upper end of the confidence interval."""
+    max_mmd_ratio: Positive | None = 1.1
+    """Largest multiple of the champion's MMD, at the upper end of the confidence interval; empty sets no limit."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    bootstrap_draws: Count = 200
-    """Bootstrap resamples for the interval."""
+    interval_groups: int = Field(20, ge=4)
+    """Groups of tracks that are left out in turn for the interval."""
     max_latency_ms: Positive | None = None
     """Longest sampling time per clip, on the hardware it was measured on; empty sets no limit."""
     max_latency_ratio: Positive = 1.25

@@ -45,7 +45,7 @@ class SweepConfig(Section):
     """`grid`: each combination once; `optuna`: later trials learn from earlier ones (TPE)."""
     samples: Count = 16
     """Trials, including the preset's own settings; a larger number continues the same sweep. `grid` ignores it."""
-    metrics: tuple[str, ...] = ("fd",)
+    metrics: tuple[str, ...] = ("mmd",)
     """Metrics that validations report; the first ranks trials and stops them. With several, the report shows the Pareto
     front."""
     mode: Literal["min", "max"] = "min"
@@ -90,7 +90,7 @@ class SweepConfig(Section):
         if empty:
             raise ValueError(f"the domain of {empty[0]!r} is empty; list at least one value")
         if not self.metrics:
-            raise ValueError("metrics must name at least one, such as fd")
+            raise ValueError("metrics must name at least one, such as mmd")
         if self.scheduler == "pbt":
             raise ValueError(
                 "scheduler=pbt has no effect on trials that train through Ray Train, since Tune has no checkpoint of "

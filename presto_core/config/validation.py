@@ -11,7 +11,7 @@ from presto_core.config.section import Count, Section
 
 
 class ValidationConfig(Section):
-    """Metrics of the EMA weights on held-out music, every so many updates; each is a row validation/fd, ...."""
+    """Metrics of the EMA weights against music of the validation split; each is a row validation/mmd, ...."""
 
     every: int = Field(0, ge=0)
     """Updates of the final network (generator updates in `distill-steps`) between two validations, and one at the end;
@@ -19,7 +19,7 @@ class ValidationConfig(Section):
     samples: int = Field(32, ge=2)
     """Clips to generate, always with the same captions and noise."""
     reference_samples: int = Field(128, ge=2)
-    """Most held-out rows to compare with."""
+    """Most rows of the validation split to compare with."""
     batch_size: Count = 8
     steps: Count = 4
     """Sampling steps: of the generator, or of DPM++ 2M for a teacher and a layer-distilled model."""
@@ -30,7 +30,7 @@ class ValidationConfig(Section):
     backlog: int = Field(1, ge=0)
     """Validations that may be pending while training continues; 0 waits for each."""
     keep: Literal["last", "best"] = "last"
-    """Weights that become the result: the last, or those with the lowest Fréchet distance."""
+    """Weights that become the result: the last, or those with the lowest MMD."""
 
     def comparison_settings(self) -> dict[str, object]:
         """The settings that a validation's value depends on."""

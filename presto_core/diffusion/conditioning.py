@@ -71,3 +71,17 @@ def key_index(name: str | None) -> int:
         raise ValueError(f"key {name!r} is not a tonic and a mode; write it like 'C# minor' or 'Eb major'")
     pitch_class = (_TONICS[tonic[0]] + _ACCIDENTALS[tonic[1:]]) % 12
     return pitch_class + (12 if mode == "minor" else 0)
+
+
+_PITCH_NAMES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
+
+
+def key_name(index: int) -> str:
+    """Return the name of a key's index, the inverse of `key_index` but for the spelling: 13 -> 'C# minor'.
+
+    Raises:
+        ValueError: the index is not of a key.
+    """
+    if not 0 <= index < UNKNOWN_KEY:
+        raise ValueError(f"key index {index} is not in 0 ... {UNKNOWN_KEY - 1}")
+    return f"{_PITCH_NAMES[index % 12]} {'minor' if index >= 12 else 'major'}"

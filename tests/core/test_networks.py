@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from presto_core.config.sections import NetworkConfig
-from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning, key_index
+from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning, key_index, key_name
 from presto_core.networks.discriminator import PatchHead
 from presto_core.networks.dit import DiT
 from presto_core.networks.embeddings import rotary_angles, rotate
@@ -119,6 +119,12 @@ def test_head_gives_one_score_a_patch(layers: int, patches: int):
 @pytest.mark.parametrize(("name", "index"), [("C major", 0), ("C# minor", 13), ("Bb major", 10), ("", UNKNOWN_KEY)])
 def test_key_names(name: str, index: int):
     assert key_index(name) == index
+
+
+def test_every_key_has_a_name_that_gives_its_index() -> None:
+    assert [key_index(key_name(index)) for index in range(24)] == list(range(24))
+    with pytest.raises(ValueError, match="24"):
+        key_name(UNKNOWN_KEY)
 
 
 def test_wrong_key_name_is_refused():

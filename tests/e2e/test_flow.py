@@ -17,8 +17,9 @@ import soundfile
 
 PRESTO = str(Path(sys.executable).parent / "presto")
 TINY = (
-    "corpus.minutes=3",
-    "corpus.held_out_fraction=0.34",
+    "corpus.minutes=2",
+    "corpus.validation_tracks=4",
+    "corpus.test_tracks=6",
     "network.dim=32",
     "network.depth=3",
     "teacher.steps=12",
@@ -29,6 +30,8 @@ TINY = (
     "steps.global_batch_size=4",
     "loop.checkpoint_every=5",
     "evaluate.num_samples=8",
+    "evaluate.validation_samples=4",
+    "evaluate.interval_groups=4",
     "evaluate.base=[{steps: 40}, {sampler: euler, steps: 2, guidance_scale: 2}]",
     "evaluate.student_steps=[1, 4]",
     "generate.steps=2",
@@ -80,8 +83,10 @@ def test_the_demo_makes_reports_and_sounds_and_a_second_run_reuses_them(home: Pa
         ("LS 4", 4, 9),
     ]
     assert set(result["hidden_variance"]) == {"teacher", "ASE", "L"}
-    assert all(r["fd"] > 0 and r["latency_ms"] > 0 for r in result["systems"])
-    assert result["floor"]["fd"] > 0
+    assert all(r["mmd"] > result["floor"]["mmd"] and r["latency_ms"] > 0 for r in result["systems"])
+    assert result["split"] == "test"
+    assert [r["label"].split()[0] for r in result["systems"] if r["chosen"]] == ["teacher", "ASE", "L", "S", "LS"]
+    assert {"mmd", "precision", "recall", "density", "coverage"} <= result["systems"][0]["intervals"].keys()
     for wanted in ("index.html", "quality_vs_blocks.png", "hidden_variance.png", "audio/LS-4-0.wav"):
         assert (report.parent / wanted).stat().st_size > 1000
     for plot in ("losses.png", "noise.png"):
@@ -125,12 +130,12 @@ def test_the_demo_makes_reports_and_sounds_and_a_second_run_reuses_them(home: Pa
     assert exports["AWS_SECRET_ACCESS_KEY"] not in logged
 
     gate: tuple[str, ...] = ("demo", "storage.root=s3://presto/demo")
-    gate += ("promote.max_fd_ratio=1e9", "promote.max_latency_ratio=1e9")  # measurements at toy size mean nothing
+    gate += ("promote.max_mmd_ratio=null", "promote.max_latency_ratio=1e9")  # measurements at toy size mean nothing
     for model in (student, "candidate-ls"):  # the sweep's best, which may be another one, is candidate-s now
         promoted = presto("registry", "promote", model, *gate, "--why", "a try", "--json", cwd=home, env=env | exports)
         assert promoted.returncode == 0, promoted.stdout + promoted.stderr
     (against,) = [c for c in json.loads(promoted.stdout)["checks"] if c["name"] == "against champion"]
-    assert re.match(r"[\d.]+ \([\d.]+ ... [\d.]+, 95%\) of presto-generator@v", against["found"]), against
+    assert re.match(r"MMD x 1000: [\d.]+, [\d.]+ of presto-generator@v", against["found"]), against
     played = presto("generate", "a song", gate[1], "--model", "champion", cwd=home, env=env | exports)
     assert played.returncode == 0, played.stderr
 
@@ -149,7 +154,7 @@ def test_a_study_uses_what_the_demo_made(home: Path, env: dict[str, str], first)
     study = presto("study", "demo", *TINY, "--seeds", "1", cwd=home, env=env)
     assert study.returncode == 0, study.stderr
     assert study.stderr.count("is finished, its result is reused") == 7
-    assert "FD of S at 4 steps ÷ the teacher at 4 evaluations" in study.stderr
+    assert "MMD of S at 4 steps ÷ the teacher at 4 evaluations" in study.stderr
     assert "| **S 4** | 4 | 12 |" in (home / ".presto/science/science.md").read_text()
 
 

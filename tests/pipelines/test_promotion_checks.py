@@ -74,9 +74,12 @@ def test_health_needs_signals_and_all_of_them_in_range(tracker: Tracker, metrics
 
 def test_distance_and_latency_are_compared_with_their_limits(tracker: Tracker):
     run = record_run(tracker)
-    candidate = make_version(run=run, fd=2.0, latency_ms=50.0, hardware="a")
-    assert {"quality", "latency"} <= check(tracker, candidate, max_fd=2.0, max_latency_ms=50.0)
-    assert not {"quality", "latency"} & check(tracker, candidate, max_fd=1.9, max_latency_ms=49.0)
+    candidate = make_version(run=run, fd=2.0, mmd=0.1, latency_ms=50.0, hardware="a")
+    assert {"quality", "latency"} <= check(tracker, candidate, max_fd=2.0, max_mmd=0.1, max_latency_ms=50.0)
+    assert not {"quality", "latency"} & check(tracker, candidate, max_mmd=0.09, max_latency_ms=49.0)
+    assert "quality" not in check(tracker, candidate, max_mmd=0.1, max_fd=1.9)
+    former = make_version(run=run, fd=2.0, latency_ms=50.0, hardware="a")  # evaluated without MMD
+    assert "quality" not in check(tracker, former, max_mmd=0.1)
     assert not {"quality", "latency"} & check(tracker, make_version(run=run))  # not evaluated
 
 

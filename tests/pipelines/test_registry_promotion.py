@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from infra.cli.main import app
 from pipelines.inference.generator import load_generator
 from pipelines.inference.lazy_mlflow import save_mlflow_model
+from pipelines.registry.champion_comparison import GroupedEmbeddings, estimate_excess
 from pipelines.registry.names import CHAMPION, RegistryError
 from pipelines.registry.promotion import Promoter
-from pipelines.registry.promotion_checks import ratio_interval
 from pipelines.registry.promotion_log import PromotionLog
 from pipelines.registry.publish import open_promotion_log_folder, publish
 from pipelines.storage.filesystem import open_folder
@@ -27,7 +27,7 @@ from presto_core.errors import UserError
 from tests.support.tiny_registry import TinyRegistry, aliases_of, edit, presto
 
 pytestmark = pytest.mark.usefixtures("in_registry_folder")
-LOOSE = PromoteConfig(require_health=False, bootstrap_draws=20)
+LOOSE = PromoteConfig(require_health=False, interval_groups=10)
 
 
 @pytest.fixture
@@ -74,18 +74,19 @@ def test_a_worse_version_is_refused_with_a_table(home: TinyRegistry, model: str)
     assert failed.name == "against champion"
     assert decision.record is None
     assert aliases_of(home, model)[CHAMPION] == 3
-    assert promoter.promote(f"{model}@v1", LOOSE.model_copy(update={"max_fd_ratio": 9.0}), why="all the same").record
+    assert promoter.promote(f"{model}@v1", LOOSE.model_copy(update={"max_mmd_ratio": 9.0}), why="all the same").record
 
 
 @pytest.mark.parametrize(
     ("limits", "failed"),
     [
+        ({"max_mmd": 0.05}, "quality"),
         ({"max_fd": 0.5}, "quality"),
         ({"max_latency_ms": 1}, "latency"),
         ({"licences": ("MIT",)}, "licence"),
         ({"require_health": True}, "health"),
         ({}, None),
-        ({"licences": ("CC*",), "max_fd": 50, "max_latency_ms": 500}, None),
+        ({"licences": ("CC*",), "max_fd": 50, "max_mmd": 5, "max_latency_ms": 500}, None),
     ],
 )
 def test_every_threshold_is_applied(home: TinyRegistry, limits: dict[str, object], failed: str | None):
@@ -171,7 +172,7 @@ def test_an_alias_that_was_left_behind_by_a_kill_is_fixed(home: TinyRegistry, mo
 
 
 def test_the_commands_promote_and_roll_back(home: TinyRegistry, model: str):
-    loose = ["promote.require_health=false", "promote.bootstrap_draws=10"]
+    loose = ["promote.require_health=false", "promote.interval_groups=5"]
     refused = CliRunner().invoke(
         app, ["registry", "promote", f"{model}@v1", "promote.max_fd=0.1", *loose, "--why", "x"]
     )
@@ -188,16 +189,29 @@ def test_the_commands_promote_and_roll_back(home: TinyRegistry, model: str):
     assert "it hums" in presto(home, "show", f"{model}@champion")
 
 
-def test_the_interval_of_a_ratio_holds_it_and_narrows_with_samples():
+def by_row(values: np.ndarray) -> GroupedEmbeddings:
+    return GroupedEmbeddings(values, np.arange(len(values)))
+
+
+def test_the_upper_end_of_the_excess_lies_above_it_and_nearer_with_more_clips():
     rng = np.random.default_rng(0)
-    reference = rng.standard_normal((2000, 4))
-    few, many = (rng.standard_normal((n, 4)) + 0.5 for n in (100, 1600))
-    intervals = [ratio_interval(x + 0.2, x, reference, draws=60, confidence=0.9) for x in (few, many)]
-    for low, ratio, high in intervals:
-        assert low <= ratio <= high
-        assert ratio == pytest.approx(0.7**2 / 0.5**2, rel=0.25)
-    assert intervals[1][2] - intervals[1][0] < intervals[0][2] - intervals[0][0]
-    assert ratio_interval(few, few, reference, draws=10, confidence=0.9) == (1.0, 1.0, 1.0)
+    reference = by_row(rng.standard_normal((1000, 4)))
+    margins = []
+    for count in (100, 900):
+        clips = rng.standard_normal((count, 4)) + 0.5
+        found = estimate_excess(by_row(clips + 0.2), by_row(clips), reference, ratio=1.0, groups=10, confidence=0.9)
+        assert found.mine > found.theirs > 0
+        margins.append(found.high - (found.mine - found.theirs))
+    assert 0 < margins[1] < margins[0]
+
+
+def test_equal_clips_exceed_by_nothing_and_half_the_ratio_by_half_the_distance():
+    rng = np.random.default_rng(1)
+    reference, clips = by_row(rng.standard_normal((400, 4))), by_row(rng.standard_normal((400, 4)) + 1)
+    same = estimate_excess(clips, clips, reference, ratio=1.0, groups=10, confidence=0.9)
+    assert (same.mine, same.high) == (same.theirs, 0.0)
+    half = estimate_excess(clips, clips, reference, ratio=0.5, groups=10, confidence=0.9)
+    assert half.high > half.mine / 2
 
 
 # --- maintenance

@@ -44,7 +44,7 @@ from tests.support.tiny_registry import TinyRegistry, files_below, make_tiny_reg
 pytestmark = pytest.mark.services
 PATIENCE_S = 300
 PRESTO = str(Path(sys.executable).parent / "presto")
-LOOSE = ("promote.require_health=false", "promote.bootstrap_draws=10")
+LOOSE = ("promote.require_health=false", "promote.interval_groups=5")
 
 
 @pytest.fixture(scope="module")

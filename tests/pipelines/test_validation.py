@@ -94,12 +94,12 @@ def test_the_best_weights_can_be_kept(dataset: str):
     more |= VALIDATION | {"teacher.ema_decay": 0.3}
     last = train_teacher.run(teacher_config("store", dataset, **more))
     best = train_teacher.run(teacher_config("store", dataset, **more, **{"validation.keep": "best"}))
-    rows = rows_of(last)
-    assert rows_of(best) == rows
+    rows = history(last, "mmd")
+    assert history(best, "mmd") == rows
     kept = best.manifest["validation"]["kept_update"]
     values = dict(rows)
     assert values[kept] == min(values.values()) < values[12]
-    assert Validator(SETTINGS, dataset)(best.uri)["fd"] == values[kept]
+    assert Validator(SETTINGS, dataset)(best.uri)["mmd"] == values[kept]
     assert best.id != last.id  # the choice decides the result
     assert not open_folder("store").child("runs").list_folders()
 

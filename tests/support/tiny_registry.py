@@ -54,14 +54,13 @@ class TinyRegistry:
     ) -> Artifact:
         """Register a report on models whose samples are off the reference by `worse`, and tag their versions."""
         rng, ids = np.random.default_rng(7), [s.id for s in students]
-        reference = rng.standard_normal((400, 6))
-        arrays, systems = {"reference": reference.astype(np.float32)}, []
-        clips = rng.standard_normal((300, 6))
+        arrays, systems = make_arrays("real music", rng.standard_normal((400, 1, 6))), []
+        clips = rng.standard_normal((300, 1, 6))
         for number, off in enumerate(worse):
             name = f"S {number}"
-            arrays[name] = (clips + off + 0.05 * rng.standard_normal(clips.shape)).astype(np.float32)
+            arrays |= make_arrays(name, clips + off + 0.05 * rng.standard_normal(clips.shape))
             systems.append(
-                {"name": name, "model": f"compared_{number}", "fd": 6 * off**2, "fd_to_teacher": 1.0, "mmd": 0.1}
+                {"name": name, "model": f"compared_{number}", "fd": 6 * off**2, "mmd": off / 4, "chosen": True}
                 | {"density": 1.0, "coverage": 0.9, "nfe": 4, "blocks_run": 12, "latency_ms": 20, "speed_up": 9.0}
             )  # fmt: skip
         result = {
@@ -78,7 +77,7 @@ class TinyRegistry:
             config_yaml="",
             parents={f"compared_{n}": i for n, i in enumerate(ids)} | {"dataset": self.made["data"].id},
             files={EMBEDDINGS: save(arrays), "report.json": json.dumps(result).encode()},
-            details={"report": {"measure": "made-up"}},
+            details={"report": {"measure": "made-up", "split": "test", "validation_split": "validation"}},
         )
         report = read_artifact(folder)
         self.register(report, "presto-report", "evaluate")
@@ -98,6 +97,12 @@ class TinyRegistry:
         )
 
 
+def make_arrays(system: str, embeddings: np.ndarray) -> dict[str, np.ndarray]:
+    """A system's clips [N, patches, D] as a report stores them, each of a track of its own."""
+    key = f"validation/{system}"
+    return {key: embeddings.astype(np.float32), f"{key}/tracks": np.arange(len(embeddings))}
+
+
 def make_tiny_registry(root: str, *, tracking_uri: str = "") -> TinyRegistry:
     """Run the stages for a few steps each."""
     tracking = TrackingConfig(uri=tracking_uri)
@@ -106,7 +111,8 @@ def make_tiny_registry(root: str, *, tracking_uri: str = "") -> TinyRegistry:
     make_dataset(folder.uri)
     data = read_artifact(folder)
     licensed = dict(data.manifest)
-    licensed["dataset"] |= {"licences": ["CC0-1.0"], "rows": {"train": 30, "held_out": 8}, "hours": {"train": 0.1}}
+    rows = {"train": 30, "validation": 8, "test": 8}
+    licensed["dataset"] |= {"licences": ["CC0-1.0"], "rows": rows, "hours": {"train": 0.1}}
     commit(folder, licensed, {})
     home.made["data"] = read_artifact(folder)
     home.register(home.made["data"], "presto-dataset", "ingest")

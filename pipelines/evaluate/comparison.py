@@ -1,0 +1,174 @@
+"""Compare all systems of an evaluation on the test split; the validation split chooses among each model's systems."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from pipelines.data.dataset import LatentDataset, open_dataset
+from pipelines.evaluate.folder_systems import make_folder_prompts, make_folder_system, read_folders
+from pipelines.evaluate.quality import (
+    FIRST_CHANNEL,
+    Compared,
+    choose_systems,
+    make_sets,
+    measure_row,
+    measure_validation,
+)
+from pipelines.evaluate.rows import Prompts, cycle, read_prompts
+from pipelines.evaluate.sampling import count_clips, sample_systems
+from pipelines.evaluate.systems import REAL, REAL_TRAIN, EvaluatedSystem, list_real_systems
+from presto_core.artifacts.folder import Folder
+from presto_core.config.evaluation import EvaluateConfig
+from presto_core.config.schema import EvaluateStage
+from presto_core.metrics.embedders.embedder import Embedder
+from presto_core.metrics.embedders.table import load_embedders
+from presto_core.metrics.embedding_sets import EmbeddingSets
+from presto_core.metrics.fitness import check_fitness
+from presto_core.metrics.report_warnings import list_warnings
+from presto_core.metrics.table import headline_metric
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared.
+
+    Attributes:
+        result: the parts of report.json that samples decide.
+        compared: systems and real music on the test split, the reference first.
+        validated: the same systems on the validation split; empty if nothing was.
+    """
+
+    result: dict[str, Any]
+    compared: list[Compared]
+    validated: list[Compared]
+    validation_split: str
+
+    @property
+    def test_prompts(self) -> Prompts:
+        """The prompts of the systems' clips on the test split, in order."""
+        return next(one.prompts for one in self.compared if one.system.role not in ("real", "folder"))
+
+    @property
+    def on_test_prompts(self) -> list[Compared]:
+        """Systems whose clips are kept: those on test prompts, real music first."""
+        return [one for one in self.compared if one.system.split == self.result["split"]]
+
+
+def compare_systems(
+    config: EvaluateStage, systems: list[EvaluatedSystem], uris: dict[str, str], scratch: Folder
+) -> Comparison:
+    """Sample all systems and measure them.
+
+    Raises:
+        UserError: a split is empty, or what a system generates cannot be measured.
+    """
+    dataset = open_dataset(uris["dataset"])
+    folders = read_folders(config.evaluate, dataset)
+    on_test = [
+        *list_real_systems(dataset.test_split),
+        *(system.on_split(dataset.test_split) for system in systems),
+        *(make_folder_system(clips, dataset.test_split) for clips in folders.values()),
+    ]
+    on_validation = list_validated_systems(config.evaluate, systems, dataset)
+    samples = sample_systems(config, on_test + on_validation, uris, scratch, folders)
+    prompts = {split: read_prompts(dataset, split) for split in sorted({s.split for s in on_test + on_validation})}
+
+    def pair(system: EvaluatedSystem) -> Compared:
+        if system.role == "folder":
+            clips = folders[system.label]
+            return Compared(system, samples[system], make_folder_prompts(clips, prompts[system.split]), clips.prompts)
+        count = count_clips(system, config.evaluate, dataset)
+        available = prompts[system.split]
+        return Compared(system, samples[system], available.take(cycle(len(available), 0, count)))
+
+    compared, validated = [pair(system) for system in on_test], [pair(system) for system in on_validation]
+    result = _measure(config, compared, validated, dataset)
+    result["notes"] += [note for clips in folders.values() for note in clips.notes]
+    return Comparison(result, compared, validated, dataset.validation_split)
+
+
+def list_validated_systems(
+    config: EvaluateConfig, systems: list[EvaluatedSystem], dataset: LatentDataset
+) -> list[EvaluatedSystem]:
+    """The reference and all systems on the validation split, if there is one beside the test split."""
+    split = dataset.validation_split
+    has_rows = any(shard["split"] == split for shard in dataset.info["shards"])
+    if split == dataset.test_split or not has_rows or not config.validation_samples:
+        return []
+    return [list_real_systems(split)[0], *(system.on_split(split) for system in systems)]
+
+
+def _measure(
+    config: EvaluateStage, compared: list[Compared], validated: list[Compared], dataset: LatentDataset
+) -> dict[str, Any]:
+    torch.set_num_threads(config.cluster.torch_threads)
+    embedders = load_embedders(config.evaluate.embedders)
+    reference = compared[0]
+    models = [one for one in compared if one.system.role != "real"]
+    rows = [
+        measure_row(one, reference, None if one.system.role == "folder" else models[0], embedders, config.evaluate)
+        for one in models
+    ]
+    controls = [
+        measure_row(one, reference, None, embedders, config.evaluate)
+        for one in compared[1:]
+        if one.system.role == "real"
+    ]
+    for row, one in zip(rows, validated[1:]):
+        row["validation"] = measure_validation(one, validated[0])
+    choose_systems(rows)
+    reference_clips = reference.samples.embeddings()
+    result = {
+        "systems": rows,
+        "controls": controls,
+        "floor": next(row for row in controls if row["name"] == REAL_TRAIN),
+        "split": dataset.test_split,
+        "samples": config.evaluate.num_samples,
+        "validation_samples": len(validated[1].samples) if validated else 0,
+        "embeddings": {
+            "generated": len(models[0].embeddings(0, FIRST_CHANNEL)),
+            "reference": reference_clips.shape[0] * reference_clips.shape[1],
+        },
+        "tracks": len(set(reference.prompts.track)),
+        "confidence": config.evaluate.confidence,
+        "embedding": {"name": embedders[0].name, "digest": embedders[0].digest},
+        "embedders": [
+            {"kind": e.kind, "name": e.name, "digest": e.digest, "dim": e.dim, "sample_rate_hz": e.sample_rate_hz}
+            for e in embedders
+        ],
+        "fitness": _check_fitness(compared, embedders, config.evaluate.nearest_k),
+    }
+    return result | {"notes": _collect_notes(result, dataset)}
+
+
+def _check_fitness(compared: list[Compared], embedders: list[Embedder], nearest_k: int) -> dict[str, Any]:
+    """Embedder -> metric -> whether it orders real music, and real music made worse, as it must."""
+    by_name = {one.system.name: one for one in compared}
+    treated = {one.system.treatment: one for one in compared if one.system.treatment}
+
+    def make(one: Compared, number: int) -> EmbeddingSets:
+        return make_sets(one, by_name[REAL], None, embedder=number, nearest_k=nearest_k)
+
+    fitness = {}
+    for number, embedder in enumerate(embedders):
+        verdicts = check_fitness(
+            real=make(by_name[REAL_TRAIN], number),
+            codec=make(treated["codec"], number),
+            noise=make(treated["noise"], number),
+            shuffle=make(treated["shuffle"], number),
+        )
+        fitness[embedder.name] = {name: asdict(verdict) for name, verdict in verdicts.items()}
+    return fitness
+
+
+def _collect_notes(result: dict[str, Any], dataset: LatentDataset) -> list[str]:
+    """Warnings that stand below the table."""
+    notes = [dataset.test_split_note] if dataset.test_split_note else []
+    headline = headline_metric()
+    verdict = result["fitness"][result["embedding"]["name"]].get(headline.name, {"fit": True})
+    if not verdict["fit"]:
+        notes.append(f"{headline.title} is not fit for this music, do not rank by it: {verdict['reason']}")
+    return notes + list_warnings(result)

@@ -1,0 +1,225 @@
+"""Sample every system with Ray Data: clips, their embeddings and what is measured on each of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load, save
+from torch import Tensor
+
+from pipelines.cluster.actor_pool import actor_resources, map_items
+from pipelines.cluster.session import ray_session
+from pipelines.console import Bar, console, progress_bar
+from pipelines.data.dataset import LatentDataset, make_conditioning, open_dataset
+from pipelines.data.parquet_tensors import Array
+from pipelines.data.shards import FullRows
+from pipelines.evaluate.clip_measures import measure_clip
+from pipelines.evaluate.folders import FolderClips
+from pipelines.evaluate.rows import cycle, read_rows
+from pipelines.evaluate.systems import REAL, EvaluatedSystem
+from pipelines.inference.model import Model, open_model
+from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.store import read_bytes, write_bytes
+from presto_core.config.evaluation import EvaluateConfig
+from presto_core.config.schema import EvaluateStage
+from presto_core.metrics.embedders.embedder import prepare_audio
+from presto_core.metrics.embedders.table import load_embedders
+from presto_core.metrics.stereo import split_channels
+from presto_core.training.state import make_step_rng
+
+NOISE_SNR_DB = 10.0  # of the clips that the fitness test makes worse
+CLIP_PREFIX, EMBEDDING_PREFIX = "clip/", "embeddings/"
+
+
+class SystemSampler:
+    """A Ray Data actor: (system, batch number) in; embeddings, measurements, and audio of the first clips, out.
+
+    All systems of a split get the same prompts and, batch by batch, the same starting noise.
+    """
+
+    def __init__(self, config: EvaluateStage, uris: dict[str, str], folders: dict[str, FolderClips]) -> None:
+        torch.set_num_threads(config.cluster.torch_threads)
+        self.config = config
+        device = "cuda" if config.cluster.gpus_per_worker and torch.cuda.is_available() else "cpu"
+        self.models = {role: open_model(uri, device=device) for role, uri in uris.items() if role != "dataset"}
+        self.dataset, self.folders = open_dataset(uris["dataset"]), folders
+        self.embedders = load_embedders(config.evaluate.embedders, device=device)
+        self.rows: dict[str, FullRows] = {}
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        system, start, count = EvaluatedSystem(**json.loads(item["system"])), int(item["start"]), int(item["count"])
+        audio = self._make_audio(system, start, count)
+        rate_hz = self.models["teacher"].codec.sample_rate_hz
+        num_kept = max(0, min(self.config.evaluate.save_audio - start, count))
+        arrays = self._embed(audio, rate_hz) | self._measure(audio, rate_hz)
+        arrays["audio"] = audio[:num_kept].numpy()
+        return {"system": item["system"], "arrays": save({k: np.ascontiguousarray(v) for k, v in arrays.items()})}
+
+    def _make_audio(self, system: EvaluatedSystem, start: int, count: int) -> Tensor:
+        """[count, A, N] audio; real music passes through the codec too, so that only the model differs."""
+        if system.role == "folder":
+            return torch.from_numpy(self.folders[system.label].read_audio(start, count))
+        model = self.models[system.model]
+        if system.role == "real":
+            return self._make_real_audio(system, model, start, count)
+        rows = self._select_rows(system.split, start, count)
+        rng = make_step_rng(self.config.seed, total_step=start, device=model.device)
+        noise = model.draw_noise(count, generator=rng)
+        cond = make_conditioning(rows).to(model.device)
+        x0 = system.sample(model, noise, cond, schedule=self.config.evaluate.schedule, generator=rng)
+        return model.decode(x0)
+
+    @torch.inference_mode()
+    def _make_real_audio(self, system: EvaluatedSystem, model: Model, start: int, count: int) -> Tensor:
+        """Clips of the data set, or what the fitness test makes of them."""
+        rows = self._select_rows(system.split, start, count)
+        latents = torch.tensor(np.asarray(rows.latents, dtype=np.float32))
+        rng = make_step_rng(self.config.seed, total_step=start)
+        if system.treatment == "shuffle":
+            latents = latents[:, :, torch.randperm(latents.shape[2], generator=rng)]
+        audio = model.codec.decode(latents)
+        if system.treatment == "codec":
+            audio = model.codec.decode(model.codec.encode(audio))
+        if system.treatment == "noise":
+            level = audio.square().mean(dim=(1, 2), keepdim=True).sqrt() * 10 ** (-NOISE_SNR_DB / 20)
+            audio = audio + level * torch.randn(audio.shape, generator=rng)
+        return audio
+
+    def _embed(self, audio: Tensor, rate_hz: int) -> dict[str, Array]:
+        """`embeddings/<number of the embedder>/<channel>` -> [B, patches, D]; musicnn also gives `tags` [B, 50]."""
+        arrays: dict[str, Array] = {}
+        for number, embedder in enumerate(self.embedders):
+            for channel, signal in split_channels(audio).items():
+                prepared = prepare_audio(signal[:, None], rate_hz, embedder)
+                if hasattr(embedder, "embed_with_tags"):
+                    embeddings, tags = embedder.embed_with_tags(prepared)
+                    arrays.setdefault("tags", tags.mean(dim=1).numpy())  # of the first channel, mid
+                else:
+                    embeddings = embedder.embed(prepared)
+                arrays[f"{EMBEDDING_PREFIX}{number}/{channel}"] = embeddings.numpy()
+        return arrays
+
+    def _measure(self, audio: Tensor, rate_hz: int) -> dict[str, Array]:
+        """`clip/<measurement>` -> [B], NaN where it has no value."""
+        measured = [measure_clip(clip, rate_hz=rate_hz) for clip in audio.numpy()]
+        return {
+            f"{CLIP_PREFIX}{name}": np.array([one[name] for one in measured], dtype=np.float64) for name in measured[0]
+        }
+
+    def _select_rows(self, split: str, start: int, count: int) -> FullRows:
+        """Rows start ... start + count of a split, from the beginning again if the split is short."""
+        if split not in self.rows:
+            self.rows[split] = read_rows(self.dataset, split)
+        return self.rows[split].take(cycle(len(self.rows[split]), start, count))
+
+
+@dataclass(frozen=True)
+class SystemSamples:
+    """What one system generated: arrays as `SystemSampler` makes them, of all its clips.
+
+    Attributes:
+        arrays: `embeddings/<embedder>/<channel>` [N, patches, D], `tags` [N, 50], `clip/<measurement>` [N], and
+            `audio` [K, A, samples] of the first clips.
+    """
+
+    arrays: dict[str, Array]
+
+    @property
+    def audio(self) -> Array:
+        return self.arrays["audio"]
+
+    @property
+    def tags(self) -> Array | None:
+        """[N, 50] tag probabilities; None if no embedder gives any."""
+        return self.arrays.get("tags")
+
+    @cached_property
+    def clips(self) -> dict[str, Array]:
+        """Measurement -> its value for each clip."""
+        return {k.removeprefix(CLIP_PREFIX): v for k, v in self.arrays.items() if k.startswith(CLIP_PREFIX)}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.clips.values())))
+
+    def channels(self, embedder: int) -> list[str]:
+        prefix = f"{EMBEDDING_PREFIX}{embedder}/"
+        return [name.removeprefix(prefix) for name in self.arrays if name.startswith(prefix)]
+
+    def embeddings(self, embedder: int = 0, channel: str = "mid") -> Array:
+        """[N, patches, D]."""
+        return self.arrays[f"{EMBEDDING_PREFIX}{embedder}/{channel}"]
+
+
+def sample_systems(
+    config: EvaluateStage,
+    systems: list[EvaluatedSystem],
+    uris: dict[str, str],
+    scratch: Folder,
+    folders: dict[str, FolderClips],
+) -> dict[EvaluatedSystem, SystemSamples]:
+    """Sample every system with Ray Data; what an interrupted run finished is taken from `scratch`.
+
+    Args:
+        folders: clips of the systems that are folders of audio, by name.
+    """
+    pending = [s for s in systems if not scratch.exists(_partial_file_name(s))]
+    if len(pending) < len(systems):
+        console.print(f"evaluate: {len(systems) - len(pending)} of {len(systems)} systems are sampled already")
+    if pending:
+        dataset = open_dataset(uris["dataset"])
+        counts = [
+            len(folders[s.label]) if s.role == "folder" else count_clips(s, config.evaluate, dataset) for s in pending
+        ]
+        batches = [_iter_work_items(s, n, config.evaluate.batch_size) for s, n in zip(pending, counts)]
+        items = [item for batch in batches for item in batch]
+        needs = actor_resources(config.cluster, len(items))
+        bars = progress_bar("evaluate", len(items), waits_for="starting Ray")
+        with bars as bar, ray_session(config.cluster, **needs):
+            rows = _report_progress(map_items(items, SystemSampler, config.cluster, config, uris, folders), bar)
+            for system_json, parts in groupby(rows, key=lambda row: row["system"]):
+                _store_samples(scratch, EvaluatedSystem(**json.loads(system_json)), list(parts))
+    return {system: _load_samples(scratch, system) for system in systems}
+
+
+def count_clips(system: EvaluatedSystem, config: EvaluateConfig, dataset: LatentDataset) -> int:
+    """How many clips of a system are compared: of real music, which is the reference, every row of its split."""
+    if system.name == REAL:
+        rows = sum(shard.rows for shard in dataset.shards(system.split))
+        return min(rows, config.reference_samples or rows)
+    is_reported = system.role == "real" or system.split == dataset.test_split
+    return config.num_samples if is_reported else config.validation_samples
+
+
+def _iter_work_items(system: EvaluatedSystem, num_clips: int, batch_size: int) -> Iterator[dict[str, Any]]:
+    """One item per batch."""
+    for start in range(0, num_clips, batch_size):
+        count = min(batch_size, num_clips - start)
+        yield {"system": json.dumps(asdict(system)), "start": start, "count": count}
+
+
+def _report_progress(rows: Iterator[dict[str, Any]], bar: Bar) -> Iterator[dict[str, Any]]:
+    for number, row in enumerate(rows, 1):
+        bar.update(number, json.loads(row["system"])["name"])
+        yield row
+
+
+def _partial_file_name(system: EvaluatedSystem) -> str:
+    return f"{hashlib.sha256(json.dumps(asdict(system)).encode()).hexdigest()[:16]}.safetensors"
+
+
+def _store_samples(scratch: Folder, system: EvaluatedSystem, parts: list[dict[str, Any]]) -> None:
+    batches = [load(part["arrays"]) for part in parts]
+    arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    write_bytes(scratch, _partial_file_name(system), save(arrays))
+
+
+def _load_samples(scratch: Folder, system: EvaluatedSystem) -> SystemSamples:
+    return SystemSamples(load(read_bytes(scratch, _partial_file_name(system))))
