@@ -14,7 +14,7 @@ from presto_core.errors import UserError
 EXTRAS: dict[str, dict[str, str]] = {
     "corpus": {name: name for name in ("music21", "mido", "midirenderer", "pretty_midi")},
     "sweep": {"optuna": "optuna", "sklearn": "scikit-learn"},
-    "plots": {"matplotlib": "matplotlib"},
+    "plots": {"matplotlib": "matplotlib", "PIL": "pillow"},
 }
 EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 

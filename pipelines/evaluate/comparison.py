@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from pipelines.data.dataset import LatentDataset, open_dataset
+from pipelines.evaluate.checks import check_captions, check_counts, check_names, count_patches
 from pipelines.evaluate.folder_systems import make_folder_prompts, make_folder_system, read_folders
+from pipelines.evaluate.folders import FolderClips
 from pipelines.evaluate.quality import (
     FIRST_CHANNEL,
     Compared,
@@ -63,31 +65,66 @@ def compare_systems(
     """Sample all systems and measure them.
 
     Raises:
-        UserError: a split is empty, or what a system generates cannot be measured.
+        UserError: a split is empty, an embedder cannot be loaded, rows have too few clips or one name, or what a system
+            generates cannot be measured. What can be known before sampling is raised before.
     """
+    torch.set_num_threads(config.cluster.torch_threads)
     dataset = open_dataset(uris["dataset"])
+    real = list_real_systems(dataset.test_split)
+    check_names(config.evaluate.folders, real + systems)
+    embedders = load_embedders(config.evaluate.embedders)
     folders = read_folders(config.evaluate, dataset)
     on_test = [
-        *list_real_systems(dataset.test_split),
+        *real,
         *(system.on_split(dataset.test_split) for system in systems),
         *(make_folder_system(clips, dataset.test_split) for clips in folders.values()),
     ]
     on_validation = list_validated_systems(config.evaluate, systems, dataset)
+    prompts = select_prompts(config.evaluate, on_test + on_validation, folders, dataset)
+    _check(config.evaluate, on_test, on_validation, prompts, embedders, dataset)
     samples = sample_systems(config, on_test + on_validation, uris, scratch, folders)
-    prompts = {split: read_prompts(dataset, split) for split in sorted({s.split for s in on_test + on_validation})}
 
     def pair(system: EvaluatedSystem) -> Compared:
-        if system.role == "folder":
-            clips = folders[system.label]
-            return Compared(system, samples[system], make_folder_prompts(clips, prompts[system.split]), clips.prompts)
-        count = count_clips(system, config.evaluate, dataset)
-        available = prompts[system.split]
-        return Compared(system, samples[system], available.take(cycle(len(available), 0, count)))
+        numbers = folders[system.label].prompts if system.role == "folder" else None
+        return Compared(system, samples[system], prompts[system], numbers)
 
     compared, validated = [pair(system) for system in on_test], [pair(system) for system in on_validation]
-    result = _measure(config, compared, validated, dataset)
+    result = _measure(config, compared, validated, dataset, embedders)
     result["notes"] += [note for clips in folders.values() for note in clips.notes]
     return Comparison(result, compared, validated, dataset.validation_split)
+
+
+def select_prompts(
+    config: EvaluateConfig,
+    systems: list[EvaluatedSystem],
+    folders: dict[str, FolderClips],
+    dataset: LatentDataset,
+) -> dict[EvaluatedSystem, Prompts]:
+    """System -> the prompts of its clips, in their order."""
+    of_split = {split: read_prompts(dataset, split) for split in sorted({system.split for system in systems})}
+
+    def select(system: EvaluatedSystem) -> Prompts:
+        available = of_split[system.split]
+        if system.role == "folder":
+            return make_folder_prompts(folders[system.label], available)
+        return available.take(cycle(len(available), 0, count_clips(system, config, dataset)))
+
+    return {system: select(system) for system in systems}
+
+
+def _check(
+    config: EvaluateConfig,
+    on_test: list[EvaluatedSystem],
+    on_validation: list[EvaluatedSystem],
+    prompts: dict[EvaluatedSystem, Prompts],
+    embedders: list[Embedder],
+    dataset: LatentDataset,
+) -> None:
+    """Find what would fail after the sampling; raises UserError."""
+    patches = count_patches(embedders, dataset)
+    check_counts({system: prompts[system] for system in on_test}, config, patches=patches)
+    check_counts({system: prompts[system] for system in on_validation}, config, patches=patches, is_validation=True)
+    check_captions(embedders, [prompts[system] for system in on_test])
 
 
 def list_validated_systems(
@@ -102,10 +139,12 @@ def list_validated_systems(
 
 
 def _measure(
-    config: EvaluateStage, compared: list[Compared], validated: list[Compared], dataset: LatentDataset
+    config: EvaluateStage,
+    compared: list[Compared],
+    validated: list[Compared],
+    dataset: LatentDataset,
+    embedders: list[Embedder],
 ) -> dict[str, Any]:
-    torch.set_num_threads(config.cluster.torch_threads)
-    embedders = load_embedders(config.evaluate.embedders)
     reference = compared[0]
     models = [one for one in compared if one.system.role != "real"]
     rows = [

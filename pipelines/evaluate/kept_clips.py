@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from pipelines.evaluate.quality import Compared
 from pipelines.evaluate.rows import Prompts
 from presto_core.audio.loudness import choose_target, match_loudness
 from presto_core.diffusion.conditioning import key_name
+
+SLUG_LENGTH = 80  # file systems allow 255 bytes per name
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,12 @@ def keep_clips(compared: Sequence[Compared], *, count: int, rate_hz: int, seed: 
     kept = [(one, number, prompt) for one in compared for number, prompt in _number_clips(one, count)]
     measured = [(one.samples.clips["loudness_lufs"][n], one.samples.clips["peak"][n]) for one, n, _ in kept]
     target = choose_target([float(lufs) for lufs, _ in measured], [float(peak) for _, peak in measured])
+    slugs = make_slugs([one.system.name for one in compared])
     files: dict[str, bytes] = {}
     clips = []
     for one, number, prompt in kept:
         match = match_loudness(one.samples.audio[number], rate_hz=rate_hz, target_lufs=target)
-        stem = f"{make_slug(one.system.name)}-{prompt}"
+        stem = f"{slugs[one.system.name]}-{prompt}"
         audio, picture = f"audio/{stem}.wav", f"spectrograms/{stem}.png"
         files[audio] = encode_wav(match.audio, rate_hz)
         files[picture] = plots.plot_spectrogram(match.audio.mean(axis=0), rate_hz)
@@ -98,9 +102,19 @@ def _key_or_none(value: float) -> str | None:
     return key_name(int(value)) if np.isfinite(value) else None
 
 
-def make_slug(name: str) -> str:
-    """A system's name as part of a file's name."""
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name).strip("-") or "system"
+def make_slugs(names: Sequence[str]) -> dict[str, str]:
+    """Names of systems as parts of names of files: different for all, where case counts and where not."""
+    slugs: dict[str, str] = {}
+    for name in names:
+        stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in name)[:SLUG_LENGTH].strip("-") or "system"
+        taken = {slug.lower() for slug in slugs.values()}
+        slugs[name] = next(slug for slug in _iterate_slugs(stem) if slug.lower() not in taken)
+    return slugs
+
+
+def _iterate_slugs(stem: str) -> Iterator[str]:
+    yield stem
+    yield from (f"{stem}--{number}" for number in count(2))
 
 
 def encode_wav(samples: Array, rate_hz: int) -> bytes:

@@ -179,9 +179,7 @@ def plot_spectrogram(samples: Samples, rate_hz: int) -> bytes:
     shades = (255 * (levels_db[::-1] - low_db) / (high_db - low_db)).clip(0, 255).astype(np.uint8)
     palette = (255 * get_colormap("magma")(np.arange(256))[:, :3]).astype(np.uint8)
     # a picture with a palette: a quarter of the bytes of one with colours, and of the time to compress them
-    from PIL import Image  # comes with matplotlib
-
-    picture = Image.fromarray(shades, mode="L")
+    picture = import_extra("PIL.Image", "drawing spectrograms").fromarray(shades, mode="L")
     picture.putpalette(palette.tobytes())
     stream = io.BytesIO()
     picture.save(stream, format="PNG")

@@ -30,6 +30,7 @@ from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import read_bytes, write_bytes
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.schema import EvaluateStage
+from presto_core.errors import UserError
 from presto_core.metrics.embedders.embedder import prepare_audio
 from presto_core.metrics.embedders.table import load_embedders
 from presto_core.metrics.stereo import split_channels
@@ -59,7 +60,12 @@ class SystemSampler:
         audio = self._make_audio(system, start, count)
         rate_hz = self.models["teacher"].codec.sample_rate_hz
         num_kept = max(0, min(self.config.evaluate.save_audio - start, count))
-        arrays = self._embed(audio, rate_hz) | self._measure(audio, rate_hz)
+        try:
+            arrays = self._embed(audio, rate_hz) | self._measure(audio, rate_hz)
+        except UserError as error:
+            raise UserError(
+                f"clips {start} to {start + count - 1} of {system.name!r} cannot be measured: {error}"
+            ) from error
         arrays["audio"] = audio[:num_kept].numpy()
         return {"system": item["system"], "arrays": save({k: np.ascontiguousarray(v) for k, v in arrays.items()})}
 

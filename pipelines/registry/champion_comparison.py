@@ -60,8 +60,29 @@ def estimate_excess(
     Args:
         groups: groups of tracks that are left out in turn.
         confidence: probability mass of the two-sided interval.
-    """
 
+    Raises:
+        UserError: without a group, clips are of fewer than two tracks.
+    """
+    try:
+        return _estimate(mine, theirs, reference, ratio=ratio, groups=groups, confidence=confidence)
+    except ValueError as error:
+        tracks = [len(np.unique(one.groups)) for one in (mine, theirs, reference)]
+        raise UserError(
+            f"clips of candidate and champion are of {tracks[0]} and {tracks[1]} tracks, real music of {tracks[2]}: "
+            f"too few for an interval ({error}); evaluate with a larger evaluate.validation_samples, or on more tracks"
+        ) from None
+
+
+def _estimate(
+    mine: GroupedEmbeddings,
+    theirs: GroupedEmbeddings,
+    reference: GroupedEmbeddings,
+    *,
+    ratio: float,
+    groups: int,
+    confidence: float,
+) -> Excess:
     def excess(a: GroupedEmbeddings, b: GroupedEmbeddings, real: GroupedEmbeddings) -> float:
         return _mmd(a, real) - ratio * _mmd(b, real)
 

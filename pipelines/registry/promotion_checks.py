@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from typing import Any
 
+import numpy as np
+
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.champion_comparison import GroupedEmbeddings, estimate_excess, load_chosen_samples
 from pipelines.registry.maintenance import verify_version
@@ -125,18 +127,28 @@ def _load_samples_of_both(
     """Return embeddings of both versions and of real music, from one report or two comparable ones."""
     catalog = Catalog(client)
     report = _read_report(catalog, candidate)
+    both = f"inputs.generator={candidate.artifact_id} inputs.compared=[{champion.artifact_id}]"
+    fix = f"evaluate both: presto evaluate {both}"
     if champion.artifact_id in report.manifest["parents"].values():
         other = report
     else:
         other = _read_report(catalog, champion)
         if _comparison_key(other) != _comparison_key(report):
             raise UserError(
-                f"{candidate.label} and the champion were evaluated with different measures; evaluate both: "
-                f"presto evaluate inputs.generator={candidate.artifact_id} inputs.compared=[{champion.artifact_id}]"
+                f"{candidate.label} and the champion were evaluated with different measures "
+                f"({_describe_measure(report, candidate)}; {_describe_measure(other, champion)}); {fix}"
             )
     mine, reference = load_chosen_samples(report, candidate)
-    theirs, _ = load_chosen_samples(other, champion)
+    theirs, other_reference = load_chosen_samples(other, champion)
+    if not np.isin(other_reference.groups, reference.groups).any():
+        raise UserError(f"{candidate.label} and the champion were evaluated on different splits of the data set; {fix}")
     return mine, theirs, reference
+
+
+def _describe_measure(report: Artifact, version: Version) -> str:
+    """What the distances of a version depend on, to read."""
+    embedding = version.measurements.get("embedding", "unknown embedding")
+    return f"{embedding} on data set {report.manifest['parents']['dataset']}"
 
 
 def _read_report(catalog: Catalog, version: Version) -> Artifact:

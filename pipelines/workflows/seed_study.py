@@ -32,11 +32,13 @@ from presto_core.metrics.table import METRICS, Metric
 SHARED_STEPS, PER_SEED_STEPS = ("corpus", "ingest", "teacher"), ("ASE", "L", "S", "LS", "evaluate")
 STEPS = SHARED_STEPS + PER_SEED_STEPS
 FOLDER = Path(".presto/science")
-SPREAD_KEYS = (
-    "mmd", "precision", "recall", "density", "coverage", "fd", "sample_distance", "latency_ms", "total_ms",
-    "speed_up_end_to_end",
-)  # fmt: skip
-FLOOR_KEYS = ("mmd", "precision", "recall", "density", "coverage", "fd")
+QUALITY_KEYS = [
+    name
+    for name, metric in METRICS.items()
+    if metric.group == "quality" and (metric.column or metric.validated or metric.needs == "teacher")
+]
+COST_KEYS = [name for name, metric in METRICS.items() if metric.group == "cost" and metric.column and metric.better]
+SPREAD_KEYS = QUALITY_KEYS + COST_KEYS
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def summarize(reports: list[dict[str, Any]]) -> dict[str, Any]:
         "systems": [_summarize_system(rows) for rows in by_name.values()],
         "floor": {
             key: asdict(Spread.from_values([r["floor"][key] for r in reports]))
-            for key in FLOOR_KEYS
+            for key in QUALITY_KEYS
             if key in reports[0]["floor"]
         },
         "ratios": {
@@ -139,8 +141,9 @@ def _summarize_system(rows: Rows) -> dict[str, Any]:
 
 
 def _list_columns(result: dict[str, Any]) -> list[Metric]:
-    """The metrics of the table: those with a spread that every system has."""
-    return [METRICS[key] for key in SPREAD_KEYS if all(key in row for row in result["systems"])]
+    """The metrics of the table that every system has: the columns of evaluation, and the distance to the teacher."""
+    shown = [METRICS[key] for key in SPREAD_KEYS if METRICS[key].column or METRICS[key].needs == "teacher"]
+    return [metric for metric in shown if all(metric.name in row for row in result["systems"])]
 
 
 def _format_spread(metric: Metric, row: dict[str, Any]) -> str:

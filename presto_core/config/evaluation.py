@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +11,8 @@ from presto_core.config.sampling import BaseSampler, ScheduleConfig
 from presto_core.config.section import Count, Section
 
 EmbedderKind = Literal["musicnn", "clap", "vggish", "ast", "encodec", "dac", "mert"]
+FOLDER_NAME = re.compile(r"(?=.{1,80}$)\w([\w.\-: ]*\w)?")
+"""Names of systems that MLflow takes in those of parameters and metrics; without `/`, which divides keys of arrays."""
 
 
 class EmbedderConfig(Section):
@@ -48,7 +51,8 @@ class EvaluateConfig(Section):
     embedders: tuple[EmbedderConfig, ...] = Field((EmbedderConfig(),), min_length=1)
     """Embeddings that quality is measured on, e.g. [musicnn, clap=/models/clap]; tables show the first."""
     folders: dict[str, str] = Field(default_factory=dict)
-    """Further systems as folders of audio, e.g. {musicgen: /music/musicgen}: name -> path."""
+    """Further systems as folders of audio, e.g. {musicgen: /music/musicgen}: name -> path. A name has letters, digits,
+    spaces and any of _ - . :"""
     nearest_k: Count = 5
     """Neighbours of precision, recall, density and coverage (Naeem et al. 2020)."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
@@ -72,8 +76,11 @@ class EvaluateConfig(Section):
         labels = [(e.kind, e.path) for e in self.embedders]
         if len(set(labels)) < len(labels):
             raise ValueError("embedders names one embedder twice")
-        if bad := [name for name in self.folders if not name.strip()]:
-            raise ValueError(f"folders has a system with the empty name {bad[0]!r}")
+        if bad := [name for name in self.folders if not FOLDER_NAME.fullmatch(name)]:
+            raise ValueError(
+                f"folders has a system named {bad[0]!r}; use up to 80 letters, digits, spaces and any of _ - . : in "
+                "names, with a letter or digit first and last"
+            )
         return self
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 Embeddings = npt.NDArray[np.floating]
 Matrix = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.integer]
+Mask = npt.NDArray[np.bool_]
 Kernel = Callable[[Matrix, Matrix], Matrix]
 
 BLOCK = 2048

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from presto_core.metrics.distances import Embeddings, Labels
+    from presto_core.metrics.distances import Embeddings, Labels, Mask
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class EmbeddingSets:
         assert self.nearest_k is not None
         return prdc(generated=self.generated, reference=self.reference, k=self.nearest_k)
 
-    def select(self, *, generated: Labels | None = None, reference: Labels | None = None) -> EmbeddingSets:
+    def select(self, *, generated: Mask | None = None, reference: Mask | None = None) -> EmbeddingSets:
         """Only some rows of a set (booleans [N] or [M]); the teacher's rows follow the generated ones."""
         sets = self
         if generated is not None:

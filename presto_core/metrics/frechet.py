@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from presto_core.metrics.distances import Embeddings, Labels, Matrix, validate_pair
+from presto_core.metrics.distances import Embeddings, Labels, Mask, Matrix, validate_pair
 
 SHRINKAGES = (Fraction(1), Fraction(4, 3), Fraction(3, 2), Fraction(2), Fraction(3), Fraction(4))
 """Sizes that the distance is extrapolated from: the whole sets, and subsets of 1/shrinkage of their tracks."""
@@ -74,8 +74,8 @@ class Subset:
     """
 
     shrinkage: float
-    generated: Labels
-    reference: Labels
+    generated: Mask
+    reference: Mask
 
 
 def draw_subsets(
@@ -176,7 +176,7 @@ def _index_tracks(rows: int, groups: Labels | None) -> Labels:
     return indices if indices.max() + 1 >= MIN_ROWS_TO_EXTRAPOLATE else np.arange(rows)
 
 
-def _split_rows(tracks: Labels, shrinkage: Fraction, rng: np.random.Generator) -> list[Labels]:
+def _split_rows(tracks: Labels, shrinkage: Fraction, rng: np.random.Generator) -> list[Mask]:
     """Subsets as [N] booleans, each of all rows of 1/shrinkage of the tracks.
 
     The tracks are cut into as many parts as the numerator; a subset leaves one out (4/3, 3/2) or is one (2, 3, 4).

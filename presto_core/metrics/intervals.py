@@ -15,11 +15,10 @@ import numpy as np
 from presto_core.metrics.distances import Labels, Matrix
 from presto_core.metrics.embedding_sets import EmbeddingSets
 from presto_core.metrics.replicates import Folds, Replicates, deal_tracks, replicate_metrics
+from presto_core.metrics.table import METRICS, Metric
 
 MIN_TRACKS = 4
 """With fewer tracks, a set gives no intervals."""
-_SHARE_OF = {"precision": "generated", "recall": "reference", "coverage": "reference"}
-"""Metrics that are shares of the rows of a set."""
 
 
 def estimate_intervals(
@@ -42,7 +41,7 @@ def estimate_intervals(
     if explain_missing_intervals(sets):
         return {}
     replicates = replicate_metrics(sets, Folds.of(sets, groups), names)
-    return {name: _find_interval(name, found, sets, confidence) for name, found in replicates.items()}
+    return {name: _find_interval(METRICS[name], found, sets, confidence) for name, found in replicates.items()}
 
 
 def explain_missing_intervals(sets: EmbeddingSets) -> str:
@@ -92,29 +91,29 @@ class _Scale:
     backward: Callable[[Matrix], Matrix]
 
 
-def _choose_scale(name: str, sets: EmbeddingSets) -> _Scale:
-    if name in _SHARE_OF:  # log odds; half a track more on both sides keeps 0 and 1 finite
-        n = count_tracks(sets, _SHARE_OF[name])
+def _choose_scale(metric: Metric, sets: EmbeddingSets) -> _Scale:
+    if metric.share_of:  # log odds; half a track more on both sides keeps 0 and 1 finite
+        n = count_tracks(sets, metric.share_of)
         return _Scale(
             lambda p: np.log((p * n + 0.5) / (n * (1 - p) + 0.5)),
             lambda z: np.clip(((n + 1) / (1 + np.exp(-z)) - 0.5) / n, 0, 1),
         )
-    if name == "density":  # logarithm; one neighbour more keeps 0 finite
+    if metric.counts_neighbors:  # logarithm; one neighbour more keeps 0 finite
         least = 1 / (count_tracks(sets, "generated") * (sets.nearest_k or 1))
         return _Scale(lambda x: np.log(x + least), lambda z: np.maximum(np.exp(z) - least, 0))
-    return _Scale(lambda x: x, lambda z: np.maximum(z, 0) if name == "fd" else z)
+    return _Scale(lambda x: x, lambda z: np.maximum(z, metric.least))
 
 
-def _find_interval(name: str, found: Replicates, sets: EmbeddingSets, confidence: float) -> tuple[float, float]:
-    scale = _choose_scale(name, sets)
+def _find_interval(metric: Metric, found: Replicates, sets: EmbeddingSets, confidence: float) -> tuple[float, float]:
+    scale = _choose_scale(metric, sets)
     value, generated, reference = (
         scale.forward(np.asarray(values, dtype=np.float64))
         for values in (found.value, found.generated, found.reference)
     )
     half = jackknife_half_width(generated, reference, confidence=confidence)
     low, high = (float(end) for end in scale.backward(value + half * np.array([-1.0, 1.0])))
-    if name in _SHARE_OF and found.value in (0.0, 1.0):
+    if metric.share_of and found.value in (0.0, 1.0):
         # none or all: the jackknife sees no variation. A share p of n tracks is 0 with probability (1 - p)^n
-        margin = 1 - (1 - confidence) ** (1 / count_tracks(sets, _SHARE_OF[name]))
+        margin = 1 - (1 - confidence) ** (1 / count_tracks(sets, metric.share_of))
         low, high = max(0.0, min(low, found.value - margin)), min(1.0, max(high, found.value + margin))
     return low, high

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from presto_core.metrics.distances import Embeddings, Labels, Matrix, iterate_blocks, squared_distances, validate_pair
+from presto_core.metrics.distances import (
+    Embeddings,
+    Labels,
+    Mask,
+    Matrix,
+    iterate_blocks,
+    squared_distances,
+    validate_pair,
+)
 
 
 def prdc(*, generated: Embeddings, reference: Embeddings, k: int) -> dict[str, float]:
@@ -64,9 +72,9 @@ class Neighbors:
 
     k: int
     balls_around: Labels
-    is_covered: Labels
-    is_reached: Labels
-    is_reached_without: Labels
+    is_covered: Mask
+    is_reached: Mask
+    is_reached_without: Mask
     generated_folds: Labels
     reference_folds: Labels
 

@@ -20,8 +20,6 @@ from presto_core.metrics.frechet import (
 from presto_core.metrics.prdc import find_neighbors
 from presto_core.metrics.table import METRICS
 
-NEIGHBOR_METRICS = ("precision", "recall", "density", "coverage")
-
 
 @dataclass(frozen=True)
 class Folds:
@@ -71,11 +69,9 @@ def replicate_metrics(sets: EmbeddingSets, folds: Folds, names: Iterable[str]) -
     """Metric -> replicates, for each computed metric among `names` that the sets allow, whole and without a fold."""
     wanted = [name for name in names if name in METRICS and METRICS[name].fits(sets)]
     replicates: dict[str, Replicates] = {}
-    for family, function in _FAMILIES.items():
-        if set(family) & set(wanted):
-            replicates |= function(sets, folds)
-    special = {name for family in _FAMILIES for name in family}
-    replicates |= {name: _replicate_plainly(sets, folds, name) for name in wanted if name not in special}
+    for family in {METRICS[name].family for name in wanted} - {""}:
+        replicates |= FAMILIES[family](sets, folds)
+    replicates |= {name: _replicate_plainly(sets, folds, name) for name in wanted if not METRICS[name].family}
     return {name: replicates[name] for name in wanted if name in replicates}
 
 
@@ -112,7 +108,7 @@ def _replicate_neighbor_metrics(sets: EmbeddingSets, folds: Folds) -> dict[str, 
     over_reference = [found.measure(without_reference=fold) for fold in range(folds.counts[1])]
     return {
         name: Replicates(value[name], tuple(v[name] for v in over_generated), tuple(v[name] for v in over_reference))
-        for name in NEIGHBOR_METRICS
+        for name in value
     }
 
 
@@ -161,8 +157,9 @@ def _count_fewest_rows(folds: Folds) -> int:
     return min(len(side) - int(np.bincount(side).max()) for side in (folds.generated, folds.reference))
 
 
-_FAMILIES: dict[tuple[str, ...], Callable[[EmbeddingSets, Folds], dict[str, Replicates]]] = {
-    ("mmd",): _replicate_mmd,
-    NEIGHBOR_METRICS: _replicate_neighbor_metrics,
-    ("fd", "fd_inf"): _replicate_frechet,
+FAMILIES: dict[str, Callable[[EmbeddingSets, Folds], dict[str, Replicates]]] = {
+    "kernel": _replicate_mmd,
+    "neighbors": _replicate_neighbor_metrics,
+    "frechet": _replicate_frechet,
 }
+"""Family of metrics -> the function that computes all of it at once."""

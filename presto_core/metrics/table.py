@@ -6,63 +6,12 @@ validation, sweeps, registry tags and search read the table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 from presto_core.metrics.embedding_sets import EmbeddingSets as EmbeddingSets
 from presto_core.metrics.embedding_sets import compute_fd, compute_fd_inf, compute_mmd, compute_sample_distance
-
-MetricGroup = Literal["quality", "prompt", "audio", "cost"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One row.
-
-    Attributes:
-        name: in reports, validations, sweeps, search and Python.
-        title: of its column.
-        better: which direction is better, if any is.
-        format: of its value times `scale`.
-        compute: its value for two sets of embeddings; None if the evaluation measures it on the model or its clips.
-        needs: what the sets must hold beside `generated` and `reference`.
-        min_rows: fewest rows of each set that it is computed for.
-        group: section of pages and docs.
-        column: whether the terminal's tables show it; pages show all.
-        headline: whether validation, search and promotion rank by it; one metric is.
-        validated: whether validations during training report it, so that sweeps can rank by it.
-        registry_name: of its tag on a registered version; empty if it is not recorded.
-        former_names: in reports and sweeps that exist.
-    """
-
-    name: str
-    title: str
-    description: str
-    better: Literal["lower", "higher", ""] = "lower"
-    format: str = ".2f"
-    scale: float = 1.0
-    suffix: str = ""
-    compute: Callable[[EmbeddingSets], float] | None = None
-    needs: Literal["", "teacher", "nearest_k"] = ""
-    min_rows: int = 2
-    group: MetricGroup = "quality"
-    column: bool = True
-    headline: bool = False
-    validated: bool = False
-    registry_name: str = ""
-    former_names: tuple[str, ...] = ()
-
-    def format_value(self, value: float) -> str:
-        """The value as tables show it."""
-        return f"{value * self.scale:{self.format}}{self.suffix}"
-
-    def fits(self, sets: EmbeddingSets) -> bool:
-        """Whether it can be computed from these sets."""
-        has_needs = not self.needs or getattr(sets, self.needs) is not None
-        # sets smaller than two rows are refused by the metric itself
-        return self.compute is not None and has_needs and (self.min_rows <= 2 or sets.fewest_rows >= self.min_rows)
-
+from presto_core.metrics.metric import Metric as Metric
 
 ROWS = (
     Metric(
@@ -74,31 +23,36 @@ ROWS = (
     ),
     Metric(
         "mmd", "MMD x 1000", "squared maximum mean discrepancy (RBF) to real music, unbiased; ranks systems",
-        format=".1f", scale=1e3, compute=compute_mmd, headline=True, validated=True, registry_name="mmd",
+        format=".1f", scale=1e3, compute=compute_mmd, family="kernel", headline=True, validated=True,
+        registry_name="mmd",
     ),
     Metric(
         "precision", "precision", "share of clips inside the real distribution", better="higher",
-        compute=lambda sets: sets.prdc["precision"], needs="nearest_k", registry_name="precision",
+        compute=lambda sets: sets.prdc["precision"], needs="nearest_k", family="neighbors", share_of="generated",
+        registry_name="precision",
     ),
     Metric(
         "recall", "recall", "share of real music inside the generated distribution", better="higher",
-        compute=lambda sets: sets.prdc["recall"], needs="nearest_k", registry_name="recall",
+        compute=lambda sets: sets.prdc["recall"], needs="nearest_k", family="neighbors", share_of="reference",
+        registry_name="recall",
     ),
     Metric(
         "density", "density", "fidelity by nearest neighbors (Naeem et al. 2020)", better="higher",
-        compute=lambda sets: sets.prdc["density"], needs="nearest_k", registry_name="density",
+        compute=lambda sets: sets.prdc["density"], needs="nearest_k", family="neighbors", counts_neighbors=True,
+        registry_name="density",
     ),
     Metric(
         "coverage", "coverage", "diversity by nearest neighbors (Naeem et al. 2020)", better="higher",
-        compute=lambda sets: sets.prdc["coverage"], needs="nearest_k", registry_name="coverage",
+        compute=lambda sets: sets.prdc["coverage"], needs="nearest_k", family="neighbors", share_of="reference",
+        registry_name="coverage",
     ),
     Metric(
-        "fd", "FD", "Fréchet distance to real music; biased upward for few clips", compute=compute_fd, column=False,
-        validated=True, registry_name="fd",
+        "fd", "FD", "Fréchet distance to real music; biased upward for few clips", compute=compute_fd,
+        family="frechet", least=0.0, column=False, validated=True, registry_name="fd",
     ),
     Metric(
         "fd_inf", "FD∞", "Fréchet distance to real music, extrapolated to infinitely many clips",
-        compute=compute_fd_inf, min_rows=4, registry_name="fd_inf",
+        compute=compute_fd_inf, min_rows=4, family="frechet", registry_name="fd_inf",
     ),
     Metric(
         "sample_distance", "to teacher",

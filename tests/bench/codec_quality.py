@@ -1,4 +1,4 @@
-"""What the embedded codec keeps of music it was not fitted to, decoder by decoder, and at which speed; draws spectrograms.
+"""What the embedded codec keeps of music it was not fitted to, by decoder, and at which speed; draws spectrograms.
 
 `OMP_NUM_THREADS=1 python -m tests.bench.codec_quality <corpus folder> [--images docs/images]`
 """

@@ -42,9 +42,9 @@ def _measure_task(task: str, rows: int, threads: int) -> tuple[float, float, flo
         "FD∞": compute_fd_inf,
     }
     rng = np.random.default_rng(0)
-    values = [rng.standard_normal((rows, DIM), dtype=np.float32) for _ in range(2)]
+    generated, reference = (rng.standard_normal((rows, DIM), dtype=np.float32) for _ in range(2))
     tracks = np.arange(rows) // TRACK_ROWS
-    sets = EmbeddingSets(*values, nearest_k=5, generated_groups=tracks, reference_groups=tracks + rows)
+    sets = EmbeddingSets(generated, reference, nearest_k=5, generated_groups=tracks, reference_groups=tracks + rows)
     with threadpool_limits(threads):
         began, processors_began = time.perf_counter(), time.process_time()
         for name, compute in parts.items():

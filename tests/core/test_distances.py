@@ -202,7 +202,8 @@ def test_sample_distance_is_0_for_the_same_clips_and_1_for_unrelated_ones() -> N
         sample_distance(generated=draw_tracks(50, 2, 5, seed=s)[0] + 2, teacher=teacher[:100], groups=tracks[:100])
         for s in range(1, 60)
     ]
-    assert np.mean(unrelated) == pytest.approx(1, abs=3 * np.std(unrelated) / math.sqrt(len(unrelated)))
+    error = float(np.std(unrelated)) / math.sqrt(len(unrelated))
+    assert np.mean(unrelated) == pytest.approx(1, abs=3 * error)
 
 
 def test_sample_distance_divides_by_the_mean_over_pairs_of_different_tracks() -> None:
@@ -216,7 +217,7 @@ def test_clips_that_do_not_pair_are_refused() -> None:
     with pytest.raises(ValueError, match="4 generated embeddings do not pair with 5 of the teacher's"):
         sample_distance(generated=draws(4, 2), teacher=draws(5, 2))
     with pytest.raises(ValueError, match="of one track"):
-        sample_distance(generated=draws(4, 2), teacher=draws(4, 2), groups=np.zeros(4))
+        sample_distance(generated=draws(4, 2), teacher=draws(4, 2), groups=np.zeros(4, dtype=int))
 
 
 # --- health

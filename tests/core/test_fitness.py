@@ -36,8 +36,8 @@ def direction() -> Matrix:
 
 
 def test_metrics_that_rank_growing_damage_and_do_not_reward_shrinking_are_fit(real, direction) -> None:
-    damaged = {name: make_sets(real + size * direction) for name, size in (("codec", 2), ("noise", 4), ("shuffle", 7))}
-    found = check_fitness(real=make_sets(real), **damaged)
+    codec, noise, shuffle = (make_sets(real + size * direction) for size in (2, 4, 7))
+    found = check_fitness(real=make_sets(real), codec=codec, noise=noise, shuffle=shuffle)
     assert found["mmd"].fit
     assert found["fd_inf"].fit
     assert found["recall"].fit
@@ -75,7 +75,7 @@ def test_an_order_that_is_turned_around_is_named(real, direction) -> None:
 def test_a_difference_within_chance_fails_nothing_and_is_listed(real) -> None:
     """Other tracks of the same distribution, so that one is better by chance."""
     other = make_sets(draw_tracks(TRACKS, 2, DIM, seed=50)[0])
-    other = replace(other, generated_groups=other.generated_groups + 1000)
+    other = replace(other, generated_groups=np.asarray(other.generated_groups) + 1000)
     for first, second in ((make_sets(real), other), (other, make_sets(real))):
         found = check_fitness(real=first, codec=second)
         assert found["mmd"].fit

@@ -98,7 +98,7 @@ def test_extrapolation_finds_the_distance_of_the_gaussians_that_the_plain_one_ov
         extrapolated.append(frechet_distance_infinity(generated=a, reference=b))
     expected = true_distance(m1, c1, m2, c2)
     error = float(np.std(extrapolated) / math.sqrt(len(extrapolated)))
-    bias = np.mean(plain) - expected
+    bias = float(np.mean(plain)) - expected
     assert bias > 3 * error
     # what is left is the bias of second order, 1/n^2
     assert np.mean(extrapolated) == pytest.approx(expected, abs=3 * error + 0.1 * bias)

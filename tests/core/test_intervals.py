@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from presto_core.metrics import replicates
-from presto_core.metrics.distances import median_squared_distance, squared_distances
+from presto_core.metrics.distances import Labels, median_squared_distance, squared_distances
 from presto_core.metrics.embedding_sets import EmbeddingSets
 from presto_core.metrics.intervals import (
     assign_groups,
@@ -17,7 +16,7 @@ from presto_core.metrics.intervals import (
     explain_missing_intervals,
     jackknife_half_width,
 )
-from presto_core.metrics.replicates import Folds, deal_tracks, replicate_metrics
+from presto_core.metrics.replicates import FAMILIES, Folds, deal_tracks, replicate_metrics
 from presto_core.metrics.table import METRICS, measure_quality
 from tests.core.test_distances import Matrix, draw_tracks, draws
 
@@ -31,16 +30,29 @@ def draw_sets(seed: int, *, shift: float, tracks: int = 60, dim: int = 4) -> Emb
     return EmbeddingSets(a + shift, b, nearest_k=5, generated_groups=tracks_a, reference_groups=tracks_b + 10**6)
 
 
+def compute(name: str, sets: EmbeddingSets) -> float:
+    """The metric by its own function."""
+    function = METRICS[name].compute
+    assert function
+    return function(sets)
+
+
+def compare_tracks(groups: Labels | None) -> Matrix:
+    """[N, N] whether two rows are of different tracks."""
+    assert groups is not None
+    return np.asarray(groups[:, None] != groups[None])
+
+
 # over 10 s on a busy machine: coverage is a share of many independent evaluations
 def test_intervals_cover_the_expectation_of_every_metric_as_often_as_they_promise() -> None:
     shift = 0.7
     values = [measure_quality(draw_sets(seed, shift=shift)) for seed in range(1000, 1200)]
     expected = {name: np.mean([v[name] for v in values]) for name in NAMES}
-    hits = dict.fromkeys(NAMES, 0)
+    hits: dict[str, int] = dict.fromkeys(NAMES, 0)
     for seed in range(SIMULATED):
         found = estimate_intervals(draw_sets(seed, shift=shift), NAMES, groups=20, confidence=0.95)
         for name, (low, high) in found.items():
-            hits[name] += low <= expected[name] <= high
+            hits[name] += bool(low <= expected[name] <= high)
     rates = {name: count / SIMULATED for name, count in hits.items()}
     assert all(0.9 <= rate <= 1 for rate in rates.values()), rates
     # and are not merely wide
@@ -54,7 +66,7 @@ def test_replicates_equal_the_metric_without_the_rows_of_a_fold(side: str) -> No
     found = replicate_metrics(sets, folds, ("fd", "precision", "recall", "density", "coverage"))
     for fold in range(6):
         without = sets.select(**{side: getattr(folds, side) != fold})
-        expected = {name: METRICS[name].compute(without) for name in found}
+        expected = {name: compute(name, without) for name in found}
         assert {name: getattr(one, side)[fold] for name, one in found.items()} == pytest.approx(expected)
     assert {name: one.value for name, one in found.items()} == pytest.approx(
         {name: measure_quality(sets)[name] for name in found}
@@ -66,14 +78,14 @@ def test_replicates_of_mmd_keep_the_bandwidth_of_the_whole_reference() -> None:
     folds = Folds.of(sets, 4)
     found = replicate_metrics(sets, folds, ["mmd"])["mmd"]
     assert found.value == pytest.approx(measure_quality(sets)["mmd"])
-    bandwidth = median_squared_distance(sets.reference)
+    bandwidth = median_squared_distance(np.asarray(sets.reference, dtype=np.float64))
     kept = sets.select(reference=folds.reference != 2)
 
     def mean(x: Matrix, y: Matrix, pairs: Matrix) -> float:
         return float(np.exp(-squared_distances(x, y) / bandwidth)[pairs].mean())
 
     a, b = kept.generated, kept.reference
-    other_a, other_b = (g[:, None] != g[None] for g in (kept.generated_groups, kept.reference_groups))
+    other_a, other_b = (compare_tracks(groups) for groups in (kept.generated_groups, kept.reference_groups))
     everything = np.ones((len(a), len(b)), dtype=bool)
     expected = mean(a, a, other_a) + mean(b, b, other_b) - 2 * mean(a, b, everything)
     assert found.reference[2] == pytest.approx(expected, rel=1e-9)
@@ -91,7 +103,7 @@ def test_a_metric_without_a_fast_way_is_computed_again() -> None:
     sets = replace(sets, teacher=sets.generated + draws(24, 4, seed=9), teacher_groups=sets.generated_groups)
     folds = Folds.of(sets, 4)
     found = replicate_metrics(sets, folds, ["sample_distance"])["sample_distance"]
-    assert found.generated[1] == METRICS["sample_distance"].compute(sets.select(generated=folds.generated != 1))
+    assert found.generated[1] == compute("sample_distance", sets.select(generated=folds.generated != 1))
     assert set(found.reference) == {found.value}
     low, high = estimate_intervals(sets, ["sample_distance"], groups=4, confidence=0.9)["sample_distance"]
     assert low < found.value < high
@@ -172,4 +184,10 @@ def test_every_metric_that_is_computed_gets_an_interval() -> None:
     found = estimate_intervals(sets, [*METRICS, "unknown"], groups=5, confidence=0.95)
     assert list(found) == computed
     assert all(np.isfinite(ends).all() for ends in found.values())
-    assert set(replicates.NEIGHBOR_METRICS) <= set(computed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_the_metrics_that_are_computed_together(family: str) -> None:
+    sets = draw_sets(0, shift=0.5)
+    members = {name for name, metric in METRICS.items() if metric.family == family}
+    assert FAMILIES[family](sets, Folds.of(sets, 5)).keys() == members

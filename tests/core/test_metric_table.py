@@ -100,12 +100,13 @@ def test_metrics_know_which_rows_are_of_one_track() -> None:
     grouped = EmbeddingSets(
         GENERATED, REFERENCE, TEACHER, generated_groups=tracks, reference_groups=tracks + 10, teacher_groups=tracks
     )
-    groups = {"generated_groups": tracks, "reference_groups": tracks + 10}
     assert measure_quality(grouped) == {
         "fd": frechet_distance(generated=GENERATED, reference=REFERENCE),
-        "fd_inf": frechet_distance_infinity(generated=GENERATED, reference=REFERENCE, **groups),
+        "fd_inf": frechet_distance_infinity(
+            generated=GENERATED, reference=REFERENCE, generated_groups=tracks, reference_groups=tracks + 10
+        ),
         "sample_distance": sample_distance(generated=GENERATED, teacher=TEACHER, groups=tracks),
-        "mmd": mmd(generated=GENERATED, reference=REFERENCE, **groups),
+        "mmd": mmd(generated=GENERATED, reference=REFERENCE, generated_groups=tracks, reference_groups=tracks + 10),
     }
 
 

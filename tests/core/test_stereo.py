@@ -29,7 +29,6 @@ def test_mono_is_evaluated_as_it_is_and_stereo_as_mid_and_side() -> None:
     assert torch.equal(torch.stack(list(parts.values()), dim=1), to_mid_side(stereo))
 
 
-
 @pytest.mark.parametrize("shape", [(2, 3, 10), (2, 10), (2, 0, 10)])
 def test_other_channel_counts_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"mono or stereo"):

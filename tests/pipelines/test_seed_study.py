@@ -74,6 +74,19 @@ def test_spread_is_mean_and_sample_std():
     assert Spread.from_values([1.0, 2.0]).std == pytest.approx(math.sqrt(0.5))
 
 
+def test_the_spread_has_both_frechet_distances_and_the_table_shows_the_unbiased_one():
+    reports = [report(5.0), report(6.0)]
+    for system in (system for one in reports for system in one["systems"]):
+        system.update(fd=8.0, fd_inf=2.0, precision=0.4)
+    result = summarize(reports)
+    assert {"fd", "fd_inf", "mmd", "precision", "sample_distance", "latency_ms"} <= result["systems"][0].keys()
+    header = to_markdown(result).splitlines()[0]
+    assert header == (
+        "| system, mean of 2 | NFE | blocks/clip | MMD x 1000 | precision | FD∞ | to teacher | ms/clip | total ms | "
+        "speed-up |"
+    )
+
+
 @pytest.mark.parametrize(
     ("student", "met"),
     [(4.0, ("met", "met", "missed")), (8.0, ("met", "missed", "met")), (11.0, ("missed", "missed", "met"))],

@@ -25,9 +25,9 @@ def sweep_definition() -> dict[str, Any]:
     return make_definition(make_plan(ARGS), "run")
 
 
-def record(name: str, fd: float, settings: dict[str, Any], **more: Any) -> TrialRecord:
+def record(name: str, mmd: float, settings: dict[str, Any], **more: Any) -> TrialRecord:
     """Return a record of `updates` updates (4 by default) at the same distance."""
-    row = {"fd": fd, "mmd": fd / 100, "blocks_run": more.pop("blocks_run", 24.0), "latency_ms": 1.0}
+    row = {"fd": 100 * mmd, "mmd": mmd, "blocks_run": more.pop("blocks_run", 24.0), "latency_ms": 1.0}
     rows = {update: dict(row) for update in range(1, more.pop("updates", 4) + 1)}
     steps = 6 * len(rows)
     return TrialRecord(name, settings, state=more.pop("state", FINISHED), rows=rows, steps=steps, full_steps=24, **more)
@@ -109,11 +109,11 @@ def test_nothing_on_the_front_is_beaten_in_both(sweep_definition):
     rng = random.Random(1)
     found = [record(f"r{i}", rng.random(), {NU: i / 10}, blocks_run=float(rng.randint(10, 24))) for i in range(30)]
     front = set(analyze(sweep_definition, found, [])["pareto"])
-    points = {r.run_id: (r.last_value("fd"), r.last_value("blocks_run")) for r in found}
+    points = {r.run_id: (r.last_value("mmd"), r.last_value("blocks_run")) for r in found}
 
     def is_dominated(name: str) -> bool:
-        fd, blocks = points[name]
-        return any(f <= fd and b <= blocks and (f, b) != (fd, blocks) for f, b in points.values())
+        mmd, blocks = points[name]
+        return any(m <= mmd and b <= blocks and (m, b) != (mmd, blocks) for m, b in points.values())
 
     assert front == {name for name in points if not is_dominated(name)}
 

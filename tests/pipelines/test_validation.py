@@ -150,7 +150,7 @@ def test_what_cannot_be_validated_is_refused(dataset: str, workdir: Path):
         UserError, match=r"clips of 0\.37 s are shorter than the 3 s that validation\.embedding=musicnn"
     ):
         check_validatable(ValidationConfig(), open_dataset(dataset))
-    with pytest.raises(UserError, match="holds out 1 rows; validation needs two"):
+    with pytest.raises(UserError, match="has 1 validation rows; validation needs two"):
         check_validatable(SETTINGS, make_dataset(str(workdir / "few"), held_out_rows=1))
     with pytest.raises(ConfigError, match="keep=best"):
         steps_config("store", dataset, "x", **{"validation.keep": "best"})
