@@ -127,17 +127,17 @@ MISSING = {
             "evaluate.run_stage = lambda name, config, execute, **options: execute(None)\nevaluate.run(None)"
         ),
         "plots",
-        "matplotlib",
+        "matplotlib, pillow",
     ),
     "demo, before anything starts": (
         "from pipelines.workflows import demo\ndemo.run('demo', [], local=True)",
         "plots",
-        "matplotlib",
+        "matplotlib, pillow",
     ),
     "study, before anything starts": (
         "from pipelines.workflows import seed_study\nseed_study.run('science', [], seeds=1, local=True)",
         "plots",
-        "matplotlib",
+        "matplotlib, pillow",
     ),
 }
 
