@@ -35,6 +35,8 @@ app = typer.Typer(
         "\n\n"
         "[bold]corpus build → ingest → train-teacher → distill-layers, distill-steps → evaluate → registry promote → "
         "generate[/bold]\n\n"
+        "[bold]presto report[/bold] shows an evaluation to listen and compare; [bold]presto listening-test[/bold] makes a "
+        "blind test of its clips.\n\n"
         "Every stage takes a preset (demo, laptop, paper, or a YAML file) and overrides such as "
         "[bold]steps.p_dmd.kind=karras[/bold]; [bold]--dry-run[/bold] shows what would run. "
         "[bold]--on http://head:8265[/bold] submits it to a Ray cluster. [bold]presto demo[/bold] runs the whole flow; "

@@ -64,12 +64,12 @@ def show(version: VersionName, settings: RegistryArgs = None, as_json: AsJson = 
 @app.command()
 @add_dry_run
 def search(
-    args: Annotated[list[str], typer.Argument(metavar='"FILTER" [KEY=VALUE]...', help="fd < 3 and method = LS")],
+    args: Annotated[list[str], typer.Argument(metavar='"FILTER" [KEY=VALUE]...', help="mmd < 0.1 and method = LS")],
     order: Annotated[str, typer.Option(help="Number to sort by, smallest first; default: newest first.")] = "",
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """Find versions: "fd < 3 and latency_ms < 250 and parent = 0123456789abcdef and steps.p_gen.kind = karras".
+    """Find versions: "mmd < 0.1 and latency_ms < 250 and parent = 0123456789abcdef and steps.p_gen.kind = karras".
 
     Numbers: fd, fd_to_teacher, mmd, density, coverage, latency_ms, nfe, blocks_run, speed_up, rows, hours. Texts:
     method, kind, stage, id, run_id, content, parent, licence, embedding, hardware, name; any setting by its dotted key;

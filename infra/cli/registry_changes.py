@@ -107,7 +107,7 @@ def promote(
     args: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PRESET] [KEY=VALUE]...", help="Thresholds: promote.max_fd=..., ...", show_default=False
+            metavar="[PRESET] [KEY=VALUE]...", help="Thresholds: promote.max_mmd=..., ...", show_default=False
         ),
     ] = None,
     why: Why = "",

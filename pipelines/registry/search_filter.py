@@ -1,4 +1,4 @@
-"""Parses search filters such as `fd < 3 and latency_ms < 250`, and translates them into MLflow's filter language."""
+"""Parses search filters such as `mmd < 0.1 and latency_ms < 250`, and translates them into MLflow's filter language."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _SUBSTRING_FIELDS = (
     "embedding",
 )
 _CLAUSE = re.compile(r"""\s*([\w.]+)\s*(<=|>=|!=|==|=|<|>|~)\s*("[^"]*"|'[^']*'|[^\s"'<>=!~]+)\s*""")
-_EXAMPLE = 'write, for example, "fd < 3 and latency_ms < 250"'
+_EXAMPLE = 'write, for example, "mmd < 0.1 and latency_ms < 250"'
 
 
 @dataclass(frozen=True)
 class Clause:
-    """One comparison: `fd < 3`."""
+    """One comparison: `mmd < 0.1`."""
 
     field: str
     operator: str

@@ -38,7 +38,7 @@ def run(config: EvaluateStage) -> Artifact:
     """Compare the teacher with its distilled models; an existing report is reused.
 
     Raises:
-        UserError: an artifact is unknown or of other latents, nothing is held out, or the cluster is too small.
+        UserError: an artifact is unknown or of other latents, a split is empty, or the cluster is too small.
     """
 
     def execute(ctx: StageContext) -> None:

@@ -86,7 +86,7 @@ ROWS = (
     ),
     Stage(
         EvaluateStage, "pipelines.stages.evaluate", ("evaluate",),
-        "Compare teacher, generator and inputs.compared=[...] on held-out music: distances, latency, sounds, plots.",
+        "Compare teacher, generator and inputs.compared=[...] on the test split: quality, latency, sounds, plots.",
         workers="data", writes_run=True,
     ),
     Stage(

@@ -11,7 +11,7 @@ class PromoteConfig(Section):
     max_mmd: Positive | None = None
     """Largest MMD to music of the validation split; empty sets no limit."""
     max_fd: Positive | None = None
-    """Largest Fréchet distance to held-out music; empty sets no limit."""
+    """Largest Fréchet distance to real music; empty sets no limit."""
     max_mmd_ratio: Positive | None = 1.1
     """Largest multiple of the champion's MMD, at the upper end of the confidence interval; empty sets no limit."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
