@@ -59,7 +59,7 @@ def print_table(result: dict[str, Any]) -> None:
     console.print(table)
     width = max(console.width, 80)
     console.print(textwrap.fill(format_table_notes(result), width), markup=False, highlight=False)
-    for note in result["notes"]:
+    for note in [*result["notes"], *list_unfit_metrics(result)]:
         console.print(textwrap.fill(f"note: {note}", width), style="yellow", markup=False, highlight=False)
 
 
@@ -71,7 +71,7 @@ def format_table_notes(result: dict[str, Any]) -> str:
         "bold: each model's best by the validation split; " if any("chosen" in r for r in result["systems"]) else ""
     )
     unfit = list_unfit_columns(result)
-    unfit_text = f"*: does not pass its fitness test on this music ({', '.join(unfit)}); " if unfit else ""
+    unfit_text = f"*: does not pass its fitness test on this music ({', '.join(unfit)}), see below; " if unfit else ""
     return (
         f"{chosen}{unfit_text}{columns}. "
         f"Distances on {result['embedding']['name']} ({result['embedding']['digest'][:12]}), {counts['generated']} "
@@ -80,6 +80,16 @@ def format_table_notes(result: dict[str, Any]) -> str:
         f"{result['clip_seconds']:.1f} s clip on {hardware['device']}, {hardware['threads']} thread(s). "
         f"Seed {result['seed']}. ± is half of the {result.get('confidence', 0.95):.0%} interval over tracks."
     )
+
+
+def list_unfit_metrics(result: Mapping[str, Any]) -> list[str]:
+    """One line per metric that fails its fitness test on the first embedding, with the values that show it."""
+    fitness = result.get("fitness", {}).get(result["embedding"]["name"], {})
+    return [
+        f"{METRICS[name].title} is not fit for this music: {verdict['reason']}"
+        for name, verdict in fitness.items()
+        if name in METRICS and not verdict["fit"]
+    ]
 
 
 def list_unfit_columns(result: Mapping[str, Any]) -> list[str]:

@@ -118,15 +118,24 @@ def list_notes(result: dict[str, Any], listening: ListeningTable, tables: list[R
 def list_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     """What the numbers depend on, as pairs of name and value."""
     hardware, counts = read_mapping(result, "hardware"), read_mapping(result, "embeddings")
-    facts = [("hardware", ", ".join(f"{key}: {hardware[key]}" for key in hardware))]
+    parts = {name: part for name, part in read_mapping(hardware, "parts").items() if isinstance(part, dict)}
+    facts = [("hardware", _format_hardware({key: value for key, value in hardware.items() if key != "parts"}))]
+    if any(part != parts["network"] for part in parts.values() if "network" in parts):
+        facts += [(f"hardware, {name}", _format_hardware(part)) for name, part in parts.items()]
     facts += [(f"embeddings, {name}", str(count)) for name, count in counts.items()]
     for embedder in read_rows(result, "embedders") or [read_mapping(result, "embedding")]:
         size = f", {read_text(embedder, 'dim')} dimensions" if "dim" in embedder else ""
         facts.append(("embedder", f"{read_text(embedder, 'name')} {read_text(embedder, 'digest')}{size}"))
-    names = {"decoder_digest": "decoder", "sample_rate_hz": "sample rate, Hz", "target_lufs": "clips play at, LUFS"}
+    names = {"decoder_digest": "decoder", "sample_rate_hz": "sample rate, Hz"}
     facts += [(title, read_text(result, key)) for key, title in names.items()]
+    level = read_number(result, "target_lufs")
+    facts += [] if level is None else [("clips play at", f"{level:.1f} LUFS")]
     facts += [(f"made from, {role}", str(parent)) for role, parent in read_mapping(result, "parents").items()]
     return [(name, value) for name, value in facts if value.strip()]
+
+
+def _format_hardware(hardware: dict[str, Any]) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in hardware.items())
 
 
 def _rename(row: dict[str, Any]) -> dict[str, Any]:
