@@ -35,8 +35,8 @@ app = typer.Typer(
         "\n\n"
         "[bold]corpus build → ingest → train-teacher → distill-layers, distill-steps → evaluate → registry promote → "
         "generate[/bold]\n\n"
-        "[bold]presto report[/bold] shows an evaluation to listen and compare; [bold]presto listening-test[/bold] makes a "
-        "blind test of its clips.\n\n"
+        "[bold]presto report[/bold] shows an evaluation to listen and compare; [bold]presto listening-test[/bold] "
+        "makes a blind test of its clips.\n\n"
         "Every stage takes a preset (demo, laptop, paper, or a YAML file) and overrides such as "
         "[bold]steps.p_dmd.kind=karras[/bold]; [bold]--dry-run[/bold] shows what would run. "
         "[bold]--on http://head:8265[/bold] submits it to a Ray cluster. [bold]presto demo[/bold] runs the whole flow; "
@@ -84,6 +84,11 @@ def main() -> None:
         _fail(str(error), 2)
     except UserError as error:
         _fail(str(error), 1)
+    except SystemExit as stop:
+        # Typer turns Ctrl-C into this status, without a message
+        if isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
+            _fail("interrupted; re-run the same command to resume", 130)
+        raise
     except KeyboardInterrupt:
         _fail("interrupted; re-run the same command to resume", 130)
     except OSError as error:

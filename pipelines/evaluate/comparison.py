@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pipelines.console import progress_bar
 from pipelines.data.dataset import LatentDataset, open_dataset
 from pipelines.evaluate.checks import check_captions, check_counts, check_names, count_patches
 from pipelines.evaluate.folder_systems import make_folder_prompts, make_folder_system, read_folders
@@ -147,15 +148,16 @@ def _measure(
 ) -> dict[str, Any]:
     reference = compared[0]
     models = [one for one in compared if one.system.role != "real"]
-    rows = [
-        measure_row(one, reference, None if one.system.role == "folder" else models[0], embedders, config.evaluate)
-        for one in models
-    ]
-    controls = [
-        measure_row(one, reference, None, embedders, config.evaluate)
-        for one in compared[1:]
-        if one.system.role == "real"
-    ]
+    others = [one for one in compared[1:] if one.system.role == "real"]
+    rows, controls = [], []
+    with progress_bar("evaluate: metrics", len(models) + len(others)) as bar:
+        for one in models:
+            teacher = None if one.system.role == "folder" else models[0]
+            rows.append(measure_row(one, reference, teacher, embedders, config.evaluate))
+            bar.update(len(rows), one.system.name)
+        for one in others:
+            controls.append(measure_row(one, reference, None, embedders, config.evaluate))
+            bar.update(len(rows) + len(controls), one.system.name)
     for row, one in zip(rows, validated[1:]):
         row["validation"] = measure_validation(one, validated[0])
     choose_systems(rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +12,25 @@ from pipelines.data.dataset import LatentDataset
 from pipelines.evaluate.folders import FolderClips, read_folder_system
 from pipelines.evaluate.rows import Prompts, cycle, read_prompts
 from pipelines.evaluate.systems import EvaluatedSystem
+from pipelines.ingest.sources import read_tracks
+from pipelines.storage.filesystem import absolute_uri, open_folder
 from presto_core.audio.load_codec import load_codec
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.diffusion.conditioning import UNKNOWN_KEY
+
+
+def fingerprint_folders(config: EvaluateConfig) -> dict[str, str]:
+    """Name -> hash of the files' names, sizes, times and captions: other audio under the same path is another report.
+
+    Raises:
+        UserError: a folder or its manifest cannot be read.
+    """
+    fingerprints = {}
+    for name, path in config.folders.items():
+        tracks = sorted(read_tracks(open_folder(absolute_uri(path)), ""), key=lambda track: track.file)
+        files = json.dumps([[track.file, track.stamp, track.caption] for track in tracks])
+        fingerprints[f"folder {name}"] = hashlib.sha256(files.encode()).hexdigest()
+    return fingerprints
 
 
 def read_folders(config: EvaluateConfig, dataset: LatentDataset) -> dict[str, FolderClips]:
@@ -50,6 +68,7 @@ def _sort_by_prompt(clips: FolderClips) -> FolderClips:
         names=tuple(clips.names[i] for i in order),
         captions=tuple(clips.captions[i] for i in order),
         prompts=tuple(clips.prompts[i] for i in order),
+        digests=tuple(clips.digests[i] for i in order),
     )
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.evaluate.folder_notes import (
+    ClipFormat,
+    ScannedClip,
+    describe_conversions,
+    describe_files,
+    describe_prompts,
+    list_some,
+)
 from pipelines.evaluate.folder_prompts import captions_from_names, match_prompts
 from pipelines.ingest.manifests import SourceError
 from pipelines.ingest.sidecars import read_metadata
@@ -20,18 +27,7 @@ from presto_core.audio.chunks import AudioError, decode_blocks, iter_windows
 from presto_core.audio.decoders import open_sound
 from presto_core.errors import UserError
 
-NAMED_IN_NOTES = 3  # skipped files that a note names; it counts the others
-
 Clip = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class ClipFormat:
-    """What all clips of a report have in common: samples per clip, sample rate and channels."""
-
-    length: int
-    rate_hz: int
-    channels: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +42,7 @@ class FolderClips:
         prompts: number of the evaluation's prompt that the caption matches, or None.
         skipped: file -> why it is not used.
         notes: messages for the report: what was skipped, cut, converted or is missing, with numbers.
+        digests: sha256 of each file's content.
     """
 
     name: str
@@ -56,6 +53,7 @@ class FolderClips:
     prompts: tuple[int | None, ...]
     skipped: dict[str, str]
     notes: tuple[str, ...]
+    digests: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -80,15 +78,6 @@ class FolderClips:
                 f"evaluate.folders.{self.name}: {name} in {self.uri} has changed during the evaluation: {error}; "
                 "re-run it when the folder is complete"
             ) from None
-
-
-@dataclass(frozen=True)
-class _ScannedClip:
-    track: Track
-    caption: str
-    digest: str
-    rate_hz: int
-    channels: int
 
 
 def read_folder_system(
@@ -128,16 +117,16 @@ def read_folder_system(
         raise type(error)(f"evaluate.folders.{name}: {error}") from None
     if not clips:
         raise SourceError(
-            f"evaluate.folders.{name}: none of {len(skipped)} files in {source.uri} is usable: {_list_some(skipped)}; "
+            f"evaluate.folders.{name}: none of {len(skipped)} files in {source.uri} is usable: {list_some(skipped)}; "
             f"name a folder with audio of at least {seconds:g} s"
         )
     clips.sort(key=lambda clip: clip.track.path)
     captions = [clip.caption for clip in clips]
     matches = match_prompts(captions, prompts)
     notes = [
-        *_note_files(len(clips), skipped, files=len(tracks), count=count),
-        *_note_conversions(clips, clip_format),
-        *_note_prompts(matches, prompts),
+        *describe_files(len(clips), skipped, files=len(tracks), count=count),
+        *describe_conversions(clips, clip_format),
+        *describe_prompts(matches, prompts),
     ]
     return FolderClips(
         name,
@@ -148,6 +137,7 @@ def read_folder_system(
         tuple(matches),
         skipped,
         tuple(f"{name}: {note}" for note in notes),
+        tuple(clip.digest for clip in clips),
     )
 
 
@@ -176,9 +166,9 @@ def _sort_matching_first(tracks: list[Track], prompts: Sequence[str]) -> list[Tr
 
 def _scan_tracks(
     source: Folder, tracks: Iterable[Track], clip_format: ClipFormat, *, count: int | None
-) -> tuple[list[_ScannedClip], dict[str, str]]:
+) -> tuple[list[ScannedClip], dict[str, str]]:
     """Decode tracks until `count` are usable; return those, and file -> reason of the others."""
-    clips: list[_ScannedClip] = []
+    clips: list[ScannedClip] = []
     skipped: dict[str, str] = {}
     for track in tracks:
         if len(clips) == count:
@@ -190,12 +180,12 @@ def _scan_tracks(
     return clips, skipped
 
 
-def _scan_track(source: Folder, track: Track, clip_format: ClipFormat) -> _ScannedClip:
+def _scan_track(source: Folder, track: Track, clip_format: ClipFormat) -> ScannedClip:
     with open_source_file(source, track.path) as file:
         with open_sound(file.stream) as sound:
             rate_hz, channels = sound.sample_rate_hz, sound.channels
         decode_clip(file, clip_format)
-        return _ScannedClip(track, _read_caption(source, track, file), file.digest, rate_hz, channels)
+        return ScannedClip(track, _read_caption(source, track, file), file.digest, rate_hz, channels)
 
 
 def _read_caption(source: Folder, track: Track, file: SourceFile) -> str:
@@ -207,44 +197,3 @@ def _read_caption(source: Folder, track: Track, file: SourceFile) -> str:
     except ValueError as error:
         raise AudioError(str(error)) from None
     return str(metadata["caption"]) if metadata["caption_source"] == "sidecar" else track.caption
-
-
-def _note_files(used: int, skipped: dict[str, str], *, files: int, count: int | None) -> list[str]:
-    notes = []
-    if skipped:
-        notes.append(f"{len(skipped)} of {used + len(skipped)} files are skipped: {_list_some(skipped)}")
-    if (left_out := files - used - len(skipped)) > 0:
-        notes.append(f"{used} files are used as in other systems, {left_out} more are left out")
-    if count is not None and used < count:
-        notes.append(f"has {used} clips where other systems have {count}, so its metrics are less certain")
-    return notes
-
-
-def _note_conversions(clips: list[_ScannedClip], clip_format: ClipFormat) -> list[str]:
-    """Describe stored formats that lose or lack something in the report's, and files of equal content."""
-    notes = []
-    low_rates = sorted({clip.rate_hz for clip in clips if clip.rate_hz < clip_format.rate_hz})
-    if low_rates:
-        num_low = sum(clip.rate_hz < clip_format.rate_hz for clip in clips)
-        rates = ", ".join(map(str, low_rates))
-        notes.append(f"{num_low} of {len(clips)} files have {rates} Hz, below the report's {clip_format.rate_hz} Hz")
-    if num_mixed := sum(clip.channels > clip_format.channels for clip in clips):
-        notes.append(f"{num_mixed} of {len(clips)} files are mixed to {clip_format.channels} channel(s)")
-    if num_mono := sum(clip.channels < clip_format.channels for clip in clips):
-        notes.append(f"{num_mono} of {len(clips)} files are mono, copied to both channels")
-    if num_copies := sum(Counter(clip.digest for clip in clips).values()) - len({clip.digest for clip in clips}):
-        notes.append(f"{num_copies} of {len(clips)} files have the same content as another one; all are used")
-    return notes
-
-
-def _note_prompts(matches: list[int | None], prompts: Sequence[str]) -> list[str]:
-    num_other = matches.count(None)
-    if not prompts or not num_other:
-        return []
-    return [f"{num_other} of {len(matches)} clips have a prompt that the evaluation does not have"]
-
-
-def _list_some(skipped: dict[str, str]) -> str:
-    named = [f"{file} ({reason})" for file, reason in list(skipped.items())[:NAMED_IN_NOTES]]
-    more = len(skipped) - len(named)
-    return ", ".join(named) + (f", and {more} more" if more else "")

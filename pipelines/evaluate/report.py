@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -14,12 +14,16 @@ from pipelines.console import make_console
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.store import read_file
+from presto_core.metrics.metric import Metric
 from presto_core.metrics.table import METRICS, headline_metric, rename_former
 
 REPORT_FILE = "report.json"
 
 COLUMNS = [metric for metric in METRICS.values() if metric.column]
 """The metrics that tables show, behind the system's name."""
+WIDE = 112  # columns of text that all of them need
+NARROW_COLUMNS = [m for m in COLUMNS if (m.group == "quality" and m.name != "fd_inf") or m.name == "total_ms"]
+"""Those of a narrower terminal: the headline, fidelity and diversity, and time."""
 FORMER_ROLES = {"base": "teacher", "student": "generator"}
 FORMER_SPLIT_NOTE = "this report was made before data sets had a test split: the rows it reports may also have chosen"
 
@@ -49,27 +53,30 @@ def print_table(result: dict[str, Any]) -> None:
     """The results table on standard output, then what it means, then warnings."""
     console = make_console()
     table = Table(title=f"quality on the {result['split']} split, and speed", collapse_padding=True)
+    columns = NARROW_COLUMNS if console.is_terminal and console.width < WIDE else COLUMNS
     table.add_column("system")
-    for metric in COLUMNS:
-        table.add_column(metric.title, justify="right")
+    for metric in columns:
+        table.add_column(metric.title, justify="right", overflow="fold")
     for row in result["systems"]:
         style = "bold" if row.get("chosen") else ""
-        table.add_row(escape(row["name"]), *_format_row(row, result), style=style)
-    table.add_row("real music", *_format_row(result["floor"], result), style="dim")
+        table.add_row(escape(row["name"]), *_format_row(row, result, columns), style=style)
+    table.add_row("real music", *_format_row(result["floor"], result, columns), style="dim")
     console.print(table)
+    if len(columns) < len(COLUMNS):
+        left_out = ", ".join(metric.title for metric in COLUMNS if metric not in columns)
+        console.print(f"not shown below {WIDE} columns: {left_out}", style="dim", markup=False, highlight=False)
     width = max(console.width, 80)
-    console.print(textwrap.fill(format_table_notes(result), width), markup=False, highlight=False)
+    console.print(textwrap.fill(format_table_notes(result, columns), width), markup=False, highlight=False)
     for note in [*result["notes"], *list_unfit_metrics(result)]:
         console.print(textwrap.fill(f"note: {note}", width), style="yellow", markup=False, highlight=False)
 
 
-def format_table_notes(result: dict[str, Any]) -> str:
+def format_table_notes(result: dict[str, Any], shown: Sequence[Metric] = COLUMNS) -> str:
     """What the numbers mean, in a few lines."""
     hardware, counts = result["hardware"], result["embeddings"]
-    columns = "; ".join(f"{metric.title}: {metric.description}" for metric in COLUMNS)
-    chosen = (
-        "bold: each model's best by the validation split; " if any("chosen" in r for r in result["systems"]) else ""
-    )
+    columns = "; ".join(f"{metric.title}: {metric.description}" for metric in shown)
+    was_validated = any(row.get("validation") for row in result["systems"])
+    chosen = "bold: each model's best by the validation split; " if was_validated else ""
     unfit = list_unfit_columns(result)
     unfit_text = f"*: does not pass its fitness test on this music ({', '.join(unfit)}), see below; " if unfit else ""
     return (
@@ -98,12 +105,12 @@ def list_unfit_columns(result: Mapping[str, Any]) -> list[str]:
     return [metric.title for metric in COLUMNS if not fitness.get(metric.name, {"fit": True})["fit"]]
 
 
-def _format_row(values: dict[str, Any], result: dict[str, Any]) -> list[str]:
+def _format_row(values: dict[str, Any], result: dict[str, Any], columns: Sequence[Metric] = COLUMNS) -> list[str]:
     """Cells behind the name: empty where a metric does not apply, as sampling to real music."""
     unfit = list_unfit_columns(result)
     return [
         _format_cell(metric.name, values) + ("*" if metric.title in unfit else "") if metric.name in values else ""
-        for metric in COLUMNS
+        for metric in columns
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import groupby
@@ -176,7 +176,7 @@ def sample_systems(
     Args:
         folders: clips of the systems that are folders of audio, by name.
     """
-    pending = [s for s in systems if not scratch.exists(_partial_file_name(s))]
+    pending = [s for s in systems if not scratch.exists(partial_file_name(s, folders))]
     if len(pending) < len(systems):
         console.print(f"evaluate: {len(systems) - len(pending)} of {len(systems)} systems are sampled already")
     if pending:
@@ -191,8 +191,9 @@ def sample_systems(
         with bars as bar, ray_session(config.cluster, **needs):
             rows = _report_progress(map_items(items, SystemSampler, config.cluster, config, uris, folders), bar)
             for system_json, parts in groupby(rows, key=lambda row: row["system"]):
-                _store_samples(scratch, EvaluatedSystem(**json.loads(system_json)), list(parts))
-    return {system: _load_samples(scratch, system) for system in systems}
+                file = partial_file_name(EvaluatedSystem(**json.loads(system_json)), folders)
+                _store_samples(scratch, file, list(parts))
+    return {system: _load_samples(scratch, partial_file_name(system, folders)) for system in systems}
 
 
 def count_clips(system: EvaluatedSystem, config: EvaluateConfig, dataset: LatentDataset) -> int:
@@ -217,15 +218,19 @@ def _report_progress(rows: Iterator[dict[str, Any]], bar: Bar) -> Iterator[dict[
         yield row
 
 
-def _partial_file_name(system: EvaluatedSystem) -> str:
-    return f"{hashlib.sha256(json.dumps(asdict(system)).encode()).hexdigest()[:16]}.safetensors"
+def partial_file_name(system: EvaluatedSystem, folders: Mapping[str, FolderClips]) -> str:
+    """Where the samples of a system are kept; those of a folder whose files have changed are made again."""
+    key = json.dumps(asdict(system))
+    if system.role == "folder":
+        key += json.dumps([folders[system.label].names, folders[system.label].digests])
+    return f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
 
 
-def _store_samples(scratch: Folder, system: EvaluatedSystem, parts: list[dict[str, Any]]) -> None:
+def _store_samples(scratch: Folder, file: str, parts: list[dict[str, Any]]) -> None:
     batches = [load(part["arrays"]) for part in parts]
     arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    write_bytes(scratch, _partial_file_name(system), save(arrays))
+    write_bytes(scratch, file, save(arrays))
 
 
-def _load_samples(scratch: Folder, system: EvaluatedSystem) -> SystemSamples:
-    return SystemSamples(load(read_bytes(scratch, _partial_file_name(system))))
+def _load_samples(scratch: Folder, file: str) -> SystemSamples:
+    return SystemSamples(load(read_bytes(scratch, file)))

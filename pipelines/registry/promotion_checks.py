@@ -147,8 +147,8 @@ def _load_samples_of_both(
 
 def _describe_measure(report: Artifact, version: Version) -> str:
     """What the distances of a version depend on, to read."""
-    embedding = version.measurements.get("embedding", "unknown embedding")
-    return f"{embedding} on data set {report.manifest['parents']['dataset']}"
+    name, _, digest = str(version.measurements.get("embedding", "an embedding unknown")).rpartition(" ")
+    return f"{name} {digest[:12]} on data set {report.manifest['parents']['dataset']}"
 
 
 def _read_report(catalog: Catalog, version: Version) -> Artifact:

@@ -12,6 +12,7 @@ from safetensors.numpy import save
 from pipelines.console import console
 from pipelines.evaluate import plots, report
 from pipelines.evaluate.comparison import Comparison, compare_systems
+from pipelines.evaluate.folder_systems import fingerprint_folders
 from pipelines.evaluate.kept_clips import encode_prompts, keep_clips
 from pipelines.evaluate.latency import describe_parts, measure_hidden_variance, measure_latency_and_blocks
 from pipelines.evaluate.page.fetch import fetch_report
@@ -49,6 +50,7 @@ def run(config: EvaluateStage) -> Artifact:
         uris = {"dataset": ctx.parents["dataset"].uri} | {role: artifact.uri for role, artifact in models.items()}
         systems = list_compared_systems(config.evaluate, models)
         comparison = compare_systems(config, systems, uris, ctx.scratch)
+        console.print(f"evaluate: timing clips of {len(systems)} systems")
         result = comparison.result | _measure_models(config, comparison, uris, ctx)
         _add_costs(result)
         _commit(config, result, comparison, ctx)
@@ -56,7 +58,8 @@ def run(config: EvaluateStage) -> Artifact:
             values = {f"{row['label']}/{k}": row[k] for k in list_validation_metrics() if k in row}
             ctx.run.log(row["nfe"], values)
 
-    artifact = run_stage("evaluate", config, execute, register_as=REPORT)
+    inputs = fingerprint_folders(config.evaluate)
+    artifact = run_stage("evaluate", config, execute, register_as=REPORT, inputs=inputs)
     folder = fetch_report(artifact)
     result = report.read_report(artifact)
     report.print_table(result)

@@ -170,7 +170,9 @@ def test_no_value_and_no_heading_is_cut(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_metric_that_is_unfit_is_marked_in_its_column_and_named(capsys: pytest.CaptureFixture[str]) -> None:
-    fitness = {"musicnn-mtt-penultimate": {"fd_inf": {"fit": False, "reason": "noise (1) is better"}, "mmd": {"fit": True}}}
+    fitness = {
+        "musicnn-mtt-penultimate": {"fd_inf": {"fit": False, "reason": "noise (1) is better"}, "mmd": {"fit": True}}
+    }
     report.print_table(result_of(system("S 4"), fitness=fitness))
     printed = capsys.readouterr().out
     assert "7.50*" in printed
