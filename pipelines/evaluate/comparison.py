@@ -31,7 +31,6 @@ from presto_core.metrics.embedders.table import load_embedders
 from presto_core.metrics.embedding_sets import EmbeddingSets
 from presto_core.metrics.fitness import check_fitness
 from presto_core.metrics.report_warnings import list_warnings
-from presto_core.metrics.table import headline_metric
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def _measure(
             bar.update(len(rows) + len(controls), one.system.name)
     for row, one in zip(rows, validated[1:]):
         row["validation"] = measure_validation(one, validated[0])
-    choose_systems(rows)
+    choose_systems(rows, has_test_split=dataset.test_split == "test")
     reference_clips = reference.samples.embeddings()
     result = {
         "systems": rows,
@@ -208,8 +207,4 @@ def _check_fitness(compared: list[Compared], embedders: list[Embedder], nearest_
 def _collect_notes(result: dict[str, Any], dataset: LatentDataset) -> list[str]:
     """Warnings that stand below the table."""
     notes = [dataset.test_split_note] if dataset.test_split_note else []
-    headline = headline_metric()
-    verdict = result["fitness"][result["embedding"]["name"]].get(headline.name, {"fit": True})
-    if not verdict["fit"]:
-        notes.append(f"{headline.title} is not fit for this music, do not rank by it: {verdict['reason']}")
     return notes + list_warnings(result)

@@ -153,23 +153,27 @@ def _measure(name: str, sets: EmbeddingSets) -> dict[str, float]:
 
 
 def measure_validation(one: Compared, reference: Compared) -> dict[str, float]:
-    """The headline metric on the validation split, by which a model's sampler and number of steps are chosen."""
-    metric = headline_metric()
-    assert metric.compute
-    return {metric.name: metric.compute(make_sets(one, reference, None))}
+    """Distances on the validation split: they choose a model's sampler and number of steps, and promotion reads them."""
+    return measure_quality(make_sets(one, reference, None), validated_only=True)
 
 
-def choose_systems(rows: list[dict[str, Any]]) -> None:
-    """Mark each model's best row by validation, or its first where nothing was validated: `chosen`."""
-    metric = headline_metric()
+def choose_systems(rows: list[dict[str, Any]], *, has_test_split: bool = True) -> None:
+    """Mark one row of each model: `chosen`.
+
+    The lowest headline metric on the validation split; without validation clips, the first row; of a data set without
+    a test split, whose rows choose anyway, the lowest reported one.
+    """
+    name = headline_metric().name
+
+    def rank(row: Mapping[str, Any]) -> float:
+        if name in row.get("validation", {}):
+            return float(row["validation"][name])
+        return 0.0 if has_test_split else float(row[name])
+
     best: dict[str, dict[str, Any]] = {}
     for row in rows:
         current = best.setdefault(row["model"], row)
-        if _validation_key(row, metric.name) < _validation_key(current, metric.name):
+        if rank(row) < rank(current):
             best[row["model"]] = row
     for row in rows:
         row["chosen"] = best[row["model"]] is row
-
-
-def _validation_key(row: Mapping[str, Any], metric: str) -> float:
-    return float(row.get("validation", {}).get(metric, 0.0))

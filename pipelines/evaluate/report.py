@@ -58,9 +58,9 @@ def print_table(result: dict[str, Any]) -> None:
     for metric in columns:
         table.add_column(metric.title, justify="right", overflow="fold")
     for row in result["systems"]:
-        style = "bold" if row.get("chosen") else ""
+        style = "bold" if row.get("chosen") and row.get("validation") else ""
         table.add_row(escape(row["name"]), *_format_row(row, result, columns), style=style)
-    table.add_row("real music", *_format_row(result["floor"], result, columns), style="dim")
+    table.add_row(result["floor"].get("name", "real music"), *_format_row(result["floor"], result, columns), style="dim")
     console.print(table)
     if len(columns) < len(COLUMNS):
         left_out = ", ".join(metric.title for metric in COLUMNS if metric not in columns)
@@ -78,12 +78,12 @@ def format_table_notes(result: dict[str, Any], shown: Sequence[Metric] = COLUMNS
     was_validated = any(row.get("validation") for row in result["systems"])
     chosen = "bold: each model's best by the validation split; " if was_validated else ""
     unfit = list_unfit_columns(result)
-    unfit_text = f"*: does not pass its fitness test on this music ({', '.join(unfit)}), see below; " if unfit else ""
+    unfit_text = f"†: does not pass its fitness test on this music ({', '.join(unfit)}), see below; " if unfit else ""
     return (
         f"{chosen}{unfit_text}{columns}. "
         f"Distances on {result['embedding']['name']} ({result['embedding']['digest'][:12]}), {counts['generated']} "
         f"patches of {result['samples']} clips against {counts['reference']} of real music, all decoded by "
-        f"{result['decoder_digest'][:12]}; real music: clips of the training split, the floor. Time of a "
+        f"{result['decoder_digest'][:12]}; real music, train: clips of the training split, the floor. Time of a "
         f"{result['clip_seconds']:.1f} s clip on {hardware['device']}, {hardware['threads']} thread(s). "
         f"Seed {result['seed']}. ± is half of the {result.get('confidence', 0.95):.0%} interval over tracks."
     )
@@ -109,7 +109,7 @@ def _format_row(values: dict[str, Any], result: dict[str, Any], columns: Sequenc
     """Cells behind the name: empty where a metric does not apply, as sampling to real music."""
     unfit = list_unfit_columns(result)
     return [
-        _format_cell(metric.name, values) + ("*" if metric.title in unfit else "") if metric.name in values else ""
+        _format_cell(metric.name, values) + ("†" if metric.title in unfit else "") if metric.name in values else ""
         for metric in columns
     ]
 

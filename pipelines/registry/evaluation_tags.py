@@ -13,6 +13,7 @@ from presto_core.artifacts.manifest import Artifact
 from presto_core.metrics.table import METRICS
 
 EMBEDDINGS = "embeddings.safetensors"
+VALIDATION = "validation_"  # before the names of numbers on the validation split, which promotion reads
 FORMER_SPLIT = "held_out"  # that reports without a split are of
 
 
@@ -40,6 +41,7 @@ def record_measurements(client: Any, report: Artifact, result: dict[str, Any]) -
     for version in versions:
         row = best[version.artifact_id]
         numbers = {m.registry_name: float(row[m.name]) for m in METRICS.values() if m.registry_name and m.name in row}
+        numbers |= {f"{VALIDATION}{name}": float(value) for name, value in row.get("validation", {}).items()}
         hardware, embedding = result["hardware"], result["embedding"]
         texts = {
             "system": str(row["name"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -89,15 +88,19 @@ def _check_health(client: Any, candidate: Version, limits: PromoteConfig) -> Pro
 
 
 def _check_quality(candidate: Version, limits: PromoteConfig) -> PromotionCheck:
-    found = candidate.measurements
-    if "mmd" not in found and "fd" not in found:
-        return PromotionCheck("quality", False, "not evaluated", "run presto evaluate on it")
+    """Compare distances on the validation split with their limits; of former evaluations, those that they have."""
+    measured = candidate.measurements
     bounds = {"mmd": limits.max_mmd, "fd": limits.max_fd}
+    found = {name: measured.get(f"validation_{name}", measured.get(name)) for name in bounds}
+    if all(value is None for value in found.values()):
+        return PromotionCheck("quality", False, "not evaluated", "run presto evaluate on it")
     limited = {METRICS[name]: limit for name, limit in bounds.items() if limit is not None}
-    passed = all(found.get(metric.name, math.inf) <= limit for metric, limit in limited.items())
+    values = {metric: found[metric.name] for metric in limited}
+    passed = all(value is not None and value <= limited[metric] for metric, value in values.items())
     wanted = " and ".join(f"{metric.title} ≤ {metric.format_value(limit)}" for metric, limit in limited.items())
-    values = [f"{METRICS[name].title} {METRICS[name].format_value(found[name])}" for name in bounds if name in found]
-    return PromotionCheck("quality", passed, f"{', '.join(values)} ({found.get('system', '')})", wanted or "any")
+    texts = [f"{METRICS[name].title} {METRICS[name].format_value(v)}" for name, v in found.items() if v is not None]
+    split = "validation split" if "validation_mmd" in measured else str(measured.get("split", "held-out music"))
+    return PromotionCheck("quality", passed, f"{', '.join(texts)} on {split}", wanted or "any")
 
 
 def _compare_with_champion(
@@ -116,7 +119,7 @@ def _compare_with_champion(
     )
     found = (
         f"MMD x 1000: {excess.mine * 1e3:.1f}, {excess.theirs * 1e3:.1f} of {champion.name}@v{champion.number}; "
-        f"exceeds {ratio or 1:g} x its by at most {excess.high * 1e3:.1f} ({limits.confidence:.0%})"
+        f"exceeds {ratio or 1:g} x the champion's by at most {excess.high * 1e3:.1f} ({limits.confidence:.0%})"
     )
     return PromotionCheck(name, ratio is None or excess.high <= 0, found, wanted)
 

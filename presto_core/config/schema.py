@@ -99,8 +99,9 @@ class EvaluateStage(StageConfig):
         return super().references() | {f"compared_{i}": r for i, r in enumerate(self.inputs.compared)}
 
     def derive_values(self) -> dict[str, Any]:
+        clips = self.evaluate.num_samples + self.evaluate.validation_samples
         nfe = sum(b.nfe for b in self.evaluate.base) + sum(self.evaluate.student_steps)
-        return {"network_evaluations_of_base_and_one_student": nfe * self.evaluate.num_samples}
+        return {"network_evaluations_of_teacher_and_one_generator": nfe * clips}
 
 
 class SweepStage(StageConfig):

@@ -103,6 +103,12 @@ def test_each_models_row_is_chosen_by_validation_and_never_by_test() -> None:
     assert [r["name"] for r in rows if r["chosen"]] == ["S 4", "LS 1", "their system"]
 
 
+def test_without_a_test_split_the_lowest_reported_row_is_chosen() -> None:
+    rows = [row("LS 1", "ls", mmd=0.3), row("LS 4", "ls", mmd=0.2)]
+    choose_systems(rows, has_test_split=False)
+    assert [r["name"] for r in rows if r["chosen"]] == ["LS 4"]
+
+
 # --- settings
 
 
@@ -147,7 +153,7 @@ def system(name: str, **values: Any) -> dict[str, Any]:
 
 
 def test_the_table_has_every_row_the_headline_with_its_interval_and_the_notes(capsys: pytest.CaptureFixture[str]):
-    first = system("teacher dpmpp_2m 40 w=2", intervals={"mmd": [0.0473, 0.0673]}, chosen=True)
+    first = system("teacher dpmpp_2m 40 w=2", intervals={"mmd": [0.0473, 0.0673]}, chosen=True, validation={"mmd": 0.06})
     report.print_table(result_of(first, system("S 4", chosen=False), notes=["too few [clips] to rank"]))
     printed = " ".join(capsys.readouterr().out.split())
     assert "57.3 ±10.0" in printed
@@ -175,8 +181,8 @@ def test_a_metric_that_is_unfit_is_marked_in_its_column_and_named(capsys: pytest
     }
     report.print_table(result_of(system("S 4"), fitness=fitness))
     printed = capsys.readouterr().out
-    assert "7.50*" in printed
-    assert "57.3*" not in printed
+    assert "7.50†" in printed
+    assert "57.3†" not in printed
     assert "fitness test" in " ".join(printed.split())
     assert "FD∞ is not fit for this music: noise (1) is better" in printed
 

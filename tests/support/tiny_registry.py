@@ -60,7 +60,8 @@ class TinyRegistry:
             name = f"S {number}"
             arrays |= make_arrays(name, clips + off + 0.05 * rng.standard_normal(clips.shape))
             systems.append(
-                {"name": name, "model": f"compared_{number}", "fd": 6 * off**2, "mmd": off / 4, "chosen": True}
+                {"name": name, "model": f"compared_{number}", "fd": 6 * off**2, "mmd": off / 4, "chosen": True,
+                 "validation": {"fd": 6 * off**2, "mmd": off / 4}}
                 | {"density": 1.0, "coverage": 0.9, "nfe": 4, "blocks_run": 12, "latency_ms": 20, "speed_up": 9.0}
             )  # fmt: skip
         result = {

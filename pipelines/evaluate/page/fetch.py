@@ -20,7 +20,7 @@ from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.store import read_file
 
 REPORTS = HOME / "reports"
-SHOWN_TYPES = (".json", ".wav", ".png")
+SHOWN_TYPES = (".json", ".jsonl", ".wav", ".png")
 """Types of file that a page shows. HTML that an older report holds is never copied: anyone may have written it."""
 REPORT_ID_TAG = "report"
 
