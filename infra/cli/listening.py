@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.cli.options import AsJson, Preview, RegistryArgs, add_dry_run
+from infra.cli.report import ReportName, find_stored_report
 
 if TYPE_CHECKING:
     from pipelines.evaluate.listening.build import ListeningTest
@@ -27,22 +28,30 @@ app = typer.Typer(
 
 @app.command()
 def build(
-    report: Annotated[str, typer.Argument(metavar="REPORT", help="A report's folder, id or registry name.")],
+    report: ReportName,
     settings: RegistryArgs = None,
     kind: Annotated[
         str, typer.Option(help="pairs: A/B preference; mushra: ratings beside a hidden reference and a low anchor.")
     ] = "pairs",
     systems: Annotated[
         list[str] | None,
-        typer.Option(help="Systems to compare, e.g. 'LS 4, teacher 40'; default: each model's chosen one and folders."),
+        typer.Option(
+            help="Systems to compare, e.g. 'teacher dpmpp_2m 40, S 4, LS 4'; default: each model's best by validation, "
+            "and folders."
+        ),
     ] = None,
     reference: Annotated[str, typer.Option(help="The system that is the reference; default: real music.")] = "",
     question: Annotated[
-        list[str] | None, typer.Option(help="pairs: quality or prompt; repeat to put both. Default: quality.")
+        list[str] | None,
+        typer.Option(help="pairs: quality or prompt; repeat the option to ask both. Default: quality."),
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Most prompts.")] = 8,
-    repeats: Annotated[int, typer.Option(min=0, help="pairs: trials that come twice, sides swapped.")] = 4,
-    catches: Annotated[int, typer.Option(min=0, help="pairs: trials with a known answer; at least 5 to check.")] = 8,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Number of prompts at most; default: as many as the report has, up to 8.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=0, help="pairs: trials shown twice, sides swapped.")] = 4,
+    catches: Annotated[
+        int, typer.Option(min=0, help="pairs: trials against a low-pass copy, to screen raters; 5 or more.")
+    ] = 8,
     title: Annotated[str, typer.Option(help="Heading that raters see; name no system in it.")] = "Listening test",
     out: Annotated[Path, typer.Option(help="The page; its key is written beside it.")] = Path("listening-test.html"),
     seed: Annotated[int, typer.Option(help="Seed of ids and orders: same report and seed, same page.")] = 0,
@@ -71,15 +80,17 @@ def build(
 def score(
     files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Answers, one file per rater.")],
     key: Annotated[
-        Path | None, typer.Option(help="Key file; default: the only *.key.json beside the answers or in this folder.")
+        Path | None,
+        typer.Option(help="Key file; default: the *.key.json of this test beside the answers or in this folder."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Screen the raters, and print preferences (Bradley-Terry) or mean ratings (MUSHRA) with 95 % intervals."""
-    from pipelines.evaluate.listening.answers import find_key, read_key
+    from pipelines.evaluate.listening.answers import find_key, parse_answers, read_key
     from pipelines.evaluate.listening.score import score_files
 
-    result = score_files(files, read_key(key or find_key(files)))
+    tests = {parse_answers(path).test for path in files}  # first: a missing file is named before a missing key
+    result = score_files(files, read_key(key or find_key(files, tests)))
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
@@ -98,14 +109,9 @@ def _find_report(report: str, settings: list[str]) -> Path:
     """The folder itself, or the local copy of the report of this id or name."""
     if (Path(report) / "report.json").is_file():
         return Path(report)
-    from pipelines.evaluate.page.fetch import fetch_report, find_report
-    from pipelines.presets.resolve import load_stage_config
-    from pipelines.storage.filesystem import absolute_uri
-    from pipelines.tracking.client import open_tracker
+    from pipelines.evaluate.page.fetch import fetch_report
 
-    config = load_stage_config("registry", settings)
-    client = open_tracker(config.tracking).client
-    return fetch_report(find_report(client, report, absolute_uri(config.storage.root)))
+    return fetch_report(find_stored_report(report, settings))
 
 
 def _print_design(test: ListeningTest) -> None:

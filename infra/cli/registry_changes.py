@@ -16,7 +16,7 @@ from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.names import RegistryError
 
-Why = Annotated[str, typer.Option("--why", help="The reason, which is recorded.", show_default=False)]
+Why = Annotated[str, typer.Option("--why", help="Required: the reason, which is recorded.", show_default=False)]
 
 
 def open_catalog(settings: list[str] | None) -> Catalog:
@@ -107,7 +107,9 @@ def promote(
     args: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PRESET] [KEY=VALUE]...", help="Thresholds: promote.max_mmd=..., ...", show_default=False
+            metavar="[PRESET] [KEY=VALUE]...",
+            help="Preset with a section `promote`, then promote.max_mmd=...",
+            show_default=False,
         ),
     ] = None,
     why: Why = "",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infra.cli.options import Preview, RegistryArgs
+
+if TYPE_CHECKING:
+    from presto_core.artifacts.manifest import Artifact
 
 ReportName = Annotated[
     str,
@@ -23,17 +25,21 @@ OpenBrowser = Annotated[bool, typer.Option("--open", help="Open the page in a br
 def report(
     name: ReportName, settings: RegistryArgs = None, open_browser: OpenBrowser = False, dry_run: Preview = False
 ) -> None:
-    """Render a report's page, which needs no server; prints its path."""
+    """Render an evaluation's page (no server needed) and print its path."""
     from pipelines.console import console
-    from pipelines.evaluate.page.fetch import REPORTS, find_local_report
+    from pipelines.evaluate.page.fetch import REPORTS, fetch_report, find_local_report
     from pipelines.evaluate.page.page import PAGE_FILE, render_page
 
-    folder = find_local_report(name)
+    folder, copy = find_local_report(name), ""
+    if folder is None:
+        stored = find_stored_report(name, settings or [])
+        folder, copy = REPORTS / stored.id, f"copy report {stored.id} and "
+        if not dry_run:
+            fetch_report(stored)
     if dry_run:
-        action = f"render {folder / PAGE_FILE}" if folder else f"copy report {name} to {REPORTS} and render its page"
-        console.print(f"report: would {action}", markup=False)
+        console.print(f"report: would {copy}render {folder / PAGE_FILE}", markup=False)
         return
-    page = render_page(folder or _fetch(name, settings or [])).resolve()
+    page = render_page(folder).resolve()
     typer.echo(page)
     if open_browser:
         import webbrowser
@@ -42,13 +48,13 @@ def report(
             console.print("report: no browser was found on this machine; open the page yourself")
 
 
-def _fetch(name: str, settings: list[str]) -> Path:
-    """Copy the report of the store and registry that the settings name."""
-    from pipelines.evaluate.page.fetch import fetch_report, find_report
+def find_stored_report(name: str, settings: list[str]) -> Artifact:
+    """Find the report in the store and registry that the settings name; see `find_report`."""
+    from pipelines.evaluate.page.fetch import find_report
     from pipelines.presets.resolve import load_stage_config
     from pipelines.storage.filesystem import absolute_uri
     from pipelines.tracking.client import open_tracker
 
     config = load_stage_config("registry", settings)
     client = open_tracker(config.tracking).client
-    return fetch_report(find_report(client, name, absolute_uri(config.storage.root)))
+    return find_report(client, name, absolute_uri(config.storage.root))

@@ -60,7 +60,7 @@ def check_counts(
     """
     for system, own in prompts.items():
         setting = _name_setting(system, is_validation=is_validation)
-        tracks, embeddings = len(set(own.track)), len(own) * patches
+        tracks, embeddings = len(set(own.composition)), len(own) * patches
         found = f"{system.name!r} ({system.split} split) has {len(own)} clip(s)"
         if tracks < MIN_TRACKS or embeddings < MIN_EMBEDDINGS:
             raise UserError(f"{found} of {tracks} track(s), and MMD needs clips of {MIN_TRACKS} tracks; {setting}")

@@ -62,14 +62,16 @@ def summarize_adherence(
     clips: Mapping[str, Array],
     prompts: Prompts,
     *,
-    tags: Array | None,
-    reference_tags: Array | None,
+    tags: Array,
+    reference_tags: Array,
+    prompt_tags: Array | None,
     confidence: float,
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """How far a system follows its prompts: shares with their floors, and the intervals of the shares.
 
     Args:
         tags, reference_tags: [N, 50] and [M, 50] tag probabilities of its clips and of real music.
+        prompt_tags: [N, 50] of the real clip that each prompt describes; None if these are not at hand.
     """
     measured = ClipMeasurements(clips["tempo_bpm"], clips["key"], tags)
     targets = PromptTargets(
@@ -77,6 +79,7 @@ def summarize_adherence(
         prompts.tempo_bpm.astype(np.float64),
         prompts.key.astype(np.int64),
         prompts.groups,
+        prompt_tags,
     )
     shares = measure_adherence(measured, targets, reference_tags=reference_tags)
     return shares, estimate_adherence_intervals(measured, targets, confidence=confidence)

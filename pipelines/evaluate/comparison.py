@@ -17,6 +17,7 @@ from pipelines.evaluate.quality import (
     Compared,
     choose_systems,
     make_sets,
+    measure_clips,
     measure_row,
     measure_validation,
 )
@@ -149,6 +150,7 @@ def _measure(
     models = [one for one in compared if one.system.role != "real"]
     others = [one for one in compared[1:] if one.system.role == "real"]
     rows, controls = [], []
+    controls.append(measure_clips(reference, reference, config.evaluate))
     with progress_bar("evaluate: metrics", len(models) + len(others)) as bar:
         for one in models:
             teacher = None if one.system.role == "folder" else models[0]
@@ -156,7 +158,7 @@ def _measure(
             bar.update(len(rows), one.system.name)
         for one in others:
             controls.append(measure_row(one, reference, None, embedders, config.evaluate))
-            bar.update(len(rows) + len(controls), one.system.name)
+            bar.update(bar.done + 1, one.system.name)
     for row, one in zip(rows, validated[1:]):
         row["validation"] = measure_validation(one, validated[0])
     choose_systems(rows, has_test_split=dataset.test_split == "test")

@@ -90,6 +90,7 @@ def make_folder_prompts(clips: FolderClips, prompts: Prompts) -> Prompts:
     return Prompts(
         caption=choose(prompts.caption, list(clips.captions)),
         track=choose(prompts.track, [f"{clips.name}/{name}" for name in clips.names]),
+        composition=choose(prompts.composition, [f"{clips.name}/{name}" for name in clips.names]),
         tempo_bpm=choose(prompts.tempo_bpm, [np.nan] * unknown),
         key=choose(prompts.key, [UNKNOWN_KEY] * unknown),
     )

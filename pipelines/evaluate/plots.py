@@ -96,7 +96,7 @@ def plot_quality_vs_time(result: dict[str, Any]) -> bytes:
 def plot_quality_over_seeds(result: dict[str, Any]) -> bytes:
     """Headline metric against blocks, over seeds: mean and standard deviation; the floor if the study has it."""
     rows = result["systems"]
-    points = [QualityPoint(r["label"], r, r[HEADLINE]["mean"], (r[HEADLINE]["std"],) * 2) for r in rows]
+    points = [QualityPoint(r["label"], r, r[HEADLINE]["mean"], (r[HEADLINE]["std"] or 0.0,) * 2) for r in rows]
     floor = result.get("floor", {}).get(HEADLINE, {}).get("mean")
     return _plot_quality(points, floor, cost="blocks_run")
 

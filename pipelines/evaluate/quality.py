@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.data.parquet_tensors import Array
 from pipelines.evaluate.clip_measures import summarize_adherence, summarize_clips
-from pipelines.evaluate.rows import Prompts
+from pipelines.evaluate.rows import Prompts, cycle
 from pipelines.evaluate.sampling import SystemSamples
 from pipelines.evaluate.systems import EvaluatedSystem
 from presto_core.config.evaluation import EvaluateConfig
@@ -88,31 +88,43 @@ def measure_row(
         for channel in _list_channels(one, reference, number):
             name = embedder.name if channel == FIRST_CHANNEL else f"{embedder.name}, {channel}"
             sets = make_sets(one, reference, teacher, embedder=number, channel=channel, nearest_k=config.nearest_k)
-            by_embedder[name] = _measure(one.system.name, sets)
-    first = make_sets(one, reference, teacher, nearest_k=config.nearest_k)
-    values = next(iter(by_embedder.values()))
-    intervals = (
-        estimate_intervals(first, list(values), groups=config.interval_groups, confidence=config.confidence)
-        if config.interval_groups
-        else {}
-    )
-    shares, share_intervals = summarize_adherence(
+            by_embedder[name] = _measure_distances(one.system.name, sets, config)
+    first = next(iter(by_embedder.values()))
+    clips = measure_clips(one, reference, config)
+    return {
+        **clips,
+        **{name: value for name, value in first.items() if name != "intervals"},
+        **measure_text_scores(one, embedders),
+        "intervals": first["intervals"] | clips["intervals"],
+        "by_embedder": by_embedder,
+    }
+
+
+def measure_clips(one: Compared, reference: Compared, config: EvaluateConfig) -> dict[str, Any]:
+    """What is measured on clips one by one: prompt adherence and audio health, without distances to real music."""
+    own_clips = _find_own_clips(one, reference)
+    shares, intervals = summarize_adherence(
         one.samples.clips,
         one.prompts,
         tags=one.samples.tags,
         reference_tags=reference.samples.tags,
+        prompt_tags=None if own_clips is None else reference.samples.tags[own_clips],
         confidence=config.confidence,
     )
     return {
         **asdict(one.system),
-        **values,
         **shares,
-        **measure_text_scores(one, embedders),
         **summarize_clips(one.samples.clips),
         "clips": len(one.samples),
-        "intervals": {name: list(ends) for name, ends in (intervals | share_intervals).items()},
-        "by_embedder": by_embedder,
+        "intervals": {name: list(ends) for name, ends in intervals.items()},
     }
+
+
+def _find_own_clips(one: Compared, reference: Compared) -> Array | None:
+    """Number of the real clip whose caption each clip was generated from; None if the reference lacks some."""
+    numbers = cycle(len(reference.samples), 0, len(one.samples))
+    is_own = reference.prompts.track[numbers] == one.prompts.track
+    return numbers if is_own.all() else None
 
 
 def measure_text_scores(one: Compared, embedders: list[Embedder]) -> dict[str, float]:
@@ -142,18 +154,22 @@ def _list_channels(one: Compared, reference: Compared, embedder: int) -> list[st
     return sorted(channels if all(audible) else {FIRST_CHANNEL})
 
 
-def _measure(name: str, sets: EmbeddingSets) -> dict[str, float]:
+def _measure_distances(name: str, sets: EmbeddingSets, config: EvaluateConfig) -> dict[str, Any]:
+    """Metric -> value, and `intervals`."""
     try:
-        return measure_quality(sets)
+        values: dict[str, Any] = {**measure_quality(sets)}
     except ValueError as error:
         raise UserError(
             f"{name} cannot be measured: {error}; use more clips (evaluate.num_samples), or leave out a "
             "model whose audio is not finite"
         ) from error
+    groups = config.interval_groups
+    found = estimate_intervals(sets, list(values), groups=groups, confidence=config.confidence) if groups else {}
+    return values | {"intervals": {metric: list(ends) for metric, ends in found.items()}}
 
 
 def measure_validation(one: Compared, reference: Compared) -> dict[str, float]:
-    """Distances on the validation split: they choose a model's sampler and number of steps, and promotion reads them."""
+    """Distances on the validation split, which choose a model's sampler and steps, and which promotion reads."""
     return measure_quality(make_sets(one, reference, None), validated_only=True)
 
 

@@ -60,7 +60,9 @@ def print_table(result: dict[str, Any]) -> None:
     for row in result["systems"]:
         style = "bold" if row.get("chosen") and row.get("validation") else ""
         table.add_row(escape(row["name"]), *_format_row(row, result, columns), style=style)
-    table.add_row(result["floor"].get("name", "real music"), *_format_row(result["floor"], result, columns), style="dim")
+    table.add_row(
+        result["floor"].get("name", "real music"), *_format_row(result["floor"], result, columns), style="dim"
+    )
     console.print(table)
     if len(columns) < len(COLUMNS):
         left_out = ", ".join(metric.title for metric in COLUMNS if metric not in columns)

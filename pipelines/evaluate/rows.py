@@ -15,7 +15,7 @@ from pipelines.data.shards import FullRows, read_table
 from pipelines.storage.filesystem import open_folder
 from presto_core.diffusion.conditioning import UNKNOWN_KEY
 
-PROMPT_COLUMNS = ("caption", "track", "tempo_bpm", "key")
+PROMPT_COLUMNS = ("caption", "track", "composition", "tempo_bpm", "key")
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,14 @@ class Prompts:
     """What clips are generated from.
 
     Attributes:
-        caption, track: [N] strings.
+        caption, track, composition: [N] strings.
         tempo_bpm: [N] float, NaN if unknown.
         key: [N] int, see conditioning.key_index.
     """
 
     caption: Array
     track: Array
+    composition: Array
     tempo_bpm: Array
     key: Array
 
@@ -41,8 +42,8 @@ class Prompts:
 
     @property
     def groups(self) -> Array:
-        """[N] number of each prompt's track, equal in every report: clips of one track are not independent."""
-        return np.array([_number_track(str(name)) for name in self.track], dtype=np.int64)
+        """[N] number of each prompt's composition, equal in every report: clips of one are not independent."""
+        return number_compositions(self.composition)
 
     @property
     def tempi(self) -> list[float | None]:
@@ -53,8 +54,10 @@ class Prompts:
         return [int(key) if key != UNKNOWN_KEY else None for key in self.key]
 
 
-def _number_track(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
+def number_compositions(names: Array) -> Array:
+    """[N] names of compositions -> [N] numbers, the same for a name wherever it occurs."""
+    digests = (hashlib.blake2b(str(name).encode(), digest_size=7).digest() for name in names)
+    return np.array([int.from_bytes(digest, "big") for digest in digests], dtype=np.int64)
 
 
 def read_prompts(dataset: LatentDataset, split: str) -> Prompts:
@@ -89,9 +92,3 @@ def order_by_track(tracks: Array) -> Array:
 def cycle(length: int, start: int, count: int) -> Array:
     """Row numbers start ... start + count, from the beginning again after `length` rows."""
     return np.arange(start, start + count) % length
-
-
-def read_shuffled_rows(dataset: LatentDataset, split: str) -> FullRows:
-    """All rows of a split, in a shuffled order that is always the same (validation during training)."""
-    rows = FullRows.concatenate(list(read_with_threads(dataset.uri, dataset.shards(split), FullRows)))
-    return rows.take(np.random.default_rng(0).permutation(len(rows)))

@@ -32,10 +32,12 @@ from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.schema import EvaluateStage
 from presto_core.errors import UserError
 from presto_core.metrics.embedders.embedder import prepare_audio
+from presto_core.metrics.embedders.musicnn import MusicnnEmbedder
 from presto_core.metrics.embedders.table import load_embedders
 from presto_core.metrics.stereo import split_channels
 from presto_core.training.state import make_step_rng
 
+VALIDATION_SALT = 1_000_003  # added to the seed, so that validation clips start from noise of their own
 NOISE_SNR_DB = 10.0  # of the clips that the fitness test makes worse
 CLIP_PREFIX, EMBEDDING_PREFIX = "clip/", "embeddings/"
 
@@ -53,6 +55,8 @@ class SystemSampler:
         self.models = {role: open_model(uri, device=device) for role, uri in uris.items() if role != "dataset"}
         self.dataset, self.folders = open_dataset(uris["dataset"]), folders
         self.embedders = load_embedders(config.evaluate.embedders, device=device)
+        has_tagger = any(isinstance(embedder, MusicnnEmbedder) for embedder in self.embedders)
+        self.tagger = None if has_tagger else MusicnnEmbedder(device=device)
         self.rows: dict[str, FullRows] = {}
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +81,8 @@ class SystemSampler:
         if system.role == "real":
             return self._make_real_audio(system, model, start, count)
         rows = self._select_rows(system.split, start, count)
-        rng = make_step_rng(self.config.seed, total_step=start, device=model.device)
+        salt = 0 if system.split == self.dataset.test_split else VALIDATION_SALT
+        rng = make_step_rng(self.config.seed + salt, total_step=start, device=model.device)
         noise = model.draw_noise(count, generator=rng)
         cond = make_conditioning(rows).to(model.device)
         x0 = system.sample(model, noise, cond, schedule=self.config.evaluate.schedule, generator=rng)
@@ -105,12 +110,15 @@ class SystemSampler:
         for number, embedder in enumerate(self.embedders):
             for channel, signal in split_channels(audio).items():
                 prepared = prepare_audio(signal[:, None], rate_hz, embedder)
-                if hasattr(embedder, "embed_with_tags"):
+                if isinstance(embedder, MusicnnEmbedder):
                     embeddings, tags = embedder.embed_with_tags(prepared)
                     arrays.setdefault("tags", tags.mean(dim=1).numpy())  # of the first channel, mid
                 else:
                     embeddings = embedder.embed(prepared)
                 arrays[f"{EMBEDDING_PREFIX}{number}/{channel}"] = embeddings.numpy()
+        if self.tagger:
+            mid = prepare_audio(split_channels(audio)["mid"][:, None], rate_hz, self.tagger)
+            arrays["tags"] = self.tagger.embed_with_tags(mid)[1].mean(dim=1).numpy()
         return arrays
 
     def _measure(self, audio: Tensor, rate_hz: int) -> dict[str, Array]:
@@ -143,9 +151,9 @@ class SystemSamples:
         return self.arrays["audio"]
 
     @property
-    def tags(self) -> Array | None:
-        """[N, 50] tag probabilities; None if no embedder gives any."""
-        return self.arrays.get("tags")
+    def tags(self) -> Array:
+        """[N, 50] tag probabilities of musicnn."""
+        return self.arrays["tags"]
 
     @cached_property
     def clips(self) -> dict[str, Array]:
@@ -197,12 +205,14 @@ def sample_systems(
 
 
 def count_clips(system: EvaluatedSystem, config: EvaluateConfig, dataset: LatentDataset) -> int:
-    """How many clips of a system are compared: of real music, which is the reference, every row of its split."""
-    if system.name == REAL:
+    """How many clips of a system are compared: of real music, which is the reference, every row of its split.
+
+    Models generate further clips from the first prompts again if these are fewer; real music is never repeated.
+    """
+    if system.role == "real":
         rows = sum(shard.rows for shard in dataset.shards(system.split))
-        return min(rows, config.reference_samples or rows)
-    is_reported = system.role == "real" or system.split == dataset.test_split
-    return config.num_samples if is_reported else config.validation_samples
+        return min(rows, (config.reference_samples or rows) if system.name == REAL else config.num_samples)
+    return config.num_samples if system.split == dataset.test_split else config.validation_samples
 
 
 def _iter_work_items(system: EvaluatedSystem, num_clips: int, batch_size: int) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipelines.cluster.resources import VALIDATOR_CPUS, same_node_affinity
 from pipelines.data.dataset import LatentDataset, make_conditioning, open_dataset
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shards import FullRows
-from pipelines.evaluate.rows import read_shuffled_rows
+from pipelines.evaluate.rows import cycle, number_compositions, read_rows
 from pipelines.evaluate.systems import EvaluatedSystem
 from pipelines.inference.model import Model, open_model
 from presto_core.config.evaluation import EmbedderConfig
@@ -60,7 +61,12 @@ class Validator:
 
     @cached_property
     def rows(self) -> FullRows:
-        return read_shuffled_rows(self.dataset, self.dataset.validation_split)
+        return read_rows(self.dataset, self.dataset.validation_split)
+
+    @cached_property
+    def groups(self) -> Array:
+        """[N] number of each row's composition."""
+        return number_compositions(self.rows.composition)
 
     @cached_property
     def embedder(self) -> Any:
@@ -75,7 +81,7 @@ class Validator:
         batches = [self._sample_batch(model, system, start) for start in self._starts]
         try:
             generated = np.concatenate([self._embed(model, batch) for batch in batches])
-            quality = measure_quality(EmbeddingSets(generated, self.reference), validated_only=True)
+            quality = measure_quality(self._pair_with_reference(generated, self.reference), validated_only=True)
         except (ValueError, EmbedderError) as error:
             raise UserError(f"the weights in {uri} cannot be validated: {error}; lower the learning rate") from error
         clip = partial(self._sample_one_clip, model, system)
@@ -105,7 +111,7 @@ class Validator:
     def _sample_batch(self, model: Model, system: EvaluatedSystem, start: int) -> Tensor:
         """The fixed clips from number `start` on: x0 [B, C, T]."""
         count = min(self.config.batch_size, self.config.samples - start)
-        return self._sample(model, system, self.rows.take(np.arange(start, start + count) % len(self.rows)), start)
+        return self._sample(model, system, self.rows.take(cycle(len(self.rows), start, count)), start)
 
     def _sample_one_clip(self, model: Model, system: EvaluatedSystem) -> Tensor:
         return self._sample(model, system, self.rows.take(slice(0, 1)), 0)
@@ -115,8 +121,21 @@ class Validator:
         noise = model.draw_noise(len(rows), generator=rng)
         return system.sample(model, noise, make_conditioning(rows), schedule=self.config.schedule, generator=rng)
 
+    def _pair_with_reference(self, generated: Array, reference: Array) -> EmbeddingSets:
+        """Both sets, [N, patches, D] and [M, patches, D], as rows with the composition of each.
+
+        Rows of a split with a single composition count as independent, since nothing else could be compared.
+        """
+        sets = EmbeddingSets(generated.reshape(-1, generated.shape[-1]), reference.reshape(-1, reference.shape[-1]))
+        patches = generated.shape[1]
+        prompts = np.repeat(self.groups[cycle(len(self.rows), 0, len(generated))], patches)
+        real = np.repeat(self.groups[: len(reference)], patches)
+        if min(len(np.unique(prompts)), len(np.unique(real))) < 2:
+            return sets
+        return replace(sets, generated_groups=prompts, reference_groups=real)
+
     def _embed_reference(self, model: Model) -> Array:
-        """Embeddings of validation rows, through the codec as generated ones are: [N, D]."""
+        """Embeddings of validation rows, through the codec as generated ones are: [N, patches, D]."""
         rows = self.rows.take(slice(0, self.config.reference_samples))
         latents = torch.tensor(np.asarray(rows.latents, dtype=np.float32))
         x0, size = model.card.normalize(latents), self.config.batch_size
@@ -124,12 +143,12 @@ class Validator:
 
     @torch.inference_mode()
     def _embed(self, model: Model, x0: Tensor) -> Array:
-        """Normalised latents [B, C, T] -> embeddings [N, D]."""
+        """Normalised latents [B, C, T] -> embeddings [B, patches, D]."""
         if self.config.embedding == "latents":
-            return torch.cat([x0.mean(dim=2), x0.std(dim=2)], dim=1).numpy()
+            return torch.cat([x0.mean(dim=2), x0.std(dim=2)], dim=1)[:, None].numpy()
         audio = model.decode(x0).mean(dim=1)
         resampled = TAF.resample(audio, model.codec.sample_rate_hz, self.embedder.sample_rate_hz)
-        return np.asarray(self.embedder.embed(resampled).flatten(0, 1).numpy())
+        return np.asarray(self.embedder.embed(resampled).numpy())
 
 
 def check_validatable(config: ValidationConfig, dataset: LatentDataset) -> None:

@@ -59,6 +59,10 @@ def _tag_version(client: Any, version: Version, numbers: dict[str, float], texts
 
     values = {f"{names.MEASURED}{key}": str(value) for key, value in (numbers | texts).items()}
     changed = {key: value for key, value in values.items() if version.tags.get(key) != value}
+    # what an earlier report measured and this one did not would stand beside another report's numbers
+    stale = [key for key in version.tags if key.startswith(names.MEASURED) and key not in values]
+    for key in stale:
+        retry_conflicts(partial(client.delete_model_version_tag, version.name, str(version.number), key))
     if not changed:
         return
     for key, value in changed.items():

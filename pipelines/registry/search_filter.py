@@ -14,7 +14,9 @@ from presto_core.metrics.table import METRICS
 # a metric can be named as in reports or by its tag, which is its name in MLflow's database
 REGISTRY_NAMES = {metric.name: metric.registry_name for metric in METRICS.values() if metric.registry_name}
 REGISTRY_NAMES |= {tag: tag for tag in REGISTRY_NAMES.values()} | {"rows": "rows", "hours": "hours"}
-REGISTRY_NAMES |= {f"validation_{m.name}": f"validation_{m.name}" for m in METRICS.values() if m.validated and m.compute}
+REGISTRY_NAMES |= {
+    f"validation_{m.name}": f"validation_{m.name}" for m in METRICS.values() if m.validated and m.compute
+}
 NUMBERS = tuple(REGISTRY_NAMES)
 TEXTS = {
     "method": METHOD,

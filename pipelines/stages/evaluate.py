@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,11 @@ from pipelines.registry.names import REPORT
 from pipelines.stages.runner import StageContext, run_stage
 from pipelines.tracking.client import open_tracker
 from presto_core.artifacts.manifest import Artifact, commit_artifact
+from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.loader import settings_to_yaml
 from presto_core.config.schema import EvaluateStage
 from presto_core.extras import check_extra
+from presto_core.metrics.embedders.table import load_embedder
 from presto_core.metrics.latency import describe_hardware
 from presto_core.metrics.table import list_validation_metrics
 
@@ -58,7 +61,7 @@ def run(config: EvaluateStage) -> Artifact:
             values = {f"{row['label']}/{k}": row[k] for k in list_validation_metrics() if k in row}
             ctx.run.log(row["nfe"], values)
 
-    inputs = fingerprint_folders(config.evaluate)
+    inputs = fingerprint_folders(config.evaluate) | fingerprint_embedders(config.evaluate)
     artifact = run_stage("evaluate", config, execute, register_as=REPORT, inputs=inputs)
     folder = fetch_report(artifact)
     result = report.read_report(artifact)
@@ -66,6 +69,15 @@ def run(config: EvaluateStage) -> Artifact:
     console.print(f"evaluate: page to listen and compare: {render_page(folder)}", markup=False)
     record_measurements(open_tracker(config.tracking).client, artifact, result)
     return artifact
+
+
+def fingerprint_embedders(config: EvaluateConfig) -> dict[str, str]:
+    """Embedder -> digest of its weights, of those that are not in the package: other weights make another report.
+
+    Raises:
+        EmbedderError: weights are missing, or of another kind.
+    """
+    return {f"embedder {e.kind}={e.path}": load_embedder(e).digest for e in config.embedders if e.path}
 
 
 def _select_models(ctx: StageContext) -> dict[str, Artifact]:
@@ -122,6 +134,12 @@ def _describe_models(config: EvaluateStage, models: dict[str, Artifact], labels:
 def _add_costs(result: dict[str, Any]) -> None:
     """Put each system's costs into its row, and how much faster it is than the first: end to end, and the network."""
     costs = result.pop("costs")
+    # text encoder and decoder are the same for all systems: their medians over all calls leave the network's difference
+    text_ms, decode_ms = (median(cost[part] for cost in costs.values()) for part in ("text_ms", "decode_ms"))
+    for cost in costs.values():
+        total_ms = text_ms + cost["latency_ms"] + decode_ms
+        cost |= {"text_ms": text_ms, "decode_ms": decode_ms, "total_ms": total_ms}
+        cost["real_time_factor"] = cost["clip_seconds"] * 1e3 / total_ms
     first = costs[result["systems"][0]["name"]]
     for row in result["systems"]:
         if row["name"] not in costs:  # folders of audio

@@ -86,7 +86,9 @@ ROWS = (
     ),
     Stage(
         EvaluateStage, "pipelines.stages.evaluate", ("evaluate",),
-        "Compare teacher, generator and inputs.compared=[...] on the test split: quality, latency, sounds, plots.",
+        "Compare the teacher with distilled models on prompts of the test split: quality, prompt adherence, latency; "
+        "inputs.generator=candidate-s inputs.compared='\\[candidate-l, candidate-ls]' names models. "
+        "Next: presto report.",
         workers="data", writes_run=True,
     ),
     Stage(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -43,17 +44,18 @@ SPREAD_KEYS = QUALITY_KEYS + COST_KEYS
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over seeds."""
+    """Mean and sample standard deviation over seeds; None with a single one."""
 
     mean: float
-    std: float
+    std: float | None
 
     @staticmethod
     def from_values(values: list[float]) -> Spread:
-        return Spread(mean(values), stdev(values) if len(values) > 1 else 0.0)
+        spread = stdev(values) if len(values) > 1 and all(map(isfinite, values)) else None
+        return Spread(mean(values), spread)
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.std:.2f}"
+        return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
 
 
 def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[str, Any]:
@@ -102,7 +104,8 @@ def summarize(reports: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "systems": [_summarize_system(rows) for rows in by_name.values()],
         "floor": {
-            key: asdict(Spread.from_values([r["floor"][key] for r in reports]))
+            # real music is the same with every seed
+            key: asdict(Spread(reports[0]["floor"][key], None))
             for key in QUALITY_KEYS
             if key in reports[0]["floor"]
         },
@@ -151,7 +154,8 @@ def _format_spread(metric: Metric, row: dict[str, Any]) -> str:
     if metric.name not in row:
         return ""
     spread = Spread(**row[metric.name])
-    return f"{metric.format_value(spread.mean)} ± {spread.std * metric.scale:{metric.format}}"
+    std = "" if spread.std is None else f" ± {spread.std * metric.scale:{metric.format}}"
+    return metric.format_value(spread.mean) + std
 
 
 def to_markdown(result: dict[str, Any]) -> str:

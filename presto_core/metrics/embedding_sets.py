@@ -35,7 +35,13 @@ class EmbeddingSets:
         from presto_core.metrics.prdc import prdc
 
         assert self.nearest_k is not None
-        return prdc(generated=self.generated, reference=self.reference, k=self.nearest_k)
+        return prdc(
+            generated=self.generated,
+            reference=self.reference,
+            k=self.nearest_k,
+            generated_groups=self.generated_groups,
+            reference_groups=self.reference_groups,
+        )
 
     def select(self, *, generated: Mask | None = None, reference: Mask | None = None) -> EmbeddingSets:
         """Only some rows of a set (booleans [N] or [M]); the teacher's rows follow the generated ones."""
@@ -56,6 +62,11 @@ class EmbeddingSets:
     @property
     def fewest_rows(self) -> int:
         return min(len(self.generated), len(self.reference))
+
+    @property
+    def fewest_tracks(self) -> int:
+        sides = ((self.generated, self.generated_groups), (self.reference, self.reference_groups))
+        return min(len(rows) if groups is None else len(set(groups.tolist())) for rows, groups in sides)
 
 
 def compute_fd(sets: EmbeddingSets) -> float:

@@ -1,6 +1,6 @@
 """Whether a metric is fit for a corpus and an embedding: it must rank real music before the same music made worse.
 
-Two tests (METHOD section 6): real music, a codec round trip, added noise and shuffled frames must be worse in this
+Two tests (METHOD section 6): real music, a second codec pass, added noise and shuffled frames must be worse in this
 order; and embeddings shrunk towards their mean, which vary less than music does, must not be better than real ones.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from presto_core.metrics.table import METRICS, Metric
 SHRINKAGE = 0.8
 """Factor of the distances to the mean."""
 SHRUNK = "shrunk towards its mean"
+State = Literal["failed", "undecided", "passed"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Fitness:
 
     Attributes:
         fit: no test failed.
+        state: `failed`; `undecided`, where a difference is within its interval and none failed; or `passed`.
         reason: which tests failed, with values; empty if fit.
         undecided: pairs whose difference is within its interval, and fails nothing.
         values: condition -> value.
     """
 
     fit: bool
+    state: State
     reason: str
     undecided: list[str] = field(default_factory=list)
     values: dict[str, float] = field(default_factory=dict)
@@ -56,13 +60,14 @@ def check_fitness(
 
     Args:
         real: real music (`generated`) compared with other real music (`reference`).
-        codec, noise, shuffle: the same after a codec round trip, with noise, and with shuffled frames, if at hand.
+        codec, noise, shuffle: the same after a second pass through the codec, with noise, and with shuffled frames, if
+            at hand.
         groups, confidence: as in `estimate_intervals`.
 
     Returns:
         Nothing if a set has too few tracks for intervals.
     """
-    worse = {"codec round trip": codec, "noise": noise, "shuffled frames": shuffle}
+    worse = {"second codec pass": codec, "noise": noise, "shuffled frames": shuffle}
     conditions = {"real music": real} | {name: sets for name, sets in worse.items() if sets is not None}
     everything = conditions | {SHRUNK: shrink_generated(real)}
     if any(explain_missing_intervals(sets) for sets in everything.values()):
@@ -109,7 +114,8 @@ def _check_metric(
         elif difference <= half:
             undecided.append(f"{better} and {worse}")
     values = {name: one.value for name, one in found.items()}
-    return Fitness(not failures, "; ".join(failures), undecided, values)
+    state: State = "failed" if failures else "undecided" if undecided else "passed"
+    return Fitness(not failures, state, "; ".join(failures), undecided, values)
 
 
 def _list_sides(first: EmbeddingSets, second: EmbeddingSets, a: Replicates, b: Replicates) -> Iterator[Matrix]:

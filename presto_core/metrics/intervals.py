@@ -36,7 +36,7 @@ def estimate_intervals(
 
     Returns:
         Nothing if a set has fewer than four tracks, see `explain_missing_intervals`; precision, recall, density and
-        coverage are left out if a set without one of its groups has no more than nearest_k rows.
+        coverage are left out if a set without one of its groups has no more than nearest_k tracks.
     """
     if explain_missing_intervals(sets):
         return {}

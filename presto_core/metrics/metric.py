@@ -25,6 +25,7 @@ class Metric:
         compute: its value for two sets of embeddings; None if the evaluation measures it on the model or its clips.
         needs: what the sets must hold beside `generated` and `reference`.
         min_rows: fewest rows of each set that it is computed for.
+        rows_per_dim: fewest rows of each set per dimension of the embedding.
         family: metrics that are computed together without each part of a set, for intervals; each of any other alone.
         share_of: set of whose rows it is a share: from 0 to 1, with intervals of log odds.
         counts_neighbors: whether it is a mean count of neighbors: 0 or more, with intervals of a logarithm.
@@ -47,6 +48,7 @@ class Metric:
     compute: Callable[[EmbeddingSets], float] | None = None
     needs: Literal["", "teacher", "nearest_k"] = ""
     min_rows: int = 2
+    rows_per_dim: int = 0
     family: MetricFamily = ""
     share_of: Literal["", "generated", "reference"] = ""
     counts_neighbors: bool = False
@@ -62,8 +64,19 @@ class Metric:
         """The value as tables show it."""
         return f"{value * self.scale:{self.format}}{self.suffix}"
 
-    def fits(self, sets: EmbeddingSets) -> bool:
-        """Whether it can be computed from these sets."""
+    def fits(self, sets: EmbeddingSets, *, with_few_rows: bool = False) -> bool:
+        """Whether it can be computed from these sets, and means something at their size.
+
+        Args:
+            with_few_rows: whether fewer rows than `rows_per_dim` asks for will do.
+        """
         has_needs = not self.needs or getattr(sets, self.needs) is not None
+        return self.compute is not None and has_needs and self._has_enough(sets, with_few_rows=with_few_rows)
+
+    def _has_enough(self, sets: EmbeddingSets, *, with_few_rows: bool) -> bool:
+        if self.needs == "nearest_k" and sets.nearest_k is not None and sets.fewest_tracks <= sets.nearest_k:
+            return False
         # sets smaller than two rows are refused by the metric itself
-        return self.compute is not None and has_needs and (self.min_rows <= 2 or sets.fewest_rows >= self.min_rows)
+        has_min_rows = self.min_rows <= 2 or sets.fewest_rows >= self.min_rows
+        least = 0 if with_few_rows else self.rows_per_dim * sets.generated.shape[-1]
+        return has_min_rows and sets.fewest_rows >= least

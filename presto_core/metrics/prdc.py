@@ -17,18 +17,41 @@ from presto_core.metrics.distances import (
     validate_pair,
 )
 
+MAX_DRAWS = 16
+"""Most choices of one row per track; of a track with more rows, so many take part, spread over all of them."""
 
-def prdc(*, generated: Embeddings, reference: Embeddings, k: int) -> dict[str, float]:
+
+def prdc(
+    *,
+    generated: Embeddings,
+    reference: Embeddings,
+    k: int,
+    generated_groups: Labels | None = None,
+    reference_groups: Labels | None = None,
+) -> dict[str, float]:
     """Fidelity (precision, density) and diversity (recall, coverage) of a generated set, in blocks of distances.
+
+    Rows of one track are not independent: as each other's nearest neighbours they shrink the balls, and precision and
+    coverage with them. With groups, one row of each track is compared at a time, and the values are means over such
+    draws, in which every row takes part: what as many independent rows as there are tracks give. A row and a ball of
+    the same track, of both sets, are not compared. Without groups the values are those of Naeem et al. (2020).
 
     Args:
         generated, reference: [N, D] and [M, D].
         k: neighbours that span each point's ball.
+        generated_groups, reference_groups: number of each row's track, [N] and [M]; equal numbers in both are the same
+            track. None takes each row as a track.
 
     Raises:
-        ValueError: a set has no more than k points, or embeddings do not compare.
+        ValueError: a set has no more than k tracks, or embeddings do not compare.
     """
-    return find_neighbors(generated=generated, reference=reference, k=k).measure()
+    return find_neighbors(
+        generated=generated,
+        reference=reference,
+        k=k,
+        generated_groups=generated_groups,
+        reference_groups=reference_groups,
+    ).measure()
 
 
 def find_neighbors(
@@ -36,31 +59,74 @@ def find_neighbors(
     generated: Embeddings,
     reference: Embeddings,
     k: int,
+    generated_groups: Labels | None = None,
+    reference_groups: Labels | None = None,
     generated_folds: Labels | None = None,
     reference_folds: Labels | None = None,
 ) -> Neighbors:
-    """Compare all generated points with all real ones, once for every fold that may be left out.
+    """Compare generated with real points, once for every fold that may be left out; see `prdc`.
 
     Args:
-        generated_folds, reference_folds: fold of each row, 0, 1, ...; None makes one fold of all, never left out.
+        generated_folds, reference_folds: fold of each row, 0, 1, ..., no track in two; None makes one fold of all,
+            never left out.
 
     Raises:
-        ValueError: a set, or what is left of it without a fold, has no more than k points.
+        ValueError: a set, or what is left of it without a fold, has no more than k tracks.
     """
-    a, b = _Points.of(generated, generated_folds), _Points.of(reference, reference_folds)
-    if min(a.fewest, b.fewest) <= k:
-        counts = f"{a.fewest} generated and {b.fewest} reference"
-        raise ValueError(f"k={k} neighbours need more than {k} samples in each set, not {counts} ones")
+    draws_a, draws_b = _draw_rows(len(generated), generated_groups), _draw_rows(len(reference), reference_groups)
+    count = max(len(draws_a), len(draws_b))
+    # without groups of both sets, no generated row belongs to a reference row
+    grouped = generated_groups is not None and reference_groups is not None
+    a = [_Points.of(generated, generated_folds, rows, generated_groups if grouped else None) for rows in draws_a]
+    b = [_Points.of(reference, reference_folds, rows, reference_groups if grouped else None) for rows in draws_b]
+    _check_counts(a[0].fewest, b[0].fewest, k)
     validate_pair(generated, reference)
-    center = b.rows.mean(0)  # distances do not depend on the origin, and around the mean they lose no digits
-    a.rows -= center
-    b.rows -= center
-    return _compare(a, b, k)
+    # distances do not depend on the origin, and around the mean they lose no digits
+    center = np.asarray(reference, dtype=np.float64).mean(0)
+    for points in (*a, *b):
+        points.rows -= center
+    return Neighbors([_compare(a[i % len(a)], b[i % len(b)], k) for i in range(count)])
+
+
+def _check_counts(generated: int, reference: int, k: int) -> None:
+    if min(generated, reference) <= k:
+        counts = f"{generated} generated and {reference} reference"
+        raise ValueError(f"k={k} neighbours need samples of more than {k} tracks in each set, not {counts} ones")
+
+
+def _draw_rows(count: int, groups: Labels | None) -> list[Labels]:
+    """Choices of one row per track, in which rows take part about equally often; one of all rows without groups."""
+    if groups is None:
+        return [np.arange(count)]
+    order = np.argsort(groups, kind="stable")
+    tracks, first, sizes = np.unique(np.asarray(groups)[order], return_index=True, return_counts=True)
+    draws = min(int(sizes.max(initial=1)), MAX_DRAWS)
+    # each track starts at another patch, or a draw would be of all first patches; by its number (Knuth's multiplicative
+    # hash), so that a track's draws do not depend on which others there are
+    offsets = (tracks.astype(np.int64) * 2654435761 % 2**32) >> 16
+    return [np.asarray(order[first + (draw * sizes // draws + offsets) % sizes]) for draw in range(draws)]
 
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Who lies in whose ball; index 0 of the first axis is with all points, 1 + f is without fold f of the other set.
+    """Who lies in whose ball, for each draw of one row per track."""
+
+    draws: list[Draw]
+
+    def measure(
+        self, *, without_generated: int | None = None, without_reference: int | None = None
+    ) -> dict[str, float]:
+        """The four numbers, if wanted without one fold of one set: means over draws."""
+        values = [
+            draw.measure(without_generated=without_generated, without_reference=without_reference)
+            for draw in self.draws
+        ]
+        return {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Balls of one draw; index 0 of the first axis is with all points, 1 + f is without fold f of the other set.
 
     Attributes:
         balls_around: [1 + H, N] real balls that each generated point is in.
@@ -97,19 +163,22 @@ class Neighbors:
 
 @dataclass
 class _Points:
-    """Rows sorted by fold, and where each fold begins and ends."""
+    """Rows of a draw sorted by fold, and where each fold begins and ends; groups only if both sets have them."""
 
     rows: Matrix
     folds: Labels
     slices: list[slice]
+    groups: Labels | None
 
     @classmethod
-    def of(cls, points: Embeddings, folds: Labels | None) -> _Points:
-        folds = np.zeros(len(points), dtype=int) if folds is None else np.asarray(folds)
+    def of(cls, points: Embeddings, folds: Labels | None, chosen: Labels, groups: Labels | None) -> _Points:
+        folds = np.zeros(len(chosen), dtype=int) if folds is None else np.asarray(folds)[chosen]
         order = np.argsort(folds, kind="stable")
         edges = np.concatenate([[0], np.cumsum(np.bincount(folds, minlength=1))])
         slices = [slice(int(i), int(j)) for i, j in zip(edges[:-1], edges[1:])]
-        return cls(np.array(points[order], dtype=np.float64), folds[order], slices)
+        rows = chosen[order]
+        kept_groups = None if groups is None else np.asarray(groups)[rows]
+        return cls(np.array(points[rows], dtype=np.float64), folds[order], slices, kept_groups)
 
     @property
     def fewest(self) -> int:
@@ -125,7 +194,7 @@ class _Points:
                 yield fold, slice(first - block.start, last - block.start)
 
 
-def _compare(a: _Points, b: _Points, k: int) -> Neighbors:
+def _compare(a: _Points, b: _Points, k: int) -> Draw:
     radius_a, radius_b = _measure_radii(a, k), _measure_radii(b, k)
     balls = np.zeros((len(radius_b), len(a.rows)), dtype=np.int64)
     covered = np.zeros((len(radius_a), len(b.rows)), dtype=bool)
@@ -133,6 +202,8 @@ def _compare(a: _Points, b: _Points, k: int) -> Neighbors:
     for rows in iterate_blocks(len(b.rows)):
         for columns in iterate_blocks(len(a.rows)):
             distances = squared_distances(b.rows[rows], a.rows[columns])
+            if a.groups is not None and b.groups is not None:
+                distances[b.groups[rows, None] == a.groups[None, columns]] = np.inf
             for h, radius in enumerate(radius_b):
                 balls[h, columns] += (distances < radius[rows, None]).sum(0)
             for g, radius in enumerate(radius_a):
@@ -143,7 +214,7 @@ def _compare(a: _Points, b: _Points, k: int) -> Neighbors:
     kept = [nearest, *(np.delete(nearest, fold, axis=0) for fold in folds)]
     reached = np.stack([distances.min(0) < radius_b[0] for distances in kept])
     reached_without = nearest.min(0) < radius_b[1:]
-    return Neighbors(k, balls, covered, reached, reached_without, a.folds, b.folds)
+    return Draw(k, balls, covered, reached, reached_without, a.folds, b.folds)
 
 
 def _measure_radii(points: _Points, k: int) -> Matrix:

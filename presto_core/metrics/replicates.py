@@ -49,14 +49,6 @@ class Replicates:
     generated: tuple[float, ...]
     reference: tuple[float, ...]
 
-    def subtract(self, other: Replicates) -> Replicates:
-        """Replicates of a difference; both must have the same folds."""
-        return Replicates(
-            self.value - other.value,
-            tuple(a - b for a, b in zip(self.generated, other.generated, strict=True)),
-            tuple(a - b for a, b in zip(self.reference, other.reference, strict=True)),
-        )
-
 
 def deal_tracks(rows: int, groups: Labels | None, count: int) -> Labels:
     """Fold of each row, [rows]: tracks in seeded order, dealt in turn into `count` folds, or one per track if fewer."""
@@ -92,14 +84,16 @@ def _replicate_mmd(sets: EmbeddingSets, folds: Folds) -> dict[str, Replicates]:
 
 
 def _replicate_neighbor_metrics(sets: EmbeddingSets, folds: Folds) -> dict[str, Replicates]:
-    """From nearest neighbours by fold; nothing if too few rows are left without a fold."""
+    """From nearest neighbours by fold; nothing if too few tracks are left without a fold."""
     assert sets.nearest_k is not None
-    if _count_fewest_rows(folds) <= sets.nearest_k:
+    if _count_fewest_tracks(sets, folds) <= sets.nearest_k:
         return {}
     found = find_neighbors(
         generated=sets.generated,
         reference=sets.reference,
         k=sets.nearest_k,
+        generated_groups=sets.generated_groups,
+        reference_groups=sets.reference_groups,
         generated_folds=folds.generated,
         reference_folds=folds.reference,
     )
@@ -153,8 +147,13 @@ def _replicate_plainly(sets: EmbeddingSets, folds: Folds, name: str) -> Replicat
     return Replicates(value, tuple(generated), tuple(reference))
 
 
-def _count_fewest_rows(folds: Folds) -> int:
-    return min(len(side) - int(np.bincount(side).max()) for side in (folds.generated, folds.reference))
+def _count_fewest_tracks(sets: EmbeddingSets, folds: Folds) -> int:
+    """Tracks of a set that remain without its largest fold, of the smaller set."""
+    remaining = []
+    for side, groups in ((folds.generated, sets.generated_groups), (folds.reference, sets.reference_groups)):
+        first = np.arange(len(side)) if groups is None else np.unique(groups, return_index=True)[1]
+        remaining.append(len(first) - int(np.bincount(side[first]).max()))
+    return min(remaining)
 
 
 FAMILIES: dict[str, Callable[[EmbeddingSets, Folds], dict[str, Replicates]]] = {

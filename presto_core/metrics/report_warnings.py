@@ -1,4 +1,4 @@
-"""What a reader of a report must know before ranking by its numbers: too few rows, no intervals, no difference."""
+"""What a reader of a report must know before ranking by its numbers: too few rows, no difference, a weak teacher."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from presto_core.metrics.intervals import MIN_TRACKS
-from presto_core.metrics.table import METRICS, Metric
+from presto_core.metrics.table import METRICS, Metric, headline_metric
 
 
 def list_warnings(result: Mapping[str, Any]) -> list[str]:
     """Warnings about the numbers of a report (content of report.json, format 2), one line each.
 
-    Fewer than 2 D rows of a set for Fréchet distances; too few tracks for intervals; metrics whose interval of real
-    music touches that of a system.
+    Metrics that are left out for too few rows or tracks; too few tracks for intervals or for tests of fitness; metrics
+    whose interval of real music touches that of a system; a teacher whose students show little.
     """
-    return [*_warn_of_few_rows(result), *_warn_of_few_tracks(result), *_warn_of_no_difference(result)]
+    return [
+        *_warn_of_few_rows(result),
+        *_warn_of_missing_neighbors(result),
+        *_warn_of_few_tracks(result),
+        *_warn_of_untested_metrics(result),
+        *_warn_of_no_difference(result),
+        *_warn_of_weak_teacher(result),
+    ]
 
 
 def intervals_touch(first: Sequence[float], second: Sequence[float]) -> bool:
@@ -24,13 +31,31 @@ def intervals_touch(first: Sequence[float], second: Sequence[float]) -> bool:
 
 
 def _warn_of_few_rows(result: Mapping[str, Any]) -> list[str]:
-    """The rank of a covariance is at most n - 1: with n < 2 D, FD measures n more than music."""
-    dim = next((embedder["dim"] for embedder in result.get("embedders", ())), None)
-    fewest = min(result["embeddings"]["generated"], result["embeddings"]["reference"])
-    if dim is None or fewest >= 2 * dim:
+    """The rank of a covariance is at most n - 1: with n < 2 D, FD measures n more than music, and is left out."""
+    counts = result.get("embeddings", {})
+    embedders = [embedder for embedder in result.get("embedders", ()) if "dim" in embedder]
+    if not counts or not embedders:
         return []
-    titles = " and ".join(METRICS[name].title for name in ("fd", "fd_inf"))
-    return [f"{titles}: {fewest} embeddings are fewer than twice their {dim} dimensions; do not rank by them"]
+    fewest = min(counts.values())
+    warnings = []
+    for embedder in embedders:
+        few = [m for m in METRICS.values() if fewest < m.rows_per_dim * embedder["dim"]]
+        if few:
+            titles = " and ".join(metric.title for metric in few)
+            which = f" on {embedder['name']}" if len(embedders) > 1 else ""
+            limit = f"twice their {embedder['dim']} dimensions"
+            warnings.append(f"{titles}{which} are left out: {fewest} embeddings are fewer than {limit}")
+    return warnings
+
+
+def _warn_of_missing_neighbors(result: Mapping[str, Any]) -> list[str]:
+    rows = [*result.get("systems", ()), *result.get("controls", ())]
+    missing = [row["name"] for row in rows if "mmd" in row and "precision" not in row]
+    if not missing:
+        return []
+    titles = ", ".join(metric.title for metric in METRICS.values() if metric.needs == "nearest_k")
+    reason = "they, or the real music, are of no more than evaluate.nearest_k tracks"
+    return [f"{titles} of {', '.join(missing)} are left out: {reason}"]
 
 
 def _warn_of_few_tracks(result: Mapping[str, Any]) -> list[str]:
@@ -40,10 +65,20 @@ def _warn_of_few_tracks(result: Mapping[str, Any]) -> list[str]:
     return [f"no intervals: the music compared with is of {tracks} track(s), and intervals need {MIN_TRACKS}"]
 
 
+def _warn_of_untested_metrics(result: Mapping[str, Any]) -> list[str]:
+    untested = [name for name, verdicts in result.get("fitness", {}).items() if not verdicts]
+    if not untested:
+        return []
+    which = f" on {', '.join(untested)}" if len(result["fitness"]) > 1 else ""
+    return [
+        f"the fitness of the metrics{which} was not tested: that needs {MIN_TRACKS} tracks of each split of real music"
+    ]
+
+
 def _warn_of_no_difference(result: Mapping[str, Any]) -> list[str]:
     warnings = []
     for metric in METRICS.values():
-        floor = result["floor"].get("intervals", {}).get(metric.name)
+        floor = result.get("floor", {}).get("intervals", {}).get(metric.name)
         if floor is None or not metric.better or metric.group != "quality":
             continue
         intervals = {row["name"]: row.get("intervals", {}).get(metric.name) for row in result["systems"]}
@@ -55,4 +90,46 @@ def _warn_of_no_difference(result: Mapping[str, Any]) -> list[str]:
 
 def _describe_floor(metric: Metric, floor: Sequence[float], systems: list[str]) -> str:
     low, high = (metric.format_value(end) for end in floor)
-    return f"{metric.title}: {', '.join(systems)} cannot be told apart from real music ({low} to {high})"
+    return f"{metric.title}: too few clips to tell {', '.join(systems)} from real music ({low} to {high})"
+
+
+def _warn_of_weak_teacher(result: Mapping[str, Any]) -> list[str]:
+    """A teacher is a base if many steps beat few, and half of what is inside real music's distribution is reached."""
+    rows = [row for row in result.get("systems", ()) if row.get("role") == "teacher" and "mmd" in row]
+    if not rows:
+        return []
+    many = _find_best([row for row in rows if row["steps"] == max(row["steps"] for row in rows)], rows)
+    reasons = [*_describe_steps(many, rows), *_describe_precision(many, result.get("floor", {}))]
+    if not reasons:
+        return []
+    students = "its students show little about the methods"
+    return [f"the teacher does not count as a base yet: {'; '.join(reasons)}; {students}"]
+
+
+def _describe_steps(many: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> list[str]:
+    """What is wrong if fewer steps are as good by the headline metric."""
+    fewer = [row for row in rows if row["steps"] < many["steps"]]
+    few = _find_best(fewer, rows) if fewer else None
+    if few is None or _read_headline(many, rows) < _read_headline(few, rows):
+        return []
+    metric = headline_metric()
+    values = [metric.format_value(_read_headline(row, rows)) for row in (few, many)]
+    return [f"{few['steps']} steps ({metric.title} {values[0]}) beat {many['steps']} ({values[1]})"]
+
+
+def _describe_precision(many: Mapping[str, Any], floor: Mapping[str, Any]) -> list[str]:
+    if "precision" not in many or "precision" not in floor or many["precision"] >= floor["precision"] / 2:
+        return []
+    own, real = (METRICS["precision"].format_value(values["precision"]) for values in (many, floor))
+    return [f"precision {own} is below half of real music's {real}"]
+
+
+def _find_best(rows: list[Mapping[str, Any]], teachers: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return min(rows, key=lambda row: _read_headline(row, teachers))
+
+
+def _read_headline(row: Mapping[str, Any], teachers: list[Mapping[str, Any]]) -> float:
+    """On the validation split if all the teacher's rows have been measured there, so that values compare."""
+    name = headline_metric().name
+    is_validated = all(name in one.get("validation", {}) for one in teachers)
+    return float(row["validation"][name] if is_validated else row[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -42,6 +43,7 @@ def test_metrics_that_rank_growing_damage_and_do_not_reward_shrinking_are_fit(re
     assert found["fd_inf"].fit
     assert found["recall"].fit
     assert found["mmd"].reason == ""
+    assert found["mmd"].state == "passed"
     values = list(found["mmd"].values.values())
     assert values[:4] == sorted(values[:4])
     assert values[4] > values[0]  # shrunk
@@ -52,6 +54,7 @@ def test_the_biased_frechet_distance_rewards_shrinking_and_is_not_fit(real) -> N
     """As on real music: 7.70, and 6.97 for the same shrunk towards its mean."""
     found = check_fitness(real=make_sets(real))
     assert not found["fd"].fit
+    assert found["fd"].state == "failed"
     real_value, shrunk_value = found["fd"].values["real music"], found["fd"].values["shrunk towards its mean"]
     assert shrunk_value < real_value
     assert found["fd"].reason == (
@@ -79,7 +82,8 @@ def test_a_difference_within_chance_fails_nothing_and_is_listed(real) -> None:
     for first, second in ((make_sets(real), other), (other, make_sets(real))):
         found = check_fitness(real=first, codec=second)
         assert found["mmd"].fit
-        assert found["mmd"].undecided == ["real music and codec round trip"]
+        assert found["mmd"].undecided == ["real music and second codec pass"]
+        assert found["mmd"].state == "undecided"
 
 
 def test_a_verdict_is_json(real) -> None:
@@ -120,17 +124,61 @@ def make_report(**changes: object) -> dict[str, object]:
 
 
 def test_systems_whose_interval_touches_that_of_real_music_are_named() -> None:
-    assert list_warnings(make_report()) == ["MMD x 1000: LS 4, S 4 cannot be told apart from real music (-1.0 to 3.6)"]
+    assert list_warnings(make_report()) == ["MMD x 1000: too few clips to tell LS 4, S 4 from real music (-1.0 to 3.6)"]
 
 
 def test_fewer_rows_than_twice_the_dimensions_are_warned_of() -> None:
     counts = {"generated": 900, "reference": 399}
     assert list_warnings(make_report(embeddings=counts, systems=[])) == [
-        "FD and FD∞: 399 embeddings are fewer than twice their 200 dimensions; do not rank by them"
+        "FD and FD∞ are left out: 399 embeddings are fewer than twice their 200 dimensions"
+    ]
+
+
+def test_rows_are_compared_with_the_dimensions_of_every_embedder() -> None:
+    embedders = [{"name": "musicnn", "dim": 200}, {"name": "clap", "dim": 512}]
+    assert list_warnings(make_report(embedders=embedders, systems=[])) == [
+        "FD and FD∞ on clap are left out: 400 embeddings are fewer than twice their 512 dimensions"
     ]
 
 
 def test_too_few_tracks_are_warned_of() -> None:
-    assert list_warnings(make_report(tracks=2, systems=[], floor={})) == [
-        "no intervals: the music compared with is of 2 track(s), and intervals need 4"
+    assert list_warnings(make_report(tracks=2, systems=[], floor={}, fitness={"musicnn": {}})) == [
+        "no intervals: the music compared with is of 2 track(s), and intervals need 4",
+        "the fitness of the metrics was not tested: that needs 4 tracks of each split of real music",
     ]
+    (left_out,) = list_warnings(make_report(systems=[{"name": "S 4", "mmd": 0.1}, {"name": "S 8", "precision": 0.1}]))
+    assert left_out.startswith("precision, recall, density, coverage of S 4 are left out: ")
+
+
+# --- what a teacher must be for its students to count
+
+
+NO_BASE = "the teacher does not count as a base yet: 8 steps (MMD x 1000 99.8) beat 40 (133.7); "
+LITTLE = "its students show little about the methods"
+
+
+def warn_of_teacher(*teachers: Mapping[str, object], precision: float = 0.93) -> list[str]:
+    rows = [{"name": f"base {row['steps']}", "role": "teacher", **row} for row in teachers]
+    student = {"name": "S 1", "role": "generator", "steps": 1, "mmd": 0.01, "precision": 0.9}
+    return list_warnings(make_report(systems=[*rows, student], floor={"precision": precision}))
+
+
+def test_a_teacher_whose_few_steps_beat_many_or_with_half_the_precision_is_warned_of() -> None:
+    many, few = {"steps": 40, "mmd": 0.1337, "precision": 0.32}, {"steps": 8, "mmd": 0.0998, "precision": 0.9}
+    precision = "precision 0.32 is below half of real music's 0.93; "
+    assert warn_of_teacher(many, few) == [NO_BASE + precision + LITTLE]
+    assert warn_of_teacher(many, few, precision=0.64) == [NO_BASE + LITTLE]
+
+
+def test_a_teacher_that_gains_by_steps_is_a_base() -> None:
+    worse = {"steps": 40, "mmd": 0.3, "precision": 0.8}  # another guidance: the best of 40 steps counts
+    few = {"steps": 8, "mmd": 0.1, "precision": 0.8}
+    assert warn_of_teacher(worse, {"steps": 40, "mmd": 0.09, "precision": 0.8}, few) == []
+    assert warn_of_teacher({"steps": 40, "mmd": 0.09, "precision": 0.8}) == []
+
+
+def test_a_teacher_is_compared_on_the_validation_split_if_it_was_measured_there() -> None:
+    many = {"steps": 40, "mmd": 0.2, "precision": 0.8, "validation": {"mmd": 0.1}}
+    few = {"steps": 8, "mmd": 0.1, "precision": 0.8, "validation": {"mmd": 0.2}}
+    assert warn_of_teacher(many, few) == []
+    assert len(warn_of_teacher(many | {"validation": {}}, few)) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,12 +79,42 @@ def test_quality_is_that_of_the_metrics_own_functions() -> None:
     [
         (EmbeddingSets(GENERATED, REFERENCE, nearest_k=3), {"sample_distance"}),
         (EmbeddingSets(GENERATED, REFERENCE, TEACHER), {"precision", "recall", "density", "coverage"}),
-        (EmbeddingSets(GENERATED, REFERENCE[:3], TEACHER, nearest_k=2), {"fd_inf"}),
+        (EmbeddingSets(GENERATED, REFERENCE[:3], TEACHER, nearest_k=2), {"fd", "fd_inf"}),
     ],
 )
 def test_a_metric_is_left_out_if_its_sets_lack_what_it_needs(sets: EmbeddingSets, missing: set[str]) -> None:
     computed = {name for name, metric in METRICS.items() if metric.compute}
     assert measure_quality(sets).keys() == computed - missing
+
+
+def test_frechet_distances_of_fewer_rows_than_twice_the_dimensions_are_left_out() -> None:
+    wide = RNG.normal(size=(40, 21))
+    few = measure_quality(EmbeddingSets(wide, RNG.normal(size=(90, 21)), nearest_k=3))
+    assert few.keys() == {"mmd", "precision", "recall", "density", "coverage"}
+    enough = measure_quality(EmbeddingSets(wide[:, :20], RNG.normal(size=(40, 20)), nearest_k=3))
+    assert enough.keys() == few.keys() | {"fd", "fd_inf"}
+
+
+def test_validations_compute_the_frechet_distance_of_few_rows() -> None:
+    """All of a run have the same number of rows, and sweeps rank by it."""
+    sets = EmbeddingSets(RNG.normal(size=(40, 30)), RNG.normal(size=(40, 30)))
+    assert measure_quality(sets, validated_only=True)["fd"] == frechet_distance(
+        generated=sets.generated, reference=sets.reference
+    )
+
+
+def test_nearest_neighbors_need_more_tracks_than_k() -> None:
+    tracks = np.arange(40) // 10
+    sets = EmbeddingSets(GENERATED, REFERENCE, nearest_k=3, generated_groups=tracks, reference_groups=tracks + 4)
+    assert "precision" in measure_quality(sets)
+    assert measure_quality(replace(sets, nearest_k=4)).keys() == {"mmd", "fd", "fd_inf"}
+
+
+def test_what_prompts_reach_by_chance_stands_beside_what_they_reach() -> None:
+    names = list(METRICS)
+    for name in ("tempo_hits", "key_hits", "tag_hits"):
+        assert names.index(f"{name}_shuffled") == names.index(name) + 1
+        assert METRICS[f"{name}_shuffled"].better == ""
 
 
 def test_validations_report_the_same_values_of_fewer_metrics() -> None:

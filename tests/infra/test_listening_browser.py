@@ -263,7 +263,7 @@ def test_the_score_is_a_table_that_fits_80_columns(empty: Path, kind: str, monke
         for i, name in enumerate(("ann", "guesser", "bob"))
     ]
     output = run_command("score", *files)
-    assert "guesser is dropped" in output
+    assert "guesser is excluded" in output
     tables = [line for line in output.splitlines() if line.startswith(("│", "┃"))]
     assert tables
     assert max(map(len, tables)) <= 80

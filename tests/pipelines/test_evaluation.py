@@ -153,7 +153,9 @@ def system(name: str, **values: Any) -> dict[str, Any]:
 
 
 def test_the_table_has_every_row_the_headline_with_its_interval_and_the_notes(capsys: pytest.CaptureFixture[str]):
-    first = system("teacher dpmpp_2m 40 w=2", intervals={"mmd": [0.0473, 0.0673]}, chosen=True, validation={"mmd": 0.06})
+    first = system(
+        "teacher dpmpp_2m 40 w=2", intervals={"mmd": [0.0473, 0.0673]}, chosen=True, validation={"mmd": 0.06}
+    )
     report.print_table(result_of(first, system("S 4", chosen=False), notes=["too few [clips] to rank"]))
     printed = " ".join(capsys.readouterr().out.split())
     assert "57.3 ±10.0" in printed

@@ -85,7 +85,8 @@ def test_no_two_systems_share_the_name_of_a_file(names: list[str]) -> None:
 
 def prompts_of(*tracks: str) -> Prompts:
     count = len(tracks)
-    return Prompts(np.array(["a"] * count), np.array(tracks), np.full(count, np.nan), np.full(count, 24))
+    names = np.array(tracks)
+    return Prompts(np.array(["a"] * count), names, names, np.full(count, np.nan), np.full(count, 24))
 
 
 @pytest.mark.parametrize(

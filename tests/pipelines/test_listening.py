@@ -167,6 +167,13 @@ def test_dull_clips_make_no_catch_trial_and_that_is_reported(tmp_path: Path, rep
     assert any("0 catch trials instead of 8" in note for note in test.notes)
 
 
+def test_fewer_prompts_than_requested_are_a_note_and_the_default_takes_what_there_is(report: Path):
+    assert not any("prompts instead of" in note for note in design_test(report, TestOptions()).notes)
+    test = design_test(report, TestOptions(prompts=6))
+    assert len(test.design.captions) == 4
+    assert any("4 prompts instead of 6" in note for note in test.notes)
+
+
 def test_a_system_with_a_comma_in_its_name_is_one_system(report: Path):
     material = read_material(report)
     clips = {("a, b", 0): report, ("c", 0): report}

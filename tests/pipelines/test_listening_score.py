@@ -11,13 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from infra.cli.main import app
 from pipelines.evaluate.listening.answers import Answers, Key, find_key, read_answers
 from pipelines.evaluate.listening.resampling import Array, draw_weights, estimate_intervals
 from pipelines.evaluate.listening.score import count_preferences, score, score_files
 from pipelines.evaluate.listening.screening import screen
 from presto_core.errors import UserError
 from tests.support.simulated_raters import QUALITY, answer_test, make_key, write_answers
+
+ID = "ab" * 6
 
 
 def simulate(key: Key, raters: int, *, seed: int = 0, **options: Any) -> list[Answers]:
@@ -87,7 +91,7 @@ def test_of_three_raters_the_one_who_guesses_is_found_and_dropped(tmp_path: Path
     ]
     result = score_files(files, key, resamples=50)
     assert [rater["is_kept"] for rater in result["raters"]] == [True, False, True]
-    assert result["notes"][0].startswith("guesser is dropped: ")
+    assert result["notes"][0].startswith("guesser is excluded: ")
     assert any(note.startswith("2 raters: intervals are rough") for note in result["notes"])
     rows = next(iter(result["results"].values()))
     ranked = [row["system"] for row in rows if row["system"] in QUALITY]
@@ -229,10 +233,26 @@ def test_files_that_are_no_answers_are_one_message(tmp_path: Path, content: str)
 def test_the_key_is_found_beside_the_answers_if_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     files = [tmp_path / "a.json"]
-    with pytest.raises(UserError, match="found none"):
-        find_key(files)
+    with pytest.raises(UserError, match=r"no single key file found .found none"):
+        find_key(files, {ID})
     (tmp_path / "x.key.json").touch()
-    assert find_key(files) == tmp_path / "x.key.json"
+    assert find_key(files, {ID}) == tmp_path / "x.key.json"
     (tmp_path / "y.key.json").touch()
-    with pytest.raises(UserError, match="found 2"):
-        find_key(files)
+    with pytest.raises(UserError, match=r"found 2: .*x\.key\.json, .*y\.key\.json.; name it with --key"):
+        find_key(files, {ID})
+
+
+def test_of_several_keys_the_one_of_the_answered_test_is_found(tmp_path: Path):
+    key = make_key("pairs")
+    other = key.model_copy(update={"test": "0" * 12})
+    for name, one in (("a", other), ("b", key), ("c", other)):
+        (tmp_path / f"{name}.key.json").write_text(one.model_dump_json())
+    assert find_key([tmp_path / "a.json"], {key.test}) == tmp_path / "b.key.json"
+    with pytest.raises(UserError, match=r"no single key file found .found 3"):
+        find_key([tmp_path / "a.json"], {other.test})
+
+
+def test_a_missing_answers_file_is_named_before_a_missing_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"ann\.json cannot be read"):
+        CliRunner().invoke(app, ["listening-test", "score", "ann.json"], catch_exceptions=False)

@@ -124,7 +124,41 @@ def test_the_table_has_every_metric_that_a_row_has_with_its_interval(folder: Pat
     assert row["recall"].interval == ""
     assert [r.name for r in table.systems] == [system[0] for system in SYSTEMS]
     assert [r.name for r in table.controls] == ["real music, train"]
-    assert [r.name for r in table.systems if r.cells[names.index("mmd")].is_best] == ["teacher heun 18"]
+
+
+def test_bold_rows_are_those_that_validation_chose_whatever_the_columns_show(folder: Path):
+    systems = make_result()["systems"]
+    systems[-1]["validation"] = {}  # a folder of clips: chosen for listening, but by no validation
+    change(folder, systems=systems)
+    _, (table, _) = read(folder)
+    assert [r.name for r in table.systems if r.is_chosen] == ["teacher heun 18", "L heun 18", "S 4", "LS 4"]
+    systems[4]["mmd"] = 0.001
+    change(folder, systems=[row | {"chosen": row["name"] == "LS 1"} for row in systems])
+    page = Page(render_page(folder))
+    assert sum("chosen" in str(attributes.get("class")) for tag, attributes in page.tags if tag == "tr") == 2
+    assert [r.name for r in read(folder)[1][0].systems if r.is_chosen] == ["LS 1"]
+
+
+def test_the_share_against_prompts_of_other_tracks_is_beside_the_hits_it_belongs_to(folder: Path):
+    systems = [row | {"tempo_hits_shuffled": 0.08} for row in make_result()["systems"]]
+    del systems[1]["tempo_hits_shuffled"], systems[2]["tempo_hits"]
+    change(folder, systems=systems)
+    _, (table, _) = read(folder)
+    names = [column.metric.name for column in table.columns]
+    assert "tempo_hits_shuffled" not in names
+    cells = [row.cells[names.index("tempo_hits")] for row in table.systems]
+    assert [(cell.text, cell.chance) for cell in cells[:3]] == [("0.61", "0.08"), ("0.61", ""), ("", "")]
+    assert "chance" in table.columns[names.index("tempo_hits")].explanation
+    assert "(chance 0.08)" in Page(render_page(folder)).text
+
+
+def test_what_the_fitness_test_could_not_decide_is_in_the_columns_explanation(folder: Path):
+    verdict = {"fit": True, "reason": "", "undecided": ["real music and codec round trip", "noise and shuffled frames"]}
+    change(folder, fitness={"musicnn-mtt-penultimate": {"mmd": verdict}})
+    _, (table, _) = read(folder)
+    column = next(column for column in table.columns if column.metric.name == "mmd")
+    assert column.warning == ""
+    assert column.explanation.endswith("Undecided: real music and codec round trip; noise and shuffled frames")
 
 
 def test_an_embedder_has_its_own_distances_and_shares_the_costs(folder: Path):
@@ -140,7 +174,23 @@ def test_a_metric_that_fails_its_fitness_test_is_marked_where_it_fails(folder: P
     _, (first, second) = read(folder)
     assert {c.metric.name: c.warning for c in first.columns if c.warning} == {"fd": "shrinking improves it"}
     assert [c for c in second.columns if c.warning] == []
-    assert any("FD failed the fitness test" in text for text in Page(render_page(folder)).text)
+    text = Page(render_page(folder)).text
+    assert any("FD failed the fitness test" in part for part in text)
+    # in the heading, in the explanation of marks, and beside the value of each system and of real music
+    assert sum(part == "†" for part in text) == 1 + len(first.systems) + len(first.controls)
+
+
+def test_a_metric_that_a_row_lacks_is_an_empty_cell(folder: Path):
+    systems = make_result()["systems"]
+    for name in ("musicnn-mtt-penultimate", "clap-laion"):
+        systems[0]["by_embedder"][name].pop("fd", None)
+    systems[0].pop("fd")
+    change(folder, systems=systems)
+    for table in read(folder)[1]:
+        column = [c.metric.name for c in table.columns].index("fd")
+        assert (table.systems[0].cells[column].text, table.systems[0].cells[column].value) == ("", None)
+        assert table.systems[1].cells[column].text
+    assert sum(part == "†" for part in Page(render_page(folder)).text) == 1 + len(systems) - 1 + 1
 
 
 def test_values_that_are_no_numbers_are_shown_as_such_and_missing_ones_blank(folder: Path):
@@ -334,6 +384,16 @@ def test_a_report_is_found_by_id_by_registry_name_and_by_a_model_that_it_measure
     done = CliRunner().invoke(app, ["report", "presto-report", f"storage.root={root}"], catch_exceptions=False)
     assert Path(done.stdout.strip()) == (REPORTS / ID / "index.html").resolve()
     assert (REPORTS / ID / "index.html").is_file()
+
+
+def test_a_dry_run_looks_the_report_up_and_copies_nothing(workspace: Path, example: Path):
+    report = commit_report(workspace / "runs", example)
+    root = f"storage.root={workspace / 'runs'}"
+    done = CliRunner().invoke(app, ["report", report.id, root, "--dry-run"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert not (REPORTS / ID).exists()
+    with pytest.raises(ReportError, match=f"no report {'0' * 16}: .* presto registry list presto-report"):
+        CliRunner().invoke(app, ["report", "0" * 16, root, "--dry-run"], catch_exceptions=False)
 
 
 def test_the_command_renders_a_local_folder_in_it_and_its_dry_run_writes_nothing(workspace: Path, folder: Path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -100,13 +100,18 @@ def read_key(path: Path) -> Key:
     return _read(path, Key)
 
 
+def parse_answers(path: Path) -> Answers:
+    """Read one rater's answers, of whatever test; raises UserError."""
+    return _read(path, Answers)
+
+
 def read_answers(path: Path, key: Key) -> Answers:
     """Read one rater's answers to this test.
 
     Raises:
         UserError: no such file, no JSON, values out of range, another test's answers, unknown trials or clips.
     """
-    answers = _read(path, Answers)
+    answers = parse_answers(path)
     if answers.test != key.test:
         raise UserError(
             f"{path} answers test {answers.test}, not {key.test} (of report {key.report}); score it with its own key"
@@ -136,18 +141,30 @@ def select_latest(files: Iterable[tuple[Path, Answers]]) -> tuple[list[Answers],
     return [answers for _, answers in kept.values()], notes
 
 
-def find_key(files: Sequence[Path]) -> Path:
-    """Return the key file beside these files or in the current folder.
+def find_key(files: Sequence[Path], tests: Collection[str]) -> Path:
+    """Return the key file beside these files or in the current folder; of several, the one of these tests.
+
+    Args:
+        tests: ids of the tests that the files answer.
 
     Raises:
-        UserError: there is none, or more than one.
+        UserError: there is none, or none of several is the one.
     """
     folders = dict.fromkeys(path.resolve() for path in [*(file.parent for file in files), Path()])
     keys = sorted(path for folder in folders for path in folder.glob("*.key.json"))
-    if len(keys) != 1:
-        found = f"found {len(keys)}: {', '.join(map(str, keys))}" if keys else "found none"
-        raise UserError(f"the key file, written beside the page, is needed: name it with --key ({found})")
-    return keys[0]
+    own = [path for path in keys if _read_test(path) in tests] if len(keys) > 1 else keys
+    if len(own) != 1:
+        found = f"found {len(keys)}: {', '.join(map(str, keys))}" if keys else "found none beside the answers or here"
+        raise UserError(f"no single key file found ({found}); name it with --key")
+    return own[0]
+
+
+def _read_test(path: Path) -> str:
+    """The id of the test whose key this is; empty if it is no key."""
+    try:
+        return read_key(path).test
+    except UserError:
+        return ""
 
 
 def _read(path: Path, model: type[Model]) -> Model:

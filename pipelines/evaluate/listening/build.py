@@ -39,13 +39,14 @@ from presto_core.errors import UserError
 TEMPLATES = "templates"
 SCRIPTS = ("order.js", "player.js", "listening.js", "trial.js", "answers.js", "keys.js")
 LONG_MINUTES = 30.0  # ITU-R BS.1534-3, 7: sessions of at most 20 to 30 minutes
+DEFAULT_PROMPTS = 8
 MOST_MUSHRA_CLIPS = 12  # ITU-R BS.1534-3, 5.3: signals per trial, references and anchors included
 CHECKING_CATCHES = 5  # all five right has probability 1/32 by chance; of four, 1/16
 
 
 @dataclass(frozen=True)
 class TestOptions:
-    """What a user chooses of a test; empty names mean the report's own choice."""
+    """What a user chooses of a test; empty names, or no number of prompts, mean the report's own choice."""
 
     __test__ = False  # for pytest: no test
 
@@ -53,7 +54,7 @@ class TestOptions:
     systems: tuple[str, ...] = ()
     reference: str = ""
     questions: tuple[str, ...] = ("quality",)
-    prompts: int = 8
+    prompts: int | None = None
     repeats: int = 4
     catches: int = 8
     seed: int = 0
@@ -82,7 +83,7 @@ def design_test(folder: Path, options: TestOptions) -> ListeningTest:
     systems = select_systems(material, options.systems)
     is_mushra = options.kind == "mushra"
     reference = select_reference(material, options.reference) if is_mushra or options.reference else ""
-    prompts = select_prompts(material, [*systems, *([reference] if reference else [])], options.prompts)
+    prompts = select_prompts(material, [*systems, *filter(None, [reference])], options.prompts or DEFAULT_PROMPTS)
     design = start_design(
         material,
         options.kind,
@@ -168,7 +169,7 @@ def _add_pairs(design: Design, material: Material, options: TestOptions) -> list
     if len(sources) < options.catches:
         notes.append(f"{len(sources)} catch trials instead of {options.catches}: no more clips serve")
     if len(sources) < CHECKING_CATCHES:
-        notes.append(f"fewer than {CHECKING_CATCHES} catch trials: raters who guess cannot be told from others")
+        notes.append(f"fewer than {CHECKING_CATCHES} catch trials: cannot screen raters who guess")
     return notes
 
 
@@ -195,7 +196,7 @@ def _is_dull(material: Material, system: str, prompt: int) -> bool:
 
 def _list_notes(design: Design, material: Material, options: TestOptions) -> list[str]:
     notes = []
-    if len(design.captions) < options.prompts:
+    if options.prompts and len(design.captions) < options.prompts:
         notes.append(f"{len(design.captions)} prompts instead of {options.prompts}: all that every system has clips of")
     limited = sum((clip.system, clip.prompt) in material.limited for clip in design.clips.values())
     if limited:

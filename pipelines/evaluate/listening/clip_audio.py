@@ -28,7 +28,7 @@ def read_clip(path: Path) -> tuple[Samples, int]:
     try:
         samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise UserError(f"{path} is no audio file that can be read: {error}; fetch the report again") from error
+        raise UserError(f"{path} cannot be read as audio: {error}; fetch the report again") from error
     if not len(samples) or not np.isfinite(samples).all():
         raise UserError(f"{path} holds {'NaN' if len(samples) else 'no samples'}; evaluate again")
     return samples, int(rate_hz)

@@ -68,7 +68,7 @@ def select_systems(material: Material, names: Sequence[str] = ()) -> list[str]:
     """Return the systems to compare: those named, or each model's chosen one and all folders.
 
     Args:
-        names: of systems; "LS 4, teacher 40" names two.
+        names: of systems; "LS 4, teacher dpmpp_2m 40" names two.
 
     Raises:
         UserError: a system is unknown or named twice, or fewer than two are left.

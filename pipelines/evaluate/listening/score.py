@@ -29,7 +29,7 @@ def score_files(files: Sequence[Path], key: Key, *, resamples: int = RESAMPLES, 
 
 
 def score(raters: Sequence[Answers], key: Key, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """Return the result as plain data: raters and why some are dropped, notes, and results per question.
+    """Return the result as plain data: raters and why some are excluded, notes, and results per question.
 
     Raises:
         UserError: the answers do not connect all systems.
@@ -37,7 +37,7 @@ def score(raters: Sequence[Answers], key: Key, *, resamples: int = RESAMPLES, se
     screenings = [screen(answers, key) for answers in raters]
     kept = [answers for answers, screening in zip(raters, screenings, strict=True) if screening.is_kept]
     prompts = sorted({trial.prompt for trial in key.trials.values() if trial.purpose == "compare"})
-    notes = [f"{s.rater} is dropped: {s.reason}" for s in screenings if not s.is_kept]
+    notes = [f"{s.rater} is excluded: {s.reason}" for s in screenings if not s.is_kept]
     notes += [f"{s.rater} answered {s.answered} of {len(key.trials)} trials" for s in screenings if _is_partial(s, key)]
     notes += sorted({s.reason for s in screenings if s.is_kept and s.reason})
     notes += describe_precision(len(kept), len(prompts))

@@ -17,7 +17,7 @@ LEAST_CATCHES = 5  # of 4, even all right has probability 1/16 by chance
 
 @dataclass(frozen=True)
 class Screening:
-    """A rater's verdict; `reason` says why one is dropped, or what a kept one could not be checked for."""
+    """A rater's verdict; `reason` says why one is excluded, or what a kept one could not be checked for."""
 
     rater: str
     is_kept: bool

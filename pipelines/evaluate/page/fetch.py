@@ -16,7 +16,7 @@ from pipelines.registry.resolve import resolve
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import HOME
 from presto_core.artifacts.folder import MANIFEST
-from presto_core.artifacts.manifest import Artifact
+from presto_core.artifacts.manifest import Artifact, artifact_folder
 from presto_core.artifacts.store import read_file
 
 REPORTS = HOME / "reports"
@@ -29,13 +29,15 @@ def find_report(client: Any, reference: str, storage_root: str) -> Artifact:
     """Return the report of an id, a URI or a registry name; of a model's name, the report that measured it last.
 
     Raises:
-        ReportError: the artifact is no report, and none measured it.
+        ReportError: there is no such artifact, or it is no report, and none measured it.
         RegistryError, StoreError: see `resolve`.
     """
+    parsed = parse_reference(reference)
+    if not parsed:
+        _require_artifact(reference, storage_root)
     artifact = resolve(client, reference, storage_root)
     if artifact.kind == "report":
         return artifact
-    parsed = parse_reference(reference)
     versions = [Catalog(client).get(parsed)] if parsed else Catalog(client).list_artifact_versions(artifact.id)
     measured = [str(v.measurements[REPORT_ID_TAG]) for v in versions if v.measurements.get(REPORT_ID_TAG)]
     if not measured:
@@ -43,6 +45,16 @@ def find_report(client: Any, reference: str, storage_root: str) -> Artifact:
             f"{reference} is a {artifact.kind} that no report measured; run presto evaluate, or name a report"
         )
     return resolve(client, measured[-1], storage_root)
+
+
+def _require_artifact(reference: str, storage_root: str) -> None:
+    """Refuse an id or URI without an artifact: its manifest's name alone would not tell what to do."""
+    folder = open_folder(reference) if "/" in reference else artifact_folder(open_folder(storage_root), reference)
+    if not folder.exists():
+        raise ReportError(
+            f"there is no report {reference}: {folder.uri} holds no artifact; name one that "
+            f"presto registry list presto-report shows, or its store with storage.root=…"
+        )
 
 
 def fetch_report(artifact: Artifact) -> Path:

@@ -11,7 +11,9 @@ from presto_core.metrics.table import METRICS, Metric
 GROUPS = ("quality", "prompt", "audio", "cost")
 SHOWN_FIRST = ("quality", "prompt", "cost")
 """Groups whose columns are shown before a reader selects others."""
-UNFIT = "it does not rank real music, its codec round trip, noised and shuffled music in this order"
+UNFIT = "it does not rank real music, a second codec pass of it, noised and shuffled music in this order"
+CHANCE = "_shuffled"
+"""Ends the name of what a metric of prompts gives against prompts of other tracks: shown beside its value."""
 
 
 @dataclass(frozen=True)
@@ -21,31 +23,39 @@ class Column:
     Attributes:
         is_detail: shown only with "all metrics"; a group without a column on the terminal shows all of its metrics.
         warning: why its values are not to be trusted; empty if it passed its fitness test.
+        undecided: pairs of conditions whose order the fitness test could not decide.
+        has_chance: whether a row has its value against prompts of other tracks.
     """
 
     metric: Metric
     is_detail: bool
     warning: str = ""
+    undecided: str = ""
+    has_chance: bool = False
 
     @property
     def explanation(self) -> str:
         better = f"; {self.metric.better} is better" if self.metric.better else ""
+        chance = "; chance: against prompts of other tracks" if self.has_chance else ""
         warning = f". Failed the fitness test: {self.warning}" if self.warning else ""
-        return f"{self.metric.description}{better}{warning}"
+        undecided = f". Undecided: {self.undecided}" if self.undecided else ""
+        return f"{self.metric.description}{better}{chance}{warning}{undecided}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value as text, as a number to sort by, and its interval; `value` is None if there is none."""
+    """A value as text, as a number to sort by, its interval, and its chance level; `value` is None if there is none."""
 
     text: str
     value: float | None
     interval: str = ""
-    is_best: bool = False
+    chance: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
+    """A system; it is chosen if it is the best of its model by validation, not by what the table shows."""
+
     name: str
     role: str
     is_chosen: bool
@@ -82,18 +92,17 @@ def make_tables(result: dict[str, Any]) -> list[ResultTable]:
             name,
             [_select_embedder(row, name) for row in systems],
             [_select_embedder(row, name) for row in controls],
-            find_failures(result, name),
+            read_verdicts(result, name),
         )
         for name in names
     ]
 
 
-def find_failures(result: dict[str, Any], embedder: str) -> dict[str, str]:
-    """Return metric -> why it failed the fitness test on this embedder; of another channel, what holds for the mid."""
+def read_verdicts(result: dict[str, Any], embedder: str) -> dict[str, dict[str, Any]]:
+    """Return metric -> verdict of the fitness test on this embedder; of another channel, what holds for the mid."""
     fitness = read_mapping(result, "fitness")
     verdicts = read_mapping(fitness, embedder) or read_mapping(fitness, embedder.partition(",")[0])
-    failed = {name: verdict for name in verdicts if (verdict := read_mapping(verdicts, name)).get("fit") is False}
-    return {name: read_text(verdict, "reason") or UNFIT for name, verdict in failed.items()}
+    return {name: read_mapping(verdicts, name) for name in verdicts}
 
 
 def _read_floor(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -117,35 +126,42 @@ def _select_embedder(row: dict[str, Any], embedder: str) -> dict[str, Any]:
 
 
 def _make_table(
-    embedder: str, systems: list[dict[str, Any]], controls: list[dict[str, Any]], failures: dict[str, str]
+    embedder: str,
+    systems: list[dict[str, Any]],
+    controls: list[dict[str, Any]],
+    verdicts: dict[str, dict[str, Any]],
 ) -> ResultTable:
     reported = {key for row in (*systems, *controls) for key in row if read_number(row, key) is not None}
-    metrics = [metric for metric in METRICS.values() if metric.name in reported]
+    beside = {name + CHANCE for name in reported & set(METRICS)}
+    metrics = [metric for metric in METRICS.values() if metric.name in reported - beside]
     metrics.sort(key=lambda metric: GROUPS.index(metric.group))  # stable: the order of the table of metrics within
     with_main = {metric.group for metric in metrics if metric.column}
-    columns = [Column(m, not m.column and m.group in with_main, failures.get(m.name, "")) for m in metrics]
-    best = {column.metric.name: _find_best(column.metric, systems) for column in columns}
-    return ResultTable(
-        embedder,
-        columns,
-        [_make_row(row, columns, best) for row in systems],
-        [_make_row(row, columns, {}) for row in controls],
-    )
+    columns = [
+        Column(
+            metric,
+            is_detail=not metric.column and metric.group in with_main,
+            has_chance=metric.name + CHANCE in reported,
+            **_describe_verdict(verdicts.get(metric.name, {})),
+        )
+        for metric in metrics
+    ]
+    rows, references = ([_make_row(row, columns) for row in some] for some in (systems, controls))
+    return ResultTable(embedder, columns, rows, references)
 
 
-def _find_best(metric: Metric, rows: list[dict[str, Any]]) -> float | None:
-    values = [value for row in rows if (value := read_number(row, metric.name)) is not None]
-    if not values or not metric.better or len(set(values)) == 1:
-        return None
-    return min(values) if metric.better == "lower" else max(values)
+def _describe_verdict(verdict: dict[str, Any]) -> dict[str, str]:
+    """What a column tells of the fitness test of its metric."""
+    warning = (read_text(verdict, "reason") or UNFIT) if verdict.get("fit") is False else ""
+    return {"warning": warning, "undecided": "; ".join(map(str, read_list(verdict, "undecided")))}
 
 
-def _make_row(row: dict[str, Any], columns: list[Column], best: dict[str, float | None]) -> Row:
-    cells = [_make_cell(row, column.metric, best.get(column.metric.name)) for column in columns]
-    return Row(read_text(row, "name"), read_text(row, "role"), row.get("chosen") is True, cells)
+def _make_row(row: dict[str, Any], columns: list[Column]) -> Row:
+    is_chosen = row.get("chosen") is True and bool(read_mapping(row, "validation"))
+    cells = [_make_cell(row, column.metric) for column in columns]
+    return Row(read_text(row, "name"), read_text(row, "role"), is_chosen, cells)
 
 
-def _make_cell(row: dict[str, Any], metric: Metric, best: float | None) -> Cell:
+def _make_cell(row: dict[str, Any], metric: Metric) -> Cell:
     value = read_number(row, metric.name)
     if value is None:
         return Cell("", None) if row.get(metric.name) is None else Cell("not finite", None)
@@ -154,4 +170,5 @@ def _make_cell(row: dict[str, Any], metric: Metric, best: float | None) -> Cell:
     interval = ""
     if len(low_high) == 2 and None not in low_high:
         interval = " to ".join(f"{limit * metric.scale:{metric.format}}" for limit in low_high if limit is not None)
-    return Cell(metric.format_value(value), value, interval, value == best)
+    chance = read_number(row, metric.name + CHANCE)
+    return Cell(metric.format_value(value), value, interval, "" if chance is None else metric.format_value(chance))

@@ -1,7 +1,7 @@
-"""Prompt adherence of a system: shares of clips with the tempo, key and instruments of their prompts, and their floors.
+"""Prompt adherence of a system: shares of clips with the tempo, key and instruments of their prompts, beside chance.
 
-The floor of a share, `<name>_shuffled`, is what clips score against prompts of other tracks: the mean over all such
-pairs, which a random reassignment of prompts only approximates.
+The chance level of a share, `<name>_shuffled`, is what clips score against prompts of other tracks: the mean over all
+such pairs, which a random reassignment of prompts only approximates.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Scores:
 def measure_adherence(
     clips: ClipMeasurements, prompts: PromptTargets, *, reference_tags: NDArray[np.floating] | None = None
 ) -> dict[str, float]:
-    """Return the shares with their floors, and how many prompts they rest on.
+    """Return the shares with their chance levels, and how many prompts they rest on.
 
     Args:
         reference_tags: [M, 50] of real music, for `tag_kl`.
@@ -86,8 +86,8 @@ def measure_adherence(
     Returns:
         tempo_hits, tempo_octave_errors, key_hits, key_score (MIREX's weights), tag_hits, each with `<name>_shuffled`;
         tempo_prompts, key_prompts, tag_prompts: prompts that state one; tempo_unclear, key_unclear: clips of these
-        without an estimate, which count as misses; tag_kl of the sets; tag_kl_paired per prompt with its floor. What no
-        prompt states, or was not measured, is left out.
+        without an estimate, which count as misses; tag_kl of the sets; tag_kl_paired per prompt with its chance
+        level. What no prompt states, or was not measured, is left out.
 
     Raises:
         ValueError: clips and prompts differ in number.
@@ -189,7 +189,7 @@ def count_prompts(clips: ClipMeasurements, prompts: PromptTargets) -> dict[str, 
 def measure_tag_divergence(
     clips: ClipMeasurements, prompts: PromptTargets, reference_tags: NDArray[np.floating] | None
 ) -> dict[str, float]:
-    """Return tag_kl to real music, and tag_kl_paired to each prompt's own real clip with the floor of other tracks'."""
+    """Return tag_kl to real music, and tag_kl_paired to each prompt's own real clip, with its chance level."""
     values: dict[str, float] = {}
     if clips.tags is None:
         return values
