@@ -32,6 +32,7 @@ TINY = (
     "evaluate.num_samples=8",
     "evaluate.validation_samples=4",
     "evaluate.interval_groups=4",
+    "evaluate.nearest_k=2",
     "evaluate.base=[{steps: 40}, {sampler: euler, steps: 2, guidance_scale: 2}]",
     "evaluate.student_steps=[1, 4]",
     "generate.steps=2",
