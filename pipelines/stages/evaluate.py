@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from statistics import median
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ def _describe_models(config: EvaluateStage, models: dict[str, Artifact], labels:
     """Role -> label, artifact and registered version of a model, with links if MLflow is a server."""
     tracker = open_tracker(config.tracking)
     catalog = Catalog(tracker.client)
-    base = tracker.uri if tracker.uri.startswith("http") else ""
+    base = _strip_credentials(tracker.uri) if tracker.uri.startswith("http") else ""
     described = {}
     for role, artifact in models.items():
         versions = catalog.list_artifact_versions(artifact.id)
@@ -129,6 +130,12 @@ def _describe_models(config: EvaluateStage, models: dict[str, Artifact], labels:
             "run_url": run_url,
         }
     return described
+
+
+def _strip_credentials(url: str) -> str:
+    """The address without the user and password that it may contain: a report is passed on."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
 
 
 def _add_costs(result: dict[str, Any]) -> None:
