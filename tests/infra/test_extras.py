@@ -124,7 +124,9 @@ MISSING = {
     "evaluate, before anything is computed": (
         (
             "from pipelines.stages import evaluate\n"
-            "evaluate.run_stage = lambda name, config, execute, **options: execute(None)\nevaluate.run(None)"
+            "from presto_core.config.schema import EvaluateStage\n"
+            "evaluate.run_stage = lambda name, config, execute, **options: execute(None)\n"
+            "evaluate.run(EvaluateStage())"
         ),
         "plots",
         "matplotlib, pillow",

@@ -11,17 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 from typer.testing import CliRunner
 
 from infra.cli.main import app
 from pipelines.inference.generator import load_generator
 from pipelines.inference.lazy_mlflow import save_mlflow_model
 from pipelines.registry.champion_comparison import GroupedEmbeddings, estimate_excess
+from pipelines.registry.evaluation_tags import EMBEDDINGS
 from pipelines.registry.names import CHAMPION, RegistryError
 from pipelines.registry.promotion import Promoter
 from pipelines.registry.promotion_log import PromotionLog
 from pipelines.registry.publish import open_promotion_log_folder, publish
 from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.manifest import Artifact
+from presto_core.artifacts.store import commit, read_bytes
 from presto_core.config.promotion import PromoteConfig
 from presto_core.errors import UserError
 from tests.support.tiny_registry import TinyRegistry, aliases_of, edit, presto
@@ -248,3 +252,38 @@ def test_a_registered_model_is_loaded_from_python(home: TinyRegistry):
         assert load_generator(reference, storage_root=home.root).artifact.id == home.made["LS"].id
     with pytest.raises(UserError, match="presto-generator@champion"):
         load_generator()
+
+
+# --- reports that do not compare
+
+
+@pytest.fixture
+def evaluated(home: TinyRegistry) -> Artifact:
+    """The report of a candidate, LS, beside that of the champion, S; measured as in the reports of other tests."""
+    model = "compared"
+    for of in ("S", "LS"):
+        home.register(home.made[of], model, "distill")
+    home.add_report(home.made["S"], worse=(0.6,))
+    promoter = Promoter(home.client)
+    assert promoter.promote(f"{model}@v1", PromoteConfig(require_health=False), why="it is the first").record
+    return home.add_report(home.made["LS"], worse=(0.4,))
+
+
+def check_against_champion(home: TinyRegistry) -> str:
+    """Promote the candidate: what the comparison with the champion found, empty if it passes."""
+    checks = Promoter(home.client).promote("compared@v2", PromoteConfig(require_health=False), why="", dry_run=True)
+    return next((c.found for c in checks.checks if c.name == "against champion" and not c.passed), "")
+
+
+def test_reports_with_other_embedders_or_splits_are_not_compared(home: TinyRegistry, evaluated: Artifact) -> None:
+    folder, manifest = open_folder(evaluated.uri), evaluated.manifest
+    assert check_against_champion(home) == ""
+    commit(folder, {**manifest, "report": {**manifest["report"], "measure": "another"}}, {})
+    found = check_against_champion(home)
+    assert "different measures" in found
+    assert f"made-up {'e' * 12} on data set {home.made['data'].id}" in found
+    assert f"inputs.compared=[{home.made['S'].id}]" in found
+    arrays = load(read_bytes(folder, EMBEDDINGS))
+    moved = {name: array + 10**6 if name.endswith("/tracks") else array for name, array in arrays.items()}
+    commit(folder, manifest, {EMBEDDINGS: save(moved)})
+    assert "different splits" in check_against_champion(home)
