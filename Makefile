@@ -17,7 +17,7 @@ help:
 demo: $(STAMP) ## the whole flow at small size: music, training, distillation, evaluation, sounds
 	$(BIN)/presto demo
 
-test: $(STAMP) ## all tests that fit into CI, on two cores, about 24 minutes; tests/README.md has more
+test: $(STAMP) ## all tests that fit into CI, on two cores, about 15 minutes; tests/README.md has more
 	$(BIN)/python -m pytest -n 2 --durations=25 --junitxml=build/junit.xml
 
 test-slow: $(STAMP) ## longer tests

@@ -14,7 +14,7 @@ Local = Annotated[bool, typer.Option("--local", help="Keep everything in a folde
 
 
 def demo(args: StageArgs = None, local: Local = False, dry_run: DryRun = False) -> None:
-    """Run the whole flow at small size on this machine: about eleven minutes on two cores."""
+    """Run the whole flow at small size on this machine: about 15 minutes on two cores."""
     preset, overrides = split_preset(args or [])
     preset = preset or "demo"
     from pipelines.workflows import demo as flow

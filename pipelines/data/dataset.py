@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipelines.data.batch_reader import EpochRead, EpochReader, prefetch
 from pipelines.data.epoch_plan import EpochPlan
-from pipelines.data.layout import FORMER_SPLIT, list_splits_of
+from pipelines.data.layout import FORMER_SPLIT, describe_remedy, list_splits_of
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shard_cache import ShardCache
 from pipelines.data.shard_reader import Reader, read_with_threads
@@ -82,7 +82,7 @@ class LatentDataset:
         listed = [Shard(**s) for s in self.info["shards"] if s["split"] == split]
         usable = [shard for shard in listed if shard.file not in self.skipped]
         if not usable:
-            raise StoreError(f"data set {self.uri} has no {split!r} rows; {_describe_remedy(split)}")
+            raise StoreError(f"data set {self.uri} has no {split!r} rows; {describe_remedy(split)}")
         return usable
 
     @property
@@ -93,15 +93,6 @@ class LatentDataset:
     def exclude_shards(self, files: Iterable[str]) -> LatentDataset:
         """Return this data set without some shards."""
         return replace(self, skipped=(*self.skipped, *files))
-
-
-def _describe_remedy(split: str) -> str:
-    """How to ingest again so that a split has rows."""
-    if split in ("validation", "test"):
-        return f"ingest more music, or raise ingest.{split}_fraction (corpus.{split}_tracks for a corpus of presto)"
-    if split == "train":
-        return "ingest more music, or lower ingest.validation_fraction and ingest.test_fraction"
-    return "only data sets made before validation and test were apart have it"
 
 
 def open_dataset(uri: str) -> LatentDataset:

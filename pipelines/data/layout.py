@@ -15,3 +15,12 @@ def list_splits_of(present: Container[str]) -> tuple[str, ...]:
     if FORMER_SPLIT not in present:
         return SPLITS
     return ("train", *(split for split in ALL_SPLITS[1:] if split in present))
+
+
+def describe_remedy(split: str) -> str:
+    """How to ingest again so that a split has rows."""
+    if split in ("validation", "test"):
+        return f"ingest more music, or raise ingest.{split}_fraction (corpus.{split}_tracks for a corpus of presto)"
+    if split == "train":
+        return "ingest more music, or lower ingest.validation_fraction and ingest.test_fraction"
+    return "only data sets made before validation and test were apart have it"
