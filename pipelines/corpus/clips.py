@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.corpus.captions import make_caption
+from pipelines.corpus.captions import make_caption, make_wordings
 from pipelines.corpus.plan import PieceSpec, make_piece
 from pipelines.corpus.render import SAMPLE_RATE_HZ, SOUNDFONT_LICENCE, render
 from pipelines.corpus.score import Piece
@@ -20,6 +20,7 @@ from pipelines.corpus.score import Piece
 AUDIO_FOLDER = "audio"
 ROWS_FOLDER = "rows"
 BLOCK_FRAMES = 65_536
+WORDINGS = 8  # further captions of a training clip; its windows take turns
 
 Row = dict[str, Any]
 
@@ -79,6 +80,7 @@ def make_row(spec: PieceSpec, piece: Piece, *, sha256: str) -> Row:
         "id": spec.piece_id,
         "file": f"{AUDIO_FOLDER}/{spec.piece_id}.flac",
         "caption": make_caption(piece, seed=spec.seed),
+        "captions": make_wordings(piece, seed=spec.seed, count=WORDINGS),
         "tempo_bpm": piece.tempo_bpm,
         "key": piece.key,
         "genre": piece.genre,

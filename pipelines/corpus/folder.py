@@ -16,7 +16,7 @@ from pipelines.corpus.plan import CorpusSettings
 from pipelines.corpus.render import SAMPLE_RATE_HZ, SOUNDFONT_LICENCE, find_soundfont
 from pipelines.corpus.repertoire import CORPUS_NOTE, LICENCES
 
-RECIPE_VERSION = 2  # raise when the same settings would sound different
+RECIPE_VERSION = 3  # raise when the same settings would sound different, or have other captions
 MANIFEST_FILE = "manifest.jsonl"
 CORPUS_FILE = "corpus.json"
 VERSIONED_PACKAGES = ("music21", "mido", "midirenderer", "soundfile", "soxr")

@@ -97,6 +97,8 @@ def check_bad_fraction(bad: list[RejectedFile], total: int, allowed: float) -> N
 def make_track_row(entry: CuratedTrack) -> dict[str, Any]:
     """Return a track as the data set lists it."""
     fields = {name: value for name, value in asdict(entry.track).items() if name not in LOCATION_FIELDS}
+    if not fields["captions"]:  # tracks of one caption keep the row, and so the digest, that they had before wordings
+        del fields["captions"]
     return fields | {"blake3": entry.content.digest, "rows": sum(entry.content.rows)}
 
 

@@ -112,29 +112,46 @@ class ShardWriter:
 
     @torch.inference_mode()
     def _read_rows(self, parts: list[SegmentSlice]) -> FullRows:
-        captions = sorted({str(part.track["caption"]) for part in parts})
-        texts = self.text.encode(captions)
+        captions_of_parts = [choose_captions(part) for part in parts]
+        captions = sorted({caption for chosen in captions_of_parts for caption in chosen})
+        texts, index = self.text.encode(captions), {caption: i for i, caption in enumerate(captions)}
         track_rows = []
-        for part in parts:
+        for part, chosen in zip(parts, captions_of_parts):
             latents, starts = read_segment(self.cache_folder, part.digest, part.segment, rows=part.rows)
-            which = slice(part.start, part.stop)
-            caption = captions.index(part.track["caption"])
-            track_rows.append(_make_rows(Track(**part.track), latents[which], starts[which], texts, caption))
+            which, text_rows = slice(part.start, part.stop), [index[caption] for caption in chosen]
+            track_rows.append(_make_rows(Track(**part.track), latents[which], starts[which], texts, text_rows, chosen))
         return FullRows.concatenate(track_rows)
 
 
-def _make_rows(track: Track, latents: Array, starts: Array, texts: TextEmbedding, caption: int) -> FullRows:
+def choose_captions(part: SegmentSlice) -> list[str]:
+    """Return the caption of each row: wordings take turns in training; elsewhere every row has the whole caption.
+
+    The turn starts at a place that depends on the audio, so that no wording belongs to beginnings of tracks.
+    """
+    track = part.track
+    wordings = [str(track["caption"])]
+    if track["split"] == "train":
+        wordings += map(str, track.get("captions", ()))
+    first = int(part.digest[:8], 16) + part.segment
+    return [wordings[(first + row) % len(wordings)] for row in range(part.start, part.stop)]
+
+
+def _make_rows(
+    track: Track, latents: Array, starts: Array, texts: TextEmbedding, text_rows: list[int], captions: list[str]
+) -> FullRows:
+    """Join a slice's latents [R, C, T] with the text embeddings `text_rows` and the fields of its track."""
+
     def repeat(value: Any, dtype: Any) -> Any:
         return np.repeat(np.asarray(value, dtype=dtype)[None], len(latents), axis=0)
 
     return FullRows(
         latents=latents,
-        text_pooled=repeat(texts.pooled[caption], np.float16),
-        text_tokens=repeat(texts.tokens[caption], np.float16),
-        text_mask=repeat(texts.mask[caption], bool),
+        text_pooled=np.asarray(texts.pooled[text_rows], dtype=np.float16),
+        text_tokens=np.asarray(texts.tokens[text_rows], dtype=np.float16),
+        text_mask=np.asarray(texts.mask[text_rows], dtype=bool),
         tempo_bpm=repeat(np.nan if track.tempo_bpm is None else track.tempo_bpm, np.float32),
         key=repeat(key_index(track.key), np.int8),
-        caption=repeat(track.caption, object),
+        caption=np.asarray(captions, dtype=object),
         track=repeat(track.file, object),
         composition=repeat(track.composition, object),
         start_seconds=starts,

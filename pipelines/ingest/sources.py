@@ -41,6 +41,7 @@ class Track:
         sidecar: path of its metadata file, or empty.
         caption: description of the music; if empty, it is read from the sidecar, the tags or the file name.
         caption_source: origin of the caption: manifest, sidecar, tags or name.
+        captions: further wordings of the caption; windows of a training track take turns with it and them.
         composition: determines the split, so that one piece is never in two.
         split: `train`, `validation` or `test`; if empty, it follows from the composition.
         seconds: length from the manifest, otherwise 0.
@@ -53,6 +54,7 @@ class Track:
     sidecar: str = ""
     caption: str = ""
     caption_source: str = ""
+    captions: tuple[str, ...] = ()
     tempo_bpm: float | None = None
     key: str | None = None
     composition: str = ""
@@ -137,12 +139,29 @@ def parse_metadata(fields: dict[str, Any]) -> dict[str, Any]:
     """Convert the fields that manifest rows and sidecars share to their types.
 
     Raises:
-        ValueError: tempo_bpm is not a finite number, or key is not a musical key.
+        ValueError: tempo_bpm is not a finite number, key is not a musical key, or captions is not a list of texts.
     """
     texts = {name: str(fields.get(name) or "") for name in ("caption", "title", "composer", "source", "licence")}
     key = str(fields["key"]) if fields.get("key") else None
     key_index(key)
-    return {**texts, "key": key, "tempo_bpm": _parse_number(fields, "tempo_bpm")}
+    captions = _parse_captions(fields.get("captions"))
+    return {**texts, "key": key, "tempo_bpm": _parse_number(fields, "tempo_bpm"), "captions": captions}
+
+
+def _parse_captions(value: Any) -> tuple[str, ...]:
+    """Return further wordings of a caption: a list, or in CSV one as JSON."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError(f"captions={value!r} must be a JSON list of texts") from None
+    if hasattr(value, "tolist"):  # an array of a Parquet manifest
+        value = value.tolist()
+    if value is None or value == "":
+        return ()
+    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+        raise ValueError(f"captions={value!r} must be a list of texts, none of them empty")
+    return tuple(value)
 
 
 def _parse_number(fields: dict[str, Any], name: str) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 from collections import Counter
@@ -17,7 +18,7 @@ import pytest
 import soundfile
 
 from pipelines.corpus.build import _check_disk, build_corpus
-from pipelines.corpus.clips import file_sha256, make_clip, write_flac
+from pipelines.corpus.clips import WORDINGS, file_sha256, make_clip, write_flac
 from pipelines.corpus.folder import read_manifest
 from pipelines.corpus.plan import CorpusSettings, PieceSpec, make_piece, plan_clips
 from pipelines.corpus.render import TARGET_RMS_DBFS
@@ -141,6 +142,21 @@ def test_the_manifest_describes_every_clip(corpus: Path) -> None:
         assert f"{row['tempo_bpm']} bpm" in row["caption"]
         assert row["key"] in row["caption"]
         assert all(row[name] for name in ("title", "composer", "source", "licence", "ensemble"))
+
+
+def test_wordings_differ_and_leave_out_what_people_leave_out(corpus: Path) -> None:
+    rows = read_manifest(corpus)
+    wordings = [text for row in rows for text in row["captions"]]
+    assert len(set(wordings)) > 0.9 * len(wordings)
+    assert all(len(row["captions"]) == WORDINGS for row in rows)
+    for row in rows:
+        for text in row["captions"]:
+            assert row["ensemble"].lower() in text.lower() or row["genre"].lower() in text.lower()
+            assert not (numbers := set(re.findall(r"\d+ bpm", text))) or numbers == {f"{row['tempo_bpm']} bpm"}
+            assert not (keys := set(re.findall(r"[A-G][b#]? (?:major|minor)", text))) or keys == {row["key"]}
+    for attribute, share in ((" bpm", 0.36), (" m(aj|in)or", 0.6)):  # 0.6 have a tempo, 3 in 5 of them its number
+        tolerance = 4 * (share * (1 - share) / len(wordings)) ** 0.5
+        assert sum(bool(re.search(attribute, t)) for t in wordings) / len(wordings) == pytest.approx(share, abs=tolerance)
 
 
 def test_every_clip_is_sound(corpus: Path) -> None:

@@ -271,6 +271,29 @@ def test_a_caption_in_the_manifest_spares_the_sidecar(music: Path):
     assert len(list_stamps(music) - before) == 1  # its caption must be looked up now
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_manifest_may_have_several_wordings_of_a_caption(tmp_path: Path, suffix: str):
+    wordings = ["slow piano", "piano, in A minor"]
+    (tmp_path / "a.wav").write_bytes(wav_bytes())
+    row = {"file": "a.wav", "caption": "solo piano", "captions": wordings}
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "manifest.parquet")
+    elif suffix == "csv":
+        quoted = json.dumps(wordings).replace('"', '""')
+        (tmp_path / "manifest.csv").write_text(f'file,caption,captions\na.wav,solo piano,"{quoted}"\n')
+    else:
+        (tmp_path / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    (track,) = scan_folder(tmp_path)
+    assert (track.caption, track.captions) == ("solo piano", tuple(wordings))
+
+
+@pytest.mark.parametrize("captions", ["no list", [""], ["a", 3], {"a": 1}])
+def test_wordings_that_are_no_list_of_texts_are_refused(tmp_path: Path, captions: object):
+    list_in_manifest(tmp_path, {"file": "a.wav", "caption": "solo piano", "captions": captions})
+    with pytest.raises(SourceError, match=r"line 1: captions=.* list of texts"):
+        scan_folder(tmp_path)
+
+
 def test_a_file_that_is_listed_but_not_there_has_no_stamp(music: Path):
     list_in_manifest(music, {"file": "b.wav"}, {"file": "gone.wav"})
     assert [bool(track.stamp) for track in scan_folder(music)] == [True, False]
