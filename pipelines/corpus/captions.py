@@ -47,7 +47,7 @@ def make_caption(piece: Piece, *, seed: int) -> str:
 def make_wordings(piece: Piece, *, seed: int, count: int) -> list[str]:
     """Return `count` captions that differ in order and wording and leave some attributes out, as people's prompts do.
 
-    Each names the ensemble or the genre. Equal arguments give equal captions; a longer list starts with the shorter one.
+    Each names the ensemble or the genre. Equal arguments give equal captions, and a longer list starts with a shorter.
     """
     rng = random.Random(f"wordings/{piece.composition_id}/{seed}")
     return [_make_wording(piece, rng) for _ in range(count)]

@@ -18,13 +18,14 @@ from torch import Tensor
 from pipelines.data.batch_reader import EpochRead, EpochReader, prefetch
 from pipelines.data.epoch_plan import EpochPlan
 from pipelines.data.layout import FORMER_SPLIT, describe_remedy, list_splits_of
-from pipelines.data.parquet_tensors import Array
+from pipelines.data.parquet_tensors import Array, read_array
 from pipelines.data.shard_cache import ShardCache
 from pipelines.data.shard_reader import Reader, read_with_threads
-from pipelines.data.shards import Shard, TrainColumns
+from pipelines.data.shards import Shard, TrainColumns, read_table
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError, read_manifest
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
+from presto_core.models.model_card import ModelCard
 from presto_core.training.state import Batch, Cursor
 
 PREFETCH_BATCHES = 2  # prepared while a step runs
@@ -94,6 +95,18 @@ class LatentDataset:
         """Return this data set without some shards."""
         return replace(self, skipped=(*self.skipped, *files))
 
+    def read_latents(self, split: str, *, at_least: int) -> Tensor:
+        """Return normalised latents [N, C, T] of whole shards, evenly from a split: N >= `at_least`, or all rows."""
+        shards = self.shards(split)
+        needed = -(-at_least * len(shards) // sum(shard.rows for shard in shards))
+        count = min(len(shards), max(1, needed))
+        chosen = [shards[i * len(shards) // count] for i in range(count)]
+        folder = open_folder(self.uri)
+        tables = (read_table(folder, shard, columns=["latents"]) for shard in chosen)
+        latents = torch.from_numpy(np.concatenate([read_array(table, "latents") for table in tables]))
+        mean, std = (torch.tensor(self.info["latents"][name])[:, None] for name in ("mean", "std"))
+        return (latents.float() - mean) / std
+
 
 def open_dataset(uri: str) -> LatentDataset:
     """Open a data set by reading its manifest.
@@ -120,6 +133,9 @@ def stream_batches(
     cache: ShardCache | None = None,
     crop_frames: int = 0,
     caption_dropout: float = 0.0,
+    attribute_dropout: float = 0.0,
+    pad_captions: bool = False,
+    card: ModelCard | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield endless batches of the training split, starting at `cursor`; incomplete last batches are dropped.
 
@@ -127,6 +143,9 @@ def stream_batches(
         cache: keeps shards from object storage for later epochs.
         crop_frames: length of a random crop of each row; 0 uses whole rows.
         caption_dropout: probability that a row's conditions are dropped (classifier-free guidance).
+        attribute_dropout: probability that a row's tempo, and apart from it its key, is withheld.
+        pad_captions: keep padding that no row of a batch needs, so that all batches have one shape (compiled networks).
+        card: of the model to train, whose statistics normalize latents; None for those of the data set.
 
     Raises:
         StoreError: the split has fewer rows than one global batch, crop_frames exceeds a row, or a shard is damaged.
@@ -148,9 +167,14 @@ def stream_batches(
         raise StoreError(f"data.crop_frames={crop_frames} exceeds the rows of {dataset.uri}; use at most {frames}")
     epoch_reader = EpochReader(dataset.uri, shards, reader, cache)
     augmentation = _Augmentation(
-        seed, rows, frames=frames, crop_frames=crop_frames or frames, caption_dropout=caption_dropout
+        seed,
+        rows,
+        frames=frames,
+        crop_frames=crop_frames or frames,
+        caption_dropout=caption_dropout,
+        attribute_dropout=attribute_dropout,
     )
-    collate = _Collate(dataset, device)
+    collate = _Collate(card.to_dict() if card else dataset.info["latents"], device, pad_captions=pad_captions)
 
     def iter_epochs() -> Iterator[EpochRead]:
         for epoch in count(cursor.epoch):
@@ -183,37 +207,44 @@ class _Augmentation:
     frames: int
     crop_frames: int
     caption_dropout: float
+    attribute_dropout: float
 
     def for_epoch(self, epoch: int) -> _EpochAugmentation:
         rng = np.random.default_rng([self.seed, epoch, 1])
         offsets = rng.integers(0, self.frames - self.crop_frames + 1, self.rows)
-        return _EpochAugmentation(epoch, offsets, rng.random(self.rows) >= self.caption_dropout, self.crop_frames)
+        keep_condition = rng.random(self.rows) >= self.caption_dropout
+        keep_tempo, keep_key = (rng.random(self.rows) >= self.attribute_dropout for _ in range(2))
+        return _EpochAugmentation(epoch, offsets, keep_condition, keep_tempo, keep_key, self.crop_frames)
 
 
 @dataclass(frozen=True)
 class _EpochAugmentation:
-    """The crop offset of each row of the data set, and whether its conditions are kept."""
+    """The crop offset of each row of the data set, and whether its conditions, its tempo and its key are kept."""
 
     epoch: int
     crop_offset: Array
     keep_condition: Array
+    keep_tempo: Array
+    keep_key: Array
     crop_frames: int
 
     def __call__(self, rows: TrainColumns, ids: Array) -> tuple[TrainColumns, Array]:
-        """Crop rows; also return which of them keep their conditions."""
+        """Crop rows and withhold attributes; also return which rows keep their conditions."""
         if self.crop_frames < rows.latents.shape[2]:
             starts = self.crop_offset[ids]
             cropped = [x[:, a : a + self.crop_frames] for x, a in zip(rows.latents, starts)]
             rows = replace(rows, latents=np.stack(cropped))
+        tempo = np.where(self.keep_tempo[ids], rows.tempo_bpm, np.float32(np.nan))
+        key = np.where(self.keep_key[ids], rows.key, np.int8(UNKNOWN_KEY))
+        rows = replace(rows, tempo_bpm=tempo, key=key)
         return rows, self.keep_condition[ids]
 
 
 class _Collate:
-    """Turns rows into a normalized Batch on a device."""
+    """Turns rows into a Batch on a device, normalized by `mean` and `std` [C] of `stats`."""
 
-    def __init__(self, dataset: LatentDataset, device: torch.device | str) -> None:
-        stats = dataset.info["latents"]
-        self.device = torch.device(device)
+    def __init__(self, stats: dict[str, Any], device: torch.device | str, *, pad_captions: bool) -> None:
+        self.device, self.pad_captions = torch.device(device), pad_captions
         self.mean = torch.tensor(stats["mean"], dtype=torch.float32, device=device)[:, None]
         self.std = torch.tensor(stats["std"], dtype=torch.float32, device=device)[:, None]
 
@@ -221,17 +252,18 @@ class _Collate:
         latents = torch.from_numpy(rows.latents)
         if self.device.type == "cuda":
             latents = latents.pin_memory()
-        cond = make_conditioning(rows).keep_where(torch.from_numpy(keep_condition))
+        cond = make_conditioning(rows, pad_captions=self.pad_captions).keep_where(torch.from_numpy(keep_condition))
         x0 = latents.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
         return Batch(x0, cond.to(self.device), cursor)
 
 
-def make_conditioning(rows: TrainColumns) -> Conditioning:
-    """Make the conditioning from the rows' captions, tempi and keys, cut to the longest caption of the batch.
+def make_conditioning(rows: TrainColumns, *, pad_captions: bool = False) -> Conditioning:
+    """Make the conditioning from the rows' captions, tempi and keys, cut to the longest caption unless padded.
 
     A row without caption, tempo and key is unconditional.
     """
-    num_tokens = int(np.flatnonzero(rows.text_mask.any(axis=0)).max(initial=0)) + 1
+    longest = int(np.flatnonzero(rows.text_mask.any(axis=0)).max(initial=0)) + 1
+    num_tokens = rows.text_mask.shape[1] if pad_captions else longest
     has_condition = rows.text_mask.any(axis=1) | (rows.tempo_bpm > 0) | (rows.key != UNKNOWN_KEY)
     return Conditioning(
         pooled=_to_tensor(rows.text_pooled, torch.float32),

@@ -11,10 +11,14 @@ from pipelines.train.spec import Models, TrainingDefinition
 from pipelines.train.sweep_hook import Trial
 from presto_core.artifacts.manifest import Artifact
 from presto_core.config.schema import TeacherStage
+from presto_core.diffusion.wiener import estimate_spectrum
 from presto_core.models.model_card import ModelCard
+from presto_core.networks.network import Network
 from presto_core.training.health import TEACHER
 from presto_core.training.parallel import Parallel
 from presto_core.training.teacher import TeacherTraining
+
+SPECTRUM_ROWS = 4096  # training rows, evenly from all, that the spectrum of the Gaussian skip is estimated from
 
 
 def run(config: TeacherStage, resume: ResumeOptions = ResumeOptions(), trial: Trial | None = None) -> Artifact:
@@ -39,7 +43,15 @@ def make_algorithm(
 ) -> TeacherTraining:
     """The algorithm, on every worker."""
     network = make_card(config, models, dataset).build_network().to(parallel.device)
+    fit_gaussian_skip(network, dataset)
     return TeacherTraining(config.teacher, network, sigma_data=SIGMA_DATA, parallel=parallel, autocast_dtype=dtype)
+
+
+def fit_gaussian_skip(network: Network, dataset: LatentDataset) -> None:
+    """Set the spectrum of a network's Gaussian skip, if it has one, from rows of the training split."""
+    skip = getattr(network, "gaussian_skip", None)
+    if skip is not None:
+        skip.fit(estimate_spectrum(dataset.read_latents("train", at_least=SPECTRUM_ROWS)))
 
 
 STAGE = TrainingDefinition(

@@ -21,9 +21,12 @@ def make_single_process(loop: LoopConfig) -> Parallel:
     """Return the `Parallel` of the only process of a run, without a process group."""
 
     def distribute(module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module:
-        return _enable_checkpointing(module, loop)
+        return _prepare_blocks(module, loop)
 
-    return Parallel(micro_batch_size=loop.micro_batch_size, distribute=distribute)
+    def place_frozen(module: nn.Module, name: str) -> None:
+        _compile_blocks(module, loop)
+
+    return Parallel(micro_batch_size=loop.micro_batch_size, distribute=distribute, shard_frozen=place_frozen)
 
 
 def make_process_group(device: torch.device, loop: LoopConfig, config: ParallelConfig | None = None) -> Parallel:
@@ -62,13 +65,14 @@ class _Placement:
     config: ParallelConfig
 
     def distribute(self, module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module:
-        _enable_checkpointing(module, self.loop)
+        _prepare_blocks(module, self.loop)
         if self._is_sharded(name):
             return self._shard(module)
         devices = [torch.cuda.current_device()] if self.mesh.device_type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=some_unused)
 
     def place_frozen(self, module: nn.Module, name: str) -> None:
+        _compile_blocks(module, self.loop)
         if self._is_sharded(name):
             self._shard(module, offload=name == "real_score" and self.config.offload_real_score)
 
@@ -92,10 +96,19 @@ class _Placement:
         return module
 
 
-def _enable_checkpointing(module: nn.Module, loop: LoopConfig) -> nn.Module:
+def _prepare_blocks(module: nn.Module, loop: LoopConfig) -> nn.Module:
+    """Set how the blocks of a trained network run."""
     if isinstance(module, Network):  # the discriminator head is not one, and small
         module.set_activation_checkpointing(loop.activation_checkpointing)
+    _compile_blocks(module, loop)
     return module
+
+
+def _compile_blocks(module: nn.Module, loop: LoopConfig) -> None:
+    """Compile each block: all share one graph, and the choice of blocks stays outside it."""
+    if loop.compile and isinstance(module, Network):
+        for block in module.blocks:
+            block.compile()
 
 
 def _set_grad_sync(module: nn.Module, enabled: bool) -> None:

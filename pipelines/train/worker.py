@@ -70,6 +70,8 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
         cache=ShardCache.from_config(config.cluster),
         crop_frames=config.data.crop_frames,
         caption_dropout=config.caption_dropout,
+        attribute_dropout=config.attribute_dropout,
+        pad_captions=config.loop.compile,
     )
     writer = CheckpointWriter(
         scratch.child(CHECKPOINTS),

@@ -24,7 +24,8 @@ class TrackingConfig(Section):
 
 
 class InputsConfig(Section):
-    """Artifacts a stage starts from: registry name@alias, artifact id, or URI. Each stage reads those it needs."""
+    """Artifacts a stage starts from: registry name@alias, artifact id, URI, or the name of a pretrained model of the
+    package. Each stage reads those it needs."""
 
     dataset: str = "presto-dataset@candidate"
     teacher: str = "presto-teacher@candidate"
@@ -110,6 +111,9 @@ class NetworkConfig(Section):
     mlp_ratio: Positive = 3.0
     filter_taps: Count = 9
     """Span in latent frames of the filter from input to output; odd."""
+    spectrum_bins: int = Field(0, ge=0)
+    """Frequencies per channel of the Gaussian skip: the best linear denoiser of the training set runs beside the
+    network, which learns the rest. Set it to the frames of the data set's rows; 0 leaves it out."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -150,6 +154,8 @@ class LoopConfig(Section):
     """Recompute activations inside transformer blocks in the backward pass instead of keeping them."""
     autocast: Literal["none", "bf16"] = "none"
     """Reduced precision around networks only; sigma, weights and reductions stay fp32."""
+    compile: bool = False
+    """Compile transformer blocks (torch.compile): faster steps after a minute of compiling; needs a C++ compiler."""
 
 
 class HealthConfig(Section):
@@ -170,6 +176,8 @@ class TeacherConfig(Section):
     p_train: NoiseConfig = LogNormalNoise()
     caption_dropout: Fraction = 0.1
     """Probability that a row's conditions are dropped, so that guidance is possible."""
+    attribute_dropout: Fraction = 0.0
+    """Probability that a row's tempo, and apart from it its key, is withheld, so that unknown ones are trained."""
     ema_decay: Fraction = 0.999
 
 
@@ -190,6 +198,7 @@ class LayersConfig(Section):
     self_teacher_weight: float = Field(0.1, ge=0)
     """beta: weight of the distance between the last block's activations at the budget and at full depth."""
     caption_dropout: Fraction = 0.1
+    attribute_dropout: Fraction = 0.0
     ema_decay: Fraction = 0.99
 
 

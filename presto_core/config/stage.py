@@ -30,6 +30,13 @@ from presto_core.errors import UserError
 # does the name that its result is registered under.
 NOT_IN_RUN_ID = ("storage", "tracking", "cluster", "submit", "loop", "health", "inputs", "name", "validation")
 
+# Settings that came later than the runs that exist: at these values they are left out of the run id, which so stands.
+ADDED_SETTINGS = {
+    ("network", "spectrum_bins"): 0,
+    ("teacher", "attribute_dropout"): 0.0,
+    ("layers", "attribute_dropout"): 0.0,
+}
+
 
 class StageConfig(Section):
     """What every stage takes.
@@ -66,7 +73,11 @@ class StageConfig(Section):
 
     def result_config(self) -> dict[str, Any]:
         """The settings that decide the result: all but where it runs and which artifacts it starts from."""
-        return self.model_dump(mode="json", exclude=set(NOT_IN_RUN_ID))
+        config = self.model_dump(mode="json", exclude=set(NOT_IN_RUN_ID))
+        for (section, name), value in ADDED_SETTINGS.items():
+            if config.get(section, {}).get(name) == value:
+                del config[section][name]
+        return config
 
     def run_id(self, parents: dict[str, str] | None = None) -> str:
         """Hash of the stage, its result-relevant settings and its parents' ids: the id of its artifact too."""
@@ -106,6 +117,12 @@ class TrainingStage(StageConfig):
         """Probability that a row's conditions are dropped."""
         section = self.section
         return 0.0 if isinstance(section, StepsConfig) else section.caption_dropout
+
+    @property
+    def attribute_dropout(self) -> float:
+        """Probability that a row's tempo, and apart from it its key, is withheld."""
+        section = self.section
+        return 0.0 if isinstance(section, StepsConfig) else section.attribute_dropout
 
     @property
     def total_steps(self) -> int:

@@ -15,19 +15,26 @@ from presto_core.config.sections import NetworkConfig
 from presto_core.networks.embeddings import rotate
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm with its weights in the input's dtype: under autocast, fp32 weights would keep the fused kernel away."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.q_norm, self.k_norm = nn.RMSNorm(dim // heads), nn.RMSNorm(dim // heads)
+        self.q_norm, self.k_norm = RMSNorm(dim // heads), RMSNorm(dim // heads)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """x: [B, N, D] -> [B, N, D]."""
         q, k, v = (_split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
         q, k = rotate(self.q_norm(q), *rotary), rotate(self.k_norm(k), *rotary)
-        return self.out(_join_heads(F.scaled_dot_product_attention(q, k, v)))
+        return self.out(_join_heads(attend(q, k, v)))
 
 
 class CrossAttention(nn.Module):
@@ -36,7 +43,7 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.q = nn.Linear(dim, dim, bias=False)
         self.kv = nn.Linear(dim, 2 * dim, bias=False)
-        self.q_norm, self.k_norm = nn.RMSNorm(dim // heads), nn.RMSNorm(dim // heads)
+        self.q_norm, self.k_norm = RMSNorm(dim // heads), RMSNorm(dim // heads)
         self.out = nn.Linear(dim, dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -46,7 +53,7 @@ class CrossAttention(nn.Module):
         k, v = (_split_heads(t, self.heads) for t in self.kv(context).chunk(2, dim=-1))
         q = self.q_norm(_split_heads(self.q(x), self.heads))
         mask = visible[:, None, None, :]
-        return self.out(_join_heads(F.scaled_dot_product_attention(q, self.k_norm(k), v, attn_mask=mask)))
+        return self.out(_join_heads(attend(q, self.k_norm(k), v, mask)))
 
 
 class SwiGLU(nn.Module):
@@ -77,7 +84,7 @@ class Block(nn.Module):
         super().__init__()
         dim = config.dim
         self.attention = SelfAttention(dim, config.heads)
-        self.cross_norm = nn.RMSNorm(dim)
+        self.cross_norm = RMSNorm(dim)
         self.cross = CrossAttention(dim, config.heads)
         self.mlp = SwiGLU(dim, config.mlp_ratio)
         self.modulation = nn.Linear(dim, 6 * dim)
@@ -101,6 +108,20 @@ class Block(nn.Module):
         x = x + gate1 * self.attention(modulate(x, shift1, scale1), rotary)
         x = x + self.cross(self.cross_norm(x), context, visible)
         return x + gate2 * self.mlp(modulate(x, shift2, scale2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention (Vaswani et al. 2017): q [B, H, N, E], k and v [B, H, S, E], mask broadcast to [B, H, N, S].
+
+    In bf16 on a CPU it is written out, because the backward pass of PyTorch's kernel is slow there: at 65 tokens it
+    took half of a training step (torch 2.14, Sapphire Rapids).
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.float().softmax(dim=-1).to(v.dtype) @ v
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

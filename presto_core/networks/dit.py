@@ -14,12 +14,13 @@ from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.block import Block, modulate
 from presto_core.networks.embeddings import BudgetEmbedding, ConditionEmbedding, NoiseEmbedding, rotary_angles
+from presto_core.networks.gaussian_skip import GaussianSkip
 from presto_core.networks.layer_budget import LayerBudget, Mode, check_budgets, select_blocks
 from presto_core.networks.network import Network
 
 
 class DiT(Network):
-    """Raw network F. Its output is zero at initialisation.
+    """Raw network F. Its output is zero at initialisation, or that of the Gaussian skip if `spectrum_bins` is set.
 
     Args:
         config: width, depth, heads, patch.
@@ -42,7 +43,10 @@ class DiT(Network):
         self.config, self.channels, self.mode = config, channels, mode
         self.depth, self.width, self.run_empty_blocks = config.depth, config.dim, False
         dim = config.dim
-        self.input = nn.Linear(channels * config.patch, dim)
+        bins = config.spectrum_bins
+        self.gaussian_skip = GaussianSkip(channels=channels, bins=bins) if bins else None
+        # with the skip, tokens hold the Wiener estimate beside the noisy latents
+        self.input = nn.Linear((2 if bins else 1) * channels * config.patch, dim)
         self.noise = NoiseEmbedding(dim)
         self.budget = BudgetEmbedding(config.depth, dim) if budget_conditioned else None
         self.condition = ConditionEmbedding(dim, text_dim=text_dim)
@@ -88,7 +92,11 @@ class DiT(Network):
         if self.budget is not None:
             noise_emb = noise_emb + self.budget(budget)
         vector = F.silu(noise_emb + cond_emb)
-        hidden = self.input(self._patchify(x))
+        skipped, tokens = None, self._patchify(x)
+        if self.gaussian_skip is not None:
+            skipped, estimate = self.gaussian_skip(x, time)
+            tokens = torch.cat([tokens, self._patchify(estimate)], dim=-1)
+        hidden = self.input(tokens)
         if taps:
             return self._forward_to_taps(hidden, (vector, context, visible), taps)
         same_blocks = min(budgets) == max(budgets) and (min(budgets) == self.depth or not self.run_empty_blocks)
@@ -96,6 +104,7 @@ class DiT(Network):
         hidden = forward_blocks(hidden, (vector, context, visible), budgets)
         shift, scale = self.final_modulation(vector)[:, None].chunk(2, dim=-1)
         raw = self._unpatchify(self.output(modulate(hidden, shift, scale))) + self._wiener_filter(x, vector)
+        raw = raw if skipped is None else raw + skipped
         return (raw, hidden) if with_hidden else raw
 
     def _forward_to_taps(self, hidden: Tensor, conditions: tuple[Tensor, ...], taps: tuple[int, ...]) -> list[Tensor]:

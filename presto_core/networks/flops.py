@@ -54,9 +54,16 @@ def outer_flops(network: NetworkConfig, shape: LatentShape) -> float:
     """Return the forward FLOPs outside the blocks per sample: embeddings, input, output, filter."""
     dim, n, c = network.dim, num_tokens(network, shape), shape.channels
     embedding = FREQUENCY_FEATURES * dim + dim * dim + shape.text_dim * dim + FREQUENCY_FEATURES * dim
-    ends = 2 * n * c * network.patch * dim + 2 * dim * dim
+    ends = (_count_inputs(network) + 1) * n * c * network.patch * dim + 2 * dim * dim
     output_filter = dim * c * network.filter_taps + c * shape.frames * network.filter_taps
+    if network.spectrum_bins:  # the DCT of the Gaussian skip, and two inverse ones
+        ends += 3 * c * shape.frames**2
     return 2.0 * (embedding + shape.text_tokens * shape.text_dim * dim + ends + output_filter)
+
+
+def _count_inputs(network: NetworkConfig) -> int:
+    """Return how many latents a token holds: the noisy one, and with the Gaussian skip the Wiener estimate."""
+    return 2 if network.spectrum_bins else 1
 
 
 def num_block_parameters(network: NetworkConfig) -> int:
@@ -71,6 +78,6 @@ def num_parameters(network: NetworkConfig, shape: LatentShape) -> int:
     dim, c = network.dim, shape.channels
     noise = FREQUENCY_FEATURES * dim + dim + dim * dim + dim
     condition = 2 * (shape.text_dim * dim + dim) + 2 * dim + FREQUENCY_FEATURES * dim + dim + KEYS * dim
-    ends = c * network.patch * dim + dim + dim * c * network.patch + c * network.patch
+    ends = _count_inputs(network) * c * network.patch * dim + dim + dim * c * network.patch + c * network.patch
     last = 2 * dim * dim + 2 * dim + dim * c * network.filter_taps + c * network.filter_taps
     return network.depth * num_block_parameters(network) + noise + condition + ends + last

@@ -69,12 +69,18 @@ class LayerBudget:
     ) -> LayerBudget:
         """Build the configured table over equal-probability bins of `noise`.
 
+        A distribution over fewer levels than bins gets a bin per level: the first, the last, and those between evenly.
+
         Raises:
-            UserError: the table does not fit the depth.
+            UserError: the table does not fit the depth, or its last bin would never be drawn from `noise`.
         """
-        kept = blocks_per_bin(config, depth)
-        quantiles = torch.arange(len(kept) - 1, 0, -1, dtype=torch.float64) / len(kept)
-        edges = tuple(noise.quantile(quantiles).float().tolist())  # in the precision of noise levels
+        kept, levels = blocks_per_bin(config, depth), noise.levels()
+        if levels is not None:
+            kept, edges = _fit_to_levels(kept, levels)
+        else:
+            quantiles = torch.arange(len(kept) - 1, 0, -1, dtype=torch.float64) / len(kept)
+            edges = tuple(noise.quantile(quantiles).float().tolist())  # in the precision of noise levels
+            _check_last_bin_drawn(noise, edges)
         return LayerBudget(kept, edges, noise.to_config(), mode, conditioned)
 
     def blocks_at(self, sigma: float) -> int:
@@ -105,3 +111,36 @@ class LayerBudget:
         if len(falling) != len(rising) - 1 or list(budget.edges) != falling:
             raise ValueError(f"edges={list(budget.edges)} must be {len(rising) - 1} noise levels in decreasing order")
         return budget
+
+
+def _fit_to_levels(kept: tuple[int, ...], levels: Tensor) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return the table of the bins that equally likely levels fall into, and its edges.
+
+    Args:
+        levels: [n] ascending.
+    """
+    bins, descending = _assign_bins(len(levels), len(kept)), levels.flip(0).float().tolist()
+    edges = tuple(level for level, here, below in zip(descending, bins, bins[1:]) if here != below)
+    return tuple(kept[b] for b in dict.fromkeys(bins)), edges
+
+
+def _assign_bins(levels: int, bins: int) -> list[int]:
+    """Return the bin of each level, from the highest to the lowest: the first bin is drawn, and so is the last.
+
+    Quantile edges would not do: four levels leave the last of five bins, full depth, without any draw, which confounds
+    discrete with continuous inputs (METHOD section 4).
+    """
+    if levels >= bins:  # the bin of the middle of a level's share of the probability, (i + 1/2) / n
+        return [(2 * i + 1) * bins // (2 * levels) for i in range(levels)]
+    if levels == 1:
+        return [bins - 1]
+    return [round(i * (bins - 1) / (levels - 1)) for i in range(levels)]
+
+
+def _check_last_bin_drawn(noise: NoiseDistribution, edges: tuple[float, ...]) -> None:
+    """Check that levels below the last edge have a share of the draws, with a margin for the rounding of an edge."""
+    if edges and not float(noise.cdf(torch.tensor([edges[-1] * (1 - 1e-6)], dtype=torch.float64))) > 0:
+        raise UserError(
+            f"a budget of {len(edges) + 1} bins does not fit {noise!r}: no level is below {edges[-1]:g}, so that the "
+            "blocks of its last bin would never run; use fewer bins (layers.budget or steps.budget with kind: table)"
+        )

@@ -10,7 +10,7 @@ import yaml
 from pipelines.presets.resolve import PRESETS
 from presto_core.config.loader import ConfigError, flatten, list_presets, load_config, to_yaml
 from presto_core.config.noise import KarrasNoise, LogNormalNoise, MixtureNoise
-from presto_core.config.schema import CorpusStage, IngestStage, StepsStage, TeacherStage, stage_configs
+from presto_core.config.schema import CorpusStage, IngestStage, LayersStage, StepsStage, TeacherStage, stage_configs
 
 
 def preset(tmp_path: Path, **content: object) -> Path:
@@ -137,6 +137,14 @@ def test_run_id_follows_the_result_and_not_the_location():
     assert load_config(TeacherStage, None, ["inputs.dataset=other"]).run_id({"dataset": "a"}) == plain
     assert load_config(TeacherStage, None, ["seed=1"]).run_id({"dataset": "a"}) != plain
     assert load_config(TeacherStage).run_id({"dataset": "b"}) != plain
+
+
+def test_settings_that_came_later_leave_earlier_run_ids_as_they_were():
+    parents = {"dataset": "a", "teacher": "b"}  # ids of commit 6d8fb16
+    assert load_config(TeacherStage).run_id({"dataset": "a"}) == "57ce1f3477a91563"
+    assert load_config(LayersStage).run_id(parents) == "37fc13a4df1f06ff"
+    assert load_config(TeacherStage, None, ["teacher.attribute_dropout=0.1"]).run_id() != TeacherStage().run_id()
+    assert load_config(TeacherStage, None, ["network.spectrum_bins=8"]).run_id() != TeacherStage().run_id()
 
 
 def test_micro_batches_are_derived_and_do_not_change_the_run_id():

@@ -15,6 +15,7 @@ SIZES = [
     (NetworkConfig(dim=32, depth=3, heads=2, patch=2), LatentShape(channels=4, frames=16, text_dim=8, text_tokens=3)),
     (NetworkConfig(dim=64, depth=2, heads=4, patch=1, mlp_ratio=2.6667), LatentShape(64, 33, 384, 40)),
     (NetworkConfig(dim=128, depth=1, heads=4, patch=2, mlp_ratio=4, filter_taps=5), LatentShape(64, 130, 384, 40)),
+    (NetworkConfig(dim=32, depth=2, heads=2, spectrum_bins=12), LatentShape(8, 16, 8, 3)),
 ]
 
 

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning, key_index, key_name
+from presto_core.networks.block import RMSNorm, attend
 from presto_core.networks.discriminator import PatchHead
 from presto_core.networks.dit import DiT
 from presto_core.networks.embeddings import rotary_angles, rotate
@@ -26,6 +28,22 @@ def test_the_filter_is_a_convolution_over_time_of_each_channel_alone():
     net.filter.bias.data = kernels.flatten()
     expected = torch.nn.functional.conv1d(X, kernels[:, None], padding=1, groups=4)
     torch.testing.assert_close(net(X, C_NOISE, conditions(3)), expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_written_out_for_bf16_on_a_cpu_is_the_library_kernel_up_to_rounding(masked: bool):
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=rng, dtype=torch.bfloat16) for n in (5, 7, 7))
+    mask = (torch.arange(7) < 4).expand(2, 1, 1, 7) if masked else None
+    expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask)
+    torch.testing.assert_close(attend(q, k, v, mask).double(), expected, atol=0.03, rtol=0.03)
+
+
+def test_rms_norm_is_the_library_one_in_the_dtype_of_its_input():
+    norm, x = RMSNorm(8), torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    norm.weight.data = torch.linspace(0.5, 2, 8)
+    torch.testing.assert_close(norm(x), F.rms_norm(x, (8,), norm.weight))
+    assert norm(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_a_filter_has_a_middle():

@@ -17,6 +17,7 @@ from pipelines.data.epoch_plan import EpochPlan, shards_to_read
 from pipelines.data.shard_reader import find_damaged_shards, read_with_ray, read_with_threads
 from pipelines.data.shards import FullRows, to_parquet
 from presto_core.artifacts.store import StoreError
+from presto_core.diffusion.conditioning import UNKNOWN_KEY
 from presto_core.training.state import Batch, Cursor
 from tests.support.synthetic_dataset import make_dataset, rows
 
@@ -248,6 +249,24 @@ def test_conditions_are_dropped_from_the_stated_fraction_and_from_other_rows_eac
     assert float(kept.mean()) == pytest.approx(0.75, abs=4 * (0.25 * 0.75 / len(kept)) ** 0.5)
     conditioned = {b.cond.tempo_bpm[i].item() for b in batches for i in range(6) if b.cond.keep[i]}
     assert len(conditioned) == 147
+
+
+def test_tempo_and_key_are_withheld_each_on_its_own_from_the_stated_fraction(many: LatentDataset):
+    batches = take(many, 24 * 20, attribute_dropout=0.25)
+    tempo, key = (torch.cat([getattr(b.cond, name) for b in batches]) for name in ("tempo_bpm", "key"))
+    withheld = torch.stack([tempo.isnan(), key == UNKNOWN_KEY]).double()
+    tolerance = 4 * (0.25 * 0.75 / withheld.shape[1]) ** 0.5
+    torch.testing.assert_close(withheld.mean(dim=1), torch.full((2,), 0.25).double(), atol=tolerance, rtol=0)
+    assert float(withheld.prod(dim=0).mean()) == pytest.approx(0.25**2, abs=tolerance)
+    texts = [take(many, 24, attribute_dropout=share) for share in (0.0, 0.25)]
+    assert all(torch.equal(a.cond.pooled, b.cond.pooled) for a, b in zip(*texts))
+
+
+def test_latents_are_read_normalised_from_shards_all_over_a_split(many: LatentDataset):
+    some, everything = (many.read_latents("train", at_least=n) for n in (1, 10**6))
+    assert len(everything) == sum(shard.rows for shard in many.shards("train")) > len(some) >= 1
+    batch = take(many, 1)[0].x0[0]
+    assert (everything - batch).abs().amax(dim=(1, 2)).min() < 1e-5
 
 
 def test_a_row_of_which_nothing_is_known_is_unconditional():
