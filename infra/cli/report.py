@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,8 +23,17 @@ ReportName = Annotated[
 OpenBrowser = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]
 
 
+Picture = Annotated[
+    str, typer.Option("--picture", metavar="FILE.png", help="Also draw all prompts and models as one picture.")
+]
+
+
 def report(
-    name: ReportName, settings: RegistryArgs = None, open_browser: OpenBrowser = False, dry_run: Preview = False
+    name: ReportName,
+    settings: RegistryArgs = None,
+    open_browser: OpenBrowser = False,
+    picture: Picture = "",
+    dry_run: Preview = False,
 ) -> None:
     """Render an evaluation's page (no server needed) and print its path."""
     from pipelines.console import console
@@ -37,15 +47,31 @@ def report(
         if not dry_run:
             fetch_report(stored)
     if dry_run:
-        console.print(f"report: would {copy}render {folder / PAGE_FILE}", markup=False)
+        drawn = f" and draw {picture}" if picture else ""
+        console.print(f"report: would {copy}render {folder / PAGE_FILE}{drawn}", markup=False)
         return
     page = render_page(folder).resolve()
     typer.echo(page)
+    if picture:
+        draw_picture(folder, picture)
     if open_browser:
         import webbrowser
 
         if not webbrowser.open(page.as_uri()):
             console.print("report: no browser was found on this machine; open the page yourself")
+
+
+def draw_picture(folder: Path, file: str) -> None:
+    """Write the spectrograms of a fetched report's prompts as one picture; UserError if it cannot be written."""
+    from pipelines.evaluate.page.prompt_grid import draw_prompt_grid
+    from presto_core.errors import UserError
+
+    content = draw_prompt_grid(folder)
+    try:
+        Path(file).write_bytes(content)
+    except OSError as error:
+        raise UserError(f"--picture={file} cannot be written: {error}") from None
+    typer.echo(file)
 
 
 def find_stored_report(name: str, settings: list[str]) -> Artifact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from infra.cli.main import app
@@ -20,6 +22,7 @@ from pipelines.evaluate.page.fetch import REPORTS, fetch_report, find_report
 from pipelines.evaluate.page.fields import ReportError
 from pipelines.evaluate.page.listening import ListeningTable, make_listening_table
 from pipelines.evaluate.page.page import normalize_report, render_page
+from pipelines.evaluate.page.prompt_grid import draw_prompt_grid
 from pipelines.evaluate.page.results import ResultTable, make_tables
 from pipelines.inference.lazy_mlflow import save_mlflow_model
 from pipelines.registry.names import MEASURED
@@ -93,6 +96,20 @@ def test_every_clip_of_the_report_has_a_player_and_a_picture(folder: Path):
     assert {clip["spectrogram"] for clip in clips} < set(map(unquote, page.sources("img")))
     for source in (*page.sources("audio"), *page.sources("img")):
         assert (folder / unquote(source)).is_file()
+
+
+def test_the_picture_of_a_report_has_every_model_and_prompt(folder: Path):
+    table, _ = read(folder)
+    picture = Image.open(io.BytesIO(draw_prompt_grid(folder)))
+    cells = (len(table.prompts), len(table.columns))
+    assert all(size > 100 * count for size, count in zip(picture.size, cells))
+    assert len(picture.convert("RGB").getcolors(picture.size[0] * picture.size[1]) or []) > 50
+
+
+def test_a_report_without_pictures_is_one_message(folder: Path):
+    change(folder, clips=[])
+    with pytest.raises(ReportError, match=r"no clips with spectrograms; .*save_audio"):
+        draw_prompt_grid(folder)
 
 
 def test_columns_are_real_music_then_the_models_by_role(folder: Path):
