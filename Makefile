@@ -10,12 +10,18 @@ SOURCES := presto_core pipelines tune_spaces infra tests
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format bench bench-data bench-plan study science sweep-demo test-slow test-chaos test-cluster clean help
+.PHONY: demo demo-from-scratch pretrained test lint format bench bench-data bench-plan study science sweep-demo test-slow test-chaos test-cluster clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
-demo: $(STAMP) ## the whole flow at small size: music, training, distillation, evaluation, sounds
+demo: $(STAMP) ## the whole flow: music, distillation of the teacher in the package, evaluation, sounds; about ten minutes
 	$(BIN)/presto demo
+
+demo-from-scratch: $(STAMP) ## the same with a small teacher of its own, which shows that training works, not good music
+	$(BIN)/presto demo --from-scratch
+
+pretrained: $(STAMP) ## remake the models in the package from nothing, in hours; run it again to resume; PRETRAINED="key=value ..."
+	$(BIN)/presto pretrain $(PRETRAINED)
 
 test: $(STAMP) ## all tests that fit into CI, on two cores, about 15 minutes; tests/README.md has more
 	$(BIN)/python -m pytest -n 2 --durations=25 --junitxml=build/junit.xml
@@ -56,7 +62,7 @@ bench-plan: $(STAMP) ## what `presto plan` predicts against runs on this machine
 	$(BIN)/python -m tests.bench.plan $(BENCH_PLAN)
 
 study: $(STAMP) ## quality of every distilled model over three seeds, about 70 minutes
-	$(BIN)/presto study
+	$(BIN)/presto study seeds
 
 science: study
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tune_spaces.domains import Choice, Space
 
 # sigma^train and sigma^inf; Presto paper, figure 1 and its table of the three roles
-TRAIN_NOISE = {"kind": "lognormal", "mean": -0.4, "std": 1.0}
+TRAIN_NOISE = {"kind": "lognormal", "mean": 0.4, "std": 1.5}  # of the shipped teacher
 INFERENCE_NOISE = {"kind": "karras", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 TRAIN_OR_INFERENCE = Choice((TRAIN_NOISE, INFERENCE_NOISE))
 

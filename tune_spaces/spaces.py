@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tune_spaces import layers, losses, noise, paper
+from tune_spaces import distillation, layers, losses, noise, paper
 from tune_spaces.domains import Space
 
 SPACES: dict[str, Callable[[int], Space]] = {
@@ -13,6 +13,7 @@ SPACES: dict[str, Callable[[int], Space]] = {
     "layers": layers.make_layers_space,
     "few-layers": layers.make_few_layers_space,
     "losses": lambda depth: losses.LOSSES,
+    "distillation": lambda depth: distillation.DISTILLATION,
     "paper": lambda depth: paper.DISTRIBUTIONS,
     "paper-inputs": lambda depth: paper.INPUTS,
     "paper-layers": lambda depth: paper.LAYER_PARTS,

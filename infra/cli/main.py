@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from infra.cli import codec, dataset, jobs, listening, machine, plan, registry, report, runs, sweep, workflows
+from infra.cli import codec, dataset, jobs, listening, machine, plan, registry, report, runs, study, sweep, workflows
 from infra.cli.options import add_dry_run
 from infra.cli.stages import add_stage_commands
 from pipelines.console import console
@@ -37,9 +37,10 @@ app = typer.Typer(
         "registry promote → generate[/bold]\n\n"
         "[bold]presto report[/bold] renders an evaluation's page, to listen and compare; [bold]presto "
         "listening-test[/bold] makes a blind test of its clips, and scores the answers.\n\n"
-        "Every stage takes a preset (demo, laptop, paper, or a YAML file) and overrides such as "
+        "Every stage takes a preset (demo, from_scratch, laptop, paper, or a YAML file) and overrides such as "
         "[bold]steps.p_dmd.kind=karras[/bold]; [bold]--dry-run[/bold] shows what would run. "
-        "[bold]--on http://head:8265[/bold] submits it to a Ray cluster. [bold]presto demo[/bold] runs the whole flow; "
+        "[bold]--on http://head:8265[/bold] submits it to a Ray cluster. [bold]presto demo[/bold] distills the "
+        "teacher in the package, from music to sounds ([bold]--from-scratch[/bold] trains one); "
         "[bold]presto doctor[/bold] checks the prerequisites; [bold]presto runs[/bold] lists unfinished runs; "
         "[bold]presto sweep[/bold] searches settings; [bold]presto plan[/bold] estimates time, memory and cost."
     ),
@@ -52,14 +53,15 @@ for name, group in {
     "listening-test": listening.app,
     "runs": runs.app,
     "sweep": sweep.app,
+    "study": study.app,
     "jobs": jobs.app,
     "s3": machine.s3_app,
 }.items():
     app.add_typer(group, name=name)
-for command in (workflows.demo, workflows.study, plan.plan, machine.doctor, report.report):
+for command in (workflows.demo, workflows.pretrain, plan.plan, machine.doctor, report.report):
     app.command()(command)
 # former names of commands
-app.command("science", hidden=True)(workflows.study)
+app.command("science", hidden=True)(study.seeds)
 app.command("up", hidden=True)(machine.start_s3)
 app.command("down", hidden=True)(machine.stop_s3)
 

@@ -10,6 +10,7 @@ from pipelines.registry.catalog import Version
 from pipelines.registry.lineage import LineageGraph, render_tree
 from pipelines.registry.names import HASH_DIGITS
 from presto_core.metrics.table import METRICS, Metric
+from presto_core.models.pretrained import find_export_of
 
 if TYPE_CHECKING:
     from pipelines.registry.promotion import PromotionDecision
@@ -63,7 +64,7 @@ def print_version(
     }
     facts |= {f"parent: {role}": _format_parent(parents.get(p), p) for role, p in version.parents.items()}
     facts |= {key: f"{value:g}" if isinstance(value, float) else value for key, value in version.measurements.items()}
-    facts |= {key: value for key, value in made.items() if value}
+    facts |= {key: value for key, value in ({"gate": version.gate} | made).items() if value}
     facts |= {f"{d['action']}d {d['when']}": f"by {d['who']}: {d['why']}" for d in decisions}
     print_table(version.label, None, [[key, str(value)] for key, value in facts.items()])
     console.print("settings: presto registry show --json, or presto registry diff", style="dim")
@@ -129,7 +130,10 @@ def _format_measurement(version: Version, metric: Metric) -> str:
 
 
 def _format_parent(version: Version | None, artifact_id: str) -> str:
-    return f"{version.label} ({artifact_id})" if version else f"{artifact_id}, not registered"
+    if version:
+        return f"{version.label} ({artifact_id})"
+    name = find_export_of(artifact_id)
+    return f"{name} of the package ({artifact_id})" if name else f"{artifact_id}, not registered"
 
 
 def _format_value(value: Any) -> str:

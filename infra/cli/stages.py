@@ -16,6 +16,7 @@ from pipelines.presets.resolve import PRESETS, is_override, load_stage_config
 from pipelines.stages.table import STAGES, Stage
 from presto_core.config.loader import load_config
 from presto_core.errors import UserError
+from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained
 
 GROUPS = {"corpus": "The default corpus: music made from packages alone."}
 ResumeRun = Annotated[
@@ -106,7 +107,11 @@ def generate(
     preset: Annotated[str | None, typer.Option(help="Preset to start from.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="champion, candidate-ls, presto-generator@v3, models:/…, an id or a URI (inputs.generator)."),
+        typer.Option(
+            help=f"A model of the package ({', '.join(list_pretrained()) or 'this installation has none'}), or "
+            "champion, candidate-ls, presto-generator@v3, models:/…, an id or a URI (inputs.generator). Default: the "
+            f"registry's presto-generator@candidate if there is one, else {DEFAULT_GENERATOR}."
+        ),
     ] = None,
     on: On = LOCAL,
     dry_run: DryRun = False,

@@ -1,7 +1,8 @@
-"""`presto demo` and `presto study`: several stages in a row."""
+"""`presto demo` and `presto pretrain`: several stages in a row."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,35 +14,54 @@ from pipelines.stages.dry_run import print_config
 Local = Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")]
 
 
-def demo(args: StageArgs = None, local: Local = False, dry_run: DryRun = False) -> None:
-    """Run the whole flow at small size on this machine: about 15 minutes on two cores."""
-    preset, overrides = split_preset(args or [])
-    preset = preset or "demo"
-    from pipelines.workflows import demo as flow
-
-    if dry_run:
-        for name, config in flow.load_flow_configs(preset, overrides).items():
-            typer.echo(flow.describe_node(name))
-            print_config(flow.DEMO_FLOW[name].stage, config)
-    else:
-        flow.run(preset, overrides, local=local)
-
-
-def study(
+def demo(
     args: StageArgs = None,
-    seeds: Annotated[int, typer.Option(help="Times to distill and evaluate.", min=1)] = 3,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train a small teacher instead of distilling the one in the package.")
+    ] = False,
     local: Local = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Measure quality with error bars: one teacher, several of each distilled model; about 70 minutes on two cores."""
+    """Run the whole flow on this machine: music, latents, distillation of the shipped teacher, evaluation, sounds.
+
+    About ten minutes on two cores. Presets: demo, or from_scratch with --from-scratch.
+    """
     preset, overrides = split_preset(args or [])
+    preset = preset or ("from_scratch" if from_scratch else "demo")
     from pipelines.workflows import demo as flow
-    from pipelines.workflows import seed_study
 
     if dry_run:
-        configs = flow.load_flow_configs(preset or "science", overrides)
-        for name in seed_study.STEPS:
-            typer.echo(flow.describe_node(name, seed_study.STEPS))
+        configs = flow.load_flow_configs(preset, overrides)
+        if not from_scratch:
+            typer.echo(f"## teacher is {configs['S'].inputs.teacher}")
+        for name in flow.list_nodes(from_scratch=from_scratch):
+            typer.echo(flow.describe_node(name))
             print_config(flow.DEMO_FLOW[name].stage, configs[name])
     else:
-        seed_study.run(preset or "science", overrides, seeds=seeds, local=local)
+        flow.run(preset, overrides, local=local, from_scratch=from_scratch)
+
+
+def pretrain(
+    args: StageArgs = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder that receives one folder per model; the package's own by default.")
+    ] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Distill a teacher that fails its gate.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Remake the models in the package from nothing: corpus, teacher, its gate, L, S, LS, evaluation, export.
+
+    Takes hours on two cores, and a GPU if there is one; re-running it resumes. Preset: presto_tiny.
+    """
+    preset, overrides = split_preset(args or [])
+    preset = preset or "presto_tiny"
+    from pipelines.workflows import demo as flow
+    from pipelines.workflows import pretrained
+
+    if dry_run:
+        configs = pretrained.load_configs(preset, overrides)
+        for name in pretrained.NODES:
+            typer.echo(flow.describe_node(name, pretrained.NODES))
+            print_config(flow.DEMO_FLOW[name].stage, configs[name])
+    else:
+        pretrained.run(preset, overrides, folder=output, anyway=anyway)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from pathspec import PathSpec
 
 from presto_core.config.submit import SubmitConfig
 from presto_core.errors import UserError
+from presto_core.models.pretrained import get_pretrained_folder
 
 SOURCE = Path(__file__).parent.parent.parent
 PACKAGES = ("presto_core", "pipelines", "tune_spaces", "infra")
 SETTINGS, LAUNCHER = "presto-job.yaml", "presto-job.sh"
+PRETRAINED = "/pretrained/"  # megabytes of weights
 BIGGEST = 3  # entries that the size error names
 
 # never sent: files that can be regenerated, local state, and anything that looks like credentials
@@ -64,8 +67,11 @@ class CodePackage:
         (folder / LAUNCHER).write_text(SCRIPT)
 
 
-def build_package(submit: SubmitConfig, settings: str) -> CodePackage:
+def build_package(submit: SubmitConfig, settings: str, *, pretrained: Collection[str] = ()) -> CodePackage:
     """Collect the files to send.
+
+    Args:
+        pretrained: names of the models of the package that the job reads; the others stay here.
 
     Raises:
         UserError: the folder does not exist, or exceeds `submit.max_mb`; the message names its largest entries.
@@ -75,8 +81,10 @@ def build_package(submit: SubmitConfig, settings: str) -> CodePackage:
     code = {
         f"{name}/{file}": path
         for name in PACKAGES
-        for file, path in _select_files(SOURCE / name, ALWAYS_EXCLUDED).items()
+        for file, path in _select_files(SOURCE / name, (*ALWAYS_EXCLUDED, PRETRAINED)).items()
     }
+    models = [path for name in pretrained for path in sorted((get_pretrained_folder() / name).iterdir())]
+    code |= {f"presto_core/pretrained/{path.parent.name}/{path.name}": path for path in models}
     return CodePackage(mine | code, settings)
 
 

@@ -14,6 +14,7 @@ from presto_core.config.loader import flatten
 from presto_core.config.stage import StageConfig
 from presto_core.config.submit import SECRET_NAME
 from presto_core.errors import UserError
+from presto_core.models.pretrained import find_pretrained
 
 MIN_SECRET_LENGTH = 8  # characters; shorter values match by chance
 
@@ -32,7 +33,7 @@ def freeze_config(stage: str, config: Stage) -> Stage:
             "the job joins the cluster it runs on"
         )
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if STAGES[stage].uses_storage and not uri:
+    if STAGES[stage].uses_storage and not uri and not reads_package_only(stage, config):
         raise UserError(
             "tracking.uri is empty, so the run would be recorded on the node's disk only; set a server that the "
             "cluster can reach (tracking.uri=https://… or MLFLOW_TRACKING_URI)"
@@ -65,6 +66,12 @@ def check_reachable(stage: str, config: StageConfig, target: Target) -> None:
         )
 
 
+def reads_package_only(stage: str, config: StageConfig) -> bool:
+    """Whether a stage needs neither MLflow nor storage: it makes no artifact, and its inputs come with the package."""
+    references = config.references().values()
+    return not STAGES[stage].writes_run and bool(references) and all(map(find_pretrained, references))
+
+
 def check_no_secrets(text: str) -> None:
     """Reject text that contains a secret of this environment, or a password in a URI.
 
@@ -87,7 +94,8 @@ def check_no_secrets(text: str) -> None:
 
 def iter_config_uris(stage: str, config: StageConfig) -> Iterator[tuple[str, str]]:
     """Yield key and value of each setting of a stage that holds a path or URI."""
-    flat = flatten(config.model_dump(mode="json", exclude=set() if STAGES[stage].uses_storage else {"storage"}))
+    uses_storage = STAGES[stage].uses_storage and not reads_package_only(stage, config)
+    flat = flatten(config.model_dump(mode="json", exclude=set() if uses_storage else {"storage"}))
     for key in ("storage.root", *STAGES[stage].input_paths, *STAGES[stage].output_paths):
         value = flat.get(key) or []
         yield from ((key, str(uri)) for uri in (value if isinstance(value, list) else [value]))

@@ -18,8 +18,10 @@ from pipelines.console import console
 from pipelines.stages.dry_run import print_config
 from pipelines.stages.table import STAGES
 from presto_core.config.loader import to_yaml
+from presto_core.config.schema import GenerateStage
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
+from presto_core.models.pretrained import DEFAULT_GENERATOR, SCHEME, find_pretrained, list_pretrained
 
 
 def submit(command: StageCommand, target: Target, *, dry_run: bool) -> None:
@@ -33,7 +35,7 @@ def submit(command: StageCommand, target: Target, *, dry_run: bool) -> None:
     check_reachable(command.stage, config, target)
     settings = to_yaml(config)
     check_no_secrets(f"{settings} {shlex.join(command.argv(''))}")
-    package = None if config.submit.image else build_package(config.submit, settings)
+    package = None if config.submit.image else build_package(config.submit, settings, pretrained=_list_models(config))
     if dry_run:
         brought = f"with {package}" if package else f"in {config.submit.image}"
         print(f"# to {target.address}, {brought}: {make_entrypoint(command, config)}")
@@ -46,6 +48,14 @@ def submit(command: StageCommand, target: Target, *, dry_run: bool) -> None:
     _check_no_other_job(head, run_id)
     job_id = _send(command, config, package, head, run_id)
     _follow(command, config, head, job_id, run_id, target.address)
+
+
+def _list_models(config: StageConfig) -> list[str]:
+    """The models of the package that a job may read; generate without a model falls back on one of them."""
+    if not config.references() and isinstance(config, GenerateStage):
+        return [name for name in list_pretrained() if name == DEFAULT_GENERATOR]
+    found = [find_pretrained(reference.removeprefix(SCHEME)) for reference in config.references().values()]
+    return sorted({name for name in found if name})
 
 
 def check_cluster_capacity(stage: str, config: StageConfig, head: RayJobsClient) -> None:

@@ -6,11 +6,11 @@ import ctypes
 import gc
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from math import ceil
 from typing import Any
 
-from pipelines.cluster.session import ClusterError, cluster_address
+from pipelines.cluster.session import ClusterError, cluster_address, ray_session
 from presto_core.config.sections import ClusterConfig
 from presto_core.errors import UserError
 
@@ -81,13 +81,32 @@ def iter_rows(dataset: Any) -> Iterator[dict[str, Any]]:
 
 
 def map_items(items: list[dict[str, Any]], actor: type, config: ClusterConfig, *args: Any) -> Iterator[Any]:
-    """Map items with a pool of actors and yield the rows in the items' order, as they finish.
+    """Map items with a pool of actors, or in this process, and yield the rows in the items' order, as they finish.
 
     Raises:
         UserError: an actor raised it.
         ClusterError: a worker died.
     """
+    if runs_in_process(config):
+        instance = actor(*args)
+        return ({**instance(item), "error": ""} for item in items)
     return iter_rows(map_actors(dataset_from_items(items), actor, config, len(items), *args))
+
+
+def runs_in_process(config: ClusterConfig) -> bool:
+    """Whether items are mapped here: by a command that trains here too, and has one worker. Ray would add its start."""
+    return config.num_workers == 0 and config.data_workers == 1 and not cluster_address(config)
+
+
+@contextmanager
+def open_pool(config: ClusterConfig, items: int) -> Iterator[None]:
+    """A Ray session with the resources that `map_items` needs for so many items; none if it needs no Ray.
+
+    Raises:
+        ClusterError: Ray cannot start, or the cluster is too small.
+    """
+    with nullcontext() if runs_in_process(config) else ray_session(config, **actor_resources(config, items)):
+        yield
 
 
 class _ErrorCapturing:

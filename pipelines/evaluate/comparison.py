@@ -12,6 +12,7 @@ from pipelines.data.dataset import LatentDataset, open_dataset
 from pipelines.evaluate.checks import check_captions, check_counts, check_names, count_patches
 from pipelines.evaluate.folder_systems import make_folder_prompts, make_folder_system, read_folders
 from pipelines.evaluate.folders import FolderClips
+from pipelines.evaluate.gate_rows import measure_gate_rows
 from pipelines.evaluate.quality import (
     FIRST_CHANNEL,
     Compared,
@@ -182,6 +183,7 @@ def _measure(
             for e in embedders
         ],
         "fitness": _check_fitness(compared, embedders, config.evaluate.nearest_k),
+        "gate": measure_gate_rows(rows, compared, validated, config.evaluate),
     }
     return result | {"notes": _collect_notes(result, dataset)}
 

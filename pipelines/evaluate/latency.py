@@ -32,8 +32,8 @@ from presto_core.metrics.latency import (
 )
 from presto_core.training.state import make_step_rng
 
-BATCH_CALLS = 5
-BATCH_BUDGET_S = 1.5
+CLIP_BUDGET_S, LEAST_CLIP_CALLS, MOST_CLIP_CALLS = 1.5, 3, 15
+BATCH_BUDGET_S, MOST_BATCH_CALLS = 0.75, 5
 VARIANCE_ROWS = 16
 VARIANCE_SIGMAS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
 TEXT, NETWORK, DECODE = "text", "network", "decode"
@@ -47,7 +47,7 @@ def measure_latency_and_blocks(
     """Time, memory and blocks of every system's clips, from prompt to audio, with nothing else running.
 
     Every call goes from end to end: text encoder, network, decoder, each timed within it. Few-step systems are called
-    up to 20 times, slow ones at least three times.
+    up to 15 times, slow ones at least three times.
 
     Returns:
         System -> `text_ms`, `latency_ms` and `latency_p95_ms` (the network), `decode_ms`, `total_ms`, `total_p95_ms`:
@@ -71,7 +71,7 @@ def measure_latency_and_blocks(
         first_calls.setdefault(system.model, first_call)
         costs[system.name] = {
             **cold,
-            "blocks_run": _count_blocks_run(model, partial(time_parts, one_clip)),
+            "blocks_run": _count_blocks_run(model, one_clip),
             "depth": model.network.depth,
             **_measure_one_clip(one_clip, models["teacher"]),
             **_measure_batch(batch, model, size=len(prompts)),
@@ -121,7 +121,8 @@ def _add_cold_parts(first_calls: dict[str, dict[str, float]], first_call: dict[s
 
 def _measure_one_clip(parts: Parts, teacher: Model) -> dict[str, float]:
     calls = [time_parts(parts)]
-    calls += [time_parts(parts) for _ in range(choose_calls(calls[0][TOTAL]) - 1)]
+    wanted = choose_calls(calls[0][TOTAL], budget_s=CLIP_BUDGET_S, least=LEAST_CLIP_CALLS, most=MOST_CLIP_CALLS)
+    calls += [time_parts(parts) for _ in range(wanted - 1)]
     latency = summarize_calls(calls)
     clip_seconds = teacher.card.frames * teacher.codec.hop / teacher.codec.sample_rate_hz
     return {
@@ -141,7 +142,7 @@ def _measure_batch(parts: Parts, model: Model, *, size: int) -> dict[str, float]
     """Memory in the first call at this batch size, which warms up; then the time of a few more."""
     peak_mib = measure_peak_memory(partial(time_parts, parts), device=model.device)
     calls = [time_parts(parts)]
-    wanted = choose_calls(calls[0][TOTAL], budget_s=BATCH_BUDGET_S, least=1, most=BATCH_CALLS)
+    wanted = choose_calls(calls[0][TOTAL], budget_s=BATCH_BUDGET_S, least=1, most=MOST_BATCH_CALLS)
     calls += [time_parts(parts) for _ in range(wanted - 1)]
     total = summarize_calls(calls)[TOTAL]
     return {
@@ -186,10 +187,11 @@ def _measure_model_variance(model: Model, rows: FullRows) -> list[dict[str, Any]
     return entries
 
 
-def _count_blocks_run(model: Model, clip: Callable[[], object]) -> int:
+def _count_blocks_run(model: Model, one_clip: Parts) -> int:
     """Blocks that one clip went through; guidance counts twice."""
+    cond = one_clip[TEXT](None)
     with record_block_activity(model.network.blocks) as activity:
-        clip()
+        one_clip[NETWORK](cond)
     return activity.runs
 
 

@@ -15,8 +15,7 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from pipelines.cluster.actor_pool import actor_resources, map_items
-from pipelines.cluster.session import ray_session
+from pipelines.cluster.actor_pool import map_items, open_pool
 from pipelines.console import Bar, console, progress_bar
 from pipelines.data.dataset import LatentDataset, make_conditioning, open_dataset
 from pipelines.data.parquet_tensors import Array
@@ -194,9 +193,8 @@ def sample_systems(
         ]
         batches = [_iter_work_items(s, n, config.evaluate.batch_size) for s, n in zip(pending, counts)]
         items = [item for batch in batches for item in batch]
-        needs = actor_resources(config.cluster, len(items))
-        bars = progress_bar("evaluate", len(items), waits_for="starting Ray")
-        with bars as bar, ray_session(config.cluster, **needs):
+        bars = progress_bar("evaluate", len(items), waits_for="starting workers")
+        with bars as bar, open_pool(config.cluster, len(items)):
             rows = _report_progress(map_items(items, SystemSampler, config.cluster, config, uris, folders), bar)
             for system_json, parts in groupby(rows, key=lambda row: row["system"]):
                 file = partial_file_name(EvaluatedSystem(**json.loads(system_json)), folders)

@@ -49,7 +49,7 @@ class EvaluatedSystem:
         return replace(self, split=split)
 
     def sample(
-        self, model: Model, noise: Tensor, cond: Any, *, schedule: ScheduleConfig, generator: torch.Generator
+        self, model: Model, noise: Tensor, cond: Any, *, schedule: ScheduleConfig | None, generator: torch.Generator
     ) -> Tensor:
         """Latents [B, C, T] of any system but real music."""
         if self.role == "generator":

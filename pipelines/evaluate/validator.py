@@ -36,6 +36,7 @@ from presto_core.metrics.embedders.table import load_embedder
 from presto_core.metrics.embedding_sets import EmbeddingSets
 from presto_core.metrics.latency import measure_latency
 from presto_core.metrics.table import measure_quality
+from presto_core.models.model_card import ModelCard
 from presto_core.training.state import make_step_rng
 
 TIMED_CALLS = 3
@@ -58,6 +59,7 @@ class Validator:
         self.config, self.dataset = config, open_dataset(dataset_uri)
         check_validatable(config, self.dataset)
         self.reference: Array | None = None
+        self.stats = {name: self.dataset.info["latents"][name] for name in ("mean", "std")}
 
     @cached_property
     def rows(self) -> FullRows:
@@ -138,12 +140,23 @@ class Validator:
         """Embeddings of validation rows, through the codec as generated ones are: [N, patches, D]."""
         rows = self.rows.take(slice(0, self.config.reference_samples))
         latents = torch.tensor(np.asarray(rows.latents, dtype=np.float32))
+        if (card := self._card_of_dataset(model)) != model.card:
+            model = replace(model, card=card)
         x0, size = model.card.normalize(latents), self.config.batch_size
         return np.concatenate([self._embed(model, x0[i : i + size]) for i in range(0, len(x0), size)])
 
+    def _card_of_dataset(self, model: Model) -> ModelCard:
+        return replace(model.card, **self.stats)
+
     @torch.inference_mode()
     def _embed(self, model: Model, x0: Tensor) -> Array:
-        """Normalised latents [B, C, T] -> embeddings [B, patches, D]."""
+        """Latents [B, C, T] normalised by the model's statistics -> embeddings [B, patches, D].
+
+        Embedded latents are normalised by the data set's, so that models of other statistics have the same yardstick.
+        """
+        card = self._card_of_dataset(model)
+        if self.config.embedding == "latents" and card != model.card:
+            x0 = card.normalize(model.card.denormalize(x0))
         if self.config.embedding == "latents":
             return torch.cat([x0.mean(dim=2), x0.std(dim=2)], dim=1)[:, None].numpy()
         audio = model.decode(x0).mean(dim=1)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from pipelines.inference.model import Model, open_model, sample_generator, sample_teacher
-from pipelines.registry.resolve import resolve
+from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.storage.filesystem import absolute_uri
 from pipelines.tracking.client import open_tracker
 from presto_core.artifacts.manifest import Artifact
@@ -59,12 +59,13 @@ class Generator:
         seconds: float | None = None,
         tempo_bpm: float | None = None,
         key: str | None = None,
-        schedule: ScheduleConfig = ScheduleConfig(),
+        schedule: ScheduleConfig | None = None,
     ) -> list[GeneratedClip]:
         """Generate one clip per prompt; the same prompt, seed and steps give the same clip, whatever the other prompts.
 
         Args:
             steps: steps of ping-pong sampling for a few-step generator, else of the teacher's sampler.
+            schedule: noise levels; None for those that the model stores for `steps`, else the default ones.
             seconds: length of a clip; None for the length the model was trained on.
 
         Raises:
@@ -88,7 +89,7 @@ class Generator:
         seconds: float | None,
         tempo_bpm: float | None,
         key: str | None,
-        schedule: ScheduleConfig,
+        schedule: ScheduleConfig | None,
     ) -> GeneratedClip:
         model, rng = self.model, make_step_rng(seed, total_step=0)
         noise = model.draw_noise(1, generator=rng, frames=count_frames(model, seconds))
@@ -107,7 +108,8 @@ def load_generator(
     storage_root: str = StorageConfig().root,
     device: torch.device | str = "cpu",
 ) -> Generator:
-    """Load the model named by models:/NAME@ALIAS, NAME@ALIAS, an alias of presto-generator, an id or a URI.
+    """Load the model named by models:/NAME@ALIAS, NAME@ALIAS, an alias of presto-generator, an id or a URI; or one of
+    the package, such as presto-tiny-ls, for which no registry is opened.
 
     Args:
         tracking_uri: URI of MLflow; empty for MLFLOW_TRACKING_URI, else the database under .presto.
@@ -116,8 +118,11 @@ def load_generator(
     Raises:
         UserError: it is not registered, missing, damaged, or not a model.
     """
-    tracker = open_tracker(TrackingConfig(uri=tracking_uri))
-    return open_generator(resolve(tracker.client, reference, absolute_uri(storage_root)).uri, device=device)
+    artifact = resolve_pretrained(reference)
+    if artifact is None:
+        tracker = open_tracker(TrackingConfig(uri=tracking_uri))
+        artifact = resolve(tracker.client, reference, absolute_uri(storage_root))
+    return open_generator(artifact.uri, device=device)
 
 
 def open_generator(uri: str, *, device: torch.device | str = "cpu") -> Generator:

@@ -96,9 +96,10 @@ def open_model(uri: str, *, device: torch.device | str = "cpu") -> Model:
 
 @torch.inference_mode()
 def sample_teacher(
-    model: Model, noise: Tensor, cond: Conditioning | None, *, sampler: BaseSampler, schedule: ScheduleConfig
+    model: Model, noise: Tensor, cond: Conditioning | None, *, sampler: BaseSampler, schedule: ScheduleConfig | None
 ) -> Tensor:
     """Sample the teacher, or a layer-distilled model at its budget, with a deterministic sampler -> [B, C, T]."""
+    schedule = schedule or ScheduleConfig()
     sigmas = karras_sigmas(sampler.steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
     return SAMPLERS[sampler.sampler](
         make_guided_denoiser(model.denoise, sampler.guidance_scale), noise, sigmas, cond, model.blocks_at
@@ -112,10 +113,11 @@ def sample_generator(
     cond: Conditioning | None,
     *,
     steps: int,
-    schedule: ScheduleConfig,
+    schedule: ScheduleConfig | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """Sample a distilled generator by ping-pong -> [B, C, T]."""
+    """Sample a distilled generator by ping-pong -> [B, C, T]; without a schedule, by the one its card has."""
+    schedule = schedule or model.card.schedule_at(steps)
     sigmas = few_step_sigmas(steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
     return ping_pong(model.denoise, noise, sigmas, cond, generator=generator, budget=model.blocks_at)
 

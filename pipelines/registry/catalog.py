@@ -78,6 +78,11 @@ class Version:
         return {canonical_name(key): float(value) if key in NUMBERS else value for key, value in tag_values.items()}
 
     @property
+    def gate(self) -> str:
+        """Whether a teacher passed its gate: `passed`, `failed: ...` or `undecided: ...`; empty without a result."""
+        return self.tags.get(names.GATE, "")
+
+    @property
     def created_at(self) -> str:
         return datetime.fromtimestamp(self.created_ms / 1000, UTC).isoformat(timespec="seconds")
 
@@ -95,6 +100,7 @@ class Version:
             "aliases": list(self.aliases),
             "parents": self.parents,
             "measured": self.measurements,
+            "gate": self.gate,
             "licences": self.licences,
             "budget": json.loads(self.tags.get(names.BUDGET, "null")),
             "bytes": int(self.tags.get(names.SIZE, 0)),

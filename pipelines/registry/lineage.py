@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.tree import Tree
 
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.names import HASH_DIGITS
 from presto_core.metrics.table import headline_metric
+from presto_core.models.pretrained import SCHEME, find_export_of, make_pretrained_uri
+
+if TYPE_CHECKING:  # the command line starts without torch and numpy
+    from presto_core.artifacts.manifest import Artifact
 
 WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 250, 62, 30, 46, 16
 
@@ -22,17 +26,20 @@ class LineageGraph:
     Attributes:
         start: artifact id of the version.
         versions: by artifact id, without ancestors that are not registered.
+        pretrained: artifact id -> ancestor that comes with the package.
         parents: artifact id -> role -> artifact id.
     """
 
     start: str
     versions: dict[str, Version] = field(default_factory=dict)
+    pretrained: dict[str, Artifact] = field(default_factory=dict)
     parents: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form for --json."""
         nodes = [
             {"id": node, "version": self.versions[node].to_dict() if node in self.versions else None}
+            | ({"pretrained": self.pretrained[node].uri} if node in self.pretrained else {})
             for node in self.parents
         ]
         edges = [{"from": p, "to": n, "role": r} for n, roles in self.parents.items() for r, p in roles.items()]
@@ -44,13 +51,20 @@ class LineageGraph:
 
 
 def trace_lineage(catalog: Catalog, version: Version) -> LineageGraph:
-    """Follow the parents that the registry records."""
+    """Follow the parents that the registry and the manifests of the package's models record."""
+    from pipelines.storage.filesystem import open_folder
+    from presto_core.artifacts.manifest import read_artifact
+
     graph = LineageGraph(version.artifact_id, {version.artifact_id: version})
     queue = [version.artifact_id]
     while queue:
         node = queue.pop(0)
         ancestor = graph.versions.get(node)
-        graph.parents[node] = ancestor.parents if ancestor else {}
+        if ancestor is None and (name := find_export_of(node)):
+            graph.pretrained[node] = read_artifact(open_folder(make_pretrained_uri(name)))
+            graph.parents[node] = dict(graph.pretrained[node].manifest["parents"])
+        else:
+            graph.parents[node] = ancestor.parents if ancestor else {}
         unseen = [p for p in graph.parents[node].values() if p not in graph.parents and p not in queue]
         graph.versions |= {v.artifact_id: v for v in catalog.find_by_artifacts([p for p in unseen if "/" not in p])}
         queue += unseen
@@ -100,7 +114,13 @@ def render_svg(graph: LineageGraph) -> str:
 
 def _label_lines(graph: LineageGraph, node: str) -> list[str]:
     """Return a node's label, in up to three short lines."""
+    from pipelines.registry.compatibility import distillation_method
+    from presto_core.artifacts.manifest_schema import content_hash
+
     version = graph.versions.get(node)
+    if version is None and (artifact := graph.pretrained.get(node)):
+        content = content_hash(artifact.manifest)[:HASH_DIGITS]
+        return [artifact.uri.removeprefix(SCHEME), f"{distillation_method(artifact)} {content}", "(of the package)"]
     if version is None:
         return [node, "not registered"]
     lines = [version.label, f"{version.method or version.kind} {version.content[:HASH_DIGITS]}"]

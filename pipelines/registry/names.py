@@ -31,6 +31,7 @@ LICENCES, BUDGET, SIZE = "presto.licences", "presto.budget", "presto.bytes"
 REGISTERED_AS = "presto.as."  # tag of a run, followed by a model's name: its version number
 PROMOTION_LOG_TAG = "presto.record"  # tag of a model: the folder whose files decide which version is champion
 MEASURED = "presto.measured."  # tags of a version: results of an evaluation
+GATE = "presto.gate"  # tag of a teacher's version: whether it counts as a base for distillation
 METRIC = "registry."  # metrics of a run: the same results as numbers, for searches
 
 HASH_DIGITS = 12

@@ -18,6 +18,7 @@ from pipelines.redaction import redact_items
 from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.compatibility import distillation_method
+from pipelines.registry.resolve import resolve_pretrained
 from pipelines.storage.exclusive_create import create_exclusive
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.folder import Folder
@@ -175,6 +176,7 @@ def _make_tags(client: Any, artifact: Artifact, content: str, stage: str) -> dic
     parent_versions = Catalog(client).find_by_artifacts([p for p in parents.values() if "/" not in p])
     licences = set(manifest.get("dataset", {}).get("licences", []))
     licences |= {licence for parent in parent_versions for licence in parent.licences}
+    licences |= {licence for parent in parents.values() for licence in _read_pretrained_licences(parent)}
     tags: dict[str, Any] = {
         names.CONTENT: content,
         names.ARTIFACT_ID: artifact.id,
@@ -191,6 +193,12 @@ def _make_tags(client: Any, artifact: Artifact, content: str, stage: str) -> dic
         tags[names.METHOD] = distillation_method(artifact)
         tags[names.BUDGET] = json.dumps((manifest.get("model") or {}).get("layer_budget"))
     return redact_items(tags)
+
+
+def _read_pretrained_licences(artifact_id: str) -> list[str]:
+    """The licences of the data that a model of the package was trained on; none for any other artifact."""
+    artifact = resolve_pretrained(artifact_id)
+    return list(artifact.manifest.get("export", {}).get("data_licences", [])) if artifact else []
 
 
 def _set_alias(client: Any, name: str, alias: str, number: int, *, method: str, is_new: bool) -> None:

@@ -35,6 +35,7 @@ from presto_core.extras import check_extra
 from presto_core.metrics.embedders.table import load_embedder
 from presto_core.metrics.latency import describe_hardware
 from presto_core.metrics.table import list_validation_metrics
+from presto_core.models.pretrained import find_pretrained
 
 FORMAT = 2
 
@@ -125,7 +126,7 @@ def _describe_models(config: EvaluateStage, models: dict[str, Artifact], labels:
         described[role] = {
             "label": labels[role],
             "artifact": artifact.id,
-            "version": newest.label if newest else "",
+            "version": newest.label if newest else find_pretrained(artifact.id) or "",
             "version_url": version_url,
             "run_url": run_url,
         }

@@ -1,9 +1,10 @@
-"""Stage: prompts -> music: a WAV and a spectrogram each, from any model of the registry."""
+"""Stage: prompts -> music: a WAV and a spectrogram each, from any model of the registry or of the package."""
 
 from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,17 @@ import torch
 from pipelines.console import console
 from pipelines.evaluate import plots
 from pipelines.inference.generator import Generator, open_generator
-from pipelines.registry.resolve import resolve
-from pipelines.storage.filesystem import absolute_uri
-from pipelines.tracking.client import open_tracker
+from pipelines.registry.names import RegistryError
+from pipelines.registry.resolve import resolve, resolve_pretrained
+from pipelines.storage.filesystem import absolute_uri, open_folder
+from pipelines.tracking.client import has_registry, open_tracker
+from presto_core.artifacts.manifest import Artifact, read_artifact
 from presto_core.config.sampling import GenerateConfig
 from presto_core.config.schema import GenerateStage
+from presto_core.config.sections import InputsConfig
 from presto_core.errors import UserError
 from presto_core.extras import MissingPackageError, check_extra
+from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained, make_pretrained_uri
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,40 @@ def run(config: GenerateStage) -> list[ClipFiles]:
     if not settings.prompts:
         raise UserError('nothing to generate: give a prompt, as in presto generate "solo piano, slow, A minor"')
     torch.set_num_threads(config.cluster.torch_threads)
-    artifact = resolve(open_tracker(config.tracking).client, config.inputs.generator, absolute_uri(config.storage.root))
-    generator = open_generator(artifact.uri)
+    generator = open_generator(find_model(config).uri)
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
     can_plot = _check_plots(len(settings.prompts))
     return [_generate(settings, generator, prompt, folder, can_plot=can_plot) for prompt in settings.prompts]
+
+
+def find_model(config: GenerateStage) -> Artifact:
+    """Return the model that `inputs.generator` names; without one, the registry's candidate, else the package's.
+
+    A model of the package needs neither MLflow nor storage, and none is opened for it.
+
+    Raises:
+        UserError: it is unknown, missing or damaged, or there is none.
+    """
+    if reference := config.inputs.generator:
+        return resolve_pretrained(reference) or _resolve_registered(config, reference)
+    default = InputsConfig().generator
+    if has_registry(config.tracking):
+        with suppress(RegistryError):
+            artifact = _resolve_registered(config, default)
+            console.print(f"generate: with {default} of the registry (--model {DEFAULT_GENERATOR}: the package's)")
+            return artifact
+    if DEFAULT_GENERATOR not in list_pretrained():
+        raise UserError(
+            f"there is nothing to generate with: the registry has no {default}, and this installation no "
+            f"{DEFAULT_GENERATOR}; train one with presto demo, name one with --model, or run make pretrained"
+        )
+    console.print(f"generate: with {DEFAULT_GENERATOR}, which comes with the package (--model names another)")
+    return read_artifact(open_folder(make_pretrained_uri(DEFAULT_GENERATOR)))
+
+
+def _resolve_registered(config: GenerateStage, reference: str) -> Artifact:
+    return resolve(open_tracker(config.tracking).client, reference, absolute_uri(config.storage.root))
 
 
 def _check_plots(count: int) -> bool:

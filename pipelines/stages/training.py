@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from pipelines.data.dataset import open_dataset
 from pipelines.evaluate import plots
+from pipelines.registry.gate_verdict import warn_of_verdict
 from pipelines.stages.runner import StageContext, run_stage
+from pipelines.tracking.client import open_tracker
 from pipelines.train.ray_train import launch_training
 from pipelines.train.resume import ResumeOptions
 from pipelines.train.spec import TrainingDefinition, TrainSpec
@@ -35,6 +37,8 @@ def run_training(
 
     def execute(ctx: StageContext) -> None:
         stage.check(config, ctx.parents)
+        if "teacher" in ctx.parents and not trial:
+            warn_of_verdict(open_tracker(config.tracking).client, ctx.parents["teacher"])
         launch_training(make_spec(stage, config, ctx), ctx.run, ctx.trial)
         metrics = stage.plotted_metrics
         losses = {"losses.png": lambda: plots.plot_losses({name: ctx.run.read_history(name) for name in metrics})}

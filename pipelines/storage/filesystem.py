@@ -18,6 +18,7 @@ from pyarrow import fs as pafs
 
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError
+from presto_core.models.pretrained import SCHEME, locate_pretrained
 
 if TYPE_CHECKING:
     from pipelines.storage.s3_objects import S3Objects
@@ -34,11 +35,14 @@ def open_folder(uri: str) -> Folder:
     """Open the folder of a URI; it need not exist yet.
 
     Args:
-        uri: s3://bucket/prefix, file:///folder, or a local path.
+        uri: s3://bucket/prefix, file:///folder, a local path, or pretrained://NAME for a model of the package.
 
     Raises:
         StoreError: unknown scheme; for s3, missing bucket, unreachable endpoint or rejected credentials.
+        UserError: the package has no such model.
     """
+    if uri.startswith(SCHEME):
+        return Folder(pafs.LocalFileSystem(), str(locate_pretrained(uri)), uri)
     if uri.startswith("s3://"):
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         if not bucket:

@@ -179,6 +179,11 @@ def tracking_uri(config: TrackingConfig) -> str:
     return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or local
 
 
+def has_registry(config: TrackingConfig) -> bool:
+    """Return whether a registry is set or was made here, without opening it: opening creates a database."""
+    return bool(config.uri or os.environ.get("MLFLOW_TRACKING_URI")) or (HOME / "mlflow.db").exists()
+
+
 @lru_cache(maxsize=1)
 def environment_hash() -> str:
     """Return the sha256 of the names and versions of all installed packages, which identifies the environment."""

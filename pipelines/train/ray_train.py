@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from pipelines.cluster.resources import VALIDATOR_CPUS, same_node_affinity
 from pipelines.cluster.session import (
     ClusterError,
@@ -36,6 +38,7 @@ from pipelines.train.spec import TrainSpec
 from pipelines.train.sweep_hook import Trial
 from pipelines.train.worker import WorkerCallbacks, train_worker
 from presto_core.artifacts.store import read_bytes, write_bytes
+from presto_core.config.sections import ClusterConfig
 from presto_core.config.workers import derive_per_worker
 from presto_core.errors import UserError
 
@@ -64,7 +67,10 @@ def launch_training(spec: TrainSpec, run: TrackedRun, trial: Trial | None = None
                 callbacks = WorkerCallbacks(monitor.on_row, monitor.warn, lambda: stop.reason)
                 train_worker(
                     _exclude_damaged_shards(spec),
-                    make_single_process(spec.config.loop),
+                    replace(
+                        make_single_process(spec.config.loop),
+                        device=select_device(spec.config.cluster, in_sweep=bool(trial)),
+                    ),
                     callbacks,
                     reader=read_with_threads,
                 )
@@ -74,6 +80,12 @@ def launch_training(spec: TrainSpec, run: TrackedRun, trial: Trial | None = None
             if monitor.unhealthy:
                 raise UserError(f"{spec.stage.name} stopped, and its state is saved: {monitor.unhealthy}") from None
             raise
+
+
+def select_device(config: ClusterConfig, *, in_sweep: bool) -> torch.device:
+    """Where a run without workers trains: on the GPU if there is one, but in a sweep only if its trials reserve one."""
+    may_use_gpu = not in_sweep or config.gpus_per_worker > 0
+    return torch.device("cuda" if may_use_gpu and torch.cuda.is_available() else "cpu")
 
 
 def _exclude_damaged_shards(spec: TrainSpec) -> TrainSpec:

@@ -12,6 +12,7 @@ from pipelines.data.dataset import LatentDataset
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.manifest import Artifact, commit_artifact
 from presto_core.config.loader import settings_to_yaml
+from presto_core.metrics.latency import describe_hardware
 from presto_core.models.model_card import ModelCard, serialize_network
 from presto_core.training.health import HealthRange
 from presto_core.training.parallel import Parallel
@@ -62,6 +63,8 @@ def commit_model(spec: TrainSpec, dataset: LatentDataset, state: TrainState, det
         parents=spec.parent_ids,
         files=serialize_network(ema.network),
         details={"model": card, **spec.stage.describe_state(state), **dataset.exclusion_manifest, **details},
+        # a process that trains on a GPU has initialised CUDA
+        hardware=describe_hardware("cuda" if torch.cuda.is_initialized() else "cpu"),
     )
 
 

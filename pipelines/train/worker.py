@@ -72,6 +72,7 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
         caption_dropout=config.caption_dropout,
         attribute_dropout=config.attribute_dropout,
         pad_captions=config.loop.compile,
+        card=spec.make_card(dataset),
     )
     writer = CheckpointWriter(
         scratch.child(CHECKPOINTS),

@@ -1,13 +1,17 @@
-"""`presto demo`: the whole flow at small size in one Ray session, from music to distilled models and their sounds."""
+"""`presto demo`: the whole flow at small size in one Ray session, from music to distilled models and their sounds.
+
+The teacher is the one in the package, unless the demo trains its own.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.console import console
 from pipelines.presets.resolve import PRESETS
@@ -15,9 +19,14 @@ from pipelines.stages.table import STAGES
 from presto_core.config.data import IngestConfig
 from presto_core.config.loader import load_config
 from presto_core.config.schema import CorpusStage, IngestStage, foreign_sections
-from presto_core.config.sections import InputsConfig
+from presto_core.config.sections import ClusterConfig, InputsConfig
 from presto_core.config.stage import StageConfig
+from presto_core.errors import UserError
 from presto_core.extras import check_extra
+from presto_core.models.pretrained import NAMES, list_pretrained
+
+if TYPE_CHECKING:  # --dry-run starts without numpy
+    from presto_core.artifacts.manifest import Artifact
 
 OBJECT_STORE = Path(".presto/object_store")
 BUCKET = "presto"
@@ -56,26 +65,75 @@ DEMO_FLOW = {
 }
 
 
-def run(preset: str, overrides: list[str], *, local: bool) -> None:
+def run(preset: str, overrides: list[str], *, local: bool, from_scratch: bool = False) -> None:
     """Run every node on the artifacts of earlier nodes; finished runs are reused.
 
+    Args:
+        local: store artifacts in a folder instead of on a local S3 server.
+        from_scratch: train a teacher; otherwise `inputs.teacher` is distilled.
+
     Raises:
-        UserError: a stage failed.
+        UserError: the teacher is missing or its clips have another length, or a stage failed.
     """
     started = time.monotonic()
     configs = load_flow_configs(preset, overrides)
     check_extra("plots", "presto demo")  # otherwise evaluate fails, after all the training
+    if not from_scratch:
+        check_installed(configs["S"].inputs.teacher)
     root = start_storage(local=local)
-    from pipelines.cluster.session import ray_session, training_cpus
-
-    artifacts: dict[str, Any] = {}
-    cluster = configs["teacher"].cluster
-    with ray_session(cluster, cpus=training_cpus(cluster)):
-        for name, config in configs.items():
+    artifacts: dict[str, Any] = {} if from_scratch else {"teacher": open_teacher(configs, root)}
+    with open_training_session(configs["teacher"].cluster):
+        for name in list_nodes(from_scratch=from_scratch):
             step_started = time.monotonic()
-            artifacts[name] = run_node(name, config, root, artifacts)
+            artifacts[name] = run_node(name, configs[name], root, artifacts)
             console.print(f"[dim]{name} took {time.monotonic() - step_started:.0f} s")
     _print_summary(configs, root, time.monotonic() - started)
+
+
+def list_nodes(*, from_scratch: bool) -> list[str]:
+    """The nodes that a demo runs, in order: all of them, or those after a teacher that exists."""
+    return [name for name in DEMO_FLOW if from_scratch or name != "teacher"]
+
+
+def check_installed(teacher: str) -> None:
+    """Refuse a teacher of the package that this installation lacks, before any work; raises UserError."""
+    if teacher in NAMES and teacher not in list_pretrained():
+        raise UserError(
+            f"{teacher} is not in this installation: remake it with make pretrained (hours), name another teacher with "
+            "inputs.teacher=..., or train a small one within the demo: presto demo --from-scratch"
+        )
+
+
+def open_teacher(configs: dict[str, StageConfig], root: str) -> Artifact:
+    """Return the teacher that `inputs.teacher` names, after a check that rows of this flow have its length.
+
+    Raises:
+        UserError: it is unknown, or made for clips of other length.
+    """
+    from pipelines.registry.resolve import resolve
+    from pipelines.tracking.client import open_tracker
+
+    ingest, reference = configs["ingest"], configs["S"].inputs.teacher
+    assert isinstance(ingest, IngestStage)
+    teacher = resolve(open_tracker(ingest.tracking).client, reference, root)
+    frames = teacher.manifest.get("model", {}).get("frames")
+    if frames != ingest.ingest.chunk_frames:
+        raise UserError(
+            f"teacher {reference} makes clips of {frames} latent frames, and ingest.chunk_frames="
+            f"{ingest.ingest.chunk_frames}; set ingest.chunk_frames={frames}, or train a teacher of that length: "
+            "presto demo --from-scratch"
+        )
+    console.print(f"teacher: {reference} = {teacher.id}, {teacher.uri}", markup=False)
+    return teacher
+
+
+@contextmanager
+def open_training_session(cluster: ClusterConfig) -> Iterator[None]:
+    """One Ray session for all nodes; none if training runs in this process, so that Ray is not idle beside it."""
+    from pipelines.cluster.session import ray_session, training_cpus
+
+    with ray_session(cluster, cpus=training_cpus(cluster)) if cluster.num_workers else nullcontext():
+        yield
 
 
 def load_flow_configs(preset: str | None, overrides: list[str]) -> dict[str, StageConfig]:
@@ -115,15 +173,20 @@ def describe_node(name: str, among: Iterable[str] = DEMO_FLOW) -> str:
 def run_node(name: str, config: StageConfig, root: str, artifacts: dict[str, Any]) -> Any:
     """Run the stage of one node on the artifacts made so far, and return its artifact."""
     node = DEMO_FLOW[name]
-    return STAGES[node.stage].run(_resolve_inputs(node, config, root, artifacts))
+    return STAGES[node.stage].run(resolve_inputs(node, config, root, artifacts))
 
 
-def _resolve_inputs(node: FlowNode, config: StageConfig, root: str, artifacts: dict[str, Any]) -> StageConfig:
+def resolve_inputs(node: FlowNode, config: StageConfig, root: str, artifacts: dict[str, Any]) -> StageConfig:
     """Return the node's settings with this flow's storage and parents; models that were not made are not compared."""
-    inputs = {"generator": ""} | {role: artifacts[name].id for role, name in node.inputs.items()}
-    compared = tuple(artifacts[name].id for name in node.compared if name in artifacts)
+    inputs = {"generator": ""} | {role: _refer(artifacts[name], root) for role, name in node.inputs.items()}
+    compared = tuple(_refer(artifacts[name], root) for name in node.compared if name in artifacts)
     storage = config.storage.model_copy(update={"root": root})
     return config.model_copy(update={"storage": storage, "inputs": InputsConfig(**inputs, compared=compared)})
+
+
+def _refer(artifact: Artifact, root: str) -> str:
+    """A reference that the stages resolve: its id if it is below this storage root, otherwise its URI."""
+    return artifact.id if artifact.uri.startswith(f"{root}/") else artifact.uri
 
 
 def start_storage(*, local: bool) -> str:

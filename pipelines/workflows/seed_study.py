@@ -1,4 +1,4 @@
-"""`presto study`: the claims with error bars, from one teacher and several seeds of each distilled model."""
+"""`presto study seeds`: the claims with error bars, from one teacher and several seeds of each distilled model."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
     """
     configs = load_flow_configs(preset, overrides)
     _check_comparable(configs["evaluate"])
-    check_extra("plots", "presto study")
+    check_extra("plots", "presto study seeds")
     reports = []
     with run_shared_steps(configs, local=local) as (root, artifacts):
         for seed in range(seeds):
@@ -126,12 +126,12 @@ def _check_comparable(config: StageConfig) -> None:
     many = any(b.steps >= TEACHER_MANY_STEPS for b in settings.base)
     if not (few and many and GENERATOR_STEPS in settings.student_steps):
         raise UserError(
-            f"presto study compares generators at {GENERATOR_STEPS} steps with the teacher at {TEACHER_FEW_NFE} "
+            f"presto study seeds compares generators at {GENERATOR_STEPS} steps with the teacher at {TEACHER_FEW_NFE} "
             f"evaluations and at {TEACHER_MANY_STEPS} steps or more; set evaluate.student_steps and evaluate.base"
         )
     if settings.layers[:1] != settings.base[:1]:
         raise UserError(
-            "presto study compares layer-distilled models with the teacher under one sampler; make the first of "
+            "presto study seeds compares layer-distilled models with the teacher under one sampler; make the first of "
             "evaluate.layers the first of evaluate.base"
         )
 

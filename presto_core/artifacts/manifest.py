@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from presto_core.artifacts.folder import Folder
@@ -53,12 +55,14 @@ def commit_artifact(
     parents: dict[str, str],
     files: dict[str, bytes],
     details: dict[str, Any],
+    hardware: Mapping[str, str | int] = MappingProxyType({}),
 ) -> Artifact:
     """Write an artifact's files and, last, its manifest.
 
     Args:
         parents: input role -> id of the artifact it is made from.
         details: further manifest keys, such as `model` or `dataset`.
+        hardware: what it was computed on, kept beside the versions of packages.
 
     Raises:
         StoreError: it cannot be written.
@@ -68,7 +72,7 @@ def commit_artifact(
         "id": artifact_id,
         "parents": parents,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "made_with": collect_provenance(),
+        "made_with": {**collect_provenance(), **hardware},
         **details,
     }
     written = commit(folder, manifest, {CONFIG: config_yaml.encode(), **files})

@@ -14,7 +14,8 @@ from presto_core.artifacts.validate import UnsafeArtifactError, check_names
 FILE_BYTES_LIMIT = 64 * 2**30
 TOTAL_BYTES_LIMIT = 16 * 2**40
 KINDS = ("dataset", "teacher", "layers", "generator", "report")
-_INCIDENTAL = ("created", "made_with", "schema_version")  # time and versions do not affect the content
+# time, versions and machines do not affect the content
+_INCIDENTAL = ("created", "made_with", "schema_version", "provenance")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def parse_files(manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
 def content_hash(manifest: Mapping[str, Any]) -> str:
     """Return the sha256 over the content of an artifact: kind, id, parents, model settings and file hashes.
 
-    Creation time and package versions are excluded: two identical builds are one version.
+    Creation time, package versions and the notes of an export on how its source was made are excluded: two identical
+    builds are one version.
     """
     body = {key: value for key, value in manifest.items() if key not in _INCIDENTAL}
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -47,7 +47,9 @@ class EvaluateConfig(Section):
     """Samplers of the teacher; the first is the reference for speed-ups."""
     layers: tuple[BaseSampler, ...] = (BaseSampler(),)
     """Samplers of layer-distilled models."""
-    schedule: ScheduleConfig = ScheduleConfig()
+    schedule: ScheduleConfig | None = None
+    """Noise levels of all systems; empty takes those that a generator stores for its number of steps, else sigma 80 to
+    0.002, rho 7."""
     embedders: tuple[EmbedderConfig, ...] = Field((EmbedderConfig(),), min_length=1)
     """Embeddings that quality is measured on, e.g. [musicnn, clap=/models/clap]; tables show the first."""
     folders: dict[str, str] = Field(default_factory=dict)

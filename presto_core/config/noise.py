@@ -35,6 +35,10 @@ class NoiseDistribution(Section):
         """Share of draws at or below `sigma`; same shape, fp64."""
         raise NotImplementedError
 
+    def levels(self) -> Tensor | None:
+        """All levels, [n] fp64 and ascending, if there are finitely many and all are equally likely; otherwise None."""
+        return None
+
     def sample(self, n: int, *, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
         """n independent noise levels: [n] fp32 on `device`, drawn from `generator` (which must live there)."""
         import torch
@@ -178,6 +182,10 @@ class TruncatedNoise(NoiseDistribution):
         low, high = self._mass()
         inside = (self.base.cdf(sigma) - low) / (high - low)
         return torch.where(sigma < self.sigma_low, 0.0, inside.clamp(0, 1))
+
+    def levels(self) -> Tensor | None:
+        levels = self.base.levels()  # conditioned on lying within, what is equally likely stays so
+        return None if levels is None else levels[(levels > self.sigma_low) & (levels <= self.sigma_high)]
 
     def _mass(self) -> tuple[float, float]:
         import torch

@@ -42,7 +42,8 @@ class GenerateConfig(Section):
     steps: Count = 4
     seconds: Positive | None = None
     """Length of a clip; empty means the length that the model was trained on."""
-    schedule: ScheduleConfig = ScheduleConfig()
+    schedule: ScheduleConfig | None = None
+    """Noise levels; empty takes those that the model stores for this number of steps, else sigma 80 to 0.002, rho 7."""
     tempo_bpm: float | None = None
     key: str | None = None
     output: str = ".presto/out"

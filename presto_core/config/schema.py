@@ -8,8 +8,9 @@ from typing import Any
 from presto_core.config.data import CodecConfig, CorpusConfig, IngestConfig, TextConfig
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.promotion import PromoteConfig
-from presto_core.config.sampling import GenerateConfig
+from presto_core.config.sampling import GenerateConfig, ScheduleConfig
 from presto_core.config.sections import (
+    InputsConfig,
     LayersConfig,
     NetworkConfig,
     StepsConfig,
@@ -98,6 +99,13 @@ class EvaluateStage(StageConfig):
     def references(self) -> dict[str, str]:
         return super().references() | {f"compared_{i}": r for i, r in enumerate(self.inputs.compared)}
 
+    def result_config(self) -> dict[str, Any]:
+        """With the default schedule where none is given, as from before models could store one."""
+        config = super().result_config()
+        given = config["evaluate"]["schedule"]
+        config["evaluate"]["schedule"] = ScheduleConfig().model_dump() if given is None else {"given": given}
+        return config
+
     def derive_values(self) -> dict[str, Any]:
         clips = self.evaluate.num_samples + self.evaluate.validation_samples
         nfe = sum(b.nfe for b in self.evaluate.base) + sum(self.evaluate.student_steps)
@@ -113,8 +121,10 @@ class SweepStage(StageConfig):
 
 class GenerateStage(StageConfig):
     NAME = "generate"
-    PARENTS = ("generator",)
+    PARENTS = OPTIONAL = ("generator",)
 
+    inputs: InputsConfig = InputsConfig(generator="")
+    """Without a generator: presto-generator@candidate of the registry if there is one, else the package's."""
     generate: GenerateConfig = GenerateConfig()
 
 

@@ -52,7 +52,7 @@ def denoise_wiener(x: Tensor, sigma: Tensor, spectrum: Tensor) -> Tensor:
     return invert(wiener_gain(sigma, spectrum) * transform(x.float()))
 
 
-def expected_wiener_error(sigma: Tensor, spectrum: Tensor) -> Tensor:
+def compute_wiener_error(sigma: Tensor, spectrum: Tensor) -> Tensor:
     """Return the mean square error per element of `denoise_wiener` on latents of this spectrum [C, T]: [B] fp32."""
     # MSE(sigma) = mean over c, k of lambda sigma^2 / (lambda + sigma^2)
     return (wiener_gain(sigma, spectrum) * sigma.float()[:, None, None] ** 2).mean(dim=(1, 2))

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from presto_core.metrics.intervals import MIN_TRACKS
-from presto_core.metrics.table import METRICS, Metric, headline_metric
+from presto_core.metrics.table import METRICS, Metric
+from presto_core.metrics.teacher_gate import list_report_lines
 
 
 def list_warnings(result: Mapping[str, Any]) -> list[str]:
@@ -94,42 +95,9 @@ def _describe_floor(metric: Metric, floor: Sequence[float], systems: list[str]) 
 
 
 def _warn_of_weak_teacher(result: Mapping[str, Any]) -> list[str]:
-    """A teacher is a base if many steps beat few, and half of what is inside real music's distribution is reached."""
-    rows = [row for row in result.get("systems", ()) if row.get("role") == "teacher" and "mmd" in row]
-    if not rows:
-        return []
-    many = _find_best([row for row in rows if row["steps"] == max(row["steps"] for row in rows)], rows)
-    reasons = [*_describe_steps(many, rows), *_describe_precision(many, result.get("floor", {}))]
-    if not reasons:
+    """A teacher is a base if no line of its gate fails that a report can decide."""
+    problems = [line.problem for line in list_report_lines(result) if line.outcome == "fail"]
+    if not problems:
         return []
     students = "its students show little about the methods"
-    return [f"the teacher does not count as a base yet: {'; '.join(reasons)}; {students}"]
-
-
-def _describe_steps(many: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> list[str]:
-    """What is wrong if fewer steps are as good by the headline metric."""
-    fewer = [row for row in rows if row["steps"] < many["steps"]]
-    few = _find_best(fewer, rows) if fewer else None
-    if few is None or _read_headline(many, rows) < _read_headline(few, rows):
-        return []
-    metric = headline_metric()
-    values = [metric.format_value(_read_headline(row, rows)) for row in (few, many)]
-    return [f"{few['steps']} steps ({metric.title} {values[0]}) beat {many['steps']} ({values[1]})"]
-
-
-def _describe_precision(many: Mapping[str, Any], floor: Mapping[str, Any]) -> list[str]:
-    if "precision" not in many or "precision" not in floor or many["precision"] >= floor["precision"] / 2:
-        return []
-    own, real = (METRICS["precision"].format_value(values["precision"]) for values in (many, floor))
-    return [f"precision {own} is below half of real music's {real}"]
-
-
-def _find_best(rows: list[Mapping[str, Any]], teachers: list[Mapping[str, Any]]) -> Mapping[str, Any]:
-    return min(rows, key=lambda row: _read_headline(row, teachers))
-
-
-def _read_headline(row: Mapping[str, Any], teachers: list[Mapping[str, Any]]) -> float:
-    """On the validation split if all the teacher's rows have been measured there, so that values compare."""
-    name = headline_metric().name
-    is_validated = all(name in one.get("validation", {}) for one in teachers)
-    return float(row["validation"][name] if is_validated else row[name])
+    return [f"the teacher does not count as a base yet: {'; '.join(problems)}; {students}"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, read_file
+from presto_core.config.sampling import ScheduleConfig
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.networks.network import Network
 from presto_core.networks.table import find_network_kind, network_depth, read_settings
@@ -30,6 +31,8 @@ class ModelCard:
         mean, std: [channels] statistics that invert the normalisation.
         codec, text: codec and text encoder of the training data, with digests.
         layer_budget: `LayerBudget` the model is trained with; None runs all blocks.
+        few_step_schedules: noise levels of a few-step generator that were best on validation clips, by number of steps:
+            {"4": {"sigma_min": ..., "sigma_max": ..., "rho": ...}}; None if none were chosen.
     """
 
     network: dict[str, Any]
@@ -41,6 +44,11 @@ class ModelCard:
     codec: dict[str, Any]
     text: dict[str, Any]
     layer_budget: dict[str, Any] | None = None
+    few_step_schedules: dict[str, dict[str, float]] | None = None
+
+    def schedule_at(self, steps: int) -> ScheduleConfig:
+        """The noise levels chosen for this number of steps; the default ones if none were."""
+        return ScheduleConfig(**(self.few_step_schedules or {}).get(str(steps), {}))
 
     @property
     def budget(self) -> LayerBudget | None:
@@ -48,7 +56,10 @@ class ModelCard:
         return LayerBudget.from_dict(self.layer_budget) if self.layer_budget else None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        card = asdict(self)
+        if self.few_step_schedules is None:  # as in manifests from before there were any
+            del card["few_step_schedules"]
+        return card
 
     @property
     def depth(self) -> int:

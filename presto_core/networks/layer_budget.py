@@ -120,7 +120,7 @@ def _fit_to_levels(kept: tuple[int, ...], levels: Tensor) -> tuple[tuple[int, ..
         levels: [n] ascending.
     """
     bins, descending = _assign_bins(len(levels), len(kept)), levels.flip(0).float().tolist()
-    edges = tuple(level for level, here, below in zip(descending, bins, bins[1:]) if here != below)
+    edges = tuple(level for level, own, below in zip(descending, bins, bins[1:]) if own != below)
     return tuple(kept[b] for b in dict.fromkeys(bins)), edges
 
 

@@ -22,7 +22,7 @@ Stage = TypeVar("Stage", bound=StageConfig)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="demo", help="network and distillation settings to measure")
+    parser.add_argument("--preset", default="from_scratch", help="network and distillation settings to measure")
     parser.add_argument("--layers-preset", default="laptop", help="network to measure layer budgets on")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each thing; their median counts")
     parser.add_argument("--only", choices=("networks", "registry", "metrics"), help="measure one of them alone")

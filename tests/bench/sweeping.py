@@ -1,7 +1,7 @@
 """`make sweep-demo`: the sweep of docs/sweeps.md and the full grid of its configurations; writes the page's figures.
 
-`python -m tests.bench.sweeping [KEY=VALUE]...` may make it smaller, such as corpus.minutes=10 teacher.steps=150
-sweep.samples=6 steps.generator_updates=9.
+`python -m tests.bench.sweeping [KEY=VALUE]...` may make it smaller, such as corpus.minutes=10 sweep.samples=6
+steps.generator_updates=9.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from pipelines.sweep import plots as sweep_plots
 from pipelines.sweep import report as sweep_report
 from pipelines.sweep import runner as sweep
 from pipelines.sweep.plan import make_plan
-from pipelines.workflows.demo import load_flow_configs
-from pipelines.workflows.seed_study import run_shared_steps
+from pipelines.workflows.demo import load_flow_configs, run_node, start_storage
 from presto_core.errors import UserError
 from tune_spaces.domains import to_overrides
 
@@ -28,13 +27,13 @@ PRESET = "sweeps/demo"
 
 
 def main(args: list[str]) -> None:
-    swept = [PRESET, *(w for w in args if not _is_teacher_setting(w))]
-    make_plan(swept)  # a mistake is found before a base is trained
-    with run_shared_steps(load_flow_configs("demo", list(filter(_is_teacher_setting, args))), local=True) as (
-        root,
-        made,
-    ):
-        inputs = [f"inputs.{role}={made[step].uri}" for role, step in (("dataset", "ingest"), ("teacher", "base"))]
+    swept = [PRESET, *(w for w in args if not _is_data_setting(w))]
+    make_plan(swept)  # a mistake is found before any work
+    configs = load_flow_configs(PRESET, list(filter(_is_data_setting, args)))
+    root, made = start_storage(local=True), dict[str, Any]()
+    for node in ("corpus", "ingest"):
+        made[node] = run_node(node, configs[node], root, made)
+    inputs = [f"inputs.dataset={made['ingest'].uri}"]
     stored = [*swept, f"storage.root={root}", *inputs]
     early = sweep.run(make_plan(stored))
     whole = sweep.run(make_plan([*stored, "sweep.scheduler=none", "sweep.repeats=0"]))
@@ -45,8 +44,8 @@ def main(args: list[str]) -> None:
     print(figures)
 
 
-def _is_teacher_setting(arg: str) -> bool:
-    return arg.partition(".")[0] in ("corpus", "ingest", "network", "teacher")
+def _is_data_setting(arg: str) -> bool:
+    return arg.partition(".")[0] in ("corpus", "ingest")
 
 
 def render_figures(early: dict[str, Any], whole: dict[str, Any], command: str) -> str:

@@ -14,9 +14,13 @@ from pipelines.corpus.composer import compose
 from pipelines.corpus.render import render
 from pipelines.corpus.styles import STYLES
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, key_index
+from presto_core.metrics.adherence.chroma import HOP as CHROMA_HOP
+from presto_core.metrics.adherence.chroma import N_FFT, estimate_tuning, measure_chroma
 from presto_core.metrics.adherence.key import estimate_key, key_similarity
+from presto_core.metrics.adherence.onsets import HOP, measure_onsets
 from presto_core.metrics.adherence.score import ClipMeasurements, PromptTargets, measure_adherence
 from presto_core.metrics.adherence.tempo import estimate_tempo
+from presto_core.metrics.adherence.waveform import ANALYSIS_RATE_HZ, compute_spectra, prepare_waveform
 from presto_core.metrics.embedders.musicnn import MusicnnEmbedder
 
 RATE_HZ = 44_100
@@ -48,6 +52,37 @@ def _play_cadence(key: int, *, cents: float = 0.0) -> Array:
     third = 3 if mode else 4
     chords = [(0, third, 7), (5, 5 + third, 12), (7, 11, 14), (0, third, 7)]
     return np.concatenate([_play_chord([48 + tonic + step for step in chord], cents=cents) for chord in chords])
+
+
+def _make_waveforms() -> list[Array]:
+    """Return clicks, cadences in and out of tune, noise and silence at the rate of analysis."""
+    noise = np.random.default_rng(0).standard_normal(4 * RATE_HZ).astype(np.float32)
+    clips = [_make_clicks(96), *(_play_cadence(5, cents=cents) for cents in (0.0, 17.0, -38.0)), 0.1 * noise]
+    waveforms = [prepare_waveform(clip, rate_hz=RATE_HZ) for clip in (*clips, np.zeros(4 * RATE_HZ, np.float32))]
+    return [waveform for waveform in waveforms if waveform is not None]
+
+
+# librosa
+
+
+# over 10 s: librosa compiles a part of itself in the first process that uses it
+def test_onset_strength_tuning_and_chroma_are_librosas() -> None:
+    librosa = pytest.importorskip("librosa")
+    for waveform in _make_waveforms():
+        onsets = librosa.onset.onset_strength(y=waveform, sr=ANALYSIS_RATE_HZ, hop_length=HOP)
+        np.testing.assert_allclose(measure_onsets(waveform), onsets, rtol=1e-5, atol=1e-5 * onsets.max())
+        spectra = compute_spectra(waveform, n_fft=N_FFT, hop=CHROMA_HOP).numpy()
+        np.testing.assert_allclose(
+            spectra, np.abs(librosa.stft(waveform, n_fft=N_FFT, hop_length=CHROMA_HOP)).T, atol=1e-3
+        )
+        if not waveform.any():
+            assert estimate_tuning(spectra) == 0 == measure_chroma(waveform).max()
+            continue
+        tuning = librosa.estimate_tuning(S=spectra.T, sr=ANALYSIS_RATE_HZ, n_fft=N_FFT)
+        assert estimate_tuning(spectra) == tuning
+        settings = {"norm": None, "tuning": tuning, "ctroct": 4.5, "octwidth": 1.5}
+        chroma = librosa.feature.chroma_stft(S=spectra.T, sr=ANALYSIS_RATE_HZ, n_fft=N_FFT, **settings).sum(1)
+        np.testing.assert_allclose(measure_chroma(waveform), chroma, rtol=1e-5, atol=1e-5 * chroma.max())
 
 
 # tempo

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from presto_core.audio.codec import CodecError
 from presto_core.audio.load_codec import load_codec
+from presto_core.audio.mel_codec.banded_matrix import BandedMatrix
 from presto_core.audio.mel_codec.griffin_lim import griffin_lim, spectrum
 from presto_core.audio.mel_codec.mel_frames import MelSettings, log_mel, power_frames
 from presto_core.audio.mel_codec.mel_pca import DECODER_FILE, ENCODER_FILE, MelPcaCodec
@@ -97,6 +98,13 @@ def test_decoding_repeats_and_leaves_the_random_state_alone(codec: MelPcaCodec) 
 def test_wild_latents_decode_to_finite_audio(codec: MelPcaCodec) -> None:
     wild = 30 * torch.randn(1, 64, 20, generator=torch.Generator().manual_seed(0))
     assert torch.isfinite(codec.decode(wild)).all()
+
+
+def test_products_without_the_zeros_of_mel_filters_are_those_with_them() -> None:
+    filters, rows = MelSettings().make_filters(), torch.rand(7, 160)
+    with_an_empty_column = torch.cat([filters.T, torch.zeros(160, 130)], dim=1)
+    for matrix in (filters.T, with_an_empty_column):
+        torch.testing.assert_close(BandedMatrix(matrix).apply_to(rows), rows @ matrix)
 
 
 def test_griffin_lim_inverts_a_true_spectrum() -> None:

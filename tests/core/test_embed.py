@@ -15,7 +15,7 @@ from torch import Tensor
 
 from presto_core.config.evaluation import EmbedderConfig
 from presto_core.metrics.embedders.embedder import EmbedderError
-from presto_core.metrics.embedders.musicnn import HOP, PATCH_FRAMES, MusicnnEmbedder
+from presto_core.metrics.embedders.musicnn import HOP, PATCH_FRAMES, MusicnnEmbedder, pool_over_mel
 from presto_core.metrics.embedders.table import load_embedder
 
 RATE_HZ = 16000
@@ -67,6 +67,17 @@ def test_network_gives_tensorflows_outputs(embedder: MusicnnEmbedder) -> None:
     # the tolerance distinguishes the other published checkpoint and the other patch
     assert np.abs(penultimate.numpy() - expected["MSD_musicnn_penultimate"]).max() > 0.1
     assert np.abs(penultimate.numpy()[::-1] - expected["MTT_musicnn_penultimate"]).max() > 0.1
+
+
+def test_maps_pooled_before_relu_and_normalization_are_those_pooled_after(embedder: MusicnnEmbedder) -> None:
+    maps = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 1, 193, 96))).float()
+    net = embedder.net
+    assert (net.bn_f[0].weight < 0).any()
+    assert (net.bn_f[0].weight > 0).any()
+    with torch.inference_mode():
+        for conv, norm in zip((net.f74, net.f77, *net.s), net.bn_f):
+            expected = norm(torch.relu(conv(maps))).amax(3)
+            torch.testing.assert_close(pool_over_mel(maps, conv, norm), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_front_end_equals_a_slow_spectrogram(embedder: MusicnnEmbedder) -> None:

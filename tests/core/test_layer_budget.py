@@ -15,7 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from presto_core.config.layers import FullBudget, PrestoLBudget, PrestoLSBudget, TableBudget, UniformBudget
-from presto_core.config.noise import GridNoise, KarrasNoise, LogNormalNoise, LogUniformNoise, NoiseDistribution
+from presto_core.config.noise import (
+    GridNoise,
+    KarrasNoise,
+    LogNormalNoise,
+    LogUniformNoise,
+    MixtureNoise,
+    NoiseDistribution,
+    TruncatedNoise,
+)
 from presto_core.errors import UserError
 from presto_core.networks.block import Block
 from presto_core.networks.dit import DiT
@@ -94,6 +102,46 @@ def test_a_grid_is_sampled_with_the_budgets_it_was_trained_with(steps: int):
     trained = budget.blocks_per_sample(grid.levels().flip(0).float()).tolist()
     sigmas = few_step_sigmas(steps, sigma_min=0.002, sigma_max=80.0, rho=7.0)
     assert [budget.blocks_at(s) for s in sigmas.tolist()] == trained == sorted(trained)
+
+
+@pytest.mark.parametrize("levels", range(1, 30))
+@pytest.mark.parametrize("bins", [1, 2, 3, 5, 8])
+def test_every_bin_of_a_discrete_distribution_is_drawn_and_the_last_is_that_of_the_table(levels: int, bins: int):
+    """METHOD section 4: a table whose full-depth bin can never be drawn confounds continuous with discrete inputs."""
+    table = TableBudget(kept=tuple(range(1, bins + 1)))
+    budget = LayerBudget.from_distribution(GridNoise(num_steps=levels), table, depth=bins)
+    drawn = [budget.blocks_at(level) for level in GridNoise(num_steps=levels).levels().tolist()]
+    assert set(drawn) == set(budget.kept)
+    assert len(budget.kept) == min(levels, bins) == len(budget.edges) + 1
+    assert drawn[0] == bins
+    assert levels == 1 or drawn[-1] == 1
+    shares = [drawn.count(kept) for kept in budget.kept]
+    assert max(shares) - min(shares) <= 1  # as equally likely as whole levels allow
+
+
+def test_a_grid_of_four_runs_about_as_many_blocks_as_the_continuous_distribution():
+    table = LayerBudget.from_distribution(GridNoise(num_steps=4), PrestoLBudget(), depth=28)
+    assert table.kept == (14, 16, 24, 28)
+    assert sum(table.kept) / 4 == pytest.approx(sum((14, 16, 20, 24, 28)) / 5, rel=0.01)
+
+
+def test_a_truncated_grid_has_the_bins_of_the_levels_that_are_left():
+    grid = GridNoise(num_steps=8)
+    noise = TruncatedNoise(base=grid, sigma_low=0.01, sigma_high=float(grid.levels()[-2]))
+    drawn = noise.sample(500, generator=torch.Generator().manual_seed(0)).unique().double()
+    torch.testing.assert_close(drawn, noise.levels(), rtol=1e-6, atol=0)
+    budget = LayerBudget.from_distribution(noise, PrestoLBudget(), depth=28)
+    assert {budget.blocks_at(level) for level in drawn.tolist()} == {14, 16, 20, 24, 28}
+
+
+def test_a_table_whose_last_bin_would_never_be_drawn_is_refused():
+    """A mixture with an atom at its lowest level, and more than a bin's share of the draws at it."""
+    grid = GridNoise(num_steps=1, sigma_min=0.1, sigma_max=1.0)
+    above = KarrasNoise(sigma_min=1.0, sigma_max=80.0)
+    with pytest.raises(UserError, match=r"5 bins .*MixtureNoise.* never run"):
+        LayerBudget.from_distribution(MixtureNoise(components=(grid, above)), PrestoLBudget(), depth=28)
+    budget = LayerBudget.from_distribution(MixtureNoise(components=(grid, above)), FullBudget(), depth=28)
+    assert budget.kept == (28,)
 
 
 def test_the_table_survives_json():

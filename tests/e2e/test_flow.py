@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from presto_core.models.pretrained import DEFAULT_TEACHER, FOLDER_VAR, NAMES
+
 PRESTO = str(Path(sys.executable).parent / "presto")
 TINY = (
     "corpus.minutes=2",
@@ -60,8 +62,8 @@ def env(mlflow_server: str, home: Path) -> dict[str, str]:
 # over 10 s: the whole demo at toy size, seven stages on one Ray session
 @pytest.fixture(scope="module")
 def first(home: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """The demo, run once."""
-    done = presto("demo", *TINY, cwd=home, env=env)
+    """The demo from scratch, run once."""
+    done = presto("demo", "--from-scratch", *TINY, cwd=home, env=env)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -99,7 +101,7 @@ def test_the_demo_makes_reports_and_sounds_and_a_second_run_reuses_them(home: Pa
     assert 0.001 < abs(samples).max() <= 1
 
     made = {path: path.stat().st_mtime_ns for path in (home / ".presto/reports").rglob("*.json")}
-    second = presto("demo", *TINY, cwd=home, env=env)
+    second = presto("demo", "--from-scratch", *TINY, cwd=home, env=env)
     assert second.returncode == 0, second.stderr
     assert "exist already" in second.stderr
     assert second.stderr.count("is finished, its result is reused") == 7
@@ -123,14 +125,14 @@ def test_the_demo_makes_reports_and_sounds_and_a_second_run_reuses_them(home: Pa
     assert whole.returncode == 0, whole.stderr
     assert "all as committed" in whole.stderr
     mine = [setting for setting in TINY if setting.startswith("steps.")]
-    args = ("distill-steps", "demo", *mine, "storage.root=s3://presto/demo")
+    args = ("distill-steps", "from_scratch", *mine, "storage.root=s3://presto/demo")
     args += ("--from", "presto-generator@candidate-l")
     again = presto(*args, cwd=home, env=env | exports)
     assert "is finished, its result is reused" in again.stderr, again.stderr  # the LS of the demo
     logged = first.stdout + first.stderr + second.stderr + generated.stderr
     assert exports["AWS_SECRET_ACCESS_KEY"] not in logged
 
-    gate: tuple[str, ...] = ("demo", "storage.root=s3://presto/demo")
+    gate: tuple[str, ...] = ("from_scratch", "storage.root=s3://presto/demo")
     gate += ("promote.max_mmd_ratio=null", "promote.max_latency_ratio=1e9")  # measurements at toy size mean nothing
     for model in (student, "candidate-ls"):  # the sweep's best, which may be another one, is candidate-s now
         promoted = presto("registry", "promote", model, *gate, "--why", "a try", "--json", cwd=home, env=env | exports)
@@ -152,11 +154,49 @@ def test_the_demo_makes_reports_and_sounds_and_a_second_run_reuses_them(home: Pa
 @pytest.mark.ray
 @pytest.mark.services
 def test_a_study_uses_what_the_demo_made(home: Path, env: dict[str, str], first):
-    study = presto("study", "demo", *TINY, "--seeds", "1", cwd=home, env=env)
+    study = presto("study", "seeds", "from_scratch", *TINY, "--seeds", "1", cwd=home, env=env)
     assert study.returncode == 0, study.stderr
     assert study.stderr.count("is finished, its result is reused") == 7
     assert "MMD of S at 4 steps ÷ the teacher at 4 evaluations" in study.stderr
     assert "| **S 4** | 4 | 12 |" in (home / ".presto/science/science.md").read_text()
+
+
+# over 10 s: two evaluations and the demo without a teacher of its own, at toy size
+@pytest.mark.entry
+@pytest.mark.ray
+@pytest.mark.services
+def test_models_are_exported_and_the_demo_distills_the_teacher_among_them(home: Path, env: dict[str, str], first):
+    server = presto("s3", "start", cwd=home, env=env)
+    stored = env | dict(re.findall(r"export (\w+)=(\S+)", server.stdout))
+    models = home / "models"
+    args = ("pretrain", "from_scratch", *TINY, "storage.root=s3://presto/demo", "cluster.num_workers=0")
+    args += ("--output", str(models))
+    refused = presto(*args, cwd=home, env=stored)
+    assert refused.returncode == 1, refused.stderr
+    assert "does not pass its gate" in " ".join(refused.stderr.split())
+    assert not list(models.iterdir())
+
+    made = presto(*args, "--anyway", cwd=home, env=stored)
+    assert made.returncode == 0, made.stderr
+    assert made.stderr.count("is finished, its result is reused") == 6  # the demo's models, and the gate's evaluation
+    manifests = {path.parent.name: json.loads(path.read_text()) for path in models.glob("*/manifest.json")}
+    assert set(manifests) == set(NAMES)
+    for name, manifest in manifests.items():
+        results = json.loads((models / name / "test_report.json").read_text())
+        assert results["split"] == "test"
+        assert results["systems"], name
+        assert manifest["provenance"]["training_hours"] > 0
+        assert manifest["provenance"]["made_with"]["device"]
+        assert "TimGM6mb" in manifest["export"]["licence"]
+    assert manifests[DEFAULT_TEACHER]["gate"]["verdict"].startswith("failed")
+
+    demo = presto("demo", *TINY, cwd=home, env=stored | {FOLDER_VAR: str(models)})
+    assert demo.returncode == 0, demo.stderr
+    assert demo.stderr.count("is finished, its result is reused") == 1  # the data set
+    teacher = manifests[DEFAULT_TEACHER]["id"]
+    reports = [json.loads(path.read_text()) for path in (home / ".presto/reports").glob("*/report.json")]
+    (report,) = [report for report in reports if report["parents"]["teacher"] == teacher]
+    assert {row["label"].split()[0] for row in report["systems"]} == {"teacher", "ASE", "L", "S", "LS"}
 
 
 # over 10 s: on busy cores, a command that imports torch and MLflow before it sees the mistake
@@ -203,7 +243,7 @@ def _run_sweep(home: Path, env: dict[str, str]) -> str:
     settings += ["cluster.num_workers=0", "storage.root=s3://presto/demo"]
     listed = ("--search", "grid", "--scheduler", "none")
     domains = 'sweep.domains={"steps.gan.generator_weight": [0.0]}'
-    swept = presto("sweep", "demo", *mine, *settings, domains, *listed, cwd=home, env=env)
+    swept = presto("sweep", "from_scratch", *mine, *settings, domains, *listed, cwd=home, env=env)
     assert swept.returncode == 0, swept.stderr
     (report,) = (home / ".presto/reports").glob("sweep-*/sweep.json")
     trials = {str(row["settings"]): row for row in json.loads(report.read_text())["trials"]}

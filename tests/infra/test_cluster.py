@@ -116,17 +116,23 @@ def test_the_whole_flow_as_jobs_of_a_stranger_with_a_node_lost_in_training(
             return user.presto(*args, f"storage.root={ROOT}", *mine, "--on", plane.url)
 
         mounted = f"submit.shared_folders=[{shared}]"
-        run_job("corpus", "build", "demo", f"corpus.folder={shared}/corpus", mounted, only=("corpus.",))
-        run_job("ingest", "demo", f"ingest.source={shared}/corpus", mounted, only=("cluster.",))
+        run_job("corpus", "build", "from_scratch", f"corpus.folder={shared}/corpus", mounted, only=("corpus.",))
+        run_job("ingest", "from_scratch", f"ingest.source={shared}/corpus", mounted, only=("cluster.",))
         training = ("network.", "teacher.", "loop.", "cluster.")
-        teacher = start_job("train-teacher", "demo", only=training)
+        teacher = start_job("train-teacher", "from_scratch", only=training)
         number = kill_training_node(plane, teacher)
         user.note(f"node {number} is killed while it trains")
         output = user.finish(teacher)
         assert re.findall(r"resumed at step [1-9]", output), output
-        run_job("distill-layers", "demo", only=("layers.", "loop.", "cluster."))
-        run_job("distill-steps", "demo", "--from", "presto-generator@candidate-l", only=("steps.", "loop.", "cluster."))
-        run_job("evaluate", "demo", only=("evaluate.", "cluster."))
+        run_job("distill-layers", "from_scratch", only=("layers.", "loop.", "cluster."))
+        run_job(
+            "distill-steps",
+            "from_scratch",
+            "--from",
+            "presto-generator@candidate-l",
+            only=("steps.", "loop.", "cluster."),
+        )
+        run_job("evaluate", "from_scratch", only=("evaluate.", "cluster."))
         # health cannot be measured after a few steps of training
         first = ("promote.require_health=false", "--why", "the first one")
         user.finish(user.presto("registry", "promote", "candidate-ls", f"storage.root={ROOT}", *first))

@@ -221,6 +221,33 @@ def test_code_settings_and_the_folder_are_sent_without_credentials(
     assert "seed: 1" in done.stdout
 
 
+def test_only_the_models_of_the_package_that_a_job_reads_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("presto-tiny-teacher", "presto-tiny-ls"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text('{"id": "x"}')
+    monkeypatch.setenv("PRESTO_PRETRAINED", str(tmp_path))
+    sent = build_package(SubmitConfig(), "", pretrained=["presto-tiny-teacher"]).files
+    assert {name for name in sent if "/pretrained/" in name} == {
+        "presto_core/pretrained/presto-tiny-teacher/manifest.json"
+    }
+    assert not [name for name in build_package(SubmitConfig(), "").files if "/pretrained/" in name]
+
+
+def test_a_model_of_the_package_is_on_every_node_and_needs_no_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PRESTO_PRETRAINED", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "presto-tiny-ls").mkdir()
+    (tmp_path / "presto-tiny-ls/manifest.json").write_text('{"id": "x"}')
+    shared = {"generate.output": "/mnt/out", "submit.shared_folders": ["/mnt"], "tracking.uri": ""}
+    local = shared | {"storage.root": ".presto/store"}
+    alone = config_of("generate", **local | {"inputs.generator": "presto-tiny-ls"})
+    check_reachable("generate", freeze_config("generate", alone), REMOTE_HEAD)
+    with pytest.raises(UserError, match=r"tracking\.uri"):
+        freeze_config("generate", config_of("generate", **local | {"inputs.generator": "presto-generator@champion"}))
+    with pytest.raises(UserError, match=r"tracking\.uri"):  # the registry may have a generator
+        freeze_config("generate", config_of("generate", **local))
+
+
 def test_a_folder_of_two_gigabytes_is_refused_with_what_takes_most(mine: Path):
     for name, size in (("dump.bin", 2_000_000_000), ("notes/b.wav", 7_000_000)):
         with (mine / name).open("wb") as file:

@@ -251,13 +251,13 @@ def test_conditions_are_dropped_from_the_stated_fraction_and_from_other_rows_eac
     assert len(conditioned) == 147
 
 
-def test_tempo_and_key_are_withheld_each_on_its_own_from_the_stated_fraction(many: LatentDataset):
+def test_tempo_and_key_are_dropped_each_on_its_own_from_the_stated_fraction(many: LatentDataset):
     batches = take(many, 24 * 20, attribute_dropout=0.25)
     tempo, key = (torch.cat([getattr(b.cond, name) for b in batches]) for name in ("tempo_bpm", "key"))
-    withheld = torch.stack([tempo.isnan(), key == UNKNOWN_KEY]).double()
-    tolerance = 4 * (0.25 * 0.75 / withheld.shape[1]) ** 0.5
-    torch.testing.assert_close(withheld.mean(dim=1), torch.full((2,), 0.25).double(), atol=tolerance, rtol=0)
-    assert float(withheld.prod(dim=0).mean()) == pytest.approx(0.25**2, abs=tolerance)
+    dropped = torch.stack([tempo.isnan(), key == UNKNOWN_KEY]).double()
+    tolerance = 4 * (0.25 * 0.75 / dropped.shape[1]) ** 0.5
+    torch.testing.assert_close(dropped.mean(dim=1), torch.full((2,), 0.25).double(), atol=tolerance, rtol=0)
+    assert float(dropped.prod(dim=0).mean()) == pytest.approx(0.25**2, abs=tolerance)
     texts = [take(many, 24, attribute_dropout=share) for share in (0.0, 0.25)]
     assert all(torch.equal(a.cond.pooled, b.cond.pooled) for a, b in zip(*texts))
 

@@ -1,13 +1,27 @@
-"""How `presto demo` distributes settings over its stages."""
+"""How `presto demo` distributes settings over its stages, and which teacher it distills."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from pipelines.presets.resolve import PRESETS
-from pipelines.workflows.demo import DEMO_FLOW, describe_node, load_flow_configs
+from pipelines.workflows.demo import (
+    DEMO_FLOW,
+    check_installed,
+    describe_node,
+    list_nodes,
+    load_flow_configs,
+    open_teacher,
+    open_training_session,
+)
 from presto_core.config.loader import ConfigError, read_preset
-from presto_core.config.schema import EvaluateStage, IngestStage, StepsStage
+from presto_core.config.schema import EvaluateStage, IngestStage, LayersStage, StepsStage, TeacherStage
+from presto_core.config.sections import ClusterConfig
+from presto_core.errors import UserError
+from presto_core.models.pretrained import DEFAULT_TEACHER, FOLDER_VAR, list_pretrained
+from tests.support.pretrained_models import FRAMES, commit_untrained
 
 
 def ingest_source(*overrides: str) -> str:
@@ -67,3 +81,68 @@ def test_a_dry_run_shows_the_inputs_of_each_node():
     assert describe_node("LS") == "## LS, made from dataset ingest, teacher teacher, layers L"
     assert describe_node("evaluate").endswith("compared ASE, compared L, compared S, compared LS")
     assert describe_node("evaluate", ("S", "evaluate")).endswith("teacher teacher, compared S")
+
+
+def test_a_demo_trains_a_teacher_only_from_scratch():
+    assert [name for name in DEMO_FLOW if name not in list_nodes(from_scratch=False)] == ["teacher"]
+    assert list_nodes(from_scratch=True) == list(DEMO_FLOW)
+
+
+@pytest.mark.parametrize(
+    ("preset", "teacher"), [("demo", DEFAULT_TEACHER), ("from_scratch", "presto-teacher@candidate")]
+)
+def test_every_stage_of_a_preset_reads_the_same_teacher(preset: str, teacher: str):
+    assert {config.inputs.teacher for config in load_flow_configs(preset, []).values()} == {teacher}
+
+
+def test_the_demo_distills_with_the_settings_of_the_models_in_the_package():
+    """Only lengths of training differ, so that the demo shows how those models are made."""
+    demo, package = (load_flow_configs(preset, []) for preset in ("demo", "presto_tiny"))
+    lengths = {"steps", "generator_updates", "ema_decay"}
+    for node, section in (("L", "layers"), ("S", "steps"), ("teacher", "network")):
+        theirs, ours = (configs[node].model_dump()[section] for configs in (demo, package))
+        assert {key for key in ours if ours[key] != theirs[key]} <= lengths, node
+    ingest = [configs["ingest"] for configs in (demo, package)]
+    frames = {config.ingest.chunk_frames for config in ingest if isinstance(config, IngestStage)}
+    assert len(frames) == 1
+
+
+def test_noise_levels_of_distillation_are_those_that_the_teacher_of_the_package_is_trained_on():
+    configs = load_flow_configs("presto_tiny", [])
+    teacher, layers, steps = configs["teacher"], configs["L"], configs["S"]
+    assert isinstance(teacher, TeacherStage)
+    assert isinstance(layers, LayersStage)
+    assert isinstance(steps, StepsStage)
+    assert teacher.teacher.p_train == layers.layers.p_train == steps.steps.p_dsm
+
+
+@pytest.mark.skipif(DEFAULT_TEACHER not in list_pretrained(), reason="this installation holds no teacher")
+def test_the_planned_network_is_that_of_the_teacher_in_the_package():
+    configs = load_flow_configs("demo", [])
+    teacher, network = open_teacher(configs, ".presto/store"), configs["teacher"]
+    assert isinstance(network, TeacherStage)
+    assert teacher.manifest["model"]["network"] == network.network.model_dump(mode="json")
+
+
+def test_a_teacher_that_is_not_installed_is_refused_with_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(FOLDER_VAR, str(tmp_path))
+    with pytest.raises(UserError, match=r"presto-tiny-teacher.*make pretrained.*--from-scratch"):
+        check_installed(DEFAULT_TEACHER)
+    check_installed("my-teacher@champion")  # of the registry, which is asked later
+
+
+def test_a_teacher_of_other_clips_is_refused_before_any_work(workdir: Path):
+    uri = commit_untrained(str(workdir / "store"), kind="teacher").uri
+    overrides, frames = [f"inputs.teacher={uri}", "ingest.overlap_frames=0"], FRAMES
+    with pytest.raises(UserError, match=rf"ingest\.chunk_frames={frames}"):
+        open_teacher(load_flow_configs("demo", [*overrides, f"ingest.chunk_frames={frames + 2}"]), str(workdir))
+    teacher = open_teacher(load_flow_configs("demo", [*overrides, f"ingest.chunk_frames={frames}"]), str(workdir))
+    assert teacher.uri == uri
+
+
+def test_training_in_this_process_starts_no_ray():
+    import ray
+
+    before = ray.is_initialized()
+    with open_training_session(ClusterConfig(num_workers=0)):
+        assert ray.is_initialized() == before

@@ -15,6 +15,7 @@ from pipelines.registry.compatibility import (
     check_comparable,
     check_layers_match_teacher,
     check_teacher_matches_dataset,
+    compare_statistics,
     distillation_method,
 )
 from pipelines.registry.lineage import LineageGraph, render_svg, render_tree, trace_lineage
@@ -62,12 +63,10 @@ def test_the_method_follows_from_kind_table_and_parents(kind: str, budget: Any, 
     [
         ({"codec": {"digest": "x"}, "text": {"digest": "x"}}, "codec"),  # the first difference
         ({"text": {"digest": "x"}}, "text encoder"),
-        ({"std": [2.0]}, "latent statistics"),
     ],
 )
-def test_latents_must_be_the_same_for_teacher_data_and_models(changed: dict[str, Any], named: str):
-    info = {"codec": LATENTS["codec"], "text": LATENTS["text"], "latents": {"mean": [0.0], "std": [1.0]}}
-    dataset = Artifact("d", "dataset", "store/d", {"dataset": info})
+def test_codec_and_text_encoder_must_be_the_same_for_teacher_data_and_models(changed: dict[str, Any], named: str):
+    dataset = make_dataset_artifact()
     teacher = make_artifact("teacher", parents=("dataset",))
     check_teacher_matches_dataset(teacher, dataset)
     check_comparable({"generator": make_artifact("generator")}, teacher)
@@ -75,6 +74,61 @@ def test_latents_must_be_the_same_for_teacher_data_and_models(changed: dict[str,
         check_teacher_matches_dataset(make_artifact("teacher", parents=("dataset",), **changed), dataset)
     with pytest.raises(UserError, match=named):
         check_comparable({"generator": make_artifact("generator", **changed)}, teacher)
+
+
+def make_dataset_artifact(**latents: Any) -> Artifact:
+    info = {"codec": LATENTS["codec"], "text": LATENTS["text"], "latents": {"mean": [0.0], "std": [1.0]} | latents}
+    return Artifact("d", "dataset", "store/d", {"dataset": info})
+
+
+def test_models_and_their_teacher_have_the_same_latent_statistics():
+    with pytest.raises(UserError, match="latent statistics"):
+        check_comparable(
+            {"generator": make_artifact("generator", std=[1.01])}, make_artifact("teacher", parents=("dataset",))
+        )
+
+
+@pytest.mark.parametrize(("key", "frames"), [("frames", 64), ("channels", 2)])
+def test_clips_of_another_shape_are_refused(key: str, frames: int):
+    other: dict[str, Any] = {key: frames + 1}
+    teacher = make_artifact("teacher", parents=("dataset",), **other)
+    with pytest.raises(UserError, match=rf"{frames + 1} {key}, .* have {frames};"):
+        check_teacher_matches_dataset(teacher, make_dataset_artifact(**{key: frames}))
+
+
+def test_the_difference_of_statistics_is_in_the_models_standard_deviations():
+    """Closed form: channels with means 1 and 7 standard deviations apart, RMS 5; standard deviations twice as large."""
+    model = {"mean": [0.0, 10.0], "std": [2.0, 2.0]}
+    difference = compare_statistics(model, {"mean": [2.0, -4.0], "std": [4.0, 4.0]})
+    assert (difference.mean_shift, difference.std_ratio) == (pytest.approx(5.0), pytest.approx(2.0))
+    assert compare_statistics(model, model).is_zero
+
+
+@pytest.mark.parametrize(
+    ("latents", "is_refused"),
+    [
+        ({"mean": [1.9], "std": [1.9]}, False),
+        ({"mean": [-1.9], "std": [0.51]}, False),
+        ({"mean": [2.1]}, True),
+        ({"std": [2.1]}, True),
+        ({"std": [0.49]}, True),
+    ],
+)
+def test_other_statistics_are_shown_and_only_absurd_ones_refused(
+    latents: dict[str, Any], is_refused: bool, capsys: pytest.CaptureFixture[str]
+):
+    teacher, dataset = make_artifact("teacher", parents=("dataset",)), make_dataset_artifact(**latents)
+    if is_refused:
+        with pytest.raises(UserError, match=r"data set d and of teacher id-teacher: means differ by .* x"):
+            check_teacher_matches_dataset(teacher, dataset)
+    else:
+        check_teacher_matches_dataset(teacher, dataset)
+        assert "the teacher's are used" in " ".join(capsys.readouterr().err.split())
+
+
+def test_same_statistics_are_not_mentioned(capsys: pytest.CaptureFixture[str]):
+    check_teacher_matches_dataset(make_artifact("teacher", parents=("dataset",)), make_dataset_artifact())
+    assert capsys.readouterr().err == ""
 
 
 def test_an_artifact_of_another_kind_is_refused_by_its_uri():

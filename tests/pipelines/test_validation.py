@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,18 @@ def test_each_update_has_one_row_whose_value_is_that_of_its_weights(dataset: str
     assert history(student, "update") == [(6, 1.0), (12, 2.0), (18, 3.0)]
     for _ in range(2):  # the same weights, the same value, bit for bit
         assert Validator(SETTINGS, dataset)(student.uri)["fd"] == rows_of(student)[-1][1]
+
+
+def test_a_model_of_other_statistics_is_measured_by_those_of_the_data_set(dataset: str, workdir: Path):
+    """Embedded latents divided by 2 have a quarter of the squared distance, whatever the model's statistics."""
+    teacher = train_teacher.run(teacher_config("store", dataset))
+    shutil.copytree(dataset, workdir / "other")
+    manifest = json.loads((workdir / "other/manifest.json").read_text())
+    stats = manifest["dataset"]["latents"]
+    stats |= {"mean": [mean + 1 for mean in stats["mean"]], "std": [2 * std for std in stats["std"]]}
+    (workdir / "other/manifest.json").write_text(json.dumps(manifest))
+    own, other = (Validator(SETTINGS, uri)(teacher.uri)["fd"] for uri in (dataset, str(workdir / "other")))
+    assert other == pytest.approx(own / 4, rel=1e-3)
 
 
 def test_a_killed_run_loses_no_validation_and_repeats_none(dataset: str, monkeypatch):

@@ -12,7 +12,7 @@ from pipelines.evaluate.report import REPORT_FILE
 from pipelines.registry.catalog import Catalog
 from pipelines.registry.evaluation_tags import EMBEDDINGS
 from pipelines.registry.names import parse_reference
-from pipelines.registry.resolve import resolve
+from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import HOME
 from presto_core.artifacts.folder import MANIFEST
@@ -38,7 +38,8 @@ def find_report(client: Any, reference: str, storage_root: str) -> Artifact:
     artifact = resolve(client, reference, storage_root)
     if artifact.kind == "report":
         return artifact
-    versions = [Catalog(client).get(parsed)] if parsed else Catalog(client).list_artifact_versions(artifact.id)
+    by_name = parsed if not resolve_pretrained(reference) else None
+    versions = [Catalog(client).get(by_name)] if by_name else Catalog(client).list_artifact_versions(artifact.id)
     measured = [str(v.measurements[REPORT_ID_TAG]) for v in versions if v.measurements.get(REPORT_ID_TAG)]
     if not measured:
         raise ReportError(

@@ -64,8 +64,8 @@ def _extrapolate_spectra(
         extrapolated = torch.add(consistent, last, alpha=-beta)
         last.copy_(consistent)
         size = extrapolated[..., 0].square().addcmul_(extrapolated[..., 1], extrapolated[..., 1]).add_(1e-14)
-        extrapolated.mul_(size.rsqrt_().mul_(magnitude[rows])[..., None])
-        yield rows, torch.view_as_complex(extrapolated)
+        # faster than to scale real and imaginary parts by a factor that is repeated for both
+        yield rows, torch.view_as_complex(extrapolated).mul_(size.rsqrt_().mul_(magnitude[rows]))
 
 
 def _project(blocks: Iterator[tuple[slice, Tensor]], window: Tensor, envelope: Tensor) -> Tensor:

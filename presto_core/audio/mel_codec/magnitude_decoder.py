@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from presto_core.audio.codec import CodecError
+from presto_core.audio.mel_codec.banded_matrix import BandedMatrix
 from presto_core.audio.mel_codec.mel_frames import MelSettings
 from presto_core.audio.mel_codec.tensor_file import TensorFile
 
 POWER_EPSILON = 1e-6  # minimum power before a division or logarithm; full scale is ~1e5
 MAX_LOG_POWER = 15.0  # latents far outside the data still give finite audio
+BLOCK_FRAMES = 96  # what stays in the cache
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class MagnitudeDecoder:
         if list(self.weight.shape) != expected:
             raise CodecError(f"mel_pca decoder has weights {list(self.weight.shape)} but settings for {expected}")
         self.mel, self.filters, self.digest = mel, mel.make_filters(), weights.digest
-        self.spread = spread_matrix(self.filters)
+        self.spread = BandedMatrix(spread_matrix(self.filters))
+        self.from_mel = BandedMatrix(self.filters.T)
 
     def predict_log_mel(self, latents: Tensor) -> Tensor:
         """Apply the linear map: ln(mel power + floor), [frames_per_latent * T, mels]."""
@@ -77,16 +80,19 @@ class MagnitudeDecoder:
 
     def predict_magnitude(self, latents: Tensor) -> Tensor:
         """Predict magnitudes: [channels, T] -> [frames_per_latent * T, bins]; finite for any finite latents."""
-        target = (self.predict_log_mel(latents).clamp_max(MAX_LOG_POWER).exp() - self.mel.power_floor).clamp_min(
-            POWER_EPSILON
-        )
-        log_power = (target / self.filters.sum(0)).log() @ self.spread
-        return self._match_mel_power(log_power.clamp_max(MAX_LOG_POWER).exp(), target).sqrt()
+        blocks = self.predict_log_mel(latents).clamp_max_(MAX_LOG_POWER).split(BLOCK_FRAMES)
+        return torch.cat([self._invert_log_mel(block) for block in blocks])
+
+    def _invert_log_mel(self, log_mel: Tensor) -> Tensor:
+        """Spread mel power over the bins: [frames, mels] -> magnitudes [frames, bins]."""
+        target = (log_mel.exp() - self.mel.power_floor).clamp_min_(POWER_EPSILON)
+        log_power = self.spread.apply_to((target / self.filters.sum(0)).log_())
+        return self._match_mel_power(log_power.clamp_max_(MAX_LOG_POWER).exp_(), target).sqrt_()
 
     def _match_mel_power(self, power: Tensor, target: Tensor) -> Tensor:
         """Apply multiplicative updates towards `power @ filters = target` with power >= 0 (Lee & Seung 2001)."""
         weight = self.filters.sum(1).clamp_min(1e-8)
         for _ in range(self.settings.corrections):
             ratio = target / (power @ self.filters + POWER_EPSILON)
-            power = power * (ratio @ self.filters.T) / weight
+            power = power.mul_(self.from_mel.apply_to(ratio)).div_(weight)
         return power

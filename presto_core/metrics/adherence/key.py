@@ -1,20 +1,16 @@
-"""The key of a clip: librosa's chroma against key profiles, and how near two keys are."""
+"""The key of a clip: its chroma against key profiles, and how near two keys are."""
 
 from __future__ import annotations
-
-import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 
 from presto_core.diffusion.conditioning import UNKNOWN_KEY
-from presto_core.metrics.adherence.waveform import ANALYSIS_RATE_HZ, prepare_waveform
+from presto_core.metrics.adherence.chroma import measure_chroma
+from presto_core.metrics.adherence.waveform import prepare_waveform
 
 Array = NDArray[np.float64]
 
-N_FFT, HOP = 8192, 2048
-CENTER_OCTAVE, OCTAVE_WIDTH = 4.5, 1.5
-"""Octaves that count most, and the width of that weight: below C2 a semitone is narrower than a bin of the spectrum."""
 CLEAR_TONALITY = 0.05
 """Least coefficient of variation of the chroma: noise has 0.02, music 0.13 and more (docs/adherence.md)."""
 # Albrecht and Shanahan (2013): shares of pitch classes in music, from the tonic upwards
@@ -34,21 +30,6 @@ def estimate_key(audio: NDArray[np.floating], *, rate_hz: int) -> int | None:
     """
     waveform = prepare_waveform(audio, rate_hz=rate_hz)
     return None if waveform is None else match_key(measure_chroma(waveform))
-
-
-def measure_chroma(waveform: NDArray[np.float32]) -> Array:
-    """Return the amplitude per pitch class, C to B, of audio [N] at `ANALYSIS_RATE_HZ`, tuned to the clip: [12]."""
-    import librosa
-
-    spectrum = np.abs(librosa.stft(waveform, n_fft=N_FFT, hop_length=HOP))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Trying to estimate tuning from empty frequency set")  # silence: 0
-        tuning = librosa.estimate_tuning(S=spectrum, sr=ANALYSIS_RATE_HZ, n_fft=N_FFT)
-    chroma = librosa.feature.chroma_stft(
-        S=spectrum, sr=ANALYSIS_RATE_HZ, n_fft=N_FFT, norm=None, tuning=tuning, ctroct=CENTER_OCTAVE,
-        octwidth=OCTAVE_WIDTH,
-    )  # fmt: skip
-    return np.asarray(chroma, np.float64).sum(1)
 
 
 def match_key(chroma: Array) -> int | None:

@@ -1,15 +1,15 @@
-"""The tempo of a clip: onsets by librosa, then the beat period whose multiples the onsets repeat at best."""
+"""The tempo of a clip: its onsets, then the beat period whose multiples the onsets repeat at best."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from presto_core.metrics.adherence.onsets import HOP, measure_onsets
 from presto_core.metrics.adherence.waveform import ANALYSIS_RATE_HZ, prepare_waveform
 
 Array = NDArray[np.float64]
 
-HOP = 256
 MULTIPLES = 4
 """Multiples of a beat period that count: one bar of four beats."""
 TYPICAL_BPM, SPREAD_OCTAVES = 105.0, 1.0
@@ -25,19 +25,17 @@ beat lie above 0.24 (docs/adherence.md)."""
 def estimate_tempo(audio: NDArray[np.floating], *, rate_hz: int) -> float | None:
     """Return the tempo of mono audio [N] in beats per minute, or None: no clear beat, or shorter than 2 s.
 
-    The onset strength is librosa's (mean rise of a mel spectrogram in dB). Its autocorrelation r is read at the first
+    The onset strength is the mean rise of a mel spectrogram in dB. Its autocorrelation r is read at the first
     four multiples of every candidate period (the comb of Davies and Plumbley 2007) and weighted by the prior.
 
     Raises:
         ValueError: see `prepare_waveform`.
     """
-    import librosa
-
     waveform = prepare_waveform(audio, rate_hz=rate_hz)
     if waveform is None:
         return None
-    onsets = librosa.onset.onset_strength(y=waveform, sr=ANALYSIS_RATE_HZ, hop_length=HOP)
-    return choose_tempo(autocorrelate(np.asarray(onsets, np.float64))) if onsets.std() > LEAST_ONSETS_DB else None
+    onsets = measure_onsets(waveform)
+    return choose_tempo(autocorrelate(onsets)) if onsets.std() > LEAST_ONSETS_DB else None
 
 
 def autocorrelate(onsets: Array) -> Array:

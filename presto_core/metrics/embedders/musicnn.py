@@ -19,6 +19,8 @@ from presto_core.metrics.embedders.embedder import check_audio
 SAMPLE_RATE_HZ, N_FFT, HOP, N_MELS = 16000, 512, 256, 96
 PATCH_FRAMES = 187
 PATCH_SECONDS = 3.0  # which they are, but for a few samples
+CPU_PATCHES = 2
+"""Patches that go through the network together on a CPU: the maps of more (15 MB each) do not stay in its cache."""
 
 
 class LogMel(nn.Module):
@@ -50,8 +52,8 @@ class MusiCNN(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.bn_in = nn.BatchNorm2d(1, eps=1e-3)
-        self.f74 = nn.Conv2d(1, 204, (7, 38), padding=(3, 0))
-        self.f77 = nn.Conv2d(1, 204, (7, 67), padding=(3, 0))
+        self.f74 = nn.Conv2d(1, 204, (7, 38))
+        self.f77 = nn.Conv2d(1, 204, (7, 67))
         self.s = nn.ModuleList(nn.Conv2d(1, 51, (k, 1)) for k in (128, 64, 32))
         self.bn_f = nn.ModuleList(nn.BatchNorm2d(n, eps=1e-3) for n in (204, 204, 51, 51, 51))
         self.mid = nn.ModuleList(nn.Conv1d(c, 64, 7, padding=3) for c in (561, 64, 64))
@@ -76,11 +78,27 @@ class MusiCNN(nn.Module):
     def _apply_front_end(self, x: Tensor) -> Tensor:
         """[B, 1, 187, 96] -> [B, 561, 187]."""
         outputs = []
-        for i, conv in enumerate((self.f74, self.f77, *self.s)):
+        for conv, norm in zip((self.f74, self.f77, *self.s), self.bn_f):
+            assert isinstance(norm, nn.BatchNorm2d)
             kernel = conv.kernel_size[0]
-            padded = x if i < 2 else F.pad(x, (0, 0, (kernel - 1) // 2, kernel // 2))  # TensorFlow's 'same'
-            outputs.append(self.bn_f[i](F.relu(conv(padded))).amax(3))
+            padded = F.pad(x, (0, 0, (kernel - 1) // 2, kernel // 2))  # TensorFlow's 'same'
+            outputs.append(pool_over_mel(padded, conv, norm))
         return torch.cat(outputs, 1)
+
+
+def pool_over_mel(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """max over mel of norm(relu(conv(x))), [B, 1, T, 96] -> [B, C, T]; x is padded in time.
+
+    ReLU and normalization follow the maximum, where they have little to do. Both are monotone, so the value is the
+    same, exactly: rising maps send maxima to maxima, falling ones (a negative scale) minima, which are maxima of -x.
+    """
+    sign = torch.where(norm.weight < 0, -1.0, 1.0)
+    # channels that are contiguous give the maximum whole vectors to compare
+    weight = (conv.weight * sign[:, None, None, None]).contiguous(memory_format=torch.channels_last)
+    highest = F.conv2d(x, weight).permute(0, 2, 3, 1).amax(2).transpose(1, 2)  # [B, C, T]
+    assert conv.bias is not None
+    extreme = highest * sign[:, None] + conv.bias[:, None]
+    return norm(F.relu(extreme)[..., None])[..., 0]
 
 
 class MusicnnEmbedder:
@@ -115,5 +133,11 @@ class MusicnnEmbedder:
         log_mel = self.mel(audio.to(self.device))
         patches = log_mel.unfold(1, PATCH_FRAMES, PATCH_FRAMES).transpose(2, 3)  # [B, P, 187, 96]
         batch, count = patches.shape[:2]
-        tags, penultimate = self.net(patches.flatten(0, 1))
+        tags, penultimate = self._apply_network(patches.flatten(0, 1))
         return penultimate.reshape(batch, count, -1).cpu(), tags.reshape(batch, count, -1).cpu()
+
+    def _apply_network(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """[M, 187, 96] -> tag probabilities [M, 50], penultimate features [M, 200]."""
+        size = CPU_PATCHES if self.device.type == "cpu" else len(patches)
+        tags, penultimate = zip(*(self.net(patches[i : i + size]) for i in range(0, len(patches), size)))
+        return torch.cat(tags), torch.cat(penultimate)

@@ -1,0 +1,99 @@
+"""`presto study teacher | seeds | paper`: measurements of several runs together, behind the claims of the docs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from infra.cli.options import DryRun, StageArgs
+from pipelines.presets.resolve import split_preset
+from pipelines.stages.dry_run import print_config
+
+SEEDS = "seeds"
+
+
+class _DefaultToSeedsGroup(TyperGroup):
+    """A group whose `seeds` is the default, with a line that says so: `presto study` was that before it was a group."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            typer.echo("presto study is short for presto study seeds; others: presto study --help", err=True)
+            args = [SEEDS, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_DefaultToSeedsGroup,
+    rich_markup_mode="rich",
+    help=(
+        "Measure what the methods achieve.\n\n"
+        "[bold]teacher[/bold]: does a teacher count as a base for distillation? [bold]seeds[/bold]: quality with error "
+        "bars over training seeds. [bold]paper[/bold]: the paper's ablations. All resume when they are run again; "
+        "without a name, seeds runs."
+    ),
+)
+
+
+@app.command()
+def teacher(
+    args: StageArgs = None,
+    report: Annotated[
+        str, typer.Option(metavar="REPORT", help="A report that evaluated the teacher: registry name, id or URI.")
+    ] = "",
+    dry_run: DryRun = False,
+) -> None:
+    """Measure the gate of a teacher: what it must pass before distillation. Exit code 1 if a line fails.
+
+    Evaluates inputs.teacher alone at 4, 8 and 40 steps, with each sampler and guidance scale of evaluate.base, unless
+    --report names a finished evaluation. evaluate.validation_samples sets the clips per sampler.
+    """
+    preset, overrides = split_preset(args or [])
+    from pipelines.workflows import teacher_study
+
+    if dry_run:
+        print_config("evaluate", teacher_study.load_gate_config(preset, overrides))
+    elif teacher_study.run(preset, overrides, report=report).has_failed:
+        raise typer.Exit(1)
+
+
+@app.command(SEEDS)
+def seeds(
+    args: StageArgs = None,
+    seeds: Annotated[int, typer.Option(help="Times to distill and evaluate.", min=1)] = 3,
+    local: Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Measure quality with error bars: one teacher, several of each distilled model; about 70 minutes on two cores."""
+    preset, overrides = split_preset(args or [])
+    from pipelines.workflows import demo as flow
+    from pipelines.workflows import seed_study
+
+    if dry_run:
+        configs = flow.load_flow_configs(preset or "science", overrides)
+        for name in seed_study.STEPS:
+            typer.echo(flow.describe_node(name, seed_study.STEPS))
+            print_config(flow.DEMO_FLOW[name].stage, configs[name])
+    else:
+        seed_study.run(preset or "science", overrides, seeds=seeds, local=local)
+
+
+@app.command()
+def paper(
+    args: StageArgs = None,
+    only: Annotated[
+        str, typer.Option(metavar="GROUP,...", help="Groups of cells: noise, gan, inputs, rho, layers, ls. Empty: all.")
+    ] = "",
+    seeds: Annotated[int, typer.Option(help="Times to distill with each setting.", min=1)] = 3,
+    teachers: Annotated[
+        list[str] | None, typer.Option("--teacher", help="A teacher; repeat for several. Empty: inputs.teacher.")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Show the paper's claims on your teachers: its ablations, with a verdict for each; hours, and resumable."""
+    preset, overrides = split_preset(args or [])
+    from pipelines.workflows import paper_study
+
+    groups = [name for name in only.replace(" ", "").split(",") if name]
+    paper_study.run(preset, overrides, only=groups, seeds=seeds, teachers=teachers or [], dry_run=dry_run)
