@@ -66,7 +66,8 @@ def measure_gate_rows(
 def cut_clips(one: Compared, count: int) -> Compared:
     """Return a system with its first `count` clips."""
     arrays = {name: values[:count] for name, values in one.samples.arrays.items()}
-    return replace(one, samples=SystemSamples(arrays), prompts=one.prompts.take(slice(0, count)))
+    prompts = one.prompts.take(np.arange(min(count, len(one.prompts))))
+    return replace(one, samples=SystemSamples(arrays), prompts=prompts)
 
 
 def _measure(one: Compared, reference: Compared, config: EvaluateConfig) -> dict[str, Any]:

@@ -66,57 +66,114 @@ def _compare_layers(mine: str, other: str) -> dict[str, float]:
 
 LAST_BLOCK = "keeps the last block; no public number"
 CLAIMS = (
-    PaperClaim("noise", "p_DMD: train gives lower MMD than inf", "mmd", _main_effect("p_dmd"), paper="train (figure 1)"),
+    PaperClaim(
+        "noise", "p_DMD: train gives lower MMD than inf", "mmd", _main_effect("p_dmd"), paper="train (figure 1)"
+    ),
     PaperClaim("noise", "p_DSM: train gives lower MMD than inf", "mmd", _main_effect("p_dsm"), paper="both are drawn"),
-    PaperClaim("noise", "p_GAN: train gives lower MMD than inf", "mmd", _main_effect("p_gan"), paper="train (figure 1)"),
     PaperClaim(
-        "noise", "all three train: lower MMD than all three inf", "mmd",
-        _subtract("S train/train/train 4", "S inf/inf/inf 4"), paper="train, train or inf, train",
+        "noise", "p_GAN: train gives lower MMD than inf", "mmd", _main_effect("p_gan"), paper="train (figure 1)"
     ),
     PaperClaim(
-        "gan", "least squares: lower MMD than non-saturating", "mmd",
-        _subtract(f"{cells.LSGAN} 4", f"{cells.NONSAT} 4"), paper="least squares",
+        "noise",
+        "all three train: lower MMD than all three inf",
+        "mmd",
+        _subtract("S train/train/train 4", "S inf/inf/inf 4"),
+        paper="train, train or inf, train",
     ),
     PaperClaim(
-        "gan", "least squares: lower MMD than no GAN", "mmd",
-        _subtract(f"{cells.LSGAN} 4", f"{cells.NO_GAN} 4"), paper="uses a GAN",
+        "gan",
+        "least squares: lower MMD than non-saturating",
+        "mmd",
+        _subtract(f"{cells.LSGAN} 4", f"{cells.NONSAT} 4"),
+        paper="least squares",
     ),
     PaperClaim(
-        "gan", "least squares: higher recall than no GAN", "recall",
-        _subtract(f"{cells.LSGAN} 4", f"{cells.NO_GAN} 4"), +1,
+        "gan",
+        "least squares: lower MMD than no GAN",
+        "mmd",
+        _subtract(f"{cells.LSGAN} 4", f"{cells.NO_GAN} 4"),
+        paper="uses a GAN",
     ),
-    PaperClaim("inputs", "continuous: lower MMD at the 4 steps of the grid", "mmd", _compare_inputs((4,)),
-          paper="continuous (an ablation)"),
-    PaperClaim("inputs", "continuous: lower MMD at 1, 2, 8, 16 steps", "mmd", _compare_inputs((1, 2, 8, 16)),
-          paper="any number of steps"),
-    PaperClaim("rho", "rho by validation: lower MMD than the default at 4 steps", "mmd", _subtract(CHOSEN_RHO, DEFAULT_RHO),
-          paper="a knob at inference"),
+    PaperClaim(
+        "gan",
+        "least squares: higher recall than no GAN",
+        "recall",
+        _subtract(f"{cells.LSGAN} 4", f"{cells.NO_GAN} 4"),
+        +1,
+    ),
+    PaperClaim(
+        "inputs",
+        "continuous: lower MMD at the 4 steps of the grid",
+        "mmd",
+        _compare_inputs((4,)),
+        paper="continuous (an ablation)",
+    ),
+    PaperClaim(
+        "inputs",
+        "continuous: lower MMD at 1, 2, 8, 16 steps",
+        "mmd",
+        _compare_inputs((1, 2, 8, 16)),
+        paper="any number of steps",
+    ),
+    PaperClaim(
+        "rho",
+        "rho by validation: lower MMD than the default at 4 steps",
+        "mmd",
+        _subtract(CHOSEN_RHO, DEFAULT_RHO),
+        paper="a knob at inference",
+    ),
     *(
-        PaperClaim("layers", f"L: lower {title} than ASE", metric, _compare_layers(cells.L, cells.ASE), paper=LAST_BLOCK)
-        for title, metric in (("MMD", "mmd"), ("distance to the teacher", "sample_distance"),
-                              ("held-out loss at budget", "loss_at_budget"))
+        PaperClaim(
+            "layers", f"L: lower {title} than ASE", metric, _compare_layers(cells.L, cells.ASE), paper=LAST_BLOCK
+        )
+        for title, metric in (
+            ("MMD", "mmd"),
+            ("distance to the teacher", "sample_distance"),
+            ("held-out loss at budget", "loss_at_budget"),
+        )
     ),
-    PaperClaim("layers", "L: lower distance to the teacher than its control", "sample_distance",
-          _compare_layers(cells.L, cells.CONTROL)),
+    PaperClaim(
+        "layers",
+        "L: lower distance to the teacher than its control",
+        "sample_distance",
+        _compare_layers(cells.L, cells.CONTROL),
+    ),
     PaperClaim("layers", "L: lower MMD than its control", "mmd", _compare_layers(cells.L, cells.CONTROL)),
     *(
-        PaperClaim("layers", f"budget conditioning: lower {title}", metric, _compare_layers(cells.L, cells.UNCONDITIONED),
-              paper="part of Presto-L")
+        PaperClaim(
+            "layers",
+            f"budget conditioning: lower {title}",
+            metric,
+            _compare_layers(cells.L, cells.UNCONDITIONED),
+            paper="part of Presto-L",
+        )
         for title, metric in (("MMD", "mmd"), ("held-out loss at budget", "loss_at_budget"))
     ),
     *(
-        PaperClaim("layers", f"self-teacher loss: lower {title}", metric, _compare_layers(cells.L, cells.NO_SELF_TEACHER),
-              paper="part of Presto-L")
+        PaperClaim(
+            "layers",
+            f"self-teacher loss: lower {title}",
+            metric,
+            _compare_layers(cells.L, cells.NO_SELF_TEACHER),
+            paper="part of Presto-L",
+        )
         for title, metric in (("MMD", "mmd"), ("held-out loss at budget", "loss_at_budget"))
     ),
     PaperClaim("ls", "S at 4 steps: MMD at most 1.1 x the teacher's at 40", "mmd", _subtract("S 4", TEACHER_MANY, 1.1)),
     PaperClaim("ls", "S at 4 steps: MMD at most 0.5 x the teacher's at 4", "mmd", _subtract("S 4", TEACHER_FEW, 0.5)),
     PaperClaim("ls", "LS: MMD at 4 steps at most 1.25 x that of S", "mmd", _subtract("LS 4", "S 4", 1.25)),
-    PaperClaim("ls", "LS: higher recall than S at 4 steps", "recall", _subtract("LS 4", "S 4"), +1,
-          paper="LS is more diverse"),
-    PaperClaim("ls", "LS: higher coverage than S at 4 steps", "coverage", _subtract("LS 4", "S 4"), +1,
-          paper="LS is more diverse"),
-)  # fmt: skip
+    PaperClaim(
+        "ls", "LS: higher recall than S at 4 steps", "recall", _subtract("LS 4", "S 4"), +1, paper="LS is more diverse"
+    ),
+    PaperClaim(
+        "ls",
+        "LS: higher coverage than S at 4 steps",
+        "coverage",
+        _subtract("LS 4", "S 4"),
+        +1,
+        paper="LS is more diverse",
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,12 @@ def test_network_gives_tensorflows_outputs(embedder: MusicnnEmbedder) -> None:
 def test_maps_pooled_before_relu_and_normalization_are_those_pooled_after(embedder: MusicnnEmbedder) -> None:
     maps = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 1, 193, 96))).float()
     net = embedder.net
-    assert (net.bn_f[0].weight < 0).any()
-    assert (net.bn_f[0].weight > 0).any()
+    norms = [norm for norm in net.bn_f if isinstance(norm, torch.nn.BatchNorm2d)]
+    assert (norms[0].weight < 0).any()
+    assert (norms[0].weight > 0).any()
     with torch.inference_mode():
-        for conv, norm in zip((net.f74, net.f77, *net.s), net.bn_f):
+        for conv, norm in zip((net.f74, net.f77, *net.s), norms, strict=True):
+            assert isinstance(conv, torch.nn.Conv2d)
             expected = norm(torch.relu(conv(maps))).amax(3)
             torch.testing.assert_close(pool_over_mel(maps, conv, norm), expected, rtol=1e-5, atol=1e-5)
 

@@ -182,8 +182,8 @@ def test_a_teacher_that_is_the_wiener_denoiser_ties_and_does_not_pass() -> None:
     latents = torch.randn(40, 2, 12, generator=torch.Generator().manual_seed(0)).cumsum(dim=-1)
     spectrum, sigma = estimate_spectrum(latents), torch.full((40,), 0.7)
     noisy = latents + 0.7 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
-    errors = [measure_errors(lambda x: denoise_wiener(x, sigma, spectrum), latents, noisy) for _ in range(2)]
-    comparison = compare_errors(0.7, *errors, np.arange(40) // 4)
+    mine, theirs = (measure_errors(lambda x: denoise_wiener(x, sigma, spectrum), latents, noisy) for _ in range(2))
+    comparison = compare_errors(0.7, mine, theirs, np.arange(40) // 4)
     assert comparison.ratio == 1
     assert comparison.interval == pytest.approx((1, 1), abs=1e-5)
     assert [line.outcome for line in list_denoising_lines([comparison])] == ["undecided"]

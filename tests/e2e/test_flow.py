@@ -169,8 +169,8 @@ def test_models_are_exported_and_the_demo_distills_the_teacher_among_them(home: 
     server = presto("s3", "start", cwd=home, env=env)
     stored = env | dict(re.findall(r"export (\w+)=(\S+)", server.stdout))
     models = home / "models"
-    args = ("pretrain", "from_scratch", *TINY, "storage.root=s3://presto/demo", "cluster.num_workers=0")
-    args += ("--output", str(models))
+    root = "storage.root=s3://presto/demo"
+    args = ("pretrain", "from_scratch", *TINY, root, "cluster.num_workers=0", "--output", str(models))
     refused = presto(*args, cwd=home, env=stored)
     assert refused.returncode == 1, refused.stderr
     assert "does not pass its gate" in " ".join(refused.stderr.split())

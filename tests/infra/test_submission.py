@@ -238,7 +238,7 @@ def test_a_model_of_the_package_is_on_every_node_and_needs_no_mlflow(tmp_path: P
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "presto-tiny-ls").mkdir()
     (tmp_path / "presto-tiny-ls/manifest.json").write_text('{"id": "x"}')
-    shared = {"generate.output": "/mnt/out", "submit.shared_folders": ["/mnt"], "tracking.uri": ""}
+    shared: dict[str, Any] = {"generate.output": "/mnt/out", "submit.shared_folders": ["/mnt"], "tracking.uri": ""}
     local = shared | {"storage.root": ".presto/store"}
     alone = config_of("generate", **local | {"inputs.generator": "presto-tiny-ls"})
     check_reachable("generate", freeze_config("generate", alone), REMOTE_HEAD)

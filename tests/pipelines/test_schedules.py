@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,9 +37,7 @@ def dataset(tmp_path: Path) -> LatentDataset:
     return make_dataset(str(tmp_path / "data"))
 
 
-def commit_model(
-    dataset: LatentDataset, uri: Path, *, kind: str = "generator", scale: float = 0.2, **card: object
-) -> str:
+def commit_model(dataset: LatentDataset, uri: Path, *, kind: str = "generator", scale: float = 0.2, **card: Any) -> str:
     """A model with random weights for the data set's latents, whose output has about this scale."""
     info = dataset.info
     latents = info["latents"]
