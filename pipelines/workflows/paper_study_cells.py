@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from pipelines.workflows.study_targets import GENERATOR_STEPS
 from presto_core.config.noise import GridNoise, KarrasNoise, NoiseConfig
@@ -175,16 +176,14 @@ def _make_layer_cells() -> tuple[Cell, ...]:
     """L, its parts left out, ASE, and the control: as many further updates of the teacher at full depth."""
     unconditioned, no_self_teacher = {"layers.budget_conditioning": False}, {"layers.self_teacher_weight": 0}
     plain = unconditioned | no_self_teacher
-    return tuple(
-        Cell(name, "distill-layers", tuple(to_overrides(settings)))
-        for name, settings in {
-            L: {},
-            ASE: {"layers.mode": "ase"} | plain,
-            CONTROL: {"layers.budget": {"kind": "full"}} | plain,
-            UNCONDITIONED: unconditioned,
-            NO_SELF_TEACHER: no_self_teacher,
-        }.items()
-    )
+    variants: dict[str, dict[str, Any]] = {
+        L: {},
+        ASE: {"layers.mode": "ase"} | plain,
+        CONTROL: {"layers.budget": {"kind": "full"}} | plain,
+        UNCONDITIONED: unconditioned,
+        NO_SELF_TEACHER: no_self_teacher,
+    }
+    return tuple(Cell(name, "distill-layers", tuple(to_overrides(settings))) for name, settings in variants.items())
 
 
 def list_teacher_systems(settings: StudySettings) -> tuple[StudySystem, ...]:
