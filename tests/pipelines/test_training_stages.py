@@ -1,6 +1,7 @@
 """train-teacher and distill-steps as stages: in process, in Ray, on S3, killed and resumed, registered once."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage, TeacherStage
 from presto_core.config.sections import ClusterConfig, TrackingConfig
 from presto_core.errors import UserError
-from tests.support.synthetic_dataset import make_dataset
+from tests.support.synthetic_dataset import SHAPE, make_dataset
 
 TINY = {
     "network.dim": 16,
@@ -190,8 +191,10 @@ def test_unknown_parent_is_refused(dataset: str, reference: str, message: str):
 
 def test_teacher_of_other_latents_is_refused(dataset: str, workdir: Path):
     teacher = train_teacher.run(teacher_config("store", dataset))
-    other = make_dataset(str(workdir / "other"), shard_rows=(11,)).uri
-    with pytest.raises(UserError, match=f"{teacher.id} .*latent statistics; .*inputs.dataset="):
+    other = make_dataset(str(workdir / "other"), shape=replace(SHAPE, frames=2 * SHAPE.frames)).uri
+    with pytest.raises(
+        UserError, match=f"{teacher.id} .*{SHAPE.frames} frames, .* {2 * SHAPE.frames}; .*chunk_frames="
+    ):
         distill_steps.run(steps_config("store", other, teacher.id))
 
 

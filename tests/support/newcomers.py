@@ -114,7 +114,7 @@ def list_tasks() -> list[Task]:
             2,
             "the command prints it; where that is done",
         ),
-        Task("add a metric", files_with_string("coverage"), 2, "files with the name of one: its own, and its row"),
+        Task("add a metric", files_with_string("clicks"), 2, "files with the name of one: its own, and its row"),
         Task("add a stage", new_stage, 2, "files that name one's settings: its module, and its row"),
         Task(
             "add a CLI command",
