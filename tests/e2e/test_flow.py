@@ -161,8 +161,8 @@ def test_a_study_uses_what_the_demo_made(home: Path, env: dict[str, str], first)
     assert "| **S 4** | 4 | 12 |" in (home / ".presto/science/science.md").read_text()
 
 
-# over 10 s: two evaluations and the demo without a teacher of its own, at toy size
-@pytest.mark.entry
+# over 10 s: two evaluations and the demo without a teacher of its own, at toy size; four minutes, so not in CI
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.services
 def test_models_are_exported_and_the_demo_distills_the_teacher_among_them(home: Path, env: dict[str, str], first):
