@@ -153,7 +153,7 @@ def describe_data(corpus: StageConfig, dataset: Artifact) -> str:
 def describe_run(artifact: Artifact, tracking: TrackingConfig) -> dict[str, Any]:
     """The command that remakes a model, and the hours that its updates took, all attempts together."""
     seconds = measure_training(artifact, tracking)
-    hours = {} if seconds is None else {"training_hours": round(seconds / 3600, 3)}
+    hours = {} if seconds is None else {"training_hours": round(seconds / 3600, 6)}
     return {"command": "make pretrained", **hours}
 
 

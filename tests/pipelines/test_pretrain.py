@@ -108,7 +108,7 @@ def test_a_trained_model_records_its_hours_and_what_it_was_trained_on(workdir: P
     assert 0 < seconds < elapsed_s
     assert describe_run(artifact, config.tracking) == {
         "command": "make pretrained",
-        "training_hours": round(seconds / 3600, 3),
+        "training_hours": round(seconds / 3600, 6),
     }
     assert {"device", "torch", "threads"} <= artifact.manifest["made_with"].keys()
     assert measure_training(Artifact("0" * 16, "teacher", "", {}), config.tracking) is None
