@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from pipelines.data.batch_reader import EpochRead, EpochReader, prefetch
+from pipelines.data.collate import Augmentation, Collate, EpochAugmentation
 from pipelines.data.epoch_plan import EpochPlan
 from pipelines.data.layout import FORMER_SPLIT, describe_remedy, list_splits_of
-from pipelines.data.parquet_tensors import Array, read_array
+from pipelines.data.parquet_tensors import read_array
 from pipelines.data.shard_cache import ShardCache
 from pipelines.data.shard_reader import Reader, read_with_threads
-from pipelines.data.shards import Shard, TrainColumns, read_table
+from pipelines.data.shards import Shard, read_table
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError, read_manifest
-from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
 from presto_core.models.model_card import ModelCard
 from presto_core.training.state import Batch, Cursor
 
@@ -95,17 +95,18 @@ class LatentDataset:
         """Return this data set without some shards."""
         return replace(self, skipped=(*self.skipped, *files))
 
-    def read_latents(self, split: str, *, at_least: int) -> Tensor:
-        """Return normalised latents [N, C, T] of whole shards, evenly from a split: N >= `at_least`, or all rows."""
+    def iter_latents(self, split: str, *, at_least: int | None = None) -> Iterator[Tensor]:
+        """Yield latents [N, C, T] fp32 at the codec's scale, shard by shard.
+
+        Args:
+            at_least: rows to read, as whole shards evenly from the split; None reads all.
+        """
         shards = self.shards(split)
-        needed = -(-at_least * len(shards) // sum(shard.rows for shard in shards))
-        count = min(len(shards), max(1, needed))
-        chosen = [shards[i * len(shards) // count] for i in range(count)]
-        folder = open_folder(self.uri)
-        tables = (read_table(folder, shard, columns=["latents"]) for shard in chosen)
-        latents = torch.from_numpy(np.concatenate([read_array(table, "latents") for table in tables]))
-        mean, std = (torch.tensor(self.info["latents"][name])[:, None] for name in ("mean", "std"))
-        return (latents.float() - mean) / std
+        needed = len(shards) if at_least is None else -(-at_least * len(shards) // sum(s.rows for s in shards))
+        count, folder = min(len(shards), max(1, needed)), open_folder(self.uri)
+        for shard in (shards[i * len(shards) // count] for i in range(count)):
+            latents = read_array(read_table(folder, shard, columns=["latents"]), "latents")
+            yield torch.from_numpy(latents.astype(np.float32))
 
 
 def open_dataset(uri: str) -> LatentDataset:
@@ -166,7 +167,7 @@ def stream_batches(
     if crop_frames > frames:
         raise StoreError(f"data.crop_frames={crop_frames} exceeds the rows of {dataset.uri}; use at most {frames}")
     epoch_reader = EpochReader(dataset.uri, shards, reader, cache)
-    augmentation = _Augmentation(
+    augmentation = Augmentation(
         seed,
         rows,
         frames=frames,
@@ -174,7 +175,7 @@ def stream_batches(
         caption_dropout=caption_dropout,
         attribute_dropout=attribute_dropout,
     )
-    collate = _Collate(card.to_dict() if card else dataset.info["latents"], device, pad_captions=pad_captions)
+    collate = Collate(card.to_dict() if card else dataset.info["latents"], device, pad_captions=pad_captions)
 
     def iter_epochs() -> Iterator[EpochRead]:
         for epoch in count(cursor.epoch):
@@ -185,7 +186,7 @@ def stream_batches(
             yield EpochRead(epoch, plan, plan.worker_slices(rank=rank, world_size=world_size), first)
 
     def iter_batches() -> Generator[Batch, None, None]:
-        epoch_augmentation: _EpochAugmentation | None = None
+        epoch_augmentation: EpochAugmentation | None = None
         for epoch_read, number, rows, ids in epoch_reader.iter_batches(iter_epochs()):
             if epoch_augmentation is None or epoch_augmentation.epoch != epoch_read.epoch:
                 epoch_augmentation = augmentation.for_epoch(epoch_read.epoch)
@@ -196,84 +197,3 @@ def stream_batches(
             yield collate(*epoch_augmentation(rows, ids), after)
 
     return prefetch(iter_batches, depth=PREFETCH_BATCHES)
-
-
-@dataclass(frozen=True)
-class _Augmentation:
-    """Random crops and dropout: drawn from (seed, epoch, row) only, so independent of resuming and of workers."""
-
-    seed: int
-    rows: int
-    frames: int
-    crop_frames: int
-    caption_dropout: float
-    attribute_dropout: float
-
-    def for_epoch(self, epoch: int) -> _EpochAugmentation:
-        rng = np.random.default_rng([self.seed, epoch, 1])
-        offsets = rng.integers(0, self.frames - self.crop_frames + 1, self.rows)
-        keep_condition = rng.random(self.rows) >= self.caption_dropout
-        keep_tempo, keep_key = (rng.random(self.rows) >= self.attribute_dropout for _ in range(2))
-        return _EpochAugmentation(epoch, offsets, keep_condition, keep_tempo, keep_key, self.crop_frames)
-
-
-@dataclass(frozen=True)
-class _EpochAugmentation:
-    """The crop offset of each row of the data set, and whether its conditions, its tempo and its key are kept."""
-
-    epoch: int
-    crop_offset: Array
-    keep_condition: Array
-    keep_tempo: Array
-    keep_key: Array
-    crop_frames: int
-
-    def __call__(self, rows: TrainColumns, ids: Array) -> tuple[TrainColumns, Array]:
-        """Crop rows and withhold attributes; also return which rows keep their conditions."""
-        if self.crop_frames < rows.latents.shape[2]:
-            starts = self.crop_offset[ids]
-            cropped = [x[:, a : a + self.crop_frames] for x, a in zip(rows.latents, starts)]
-            rows = replace(rows, latents=np.stack(cropped))
-        tempo = np.where(self.keep_tempo[ids], rows.tempo_bpm, np.float32(np.nan))
-        key = np.where(self.keep_key[ids], rows.key, np.int8(UNKNOWN_KEY))
-        rows = replace(rows, tempo_bpm=tempo, key=key)
-        return rows, self.keep_condition[ids]
-
-
-class _Collate:
-    """Turns rows into a Batch on a device, normalized by `mean` and `std` [C] of `stats`."""
-
-    def __init__(self, stats: dict[str, Any], device: torch.device | str, *, pad_captions: bool) -> None:
-        self.device, self.pad_captions = torch.device(device), pad_captions
-        self.mean = torch.tensor(stats["mean"], dtype=torch.float32, device=device)[:, None]
-        self.std = torch.tensor(stats["std"], dtype=torch.float32, device=device)[:, None]
-
-    def __call__(self, rows: TrainColumns, keep_condition: Array, cursor: Cursor) -> Batch:
-        latents = torch.from_numpy(rows.latents)
-        if self.device.type == "cuda":
-            latents = latents.pin_memory()
-        cond = make_conditioning(rows, pad_captions=self.pad_captions).keep_where(torch.from_numpy(keep_condition))
-        x0 = latents.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
-        return Batch(x0, cond.to(self.device), cursor)
-
-
-def make_conditioning(rows: TrainColumns, *, pad_captions: bool = False) -> Conditioning:
-    """Make the conditioning from the rows' captions, tempi and keys, cut to the longest caption unless padded.
-
-    A row without caption, tempo and key is unconditional.
-    """
-    longest = int(np.flatnonzero(rows.text_mask.any(axis=0)).max(initial=0)) + 1
-    num_tokens = rows.text_mask.shape[1] if pad_captions else longest
-    has_condition = rows.text_mask.any(axis=1) | (rows.tempo_bpm > 0) | (rows.key != UNKNOWN_KEY)
-    return Conditioning(
-        pooled=_to_tensor(rows.text_pooled, torch.float32),
-        tokens=_to_tensor(rows.text_tokens[:, :num_tokens], torch.float32),
-        mask=_to_tensor(rows.text_mask[:, :num_tokens], torch.bool),
-        tempo_bpm=_to_tensor(rows.tempo_bpm, torch.float32),
-        key=_to_tensor(rows.key, torch.int64),
-        keep=torch.from_numpy(has_condition),
-    )
-
-
-def _to_tensor(values: Array, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(values if values.flags.writeable else values.copy()).to(dtype)

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from pipelines.console import progress_bar
-from pipelines.data.dataset import LatentDataset, make_conditioning
-from pipelines.data.parquet_tensors import Array, read_array
-from pipelines.data.shards import FullRows, read_table
+from pipelines.data.collate import make_conditioning
+from pipelines.data.dataset import LatentDataset
+from pipelines.data.latent_spectrum import measure_spectrum
+from pipelines.data.parquet_tensors import Array
+from pipelines.data.shards import FullRows
 from pipelines.evaluate.rows import number_compositions, read_rows
 from pipelines.inference.model import Model
-from pipelines.storage.filesystem import open_folder
-from presto_core.diffusion.wiener import denoise_wiener, estimate_spectrum
+from presto_core.diffusion.wiener import denoise_wiener
 from presto_core.errors import UserError
 from presto_core.metrics.denoising import SIGMAS, DenoisingComparison, compare_errors, measure_errors
-from presto_core.models.model_card import ModelCard
 from presto_core.training.state import make_step_rng
 
 BATCH_ROWS = 64
@@ -54,17 +54,6 @@ def compare_with_wiener(
             comparisons.append(compare_errors(sigma, errors, wiener_errors, tracks))
             bar.update(number + 1, f"sigma {sigma:.3g}")
     return comparisons
-
-
-def measure_spectrum(dataset: LatentDataset, card: ModelCard) -> Tensor:
-    """Return the spectrum [C, T] of all training rows, normalised as the model's card does."""
-    folder, shards = open_folder(dataset.uri), dataset.shards("train")
-    total, count = torch.zeros(()), 0
-    for shard in shards:
-        latents = torch.from_numpy(read_array(read_table(folder, shard, columns=["latents"]), "latents").copy())
-        total = total + estimate_spectrum(card.normalize(latents.float())) * shard.rows
-        count += shard.rows
-    return total / count
 
 
 def _measure_batch(

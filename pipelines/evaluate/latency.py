@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.dataset import LatentDataset, make_conditioning, open_dataset
+from pipelines.data.collate import make_conditioning
+from pipelines.data.dataset import LatentDataset, open_dataset
 from pipelines.data.shard_reader import read_with_threads
 from pipelines.data.shards import FullRows
 from pipelines.evaluate.systems import EvaluatedSystem

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pipelines.cluster.actor_pool import map_items, open_pool
 from pipelines.console import Bar, console, progress_bar
-from pipelines.data.dataset import LatentDataset, make_conditioning, open_dataset
+from pipelines.data.collate import make_conditioning
+from pipelines.data.dataset import LatentDataset, open_dataset
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shards import FullRows
 from pipelines.evaluate.clip_measures import measure_clip

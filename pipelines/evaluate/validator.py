@@ -20,7 +20,8 @@ import torchaudio.functional as TAF
 from torch import Tensor
 
 from pipelines.cluster.resources import VALIDATOR_CPUS, same_node_affinity
-from pipelines.data.dataset import LatentDataset, make_conditioning, open_dataset
+from pipelines.data.collate import make_conditioning
+from pipelines.data.dataset import LatentDataset, open_dataset
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shards import FullRows
 from pipelines.evaluate.rows import cycle, number_compositions, read_rows

@@ -6,7 +6,8 @@ import json
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from pipelines.ingest.sources import Track, parse_metadata
+from pipelines.ingest.metadata import parse_metadata
+from pipelines.ingest.sources import Track
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import read_bytes
 

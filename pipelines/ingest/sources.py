@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,11 +13,11 @@ from pyarrow import fs as pafs
 from pipelines.console import console
 from pipelines.data.layout import FORMER_SPLIT, SPLITS
 from pipelines.ingest.manifests import Manifest, SourceError, find_manifest
+from pipelines.ingest.metadata import parse_metadata, parse_number
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from presto_core.artifacts.folder import Folder
 from presto_core.audio.chunks import AUDIO_SUFFIXES, is_audio
 from presto_core.config.data import IngestConfig
-from presto_core.diffusion.conditioning import key_index
 
 SIDECARS = (".json", ".txt")
 # other words for a split in manifests, and what they probably mean
@@ -126,53 +125,13 @@ def _track_from_row(row: dict[str, Any], manifest: Manifest, number: int, source
         hint = f"did you mean {meant!r}? " if meant else ""
         raise SourceError(f"{where}: split={split!r} is invalid; {hint}use train, validation or test")
     try:
-        metadata, seconds = parse_metadata(row), _parse_number(row, "duration_seconds") or 0.0
+        metadata, seconds = parse_metadata(row), parse_number(row, "duration_seconds") or 0.0
     except ValueError as error:
         raise SourceError(f"{where}: {error}") from None
     composition = str(row.get("composition_id") or "")
     caption_source = "manifest" if metadata["caption"] else ""
     track = Track(file=name, source_uri=source.uri, path=name, caption_source=caption_source, **metadata)
     return replace(track, composition=composition, split=split, seconds=seconds)
-
-
-def parse_metadata(fields: dict[str, Any]) -> dict[str, Any]:
-    """Convert the fields that manifest rows and sidecars share to their types.
-
-    Raises:
-        ValueError: tempo_bpm is not a finite number, key is not a musical key, or captions is not a list of texts.
-    """
-    texts = {name: str(fields.get(name) or "") for name in ("caption", "title", "composer", "source", "licence")}
-    key = str(fields["key"]) if fields.get("key") else None
-    key_index(key)
-    captions = _parse_captions(fields.get("captions"))
-    return {**texts, "key": key, "tempo_bpm": _parse_number(fields, "tempo_bpm"), "captions": captions}
-
-
-def _parse_captions(value: Any) -> tuple[str, ...]:
-    """Return further wordings of a caption: a list, or in CSV one as JSON."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise ValueError(f"captions={value!r} must be a JSON list of texts") from None
-    if hasattr(value, "tolist"):  # an array of a Parquet manifest
-        value = value.tolist()
-    if value is None or value == "":
-        return ()
-    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
-        raise ValueError(f"captions={value!r} must be a list of texts, none of them empty")
-    return tuple(value)
-
-
-def _parse_number(fields: dict[str, Any], name: str) -> float | None:
-    value = fields.get(name)
-    try:
-        number = None if value in (None, "") else float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}={value!r} must be a number") from None
-    if number is not None and not math.isfinite(number):
-        raise ValueError(f"{name}={value!r} must be finite")
-    return number
 
 
 def _prefix_source_names(tracks: list[Track], folders: list[Folder]) -> list[Track]:

@@ -26,6 +26,8 @@ from presto_core.errors import UserError
 from presto_core.extras import MissingPackageError, check_extra
 from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained, make_pretrained_uri
 
+MANY_STEPS = 16  # fewer are for few-step generators
+
 
 @dataclass(frozen=True)
 class ClipFiles:
@@ -49,6 +51,11 @@ def run(config: GenerateStage) -> list[ClipFiles]:
         raise UserError('nothing to generate: give a prompt, as in presto generate "solo piano, slow, A minor"')
     torch.set_num_threads(config.cluster.torch_threads)
     generator = open_generator(find_model(config).uri)
+    if generator.artifact.kind != "generator" and settings.steps < MANY_STEPS:
+        console.print(
+            f"generate: {generator.artifact.id} is not distilled for few steps ({generator.artifact.kind}), and "
+            f"generate.steps={settings.steps} is few for it; generate.steps=40 sounds better"
+        )
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
     can_plot = _check_plots(len(settings.prompts))
@@ -71,10 +78,11 @@ def find_model(config: GenerateStage) -> Artifact:
             artifact = _resolve_registered(config, default)
             console.print(f"generate: with {default} of the registry (--model {DEFAULT_GENERATOR}: the package's)")
             return artifact
-    if DEFAULT_GENERATOR not in list_pretrained():
+    if DEFAULT_GENERATOR not in (installed := list_pretrained()):
+        named = " or ".join(f"--model {name}" for name in installed) or "--model"
         raise UserError(
-            f"there is nothing to generate with: the registry has no {default}, and this installation no "
-            f"{DEFAULT_GENERATOR}; train one with presto demo, name one with --model, or run make pretrained"
+            f"there is no generator: the registry has no {default}, and this installation no {DEFAULT_GENERATOR}; name "
+            f"a model with {named} (a teacher needs generate.steps=40), or make a generator: presto demo, make pretrained"
         )
     console.print(f"generate: with {DEFAULT_GENERATOR}, which comes with the package (--model names another)")
     return read_artifact(open_folder(make_pretrained_uri(DEFAULT_GENERATOR)))

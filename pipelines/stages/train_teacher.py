@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from pipelines.data.dataset import SIGMA_DATA, LatentDataset
+from pipelines.data.latent_spectrum import measure_spectrum
 from pipelines.stages.training import run_training
 from pipelines.train.resume import ResumeOptions
 from pipelines.train.spec import Models, TrainingDefinition
 from pipelines.train.sweep_hook import Trial
 from presto_core.artifacts.manifest import Artifact
 from presto_core.config.schema import TeacherStage
-from presto_core.diffusion.wiener import estimate_spectrum
 from presto_core.models.model_card import ModelCard
 from presto_core.networks.network import Network
 from presto_core.training.health import TEACHER
@@ -42,16 +42,17 @@ def make_algorithm(
     config: TeacherStage, models: Models, dataset: LatentDataset, parallel: Parallel, dtype: torch.dtype | None
 ) -> TeacherTraining:
     """The algorithm, on every worker."""
-    network = make_card(config, models, dataset).build_network().to(parallel.device)
-    fit_gaussian_skip(network, dataset)
+    card = make_card(config, models, dataset)
+    network = card.build_network().to(parallel.device)
+    fit_gaussian_skip(network, card, dataset)
     return TeacherTraining(config.teacher, network, sigma_data=SIGMA_DATA, parallel=parallel, autocast_dtype=dtype)
 
 
-def fit_gaussian_skip(network: Network, dataset: LatentDataset) -> None:
+def fit_gaussian_skip(network: Network, card: ModelCard, dataset: LatentDataset) -> None:
     """Set the spectrum of a network's Gaussian skip, if it has one, from rows of the training split."""
     skip = getattr(network, "gaussian_skip", None)
     if skip is not None:
-        skip.fit(estimate_spectrum(dataset.read_latents("train", at_least=SPECTRUM_ROWS)))
+        skip.fit(measure_spectrum(dataset, card, at_least=SPECTRUM_ROWS))
 
 
 STAGE = TrainingDefinition(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,20 +15,25 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.nn.parallel import DistributedDataParallel
 
 from presto_core.config.sections import LoopConfig, ParallelConfig
+from presto_core.errors import UserError
 from presto_core.networks.network import Network
 from presto_core.training.parallel import Parallel
 
+COMPILERS = (os.environ.get("CXX") or "g++", "clang++")  # what PyTorch's inductor looks for
 
-def make_single_process(loop: LoopConfig) -> Parallel:
+
+def make_single_process(loop: LoopConfig, device: torch.device = torch.device("cpu")) -> Parallel:
     """Return the `Parallel` of the only process of a run, without a process group."""
 
     def distribute(module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module:
         return _prepare_blocks(module, loop)
 
-    def place_frozen(module: nn.Module, name: str) -> None:
+    def prepare_frozen(module: nn.Module, name: str) -> None:
         _compile_blocks(module, loop)
 
-    return Parallel(micro_batch_size=loop.micro_batch_size, distribute=distribute, shard_frozen=place_frozen)
+    return Parallel(
+        device=device, micro_batch_size=loop.micro_batch_size, distribute=distribute, prepare_frozen=prepare_frozen
+    )
 
 
 def make_process_group(device: torch.device, loop: LoopConfig, config: ParallelConfig | None = None) -> Parallel:
@@ -37,7 +44,7 @@ def make_process_group(device: torch.device, loop: LoopConfig, config: ParallelC
     """
     world_size = distributed.get_world_size()
     if world_size == 1:
-        return replace(make_single_process(loop), device=device)
+        return make_single_process(loop, device)
 
     def average(tensor: torch.Tensor) -> torch.Tensor:
         distributed.all_reduce(tensor)
@@ -50,7 +57,7 @@ def make_process_group(device: torch.device, loop: LoopConfig, config: ParallelC
         device=device,
         micro_batch_size=loop.micro_batch_size,
         distribute=placement.distribute,
-        shard_frozen=placement.place_frozen,
+        prepare_frozen=placement.prepare_frozen,
         average=average,
         set_requires_grad_sync=_set_grad_sync,
     )
@@ -71,7 +78,7 @@ class _Placement:
         devices = [torch.cuda.current_device()] if self.mesh.device_type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=some_unused)
 
-    def place_frozen(self, module: nn.Module, name: str) -> None:
+    def prepare_frozen(self, module: nn.Module, name: str) -> None:
         _compile_blocks(module, self.loop)
         if self._is_sharded(name):
             self._shard(module, offload=name == "real_score" and self.config.offload_real_score)
@@ -105,10 +112,19 @@ def _prepare_blocks(module: nn.Module, loop: LoopConfig) -> nn.Module:
 
 
 def _compile_blocks(module: nn.Module, loop: LoopConfig) -> None:
-    """Compile each block: all share one graph, and the choice of blocks stays outside it."""
-    if loop.compile and isinstance(module, Network):
-        for block in module.blocks:
-            block.compile()
+    """Compile each block: all share one graph, and the choice of blocks stays outside it.
+
+    Raises:
+        UserError: PyTorch needs a C++ compiler for CPUs, and there is none.
+    """
+    if not loop.compile or not isinstance(module, Network):
+        return
+    if next(module.parameters()).device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
+        raise UserError(
+            f"loop.compile=true needs a C++ compiler ({' or '.join(COMPILERS)}); install one, or set loop.compile=false"
+        )
+    for block in module.blocks:
+        block.compile()
 
 
 def _set_grad_sync(module: nn.Module, enabled: bool) -> None:

@@ -67,10 +67,7 @@ def launch_training(spec: TrainSpec, run: TrackedRun, trial: Trial | None = None
                 callbacks = WorkerCallbacks(monitor.on_row, monitor.warn, lambda: stop.reason)
                 train_worker(
                     _exclude_damaged_shards(spec),
-                    replace(
-                        make_single_process(spec.config.loop),
-                        device=select_device(spec.config.cluster, in_sweep=bool(trial)),
-                    ),
+                    make_single_process(spec.config.loop, select_device(spec.config.cluster, in_sweep=bool(trial))),
                     callbacks,
                     reader=read_with_threads,
                 )

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.dataset import LatentDataset, make_conditioning
+from pipelines.data.collate import make_conditioning
+from pipelines.data.dataset import LatentDataset
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shards import FullRows
 from pipelines.evaluate.rows import number_compositions, read_rows

@@ -64,7 +64,7 @@ def _compare_layers(mine: str, other: str) -> dict[str, float]:
     return _subtract(f"{mine} {FIRST_SAMPLER}", f"{other} {FIRST_SAMPLER}")
 
 
-LAST_BLOCK = "keeps the last block; no public number"
+LAST_BLOCK, PART_OF_L = "keeps the last block; no public number", "part of Presto-L"
 CLAIMS = (
     PaperClaim(
         "noise", "p_DMD: train gives lower MMD than inf", "mmd", _main_effect("p_dmd"), paper="train (figure 1)"
@@ -140,22 +140,10 @@ CLAIMS = (
     ),
     PaperClaim("layers", "L: lower MMD than its control", "mmd", _compare_layers(cells.L, cells.CONTROL)),
     *(
-        PaperClaim(
-            "layers",
-            f"budget conditioning: lower {title}",
-            metric,
-            _compare_layers(cells.L, cells.UNCONDITIONED),
-            paper="part of Presto-L",
-        )
-        for title, metric in (("MMD", "mmd"), ("held-out loss at budget", "loss_at_budget"))
-    ),
-    *(
-        PaperClaim(
-            "layers",
-            f"self-teacher loss: lower {title}",
-            metric,
-            _compare_layers(cells.L, cells.NO_SELF_TEACHER),
-            paper="part of Presto-L",
+        PaperClaim("layers", f"{part}: lower {title}", metric, _compare_layers(cells.L, without), paper=PART_OF_L)
+        for part, without in (
+            ("budget conditioning", cells.UNCONDITIONED),
+            ("self-teacher loss", cells.NO_SELF_TEACHER),
         )
         for title, metric in (("MMD", "mmd"), ("held-out loss at budget", "loss_at_budget"))
     ),

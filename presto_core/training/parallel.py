@@ -27,7 +27,7 @@ class Parallel:
         distribute: wraps a trained network so that its gradients are averaged over workers; shards it in place if
             configured for its name, so build optimisers afterwards. Pass `some_unused=True` if a step may leave some
             parameters without gradient.
-        shard_frozen: shards a frozen network in place if configured for its name.
+        prepare_frozen: readies a frozen network in place: compiles and shards it if configured.
         average: returns the mean of a tensor over workers.
         set_requires_grad_sync: sets whether the next backward of a network from `distribute` averages over workers.
     """
@@ -37,7 +37,7 @@ class Parallel:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     micro_batch_size: int = 0
     distribute: WrapFn = _leave_unwrapped
-    shard_frozen: Callable[[nn.Module, str], None] = lambda module, name: None
+    prepare_frozen: Callable[[nn.Module, str], None] = lambda module, name: None
     average: Callable[[Tensor], Tensor] = lambda tensor: tensor
     set_requires_grad_sync: Callable[[nn.Module, bool], None] = lambda module, on: None
 

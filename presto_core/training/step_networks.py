@@ -69,7 +69,7 @@ def make_step_networks(
     ).to(parallel.device)
     ema = Ema(generator, config.ema_decay)
     frozen_teacher = teacher.requires_grad_(False).eval()
-    parallel.shard_frozen(frozen_teacher, "real_score")
+    parallel.prepare_frozen(frozen_teacher, "real_score")
     fake_denoiser = EDMDenoiser(fake_score, sigma_data, autocast_dtype)
     generator_denoiser = EDMDenoiser(generator, sigma_data, autocast_dtype)
     distributed_generator = parallel.distribute(generator, name="generator", some_unused=drops_blocks)

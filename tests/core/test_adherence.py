@@ -67,7 +67,8 @@ def _make_waveforms() -> list[Array]:
 
 # over 10 s: librosa compiles a part of itself in the first process that uses it
 def test_onset_strength_tuning_and_chroma_are_librosas() -> None:
-    librosa = pytest.importorskip("librosa")
+    import librosa  # here, since it takes seconds
+
     for waveform in _make_waveforms():
         onsets = librosa.onset.onset_strength(y=waveform, sr=ANALYSIS_RATE_HZ, hop_length=HOP)
         np.testing.assert_allclose(measure_onsets(waveform), onsets, rtol=1e-5, atol=1e-5 * onsets.max())
@@ -80,7 +81,7 @@ def test_onset_strength_tuning_and_chroma_are_librosas() -> None:
             continue
         tuning = librosa.estimate_tuning(S=spectra.T, sr=ANALYSIS_RATE_HZ, n_fft=N_FFT)
         assert estimate_tuning(spectra) == tuning
-        settings = {"norm": None, "tuning": tuning, "ctroct": 4.5, "octwidth": 1.5}
+        settings: dict[str, Any] = {"norm": None, "tuning": tuning, "ctroct": 4.5, "octwidth": 1.5}
         chroma = librosa.feature.chroma_stft(S=spectra.T, sr=ANALYSIS_RATE_HZ, n_fft=N_FFT, **settings).sum(1)
         np.testing.assert_allclose(measure_chroma(waveform), chroma, rtol=1e-5, atol=1e-5 * chroma.max())
 

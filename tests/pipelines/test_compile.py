@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
+import pytest
 import torch
 
 from pipelines.train.parallel import make_single_process
 from presto_core.config.sections import LoopConfig
+from presto_core.errors import UserError
 from tests.support.toy_networks import conditions, tiny_dit
 
 
@@ -29,6 +32,12 @@ def test_compiled_blocks_give_the_outputs_and_gradients_of_eager_ones_at_every_b
 def test_a_frozen_network_is_compiled_too_and_its_state_has_the_names_of_an_eager_one():
     net = tiny_dit()
     names = list(net.state_dict())
-    make_single_process(LoopConfig(compile=True)).shard_frozen(net, "real_score")
+    make_single_process(LoopConfig(compile=True)).prepare_frozen(net, "real_score")
     assert all(block._compiled_call_impl is not None for block in net.blocks)
     assert list(net.state_dict()) == names
+
+
+def test_a_missing_compiler_is_one_message_before_any_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"loop\.compile=true needs a C\+\+ compiler .*loop\.compile=false"):
+        make_single_process(LoopConfig(compile=True)).distribute(tiny_dit(), name="teacher")

@@ -11,13 +11,11 @@ from pipelines.evaluate.latency import _add_cold_parts, describe_parts, measure_
 from pipelines.evaluate.systems import EvaluatedSystem
 from pipelines.inference.model import Model
 from presto_core.artifacts.manifest import Artifact
-from presto_core.audio.load_codec import load_codec
 from presto_core.config.loader import load_config
 from presto_core.config.schema import EvaluateStage
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.metrics.latency import MIB
-from presto_core.models.model_card import ModelCard
-from presto_core.text.encoder import load_text_encoder
+from tests.support.pretrained_models import make_card
 from tests.support.synthetic_dataset import make_dataset
 
 FRAMES, TOKENS, DEPTH = 16, 8, 2
@@ -27,17 +25,7 @@ Costs = dict[str, dict[str, float]]
 
 def make_model(kind: str) -> Model:
     """An untrained network of the shape that the shipped codec and text encoder need."""
-    codec, text = load_codec("mel_pca"), load_text_encoder("minilm", max_tokens=TOKENS)
-    card = ModelCard(
-        network=NETWORK,
-        channels=codec.channels,
-        frames=FRAMES,
-        sigma_data=1.0,
-        mean=[0.0] * codec.channels,
-        std=[1.0] * codec.channels,
-        codec={"kind": "mel_pca", "path": "", "digest": codec.digest},
-        text={"kind": "minilm", "path": "", "digest": text.digest, "dim": text.dim, "max_tokens": TOKENS},
-    )
+    card = make_card(NETWORK, frames=FRAMES, tokens=TOKENS)
     network = card.build_network().eval().requires_grad_(False)
     artifact = Artifact("0" * 16, kind, "", {})
     return Model(artifact, card, network, EDMDenoiser(network, card.sigma_data), torch.device("cpu"))

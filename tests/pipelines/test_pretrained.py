@@ -32,7 +32,7 @@ from presto_core.config.loader import load_config
 from presto_core.config.schema import GenerateStage, LayersStage, StepsStage, TeacherStage
 from presto_core.config.sections import TrackingConfig
 from presto_core.errors import UserError
-from presto_core.models.pretrained import find_export_of, find_pretrained, list_pretrained
+from presto_core.models.pretrained import DEFAULT_TEACHER, find_export_of, find_pretrained, list_pretrained
 from tests.support.pretrained_models import commit_untrained, export_untrained
 from tests.support.synthetic_dataset import make_dataset
 from tests.support.tiny_registry import QUICK, SMALL, TinyRegistry
@@ -193,6 +193,18 @@ def test_without_any_model_generate_tells_what_to_do(package: Path, empty: Path)
     with pytest.raises(UserError, match=r"presto demo.*make pretrained"):
         generate.find_model(load_config(GenerateStage, None, {}))
     assert not (empty / ".presto").exists()
+
+
+def test_where_only_a_teacher_is_installed_it_is_named_and_few_steps_of_it_are_remarked(
+    package: Path, empty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    export_untrained(str(tmp_path / "store"), package, name=DEFAULT_TEACHER, kind="teacher")
+    with pytest.raises(UserError, match=f"--model {DEFAULT_TEACHER} .*generate.steps=40"):
+        generate.find_model(load_config(GenerateStage, None, {}))
+    settings = {"inputs.generator": DEFAULT_TEACHER, "generate.prompts": ["bells"], "generate.output": str(tmp_path)}
+    for steps, is_remarked in ((2, True), (20, False)):
+        generate.run(load_config(GenerateStage, None, {**settings, "generate.steps": steps}))
+        assert ("not distilled for few steps" in " ".join(capsys.readouterr().err.split())) is is_remarked
 
 
 def test_python_loads_a_model_of_the_package_by_name(with_ls: Path, empty: Path):

@@ -21,12 +21,11 @@ from pipelines.registry.promotion import Promoter
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import open_tracker
 from presto_core.artifacts.manifest import artifact_folder, commit_artifact, read_artifact
-from presto_core.audio.load_codec import load_codec
 from presto_core.config.promotion import PromoteConfig
-from presto_core.config.sections import NetworkConfig, TrackingConfig
+from presto_core.config.sections import TrackingConfig
 from presto_core.errors import UserError
-from presto_core.models.model_card import ModelCard, serialize_network
-from presto_core.text.encoder import load_text_encoder
+from presto_core.models.model_card import serialize_network
+from tests.support.pretrained_models import make_card
 from tests.support.tiny_registry import TinyRegistry
 
 FRAMES = 32
@@ -34,18 +33,7 @@ FRAMES = 32
 
 def make_playable_registry(root: str, name: str) -> TinyRegistry:
     """Return a registry with an untrained generator, with the real codec and the real text encoder."""
-    codec = load_codec("mel_pca")
-    text = load_text_encoder("minilm", path="", max_tokens=16)
-    card = ModelCard(
-        network=NetworkConfig(dim=16, depth=2, heads=2, patch=2).model_dump(mode="json"),
-        channels=codec.channels,
-        frames=FRAMES,
-        sigma_data=0.5,
-        mean=[0.0] * codec.channels,
-        std=[1.0] * codec.channels,
-        codec={"kind": "mel_pca", "path": "", "digest": codec.digest},
-        text={"kind": "minilm", "path": "", "digest": text.digest, "dim": text.dim, "max_tokens": 16},
-    )
+    card = make_card(frames=FRAMES, sigma_data=0.5)
     torch.manual_seed(0)
     folder = artifact_folder(open_folder(root), "1" * 16)
     commit_artifact(

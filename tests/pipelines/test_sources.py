@@ -287,6 +287,13 @@ def test_a_manifest_may_have_several_wordings_of_a_caption(tmp_path: Path, suffi
     assert (track.caption, track.captions) == ("solo piano", tuple(wordings))
 
 
+def test_the_first_of_several_wordings_is_the_caption_if_there_is_no_other(tmp_path: Path):
+    (tmp_path / "a.wav").write_bytes(wav_bytes())
+    list_in_manifest(tmp_path, {"file": "a.wav", "captions": ["slow piano", "piano"]})
+    (track,) = scan_folder(tmp_path)
+    assert (track.caption, track.captions, track.caption_source) == ("slow piano", ("piano",), "manifest")
+
+
 @pytest.mark.parametrize("captions", ["no list", [""], ["a", 3], {"a": 1}])
 def test_wordings_that_are_no_list_of_texts_are_refused(tmp_path: Path, captions: object):
     list_in_manifest(tmp_path, {"file": "a.wav", "caption": "solo piano", "captions": captions})

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from infra.cli.main import app
 from pipelines.data.dataset import open_dataset
-from pipelines.evaluate.denoising import compare_with_wiener, measure_spectrum
+from pipelines.data.latent_spectrum import measure_spectrum
+from pipelines.evaluate.denoising import compare_with_wiener
 from pipelines.evaluate.gate_report import make_gate_table, plot_denoising, to_markdown
 from pipelines.inference.model import open_model
 from pipelines.registry import names

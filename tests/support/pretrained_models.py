@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,18 +18,20 @@ from presto_core.text.encoder import load_text_encoder
 FRAMES, TOKENS = 32, 16
 
 
-def make_card() -> ModelCard:
+def make_card(
+    network: dict[str, Any] | None = None, *, frames: int = FRAMES, tokens: int = TOKENS, sigma_data: float = 1.0
+) -> ModelCard:
     """The card of a tiny network with what a user's installation has: the shipped codec and text encoder."""
-    codec, text = load_codec("mel_pca"), load_text_encoder("minilm", path="", max_tokens=TOKENS)
+    codec, text = load_codec("mel_pca"), load_text_encoder("minilm", path="", max_tokens=tokens)
     return ModelCard(
-        network=NetworkConfig(dim=16, depth=2, heads=2, patch=2).model_dump(mode="json"),
+        network=network or NetworkConfig(dim=16, depth=2, heads=2, patch=2).model_dump(mode="json"),
         channels=codec.channels,
-        frames=FRAMES,
-        sigma_data=1.0,
+        frames=frames,
+        sigma_data=sigma_data,
         mean=[0.0] * codec.channels,
         std=[1.0] * codec.channels,
         codec={"kind": "mel_pca", "path": "", "digest": codec.digest},
-        text={"kind": "minilm", "path": "", "digest": text.digest, "dim": text.dim, "max_tokens": TOKENS},
+        text={"kind": "minilm", "path": "", "digest": text.digest, "dim": text.dim, "max_tokens": tokens},
     )
 
 
