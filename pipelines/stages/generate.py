@@ -81,8 +81,9 @@ def find_model(config: GenerateStage) -> Artifact:
     if DEFAULT_GENERATOR not in (installed := list_pretrained()):
         named = " or ".join(f"--model {name}" for name in installed) or "--model"
         raise UserError(
-            f"there is no generator: the registry has no {default}, and this installation no {DEFAULT_GENERATOR}; name "
-            f"a model with {named} (a teacher needs generate.steps=40), or make a generator: presto demo, make pretrained"
+            f"there is no generator: the registry has no {default}, and this installation no {DEFAULT_GENERATOR}; "
+            f"name a model with {named} (a teacher needs generate.steps=40), or make a generator: presto demo, or "
+            "make pretrained"
         )
     console.print(f"generate: with {DEFAULT_GENERATOR}, which comes with the package (--model names another)")
     return read_artifact(open_folder(make_pretrained_uri(DEFAULT_GENERATOR)))
