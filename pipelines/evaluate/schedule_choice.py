@@ -11,7 +11,7 @@ from presto_core.config.sampling import ScheduleConfig
 from presto_core.config.validation import ValidationConfig
 from presto_core.metrics.table import headline_metric
 
-STEPS, RHOS, SIGMAS_MAX = (1, 2, 4), (3.0, 5.0, 7.0, 9.0), (20.0, 40.0, 80.0)
+STEPS, RHOS, SIGMAS_MAX = (1, 2, 4), (3.0, 5.0, 7.0), (10.0, 20.0, 40.0, 80.0)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -39,12 +40,13 @@ def export_artifact(
     training_data: str = "",
     provenance: Mapping[str, Any] = NOTHING,
     details: Mapping[str, Any] = NOTHING,
+    card: Mapping[str, Any] = NOTHING,
     files: Mapping[str, bytes] = NOTHING,
 ) -> Artifact:
     """Write a model as a whole new artifact in `folder`/`name`, in place of one that is there, and check it.
 
-    Its id follows from the source's id and the dtype; parents are the source's. Parameters are cast and buffers are
-    not: they are tables that arithmetic needs in full, such as the spectrum of the Gaussian skip. Loading turns the
+    Its id follows from the source's id, the dtype and `card`; parents are the source's. Parameters are cast and buffers
+    are not: they are tables that arithmetic needs in full, such as the spectrum of the Gaussian skip. Loading turns the
     parameters back into fp32.
 
     Args:
@@ -55,6 +57,7 @@ def export_artifact(
         training_data: what it is trained on, in a line.
         provenance: how the source was made: hours, machine, commands; does not change the content hash.
         details: further keys of the manifest, such as `gate`.
+        card: entries of the model card to replace, such as `few_step_schedules`.
         files: further files, such as test_report.json.
 
     Raises:
@@ -82,11 +85,12 @@ def export_artifact(
     commit_artifact(
         open_folder(str(partial)),
         kind=source.kind,
-        artifact_id=export_id(source.id, dtype),
+        artifact_id=export_id(source.id, dtype, card),
         config_yaml=read_file(source_folder, CONFIG, source.manifest).decode(),
         parents=source.manifest["parents"],
         files={**_copy_other_files(source_folder, source), **_cast_weights(source_folder, source, dtype), **files},
         details=kept_details
+        | {"model": source.manifest["model"] | dict(card)}
         | dict(details)
         | {"export": export, "provenance": _note_source(source) | dict(provenance)},
     )
@@ -96,9 +100,10 @@ def export_artifact(
     return read_artifact(open_folder(str(target)))
 
 
-def export_id(source_id: str, dtype: WeightDtype) -> str:
-    """Return the artifact id of an export: the same source and dtype give the same id."""
-    return hashlib.sha256(f"export {source_id} {dtype}".encode()).hexdigest()[:16]
+def export_id(source_id: str, dtype: WeightDtype, card: Mapping[str, Any] = NOTHING) -> str:
+    """Return the artifact id of an export: the same source, dtype and changes of the card give the same id."""
+    changes = f" {json.dumps(dict(card), sort_keys=True)}" if card else ""
+    return hashlib.sha256(f"export {source_id} {dtype}{changes}".encode()).hexdigest()[:16]
 
 
 def _note_source(source: Artifact) -> dict[str, Any]:

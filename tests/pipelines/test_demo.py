@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.presets.resolve import PRESETS
+from pipelines.presets.resolve import load_stage_config
 from pipelines.workflows.demo import (
     DEMO_FLOW,
     check_installed,
@@ -16,7 +16,7 @@ from pipelines.workflows.demo import (
     open_teacher,
     open_training_session,
 )
-from presto_core.config.loader import ConfigError, read_preset
+from presto_core.config.loader import ConfigError
 from presto_core.config.schema import EvaluateStage, IngestStage, LayersStage, StepsStage, TeacherStage
 from presto_core.config.sections import ClusterConfig
 from presto_core.errors import UserError
@@ -72,9 +72,8 @@ def test_the_baseline_differs_from_presto_l_only_in_its_defining_settings():
 
 
 def test_the_baselines_preset_is_the_flows_baseline():
-    preset = read_preset("ablations/ase", PRESETS)["layers"]
-    settings = load_flow_configs("demo", [])["ASE"].model_dump()["layers"]
-    assert preset == {key: settings[key] for key in preset}
+    preset = load_stage_config("distill-layers", ["ablations/ase"])
+    assert preset.model_dump()["layers"] == load_flow_configs("demo", [])["ASE"].model_dump()["layers"]
 
 
 def test_a_dry_run_shows_the_inputs_of_each_node():

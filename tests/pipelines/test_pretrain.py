@@ -10,23 +10,28 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines.evaluate.schedule_choice import ScheduleChoice
+from pipelines.registry.export import export_artifact
 from pipelines.stages import train_teacher
 from pipelines.train.ray_train import select_device
-from pipelines.workflows.pretrained import (
+from pipelines.workflows import pretrained_export
+from pipelines.workflows.pretrained import NODES, check_writable, load_configs
+from pipelines.workflows.pretrained_export import (
     EXPORTS,
-    NODES,
-    check_writable,
+    choose_all_schedules,
     describe_run,
-    load_configs,
     measure_training,
     select_results,
     sum_seconds,
 )
 from presto_core.artifacts.manifest import Artifact
+from presto_core.config.sampling import ScheduleConfig
 from presto_core.config.sections import ClusterConfig
+from presto_core.config.validation import ValidationConfig
 from presto_core.errors import UserError
 from presto_core.models.pretrained import NAMES, get_pretrained_folder, list_pretrained
 from tests.pipelines.test_training_stages import teacher_config
+from tests.support.pretrained_models import commit_untrained
 from tests.support.synthetic_dataset import make_dataset
 
 
@@ -83,6 +88,33 @@ def test_the_test_report_of_a_model_holds_its_own_systems_alone():
         assert [row["name"] for row in results["systems"]] == names
         assert results["split"] == "test"
         assert results["floor"] == {"mmd": 0.1}
+
+
+def test_noise_levels_are_chosen_once_for_each_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A second run keeps those of an export of the same generator, and chooses anew for another one."""
+    chosen: list[str] = []
+
+    def choose(uri: str, dataset_uri: str, *, steps: tuple[int, ...], validation: ValidationConfig):
+        chosen.append(uri)
+        assert (steps, validation.samples) == ((1, 2, 4), 128)
+        return [ScheduleChoice(4, ScheduleConfig(sigma_max=20.0 + len(chosen)), 0.1, 0.2, 2)]
+
+    monkeypatch.setattr(pretrained_export, "choose_schedules", choose)
+    configs = load_configs("presto_tiny", [])
+    models = {
+        node: commit_untrained(str(tmp_path / "store"), artifact_id=digit * 16)
+        for node, digit in (("S", "1"), ("LS", "2"), ("ingest", "3"))
+    }
+    levels = choose_all_schedules(configs, models, tmp_path / "models")
+    assert chosen == [models["S"].uri, models["LS"].uri]
+    for node in ("S", "LS"):
+        card = {"few_step_schedules": levels[node]}
+        export_artifact(models[node].uri, tmp_path / "models", name=EXPORTS[node], card=card)
+    models["LS"] = commit_untrained(str(tmp_path / "store"), artifact_id="4" * 16)
+    again = choose_all_schedules(configs, models, tmp_path / "models")
+    assert chosen[2:] == [models["LS"].uri]
+    assert again["S"] == levels["S"] == {"4": {"sigma_min": 0.002, "sigma_max": 21.0, "rho": 7.0}}
+    assert again["LS"]["4"]["sigma_max"] == 23.0
 
 
 @pytest.mark.parametrize(

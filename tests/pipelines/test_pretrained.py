@@ -29,6 +29,7 @@ from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.artifacts.store import StoreError
 from presto_core.config.loader import load_config
+from presto_core.config.sampling import ScheduleConfig
 from presto_core.config.schema import GenerateStage, LayersStage, StepsStage, TeacherStage
 from presto_core.config.sections import TrackingConfig
 from presto_core.errors import UserError
@@ -119,6 +120,17 @@ def test_an_export_made_again_is_the_same_content_whatever_its_provenance(tmp_pa
     assert content_hash(exports[0].manifest) == content_hash(exports[1].manifest)
     assert [e.manifest["provenance"]["hours"] for e in exports] == [1, 2]
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_an_export_stores_other_noise_levels_under_another_id(tmp_path: Path):
+    source = commit_untrained(str(tmp_path / "store"))
+    levels = {"4": {"sigma_min": 0.002, "sigma_max": 20.0, "rho": 5.0}}
+    plain = export_artifact(source.uri, tmp_path / "plain", name=LS)
+    export = export_artifact(source.uri, tmp_path / "chosen", name=LS, card={"few_step_schedules": levels})
+    card = open_model(export.uri).card
+    assert (card.schedule_at(4), card.schedule_at(2)) == (ScheduleConfig(sigma_max=20.0, rho=5.0), ScheduleConfig())
+    assert export.manifest["model"] == source.manifest["model"] | {"few_step_schedules": levels}
+    assert export.id != plain.id == export_id(source.id, "bf16")
 
 
 def test_what_cannot_be_exported_is_refused_by_name(tmp_path: Path):
