@@ -119,7 +119,7 @@ MISTAKES = [
     (["--space", "nosie"], "'nosie'"),
     (["--space", "noise", "validation.every=0"], "validation.every=0"),
     (["--space", "noise", "validation.every=500"], "validation.every=500"),
-    (["--space", "noise", "sweep.grace=50"], "sweep.grace=50"),
+    (["--space", "noise", "sweep.grace=500"], "sweep.grace=500"),
     (["--space", "noise", "--samples", "0"], "sweep.samples=0"),
     (["--space", "noise", "--metric", "fdd"], "sweep.metrics=fdd"),
     (["--space", "noise", "--search", "grid"], "'steps.p_gen'"),
