@@ -11,7 +11,8 @@ MIN_TEMPO_BPM, MAX_TEMPO_BPM = 20.0, 400.0
 _TONICS = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 _ACCIDENTALS = {"": 0, "♮": 0, "#": 1, "♯": 1, "sharp": 1, "b": -1, "♭": -1, "flat": -1}
 
-_BEFORE, _AFTER = r"(?<![\w#♯♭'’])", r"(?![\w#♯♭'’])"
+# neither within a word nor beside the apostrophe of one: `I'd minor`
+_BEFORE, _AFTER = r"(?<![\w#♯♭])(?<!\w['’])", r"(?![\w#♯♭])(?!['’]\w)"
 _ACCIDENTAL = r"(?:\s?(?P<sign>[#♯♭♮])|(?P<letter>b)|[\s-]*(?P<word>sharp|flat))?"
 _LONG = re.compile(
     rf"{_BEFORE}(?P<tonic>[a-g]){_ACCIDENTAL}(?P<gap>[\s-]*)(?:(?:harmonic|melodic|natural)\s+)?"
@@ -22,12 +23,12 @@ _LONG = re.compile(
 _SHORT = re.compile(rf"{_BEFORE}(?<!\bI )(?<!\d )(?P<tonic>[A-G])(?P<sign>[#♯♭b])?m{_AFTER}")
 _SHORT_ALONE = re.compile(r"(?P<tonic>[A-Ga-g])(?P<sign>[#♯♭b])?m")
 # "a minor, slow" and "in a minor with strings" name a key; "a minor melody" and "in a minor key" have an article
-_AFTER_KEY = re.compile(r"\s*(?:$|[^\w\s'’]|(?:and|at|by|for|from|in|on|or|then|to|with)\b|\d)", re.IGNORECASE)
+_AFTER_KEY = re.compile(r"\s*(?:$|[^\w\s]|(?:and|at|by|for|from|in|on|or|then|to|with)\b|\d)", re.IGNORECASE)
 
 _NUMBER = r"(?<![\w.,])(?P<number>\d[\d.,]*)"
 _TEMPI = (
     re.compile(rf"{_NUMBER}\s*-?\s*(?:bpm\b|beats?\s+(?:per|a)\s+minute\b)", re.IGNORECASE),
-    re.compile(rf"\bbpm\s*(?:of|[:=])?\s*{_NUMBER}", re.IGNORECASE),
+    re.compile(rf"(?:\bbpm|♩)\s*(?:of|[:=])?\s*{_NUMBER}", re.IGNORECASE),
 )
 _RANGE = re.compile(r"(?<![\w.,])(?P<low>\d[\d.,]*)\s*(?:[-–—]|to)\s*(?P<high>\d[\d.,]*)\s*-?\s*bpm\b", re.IGNORECASE)
 

@@ -30,6 +30,8 @@ from presto_core.diffusion.musical_words import find_key, find_tempo, parse_key
         ("in a minor", "A minor"),
         ("in a minor with strings", "A minor"),
         ("in a major 90 bpm", "A major"),
+        ("a song in 'a minor'", "A minor"),
+        ("key=Bm", "B minor"),
         ("Ｄ ｍｉｎｏｒ", "D minor"),
         ("first G major, then E minor", "G major"),
     ],
@@ -44,7 +46,8 @@ def test_a_key_in_a_prompt_is_understood_in_any_case_and_spelling(text: str, key
     "text",
     [
         "", "solo piano", "in a minor key", "a major hit", "a minor melody", "I Am the walrus", "i am", "ebm, dark",
-        "Cmaj7 chords", "Eminem", "vitamin", "recorded at 9 Am", "the band major", "minor", "FM radio", "C",
+        "Cmaj7 chords", "Eminem", "vitamin", "I'd minor in it", "recorded at 9 Am", "the band major", "minor",
+        "FM radio", "C",
     ],
 )  # fmt: skip
 def test_words_that_only_look_like_a_key_are_none(text: str):
@@ -77,6 +80,7 @@ def test_what_is_more_or_less_than_a_key_is_refused_by_name(name: str):
         ("bpm: 174", 174.0),
         ("BPM 99", 99.0),
         ("66 beats per minute", 66.0),
+        ("♩ = 96.5", 96.5),
         ("90-100 bpm", 95.0),
         ("from 90 to 100 bpm", 95.0),
         ("１２０ ｂｐｍ", 120.0),

@@ -193,6 +193,23 @@ def test_samples_that_are_no_numbers_are_refused(bad: float):
         finish_audio(audio, RATE_HZ, seconds=None)
 
 
+def test_a_model_that_gives_nan_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    broken = load_generator(NAME)
+    with torch.no_grad():
+        for parameter in broken.model.network.parameters():
+            parameter.fill_(math.nan)
+    monkeypatch.setattr(generate, "open_generator", lambda uri: broken)
+    with pytest.raises(UserError, match="NaN or infinite"):
+        run(["piano"])
+    assert not list(tmp_path.rglob("*.wav"))
+
+
+def test_the_ends_of_the_range_of_noise_levels_give_music_without_nan(generator: Generator):
+    for schedule in (ScheduleConfig(sigma_max=1e4), ScheduleConfig(sigma_min=1e-6, rho=0.1), ScheduleConfig(rho=1e3)):
+        (clip,) = generator.generate("piano", steps=3, schedule=schedule)
+        assert np.isfinite(clip.audio).all()
+
+
 # --- settings and prompts
 
 
