@@ -12,7 +12,10 @@ import typer
 StageArgs = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[PRESET] [KEY=VALUE]...", help="A preset's name or file, then overrides.", show_default=False
+        metavar="[PRESET] [KEY=VALUE]...",
+        help="A preset's name or file, then overrides. Where a setting is a text, VALUE is taken as it is; a list or a "
+        r"mapping is YAML, such as key='\[a, b]'; quote for the shell what holds spaces or #.",
+        show_default=False,
     ),
 ]
 RegistryArgs = Annotated[

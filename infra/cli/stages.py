@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from infra.cli.dispatch import dispatch
+from infra.cli.generate import EPILOG, generate
 from infra.cli.options import DryRun, On, StageArgs
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL
-from pipelines.presets.resolve import PRESETS, is_override, load_stage_config
+from pipelines.presets.resolve import load_stage_config
 from pipelines.stages.table import STAGES, Stage
-from presto_core.config.loader import load_config
 from presto_core.errors import UserError
-from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained
 
 GROUPS = {"corpus": "The default corpus: music made from packages alone."}
 ResumeRun = Annotated[
@@ -47,7 +45,7 @@ def add_stage_commands(app: typer.Typer) -> None:
                 app.add_typer(groups[name], name=name)
             parent = groups[name]
         function = SPECIAL_COMMANDS.get(stage.name) or _make_command(stage)
-        parent.command(stage.command[-1], help=stage.summary)(function)
+        parent.command(stage.command[-1], help=stage.summary, epilog=EPILOGS.get(stage.name))(function)
 
 
 def _make_command(stage: Stage) -> Callable[..., None]:
@@ -98,32 +96,8 @@ def distill_steps(
         raise UserError(
             "--from is empty; name a layer-distilled model, such as presto-generator@candidate-l, or leave it out"
         )
-    start = [] if layers is None else [f"inputs.layers={json.dumps(layers)}"]
+    start = [] if layers is None else [f"inputs.layers={layers}"]
     dispatch_stage("distill-steps", [*(args or []), *start], resume=resume, fork=fork, on=on, dry_run=dry_run)
-
-
-def generate(
-    args: Annotated[list[str], typer.Argument(metavar='"PROMPT" [KEY=VALUE]...', help="Prompts, then overrides.")],
-    preset: Annotated[str | None, typer.Option(help="Preset to start from.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=f"A model of the package ({', '.join(list_pretrained()) or 'this installation has none'}), or "
-            "champion, candidate-ls, presto-generator@v3, models:/…, an id or a URI (inputs.generator). Default: the "
-            f"registry's presto-generator@candidate if there is one, else {DEFAULT_GENERATOR}."
-        ),
-    ] = None,
-    on: On = LOCAL,
-    dry_run: DryRun = False,
-) -> None:
-    prompts = [w for w in args if not is_override(w)]
-    overrides = [w for w in args if is_override(w)]
-    if prompts:
-        overrides.append(f"generate.prompts={json.dumps(prompts)}")
-    if model is not None:
-        overrides.append(f"inputs.generator={json.dumps(model)}")
-    config = load_config(STAGES["generate"].config, preset, overrides, preset_folder=PRESETS)
-    dispatch(StageCommand("generate", config), on=on, dry_run=dry_run)
 
 
 SPECIAL_COMMANDS: dict[str, Callable[..., None]] = {
@@ -131,3 +105,4 @@ SPECIAL_COMMANDS: dict[str, Callable[..., None]] = {
     "distill-steps": distill_steps,
     "generate": generate,
 }
+EPILOGS = {"generate": EPILOG}

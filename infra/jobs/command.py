@@ -50,8 +50,8 @@ class StageCommand:
     def argv(self, settings: str) -> list[str]:
         """Return the command line that runs the same command with a settings file."""
         path = STAGES[self.stage].command
-        if self.stage == "generate":  # its first arguments are prompts; there must be at least one argument
-            return [*path, "--preset", settings, f"seed={self.config.seed}"]
+        if self.stage == "generate":  # its first arguments are prompts
+            return [*path, "--preset", settings]
         resume = ("--resume", self.resume) if self.resume else ()
         return [*path, *resume, *(("--fork",) if self.fork else ()), *self.more_options, settings]
 

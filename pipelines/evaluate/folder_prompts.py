@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+GENERATED = re.compile(r"(?<=.)-\d+steps-seed\d+-[0-9a-f]{8}(-\d+)?$")  # what clip_files.make_clip_name adds
 LEADING_NUMBER = re.compile(r"\d+[\s._-]+(?=.)")
 
 
@@ -24,9 +25,10 @@ def match_prompts(captions: Sequence[str], prompts: Sequence[str]) -> list[int |
 def captions_from_names(files: Sequence[str]) -> list[str]:
     """Return captions from file names: `02_solo-piano, slow.wav` -> `solo piano, slow`.
 
-    A leading number is left out only if every file has one: one file named `808 drums` keeps it.
+    A leading number is left out only if every file has one: one file named `808 drums` keeps it. The end of a name that
+    `presto generate` gave is left out.
     """
-    stems = [PurePosixPath(file).stem for file in files]
+    stems = [GENERATED.sub("", PurePosixPath(file).stem) for file in files]
     if all(LEADING_NUMBER.match(stem) for stem in stems):
         stems = [LEADING_NUMBER.sub("", stem, count=1) for stem in stems]
     return [" ".join(stem.replace("_", " ").replace("-", " ").split()) for stem in stems]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +29,7 @@ HEADLINE = headline_metric().name
 COST_LABELS = {"blocks_run": "transformer blocks per clip", "total_ms": "ms per clip, from text to audio"}
 PICTURE_WIDTH, PICTURE_HEIGHT = 320, 120
 PICTURE_RANGE_DB = (-90.0, -10.0)
+SPECTROGRAM_WINDOW = 2048  # samples
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,13 @@ def plot_spectrogram_with_axes(samples: Samples, rate_hz: int, title: str) -> by
     figure = make_figure(9, 3.5)
     axes = figure.subplots()
     with np.errstate(divide="ignore"):  # digital silence is minus infinity dB: drawn in the darkest colour
-        axes.specgram(samples, NFFT=2048, Fs=rate_hz, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
-    axes.set(xlabel="seconds", ylabel="Hz", title=title, ylim=(0, min(HIGHEST_HZ, rate_hz / 2)))
-    return to_png(figure)
+        padded = np.pad(samples, (0, max(0, SPECTROGRAM_WINDOW - len(samples))))
+        axes.specgram(padded, NFFT=SPECTROGRAM_WINDOW, Fs=rate_hz, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
+    axes.set(xlabel="seconds", ylabel="Hz", ylim=(0, min(HIGHEST_HZ, rate_hz / 2)))
+    axes.set_title(title, parse_math=False)  # a prompt may hold a $
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # matplotlib's font has few scripts
+        return to_png(figure)
 
 
 def _format_role_label(role: str, noise: NoiseConfig) -> str:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipelines.inference.clip_audio import count_samples, encode_wav, finish_audio
 from pipelines.inference.model import Model, open_model, sample_generator, sample_teacher
+from pipelines.inference.prompts import PromptWords, check_prompts, make_conditions, parse_prompt, warn_of_cut_text
 from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.storage.filesystem import absolute_uri
 from pipelines.tracking.client import open_tracker
 from presto_core.artifacts.manifest import Artifact
-from presto_core.config.sampling import BaseSampler, ScheduleConfig
+from presto_core.config.sampling import MAX_SEED, BaseSampler, ScheduleConfig
 from presto_core.config.sections import StorageConfig, TrackingConfig
-from presto_core.diffusion.conditioning import Conditioning, key_index
 from presto_core.errors import UserError
 from presto_core.training.state import make_step_rng
+
+FRAME_MULTIPLE = 16  # frames of a clip are a multiple of it; every patch size in use divides it
 
 
 @dataclass(frozen=True)
@@ -27,16 +31,46 @@ class GeneratedClip:
     """One generated clip.
 
     Attributes:
-        audio: [channels, samples], float32 in [-1, 1].
+        audio: [channels, samples], float32 in [-1, 1], faded over 5 ms at both ends.
+        model_id, steps, seed, tempo_bpm, key, schedule: what it was made with; tempo and key may be the prompt's own,
+            and a schedule of None is the one stored for the number of steps.
+        cut_text: end of the prompt that is beyond what the text encoder reads: only a tempo or key in it counts.
     """
 
     prompt: str
     audio: npt.NDArray[np.float32]
     sample_rate_hz: int
+    model_id: str
+    steps: int
+    seed: int
+    tempo_bpm: float | None = None
+    key: str | None = None
+    schedule: ScheduleConfig | None = None
+    cut_text: str = ""
 
     @property
     def seconds(self) -> float:
         return self.audio.shape[1] / self.sample_rate_hz
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """All that decides the clip: equal settings give equal bits on the same machine."""
+        schedule = None if self.schedule is None else self.schedule.model_dump()
+        return {
+            "prompt": self.prompt,
+            "model": self.model_id,
+            "steps": self.steps,
+            "seed": self.seed,
+            "samples": self.audio.shape[1],
+            "tempo_bpm": self.tempo_bpm,
+            "key": self.key,
+            "schedule": schedule,
+        }
+
+    def to_wav(self) -> bytes:
+        """Return a 16-bit WAV that holds its settings: the prompt as title, all of them as JSON in the comment."""
+        details = {**self.settings, "presto": _find_version()}
+        return encode_wav(self.audio, self.sample_rate_hz, title=self.prompt, details=details)
 
 
 @dataclass(frozen=True)
@@ -52,7 +86,7 @@ class Generator:
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         *,
         steps: int = 4,
         seed: int = 0,
@@ -63,42 +97,59 @@ class Generator:
     ) -> list[GeneratedClip]:
         """Generate one clip per prompt; the same prompt, seed and steps give the same clip, whatever the other prompts.
 
+        The end of a prompt that the text encoder does not read is printed, and is `cut_text` of the clip.
+
         Args:
+            prompts: one prompt, or several.
             steps: steps of ping-pong sampling for a few-step generator, else of the teacher's sampler.
             schedule: noise levels; None for those that the model stores for `steps`, else the default ones.
-            seconds: length of a clip; None for the length the model was trained on.
+            seconds: length of a clip, exactly; None for the length the model was trained on.
+            tempo_bpm, key: None takes those that the prompt names, if it does.
 
         Raises:
-            UserError: `steps` is below 1, or the key is unknown.
+            UserError: `steps`, `seed`, `seconds` or a tempo is out of range, the key is unknown, a prompt is not a
+                text, or the model gives NaN.
         """
-        if steps < 1:
-            raise UserError(f"steps={steps} must be at least 1")
+        texts = check_prompts(prompts)
+        _check_numbers(steps=steps, seed=seed, seconds=seconds)
+        words = [parse_prompt(text, tempo_bpm=tempo_bpm, key=key) for text in texts]
         return [
-            self._generate_one(
-                prompt, steps=steps, seed=seed, seconds=seconds, tempo_bpm=tempo_bpm, key=key, schedule=schedule
-            )
-            for prompt in prompts
+            self._generate_one(text, words_of_text, steps=steps, seed=seed, seconds=seconds, schedule=schedule)
+            for text, words_of_text in zip(texts, words)
         ]
 
     def _generate_one(
         self,
         prompt: str,
+        words: PromptWords,
         *,
         steps: int,
         seed: int,
         seconds: float | None,
-        tempo_bpm: float | None,
-        key: str | None,
         schedule: ScheduleConfig | None,
     ) -> GeneratedClip:
-        model, rng = self.model, make_step_rng(seed, total_step=0)
+        model = self.model
+        cut_text = warn_of_cut_text(model, prompt)
+        rng = make_step_rng(seed, total_step=0, device=model.device)
         noise = model.draw_noise(1, generator=rng, frames=count_frames(model, seconds))
-        cond = conditions_from_prompts(model, [prompt], tempo_bpm=tempo_bpm, key=key)
+        cond = make_conditions(model, [prompt], [words])
         if model.artifact.kind == "generator":
             x0 = sample_generator(model, noise, cond, steps=steps, schedule=schedule, generator=rng)
         else:
             x0 = sample_teacher(model, noise, cond, sampler=BaseSampler(steps=steps), schedule=schedule)
-        return GeneratedClip(prompt, model.decode(x0)[0].numpy().clip(-1, 1), model.codec.sample_rate_hz)
+        rate_hz = model.codec.sample_rate_hz
+        return GeneratedClip(
+            prompt,
+            finish_audio(model.decode(x0)[0].numpy(), rate_hz, seconds=seconds),
+            rate_hz,
+            model_id=model.artifact.id,
+            steps=steps,
+            seed=seed,
+            tempo_bpm=words.tempo_bpm,
+            key=words.key_name,
+            schedule=schedule,
+            cut_text=cut_text,
+        )
 
 
 def load_generator(
@@ -130,46 +181,25 @@ def open_generator(uri: str, *, device: torch.device | str = "cpu") -> Generator
     return Generator(open_model(uri, device=device))
 
 
-FRAME_MULTIPLE = 16  # lengths are rounded to a multiple of it; every patch size in use divides it
-
-
-def conditions_from_prompts(
-    model: Model, prompts: list[str], *, tempo_bpm: float | None = None, key: str | None = None
-) -> Conditioning:
-    """Encode prompts as conditions; tempo and key default to those in the prompt ("90 bpm", "in D minor").
-
-    Raises:
-        UserError: the key is unknown.
-    """
-    text = model.text_encoder.encode(prompts)
-    tempi = [tempo_bpm or _parse_tempo(p) for p in prompts]
-    try:
-        keys = [key_index(key or _parse_key(p)) for p in prompts]
-    except ValueError as error:
-        raise UserError(f"generate.key: {error}") from None
-    return Conditioning(
-        pooled=text.pooled,
-        tokens=text.tokens,
-        mask=text.mask,
-        tempo_bpm=torch.tensor([t if t is not None else torch.nan for t in tempi]),
-        key=torch.tensor(keys),
-        keep=torch.ones(len(prompts), dtype=torch.bool),
-    )
-
-
-def _parse_tempo(prompt: str) -> float | None:
-    match = re.search(r"(\d{2,3})\s*bpm", prompt, re.IGNORECASE)
-    return float(match[1]) if match else None
-
-
-def _parse_key(prompt: str) -> str | None:
-    match = re.search(r"\b([A-G][#b]?) (major|minor)\b", prompt)
-    return f"{match[1]} {match[2]}" if match else None
-
-
 def count_frames(model: Model, seconds: float | None) -> int:
-    """Return the latent frames of a clip of this length; None means the length the model was trained on."""
+    """Return latent frames that a clip of this length needs, at least; None means the length of training."""
     if seconds is None:
         return model.card.frames
-    frames = seconds * model.codec.sample_rate_hz / model.codec.hop
-    return max(FRAME_MULTIPLE, round(frames / FRAME_MULTIPLE) * FRAME_MULTIPLE)
+    frames = count_samples(seconds, model.codec.sample_rate_hz) / model.codec.hop
+    return math.ceil(frames / FRAME_MULTIPLE) * FRAME_MULTIPLE
+
+
+def _find_version() -> str:
+    try:
+        return version("presto-distill")
+    except PackageNotFoundError:  # the code that a job brings is not installed
+        return "not installed"
+
+
+def _check_numbers(*, steps: int, seed: int, seconds: float | None) -> None:
+    if steps < 1:
+        raise UserError(f"steps={steps} must be at least 1")
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"seed={seed} must be from 0 to {MAX_SEED}")
+    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+        raise UserError(f"seconds={seconds} must be above 0 and finite; leave it out for the length of training")

@@ -6,7 +6,6 @@ MLflow runs this code to load or serve a model; the artifact is stored with it a
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +33,20 @@ class MusicModel(PythonModel):  # type: ignore[misc]
 
         Args:
             params: steps of the sampler; seed; seconds per clip, 0 for the length the model was trained on.
-        """
-        import soundfile
 
+        Raises:
+            UserError: a prompt is missing or not a text, or a parameter is out of range.
+        """
         settings = PARAMS | (params or {})
         clips = self.generator.generate(
-            [str(prompt) for prompt in model_input[PROMPT]],
+            model_input[PROMPT].tolist(),
             steps=int(settings["steps"]),
             seed=int(settings["seed"]),
             seconds=float(settings["seconds"]) or None,
         )
         rows = []
         for clip in clips:
-            stream = io.BytesIO()
-            soundfile.write(stream, clip.audio.T, clip.sample_rate_hz, format="WAV", subtype="PCM_16")
-            encoded = base64.b64encode(stream.getvalue()).decode()
+            encoded = base64.b64encode(clip.to_wav()).decode()
             rows.append({WAV: encoded, RATE: clip.sample_rate_hz, SECONDS: clip.seconds})
         return pd.DataFrame(rows, columns=[WAV, RATE, SECONDS])
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
 import torch
 
 from pipelines.console import console
 from pipelines.evaluate import plots
-from pipelines.inference.generator import Generator, open_generator
+from pipelines.inference.clip_files import write_clip, write_whole
+from pipelines.inference.generator import GeneratedClip, Generator, open_generator
+from pipelines.inference.prompts import check_prompts, parse_prompt
 from pipelines.registry.names import RegistryError
 from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.storage.filesystem import absolute_uri, open_folder
@@ -41,14 +41,19 @@ class ClipFiles:
 
 
 def run(config: GenerateStage) -> list[ClipFiles]:
-    """Generate one clip per prompt.
+    """Generate one clip per prompt; a prompt given twice is one clip.
 
     Raises:
-        UserError: no prompt, unknown model or key, output folder that cannot be written.
+        UserError: no prompt, unknown model or key, a tempo out of range, output folder that cannot be written.
     """
     settings = config.generate
     if not settings.prompts:
         raise UserError('nothing to generate: give a prompt, as in presto generate "solo piano, slow, A minor"')
+    prompts = list(dict.fromkeys(check_prompts(settings.prompts)))
+    if repeated := len(settings.prompts) - len(prompts):
+        console.print(f"generate: {repeated} repeated prompts left out: a prompt gives one clip per generate.seed")
+    for prompt in prompts:
+        parse_prompt(prompt, tempo_bpm=settings.tempo_bpm, key=settings.key)
     torch.set_num_threads(config.cluster.torch_threads)
     generator = open_generator(find_model(config).uri)
     if generator.artifact.kind != "generator" and settings.steps < MANY_STEPS:
@@ -56,10 +61,9 @@ def run(config: GenerateStage) -> list[ClipFiles]:
             f"generate: {generator.artifact.id} is not distilled for few steps ({generator.artifact.kind}), and "
             f"generate.steps={settings.steps} is few for it; generate.steps=40 sounds better"
         )
-    folder = Path(settings.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    can_plot = _check_plots(len(settings.prompts))
-    return [_generate(settings, generator, prompt, folder, can_plot=can_plot) for prompt in settings.prompts]
+    folder = _make_folder(settings.output)
+    can_plot = _check_plots(len(prompts))
+    return [_generate(settings, generator, prompt, folder, can_plot=can_plot) for prompt in prompts]
 
 
 def find_model(config: GenerateStage) -> Artifact:
@@ -117,17 +121,38 @@ def _generate(
         schedule=settings.schedule,
     )
     took_ms = (time.perf_counter() - started) * 1e3
-    audio, rate_hz = generated.audio, generated.sample_rate_hz
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "clip"
-    wav = folder / f"{slug}-{settings.seed}.wav"
-    spectrogram = wav.with_suffix(".png") if can_plot else None
-    try:
-        soundfile.write(wav, audio.T, rate_hz, subtype="PCM_16")
-        if spectrogram:
-            spectrogram.write_bytes(plots.plot_spectrogram_with_axes(audio.mean(axis=0), rate_hz, prompt))
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UserError(f"cannot write {wav}: {error}; free some space or set generate.output") from error
-    clip = ClipFiles(prompt, wav, spectrogram, audio.shape[1] / rate_hz, took_ms)
-    description = f"{clip.seconds:.1f} s in {took_ms:.0f} ms ({settings.steps} steps of {generator.artifact.id})"
-    console.print(f"generate: {description}: {clip.wav}")
+    wav, spectrogram = _write_files(generated, folder, can_plot=can_plot)
+    clip = ClipFiles(prompt, wav, spectrogram, generated.seconds, took_ms)
+    description = f"{clip.seconds:.1f} s in {took_ms:.0f} ms ({_describe(generated)})"
+    console.print(f"generate: {description}: {clip.wav}", markup=False)
     return clip
+
+
+def _make_folder(output: str) -> Path:
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"generate.output={output} cannot be made a folder: {error.strerror}; name another") from None
+    return folder
+
+
+def _write_files(clip: GeneratedClip, folder: Path, *, can_plot: bool) -> tuple[Path, Path | None]:
+    try:
+        wav = write_clip(clip, folder)
+        if not can_plot:
+            return wav, None
+        spectrogram = wav.with_suffix(".png")
+        write_whole(
+            spectrogram, plots.plot_spectrogram_with_axes(clip.audio.mean(axis=0), clip.sample_rate_hz, clip.prompt)
+        )
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error}; free some space or set generate.output") from error
+    return wav, spectrogram
+
+
+def _describe(clip: GeneratedClip) -> str:
+    """Say what the clip was made with, tempo and key as understood."""
+    understood = [f"{clip.tempo_bpm:g} bpm"] if clip.tempo_bpm is not None else []
+    understood += [clip.key] if clip.key else []
+    return ", ".join([f"{clip.steps} steps of {clip.model_id}", *understood])

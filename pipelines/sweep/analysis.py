@@ -194,16 +194,17 @@ def _compute_overhead(records: list[TrialRecord], sessions: list[dict[str, float
 
 def collect_overrides(definition: Definition) -> dict[str, Any]:
     """Return the winner's settings and the overrides of the sweep's command, as nested sections."""
-    import yaml
-
+    from presto_core.config.overrides import parse_override
+    from presto_core.config.schema import SweepStage, stage_configs
     from presto_core.config.stage import NOT_IN_RUN_ID
 
-    assignments = [
-        override.partition("=")
+    stage = stage_configs()[definition["stage"]]
+    given = dict(
+        parse_override(SweepStage if override.startswith("sweep.") else stage, override)
         for override in definition["words"]
         if override.partition("=")[0].partition(".")[0] not in NOT_IN_RUN_ID
-    ]
-    changed = {key: yaml.safe_load(text) for key, _, text in assignments} | definition["winner"]["settings"]
+    )
+    changed = given | definition["winner"]["settings"]
     nested: dict[str, Any] = {}
     for key, value in changed.items():
         *path, last = key.split(".")

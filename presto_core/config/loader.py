@@ -6,8 +6,9 @@ Precedence: schema default < preset (< what it `extends`, below it) < `key=value
 from __future__ import annotations
 
 import inspect
+import json
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,22 +16,19 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from presto_core.config.overrides import ConfigError as ConfigError
+from presto_core.config.overrides import parse_override
 from presto_core.config.schema import foreign_sections, stage_configs
 from presto_core.config.stage import StageConfig
-from presto_core.errors import UserError
 
 Stage = TypeVar("Stage", bound=StageConfig)
 LOCATION_SECTIONS = {"storage", "tracking", "cluster", "inputs", "name"}
 
 
-class ConfigError(UserError):
-    """A setting that cannot be used; the message names it, its value and the fix."""
-
-
 def load_config(
     stage: type[Stage],
     preset: str | Path | None = None,
-    overrides: Iterable[str] | Mapping[str, Any] = (),
+    overrides: Sequence[str | tuple[str, Any]] | Sequence[str] | Mapping[str, Any] = (),
     *,
     preset_folder: Path | None = None,
 ) -> Stage:
@@ -38,7 +36,8 @@ def load_config(
 
     Args:
         preset: a YAML file, or the name of one in `preset_folder`; it may hold sections of other stages.
-        overrides: `dotted.key=value` strings (values are YAML) or a mapping of dotted keys.
+        overrides: `dotted.key=value` strings (`overrides.parse_value` says what a value means) and pairs of a dotted
+            key and a value, or a mapping of dotted keys.
 
     Raises:
         ConfigError: unknown preset or key (with a suggestion), or a value out of range.
@@ -46,7 +45,7 @@ def load_config(
     raw = stage().model_dump(mode="json")
     if preset is not None:
         _merge(raw, _select_sections(stage, read_preset(preset, preset_folder)))
-    for key, value in _parse_overrides(overrides):
+    for key, value in _parse_overrides(stage, overrides):
         _check_key_of_stage(stage, key)
         _merge(raw, _nest(key, value))
     try:
@@ -122,19 +121,12 @@ def _check_key_of_stage(stage: type[StageConfig], key: str) -> None:
         raise ConfigError(f"config key {key!r} is not read by this stage; it belongs to {', '.join(owners)}")
 
 
-def _parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _parse_overrides(
+    stage: type[StageConfig], overrides: Sequence[str | tuple[str, Any]] | Sequence[str] | Mapping[str, Any]
+) -> list[tuple[str, Any]]:
     if isinstance(overrides, Mapping):
         return list(overrides.items())
-    pairs = []
-    for item in overrides:
-        key, equals, text = item.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override {item!r} must have the form dotted.key=value")
-        try:
-            pairs.append((key, yaml.safe_load(text)))
-        except yaml.YAMLError:
-            raise ConfigError(f"value of {key!r} is not valid YAML: {text!r}") from None
-    return pairs
+    return [parse_override(stage, item) if isinstance(item, str) else item for item in overrides]
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:
@@ -169,8 +161,19 @@ def _format_error(stage: type[StageConfig], raw: dict[str, Any], error: Any) -> 
     if error["type"].startswith("union_tag"):
         return f"{key}: kind must be one of {error['ctx'].get('expected_tags', 'the known kinds')}"
     if error["type"] == "tuple_type":
-        return f"{key}={error['input']!r} must be a list; write {key}=[{error['input']}]"
+        return f"{key}={error['input']!r} must be a list; write {key}={_format_list(error['input'])}"
+    if error["type"] == "string_type":
+        return f"{key}={error['input']!r} must be a text; write it in quotes"
     return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _format_list(item: Any) -> str:
+    """A list of one item, quoted where YAML would not read it back."""
+    listed = f"[{item}]"
+    try:
+        return listed if yaml.safe_load(listed) == [item] else json.dumps([item], ensure_ascii=False)
+    except yaml.YAMLError:
+        return json.dumps([item], ensure_ascii=False, default=str)
 
 
 def _walk(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[type[BaseModel]], list[str]]:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from presto_core.config.section import Count, Positive, Section
+from presto_core.config.section import Count, Section
+
+# beyond these, latents of unit variance vanish in the noise of fp32, or the powers of EDM's equation 5 overflow
+Sigma = Annotated[float, Field(ge=1e-6, le=1e4)]
+Rho = Annotated[float, Field(ge=0.1, le=1e3)]
+MAX_SEED = 2**63 - 1  # what MLflow's parameters and JSON readers hold
 
 
 class ScheduleConfig(Section):
     """Noise levels that a sampler visits (EDM, equation 5)."""
 
-    sigma_min: Positive = 0.002
-    sigma_max: Positive = 80.0
-    rho: Positive = 7.0
+    sigma_min: Sigma = 0.002
+    sigma_max: Sigma = 80.0
+    rho: Rho = 7.0
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min={self.sigma_min:g} must be below sigma_max={self.sigma_max:g}")
+        return self
 
 
 class RolloutConfig(ScheduleConfig):
@@ -39,12 +50,25 @@ class BaseSampler(Section):
 
 class GenerateConfig(Section):
     prompts: tuple[str, ...] = ()
-    steps: Count = 4
-    seconds: Positive | None = None
-    """Length of a clip; empty means the length that the model was trained on."""
+    """What to play, one clip each; the command takes them as arguments or with --prompt."""
+    steps: int = Field(4, ge=1, le=1000)
+    """Steps of the sampler; a few-step generator needs 1 to 8, a teacher about 40."""
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    """Another seed plays another clip for the same prompt; the same seed gives the same bits again."""
+    seconds: float | None = Field(None, gt=0, le=3600)
+    """Length of a clip, exactly; empty means the length that the model was trained on."""
+    key: str | None = None
+    """Key in any spelling, such as Dm, 'C# minor' or 'B♭ major'; empty takes the one in the prompt."""
+    tempo_bpm: float | None = Field(None, ge=20, le=400)
+    """Beats per minute; empty takes the tempo in the prompt, such as 120.5 bpm."""
     schedule: ScheduleConfig | None = None
     """Noise levels; empty takes those that the model stores for this number of steps, else sigma 80 to 0.002, rho 7."""
-    tempo_bpm: float | None = None
-    key: str | None = None
     output: str = ".presto/out"
-    seed: int = 0
+    """Folder of the clips; their names tell prompt, steps and seed, and no clip replaces another."""
+
+    @field_validator("output")
+    @classmethod
+    def _check_folder(cls, value: str) -> str:
+        if "://" in value or not value.strip():
+            raise ValueError(f"output={value!r} must be a folder of this machine; write one such as .presto/out")
+        return value

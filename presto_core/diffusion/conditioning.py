@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-UNKNOWN_KEY = 24  # 0..11 major on C..B, 12..23 minor on C..B
+from presto_core.diffusion.musical_words import UNKNOWN_KEY, parse_key
+
+__all__ = ["UNKNOWN_KEY", "Conditioning", "key_index", "key_name"]
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,13 @@ class Conditioning:
         return Conditioning(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Conditioning)})
 
 
-_TONICS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-_ACCIDENTALS = {"": 0, "#": 1, "b": -1}
-
-
 def key_index(name: str | None) -> int:
-    """Return the index of a key name: 'C# minor' -> 13; None or '' -> `UNKNOWN_KEY`.
+    """Return the index of a key name in any case and spelling: 'C# minor' -> 13; None or '' -> `UNKNOWN_KEY`.
 
     Raises:
         ValueError: the name is not a tonic followed by major or minor.
     """
-    if not name:
-        return UNKNOWN_KEY
-    tonic, _, mode = name.strip().partition(" ")
-    if tonic[:1] not in _TONICS or tonic[1:] not in _ACCIDENTALS or mode not in ("major", "minor"):
-        raise ValueError(f"key {name!r} is not a tonic and a mode; write it like 'C# minor' or 'Eb major'")
-    pitch_class = (_TONICS[tonic[0]] + _ACCIDENTALS[tonic[1:]]) % 12
-    return pitch_class + (12 if mode == "minor" else 0)
+    return parse_key(name) if name else UNKNOWN_KEY
 
 
 _PITCH_NAMES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")

@@ -46,7 +46,11 @@ class TextEncoder(Protocol):
     digest: str
 
     def encode(self, captions: list[str]) -> TextEmbedding:
-        """Embed captions; an empty caption gives zeros and an empty mask."""
+        """Embed captions; an empty one gives zeros and an empty mask. What `find_cut_text` returns has no effect."""
+        ...
+
+    def find_cut_text(self, caption: str) -> str:
+        """Return the end of a caption that is not read because it is beyond `max_tokens`; "" if all is read."""
         ...
 
 
@@ -87,6 +91,17 @@ class TransformerEncoder:
         states = self._model(**inputs).last_hidden_state.float() * mask[:, :, None]
         pooled = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return TextEmbedding(pooled=pooled, tokens=states, mask=mask)
+
+    def find_cut_text(self, caption: str) -> str:
+        whole = self._tokenizer(caption, truncation=False, verbose=False)["input_ids"]
+        if len(whole) <= self.max_tokens:
+            return ""
+        if not self._tokenizer.is_fast:  # no offsets: the words as the tokenizer writes them
+            special = self._tokenizer.num_special_tokens_to_add()
+            words = self._tokenizer(caption, add_special_tokens=False, verbose=False)["input_ids"]
+            return str(self._tokenizer.decode(words[self.max_tokens - special :])).strip()
+        read = self._tokenizer(caption, truncation=True, max_length=self.max_tokens, return_offsets_mapping=True)
+        return caption[max(end for _, end in read["offset_mapping"]) :].strip()
 
 
 def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:

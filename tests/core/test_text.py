@@ -134,3 +134,11 @@ def test_an_encoder_that_cannot_be_loaded_gives_a_one_line_error(tiny_folder: Pa
     check_refused(re.escape(str(tiny_folder)))
     weights.unlink()
     check_refused(r"model\.safetensors")
+
+
+def test_the_end_of_a_caption_that_is_not_read_is_found(encoder: TextEncoder) -> None:
+    caption = "One two three four five six seven eight nine ten,  Eleven twelve café"  # 12 tokens hold ten words
+    assert encoder.find_cut_text(caption) == ",  Eleven twelve café"
+    assert [encoder.find_cut_text(text) for text in ("", "piano", caption[:48])] == ["", "", ""]
+    read = caption.removesuffix(encoder.find_cut_text(caption))
+    assert torch.equal(encoder.encode([caption]).tokens, encoder.encode([read]).tokens)

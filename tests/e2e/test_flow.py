@@ -117,7 +117,7 @@ def test_the_demo_makes_reports_and_sounds_and_a_second_run_reuses_them(home: Pa
     )
     generated = presto(*args, cwd=home, env=env | exports)
     assert generated.returncode == 0, generated.stderr
-    assert (home / ".presto/out/string-quartet-slow-in-a-minor-66-bpm-0.wav").is_file()
+    assert len(list((home / ".presto/out").glob("string-quartet-slow-in-a-minor-66-bpm-1steps-seed0-*.wav"))) == 1
 
     student = _run_sweep(home, env | exports)
 

@@ -269,6 +269,7 @@ def test_a_sidecar_gives_the_prompt_before_the_file_name_does(tmp_path: Path) ->
         (["x/007 jazz.wav", "8. blues.wav"], ["jazz", "blues"]),
         (["808 drums.wav", "solo piano.wav"], ["808 drums", "solo piano"]),
         (["1.wav", "2.wav"], ["1", "2"]),
+        (["solo-piano-4steps-seed0-0a1b2c3d.wav", "ピアノ-1steps-seed12-00000000-2.wav"], ["solo piano", "ピアノ"]),
         (["90s techno.wav"], ["90s techno"]),
         ([], []),
     ],

@@ -72,12 +72,13 @@ def test_music_from_python_from_the_command_line_and_from_mlflow_is_the_same(hom
     (again,) = generator.generate(prompts[1:], steps=2, seed=3)
     assert np.array_equal(again.audio, clips[1].audio)
     (longer,) = generator.generate(prompts[:1], steps=1, seconds=3.0)
-    assert longer.seconds == pytest.approx(3.0, abs=0.4)
+    assert longer.seconds == 3.0
 
     args = ["generate", "solo piano", "--model", "champion", "generate.steps=2", "generate.seed=3", *home.args()]
     done = CliRunner().invoke(app, args, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    samples, rate_hz = soundfile.read(workdir / ".presto/out/solo-piano-3.wav", dtype="float32")
+    (wav,) = (workdir / ".presto/out").glob("solo-piano-2steps-seed3-*.wav")
+    samples, rate_hz = soundfile.read(wav, dtype="float32")
     assert rate_hz == 44100
     assert np.allclose(samples, clips[0].audio[0], atol=1e-4)
 

@@ -1,0 +1,100 @@
+"""`presto generate "PROMPT" [key=value ...]`: what of its arguments are prompts, and what are settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from infra.cli.dispatch import dispatch
+from infra.cli.options import DryRun, On
+from infra.jobs.command import StageCommand
+from infra.jobs.targets import LOCAL
+from pipelines.presets.resolve import PRESETS, is_override
+from pipelines.stages.table import STAGES
+from presto_core.config.loader import ConfigError, list_presets, load_config
+from presto_core.config.sampling import GenerateConfig
+from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained
+
+
+def _describe_settings() -> str:
+    """The settings of generate with their defaults and help texts, one paragraph each."""
+    lines = ["[bold]Settings[/bold], as KEY=VALUE; where it is a text, VALUE is taken as it is:"]
+    for name, field in GenerateConfig.model_fields.items():
+        if name != "prompts":
+            default = "" if field.default is None else f" ({field.default})"
+            text = " ".join((field.description or "").split())
+            lines.append(f"[bold]generate.{name}[/bold]{escape(default)}: {escape(text)}")
+    return "\n\n".join(lines)
+
+
+EPILOG = _describe_settings()
+
+
+def generate(
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar='"PROMPT" [KEY=VALUE]...',
+            help="Prompts, then overrides such as generate.steps=8. Tempo and key may be part of a prompt: "
+            '"techno in D minor, 128 bpm".',
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            metavar="TEXT",
+            help="A prompt, whatever it looks like: one that holds = or is the name of a preset. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Preset to start from.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A model of the package ({', '.join(list_pretrained()) or 'this installation has none'}), or "
+            "champion, candidate-ls, presto-generator@v3, models:/…, an id or a URI (inputs.generator). Default: the "
+            f"registry's presto-generator@candidate if there is one, else {DEFAULT_GENERATOR}."
+        ),
+    ] = None,
+    on: On = LOCAL,
+    dry_run: DryRun = False,
+) -> None:
+    prompts, overrides = _split_args(args or [])
+    prompts += prompt or []
+    if not (args or prompts or preset):
+        raise typer.BadParameter('Missing argument: give a prompt, as in presto generate "solo piano, slow, A minor"')
+    settings: list[str | tuple[str, Any]] = [*overrides]
+    if prompts:
+        settings.append(("generate.prompts", prompts))
+    if model is not None:
+        settings.append(("inputs.generator", model))
+    config = load_config(STAGES["generate"].config, preset, settings, preset_folder=PRESETS)
+    dispatch(StageCommand("generate", config), on=on, dry_run=dry_run)
+
+
+def _split_args(args: list[str]) -> tuple[list[str], list[str]]:
+    """Split arguments into prompts and overrides.
+
+    Raises:
+        ConfigError: one is a preset, or an override of no setting of `generate`.
+    """
+    prompts = [arg for arg in args if not is_override(arg)]
+    overrides = [arg for arg in args if is_override(arg)]
+    for word in prompts:
+        if word in list_presets(PRESETS) or (word.endswith((".yaml", ".yml")) and Path(word).is_file()):
+            raise ConfigError(f"{word!r} is a preset; write --preset {word}, or --prompt {word} if it is a prompt")
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "seed":
+            raise ConfigError(f"{override} has no effect on generate; write generate.seed={value}")
+        if "." not in key and key not in STAGES["generate"].config.model_fields:
+            setting = f"generate.{override}, or " if key in GenerateConfig.model_fields else ""
+            raise ConfigError(
+                f"{key!r} is not a setting of generate; write {setting}--prompt {override!r} if it is a prompt"
+            )
+    return prompts, overrides

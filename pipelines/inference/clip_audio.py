@@ -1,0 +1,72 @@
+"""A clip's audio as it leaves the model: of exact length, without clicks at its ends, finite, and encoded as WAV."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from presto_core.errors import UserError
+
+Audio = npt.NDArray[np.float32]
+FADE_SECONDS = 0.005  # long enough that a cut waveform does not click, too short to be noticed
+TITLE_LETTERS = 400  # libsndfile reads 2 kB per entry; the details hold all
+
+
+def finish_audio(audio: Audio, rate_hz: int, *, seconds: float | None) -> Audio:
+    """Cut [channels, samples] to `seconds`, fade both ends and clip to [-1, 1].
+
+    Raises:
+        UserError: a sample is NaN or infinite, so that there is no music in it.
+    """
+    if not np.isfinite(audio).all():
+        raise UserError(
+            "the model gives NaN or infinite samples with these settings; use fewer extremes in generate.schedule and "
+            "generate.steps, or another model (presto registry verify checks its weights)"
+        )
+    if seconds is not None:
+        audio = audio[:, : count_samples(seconds, rate_hz)]
+    return np.clip(audio * _fade_curve(audio.shape[1], rate_hz), -1, 1).astype(np.float32)
+
+
+def count_samples(seconds: float, rate_hz: int) -> int:
+    return max(1, round(seconds * rate_hz))
+
+
+def encode_wav(audio: Audio, rate_hz: int, *, title: str, details: Mapping[str, object]) -> bytes:
+    """Return [channels, samples] as a 16-bit WAV; players show the title, and the comment holds the details as JSON."""
+    stream = io.BytesIO()
+    soundfile.write(stream, audio.T, rate_hz, format="WAV", subtype="PCM_16")
+    shown = title if len(title) <= TITLE_LETTERS else f"{title[:TITLE_LETTERS]}…"
+    comment = json.dumps(details, ensure_ascii=False)
+    info = _make_info_chunk({b"INAM": shown, b"ICMT": comment, b"ISFT": "presto"})
+    # RIFF: the second word is the length of all that follows it
+    wav = stream.getvalue() + info
+    return wav[:4] + struct.pack("<I", len(wav) - 8) + wav[8:]
+
+
+def _make_info_chunk(entries: Mapping[bytes, str]) -> bytes:
+    """Return a LIST chunk of type INFO: texts in UTF-8, ended by a zero, each padded to an even length.
+
+    libsndfile writes one too, but leaves out texts that are longer than its buffer.
+    """
+    body = b"INFO"
+    for name, text in entries.items():
+        encoded = text.encode() + b"\0"
+        body += name + struct.pack("<I", len(encoded)) + encoded + b"\0" * (len(encoded) % 2)
+    return b"LIST" + struct.pack("<I", len(body)) + body
+
+
+def _fade_curve(samples: int, rate_hz: int) -> npt.NDArray[np.float32]:
+    """[samples] gains: half a cosine from 0 to 1 at the start, and back to 0 at the end."""
+    fade = min(math.ceil(FADE_SECONDS * rate_hz), samples // 2)
+    rise = 0.5 - 0.5 * np.cos(np.pi * np.arange(fade) / max(fade, 1))
+    gains = np.ones(samples, np.float32)
+    gains[:fade], gains[samples - fade :] = rise, rise[::-1]
+    return gains

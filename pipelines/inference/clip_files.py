@@ -1,0 +1,110 @@
+"""Names and files of generated clips: one name per clip, written whole or not at all, and no clip replaces another."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import secrets
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from pipelines.inference.generator import GeneratedClip
+
+SLUG_LETTERS, SLUG_BYTES = 60, 120  # file systems allow names of 255 bytes
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of file systems without hard links
+
+
+def make_clip_name(clip: GeneratedClip) -> str:
+    """Return a name that tells prompt, steps and seed; its digest differs for any other prompt, model or setting.
+
+    Letters of all scripts stay: `ピアノ-4steps-seed0-1f0c9a3e`.
+    """
+    settings = json.dumps(clip.settings, sort_keys=True).encode()
+    digest = hashlib.sha256(settings).hexdigest()[:8]
+    return f"{_make_slug(clip.prompt)}-{clip.steps}steps-seed{clip.seed}-{digest}"
+
+
+def write_clip(clip: GeneratedClip, folder: Path) -> Path:
+    """Write a clip as WAV and return its path.
+
+    The same audio is written over itself. Another clip of the same name, such as one of other software, stays: the new
+    one gets a number.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    wav = clip.to_wav()
+    for path in _iter_names(folder, make_clip_name(clip)):
+        if _create_whole(path, wav):
+            return path
+        if _is_same_audio(path, wav):
+            write_whole(path, wav)
+            return path
+    raise AssertionError("the names never end")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under another name and move it, so that no reader and no crash sees a part of it."""
+    part = _write_part(path, content)
+    try:
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _create_whole(path: Path, content: bytes) -> bool:
+    """Write a file that is not there yet; return False if it is, even if another process has just made it."""
+    if path.exists():
+        return False
+    part = _write_part(path, content)
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def _write_part(path: Path, content: bytes) -> Path:
+    part = path.parent / f".{secrets.token_hex(8)}.part"
+    try:
+        part.write_bytes(content)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return part
+
+
+def _is_same_audio(path: Path, wav: bytes) -> bool:
+    try:
+        found, rate_hz = soundfile.read(path, dtype="int16", always_2d=True)
+    except soundfile.LibsndfileError:
+        return False
+    samples, own_rate_hz = soundfile.read(io.BytesIO(wav), dtype="int16", always_2d=True)
+    return rate_hz == own_rate_hz and np.array_equal(found, samples)
+
+
+def _iter_names(folder: Path, name: str) -> Iterator[Path]:
+    yield folder / f"{name}.wav"
+    yield from (folder / f"{name}-{number}.wav" for number in itertools.count(2))
+
+
+def _make_slug(prompt: str) -> str:
+    text = unicodedata.normalize("NFC", prompt).lower()
+    slug = re.sub(r"[\W_]+", "-", text).strip("-")
+    return slug[:SLUG_LETTERS].encode()[:SLUG_BYTES].decode(errors="ignore").strip("-") or "clip"
