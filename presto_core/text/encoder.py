@@ -49,6 +49,10 @@ class TextEncoder(Protocol):
         """Embed captions; an empty caption gives zeros and an empty mask."""
         ...
 
+    def select_too_long(self, captions: list[str]) -> list[str]:
+        """Return the captions of more than `max_tokens` tokens, of which `encode` reads the beginning only."""
+        ...
+
 
 class TransformerEncoder:
     """A Hugging Face encoder from a local folder (config.json, model.safetensors, tokenizer files).
@@ -87,6 +91,12 @@ class TransformerEncoder:
         states = self._model(**inputs).last_hidden_state.float() * mask[:, :, None]
         pooled = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return TextEmbedding(pooled=pooled, tokens=states, mask=mask)
+
+    def select_too_long(self, captions: list[str]) -> list[str]:
+        if not captions:
+            return []
+        ids = self._tokenizer(captions, truncation=False, padding=False, verbose=False)["input_ids"]
+        return [caption for caption, tokens in zip(captions, ids) if len(tokens) > self.max_tokens]
 
 
 def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:
