@@ -19,6 +19,8 @@ from pipelines.ingest.sidecars import IGNORED_KEYS, add_sidecar_fields
 from pipelines.ingest.sources import Track
 
 MAX_FILES_NAMED = 5  # bad files that a message names
+# how far a manifest's duration may be from the decoded one: whole seconds, and padding of encoders
+DURATION_TOLERANCE_S, DURATION_TOLERANCE = 1.0, 0.01
 # location and origin of a track, on which its rows do not depend
 LOCATION_FIELDS = (
     "source_uri",
@@ -79,6 +81,7 @@ def curate(tracks: list[Track], cache: LatentCache) -> CuratedTracks:
         ignored_keys.update(record.facts.get(IGNORED_KEYS, ()))
         content = cache.contents.get(record.digest)
         failure = record.failure or (content.failure if content is not None else WORKER_DIED)
+        failure = failure or (_check_duration(track, content.seconds) if content is not None else None)
         if failure is not None or content is None:
             bad.append(RejectedFile(track.file, track.uri, failure or WORKER_DIED))
         elif content.digest in first_files:
@@ -88,6 +91,15 @@ def curate(tracks: list[Track], cache: LatentCache) -> CuratedTracks:
             known = add_sidecar_fields(track, record.facts)
             entries.append(CuratedTrack(replace(known, seconds=content.seconds), content))
     return CuratedTracks(entries, bad, duplicates, ignored_keys)
+
+
+def _check_duration(track: Track, seconds: float) -> IngestFailure | None:
+    """Return a failure if the manifest states another length than the decoded one."""
+    stated_s = track.seconds
+    if not stated_s or abs(stated_s - seconds) <= max(DURATION_TOLERANCE_S, DURATION_TOLERANCE * stated_s):
+        return None
+    message = f"lasts {seconds:.2f} s, but its manifest has duration_seconds={stated_s:g}; correct one of them"
+    return IngestFailure("decode", "DurationError", message)
 
 
 def check_bad_fraction(bad: list[RejectedFile], total: int, allowed: float) -> None:

@@ -97,6 +97,36 @@ def test_wordings_of_a_sidecar_join_the_caption_of_the_row(music: Path):
     assert (tracks["b.wav"].caption, list(tracks["b.wav"].captions)) == ("slow piano", ["a piano"])
 
 
+# --- durations
+
+
+@pytest.mark.parametrize(
+    ("stated_s", "decoded_s", "agrees"),
+    [(1, 1.9, True), (1, 2.1, False), (200, 198.1, True), (200, 197.9, False), (0, 5, True), ("3 s", 2.5, True),
+     (8, 4, False)],
+)  # fmt: skip
+def test_a_duration_that_disagrees_with_the_audio_is_quarantined_with_both_numbers(
+    music: Path, stated_s: object, decoded_s: float, agrees: bool
+):
+    list_in_manifest(music, {"file": "a.wav", "caption": "x", "duration_seconds": stated_s})
+    (track,), cache = scan(music), LatentCache(open_folder(str(music / "cache")))
+    cache.add(source_record=SourceRecord(track.uri, track.stamp, "digest"))
+    cache.add(content=EncodedContent("digest", (1,), seconds=decoded_s))
+    curated = curate([track], cache)
+    assert [entry.track.seconds for entry in curated.entries] == ([decoded_s] if agrees else [])
+    if not agrees:
+        (bad,) = curated.bad
+        assert (bad.file, bad.failure.stage, bad.failure.error) == ("a.wav", "decode", "DurationError")
+        assert f"lasts {decoded_s:.2f} s" in bad.failure.message
+        assert f"duration_seconds={stated_s};" in bad.failure.message
+
+
+def test_a_negative_duration_is_refused(music: Path):
+    list_in_manifest(music, {"file": "a.wav", "duration_seconds": -1})
+    with pytest.raises(SourceError, match="line 1: duration_seconds=-1 must not be negative"):
+        scan(music)
+
+
 # --- names of fields
 
 
