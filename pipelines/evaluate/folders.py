@@ -189,8 +189,8 @@ def _scan_track(source: Folder, track: Track, clip_format: ClipFormat) -> Scanne
 
 
 def _read_caption(source: Folder, track: Track, file: SourceFile) -> str:
-    """Return the sidecar's caption, otherwise the track's; AudioError if the sidecar is invalid."""
-    if not track.sidecar:
+    """Return the manifest's caption, else the sidecar's, else the file name's; AudioError if the sidecar is invalid."""
+    if not track.sidecars or track.caption_source == "manifest":
         return track.caption
     try:
         metadata = read_metadata(replace(track, caption=""), file.stream, source)

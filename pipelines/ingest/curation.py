@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,15 +15,19 @@ import pyarrow.parquet as pq
 from pipelines.ingest.latent_cache import WORKER_DIED, IngestFailure, LatentCache
 from pipelines.ingest.manifests import SourceError
 from pipelines.ingest.shard_writer import CuratedTrack
+from pipelines.ingest.sidecars import IGNORED_KEYS, add_sidecar_fields
 from pipelines.ingest.sources import Track
 
 MAX_FILES_NAMED = 5  # bad files that a message names
-# location of a track, on which its rows do not depend
+# how far a manifest's duration may be from the decoded one: whole seconds, and padding of encoders
+DURATION_TOLERANCE_S, DURATION_TOLERANCE = 1.0, 0.01
+# location and origin of a track, on which its rows do not depend
 LOCATION_FIELDS = (
     "source_uri",
     "path",
     "stamp",
-    "sidecar",
+    "sidecars",
+    "manifest_fields",
 )
 
 FILE_MISSING = IngestFailure("fetch", "FileNotFoundError", "is listed in the manifest but not there")
@@ -45,11 +50,13 @@ class CuratedTracks:
         entries: usable tracks, each content once.
         bad: files that cannot be used.
         duplicates: file -> the earlier file with the same bytes.
+        ignored_keys: key of sidecars that is not read -> number of files with it.
     """
 
     entries: list[CuratedTrack]
     bad: list[RejectedFile]
     duplicates: dict[str, str]
+    ignored_keys: Counter[str] = field(default_factory=Counter)
 
     @property
     def digest(self) -> str:
@@ -65,22 +72,34 @@ class CuratedTracks:
 def curate(tracks: list[Track], cache: LatentCache) -> CuratedTracks:
     """Sort tracks, in order, into usable ones, bad ones and duplicates."""
     entries, bad, duplicates, first_files = [], [], dict[str, str](), dict[str, str]()
+    ignored_keys = Counter[str]()
     for track in tracks:
         record = cache.source_records.get(track.uri)
         if record is None or record.stamp != track.stamp:
             bad.append(RejectedFile(track.file, track.uri, WORKER_DIED if track.stamp else FILE_MISSING))
             continue
+        ignored_keys.update(record.facts.get(IGNORED_KEYS, ()))
         content = cache.contents.get(record.digest)
         failure = record.failure or (content.failure if content is not None else WORKER_DIED)
+        failure = failure or (_check_duration(track, content.seconds) if content is not None else None)
         if failure is not None or content is None:
             bad.append(RejectedFile(track.file, track.uri, failure or WORKER_DIED))
         elif content.digest in first_files:
             duplicates[track.file] = first_files[content.digest]
         else:
             first_files[content.digest] = track.file
-            metadata = {name: value for name, value in record.facts.items() if value}
-            entries.append(CuratedTrack(replace(track, **metadata, seconds=content.seconds), content))
-    return CuratedTracks(entries, bad, duplicates)
+            known = add_sidecar_fields(track, record.facts)
+            entries.append(CuratedTrack(replace(known, seconds=content.seconds), content))
+    return CuratedTracks(entries, bad, duplicates, ignored_keys)
+
+
+def _check_duration(track: Track, seconds: float) -> IngestFailure | None:
+    """Return a failure if the manifest states another length than the decoded one."""
+    stated_s = track.seconds
+    if not stated_s or abs(stated_s - seconds) <= max(DURATION_TOLERANCE_S, DURATION_TOLERANCE * stated_s):
+        return None
+    message = f"lasts {seconds:.2f} s, but its manifest has duration_seconds={stated_s:g}; correct one of them"
+    return IngestFailure("decode", "DurationError", message)
 
 
 def check_bad_fraction(bad: list[RejectedFile], total: int, allowed: float) -> None:

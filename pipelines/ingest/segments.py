@@ -19,12 +19,12 @@ from pipelines.ingest.source_file import open_source_file
 from pipelines.ingest.sources import Track
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError
-from presto_core.audio.chunks import AudioError, Tail, Waveform, decode_blocks, iter_windows
+from presto_core.audio.chunks import AudioError, Tail, Waveform, decode_blocks, has_louder_channel, iter_windows
 from presto_core.audio.codec import Codec, CodecError
 from presto_core.audio.loudness import gain, integrated_loudness
 from presto_core.config.schema import IngestStage
 
-ENCODING_VERSION = 3  # raise if the same settings give other latents or other names
+ENCODING_VERSION = 4  # raise if the same settings give other latents or other names
 SILENCE_RMS = 1e-3  # -60 dB: a quieter window has no music
 SEGMENT_SECONDS = 192.0  # audio per segment
 
@@ -168,8 +168,16 @@ class _Segmenter:
             yield self._make_segment(np.array(starts), audio)
 
     def check_has_music(self) -> None:
-        if not sum(self.rows):
-            raise AudioError("holds silence only")
+        if sum(self.rows):
+            return
+        if has_louder_channel(self.content, rms=SILENCE_RMS, frames=self.encoding.window):
+            fix = "set ingest.channels=stereo with a two-channel codec, or invert a channel"
+            raise AudioError(f"holds music, but its channels cancel in the {self._mix_name} mix; {fix}")
+        raise AudioError("holds silence only")
+
+    @property
+    def _mix_name(self) -> str:
+        return {1: "mono", 2: "stereo"}[self.encoding.channels]
 
     def _loudness_factor(self) -> np.float32:
         """Return the factor that brings the file to the target loudness."""

@@ -96,6 +96,7 @@ class ShardWriter:
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         fields = json.loads(item["plan"])
         plan = ShardPlan(fields["name"], fields["split"], [SegmentSlice(**part) for part in fields["parts"]])
+        too_long = self._find_tracks_with_long_captions(plan.parts)
         rows = self._read_rows(plan.parts)
         file = f"shards/{plan.name}.parquet"
         entry = write_shard(self.artifact, file, to_parquet(rows))
@@ -105,10 +106,17 @@ class ShardWriter:
             "stats": [stats.count, stats.mean.tolist(), stats.m2.tolist()],
             "shape": list(rows.latents.shape[1:]),
             "captioned": int(rows.text_mask.any(axis=1).sum()),
+            "cut_captions": too_long,
             "text": {"name": self.text.name, "digest": self.text.digest, "dim": self.text.dim},
         }
         write_bytes(self.scratch, f"{plan.name}.json", json.dumps(result).encode())
         return {"name": plan.name}
+
+    def _find_tracks_with_long_captions(self, parts: list[SegmentSlice]) -> list[str]:
+        """Return the files of which a caption has more tokens than the text encoder reads."""
+        captions = sorted({caption for part in parts for caption in choose_captions(part)})
+        too_long = set(self.text.select_too_long(captions))
+        return sorted({part.track["file"] for part in parts if too_long.intersection(choose_captions(part))})
 
     @torch.inference_mode()
     def _read_rows(self, parts: list[SegmentSlice]) -> FullRows:

@@ -1,59 +1,73 @@
-"""Read a track's caption, tempo, key and licence from its sidecar, tags or file name, if no manifest has a caption."""
+"""Read what a track's sidecars, tags and file name add to its manifest row."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from pipelines.ingest.metadata import parse_metadata
+from pipelines.ingest.field_names import SIDECAR_FIELDS, rename_fields
+from pipelines.ingest.metadata import parse_metadata, promote_caption
 from pipelines.ingest.sources import Track
+from pipelines.ingest.tags import read_tag_caption
+from pipelines.ingest.text_files import decode_text
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import read_bytes
 
+IGNORED_KEYS = "ignored_keys"  # among the facts of a track: keys of its sidecar that are not read
+
 
 def read_metadata(track: Track, content: BinaryIO, source: Folder) -> dict[str, Any]:
-    """Return fields from the track's sidecar (.json, .txt); the caption falls back to tags, then to the file name.
+    """Return the fields of the track's sidecars (.json, .txt); a missing caption falls back to tags, then to its name.
 
     Args:
         content: the audio file, seekable.
 
+    Returns:
+        Fields of a Track, and `IGNORED_KEYS` if a sidecar has any; `add_sidecar_fields` merges them.
+
     Raises:
-        ValueError: the sidecar is not a JSON object, or its key or tempo_bpm is invalid.
+        ValueError: a sidecar is not a JSON object or not UTF-8, or one of its fields is invalid.
     """
+    metadata: dict[str, Any] = {}
+    ignored: list[str] = []
+    for name in track.sidecars:
+        fields, others = rename_fields(_read_sidecar(source, name), (*SIDECAR_FIELDS, "file"))
+        ignored += others
+        metadata = {field: value for field, value in parse_metadata(fields).items() if value} | metadata
+    facts = metadata | ({IGNORED_KEYS: ignored} if ignored else {})
     if track.caption:
-        return {}
-    metadata = {name: value for name, value in parse_metadata(_read_sidecar(source, track.sidecar)).items() if value}
-    if "caption" in metadata:
-        return {"caption_source": "sidecar", **metadata}
-    tag_caption = _read_tag_caption(content)
+        return facts
+    facts = promote_caption(facts)
+    if "caption" in facts:
+        return {"caption_source": "sidecar", **facts}
+    tag_caption = read_tag_caption(content)
     name_caption = PurePosixPath(track.file).stem.replace("_", " ").replace("-", " ")
-    return {"caption_source": "tags" if tag_caption else "name", "caption": tag_caption or name_caption, **metadata}
+    return {"caption_source": "tags" if tag_caption else "name", "caption": tag_caption or name_caption, **facts}
+
+
+def add_sidecar_fields(track: Track, facts: dict[str, Any]) -> Track:
+    """Return the track with the fields of its sidecars that its manifest row does not set."""
+    added = {
+        name: value
+        for name, value in facts.items()
+        if value and name != IGNORED_KEYS and name not in track.manifest_fields
+    }
+    return replace(track, **added)
 
 
 def _read_sidecar(source: Folder, name: str) -> dict[str, Any]:
-    """Read the fields of a track's sidecar; empty if it has none."""
-    if name.endswith(".json"):
-        try:
-            fields = json.loads(read_bytes(source, name))
-        except ValueError as error:
-            raise ValueError(f"its sidecar {name} is not JSON: {error}") from None
-        if not isinstance(fields, dict):
-            raise ValueError(f"its sidecar {name} must hold an object, not {type(fields).__name__}")
-        return fields
-    if name:
-        return {"caption": read_bytes(source, name).decode(errors="replace").strip()}
-    return {}
-
-
-def _read_tag_caption(content: BinaryIO) -> str:
-    """Return genre and title from the tags; empty if there are none."""
-    import mutagen
-
-    content.seek(0)
     try:
-        tags = mutagen.File(content, easy=True)
-    except (mutagen.MutagenError, OSError, ValueError):  # damaged tags are no reason to reject the music
-        tags = None
-    texts = [str(values[0]) for field in ("genre", "title") if (values := (tags or {}).get(field))]
-    return ", ".join(texts)
+        text = decode_text(read_bytes(source, name))
+    except ValueError as error:
+        raise ValueError(f"its sidecar {name} {error}") from None
+    if not name.endswith(".json"):
+        return {"caption": text.strip()}
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"its sidecar {name} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"its sidecar {name} must hold an object, not {type(fields).__name__}")
+    return fields

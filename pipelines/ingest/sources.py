@@ -12,8 +12,15 @@ from pyarrow import fs as pafs
 
 from pipelines.console import console
 from pipelines.data.layout import FORMER_SPLIT, SPLITS
-from pipelines.ingest.manifests import Manifest, SourceError, find_manifest
-from pipelines.ingest.metadata import parse_metadata, parse_number
+from pipelines.ingest.manifests import Manifest, SourceError, find_manifest, raise_problems
+from pipelines.ingest.metadata import (
+    check_characters,
+    is_missing,
+    parse_metadata,
+    parse_number,
+    parse_text,
+    promote_caption,
+)
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from presto_core.artifacts.folder import Folder
 from presto_core.audio.chunks import AUDIO_SUFFIXES, is_audio
@@ -35,9 +42,10 @@ class Track:
         file: name in the data set.
         source_uri: URI of its source.
         path: path below the source.
-        stamp: changes with the file, its sidecar, and whether the sidecar is needed; empty if the source has no
-            such file.
-        sidecar: path of its metadata file, or empty.
+        stamp: changes with the file, its sidecars, and whether a caption is missing; empty if the source has no such
+            file.
+        sidecars: paths of its metadata files; the first that has a field decides it.
+        manifest_fields: fields that the manifest sets, which win over those of sidecars.
         caption: description of the music; if empty, it is read from the sidecar, the tags or the file name.
         caption_source: origin of the caption: manifest, sidecar, tags or name.
         captions: further wordings of the caption; windows of a training track take turns with it and them.
@@ -50,7 +58,8 @@ class Track:
     source_uri: str = ""
     path: str = ""
     stamp: str = ""
-    sidecar: str = ""
+    sidecars: tuple[str, ...] = ()
+    manifest_fields: tuple[str, ...] = ()
     caption: str = ""
     caption_source: str = ""
     captions: tuple[str, ...] = ()
@@ -95,7 +104,7 @@ def read_tracks(source: Folder, manifest_uri: str) -> list[Track]:
     if manifest is None:
         tracks = [Track(file=name, source_uri=source.uri, path=name) for name in files if is_audio(name)]
     else:
-        tracks = [_track_from_row(row, manifest, number, source) for number, row in manifest.rows]
+        tracks = _tracks_from_rows(manifest, source)
     return [_stamp_track(track, files) for track in tracks]
 
 
@@ -105,33 +114,62 @@ def _list_files(source: Folder) -> dict[str, pafs.FileInfo]:
 
 
 def _stamp_track(track: Track, files: dict[str, pafs.FileInfo]) -> Track:
-    """Add the track's sidecar, if it needs one, and a stamp of both files' sizes and modification times."""
+    """Add the track's sidecars and a stamp of all its files' sizes and modification times."""
     if track.path not in files:
         return track
-    needs_sidecar = not track.caption
-    sidecar_names = [strip_suffix(track.path) + suffix for suffix in SIDECARS] if needs_sidecar else []
-    sidecar = next((name for name in sidecar_names if name in files), "")
-    file_stats = [(files[name].size, files[name].mtime_ns) for name in (track.path, sidecar) if name]
-    return replace(track, sidecar=sidecar, stamp=json.dumps([file_stats, needs_sidecar]))
+    sidecars = tuple(name for suffix in SIDECARS if (name := strip_suffix(track.path) + suffix) in files)
+    file_stats = [(files[name].size, files[name].mtime_ns) for name in (track.path, *sidecars)]
+    return replace(track, sidecars=sidecars, stamp=json.dumps([file_stats, not track.caption]))
 
 
-def _track_from_row(row: dict[str, Any], manifest: Manifest, number: int, source: Folder) -> Track:
-    where, name = f"{manifest.name} {manifest.unit} {number}", row.get("file")
+def _tracks_from_rows(manifest: Manifest, source: Folder) -> list[Track]:
+    """Return the tracks of a manifest; SourceError names the bad rows, all at once."""
+    tracks, problems = [], list(manifest.problems)
+    for number, row in manifest.rows:
+        try:
+            tracks.append(_track_from_row(row, source))
+        except ValueError as error:
+            problems.append((number, f": {error}"))
+    raise_problems(manifest, problems)
+    return tracks
+
+
+def _track_from_row(row: dict[str, Any], source: Folder) -> Track:
+    """Return the track of a row; ValueError names the field that is invalid."""
+    name, caption_source = row.get("file"), "manifest"
     if not isinstance(name, str) or not name or name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise SourceError(f"{where}: file={name!r} is invalid; write a path below the source")
-    split = row.get("split") or ""
-    if split not in ("", *SPLITS, FORMER_SPLIT):
-        meant = SPLIT_SYNONYMS.get(str(split).strip().lower())
-        hint = f"did you mean {meant!r}? " if meant else ""
-        raise SourceError(f"{where}: split={split!r} is invalid; {hint}use train, validation or test")
-    try:
-        metadata, seconds = parse_metadata(row), parse_number(row, "duration_seconds") or 0.0
-    except ValueError as error:
-        raise SourceError(f"{where}: {error}") from None
-    composition = str(row.get("composition_id") or "")
-    caption_source = "manifest" if metadata["caption"] else ""
-    track = Track(file=name, source_uri=source.uri, path=name, caption_source=caption_source, **metadata)
-    return replace(track, composition=composition, split=split, seconds=seconds)
+        raise ValueError(f"file={name!r} is invalid; write a path below the source")
+    check_characters("file", name)
+    metadata = promote_caption(parse_metadata(row))
+    duration_seconds = parse_number(row, "duration_seconds") or 0.0
+    if duration_seconds < 0:
+        raise ValueError(f"duration_seconds={row['duration_seconds']!r} must not be negative")
+    if not metadata["caption"]:
+        caption_source = ""
+    known = {**metadata, "caption_source": caption_source}
+    return Track(
+        file=name,
+        source_uri=source.uri,
+        path=name,
+        manifest_fields=tuple(field for field, value in known.items() if value),
+        composition=parse_text(row, "composition_id"),
+        split=_parse_split(row),
+        seconds=duration_seconds,
+        **known,
+    )
+
+
+def _parse_split(row: dict[str, Any]) -> str:
+    """Return a row's split, whatever its case; empty if it has none."""
+    value = row.get("split")
+    if is_missing(value):
+        return ""
+    split = str(value).strip().lower()
+    if split in (*SPLITS, FORMER_SPLIT):
+        return split
+    meant = SPLIT_SYNONYMS.get(split)
+    hint = f"did you mean {meant!r}? " if meant else ""
+    raise ValueError(f"split={value!r} is invalid; {hint}use train, validation or test")
 
 
 def _prefix_source_names(tracks: list[Track], folders: list[Folder]) -> list[Track]:

@@ -25,8 +25,9 @@ from pipelines.ingest.curation import (
     to_parquet,
 )
 from pipelines.ingest.encode import encode_tracks, encoding_resources, find_tracks_to_encode
+from pipelines.ingest.field_names import describe_ignored
 from pipelines.ingest.latent_cache import LatentCache
-from pipelines.ingest.manifests import SourceError
+from pipelines.ingest.manifests import SourceError, print_warning
 from pipelines.ingest.segments import EncodeSettings
 from pipelines.ingest.shard_writer import ShardPlan, ShardWriter, plan_shards
 from pipelines.ingest.sources import Track, find_tracks
@@ -67,6 +68,7 @@ def run(config: IngestStage) -> Artifact:
         if pending:
             _encode(config, encode_settings, tracks, pending, cache)
         curated_tracks = curate(tracks, cache)
+        _print_ignored_keys(curated_tracks)
         _check_usable(config, curated_tracks, len(tracks))
         inputs = {"source": curated_tracks.digest, "codec": codec.digest, "text": _compute_text_digest(config)}
 
@@ -83,6 +85,13 @@ def _print_former_key(settings: IngestConfig) -> None:
             f"[yellow]ingest: held_out_fraction={settings.held_out_fraction} is a former setting; it is used as "
             f"validation_fraction={settings.validation_fraction} test_fraction={settings.test_fraction}"
         )
+
+
+def _print_ignored_keys(curated_tracks: CuratedTracks) -> None:
+    keys = sorted(curated_tracks.ignored_keys.items())
+    if keys:
+        named = ", ".join(f"{describe_ignored([name])} in {count} files" for name, count in keys)
+        print_warning(f"ingest: sidecars have keys that are not read: {named}")
 
 
 def _compute_text_digest(config: IngestStage) -> str:
@@ -178,6 +187,8 @@ def _describe_dataset(
     stats = LatentStats.merge_all([LatentStats(n, np.array(mean), np.array(m2)) for n, mean, m2 in training])
     rows = {split: sum(shard["rows"] for shard in shards if shard["split"] == split) for split in SPLITS}
     channels, frames = results[0]["shape"]
+    # an interrupted run of an earlier version left results without them
+    cut_captions = len({file for result in results for file in result.get("cut_captions", ())})
     seconds = frames * codec.hop / codec.sample_rate_hz
     return {
         "shards": shards,
@@ -202,6 +213,7 @@ def _describe_dataset(
             sorted(Counter(entry.track.caption_source for entry in curated_tracks.entries).items())
         ),
         "captioned_rows": sum(result["captioned"] for result in results),
+        **({"cut_captions": cut_captions} if cut_captions else {}),
         "silent_windows": sum(entry.content.silent for entry in curated_tracks.entries),
         "bad_files": len(curated_tracks.bad),
         "doubles": len(curated_tracks.duplicates),
@@ -214,6 +226,11 @@ def _print_summary(info: dict[str, Any]) -> None:
     parts += [f"{info['silent_windows']} silent windows left out", f"{info['bad_files']} bad files in quarantine"]
     parts += [f"{info['doubles']} duplicates"] if info["doubles"] else []
     console.print(f"ingest: {', '.join(parts)}")
+    if cut := info.get("cut_captions"):
+        print_warning(
+            f"ingest: the captions of {cut} tracks are cut, as they have more tokens than "
+            f"text.max_tokens={info['text']['max_tokens']}; shorten them, or raise text.max_tokens"
+        )
     for line in _describe_missing_splits(rows):
         console.print(f"[yellow]ingest: {line}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from pathlib import PurePosixPath
 from typing import BinaryIO, Literal
 
@@ -10,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from presto_core.audio.decoders import AudioError, Sound, Waveform, open_sound
+from presto_core.audio.decoders import iter_sounds
+from presto_core.audio.sound import AudioError, Sound, Waveform
 
 __all__ = [
     "AUDIO_SUFFIXES",
@@ -20,6 +22,7 @@ __all__ = [
     "decode_blocks",
     "iter_windows",
     "decode",
+    "has_louder_channel",
     "is_audio",
 ]
 
@@ -43,7 +46,8 @@ def is_audio(name: str) -> bool:
 def decode_blocks(stream: BinaryIO, *, sample_rate_hz: int, channels: int) -> Iterator[Waveform]:
     """Decode a file block by block to the requested sample rate and number of channels.
 
-    The content, not the name, determines the format. Memory does not grow with the length of the file.
+    The content, not the name, determines the format. Memory does not grow with the length of the file. Parts of joined
+    files follow each other without a gap, whatever their sample rates and numbers of channels.
 
     Args:
         stream: seekable file content, read from its start.
@@ -57,22 +61,38 @@ def decode_blocks(stream: BinaryIO, *, sample_rate_hz: int, channels: int) -> It
             are truncated and the format can detect it, as flac and m4a can (a truncated wav, ogg or mp3 yields what is
             left). It may be raised after some blocks: discard what a damaged file yielded before.
     """
-    with open_sound(stream) as sound:
+    has_samples = False
+    for _, sounds in groupby(iter_sounds(stream), key=lambda sound: sound.sample_rate_hz):
+        for block in _convert_sounds(sounds, sample_rate_hz=sample_rate_hz, channels=channels):
+            if len(block):
+                has_samples = True
+                yield block
+    if not has_samples:
+        raise AudioError("contains no samples")
+
+
+def _convert_sounds(sounds: Iterable[Sound], *, sample_rate_hz: int, channels: int) -> Iterator[Waveform]:
+    """Mix and resample the blocks of sounds of one sample rate as one; blocks may be empty."""
+    resample: Callable[[Waveform, bool], Waveform] | None = None
+    for sound in sounds:
         frames = _frames_per_block(sound, sample_rate_hz, channels)
-        resample = _make_resampler(sound.sample_rate_hz, sample_rate_hz, channels)
-        has_samples = False
+        resample = resample or _make_resampler(sound.sample_rate_hz, sample_rate_hz, channels)
         for samples in sound.iter_blocks(frames):
             if not np.isfinite(samples).all():
                 raise AudioError("contains NaN or infinite samples")
-            resampled = resample(_mix_channels(samples, channels), False)
-            has_samples = has_samples or len(resampled) > 0
-            if len(resampled):
-                yield resampled
-        resampled = resample(np.zeros((0, channels), np.float32), True)
-        if len(resampled):
-            yield resampled
-        elif not has_samples:
-            raise AudioError("contains no samples")
+            yield resample(_mix_channels(samples, channels), False)
+    if resample is not None:
+        yield resample(np.zeros((0, channels), np.float32), True)
+
+
+def has_louder_channel(stream: BinaryIO, *, rms: float, frames: int) -> bool:
+    """Return whether a stored channel reaches `rms` in some block of `frames` samples; raises as `decode_blocks`."""
+    stream.seek(0)
+    for sound in iter_sounds(stream):
+        for samples in sound.iter_blocks(frames):
+            if (np.square(samples, dtype=np.float64).mean(axis=0) >= rms**2).any():
+                return True
+    return False
 
 
 def _frames_per_block(sound: Sound, sample_rate_hz: int, channels: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 # decoders read a few KiB at a time, and each read would be one request to an object store
 READ_AHEAD_BYTES = 2**20
+HEAD_BYTES = 64  # enough to recognise a format
 SYSTEM = 2  # libsndfile's SFE_SYSTEM
 
 
@@ -43,7 +44,7 @@ class ErrorCapturingStream(io.RawIOBase):
 
     def read_head(self) -> bytes:
         self.seek(0)
-        return self.read(16) or b""
+        return self.read(HEAD_BYTES) or b""
 
     def open_buffered(self) -> io.BufferedReader:
         """Return a read-ahead reader at the start of the content."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import sosfilt
 
-from presto_core.audio.decoders import Waveform
+from presto_core.audio.sound import Waveform
 
 OFFSET_DB = -0.691  # annex 1, eq. 2: compensates for the K-weighting of a 997 Hz tone
 ABSOLUTE_GATE_LUFS, RELATIVE_GATE_LU = -70.0, -10.0

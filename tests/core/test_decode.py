@@ -17,10 +17,10 @@ import pytest
 import soundfile
 import soxr
 
-from presto_core.audio import decoders
 from presto_core.audio.chunks import AudioError, decode, decode_blocks, is_audio
-from presto_core.audio.decoders import AudioError as SameError
 from presto_core.audio.error_capturing_stream import ErrorCapturingStream
+from presto_core.audio.pyav_decoder import open_with_pyav
+from presto_core.audio.sound import AudioError as SameError
 from tests.core.test_audio import encode_file, tone
 
 RATE_HZ = 44100
@@ -309,7 +309,7 @@ def test_both_decoders_agree_to_the_bit_on_lossless_files(form: str, subtype: st
     content = encode_file(noise(30_000, channels).clip(-1, 1), form=form, subtype=subtype, rate_hz=32000)
     refused = AudioError("neither reads it")
     with ExitStack() as stack:
-        sound = decoders._open_with_pyav(ErrorCapturingStream(io.BytesIO(content)), stack, refused)
+        sound = open_with_pyav(ErrorCapturingStream(io.BytesIO(content)), stack, refused)
         parts = list(sound.iter_blocks(10_000))
     assert (sound.sample_rate_hz, sound.channels, len(parts) > 1) == (32000, channels, True)
     expected, _ = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)

@@ -72,6 +72,14 @@ def test_a_long_caption_is_cut_at_max_tokens(encoder: TextEncoder) -> None:
     assert not torch.equal(long.pooled, encoder.encode(["music " * 5]).pooled)
 
 
+def test_captions_that_are_cut_are_found(encoder: TextEncoder) -> None:
+    fits, cut = (" ".join(["piano"] * count) for count in (encoder.max_tokens - 2, encoder.max_tokens - 1))
+    assert encoder.select_too_long([cut, "", fits, "a tune"]) == [cut]
+    same = encoder.encode([cut, f"{cut} and a trumpet"]).pooled
+    assert torch.equal(same[0], same[1])  # what follows is not read
+    assert encoder.select_too_long([]) == []
+
+
 def test_captions_of_like_music_are_closer(encoder: TextEncoder) -> None:
     captions = ["a gentle solo piano piece", "soft piano music", "aggressive electronic drum and bass"]
     gentle, soft, drums = torch.nn.functional.normalize(encoder.encode(captions).pooled)

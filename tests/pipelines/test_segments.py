@@ -124,6 +124,16 @@ def test_of_a_known_content_nothing_is_decoded(tmp_path: Path):
     assert (found, end.rows, end.facts["caption"]) == ([], (), "a")
 
 
+def test_stereo_that_the_mono_mix_cancels_is_not_called_silent(tmp_path: Path):
+    left = notes(3, seed=1)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, -left], axis=1), RATE_HZ)
+    _, end = segments(tmp_path, "a.wav", encoding())
+    assert end.failure is not None
+    assert (end.failure.stage, end.failure.error) == ("decode", "AudioError")
+    assert "its channels cancel in the mono mix" in end.failure.message
+    assert "silence" not in end.failure.message
+
+
 def test_silent_windows_are_left_out_and_counted_and_the_others_keep_their_position(tmp_path: Path):
     parts = [notes(2, seed=1), np.zeros(3 * WINDOW), notes(1, seed=2)]
     soundfile.write(tmp_path / "a.wav", np.concatenate(parts), RATE_HZ)

@@ -19,7 +19,7 @@ import pytest
 import soundfile
 
 from pipelines.ingest.manifests import SourceError
-from pipelines.ingest.sidecars import read_metadata
+from pipelines.ingest.sidecars import add_sidecar_fields, read_metadata
 from pipelines.ingest.sources import Track, find_tracks
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError
@@ -85,7 +85,7 @@ def test_a_manifest_decides_what_is_taken(music: Path):
 
 def drop_location(track: Track) -> Track:
     """Return the track without its location."""
-    return replace(track, source_uri="", path="", stamp="", sidecar="")
+    return replace(track, source_uri="", path="", stamp="", sidecars=(), manifest_fields=())
 
 
 def test_a_source_without_audio_is_refused(tmp_path: Path):
@@ -262,11 +262,12 @@ def test_a_changed_file_is_read_again_and_its_neighbours_are_not(music: Path, ch
     assert len(list_stamps(music) - before) == len(before - list_stamps(music)) == 1
 
 
-def test_a_caption_in_the_manifest_spares_the_sidecar(music: Path):
+def test_a_changed_sidecar_of_a_track_with_a_caption_is_read_again(music: Path):
     list_in_manifest(music, {"file": "a.FLAC", "caption": "x"}, {"file": "b.wav"})
     before = list_stamps(music)
-    (music / "a.json").write_text('{"caption": "not looked at"}')
-    assert list_stamps(music) == before
+    (music / "a.json").write_text('{"tempo_bpm": 90}')
+    assert len(list_stamps(music) - before) == 1
+    before = list_stamps(music)
     list_in_manifest(music, {"file": "a.FLAC"}, {"file": "b.wav"})
     assert len(list_stamps(music) - before) == 1  # its caption must be looked up now
 
@@ -383,8 +384,9 @@ def test_which_manifest_must_be_clear(music: Path):
 def read_track(folder: Path, file: str = "my_song-2.wav", content: bytes = b"", **known: object) -> Track:
     (folder / file).write_bytes(content)
     track = replace(next(t for t in scan_folder(folder) if t.file == file), **known)  # type: ignore[arg-type]
-    alone = replace(drop_location(track), **{"split": "", "composition": ""} | known)  # type: ignore[arg-type]
-    return replace(alone, **read_metadata(track, io.BytesIO(content), open_folder(str(folder))))
+    alone = replace(track, **{"split": "", "composition": "", "manifest_fields": tuple(known)} | known)  # type: ignore[arg-type]
+    facts = read_metadata(track, io.BytesIO(content), open_folder(str(folder)))
+    return drop_location(add_sidecar_fields(alone, facts))
 
 
 def test_captions_come_from_the_row_then_sidecars_then_tags_then_the_name(tmp_path: Path):
@@ -415,9 +417,8 @@ def test_a_json_sidecar_has_more_than_a_caption(tmp_path: Path):
     }
     (tmp_path / "my_song-2.json").write_text(json.dumps(facts | {"mood": "ignored"}))
     track = read_track(tmp_path, licence="as the source", composition="k1", split="train", seconds=3.0)
-    assert track == Track(
-        "my_song-2.wav", **facts, caption_source="sidecar", composition="k1", split="train", seconds=3.0
-    )  # fmt: skip
+    known = {"licence": "as the source", "composition": "k1", "split": "train", "seconds": 3.0}
+    assert track == Track("my_song-2.wav", **facts | known, caption_source="sidecar")
 
 
 def test_a_sidecar_without_a_caption_leaves_tags_and_what_is_known(tmp_path: Path):

@@ -1,0 +1,194 @@
+"""Find the parts of an MP3 file frame by frame: joined files, changes of format, and headers with a wrong length.
+
+A Xing or Info frame states how many frames follow, and decoders stop there. It describes only the first of several
+joined files, and programs that write to a pipe leave it at 0.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+
+from presto_core.audio.error_capturing_stream import ErrorCapturingStream
+from presto_core.audio.stream_parts import StreamPart, measure
+
+BITRATES_KBPS = {
+    1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+RATES_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by the version's bits
+LAYER_3 = 1
+SYNC_BYTES = 2**16  # read at once to look for the next frame after damage
+INFO_BYTES = 64  # of a frame: enough for the counts of its Xing, Info or VBRI header
+COUNT_TOLERANCE = 1  # encoders differ on whether the Info frame itself counts
+HAS_COUNT = 1  # among the flags of a Xing header
+PREFIX_BITRATE = 9  # index of a rate whose frames hold an Info header in every format
+
+
+@dataclass(frozen=True)
+class FrameHeader:
+    """The header of an MP3 frame; `size` in bytes, `side_bytes` between header and data."""
+
+    version: int
+    rate_hz: int
+    is_mono: bool
+    size: int
+    side_bytes: int
+
+    @property
+    def format(self) -> tuple[int, int, bool]:
+        return self.version, self.rate_hz, self.is_mono
+
+
+@dataclass(frozen=True)
+class InfoFrame:
+    """A frame that describes the following ones.
+
+    Attributes:
+        position: of its number of frames, in bytes from the frame's start; of its flags if it has no number.
+        declared_frames: its number of frames, or None.
+    """
+
+    position: int
+    declared_frames: int | None
+
+
+@dataclass
+class Mp3Part:
+    """Frames of one format after at most one frame that describes them.
+
+    Attributes:
+        start: position of the first frame.
+        header: first four bytes of the first frame.
+        first_size: bytes of the first frame.
+        frames: number of whole frames of music.
+    """
+
+    start: int
+    format: tuple[int, int, bool]
+    header: bytes
+    first_size: int
+    info: InfoFrame | None = None
+    frames: int = 0
+
+
+def find_mp3_parts(source: ErrorCapturingStream) -> list[StreamPart]:
+    """Return the parts of an MP3, each with its true number of frames where decoders would take a smaller one.
+
+    They take the number that a Xing, Info or VBRI frame states, otherwise what the file's size and its first frame's
+    bit rate suggest.
+    """
+    size = measure(source)
+    parts = [part for part in _walk_frames(source.open_buffered(), size) if part.frames]
+    source.check()
+    starts, stops = [0, *(part.start for part in parts[1:])], [*(part.start for part in parts[1:]), size]
+    return [_make_stream_part(part, start, stop) for part, start, stop in zip(parts, starts, stops)]
+
+
+def _make_stream_part(part: Mp3Part, start: int, stop: int) -> StreamPart:
+    info, count = part.info, struct.pack(">I", part.frames)
+    expected_frames = (stop - part.start) / part.first_size
+    if info is not None and info.declared_frames is not None:
+        expected_frames = info.declared_frames
+    if part.frames <= expected_frames + COUNT_TOLERANCE:
+        return StreamPart(start, stop)
+    if info is None:
+        return StreamPart(part.start, stop, prefix=_make_info_frame(part))
+    # without a count of its own, this one replaces the other fields, and zeros follow it, which are no LAME tag
+    patch = count if info.declared_frames is not None else struct.pack(">I", HAS_COUNT) + count + bytes(24)
+    return StreamPart(start, stop, ((part.start - start + info.position, patch),))
+
+
+def _make_info_frame(part: Mp3Part) -> bytes:
+    """Return a frame of the part's format that states its number of frames."""
+    first, second, third, fourth = part.header
+    header = bytes([first, second | 1, PREFIX_BITRATE << 4 | third & 0b1100, fourth])
+    frame = parse_header(header)
+    assert frame is not None  # the header of a valid frame with another bit rate
+    content = header + bytes(frame.side_bytes) + b"Xing" + struct.pack(">II", HAS_COUNT, part.frames)
+    return content.ljust(frame.size, b"\0")
+
+
+def _walk_frames(reader: io.BufferedReader, size: int) -> list[Mp3Part]:
+    parts: list[Mp3Part] = []
+    position = _find_frame(reader, _skip_tags(reader, 0))
+    while 0 <= position < size:
+        reader.seek(position)
+        frame = reader.read(INFO_BYTES)
+        header = parse_header(frame)
+        is_other = header is not None and bool(parts) and header.format != parts[-1].format
+        if header is None or (is_other and not _is_followed(reader, position, header)):
+            position = _find_frame(reader, max(_skip_tags(reader, position), position + 1))
+            continue
+        info = _parse_info_frame(frame, header)
+        if info is not None or is_other or not parts:
+            parts.append(Mp3Part(position, header.format, frame[:4], header.size, info))
+        position += header.size
+        if info is None and position <= size:
+            parts[-1].frames += 1
+    return parts
+
+
+def parse_header(frame: bytes) -> FrameHeader | None:
+    """Return the header of a layer III frame with a stated bit rate; None if these bytes are no such frame."""
+    if len(frame) < 4 or frame[0] != 0xFF or frame[1] & 0xE0 != 0xE0:
+        return None
+    version, layer = frame[1] >> 3 & 3, frame[1] >> 1 & 3
+    bitrate, rate = frame[2] >> 4, frame[2] >> 2 & 3
+    if version == 1 or layer != LAYER_3 or bitrate in (0, 15) or rate == 3:
+        return None
+    is_first_version, is_mono = version == 3, frame[3] >> 6 == 3
+    rate_hz, kbps = RATES_HZ[version][rate], BITRATES_KBPS[1 if is_first_version else 2][bitrate]
+    size = (144000 if is_first_version else 72000) * kbps // rate_hz + (frame[2] >> 1 & 1)
+    side_bytes = (17 if is_mono else 32) if is_first_version else (9 if is_mono else 17)
+    return FrameHeader(version, rate_hz, is_mono, size, side_bytes)
+
+
+def _parse_info_frame(frame: bytes, header: FrameHeader) -> InfoFrame | None:
+    """Return what a Xing, Info or VBRI frame states; None for a frame of music."""
+    start = 4 + header.side_bytes
+    if frame[36:40] == b"VBRI" and len(frame) >= 54:
+        return InfoFrame(50, struct.unpack_from(">I", frame, 50)[0])
+    if frame[start : start + 4] not in (b"Xing", b"Info") or len(frame) < start + 12:
+        return None
+    flags, count = struct.unpack_from(">II", frame, start + 4)
+    return InfoFrame(start + 8, count) if flags & HAS_COUNT else InfoFrame(start + 4, None)
+
+
+def _skip_tags(reader: io.BufferedReader, position: int) -> int:
+    """Return the position after ID3 and APE tags."""
+    while True:
+        reader.seek(position)
+        head = reader.read(32)
+        if head[:3] == b"ID3" and len(head) >= 10:
+            length = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+            position += 10 + length + (10 if head[5] & 0x10 else 0)
+        elif head[:3] == b"TAG" and parse_header(head) is None:
+            position += 128
+        elif head[:8] == b"APETAGEX" and len(head) == 32:
+            is_header = struct.unpack_from("<I", head, 20)[0] & 1 << 29
+            position += 32 + (struct.unpack_from("<I", head, 12)[0] if is_header else 0)
+        else:
+            return position
+
+
+def _find_frame(reader: io.BufferedReader, position: int) -> int:
+    """Return the position of the next frame that another one follows; -1 if there is none."""
+    while True:
+        reader.seek(position)
+        content, i = reader.read(SYNC_BYTES), -1
+        while (i := content.find(b"\xff", i + 1)) >= 0:
+            header = parse_header(content[i : i + 4])
+            if header is not None and _is_followed(reader, position + i, header):
+                return position + i
+        if len(content) < SYNC_BYTES:
+            return -1
+        position += SYNC_BYTES - 3
+
+
+def _is_followed(reader: io.BufferedReader, position: int, header: FrameHeader) -> bool:
+    """Return whether a frame of the same format follows a frame."""
+    reader.seek(position + header.size)
+    following = parse_header(reader.read(4))
+    return following is not None and following.format == header.format
