@@ -21,7 +21,7 @@ _LONG = re.compile(
 )
 # without its mode spelled out a key is a capital: `am`, `em` and `ebm` are other words
 _SHORT = re.compile(rf"{_BEFORE}(?<!\bI )(?<!\d )(?P<tonic>[A-G])(?P<sign>[#♯♭b])?m{_AFTER}")
-_SHORT_ALONE = re.compile(r"(?P<tonic>[A-Ga-g])(?P<sign>[#♯♭b])?(?P<short>[mM])")  # `M` is major
+_SHORT_ALONE = re.compile(r"(?P<tonic>[A-Ga-g])(?P<sign>[#♯♭b])?m")
 # "a minor, slow" and "in a minor with strings" name a key; "a minor melody" and "in a minor key" have an article
 _AFTER_KEY = re.compile(r"\s*(?:$|[^\w\s]|(?:and|at|by|for|from|in|on|or|then|to|with)\b|\d)", re.IGNORECASE)
 
@@ -100,8 +100,7 @@ def _accidental_of(match: re.Match[str]) -> str:
 
 def _index_of(match: re.Match[str]) -> int:
     pitch_class = (_TONICS[match["tonic"].lower()] + _ACCIDENTALS[_accidental_of(match)]) % 12
-    groups = match.groupdict()
-    mode = groups.get("mode") or ("major" if groups.get("short") == "M" else "minor")
+    mode = match.groupdict().get("mode") or "minor"
     return pitch_class + (12 if mode.lower().startswith("min") else 0)
 
 
