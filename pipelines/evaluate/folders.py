@@ -181,6 +181,8 @@ def _scan_tracks(
 
 
 def _scan_track(source: Folder, track: Track, clip_format: ClipFormat) -> ScannedClip:
+    if track.problem:
+        raise AudioError(track.problem)
     with open_source_file(source, track.path) as file:
         with open_sound(file.stream) as sound:
             rate_hz, channels = sound.sample_rate_hz, sound.channels

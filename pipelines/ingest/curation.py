@@ -27,6 +27,7 @@ LOCATION_FIELDS = (
     "path",
     "stamp",
     "sidecars",
+    "problem",
     "manifest_fields",
 )
 
@@ -76,7 +77,8 @@ def curate(tracks: list[Track], cache: LatentCache) -> CuratedTracks:
     for track in tracks:
         record = cache.source_records.get(track.uri)
         if record is None or record.stamp != track.stamp:
-            bad.append(RejectedFile(track.file, track.uri, WORKER_DIED if track.stamp else FILE_MISSING))
+            missing = IngestFailure("fetch", "FileNotFoundError", track.problem) if track.problem else FILE_MISSING
+            bad.append(RejectedFile(track.file, track.uri, WORKER_DIED if track.stamp else missing))
             continue
         ignored_keys.update(record.facts.get(IGNORED_KEYS, ()))
         content = cache.contents.get(record.digest)

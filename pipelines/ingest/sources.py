@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from pyarrow import fs as pafs
-
 from pipelines.console import console
 from pipelines.data.layout import FORMER_SPLIT, SPLITS
-from pipelines.ingest.manifests import Manifest, SourceError, find_manifest, raise_problems
+from pipelines.ingest.listing import SourceFiles, find_name, list_source
+from pipelines.ingest.manifests import Manifest, SourceError, find_manifest, print_warning, raise_problems
 from pipelines.ingest.metadata import (
     check_characters,
     is_missing,
@@ -23,7 +22,7 @@ from pipelines.ingest.metadata import (
 )
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from presto_core.artifacts.folder import Folder
-from presto_core.audio.chunks import AUDIO_SUFFIXES, is_audio
+from presto_core.audio.chunks import AUDIO_SUFFIXES
 from presto_core.config.data import IngestConfig
 
 SIDECARS = (".json", ".txt")
@@ -45,6 +44,7 @@ class Track:
         stamp: changes with the file, its sidecars, and whether a caption is missing; empty if the source has no such
             file.
         sidecars: paths of its metadata files; the first that has a field decides it.
+        problem: why the source cannot open it, if it is known before.
         manifest_fields: fields that the manifest sets, which win over those of sidecars.
         caption: description of the music; if empty, it is read from the sidecar, the tags or the file name.
         caption_source: origin of the caption: manifest, sidecar, tags or name.
@@ -59,6 +59,7 @@ class Track:
     path: str = ""
     stamp: str = ""
     sidecars: tuple[str, ...] = ()
+    problem: str = ""
     manifest_fields: tuple[str, ...] = ()
     caption: str = ""
     caption_source: str = ""
@@ -99,44 +100,44 @@ def find_tracks(config: IngestConfig) -> list[Track]:
 
 def read_tracks(source: Folder, manifest_uri: str) -> list[Track]:
     """Find the tracks of one source, named by their paths."""
-    files = _list_files(source)
-    manifest = find_manifest(source, files, manifest_uri)
+    listing = list_source(source)
+    manifest = find_manifest(source, listing.files, manifest_uri)
     if manifest is None:
-        tracks = [Track(file=name, source_uri=source.uri, path=name) for name in files if is_audio(name)]
+        tracks = [Track(file=name, source_uri=source.uri, path=name) for name in listing.audio]
+        for line in listing.describe_skipped():
+            print_warning(f"{source.uri}: {line}")
     else:
-        tracks = _tracks_from_rows(manifest, source)
-    return [_stamp_track(track, files) for track in tracks]
+        tracks = _tracks_from_rows(manifest, source, listing)
+    return [_stamp_track(track, listing) for track in tracks]
 
 
-def _list_files(source: Folder) -> dict[str, pafs.FileInfo]:
-    """Return the file info of every file by its path below the source."""
-    return {info.path.removeprefix(source.path).lstrip("/"): info for info in source.list_files(recursive=True)}
-
-
-def _stamp_track(track: Track, files: dict[str, pafs.FileInfo]) -> Track:
-    """Add the track's sidecars and a stamp of all its files' sizes and modification times."""
+def _stamp_track(track: Track, listing: SourceFiles) -> Track:
+    """Add the track's sidecars and a stamp of all its files' sizes and modification times, or why it has none."""
+    files = listing.files
     if track.path not in files:
-        return track
+        return replace(track, problem=listing.problems.get(track.path, ""))
     sidecars = tuple(name for suffix in SIDECARS if (name := strip_suffix(track.path) + suffix) in files)
     file_stats = [(files[name].size, files[name].mtime_ns) for name in (track.path, *sidecars)]
     return replace(track, sidecars=sidecars, stamp=json.dumps([file_stats, not track.caption]))
 
 
-def _tracks_from_rows(manifest: Manifest, source: Folder) -> list[Track]:
+def _tracks_from_rows(manifest: Manifest, source: Folder, listing: SourceFiles) -> list[Track]:
     """Return the tracks of a manifest; SourceError names the bad rows, all at once."""
     tracks, problems = [], list(manifest.problems)
     for number, row in manifest.rows:
         try:
-            tracks.append(_track_from_row(row, source))
+            tracks.append(_track_from_row(row, source, listing))
         except ValueError as error:
             problems.append((number, f": {error}"))
     raise_problems(manifest, problems)
     return tracks
 
 
-def _track_from_row(row: dict[str, Any], source: Folder) -> Track:
+def _track_from_row(row: dict[str, Any], source: Folder, listing: SourceFiles) -> Track:
     """Return the track of a row; ValueError names the field that is invalid."""
     name, caption_source = row.get("file"), "manifest"
+    if isinstance(name, str):
+        name = find_name(name, source, listing.files)
     if not isinstance(name, str) or not name or name.startswith("/") or ".." in PurePosixPath(name).parts:
         raise ValueError(f"file={name!r} is invalid; write a path below the source")
     check_characters("file", name)

@@ -16,6 +16,7 @@ from presto_core.audio.sound import AudioError, Sound, Waveform
 
 __all__ = [
     "AUDIO_SUFFIXES",
+    "OTHER_AUDIO_SUFFIXES",
     "AudioError",
     "Tail",
     "Waveform",
@@ -31,6 +32,12 @@ LIBSNDFILE_SUFFIXES = (
 )  # fmt: skip
 PYAV_SUFFIXES = (".m4a", ".aac", ".mp4", ".webm", ".mka", ".wma", ".wv", ".ape")
 AUDIO_SUFFIXES = LIBSNDFILE_SUFFIXES + PYAV_SUFFIXES
+# of other audio files, and of videos: not searched for, but counted
+OTHER_AUDIO_SUFFIXES = (
+    ".3g2", ".3gp", ".aax", ".ac3", ".amr", ".avi", ".bwf", ".dff", ".dsf", ".dts", ".eac3", ".m4b", ".m4p", ".m4r",
+    ".mkv", ".mov", ".mp1", ".mp2", ".mpc", ".mpga", ".ra", ".rm", ".shn", ".snd", ".spx", ".tak", ".tta", ".voc",
+    ".wave", ".weba",
+)  # fmt: skip
 
 BLOCK_VALUES = 2**19  # samples times channels, decoded or resampled: 2 MiB
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1000, 1_000_000
