@@ -305,7 +305,8 @@ def test_mlflow_loads_the_old_models(predictions: Future[subprocess.CompletedPro
     clips = json.loads(predictions.result().stdout.splitlines()[-1])
     for uri, (samples, rate, loudness) in EXPECTED["clips"].items():
         assert clips[uri][:2] == [samples, rate]
-        assert clips[uri][2] == pytest.approx(loudness, rel=1e-3)
+        # clips fade in and out over 5 ms since then, half a percent of these
+        assert clips[uri][2] == pytest.approx(loudness, rel=1e-2)
 
 
 def measure_distance(one: Weights, other: Weights) -> float:
