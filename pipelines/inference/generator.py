@@ -160,7 +160,7 @@ def load_generator(
     device: torch.device | str = "cpu",
 ) -> Generator:
     """Load the model named by models:/NAME@ALIAS, NAME@ALIAS, an alias of presto-generator, an id or a URI; or one of
-    the package, such as presto-tiny-ls, for which no registry is opened.
+    the package, such as presto-tiny-s, for which no registry is opened.
 
     Args:
         tracking_uri: URI of MLflow; empty for MLFLOW_TRACKING_URI, else the database under .presto.

@@ -65,7 +65,7 @@ def export_artifact(
         StoreError: the source is missing or damaged, or the export cannot be written or read.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", name):
-        raise UserError(f"name={name!r} cannot name a pretrained model; use lower-case words, such as presto-tiny-ls")
+        raise UserError(f"name={name!r} cannot name a pretrained model; use lower-case words, such as presto-tiny-s")
     source_folder = open_folder(artifact_uri)
     source = read_artifact(source_folder)
     if source.kind not in MODEL_KINDS:

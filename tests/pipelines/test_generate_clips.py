@@ -26,9 +26,10 @@ from presto_core.config.sampling import ScheduleConfig
 from presto_core.config.schema import GenerateStage
 from presto_core.diffusion.conditioning import key_index
 from presto_core.errors import UserError
+from presto_core.models.pretrained import DEFAULT_GENERATOR
 from tests.support.pretrained_models import TOKENS, export_untrained
 
-NAME, RATE_HZ = "presto-tiny-ls", 44100
+NAME, RATE_HZ = DEFAULT_GENERATOR, 44100
 LONG = "slow " * 20  # more words than TOKENS
 
 

@@ -33,12 +33,18 @@ from presto_core.config.sampling import ScheduleConfig
 from presto_core.config.schema import GenerateStage, LayersStage, StepsStage, TeacherStage
 from presto_core.config.sections import TrackingConfig
 from presto_core.errors import UserError
-from presto_core.models.pretrained import DEFAULT_TEACHER, find_export_of, find_pretrained, list_pretrained
+from presto_core.models.pretrained import (
+    DEFAULT_GENERATOR,
+    DEFAULT_TEACHER,
+    find_export_of,
+    find_pretrained,
+    list_pretrained,
+)
 from tests.support.pretrained_models import commit_untrained, export_untrained
 from tests.support.synthetic_dataset import make_dataset
 from tests.support.tiny_registry import QUICK, SMALL, TinyRegistry
 
-LS, TEACHER, LAYERS = "presto-tiny-ls", "presto-tiny-teacher", "presto-tiny-l"
+STUDENT, TEACHER, LAYERS = DEFAULT_GENERATOR, DEFAULT_TEACHER, "presto-tiny-l"
 
 
 @pytest.fixture
@@ -52,14 +58,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an untrained presto-tiny-ls."""
+    """A folder with an untrained model of the name that generation uses by default."""
     folder = tmp_path_factory.mktemp("exported")
-    export_untrained(str(folder / "store"), folder / "package", name=LS)
+    export_untrained(str(folder / "store"), folder / "package", name=STUDENT)
     return folder / "package"
 
 
 @pytest.fixture
-def with_ls(exported: Path, package: Path) -> Path:
+def with_student(exported: Path, package: Path) -> Path:
     shutil.copytree(exported, package, dirs_exist_ok=True)
     return package
 
@@ -67,39 +73,39 @@ def with_ls(exported: Path, package: Path) -> Path:
 # --- names
 
 
-def test_only_models_that_are_there_are_listed_and_found_by_name_id_and_source(with_ls: Path):
-    (with_ls / LAYERS).mkdir()  # without a manifest: not trained yet
-    artifact = resolve_pretrained(LS)
+def test_only_models_that_are_there_are_listed_and_found_by_name_id_and_source(with_student: Path):
+    (with_student / LAYERS).mkdir()  # without a manifest: not trained yet
+    artifact = resolve_pretrained(STUDENT)
     assert artifact is not None
-    assert list_pretrained() == [LS]
-    assert artifact.uri == f"pretrained://{LS}"
-    assert find_pretrained(artifact.id) == find_export_of(artifact.id) == find_export_of("1" * 16) == LS
-    assert [find_pretrained(name) for name in ("1" * 16, "presto-tiny-ls@candidate", "candidate-ls", "")] == [None] * 4
+    assert list_pretrained() == [STUDENT]
+    assert artifact.uri == f"pretrained://{STUDENT}"
+    assert find_pretrained(artifact.id) == find_export_of(artifact.id) == find_export_of("1" * 16) == STUDENT
+    assert [find_pretrained(name) for name in ("1" * 16, f"{STUDENT}@candidate", "candidate-s", "")] == [None] * 4
     with pytest.raises(UserError, match=rf"{LAYERS} .*make pretrained"):
         find_pretrained(LAYERS)
     with pytest.raises(UserError, match="nothing"):
         open_folder("pretrained://nothing")
 
 
-def test_a_name_resolves_without_mlflow_and_storage_and_a_typo_gets_a_suggestion(with_ls: Path, workdir: Path):
-    assert resolve(None, LS, "s3://no-such-bucket-of-anyone").kind == "generator"
+def test_a_name_resolves_without_mlflow_and_storage_and_a_typo_gets_a_suggestion(with_student: Path, workdir: Path):
+    assert resolve(None, STUDENT, "s3://no-such-bucket-of-anyone").kind == "generator"
     client = open_tracker(TrackingConfig()).client
-    with pytest.raises(UserError, match=f"presto-tiny-sl.*did you mean {LS}"):
-        resolve(client, "presto-tiny-sl", "store")
+    with pytest.raises(UserError, match=f"presto-tiny-ss.*did you mean {STUDENT}"):
+        resolve(client, "presto-tiny-ss", "store")
 
 
 # --- export
 
 
-def test_an_export_rounds_parameters_to_bf16_and_nothing_else(with_ls: Path, tmp_path: Path):
+def test_an_export_rounds_parameters_to_bf16_and_nothing_else(with_student: Path, tmp_path: Path):
     source = commit_untrained(str(tmp_path / "store"))
     export = export_artifact(
-        source.uri, tmp_path / "out", name=LS, licence="MIT", provenance={"hours": 2}, details={"gate": "passed"},
+        source.uri, tmp_path / "out", name=STUDENT, licence="MIT", provenance={"hours": 2}, details={"gate": "passed"},
         files={"test_report.json": b"{}"},
     )  # fmt: skip
     before = open_model(source.uri).network
     after = open_model(export.uri).network
-    stored = load_file(tmp_path / "out" / LS / "weights.safetensors")
+    stored = load_file(tmp_path / "out" / STUDENT / "weights.safetensors")
     for name, value in before.named_parameters():
         assert stored[name].dtype == torch.bfloat16
         assert torch.equal(after.get_parameter(name), value.bfloat16().float())
@@ -116,7 +122,7 @@ def test_an_export_rounds_parameters_to_bf16_and_nothing_else(with_ls: Path, tmp
 
 def test_an_export_made_again_is_the_same_content_whatever_its_provenance(tmp_path: Path):
     source = commit_untrained(str(tmp_path / "store"))
-    exports = [export_artifact(source.uri, tmp_path, name=LS, provenance={"hours": h}) for h in (1, 2)]
+    exports = [export_artifact(source.uri, tmp_path, name=STUDENT, provenance={"hours": h}) for h in (1, 2)]
     assert content_hash(exports[0].manifest) == content_hash(exports[1].manifest)
     assert [e.manifest["provenance"]["hours"] for e in exports] == [1, 2]
     assert not list(tmp_path.glob("*.partial"))
@@ -125,8 +131,8 @@ def test_an_export_made_again_is_the_same_content_whatever_its_provenance(tmp_pa
 def test_an_export_stores_other_noise_levels_under_another_id(tmp_path: Path):
     source = commit_untrained(str(tmp_path / "store"))
     levels = {"4": {"sigma_min": 0.002, "sigma_max": 20.0, "rho": 5.0}}
-    plain = export_artifact(source.uri, tmp_path / "plain", name=LS)
-    export = export_artifact(source.uri, tmp_path / "chosen", name=LS, card={"few_step_schedules": levels})
+    plain = export_artifact(source.uri, tmp_path / "plain", name=STUDENT)
+    export = export_artifact(source.uri, tmp_path / "chosen", name=STUDENT, card={"few_step_schedules": levels})
     card = open_model(export.uri).card
     assert (card.schedule_at(4), card.schedule_at(2)) == (ScheduleConfig(sigma_max=20.0, rho=5.0), ScheduleConfig())
     assert export.manifest["model"] == source.manifest["model"] | {"few_step_schedules": levels}
@@ -140,21 +146,21 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path: Path):
             export_artifact(source.uri, tmp_path / "out", name=name)
     data = make_dataset(str(tmp_path / "data"))
     with pytest.raises(UserError, match="dataset"):
-        export_artifact(data.uri, tmp_path / "out", name=LS)
+        export_artifact(data.uri, tmp_path / "out", name=STUDENT)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_model_of_the_package_is_not_used(with_ls: Path, empty: Path):
-    weights = with_ls / LS / "weights.safetensors"
+def test_a_damaged_model_of_the_package_is_not_used(with_student: Path, empty: Path):
+    weights = with_student / STUDENT / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(StoreError, match=r"weights\.safetensors"):
-        load_generator(LS)
+        load_generator(STUDENT)
 
 
 # --- music right after installation
 
 
-def test_generate_with_nothing_set_up_uses_the_package_and_neither_mlflow_nor_ray(with_ls: Path, tmp_path: Path):
+def test_generate_with_nothing_set_up_uses_the_package_and_neither_mlflow_nor_ray(with_student: Path, tmp_path: Path):
     """In a process of its own: one line names the model, no registry is created, and a seed gives the same bits."""
     check = (
         "import sys, infra.cli.main as cli\n"
@@ -173,7 +179,7 @@ def test_generate_with_nothing_set_up_uses_the_package_and_neither_mlflow_nor_ra
             [sys.executable, "-c", check], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count(LS) == 1, done.stderr
+        assert done.stderr.count(STUDENT) == 1, done.stderr
         assert not (folder / ".presto/mlflow.db").exists()
         (wav,) = (folder / ".presto/out").glob("solo-piano-slow-a-minor-2steps-seed0-*.wav")
         clips.append((wav.name, wav.read_bytes()))
@@ -181,22 +187,22 @@ def test_generate_with_nothing_set_up_uses_the_package_and_neither_mlflow_nor_ra
 
 
 def test_the_registrys_candidate_comes_first_and_an_explicit_model_always(
-    with_ls: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+    with_student: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
 ):
     settings = {"generate.prompts": ["x"], "storage.root": str(workdir / "store")}
-    assert generate.find_model(load_config(GenerateStage, None, settings)).uri == f"pretrained://{LS}"
+    assert generate.find_model(load_config(GenerateStage, None, settings)).uri == f"pretrained://{STUDENT}"
     own = commit_untrained(str(workdir / "store"))
     home = TinyRegistry(str(workdir / "store"), open_tracker(TrackingConfig()), {})
     home.register(own, "presto-generator", "distill-steps")
     assert generate.find_model(load_config(GenerateStage, None, settings)).id == own.id
     printed = " ".join(capsys.readouterr().err.split())
-    assert "presto-tiny-ls, which comes with the package" in printed
+    assert f"{STUDENT}, which comes with the package" in printed
     assert "with presto-generator@candidate of the registry" in printed
-    explicit = settings | {"inputs.generator": LS}
-    assert generate.find_model(load_config(GenerateStage, None, explicit)).uri == f"pretrained://{LS}"
+    explicit = settings | {"inputs.generator": STUDENT}
+    assert generate.find_model(load_config(GenerateStage, None, explicit)).uri == f"pretrained://{STUDENT}"
 
 
-def test_an_explicit_model_that_is_not_there_is_not_replaced(with_ls: Path, workdir: Path):
+def test_an_explicit_model_that_is_not_there_is_not_replaced(with_student: Path, workdir: Path):
     config = load_config(GenerateStage, None, {"inputs.generator": "presto-generator@candidate"})
     with pytest.raises(UserError, match="presto-generator@candidate"):
         generate.find_model(config)
@@ -220,8 +226,8 @@ def test_where_only_a_teacher_is_installed_it_is_named_and_few_steps_of_it_are_r
         assert ("not distilled for few steps" in " ".join(capsys.readouterr().err.split())) is is_remarked
 
 
-def test_python_loads_a_model_of_the_package_by_name(with_ls: Path, empty: Path):
-    (clip,) = load_generator(LS).generate(["solo piano"], steps=1)
+def test_python_loads_a_model_of_the_package_by_name(with_student: Path, empty: Path):
+    (clip,) = load_generator(STUDENT).generate(["solo piano"], steps=1)
     assert np.isfinite(clip.audio).all()
     assert not (empty / ".presto").exists()
 
@@ -290,6 +296,6 @@ def test_latents_are_normalized_by_the_teachers_statistics_and_not_by_the_data_s
     )
 
 
-def test_a_clip_of_the_package_is_a_wav_file(with_ls: Path, empty: Path):
+def test_a_clip_of_the_package_is_a_wav_file(with_student: Path, empty: Path):
     (clip,) = generate.run(load_config(GenerateStage, None, {"generate.prompts": ["bells"], "generate.steps": 1}))
     assert soundfile.info(clip.wav).samplerate == 44100

@@ -14,6 +14,7 @@ from presto_core.extras import import_extra
 
 CELL_INCHES = (1.9, 1.15)
 TITLE_CHARACTERS, TITLE_LINES = 30, 3
+LABEL_CHARACTERS = 14  # of a line beside a row
 
 
 def draw_prompt_grid(report_folder: Path) -> bytes:
@@ -58,8 +59,10 @@ def _draw_cell(axes: object, clip: Clip | None, folder: Path) -> None:
 
 
 def _describe_row(table: ListeningTable, number: int) -> str:
+    """The system of a row, below the title of its column unless it begins with it (`S 4` is a system of S)."""
     column = table.columns[number]
-    return column.default if column.title == column.default else f"{column.title}\n{column.default}"
+    lines = textwrap.wrap(column.default, LABEL_CHARACTERS)
+    return "\n".join(lines if column.default.startswith(column.title) else [column.title, *lines])
 
 
 def _shorten(caption: str) -> str:
