@@ -222,6 +222,7 @@ def test_a_users_mistake_is_one_message(args, code: int, message: str, tmp_path:
     shutil.copy(mlflow_database, tmp_path / ".presto/mlflow.db")
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY_ADDRESS", "MLFLOW_"))}
     mine |= {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}
+    mine |= {FOLDER_VAR: str(tmp_path / "empty")}  # otherwise a song is made with a model of the package
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
