@@ -27,6 +27,11 @@ BAR_WIDTH = 24
 UNLIMITED_WIDTH = 100_000
 
 
+def print_warning(message: str) -> None:
+    """Print what was skipped, cut or ignored, without markup."""
+    console.print(message, style="yellow", markup=False)
+
+
 @dataclass
 class Bar:
     """One stage's progress; call `update` with the number of finished items.

@@ -16,7 +16,7 @@ from pipelines.data.shard_reader import read_with_threads
 from pipelines.data.shards import FullRows
 from pipelines.evaluate.systems import EvaluatedSystem
 from pipelines.inference.model import Model
-from pipelines.inference.prompts import conditions_from_prompts
+from pipelines.inference.prompts import PromptWords, make_conditions
 from presto_core.config.schema import EvaluateStage
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import add_noise, denoise_at, full_sigma
@@ -36,7 +36,7 @@ from presto_core.training.state import make_step_rng
 CLIP_BUDGET_S, LEAST_CLIP_CALLS, MOST_CLIP_CALLS = 1.5, 3, 15
 BATCH_BUDGET_S, MOST_BATCH_CALLS = 0.75, 5
 VARIANCE_ROWS = 16
-ANY_TEMPO_BPM = 120.0
+ANY_WORDS = PromptWords(tempo_bpm=120.0)  # conditions of any value cost the same
 VARIANCE_SIGMAS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
 TEXT, NETWORK, DECODE = "text", "network", "decode"
 
@@ -103,8 +103,7 @@ def _make_parts(
         return system.sample(model, noise, cond, schedule=config.evaluate.schedule, generator=rng)
 
     return {
-        # any tempo costs the same, and one that a caption names may be out of range
-        TEXT: lambda _: conditions_from_prompts(teacher, prompts, tempo_bpm=ANY_TEMPO_BPM).to(model.device),
+        TEXT: lambda _: make_conditions(teacher, prompts, [ANY_WORDS] * len(prompts)).to(model.device),
         NETWORK: sample,
         DECODE: teacher.decode,
     }

@@ -82,17 +82,6 @@ def warn_of_cut_text(model: Model, prompt: str) -> str:
     return cut
 
 
-def conditions_from_prompts(
-    model: Model, prompts: list[str], *, tempo_bpm: float | None = None, key: str | None = None
-) -> Conditioning:
-    """Encode prompts as conditions on the model's device; tempo and key default to those in the prompt.
-
-    Raises:
-        UserError: the key is unknown, or the tempo is out of range.
-    """
-    return make_conditions(model, prompts, [parse_prompt(p, tempo_bpm=tempo_bpm, key=key) for p in prompts])
-
-
 def make_conditions(model: Model, prompts: list[str], words: list[PromptWords]) -> Conditioning:
     """Encode prompts with their tempi and keys as conditions on the model's device."""
     text = model.text_encoder.encode(prompts)

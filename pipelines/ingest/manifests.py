@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.markup import escape
 
-from pipelines.console import console
+from pipelines.console import console, print_warning
 from pipelines.ingest.field_names import MANIFEST_FIELDS, describe_ignored, rename_fields, suggest_field
 from pipelines.ingest.text_files import decode_text
 from pipelines.storage.filesystem import absolute_uri, open_folder
@@ -87,10 +87,6 @@ def _read_metadata(source: Folder, name: str) -> Manifest | None:
         return None
     console.print(f"{escape(name)} is used as the manifest of {escape(source.uri)}")
     return manifest
-
-
-def print_warning(message: str) -> None:
-    console.print(f"[yellow]{escape(message)}")
 
 
 def raise_problems(manifest: Manifest, problems: Problems) -> None:

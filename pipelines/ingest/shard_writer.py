@@ -115,7 +115,7 @@ class ShardWriter:
     def _find_tracks_with_long_captions(self, parts: list[SegmentSlice]) -> list[str]:
         """Return the files of which a caption has more tokens than the text encoder reads."""
         captions = sorted({caption for part in parts for caption in choose_captions(part)})
-        too_long = set(self.text.select_too_long(captions))
+        too_long = {caption for caption in captions if self.text.find_cut_text(caption)}
         return sorted({part.track["file"] for part in parts if too_long.intersection(choose_captions(part))})
 
     @torch.inference_mode()

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.console import console
+from pipelines.console import console, print_warning
 from pipelines.data.layout import FORMER_SPLIT, SPLITS
 from pipelines.ingest.listing import SourceFiles, find_name, list_source
-from pipelines.ingest.manifests import Manifest, SourceError, find_manifest, print_warning, raise_problems
+from pipelines.ingest.manifests import Manifest, SourceError, find_manifest, raise_problems
 from pipelines.ingest.metadata import (
     check_characters,
     is_missing,
@@ -135,7 +135,7 @@ def _tracks_from_rows(manifest: Manifest, source: Folder, listing: SourceFiles) 
 
 def _track_from_row(row: dict[str, Any], source: Folder, listing: SourceFiles) -> Track:
     """Return the track of a row; ValueError names the field that is invalid."""
-    name, caption_source = row.get("file"), "manifest"
+    name = row.get("file")
     if isinstance(name, str):
         name = find_name(name, source, listing.files)
     if not isinstance(name, str) or not name or name.startswith("/") or ".." in PurePosixPath(name).parts:
@@ -145,9 +145,7 @@ def _track_from_row(row: dict[str, Any], source: Folder, listing: SourceFiles) -
     duration_seconds = parse_number(row, "duration_seconds") or 0.0
     if duration_seconds < 0:
         raise ValueError(f"duration_seconds={row['duration_seconds']!r} must not be negative")
-    if not metadata["caption"]:
-        caption_source = ""
-    known = {**metadata, "caption_source": caption_source}
+    known = {**metadata, "caption_source": "manifest" if metadata["caption"] else ""}
     return Track(
         file=name,
         source_uri=source.uri,

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.cluster.actor_pool import actor_resources, map_items
 from pipelines.cluster.session import ray_session
-from pipelines.console import console, progress_bar
+from pipelines.console import console, print_warning, progress_bar
 from pipelines.data.layout import DUPLICATES, QUARANTINE, SPLITS, TRACKS
 from pipelines.ingest.curation import (
     CuratedTracks,
@@ -27,7 +27,7 @@ from pipelines.ingest.curation import (
 from pipelines.ingest.encode import encode_tracks, encoding_resources, find_tracks_to_encode
 from pipelines.ingest.field_names import describe_ignored
 from pipelines.ingest.latent_cache import LatentCache
-from pipelines.ingest.manifests import SourceError, print_warning
+from pipelines.ingest.manifests import SourceError
 from pipelines.ingest.segments import EncodeSettings
 from pipelines.ingest.shard_writer import ShardPlan, ShardWriter, plan_shards
 from pipelines.ingest.sources import Track, find_tracks

@@ -80,22 +80,20 @@ class Export:
 def choose_all_schedules(
     configs: Mapping[str, StageConfig], artifacts: Mapping[str, Artifact], folder: Path
 ) -> dict[str, Schedules]:
-    """Choose each generator's noise levels on validation clips; those of an earlier export of it are kept."""
+    """Choose each generator's noise levels on validation clips; those that its export in the folder has are kept."""
     evaluation = configs["evaluate"]
     assert isinstance(evaluation, EvaluateStage)
     validation = ValidationConfig(samples=evaluation.evaluate.validation_samples, reference_samples=512, batch_size=16)
-    chosen = {}
+    steps, chosen = evaluation.evaluate.student_steps, dict[str, Schedules]()
     for node in GENERATORS:
-        chosen[node] = _read_schedules(folder / EXPORTS[node], artifacts[node])
-        if not chosen[node]:
+        stored = _read_schedules(folder / EXPORTS[node], artifacts[node])
+        if stored.keys() == set(map(str, steps)):
+            console.print(f"{node}: noise levels of its export in {folder} are kept", markup=False)
+            chosen[node] = stored
+        else:
             console.print(f"{node}: choosing noise levels on {validation.samples} validation clips", markup=False)
-            found = choose_schedules(
-                artifacts[node].uri,
-                artifacts["ingest"].uri,
-                steps=evaluation.evaluate.student_steps,
-                validation=validation,
-            )
-            chosen[node] = to_card_entry(found)
+            uris = artifacts[node].uri, artifacts["ingest"].uri
+            chosen[node] = to_card_entry(choose_schedules(*uris, steps=steps, validation=validation))
     return chosen
 
 
@@ -104,7 +102,9 @@ def _read_schedules(folder: Path, source: Artifact) -> Schedules:
     if not (folder / MANIFEST).is_file():
         return {}
     manifest = read_artifact(open_folder(str(folder))).manifest
-    return manifest["model"].get("few_step_schedules") or {} if manifest["export"]["source"] == source.id else {}
+    if manifest["export"]["source"] != source.id:
+        return {}
+    return manifest["model"].get("few_step_schedules") or {}
 
 
 def describe_data(corpus: StageConfig, dataset: Artifact) -> str:

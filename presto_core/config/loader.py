@@ -22,13 +22,14 @@ from presto_core.config.schema import foreign_sections, stage_configs
 from presto_core.config.stage import StageConfig
 
 Stage = TypeVar("Stage", bound=StageConfig)
+Overrides = Sequence[str | tuple[str, Any]] | Sequence[str] | Mapping[str, Any]
 LOCATION_SECTIONS = {"storage", "tracking", "cluster", "inputs", "name"}
 
 
 def load_config(
     stage: type[Stage],
     preset: str | Path | None = None,
-    overrides: Sequence[str | tuple[str, Any]] | Sequence[str] | Mapping[str, Any] = (),
+    overrides: Overrides = (),
     *,
     preset_folder: Path | None = None,
 ) -> Stage:
@@ -121,9 +122,7 @@ def _check_key_of_stage(stage: type[StageConfig], key: str) -> None:
         raise ConfigError(f"config key {key!r} is not read by this stage; it belongs to {', '.join(owners)}")
 
 
-def _parse_overrides(
-    stage: type[StageConfig], overrides: Sequence[str | tuple[str, Any]] | Sequence[str] | Mapping[str, Any]
-) -> list[tuple[str, Any]]:
+def _parse_overrides(stage: type[StageConfig], overrides: Overrides) -> list[tuple[str, Any]]:
     if isinstance(overrides, Mapping):
         return list(overrides.items())
     return [parse_override(stage, item) if isinstance(item, str) else item for item in overrides]

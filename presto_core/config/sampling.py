@@ -11,6 +11,7 @@ from presto_core.config.section import Count, Section
 # beyond these, latents of unit variance vanish in the noise of fp32, or the powers of EDM's equation 5 overflow
 Sigma = Annotated[float, Field(ge=1e-6, le=1e4)]
 Rho = Annotated[float, Field(ge=0.1, le=1e3)]
+MIN_TEMPO_BPM, MAX_TEMPO_BPM = 20.0, 400.0
 MAX_SEED = 2**63 - 1  # what MLflow's parameters and JSON readers hold
 
 
@@ -59,7 +60,7 @@ class GenerateConfig(Section):
     """Length of a clip, exactly; empty means the length that the model was trained on."""
     key: str | None = None
     """Key in any spelling, such as Dm, 'C# minor' or 'B♭ major'; empty takes the one in the prompt."""
-    tempo_bpm: float | None = Field(None, ge=20, le=400)
+    tempo_bpm: float | None = Field(None, ge=MIN_TEMPO_BPM, le=MAX_TEMPO_BPM)
     """Beats per minute; empty takes the tempo in the prompt, such as 120.5 bpm."""
     schedule: ScheduleConfig | None = None
     """Noise levels; empty takes those that the model stores for this number of steps, else sigma 80 to 0.002, rho 7."""

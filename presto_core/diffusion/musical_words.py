@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from presto_core.config.sampling import MAX_TEMPO_BPM, MIN_TEMPO_BPM
+
 UNKNOWN_KEY = 24  # 0..11 major on C..B, 12..23 minor on C..B
-MIN_TEMPO_BPM, MAX_TEMPO_BPM = 20.0, 400.0
 
 _TONICS = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 _ACCIDENTALS = {"": 0, "♮": 0, "#": 1, "♯": 1, "sharp": 1, "b": -1, "♭": -1, "flat": -1}

@@ -13,7 +13,7 @@ from presto_core.errors import UserError
 SCHEME = "pretrained://"  # followed by a name: the same URI on every node, wherever the package is installed
 FOLDER_VAR = "PRESTO_PRETRAINED"  # environment variable: another folder of such models, such as those of a test
 NAMES = ("presto-tiny-teacher", "presto-tiny-l", "presto-tiny-s", "presto-tiny-ls")
-# S, not LS: on the test split its clips are nearer to real music, and it takes 8 % longer (docs/pretrained.md)
+# S, not LS: about half of its MMD on the test split, for 7 % more time (docs/pretrained.md)
 DEFAULT_TEACHER, DEFAULT_GENERATOR = "presto-tiny-teacher", "presto-tiny-s"
 _MANIFEST = "manifest.json"
 

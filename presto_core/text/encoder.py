@@ -53,10 +53,6 @@ class TextEncoder(Protocol):
         """Return the end of a caption that is not read because it is beyond `max_tokens`; "" if all is read."""
         ...
 
-    def select_too_long(self, captions: list[str]) -> list[str]:
-        """Return the captions of more than `max_tokens` tokens, of which `encode` reads the beginning only."""
-        ...
-
 
 class TransformerEncoder:
     """A Hugging Face encoder from a local folder (config.json, model.safetensors, tokenizer files).
@@ -106,12 +102,6 @@ class TransformerEncoder:
             return str(self._tokenizer.decode(words[self.max_tokens - special :])).strip()
         read = self._tokenizer(caption, truncation=True, max_length=self.max_tokens, return_offsets_mapping=True)
         return caption[max(end for _, end in read["offset_mapping"]) :].strip()
-
-    def select_too_long(self, captions: list[str]) -> list[str]:
-        if not captions:
-            return []
-        ids = self._tokenizer(captions, truncation=False, padding=False, verbose=False)["input_ids"]
-        return [caption for caption, tokens in zip(captions, ids) if len(tokens) > self.max_tokens]
 
 
 def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:

@@ -19,7 +19,7 @@ from pipelines.inference.clip_audio import finish_audio
 from pipelines.inference.clip_files import make_clip_name, write_clip
 from pipelines.inference.generator import GeneratedClip, Generator, load_generator
 from pipelines.inference.mlflow_model import PROMPT, MusicModel
-from pipelines.inference.prompts import conditions_from_prompts
+from pipelines.inference.prompts import make_conditions, parse_prompt
 from pipelines.stages import generate
 from presto_core.config.loader import ConfigError, load_config
 from presto_core.config.sampling import ScheduleConfig
@@ -273,12 +273,13 @@ def test_a_missing_prompt_of_a_table_is_refused_with_its_row(generator: Generato
 
 
 def test_tempo_and_key_of_the_prompt_are_conditions_and_settings_come_first(generator: Generator):
-    cond = conditions_from_prompts(generator.model, ["techno in d minor, 120.5 BPM", "solo piano"])
+    prompts = ["techno in d minor, 120.5 BPM", "solo piano"]
+    cond = make_conditions(generator.model, prompts, [parse_prompt(prompt) for prompt in prompts])
     assert cond.tempo_bpm[0] == 120.5
     assert torch.isnan(cond.tempo_bpm[1])
     assert cond.key.tolist() == [key_index("D minor"), key_index(None)]
-    named = conditions_from_prompts(generator.model, ["in Dm, 90 bpm"], tempo_bpm=100, key="B♭ major")
-    assert (named.tempo_bpm.item(), named.key.item()) == (100, key_index("Bb major"))
+    named = parse_prompt("in Dm, 90 bpm", tempo_bpm=100, key="B♭ major")
+    assert (named.tempo_bpm, named.key) == (100, key_index("Bb major"))
 
 
 def test_other_spellings_of_one_key_give_the_same_condition(generator: Generator):

@@ -91,13 +91,13 @@ def test_the_test_report_of_a_model_holds_its_own_systems_alone():
 
 
 def test_noise_levels_are_chosen_once_for_each_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A second run keeps those of an export of the same generator, and chooses anew for another one."""
+    """A second run keeps those of an export of the same generator; another generator or other steps get their own."""
     chosen: list[str] = []
 
     def choose(uri: str, dataset_uri: str, *, steps: tuple[int, ...], validation: ValidationConfig):
         chosen.append(uri)
-        assert (steps, validation.samples) == ((1, 2, 4), 128)
-        return [ScheduleChoice(4, ScheduleConfig(sigma_max=20.0 + len(chosen)), 0.1, 0.2, 2)]
+        assert validation.samples == 128
+        return [ScheduleChoice(n, ScheduleConfig(sigma_max=20.0 + len(chosen)), 0.1, 0.2, 2) for n in steps]
 
     monkeypatch.setattr(pretrained_export, "choose_schedules", choose)
     configs = load_configs("presto_tiny", [])
@@ -113,8 +113,12 @@ def test_noise_levels_are_chosen_once_for_each_generator(tmp_path: Path, monkeyp
     models["LS"] = commit_untrained(str(tmp_path / "store"), artifact_id="4" * 16)
     again = choose_all_schedules(configs, models, tmp_path / "models")
     assert chosen[2:] == [models["LS"].uri]
-    assert again["S"] == levels["S"] == {"4": {"sigma_min": 0.002, "sigma_max": 21.0, "rho": 7.0}}
+    expected = {"sigma_min": 0.002, "sigma_max": 21.0, "rho": 7.0}
+    assert again["S"] == levels["S"] == dict.fromkeys(("1", "2", "4"), expected)
     assert again["LS"]["4"]["sigma_max"] == 23.0
+    more_steps = load_configs("presto_tiny", ["evaluate.student_steps=[1, 2, 4, 8]"])
+    assert choose_all_schedules(more_steps, models, tmp_path / "models")["S"].keys() == {"1", "2", "4", "8"}
+    assert chosen[3:] == [models["S"].uri, models["LS"].uri]
 
 
 @pytest.mark.parametrize(
