@@ -63,6 +63,7 @@ DEMO_FLOW = {
     "evaluate": FlowNode("evaluate", TEACHER_INPUTS, compared=("ASE", "L", "S", "LS")),
     "generate": FlowNode("generate", {"generator": "LS"}),
 }
+ONLY_FROM_SCRATCH = ("teacher", "ASE")
 
 
 def run(preset: str, overrides: list[str], *, local: bool, from_scratch: bool = False) -> None:
@@ -91,8 +92,8 @@ def run(preset: str, overrides: list[str], *, local: bool, from_scratch: bool = 
 
 
 def list_nodes(*, from_scratch: bool) -> list[str]:
-    """The nodes that a demo runs, in order: all of them, or those after a teacher that exists."""
-    return [name for name in DEMO_FLOW if from_scratch or name != "teacher"]
+    """The nodes that a demo runs, in order: all of them, or without training a teacher and the baseline ASE."""
+    return [name for name in DEMO_FLOW if from_scratch or name not in ONLY_FROM_SCRATCH]
 
 
 def check_installed(teacher: str) -> None:

@@ -82,8 +82,8 @@ def test_a_dry_run_shows_the_inputs_of_each_node():
     assert describe_node("evaluate", ("S", "evaluate")).endswith("teacher teacher, compared S")
 
 
-def test_a_demo_trains_a_teacher_only_from_scratch():
-    assert [name for name in DEMO_FLOW if name not in list_nodes(from_scratch=False)] == ["teacher"]
+def test_a_demo_trains_a_teacher_and_the_baseline_only_from_scratch():
+    assert [name for name in DEMO_FLOW if name not in list_nodes(from_scratch=False)] == ["teacher", "ASE"]
     assert list_nodes(from_scratch=True) == list(DEMO_FLOW)
 
 
