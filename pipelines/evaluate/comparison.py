@@ -13,6 +13,7 @@ from pipelines.evaluate.checks import check_captions, check_counts, check_names,
 from pipelines.evaluate.folder_systems import make_folder_prompts, make_folder_system, read_folders
 from pipelines.evaluate.folders import FolderClips
 from pipelines.evaluate.gate_rows import measure_gate_rows
+from pipelines.evaluate.originals import Originals, find_originals
 from pipelines.evaluate.quality import (
     FIRST_CHANNEL,
     Compared,
@@ -24,7 +25,14 @@ from pipelines.evaluate.quality import (
 )
 from pipelines.evaluate.rows import Prompts, cycle, read_prompts
 from pipelines.evaluate.sampling import count_clips, sample_systems
-from pipelines.evaluate.systems import REAL, REAL_TRAIN, EvaluatedSystem, list_real_systems
+from pipelines.evaluate.systems import (
+    ORIGINAL,
+    ORIGINAL_TRAIN,
+    REAL,
+    REAL_TRAIN,
+    EvaluatedSystem,
+    list_real_systems,
+)
 from presto_core.artifacts.folder import Folder
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.schema import EvaluateStage
@@ -72,8 +80,9 @@ def compare_systems(
     """
     torch.set_num_threads(config.cluster.torch_threads)
     dataset = open_dataset(uris["dataset"])
-    real = list_real_systems(dataset.test_split)
-    check_names(config.evaluate.folders, real + systems)
+    check_names(config.evaluate.folders, list_real_systems(dataset.test_split, originals=True) + systems)
+    originals, why_none = _find_originals(config.evaluate, dataset)
+    real = list_real_systems(dataset.test_split, originals=originals is not None)
     embedders = load_embedders(config.evaluate.embedders)
     folders = read_folders(config.evaluate, dataset)
     on_test = [
@@ -84,7 +93,7 @@ def compare_systems(
     on_validation = list_validated_systems(config.evaluate, systems, dataset)
     prompts = select_prompts(config.evaluate, on_test + on_validation, folders, dataset)
     _check(config.evaluate, on_test, on_validation, prompts, embedders, dataset)
-    samples = sample_systems(config, on_test + on_validation, uris, scratch, folders)
+    samples = sample_systems(config, on_test + on_validation, uris, scratch, folders, originals)
 
     def pair(system: EvaluatedSystem) -> Compared:
         numbers = folders[system.label].prompts if system.role == "folder" else None
@@ -93,7 +102,19 @@ def compare_systems(
     compared, validated = [pair(system) for system in on_test], [pair(system) for system in on_validation]
     result = _measure(config, compared, validated, dataset, embedders)
     result["notes"] += [note for clips in folders.values() for note in clips.notes]
+    if why_none:
+        result["notes"].append(f"no original recordings: {why_none}; the fitness test starts with the codec's output")
     return Comparison(result, compared, validated, dataset.validation_split)
+
+
+def _find_originals(config: EvaluateConfig, dataset: LatentDataset) -> tuple[Originals | None, str]:
+    """The recordings of all rows that are compared as such; or None and why."""
+    tracks: list[str] = []
+    for system in list_real_systems(dataset.test_split, originals=True):
+        if system.treatment == "original":
+            prompts = read_prompts(dataset, system.split)
+            tracks += prompts.track[: count_clips(system, config, dataset)].tolist()
+    return find_originals(dataset, tracks)
 
 
 def select_prompts(
@@ -188,24 +209,35 @@ def _measure(
     return result | {"notes": _collect_notes(result, dataset)}
 
 
+CODEC_STEPS = {"codec": "second codec pass", "noise": "noise", "shuffle": "shuffled frames"}
+
+
 def _check_fitness(compared: list[Compared], embedders: list[Embedder], nearest_k: int) -> dict[str, Any]:
-    """Embedder -> metric -> whether it orders real music, and real music made worse, as it must."""
+    """Embedder -> metric -> whether it orders real music, and real music made worse, as it must.
+
+    With original recordings, these are the reference and the best case, and the codec's round trip is worse than they
+    are; without, both have passed through the codec.
+    """
     by_name = {one.system.name: one for one in compared}
-    treated = {one.system.treatment: one for one in compared if one.system.treatment}
+    steps = {name: _find_treated(compared, treatment) for treatment, name in CODEC_STEPS.items()}
+    reference, best = by_name[REAL], by_name[REAL_TRAIN]
+    if ORIGINAL in by_name:
+        steps = {"codec round trip": best, **steps}
+        reference, best = by_name[ORIGINAL], by_name[ORIGINAL_TRAIN]
 
     def make(one: Compared, number: int) -> EmbeddingSets:
-        return make_sets(one, by_name[REAL], None, embedder=number, nearest_k=nearest_k)
+        return make_sets(one, reference, None, embedder=number, nearest_k=nearest_k)
 
     fitness = {}
     for number, embedder in enumerate(embedders):
-        verdicts = check_fitness(
-            real=make(by_name[REAL_TRAIN], number),
-            codec=make(treated["codec"], number),
-            noise=make(treated["noise"], number),
-            shuffle=make(treated["shuffle"], number),
-        )
+        worse = {name: make(one, number) for name, one in steps.items()}
+        verdicts = check_fitness(real=make(best, number), worse=worse)
         fitness[embedder.name] = {name: asdict(verdict) for name, verdict in verdicts.items()}
     return fitness
+
+
+def _find_treated(compared: list[Compared], treatment: str) -> Compared:
+    return next(one for one in compared if one.system.treatment == treatment)
 
 
 def _collect_notes(result: dict[str, Any], dataset: LatentDataset) -> list[str]:

@@ -23,9 +23,11 @@ from pipelines.data.parquet_tensors import Array
 from pipelines.data.shards import FullRows
 from pipelines.evaluate.clip_measures import measure_clip
 from pipelines.evaluate.folders import FolderClips
+from pipelines.evaluate.originals import Originals
+from pipelines.evaluate.real_audio import make_real_audio
 from pipelines.evaluate.rows import cycle, read_rows
-from pipelines.evaluate.systems import REAL, EvaluatedSystem
-from pipelines.inference.model import Model, open_model
+from pipelines.evaluate.systems import ORIGINAL, REAL, EvaluatedSystem
+from pipelines.inference.model import open_model
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import read_bytes, write_bytes
 from presto_core.config.evaluation import EvaluateConfig
@@ -38,7 +40,6 @@ from presto_core.metrics.stereo import split_channels
 from presto_core.training.state import make_step_rng
 
 VALIDATION_SALT = 1_000_003  # added to the seed, so that validation clips start from noise of their own
-NOISE_SNR_DB = 10.0  # of the clips that the fitness test makes worse
 CLIP_PREFIX, EMBEDDING_PREFIX = "clip/", "embeddings/"
 
 
@@ -48,12 +49,14 @@ class SystemSampler:
     All systems of a split get the same prompts and, batch by batch, the same starting noise.
     """
 
-    def __init__(self, config: EvaluateStage, uris: dict[str, str], folders: dict[str, FolderClips]) -> None:
+    def __init__(
+        self, config: EvaluateStage, uris: dict[str, str], folders: dict[str, FolderClips], originals: Originals | None
+    ) -> None:
         torch.set_num_threads(config.cluster.torch_threads)
         self.config = config
         device = "cuda" if config.cluster.gpus_per_worker and torch.cuda.is_available() else "cpu"
         self.models = {role: open_model(uri, device=device) for role, uri in uris.items() if role != "dataset"}
-        self.dataset, self.folders = open_dataset(uris["dataset"]), folders
+        self.dataset, self.folders, self.originals = open_dataset(uris["dataset"]), folders, originals
         self.embedders = load_embedders(config.evaluate.embedders, device=device)
         has_tagger = any(isinstance(embedder, MusicnnEmbedder) for embedder in self.embedders)
         self.tagger = None if has_tagger else MusicnnEmbedder(device=device)
@@ -74,12 +77,15 @@ class SystemSampler:
         return {"system": item["system"], "arrays": save({k: np.ascontiguousarray(v) for k, v in arrays.items()})}
 
     def _make_audio(self, system: EvaluatedSystem, start: int, count: int) -> Tensor:
-        """[count, A, N] audio; real music passes through the codec too, so that only the model differs."""
+        """[count, A, N] audio; real music passes through the codec too, so that only the model differs, but for the
+        original recordings."""
         if system.role == "folder":
             return torch.from_numpy(self.folders[system.label].read_audio(start, count))
         model = self.models[system.model]
         if system.role == "real":
-            return self._make_real_audio(system, model, start, count)
+            rng = make_step_rng(self.config.seed, total_step=start)
+            rows = self._select_rows(system.split, start, count)
+            return make_real_audio(rows, system.treatment, model.codec, generator=rng, originals=self.originals)
         rows = self._select_rows(system.split, start, count)
         salt = 0 if system.split == self.dataset.test_split else VALIDATION_SALT
         rng = make_step_rng(self.config.seed + salt, total_step=start, device=model.device)
@@ -87,22 +93,6 @@ class SystemSampler:
         cond = make_conditioning(rows).to(model.device)
         x0 = system.sample(model, noise, cond, schedule=self.config.evaluate.schedule, generator=rng)
         return model.decode(x0)
-
-    @torch.inference_mode()
-    def _make_real_audio(self, system: EvaluatedSystem, model: Model, start: int, count: int) -> Tensor:
-        """Clips of the data set, or what the fitness test makes of them."""
-        rows = self._select_rows(system.split, start, count)
-        latents = torch.tensor(np.asarray(rows.latents, dtype=np.float32))
-        rng = make_step_rng(self.config.seed, total_step=start)
-        if system.treatment == "shuffle":
-            latents = latents[:, :, torch.randperm(latents.shape[2], generator=rng)]
-        audio = model.codec.decode(latents)
-        if system.treatment == "codec":
-            audio = model.codec.decode(model.codec.encode(audio))
-        if system.treatment == "noise":
-            level = audio.square().mean(dim=(1, 2), keepdim=True).sqrt() * 10 ** (-NOISE_SNR_DB / 20)
-            audio = audio + level * torch.randn(audio.shape, generator=rng)
-        return audio
 
     def _embed(self, audio: Tensor, rate_hz: int) -> dict[str, Array]:
         """`embeddings/<number of the embedder>/<channel>` -> [B, patches, D]; musicnn also gives `tags` [B, 50]."""
@@ -178,11 +168,13 @@ def sample_systems(
     uris: dict[str, str],
     scratch: Folder,
     folders: dict[str, FolderClips],
+    originals: Originals | None = None,
 ) -> dict[EvaluatedSystem, SystemSamples]:
     """Sample every system with Ray Data; what an interrupted run finished is taken from `scratch`.
 
     Args:
         folders: clips of the systems that are folders of audio, by name.
+        originals: recordings of the systems of real music that are not encoded.
     """
     pending = [s for s in systems if not scratch.exists(partial_file_name(s, folders))]
     if len(pending) < len(systems):
@@ -196,7 +188,8 @@ def sample_systems(
         items = [item for batch in batches for item in batch]
         bars = progress_bar("evaluate", len(items), waits_for="starting workers")
         with bars as bar, open_pool(config.cluster, len(items)):
-            rows = _report_progress(map_items(items, SystemSampler, config.cluster, config, uris, folders), bar)
+            results = map_items(items, SystemSampler, config.cluster, config, uris, folders, originals)
+            rows = _report_progress(results, bar)
             for system_json, parts in groupby(rows, key=lambda row: row["system"]):
                 file = partial_file_name(EvaluatedSystem(**json.loads(system_json)), folders)
                 _store_samples(scratch, file, list(parts))
@@ -210,7 +203,8 @@ def count_clips(system: EvaluatedSystem, config: EvaluateConfig, dataset: Latent
     """
     if system.role == "real":
         rows = sum(shard.rows for shard in dataset.shards(system.split))
-        return min(rows, (config.reference_samples or rows) if system.name == REAL else config.num_samples)
+        is_reference = system.name in (REAL, ORIGINAL)
+        return min(rows, (config.reference_samples or rows) if is_reference else config.num_samples)
     return config.num_samples if system.split == dataset.test_split else config.validation_samples
 
 

@@ -14,7 +14,7 @@ from presto_core.artifacts.manifest import Artifact
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.sampling import BaseSampler, ScheduleConfig
 
-Treatment = Literal["", "codec", "noise", "shuffle"]
+Treatment = Literal["", "original", "codec", "noise", "shuffle"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class EvaluatedSystem:
         model: which of the evaluation's inputs it samples.
         label: what its curve in a plot is called: the name without steps.
         split: whose prompts it follows, or whose clips it is.
-        treatment: what is done to real music (fitness of the metrics): another pass of the `codec`, `noise`, or
-            a `shuffle` of its frames.
+        treatment: what is done to real music (fitness of the metrics): nothing, so that it is the `original`
+            recording; or, after the codec, another pass of the `codec`, `noise`, or a `shuffle` of its frames.
     """
 
     name: str
@@ -61,13 +61,15 @@ class EvaluatedSystem:
 
 
 REAL, REAL_TRAIN = "real music", "real music, train"
+ORIGINAL, ORIGINAL_TRAIN = "original", "original, train"
 
 
-def list_real_systems(test_split: str) -> list[EvaluatedSystem]:
+def list_real_systems(test_split: str, *, originals: bool = False) -> list[EvaluatedSystem]:
     """Real music: the reference, training clips (the floor), and training clips made worse in known ways.
 
-    All pass through the codec, as what models generate does.
+    All pass through the codec, as what models generate does, but for the original recordings, if these are at hand.
     """
+    recordings = [(ORIGINAL, test_split), (ORIGINAL_TRAIN, "train")] if originals else []
     treatments: dict[str, Treatment] = {"second codec pass": "codec", "noise": "noise", "shuffled frames": "shuffle"}
     return [
         EvaluatedSystem(REAL, "real", 0, 0, sampler="none", split=test_split),
@@ -75,6 +77,10 @@ def list_real_systems(test_split: str) -> list[EvaluatedSystem]:
         *(
             EvaluatedSystem(f"{REAL_TRAIN}, {name}", "real", 0, 0, sampler="none", split="train", treatment=treatment)
             for name, treatment in treatments.items()
+        ),
+        *(
+            EvaluatedSystem(name, "real", 0, 0, sampler="none", split=split, treatment="original")
+            for name, split in recordings
         ),
     ]
 

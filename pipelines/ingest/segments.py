@@ -152,6 +152,20 @@ def segment_file(
             yield digest, FileResult(digest, facts, tuple(segmenter.rows), segmenter.silent, seconds)
 
 
+def read_window(content: BinaryIO, encoding: EncodeSettings, start_seconds: float) -> Waveform:
+    """Decode the window of a file that starts at a time, as it was encoded: [channels, window].
+
+    Raises:
+        AudioError: the file has no such window with music, or is not audio.
+    """
+    start = start_seconds * encoding.sample_rate_hz
+    for segment in _Segmenter(content, encoding).iter_segments():
+        found = np.flatnonzero(np.abs(segment.starts - start) < encoding.step / 2)
+        if len(found):
+            return np.asarray(segment.audio[found[0]])
+    raise AudioError(f"has no window at {start_seconds:g} s")
+
+
 class _Segmenter:
     """Cuts one file into segments and counts its windows."""
 

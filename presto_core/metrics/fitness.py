@@ -1,12 +1,13 @@
 """Whether a metric is fit for a corpus and an embedding: it must rank real music before the same music made worse.
 
-Two tests (METHOD section 6): real music, a second codec pass, added noise and shuffled frames must be worse in this
-order; and embeddings shrunk towards their mean, which vary less than music does, must not be better than real ones.
+Two tests (METHOD section 6): real music, its round trip through the codec, added noise and shuffled frames must be
+worse in this order; and embeddings shrunk towards their mean, which vary less than music does, must not be better than
+real ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
@@ -47,9 +48,7 @@ class Fitness:
 def check_fitness(
     *,
     real: EmbeddingSets,
-    codec: EmbeddingSets | None = None,
-    noise: EmbeddingSets | None = None,
-    shuffle: EmbeddingSets | None = None,
+    worse: Mapping[str, EmbeddingSets],
     groups: int = 10,
     confidence: float = 0.95,
 ) -> dict[str, Fitness]:
@@ -60,15 +59,14 @@ def check_fitness(
 
     Args:
         real: real music (`generated`) compared with other real music (`reference`).
-        codec, noise, shuffle: the same after a second pass through the codec, with noise, and with shuffled frames, if
-            at hand.
+        worse: what was made of the same music -> the same comparison, each worse than the one before: a pass through
+            the codec, noise, shuffled frames.
         groups, confidence: as in `estimate_intervals`.
 
     Returns:
         Nothing if a set has too few tracks for intervals.
     """
-    worse = {"second codec pass": codec, "noise": noise, "shuffled frames": shuffle}
-    conditions = {"real music": real} | {name: sets for name, sets in worse.items() if sets is not None}
+    conditions = {"real music": real, **worse}
     everything = conditions | {SHRUNK: shrink_generated(real)}
     if any(explain_missing_intervals(sets) for sets in everything.values()):
         return {}

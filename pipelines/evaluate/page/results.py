@@ -11,7 +11,7 @@ from presto_core.metrics.table import METRICS, Metric
 GROUPS = ("quality", "prompt", "audio", "cost")
 SHOWN_FIRST = ("quality", "prompt", "cost")
 """Groups whose columns are shown before a reader selects others."""
-UNFIT = "it does not rank real music, a second codec pass of it, noised and shuffled music in this order"
+UNFIT = "it does not rank real music, its round trip through the codec, noised and shuffled music in this order"
 CHANCE = "_shuffled"
 """Ends the name of what a metric of prompts gives against prompts of other tracks: shown beside its value."""
 
