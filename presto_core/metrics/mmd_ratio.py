@@ -105,10 +105,10 @@ def compare_mmd(
         ValueError: clips or real music are of fewer than three tracks, or not finite.
     """
     folds = _deal_folds([mine, theirs, reference], groups)
-    values, without = zip(
-        _replicate(mine, reference, folds[0], folds[2]), _replicate(theirs, reference, folds[1], folds[2])
-    )
-    return MmdRatio(values[0], values[1], _estimate_covariance(without), _find_quantile(folds, confidence))
+    value, without = _replicate(mine, reference, folds[0], folds[2])
+    other_value, other_without = _replicate(theirs, reference, folds[1], folds[2])
+    covariance = _estimate_covariance([without, other_without])
+    return MmdRatio(value, other_value, covariance, _find_quantile(folds, confidence))
 
 
 def estimate_mmd(
@@ -124,7 +124,7 @@ def estimate_mmd(
 def _deal_folds(sides: Sequence[GroupedEmbeddings], count: int) -> list[Labels]:
     """Fold of each row of each side: a track is in the same fold on all, and each fold has as many tracks of a side."""
     tracks = np.unique(np.concatenate([side.groups for side in sides]))
-    membership = sum(np.isin(tracks, side.groups).astype(int) << bit for bit, side in enumerate(sides))
+    membership = np.sum([np.isin(tracks, side.groups) * 2**bit for bit, side in enumerate(sides)], axis=0)
     # in turn over the tracks of the same sides, which are in seeded order
     order = np.lexsort((np.random.default_rng(0).permutation(len(tracks)), membership))
     folds = np.empty(len(tracks), dtype=np.int64)

@@ -27,8 +27,8 @@ def measure(design: Design, factor: float, *, simulations: int, seed: int = 0) -
     for _ in range(simulations):
         sides = simulate_models(design, factor, rng)
         ratio = compare_mmd(*sides, groups=limits.interval_groups, confidence=limits.confidence)
-        samples = [ChosenSamples("made-up", len(side.values), side) for side in sides]
-        comparison = Comparison("", *samples, ratio, limits.worse_teacher_ratio, limits.max_teacher_ratio)
+        mine, theirs, real = (ChosenSamples("made-up", len(side.values), side) for side in sides)
+        comparison = Comparison("", mine, theirs, real, ratio, limits.worse_teacher_ratio, limits.max_teacher_ratio)
         outcomes[comparison.outcome] += 1
     return outcomes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from presto_core.metrics.mmd_ratio import GroupedEmbeddings, MmdRatio, compare_mmd, estimate_mmd
 from tests.support.simulated_models import SHIPPED_VALIDATION, simulate_models
 
-HOW = {"groups": 10, "confidence": 0.9}
+HOW: dict[str, Any] = {"groups": 10, "confidence": 0.9}
 
 
 def by_row(values: np.ndarray, first: int = 0) -> GroupedEmbeddings:
@@ -94,6 +95,6 @@ def test_intervals_of_the_ratio_cover_it():
 def test_sets_of_fewer_than_three_tracks_are_refused():
     rng = np.random.default_rng(0)
     many, few = by_row(rng.standard_normal((9, 3))), GroupedEmbeddings(rng.standard_normal((9, 3)), np.arange(9) % 2)
-    for three in ((few, many, many), (many, few, many), (many, many, few)):
+    for mine, theirs, reference in ((few, many, many), (many, few, many), (many, many, few)):
         with pytest.raises(ValueError, match=r" 2[ ,].*tracks"):
-            compare_mmd(*three, **HOW)
+            compare_mmd(mine, theirs, reference, **HOW)
