@@ -113,17 +113,25 @@ def promote(
         ),
     ] = None,
     why: Why = "",
+    accept_worse: Annotated[
+        bool,
+        typer.Option(
+            "--accept-worse",
+            help="Promote it though it is worse than its teacher or the champion, or not known not to be; recorded.",
+        ),
+    ] = False,
     dry_run: Preview = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version champion if its files, licence, health, quality against the champion and latency pass."""
+    """Make a version champion if its files, licence, health, latency and quality pass: it must not be worse than the
+    model it was distilled from, nor than the champion, on enough clips to tell."""
     from pipelines.registry.promotion import Promoter
     from pipelines.tracking.client import open_tracker
 
     config: Any = load_stage_config("registry", args or [])
     _require_reason(why, dry_run)
     promoter = Promoter(open_tracker(config.tracking).client)
-    decision = promoter.promote(version, config.promote, why=why, dry_run=dry_run)
+    decision = promoter.promote(version, config.promote, why=why, accept_worse=accept_worse, dry_run=dry_run)
     print_decision(decision, dry_run=dry_run, as_json=as_json)
     if not decision.has_passed:
         raise typer.Exit(1)

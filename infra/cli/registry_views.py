@@ -65,7 +65,7 @@ def print_version(
     facts |= {f"parent: {role}": _format_parent(parents.get(p), p) for role, p in version.parents.items()}
     facts |= {key: f"{value:g}" if isinstance(value, float) else value for key, value in version.measurements.items()}
     facts |= {key: value for key, value in ({"gate": version.gate} | made).items() if value}
-    facts |= {f"{d['action']}d {d['when']}": f"by {d['who']}: {d['why']}" for d in decisions}
+    facts |= {f"{d['action']}d {d['when']}": _format_decision(d) for d in decisions}
     print_table(version.label, None, [[key, str(value)] for key, value in facts.items()])
     console.print("settings: presto registry show --json, or presto registry diff", style="dim")
 
@@ -93,14 +93,19 @@ def print_diff(one: str, other: str, found: dict[str, dict[str, tuple[Any, Any]]
 
 def print_decision(decision: PromotionDecision, *, dry_run: bool, as_json: bool) -> None:
     """Print the checks of a promotion and their outcome."""
+    from pipelines.registry.promotion_checks import COMPARISONS
+
     if as_json:
         print_json(decision.to_dict())
         return
     candidate = decision.candidate.label
-    rows = [[check.name, "pass" if check.passed else "FAIL", check.found, check.wanted] for check in decision.checks]
+    rows = [[check.name, check.outcome, check.found, check.wanted] for check in decision.checks]
     print_table(f"{candidate} for champion", ("check", "", "found", "wanted"), rows)
+    _print_fixes(decision)
     if not decision.has_passed:
+        failed = {check.name for check in decision.checks if check.outcome == "FAIL"}
         hint = "fix what failed, or change the thresholds promote.…"
+        hint += ", or promote it all the same with --accept-worse" if failed <= set(COMPARISONS) else ""
         console.print(f"promote: {candidate} is refused, nothing changed; {hint}", style="red")
     elif dry_run:
         console.print(f"promote: {candidate} would be promoted")
@@ -108,7 +113,19 @@ def print_decision(decision: PromotionDecision, *, dry_run: bool, as_json: bool)
         console.print(f"promote: {candidate} is the champion already")
     else:
         before = f", in place of v{decision.champion.number}" if decision.champion else ""
-        console.print(f"promote: {candidate} is the champion{before}; undo it with: presto registry rollback")
+        names = ", ".join(decision.list_accepted())
+        accepted = f", though it failed: {names} (recorded)" if names else ""
+        console.print(f"promote: {candidate} is the champion{before}{accepted}; undo it with: presto registry rollback")
+
+
+def _print_fixes(decision: PromotionDecision) -> None:
+    """Print what to do about failed checks, each command once and on one line, to copy."""
+    names: dict[str, list[str]] = {}
+    for check in decision.checks:
+        if not check.passed and check.fix:
+            names.setdefault(check.fix, []).append(check.name)
+    for fix, failed in names.items():
+        console.print(f"{', '.join(failed)}: {fix}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_result(message: str, payload: Any, as_json: bool) -> None:
@@ -134,6 +151,15 @@ def _format_parent(version: Version | None, artifact_id: str) -> str:
         return f"{version.label} ({artifact_id})"
     name = find_export_of(artifact_id)
     return f"{name} of the package ({artifact_id})" if name else f"{artifact_id}, not registered"
+
+
+def _format_decision(decision: dict[str, Any]) -> str:
+    from pipelines.registry.promotion_log import list_accepted
+
+    accepted = list_accepted(decision["checks"])
+    return f"by {decision['who']}: {decision['why']}" + (
+        f"; though it failed: {', '.join(accepted)}" if accepted else ""
+    )
 
 
 def _format_value(value: Any) -> str:

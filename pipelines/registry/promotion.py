@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.names import Reference, RegistryError
-from pipelines.registry.promotion_checks import PromotionCheck, run_checks
+from pipelines.registry.promotion_check import PromotionCheck
+from pipelines.registry.promotion_checks import COMPARISONS, run_checks
 from pipelines.registry.promotion_log import PromotionLog, PromotionRecord
 from pipelines.registry.publish import open_promotion_log_folder, retry_conflicts
 from presto_core.config.promotion import PromoteConfig
@@ -36,7 +37,12 @@ class PromotionDecision:
 
     @property
     def has_passed(self) -> bool:
-        return all(check.passed for check in self.checks)
+        """Whether all checks passed, or failed ones were accepted."""
+        return all(check.passed or check.accepted for check in self.checks)
+
+    def list_accepted(self) -> list[str]:
+        """Names of the checks that failed, and were accepted."""
+        return [check.name for check in self.checks if check.accepted]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form for --json."""
@@ -45,6 +51,7 @@ class PromotionDecision:
             "champion": self.champion and self.champion.to_dict(),
             "checks": [check.to_dict() for check in self.checks],
             "passed": self.has_passed,
+            "accepted": self.list_accepted(),
             "promoted": self.record is not None,
         }
 
@@ -60,10 +67,16 @@ class Promoter:
     client: Any
     gate: Callable[..., list[PromotionCheck]] = field(default=run_checks)
 
-    def promote(self, reference: str, limits: PromoteConfig, *, why: str, dry_run: bool = False) -> PromotionDecision:
+    def promote(
+        self, reference: str, limits: PromoteConfig, *, why: str, accept_worse: bool = False, dry_run: bool = False
+    ) -> PromotionDecision:
         """Check a version and make it champion if it passes.
 
         If another version becomes champion meanwhile, the checks run again against that one.
+
+        Args:
+            accept_worse: promote it even if it is worse than its teacher or the champion, or is not known not to be;
+                the record has the checks that failed, with their numbers. Other checks are not waived.
 
         Raises:
             RegistryError: there is no such version, or others promoted `ATTEMPTS` times meanwhile.
@@ -74,6 +87,8 @@ class Promoter:
             head = log.read_head()
             champion = self._get_champion(candidate.name, head)
             table = self.gate(self.client, candidate, champion, limits)
+            if accept_worse:
+                table = [replace(check, accepted=not check.passed and check.name in COMPARISONS) for check in table]
             decision = PromotionDecision(candidate, champion, table)
             if dry_run or not decision.has_passed:
                 return decision
@@ -163,9 +178,9 @@ def current_user() -> str:
 
 
 def _tag_version(client: Any, name: str, record: PromotionRecord) -> None:
-    """Write action, who, when and why onto the version too, for users of MLflow's own interface."""
-    for key in ("action", "who", "when", "why"):
-        value = str(getattr(record, key))
+    """Write action, who, when, why and what was accepted onto the version too, for users of MLflow's own interface."""
+    values = {key: str(getattr(record, key)) for key in ("action", "who", "when", "why")}
+    for key, value in (values | {"accepted": ", ".join(record.list_accepted()) or "nothing"}).items():
         retry_conflicts(
             partial(client.set_model_version_tag, name, str(record.version), f"presto.promotion.{key}", value)
         )

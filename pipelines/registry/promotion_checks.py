@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from typing import Any
 
-import numpy as np
-
-from pipelines.registry.catalog import Catalog, Version
-from pipelines.registry.champion_comparison import GroupedEmbeddings, estimate_excess, load_chosen_samples
+from pipelines.registry.catalog import Version
+from pipelines.registry.comparison_checks import (
+    check_noise_floor,
+    check_samples,
+    compare_with_champion,
+    compare_with_teacher,
+)
 from pipelines.registry.maintenance import verify_version
-from pipelines.storage.filesystem import open_folder
-from presto_core.artifacts.manifest import Artifact, read_artifact
+from pipelines.registry.model_comparison import Evidence, NotComparableError
+from pipelines.registry.promotion_check import PromotionCheck
 from presto_core.config.promotion import PromoteConfig
 from presto_core.errors import UserError
 from presto_core.metrics.table import METRICS
 from presto_core.training.health import STEP_DISTILLATION, TEACHER, HealthRange, find_out_of_range
 
+COMPARISONS = ("samples", "noise floor", "against teacher", "against champion")
+"""The checks that `--accept-worse` accepts."""
 HEALTH_SIGNALS: dict[str, dict[str, HealthRange]] = {
     "generator": STEP_DISTILLATION,
     "teacher": TEACHER,
@@ -26,29 +30,20 @@ HEALTH_SIGNALS: dict[str, dict[str, HealthRange]] = {
 }
 
 
-@dataclass(frozen=True)
-class PromotionCheck:
-    """One row of the table of checks."""
-
-    name: str
-    passed: bool
-    found: str
-    wanted: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def run_checks(
     client: Any, candidate: Version, champion: Version | None, limits: PromoteConfig
 ) -> list[PromotionCheck]:
     """Run all checks of a candidate; a failure does not stop the others."""
+    evidence = Evidence(client, candidate, champion, limits)
     table: list[tuple[str, Callable[[], PromotionCheck]]] = [
         ("files", lambda: _check_files(candidate)),
         ("licence", lambda: _check_license(candidate, limits)),
         ("health", lambda: _check_health(client, candidate, limits)),
         ("quality", lambda: _check_quality(candidate, limits)),
-        ("against champion", lambda: _compare_with_champion(client, candidate, champion, limits)),
+        ("samples", lambda: check_samples(evidence)),
+        ("noise floor", lambda: check_noise_floor(evidence)),
+        ("against teacher", lambda: compare_with_teacher(evidence)),
+        ("against champion", lambda: compare_with_champion(evidence)),
         ("latency", lambda: _check_latency(candidate, champion, limits)),
     ]
     return [_run_check(name, check) for name, check in table]
@@ -57,6 +52,8 @@ def run_checks(
 def _run_check(name: str, check: Callable[[], PromotionCheck]) -> PromotionCheck:
     try:
         return check()
+    except NotComparableError as error:
+        return PromotionCheck(name, False, str(error), "can be compared", fix=error.fix)
     except UserError as error:
         return PromotionCheck(name, False, str(error), "can be checked")
 
@@ -101,68 +98,6 @@ def _check_quality(candidate: Version, limits: PromoteConfig) -> PromotionCheck:
     texts = [f"{METRICS[name].title} {METRICS[name].format_value(v)}" for name, v in found.items() if v is not None]
     split = "validation split" if "validation_mmd" in measured else str(measured.get("split", "held-out music"))
     return PromotionCheck("quality", passed, f"{', '.join(texts)} on {split}", wanted or "any")
-
-
-def _compare_with_champion(
-    client: Any, candidate: Version, champion: Version | None, limits: PromoteConfig
-) -> PromotionCheck:
-    """Compare MMDs on the validation split, with an interval over tracks of prompts and of the reference."""
-    name, ratio = "against champion", limits.max_mmd_ratio
-    wanted = "any" if ratio is None else f"MMD ≤ {ratio:g} x the champion's, at the interval's upper end"
-    if champion is None:
-        return PromotionCheck(name, True, "there is no champion yet", wanted)
-    if champion.content == candidate.content:
-        return PromotionCheck(name, True, "it is the champion", wanted)
-    mine, theirs, reference = _load_samples_of_both(client, candidate, champion)
-    excess = estimate_excess(
-        mine, theirs, reference, ratio=ratio or 1.0, groups=limits.interval_groups, confidence=limits.confidence
-    )
-    found = (
-        f"MMD x 1000: {excess.mine * 1e3:.1f}, {excess.theirs * 1e3:.1f} of {champion.name}@v{champion.number}; "
-        f"exceeds {ratio or 1:g} x the champion's by at most {excess.high * 1e3:.1f} ({limits.confidence:.0%})"
-    )
-    return PromotionCheck(name, ratio is None or excess.high <= 0, found, wanted)
-
-
-def _load_samples_of_both(
-    client: Any, candidate: Version, champion: Version
-) -> tuple[GroupedEmbeddings, GroupedEmbeddings, GroupedEmbeddings]:
-    """Return embeddings of both versions and of real music, from one report or two comparable ones."""
-    catalog = Catalog(client)
-    report = _read_report(catalog, candidate)
-    both = f"inputs.generator={candidate.artifact_id} inputs.compared=[{champion.artifact_id}]"
-    fix = f"evaluate both: presto evaluate {both}"
-    if champion.artifact_id in report.manifest["parents"].values():
-        other = report
-    else:
-        other = _read_report(catalog, champion)
-        if _comparison_key(other) != _comparison_key(report):
-            raise UserError(
-                f"{candidate.label} and the champion were evaluated with different measures "
-                f"({_describe_measure(report, candidate)}; {_describe_measure(other, champion)}); {fix}"
-            )
-    mine, reference = load_chosen_samples(report, candidate)
-    theirs, other_reference = load_chosen_samples(other, champion)
-    if not np.isin(other_reference.groups, reference.groups).any():
-        raise UserError(f"{candidate.label} and the champion were evaluated on different splits of the data set; {fix}")
-    return mine, theirs, reference
-
-
-def _describe_measure(report: Artifact, version: Version) -> str:
-    """What the distances of a version depend on, to read."""
-    name, _, digest = str(version.measurements.get("embedding", "an embedding unknown")).rpartition(" ")
-    return f"{name} {digest[:12]} on data set {report.manifest['parents']['dataset']}"
-
-
-def _read_report(catalog: Catalog, version: Version) -> Artifact:
-    if "report" not in version.measurements:
-        raise UserError(f"{version.label} is not evaluated; run presto evaluate on it")
-    return read_artifact(open_folder(catalog.find(str(version.measurements["report"])).uri))
-
-
-def _comparison_key(report: Artifact) -> tuple[str, str]:
-    """Return what distances depend on: data set, and the measure (embedding and decoder)."""
-    return report.manifest["parents"]["dataset"], str(report.manifest["report"].get("measure"))
 
 
 def _check_latency(candidate: Version, champion: Version | None, limits: PromoteConfig) -> PromotionCheck:

@@ -32,7 +32,7 @@ class PromotionRecord:
         who: user who decided.
         when: time of the decision, ISO 8601 in UTC.
         why: the user's reason.
-        checks: the checks that it passed.
+        checks: the checks that it passed, and those that failed and were accepted.
         nonce: makes the entries of concurrent writers differ.
     """
 
@@ -47,6 +47,10 @@ class PromotionRecord:
     why: str
     checks: list[dict[str, Any]] = field(default_factory=list)
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def list_accepted(self) -> list[str]:
+        """Names of the checks that failed, and were accepted."""
+        return list_accepted(self.checks)
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,11 @@ class PromotionLog:
             return PromotionRecord(**json.loads(read_bytes(self.folder, name)))
         except (ValueError, TypeError) as error:
             raise StoreError(f"{self.folder.uri}/{name} is not a promotion record: {error}; restore the file") from None
+
+
+def list_accepted(checks: list[dict[str, Any]]) -> list[str]:
+    """Names of the checks that failed, and were accepted; records made before have none."""
+    return [check["name"] for check in checks if check.get("accepted")]
 
 
 def _file_name(number: int) -> str:

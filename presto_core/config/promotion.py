@@ -12,9 +12,18 @@ class PromoteConfig(Section):
     """Largest MMD to music of the validation split; empty sets no limit."""
     max_fd: Positive | None = None
     """Largest Fréchet distance to real music; empty sets no limit."""
+    max_teacher_ratio: Positive | None = 1.5
+    """Largest multiple of the MMD of the teacher that a version was distilled from, at the upper end of the confidence
+    interval; empty sets no limit."""
+    worse_teacher_ratio: Positive = 1.1
+    """A version is worse than its teacher if even the lower end of the interval lies above this multiple."""
     max_mmd_ratio: Positive | None = 1.1
     """Largest multiple of the champion's MMD, at the upper end of the confidence interval; empty sets no limit."""
+    max_floor_share: Positive | None = 0.5
+    """Largest share of the teacher's or champion's MMD that real music may have against other real music, at the upper
+    end of its interval; empty sets no limit."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Probability that an interval covers the true value."""
     interval_groups: int = Field(20, ge=4)
     """Groups of tracks that are left out in turn for the interval."""
     max_latency_ms: Positive | None = None

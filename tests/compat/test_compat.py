@@ -44,8 +44,9 @@ STAGE_CLASSES = {"train-teacher": "TeacherStage", "distill-layers": "LayersStage
 STORAGE = "storage.root=store"
 LIST, VERIFY = ["registry", "list", "--json", STORAGE], ["registry", "verify", "--json", STORAGE]
 (REPORT_ID,) = (version["id"] for version in EXPECTED["versions"] if version["kind"] == "report")
-# Promotion compares MMD now, which has a limit of its own.
-PROMOTE = ["promote.max_mmd_ratio=null" if "max_fd_ratio" in word else word for word in EXPECTED["promote"]]
+# Promotion compares MMD now, which has limits of its own.
+FREE = [f"promote.{name}=null" for name in ("max_mmd_ratio", "max_teacher_ratio", "max_floor_share")]
+PROMOTE = [*FREE, *(word for word in EXPECTED["promote"] if "max_fd_ratio" not in word)]
 COMMANDS = {
     "report": ["report", REPORT_ID, STORAGE],
     "show": ["registry", "show", "champion", "--json", STORAGE],

@@ -133,8 +133,8 @@ def test_the_whole_flow_as_jobs_of_a_stranger_with_a_node_lost_in_training(
             only=("steps.", "loop.", "cluster."),
         )
         run_job("evaluate", "from_scratch", only=("evaluate.", "cluster."))
-        # health cannot be measured after a few steps of training
-        first = ("promote.require_health=false", "--why", "the first one")
+        # health and quality cannot be measured after a few steps of training
+        first = ("promote.require_health=false", "--accept-worse", "--why", "the first one")
         user.finish(user.presto("registry", "promote", "candidate-ls", f"storage.root={ROOT}", *first))
         user.finish(user.presto("jobs", "list"))
     client = mlflow.MlflowClient(tracking_uri=mlflow_server)

@@ -26,7 +26,6 @@ from pipelines.evaluate.kept_clips import make_slugs
 from pipelines.evaluate.rows import Prompts
 from pipelines.evaluate.sampling import SystemSampler, partial_file_name
 from pipelines.evaluate.systems import EvaluatedSystem, list_real_systems
-from pipelines.registry.champion_comparison import GroupedEmbeddings, estimate_excess
 from pipelines.storage.filesystem import open_folder
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.loader import ConfigError, load_config
@@ -200,18 +199,3 @@ def test_the_message_of_ctrl_c_has_the_way_to_resume() -> None:
     done = subprocess.run([sys.executable, "-c", INTERRUPT_ITSELF, "interrupt"], capture_output=True, text=True)
     assert done.returncode == 130
     assert done.stderr == "presto: interrupted; re-run the same command to resume\n"
-
-
-# --- promotion
-
-
-def make_clips(*tracks: int) -> GroupedEmbeddings:
-    values = np.random.default_rng(0).standard_normal((len(tracks), 3))
-    return GroupedEmbeddings(values, np.array(tracks))
-
-
-def test_an_interval_over_too_few_tracks_is_one_message() -> None:
-    many, few = make_clips(1, 2, 3, 4, 5, 6), make_clips(1, 1, 2, 2)
-    for three in ((few, many, many), (many, few, many), (many, many, few)):
-        with pytest.raises(UserError, match=r"tracks.* 2 .*evaluate.validation_samples|of 2.*validation_samples"):
-            estimate_excess(*three, ratio=1.1, groups=4, confidence=0.95)

@@ -11,7 +11,8 @@ import pytest
 
 from pipelines.registry import names
 from pipelines.registry.catalog import Version
-from pipelines.registry.promotion_checks import PromotionCheck, run_checks
+from pipelines.registry.promotion_check import PromotionCheck
+from pipelines.registry.promotion_checks import COMPARISONS, run_checks
 from pipelines.tracking.client import Tracker, open_tracker
 from pipelines.tracking.tags import ARTIFACT_ID, KIND
 from presto_core.config.promotion import PromoteConfig
@@ -33,7 +34,7 @@ def tracker(workdir: Path) -> Tracker:
 def check(tracker: Tracker, candidate: Version, champion: Version | None = None, **limits: Any) -> set[str]:
     """Names of the checks that pass; those of files and of the champion's samples cannot, without artifacts."""
     table: list[PromotionCheck] = run_checks(tracker.client, candidate, champion, PromoteConfig(**limits))
-    assert [row.name for row in table] == ["files", "licence", "health", "quality", "against champion", "latency"]
+    assert [row.name for row in table] == ["files", "licence", "health", "quality", *COMPARISONS, "latency"]
     return {row.name for row in table if row.passed}
 
 
@@ -95,5 +96,14 @@ def test_latency_is_compared_with_the_champion_on_the_same_hardware(
 def test_the_first_champion_and_the_champion_itself_need_no_samples(tracker: Tracker):
     candidate = make_version(run=record_run(tracker))
     assert "against champion" in check(tracker, candidate)
-    assert "against champion" in check(tracker, candidate, candidate)
+    assert set(COMPARISONS) <= check(tracker, candidate, candidate)
     assert "against champion" not in check(tracker, candidate, make_version(2))  # it is not evaluated
+
+
+def test_a_version_that_is_not_evaluated_gets_one_command(tracker: Tracker):
+    candidate = make_version(run=record_run(tracker))
+    table = run_checks(tracker.client, candidate, make_version(2), PromoteConfig())
+    failed = [row for row in table if row.name in COMPARISONS and not row.passed]
+    assert {row.name for row in failed} >= {"samples", "noise floor", "against champion"}
+    assert all(candidate.label in row.found and "presto evaluate" in row.fix for row in failed)
+    assert len({row.fix for row in failed}) == 1

@@ -9,7 +9,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors.numpy import load, save
 from typer.testing import CliRunner
@@ -17,7 +16,6 @@ from typer.testing import CliRunner
 from infra.cli.main import app
 from pipelines.inference.generator import load_generator
 from pipelines.inference.lazy_mlflow import save_mlflow_model
-from pipelines.registry.champion_comparison import GroupedEmbeddings, estimate_excess
 from pipelines.registry.evaluation_tags import EMBEDDINGS
 from pipelines.registry.names import CHAMPION, RegistryError
 from pipelines.registry.promotion import Promoter
@@ -102,7 +100,8 @@ def test_every_threshold_is_applied(home: TinyRegistry, limits: dict[str, object
 
 def test_what_was_not_evaluated_or_not_trained_by_presto_is_refused(home: TinyRegistry, model: str):
     table = Promoter(home.client).promote(f"{model}@v2", PromoteConfig(), why="", dry_run=True).checks
-    assert {check.name for check in table if not check.passed} == {"health", "quality", "latency"}
+    failed = {"health", "quality", "samples", "noise floor", "against teacher", "latency"}
+    assert {check.name for check in table if not check.passed} == failed
 
 
 def test_damage_in_storage_is_found_by_the_checks_and_by_verify(home: TinyRegistry, copy: Path, tmp_path: Path):
@@ -193,29 +192,49 @@ def test_the_commands_promote_and_roll_back(home: TinyRegistry, model: str):
     assert "it hums" in presto(home, "show", f"{model}@champion")
 
 
-def by_row(values: np.ndarray) -> GroupedEmbeddings:
-    return GroupedEmbeddings(values, np.arange(len(values)))
+def test_a_first_champion_that_is_worse_than_its_teacher_is_refused_unless_accepted(home: TinyRegistry, model: str):
+    home.add_report(home.made["S"], worse=(1.0,), teacher_off=0.6)
+    args = ["promote.require_health=false", "promote.interval_groups=10"]
+    refused = CliRunner().invoke(app, ["registry", "promote", f"{model}@v1", *args, "--why", "x", *home.args()])
+    assert refused.exit_code == 1
+    assert "--accept-worse" in " ".join(refused.output.split())
+    with pytest.raises(RegistryError, match="--why"):
+        presto(home, "promote", f"{model}@v1", *args, "--accept-worse")
+    assert CHAMPION not in aliases_of(home, model)
+    text = presto(home, "promote", f"{model}@v1", *args, "--why", "ten times as fast", "--accept-worse")
+    assert "accepted" in text
+    (entry,) = PromotionLog(open_promotion_log_folder(home.client, model)).read_all()
+    assert (entry.why, entry.list_accepted()) == ("ten times as fast", ["against teacher"])
+    (check,) = [check for check in entry.checks if check["name"] == "against teacher"]
+    assert not check["passed"]
+    assert check["numbers"]["ratio"] > check["numbers"]["limits"][1]
+    assert home.client.get_model_version(model, "1").tags["presto.promotion.accepted"] == "against teacher"
+    assert "against teacher" in presto(home, "show", f"{model}@champion")
 
 
-def test_the_upper_end_of_the_excess_lies_above_it_and_nearer_with_more_clips():
-    rng = np.random.default_rng(0)
-    reference = by_row(rng.standard_normal((1000, 4)))
-    margins = []
-    for count in (100, 900):
-        clips = rng.standard_normal((count, 4)) + 0.5
-        found = estimate_excess(by_row(clips + 0.2), by_row(clips), reference, ratio=1.0, groups=10, confidence=0.9)
-        assert found.mine > found.theirs > 0
-        margins.append(found.high - (found.mine - found.theirs))
-    assert 0 < margins[1] < margins[0]
+def test_accepting_worse_quality_waives_no_other_check(home: TinyRegistry, model: str):
+    home.add_report(home.made["S"], worse=(1.0,), teacher_off=0.6)
+    limits = LOOSE.model_copy(update={"licences": ("MIT",)})
+    decision = Promoter(home.client).promote(f"{model}@v1", limits, why="x", accept_worse=True)
+    assert (decision.record, decision.list_accepted()) == (None, ["against teacher"])
+    assert [check.name for check in decision.checks if check.outcome == "FAIL"] == ["licence"]
 
 
-def test_equal_clips_exceed_by_nothing_and_half_the_ratio_by_half_the_distance():
-    rng = np.random.default_rng(1)
-    reference, clips = by_row(rng.standard_normal((400, 4))), by_row(rng.standard_normal((400, 4)) + 1)
-    same = estimate_excess(clips, clips, reference, ratio=1.0, groups=10, confidence=0.9)
-    assert (same.mine, same.high) == (same.theirs, 0.0)
-    half = estimate_excess(clips, clips, reference, ratio=0.5, groups=10, confidence=0.9)
-    assert half.high > half.mine / 2
+def test_what_passes_is_not_recorded_as_accepted(home: TinyRegistry, model: str):
+    record = Promoter(home.client).promote(f"{model}@v1", LOOSE, why="good", accept_worse=True).record
+    assert record
+    assert record.list_accepted() == []
+    assert home.client.get_model_version(model, "1").tags["presto.promotion.accepted"] == "nothing"
+
+
+def test_a_decision_as_json_has_all_numbers(home: TinyRegistry, model: str):
+    args = ["promote.require_health=false", "--dry-run", "--json"]
+    payload = json.loads(presto(home, "promote", f"{model}@v3", *args))
+    assert (payload["passed"], payload["promoted"], payload["accepted"]) == (True, False, [])
+    numbers = {check["name"]: check["numbers"] for check in payload["checks"]}
+    assert numbers["samples"]["tracks"] == 300
+    assert numbers["noise floor"]["interval"][0] < numbers["noise floor"]["interval"][1]
+    assert numbers["against teacher"]["outcome"] == "good enough"
 
 
 # --- maintenance
@@ -270,9 +289,9 @@ def evaluated(home: TinyRegistry) -> Artifact:
 
 
 def check_against_champion(home: TinyRegistry) -> str:
-    """Promote the candidate: what the comparison with the champion found, empty if it passes."""
+    """Promote the candidate: what the comparison with the champion found, and the fix; empty if it passes."""
     checks = Promoter(home.client).promote("compared@v2", PromoteConfig(require_health=False), why="", dry_run=True)
-    return next((c.found for c in checks.checks if c.name == "against champion" and not c.passed), "")
+    return next((f"{c.found}; {c.fix}" for c in checks.checks if c.name == "against champion" and not c.passed), "")
 
 
 def test_reports_with_other_embedders_or_splits_are_not_compared(home: TinyRegistry, evaluated: Artifact) -> None:
@@ -287,3 +306,21 @@ def test_reports_with_other_embedders_or_splits_are_not_compared(home: TinyRegis
     moved = {name: array + 10**6 if name.endswith("/tracks") else array for name, array in arrays.items()}
     commit(folder, manifest, {EMBEDDINGS: save(moved)})
     assert "different splits" in check_against_champion(home)
+
+
+def test_a_report_from_before_the_splits_names_what_it_lacks(home: TinyRegistry, evaluated: Artifact) -> None:
+    folder, manifest = open_folder(evaluated.uri), evaluated.manifest
+    former = {name: value for name, value in manifest["report"].items() if "split" not in name}
+    commit(folder, {**manifest, "report": former}, {})
+    table = Promoter(home.client).promote("compared@v2", LOOSE, why="", dry_run=True).checks
+    failed = {check.name: check for check in table if not check.passed}
+    assert failed.keys() == {"samples", "noise floor", "against teacher", "against champion"}
+    for check in failed.values():
+        assert evaluated.id in check.found
+        assert "validation split" in check.found
+        assert f"inputs.generator={home.made['LS'].id}" in check.fix
+    commit(folder, manifest, {})
+    arrays = load(read_bytes(folder, EMBEDDINGS))
+    on_test = {name.replace("validation/", "test/"): array for name, array in arrays.items()}
+    commit(folder, manifest, {EMBEDDINGS: save(on_test)})  # without validation clips
+    assert "validation split" in check_against_champion(home)

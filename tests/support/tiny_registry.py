@@ -24,6 +24,7 @@ from presto_core.artifacts.store import commit
 from presto_core.config.loader import load_config
 from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
 from presto_core.config.sections import TrackingConfig
+from tests.support.simulated_models import make_arrays
 from tests.support.synthetic_dataset import make_dataset
 
 SMALL = {"network.dim": 16, "network.depth": 3, "network.heads": 2, "network.patch": 2, "cluster.num_workers": 0}
@@ -49,18 +50,19 @@ class TinyRegistry:
     def args(self) -> list[str]:
         return [f"storage.root={self.root}"]
 
-    def add_report(
-        self, *students: Artifact, spread: float = 1.0, worse: tuple[float, ...] = (), ms: float = 20
-    ) -> Artifact:
+    def add_report(self, *students: Artifact, worse: tuple[float, ...] = (), teacher_off: float = 0.6) -> Artifact:
         """Register a report on models whose samples are off the reference by `worse`, and tag their versions."""
         rng, ids = np.random.default_rng(7), [s.id for s in students]
-        arrays, systems = make_arrays("real music", rng.standard_normal((400, 1, 6))), []
+        real = rng.standard_normal((2, 400, 1, 6))
+        arrays, systems = make_arrays("real music", real[0]), []
+        arrays |= make_arrays("real music, train", real[1], split="train", first_track=1000)
+        arrays |= make_arrays("real music, train, noise", real[1] + 2, split="train", first_track=1000)
         clips = rng.standard_normal((300, 1, 6))
-        for number, off in enumerate(worse):
-            name = f"S {number}"
+        rows = {f"S {number}": (f"compared_{number}", off) for number, off in enumerate(worse)}
+        for name, (model, off) in (rows | {"teacher 40": ("teacher", teacher_off)}).items():
             arrays |= make_arrays(name, clips + off + 0.05 * rng.standard_normal(clips.shape))
             systems.append(
-                {"name": name, "model": f"compared_{number}", "fd": 6 * off**2, "mmd": off / 4, "chosen": True,
+                {"name": name, "model": model, "fd": 6 * off**2, "mmd": off / 4, "chosen": True,
                  "validation": {"fd": 6 * off**2, "mmd": off / 4}}
                 | {"density": 1.0, "coverage": 0.9, "nfe": 4, "blocks_run": 12, "latency_ms": 20, "speed_up": 9.0}
             )  # fmt: skip
@@ -68,15 +70,17 @@ class TinyRegistry:
             "systems": systems,
             "hardware": {"device": "a made-up processor", "threads": 1},
             "embedding": {"name": "made-up", "digest": "e" * 64},
+            "fitness": {"made-up": {"mmd": {"fit": True, "state": "passed", "reason": ""}}},
         }
-        name = f"{abs(hash((*ids, *worse))) % 16**16:016x}"
+        name = f"{abs(hash((*ids, *worse, teacher_off))) % 16**16:016x}"
         folder = artifact_folder(open_folder(self.root), name)
         commit_artifact(
             folder,
             kind="report",
             artifact_id=name,
             config_yaml="",
-            parents={f"compared_{n}": i for n, i in enumerate(ids)} | {"dataset": self.made["data"].id},
+            parents={f"compared_{n}": i for n, i in enumerate(ids)}
+            | {"dataset": self.made["data"].id, "teacher": self.made["base"].id},
             files={EMBEDDINGS: save(arrays), "report.json": json.dumps(result).encode()},
             details={"report": {"measure": "made-up", "split": "test", "validation_split": "validation"}},
         )
@@ -96,12 +100,6 @@ class TinyRegistry:
             root=open_folder(self.root),
             pack=save_mlflow_model,
         )
-
-
-def make_arrays(system: str, embeddings: np.ndarray) -> dict[str, np.ndarray]:
-    """A system's clips [N, patches, D] as a report stores them, each of a track of its own."""
-    key = f"validation/{system}"
-    return {key: embeddings.astype(np.float32), f"{key}/tracks": np.arange(len(embeddings))}
 
 
 def make_tiny_registry(root: str, *, tracking_uri: str = "") -> TinyRegistry:
