@@ -125,7 +125,7 @@ class Tracker:
         if mlflow_id is None:
             all_tags = {RUN_ID: run_id, STAGE: stage, **environment_tags()}
             all_tags["mlflow.runName"] = " ".join(filter(None, (stage, name, run_id)))[-MAX_NAME:]
-            all_tags[STORAGE_ROOT] = absolute_uri(config.storage.root)
+            all_tags[STORAGE_ROOT] = absolute_uri(config.storage.root).removeprefix("file://").rstrip("/")
             ids = {role: artifact.id for role, artifact in parents.items()} | dict(origin)
             all_tags |= {f"{PARENT}{role}": parent for role, parent in ids.items()}
             mlflow_id = str(self.client.create_run(self.experiment_id, tags=redact_items(all_tags)).info.run_id)

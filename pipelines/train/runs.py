@@ -94,10 +94,11 @@ def close_run(root: Folder, tracker: Tracker, run_id: str, *, force: bool = Fals
 
 def _check_not_at_work(root: Folder, tracker: Tracker, run_id: str) -> None:
     """Ask the run's lease, or, for one that never had any, how old its files are."""
-    lease = run_folder(root, run_id).child(LEASE)
-    if holder := describe_holder(lease):
-        raise UserError(f"run {run_id} is being worked on by {holder}; stop it first, or give --force")
-    if lease.list_files(missing_ok=True):
+    leases = _find_leases(root, run_id)
+    for lease in leases:
+        if holder := describe_holder(lease):
+            raise UserError(f"run {run_id} is being worked on by {holder}; stop it first, or give --force")
+    if leases:
         return
     run = _read_run(root, run_id, tracker)
     age_s = (datetime.now(UTC) - run.changed).total_seconds() if run else ACTIVE_S
@@ -105,6 +106,12 @@ def _check_not_at_work(root: Folder, tracker: Tracker, run_id: str) -> None:
         raise UserError(
             f"run {run_id} wrote a file {age_s:.0f} s ago and may still be at work; stop it first, or give --force"
         )
+
+
+def _find_leases(root: Folder, run_id: str) -> list[Folder]:
+    """The lease of a run, or of a sweep; none if it was never taken."""
+    leases = [root.child(kind).child(run_id).child(LEASE) for kind in ("runs", "sweeps")]
+    return [lease for lease in leases if lease.list_files(missing_ok=True)]
 
 
 def _iter_recorded_only(root: Folder, tracker: Tracker) -> Iterator[UnfinishedRun]:
@@ -117,7 +124,7 @@ def _iter_recorded_only(root: Folder, tracker: Tracker) -> Iterator[UnfinishedRu
         tags, started = run.data.tags, datetime.fromtimestamp(run.info.start_time / 1000, UTC)
         run_id = tags.get(RUN_ID, "")
         if run_id and not run_folder(root, run_id).exists(RUN_FILE):
-            holder = describe_holder(run_folder(root, run_id).child(LEASE))
+            holder = "".join(map(describe_holder, _find_leases(root, run_id)))
             yield UnfinishedRun(run_id, tags.get(STAGE, ""), "running", None, started, started, {}, holder)
 
 

@@ -49,8 +49,8 @@ def make_artifact(seed: int) -> Artifact:
 
     def execute(ctx: StageContext) -> None:
         target: dict[str, Any] = {"kind": "report", "artifact_id": ctx.run_id, "parents": {}}
-        page = f"<p>{seed}</p>".encode()
-        commit_artifact(ctx.artifact, **target, config_yaml="", files={"page.html": page}, details={"report": {}})
+        files = {"report.json": f'{{"seed": {seed}}}'.encode()}
+        commit_artifact(ctx.artifact, **target, config_yaml="", files=files, details={"report": {}})
 
     config = load_config(RegistryStage, None, {"storage.root": "store", "seed": seed})
     return run_stage("made-up", config, execute, register_as=MODEL)

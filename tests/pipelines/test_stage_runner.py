@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import yaml
 
 from pipelines.cluster.session import READER_CPUS, ClusterError
 from pipelines.cluster.shutdown import StoppedError
+from pipelines.registry import publish
 from pipelines.stages.dry_run import print_config
 from pipelines.stages.resources import (
     SkippedError,
@@ -134,6 +135,30 @@ def test_the_same_command_twice_at_once_is_one_run(tracker: Tracker):
 
     artifact = run_stage(NAME, make_config(), execute, register_as="presto-report")
     assert [step for step, _, _ in read_record(tracker, artifact.id)["points"]["loss"]] == [1, 2]
+    assert len(tracker.client.search_model_versions("name = 'presto-report'")) == 1
+
+
+def test_writers_whose_uploads_are_slow_register_one_version(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+    """Slower than a lease without renewals lasts."""
+    artifact = run_stage(NAME, make_config(), write_artifact, register_as="x", trial=TRIAL)
+    upload, uploads = publish._log_files, list[str]()
+
+    def upload_slowly(*args: Any) -> str:
+        uploads.append(artifact.id)
+        time.sleep(5 * lease.EXPIRY_S)
+        return upload(*args)
+
+    monkeypatch.setattr(publish, "_log_files", upload_slowly)
+    monkeypatch.setattr(lease, "EXPIRY_S", 0.2)
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)
+    places = {"mlflow_run": tracker.find_run(artifact.id), "stage": NAME, "root": open_folder("store")}
+    with ThreadPoolExecutor(2) as pool:
+        begun = [
+            pool.submit(publish.publish, tracker.client, "presto-report", artifact, pack=pytest.fail, **places)
+            for _ in range(2)
+        ]
+        assert [one.result(PATIENCE_S).number for one in begun] == [1, 1]
+    assert uploads == [artifact.id]
     assert len(tracker.client.search_model_versions("name = 'presto-report'")) == 1
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import shlex
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,17 +18,32 @@ import pytest
 
 from pipelines.tracking import run as tracking_run
 from pipelines.tracking.client import Tracker, create_client, open_tracker
-from pipelines.tracking.database import LEFTOVER_S
 from pipelines.tracking.run import TrackedRun, TrackingError, with_retries
 from presto_core.config.sections import TrackingConfig
-from tests.support.processes import PATIENCE_S, wait_for
+from tests.support.processes import PATIENCE_S
 
-OPEN = "from pipelines.tracking.client import *; open_tracker(TrackingConfig()); print('made')"
-
-
-def begin_opening(cwd: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen([sys.executable, "-c", OPEN], cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True)
+# Forks commands, which spares the imports: some are killed while they make the database, then two make it at once.
+MAKE_AND_KILL = """
+import glob, os, signal, time, mlflow
+from pipelines.tracking.client import *
+from pipelines.tracking.database import LEFTOVER_S
+def begin():
+    if pid := os.fork():
+        return pid
+    open_tracker(TrackingConfig())
+    os._exit(0)
+for moment in (0.0, 0.1, 0.3):
+    pid = begin()
+    while not (folders := glob.glob(".presto/.mlflow.db.partial-*")):
+        time.sleep(0.01)
+    time.sleep(moment)
+    assert not os.path.exists(".presto/mlflow.db")
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    past = time.time() - 2 * LEFTOVER_S
+    os.utime(folders[0], (past, past))
+assert [os.waitpid(pid, 0)[1] for pid in [begin(), begin()]] == [0, 0]
+"""
 
 
 @pytest.fixture
@@ -37,22 +51,10 @@ def tracker(workdir: Path) -> Tracker:
     return open_tracker(TrackingConfig())
 
 
-# four processes, each of which imports MLflow
 def test_a_command_that_is_killed_while_it_makes_the_database_leaves_none_or_a_whole_one(empty: Path):
-    home = empty / ".presto"
-    for moment in (0.0, 0.7):
-        process = begin_opening(empty)
-        assert wait_for(lambda: list(home.glob(".mlflow.db.partial-*/mlflow.db")), PATIENCE_S)
-        time.sleep(moment)  # its tables are being made
-        process.send_signal(signal.SIGKILL)
-        process.wait(PATIENCE_S)
-        assert not (home / "mlflow.db").exists()
-        for folder in home.glob(".mlflow.db.partial-*"):
-            past = time.time() - 2 * LEFTOVER_S
-            os.utime(folder, (past, past))
-    several = [begin_opening(empty) for _ in range(2)]
-    assert [process.communicate(timeout=PATIENCE_S)[0] for process in several] == ["made\n"] * 2
-    assert [path.name for path in home.iterdir() if "mlflow.db" in path.name] == ["mlflow.db"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", MAKE_AND_KILL], env=environment, timeout=PATIENCE_S, check=True)
+    assert [path.name for path in (empty / ".presto").iterdir() if "mlflow.db" in path.name] == ["mlflow.db"]
     assert open_tracker(TrackingConfig()).find_run("a" * 16) is None
 
 
@@ -150,6 +152,7 @@ def test_a_database_that_is_locked_at_the_start_is_waited_for(workdir: Path, tra
 
 def test_waiting_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
     monkeypatch.setattr(tracking_run, "wait_exponential", lambda **named: lambda state: 0.0)
     attempts = []
@@ -157,10 +160,9 @@ def test_waiting_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: p
     def fail_six_times() -> int:
         attempts.append(1)
         if len(attempts) <= 6:
-            raise MlflowException("database is locked\n[SQL: INSERT INTO secrets]", 5)
+            raise MlflowException("database is locked\n[SQL: INSERT INTO secrets]", TEMPORARILY_UNAVAILABLE)
         return len(attempts)
 
-    monkeypatch.setattr(MlflowException, "error_code", "TEMPORARILY_UNAVAILABLE", raising=False)
     assert with_retries(fail_six_times) == 7
     shown = capsys.readouterr().err
     assert shown.count("database is locked") == 1
