@@ -116,15 +116,15 @@ def find_relocation(config: TrackingConfig, old: str = "", new: str = "") -> Rel
     return relocation
 
 
-def _normalize(place: str) -> str:
-    scheme = place.partition("://")[0] if "://" in place else ""
+def _normalize(uri: str) -> str:
+    scheme = uri.partition("://")[0] if "://" in uri else ""
     if scheme == "s3":
-        if not urlsplit(place).netloc:
-            raise RegistryError(f"{place!r} has no bucket; use s3://bucket/prefix")
-        return place.rstrip("/")
+        if not urlsplit(uri).netloc:
+            raise RegistryError(f"{uri!r} has no bucket; use s3://bucket/prefix")
+        return uri.rstrip("/")
     if scheme not in ("", "file"):
-        raise RegistryError(f"{place!r} is neither a folder nor s3://bucket/prefix")
-    path = unquote(place.removeprefix("file://")) if scheme else place
+        raise RegistryError(f"{uri!r} is neither a folder nor s3://bucket/prefix")
+    path = unquote(uri.removeprefix("file://")) if scheme else uri
     return str(Path(path).expanduser().absolute()).rstrip("/") or "/"
 
 

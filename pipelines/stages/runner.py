@@ -109,7 +109,7 @@ def run_stage(
     forked_from = find_forked_checkpoint(resume, root, stage, config, ids)
     run_id = config.run_id(ids | forked_from | (inputs or {}))
     folder, scratch = artifact_folder(root, run_id), run_folder(root, run_id)
-    finish = partial(_finish, folder, None if trial else partial(_register, tracker, stage, root, register_as))
+    finish = partial(_finish, folder, None if trial else partial(_publish, tracker, stage, root, register_as))
     if (recorded := _find_record(tracker, folder, run_id)) and not _has_files(scratch):
         return finish(stage, recorded)
     with hold_lease(scratch.child(LEASE), f"{stage} run {run_id}") as lease:
@@ -168,7 +168,7 @@ def _finish(folder: Folder, register: Callable[[Artifact, str], None] | None, re
     return artifact
 
 
-def _register(tracker: Tracker, stage: str, root: Folder, name: str, artifact: Artifact, mlflow_run: str) -> None:
+def _publish(tracker: Tracker, stage: str, root: Folder, name: str, artifact: Artifact, mlflow_run: str) -> None:
     version = with_retries(
         lambda: publish(
             tracker.client, name, artifact, mlflow_run=mlflow_run, stage=stage, root=root, pack=save_mlflow_model

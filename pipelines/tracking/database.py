@@ -141,10 +141,10 @@ def create_database(path: Path) -> None:
         client.search_experiments(max_results=1)
         with suppress(AttributeError):  # an attribute of MLflow's own: close the file under its temporary name
             client._tracking_client.store.engine.dispose()
-        _place(made, path)
+        _move_whole(made, path)
 
 
-def _place(made: Path, path: Path) -> None:
+def _move_whole(made: Path, path: Path) -> None:
     try:
         os.link(made, path)  # atomic, and never overwrites
     except FileExistsError:

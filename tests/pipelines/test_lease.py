@@ -174,11 +174,11 @@ def test_slow_work_keeps_its_lease_and_others_wait_for_it(folder: Folder, quick:
     assert ends == ["first", "second"]
 
 
-def test_a_holder_that_was_taken_over_is_told_and_neither_renews_nor_releases(folder: Folder, quick: None):
-    told = threading.Event()
-    with hold_lease(folder, "work", on_lost=told.set) as mine:
+def test_a_holder_that_was_taken_over_notices_and_neither_renews_nor_releases(folder: Folder, quick: None):
+    noticed = threading.Event()
+    with hold_lease(folder, "work", on_lost=noticed.set) as mine:
         leave_lease(folder, make_distant(), epoch=mine.epoch + 1)
-        assert told.wait(PATIENCE_S)
+        assert noticed.wait(PATIENCE_S)
         with pytest.raises(LeaseLostError, match="process 7 on far"):
             mine.check()
     assert json.loads(read_bytes(folder, "000002.json"))["released"] is False
@@ -218,7 +218,7 @@ def test_a_folder_that_was_deleted_with_the_work_is_not_made_again(tmp_path: Pat
     assert wait_for(lambda: not any(t.name == "lease" for t in threading.enumerate()), PATIENCE_S)
 
 
-def test_the_store_is_asked_for_the_time_not_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_time_is_the_stores_not_this_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = open_folder(str(tmp_path))
     leave_lease(folder, make_distant())
     past = time.time() - lease_module.EXPIRY_S - 5

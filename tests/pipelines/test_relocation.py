@@ -214,7 +214,7 @@ def test_through_a_server_the_tags_are_rewritten(project: Path, mlflow_server: s
         ("s3://a b/x", "s3://a b/x"),
     ],
 )
-def test_only_paths_below_the_old_place_are_rewritten(text: str, new: str):
+def test_only_paths_below_the_old_one_are_rewritten(text: str, new: str):
     relocation = Relocation("/a b", "/c")
     assert relocation.rewrite(text) == new
     assert relocation.rewrite(new) == new
@@ -232,6 +232,6 @@ def test_only_paths_below_the_old_place_are_rewritten(text: str, new: str):
         ("http://h/x", "/x", "http://h/x"),
     ],
 )
-def test_places_that_cannot_be_are_refused(empty: Path, old: str, new: str, named: str):
+def test_what_cannot_be_relocated_is_refused(empty: Path, old: str, new: str, named: str):
     with pytest.raises(RegistryError, match=named):
         find_relocation(TrackingConfig(), old, new)

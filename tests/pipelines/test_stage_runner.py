@@ -138,7 +138,7 @@ def test_the_same_command_twice_at_once_is_one_run(tracker: Tracker):
     assert len(tracker.client.search_model_versions("name = 'presto-report'")) == 1
 
 
-def test_writers_whose_uploads_are_slow_register_one_version(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+def test_writers_whose_uploads_are_slow_make_one_version(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
     """Slower than a lease without renewals lasts."""
     artifact = run_stage(NAME, make_config(), write_artifact, register_as="x", trial=TRIAL)
     upload, uploads = publish._log_files, list[str]()
@@ -151,10 +151,10 @@ def test_writers_whose_uploads_are_slow_register_one_version(tracker: Tracker, m
     monkeypatch.setattr(publish, "_log_files", upload_slowly)
     monkeypatch.setattr(lease, "EXPIRY_S", 0.2)
     monkeypatch.setattr(lease, "RENEW_S", 0.05)
-    places = {"mlflow_run": tracker.find_run(artifact.id), "stage": NAME, "root": open_folder("store")}
+    arguments = {"mlflow_run": tracker.find_run(artifact.id), "stage": NAME, "root": open_folder("store")}
     with ThreadPoolExecutor(2) as pool:
         begun = [
-            pool.submit(publish.publish, tracker.client, "presto-report", artifact, pack=pytest.fail, **places)
+            pool.submit(publish.publish, tracker.client, "presto-report", artifact, pack=pytest.fail, **arguments)
             for _ in range(2)
         ]
         assert [one.result(PATIENCE_S).number for one in begun] == [1, 1]
@@ -233,7 +233,7 @@ def test_a_setting_too_long_for_mlflow_is_kept_whole_and_marked_as_cut(tracker: 
     assert json.loads(Path(path).read_text()) == {"inputs.dataset": long}
 
 
-def test_where_to_look_is_said_once(
+def test_where_to_look_is_printed_once(
     tracker: Tracker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(client, "_shown", set())

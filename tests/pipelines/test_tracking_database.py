@@ -150,7 +150,7 @@ def test_a_database_that_is_locked_at_the_start_is_waited_for(workdir: Path, tra
     thread.join()
 
 
-def test_waiting_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_waiting_is_announced_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
