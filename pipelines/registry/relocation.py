@@ -57,7 +57,7 @@ class Relocation:
                 return new + text[len(old) :]
             if text[:1] in "{[":
                 quoted_old, quoted_new = json.dumps(old)[:-1], json.dumps(new)[:-1]
-                text = re.sub(rf'{re.escape(quoted_old)}(?=[/"])', lambda _, new=quoted_new: new, text)
+                text = re.sub(rf'{re.escape(quoted_old)}(?=[/"])', quoted_new.replace("\\", r"\\"), text)
         return text
 
     def _forms(self) -> Iterator[tuple[str, str]]:
@@ -228,18 +228,18 @@ def _rewrite_through_server(config: TrackingConfig, rewrite: Rewrite, *, dry_run
         change(
             "registered_model_tags.value",
             model.tags,
-            lambda key, new, name=name: client.set_registered_model_tag(name, key, new),
+            partial(client.set_registered_model_tag, name),
         )
     for version in _iter_pages(client.search_model_versions, PAGE):
         change(
             "model_version_tags.value",
             version.tags,
-            lambda key, new, v=version: client.set_model_version_tag(v.name, v.version, key, new),
+            partial(client.set_model_version_tag, version.name, version.version),
         )
     experiments = [found.experiment_id for found in _iter_pages(client.search_experiments, PAGE)]
     for run in _iter_pages(partial(client.search_runs, experiments), PAGE):
         run_id = run.info.run_id
-        change("tags.value", run.data.tags, lambda key, new, run_id=run_id: client.set_tag(run_id, key, new))
+        change("tags.value", run.data.tags, partial(client.set_tag, run_id))
     return {kind: count for kind, count in counts.items() if count}
 
 
