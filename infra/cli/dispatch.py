@@ -5,6 +5,7 @@ from __future__ import annotations
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import Kind, parse_target
 from pipelines.stages.dry_run import print_config
+from pipelines.stages.table import STAGES
 
 
 def dispatch(command: StageCommand, *, on: str, dry_run: bool) -> None:
@@ -26,4 +27,8 @@ def dispatch(command: StageCommand, *, on: str, dry_run: bool) -> None:
     elif dry_run:
         print_config(command.stage, command.config)
     else:
+        if STAGES[command.stage].writes_run:
+            from pipelines.tracking.client import check_tracking
+
+            check_tracking(command.config.tracking)  # before audio is read or Ray is started
         command.run()

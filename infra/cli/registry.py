@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from infra.cli import registry_changes, registry_views
+from infra.cli import registry_changes, registry_relocate, registry_views
 from infra.cli.options import AsJson, RegistryArgs, VersionName, add_dry_run
 from infra.cli.registry_changes import open_catalog
 from pipelines.console import console
@@ -119,5 +119,5 @@ def diff(one: VersionName, other: VersionName, settings: RegistryArgs = None, as
     registry_views.print_diff(first.label, second.label, found, as_json=as_json)
 
 
-for command in registry_changes.COMMANDS:
+for command in (*registry_changes.COMMANDS, registry_relocate.relocate):
     app.command()(command)

@@ -58,13 +58,16 @@ def list_runs(args: StageArgs = None, as_json: AsJson = False) -> None:
         rows,
     )
     console.print("resume one: re-run its command; mark one that was killed: presto runs close RUN", markup=False)
+    for run in runs:
+        if run.holder:
+            console.print(f"run {run.run_id} is being worked on by {run.holder}", markup=False)
 
 
 @app.command()
 def close(
     run_id: Annotated[str, typer.Argument(metavar="RUN", help="Run id, as presto runs lists it.")],
     args: StageArgs = None,
-    force: Annotated[bool, typer.Option("--force", help="Even if its files changed a moment ago.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if a process seems to work on it.")] = False,
     dry_run: Preview = False,
 ) -> None:
     """Mark a run that a SIGKILL left RUNNING in MLflow as KILLED; it can still be resumed."""

@@ -119,6 +119,7 @@ def check_mlflow(config: TrackingConfig) -> str:
     Raises:
         TrackingError: MLflow does not answer, refuses a request, or returns something other than was logged.
     """
+    tracking.check_tracking(config)
     with tracking.translate_mlflow_errors(config), ExitStack() as stack:
         used_config = stack.enter_context(_use_database(config))
         client, uri = tracking.create_client(used_config)

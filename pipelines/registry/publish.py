@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import json
-import secrets
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception, retry_if_result, stop_after_delay, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from pipelines.redaction import redact_items
 from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.compatibility import distillation_method
 from pipelines.registry.resolve import resolve_pretrained
-from pipelines.storage.exclusive_create import create_exclusive
 from pipelines.storage.filesystem import open_folder
+from pipelines.storage.lease import hold_lease
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import content_hash, parse_files
-from presto_core.artifacts.store import download, read_bytes
+from presto_core.artifacts.store import download
 
 CONFLICT_TIMEOUT_S = 60  # for conflicts between writers of one model
-CLAIM_TIMEOUT_S = 30  # a writer that claimed a content and has not registered it by then is taken for dead
 _CLASH = ("IntegrityError", "UniqueViolation", "UNIQUE constraint")  # two writers inserted the same row
 _CONFLICT = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS", "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 
@@ -62,14 +59,16 @@ def publish(
     content = content_hash(artifact.manifest)
     number, is_new = _find_by_content(client, name, content), False
     if number is None:
-        number, is_new = _create_once(
-            log_folder.child("versions"),
-            f"{content}.json",
-            lambda: _find_by_content(client, name, content),
-            lambda: _create_version(client, name, artifact, content, mlflow_run=mlflow_run, stage=stage, pack=pack),
-        )
+        # one writer at a time, however slow its upload is; the next ones find what it registered
+        with hold_lease(log_folder.child("versions").child(content), f"registering {artifact.id}", wait=True) as lease:
+            number = _find_by_content(client, name, content)
+            if number is None:
+                source, is_new = _log_files(client, artifact, mlflow_run, pack), True
+                lease.check()
+                number = _create_version(client, name, artifact, content, source, mlflow_run=mlflow_run, stage=stage)
     if not is_new:
         _update_location(client, name, number, artifact.uri)
+        _complete_run(client, name, number, artifact, mlflow_run=mlflow_run)
     method = distillation_method(artifact) if artifact.kind in names.MODEL_KINDS else ""
     aliases = [(names.CANDIDATE, "")]
     aliases += [(names.candidate_alias(method), method)] if artifact.kind in ("layers", "generator") else []
@@ -115,39 +114,33 @@ def _update_location(client: Any, name: str, number: int, uri: str) -> None:
         retry_conflicts(partial(client.set_model_version_tag, name, str(number), names.ARTIFACT_URI, uri))
 
 
-def _create_once(
-    folder: Folder, claim: str, find: Callable[[], int | None], make: Callable[[], int]
-) -> tuple[int, bool]:
-    """Return the number from `make` if this writer claims first, else the first writer's; and whether `make` ran."""
-    claim_content = json.dumps({"nonce": secrets.token_hex(8), "when": time.time()}).encode()
-    if not create_exclusive(folder, claim, claim_content):
-        age = time.time() - float(json.loads(read_bytes(folder, claim))["when"])
-        retrying = Retrying(
-            stop=stop_after_delay(min(max(CLAIM_TIMEOUT_S - age, 0), CLAIM_TIMEOUT_S)),  # clocks may differ
-            wait=wait_random_exponential(multiplier=0.1, max=2),
-            retry=retry_if_result(lambda found: found is None),
-            retry_error_callback=lambda state: None,
-        )
-        number = retrying(find)
-        if number is not None:
-            return number, False
-    return make(), True
-
-
 def _create_version(
-    client: Any, name: str, artifact: Artifact, content: str, *, mlflow_run: str, stage: str, pack: Pack
+    client: Any, name: str, artifact: Artifact, content: str, source: str, *, mlflow_run: str, stage: str
 ) -> int:
     tags = _make_tags(client, artifact, content, stage)
-    source = _log_files(client, artifact, mlflow_run, pack)
     created = retry_conflicts(lambda: client.create_model_version(name, source=source, run_id=mlflow_run, tags=tags))
     version = int(created.version)
-    for key, value in (tags | {f"{names.REGISTERED_AS}{name}": str(version)}).items():
-        retry_conflicts(partial(client.set_tag, mlflow_run, key, value))
+    _record_in_run(client, name, version, artifact, tags, mlflow_run=mlflow_run)
+    return version
+
+
+def _complete_run(client: Any, name: str, number: int, artifact: Artifact, *, mlflow_run: str) -> None:
+    """Give a version's run what a command that was killed after it registered the version did not."""
+    version = client.get_model_version(name, str(number))
+    if version.run_id == mlflow_run and f"{names.REGISTERED_AS}{name}" not in client.get_run(mlflow_run).data.tags:
+        _record_in_run(client, name, number, artifact, dict(version.tags), mlflow_run=mlflow_run)
+
+
+def _record_in_run(
+    client: Any, name: str, number: int, artifact: Artifact, tags: dict[str, str], *, mlflow_run: str
+) -> None:
+    """Record a version in its run, which searches read; last, what says that all is there."""
     info = artifact.manifest.get("dataset", {})
     for metric in ("rows", "hours"):
         if isinstance(info.get(metric), dict):
             client.log_metric(mlflow_run, f"{names.METRIC}{metric}", float(sum(info[metric].values())))
-    return version
+    for key, value in (tags | {f"{names.REGISTERED_AS}{name}": str(number)}).items():
+        retry_conflicts(partial(client.set_tag, mlflow_run, key, value))
 
 
 def _log_files(client: Any, artifact: Artifact, mlflow_run: str, pack: Pack) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +15,8 @@ from pipelines.inference.lazy_mlflow import save_mlflow_model
 from pipelines.registry.publish import publish
 from pipelines.registry.resolve import resolve
 from pipelines.storage.filesystem import absolute_uri, open_folder
-from pipelines.tracking.client import open_tracker
+from pipelines.storage.lease import Lease, hold_lease
+from pipelines.tracking.client import Tracker, open_tracker
 from pipelines.tracking.metric_log import read_rows, replay_rows
 from pipelines.tracking.run import TrackedRun, with_retries
 from pipelines.train.resume import ResumeOptions, find_forked_checkpoint, record_run_start
@@ -20,8 +24,9 @@ from pipelines.train.runs import explain_new_run
 from pipelines.train.sweep_hook import Trial
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact, artifact_folder, read_artifact, run_folder
-from presto_core.artifacts.run_layout import RUN_FILE
+from presto_core.artifacts.run_layout import LEASE, RUN_FILE
 from presto_core.config.stage import StageConfig
+from presto_core.errors import UserError
 from presto_core.extras import MissingPackageError, check_extra
 
 REPORTS = Path(".presto/reports")
@@ -85,6 +90,8 @@ def run_stage(
 ) -> Artifact:
     """Run a stage unless its artifact exists, and register the artifact.
 
+    One process at a time works on a run, whose lease it holds. The record of a run that is finished does not change.
+
     Args:
         execute: does the work and commits `ctx.artifact`; may resume from `ctx.scratch`.
         inputs: hashes of inputs that are not artifacts (a folder of audio).
@@ -92,6 +99,7 @@ def run_stage(
         trial: the sweep that this run belongs to; its result is then not registered.
 
     Raises:
+        LeaseHeldError: another process works on this run.
         UserError: whatever the stage, storage or tracking could not do.
     """
     root = open_folder(absolute_uri(config.storage.root))
@@ -101,35 +109,89 @@ def run_stage(
     forked_from = find_forked_checkpoint(resume, root, stage, config, ids)
     run_id = config.run_id(ids | forked_from | (inputs or {}))
     folder, scratch = artifact_folder(root, run_id), run_folder(root, run_id)
-    with tracker.run(stage, config, run_id, parents, origin=forked_from, tags=trial.tags if trial else {}) as run:
-        run.stored_rows = partial(read_rows, scratch)
-        if folder.exists():
-            console.print(f"{stage}: run {run_id} is finished, its result is reused")
-            replay_rows(scratch, run)
+    finish = partial(_finish, folder, None if trial else partial(_publish, tracker, stage, root, register_as))
+    if (recorded := _find_record(tracker, folder, run_id)) and not _has_files(scratch):
+        return finish(stage, recorded)
+    with hold_lease(scratch.child(LEASE), f"{stage} run {run_id}") as lease:
+        # looked up again: another process may have finished it meanwhile, or was killed while it cleaned up
+        if recorded := _find_record(tracker, folder, run_id):
+            artifact = finish(stage, recorded)
         else:
-            console.print(f"{stage}: run {run_id}")
-            if not trial and not forked_from and not scratch.exists(RUN_FILE):
-                explain_new_run(root, stage, run_id, config, ids)
-            record_run_start(scratch, root, stage, config, ids | forked_from)
-            execute(StageContext(run_id, parents, forked_from, folder, scratch, run, trial))
-        artifact = read_artifact(folder)
-        version = None
-        if not trial:
-            version = with_retries(
-                lambda: publish(
-                    tracker.client,
-                    register_as,
-                    artifact,
-                    mlflow_run=run.mlflow_id,
-                    stage=stage,
-                    root=root,
-                    pack=save_mlflow_model,
-                )
+            opened = tracker.run(
+                stage,
+                config,
+                run_id,
+                parents,
+                origin=forked_from,
+                tags=trial.tags if trial else {},
+                name="" if trial else register_as,
             )
-        run.flush_all()
+            with _stop_if_lost(lease), opened as run:
+                in_main_thread = threading.current_thread() is threading.main_thread()
+                lease.on_lost = partial(_stop_work, run, in_main_thread=in_main_thread)
+                run.stored_rows = partial(read_rows, scratch)
+                is_new = not folder.exists()
+                if is_new:
+                    console.print(f"{stage}: run {run_id}")
+                    if not trial:
+                        tracker.announce(run.mlflow_id)
+                    if not trial and not forked_from and not scratch.exists(RUN_FILE):
+                        explain_new_run(root, stage, run_id, config, ids)
+                    record_run_start(scratch, root, stage, config, ids | forked_from)
+                    execute(StageContext(run_id, parents, forked_from, folder, scratch, run, trial))
+                else:
+                    replay_rows(scratch, run)
+                lease.check()
+                artifact = finish("" if is_new else stage, run.mlflow_id)
+        lease.check()
+        lease.stop()
         scratch.delete()  # checkpoints, rows and partial results of a finished run are not needed any more
-    if version:
-        console.print(
-            f"{stage}: {version.name}@{version.alias} is version {version.number} = {artifact.id}, {artifact.uri}"
-        )
     return artifact
+
+
+def _find_record(tracker: Tracker, folder: Folder, run_id: str) -> str | None:
+    """Return MLflow's id of a run whose artifact exists and which is FINISHED there: its record stays as it is."""
+    return tracker.find_finished_run(run_id) if folder.exists() else None
+
+
+def _has_files(scratch: Folder) -> bool:
+    return bool(scratch.list_files(recursive=True, missing_ok=True))
+
+
+def _finish(folder: Folder, register: Callable[[Artifact, str], None] | None, reused: str, mlflow_run: str) -> Artifact:
+    """Read the artifact and register it; `reused` names the stage of an artifact that was there before."""
+    if reused:
+        console.print(f"{reused}: run {folder.uri.rpartition('/')[2]} is finished, its result is reused", markup=False)
+    artifact = read_artifact(folder)
+    if register:
+        register(artifact, mlflow_run)
+    return artifact
+
+
+def _publish(tracker: Tracker, stage: str, root: Folder, name: str, artifact: Artifact, mlflow_run: str) -> None:
+    version = with_retries(
+        lambda: publish(
+            tracker.client, name, artifact, mlflow_run=mlflow_run, stage=stage, root=root, pack=save_mlflow_model
+        )
+    )
+    console.print(
+        f"{stage}: {version.name}@{version.alias} is version {version.number} = {artifact.id}, {artifact.uri}"
+    )
+
+
+def _stop_work(run: TrackedRun, *, in_main_thread: bool) -> None:
+    """Another process continues this run: neither write to its record nor go on with its work."""
+    run.fence()
+    if in_main_thread:  # a signal, since nothing else interrupts a wait
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+@contextmanager
+def _stop_if_lost(lease: Lease) -> Iterator[None]:
+    """Say who took the run over, where work was interrupted for that."""
+    try:
+        yield
+    except (KeyboardInterrupt, UserError):
+        if lease.lost:
+            lease.check()
+        raise

@@ -16,6 +16,7 @@ from pipelines.inference.lazy_mlflow import save_mlflow_model
 from pipelines.registry.publish import publish
 from pipelines.registry.resolve import resolve
 from pipelines.storage.filesystem import absolute_uri, open_folder
+from pipelines.storage.lease import hold_lease
 from pipelines.storage.node_cache import cache_on_node
 from pipelines.sweep import preflight
 from pipelines.sweep import report as sweep_report
@@ -40,6 +41,7 @@ from pipelines.tracking.client import Tracker, open_tracker, tracking_uri
 from pipelines.tracking.run import TrackedRun
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact, artifact_folder, read_artifact, run_folder
+from presto_core.artifacts.run_layout import LEASE
 from presto_core.artifacts.store import write_bytes
 from presto_core.errors import UserError
 
@@ -69,7 +71,10 @@ def run(plan: SweepPlan, *, retry: bool = False) -> dict[str, Any]:
     console.print(
         f"sweep {plan.id}: at most {plan.num_trials} trials of {plan.sweep.sweep.stage}, over {', '.join(plan.space)}"
     )
-    with tracker.run("sweep", plan.sweep, plan.id, parents) as mlflow_run:
+    with (
+        hold_lease(folder.child(LEASE), f"sweep {plan.id}"),
+        tracker.run("sweep", plan.sweep, plan.id, parents, name=plan.base.NAME) as mlflow_run,
+    ):
         definition = make_definition(plan, mlflow_run.mlflow_id)
         store.write_definition(definition)
         records = _load_records(store, retry=retry)

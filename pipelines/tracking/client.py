@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pipelines.cluster.shutdown import StoppedError
+from pipelines.console import console
 from pipelines.redaction import redact, redact_items
 from pipelines.redaction import strip_password as strip_password
+from pipelines.storage.filesystem import absolute_uri
+from pipelines.tracking.database import MLARTIFACTS, check_database, create_database, is_missing
 from pipelines.tracking.run import TrackedRun as TrackedRun
 from pipelines.tracking.run import TrackingError as TrackingError
+from pipelines.tracking.run import explain_mlflow_error, with_retries
+from pipelines.tracking.settings import log_settings
 from pipelines.tracking.system_metrics import sample_system_metrics
-from pipelines.tracking.tags import PARENT, RUN_ID, STAGE
+from pipelines.tracking.tags import PARENT, RUN_ID, STAGE, STORAGE_ROOT
+from pipelines.tracking.uri import HOME as HOME
+from pipelines.tracking.uri import TrackingUriError, check_uri, sqlite_path, uri_source
+from pipelines.tracking.uri import tracking_uri as tracking_uri
 from presto_core.artifacts.manifest import Artifact, read_git_commit
-from presto_core.config.loader import flatten
 from presto_core.config.sections import TrackingConfig
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 
-HOME = Path(".presto")
+MAX_NAME = 250  # characters of a run's name in MLflow
+MAX_EXPERIMENT_NAME = 500
+_shown: set[str] = set()  # tracking URIs of which this process has said how to look at them
 
 
 @dataclass
@@ -55,23 +63,21 @@ class Tracker:
         *,
         origin: Mapping[str, str] = MappingProxyType({}),
         tags: Mapping[str, str] = MappingProxyType({}),
+        name: str = "",
     ) -> Iterator[TrackedRun]:
         """Open the MLflow run of this run_id, new or from an interrupted command, and set its status at the end.
 
         Args:
             origin: parents that are not artifacts: the checkpoint of a fork.
             tags: additional tags of the run.
+            name: of the artifact that it makes, for people.
         """
-        mlflow_id = self.find_run(run_id)
-        if mlflow_id:
-            self.client.update_run(mlflow_id, status="RUNNING")
-        else:
-            mlflow_id = self._create_run(stage, config, run_id, parents, origin)
-        for name, value in tags.items():
-            self.client.set_tag(mlflow_id, name, value)
+        mlflow_id, start_ms = with_retries(
+            lambda: self._open_run(stage, config, run_id, parents, origin=origin, tags=tags, name=name)
+        )
         run = TrackedRun(self.client, mlflow_id)
         try:
-            with sample_system_metrics(run, self.client.get_run(mlflow_id).info.start_time):
+            with sample_system_metrics(run, start_ms):
                 yield run
         except (KeyboardInterrupt, StoppedError):
             run.fail("KILLED")
@@ -88,30 +94,61 @@ class Tracker:
         )
         return str(runs[0].info.run_id) if runs else None
 
-    def _create_run(
-        self, stage: str, config: StageConfig, run_id: str, parents: dict[str, Artifact], origin: Mapping[str, str]
-    ) -> str:
-        from mlflow.entities import Param
+    def find_finished_run(self, run_id: str) -> str | None:
+        """Return MLflow's id of the run with this run_id if it is FINISHED there."""
+        mlflow_id = self.find_run(run_id)
+        return mlflow_id if mlflow_id and self.client.get_run(mlflow_id).info.status == "FINISHED" else None
 
-        tags = {RUN_ID: run_id, STAGE: stage, "mlflow.runName": f"{stage}-{run_id}", **environment_tags()}
-        ids = {role: artifact.id for role, artifact in parents.items()} | dict(origin)
-        tags |= {f"{PARENT}{role}": parent for role, parent in ids.items()}
-        info = self.client.create_run(self.experiment_id, tags=redact_items(tags)).info
-        flat = flatten(config.model_dump(mode="json", exclude={"storage", "tracking", "submit"}))
-        values = redact_items({key: v if isinstance(v, str) else json.dumps(v) for key, v in flat.items()})
-        params = [Param(key, value) for key, value in values.items()]
-        for start in range(0, len(params), 100):
-            self.client.log_batch(info.run_id, params=params[start : start + 100])
-        log_parents(self.client, info.run_id, parents)
-        return str(info.run_id)
+    def announce(self, mlflow_id: str) -> None:
+        """Print once per process where to look at runs."""
+        if self.uri in _shown:
+            return
+        _shown.add(self.uri)
+        uri = redact(self.uri)
+        page = f"{uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{mlflow_id}"
+        command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+        console.print(f"MLflow: {page if uri.startswith('http') else command}", markup=False)
+
+    def _open_run(
+        self,
+        stage: str,
+        config: StageConfig,
+        run_id: str,
+        parents: dict[str, Artifact],
+        *,
+        origin: Mapping[str, str],
+        tags: Mapping[str, str],
+        name: str,
+    ) -> tuple[str, int]:
+        """Create the run, or reopen it, and complete what a killed command did not record; safe to repeat."""
+        mlflow_id = self.find_run(run_id)
+        if mlflow_id is None:
+            all_tags = {RUN_ID: run_id, STAGE: stage, **environment_tags()}
+            all_tags["mlflow.runName"] = " ".join(filter(None, (stage, name, run_id)))[-MAX_NAME:]
+            all_tags[STORAGE_ROOT] = absolute_uri(config.storage.root).removeprefix("file://").rstrip("/")
+            ids = {role: artifact.id for role, artifact in parents.items()} | dict(origin)
+            all_tags |= {f"{PARENT}{role}": parent for role, parent in ids.items()}
+            mlflow_id = str(self.client.create_run(self.experiment_id, tags=redact_items(all_tags)).info.run_id)
+        run = self.client.get_run(mlflow_id)
+        if run.info.status != "RUNNING":
+            self.client.update_run(mlflow_id, status="RUNNING")
+        if not run.data.params:
+            log_settings(self.client, mlflow_id, config)
+            log_parents(self.client, mlflow_id, parents)
+        for key, value in tags.items():
+            self.client.set_tag(mlflow_id, key, value)
+        return mlflow_id, int(run.info.start_time)
 
 
 def open_tracker(config: TrackingConfig) -> Tracker:
     """Connect to MLflow; without a URI, to a database under .presto.
 
     Raises:
-        TrackingError: MLflow does not answer or rejects the credentials, or the experiment is deleted.
+        TrackingUriError: the URI cannot be MLflow's.
+        TrackingError: MLflow does not answer or rejects the credentials, the experiment is deleted, or the database
+            was moved or copied with its project.
     """
+    check_tracking(config)
     HOME.mkdir(exist_ok=True)
     client, uri = create_client(config)
     with translate_mlflow_errors(config):
@@ -121,8 +158,23 @@ def open_tracker(config: TrackingConfig) -> Tracker:
     return Tracker(client, uri, experiment_id)
 
 
+def check_tracking(config: TrackingConfig) -> None:
+    """Check what can be checked of `tracking` without MLflow: in milliseconds, before any work.
+
+    Raises:
+        TrackingUriError, TrackingError: see `open_tracker`.
+    """
+    check_uri(tracking_uri(config), uri_source(config))
+    length = len(config.experiment.strip())
+    if not 0 < length <= MAX_EXPERIMENT_NAME:
+        raise TrackingUriError(
+            f"tracking.experiment has {length} characters; give it a name of 1 to {MAX_EXPERIMENT_NAME}, such as presto"
+        )
+    check_database(config)
+
+
 def create_client(config: TrackingConfig) -> tuple[Any, str]:
-    """Create a client of MLflow; return it and its URI."""
+    """Create a client of MLflow; return it and its URI. A missing SQLite database is created."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -132,7 +184,12 @@ def create_client(config: TrackingConfig) -> tuple[Any, str]:
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    # it logs a traceback of 70 lines for every attempt on a locked database; the exception says the same
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     uri = tracking_uri(config)
+    path = sqlite_path(uri)
+    if path and is_missing(path):
+        create_database(path)
     return mlflow.MlflowClient(tracking_uri=uri), uri
 
 
@@ -144,16 +201,23 @@ def find_experiment(client: Any, uri: str, name: str) -> str | None:
     """
     found = client.get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
+        shown = strip_password(uri)
+        where = f"MLFLOW_TRACKING_URI={shlex.quote(shown if shown == uri else '...')}"
         raise TrackingError(
-            f"experiment {name!r} of MLflow at {strip_password(uri)} is deleted; set another tracking.experiment, "
-            f"or restore it: mlflow experiments restore --experiment-id {found.experiment_id}"
+            f"experiment {name!r} of MLflow at {shown} is deleted; set another tracking.experiment, or restore it: "
+            f"{where} mlflow experiments restore --experiment-id {found.experiment_id}"
         )
     return found and str(found.experiment_id)
 
 
 def create_experiment(client: Any, uri: str, name: str) -> str:
-    """Create an experiment and return its id; with a local database, its files are under .presto."""
-    artifact_location = (HOME / "mlartifacts").absolute().as_uri() if uri.startswith("sqlite") else None
+    """Create an experiment and return its id; with a local database, its files are under .presto.
+
+    A project's database, .presto/mlflow.db, has them beside it, whichever folder it is used from.
+    """
+    path = sqlite_path(uri)
+    home = path.parent if path and path.parent.name == HOME.name else HOME.absolute()
+    artifact_location = (home / MLARTIFACTS).as_uri() if uri.startswith("sqlite") else None
     return str(client.create_experiment(name, artifact_location=artifact_location))
 
 
@@ -168,15 +232,9 @@ def translate_mlflow_errors(config: TrackingConfig) -> Iterator[None]:
         cause: BaseException = error
         while inner := cause.__cause__ or cause.__context__:
             cause = inner
-        message = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
-        why, uri = (redact(t) for t in (" ".join(message.split())[:200].rstrip("."), tracking_uri(config)))
+        known = cause.strerror if isinstance(cause, OSError) else None
+        why, uri = known or explain_mlflow_error(error), redact(tracking_uri(config))
         raise TrackingError(f"MLflow at {uri} does not answer: {why}; correct tracking.uri or unset it") from error
-
-
-def tracking_uri(config: TrackingConfig) -> str:
-    """Return the URI in use: tracking.uri, otherwise MLFLOW_TRACKING_URI, otherwise sqlite under .presto."""
-    local = f"sqlite:///{(HOME / 'mlflow.db').absolute()}"
-    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or local
 
 
 def has_registry(config: TrackingConfig) -> bool:

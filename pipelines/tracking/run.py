@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -13,18 +14,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
+from pipelines.console import console
 from pipelines.redaction import redact
 from presto_core.errors import UserError
 
 BATCH = 500  # metrics per request; MLflow accepts 1000
 FLUSH_EVERY_S = 5
 PAUSE_S = 15  # before the next attempt if the server does not answer; an attempt itself can take some seconds
-RETRY_TIMEOUT_S = 90  # at the end of a run, for a server that is being restarted
+RETRY_TIMEOUT_S = 180  # for a server that is being restarted, or a database that another process has locked
 MAX_BUFFERED_POINTS = 200_000  # some 30 MB; further points are read later from the rows next to the checkpoints
 GENERATOR_STEP = "generator_step"
 _GENERATOR_PREFIXES = ("dmd_", "gan_", "generator_", "x0_")
+ANNOUNCED_ATTEMPT = 3  # about two seconds of waiting for a server, a minute for a locked database
 TRANSIENT_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 
 Result = TypeVar("Result")
@@ -64,6 +67,8 @@ class TrackedRun:
     _have_points: threading.Event = field(default_factory=threading.Event)
     _flush_now: threading.Event = field(default_factory=threading.Event)
     _sender: threading.Thread | None = None
+    _warned: bool = False
+    _fenced: bool = False
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Buffer a row; returns at once, whatever the server does.
@@ -96,9 +101,12 @@ class TrackedRun:
         try:
             self._send()
         except Exception as error:  # of MLflow, requests or SQLAlchemy: tracking must not end a training run
-            message = redact(" ".join(str(error).split())[:300])
-            logging.getLogger(__name__).warning("MLflow does not accept metrics, keeping them: %s", message)
+            if not self._warned:  # once until it answers again, however long that takes
+                message = explain_mlflow_error(error)
+                logging.getLogger(__name__).warning("MLflow does not accept metrics, keeping them: %s", message)
+            self._warned = True
             return False
+        self._warned = False
         return True
 
     def _send(self) -> None:
@@ -161,13 +169,23 @@ class TrackedRun:
         """Attach a file to the run: a plot, a report or audio."""
         with_retries(lambda: self.client.log_artifact(self.mlflow_id, str(path)))
 
+    def fence(self) -> None:
+        """Write nothing more to MLflow, whose run another process continues."""
+        self._fenced = True
+        self._points.clear()
+        self._close()
+
     def finish(self) -> None:
+        if self._fenced:
+            return
         self.flush_all()
         self._close()
         with_retries(lambda: self.client.set_terminated(self.mlflow_id, status="FINISHED"))
 
     def fail(self, status: str) -> None:
         """Mark the run as ended early, if MLflow answers; its errors must not hide the reason of the end."""
+        if self._fenced:
+            return
         self.flush()
         self._close()
         with suppress(Exception):
@@ -198,7 +216,7 @@ def _make_points(step: int, metrics: dict[str, float]) -> list[Point]:
 
 
 def with_retries(action: Callable[[], Result]) -> Result:
-    """Run an MLflow call, with retries for `RETRY_TIMEOUT_S`.
+    """Run an MLflow call, with retries for `RETRY_TIMEOUT_S`, saying once that it waits.
 
     Raises:
         TrackingError: MLflow does not answer in that time.
@@ -208,16 +226,31 @@ def with_retries(action: Callable[[], Result]) -> Result:
     def is_transient(error: BaseException) -> bool:
         return isinstance(error, MlflowException) and error.error_code in TRANSIENT_CODES
 
+    def announce(state: RetryCallState) -> None:
+        if state.attempt_number == ANNOUNCED_ATTEMPT and state.outcome:
+            why = explain_mlflow_error(state.outcome.exception())
+            console.print(f"MLflow does not answer, waiting up to {RETRY_TIMEOUT_S} s: {why}", markup=False)
+
     waits = wait_exponential(multiplier=0.5, max=5)
     retrying = Retrying(
-        stop=stop_after_delay(RETRY_TIMEOUT_S), wait=waits, retry=retry_if_exception(is_transient), reraise=True
+        stop=stop_after_delay(RETRY_TIMEOUT_S),
+        wait=waits,
+        retry=retry_if_exception(is_transient),
+        before_sleep=announce,
+        reraise=True,
     )
     try:
         return retrying(action)
     except MlflowException as error:
         if not is_transient(error):
             raise
-        why = redact(" ".join(str(error).split())[:200])
         raise TrackingError(
-            f"MLflow does not answer for {RETRY_TIMEOUT_S} s: {why}; restart it and re-run the same command"
+            f"MLflow does not answer for {RETRY_TIMEOUT_S} s: {explain_mlflow_error(error)}; restart it and re-run the "
+            "same command"
         ) from error
+
+
+def explain_mlflow_error(error: BaseException | None) -> str:
+    """Return the first line of an error of MLflow, or of SQLAlchemy below it, without the statement and secrets."""
+    message = re.split(r"\[SQL:|\(Background on this error", str(error))[0]
+    return redact(" ".join(message.split())[:200].rstrip(". "))

@@ -4,3 +4,4 @@ from __future__ import annotations
 
 RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
+LEASE = "lease"  # folder: which process works on the run

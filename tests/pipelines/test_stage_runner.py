@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +17,7 @@ import yaml
 
 from pipelines.cluster.session import READER_CPUS, ClusterError
 from pipelines.cluster.shutdown import StoppedError
+from pipelines.registry import publish
 from pipelines.stages.dry_run import print_config
 from pipelines.stages.resources import (
     SkippedError,
@@ -20,19 +28,26 @@ from pipelines.stages.resources import (
 )
 from pipelines.stages.runner import StageContext, run_stage
 from pipelines.stages.table import STAGES
+from pipelines.storage import lease
 from pipelines.storage.filesystem import open_folder
+from pipelines.storage.lease import LeaseHeldError, LeaseLostError
+from pipelines.tracking import client
 from pipelines.tracking.client import Tracker, open_tracker
 from pipelines.tracking.metric_log import METRICS_FOLDER, MetricLog
+from pipelines.tracking.settings import MAX_VALUE, WHOLE_SETTINGS
 from pipelines.tracking.tags import RUN_ID
 from pipelines.train.resume import ResumeOptions
+from pipelines.train.runs import close_run, list_runs
 from pipelines.train.sweep_hook import Trial
 from presto_core.artifacts.manifest import commit_artifact, run_folder
-from presto_core.artifacts.run_layout import RUN_FILE
+from presto_core.artifacts.run_layout import LEASE, RUN_FILE
+from presto_core.artifacts.store import write_bytes
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage, RegistryStage, TeacherStage, stage_configs
 from presto_core.config.sections import ClusterConfig, TrackingConfig
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
+from tests.support.processes import PATIENCE_S
 
 NAME = "made-up"
 TRIAL = Trial(lambda step, metrics: "", {"mlflow.parentRunId": "p"})
@@ -86,6 +101,146 @@ def test_a_stage_works_once_registers_its_artifact_and_leaves_no_scratch(tracker
     assert [(p.step, p.value) for p in history] == [(1, 1.0), (2, 0.5)]
     (version,) = tracker.client.search_model_versions("name = 'presto-report'")
     assert version.tags["presto.artifact_id"] == first.id
+
+
+def read_record(tracker: Tracker, run_id: str) -> dict[str, Any]:
+    """All that MLflow has of a run, with every point of its metrics."""
+    (run,) = find_runs(tracker, run_id)
+    points = {name: tracker.client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    return run.to_dictionary() | {
+        "points": {n: [(p.step, p.value, p.timestamp) for p in of] for n, of in points.items()}
+    }
+
+
+@pytest.mark.parametrize("trial", [None, TRIAL])
+def test_the_record_of_a_finished_run_does_not_change_when_it_is_reused(tracker: Tracker, trial: Trial | None):
+    artifact = run_stage(NAME, make_config(), write_artifact, register_as="presto-report")
+    before = read_record(tracker, artifact.id)
+    other = trial and Trial(trial.on_row, {"mlflow.parentRunId": "another sweep"})
+    for _ in range(2):
+        assert run_stage(NAME, make_config(), pytest.fail, register_as="presto-report", trial=other).id == artifact.id
+    assert read_record(tracker, artifact.id) == before
+    assert before["data"]["tags"]["mlflow.runName"] == f"{NAME} presto-report {artifact.id}"
+
+
+def test_the_same_command_twice_at_once_is_one_run(tracker: Tracker):
+    def execute(ctx: StageContext) -> None:
+        before = read_record(tracker, ctx.run_id)
+        with pytest.raises(LeaseHeldError, match=ctx.run_id):
+            run_stage(NAME, make_config(), pytest.fail, register_as="presto-report")
+        assert read_record(tracker, ctx.run_id) == before
+        write_artifact(ctx)
+        with pytest.raises(LeaseHeldError, match=ctx.run_id):  # the artifact is there, its rows are not in MLflow
+            run_stage(NAME, make_config(), pytest.fail, register_as="presto-report")
+
+    artifact = run_stage(NAME, make_config(), execute, register_as="presto-report")
+    assert [step for step, _, _ in read_record(tracker, artifact.id)["points"]["loss"]] == [1, 2]
+    assert len(tracker.client.search_model_versions("name = 'presto-report'")) == 1
+
+
+def test_writers_whose_uploads_are_slow_make_one_version(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+    """Slower than a lease without renewals lasts."""
+    artifact = run_stage(NAME, make_config(), write_artifact, register_as="x", trial=TRIAL)
+    upload, uploads = publish._log_files, list[str]()
+
+    def upload_slowly(*args: Any) -> str:
+        uploads.append(artifact.id)
+        time.sleep(5 * lease.EXPIRY_S)
+        return upload(*args)
+
+    monkeypatch.setattr(publish, "_log_files", upload_slowly)
+    monkeypatch.setattr(lease, "EXPIRY_S", 0.2)
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)
+    arguments = {"mlflow_run": tracker.find_run(artifact.id), "stage": NAME, "root": open_folder("store")}
+    with ThreadPoolExecutor(2) as pool:
+        begun = [
+            pool.submit(publish.publish, tracker.client, "presto-report", artifact, pack=pytest.fail, **arguments)
+            for _ in range(2)
+        ]
+        assert [one.result(PATIENCE_S).number for one in begun] == [1, 1]
+    assert uploads == [artifact.id]
+    assert len(tracker.client.search_model_versions("name = 'presto-report'")) == 1
+
+
+WORK_UNTIL_KILLED = """
+import os, signal
+from tests.pipelines.test_stage_runner import NAME, make_config, run_stage, write_artifact
+def execute(ctx):
+    if ctx.run_id == make_config(seed=1).run_id():
+        write_artifact(ctx)
+        ctx.run.flush_all()
+    os.kill(os.getpid(), signal.SIGKILL)
+for seed in (0, 1):
+    if not (pid := os.fork()):
+        run_stage(NAME, make_config(seed=seed), execute, register_as="presto-report")
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+"""
+
+
+def test_runs_that_were_killed_are_listed_closed_and_finished_by_the_same_command(tracker: Tracker):
+    """The first before its artifact, the second after it and before its registration."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", WORK_UNTIL_KILLED], env=environment, timeout=PATIENCE_S, check=True)
+    root = open_folder("store")
+    listed = {run.run_id: run for run in list_runs(root, tracker)}
+    for seed, state in enumerate(("killed", "done")):
+        run = listed.pop(make_config(seed=seed).run_id())
+        assert (run.stage, run.state, run.holder) == (NAME, state, "")
+        assert close_run(root, tracker, run.run_id) == "RUNNING"  # at once: nobody holds it
+        artifact = run_stage(NAME, make_config(seed=seed), write_artifact, register_as="presto-report")
+        record = read_record(tracker, artifact.id)
+        assert record["info"]["status"] == "FINISHED"
+        assert [step for step, _, _ in record["points"]["loss"]] == [1, 2]
+    assert listed == {}
+    assert list_runs(root, tracker) == []
+
+
+def test_a_run_that_another_process_took_over_is_stopped_and_left_to_it(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)
+
+    def execute(ctx: StageContext) -> None:
+        taker = replace(lease.make_holder(), host="far", machine="far", pid=7)
+        write_bytes(ctx.scratch.child(LEASE), "000002.json", json.dumps(taker.__dict__).encode())
+        time.sleep(PATIENCE_S)
+        pytest.fail("its work went on")
+
+    with pytest.raises(LeaseLostError, match="process 7 on far"):
+        run_stage(NAME, make_config(), execute, register_as="presto-report")
+    (run,) = find_runs(tracker, make_config().run_id())
+    assert run.info.status == "RUNNING"  # for the other one
+
+
+def test_what_a_killed_command_did_not_record_is_recorded_by_the_next(tracker: Tracker):
+    run_id = make_config().run_id()
+    tracker.client.create_run(tracker.experiment_id, tags={RUN_ID: run_id})
+    run_stage(NAME, make_config(), write_artifact, register_as="presto-report")
+    (run,) = find_runs(tracker, run_id)
+    assert run.data.params["seed"] == "0"
+
+
+def test_a_setting_too_long_for_mlflow_is_kept_whole_and_marked_as_cut(tracker: Tracker):
+    long = "x" * 12_000
+    config = make_config(**{"inputs.dataset": long})
+    run_stage(NAME, config, write_artifact, register_as="presto-report")
+    (run,) = find_runs(tracker, config.run_id())
+    cut = run.data.params["inputs.dataset"]
+    assert len(cut) == MAX_VALUE
+    assert "12000" in cut
+    assert WHOLE_SETTINGS in cut
+    path = tracker.client.download_artifacts(run.info.run_id, WHOLE_SETTINGS)
+    assert json.loads(Path(path).read_text()) == {"inputs.dataset": long}
+
+
+def test_where_to_look_is_printed_once(
+    tracker: Tracker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(client, "_shown", set())
+    for seed in (1, 2):
+        run_stage(NAME, make_config(seed=seed), write_artifact, register_as="presto-report")
+    shown = capsys.readouterr().err
+    assert shown.count(f"mlflow ui --backend-store-uri {tracker.uri}") == 1
 
 
 def test_other_settings_and_other_inputs_are_other_runs(workdir: Path):
