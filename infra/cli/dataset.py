@@ -89,12 +89,15 @@ def quarantine(args: DatasetArgs = None, as_json: AsJson = False) -> None:
 
 def _open_dataset(args: list[str] | None) -> Any:
     """Open the data set that the settings name."""
+    from pipelines.registry.presence import check_references
+
+    config = load_stage_config("dataset", args or [], takes_preset=False)
+    check_references(config.tracking, config.references())
     from pipelines.data.dataset import open_dataset
     from pipelines.registry.resolve import resolve
     from pipelines.storage.filesystem import absolute_uri
     from pipelines.tracking.client import open_tracker
 
-    config = load_stage_config("dataset", args or [])
     artifact = resolve(
         open_tracker(config.tracking).client, config.references()["dataset"], absolute_uri(config.storage.root)
     )

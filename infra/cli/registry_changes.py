@@ -21,9 +21,12 @@ Why = Annotated[str, typer.Option("--why", help="Required: the reason, which is 
 
 def open_catalog(settings: list[str] | None) -> Catalog:
     """Open the registry that the settings name."""
+    from pipelines.registry.presence import check_registry_exists
     from pipelines.tracking.client import open_tracker
 
-    return Catalog(open_tracker(load_stage_config("registry", settings or []).tracking).client)
+    config = load_stage_config("registry", settings or [], takes_preset=False)
+    check_registry_exists(config.tracking)
+    return Catalog(open_tracker(config.tracking).client)
 
 
 def pull(
@@ -70,7 +73,7 @@ def push(
     from presto_core.artifacts.manifest import artifact_folder
     from presto_core.artifacts.manifest_schema import content_hash
 
-    config = load_stage_config("registry", settings or [])
+    config = load_stage_config("registry", settings or [], takes_preset=False)
     folder = folder.expanduser().absolute()
     manifest, files = check_artifact_folder(folder)
     artifact_id, kind = str(manifest["id"]), str(manifest["kind"])
@@ -117,11 +120,13 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a version champion if its files, licence, health, quality against the champion and latency pass."""
+    from pipelines.registry.presence import check_registry_exists
     from pipelines.registry.promotion import Promoter
     from pipelines.tracking.client import open_tracker
 
     config: Any = load_stage_config("registry", args or [])
     _require_reason(why, dry_run)
+    check_registry_exists(config.tracking)
     promoter = Promoter(open_tracker(config.tracking).client)
     decision = promoter.promote(version, config.promote, why=why, dry_run=dry_run)
     print_decision(decision, dry_run=dry_run, as_json=as_json)
@@ -229,7 +234,7 @@ def gc(
     from pipelines.storage.filesystem import absolute_uri, open_folder
 
     delete = delete and not dry_run
-    root = open_folder(absolute_uri(load_stage_config("registry", settings or []).storage.root))
+    root = open_folder(absolute_uri(load_stage_config("registry", settings or [], takes_preset=False).storage.root))
     found = find_garbage(root, open_catalog(settings).list_all(), older_than=timedelta(hours=older_than_hours))
     if found and not as_json:
         rows = [[item.uri, f"{item.bytes / 1e6:.1f}", item.why] for item in found]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from pydantic import create_model
-from typer.core import TyperGroup
 
 from infra.cli.dispatch import dispatch
+from infra.cli.groups import SweepGroup
 from infra.cli.options import On, StageArgs, add_dry_run
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL
@@ -23,20 +23,9 @@ if TYPE_CHECKING:
     from pipelines.sweep.plan import SweepPlan
 
 FIRST = 5  # configurations that --dry-run prints
-RUN = "run"
-
-
-class _DefaultToRunGroup(TyperGroup):
-    """A group whose `run` is the default: `presto sweep demo …` is `presto sweep run demo …`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] != "--help":
-            args = [RUN, *args]
-        return super().parse_args(ctx, args)
-
 
 app = typer.Typer(
-    cls=_DefaultToRunGroup,
+    cls=SweepGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
     help=(
@@ -49,7 +38,7 @@ app = typer.Typer(
 Spaces = Annotated[list[str] | None, typer.Option("--space", help="A predefined space; repeat to combine several.")]
 
 
-@app.command(RUN)
+@app.command()
 def run(
     args: StageArgs = None,
     space: Spaces = None,
@@ -114,7 +103,7 @@ def report(
     from pipelines.sweep.store import SweepStore, sweep_folder
 
     given = [*([sweep] if "=" in sweep else []), *(args or [])]
-    config = load_stage_config("sweep", given)
+    config = load_stage_config("sweep", given, takes_preset=False)
     root = open_folder(absolute_uri(config.storage.root))
     if not sweep or "=" in sweep:
         known = root.child("sweeps").list_folders()

@@ -8,6 +8,8 @@ from presto_core.config.section import Positive, Section
 
 
 class PromoteConfig(Section):
+    """What a version must satisfy to become the champion."""
+
     max_mmd: Positive | None = None
     """Largest MMD to music of the validation split; empty sets no limit."""
     max_fd: Positive | None = None
@@ -15,6 +17,7 @@ class PromoteConfig(Section):
     max_mmd_ratio: Positive | None = 1.1
     """Largest multiple of the champion's MMD, at the upper end of the confidence interval; empty sets no limit."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Probability that the interval should cover the true ratio."""
     interval_groups: int = Field(20, ge=4)
     """Groups of tracks that are left out in turn for the interval."""
     max_latency_ms: Positive | None = None

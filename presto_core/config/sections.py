@@ -13,14 +13,19 @@ from presto_core.config.section import Count, Fraction, Positive, Section
 
 
 class StorageConfig(Section):
+    """Where artifacts and checkpoints live."""
+
     root: str = ".presto/store"
     """Where artifacts and checkpoints live: a folder or s3://bucket/prefix."""
 
 
 class TrackingConfig(Section):
+    """The MLflow server that records runs and registers versions."""
+
     uri: str = ""
     """MLflow tracking URI; empty uses MLFLOW_TRACKING_URI if it is set, else sqlite in .presto/mlflow.db."""
     experiment: str = "presto"
+    """MLflow experiment that receives the runs."""
 
 
 class InputsConfig(Section):
@@ -28,7 +33,9 @@ class InputsConfig(Section):
     package. Each stage reads those it needs."""
 
     dataset: str = "presto-dataset@candidate"
+    """Data set of latents, as `ingest` makes it."""
     teacher: str = "presto-teacher@candidate"
+    """Teacher to distill, or to compare with."""
     layers: str = ""
     """Layer-distilled model that `distill-steps` starts from (Presto-LS); empty starts from the teacher (Presto-S)."""
     generator: str = "presto-generator@candidate"
@@ -52,6 +59,7 @@ class ParallelConfig(Section):
     generator: ShardingMode = "replicate"
     """The few-step generator that `distill-steps` trains."""
     fake_score: ShardingMode = "replicate"
+    """The fake score in `distill-steps`."""
     real_score: ShardingMode = "replicate"
     """The frozen teacher in `distill-steps`."""
     offload_real_score: bool = False
@@ -65,6 +73,8 @@ class ParallelConfig(Section):
 
 
 class ClusterConfig(Section):
+    """Ray: which cluster, how many workers, and what each takes."""
+
     address: str = ""
     """Ray address to join; empty uses RAY_ADDRESS if it is set, else starts Ray on this machine."""
     num_workers: int = Field(1, ge=0)
@@ -74,7 +84,9 @@ class ClusterConfig(Section):
     number in between that divides the global batch is used. 0 requires all num_workers."""
     parallel: ParallelConfig = ParallelConfig()
     cpus_per_worker: Positive = 0.8
+    """Cores that Ray reserves for each worker."""
     gpus_per_worker: float = Field(0, ge=0)
+    """GPUs that Ray reserves for each worker; 0 computes on CPUs."""
     torch_threads: Count = 1
     """PyTorch threads per worker, so that workers do not compete for cores."""
     reader: Literal["auto", "ray", "threads"] = "auto"
@@ -88,6 +100,7 @@ class ClusterConfig(Section):
     cpus: int = Field(0, ge=0)
     """Cores a locally started Ray may use; 0 means all."""
     object_store_mb: int = Field(512, ge=80)
+    """Shared memory in MB of a locally started Ray."""
     wait_seconds: int = Field(0, ge=0)
     """How long to wait for nodes if the cluster is too small; an autoscaler is asked for them. 0 refuses at once."""
     max_failures: int = Field(2, ge=0)
@@ -104,11 +117,15 @@ class NetworkConfig(Section):
     """A diffusion transformer (Peebles & Xie 2023) over latent frames."""
 
     dim: Count = 192
+    """Width: channels of each token; a multiple of twice the heads."""
     depth: Count = 8
+    """Number of transformer blocks."""
     heads: Count = 4
+    """Attention heads of each block."""
     patch: Count = 2
     """Latent frames per token."""
     mlp_ratio: Positive = 3.0
+    """Width of each block's hidden layer, as a multiple of dim."""
     filter_taps: Count = 9
     """Span in latent frames of the filter from input to output; odd."""
     spectrum_bins: int = Field(0, ge=0)
@@ -128,12 +145,17 @@ class OptimConfig(Section):
     """AdamW with linear warm-up."""
 
     learning_rate: Positive = 1e-4
+    """Learning rate after the warm-up."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    """Decay rates of the first and the second moment."""
     weight_decay: float = Field(0.0, ge=0)
+    """Weight decay, apart from the gradient (AdamW)."""
     warmup_steps: int = Field(0, ge=0)
+    """Updates over which the learning rate rises from 0."""
     decay: Literal["constant", "cosine"] = "constant"
     """`cosine` falls to 5 % of the learning rate at the last update."""
     max_grad_norm: Positive = 1.0
+    """Norm that larger gradients are scaled down to."""
 
 
 class LoopConfig(Section):
@@ -171,22 +193,30 @@ class TeacherConfig(Section):
     """EDM training of the teacher (METHOD section 1)."""
 
     steps: Count = 2000
+    """Updates of the network."""
     global_batch_size: Count = 32
+    """Rows per update, over all workers; a multiple of their number."""
     optim: OptimConfig = OptimConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine")
+    """Optimiser of the network."""
     p_train: NoiseConfig = LogNormalNoise()
+    """Noise levels of training."""
     caption_dropout: Fraction = 0.1
     """Probability that a row's conditions are dropped, so that guidance is possible."""
     attribute_dropout: Fraction = 0.0
     """Probability that a row's tempo, and apart from it its key, is withheld, so that unknown ones are trained."""
     ema_decay: Fraction = 0.999
+    """Decay per update of the average of the weights, which is what is shipped."""
 
 
 class LayersConfig(Section):
     """Presto-L: layer distillation (METHOD section 4)."""
 
     steps: Count = 1000
+    """Updates of the network."""
     global_batch_size: Count = 16
+    """Rows per update, over all workers; a multiple of their number."""
     optim: OptimConfig = OptimConfig(learning_rate=1e-3, warmup_steps=20, decay="cosine")
+    """Optimiser of the network."""
     p_train: NoiseConfig = LogNormalNoise()
     """Noise levels of training; the budget's bins have equal probability under it."""
     budget: BudgetConfig = PrestoLBudget()
@@ -198,12 +228,18 @@ class LayersConfig(Section):
     self_teacher_weight: float = Field(0.1, ge=0)
     """beta: weight of the distance between the last block's activations at the budget and at full depth."""
     caption_dropout: Fraction = 0.1
+    """Probability that a row's conditions are dropped."""
     attribute_dropout: Fraction = 0.0
+    """Probability that a row's tempo, and apart from it its key, is withheld."""
     ema_decay: Fraction = 0.99
+    """Decay per update of the average of the weights, which is what is shipped."""
 
 
 class GanConfig(Section):
+    """The adversarial term of step distillation, and its discriminator on activations of the fake score."""
+
     kind: Literal["lsgan", "nonsat", "hinge", "relativistic"] = "lsgan"
+    """Loss of discriminator and generator: least squares, non-saturating, hinge or relativistic."""
     generator_weight: float = Field(0.01, ge=0)
     """nu_1: weight of the adversarial term in the generator's loss."""
     fake_score_weight: float = Field(0.01, ge=0)
@@ -215,34 +251,51 @@ class GanConfig(Section):
     taps: tuple[int, ...] = ()
     """Blocks of the fake score whose activations the discriminator reads; empty means the middle block."""
     head_channels: Count = 64
+    """Width of the discriminator's head."""
     head_layers: int = Field(2, ge=0)
     """Halvings of the time axis before the scores; 0 scores each token by a linear layer."""
     r1_weight: float = Field(0.0, ge=0)
     """Weight of the approximate R1 penalty on noised real latents."""
     r1_std: Positive = 0.01
+    """Standard deviation of the noise that the R1 penalty adds."""
 
 
 class StepsConfig(Section):
     """Presto-S: step distillation with three networks (METHOD section 3)."""
 
     generator_updates: Count = 200
+    """Updates of the generator."""
     fake_updates_per_generator_update: Count = 5
+    """Updates of the fake score, and of the discriminator, before each of the generator."""
     global_batch_size: Count = 16
+    """Rows per update, over all workers; a multiple of their number."""
     guidance_scale: float = Field(1.0, ge=0)
     """w of the real score; the generator itself samples without guidance."""
     generator_optim: OptimConfig = OptimConfig(learning_rate=5e-5, betas=(0.0, 0.99))
+    """Optimiser of the generator."""
     fake_optim: OptimConfig = OptimConfig(learning_rate=3e-4, betas=(0.0, 0.99))
+    """Optimiser of the fake score."""
     head_optim: OptimConfig = OptimConfig(learning_rate=3e-4, betas=(0.0, 0.99))
+    """Optimiser of the discriminator's head."""
     budget: BudgetConfig | None = None
     """Blocks the generator runs at each noise level of its input, in bins of p_gen; empty means all blocks if it starts
     from the teacher, and `presto_ls` if it starts from a layer-distilled model."""
     p_gen: NoiseConfig = KarrasNoise()
+    """Noise levels of the generator's inputs."""
     p_dmd: NoiseConfig = LogNormalNoise()
+    """Noise levels at which real and fake score are compared (DMD)."""
     p_dsm: NoiseConfig = LogNormalNoise()
+    """Noise levels at which the fake score learns (denoising score matching)."""
     p_gan: NoiseConfig = LogNormalNoise()
+    """Noise levels at which the discriminator compares real and generated latents."""
     weighting: Literal["dmd", "edm", "none"] = "dmd"
+    """Weight of the difference of the two scores in each row: `dmd` 1 / mean|x0 - real_x0|, `edm` lambda(sigma), `none`
+    1."""
     generator_input: Literal["data", "rollout"] = "data"
     """`data`: noised real latents (the paper). `rollout`: the generator's own few-step trajectory."""
     rollout: RolloutConfig = RolloutConfig()
+    """The trajectory of generator_input=rollout."""
     gan: GanConfig = GanConfig()
+    """The adversarial term, and its discriminator on activations of the fake score."""
     ema_decay: Fraction = 0.98
+    """Decay per generator update of the average of its weights, which is what is shipped."""
