@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.cli import setting_views
 from infra.cli.options import AsJson, add_dry_run
 from pipelines.presets.resolve import PRESETS, split_preset
 from pipelines.stages.table import STAGES, Stage
-from presto_core.config.describe import Setting, describe_settings
 from presto_core.config.loader import ConfigError, list_presets, read_preset, to_yaml
-from presto_core.config.provenance import load_and_trace
+
+if TYPE_CHECKING:  # other commands start without them
+    from presto_core.config.describe import Setting
 
 ABSENT = object()
 
@@ -36,6 +36,9 @@ def explain(
 
     Without a key: all sections.
     """
+    from infra.cli import setting_views
+    from presto_core.config.describe import describe_settings
+
     chosen = preset_option or preset
     contents = {name: read_preset(name, PRESETS) for name in ([chosen] if chosen else list_presets(PRESETS))}
     described = {name: describe_settings(stage.config) for name, stage in STAGES.items()}
@@ -70,6 +73,9 @@ def show_config(
     For example [bold]presto config distill-steps demo steps.p_gen.rho=5[/bold]. What one means:
     [bold]presto explain steps.p_gen.rho[/bold].
     """
+    from infra.cli import setting_views
+    from presto_core.config.provenance import load_and_trace
+
     row = find_stage(stage)
     preset, overrides = split_preset(args or [])
     config, settings = load_and_trace(row.config, preset, overrides, preset_folder=PRESETS)

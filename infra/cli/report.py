@@ -77,14 +77,22 @@ def draw_picture(folder: Path, file: str) -> None:
 
 def check_report_findable(name: str, settings: list[str]) -> None:
     """Refuse a registry's name where there is no registry, before anything heavy is imported; raises UserError."""
+    from pipelines.evaluate.page.fields import ReportError
     from pipelines.presets.resolve import load_stage_config
     from pipelines.registry.names import parse_reference
-    from pipelines.registry.presence import check_registry_exists
+    from pipelines.registry.presence import check_registry_exists, find_missing_artifact
 
     config = load_stage_config("registry", settings, takes_preset=False)
     is_copy = Path(name).exists() or (LOCAL_REPORTS / name).exists()
-    if not is_copy and parse_reference(name):
+    if is_copy:
+        return
+    if parse_reference(name):
         check_registry_exists(config.tracking)
+    elif path := find_missing_artifact(name, config.storage.root):
+        raise ReportError(
+            f"there is no report {name}: {path} does not exist; name one that presto registry list presto-report "
+            "shows, its store with storage.root=…, or make one: presto evaluate"
+        )
 
 
 def find_stored_report(name: str, settings: list[str]) -> Artifact:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGE = "presto-distill"
@@ -12,6 +10,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 def describe_version() -> str:
     """Return e.g. `presto 0.1.0 (commit 7a6a098, with changes)`."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         number = version(PACKAGE)
     except PackageNotFoundError:  # sources on the path of another environment
@@ -24,6 +24,8 @@ def read_commit(folder: Path) -> str:
     """The commit of a checkout, and whether files differ from it; empty if the folder is none, or without git."""
     if not (folder / ".git").exists():
         return ""
+    import subprocess
+
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty=, with changes", "--exclude=*", "--abbrev=10"],

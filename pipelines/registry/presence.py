@@ -11,6 +11,7 @@ from presto_core.config.sections import TrackingConfig
 from presto_core.models.pretrained import find_pretrained
 
 SQLITE = "sqlite:///"
+ARTIFACTS = "artifacts"  # below a storage root
 # input role -> how to make one
 NEXT_COMMANDS = {
     "dataset": "make a data set: presto corpus build, then presto ingest; of your own music: presto ingest "
@@ -63,6 +64,19 @@ def check_references(config: TrackingConfig, references: Mapping[str, str]) -> N
                 f"not exist; {suggest_command(role)}. If it is elsewhere, run the command in that folder, or set "
                 "tracking.uri and storage.root"
             )
+
+
+def find_missing_artifact(reference: str, storage_root: str) -> Path | None:
+    """Return the local folder that an artifact's path or id names if it does not exist; otherwise None."""
+    if parse_reference(reference) is not None or "://" in reference or find_pretrained(reference):
+        return None
+    if "/" in reference:
+        path = Path(reference)
+    elif "://" in storage_root:
+        return None
+    else:
+        path = Path(storage_root) / ARTIFACTS / reference
+    return None if path.expanduser().exists() else path
 
 
 def suggest_command(role: str) -> str:

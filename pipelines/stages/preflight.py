@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.registry.presence import check_references, suggest_command
+from pipelines.registry.presence import check_references, find_missing_artifact, suggest_command
 from pipelines.stages.table import STAGES
 from presto_core.config.data import IngestConfig
 from presto_core.config.schema import EvaluateStage, IngestStage
@@ -27,6 +27,12 @@ def check_inputs(stage: str, config: StageConfig) -> None:
             if "://" not in folder and not Path(folder).expanduser().exists():
                 raise UserError(f"evaluate.folders.{name}={folder} does not exist; correct the path")
     check_references(config.tracking, config.references())
+    for role, reference in config.references().items():
+        if path := find_missing_artifact(reference, config.storage.root):
+            raise UserError(
+                f"inputs.{role.partition('_')[0]}={reference} is not there: {path} does not exist; correct it or "
+                "storage.root; what there is: presto registry list"
+            )
 
 
 def _list_paths(config: StageConfig, key: str) -> list[Path]:
