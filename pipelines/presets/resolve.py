@@ -45,9 +45,13 @@ def split_preset(args: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _is_key(word: str) -> bool:
-    """Whether a word looks like a dotted key of some stage."""
+    """Whether a word looks like a dotted key of some stage, and not like a file."""
     top, dot, _ = word.partition(".")
-    return bool(dot) and any(top in stage.model_fields for stage in stage_configs().values())
+    return (
+        bool(dot)
+        and not word.endswith((".yaml", ".yml"))
+        and any(top in stage.model_fields for stage in stage_configs().values())
+    )
 
 
 def _refuse_word(word: str, rule: str) -> str:

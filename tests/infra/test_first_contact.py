@@ -99,6 +99,7 @@ def test_a_preset_is_refused_where_none_is_taken(refuse: Refuse, args: tuple[str
 
 def test_a_key_without_a_value_is_no_preset(refuse: Refuse):
     assert "steps.p_gen.kind=VALUE" in refuse("distill-steps", "steps.p_gen.kind")
+    assert "unknown preset" in refuse("distill-steps", "steps.yaml")
 
 
 # --- settings that a flow does not read
