@@ -98,17 +98,19 @@ def report(
 ) -> None:
     """Print a sweep's table and verdict from the trials recorded so far, and write its page."""
     from pipelines.storage.filesystem import absolute_uri, open_folder
-    from pipelines.sweep import report as sweep_report
-    from pipelines.sweep.analysis import analyze
-    from pipelines.sweep.store import SweepStore, sweep_folder
 
     given = [*([sweep] if "=" in sweep else []), *(args or [])]
     config = load_stage_config("sweep", given, takes_preset=False)
     root = open_folder(absolute_uri(config.storage.root))
     if not sweep or "=" in sweep:
         known = root.child("sweeps").list_folders()
-        typer.echo(f"sweeps in {root.uri}: {', '.join(known) or 'none yet'}; show one with: presto sweep report ID")
+        hint = "show one with: presto sweep report ID" if known else "run one with: presto sweep sweeps/demo"
+        typer.echo(f"sweeps in {root.uri}: {', '.join(known) or 'none yet'}; {hint}")
         return
+    from pipelines.sweep import report as sweep_report
+    from pipelines.sweep.analysis import analyze
+    from pipelines.sweep.store import SweepStore, sweep_folder
+
     records = SweepStore(sweep_folder(root, sweep))
     result = analyze(records.read_definition(), records.load_all().values(), records.add_sessions([]))
     sweep_report.write(result)

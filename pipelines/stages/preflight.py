@@ -28,9 +28,9 @@ def check_inputs(stage: str, config: StageConfig) -> None:
                 raise UserError(f"evaluate.folders.{name}={folder} does not exist; correct the path")
     check_references(config.tracking, config.references())
     for role, reference in config.references().items():
-        if path := find_missing_artifact(reference, config.storage.root):
+        if missing := find_missing_artifact(reference, config.storage.root):
             raise UserError(
-                f"inputs.{role.partition('_')[0]}={reference} is not there: {path} does not exist; correct it or "
+                f"inputs.{role.partition('_')[0]}={reference} is not there: {missing} does not exist; correct it or "
                 "storage.root; what there is: presto registry list"
             )
 

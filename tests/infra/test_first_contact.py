@@ -29,7 +29,7 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setenv("TERM", "dumb")
 
     def run(*args: str) -> str:
-        with pytest.raises((UserError, SystemExit, typer._click.exceptions.UsageError)) as refused:  # type: ignore[attr-defined]
+        with pytest.raises((UserError, SystemExit, typer._click.exceptions.UsageError)) as refused:
             COMMAND.main(list(args), standalone_mode=False)
         assert not list(tmp_path.iterdir())
         return " ".join(f"{getattr(refused.value, 'message', refused.value)}".split())
@@ -200,6 +200,7 @@ for line in sys.stdin:
 """
     commands = ["--version", "--help", "generate --help", "config distill-steps demo", "explain steps.p_gen"]
     commands += ["ingest", "train-teacher demo", "distill-steps", "evaluate", "report presto-report", "registry gc"]
+    commands += ["sweep report"]
     commands += ["registry promote presto-generator --why x", "registry push nowhere", "dataset show", "codec fit x"]
     done = subprocess.run(
         [sys.executable, "-c", script],
