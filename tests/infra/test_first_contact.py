@@ -193,7 +193,8 @@ for line in sys.stdin:
     try:
         cli.main()
     except SystemExit as stop:
-        assert stop.code == (0 if {"--help", "--version", "config", "explain"} & {*sys.argv} else stop.code or 99), line
+        succeeds = {"--help", "--version", "config", "explain", "sweep"} & {*sys.argv}
+        assert bool(stop.code) != bool(succeeds), line
     heavy = {"torch", "ray", "mlflow", "boto3", "sqlalchemy", "transformers"} & set(sys.modules)
     light = {"numpy", "pyarrow"} & set(sys.modules) if "--help" in line or sys.argv[1] in ("config", "explain") else ()
     print("HEAVY", line.strip(), sorted(heavy), sorted(light)) if heavy or light else None
