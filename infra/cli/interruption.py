@@ -66,7 +66,7 @@ def describe_interrupt(interrupt: KeyboardInterrupt, args: Sequence[str]) -> tup
 
 def describe_kept(args: Sequence[str]) -> str:
     """What the command of these arguments leaves behind, and how to go on."""
-    words = [arg for arg in args if not arg.startswith("-")]
+    names = [arg for arg in args if not arg.startswith("-")]
     if "--dry-run" in args:
         return UNCHANGED
-    return KEPT.get(tuple(words[:2])) or KEPT.get(tuple(words[:1])) or UNCHANGED
+    return KEPT.get(tuple(names[:2])) or KEPT.get(tuple(names[:1])) or UNCHANGED

@@ -93,7 +93,7 @@ def test_every_bound_that_is_enforced_is_in_the_range():
     assert checked > 300
 
 
-def test_a_range_is_told_for_alternatives_items_and_kinds():
+def test_alternatives_items_and_kinds_have_a_range():
     steps, generate, evaluate, promote = map(by_key, ("distill-steps", "generate", "evaluate", "registry"))
     assert generate["generate.seconds"].range == "above 0 and at most 3600"
     assert promote["promote.max_mmd"].range == "above 0"
