@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from presto_core.errors import UserError
+
 app = typer.Typer(no_args_is_help=True, help="The codec between audio and latents.")
 
 
@@ -22,6 +24,10 @@ def fit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be read and written, and stop.")] = False,
 ) -> None:
     """Fit the embedded codec to your music; then encode with it: [bold]presto ingest codec.path=<output>[/bold]."""
+    if not folder.expanduser().exists():
+        raise UserError(
+            f"{folder} does not exist; name a folder of music, or make the default corpus: presto corpus build"
+        )
     from pipelines.stages import codec
 
     codec.fit(folder, output, dry_run=dry_run)

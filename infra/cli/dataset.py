@@ -27,18 +27,20 @@ DatasetArgs = Annotated[
 @add_dry_run
 def show(args: DatasetArgs = None, as_json: AsJson = False) -> None:
     """Print the manifest's facts: rows, hours, shapes, codec, text encoder, licences, bad files."""
+    dataset = _open_dataset(args)
     from pipelines.data import inspection
 
-    _print("data set", inspection.describe(_open_dataset(args)), as_json)
+    _print("data set", inspection.describe(dataset), as_json)
 
 
 @app.command()
 @add_dry_run
 def verify(args: DatasetArgs = None) -> None:
     """Re-read every byte and compare it with the manifest: hashes, rows, shapes, one split per composition."""
+    dataset = _open_dataset(args)
     from pipelines.data import inspection
 
-    found = inspection.verify(_open_dataset(args))
+    found = inspection.verify(dataset)
     console.print(
         f"dataset verify: {found.shards} shards, {found.rows} rows, {found.files} other files: all as committed"
     )
@@ -48,9 +50,10 @@ def verify(args: DatasetArgs = None) -> None:
 @add_dry_run
 def stats(args: DatasetArgs = None, as_json: AsJson = False) -> None:
     """Compute statistics from the latents: mean, standard deviation, sigma_data; caption coverage, duplicates."""
+    dataset = _open_dataset(args)
     from pipelines.data import inspection
 
-    _print("statistics", inspection.compute_stats(_open_dataset(args)), as_json)
+    _print("statistics", inspection.compute_stats(dataset), as_json)
 
 
 @app.command()
@@ -61,9 +64,10 @@ def split(args: DatasetArgs = None, as_json: AsJson = False) -> None:
     To change the splits, run ingest again with other values of ingest.validation_fraction and ingest.test_fraction; no
     track is encoded twice.
     """
+    dataset = _open_dataset(args)
     from pipelines.data import inspection
 
-    sides = inspection.list_splits(_open_dataset(args))
+    sides = inspection.list_splits(dataset)
     if as_json:
         typer.echo(json.dumps(sides, indent=2))
         return
@@ -77,9 +81,10 @@ def split(args: DatasetArgs = None, as_json: AsJson = False) -> None:
 @add_dry_run
 def quarantine(args: DatasetArgs = None, as_json: AsJson = False) -> None:
     """List the files that ingest could not use: URI, phase and error."""
+    dataset = _open_dataset(args)
     from pipelines.data import inspection
 
-    rows = inspection.list_quarantine(_open_dataset(args))
+    rows = inspection.list_quarantine(dataset)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -89,12 +94,15 @@ def quarantine(args: DatasetArgs = None, as_json: AsJson = False) -> None:
 
 def _open_dataset(args: list[str] | None) -> Any:
     """Open the data set that the settings name."""
+    from pipelines.registry.presence import check_references
+
+    config = load_stage_config("dataset", args or [], takes_preset=False)
+    check_references(config.tracking, config.references())
     from pipelines.data.dataset import open_dataset
     from pipelines.registry.resolve import resolve
     from pipelines.storage.filesystem import absolute_uri
     from pipelines.tracking.client import open_tracker
 
-    config = load_stage_config("dataset", args or [])
     artifact = resolve(
         open_tracker(config.tracking).client, config.references()["dataset"], absolute_uri(config.storage.root)
     )

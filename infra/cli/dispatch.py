@@ -27,6 +27,9 @@ def dispatch(command: StageCommand, *, on: str, dry_run: bool) -> None:
     elif dry_run:
         print_config(command.stage, command.config)
     else:
+        from pipelines.stages.preflight import check_inputs
+
+        check_inputs(command.stage, command.config)
         if STAGES[command.stage].writes_run:
             from pipelines.tracking.client import check_tracking
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from infra.cli.dispatch import dispatch
 from infra.cli.options import DryRun, On
@@ -17,20 +16,6 @@ from pipelines.stages.table import STAGES
 from presto_core.config.loader import ConfigError, list_presets, load_config
 from presto_core.config.sampling import GenerateConfig
 from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained
-
-
-def _describe_settings() -> str:
-    """The settings of generate with their defaults and help texts, one paragraph each."""
-    lines = ["[bold]Settings[/bold], as KEY=VALUE; where it is a text, VALUE is taken as it is:"]
-    for name, field in GenerateConfig.model_fields.items():
-        if name != "prompts":
-            default = "" if field.default is None else f" ({field.default})"
-            text = " ".join((field.description or "").split())
-            lines.append(f"[bold]generate.{name}[/bold]{escape(default)}: {escape(text)}")
-    return "\n\n".join(lines)
-
-
-EPILOG = _describe_settings()
 
 
 def generate(

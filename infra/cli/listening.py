@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.cli.options import AsJson, Preview, RegistryArgs, add_dry_run
-from infra.cli.report import ReportName, find_stored_report
+from infra.cli.report import ReportName, check_report_findable, find_stored_report
 
 if TYPE_CHECKING:
     from pipelines.evaluate.listening.build import ListeningTest
@@ -58,6 +58,8 @@ def build(
     dry_run: Preview = False,
 ) -> None:
     """Write a blind test of a report's clips as one self-contained page, and the key that resolves its answers."""
+    _parse_kind(kind)
+    check_report_findable(report, settings or [])
     from pipelines.console import console
     from pipelines.evaluate.listening.build import TestOptions, design_test, write_test
 

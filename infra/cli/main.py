@@ -8,12 +8,30 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from infra.cli import codec, dataset, jobs, listening, machine, plan, registry, report, runs, study, sweep, workflows
+from infra.cli import (
+    codec,
+    dataset,
+    explain,
+    jobs,
+    listening,
+    machine,
+    plan,
+    registry,
+    report,
+    runs,
+    study,
+    sweep,
+    workflows,
+)
+from infra.cli.interruption import describe_interrupt, find_interrupt, handle_sigterm
 from infra.cli.options import add_dry_run
 from infra.cli.stages import add_stage_commands
+from infra.cli.version import describe_version
+from pipelines.cluster.shutdown import StoppedError
 from pipelines.console import console
 from pipelines.presets.resolve import PRESETS
 from pipelines.redaction import redact
@@ -60,10 +78,28 @@ for name, group in {
     app.add_typer(group, name=name)
 for command in (workflows.demo, workflows.pretrain, plan.plan, machine.doctor, report.report):
     app.command()(command)
+app.command()(explain.explain)
+app.command("config")(explain.show_config)
 # former names of commands
 app.command("science", hidden=True)(study.seeds)
 app.command("up", hidden=True)(machine.start_s3)
 app.command("down", hidden=True)(machine.stop_s3)
+
+
+def print_version(wanted: bool) -> None:
+    """Print the package's version, and the commit where it runs from a checkout; nothing else is imported for it."""
+    if wanted:
+        typer.echo(describe_version())
+        raise typer.Exit
+
+
+@app.callback()
+def set_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -80,19 +116,21 @@ def main() -> None:
     # command's start, and another at its end
     gc.set_threshold(GARBAGE_AFTER)
     atexit.register(gc.freeze)
+    handle_sigterm()
     try:
         app()
     except ConfigError as error:
         _fail(str(error), 2)
+    except StoppedError as error:
+        _fail(str(error), error.exit_code)
     except UserError as error:
         _fail(str(error), 1)
     except SystemExit as stop:
-        # Typer turns Ctrl-C into this status, without a message
-        if isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
-            _fail("interrupted; re-run the same command to resume", 130)
+        if interrupt := find_interrupt(stop):
+            _fail(*describe_interrupt(interrupt, sys.argv[1:]))
         raise
-    except KeyboardInterrupt:
-        _fail("interrupted; re-run the same command to resume", 130)
+    except KeyboardInterrupt as interrupt:
+        _fail(*describe_interrupt(interrupt, sys.argv[1:]))
     except OSError as error:
         _fail(f"{error.filename or 'system'}: {error.strerror or error}; free the resource and run again", 1)
     except Exception as error:

@@ -104,8 +104,10 @@ def _make_measured_model_fn(request: PlanRequest) -> DeviceModelFn:
 
 
 def _list_assumptions(request: PlanRequest, model_fn: DeviceModelFn) -> list[str]:
-    base = request.stages["teacher"]
+    base = next(iter(request.stages.values()))
     assumptions = [*model_fn(base, request.gpus, batch_of(base) // request.gpus).assumptions]
+    if request.teacher:
+        assumptions.append(f"{request.teacher} is distilled, which exists: no teacher is trained")
     if request.price_usd:
         assumptions.append(f"{request.price_usd:g} USD per GPU hour, an assumption unless --price is given")
     assumptions.append("captions fill text.max_tokens; memory excludes the discriminator's head")

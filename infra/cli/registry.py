@@ -49,10 +49,10 @@ def list_(
 @add_dry_run
 def show(version: VersionName, settings: RegistryArgs = None, as_json: AsJson = False) -> None:
     """Show a version's data, teacher, code, settings, quality and latency, and who promoted it."""
+    catalog = open_catalog(settings)
     from pipelines.registry.promotion_log import PromotionLog
     from pipelines.registry.publish import open_promotion_log_folder
 
-    catalog = open_catalog(settings)
     found = catalog.find(version)
     run = catalog.client.get_run(found.mlflow_run)
     parents = {v.artifact_id: v for v in catalog.find_by_artifacts(list(found.parents.values()))}

@@ -21,9 +21,12 @@ Why = Annotated[str, typer.Option("--why", help="Required: the reason, which is 
 
 def open_catalog(settings: list[str] | None) -> Catalog:
     """Open the registry that the settings name."""
+    from pipelines.registry.presence import check_registry_exists
     from pipelines.tracking.client import open_tracker
 
-    return Catalog(open_tracker(load_stage_config("registry", settings or []).tracking).client)
+    config = load_stage_config("registry", settings or [], takes_preset=False)
+    check_registry_exists(config.tracking)
+    return Catalog(open_tracker(config.tracking).client)
 
 
 def pull(
@@ -61,6 +64,9 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Store and register an artifact's folder; refused unless it matches its manifest exactly."""
+    config = load_stage_config("registry", settings or [], takes_preset=False)
+    if not folder.expanduser().is_dir():
+        raise RegistryError(f"{folder} is no folder; name one of an artifact, such as presto registry pull makes")
     from pipelines.inference.lazy_mlflow import save_mlflow_model
     from pipelines.registry import transfer
     from pipelines.registry.local_artifact import check_artifact_folder
@@ -70,7 +76,6 @@ def push(
     from presto_core.artifacts.manifest import artifact_folder
     from presto_core.artifacts.manifest_schema import content_hash
 
-    config = load_stage_config("registry", settings or [])
     folder = folder.expanduser().absolute()
     manifest, files = check_artifact_folder(folder)
     artifact_id, kind = str(manifest["id"]), str(manifest["kind"])
@@ -125,11 +130,14 @@ def promote(
 ) -> None:
     """Make a version champion if its files, licence, health, latency and quality pass: it must not be worse than the
     model it was distilled from, nor than the champion, on enough clips to tell."""
-    from pipelines.registry.promotion import Promoter
-    from pipelines.tracking.client import open_tracker
+    from pipelines.registry.presence import check_registry_exists
 
     config: Any = load_stage_config("registry", args or [])
     _require_reason(why, dry_run)
+    check_registry_exists(config.tracking)
+    from pipelines.registry.promotion import Promoter
+    from pipelines.tracking.client import open_tracker
+
     promoter = Promoter(open_tracker(config.tracking).client)
     decision = promoter.promote(version, config.promote, why=why, accept_worse=accept_worse, dry_run=dry_run)
     print_decision(decision, dry_run=dry_run, as_json=as_json)
@@ -145,14 +153,14 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make the previous champion champion again."""
-    from pipelines.registry.promotion import Promoter
-
     if "=" in name:  # NAME is left out
         name, settings = "presto-generator", [name, *(settings or [])]
     _require_reason(why, dry_run)
     catalog = open_catalog(settings)
     if name not in catalog.models:
         raise RegistryError(f"the registry has no model {name!r}; name one that presto registry list shows")
+    from pipelines.registry.promotion import Promoter
+
     former, current = Promoter(catalog.client).rollback(name, why=why, dry_run=dry_run)
     outcome = f"{'would be' if dry_run else 'is'} the champion again, in place of v{current.number}"
     payload = {"champion": former.to_dict(), "was": current.to_dict(), "done": not dry_run}
@@ -237,7 +245,7 @@ def gc(
     from pipelines.storage.filesystem import absolute_uri, open_folder
 
     delete = delete and not dry_run
-    root = open_folder(absolute_uri(load_stage_config("registry", settings or []).storage.root))
+    root = open_folder(absolute_uri(load_stage_config("registry", settings or [], takes_preset=False).storage.root))
     found = find_garbage(root, open_catalog(settings).list_all(), older_than=timedelta(hours=older_than_hours))
     if found and not as_json:
         rows = [[item.uri, f"{item.bytes / 1e6:.1f}", item.why] for item in found]

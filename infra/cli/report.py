@@ -22,7 +22,7 @@ ReportName = Annotated[
 ]
 OpenBrowser = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]
 
-
+LOCAL_REPORTS = Path(".presto/reports")
 Picture = Annotated[
     str, typer.Option("--picture", metavar="FILE.png", help="Also draw all prompts and models as one picture.")
 ]
@@ -36,6 +36,7 @@ def report(
     dry_run: Preview = False,
 ) -> None:
     """Render an evaluation's page (no server needed) and print its path."""
+    check_report_findable(name, settings or [])
     from pipelines.console import console
     from pipelines.evaluate.page.fetch import REPORTS, fetch_report, find_local_report
     from pipelines.evaluate.page.page import PAGE_FILE, render_page
@@ -74,6 +75,26 @@ def draw_picture(folder: Path, file: str) -> None:
     typer.echo(file)
 
 
+def check_report_findable(name: str, settings: list[str]) -> None:
+    """Refuse a registry's name where there is no registry, before anything heavy is imported; raises UserError."""
+    from pipelines.evaluate.page.fields import ReportError
+    from pipelines.presets.resolve import load_stage_config
+    from pipelines.registry.names import parse_reference
+    from pipelines.registry.presence import check_registry_exists, find_missing_artifact
+
+    config = load_stage_config("registry", settings, takes_preset=False)
+    is_copy = Path(name).exists() or (LOCAL_REPORTS / name).exists()
+    if is_copy:
+        return
+    if parse_reference(name):
+        check_registry_exists(config.tracking)
+    elif path := find_missing_artifact(name, config.storage.root):
+        raise ReportError(
+            f"there is no report {name}: {path} does not exist; name one that presto registry list presto-report "
+            "shows, its store with storage.root=…, or make one: presto evaluate"
+        )
+
+
 def find_stored_report(name: str, settings: list[str]) -> Artifact:
     """Find the report in the store and registry that the settings name; see `find_report`."""
     from pipelines.evaluate.page.fetch import find_report
@@ -81,6 +102,6 @@ def find_stored_report(name: str, settings: list[str]) -> Artifact:
     from pipelines.storage.filesystem import absolute_uri
     from pipelines.tracking.client import open_tracker
 
-    config = load_stage_config("registry", settings)
+    config = load_stage_config("registry", settings, takes_preset=False)
     client = open_tracker(config.tracking).client
     return find_report(client, name, absolute_uri(config.storage.root))

@@ -6,27 +6,17 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from infra.cli.options import Preview, StageArgs, add_dry_run
+from infra.cli.groups import RunsGroup
+from infra.cli.options import Preview, RegistryArgs, add_dry_run
 
-
-class ListByDefault(TyperGroup):
-    """A group whose `list` runs if no command is named: `presto runs storage.root=…`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if "--help" not in args and (not args or args[0] not in self.commands):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(cls=ListByDefault, help="Unfinished runs below a storage root: their state, step and age.")
+app = typer.Typer(cls=RunsGroup, help="Unfinished runs below a storage root: their state, step and age.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command("list")
 @add_dry_run
-def list_runs(args: StageArgs = None, as_json: AsJson = False) -> None:
+def list_runs(args: RegistryArgs = None, as_json: AsJson = False) -> None:
     """List runs that are not finished: stage, state, step, age and last checkpoint. The default command."""
     from pipelines.console import console, print_table
     from pipelines.train.runs import list_runs as read_runs
@@ -66,7 +56,7 @@ def list_runs(args: StageArgs = None, as_json: AsJson = False) -> None:
 @app.command()
 def close(
     run_id: Annotated[str, typer.Argument(metavar="RUN", help="Run id, as presto runs lists it.")],
-    args: StageArgs = None,
+    args: RegistryArgs = None,
     force: Annotated[bool, typer.Option("--force", help="Even if a process seems to work on it.")] = False,
     dry_run: Preview = False,
 ) -> None:
@@ -85,10 +75,12 @@ def close(
 def _open(args: list[str] | None) -> tuple[Any, Any]:
     """The storage root and the tracker that the settings name."""
     from pipelines.presets.resolve import load_stage_config
+    from pipelines.registry.presence import check_registry_exists
     from pipelines.storage.filesystem import absolute_uri, open_folder
     from pipelines.tracking.client import open_tracker
 
-    config = load_stage_config("registry", args or [])
+    config = load_stage_config("registry", args or [], takes_preset=False)
+    check_registry_exists(config.tracking)
     return open_folder(absolute_uri(config.storage.root)), open_tracker(config.tracking)
 
 

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from infra.cli.dispatch import dispatch
-from infra.cli.generate import EPILOG, generate
+from infra.cli.generate import generate
 from infra.cli.options import DryRun, On, StageArgs
+from infra.cli.stage_help import make_command_class
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL
 from pipelines.presets.resolve import load_stage_config
@@ -45,7 +46,7 @@ def add_stage_commands(app: typer.Typer) -> None:
                 app.add_typer(groups[name], name=name)
             parent = groups[name]
         function = SPECIAL_COMMANDS.get(stage.name) or _make_command(stage)
-        parent.command(stage.command[-1], help=stage.summary, epilog=EPILOGS.get(stage.name))(function)
+        parent.command(stage.command[-1], help=stage.summary, cls=make_command_class(stage))(function)
 
 
 def _make_command(stage: Stage) -> Callable[..., None]:
@@ -105,4 +106,3 @@ SPECIAL_COMMANDS: dict[str, Callable[..., None]] = {
     "distill-steps": distill_steps,
     "generate": generate,
 }
-EPILOGS = {"generate": EPILOG}

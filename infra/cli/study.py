@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
+from infra.cli.groups import StudyGroup
 from infra.cli.options import DryRun, StageArgs
 from pipelines.presets.resolve import split_preset
 from pipelines.stages.dry_run import print_config
 
-SEEDS = "seeds"
-
-
-class _DefaultToSeedsGroup(TyperGroup):
-    """A group whose `seeds` is the default, with a line that says so: `presto study` was that before it was a group."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
-            typer.echo("presto study is short for presto study seeds; others: presto study --help", err=True)
-            args = [SEEDS, *args]
-        return super().parse_args(ctx, args)
-
-
 app = typer.Typer(
-    cls=_DefaultToSeedsGroup,
+    cls=StudyGroup,
     rich_markup_mode="rich",
     help=(
         "Measure what the methods achieve.\n\n"
@@ -58,7 +45,7 @@ def teacher(
         raise typer.Exit(1)
 
 
-@app.command(SEEDS)
+@app.command()
 def seeds(
     args: StageArgs = None,
     seeds: Annotated[int, typer.Option(help="Times to distill and evaluate.", min=1)] = 3,
@@ -71,7 +58,7 @@ def seeds(
     from pipelines.workflows import seed_study
 
     if dry_run:
-        configs = flow.load_flow_configs(preset or "science", overrides)
+        configs = seed_study.load_configs(preset or "science", overrides)
         for name in seed_study.STEPS:
             typer.echo(flow.describe_node(name, seed_study.STEPS))
             print_config(flow.DEMO_FLOW[name].stage, configs[name])

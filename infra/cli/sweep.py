@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from pydantic import create_model
-from typer.core import TyperGroup
 
 from infra.cli.dispatch import dispatch
+from infra.cli.groups import SweepGroup
 from infra.cli.options import On, StageArgs, add_dry_run
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL
@@ -23,20 +23,9 @@ if TYPE_CHECKING:
     from pipelines.sweep.plan import SweepPlan
 
 FIRST = 5  # configurations that --dry-run prints
-RUN = "run"
-
-
-class _DefaultToRunGroup(TyperGroup):
-    """A group whose `run` is the default: `presto sweep demo …` is `presto sweep run demo …`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] != "--help":
-            args = [RUN, *args]
-        return super().parse_args(ctx, args)
-
 
 app = typer.Typer(
-    cls=_DefaultToRunGroup,
+    cls=SweepGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
     help=(
@@ -49,7 +38,7 @@ app = typer.Typer(
 Spaces = Annotated[list[str] | None, typer.Option("--space", help="A predefined space; repeat to combine several.")]
 
 
-@app.command(RUN)
+@app.command()
 def run(
     args: StageArgs = None,
     space: Spaces = None,
@@ -109,17 +98,19 @@ def report(
 ) -> None:
     """Print a sweep's table and verdict from the trials recorded so far, and write its page."""
     from pipelines.storage.filesystem import absolute_uri, open_folder
+
+    given = [*([sweep] if "=" in sweep else []), *(args or [])]
+    config = load_stage_config("sweep", given, takes_preset=False)
+    root = open_folder(absolute_uri(config.storage.root))
+    if not sweep or "=" in sweep:
+        known = root.child("sweeps").list_folders()
+        hint = "show one with: presto sweep report ID" if known else "run one with: presto sweep sweeps/demo"
+        typer.echo(f"sweeps in {root.uri}: {', '.join(known) or 'none yet'}; {hint}")
+        return
     from pipelines.sweep import report as sweep_report
     from pipelines.sweep.analysis import analyze
     from pipelines.sweep.store import SweepStore, sweep_folder
 
-    given = [*([sweep] if "=" in sweep else []), *(args or [])]
-    config = load_stage_config("sweep", given)
-    root = open_folder(absolute_uri(config.storage.root))
-    if not sweep or "=" in sweep:
-        known = root.child("sweeps").list_folders()
-        typer.echo(f"sweeps in {root.uri}: {', '.join(known) or 'none yet'}; show one with: presto sweep report ID")
-        return
     records = SweepStore(sweep_folder(root, sweep))
     result = analyze(records.read_definition(), records.load_all().values(), records.add_sessions([]))
     sweep_report.write(result)

@@ -31,7 +31,7 @@ def demo(
     from pipelines.workflows import demo as flow
 
     if dry_run:
-        configs = flow.load_flow_configs(preset, overrides)
+        configs = flow.load_configs(preset, overrides, from_scratch=from_scratch)
         if not from_scratch:
             typer.echo(f"## teacher is {configs['S'].inputs.teacher}")
         for name in flow.list_nodes(from_scratch=from_scratch):

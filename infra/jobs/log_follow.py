@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from infra.jobs.ray_jobs import HeadError, RayJobsClient, is_auth_error
+from pipelines.cluster.shutdown import TerminatedError
 from pipelines.console import console
 
 HEAD_TIMEOUT_S = 180  # how long an unresponsive head is retried
@@ -49,6 +50,8 @@ class LogFollower:
         while True:
             try:
                 return asyncio.run(self._watch())
+            except TerminatedError:
+                raise  # nobody is there to ask
             except KeyboardInterrupt:
                 self._handle_interrupt()
 

@@ -19,6 +19,7 @@ from torch.multiprocessing.spawn import spawn
 
 from infra.planning.device_model import DeviceModel, LinearCost
 from infra.planning.microbenchmarks import make_timer, measure_constants
+from pipelines.cluster.shutdown import block_ctrl_c
 from pipelines.train.step_flops import FORWARD_EQUIVALENTS, PassKind
 from presto_core.config.sections import GanConfig, NetworkConfig
 from presto_core.networks.flops import LatentShape
@@ -44,7 +45,7 @@ def measure_device(
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = (workers, threads, folder, network.model_dump(), asdict(shape), rows, gan.model_dump())
-        spawn(_measure_in_worker, arguments, nprocs=workers)
+        _run_workers(arguments, workers)
         found = json.loads((Path(folder) / "constants.json").read_text())
     costs: dict[PassKind, dict[str, LinearCost]] = {
         kind: {part: LinearCost(*found[f"{part} {kind}"]) for part in ("block", "outer", "head")}
@@ -81,6 +82,19 @@ def _list_assumptions(*, workers: int, threads: int) -> tuple[str, ...]:
         "gradients are exchanged after the backward pass, since the same cores do both",
         f"a worker reads {READ_BYTES_S / 1e6:g} MB/s of shards (measured: docs/data.md) and computes nothing meanwhile",
     )
+
+
+def _run_workers(arguments: tuple[Any, ...], workers: int) -> None:
+    """Measure in so many processes; Ctrl-C and SIGTERM end them."""
+    with block_ctrl_c():
+        context = spawn(_measure_in_worker, arguments, nprocs=workers, join=False, daemon=True)
+    assert context is not None
+    try:
+        while not context.join():
+            pass
+    finally:
+        for process in context.processes:
+            process.terminate()
 
 
 def _measure_in_worker(

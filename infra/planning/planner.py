@@ -14,6 +14,7 @@ from presto_core.config.schema import IngestStage, LayersStage, StepsStage, Teac
 from presto_core.config.sections import GanConfig, NetworkConfig
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
+from presto_core.models.pretrained import NAMES
 from presto_core.networks.flops import LatentShape
 
 SIZES = (8, 16, 32, 64, 128, 256, 512)
@@ -41,6 +42,12 @@ class PlanRequest:
     price_usd: float
 
     @property
+    def teacher(self) -> str:
+        """The teacher of the package that is distilled; empty if one is trained."""
+        reference = self.configs["S"].inputs.teacher
+        return reference if reference in NAMES else ""
+
+    @property
     def network(self) -> NetworkConfig:
         teacher = self.configs["teacher"]
         assert isinstance(teacher, TeacherStage)
@@ -65,8 +72,9 @@ class PlanRequest:
 
     @property
     def stages(self) -> dict[str, Training]:
-        """The stages that train: base, L, S and LS."""
-        found = {name: c for name, c in self.configs.items() if name != "ASE"}
+        """The stages that train: L, S and LS, and the teacher unless one that exists is distilled."""
+        left_out = {"ASE", "teacher"} if self.teacher else {"ASE"}
+        found = {name: c for name, c in self.configs.items() if name not in left_out}
         return {n: c for n, c in found.items() if isinstance(c, TeacherStage | LayersStage | StepsStage)}
 
 

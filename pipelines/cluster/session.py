@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
 
+from pipelines.cluster.shutdown import keep_signal_handlers
 from pipelines.console import console
 from presto_core.config.sections import ClusterConfig
 from presto_core.errors import UserError
@@ -59,7 +60,8 @@ def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Itera
         os.environ.setdefault(name, value)
     owns_session = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
     if owns_session:
-        _connect(config)
+        with keep_signal_handlers():
+            _connect(config)
     import ray
 
     try:

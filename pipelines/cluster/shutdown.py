@@ -1,6 +1,7 @@
 """Graceful shutdown of a run: on SIGTERM, Ctrl-C, a preemption notice, or a metric that stays unhealthy.
 
 Each of them only records a reason. The training loop reads it after the current step, saves, and ends on every rank.
+Commands that do not train end at once: SIGTERM raises an exception there, as Ctrl-C does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,17 @@ SUPERSEDED = "other workers have taken over its run"
 
 
 class StoppedError(UserError):
-    """A run ended early on request; its state is saved, and the same command resumes it."""
+    """A run ended early on request; its state is saved, and the same command resumes it.
+
+    Attributes:
+        exit_code: of the command: 128 plus the number of the signal that this process received, if that was the reason.
+    """
+
+    exit_code = 1
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM was received; like Ctrl-C, it ends the command from wherever it is."""
 
 
 class SupersededWorkerError(UserError):
@@ -35,6 +46,12 @@ class StopRequest:
     """The reason why a run should end early, or empty; the first reason counts."""
 
     reason: str = ""
+    signal_number: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of a command that ends for this reason."""
+        return 128 + self.signal_number if self.signal_number else 1
 
     def request(self, reason: str) -> None:
         self.reason = self.reason or reason
@@ -57,14 +74,18 @@ class StopRequest:
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    def _on_sigterm(self, _number: int, _frame: FrameType | None) -> None:
-        self.request(SIGTERM_REASON)
+    def _on_sigterm(self, number: int, _frame: FrameType | None) -> None:
+        self._request_by_signal(SIGTERM_REASON, number)
 
-    def _on_ctrl_c(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_ctrl_c(self, number: int, _frame: FrameType | None) -> None:
         if self.reason:
             raise KeyboardInterrupt
-        self.request(CTRL_C_REASON)
+        self._request_by_signal(CTRL_C_REASON, number)
         console.print("stopping after this step, with the state saved; press Ctrl-C again to stop at once without it")
+
+    def _request_by_signal(self, reason: str, number: int) -> None:
+        self.signal_number = self.signal_number if self.reason else number
+        self.request(reason)
 
 
 @contextmanager
@@ -73,11 +94,40 @@ def sigterm_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, raise_terminated)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def raise_terminated(_number: int, _frame: FrameType | None) -> None:
+    """The handler of SIGTERM of a command that does not train."""
+    raise TerminatedError
+
+
+@contextmanager
+def keep_signal_handlers() -> Iterator[None]:
+    """Put this program's own handlers back after the block; `ray.init` replaces that of SIGTERM by one that exits."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if callable(handler):  # not the default, which would leave Ray's processes behind
+                    signal.signal(number, handler)
+
+
+@contextmanager
+def block_ctrl_c() -> Iterator[None]:
+    """Start processes in the block that Ctrl-C in a terminal does not reach; whoever starts them ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # of a Ray Train worker's process, whose signal handler and training run in different threads

@@ -10,6 +10,7 @@ import errno
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -73,7 +74,12 @@ def _make_clips(folder: Path, specs: Sequence[PieceSpec], workers: int) -> Itera
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=min(workers, len(specs)), mp_context=context) as pool:
-        futures = [pool.submit(make_clip, folder, spec) for spec in specs]
+        # Ctrl-C is for this process alone: workers finish their clip, without a traceback each
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = [pool.submit(make_clip, folder, spec) for spec in specs]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for future in as_completed(futures):
                 yield future.result()

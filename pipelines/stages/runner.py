@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipelines.console import console
 from pipelines.inference.lazy_mlflow import save_mlflow_model
+from pipelines.registry.names import RegistryError
+from pipelines.registry.presence import suggest_command
 from pipelines.registry.publish import publish
 from pipelines.registry.resolve import resolve
 from pipelines.storage.filesystem import absolute_uri, open_folder
@@ -78,6 +81,14 @@ class StageContext:
         return {role: artifact.id for role, artifact in self.parents.items()} | self.forked_from
 
 
+def _resolve_parent(client: Any, role: str, reference: str, storage_root: str) -> Artifact:
+    """Look an input up; if the registry does not have it, the error tells what makes one."""
+    try:
+        return resolve(client, reference, storage_root)
+    except RegistryError as error:
+        raise RegistryError(f"{error}. If there is none yet, {suggest_command(role)}") from None
+
+
 def run_stage(
     stage: str,
     config: StageConfig,
@@ -104,7 +115,10 @@ def run_stage(
     """
     root = open_folder(absolute_uri(config.storage.root))
     tracker = open_tracker(config.tracking)
-    parents = {role: resolve(tracker.client, reference, root.uri) for role, reference in config.references().items()}
+    parents = {
+        role: _resolve_parent(tracker.client, role, reference, root.uri)
+        for role, reference in config.references().items()
+    }
     ids = {role: a.id for role, a in parents.items()}
     forked_from = find_forked_checkpoint(resume, root, stage, config, ids)
     run_id = config.run_id(ids | forked_from | (inputs or {}))

@@ -34,6 +34,7 @@ class Stage:
         trains: whether it has checkpoints, `--resume` and `--fork`.
         writes_run: whether it has a run id and makes an artifact.
         uses_storage: whether it reads or writes the store and MLflow.
+        settings: those that are typed most, which `--help` explains.
         input_paths, output_paths: settings that hold paths or URIs, beside storage.root and inputs.
     """
 
@@ -45,6 +46,7 @@ class Stage:
     trains: bool = False
     writes_run: bool = False
     uses_storage: bool = True
+    settings: tuple[str, ...] = ()
     input_paths: tuple[str, ...] = ()
     output_paths: tuple[str, ...] = ()
 
@@ -62,27 +64,52 @@ ROWS = (
         CorpusStage, "pipelines.stages.corpus", ("corpus", "build"),
         "Build the default corpus: public-domain pieces and composed ones, with captions, rendered with a soundfont.",
         uses_storage=False, output_paths=("corpus.folder",),
+        settings=(
+            "corpus.minutes", "corpus.clip_seconds", "corpus.validation_tracks", "corpus.test_tracks",
+            "corpus.real_fraction", "corpus.folder", "cluster.cpus", "seed",
+        ),
     ),
     Stage(
         IngestStage, "pipelines.stages.ingest", ("ingest",),
         "Encode audio (ingest.source=folder, s3://prefix or a list) into latents; encoded files are reused.",
         workers="data", writes_run=True, input_paths=("ingest.source", "ingest.manifest", "codec.path", "text.path"),
+        settings=(
+            "ingest.source", "ingest.manifest", "ingest.name", "ingest.chunk_frames", "ingest.overlap_frames",
+            "ingest.channels", "ingest.loudness_lufs", "ingest.validation_fraction", "ingest.test_fraction",
+            "ingest.licence", "codec.path", "cluster.data_workers", "storage.root",
+        ),
     ),
     Stage(DatasetStage),
     Stage(
         TeacherStage, "pipelines.stages.train_teacher", ("train-teacher",),
         "Train the teacher on latents.",
         workers="train", trains=True, writes_run=True,
+        settings=(
+            "inputs.dataset", "teacher.steps", "teacher.global_batch_size", "teacher.optim.learning_rate",
+            "network.dim", "network.depth", "validation.every", "loop.checkpoint_every", "cluster.num_workers",
+            "name", "storage.root", "seed",
+        ),
     ),
     Stage(
         LayersStage, "pipelines.stages.distill_layers", ("distill-layers",),
         "Distill layers: run fewer blocks where noise is high (Presto-L; layers.mode=ase for the baseline).",
         workers="train", trains=True, writes_run=True,
+        settings=(
+            "inputs.dataset", "inputs.teacher", "layers.steps", "layers.global_batch_size",
+            "layers.optim.learning_rate", "layers.budget.kind", "layers.mode", "validation.every",
+            "loop.checkpoint_every", "cluster.num_workers", "storage.root", "seed",
+        ),
     ),
     Stage(
         StepsStage, "pipelines.stages.distill_steps", ("distill-steps",),
         "Distill steps: train a few-step generator from the teacher (Presto-S; with --from, Presto-LS).",
         workers="train", trains=True, writes_run=True,
+        settings=(
+            "inputs.dataset", "inputs.teacher", "steps.generator_updates",
+            "steps.fake_updates_per_generator_update", "steps.global_batch_size", "steps.guidance_scale",
+            "steps.p_gen.kind", "steps.generator_optim.learning_rate", "steps.gan.generator_weight",
+            "validation.every", "loop.checkpoint_every", "cluster.num_workers", "storage.root", "seed",
+        ),
     ),
     Stage(
         EvaluateStage, "pipelines.stages.evaluate", ("evaluate",),
@@ -90,11 +117,20 @@ ROWS = (
         "inputs.generator=candidate-s inputs.compared='\\[candidate-l, candidate-ls]' names models. "
         "Next: presto report.",
         workers="data", writes_run=True,
+        settings=(
+            "inputs.dataset", "inputs.teacher", "inputs.generator", "inputs.compared", "evaluate.num_samples",
+            "evaluate.student_steps", "evaluate.base", "evaluate.embedders", "evaluate.folders",
+            "evaluate.save_audio", "cluster.data_workers", "storage.root", "seed",
+        ),
     ),
     Stage(
         GenerateStage, "pipelines.stages.generate", ("generate",),
         "Generate music from a prompt: a WAV file and a spectrogram in generate.output.",
         output_paths=("generate.output",),
+        settings=(
+            "generate.steps", "generate.seed", "generate.seconds", "generate.key",
+            "generate.tempo_bpm", "generate.schedule", "generate.output", "storage.root",
+        ),
     ),
     Stage(RegistryStage),
     Stage(SweepStage, command=("sweep", "run"), workers="train"),

@@ -98,7 +98,11 @@ def start(folder: Path, *, port: int = 0) -> tuple[Server, bool]:
             start_new_session=True,
         )
     server = Server(process.pid, s3_port, access_key, secret_key)
-    _await_volumes(f"http://{HOST}:{ports[0]}", server, process, folder / "server.log")
+    try:
+        _await_volumes(f"http://{HOST}:{ports[0]}", server, process, folder / "server.log")
+    except BaseException:  # Ctrl-C too: without server.json nothing would find and stop it
+        process.kill()
+        raise
     _write_private(folder / "server.json", asdict(server))
     return server, True
 
@@ -190,7 +194,6 @@ def _await_volumes(master: str, server: Server, process: subprocess.Popen[bytes]
         except (URLError, OSError):
             pass
         time.sleep(0.1)
-    process.kill()
     raise ObjectStoreError(f"the object store does not answer within {START_TIMEOUT_S} s; see {log}")
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from pipelines.cluster.resources import TrialResources
 from pipelines.cluster.session import ClusterError
-from pipelines.console import console, progress_bar
+from pipelines.console import progress_bar
 from pipelines.sweep.callback import SweepCallback
 from pipelines.sweep.plan import Proposal, SweepPlan
 from presto_core.errors import UserError
@@ -63,9 +63,6 @@ def run_trials(
         )
         try:
             tuner.fit()
-        except KeyboardInterrupt:
-            console.print("interrupted; run the same command again to resume")
-            raise
         except Exception as error:
             raise _extract_user_error(error) from error
         finally:

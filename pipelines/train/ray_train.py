@@ -73,9 +73,10 @@ def launch_training(spec: TrainSpec, run: TrackedRun, trial: Trial | None = None
                 )
             else:
                 _run_in_ray(spec, monitor)
-        except StoppedError:
+        except StoppedError as error:
             if monitor.unhealthy:
                 raise UserError(f"{spec.stage.name} stopped, and its state is saved: {monitor.unhealthy}") from None
+            error.exit_code = stop.exit_code
             raise
 
 

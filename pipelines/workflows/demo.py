@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.console import console
 from pipelines.presets.resolve import PRESETS
 from pipelines.stages.table import STAGES
+from pipelines.workflows.flow_overrides import MADE_INPUTS, OWN_SERVER, check_not_fixed, check_read
 from presto_core.config.data import IngestConfig
 from presto_core.config.loader import load_config
 from presto_core.config.schema import CorpusStage, IngestStage, foreign_sections
@@ -77,10 +78,13 @@ def run(preset: str, overrides: list[str], *, local: bool, from_scratch: bool = 
         UserError: the teacher is missing or its clips have another length, or a stage failed.
     """
     started = time.monotonic()
-    configs = load_flow_configs(preset, overrides)
+    configs = load_configs(preset, overrides, from_scratch=from_scratch)
     check_extra("plots", "presto demo")  # otherwise evaluate fails, after all the training
     if not from_scratch:
+        from pipelines.registry.presence import check_references
+
         check_installed(configs["S"].inputs.teacher)
+        check_references(configs["S"].tracking, {"teacher": configs["S"].inputs.teacher})
     root = start_storage(local=local)
     artifacts: dict[str, Any] = {} if from_scratch else {"teacher": open_teacher(configs, root)}
     with open_training_session(configs["teacher"].cluster):
@@ -94,6 +98,11 @@ def run(preset: str, overrides: list[str], *, local: bool, from_scratch: bool = 
 def list_nodes(*, from_scratch: bool) -> list[str]:
     """The nodes that a demo runs, in order: all of them, or without training a teacher and the baseline ASE."""
     return [name for name in DEMO_FLOW if from_scratch or name not in ONLY_FROM_SCRATCH]
+
+
+def list_stages(nodes: Iterable[str]) -> list[str]:
+    """The stages that these nodes run."""
+    return list(dict.fromkeys(DEMO_FLOW[name].stage for name in nodes))
 
 
 def check_installed(teacher: str) -> None:
@@ -137,12 +146,26 @@ def open_training_session(cluster: ClusterConfig) -> Iterator[None]:
         yield
 
 
+def load_configs(preset: str, overrides: list[str], *, from_scratch: bool) -> dict[str, StageConfig]:
+    """Return the settings of a demo's nodes, and of the teacher that it does not train.
+
+    Raises:
+        ConfigError: as `load_flow_configs`; or an override has no effect on this demo.
+    """
+    hints = dict.fromkeys(("teacher", "network"), "; --from-scratch trains a teacher")
+    check_read("presto demo", overrides, list_stages(list_nodes(from_scratch=from_scratch)), hints)
+    made = MADE_INPUTS | ({"teacher"} if from_scratch else set())
+    check_not_fixed("presto demo", overrides, made, storage=OWN_SERVER)
+    return load_flow_configs(preset, overrides)
+
+
 def load_flow_configs(preset: str | None, overrides: list[str]) -> dict[str, StageConfig]:
     """Return every node's settings; an override goes to the stages that have its section.
 
     Raises:
-        ConfigError: no stage has the section or key of an override.
+        ConfigError: no node has the section of an override, or no stage the key.
     """
+    check_read("a flow of several stages", overrides, list_stages(DEMO_FLOW))
     configs = {}
     for name, node in DEMO_FLOW.items():
         stage = STAGES[node.stage].config

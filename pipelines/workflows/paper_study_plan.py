@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipelines.presets.resolve import PRESETS
+from pipelines.registry.presence import check_references
 from pipelines.registry.resolve import resolve
 from pipelines.stages.table import STAGES
 from pipelines.storage.filesystem import absolute_uri, open_folder
@@ -116,7 +117,10 @@ def make_study(preset: str | None, overrides: list[str], *, only: Iterable[str] 
 
 def resolve_inputs(study: Study, teachers: Iterable[str]) -> Study:
     """Look up the teachers and the data set; raises UserError if one is unknown or damaged."""
-    config = study.evaluate
+    config, teachers = study.evaluate, list(teachers)
+    check_references(config.tracking, {"dataset": config.inputs.dataset})
+    for teacher in teachers:
+        check_references(config.tracking, {"teacher": teacher})
     client, root = open_tracker(config.tracking).client, absolute_uri(config.storage.root)
     found = {reference: resolve(client, reference, root) for reference in teachers}
     dataset = resolve(client, config.inputs.dataset, root)

@@ -15,11 +15,13 @@ from pipelines.console import console
 from pipelines.workflows.demo import (
     TEACHER_INPUTS,
     FlowNode,
+    list_stages,
     load_flow_configs,
     open_training_session,
     resolve_inputs,
     run_node,
 )
+from pipelines.workflows.flow_overrides import MADE_INPUTS, check_not_fixed, check_read
 from presto_core.config.schema import EvaluateStage
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
@@ -71,6 +73,8 @@ def run(preset: str, overrides: list[str], *, folder: Path | None, anyway: bool)
 
 def load_configs(preset: str, overrides: list[str]) -> dict[str, StageConfig]:
     """Return the settings of each node; those that run several workers get one thread per worker."""
+    check_read("presto pretrain", overrides, list_stages(NODES))
+    check_not_fixed("presto pretrain", overrides, MADE_INPUTS | {"teacher"})
     configs = load_flow_configs(preset, overrides)
     return {name: _set_threads(configs[name], 1) if name in ONE_THREAD else configs[name] for name in NODES}
 

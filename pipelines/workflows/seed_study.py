@@ -16,7 +16,8 @@ from rich.table import Table
 from pipelines.console import console, make_console
 from pipelines.evaluate import plots
 from pipelines.evaluate.report import read_report
-from pipelines.workflows.demo import load_flow_configs, run_node, start_storage
+from pipelines.workflows.demo import list_stages, load_flow_configs, run_node, start_storage
+from pipelines.workflows.flow_overrides import MADE_INPUTS, OWN_SERVER, check_not_fixed, check_read
 from pipelines.workflows.study_targets import (
     GENERATOR_STEPS,
     TARGETS,
@@ -67,7 +68,7 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
     Raises:
         UserError: the settings lack a system that the ratios compare, or a stage failed.
     """
-    configs = load_flow_configs(preset, overrides)
+    configs = load_configs(preset, overrides)
     _check_comparable(configs["evaluate"])
     check_extra("plots", "presto study seeds")
     reports = []
@@ -81,6 +82,17 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
     result = summarize(reports)
     _write(result)
     return result
+
+
+def load_configs(preset: str, overrides: list[str]) -> dict[str, StageConfig]:
+    """Return the settings of each node.
+
+    Raises:
+        ConfigError: a setting is invalid, or has no effect on this study.
+    """
+    check_read("presto study seeds", overrides, list_stages(STEPS))
+    check_not_fixed("presto study seeds", overrides, MADE_INPUTS | {"teacher"}, storage=OWN_SERVER)
+    return load_flow_configs(preset, overrides)
 
 
 @contextmanager

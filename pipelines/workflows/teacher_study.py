@@ -19,6 +19,7 @@ from pipelines.inference.model import open_model
 from pipelines.presets.resolve import PRESETS
 from pipelines.registry.compatibility import check_teacher_matches_dataset
 from pipelines.registry.gate_verdict import record_verdict
+from pipelines.registry.presence import check_references
 from pipelines.registry.resolve import resolve
 from pipelines.stages import evaluate
 from pipelines.storage.filesystem import absolute_uri
@@ -89,6 +90,7 @@ def run(preset: str | None, overrides: list[str], *, report: str = "") -> Gate:
     """
     config = load_gate_config(preset, overrides)
     if not report:
+        check_references(config.tracking, config.references())
         return check_teacher(config)
     artifact = _resolve(config, report)
     if artifact.kind != "report":

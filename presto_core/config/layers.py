@@ -34,6 +34,7 @@ class UniformBudget(Section):
 
     kind: Literal["uniform"] = "uniform"
     kept: Count
+    """Blocks that run."""
 
 
 class FullBudget(Section):

@@ -62,7 +62,9 @@ class LogNormalNoise(NoiseDistribution):
 
     kind: Literal["lognormal"] = "lognormal"
     mean: float = -0.4
+    """Mean of ln sigma."""
     std: Sigma = 1.0
+    """Standard deviation of ln sigma."""
 
     def quantile(self, u: Tensor) -> Tensor:
         import torch
@@ -81,8 +83,11 @@ class KarrasNoise(NoiseDistribution):
 
     kind: Literal["karras"] = "karras"
     sigma_min: Sigma = 0.002
+    """Lowest noise level; below sigma_max."""
     sigma_max: Sigma = 80.0
+    """Highest noise level."""
     rho: Sigma = 7.0
+    """Curvature of the schedule: the larger, the more of the levels are low."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -106,9 +111,13 @@ class GridNoise(NoiseDistribution):
 
     kind: Literal["grid"] = "grid"
     num_steps: int = Field(4, ge=1)
+    """Number of levels."""
     sigma_min: Sigma = 0.002
+    """Lowest noise level; below sigma_max."""
     sigma_max: Sigma = 80.0
+    """Highest noise level."""
     rho: Sigma = 7.0
+    """Curvature of the schedule: the larger, the more of the levels are low."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -138,7 +147,9 @@ class LogUniformNoise(NoiseDistribution):
 
     kind: Literal["log_uniform"] = "log_uniform"
     sigma_min: Sigma = 0.002
+    """Lowest noise level; below sigma_max."""
     sigma_max: Sigma = 80.0
+    """Highest noise level."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -164,8 +175,11 @@ class TruncatedNoise(NoiseDistribution):
 
     kind: Literal["truncated"] = "truncated"
     base: SimpleNoise = LogNormalNoise()
+    """The distribution that is truncated."""
     sigma_low: Sigma = 0.002
+    """Lower end; below sigma_high."""
     sigma_high: Sigma = 80.0
+    """Upper end."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -211,7 +225,9 @@ class MixtureNoise(NoiseDistribution):
 
     kind: Literal["mixture"] = "mixture"
     components: tuple[ComponentNoise, ...] = (LogNormalNoise(), KarrasNoise())
+    """Distributions, each written as a section with its kind."""
     weights: tuple[Sigma, ...] = (0.5, 0.5)
+    """One for each component; they need not sum to 1."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:

@@ -8,6 +8,8 @@ from presto_core.config.section import Positive, Section
 
 
 class PromoteConfig(Section):
+    """What a version must satisfy to become the champion."""
+
     max_mmd: Positive | None = None
     """Largest MMD to music of the validation split; empty sets no limit."""
     max_fd: Positive | None = None

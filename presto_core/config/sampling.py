@@ -19,8 +19,11 @@ class ScheduleConfig(Section):
     """Noise levels that a sampler visits (EDM, equation 5)."""
 
     sigma_min: Sigma = 0.002
+    """Lowest noise level; below sigma_max."""
     sigma_max: Sigma = 80.0
+    """Noise level that sampling starts from."""
     rho: Rho = 7.0
+    """Curvature: the larger, the more of the steps are at low noise."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -33,14 +36,18 @@ class RolloutConfig(ScheduleConfig):
     """The few-step trajectory that `generator_input: rollout` follows."""
 
     steps: Count = 4
+    """Steps of the trajectory."""
 
 
 class BaseSampler(Section):
     """One way to sample the teacher or a layer-distilled model."""
 
     sampler: Literal["euler", "heun", "dpmpp_2m"] = "dpmpp_2m"
+    """Solver of the probability-flow ODE."""
     steps: Count = 40
+    """Steps from the highest noise level to the lowest."""
     guidance_scale: float = Field(1.0, ge=0)
+    """Weight w of classifier-free guidance; 1 is none."""
 
     @property
     def nfe(self) -> int:
@@ -50,6 +57,8 @@ class BaseSampler(Section):
 
 
 class GenerateConfig(Section):
+    """What to play, how, and where the clips go."""
+
     prompts: tuple[str, ...] = ()
     """What to play, one clip each; the command takes them as arguments or with --prompt."""
     steps: int = Field(4, ge=1, le=1000)

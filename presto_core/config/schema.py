@@ -60,6 +60,7 @@ class TeacherStage(TrainingStage):
     PARENTS = ("dataset",)
 
     name: str = "presto-teacher"
+    """Registry name of the teacher."""
     network: NetworkConfig = NetworkConfig()
     teacher: TeacherConfig = TeacherConfig()
 
@@ -69,6 +70,7 @@ class LayersStage(TrainingStage):
     PARENTS = ("dataset", "teacher")
 
     name: str = "presto-generator"
+    """Registry name of the model."""
     layers: LayersConfig = LayersConfig()
 
 
@@ -78,6 +80,7 @@ class StepsStage(TrainingStage):
     OPTIONAL = ("layers",)
 
     name: str = "presto-generator"
+    """Registry name of the model."""
     steps: StepsConfig = StepsConfig()
 
     @property

@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from presto_core.config.cluster import ClusterConfig as ClusterConfig
+from presto_core.config.cluster import ParallelConfig as ParallelConfig
 from presto_core.config.layers import BudgetConfig, PrestoLBudget
 from presto_core.config.noise import KarrasNoise, LogNormalNoise, NoiseConfig
 from presto_core.config.sampling import RolloutConfig
@@ -13,14 +15,19 @@ from presto_core.config.section import Count, Fraction, Positive, Section
 
 
 class StorageConfig(Section):
+    """Where artifacts and checkpoints live."""
+
     root: str = ".presto/store"
     """Where artifacts and checkpoints live: a folder or s3://bucket/prefix."""
 
 
 class TrackingConfig(Section):
+    """The MLflow server that records runs and registers versions."""
+
     uri: str = ""
     """MLflow tracking URI; empty uses MLFLOW_TRACKING_URI if it is set, else sqlite in .presto/mlflow.db."""
     experiment: str = "presto"
+    """MLflow experiment that receives the runs."""
 
 
 class InputsConfig(Section):
@@ -28,7 +35,9 @@ class InputsConfig(Section):
     package. Each stage reads those it needs."""
 
     dataset: str = "presto-dataset@candidate"
+    """Data set of latents, as `ingest` makes it."""
     teacher: str = "presto-teacher@candidate"
+    """Teacher to distill, or to compare with."""
     layers: str = ""
     """Layer-distilled model that `distill-steps` starts from (Presto-LS); empty starts from the teacher (Presto-S)."""
     generator: str = "presto-generator@candidate"
@@ -37,78 +46,19 @@ class InputsConfig(Section):
     """Further models that `evaluate` compares: layer-distilled ones and other generators."""
 
 
-ShardingMode = Literal["replicate", "shard"]
-
-
-class ParallelConfig(Section):
-    """How workers hold each network. `replicate`: a full copy each (DDP). `shard`: a part of its weights, gradients,
-    moments and EMA each (FSDP2), gathered block by block as it runs. Results differ by rounding only.
-    """
-
-    teacher: ShardingMode = "replicate"
-    """The network that `train-teacher` trains."""
-    layers: ShardingMode = "replicate"
-    """The network that `distill-layers` trains."""
-    generator: ShardingMode = "replicate"
-    """The few-step generator that `distill-steps` trains."""
-    fake_score: ShardingMode = "replicate"
-    real_score: ShardingMode = "replicate"
-    """The frozen teacher in `distill-steps`."""
-    offload_real_score: bool = False
-    """Keep a sharded real score in CPU memory, and only the running block on the GPU."""
-
-    @model_validator(mode="after")
-    def _check_offload_sharded(self) -> Self:
-        if self.offload_real_score and self.real_score == "replicate":
-            raise ValueError("offload_real_score=true needs real_score=shard")
-        return self
-
-
-class ClusterConfig(Section):
-    address: str = ""
-    """Ray address to join; empty uses RAY_ADDRESS if it is set, else starts Ray on this machine."""
-    num_workers: int = Field(1, ge=0)
-    """Training workers; 0 runs the same loop inside this process, without Ray Train."""
-    min_workers: int = Field(0, ge=0)
-    """Fewest workers that training continues with after losing nodes; it grows up to num_workers as nodes return. Every
-    number in between that divides the global batch is used. 0 requires all num_workers."""
-    parallel: ParallelConfig = ParallelConfig()
-    cpus_per_worker: Positive = 0.8
-    gpus_per_worker: float = Field(0, ge=0)
-    torch_threads: Count = 1
-    """PyTorch threads per worker, so that workers do not compete for cores."""
-    reader: Literal["auto", "ray", "threads"] = "auto"
-    """What reads shards for training workers: `ray`, Ray Data tasks on any node with spare CPUs; or `threads` of the
-    worker, at half the cost. `auto`: `ray` on a cluster that is joined, `threads` on one machine."""
-    shard_cache_gb: float = Field(10, ge=0)
-    """Size of the shard cache per node, in $PRESTO_CACHE or ~/.cache/presto, so later epochs fetch nothing; a tenth of
-    the disk stays free. 0 turns it off."""
-    data_workers: Count = 2
-    """Parallel encoders in `ingest` and parallel samplers in `evaluate`."""
-    cpus: int = Field(0, ge=0)
-    """Cores a locally started Ray may use; 0 means all."""
-    object_store_mb: int = Field(512, ge=80)
-    wait_seconds: int = Field(0, ge=0)
-    """How long to wait for nodes if the cluster is too small; an autoscaler is asked for them. 0 refuses at once."""
-    max_failures: int = Field(2, ge=0)
-    """Times a training worker group may be restarted from its last checkpoint."""
-
-    @model_validator(mode="after")
-    def _check_worker_range(self) -> Self:
-        if self.min_workers > self.num_workers:
-            raise ValueError(f"min_workers={self.min_workers} must not be above num_workers={self.num_workers}")
-        return self
-
-
 class NetworkConfig(Section):
     """A diffusion transformer (Peebles & Xie 2023) over latent frames."""
 
     dim: Count = 192
+    """Width: channels of each token; a multiple of twice the heads."""
     depth: Count = 8
+    """Number of transformer blocks."""
     heads: Count = 4
+    """Attention heads of each block."""
     patch: Count = 2
     """Latent frames per token."""
     mlp_ratio: Positive = 3.0
+    """Width of each block's hidden layer, as a multiple of dim."""
     filter_taps: Count = 9
     """Span in latent frames of the filter from input to output; odd."""
     spectrum_bins: int = Field(0, ge=0)
@@ -128,12 +78,17 @@ class OptimConfig(Section):
     """AdamW with linear warm-up."""
 
     learning_rate: Positive = 1e-4
+    """Learning rate after the warm-up."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    """Decay rates of the first and the second moment."""
     weight_decay: float = Field(0.0, ge=0)
+    """Weight decay, apart from the gradient (AdamW)."""
     warmup_steps: int = Field(0, ge=0)
+    """Updates over which the learning rate rises from 0."""
     decay: Literal["constant", "cosine"] = "constant"
     """`cosine` falls to 5 % of the learning rate at the last update."""
     max_grad_norm: Positive = 1.0
+    """Norm that larger gradients are scaled down to."""
 
 
 class LoopConfig(Section):
@@ -171,22 +126,30 @@ class TeacherConfig(Section):
     """EDM training of the teacher (METHOD section 1)."""
 
     steps: Count = 2000
+    """Updates of the network."""
     global_batch_size: Count = 32
+    """Rows per update, over all workers; a multiple of their number."""
     optim: OptimConfig = OptimConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine")
+    """Optimiser of the network."""
     p_train: NoiseConfig = LogNormalNoise()
+    """Noise levels of training."""
     caption_dropout: Fraction = 0.1
     """Probability that a row's conditions are dropped, so that guidance is possible."""
     attribute_dropout: Fraction = 0.0
     """Probability that a row's tempo, and apart from it its key, is withheld, so that unknown ones are trained."""
     ema_decay: Fraction = 0.999
+    """Decay per update of the average of the weights, which is what is shipped."""
 
 
 class LayersConfig(Section):
     """Presto-L: layer distillation (METHOD section 4)."""
 
     steps: Count = 1000
+    """Updates of the network."""
     global_batch_size: Count = 16
+    """Rows per update, over all workers; a multiple of their number."""
     optim: OptimConfig = OptimConfig(learning_rate=1e-3, warmup_steps=20, decay="cosine")
+    """Optimiser of the network."""
     p_train: NoiseConfig = LogNormalNoise()
     """Noise levels of training; the budget's bins have equal probability under it."""
     budget: BudgetConfig = PrestoLBudget()
@@ -198,12 +161,18 @@ class LayersConfig(Section):
     self_teacher_weight: float = Field(0.1, ge=0)
     """beta: weight of the distance between the last block's activations at the budget and at full depth."""
     caption_dropout: Fraction = 0.1
+    """Probability that a row's conditions are dropped."""
     attribute_dropout: Fraction = 0.0
+    """Probability that a row's tempo, and apart from it its key, is withheld."""
     ema_decay: Fraction = 0.99
+    """Decay per update of the average of the weights, which is what is shipped."""
 
 
 class GanConfig(Section):
+    """The adversarial term of step distillation, and its discriminator on activations of the fake score."""
+
     kind: Literal["lsgan", "nonsat", "hinge", "relativistic"] = "lsgan"
+    """Loss of discriminator and generator: least squares, non-saturating, hinge or relativistic."""
     generator_weight: float = Field(0.01, ge=0)
     """nu_1: weight of the adversarial term in the generator's loss."""
     fake_score_weight: float = Field(0.01, ge=0)
@@ -215,34 +184,51 @@ class GanConfig(Section):
     taps: tuple[int, ...] = ()
     """Blocks of the fake score whose activations the discriminator reads; empty means the middle block."""
     head_channels: Count = 64
+    """Width of the discriminator's head."""
     head_layers: int = Field(2, ge=0)
     """Halvings of the time axis before the scores; 0 scores each token by a linear layer."""
     r1_weight: float = Field(0.0, ge=0)
     """Weight of the approximate R1 penalty on noised real latents."""
     r1_std: Positive = 0.01
+    """Standard deviation of the noise that the R1 penalty adds."""
 
 
 class StepsConfig(Section):
     """Presto-S: step distillation with three networks (METHOD section 3)."""
 
     generator_updates: Count = 200
+    """Updates of the generator."""
     fake_updates_per_generator_update: Count = 5
+    """Updates of the fake score, and of the discriminator, before each of the generator."""
     global_batch_size: Count = 16
+    """Rows per update, over all workers; a multiple of their number."""
     guidance_scale: float = Field(1.0, ge=0)
     """w of the real score; the generator itself samples without guidance."""
     generator_optim: OptimConfig = OptimConfig(learning_rate=5e-5, betas=(0.0, 0.99))
+    """Optimiser of the generator."""
     fake_optim: OptimConfig = OptimConfig(learning_rate=3e-4, betas=(0.0, 0.99))
+    """Optimiser of the fake score."""
     head_optim: OptimConfig = OptimConfig(learning_rate=3e-4, betas=(0.0, 0.99))
+    """Optimiser of the discriminator's head."""
     budget: BudgetConfig | None = None
     """Blocks the generator runs at each noise level of its input, in bins of p_gen; empty means all blocks if it starts
     from the teacher, and `presto_ls` if it starts from a layer-distilled model."""
     p_gen: NoiseConfig = KarrasNoise()
+    """Noise levels of the generator's inputs."""
     p_dmd: NoiseConfig = LogNormalNoise()
+    """Noise levels at which real and fake score are compared (DMD)."""
     p_dsm: NoiseConfig = LogNormalNoise()
+    """Noise levels at which the fake score learns (denoising score matching)."""
     p_gan: NoiseConfig = LogNormalNoise()
+    """Noise levels at which the discriminator compares real and generated latents."""
     weighting: Literal["dmd", "edm", "none"] = "dmd"
+    """Weight of the difference of the two scores in each row: `dmd` 1 / mean|x0 - real_x0|, `edm` lambda(sigma), `none`
+    1."""
     generator_input: Literal["data", "rollout"] = "data"
     """`data`: noised real latents (the paper). `rollout`: the generator's own few-step trajectory."""
     rollout: RolloutConfig = RolloutConfig()
+    """The trajectory of generator_input=rollout."""
     gan: GanConfig = GanConfig()
+    """The adversarial term, and its discriminator on activations of the fake score."""
     ema_decay: Fraction = 0.98
+    """Decay per generator update of the average of its weights, which is what is shipped."""

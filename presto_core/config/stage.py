@@ -56,6 +56,7 @@ class StageConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     submit: SubmitConfig = SubmitConfig()
     seed: int = Field(0, ge=0)
+    """Seed of all that is random in the stage."""
 
     def references(self) -> dict[str, str]:
         """Role -> the artifact to read, as `inputs` names it.

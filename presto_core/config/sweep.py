@@ -20,10 +20,13 @@ class RangeConfig(Section):
     """Numbers between two ends."""
 
     low: float
+    """Lower end."""
     high: float
+    """Upper end."""
     log: bool = False
     """Even on a logarithmic scale."""
     integer: bool = False
+    """Whole numbers only."""
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:
@@ -35,6 +38,8 @@ class RangeConfig(Section):
 
 
 class SweepConfig(Section):
+    """Which stage's settings are tried, over which values, and when a trial is stopped early."""
+
     stage: SweepableStage = "distill-steps"
     """The stage whose settings are tried."""
     spaces: tuple[str, ...] = ()

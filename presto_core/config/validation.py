@@ -21,9 +21,11 @@ class ValidationConfig(Section):
     reference_samples: int = Field(128, ge=2)
     """Most rows of the validation split to compare with."""
     batch_size: Count = 8
+    """Clips that are generated at once."""
     steps: Count = 4
     """Sampling steps: of the generator, or of DPM++ 2M for a teacher and a layer-distilled model."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """Noise levels of the sampler."""
     embedding: Literal["musicnn", "latents"] = "musicnn"
     """`musicnn`: the embedding of `evaluate`, on decoded audio of at least 3 s; `latents`: mean and standard deviation
     of each latent channel over time, without decoding."""

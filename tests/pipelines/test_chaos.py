@@ -50,7 +50,7 @@ def test_kill_9_then_a_damaged_checkpoint_then_sigterm(begin, tmp_path: Path, pa
     stopped = run.begin(begin)
     assert wait_until(stopped, last_step(killed) + 1)
     stopped.process.send_signal(signal.SIGTERM)
-    assert stopped.exit_code() == 1
+    assert stopped.exit_code() == 143
     assert "damaged checkpoint" in stopped.stderr
     assert "SIGTERM" in stopped.stderr
     assert run.checkpoints()[-1] >= last_step(stopped)
@@ -62,7 +62,7 @@ def test_kill_9_then_a_damaged_checkpoint_then_sigterm(begin, tmp_path: Path, pa
             "driver SIGKILL, then newest checkpoint truncated", "LS", 0, 1, count_lost_steps(killed, stopped), SAME
         )
     )
-    TABLE.append(FaultRow("driver SIGTERM", "LS", 0, 1, 0, f"saved, exit status 1; then {SAME}"))
+    TABLE.append(FaultRow("driver SIGTERM", "LS", 0, 1, 0, f"saved, exit status 143; then {SAME}"))
 
 
 @contextmanager

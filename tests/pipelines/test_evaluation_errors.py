@@ -195,7 +195,7 @@ main()
 """
 
 
-def test_the_message_of_ctrl_c_has_the_way_to_resume() -> None:
+def test_the_message_of_ctrl_c_has_the_way_to_go_on() -> None:
     done = subprocess.run([sys.executable, "-c", INTERRUPT_ITSELF, "interrupt"], capture_output=True, text=True)
     assert done.returncode == 130
-    assert done.stderr == "presto: interrupted; re-run the same command to resume\n"
+    assert done.stderr == "presto: interrupted: nothing was changed; run the same command again\n"

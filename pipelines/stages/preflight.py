@@ -1,0 +1,53 @@
+"""What can be refused before a stage is imported: paths that do not exist, and inputs that nothing has made yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.registry.presence import check_references, find_missing_artifact, suggest_command
+from pipelines.stages.table import STAGES
+from presto_core.config.data import IngestConfig
+from presto_core.config.schema import EvaluateStage, IngestStage
+from presto_core.config.stage import StageConfig
+from presto_core.errors import UserError
+
+
+def check_inputs(stage: str, config: StageConfig) -> None:
+    """Refuse a stage whose inputs are not there, as far as this machine can tell at once.
+
+    Raises:
+        UserError: a local path does not exist, or there is no registry; the message names what to run first.
+    """
+    for key in STAGES[stage].input_paths:
+        for path in _list_paths(config, key):
+            if not path.exists():
+                raise UserError(_refuse_path(config, key, path))
+    if isinstance(config, EvaluateStage):
+        for name, folder in config.evaluate.folders.items():
+            if "://" not in folder and not Path(folder).expanduser().exists():
+                raise UserError(f"evaluate.folders.{name}={folder} does not exist; correct the path")
+    check_references(config.tracking, config.references())
+    for role, reference in config.references().items():
+        if missing := find_missing_artifact(reference, config.storage.root):
+            raise UserError(
+                f"inputs.{role.partition('_')[0]}={reference} is not there: {missing} does not exist; correct it or "
+                "storage.root; what there is: presto registry list"
+            )
+
+
+def _list_paths(config: StageConfig, key: str) -> list[Path]:
+    """The local paths that a setting holds."""
+    section, _, name = key.partition(".")
+    value = getattr(getattr(config, section), name)
+    values = [value] if isinstance(value, str) else value
+    return [Path(text.removeprefix("file://")).expanduser() for text in values if text and _is_local(text)]
+
+
+def _is_local(text: str) -> bool:
+    return text.startswith("file://") or "://" not in text
+
+
+def _refuse_path(config: StageConfig, key: str, path: Path) -> str:
+    if isinstance(config, IngestStage) and key == "ingest.source" and config.ingest.source == IngestConfig().source:
+        return f"there is no music yet: {key}={path} does not exist; {suggest_command('dataset')}"
+    return f"{key}={path} does not exist; correct the path"

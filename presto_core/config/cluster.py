@@ -1,0 +1,77 @@
+"""Configuration of Ray: which cluster, how many workers, what each takes, and how they hold the networks."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from presto_core.config.section import Count, Positive, Section
+
+ShardingMode = Literal["replicate", "shard"]
+
+
+class ParallelConfig(Section):
+    """How workers hold each network. `replicate`: a full copy each (DDP). `shard`: a part of its weights, gradients,
+    moments and EMA each (FSDP2), gathered block by block as it runs. Results differ by rounding only.
+    """
+
+    teacher: ShardingMode = "replicate"
+    """The network that `train-teacher` trains."""
+    layers: ShardingMode = "replicate"
+    """The network that `distill-layers` trains."""
+    generator: ShardingMode = "replicate"
+    """The few-step generator that `distill-steps` trains."""
+    fake_score: ShardingMode = "replicate"
+    """The fake score in `distill-steps`."""
+    real_score: ShardingMode = "replicate"
+    """The frozen teacher in `distill-steps`."""
+    offload_real_score: bool = False
+    """Keep a sharded real score in CPU memory, and only the running block on the GPU."""
+
+    @model_validator(mode="after")
+    def _check_offload_sharded(self) -> Self:
+        if self.offload_real_score and self.real_score == "replicate":
+            raise ValueError("offload_real_score=true needs real_score=shard")
+        return self
+
+
+class ClusterConfig(Section):
+    """Ray: which cluster, how many workers, and what each takes."""
+
+    address: str = ""
+    """Ray address to join; empty uses RAY_ADDRESS if it is set, else starts Ray on this machine."""
+    num_workers: int = Field(1, ge=0)
+    """Training workers; 0 runs the same loop inside this process, without Ray Train."""
+    min_workers: int = Field(0, ge=0)
+    """Fewest workers that training continues with after losing nodes; it grows up to num_workers as nodes return. Every
+    number in between that divides the global batch is used. 0 requires all num_workers."""
+    parallel: ParallelConfig = ParallelConfig()
+    cpus_per_worker: Positive = 0.8
+    """Cores that Ray reserves for each worker."""
+    gpus_per_worker: float = Field(0, ge=0)
+    """GPUs that Ray reserves for each worker; 0 computes on CPUs."""
+    torch_threads: Count = 1
+    """PyTorch threads per worker, so that workers do not compete for cores."""
+    reader: Literal["auto", "ray", "threads"] = "auto"
+    """What reads shards for training workers: `ray`, Ray Data tasks on any node with spare CPUs; or `threads` of the
+    worker, at half the cost. `auto`: `ray` on a cluster that is joined, `threads` on one machine."""
+    shard_cache_gb: float = Field(10, ge=0)
+    """Size of the shard cache per node, in $PRESTO_CACHE or ~/.cache/presto, so later epochs fetch nothing; a tenth of
+    the disk stays free. 0 turns it off."""
+    data_workers: Count = 2
+    """Parallel encoders in `ingest` and parallel samplers in `evaluate`."""
+    cpus: int = Field(0, ge=0)
+    """Cores a locally started Ray may use; 0 means all."""
+    object_store_mb: int = Field(512, ge=80)
+    """Shared memory in MB of a locally started Ray."""
+    wait_seconds: int = Field(0, ge=0)
+    """How long to wait for nodes if the cluster is too small; an autoscaler is asked for them. 0 refuses at once."""
+    max_failures: int = Field(2, ge=0)
+    """Times a training worker group may be restarted from its last checkpoint."""
+
+    @model_validator(mode="after")
+    def _check_worker_range(self) -> Self:
+        if self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers={self.min_workers} must not be above num_workers={self.num_workers}")
+        return self
