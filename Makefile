@@ -29,7 +29,7 @@ test: $(STAMP) ## all tests that fit into CI, on two cores, about 15 minutes; te
 test-slow: $(STAMP) ## longer tests
 	$(BIN)/python -m pytest -m "slow and not chaos"
 
-test-fuzz: $(STAMP) ## damaged sound files and random texts, fifty times as many as in `make test`, about FUZZ_MINUTES minutes
+test-fuzz: $(STAMP) ## damaged sound files and random texts, fifty times as many as in `make test`, about 20 minutes
 	PRESTO_FUZZ=50 $(BIN)/python -m pytest tests/core/test_decoder_fuzz.py tests/pipelines/test_text_properties.py
 
 test-chaos: $(STAMP) ## faults and kills at random moments, about forty minutes; rewrites the table in docs/chaos.md
