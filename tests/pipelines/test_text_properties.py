@@ -65,7 +65,7 @@ SILENCE = silence()
 
 
 @pytest.fixture(scope="module")
-def music(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one file; each example writes its manifest or sidecar into it."""
     folder = tmp_path_factory.mktemp("music")
     (folder / "a.wav").write_bytes(SILENCE)
@@ -204,6 +204,7 @@ def test_a_text_sidecar_is_the_caption_but_for_blanks_at_its_ends(tmp_path: Path
     if "\0" in text:
         assert "zero bytes" in facts
     elif not is_missing(text.removeprefix("\ufeff")):
+        assert isinstance(facts, dict)
         assert facts["caption"] == text.removeprefix("\ufeff").strip()
 
 
