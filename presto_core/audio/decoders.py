@@ -82,7 +82,7 @@ def _find_parts(source: ErrorCapturingStream) -> list[StreamPart]:
     """Return the parts of a file, at least one."""
     start, head = _skip_tag(source)
     find_parts = next((find for magic, find in PART_FINDERS.items() if re.match(magic, head, re.DOTALL)), None)
-    if find_parts is None and start and not NEEDS_PYAV_MAGIC.match(head):
+    if find_parts is None and (start or head.startswith(b"ID3")) and not NEEDS_PYAV_MAGIC.match(head):
         find_parts = find_mp3_parts  # which may have anything between tags and frames
     parts = find_parts(source, start) if find_parts else [StreamPart(start, measure(source))]
     return parts or [StreamPart(0, measure(source))]

@@ -179,7 +179,7 @@ def skip_tags(reader: io.BufferedReader, position: int) -> int:
     while True:
         reader.seek(position)
         head = reader.read(32)
-        if head[:3] == b"ID3" and len(head) >= 10:
+        if head[:3] == b"ID3" and len(head) >= 10 and max(head[6:10]) < 0x80:  # else it is damaged
             length = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
             position += 10 + length + (10 if head[5] & 0x10 else 0)
         elif head[:3] == b"TAG" and parse_header(head) is None:

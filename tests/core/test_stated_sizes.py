@@ -79,6 +79,13 @@ def test_a_tag_before_any_format_is_skipped(form: str):
     np.testing.assert_array_equal(decode_bytes(tag + content), decode_bytes(content))
 
 
+def test_a_tag_of_a_damaged_size_costs_no_music():
+    """Bytes of the size are below 128; FFmpeg takes no others for a tag either."""
+    content = encode(noise(SAMPLES), "MP3")
+    tag = b"ID3\4\0\0" + bytes([0, 0, 0x92, 35]) + bytes(35)
+    np.testing.assert_array_equal(decode_bytes(tag + content), decode_bytes(content))
+
+
 # --- FLAC
 
 
