@@ -10,7 +10,7 @@ SOURCES := presto_core pipelines tune_spaces infra tests
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-from-scratch pretrained test lint format bench bench-data bench-plan study science sweep-demo test-slow test-chaos test-cluster clean help
+.PHONY: demo demo-from-scratch pretrained test lint format bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-chaos test-cluster clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -28,6 +28,9 @@ test: $(STAMP) ## all tests that fit into CI, on two cores, about 15 minutes; te
 
 test-slow: $(STAMP) ## longer tests
 	$(BIN)/python -m pytest -m "slow and not chaos"
+
+test-fuzz: $(STAMP) ## damaged sound files and random texts, fifty times as many as in `make test`, about 20 minutes
+	PRESTO_FUZZ=50 $(BIN)/python -m pytest tests/core/test_decoder_fuzz.py tests/pipelines/test_text_properties.py
 
 test-chaos: $(STAMP) ## faults and kills at random moments, about forty minutes; rewrites the table in docs/chaos.md
 	CHAOS_PAGE=docs/chaos.md $(BIN)/python -m pytest -m chaos

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from pipelines.console import console, print_warning
 from pipelines.ingest.field_names import MANIFEST_FIELDS, describe_ignored, rename_fields, suggest_field
-from pipelines.ingest.text_files import decode_text
+from pipelines.ingest.text_files import decode_text, parse_json
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import read_bytes
@@ -135,9 +135,9 @@ def _parse_jsonl(content: bytes, name: str) -> tuple[NumberedRows, Problems]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append((number, f" is not JSON: {error}; write one object per line"))
+            row = parse_json(line)
+        except ValueError as error:
+            problems.append((number, f" {error}; write one object per line"))
             continue
         if isinstance(row, dict):
             rows.append((number, row))
@@ -150,7 +150,10 @@ def _parse_csv(content: bytes, name: str) -> tuple[NumberedRows, Problems]:
     text = _decode_manifest(content, name)
     rows: NumberedRows = []
     problems: Problems = []
-    padded = {column for column in _read_header(text) if column != column.strip()}
+    header = _read_header(text)
+    if twice := [column for column, count in Counter(header).items() if count > 1 and column.strip()]:
+        raise SourceError(f"manifest {name} has the column {twice[0]!r} twice; rename or remove one of them")
+    padded = {column for column in header if column != column.strip()}
     skip_blanks = any(column.startswith(" ") for column in padded)  # as in `file, caption`, also before quotes
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=skip_blanks)
     try:

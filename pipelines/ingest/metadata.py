@@ -94,7 +94,7 @@ def _parse_captions(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = f"captions={value!r} must be a JSON list of texts; write a single text as caption"
             raise ValueError(message) from None
     if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
@@ -120,6 +120,8 @@ def parse_number(fields: dict[str, Any], name: str) -> float | None:
         number = float(text)
     except (TypeError, ValueError):
         raise ValueError(f"{name}={value!r} must be a number") from None
+    except OverflowError:  # an integer of hundreds of digits
+        raise ValueError(f"{name}={str(value)[:20]}... is too large") from None
     if not math.isfinite(number):
         raise ValueError(f"{name}={value!r} must be finite")
     return number

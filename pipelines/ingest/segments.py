@@ -24,7 +24,7 @@ from presto_core.audio.codec import Codec, CodecError
 from presto_core.audio.loudness import gain, integrated_loudness
 from presto_core.config.schema import IngestStage
 
-ENCODING_VERSION = 4  # raise if the same settings give other latents or other names
+ENCODING_VERSION = 5  # raise if the same settings give other latents or other names
 SILENCE_RMS = 1e-3  # -60 dB: a quieter window has no music
 SEGMENT_SECONDS = 192.0  # audio per segment
 

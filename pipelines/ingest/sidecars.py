@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -11,7 +10,7 @@ from pipelines.ingest.field_names import SIDECAR_FIELDS, rename_fields
 from pipelines.ingest.metadata import parse_metadata, promote_caption
 from pipelines.ingest.sources import Track
 from pipelines.ingest.tags import read_tag_caption
-from pipelines.ingest.text_files import decode_text
+from pipelines.ingest.text_files import decode_text, parse_json
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import read_bytes
 
@@ -65,9 +64,9 @@ def _read_sidecar(source: Folder, name: str) -> dict[str, Any]:
     if not name.endswith(".json"):
         return {"caption": text.strip()}
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"its sidecar {name} is not JSON: {error}") from None
+        raise ValueError(f"its sidecar {name} {error}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"its sidecar {name} must hold an object, not {type(fields).__name__}")
     return fields

@@ -138,7 +138,12 @@ def _track_from_row(row: dict[str, Any], source: Folder, listing: SourceFiles) -
     name = row.get("file")
     if isinstance(name, str):
         name = find_name(name, source, listing.files)
-    if not isinstance(name, str) or not name or name.startswith("/") or ".." in PurePosixPath(name).parts:
+    if (
+        not isinstance(name, str)
+        or not name
+        or name.startswith("/")
+        or {"..", "\0"} & {*PurePosixPath(name).parts, *name}
+    ):
         raise ValueError(f"file={name!r} is invalid; write a path below the source")
     check_characters("file", name)
     metadata = promote_caption(parse_metadata(row))

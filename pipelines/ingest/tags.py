@@ -20,7 +20,7 @@ def read_tag_caption(content: BinaryIO) -> str:
     content.seek(0)
     try:
         tags = mutagen.File(content, easy=True)
-    except (mutagen.MutagenError, OSError, ValueError):  # damaged tags are no reason to reject the music
+    except Exception:  # of any class: damaged tags are no reason to reject the music
         tags = None
     texts = [_read_tag(tags or {}, names) for names in (GENRE_TAGS, TITLE_TAGS)]
     if not any(texts):

@@ -5,41 +5,43 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import BinaryIO
 
 import soundfile
 
-from presto_core.audio.error_capturing_stream import ErrorCapturingStream
-from presto_core.audio.mp3_parts import find_mp3_parts
-from presto_core.audio.pyav_decoder import OGG_FLAC, open_with_pyav, prefers_pyav
+from presto_core.audio.atom_parts import find_atom_parts
+from presto_core.audio.chunk_parts import CHUNK_FORMATS, find_au_parts, find_chunk_parts
+from presto_core.audio.error_capturing_stream import HEAD_BYTES, ErrorCapturingStream
+from presto_core.audio.flac_parts import find_flac_parts
+from presto_core.audio.mp3_parts import find_mp3_parts, skip_tags
+from presto_core.audio.pyav_decoder import NEEDS_PYAV, OGG_FLAC, PACKET_SAMPLES, open_with_pyav, prefers_pyav
 from presto_core.audio.sound import (
     DAMAGED,
     UNKNOWN_LENGTH,
     AudioError,
     Sound,
     Waveform,
+    check_length,
     describe_unreadable,
     truncate,
 )
-from presto_core.audio.stream_parts import (
-    StreamPart,
-    find_au_parts,
-    find_flac_parts,
-    find_ogg_parts,
-    find_wav_parts,
-    open_part,
-)
+from presto_core.audio.stream_parts import ASF_START, StreamPart, find_asf_parts, find_ogg_parts, measure, open_part
 
 UNRECOGNISED, UNSUPPORTED, BAD_FILE = 1, 4, 7  # libsndfile's SFE_*; the last: an mp3 too short to decode
-# libsndfile reads up to the end that the first header states
-PART_FINDERS: dict[bytes, Callable[[ErrorCapturingStream], list[StreamPart]]] = {
+# decoders read up to the end that the first header states
+PART_FINDERS: dict[bytes, Callable[[ErrorCapturingStream, int], list[StreamPart]]] = {
     rb"OggS": find_ogg_parts,
-    rb"RIFF....WAVE": find_wav_parts,
-    rb"\.snd.{8}": find_au_parts,
     rb"fLaC": find_flac_parts,
-    rb"ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]": find_mp3_parts,
+    rb"\.snd.{8}": find_au_parts,
+    rb"....ftyp": find_atom_parts,
+    re.escape(ASF_START): find_asf_parts,
+    **{layout.magic.pattern: find_chunk_parts for layout in CHUNK_FORMATS},
+    rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]": find_mp3_parts,
 }
+MAX_MISSING_SHARE = 0.01  # of the samples that a file states
+NEEDS_PYAV_MAGIC = re.compile(b"|".join(NEEDS_PYAV.values()), re.DOTALL)
 
 
 @contextmanager
@@ -65,25 +67,43 @@ def iter_sounds(stream: BinaryIO) -> Iterator[Sound]:
     """
     source = ErrorCapturingStream(stream)
     parts = _find_parts(source)
+    is_plain = len(parts) == 1 and parts[0] == StreamPart(0, measure(source), min_samples=parts[0].min_samples)
     for number, part in enumerate(parts, 1):
         with ExitStack() as stack:
             try:
-                sound = _open(source if part is None else open_part(source, part), stack)
+                sound = _open(source if is_plain else open_part(source, part), stack)
             except AudioError as error:
                 where = f"part {number} of {len(parts)} is " if len(parts) > 1 else ""
                 raise AudioError(f"{where}{error}") from None
-            yield sound
+            yield _check_length(sound, part.min_samples)
 
 
-def _find_parts(source: ErrorCapturingStream) -> list[StreamPart | None]:
-    """Return the parts of a file that need care; None stands for a file that can be read as it is."""
-    head = source.read_head()
-    for magic, find_parts in PART_FINDERS.items():
-        if re.match(magic, head, re.DOTALL):
-            parts = find_parts(source)
-            if len(parts) > 1 or any(part.is_changed for part in parts):
-                return list(parts)
-    return [None]
+def _find_parts(source: ErrorCapturingStream) -> list[StreamPart]:
+    """Return the parts of a file, at least one."""
+    start, head = _skip_tag(source)
+    find_parts = next((find for magic, find in PART_FINDERS.items() if re.match(magic, head, re.DOTALL)), None)
+    if find_parts is None and (start or head.startswith(b"ID3")) and not NEEDS_PYAV_MAGIC.match(head):
+        find_parts = find_mp3_parts  # which may have anything between tags and frames
+    parts = find_parts(source, start) if find_parts else [StreamPart(start, measure(source))]
+    return parts or [StreamPart(0, measure(source))]
+
+
+def _check_length(sound: Sound, min_samples: int) -> Sound:
+    """Return a sound that raises AudioError at its end if more than a hundredth of its stated samples is missing."""
+    if not min_samples:
+        return sound
+    slack = max(round(MAX_MISSING_SHARE * min_samples), PACKET_SAMPLES)
+    return replace(sound, iter_blocks=lambda frames: check_length(min_samples, sound.iter_blocks(frames), slack=slack))
+
+
+def _skip_tag(source: ErrorCapturingStream) -> tuple[int, bytes]:
+    """Return where a file begins after ID3 tags, which some programs put before any format, and its first bytes."""
+    if not source.read_head().startswith(b"ID3"):
+        return 0, source.read_head()
+    reader = source.open_buffered()
+    start = skip_tags(reader, 0)
+    reader.seek(start)
+    return start, reader.read(HEAD_BYTES)
 
 
 def _open(source: ErrorCapturingStream, stack: ExitStack) -> Sound:

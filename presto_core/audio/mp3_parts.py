@@ -1,4 +1,4 @@
-"""Find the parts of an MP3 file frame by frame: joined files, changes of format, and headers with a wrong length.
+"""Find the parts of an MP3 file frame by frame: joined files, changes of format, gaps, and headers with a wrong length.
 
 A Xing or Info frame states how many frames follow, and decoders stop there. It describes only the first of several
 joined files, and programs that write to a pipe leave it at 0.
@@ -18,8 +18,11 @@ BITRATES_KBPS = {
     2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 RATES_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by the version's bits
+FRAME_SAMPLES = {3: 1152, 2: 576, 0: 576}
 LAYER_3 = 1
 SYNC_BYTES = 2**16  # read at once to look for the next frame after damage
+# a decoder that looks for the next frame beyond more bytes than these may take others for one, or give up
+MAX_LOOSE_BYTES = 32
 INFO_BYTES = 64  # of a frame: enough for the counts of its Xing, Info or VBRI header
 COUNT_TOLERANCE = 1  # encoders differ on whether the Info frame itself counts
 HAS_COUNT = 1  # among the flags of a Xing header
@@ -63,6 +66,7 @@ class Mp3Part:
         header: first four bytes of the first frame.
         first_size: bytes of the first frame.
         frames: number of whole frames of music.
+        stop: position after the last frame.
     """
 
     start: int
@@ -71,18 +75,27 @@ class Mp3Part:
     first_size: int
     info: InfoFrame | None = None
     frames: int = 0
+    stop: int = 0
 
 
-def find_mp3_parts(source: ErrorCapturingStream) -> list[StreamPart]:
+def find_mp3_parts(source: ErrorCapturingStream, start: int) -> list[StreamPart]:
     """Return the parts of an MP3, each with its true number of frames where decoders would take a smaller one.
 
     They take the number that a Xing, Info or VBRI frame states, otherwise what the file's size and its first frame's
-    bit rate suggest.
+    bit rate suggest. The first part has the tags before `start`, which decoders skip.
     """
-    size = measure(source)
-    parts = [part for part in _walk_frames(source.open_buffered(), size) if part.frames]
+    size, reader = measure(source), source.open_buffered()
+    music = skip_tags(reader, start)
+    parts = [part for part in _walk_frames(reader, music, size) if part.frames]
     source.check()
-    starts, stops = [0, *(part.start for part in parts[1:])], [*(part.start for part in parts[1:]), size]
+    starts = [part.start for part in parts]
+    if parts and starts[0] - music <= MAX_LOOSE_BYTES:
+        starts[0] = 0
+    # a decoder fails on what follows the last frame if it is long and no tag, such as zeros
+    stops = [
+        stop if stop - skip_tags(reader, part.stop) <= MAX_LOOSE_BYTES else part.stop
+        for part, stop in zip(parts, [*starts[1:], size])
+    ]
     return [_make_stream_part(part, start, stop) for part, start, stop in zip(parts, starts, stops)]
 
 
@@ -91,13 +104,14 @@ def _make_stream_part(part: Mp3Part, start: int, stop: int) -> StreamPart:
     expected_frames = (stop - part.start) / part.first_size
     if info is not None and info.declared_frames is not None:
         expected_frames = info.declared_frames
+    samples = part.frames * FRAME_SAMPLES[part.format[0]]
     if part.frames <= expected_frames + COUNT_TOLERANCE:
-        return StreamPart(start, stop)
+        return StreamPart(start, stop, min_samples=samples)
     if info is None:
-        return StreamPart(part.start, stop, prefix=_make_info_frame(part))
+        return StreamPart(part.start, stop, prefix=_make_info_frame(part), min_samples=samples)
     # without a count of its own, this one replaces the other fields, and zeros follow it, which are no LAME tag
     patch = count if info.declared_frames is not None else struct.pack(">I", HAS_COUNT) + count + bytes(24)
-    return StreamPart(start, stop, ((part.start - start + info.position, patch),))
+    return StreamPart(start, stop, ((part.start - start + info.position, patch),), min_samples=samples)
 
 
 def _make_info_frame(part: Mp3Part) -> bytes:
@@ -110,21 +124,25 @@ def _make_info_frame(part: Mp3Part) -> bytes:
     return content.ljust(frame.size, b"\0")
 
 
-def _walk_frames(reader: io.BufferedReader, size: int) -> list[Mp3Part]:
+def _walk_frames(reader: io.BufferedReader, start: int, size: int) -> list[Mp3Part]:
     parts: list[Mp3Part] = []
-    position = _find_frame(reader, _skip_tags(reader, 0))
+    position, is_beyond_gap = _find_frame(reader, start), False
     while 0 <= position < size:
         reader.seek(position)
         frame = reader.read(INFO_BYTES)
         header = parse_header(frame)
         is_other = header is not None and bool(parts) and header.format != parts[-1].format
         if header is None or (is_other and not _is_followed(reader, position, header)):
-            position = _find_frame(reader, max(_skip_tags(reader, position), position + 1))
+            following = _find_frame(reader, max(skip_tags(reader, position), position + 1))
+            is_beyond_gap = following - position > MAX_LOOSE_BYTES
+            position = following
             continue
         info = _parse_info_frame(frame, header)
-        if info is not None or is_other or not parts:
+        if info is not None or is_other or is_beyond_gap or not parts:
             parts.append(Mp3Part(position, header.format, frame[:4], header.size, info))
+        is_beyond_gap = False
         position += header.size
+        parts[-1].stop = min(position, size)
         if info is None and position <= size:
             parts[-1].frames += 1
     return parts
@@ -156,12 +174,12 @@ def _parse_info_frame(frame: bytes, header: FrameHeader) -> InfoFrame | None:
     return InfoFrame(start + 8, count) if flags & HAS_COUNT else InfoFrame(start + 4, None)
 
 
-def _skip_tags(reader: io.BufferedReader, position: int) -> int:
+def skip_tags(reader: io.BufferedReader, position: int) -> int:
     """Return the position after ID3 and APE tags."""
     while True:
         reader.seek(position)
         head = reader.read(32)
-        if head[:3] == b"ID3" and len(head) >= 10:
+        if head[:3] == b"ID3" and len(head) >= 10 and max(head[6:10]) < 0x80:  # else it is damaged
             length = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
             position += 10 + length + (10 if head[5] & 0x10 else 0)
         elif head[:3] == b"TAG" and parse_header(head) is None:

@@ -36,12 +36,20 @@ class Sound:
 def truncate(declared_length: int, blocks: Iterator[Waveform], *, slack: int) -> Iterator[Waveform]:
     """Yield the first `declared_length` samples; raise AudioError if more than `slack` of them are missing."""
     read = 0
-    for block in blocks:
+    for block in check_length(declared_length, blocks, slack=slack):
         if read < declared_length:
             yield block[: declared_length - read]
         read += len(block)
+
+
+def check_length(declared_length: int, blocks: Iterator[Waveform], *, slack: int) -> Iterator[Waveform]:
+    """Yield the blocks; raise AudioError after them if more than `slack` of `declared_length` samples are missing."""
+    read = 0
+    for block in blocks:
+        yield block
+        read += len(block)
     if read + slack < declared_length < UNKNOWN_LENGTH:
-        raise AudioError(f"is truncated: {read} of {declared_length} samples")
+        raise AudioError(f"is truncated or damaged: {read} of {declared_length} samples")
 
 
 def describe_unreadable(detail: str) -> str:

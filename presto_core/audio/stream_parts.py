@@ -1,24 +1,23 @@
-"""Find the parts of a sound file that decoders would miss: they take the first header for the whole file.
+"""Parts of a sound file that decoders would miss, since they take the first header for the whole file; those of Ogg.
 
-Chained Ogg streams and joined FLAC and WAV files have several headers (MP3: mp3_parts.py), and WAV and AU files that
-were written to a pipe state no size.
+Other formats: mp3_parts.py, flac_parts.py, chunk_parts.py (WAV and its kin), atom_parts.py (m4a).
 """
 
 from __future__ import annotations
 
 import io
 import re
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
 from presto_core.audio.error_capturing_stream import ErrorCapturingStream
 
 SCAN_BYTES = 2**20
+ASF_START = b"0&\xb2u\x8ef\xcf\x11"
 OGG_HEADER_BYTES, OGG_FIRST_PAGE = 27, 2
-FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the marker and the header of its first block
-LARGEST_SIZE = 2**32 - 1
+OPUS_HEAD_BYTES, OPUS_RATE_HZ = 19, 48000
+LONGEST_PAGE_SECONDS = 3  # encoders fill a page with a second or less
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,14 @@ class StreamPart:
         start, stop: range of bytes.
         patches: offsets from `start` and the bytes that decoders read there.
         prefix: bytes that decoders read before those of the file.
+        min_samples: samples per channel that it holds at least; decoders give fewer if it is damaged.
     """
 
     start: int
     stop: int
     patches: tuple[tuple[int, bytes], ...] = ()
     prefix: bytes = b""
+    min_samples: int = 0
 
     @property
     def is_changed(self) -> bool:
@@ -96,25 +97,80 @@ def measure(source: ErrorCapturingStream) -> int:
 
 
 def split_at(starts: list[int], size: int) -> list[StreamPart]:
-    """Return the parts that begin at `starts`; the first one begins at 0."""
-    return [StreamPart(start, stop) for start, stop in zip([0, *starts[1:]], [*starts[1:], size])]
+    """Return the parts that begin at `starts`; the last one ends with the file."""
+    return [StreamPart(start, stop) for start, stop in zip(starts, [*starts[1:], size])]
 
 
-def find_ogg_parts(source: ErrorCapturingStream) -> list[StreamPart]:
-    """Return the links of an Ogg file: each begins with first pages of its streams, after pages of other kinds."""
+def find_ogg_parts(source: ErrorCapturingStream, start: int) -> list[StreamPart]:
+    """Return the links of an Ogg file: each begins with first pages of its streams, after pages of other kinds.
+
+    Decoders leave out a damaged page, up to a second of music, without a word; the pages' positions tell.
+    """
     size, reader = measure(source), source.open_buffered()
-    starts, position, was_first = list[int](), 0, False
+    starts, links, position, was_first = list[int](), list[OggLink](), start, False
     while (position := _find_ogg_page(reader, position)) >= 0:
         reader.seek(position)
         header = reader.read(OGG_HEADER_BYTES)
         if len(header) < OGG_HEADER_BYTES:
             break
+        segments = reader.read(header[26])
+        body = reader.read(min(sum(segments), OPUS_HEAD_BYTES))
         is_first = bool(header[5] & OGG_FIRST_PAGE)
         if is_first and not was_first:
             starts.append(position)
-        was_first = is_first
-        segments = reader.read(header[26])
+            links.append(OggLink())
         position += OGG_HEADER_BYTES + len(segments) + sum(segments)
+        if links and position <= size:
+            links[-1].add_page(header, body)
+        was_first = is_first
+    source.check()
+    parts = split_at([start, *starts[1:]], size)
+    return [replace(part, min_samples=link.min_samples) for part, link in zip(parts, links)] or parts
+
+
+@dataclass
+class OggLink:
+    """What the pages of a link say of its music.
+
+    Attributes:
+        serial: number of its stream of Vorbis or Opus, the first if there are several.
+        skipped: samples at the start that are no music.
+        positions: number of the sample after the first and the last page.
+    """
+
+    serial: bytes = b""
+    skipped: int = 0
+    rate_hz: int = 0
+    positions: tuple[int, int] | None = None
+
+    def add_page(self, header: bytes, body: bytes) -> None:
+        serial, position = header[14:18], int.from_bytes(header[6:14], "little", signed=True)
+        if not self.serial and header[5] & OGG_FIRST_PAGE:
+            self._read_head(serial, body)
+        if serial == self.serial and position > 0:
+            self.positions = (position if self.positions is None else self.positions[0], position)
+
+    def _read_head(self, serial: bytes, body: bytes) -> None:
+        if body.startswith(b"\x01vorbis") and len(body) >= 16:
+            self.serial, self.rate_hz = serial, int.from_bytes(body[12:16], "little")
+        elif body.startswith(b"OpusHead") and len(body) >= 12:
+            self.serial, self.rate_hz, self.skipped = serial, OPUS_RATE_HZ, int.from_bytes(body[10:12], "little")
+
+    @property
+    def min_samples(self) -> int:
+        """Return the samples that the link has; a recording of a broadcast may begin at any number."""
+        if self.positions is None:
+            return 0
+        first, last = self.positions
+        origin = 0 if first <= LONGEST_PAGE_SECONDS * self.rate_hz else first
+        return max(last - origin - self.skipped, 0)
+
+
+def find_asf_parts(source: ErrorCapturingStream, start: int) -> list[StreamPart]:
+    """Return the files of which a WMA was joined."""
+    size, reader = measure(source), source.open_buffered()
+    reader.seek(start)
+    starts = [position for position, _ in iter_matches(reader, re.compile(re.escape(ASF_START)))]
     source.check()
     return split_at(starts, size)
 
@@ -128,14 +184,6 @@ def _find_ogg_page(reader: io.BufferedReader, position: int) -> int:
     return next((start for start, _ in iter_matches(reader, re.compile(b"OggS"))), -1)
 
 
-def find_flac_parts(source: ErrorCapturingStream) -> list[StreamPart]:
-    """Return the files of which a FLAC was joined."""
-    size = measure(source)
-    starts = [start for start, _ in iter_matches(source.open_buffered(), FLAC_START)]
-    source.check()
-    return split_at(starts, size)
-
-
 def iter_matches(reader: io.BufferedReader, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, bytes]]:
     """Yield position and bytes of matches of at most 8 bytes, from the reader's position on."""
     offset, kept = reader.tell(), b""
@@ -147,50 +195,3 @@ def iter_matches(reader: io.BufferedReader, pattern: re.Pattern[bytes]) -> Itera
             if match.start() < limit:
                 yield offset + match.start(), match.group()
         offset, kept = offset + limit, text[limit:]
-
-
-def find_wav_parts(source: ErrorCapturingStream) -> list[StreamPart]:
-    """Return the files of which a WAV was joined, with a size for samples that state none."""
-    size, reader = measure(source), source.open_buffered()
-    starts, patches, position = [0], dict[int, tuple[tuple[int, bytes], ...]](), 12
-    while position + 8 <= size:
-        reader.seek(position)
-        name, length, form = struct.unpack("<4sI4s", reader.read(12).ljust(12, b"\0"))
-        if name == b"RIFF" and form == b"WAVE":
-            starts.append(position)
-            position += 12
-            continue
-        if not _is_chunk_name(name):
-            break
-        rest = size - position - 8
-        if name == b"data" and length == 0 and rest and not _are_chunks(reader, position + 8, size):
-            total = struct.pack("<I", min(size - starts[-1] - 8, LARGEST_SIZE))
-            samples = struct.pack("<I", min(rest, LARGEST_SIZE))
-            patches[starts[-1]] = ((4, total), (position + 4 - starts[-1], samples))
-            break
-        position += 8 + length + length % 2
-    source.check()
-    return [StreamPart(part.start, part.stop, patches.get(part.start, ())) for part in split_at(starts, size)]
-
-
-def find_au_parts(source: ErrorCapturingStream) -> list[StreamPart]:
-    """Return an AU file, with an unknown size for samples of size 0."""
-    head, size = source.read_head(), measure(source)
-    start, length = struct.unpack(">II", head[4:12])
-    is_unstated = length == 0 and start < size
-    return [StreamPart(0, size, ((8, struct.pack(">I", LARGEST_SIZE)),) if is_unstated else ())]
-
-
-def _is_chunk_name(name: bytes) -> bool:
-    return all(0x20 <= byte < 0x7F for byte in name)
-
-
-def _are_chunks(reader: io.BufferedReader, position: int, size: int) -> bool:
-    """Return whether the rest of a file is a sequence of whole chunks, and so no samples."""
-    while position + 8 <= size:
-        reader.seek(position)
-        name, length = struct.unpack("<4sI", reader.read(8))
-        if not _is_chunk_name(name):
-            return False
-        position += 8 + length + length % 2
-    return size <= position <= size + 1

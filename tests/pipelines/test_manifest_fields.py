@@ -281,6 +281,32 @@ def test_all_bad_rows_are_counted_and_the_first_five_named(music: Path):
     assert str(caught.value).endswith("and 2 more")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("manifest.csv", "file,caption,caption\na.wav,x,y\n"),
+        ("manifest.jsonl", '{"file": "a.wav", "key": "C", "key": "D"}'),
+    ],
+)
+def test_a_field_that_is_there_twice_is_refused(music: Path, name: str, content: str):
+    (music / name).write_text(content)
+    with pytest.raises(SourceError, match="twice"):
+        scan(music)
+    (music / name).unlink()
+    (music / "a.json").write_text('{"caption": "x", "caption": "y"}')
+    with pytest.raises(ValueError, match="'caption' twice"):
+        curate_folder(music, music)
+
+
+@pytest.mark.parametrize(
+    "row", ['{"file": "a.wav", "tempo_bpm": 1' + "0" * 400 + "}", "[" * 50_000, '{"file": "a\\u0000.wav"}']
+)
+def test_rows_that_no_file_can_mean_are_refused_by_line(music: Path, row: str):
+    (music / "manifest.jsonl").write_text(row)
+    with pytest.raises(SourceError, match="line 1"):
+        scan(music)
+
+
 def test_bad_lines_of_a_csv_are_reported_with_bad_values(music: Path):
     (music / "manifest.csv").write_text("file,key\na.wav,H\nb.wav\na.wav,C major,x\n")
     with pytest.raises(SourceError, match=r"3 bad lines: line 2: key 'H'.*line 3 has 1 fields.*line 4 has 3 fields"):
