@@ -86,7 +86,7 @@ def _open(args: list[str] | None) -> tuple[Any, Any]:
     from pipelines.tracking.client import open_tracker
 
     config = load_stage_config("registry", args or [])
-    return open_folder(absolute_uri(config.storage.root)), open_tracker(config.tracking)
+    return open_folder(absolute_uri(config.storage.root), setting="storage.root"), open_tracker(config.tracking)
 
 
 def _format_age(moment: datetime) -> str:

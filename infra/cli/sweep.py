@@ -115,7 +115,7 @@ def report(
 
     given = [*([sweep] if "=" in sweep else []), *(args or [])]
     config = load_stage_config("sweep", given)
-    root = open_folder(absolute_uri(config.storage.root))
+    root = open_folder(absolute_uri(config.storage.root), setting="storage.root")
     if not sweep or "=" in sweep:
         known = root.child("sweeps").list_folders()
         typer.echo(f"sweeps in {root.uri}: {', '.join(known) or 'none yet'}; show one with: presto sweep report ID")

@@ -94,7 +94,7 @@ def run_stage(
     Raises:
         UserError: whatever the stage, storage or tracking could not do.
     """
-    root = open_folder(absolute_uri(config.storage.root))
+    root = open_folder(absolute_uri(config.storage.root), setting="storage.root")
     tracker = open_tracker(config.tracking)
     parents = {role: resolve(tracker.client, reference, root.uri) for role, reference in config.references().items()}
     ids = {role: a.id for role, a in parents.items()}
