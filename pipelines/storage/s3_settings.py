@@ -181,6 +181,10 @@ def _find_ca_file(session: Any, *, needed: bool) -> tuple[str, str]:
 
 
 def _check_ca_file(path: str, setting: str) -> None:
+    if not os.path.isabs(path):
+        raise StoreError(
+            f"{setting}={path} is relative, but workers run in other folders; write {os.path.abspath(path)}"
+        )
     if not os.path.exists(path):
         raise StoreError(f"{setting}={path} does not exist; name a PEM file of certificates, or unset it")
     if os.path.isdir(path):

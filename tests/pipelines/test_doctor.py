@@ -91,6 +91,20 @@ def test_wrong_storage_is_named_with_a_fix(object_store: Server, root: str, envi
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(finding)
 
 
+@pytest.mark.services
+def test_the_settings_of_s3_are_shown_without_secrets(object_store: Server, monkeypatch):
+    finding = run_named_check("S3 settings", "storage.root=s3://latents")
+    assert finding.result is Result.OK
+    for part in (f"{object_store.endpoint} (AWS_ENDPOINT_URL)", "region us-east-1", "path", "AWS_ACCESS_KEY_ID"):
+        assert part in finding.detail
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://s3.internal")
+    monkeypatch.setenv("HTTP_PROXY", "http://me:geheim@proxy:3128")
+    finding = run_named_check("S3 settings", "ingest.source=s3://latents/music")
+    assert "proxy http://proxy:3128 (HTTP_PROXY)" in finding.detail
+    assert not {"geheim", object_store.access_key, object_store.secret_key} & set(finding.detail.split())
+    assert run_named_check("S3 settings").result is Result.SKIPPED
+
+
 @pytest.fixture
 def unprivileged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Drop the superuser's permission to write anywhere."""

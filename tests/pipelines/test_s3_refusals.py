@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.presets.resolve import load_stage_config
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.s3_clients import ArrowLocation, BucketAccess, _locate_bucket
 from pipelines.storage.s3_session import fingerprint_environment
 from pipelines.storage.s3_settings import load_settings
 from presto_core.artifacts.store import StoreError
+from presto_core.config.loader import ConfigError
 
 SECRET = "geheim/1@"  # has characters that URLs escape
 AWS = "s3.eu-central-1.amazonaws.com"
@@ -54,6 +56,7 @@ def test_a_dead_proxy_is_named(monkeypatch):
         ({"HTTP_PROXY": "socks5://me:geheim@proxy:1080"}, r"HTTP_PROXY .*'socks5'.*NO_PROXY=s3\.example"),
         ({"http_proxy": f"http://me:{SECRET}proxy:x"}, "http_proxy"),
         ({"AWS_ENDPOINT_URL": "https://s3.example", "AWS_CA_BUNDLE": "/nope"}, "AWS_CA_BUNDLE=/nope "),
+        ({"AWS_ENDPOINT_URL": "https://s3.example", "AWS_CA_BUNDLE": "ca.pem"}, "AWS_CA_BUNDLE=ca.pem .*/ca.pem"),
         ({"AWS_ENDPOINT_URL": "https://s3.example", "REQUESTS_CA_BUNDLE": "/tmp"}, "REQUESTS_CA_BUNDLE=/tmp "),
         ({"AWS_ENDPOINT_URL": "https://s3.example", "SSL_CERT_FILE": __file__}, "SSL_CERT_FILE="),
         ({"HTTP_PROXY": f"http://me:{SECRET}proxy:1080"}, "HTTP_PROXY"),
@@ -93,6 +96,15 @@ def test_another_spelling_of_a_bucket_is_refused_with_the_right_one(uri: str, me
         open_folder(uri, setting="storage.root")
     assert "storage.root" in str(caught.value)
     assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"), [("ingest", "codec.path"), ("ingest", "text.path"), ("corpus", "corpus.folder")]
+)
+def test_a_setting_that_takes_local_folders_only_is_named(stage: str, key: str):
+    """As a path, the URI would be a folder `s3:` below the current one."""
+    with pytest.raises(ConfigError, match=f"{key}.*s3://latents/x"):
+        load_stage_config(stage, [f"{key}=s3://latents/x"])
 
 
 # --- what boto3 obeys, Arrow obeys
