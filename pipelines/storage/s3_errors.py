@@ -55,16 +55,23 @@ def name_other_region(bucket: str, region: str, settings: S3Settings) -> StoreEr
 
 
 def _explain_tls(error: Exception, settings: S3Settings) -> StoreError:
-    why = "its certificate is not trusted" if "CERTIFICATE_VERIFY_FAILED" in str(error) else "it does not speak TLS"
-    if "WRONG_VERSION_NUMBER" in str(error) or "record layer failure" in str(error):
-        return StoreError(f"object store {settings.where}: {why}; write http:// in AWS_ENDPOINT_URL")
-    if "Hostname mismatch" in str(error) or "IP address mismatch" in str(error):
+    text, where = str(error), f"object store {settings.where}"
+    endpoint_setting = settings.endpoint_setting or "AWS_ENDPOINT_URL"
+    if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text:
+        return StoreError(f"{where} does not speak TLS; write http:// in {endpoint_setting}")
+    if "Hostname mismatch" in text or "IP address mismatch" in text:
         return StoreError(
-            f"object store {settings.where} has a certificate for another host name; use that name in AWS_ENDPOINT_URL"
-            " (a bucket whose name has dots needs addressing_style = path in the profile)"
+            f"{where} has a certificate for another host name; use that name in {endpoint_setting} (a bucket with dots "
+            "in its name needs addressing_style = path in the profile)"
         )
-    read = f" (it is not in {settings.ca_setting}={settings.ca_file})" if settings.ca_setting else ""
-    return StoreError(f"object store {settings.where}: {why}{read}; set AWS_CA_BUNDLE to the PEM file of its authority")
+    if "expired" in text:
+        return StoreError(f"{where} has a certificate that has expired; renew it on the server")
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        read = f" (its authority is not in {settings.ca_setting}={settings.ca_file})" if settings.ca_setting else ""
+        return StoreError(
+            f"{where} has a certificate that is not trusted{read}; set AWS_CA_BUNDLE to the PEM file of its authority"
+        )
+    return StoreError(f"{where}: no TLS connection can be made; check that {endpoint_setting} should be https://")
 
 
 def _explain_proxy(settings: S3Settings) -> StoreError:

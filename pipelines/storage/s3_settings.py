@@ -91,7 +91,9 @@ def endpoint() -> str | None:
 @lru_cache(maxsize=32)
 def _load_settings(fingerprint: tuple[object, ...], endpoint: str | None) -> S3Settings:
     session, profile = get_core_session(), read_profile()
-    url, setting = _find_endpoint(session) if endpoint == CONFIGURED else (endpoint, "")
+    url, setting = _find_endpoint(session)
+    if endpoint not in (CONFIGURED, url):
+        url, setting = endpoint, ""
     region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
     _check_region(region)
     style = _read_addressing_style(profile) or ("path" if url else "auto")

@@ -61,7 +61,7 @@ class TextConfig(Section):
 
 class IngestConfig(Section):
     source: tuple[str, ...] = (".presto/corpus",)
-    """Folder or s3:// prefix of audio, or a list of them; captions from a manifest, sidecar .txt/.json, or tags."""
+    """Folder, file or s3:// URI of audio, or a list of them; captions from a manifest, sidecar .txt/.json, or tags."""
     manifest: str = ""
     """CSV, JSONL or Parquet file that lists the audio; empty means manifest.jsonl, .csv or .parquet in the source."""
     name: str = "presto-dataset"
