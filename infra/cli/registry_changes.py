@@ -80,7 +80,7 @@ def push(
     manifest, files = check_artifact_folder(folder)
     artifact_id, kind = str(manifest["id"]), str(manifest["kind"])
     model = name or names.NAME_OF_KIND[kind]
-    root = open_folder(absolute_uri(config.storage.root))
+    root = open_folder(absolute_uri(config.storage.root), setting="storage.root")
     target = artifact_folder(root, artifact_id)
     payload: dict[str, Any] = {"name": model, "id": artifact_id, "content": content_hash(manifest), "uri": target.uri}
     payload["files"] = len(files)
@@ -245,7 +245,8 @@ def gc(
     from pipelines.storage.filesystem import absolute_uri, open_folder
 
     delete = delete and not dry_run
-    root = open_folder(absolute_uri(load_stage_config("registry", settings or [], takes_preset=False).storage.root))
+    config = load_stage_config("registry", settings or [], takes_preset=False)
+    root = open_folder(absolute_uri(config.storage.root), setting="storage.root")
     found = find_garbage(root, open_catalog(settings).list_all(), older_than=timedelta(hours=older_than_hours))
     if found and not as_json:
         rows = [[item.uri, f"{item.bytes / 1e6:.1f}", item.why] for item in found]

@@ -81,7 +81,7 @@ def _open(args: list[str] | None) -> tuple[Any, Any]:
 
     config = load_stage_config("registry", args or [], takes_preset=False)
     check_registry_exists(config.tracking)
-    return open_folder(absolute_uri(config.storage.root)), open_tracker(config.tracking)
+    return open_folder(absolute_uri(config.storage.root), setting="storage.root"), open_tracker(config.tracking)
 
 
 def _format_age(moment: datetime) -> str:

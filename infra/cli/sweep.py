@@ -101,7 +101,7 @@ def report(
 
     given = [*([sweep] if "=" in sweep else []), *(args or [])]
     config = load_stage_config("sweep", given, takes_preset=False)
-    root = open_folder(absolute_uri(config.storage.root))
+    root = open_folder(absolute_uri(config.storage.root), setting="storage.root")
     if not sweep or "=" in sweep:
         known = root.child("sweeps").list_folders()
         hint = "show one with: presto sweep report ID" if known else "run one with: presto sweep sweeps/demo"

@@ -124,7 +124,7 @@ def _check_shared(stage: str, key: str, uri: str, config: StageConfig) -> None:
 
 
 def _check_endpoint_is_remote(key: str, uri: str) -> None:
-    from pipelines.storage.filesystem import endpoint
+    from pipelines.storage.s3_settings import endpoint
 
     url = endpoint()
     if url and is_loopback_url(url):

@@ -95,6 +95,12 @@ def make_checks(preset: str | None, overrides: list[str]) -> list[DoctorCheck]:
         ),
         DoctorCheck("disk", f"free space at {HOME}", partial(machine_checks.check_free_space, HOME.absolute())),
         DoctorCheck(
+            "S3 settings",
+            "those that every S3 client uses",
+            partial(service_checks.check_s3_settings, (root, *machine_checks.list_sources(ingest))),
+            fix="correct it, or choose another storage.root",
+        ),
+        DoctorCheck(
             "storage",
             f"put, get, list and delete below {root}",
             partial(service_checks.check_storage, root),

@@ -5,22 +5,21 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import ssl
 import sys
 import time
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from importlib import import_module, metadata
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from packaging.specifiers import SpecifierSet
+from urllib3.exceptions import HTTPError
 
 from pipelines.cluster.session import cluster_address, ray_session
 from pipelines.stages.resources import SkippedError, check_stage_fits
-from pipelines.storage.filesystem import CONNECT_TIMEOUT_S, endpoint, region
 from pipelines.storage.local_s3 import find_program
+from pipelines.storage.s3_clients import CONNECT_TIMEOUT_S, create_http_pool
+from pipelines.storage.s3_settings import S3Settings, load_settings
 from presto_core.config.sections import ClusterConfig
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
@@ -163,8 +162,8 @@ def check_clock(root: str) -> str:
     """
     if not root.startswith("s3://"):
         raise SkippedError("not needed: storage.root is a folder")
-    url = endpoint() or f"https://s3.{region()}.amazonaws.com"
-    date = _fetch_date(url)
+    settings = load_settings()
+    url, date = settings.url, _fetch_date(settings)
     if not date:
         raise SkippedError(f"{url} sends no Date")
     skew_s = time.time() - parsedate_to_datetime(date).timestamp()
@@ -176,18 +175,21 @@ def check_clock(root: str) -> str:
     return f"{abs(skew_s):.0f} s apart from {url}"  # Date has whole seconds
 
 
-def _fetch_date(url: str) -> str:
+def _fetch_date(settings: S3Settings) -> str:
     try:
-        secure = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE"))
-        with urlopen(Request(url, method="HEAD"), timeout=CONNECT_TIMEOUT_S, context=secure) as response:
-            return response.headers.get("Date", "")
-    except HTTPError as response:  # an error response has a Date too
-        return response.headers.get("Date", "")
-    except (OSError, ValueError) as error:  # ValueError: not a URL
-        reason = getattr(error, "reason", None) or error
+        response = create_http_pool(settings).request(
+            "HEAD", settings.url, timeout=CONNECT_TIMEOUT_S, retries=False, redirect=False
+        )
+    except HTTPError as error:
         raise UserError(
-            f"{url} does not answer: {reason}; start it (local server: presto s3 start), or correct AWS_ENDPOINT_URL"
+            f"{settings.url} does not answer: {error}; start it (local server: presto s3 start), or correct "
+            "AWS_ENDPOINT_URL"
         ) from None
+    return str(response.headers.get("Date", ""))  # an error response has a Date too
+
+
+def list_sources(config: StageConfig) -> list[str]:
+    return [str(uri) for uri in config.model_dump()["ingest"]["source"]]
 
 
 def get_codec_kind(config: StageConfig) -> str:

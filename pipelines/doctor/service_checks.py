@@ -5,14 +5,19 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from pipelines.stages.resources import SkippedError
 from pipelines.storage.exclusive_create import create_exclusive
-from pipelines.storage.filesystem import absolute_uri, create_s3_client, endpoint, open_folder
+from pipelines.storage.filesystem import absolute_uri, open_folder
+from pipelines.storage.s3_clients import create_s3_client
+from pipelines.storage.s3_session import find_credentials
+from pipelines.storage.s3_settings import load_settings
+from pipelines.storage.s3_uri import is_s3_uri
 from pipelines.tracking import client as tracking
 from pipelines.tracking.client import TrackingError
 from presto_core.artifacts.folder import Folder
@@ -20,6 +25,27 @@ from presto_core.artifacts.store import StoreError, read_bytes, write_bytes
 from presto_core.config.sections import TrackingConfig
 
 CONTENT = b"presto doctor was here"
+
+
+def check_s3_settings(uris: Sequence[str]) -> str:
+    """Return the settings that every S3 client uses, and where its credentials come from, but no secret.
+
+    Raises:
+        StoreError: a setting is invalid, or not every client can obey it.
+        SkippedError: no object store is used.
+    """
+    if not any(map(is_s3_uri, uris)):
+        raise SkippedError("not needed: storage.root and ingest.source are folders")
+    credentials = find_credentials()
+    return f"{load_settings().describe()}, credentials {describe_origin(credentials)}"
+
+
+def describe_origin(credentials: Any) -> str:
+    """Return where boto3 found credentials."""
+    if credentials is None:
+        return "none"
+    known = {"env": "from AWS_ACCESS_KEY_ID", "shared-credentials-file": "from the credentials file"}
+    return known.get(credentials.method, f"by {credentials.method}")
 
 
 def check_storage(root: str) -> str:
@@ -70,7 +96,7 @@ def open_scratch(root: str) -> Iterator[Folder]:
     Raises:
         StoreError: see `open_folder`.
     """
-    root_folder = open_folder(absolute_uri(root))
+    root_folder = open_folder(absolute_uri(root), setting="storage.root")
     folder = root_folder.child(f"presto-doctor-{secrets.token_hex(6)}")
     with ExitStack() as stack:
         if not root_folder.is_remote:
@@ -96,7 +122,7 @@ def remove_new_folders(path: Path) -> Iterator[None]:
 @contextmanager
 def _remove_new_keys(root_folder: Folder, folder: Folder) -> Iterator[None]:
     """Afterwards delete all keys below `folder`, and the marker of its parent that Arrow creates on deletion."""
-    client = create_s3_client(endpoint())
+    client = create_s3_client()
     bucket, _, prefix = root_folder.path.partition("/")
 
     def list_keys(start: str) -> list[str]:

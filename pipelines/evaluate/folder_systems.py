@@ -13,7 +13,7 @@ from pipelines.evaluate.folders import FolderClips, read_folder_system
 from pipelines.evaluate.rows import Prompts, cycle, read_prompts
 from pipelines.evaluate.systems import EvaluatedSystem
 from pipelines.ingest.sources import read_tracks
-from pipelines.storage.filesystem import absolute_uri, open_folder
+from pipelines.storage.filesystem import absolute_uri, open_source
 from presto_core.audio.load_codec import load_codec
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.diffusion.conditioning import UNKNOWN_KEY
@@ -27,7 +27,8 @@ def fingerprint_folders(config: EvaluateConfig) -> dict[str, str]:
     """
     fingerprints = {}
     for name, path in config.folders.items():
-        tracks = sorted(read_tracks(open_folder(absolute_uri(path)), ""), key=lambda track: track.file)
+        source = open_source(absolute_uri(path), setting=f"evaluate.folders.{name}")
+        tracks = sorted(read_tracks(source, ""), key=lambda track: track.file)
         files = json.dumps([[track.file, track.stamp, track.caption] for track in tracks])
         fingerprints[f"folder {name}"] = hashlib.sha256(files.encode()).hexdigest()
     return fingerprints

@@ -21,7 +21,7 @@ from pipelines.ingest.manifests import SourceError
 from pipelines.ingest.sidecars import read_metadata
 from pipelines.ingest.source_file import SourceFile, open_source_file
 from pipelines.ingest.sources import Track, check_unique_names, read_tracks
-from pipelines.storage.filesystem import absolute_uri, open_folder
+from pipelines.storage.filesystem import absolute_uri, open_source
 from presto_core.artifacts.folder import DamagedError, Folder
 from presto_core.audio.chunks import AudioError, decode_blocks, iter_windows
 from presto_core.audio.decoders import open_sound
@@ -64,7 +64,7 @@ class FolderClips:
         Raises:
             UserError: a file has changed since the folder was read, and is no longer usable.
         """
-        source = open_folder(self.uri)
+        source = open_source(self.uri, setting=f"evaluate.folders.{self.name}")
         names = self.names[start : start + count]
         shape = (0, self.format.channels, self.format.length)
         return np.concatenate([np.zeros(shape, np.float32), *(self._read_clip(source, n)[None] for n in names)])
@@ -110,7 +110,7 @@ def read_folder_system(
     """
     clip_format = ClipFormat(round(seconds * rate_hz), rate_hz, channels)
     try:
-        source = open_folder(absolute_uri(path))
+        source = open_source(absolute_uri(path), setting=f"evaluate.folders.{name}")
         tracks = _sort_matching_first(_find_files(source), prompts)
         clips, skipped = _scan_tracks(source, tracks, clip_format, count=count)
     except UserError as error:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from pyarrow import fs as pafs
+
+from pipelines.storage.s3_uri import describe_unsafe_key
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError
 from presto_core.audio.chunks import AUDIO_SUFFIXES, OTHER_AUDIO_SUFFIXES
@@ -65,10 +68,15 @@ def list_source(source: Folder) -> SourceFiles:
     Raises:
         StoreError: the source or a subfolder, which is named, cannot be listed.
     """
-    if source.is_remote or not os.path.isdir(source.path):
-        infos = source.list_files(recursive=True)  # names a folder that is missing or a file
-        return SourceFiles({i.path.removeprefix(source.path).lstrip("/"): FileStat(i.size, i.mtime_ns) for i in infos})
     listing = SourceFiles()
+    if source.is_remote or not os.path.isdir(source.path):
+        for info in source.list_files(recursive=True):  # names a folder that is missing or a file
+            name = info.path.removeprefix(f"{source.path}/")
+            if problem := describe_unsafe_key(name):
+                listing.problems[name] = f"{problem}, so it may not be the file that is read; rename it"
+            else:
+                listing.files[name] = FileStat(info.size, info.mtime_ns)
+        return listing
     for name, entry in _walk(source):
         escaped = _escape(name)
         if escaped != name:
@@ -81,6 +89,18 @@ def list_source(source: Folder) -> SourceFiles:
         else:
             listing.files[name] = FileStat(status.st_size, status.st_mtime_ns)
     return listing
+
+
+def list_named(source: Folder, names: Sequence[str]) -> SourceFiles:
+    """List those of some files that exist.
+
+    Raises:
+        StoreError: the source cannot be reached.
+    """
+    paths = [source.file_path(name) for name in names]
+    infos = source.with_retries(lambda: source.filesystem.get_file_info(paths), f"look for {source.uri}/{names[0]}")
+    found = ((name, info) for name, info in zip(names, infos, strict=True) if info.type == pafs.FileType.File)
+    return SourceFiles({name: FileStat(info.size, info.mtime_ns) for name, info in found})
 
 
 def _walk(source: Folder) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -129,6 +149,11 @@ def is_fork(name: str) -> bool:
     """Return whether a path is that of a resource fork of macOS."""
     path = PurePosixPath(name)
     return path.name.startswith(MACOS_PREFIX) or MACOS_FOLDER in path.parts
+
+
+def has_audio_suffix(name: str) -> bool:
+    """Return whether a file has a suffix of audio, also of a kind that is not searched for."""
+    return _has_suffix(name, (*AUDIO_SUFFIXES, *OTHER_AUDIO_SUFFIXES))
 
 
 def _has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:

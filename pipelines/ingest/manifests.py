@@ -17,7 +17,7 @@ from rich.markup import escape
 from pipelines.console import console, print_warning
 from pipelines.ingest.field_names import MANIFEST_FIELDS, describe_ignored, rename_fields, suggest_field
 from pipelines.ingest.text_files import decode_text, parse_json
-from pipelines.storage.filesystem import absolute_uri, open_folder
+from pipelines.storage.filesystem import absolute_uri, open_source
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import read_bytes
 from presto_core.errors import UserError
@@ -64,7 +64,7 @@ def find_manifest(source: Folder, files: Collection[str], manifest_uri: str) -> 
     """
     if manifest_uri:
         where, _, name = absolute_uri(manifest_uri).rpartition("/")
-        return _read_manifest(open_folder(where or "/"), name)
+        return _read_manifest(open_source(where or "/", setting="ingest.manifest"), name)
     for stem in (MANIFEST_STEM, HUGGING_FACE_STEM):
         present = [stem + suffix for suffix in FORMATS if stem + suffix in files]
         if len(present) > 1:

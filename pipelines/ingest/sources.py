@@ -10,7 +10,8 @@ from typing import Any
 
 from pipelines.console import console, print_warning
 from pipelines.data.layout import FORMER_SPLIT, SPLITS
-from pipelines.ingest.listing import SourceFiles, find_name, list_source
+from pipelines.ingest.audio_source import open_audio_source
+from pipelines.ingest.listing import SourceFiles, find_name, list_named, list_source
 from pipelines.ingest.manifests import Manifest, SourceError, find_manifest, raise_problems
 from pipelines.ingest.metadata import (
     check_characters,
@@ -20,7 +21,7 @@ from pipelines.ingest.metadata import (
     parse_text,
     promote_caption,
 )
-from pipelines.storage.filesystem import absolute_uri, open_folder
+from pipelines.storage.filesystem import absolute_uri
 from presto_core.artifacts.folder import Folder
 from presto_core.audio.chunks import AUDIO_SUFFIXES
 from presto_core.config.data import IngestConfig
@@ -87,10 +88,11 @@ def find_tracks(config: IngestConfig) -> list[Track]:
     Raises:
         SourceError: there is no audio, a manifest has an invalid row, or one composition is in two splits.
     """
-    folders = [open_folder(absolute_uri(uri)) for uri in config.source]
-    tracks = [track for folder in folders for track in read_tracks(folder, config.manifest)]
+    sources = [open_audio_source(absolute_uri(uri)) for uri in config.source]
+    tracks = [track for source in sources for track in read_tracks(source.folder, config.manifest, file=source.file)]
+    folders = list({source.folder.uri: source.folder for source in sources}.values())
     if not tracks:
-        source_list = ", ".join(folder.uri for folder in folders)
+        source_list = ", ".join(source.uri for source in sources)
         suffixes = ", ".join(s[1:] for s in AUDIO_SUFFIXES)
         raise SourceError(f"no audio in {source_list}; add a manifest with rows, or files of type {suffixes}")
     named_tracks = tracks if len(folders) == 1 else _prefix_source_names(tracks, folders)
@@ -98,16 +100,22 @@ def find_tracks(config: IngestConfig) -> list[Track]:
     return _fill_defaults(sorted(named_tracks, key=lambda t: t.file), config)
 
 
-def read_tracks(source: Folder, manifest_uri: str) -> list[Track]:
-    """Find the tracks of one source, named by their paths."""
-    listing = list_source(source)
+def read_tracks(source: Folder, manifest_uri: str, *, file: str = "") -> list[Track]:
+    """Find the tracks of one source, named by their paths.
+
+    Args:
+        file: the only file that is taken, with its sidecars; empty takes all.
+    """
+    names = (file, *(strip_suffix(file) + suffix for suffix in SIDECARS)) if file else ()
+    listing = list_named(source, names) if file else list_source(source)
     manifest = find_manifest(source, listing.files, manifest_uri)
     if manifest is None:
-        tracks = [Track(file=name, source_uri=source.uri, path=name) for name in listing.audio]
+        audio = [file] if file else listing.audio
+        tracks = [Track(file=name, source_uri=source.uri, path=name) for name in audio]
         for line in listing.describe_skipped():
             print_warning(f"{source.uri}: {line}")
     else:
-        tracks = _tracks_from_rows(manifest, source, listing)
+        tracks = [track for track in _tracks_from_rows(manifest, source, listing) if file in ("", track.path)]
     return [_stamp_track(track, listing) for track in tracks]
 
 

@@ -17,7 +17,7 @@ import torch
 from pipelines.ingest.latent_cache import IngestFailure, segment_name, write_segment
 from pipelines.ingest.segments import EncodeSettings, FileResult, Segment, segment_file
 from pipelines.ingest.sources import Track
-from pipelines.storage.filesystem import open_folder
+from pipelines.storage.filesystem import open_folder, open_source
 from presto_core.artifacts.folder import Folder
 from presto_core.audio.chunks import AudioError, Waveform
 from presto_core.audio.load_codec import load_codec
@@ -39,7 +39,7 @@ def decode_track(
     index, fields = json.loads(batch["item"][0])
     track = Track(**fields)
     try:
-        source, cache_folder = open_folder(track.source_uri), open_folder(cache_uri)
+        source, cache_folder = open_source(track.source_uri), open_folder(cache_uri)
         pending = _empty_row(index)
         for digest, segment_or_result in segment_file(
             track, source, encoding, known_digests=_get_known_digests(ray, known_refs[0])
@@ -118,7 +118,7 @@ class FileEncoder:
         row = {"index": index, "segments": 0, "end": "", "failure": ""}
         is_stored = True
         for digest, segment_or_result in segment_file(
-            track, open_folder(track.source_uri), self.encoding, known_digests=self.known_digests
+            track, open_source(track.source_uri), self.encoding, known_digests=self.known_digests
         ):
             if isinstance(segment_or_result, FileResult):
                 row["end"] = json.dumps(asdict(segment_or_result))

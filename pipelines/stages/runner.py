@@ -113,7 +113,7 @@ def run_stage(
         LeaseHeldError: another process works on this run.
         UserError: whatever the stage, storage or tracking could not do.
     """
-    root = open_folder(absolute_uri(config.storage.root))
+    root = open_folder(absolute_uri(config.storage.root), setting="storage.root")
     tracker = open_tracker(config.tracking)
     parents = {
         role: _resolve_parent(tracker.client, role, reference, root.uri)

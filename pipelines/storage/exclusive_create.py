@@ -7,7 +7,8 @@ import secrets
 from functools import partial
 from pathlib import Path
 
-from pipelines.storage.filesystem import create_s3_client, endpoint
+from pipelines.storage.s3_clients import BucketAccess, share_s3_client
+from pipelines.storage.s3_settings import endpoint
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, read_bytes
 
@@ -32,7 +33,9 @@ def _put_if_none(folder: Folder, name: str, content: bytes) -> bool:
 
     bucket, _, key = folder.file_path(name).partition("/")
     try:
-        create_s3_client(endpoint()).put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+        share_s3_client(BucketAccess(bucket, endpoint())).put_object(
+            Bucket=bucket, Key=key, Body=content, IfNoneMatch="*"
+        )
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code"))
         if code in _CONFLICT_CODES:

@@ -7,11 +7,11 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from pipelines.storage.filesystem import create_s3_client, endpoint
+from pipelines.storage.s3_clients import BucketAccess, share_s3_client
+from pipelines.storage.s3_settings import endpoint
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError
 
@@ -110,7 +110,7 @@ def _get_range(source: Folder, byte_range: ByteRange) -> bytes:
     bucket, _, key = source.file_path(byte_range.name).partition("/")
     span = f"bytes={byte_range.start}-{byte_range.start + byte_range.size - 1}"
     try:
-        response = _client(endpoint()).get_object(Bucket=bucket, Key=key, Range=span)
+        response = share_s3_client(BucketAccess(bucket, endpoint())).get_object(Bucket=bucket, Key=key, Range=span)
         # one byte more, to reject longer responses too
         return _check_length(response["Body"].read(byte_range.size + 1), byte_range, source)
     except ClientError as error:
@@ -128,9 +128,3 @@ def _check_length(content: bytes, byte_range: ByteRange, source: Folder) -> byte
     if len(content) != byte_range.size:
         raise OSError(f"truncated: got {len(content)} of {byte_range.size} bytes of {source.uri}/{byte_range.name}")
     return content
-
-
-@lru_cache(maxsize=4)
-def _client(url: str | None) -> Any:
-    """Return the client of all threads; it keeps its connections, and boto3 renews its credentials."""
-    return create_s3_client(url, max_pool_connections=16)

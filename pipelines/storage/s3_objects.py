@@ -6,7 +6,6 @@ Every failure raises OSError: the caller then retries with the file system, whic
 from __future__ import annotations
 
 import hashlib
-import os
 from base64 import b64encode
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -17,24 +16,25 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 URL_EXPIRY_S = 900  # allows for clock skew
-CONNECTIONS = 8  # kept open per server; more threads open more connections
 
 
 class S3Objects:
     """The objects of one server, named by bucket/key; thread-safe.
 
     Args:
-        client: boto3 client that signs with the current credentials.
+        client: boto3 client that signs with the current credentials, or does not sign.
+        pool: connections to the server, or to the proxy in front of it.
         connect_timeout_s: time limit for a connection.
         read_timeout_s: time limit without a byte, and for a whole upload.
     """
 
-    def __init__(self, client: Any, *, connect_timeout_s: float, read_timeout_s: float) -> None:
-        self.client = client
+    def __init__(
+        self, client: Any, pool: urllib3.PoolManager, *, connect_timeout_s: float, read_timeout_s: float
+    ) -> None:
+        self.client, self.pool = client, pool
         self.read_timeout = urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s)
         # urllib3 counts sending as connecting
         self.write_timeout = urllib3.Timeout(connect=read_timeout_s, read=read_timeout_s)
-        self.pool = urllib3.PoolManager(maxsize=CONNECTIONS, ca_certs=os.environ.get("AWS_CA_BUNDLE"))
 
     def exists(self, path: str) -> bool:
         """Return whether the object exists."""

@@ -61,7 +61,7 @@ def run(plan: SweepPlan, *, retry: bool = False) -> dict[str, Any]:
     preflight.check_packages()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    root = open_folder(absolute_uri(plan.sweep.storage.root))
+    root = open_folder(absolute_uri(plan.sweep.storage.root), setting="storage.root")
     tracker = open_tracker(plan.sweep.tracking)
     parents = {role: resolve(tracker.client, reference, root.uri) for role, reference in plan.base.references().items()}
     preflight.check_parents(plan, parents)

@@ -44,7 +44,7 @@ class CellRun:
     @property
     def folder(self) -> Folder:
         """Where its artifact is, or will be."""
-        return artifact_folder(open_folder(absolute_uri(self.config.storage.root)), self.run_id)
+        return artifact_folder(open_folder(absolute_uri(self.config.storage.root), setting="storage.root"), self.run_id)
 
     @property
     def is_finished(self) -> bool:

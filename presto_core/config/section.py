@@ -2,11 +2,20 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _check_local(value: str) -> str:
+    """Refuse a URI: as a path it would be a folder of that name below the current one."""
+    if "://" in value:
+        raise ValueError(f"{value!r} is no folder of this machine, which is all that this setting takes")
+    return value
+
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+LocalFolder = Annotated[str, AfterValidator(_check_local)]
 
 
 class Section(BaseModel):

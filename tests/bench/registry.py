@@ -23,6 +23,7 @@ from pipelines.registry.search_filter import NUMBERS
 from pipelines.storage import filesystem as storage
 from pipelines.storage import local_s3
 from pipelines.storage.filesystem import open_folder
+from pipelines.storage.s3_clients import create_s3_client
 from pipelines.tracking.client import open_tracker
 from presto_core.artifacts.manifest import Artifact, commit_artifact
 from tests.bench.clock import Comparison, alternate
@@ -122,7 +123,7 @@ def _time_pulls(folder: Path, rounds: int) -> list[Comparison]:
         os.environ.update(server.environment())
         storage.create_bucket("bench")
         artifact = _artifact("s3://bench/artifact")
-        source, client = open_folder(artifact.uri), storage.create_s3_client(server.endpoint)
+        source, client = open_folder(artifact.uri), create_s3_client(endpoint=server.endpoint)
 
         def pull() -> None:
             shutil.rmtree(folder / "pulled", ignore_errors=True)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from pipelines.storage import filesystem as storage
+from pipelines.storage import s3_clients
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
 from presto_core.artifacts import resumable_read, retry
@@ -284,7 +284,7 @@ def make_failing_checks(folder: Folder, fault: Fault, why: str) -> list[Callable
 
 def test_a_server_that_is_down_or_silent_and_comes_back(object_store: Server, direct: Folder, monkeypatch) -> None:
     """Incomplete writes do not exist: a commit without its manifest, an upload with a failed part."""
-    monkeypatch.setattr(storage, "REQUEST_TIMEOUT_S", 1)
+    monkeypatch.setattr(s3_clients, "REQUEST_TIMEOUT_S", 1)
     monkeypatch.setattr(retry, "ATTEMPTS", 2)
     fails_twice = partial(check_fails, attempts=2)
     write_bytes(direct, "a", b"1234")

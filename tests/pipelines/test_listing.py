@@ -46,6 +46,22 @@ def test_resource_forks_of_macos_are_skipped_and_counted(music: Path, capsys: py
     assert "skipped 3 files of macOS" in " ".join(capsys.readouterr().err.split())
 
 
+def test_one_file_is_a_source_with_its_sidecar(music: Path, tmp_path: Path):
+    """Also of a type that is not searched for, and beside a manifest that lists other files."""
+    (music / "a.json").write_text('{"caption": "a tune"}')
+    (music / "manifest.jsonl").write_text('{"file": "sub/b.wav"}')
+    (music / "c.mp2").write_bytes(b"x")
+    (only,) = scan(music / "a.wav").values()
+    assert (only.file, only.path, only.sidecars, only.uri) == ("a.wav", "a.wav", ("a.json",), str(music / "a.wav"))
+    assert set(scan(music / "c.mp2")) == {"c.mp2"}
+    both = find_tracks(IngestConfig(source=(str(music / "a.wav"), str(music / "c.mp2"), str(music / "sub"))))
+    assert [track.file for track in both] == ["music/a.wav", "music/c.mp2", "sub/b.wav"]
+    rows = '{"file": "a.wav", "caption": "from the list"}\n{"file": "sub/b.wav"}'
+    (tmp_path / "rows.jsonl").write_text(rows)
+    (row,) = find_tracks(IngestConfig(source=str(music / "a.wav"), manifest=str(tmp_path / "rows.jsonl")))
+    assert (row.file, row.caption) == ("a.wav", "from the list")
+
+
 def test_audio_of_other_types_is_counted(music: Path, capsys: pytest.CaptureFixture[str]):
     for name in ("a.mp2", "b.MP2", "c.mov", "notes.pdf"):
         (music / name).write_bytes(b"x")

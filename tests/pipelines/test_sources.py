@@ -97,8 +97,10 @@ def test_a_source_without_audio_is_refused(tmp_path: Path):
         scan_folder(tmp_path)
     with pytest.raises(StoreError, match="nowhere"):
         scan_folder(tmp_path / "nowhere")
-    with pytest.raises(StoreError, match=r"notes\.txt"):
+    with pytest.raises(SourceError, match=r"notes\.txt"):
         scan_folder(tmp_path / "notes.txt")
+    with pytest.raises(SourceError, match=r"ingest\.manifest"):
+        scan_folder(tmp_path / "manifest.jsonl")
 
 
 @pytest.mark.parametrize(

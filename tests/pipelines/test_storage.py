@@ -6,6 +6,7 @@ import pickle
 import socket
 import stat
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from pipelines.storage import filesystem as storage
 from pipelines.storage import local_s3
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import ObjectStoreError, Server
+from pipelines.storage.s3_clients import BucketAccess, create_s3_client, open_filesystem
+from pipelines.storage.s3_settings import load_settings
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, commit, read_bytes, read_file, read_manifest, write_bytes
 
@@ -80,10 +83,8 @@ def test_damaged_or_newer_manifest_is_refused(tmp_path):
 def test_wrong_settings_are_named(object_store: Server, uri: str, environment, message: str, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    storage._check_bucket.cache_clear()
     with pytest.raises(StoreError, match=message):
-        open_folder(uri)
-    storage._check_bucket.cache_clear()
+        open_folder(uri, setting="storage.root")
 
 
 @pytest.mark.services
@@ -92,10 +93,8 @@ def test_missing_credentials_are_named(object_store: Server, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    storage._check_bucket.cache_clear()
     with pytest.raises(StoreError, match=r"AWS_ACCESS_KEY_ID .*presto s3 start"):
         open_folder("s3://latents/x")
-    storage._check_bucket.cache_clear()
 
 
 # --- endpoint, region and credentials of the standard files
@@ -135,8 +134,8 @@ def grant(folder: Path, server: Server, *, secret: str | None = None, minutes: f
 def test_a_profile_gives_endpoint_region_and_keys(files: Path, object_store: Server):
     write_keys(files, object_store)
     folder = open_folder(f"s3://latents/{files.name}")
-    assert folder.filesystem.region == storage.region() == "eu-central-1"
-    assert storage.endpoint() == object_store.endpoint
+    assert folder.filesystem.region == load_settings().region == "eu-central-1"
+    assert load_settings().endpoint == object_store.endpoint
     commit(folder, {}, {"a": b"1"})
     assert folder.exists()
 
@@ -144,10 +143,10 @@ def test_a_profile_gives_endpoint_region_and_keys(files: Path, object_store: Ser
 @pytest.mark.services
 def test_the_environment_goes_before_the_profile(files: Path, monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-    assert storage.region() == "eu-west-1"
+    assert load_settings().region == "eu-west-1"
     monkeypatch.setenv("AWS_REGION", "eu-north-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert (storage.region(), storage.endpoint()) == ("eu-north-1", "http://127.0.0.1:9")
+    assert (load_settings().region, load_settings().endpoint) == ("eu-north-1", "http://127.0.0.1:9")
 
 
 @pytest.mark.services
@@ -200,11 +199,11 @@ def test_a_session_token_goes_with_the_keys(object_store: Server, monkeypatch):
 
 
 @pytest.mark.services
-def test_a_proxy_in_the_environment_is_passed_by_like_the_file_system_does(object_store: Server, monkeypatch):
-    folder = open_folder("s3://latents/proxy")
-    write_bytes(folder, "a", b"1")
+def test_a_server_on_this_machine_is_reached_without_the_proxy(object_store: Server, monkeypatch):
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing answers there
+    folder = open_folder("s3://latents/proxy")
+    write_bytes(folder, "a", b"1")
     assert get_fast(folder, "a") == read_bytes(folder, "a") == b"1"
 
 
@@ -218,31 +217,29 @@ def test_a_folder_travels_without_its_keys(object_store: Server):
 
 
 @pytest.mark.services
-def test_without_an_endpoint_requests_go_to_aws(files: Path, monkeypatch):
+def test_without_an_endpoint_requests_go_to_aws(files: Path, object_store: Server, monkeypatch):
     """The host name has the bucket, as AWS requires; an HTTP proxy records the request."""
     (files / "config").write_text("[profile music]\nregion = eu-central-1\n")
-    assert storage.endpoint() is None
+    write_keys(files, object_store)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         requests: list[bytes] = []
 
-        def answer() -> None:
-            connection = listener.accept()[0]
-            requests.append(connection.recv(1000))
-            connection.close()
+        def refuse() -> None:
+            with suppress(OSError):
+                while True:
+                    connection = listener.accept()[0]
+                    requests.append(connection.recv(1000))
+                    connection.close()
 
-        thread = threading.Thread(target=answer)
-        thread.start()
-        through = {"scheme": "http", "host": "127.0.0.1", "port": listener.getsockname()[1]}
-        options = storage._filesystem_options(None, storage.region(), "") | {
-            "retry_strategy": pafs.AwsStandardS3RetryStrategy(1)
-        }
-        aws = pafs.S3FileSystem(access_key="a", secret_key="b", proxy_options=through, **options)
+        threading.Thread(target=refuse, daemon=True).start()
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(OSError, match="NETWORK_CONNECTION"):
-            aws.get_file_info("latents/x")
-        thread.join()
-    assert requests[0].startswith(b"CONNECT latents.s3.eu-central-1.amazonaws.com:443 ")
-    client = storage.create_s3_client(None)
-    assert client.meta.endpoint_url == "https://s3.eu-central-1.amazonaws.com"
+            open_filesystem(BucketAccess("latents", None)).get_file_info("latents/x")
+        listener.shutdown(socket.SHUT_RDWR)
+    assert {request.split(b"\r\n")[0] for request in requests} == {
+        b"CONNECT latents.s3.eu-central-1.amazonaws.com:443 HTTP/1.1"
+    }
+    assert create_s3_client().meta.endpoint_url == "https://s3.eu-central-1.amazonaws.com"
 
 
 @pytest.mark.services

@@ -151,10 +151,10 @@ def _files(uri: str) -> tuple[Any, list[str]]:
 
 
 def _list_keys(uri: str) -> list[str]:
-    from pipelines.storage.filesystem import create_s3_client, endpoint
+    from pipelines.storage.s3_clients import create_s3_client
 
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    pages = create_s3_client(endpoint()).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
+    pages = create_s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
     return sorted(f"{bucket}/{entry['Key']}" for page in pages for entry in page["Contents"])
 
 
