@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -79,16 +80,19 @@ class Track:
         return f"{self.source_uri}/{self.path}"
 
 
-def find_tracks(config: IngestConfig) -> list[Track]:
+def find_tracks(config: IngestConfig, *, skipped: Counter[str] | None = None) -> list[Track]:
     """Find the tracks of all sources, sorted by name.
 
     A manifest selects the files; without one, every audio file below a source is used.
+
+    Args:
+        skipped: gets the numbers of files that look like audio and are not taken, by reason.
 
     Raises:
         SourceError: there is no audio, a manifest has an invalid row, or one composition is in two splits.
     """
     folders = [open_folder(absolute_uri(uri)) for uri in config.source]
-    tracks = [track for folder in folders for track in read_tracks(folder, config.manifest)]
+    tracks = [track for folder in folders for track in read_tracks(folder, config.manifest, skipped=skipped)]
     if not tracks:
         source_list = ", ".join(folder.uri for folder in folders)
         suffixes = ", ".join(s[1:] for s in AUDIO_SUFFIXES)
@@ -98,8 +102,8 @@ def find_tracks(config: IngestConfig) -> list[Track]:
     return _fill_defaults(sorted(named_tracks, key=lambda t: t.file), config)
 
 
-def read_tracks(source: Folder, manifest_uri: str) -> list[Track]:
-    """Find the tracks of one source, named by their paths."""
+def read_tracks(source: Folder, manifest_uri: str, *, skipped: Counter[str] | None = None) -> list[Track]:
+    """Find the tracks of one source, named by their paths; see `find_tracks` for `skipped`."""
     listing = list_source(source)
     manifest = find_manifest(source, listing.files, manifest_uri)
     if manifest is None:
@@ -108,7 +112,20 @@ def read_tracks(source: Folder, manifest_uri: str) -> list[Track]:
             print_warning(f"{source.uri}: {line}")
     else:
         tracks = _tracks_from_rows(manifest, source, listing)
+    if skipped is not None:
+        skipped.update(_count_skipped(listing, manifest, {track.path for track in tracks}))
     return [_stamp_track(track, listing) for track in tracks]
+
+
+def _count_skipped(listing: SourceFiles, manifest: Manifest | None, taken: set[str]) -> dict[str, int]:
+    """Count what looks like audio and is not taken, by reason."""
+    if manifest is not None:
+        unlisted = {*listing.audio, *listing.other_audio} - taken
+        return {f"audio files that {manifest.name} does not list": len(unlisted)}
+    return {
+        "files of types that are not searched for": len(listing.other_audio),
+        "files of macOS without audio": len(listing.forks),
+    }
 
 
 def _stamp_track(track: Track, listing: SourceFiles) -> Track:
