@@ -1,23 +1,30 @@
-"""`presto dataset show|verify|stats|split|quarantine`: inspect and verify a data set of latents."""
+"""`presto dataset show|listen|verify|stats|split|quarantine`: inspect, hear and verify a data set of latents."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.cli.options import AsJson, add_dry_run
-from pipelines.console import console, print_table
-from pipelines.presets.resolve import load_stage_config
+from infra.cli.options import AsJson, Preview, add_dry_run
+from pipelines.console import console, make_printable, print_table
+from pipelines.presets.resolve import PRESETS, is_override, load_stage_config
+from presto_core.config.loader import ConfigError, list_presets
 
-app = typer.Typer(no_args_is_help=True, help="Inspect and verify a data set of latents.")
+if TYPE_CHECKING:
+    from pipelines.evaluate.dataset_clips import DatasetRow
+
+app = typer.Typer(no_args_is_help=True, help="Inspect, hear and verify a data set of latents.")
 
 DatasetArgs = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="inputs.dataset=NAME@ALIAS, an id or a URI (default: presto-dataset@candidate), storage.root=...",
+        metavar="[DATASET] [KEY=VALUE]...",
+        help="A data set's name, as NAME@ALIAS, its id, path or URI, which inputs.dataset=... names as well (default: "
+        "presto-dataset@candidate); storage.root=...",
         show_default=False,
     ),
 ]
@@ -92,21 +99,82 @@ def quarantine(args: DatasetArgs = None, as_json: AsJson = False) -> None:
     print_table(f"{len(rows)} bad files", columns, [[row[name] for name in columns] for row in rows])
 
 
+@app.command()
+def listen(
+    args: DatasetArgs = None,
+    rows: Annotated[int, typer.Option(min=1, max=500, help="Rows to draw.")] = 12,
+    split: Annotated[
+        str, typer.Option(metavar="train|validation|test", help="Split to draw from.", show_default=True)
+    ] = "train",
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other rows.")] = 0,
+    output: Annotated[
+        str, typer.Option(help="Folder of the page; default: .presto/listen/, by data set, split and seed.")
+    ] = "",
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    as_json: AsJson = False,
+    dry_run: Preview = False,
+) -> None:
+    """Hear what a data set trains on: rows decoded, with captions, tempo, key and licence, as a page and a table."""
+    from pipelines.evaluate.page import dataset_page
+    from pipelines.evaluate.page.page import PAGE_FILE
+
+    dataset = _open_dataset(args)
+    if split not in dataset.splits:
+        raise ConfigError(f"--split {split} is none of this data set's splits; choose {' or '.join(dataset.splits)}")
+    folder = dataset_page.choose_folder(dataset, split, seed=seed, output=output)
+    page = (folder / PAGE_FILE).resolve()
+    if dry_run:
+        console.print(f"dataset listen: would decode up to {rows} {split} rows and write {page}", markup=False)
+        return
+    clips = dataset_page.make_page(dataset, folder, split, count=rows, seed=seed)
+    if as_json:
+        typer.echo(json.dumps([clip.row.to_dict() for clip in clips], indent=2))
+        console.print(f"dataset listen: {page}", markup=False)
+    else:
+        title = dataset_page.describe_draw(dataset, clips, split=split, seed=seed)
+        columns = ("", "caption", "tempo", "key", "track")
+        print_table(title, columns, [_format_clip(number, clip.row) for number, clip in enumerate(clips, 1)])
+        for licence, count in Counter(str(c.row.track_info.get("licence") or "not stated") for c in clips).items():
+            console.print(f"licence of {count}: {make_printable(licence)}", markup=False)
+        typer.echo(page)
+    if open_browser:
+        import webbrowser
+
+        if not webbrowser.open(page.as_uri()):
+            console.print("dataset listen: no browser was found on this machine; open the page yourself")
+
+
+def _format_clip(number: int, row: DatasetRow) -> list[str]:
+    tempo = "" if row.tempo_bpm is None else f"{row.tempo_bpm:g}"
+    return [str(number), row.caption, tempo, row.key or "", row.track]
+
+
 def _open_dataset(args: list[str] | None) -> Any:
-    """Open the data set that the settings name."""
+    """Open the data set that the arguments name; MLflow is asked only for a registered name."""
     from pipelines.registry.presence import check_references
 
-    config = load_stage_config("dataset", args or [], takes_preset=False)
+    config = load_stage_config("dataset", _name_dataset(args or []), takes_preset=False)
     check_references(config.tracking, config.references())
     from pipelines.data.dataset import open_dataset
+    from pipelines.registry.names import parse_reference
     from pipelines.registry.resolve import resolve
     from pipelines.storage.filesystem import absolute_uri
     from pipelines.tracking.client import open_tracker
 
-    artifact = resolve(
-        open_tracker(config.tracking).client, config.references()["dataset"], absolute_uri(config.storage.root)
-    )
-    return open_dataset(artifact.uri)
+    reference = config.references()["dataset"]
+    client = open_tracker(config.tracking).client if parse_reference(reference) else None
+    return open_dataset(resolve(client, reference, absolute_uri(config.storage.root)).uri)
+
+
+def _name_dataset(args: list[str]) -> list[str]:
+    """Turn a data set that is named without a key into a setting; a preset stays one."""
+    if not args or is_override(args[0]):
+        return args
+    first, *others = args
+    if first in list_presets(PRESETS) or first.endswith((".yaml", ".yml")):
+        return args
+    is_folder = "/" not in first and (Path(first) / "manifest.json").is_file()
+    return [f"inputs.dataset={Path(first).absolute() if is_folder else first}", *others]
 
 
 def _print(title: str, facts: dict[str, str], as_json: bool) -> None:

@@ -32,7 +32,7 @@ from infra.cli.options import add_dry_run
 from infra.cli.stages import add_stage_commands
 from infra.cli.version import describe_version
 from pipelines.cluster.shutdown import StoppedError
-from pipelines.console import console
+from pipelines.console import console, make_printable
 from pipelines.presets.resolve import PRESETS
 from pipelines.redaction import redact
 from presto_core.config.loader import ConfigError, list_presets
@@ -40,6 +40,7 @@ from presto_core.errors import UserError
 
 GARBAGE_AFTER = 50_000  # new objects; Python's own 700 is meant for small programs
 CRASH_LOG = Path(".presto/crash.log")
+LINE_BREAK = "\n"
 JOB = "PRESTO_JOB"  # set in a job: its id
 MLFLOW_ERRORS = "mlflow.exceptions"  # by name: importing MLflow takes seconds
 
@@ -155,7 +156,7 @@ def _is_mlflow_unreachable(error: Exception) -> bool:
 
 
 def _fail(message: str, code: int) -> None:
-    console.print(f"presto: {message}", style="red", markup=False)
+    console.print(f"presto: {make_printable(message, keep=LINE_BREAK)}", style="red", markup=False)
     sys.exit(code)
 
 

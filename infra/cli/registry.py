@@ -101,9 +101,12 @@ def lineage(
     catalog = open_catalog(settings)
     graph = trace_lineage(catalog, catalog.find(version))
     if svg:
-        svg.parent.mkdir(parents=True, exist_ok=True)
-        svg.write_text(render_svg(graph))
-        console.print(f"lineage: written to {svg}")
+        try:
+            svg.parent.mkdir(parents=True, exist_ok=True)
+            svg.write_text(render_svg(graph), encoding="utf-8")
+        except OSError as error:
+            raise RegistryError(f"--svg={svg} cannot be written: {error.strerror}; name another file") from None
+        console.print(f"lineage: written to {svg}", markup=False)
     registry_views.print_lineage(graph, as_json=as_json)
 
 

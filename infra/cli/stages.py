@@ -13,8 +13,11 @@ from infra.cli.options import DryRun, On, StageArgs
 from infra.cli.stage_help import make_command_class
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL
+from pipelines.console import print_warning
 from pipelines.presets.resolve import load_stage_config
 from pipelines.stages.table import STAGES, Stage
+from presto_core.config.schema import IngestStage
+from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 
 GROUPS = {"corpus": "The default corpus: music made from packages alone."}
@@ -74,10 +77,34 @@ def ingest(
         typer.Option(help="Share of files that may be bad; above it the run fails (ingest.max_bad_fraction)."),
     ] = None,
     on: On = LOCAL,
-    dry_run: DryRun = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the resolved settings, and which files would be taken with which captions, tempi, keys and "
+            "licences; stop without Ray, and write nothing.",
+        ),
+    ] = False,
 ) -> None:
     allowed = [] if max_bad_fraction is None else [f"ingest.max_bad_fraction={max_bad_fraction}"]
-    dispatch_stage("ingest", [*(args or []), *allowed], on=on, dry_run=dry_run)
+    settings = [*(args or []), *allowed]
+    dispatch_stage("ingest", settings, on=on, dry_run=dry_run)
+    if dry_run and on == LOCAL:
+        _print_ingest_preview(load_stage_config("ingest", settings))
+
+
+def _print_ingest_preview(config: StageConfig) -> None:
+    """Print what would be taken as comments below the settings; a source that is missing is only mentioned."""
+    from pipelines.ingest.preview import format_preview, preview_source
+
+    assert isinstance(config, IngestStage)
+    try:
+        preview = preview_source(config.ingest)
+    except UserError as error:
+        print_warning(f"ingest: no preview: {error}")
+        return
+    for line in format_preview(preview, config.ingest):
+        typer.echo(f"# {line}")
 
 
 def distill_steps(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -190,13 +190,20 @@ def plot_spectrogram(samples: Samples, rate_hz: int) -> bytes:
 
 def plot_spectrogram_with_axes(samples: Samples, rate_hz: int, title: str) -> bytes:
     """Level over time and frequency of mono audio [N], with axes and a title."""
-    figure = make_figure(9, 3.5)
-    axes = figure.subplots()
-    with np.errstate(divide="ignore"):  # digital silence is minus infinity dB: drawn in the darkest colour
-        padded = np.pad(samples, (0, max(0, SPECTROGRAM_WINDOW - len(samples))))
-        axes.specgram(padded, NFFT=SPECTROGRAM_WINDOW, Fs=rate_hz, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
-    axes.set(xlabel="seconds", ylabel="Hz", ylim=(0, min(HIGHEST_HZ, rate_hz / 2)))
-    axes.set_title(title, parse_math=False)  # a prompt may hold a $
+    return plot_spectrograms_with_axes({title: samples}, rate_hz)
+
+
+def plot_spectrograms_with_axes(clips: Mapping[str, Samples], rate_hz: int) -> bytes:
+    """The same of several clips by title, one above the other, on one scale."""
+    figure = make_figure(9, 3.5 * len(clips))
+    panels = figure.subplots(len(clips), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, samples) in zip(panels, clips.items()):
+        with np.errstate(divide="ignore"):  # digital silence is minus infinity dB: drawn in the darkest colour
+            padded = np.pad(samples, (0, max(0, 2 * SPECTROGRAM_WINDOW - len(samples))))
+            axes.specgram(padded, NFFT=SPECTROGRAM_WINDOW, Fs=rate_hz, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
+        axes.set(ylabel="Hz", ylim=(0, min(HIGHEST_HZ, rate_hz / 2)))
+        axes.set_title(title, parse_math=False)  # a prompt may hold a $
+    panels[-1].set(xlabel="seconds")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # matplotlib's font has few scripts
         return to_png(figure)

@@ -11,15 +11,17 @@ import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from pipelines.console import make_printable
 from pipelines.inference.generator import GeneratedClip
 
 SLUG_LETTERS, SLUG_BYTES = 60, 120  # file systems allow names of 255 bytes
+STEM_BYTES = 200
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of file systems without hard links
 
 
@@ -50,6 +52,35 @@ def write_clip(clip: GeneratedClip, folder: Path) -> Path:
             write_whole(path, wav)
             return path
     raise AssertionError("the names never end")
+
+
+def write_clip_set(folder: Path, stem: str, wavs: Mapping[str, bytes], pictures: Mapping[str, bytes]) -> list[Path]:
+    """Write files `<stem>-<name>.wav` and `.png` that belong together, and return their paths.
+
+    None replaces a file of anybody else: if one of the names is taken, all get a number, `<stem>-2-<name>.wav`. The
+    same audio is written over itself, its pictures too.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    for name in _iter_stems(stem):
+        sounds = {folder / f"{name}-{ending}.wav": wav for ending, wav in wavs.items()}
+        drawn = {folder / f"{name}-{ending}.png": picture for ending, picture in pictures.items()}
+        is_ours = all(path.exists() and _is_same_audio(path, wav) for path, wav in sounds.items())
+        if not is_ours and any(path.exists() for path in (*sounds, *drawn)):
+            continue
+        if not is_ours and not all(_create_whole(path, wav) for path, wav in sounds.items()):
+            continue  # another process has just taken the name
+        for path, picture in drawn.items():
+            write_whole(path, picture)
+        return [*sounds, *drawn]
+    raise AssertionError("the names never end")
+
+
+def make_file_stem(name: str) -> str:
+    """A file's name without suffix, for the names of what is made of it: printable, and short enough for an ending."""
+    stem = make_printable(Path(name).stem).replace("\\", "_")
+    return stem.encode()[:STEM_BYTES].decode(errors="ignore").strip() or "clip"
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -100,8 +131,12 @@ def _is_same_audio(path: Path, wav: bytes) -> bool:
 
 
 def _iter_names(folder: Path, name: str) -> Iterator[Path]:
-    yield folder / f"{name}.wav"
-    yield from (folder / f"{name}-{number}.wav" for number in itertools.count(2))
+    yield from (folder / f"{stem}.wav" for stem in _iter_stems(name))
+
+
+def _iter_stems(stem: str) -> Iterator[str]:
+    yield stem
+    yield from (f"{stem}-{number}" for number in itertools.count(2))
 
 
 def _make_slug(prompt: str) -> str:

@@ -13,12 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.ingest.latent_cache import WORKER_DIED, IngestFailure, LatentCache
-from pipelines.ingest.manifests import SourceError
 from pipelines.ingest.shard_writer import CuratedTrack
 from pipelines.ingest.sidecars import IGNORED_KEYS, add_sidecar_fields
 from pipelines.ingest.sources import Track
 
-MAX_FILES_NAMED = 5  # bad files that a message names
 # how far a manifest's duration may be from the decoded one: whole seconds, and padding of encoders
 DURATION_TOLERANCE_S, DURATION_TOLERANCE = 1.0, 0.01
 # location and origin of a track, on which its rows do not depend
@@ -76,15 +74,11 @@ def curate(tracks: list[Track], cache: LatentCache) -> CuratedTracks:
     ignored_keys = Counter[str]()
     for track in tracks:
         record = cache.source_records.get(track.uri)
-        if record is None or record.stamp != track.stamp:
-            missing = IngestFailure("fetch", "FileNotFoundError", track.problem) if track.problem else FILE_MISSING
-            bad.append(RejectedFile(track.file, track.uri, WORKER_DIED if track.stamp else missing))
-            continue
-        ignored_keys.update(record.facts.get(IGNORED_KEYS, ()))
-        content = cache.contents.get(record.digest)
-        failure = record.failure or (content.failure if content is not None else WORKER_DIED)
-        failure = failure or (_check_duration(track, content.seconds) if content is not None else None)
-        if failure is not None or content is None:
+        if record is not None and record.stamp == track.stamp:
+            ignored_keys.update(record.facts.get(IGNORED_KEYS, ()))
+        failure = find_failure(track, cache)
+        content = cache.contents.get(record.digest) if record is not None else None
+        if failure is not None or record is None or content is None:
             bad.append(RejectedFile(track.file, track.uri, failure or WORKER_DIED))
         elif content.digest in first_files:
             duplicates[track.file] = first_files[content.digest]
@@ -95,6 +89,20 @@ def curate(tracks: list[Track], cache: LatentCache) -> CuratedTracks:
     return CuratedTracks(entries, bad, duplicates, ignored_keys)
 
 
+def find_failure(track: Track, cache: LatentCache) -> IngestFailure | None:
+    """Return why a track cannot be used, as far as the cache knows; a track without a result died with its worker."""
+    record = cache.source_records.get(track.uri)
+    if record is None or record.stamp != track.stamp:
+        missing = IngestFailure("fetch", "FileNotFoundError", track.problem) if track.problem else FILE_MISSING
+        return WORKER_DIED if track.stamp else missing
+    if record.failure is not None:
+        return record.failure
+    content = cache.contents.get(record.digest)
+    if content is None:
+        return WORKER_DIED
+    return content.failure or _check_duration(track, content.seconds)
+
+
 def _check_duration(track: Track, seconds: float) -> IngestFailure | None:
     """Return a failure if the manifest states another length than the decoded one."""
     stated_s = track.seconds
@@ -102,17 +110,6 @@ def _check_duration(track: Track, seconds: float) -> IngestFailure | None:
         return None
     message = f"lasts {seconds:.2f} s, but its manifest has duration_seconds={stated_s:g}; correct one of them"
     return IngestFailure("decode", "DurationError", message)
-
-
-def check_bad_fraction(bad: list[RejectedFile], total: int, allowed: float) -> None:
-    """Raise SourceError, which names the first few files, if the fraction of bad files exceeds `allowed`."""
-    if len(bad) > allowed * total + 1e-9:
-        named = "; ".join(f"{escape(b.file)}: {b.failure.message}" for b in bad[:MAX_FILES_NAMED])
-        more = f" and {len(bad) - MAX_FILES_NAMED} more" if len(bad) > MAX_FILES_NAMED else ""
-        raise SourceError(
-            f"{len(bad)} of {total} files cannot be used, more than ingest.max_bad_fraction={allowed:g} allows: "
-            f"{named}{more}; repair or remove them, or raise ingest.max_bad_fraction"
-        )
 
 
 def make_track_row(entry: CuratedTrack) -> dict[str, Any]:
@@ -137,8 +134,3 @@ def to_parquet(table: pa.Table) -> bytes:
     stream = io.BytesIO()
     pq.write_table(table, stream)
     return stream.getvalue()
-
-
-def escape(name: str) -> str:
-    """Escape unprintable characters, so that a file's name stays on one line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

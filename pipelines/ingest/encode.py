@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from pipelines.cluster.actor_pool import actor_resources, dataset_from_items, iter_rows, map_actors
@@ -51,11 +51,20 @@ def encoding_resources(config: ClusterConfig, items: int) -> dict[str, float]:
 
 
 def encode_tracks(
-    config: IngestStage, encoding: EncodeSettings, tracks: list[Track], cache: LatentCache, bar: Bar
+    config: IngestStage,
+    encoding: EncodeSettings,
+    tracks: list[Track],
+    cache: LatentCache,
+    bar: Bar,
+    *,
+    on_result: Callable[[Track], None] = lambda track: None,
 ) -> None:
     """Read tracks, encode contents that are not in the cache, and record each result; needs a Ray session.
 
     If a worker dies, its tracks are retried, up to `ATTEMPTS` attempts in all.
+
+    Args:
+        on_result: called with each track whose result is in the cache; what it raises ends the run.
 
     Raises:
         UserError: source or storage does not answer; finished tracks are kept.
@@ -69,7 +78,9 @@ def encode_tracks(
             for first in range(0, len(remaining), TRACKS_PER_EXECUTION):
                 chunk = remaining[first : first + TRACKS_PER_EXECUTION]
                 tracks_per_block = _choose_tracks_per_block(config.cluster, len(chunk)) if attempt == 0 else 1
-                _encode_chunk(config, encoding, chunk, cache, bar, tracks_per_block=tracks_per_block)
+                _encode_chunk(
+                    config, encoding, chunk, cache, bar, tracks_per_block=tracks_per_block, on_result=on_result
+                )
         except ClusterError:
             if attempt == ATTEMPTS - 1:
                 raise
@@ -96,6 +107,7 @@ def _encode_chunk(
     bar: Bar,
     *,
     tracks_per_block: int,
+    on_result: Callable[[Track], None],
 ) -> None:
     last_save = time.monotonic()
     try:
@@ -103,6 +115,7 @@ def _encode_chunk(
             _record_result(cache, track, result)
             if result.failure != WORKER_DIED:
                 bar.update(bar.done + 1, track.file)
+                on_result(track)
             if time.monotonic() - last_save > SAVE_EVERY_S:
                 cache.save()
                 last_save = time.monotonic()

@@ -46,13 +46,22 @@ class SourceFiles:
             name for name in (*self.files, *self.problems) if _has_suffix(name, AUDIO_SUFFIXES) and not is_fork(name)
         ]
 
+    @property
+    def forks(self) -> list[str]:
+        """Return the names of resource forks of macOS."""
+        return [name for name in self.files if is_fork(name)]
+
+    @property
+    def other_audio(self) -> list[str]:
+        """Return the names of files that are audio, or a video, of a type that is not searched for."""
+        return [name for name in self.files if _has_suffix(name, OTHER_AUDIO_SUFFIXES) and not is_fork(name)]
+
     def describe_skipped(self) -> list[str]:
         """Return what is not taken although it looks like audio, with counts."""
         lines = []
-        if forks := sum(map(is_fork, self.files)):
-            lines.append(f"skipped {forks} files of macOS that are no audio (._* and __MACOSX)")
-        others = [name for name in self.files if _has_suffix(name, OTHER_AUDIO_SUFFIXES) and not is_fork(name)]
-        if others:
+        if self.forks:
+            lines.append(f"skipped {len(self.forks)} files of macOS that are no audio (._* and __MACOSX)")
+        if others := self.other_audio:
             counts = Counter(PurePosixPath(name).suffix.lower() for name in others)
             types = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
             lines.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -80,16 +81,23 @@ class Track:
         return f"{self.source_uri}/{self.path}"
 
 
-def find_tracks(config: IngestConfig) -> list[Track]:
+def find_tracks(config: IngestConfig, *, skipped: Counter[str] | None = None) -> list[Track]:
     """Find the tracks of all sources, sorted by name.
 
     A manifest selects the files; without one, every audio file below a source is used.
+
+    Args:
+        skipped: gets the numbers of files that look like audio and are not taken, by reason.
 
     Raises:
         SourceError: there is no audio, a manifest has an invalid row, or one composition is in two splits.
     """
     sources = [open_audio_source(absolute_uri(uri)) for uri in config.source]
-    tracks = [track for source in sources for track in read_tracks(source.folder, config.manifest, file=source.file)]
+    tracks = [
+        track
+        for source in sources
+        for track in read_tracks(source.folder, config.manifest, file=source.file, skipped=skipped)
+    ]
     folders = list({source.folder.uri: source.folder for source in sources}.values())
     if not tracks:
         source_list = ", ".join(source.uri for source in sources)
@@ -100,11 +108,14 @@ def find_tracks(config: IngestConfig) -> list[Track]:
     return _fill_defaults(sorted(named_tracks, key=lambda t: t.file), config)
 
 
-def read_tracks(source: Folder, manifest_uri: str, *, file: str = "") -> list[Track]:
+def read_tracks(
+    source: Folder, manifest_uri: str, *, file: str = "", skipped: Counter[str] | None = None
+) -> list[Track]:
     """Find the tracks of one source, named by their paths.
 
     Args:
         file: the only file that is taken, with its sidecars; empty takes all.
+        skipped: see `find_tracks`.
     """
     names = (file, *(strip_suffix(file) + suffix for suffix in SIDECARS)) if file else ()
     listing = list_named(source, names) if file else list_source(source)
@@ -116,7 +127,20 @@ def read_tracks(source: Folder, manifest_uri: str, *, file: str = "") -> list[Tr
             print_warning(f"{source.uri}: {line}")
     else:
         tracks = [track for track in _tracks_from_rows(manifest, source, listing) if file in ("", track.path)]
+    if skipped is not None:
+        skipped.update(_count_skipped(listing, manifest, {track.path for track in tracks}))
     return [_stamp_track(track, listing) for track in tracks]
+
+
+def _count_skipped(listing: SourceFiles, manifest: Manifest | None, taken: set[str]) -> dict[str, int]:
+    """Count what looks like audio and is not taken, by reason."""
+    if manifest is not None:
+        unlisted = {*listing.audio, *listing.other_audio} - taken
+        return {f"audio files that {manifest.name} does not list": len(unlisted)}
+    return {
+        "files of types that are not searched for": len(listing.other_audio),
+        "files of macOS without audio": len(listing.forks),
+    }
 
 
 def _stamp_track(track: Track, listing: SourceFiles) -> Track:

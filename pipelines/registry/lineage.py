@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len, chop_cells
+from rich.markup import escape as escape_markup
 from rich.tree import Tree
 
+from pipelines.console import make_printable
 from pipelines.registry.catalog import Catalog, Version
+from pipelines.registry.layered_layout import Box, Edge, EdgeRoute, Size, arrange
 from pipelines.registry.names import HASH_DIGITS
 from presto_core.metrics.table import headline_metric
 from presto_core.models.pretrained import SCHEME, find_export_of, make_pretrained_uri
@@ -16,7 +20,11 @@ from presto_core.models.pretrained import SCHEME, find_export_of, make_pretraine
 if TYPE_CHECKING:  # the command line starts without torch and numpy
     from presto_core.artifacts.manifest import Artifact
 
-WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 250, 62, 30, 46, 16
+GAP_X, GAP_Y, MARGIN = 24, 18, 16
+FONT = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
+FONT_SIZE, PADDING, LINE_CELLS = 12, 10, 44
+ROLE_FONT_SIZE, ROLE_PADDING, ROLE_CELLS = 11, 3, 24
+CELL_EM, LINE_EM = 0.62, 1.35  # of such fonts: letters are 0.55 to 0.61 em wide
 
 
 @dataclass
@@ -44,10 +52,6 @@ class LineageGraph:
         ]
         edges = [{"from": p, "to": n, "role": r} for n, roles in self.parents.items() for r, p in roles.items()]
         return {"start": self.start, "nodes": nodes, "edges": edges}
-
-    def depth(self, node: str) -> int:
-        """Return 0 for a node without parents, else one more than its deepest parent."""
-        return 1 + max((self.depth(p) for p in self.parents.get(node, {}).values()), default=-1)
 
 
 def trace_lineage(catalog: Catalog, version: Version) -> LineageGraph:
@@ -78,7 +82,8 @@ def render_tree(graph: LineageGraph) -> Tree:
     def add_branch(node: str, role: str, parent_branch: Tree | None) -> Tree:
         label = f"{role}: " if role else ""
         is_repeated = node in shown and bool(graph.parents[node])
-        text = f"{label}{escape_markup(' '.join(_label_lines(graph, node)))}{' (see above)' if is_repeated else ''}"
+        line = f"{label}{' '.join(_label_lines(graph, node))}{' (see above)' if is_repeated else ''}"
+        text = escape_markup(make_printable(line))
         branch = parent_branch.add(text) if parent_branch else Tree(text)
         if not is_repeated:
             shown.add(node)
@@ -90,25 +95,29 @@ def render_tree(graph: LineageGraph) -> Tree:
 
 
 def render_svg(graph: LineageGraph) -> str:
-    """Return a self-contained SVG, from the data at the top to the version at the bottom."""
-    rows: dict[int, list[str]] = {}
-    for node in graph.parents:
-        rows.setdefault(graph.depth(node), []).append(node)
-    corners = {
-        node: (MARGIN + column * (WIDTH + GAP_X), MARGIN + row * (HEIGHT + GAP_Y))
-        for row, nodes in rows.items()
-        for column, node in enumerate(nodes)
+    """Return a self-contained SVG in layers, from the data at the top to the version at the bottom.
+
+    Text is in a font whose letters have one width, and long lines are wrapped, so that all of it stays in its box.
+    """
+    labels = {
+        node: [part for line in _label_lines(graph, node) for part in _wrap(line, LINE_CELLS)] for node in graph.parents
     }
-    width = max(x for x, _ in corners.values()) + WIDTH + MARGIN
-    height = max(y for _, y in corners.values()) + HEIGHT + MARGIN
-    lines = [
-        _draw_edge(corners[p], corners[n], role) for n, roles in graph.parents.items() for role, p in roles.items()
+    sizes = {node: _measure_text(lines, FONT_SIZE, PADDING) for node, lines in labels.items()}
+    edges = [
+        Edge(parent, node, role, _measure_text(_wrap(role, ROLE_CELLS), ROLE_FONT_SIZE, ROLE_PADDING))
+        for node, roles in graph.parents.items()
+        for role, parent in sorted(roles.items())
     ]
-    boxes = [_draw_box(corners[node], _label_lines(graph, node), start=node == graph.start) for node in graph.parents]
+    layout = arrange(sizes, edges, gap_x=GAP_X, gap_y=GAP_Y)
+    drawn = [_draw_line(route) for route in layout.routes] + [_draw_role(route) for route in layout.routes]
+    drawn += [_draw_node(layout.boxes[node], labels[node], start=node == graph.start) for node in graph.parents]
+    width, height = (round(length + 2 * MARGIN, 1) for length in (layout.width, layout.height))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">\n'
-        f'<rect width="100%" height="100%" fill="#ffffff"/>\n' + "\n".join([*lines, *boxes]) + "\n</svg>\n"
+        f'viewBox="{-MARGIN} {-MARGIN} {width} {height}" font-family="{FONT}">\n'
+        f'<rect x="{-MARGIN}" y="{-MARGIN}" width="{width}" height="{height}" fill="#ffffff"/>\n'
+        + "\n".join(drawn)
+        + "\n</svg>\n"
     )
 
 
@@ -124,26 +133,63 @@ def _label_lines(graph: LineageGraph, node: str) -> list[str]:
     if version is None:
         return [node, "not registered"]
     lines = [version.label, f"{version.method or version.kind} {version.content[:HASH_DIGITS]}"]
-    metric = headline_metric()
-    value = version.measurements.get(metric.name)
-    last = [*version.aliases, *([f"{metric.title} {metric.format_value(value)}"] if value is not None else [])]
+    last = [*version.aliases, *_describe_quality(version)]
     return lines + ([f"({', '.join(last)})"] if last else [])
 
 
-def escape_markup(text: str) -> str:
-    return text.replace("[", "\\[")
+def _describe_quality(version: Version) -> list[str]:
+    """The headline metric, if a report measured it, with the system it belongs to: sampler and number of steps."""
+    metric = headline_metric()
+    value = version.measurements.get(metric.name)
+    system = str(version.measurements.get("system", ""))
+    measured_with = f" by {system}" if system else ""
+    return [] if value is None else [f"{metric.title} {metric.format_value(value)}{measured_with}"]
 
 
-def _draw_edge(above: tuple[int, int], below: tuple[int, int], role: str) -> str:
-    x1, y1, x2, y2 = above[0] + WIDTH // 2, above[1] + HEIGHT, below[0] + WIDTH // 2, below[1]
-    label = f'<text x="{(x1 + x2) // 2 + 4}" y="{(y1 + y2) // 2}" fill="#666666" font-size="10">{escape(role)}</text>'
-    return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="#999999"/>{label}'
+def _wrap(line: str, cells: int) -> list[str]:
+    """Cut a line into parts of at most `cells` columns, at blanks where there are any."""
+    parts = [""]
+    for word in make_printable(line).split(" "):
+        joined = f"{parts[-1]} {word}" if parts[-1] else word
+        if cell_len(joined) <= cells:
+            parts[-1] = joined
+            continue
+        pieces = chop_cells(word, cells) or [""]
+        parts = [*parts, *pieces] if parts[-1] else pieces
+    return parts
 
 
-def _draw_box(corner: tuple[int, int], lines: list[str], *, start: bool) -> str:
-    x, y = corner
-    stroke = "#b3391f" if start else "#446688"
+def _measure_text(lines: list[str], font_size: int, padding: int) -> Size:
+    width = max(map(cell_len, lines)) * CELL_EM * font_size
+    return Size(round(width + 2 * padding, 1), round(len(lines) * LINE_EM * font_size + padding, 1))
+
+
+def _draw_line(route: EdgeRoute) -> str:
+    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in route.points)
+    x, y = route.points[-1]
+    head = f"M{x - 4:.1f},{y - 8:.1f}L{x + 4:.1f},{y - 8:.1f}L{x:.1f},{y:.1f}Z"
+    return f'<polyline points="{corners}" fill="none" stroke="#8895a3"/><path d="{head}" fill="#8895a3"/>'
+
+
+def _draw_role(route: EdgeRoute) -> str:
+    """The role of an edge on white ground, over its line."""
+    return _draw_box(
+        route.label, _wrap(route.edge.label, ROLE_CELLS), font_size=ROLE_FONT_SIZE, padding=ROLE_PADDING,
+        frame='class="role" fill="#ffffff"', color="#56616d",
+    )  # fmt: skip
+
+
+def _draw_node(box: Box, lines: list[str], *, start: bool) -> str:
+    stroke = 'stroke="#b3391f" stroke-width="2"' if start else 'stroke="#446688"'
+    frame = f'class="node" rx="6" fill="#f6f8fa" {stroke}'
+    return _draw_box(box, lines, font_size=FONT_SIZE, padding=PADDING, frame=frame, color="#1c2126")
+
+
+def _draw_box(box: Box, lines: list[str], *, font_size: int, padding: int, frame: str, color: str) -> str:
     text = "".join(
-        f'<text x="{x + 10}" y="{y + 19 + 16 * number}">{escape(line[:38])}</text>' for number, line in enumerate(lines)
+        f'<text x="{box.x_min + padding:.1f}" y="{box.top + padding / 2 + (number + 0.75) * LINE_EM * font_size:.1f}" '
+        f'font-size="{font_size}" fill="{color}">{escape(line)}</text>'
+        for number, line in enumerate(lines)
     )
-    return f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#f6f8fa" stroke="{stroke}"/>{text}'
+    size = f'x="{box.x_min:.1f}" y="{box.top:.1f}" width="{box.size.width:.1f}" height="{box.size.height:.1f}"'
+    return f"<g><rect {size} {frame}/>{text}</g>"

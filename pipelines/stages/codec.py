@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.console import console, progress_bar
+from pipelines.console import console, make_printable, progress_bar
 from presto_core.audio.mel_codec.codec_folder import OUTPUT_FILES, PASSES, FitCorpus, check_output, fit_codec
 
 MAX_SKIPS_SHOWN = 3
@@ -42,4 +42,5 @@ def _print_skipped(skipped: dict[str, str], *, files: int) -> None:
     if skipped:
         lines = [f"{name} ({reason})" for name, reason in list(skipped.items())[:MAX_SKIPS_SHOWN]]
         more = f" and {len(skipped) - MAX_SKIPS_SHOWN} more" if len(skipped) > MAX_SKIPS_SHOWN else ""
-        console.print(f"codec fit: skipped {len(skipped)} of {files} files: {', '.join(lines)}{more}", markup=False)
+        message = f"codec fit: skipped {len(skipped)} of {files} files: {', '.join(lines)}{more}"
+        console.print(make_printable(message), markup=False)

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from pipelines.cluster.actor_pool import actor_resources, map_items
 from pipelines.cluster.session import ray_session
-from pipelines.console import console, print_warning, progress_bar
+from pipelines.console import console, make_printable, print_warning, progress_bar
 from pipelines.data.layout import DUPLICATES, QUARANTINE, SPLITS, TRACKS
+from pipelines.ingest.bad_files import BadFileLimit, TooManyBadFilesError, check_bad_fraction, find_bad_headers
 from pipelines.ingest.curation import (
     CuratedTracks,
     RejectedFile,
-    check_bad_fraction,
     curate,
-    escape,
+    find_failure,
     make_quarantine_table,
     make_track_row,
     to_parquet,
 )
 from pipelines.ingest.encode import encode_tracks, encoding_resources, find_tracks_to_encode
 from pipelines.ingest.field_names import describe_ignored
-from pipelines.ingest.latent_cache import LatentCache
+from pipelines.ingest.latent_cache import WORKER_DIED, LatentCache
 from pipelines.ingest.manifests import SourceError
 from pipelines.ingest.segments import EncodeSettings
 from pipelines.ingest.shard_writer import ShardPlan, ShardWriter, plan_shards
 from pipelines.ingest.sources import Track, find_tracks
+from pipelines.ingest.summary import describe_bad, describe_result
 from pipelines.stages.runner import REPORTS, StageContext, run_stage
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from presto_core.artifacts.manifest import Artifact, commit_artifact
@@ -43,7 +46,8 @@ from presto_core.config.loader import settings_to_yaml
 from presto_core.config.schema import IngestStage
 from presto_core.text.encoder import text_digest
 
-SPLIT_LABELS = {"train": "to train on", "validation": "for validation", "test": "for test"}
+PREFIX = "ingest: "
+FEW_HEADERS = 500  # reading them is so short that no progress is shown
 
 
 def run(config: IngestStage) -> Artifact:
@@ -60,24 +64,32 @@ def run(config: IngestStage) -> Artifact:
     root = open_folder(absolute_uri(config.storage.root), setting="storage.root")
     cache = LatentCache(root.child("encoded").child(encode_settings.key))
     cache.load()
-    tracks = find_tracks(config.ingest)
+    skipped = Counter[str]()
+    tracks = find_tracks(config.ingest, skipped=skipped)
     pending = find_tracks_to_encode(tracks, cache)
+    with _list_bad_files():
+        limit = _check_early(config, tracks, pending, cache)
     session = ray_session(config.cluster, **encoding_resources(config.cluster, len(pending)))
     if pending:
         console.print("ingest: starting Ray …")
     with session if pending else nullcontext():
         if pending:
-            _encode(config, encode_settings, tracks, pending, cache)
+            with _list_bad_files():
+                _encode(config, encode_settings, tracks, pending, cache, limit)
         curated_tracks = curate(tracks, cache)
         _print_ignored_keys(curated_tracks)
-        _check_usable(config, curated_tracks, len(tracks))
+        with _list_bad_files():
+            check_bad_fraction(curated_tracks.bad, len(tracks), config.ingest.max_bad_fraction)
+        _check_usable(curated_tracks, len(tracks))
         inputs = {"source": curated_tracks.digest, "codec": codec.digest, "text": _compute_text_digest(config)}
 
         def execute(ctx: StageContext) -> None:
             plans = plan_shards(curated_tracks.entries, rows_per_shard=config.ingest.rows_per_shard)
             _commit(config, codec, curated_tracks, _write_shards(config, plans, cache, ctx), ctx)
 
-        return run_stage("ingest", config, execute, register_as=config.ingest.name, inputs=inputs)
+        artifact = run_stage("ingest", config, execute, register_as=config.ingest.name, inputs=inputs)
+    _print_summary(artifact, curated_tracks, skipped)
+    return artifact
 
 
 def _print_former_key(settings: IngestConfig) -> None:
@@ -99,30 +111,64 @@ def _compute_text_digest(config: IngestStage) -> str:
     return text_digest(config.text.kind, path=config.text.path, max_tokens=config.text.max_tokens)
 
 
+def _check_early(config: IngestStage, tracks: list[Track], pending: list[Track], cache: LatentCache) -> BadFileLimit:
+    """Refuse a source with too many files that are known to be bad, before Ray starts; return the count of them.
+
+    Known are files that an earlier run read, files that are not there, and, of local ones, those whose beginning cannot
+    be decoded. Of object storage, whole files would have to be fetched.
+    """
+    limit = BadFileLimit(len(tracks), config.ingest.max_bad_fraction)
+    new = {track.uri for track in pending}
+    limit.bad |= {bad.uri: bad for bad in curate([t for t in tracks if t.uri not in new], cache).bad}
+    quiet = len(pending) < FEW_HEADERS
+    with nullcontext() if quiet else progress_bar("headers", len(pending)) as bar:
+        bad = find_bad_headers(pending, on_progress=lambda done: None if bar is None else bar.update(done))
+    stopped = "; nothing was encoded" if pending else ""
+    check_bad_fraction([*limit.bad.values(), *bad], limit.total, limit.allowed, stopped=stopped)
+    return limit
+
+
 def _encode(
-    config: IngestStage, encode_settings: EncodeSettings, tracks: list[Track], pending: list[Track], cache: LatentCache
+    config: IngestStage,
+    encode_settings: EncodeSettings,
+    tracks: list[Track],
+    pending: list[Track],
+    cache: LatentCache,
+    limit: BadFileLimit,
 ) -> None:
     num_cached = len(tracks) - len(pending)
     if num_cached:
         console.print(f"ingest: {num_cached} of {len(tracks)} files are known already")
     began, before = time.monotonic(), set(cache.contents)
+
+    def count_bad(track: Track) -> None:
+        failure = find_failure(track, cache)
+        if failure is not None and failure != WORKER_DIED:
+            limit.add(RejectedFile(track.file, track.uri, failure))
+
     with progress_bar("ingest", len(tracks), done=num_cached, waits_for="starting workers") as bar:
-        encode_tracks(config, encode_settings, pending, cache, bar)
+        encode_tracks(config, encode_settings, pending, cache, bar, on_result=count_bad)
     cache.compact()
     audio = sum(cache.contents[new].seconds for new in cache.contents.keys() - before)
     seconds = time.monotonic() - began
     console.print(f"ingest: {audio / 60:.1f} min of new audio in {seconds:.0f} s, {audio / seconds:.0f} x real time")
 
 
-def _check_usable(config: IngestStage, curated_tracks: CuratedTracks, total: int) -> None:
-    """Refuse a source with too many bad files (all are listed in a file), or with nothing to train on."""
+@contextmanager
+def _list_bad_files() -> Iterator[None]:
+    """If there are too many bad files, write all of them to a file, and print them by reason."""
     try:
-        check_bad_fraction(curated_tracks.bad, total, config.ingest.max_bad_fraction)
-    except SourceError as error:
+        yield
+    except TooManyBadFilesError as error:
         path = REPORTS / "quarantine.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(_format_line(bad) for bad in curated_tracks.bad))
+        path.write_text("".join(map(_format_line, error.bad)), encoding="utf-8")
+        _print_lines(describe_bad(error.bad))
         raise SourceError(f"{str(error).rstrip('.')}. All of them are in {path}") from None
+
+
+def _check_usable(curated_tracks: CuratedTracks, total: int) -> None:
+    """Refuse a source with nothing to train on."""
     if not any(entry.track.split == "train" for entry in curated_tracks.entries):
         raise SourceError(
             f"no window for training came out of {total} tracks; lower ingest.validation_fraction and "
@@ -132,7 +178,7 @@ def _check_usable(config: IngestStage, curated_tracks: CuratedTracks, total: int
 
 def _format_line(rejected: RejectedFile) -> str:
     parts = (rejected.uri, rejected.failure.stage, rejected.failure.error, rejected.failure.message)
-    return "\t".join(escape(part) for part in parts) + "\n"
+    return "\t".join(make_printable(part) for part in parts) + "\n"
 
 
 def _write_shards(
@@ -176,7 +222,6 @@ def _commit(
         },
         details={"dataset": info},
     )
-    _print_summary(info)
 
 
 def _describe_dataset(
@@ -221,19 +266,30 @@ def _describe_dataset(
     }
 
 
-def _print_summary(info: dict[str, Any]) -> None:
-    rows, hours = info["rows"], info["hours"]
-    parts = [f"{rows[split]} rows ({hours[split]:.2f} h) {label}" for split, label in SPLIT_LABELS.items()]
-    parts += [f"{info['silent_windows']} silent windows left out", f"{info['bad_files']} bad files in quarantine"]
-    parts += [f"{info['doubles']} duplicates"] if info["doubles"] else []
-    console.print(f"ingest: {', '.join(parts)}")
+def _print_summary(artifact: Artifact, curated_tracks: CuratedTracks, skipped: Counter[str]) -> None:
+    info = artifact.manifest["dataset"]
+    _print_lines(describe_result(info, curated_tracks, skipped))
+    if curated_tracks.bad:
+        command = f"presto dataset quarantine {shlex.quote(artifact.uri)}"
+        console.print(f"ingest: all of them: {command}", markup=False)
+    _print_warnings(info)
+
+
+def _print_lines(lines: list[str]) -> None:
+    """Print a summary, with the command's name before each label."""
+    for line in lines:
+        prefix = " " * len(PREFIX) if line.startswith(" ") else PREFIX
+        console.print(f"{prefix}{line}", markup=False)
+
+
+def _print_warnings(info: dict[str, Any]) -> None:
     if cut := info.get("cut_captions"):
         print_warning(
             f"ingest: the captions of {cut} tracks are cut, as they have more tokens than "
             f"text.max_tokens={info['text']['max_tokens']}; shorten them, or raise text.max_tokens"
         )
-    for line in _describe_missing_splits(rows):
-        console.print(f"[yellow]ingest: {line}")
+    for line in _describe_missing_splits(info["rows"]):
+        print_warning(f"ingest: {line}")
 
 
 def _describe_missing_splits(rows: dict[str, int]) -> list[str]:

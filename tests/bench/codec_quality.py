@@ -17,13 +17,13 @@ import soxr
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchaudio.functional import melscale_fbanks
 
 from presto_core.audio.chunks import decode
 from presto_core.audio.mel_codec.griffin_lim import griffin_lim, spectrum
 from presto_core.audio.mel_codec.magnitude_decoder import MagnitudeDecoder
 from presto_core.audio.mel_codec.mel_pca import MelPcaCodec, MelPcaEncoder
 from presto_core.audio.mel_codec.tensor_file import TensorFile
+from presto_core.audio.round_trip import compute_band_levels_db
 from presto_core.metrics.embedders.musicnn import PATCH_FRAMES, MusicnnEmbedder
 
 RATE_HZ, N_FFT, HOP = 44100, 2048, 512
@@ -61,16 +61,10 @@ def correlation(first: Tensor, second: Tensor) -> float:
     return float(F.cosine_similarity(first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True)).mean())
 
 
-def band_levels_db(clip: Tensor, *, n_fft: int, hop: int, bands: int) -> Tensor:
-    """Mel band levels [frames, bands] in dB; what is quieter than -70 dB counts as that."""
-    filters = melscale_fbanks(n_fft // 2 + 1, 20.0, 20000.0, bands, RATE_HZ, norm="slaney", mel_scale="slaney")
-    power = spectrum(clip, n_fft=n_fft, hop=hop).abs().square() @ filters
-    return 10 * power.clamp_min(1e-7).log10()
-
-
 def onset_strength(clip: Tensor) -> Tensor:
     """Mean rise of band levels from one 5.8 ms frame to the next, where notes begin: [1, frames - 1]."""
-    return band_levels_db(clip, n_fft=1024, hop=256, bands=40).diff(dim=0).clamp_min(0).mean(1)[None]
+    levels = compute_band_levels_db(clip, rate_hz=RATE_HZ, n_fft=1024, hop=256, bands=40)
+    return levels.diff(dim=0).clamp_min(0).mean(1)[None]
 
 
 def stft_distance(clip: Tensor, other: Tensor) -> float:
@@ -87,7 +81,7 @@ def scores(originals: Tensor, reference: tuple[Tensor, Tensor], decoded: Tensor)
     tags, features = musicnn(decoded)
     centre = reference[1].mean(0)
     pairs = list(zip(originals, decoded))
-    levels = [[band_levels_db(clip, n_fft=N_FFT, hop=HOP, bands=100) for clip in pair] for pair in pairs]
+    levels = [[compute_band_levels_db(clip, rate_hz=RATE_HZ) for clip in pair] for pair in pairs]
     noise = [float(a.square().sum() / (a - b).square().sum()) for a, b in pairs]
     return [
         correlation(reference[0], tags),

@@ -11,14 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.ingest.curation import (
-    FILE_MISSING,
-    CuratedTracks,
-    check_bad_fraction,
-    curate,
-    escape,
-    make_quarantine_table,
-)
+from pipelines.console import make_printable
+from pipelines.ingest.bad_files import check_bad_fraction
+from pipelines.ingest.curation import FILE_MISSING, CuratedTracks, curate, make_quarantine_table
 from pipelines.ingest.encode import find_tracks_to_encode
 from pipelines.ingest.latent_cache import (
     WORKER_DIED,
@@ -180,7 +175,7 @@ def test_exactly_the_allowed_share_of_bad_files_passes(pool: LatentCache):
 
 def test_names_are_shown_on_one_line_and_kept_as_they_are_in_the_table(pool: LatentCache):
     bad = curate([track("two\nlines\t.wav", stamp="")], pool).bad
-    assert escape("two\nlines\t馬.wav") == "two\\nlines\\t馬.wav"
+    assert make_printable("two\nlines\t馬.wav") == "two\\nlines\\t馬.wav"
     assert make_quarantine_table(bad).column("file").to_pylist() == ["two\nlines\t.wav"]
     with pytest.raises(SourceError) as caught:
         check_bad_fraction(bad, 1, 0.0)

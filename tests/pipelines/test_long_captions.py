@@ -12,7 +12,7 @@ import pytest
 from pipelines.ingest.latent_cache import write_segment
 from pipelines.ingest.shard_writer import SegmentSlice, ShardPlan, ShardWriter
 from pipelines.ingest.sources import Track
-from pipelines.stages.ingest import _print_summary
+from pipelines.stages.ingest import _print_warnings
 from pipelines.storage.filesystem import open_folder
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage
@@ -40,11 +40,10 @@ def test_a_shard_names_the_tracks_of_which_a_caption_is_cut(tmp_path: Path, spli
 
 
 def test_the_number_of_cut_captions_is_printed(capsys: pytest.CaptureFixture[str]):
-    splits = {"train": 1, "validation": 1, "test": 1}
-    info = {"rows": splits, "hours": splits, "silent_windows": 0, "bad_files": 0, "doubles": 0}
-    _print_summary(info)
+    info = {"rows": {"train": 1, "validation": 1, "test": 1}}
+    _print_warnings(info)
     assert "max_tokens" not in capsys.readouterr().err
-    _print_summary(info | {"cut_captions": 12, "text": {"max_tokens": 40}})
+    _print_warnings(info | {"cut_captions": 12, "text": {"max_tokens": 40}})
     printed = " ".join(capsys.readouterr().err.split())
     assert "captions of 12 tracks are cut" in printed
     assert "text.max_tokens=40" in printed

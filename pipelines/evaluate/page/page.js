@@ -37,11 +37,14 @@ function chooseEmbedder(number) {
 }
 
 for (const button of all(".results thead button")) button.addEventListener("click", () => sortBy(button.parentElement));
-document.getElementById("table-controls").addEventListener("change", (event) => {
-  if (event.target.id === "embedder") chooseEmbedder(event.target.value);
-  else chooseColumns();
-});
-chooseColumns(); // a browser keeps the state of boxes when a page is loaded again
+const tableControls = document.getElementById("table-controls"); // the page of a data set has none
+if (tableControls) {
+  tableControls.addEventListener("change", (event) => {
+    if (event.target.id === "embedder") chooseEmbedder(event.target.value);
+    else chooseColumns();
+  });
+  chooseColumns(); // a browser keeps the state of boxes when a page is loaded again
+}
 
 // --- players
 

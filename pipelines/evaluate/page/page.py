@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pipelines.console import make_printable
 from pipelines.evaluate.page.fetch import read_local_report
 from pipelines.evaluate.page.fields import (
     find_file,
@@ -42,11 +43,7 @@ def render_page(report_folder: Path) -> Path:
         ReportError: report.json is missing or damaged.
     """
     result = normalize_report(read_local_report(report_folder))
-    page = report_folder / PAGE_FILE
-    temporary = page.with_name(f"{PAGE_FILE}.partial")
-    temporary.write_text(make_html(result, report_folder), encoding="utf-8")
-    os.replace(temporary, page)
-    return page
+    return write_page(report_folder / PAGE_FILE, make_html(result, report_folder))
 
 
 def normalize_report(content: dict[str, Any]) -> dict[str, Any]:
@@ -61,21 +58,11 @@ def normalize_report(content: dict[str, Any]) -> dict[str, Any]:
 
 def make_html(result: dict[str, Any], folder: Path) -> str:
     """The page's text; `folder` is where its files are looked for."""
-    # imported by this command alone: Jinja2 takes 50 ms
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(SOURCES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     listening, tables = make_listening_table(result, folder), make_tables(result)
-    style = (SOURCES / "page.css").read_text(encoding="utf-8")
-    style += f":root {{ --columns: {len(listening.columns)}; }}\n"
-    script = (SOURCES / "page.js").read_text(encoding="utf-8")
-    return environment.get_template("page.html.jinja").render(
+    style = read_source("page.css") + f":root {{ --columns: {len(listening.columns)}; }}\n"
+    return render_template(
+        "page.html.jinja",
+        style=style,
         name=folder.resolve().name,
         summary=describe_report(result),
         notes=list_notes(result, listening, tables),
@@ -84,11 +71,45 @@ def make_html(result: dict[str, Any], folder: Path) -> str:
         models=[_make_model(role, entry) for role, entry in list_models(result)],
         plots=[(found, title) for name, title in PLOTS.items() if (found := find_file(folder, name, ".png"))],
         facts=list_facts(result),
-        style=style,
-        script=script,
-        style_hash=_hash(style),
-        script_hash=_hash(script),
     )
+
+
+def read_source(name: str) -> str:
+    """The text of a style sheet or script of the pages."""
+    return (SOURCES / name).read_text(encoding="utf-8")
+
+
+def render_template(template: str, *, style: str, **values: Any) -> str:
+    """A page's text with its style and script inside: all values are escaped, and the policy allows no other script."""
+    # imported by this command alone: Jinja2 takes 50 ms
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(SOURCES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_make_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = read_source("page.js")
+    return environment.get_template(template).render(
+        **values, style=style, script=script, style_hash=_hash(style), script_hash=_hash(script)
+    )
+
+
+def _make_printable(value: Any) -> Any:
+    """A value without control characters, which no page may hold; style and script are the page's own."""
+    is_text = isinstance(value, str) and not hasattr(value, "__html__")
+    return make_printable(value, keep="\n\t") if is_text else value
+
+
+def write_page(page: Path, text: str) -> Path:
+    """Write a page at once, so that a browser never finds a part of it, and return its path."""
+    temporary = page.with_name(f"{page.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, page)
+    return page
 
 
 def describe_report(result: dict[str, Any]) -> str:
