@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,16 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class PrintableConsole(Console):
+    """A console that escapes what a text must not send to a terminal: names and captions can hold anything."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        shown = [make_printable(one, keep="\n\t") if isinstance(one, str) else one for one in objects]
+        super().print(*shown, **options)
+
+
+console = PrintableConsole(stderr=True, highlight=False, soft_wrap=True)
 LINE_EVERY_S = 10.0
 FIRST_LINE_S = 1.0  # of waiting, in a log: short work prints nothing but its end
 LOG_WIDTH = 80
@@ -27,9 +37,26 @@ BAR_WIDTH = 24
 UNLIMITED_WIDTH = 100_000
 
 
+# marks that turn the direction of text, with which one name can look like another
+TEXT_DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def make_printable(text: str, *, keep: str = "") -> str:
+    """Escape what a name or a caption must not send to a terminal: control characters, lone surrogates, directions.
+
+    Args:
+        keep: control characters to leave, such as a line break.
+    """
+    return "".join(c.encode("unicode_escape").decode() if _is_unprintable(c) and c not in keep else c for c in text)
+
+
+def _is_unprintable(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in TEXT_DIRECTION
+
+
 def print_warning(message: str) -> None:
     """Print what was skipped, cut or ignored, without markup."""
-    console.print(message, style="yellow", markup=False)
+    console.print(make_printable(message, keep="\n"), style="yellow", markup=False)
 
 
 @dataclass
@@ -98,7 +125,7 @@ class Bar:
         else:
             left = self.format_time_left()
             line = f"{self.label}: {self.done}/{self.total}" + (f", {left} left" if left else "")
-        note = shorten(self.note, width - cell_len(line) - 2)
+        note = shorten(make_printable(self.note), width - cell_len(line) - 2)
         return f"{line}  {note}" if note else line
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -132,7 +159,7 @@ class Bar:
         room = width - cell_len(label) - cell_len(count) - 1
         bar_width = min(BAR_WIDTH, width // 4)
         bar_width = bar_width if bar_width < room else 0
-        note = shorten(self.note, room - (bar_width + 1 if bar_width else 0) - 1)
+        note = shorten(make_printable(self.note), room - (bar_width + 1 if bar_width else 0) - 1)
         bar = ProgressBar(self.total or 1, self.done if self.total else 1, width=bar_width) if bar_width else None
         return _join_cells([Text(label, "bold"), bar, Text(count), Text(note, "dim") if note else None])
 
@@ -206,7 +233,7 @@ def format_metrics(metrics: dict[str, float], names: tuple[str, ...]) -> str:
     return "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)
 
 
-class ResultConsole(Console):
+class ResultConsole(PrintableConsole):
     """Standard output: as wide as the terminal; a file or pipe is as wide as what is printed, from 80 columns on."""
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -225,11 +252,11 @@ def make_console(file: IO[str] | None = None) -> Console:
 
 def make_table(title: str, columns: tuple[str, ...] | None, rows: list[list[str]]) -> Table:
     """A table whose long cells wrap, within words too, so that nothing is lost in a narrow terminal."""
-    table = Table(title=escape(title), show_header=columns is not None)
+    table = Table(title=escape(make_printable(title)), show_header=columns is not None)
     for number in range(len(columns) if columns else max(map(len, rows), default=0)):
         table.add_column(escape(columns[number]) if columns else "", overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(make_printable(cell, keep="\n")) for cell in row))
     return table
 
 

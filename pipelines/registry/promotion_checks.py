@@ -12,6 +12,7 @@ import numpy as np
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.champion_comparison import GroupedEmbeddings, estimate_excess, load_chosen_samples
 from pipelines.registry.maintenance import verify_version
+from pipelines.registry.run_facts import read_signals
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.manifest import Artifact, read_artifact
 from presto_core.config.promotion import PromoteConfig
@@ -78,7 +79,7 @@ def _check_license(candidate: Version, limits: PromoteConfig) -> PromotionCheck:
 
 def _check_health(client: Any, candidate: Version, limits: PromoteConfig) -> PromotionCheck:
     expected = HEALTH_SIGNALS.get(candidate.kind, {})
-    last = client.get_run(candidate.mlflow_run).data.metrics
+    last = read_signals(client, candidate)
     signals = {name: last[name] for name in expected if name in last}
     outside = list(find_out_of_range(signals, expected).values())
     is_healthy = bool(signals) and not outside

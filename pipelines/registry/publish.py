@@ -19,12 +19,16 @@ from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.compatibility import distillation_method
 from pipelines.registry.resolve import resolve_pretrained
+from pipelines.registry.run_facts import GIT_COMMIT
+from pipelines.registry.version_query import find_versions
+from pipelines.registry.version_settings import make_settings_tag
 from pipelines.storage.exclusive_create import create_exclusive
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import content_hash, parse_files
 from presto_core.artifacts.store import download, read_bytes
+from presto_core.training.health import STEP_DISTILLATION, TEACHER
 
 CONFLICT_TIMEOUT_S = 60  # for conflicts between writers of one model
 CLAIM_TIMEOUT_S = 30  # a writer that claimed a content and has not registered it by then is taken for dead
@@ -92,21 +96,26 @@ def _ensure_model(client: Any, name: str, root: Folder) -> Folder:
 
 def open_promotion_log_folder(client: Any, name: str, root: Folder | None = None) -> Folder:
     """Open the folder of a model's promotion log; a model created by hand gets one below `root`."""
-    model = client.get_registered_model(name)
-    uri = model.tags.get(names.PROMOTION_LOG_TAG)
-    if uri is None and root is not None:
-        uri = root.child("registry").child(name).uri
-        retry_conflicts(partial(client.set_registered_model_tag, name, names.PROMOTION_LOG_TAG, uri))
-    if uri is None:
+    folder = find_promotion_log_folder(client, name)
+    if folder is None and root is not None:
+        folder = root.child("registry").child(name)
+        retry_conflicts(partial(client.set_registered_model_tag, name, names.PROMOTION_LOG_TAG, folder.uri))
+    if folder is None:
         raise names.RegistryError(
             f"presto did not register {name}, it has no promotion log; push an artifact to it first"
         )
-    return open_folder(uri)
+    return folder
+
+
+def find_promotion_log_folder(client: Any, name: str) -> Folder | None:
+    """Return the folder of a model's promotion log; None if it has none, as a model that another tool made."""
+    uri = client.get_registered_model(name).tags.get(names.PROMOTION_LOG_TAG)
+    return open_folder(uri) if uri else None
 
 
 def _find_by_content(client: Any, name: str, content: str) -> int | None:
-    versions = client.search_model_versions(f"name = '{name}' and tags.`{names.CONTENT}` = '{content}'", max_results=1)
-    return int(versions[0].version) if versions else None
+    found = next(find_versions(client, name=name, tags={names.CONTENT: content}, page_size=10), None)
+    return int(found.version) if found else None
 
 
 def _update_location(client: Any, name: str, number: int, uri: str) -> None:
@@ -137,17 +146,32 @@ def _create_once(
 def _create_version(
     client: Any, name: str, artifact: Artifact, content: str, *, mlflow_run: str, stage: str, pack: Pack
 ) -> int:
-    tags = _make_tags(client, artifact, content, stage)
+    run = client.get_run(mlflow_run)
+    tags = _make_tags(client, artifact, content, stage) | _copy_run_facts(run)
+    tags[names.SETTINGS] = make_settings_tag(artifact, run.data.params)
     source = _log_files(client, artifact, mlflow_run, pack)
     created = retry_conflicts(lambda: client.create_model_version(name, source=source, run_id=mlflow_run, tags=tags))
     version = int(created.version)
-    for key, value in (tags | {f"{names.REGISTERED_AS}{name}": str(version)}).items():
+    del tags[names.SETTINGS]  # they are the run's params
+    for key, value in tags.items():
         retry_conflicts(partial(client.set_tag, mlflow_run, key, value))
-    info = artifact.manifest.get("dataset", {})
-    for metric in ("rows", "hours"):
-        if isinstance(info.get(metric), dict):
-            client.log_metric(mlflow_run, f"{names.METRIC}{metric}", float(sum(info[metric].values())))
+    for metric, value in _sum_dataset_sizes(artifact).items():
+        client.log_metric(mlflow_run, f"{names.METRIC}{metric}", value)
     return version
+
+
+def _copy_run_facts(run: Any) -> dict[str, str]:
+    """Facts of a run that its version keeps, since the run can be deleted: the code, and how training ended."""
+    facts = {names.COMMIT: run.data.tags.get(GIT_COMMIT), names.ENVIRONMENT: run.data.tags.get(names.ENVIRONMENT)}
+    signals = {name: run.data.metrics[name] for name in (*STEP_DISTILLATION, *TEACHER) if name in run.data.metrics}
+    facts[names.SIGNALS] = json.dumps(signals) if signals else ""
+    return {key: value for key, value in facts.items() if value}
+
+
+def _sum_dataset_sizes(artifact: Artifact) -> dict[str, float]:
+    """Rows and hours of a data set, over all splits."""
+    sizes = {key: artifact.manifest.get("dataset", {}).get(key) for key in ("rows", "hours")}
+    return {key: float(sum(size.values())) for key, size in sizes.items() if isinstance(size, dict)}
 
 
 def _log_files(client: Any, artifact: Artifact, mlflow_run: str, pack: Pack) -> str:
@@ -188,6 +212,7 @@ def _make_tags(client: Any, artifact: Artifact, content: str, stage: str) -> dic
         names.LICENCES: json.dumps(sorted(licences)),
         names.SIZE: str(sum(entry.bytes for entry in parse_files(manifest).values())),
         **{f"{names.PARENT}{role}": parent for role, parent in parents.items()},
+        **{f"{names.MEASURED}{key}": size for key, size in _sum_dataset_sizes(artifact).items()},
     }
     if artifact.kind in names.MODEL_KINDS:
         tags[names.METHOD] = distillation_method(artifact)

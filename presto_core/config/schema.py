@@ -8,6 +8,7 @@ from typing import Any
 from presto_core.config.data import CodecConfig, CorpusConfig, IngestConfig, TextConfig
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.promotion import PromoteConfig
+from presto_core.config.registry_name import RegistryName
 from presto_core.config.sampling import GenerateConfig, ScheduleConfig
 from presto_core.config.sections import (
     InputsConfig,
@@ -59,7 +60,7 @@ class TeacherStage(TrainingStage):
     NAME, SECTION = "train-teacher", "teacher"
     PARENTS = ("dataset",)
 
-    name: str = "presto-teacher"
+    name: RegistryName = "presto-teacher"
     network: NetworkConfig = NetworkConfig()
     teacher: TeacherConfig = TeacherConfig()
 
@@ -68,7 +69,7 @@ class LayersStage(TrainingStage):
     NAME, SECTION = "distill-layers", "layers"
     PARENTS = ("dataset", "teacher")
 
-    name: str = "presto-generator"
+    name: RegistryName = "presto-generator"
     layers: LayersConfig = LayersConfig()
 
 
@@ -77,7 +78,7 @@ class StepsStage(TrainingStage):
     PARENTS = ("dataset", "teacher", "layers")
     OPTIONAL = ("layers",)
 
-    name: str = "presto-generator"
+    name: RegistryName = "presto-generator"
     steps: StepsConfig = StepsConfig()
 
     @property
