@@ -14,6 +14,7 @@ from pipelines.tracking.tags import PARENT as PARENT
 from pipelines.tracking.tags import PARENTS as PARENTS
 from pipelines.tracking.tags import RUN_ID as RUN_ID
 from pipelines.tracking.tags import STAGE as STAGE
+from presto_core.config.overrides import ConfigError
 from presto_core.config.registry_name import check_registry_name
 from presto_core.errors import UserError
 
@@ -45,11 +46,11 @@ class RegistryError(UserError):
 
 
 def check_model_name(option: str, name: str) -> str:
-    """Return a name to register a model under; RegistryError names the option, the name and the rule."""
+    """Return a name to register a model under; ConfigError names the option, the name and the rule."""
     try:
         return check_registry_name(name)
     except ValueError as error:
-        raise RegistryError(f"{option}: {error}") from None
+        raise ConfigError(f"{option}: {error}") from None
 
 
 def candidate_alias(method: str) -> str:

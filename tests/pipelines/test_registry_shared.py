@@ -9,8 +9,8 @@ from typing import Any
 
 import mlflow.runs
 import pytest
+from click.testing import CliRunner
 from mlflow.utils.search_utils import SearchModelVersionUtils
-from typer.testing import CliRunner
 
 from pipelines.registry import names
 from pipelines.registry.names import CHAMPION, RegistryError
@@ -20,6 +20,7 @@ from pipelines.registry.publish import open_promotion_log_folder
 from pipelines.registry.run_facts import find_run
 from pipelines.registry.version_query import find_versions
 from pipelines.tracking.client import open_tracker
+from presto_core.config.overrides import ConfigError
 from presto_core.config.promotion import PromoteConfig
 from presto_core.config.sections import TrackingConfig
 from tests.support.small_versions import ODD_NAMES, SmallRegistry, delete_run, run_presto
@@ -105,7 +106,7 @@ def test_mlflows_parser_reads_every_value_as_one_text(value: str):
 
 def test_push_refuses_an_odd_name_before_it_reads_the_folder(shelf: SmallRegistry):
     for name in ("my/model", "o'brien", "champion"):
-        with pytest.raises(RegistryError, match=re.escape(repr(name))):
+        with pytest.raises(ConfigError, match=re.escape(repr(name))):
             run_presto("push", "no-such-folder", "--name", name)
 
 
