@@ -164,7 +164,7 @@ def _copy_run_facts(run: Any) -> dict[str, str]:
     """Facts of a run that its version keeps, since the run can be deleted: the code, and how training ended."""
     facts = {names.COMMIT: run.data.tags.get(GIT_COMMIT), names.ENVIRONMENT: run.data.tags.get(names.ENVIRONMENT)}
     signals = {name: run.data.metrics[name] for name in (*STEP_DISTILLATION, *TEACHER) if name in run.data.metrics}
-    facts[names.SIGNALS] = json.dumps(signals) if signals else ""
+    facts[names.HEALTH] = json.dumps(signals) if signals else ""
     return {key: value for key, value in facts.items() if value}
 
 

@@ -48,7 +48,7 @@ def read_code(client: Any, version: Version) -> dict[str, str]:
 def read_signals(client: Any, version: Version) -> dict[str, float]:
     """Return the last metrics of a version's training, among them its health signals; empty where they are lost."""
     try:
-        signals = json.loads(version.tags.get(names.SIGNALS, "{}"))
+        signals = json.loads(version.tags.get(names.HEALTH, "{}"))
     except ValueError:
         signals = {}
     if signals and isinstance(signals, dict):
