@@ -28,7 +28,7 @@ from presto_core.artifacts.manifest import read_artifact
 from presto_core.errors import UserError
 
 BATCH = 50  # versions whose settings are read together
-SCAN_PAGE = 1000  # versions per request where MLflow cannot narrow down to those that match
+SCAN_PAGE = 1000  # versions per request where all that match are needed, to sort them
 DATASET_SIZES = ("rows", "hours")
 COMPARE = {
     "<": operator.lt,
@@ -54,8 +54,7 @@ def search_versions(catalog: Catalog, clauses: list[Clause], *, limit: int = 50,
 def _iter_matches(catalog: Catalog, clauses: list[Clause], limit: int, *, is_sorted: bool) -> Iterator[Version]:
     settings = [clause for clause in clauses if clause.is_setting]
     facts = [clause for clause in clauses if not clause.is_setting]
-    is_narrow = all(clause.field in ("name", *TEXTS) and clause.operator != "!=" for clause in clauses)
-    page_size = limit + 1 if is_narrow and not is_sorted else SCAN_PAGE
+    page_size = SCAN_PAGE if is_sorted else limit + 1
     candidates = catalog.iter_versions(**_make_conditions(facts), page_size=page_size)
     matches = (version for version in candidates if all(_matches(clause, version) for clause in facts))
     if not settings:

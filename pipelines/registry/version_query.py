@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-PAGE_SIZE = 200
+PAGE_SIZE, LARGEST_PAGE = 200, 1000
 _NOT_QUOTABLE = re.compile(r"[\x00-\x1f\x7f'\"`\\;]")
 _PATTERN = re.compile(r"[\x00-\x1f\x7f'\"`\\;%_\[\]]")  # those, and what LIKE reads as a pattern
 NEWEST_FIRST = ("creation_timestamp DESC", "name ASC", "version_number DESC")
@@ -54,6 +54,7 @@ def find_versions(
         token = page.token
         if not token:
             return
+        page_size = max(page_size, min(4 * page_size, LARGEST_PAGE))  # few may be enough, and many soon are too many
 
 
 def find_by_hash(client: Any, name: str, key: str, prefix: str) -> Iterator[Any]:
