@@ -20,7 +20,16 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class PrintableConsole(Console):
+    """A console that escapes what a text must not send to a terminal: names and captions can hold anything."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        shown = [make_printable(one, keep="\n\t") if isinstance(one, str) else one for one in objects]
+        super().print(*shown, **options)
+
+
+console = PrintableConsole(stderr=True, highlight=False, soft_wrap=True)
 LINE_EVERY_S = 10.0
 FIRST_LINE_S = 1.0  # of waiting, in a log: short work prints nothing but its end
 LOG_WIDTH = 80
@@ -224,7 +233,7 @@ def format_metrics(metrics: dict[str, float], names: tuple[str, ...]) -> str:
     return "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)
 
 
-class ResultConsole(Console):
+class ResultConsole(PrintableConsole):
     """Standard output: as wide as the terminal; a file or pipe is as wide as what is printed, from 80 columns on."""
 
     def print(self, *objects: Any, **options: Any) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from infra.cli import registry_changes, registry_relocate, registry_views
 from infra.cli.options import AsJson, RegistryArgs, VersionName, add_dry_run
-from infra.cli.registry_changes import open_catalog
+from infra.cli.registry_access import open_catalog, print_empty, print_skipped, try_open_catalog
 from pipelines.console import console
 from pipelines.registry.names import RegistryError
 
@@ -36,13 +36,19 @@ def list_(
     """List models and their newest versions."""
     if "=" in name:  # NAME is left out
         name, settings = "", [name, *(settings or [])]
-    catalog = open_catalog(settings)
-    if name and name not in catalog.models:
+    catalog = try_open_catalog(settings, as_json=as_json)
+    if catalog is None:
+        return
+    if name and name not in catalog.all_models:
         known = ", ".join(sorted(catalog.models)) or "none yet"
         raise RegistryError(f"the registry has no model {name!r}; registered models: {known}")
     models = [name] if name else sorted(catalog.models)
     found = [version for model in models for version in catalog.list_newest(model, limit=limit)]
-    registry_views.print_versions(f"{name or 'all models'}, the newest {limit} of each", found, as_json=as_json)
+    print_skipped(catalog)
+    if found or name:
+        registry_views.print_versions(f"{name or 'all models'}, the newest {limit} of each", found, as_json=as_json)
+    else:
+        print_empty(settings, as_json=as_json)
 
 
 @app.command()
@@ -50,15 +56,18 @@ def list_(
 def show(version: VersionName, settings: RegistryArgs = None, as_json: AsJson = False) -> None:
     """Show a version's data, teacher, code, settings, quality and latency, and who promoted it."""
     catalog = open_catalog(settings)
-    from pipelines.registry.promotion_log import PromotionLog
-    from pipelines.registry.publish import open_promotion_log_folder
+    from pipelines.registry.promotion_log import read_decisions
+    from pipelines.registry.publish import find_promotion_log_folder
+    from pipelines.registry.run_facts import read_code
+    from pipelines.registry.version_settings import read_settings
 
     found = catalog.find(version)
-    run = catalog.client.get_run(found.mlflow_run)
+    code = read_code(catalog.client, found)
+    (params,) = read_settings(catalog.client, [found])
     parents = {v.artifact_id: v for v in catalog.find_by_artifacts(list(found.parents.values()))}
-    records = PromotionLog(open_promotion_log_folder(catalog.client, found.name)).read_all()
-    decisions = [asdict(record) for record in records if record.version == found.number]
-    registry_views.print_version(found, run.data, parents, decisions, as_json=as_json)
+    log_folder = find_promotion_log_folder(catalog.client, found.name)
+    decisions = [asdict(r) for r in read_decisions(log_folder, found.number)] if log_folder else []
+    registry_views.print_version(found, code, params, parents, decisions, as_json=as_json)
 
 
 @app.command()
@@ -72,9 +81,11 @@ def search(
     """Find versions: "mmd < 0.1 and latency_ms < 250 and parent = 0123456789abcdef and steps.p_gen.kind = karras".
 
     Numbers: fd, fd_to_teacher, mmd, density, coverage, latency_ms, nfe, blocks_run, speed_up, rows, hours. Texts:
-    method, kind, stage, id, run_id, content, parent, licence, embedding, hardware, name; any setting by its dotted key;
-    created by date. Comparisons: < <= > >= = != and ~ (contains), joined by and.
+    method, kind, stage, id, run_id, content, parent, licence, embedding, hardware, name; any setting by its dotted key,
+    a number as a number (5e-5 is 0.00005); created by day or minute, in UTC. Comparisons: < <= > >= = != and ~
+    (contains), joined by and.
     """
+    from pipelines.registry.search import search_versions
     from pipelines.registry.search_filter import NUMBERS, parse_filter
 
     settings = [arg for arg in args if arg.startswith(("storage.", "tracking."))]
@@ -82,7 +93,11 @@ def search(
     clauses = parse_filter(query)
     if order and order not in NUMBERS:
         raise RegistryError(f"--order {order!r} is not a number to sort by; use one of {', '.join(NUMBERS)}")
-    found = open_catalog(settings).search(clauses, limit=limit, order=order)
+    catalog = try_open_catalog(settings, as_json=as_json)
+    if catalog is None:
+        return
+    found = search_versions(catalog, clauses, limit=limit, order=order)
+    print_skipped(catalog)
     more = f", the first {limit}; raise --limit for more" if len(found) == limit else ""
     registry_views.print_versions(f"{len(found)} found: {query or 'all'}{more}", found, as_json=as_json)
 

@@ -3,58 +3,94 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
-from pipelines.console import console, make_console, print_table
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.console import console, make_console, make_printable, print_table
 from pipelines.registry.catalog import Version
 from pipelines.registry.lineage import LineageGraph, render_tree
-from pipelines.registry.names import HASH_DIGITS
 from presto_core.metrics.table import METRICS, Metric
 from presto_core.models.pretrained import find_export_of
+
+LISTED_DIGITS = 8  # of the content hash: as many as a reference needs
 
 if TYPE_CHECKING:
     from pipelines.registry.promotion import PromotionDecision
 
 
 def print_versions(title: str, versions: list[Version], *, as_json: bool) -> None:
-    """Print one line per version."""
+    """Print one row per version, as narrow as it can be, and then the licences, which are long and few."""
     if as_json:
         print_json([version.to_dict() for version in versions])
         return
     shown = [METRICS[name] for name in ("mmd", "nfe", "total_ms")]
-    columns = ("version", "content", "what", "aliases", *(metric.title for metric in shown), "licence", "created")
-    rows = [
-        [
-            v.label,
-            v.content[:HASH_DIGITS],
-            v.method or v.kind,
-            " ".join(v.aliases),
-            *(_format_measurement(v, metric) for metric in shown),
-            ", ".join(v.licences),
-            v.created_at[:16],
-        ]
-        for v in versions
-    ]
-    print_table(title, columns, rows)
+    table = _make_narrow_table(title)
+    for column in ("version", "aliases"):
+        table.add_column(column, overflow="fold")
+    for column in ("content", "what"):
+        table.add_column(column, no_wrap=True)
+    for metric in shown:
+        table.add_column(escape(metric.title), justify="right", min_width=5)
+    table.add_column("created (UTC)", min_width=10)
+    for v in versions:
+        measured = (_format_measurement(v, metric) for metric in shown)
+        created = v.created_at[:16].replace("T", " ")
+        cells = (v.label, " ".join(v.aliases), v.content[:LISTED_DIGITS], v.method or v.kind, *measured, created)
+        table.add_row(*(escape(make_printable(cell)) for cell in cells))
+    make_console().print(table)
+    licences = _group_by_licence(versions)
+    if licences:
+        table = _make_narrow_table("")
+        table.add_column("licence", overflow="fold", ratio=2)
+        table.add_column("versions", overflow="fold", ratio=1)
+        for licence, labels in licences.items():
+            table.add_row(escape(make_printable(licence)), escape(make_printable(labels)))
+        make_console().print(table)
+
+
+def _make_narrow_table(title: str) -> Table:
+    return Table(
+        title=escape(make_printable(title)) or None, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
+    )
+
+
+def _group_by_licence(versions: list[Version]) -> dict[str, str]:
+    """Return licence -> the versions that are under it: `presto-generator v1 v2, presto-teacher v1`."""
+    groups: dict[str, dict[str, list[int]]] = {}
+    for version in versions:
+        for licence in version.licences:
+            groups.setdefault(licence, {}).setdefault(version.name, []).append(version.number)
+    return {
+        licence: ", ".join(f"{name} {' '.join(f'v{number}' for number in sorted(n))}" for name, n in models.items())
+        for licence, models in sorted(groups.items())
+    }
 
 
 def print_version(
-    version: Version, run: Any, parents: dict[str, Version], decisions: list[dict[str, Any]], *, as_json: bool
+    version: Version,
+    code: dict[str, str],
+    settings: dict[str, Any],
+    parents: dict[str, Version],
+    decisions: list[dict[str, Any]],
+    *,
+    as_json: bool,
 ) -> None:
     """Print everything that is known of one version.
 
     Args:
-        run: data of its MLflow run: tags and params.
+        code: commit, and hash of the packages.
+        settings: by dotted key.
         parents: registered versions by artifact id.
-        decisions: promotion records that made it champion.
+        decisions: promotion records that made it champion, or ended that.
     """
-    made = {
-        "commit": run.tags.get("mlflow.source.git.commit", ""),
-        "environment": run.tags.get("presto.environment", ""),
-    }
     version_info = version.to_dict()
     if as_json:
-        print_json(version_info | {"made_with": made, "params": dict(run.params), "decisions": decisions})
+        params = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+        print_json(version_info | {"made_with": code, "params": params, "decisions": decisions})
         return
     facts = {key: version_info[key] for key in ("content", "id", "kind", "method", "uri", "created", "bytes")}
     facts |= {
@@ -64,10 +100,16 @@ def print_version(
     }
     facts |= {f"parent: {role}": _format_parent(parents.get(p), p) for role, p in version.parents.items()}
     facts |= {key: f"{value:g}" if isinstance(value, float) else value for key, value in version.measurements.items()}
-    facts |= {key: value for key, value in ({"gate": version.gate} | made).items() if value}
-    facts |= {f"{d['action']}d {d['when']}": _format_decision(d) for d in decisions}
+    facts |= {key: value for key, value in ({"gate": version.gate} | code).items() if value}
+    facts |= {f"{_describe_action(d)} {d['when']}": _format_decision(d) for d in decisions}
     print_table(version.label, None, [[key, str(value)] for key, value in facts.items()])
     console.print("settings: presto registry show --json, or presto registry diff", style="dim")
+
+
+def _describe_action(decision: dict[str, Any]) -> str:
+    if decision["action"] == "promote":
+        return "promoted"
+    return "champion again" if decision["version"] else "no champion any more"
 
 
 def print_lineage(graph: LineageGraph, *, as_json: bool) -> None:
@@ -88,7 +130,7 @@ def print_diff(one: str, other: str, found: dict[str, dict[str, tuple[Any, Any]]
             cells = [[key, *(_format_value(value) for value in pair)] for key, pair in rows.items()]
             print_table(section, ("", one, other), cells)
     if not any(found.values()):
-        console.print(f"{one} and {other} do not differ")
+        console.print(f"{one} and {other} do not differ", markup=False)
 
 
 def print_decision(decision: PromotionDecision, *, dry_run: bool, as_json: bool) -> None:
@@ -106,16 +148,17 @@ def print_decision(decision: PromotionDecision, *, dry_run: bool, as_json: bool)
         failed = {check.name for check in decision.checks if check.outcome == "FAIL"}
         hint = "fix what failed, or change the thresholds promote.…"
         hint += ", or promote it all the same with --accept-worse" if failed <= set(COMPARISONS) else ""
-        console.print(f"promote: {candidate} is refused, nothing changed; {hint}", style="red")
+        console.print(f"promote: {candidate} is refused, nothing changed; {hint}", style="red", markup=False)
     elif dry_run:
-        console.print(f"promote: {candidate} would be promoted")
+        console.print(f"promote: {candidate} would be promoted", markup=False)
     elif decision.record is None:
-        console.print(f"promote: {candidate} is the champion already")
+        console.print(f"promote: {candidate} is the champion already", markup=False)
     else:
         before = f", in place of v{decision.champion.number}" if decision.champion else ""
+        undo = f"presto registry rollback {shlex.quote(decision.candidate.name)} --why …"
         names = ", ".join(decision.list_accepted())
         accepted = f", though it failed: {names} (recorded)" if names else ""
-        console.print(f"promote: {candidate} is the champion{before}{accepted}; undo it with: presto registry rollback")
+        console.print(f"promote: {candidate} is the champion{before}{accepted}; undo it with: {undo}", markup=False)
 
 
 def _print_fixes(decision: PromotionDecision) -> None:

@@ -29,7 +29,7 @@ def make_real_audio(
     """
     if treatment == "original":
         assert originals is not None
-        recorded = torch.from_numpy(originals.read(rows.track.astype(str), rows.start_seconds))
+        recorded = torch.from_numpy(originals.read(rows.track.tolist(), rows.start_seconds.tolist()))
         # a codec of two channels takes mono music too
         return recorded.expand(-1, codec.audio_channels, -1) if recorded.shape[1] == 1 else recorded
     latents = torch.tensor(np.asarray(rows.latents, dtype=np.float32))

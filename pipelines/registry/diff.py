@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from pipelines.registry.catalog import Version
+from pipelines.registry.run_facts import read_code
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.manifest import CONFIG, read_artifact
 from presto_core.artifacts.store import read_file
@@ -42,11 +43,8 @@ def _read_settings(version: Version) -> dict[str, Any]:
 
 
 def _read_environment(client: Any, version: Version) -> dict[str, Any]:
-    tags = client.get_run(version.mlflow_run).data.tags
-    environment = {
-        "environment": tags.get("presto.environment", "")[:12],
-        "commit": tags.get("mlflow.source.git.commit"),
-    }
+    code = read_code(client, version)
+    environment = {"environment": code["environment"][:12], "commit": code["commit"] or None}
     return environment | dict(read_artifact(open_folder(version.uri)).manifest.get("made_with", {}))
 
 

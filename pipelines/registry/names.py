@@ -14,6 +14,8 @@ from pipelines.tracking.tags import PARENT as PARENT
 from pipelines.tracking.tags import PARENTS as PARENTS
 from pipelines.tracking.tags import RUN_ID as RUN_ID
 from pipelines.tracking.tags import STAGE as STAGE
+from presto_core.config.overrides import ConfigError
+from presto_core.config.registry_name import check_registry_name
 from presto_core.errors import UserError
 
 TEACHER, GENERATOR, DATASET, REPORT = "presto-teacher", "presto-generator", "presto-dataset", "presto-report"
@@ -28,17 +30,28 @@ MODEL_KINDS = ("teacher", "layers", "generator")
 
 CANDIDATE, CHAMPION, ARCHIVED = "candidate", "champion", "archived-"
 LICENCES, BUDGET, SIZE = "presto.licences", "presto.budget", "presto.bytes"
-REGISTERED_AS = "presto.as."  # tag of a run, followed by a model's name: its version number
+SETTINGS = "presto.settings"  # tag of a version: its settings by dotted key, as JSON
+COMMIT, ENVIRONMENT = "presto.commit", "presto.environment"  # tags of a version: the code that made it
+HEALTH = "presto.health"  # tag of a version: its health signals at the end of training, as JSON
 PROMOTION_LOG_TAG = "presto.record"  # tag of a model: the folder whose files decide which version is champion
 MEASURED = "presto.measured."  # tags of a version: results of an evaluation
 GATE = "presto.gate"  # tag of a teacher's version: whether it counts as a base for distillation
-METRIC = "registry."  # metrics of a run: the same results as numbers, for searches
+REGISTERED_AS = "presto.as."  # tag of a run, followed by a model's name: its version number; the last that is written
+METRIC = "registry."  # metrics of a run: the same results as numbers, for MLflow's own pages
 
 HASH_DIGITS = 12
 
 
 class RegistryError(UserError):
     """The registry does not have what was requested, or refuses it; the message has the cause and the fix."""
+
+
+def check_model_name(option: str, name: str) -> str:
+    """Return a name to register a model under; ConfigError names the option, the name and the rule."""
+    try:
+        return check_registry_name(name)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from None
 
 
 def candidate_alias(method: str) -> str:

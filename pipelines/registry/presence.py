@@ -26,8 +26,18 @@ NEXT_COMMANDS = {
 def find_missing_database(config: TrackingConfig) -> Path | None:
     """Return the file of the registry's database if it is one of this machine and does not exist; otherwise None."""
     uri = tracking_uri(config)
-    path = Path(uri.removeprefix(SQLITE))
+    path = Path(uri.removeprefix(SQLITE).partition("?")[0])
     return path if uri.startswith(SQLITE) and not path.exists() else None
+
+
+def describe_empty(config: TrackingConfig) -> str:
+    """Say that a registry does not exist, or has no version, and which commands put some there."""
+    path = find_missing_database(config)
+    state = f"there is no registry yet: {path} does not exist" if path else "the registry has no version yet"
+    return (
+        f"{state}; the first stage makes it (presto demo runs all of them; presto ingest ingest.source=FOLDER starts "
+        "with your music). If it is elsewhere, run the command in that folder, or set tracking.uri"
+    )
 
 
 def check_registry_exists(config: TrackingConfig) -> None:
@@ -36,12 +46,8 @@ def check_registry_exists(config: TrackingConfig) -> None:
     Raises:
         RegistryError: there is none; the message names the command that makes it.
     """
-    if path := find_missing_database(config):
-        raise RegistryError(
-            f"there is no registry yet: {path} does not exist; the first stage makes it (presto demo runs all of them; "
-            "presto ingest ingest.source=FOLDER starts with your music). If it is elsewhere, run the command in that "
-            "folder, or set tracking.uri"
-        )
+    if find_missing_database(config):
+        raise RegistryError(describe_empty(config))
 
 
 def check_references(config: TrackingConfig, references: Mapping[str, str]) -> None:

@@ -101,25 +101,30 @@ class Promoter:
                 return PromotionDecision(candidate, champion, table, record)
         raise RegistryError(f"{ATTEMPTS} other versions of {candidate.name} were promoted meanwhile; promote it again")
 
-    def rollback(self, name: str, *, why: str, dry_run: bool = False) -> tuple[Version, Version]:
-        """Make the previous champion champion again; return both, the new one first.
+    def rollback(self, name: str, *, why: str, dry_run: bool = False) -> tuple[Version | None, Version]:
+        """Undo the last promotion: make the champion before it champion again, or leave none if it was the first.
+
+        Returns:
+            The new champion, None if there is none, and the former one.
 
         Raises:
-            RegistryError: there is no previous champion, or another writer changed the champion meanwhile.
+            RegistryError: there is no champion, the one before it is deleted, or another writer changed the champion
+                meanwhile.
         """
         log = PromotionLog(open_promotion_log_folder(self.client, name))
         head = log.read_head()
-        if head is None or not head.before:
-            raise RegistryError(f"{name} has no previous champion; promote a version instead")
-        target = log.read(head.before)
-        current, former = self._get_champion(name, head), self._get_champion(name, target)
-        assert current is not None
-        assert former is not None
+        if head is None or not head.version:
+            raise RegistryError(f"{name} has no champion to roll back; promote a version: presto registry promote")
+        catalog = Catalog(self.client)
+        former = catalog.get(Reference(name, number=head.version))
+        target = log.read(head.before) if head.before else None
+        champion = catalog.get(Reference(name, number=target.version)) if target and target.version else None
         if not dry_run:
-            if not log.add(_make_record(head, "rollback", former, before=target.before, why=why, table=[])):
+            before = target.before if target else 0
+            if not log.add(_make_record(head, "rollback", champion, before=before, why=why, table=[])):
                 raise RegistryError(f"another writer changed the champion of {name} meanwhile; run the command again")
             self.sync_aliases(name, log)
-        return former, current
+        return champion, former
 
     def sync_aliases(self, name: str, log: PromotionLog) -> None:
         """Set MLflow's aliases as in the log: champion, and archived-<number> for former champions.
@@ -131,36 +136,45 @@ class Promoter:
             for alias, version in _compute_aliases(entries).items():
                 retry_conflicts(partial(self.client.set_registered_model_alias, name, alias, str(version)))
             for alias in set(self.client.get_registered_model(name).aliases) - set(_compute_aliases(entries)):
-                if alias.startswith(names.ARCHIVED):
+                if alias == names.CHAMPION or alias.startswith(names.ARCHIVED):
                     retry_conflicts(partial(self.client.delete_registered_model_alias, name, alias))
             head = log.read_head()
             if head is None or head.number == entries[-1].number:
                 break
-        _tag_version(self.client, name, entries[-1])
+        # after a rollback to no champion, the former champion's tags name who and why
+        numbers = [entry.version for entry in entries[-2:] if entry.version]
+        _tag_version(self.client, name, numbers[-1], entries[-1])
 
     def _get_champion(self, name: str, head: PromotionRecord | None) -> Version | None:
-        return Catalog(self.client).get(Reference(name, number=head.version)) if head else None
+        return Catalog(self.client).get(Reference(name, number=head.version)) if head and head.version else None
 
 
 def _compute_aliases(entries: list[PromotionRecord]) -> dict[str, int]:
-    """Return alias -> version: the last entry is champion, each former one is archived under its last promotion."""
+    """Return alias -> version: the last entry is champion if it names one, and each former one is archived under its
+    last promotion."""
     if not entries:
         return {}
     head = entries[-1]
     last = {entry.version: entry.number for entry in entries if entry.action == "promote"}
     former = {f"{names.ARCHIVED}{number}": version for version, number in last.items() if version != head.version}
-    return former | {names.CHAMPION: head.version}
+    return former | ({names.CHAMPION: head.version} if head.version else {})
 
 
 def _make_record(
-    head: PromotionRecord | None, action: str, version: Version, *, before: int, why: str, table: list[PromotionCheck]
+    head: PromotionRecord | None,
+    action: str,
+    version: Version | None,
+    *,
+    before: int,
+    why: str,
+    table: list[PromotionCheck],
 ) -> PromotionRecord:
     return PromotionRecord(
         number=head.number + 1 if head else 1,
         action=action,
-        version=version.number,
-        content=version.content,
-        artifact_id=version.artifact_id,
+        version=version.number if version else 0,
+        content=version.content if version else "",
+        artifact_id=version.artifact_id if version else "",
         before=before,
         who=current_user(),
         when=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -177,10 +191,8 @@ def current_user() -> str:
         return f"uid {os.getuid()}"
 
 
-def _tag_version(client: Any, name: str, record: PromotionRecord) -> None:
+def _tag_version(client: Any, name: str, number: int, record: PromotionRecord) -> None:
     """Write action, who, when, why and what was accepted onto the version too, for users of MLflow's own interface."""
     values = {key: str(getattr(record, key)) for key in ("action", "who", "when", "why")}
     for key, value in (values | {"accepted": ", ".join(record.list_accepted()) or "nothing"}).items():
-        retry_conflicts(
-            partial(client.set_model_version_tag, name, str(record.version), f"presto.promotion.{key}", value)
-        )
+        retry_conflicts(partial(client.set_model_version_tag, name, str(number), f"presto.promotion.{key}", value))

@@ -16,6 +16,7 @@ from pipelines.registry.comparison_checks import (
 from pipelines.registry.maintenance import verify_version
 from pipelines.registry.model_comparison import Evidence, NotComparableError
 from pipelines.registry.promotion_check import PromotionCheck
+from pipelines.registry.run_facts import read_signals
 from presto_core.config.promotion import PromoteConfig
 from presto_core.errors import UserError
 from presto_core.metrics.table import METRICS
@@ -75,7 +76,7 @@ def _check_license(candidate: Version, limits: PromoteConfig) -> PromotionCheck:
 
 def _check_health(client: Any, candidate: Version, limits: PromoteConfig) -> PromotionCheck:
     expected = HEALTH_SIGNALS.get(candidate.kind, {})
-    last = client.get_run(candidate.mlflow_run).data.metrics
+    last = read_signals(client, candidate)
     signals = {name: last[name] for name in expected if name in last}
     outside = list(find_out_of_range(signals, expected).values())
     is_healthy = bool(signals) and not outside

@@ -26,8 +26,9 @@ class PromotionRecord:
     Attributes:
         number: 1, 2, ...
         action: promote or rollback.
-        version: MLflow's version number of the new champion.
-        content: content hash of the new champion.
+        version: MLflow's version number of the new champion; 0 if there is none, since the first
+            promotion was rolled back.
+        content: content hash of the new champion; empty without one, as its artifact_id.
         before: number of the entry that a rollback returns to, current before the promotion; 0 if there was none.
         who: user who decided.
         when: time of the decision, ISO 8601 in UTC.
@@ -97,3 +98,14 @@ def list_accepted(checks: list[dict[str, Any]]) -> list[str]:
 
 def _file_name(number: int) -> str:
     return f"{number:06d}.json"
+
+
+def read_decisions(folder: Folder, number: int) -> list[PromotionRecord]:
+    """Return the records that made a version the champion, and those after which it was none and no other was either.
+
+    Raises:
+        StoreError: a record cannot be read.
+    """
+    records = PromotionLog(folder).read_all()
+    pairs = zip([None, *records], records)
+    return [r for before, r in pairs if r.version == number or (not r.version and before and before.version == number)]

@@ -17,12 +17,16 @@ from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.compatibility import distillation_method
 from pipelines.registry.resolve import resolve_pretrained
+from pipelines.registry.run_facts import GIT_COMMIT
+from pipelines.registry.version_query import find_versions
+from pipelines.registry.version_settings import make_settings_tag
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.lease import hold_lease
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import content_hash, parse_files
 from presto_core.artifacts.store import download
+from presto_core.training.health import STEP_DISTILLATION, TEACHER
 
 CONFLICT_TIMEOUT_S = 60  # for conflicts between writers of one model
 _CLASH = ("IntegrityError", "UniqueViolation", "UNIQUE constraint")  # two writers inserted the same row
@@ -91,21 +95,26 @@ def _ensure_model(client: Any, name: str, root: Folder) -> Folder:
 
 def open_promotion_log_folder(client: Any, name: str, root: Folder | None = None) -> Folder:
     """Open the folder of a model's promotion log; a model created by hand gets one below `root`."""
-    model = client.get_registered_model(name)
-    uri = model.tags.get(names.PROMOTION_LOG_TAG)
-    if uri is None and root is not None:
-        uri = root.child("registry").child(name).uri
-        retry_conflicts(partial(client.set_registered_model_tag, name, names.PROMOTION_LOG_TAG, uri))
-    if uri is None:
+    folder = find_promotion_log_folder(client, name)
+    if folder is None and root is not None:
+        folder = root.child("registry").child(name)
+        retry_conflicts(partial(client.set_registered_model_tag, name, names.PROMOTION_LOG_TAG, folder.uri))
+    if folder is None:
         raise names.RegistryError(
             f"presto did not register {name}, it has no promotion log; push an artifact to it first"
         )
-    return open_folder(uri)
+    return folder
+
+
+def find_promotion_log_folder(client: Any, name: str) -> Folder | None:
+    """Return the folder of a model's promotion log; None if it has none, as a model that another tool made."""
+    uri = client.get_registered_model(name).tags.get(names.PROMOTION_LOG_TAG)
+    return open_folder(uri) if uri else None
 
 
 def _find_by_content(client: Any, name: str, content: str) -> int | None:
-    versions = client.search_model_versions(f"name = '{name}' and tags.`{names.CONTENT}` = '{content}'", max_results=1)
-    return int(versions[0].version) if versions else None
+    found = next(find_versions(client, name=name, tags={names.CONTENT: content}, page_size=10), None)
+    return int(found.version) if found else None
 
 
 def _update_location(client: Any, name: str, number: int, uri: str) -> None:
@@ -117,8 +126,12 @@ def _update_location(client: Any, name: str, number: int, uri: str) -> None:
 def _create_version(
     client: Any, name: str, artifact: Artifact, content: str, source: str, *, mlflow_run: str, stage: str
 ) -> int:
-    tags = _make_tags(client, artifact, content, stage)
-    created = retry_conflicts(lambda: client.create_model_version(name, source=source, run_id=mlflow_run, tags=tags))
+    run = client.get_run(mlflow_run)
+    tags = _make_tags(client, artifact, content, stage) | _copy_run_facts(run)
+    settings = {names.SETTINGS: make_settings_tag(artifact, run.data.params)}  # in the run, they are its params
+    created = retry_conflicts(
+        lambda: client.create_model_version(name, source=source, run_id=mlflow_run, tags=tags | settings)
+    )
     version = int(created.version)
     _record_in_run(client, name, version, artifact, tags, mlflow_run=mlflow_run)
     return version
@@ -128,19 +141,32 @@ def _complete_run(client: Any, name: str, number: int, artifact: Artifact, *, ml
     """Give a version's run what a command that was killed after it registered the version did not."""
     version = client.get_model_version(name, str(number))
     if version.run_id == mlflow_run and f"{names.REGISTERED_AS}{name}" not in client.get_run(mlflow_run).data.tags:
-        _record_in_run(client, name, number, artifact, dict(version.tags), mlflow_run=mlflow_run)
+        tags = {key: value for key, value in version.tags.items() if key != names.SETTINGS}
+        _record_in_run(client, name, number, artifact, tags, mlflow_run=mlflow_run)
 
 
 def _record_in_run(
     client: Any, name: str, number: int, artifact: Artifact, tags: dict[str, str], *, mlflow_run: str
 ) -> None:
-    """Record a version in its run, which searches read; last, what says that all is there."""
-    info = artifact.manifest.get("dataset", {})
-    for metric in ("rows", "hours"):
-        if isinstance(info.get(metric), dict):
-            client.log_metric(mlflow_run, f"{names.METRIC}{metric}", float(sum(info[metric].values())))
+    """Copy a version's facts to its run, for MLflow's own pages; last, the tag that says that all is there."""
+    for metric, size in _sum_dataset_sizes(artifact).items():
+        client.log_metric(mlflow_run, f"{names.METRIC}{metric}", size)
     for key, value in (tags | {f"{names.REGISTERED_AS}{name}": str(number)}).items():
         retry_conflicts(partial(client.set_tag, mlflow_run, key, value))
+
+
+def _copy_run_facts(run: Any) -> dict[str, str]:
+    """Facts of a run that its version keeps, since the run can be deleted: the code, and how training ended."""
+    facts = {names.COMMIT: run.data.tags.get(GIT_COMMIT), names.ENVIRONMENT: run.data.tags.get(names.ENVIRONMENT)}
+    signals = {name: run.data.metrics[name] for name in (*STEP_DISTILLATION, *TEACHER) if name in run.data.metrics}
+    facts[names.HEALTH] = json.dumps(signals) if signals else ""
+    return {key: value for key, value in facts.items() if value}
+
+
+def _sum_dataset_sizes(artifact: Artifact) -> dict[str, float]:
+    """Rows and hours of a data set, over all splits."""
+    sizes = {key: artifact.manifest.get("dataset", {}).get(key) for key in ("rows", "hours")}
+    return {key: float(sum(size.values())) for key, size in sizes.items() if isinstance(size, dict)}
 
 
 def _log_files(client: Any, artifact: Artifact, mlflow_run: str, pack: Pack) -> str:
@@ -181,6 +207,7 @@ def _make_tags(client: Any, artifact: Artifact, content: str, stage: str) -> dic
         names.LICENCES: json.dumps(sorted(licences)),
         names.SIZE: str(sum(entry.bytes for entry in parse_files(manifest).values())),
         **{f"{names.PARENT}{role}": parent for role, parent in parents.items()},
+        **{f"{names.MEASURED}{key}": size for key, size in _sum_dataset_sizes(artifact).items()},
     }
     if artifact.kind in names.MODEL_KINDS:
         tags[names.METHOD] = distillation_method(artifact)

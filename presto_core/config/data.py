@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from presto_core.config.registry_name import RegistryName
 from presto_core.config.section import Count, Fraction, LocalFolder, Positive, Section
 
 
@@ -76,7 +77,7 @@ class IngestConfig(Section):
     """Folder, file or s3:// URI of audio, or a list of them; captions from a manifest, sidecar .txt/.json, or tags."""
     manifest: str = ""
     """CSV, JSONL or Parquet file that lists the audio; empty means manifest.jsonl, .csv or .parquet in the source."""
-    name: str = "presto-dataset"
+    name: RegistryName = "presto-dataset"
     """Registry name of the data set."""
     chunk_frames: Count = 128
     """Latent frames per row; 689 frames at 21.5 Hz are 32 s."""

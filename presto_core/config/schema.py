@@ -8,6 +8,7 @@ from typing import Any
 from presto_core.config.data import CodecConfig, CorpusConfig, IngestConfig, TextConfig
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.promotion import PromoteConfig
+from presto_core.config.registry_name import RegistryName
 from presto_core.config.sampling import GenerateConfig, ScheduleConfig
 from presto_core.config.sections import (
     InputsConfig,
@@ -59,7 +60,7 @@ class TeacherStage(TrainingStage):
     NAME, SECTION = "train-teacher", "teacher"
     PARENTS = ("dataset",)
 
-    name: str = "presto-teacher"
+    name: RegistryName = "presto-teacher"
     """Registry name of the teacher."""
     network: NetworkConfig = NetworkConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -69,7 +70,7 @@ class LayersStage(TrainingStage):
     NAME, SECTION = "distill-layers", "layers"
     PARENTS = ("dataset", "teacher")
 
-    name: str = "presto-generator"
+    name: RegistryName = "presto-generator"
     """Registry name of the model."""
     layers: LayersConfig = LayersConfig()
 
@@ -79,7 +80,7 @@ class StepsStage(TrainingStage):
     PARENTS = ("dataset", "teacher", "layers")
     OPTIONAL = ("layers",)
 
-    name: str = "presto-generator"
+    name: RegistryName = "presto-generator"
     """Registry name of the model."""
     steps: StepsConfig = StepsConfig()
 

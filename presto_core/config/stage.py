@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from presto_core.config.data import DataConfig
+from presto_core.config.registry_name import RegistryName
 from presto_core.config.section import Section
 from presto_core.config.sections import (
     ClusterConfig,
@@ -95,7 +96,7 @@ class TrainingStage(StageConfig):
 
     SECTION: ClassVar[str] = ""
 
-    name: str = "presto"
+    name: RegistryName = "presto"
     """Registry name of what is made."""
     data: DataConfig = DataConfig()
     loop: LoopConfig = LoopConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -19,7 +20,7 @@ from safetensors.numpy import save
 from infra.cli import registry as commands
 from pipelines.presets.resolve import load_stage_config
 from pipelines.registry import names, transfer
-from pipelines.registry.search_filter import NUMBERS
+from pipelines.registry.search_filter import NUMBERS, list_settings
 from pipelines.storage import filesystem as storage
 from pipelines.storage import local_s3
 from pipelines.storage.filesystem import open_folder
@@ -29,6 +30,7 @@ from presto_core.artifacts.manifest import Artifact, commit_artifact
 from tests.bench.clock import Comparison, alternate
 
 MODEL = "presto-generator"
+SETTINGS = tuple(list_settings())[:60]
 FILES, FILE_MB = 8, 64
 
 
@@ -56,7 +58,7 @@ def fill(tracker: Any, root: Path, count: int) -> None:
             | {"start_time": now + number, "end_time": now + number, "lifecycle_stage": "active", **common}
             | {"experiment_id": int(tracker.experiment_id), "artifact_uri": f"{root}/{run}"}
         )  # fmt: skip
-        of_run = tags | {f"{names.REGISTERED_AS}{MODEL}": str(number)}
+        of_run = {key: value for key, value in tags.items() if key != names.SETTINGS}
         rows.setdefault(tracking.SqlTag, []).extend({"run_uuid": run, "key": k, "value": v} for k, v in of_run.items())
         metrics = [
             {"run_uuid": run, "key": f"{names.METRIC}{name}", "value": float(tags[f"{names.MEASURED}{name}"])}
@@ -66,7 +68,8 @@ def fill(tracker: Any, root: Path, count: int) -> None:
         for table in (tracking.SqlMetric, tracking.SqlLatestMetric):
             rows.setdefault(table, []).extend(metrics)
         rows.setdefault(tracking.SqlParam, []).extend(
-            {"run_uuid": run, "key": f"steps.setting_{n}", "value": str(rng.random())} for n in range(60)
+            {"run_uuid": run, "key": key, "value": str(value)}
+            for key, value in json.loads(tags[names.SETTINGS]).items()
         )
         rows.setdefault(registry.SqlModelVersion, []).append(
             {"name": MODEL, "version": number, "creation_time": now + number, "last_updated_time": now + number}
@@ -98,6 +101,7 @@ def _version(rng: random.Random, number: int) -> tuple[str, dict[str, str]]:
         f"{names.PARENT}teacher": teacher,
         names.LICENCES: '["CC0-1.0"]',
         f"{names.MEASURED}hardware": "made up",
+        names.SETTINGS: json.dumps({key: rng.random() for key in SETTINGS}),
     }
     return digest[:32], tags | {f"{names.MEASURED}{name}": str(20 * rng.random()) for name in NUMBERS[:9]}
 
@@ -105,8 +109,11 @@ def _version(rng: random.Random, number: int) -> tuple[str, dict[str, str]]:
 def _time_commands(root: str, versions: int, rounds: int) -> list[Comparison]:
     """Measure each command in a running Python, table included, against one second."""
     query = f"fd < 3 and latency_ms < 15 and parent = {7:016x}"
+    rare, setting = "fd < 0.2 and latency_ms < 2", f"{SETTINGS[7]} < 0.001"
     calls = {
         f'search "{query}"': lambda: commands.search([query, root], order="fd"),
+        f'search "{rare}"': lambda: commands.search([rare, root]),
+        f'search "{setting}"': lambda: commands.search([setting, root]),
         "search of everything": lambda: commands.search([root]),
         "show champion": lambda: commands.show("champion", [root]),
         "list": lambda: commands.list_("", [root]),

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.fault_runs import Parents, Training, write_table
 from tests.support.processes import Attempt
+from tests.support.small_versions import SmallRegistry, make_shared_registry
 from tests.support.synthetic_dataset import make_dataset
 from tests.support.tiny_registry import TinyRegistry, make_tiny_registry
 
@@ -64,6 +65,22 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyRegistry]:
 def in_registry_folder(home: TinyRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(Path(home.root).parent)
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> SmallRegistry:
+    """A registry of small made-up versions, in an MLflow that another tool uses too."""
+    folder = tmp_path_factory.mktemp("shelf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(folder)
+        return make_shared_registry(str(folder / "store"))
+
+
+@pytest.fixture
+def in_shelf_folder(shelf: SmallRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(Path(shelf.root).parent)
 
 
 @pytest.fixture

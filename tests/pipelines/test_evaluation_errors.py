@@ -170,7 +170,7 @@ def test_a_model_whose_audio_is_not_finite_is_named(tmp_path: Path) -> None:
     artifacts = tmp_path / "store" / "artifacts"
     roles = {"dataset": DATASET, "teacher": TEACHER, "generator": GENERATOR}
     sampler = SystemSampler(
-        load_config(EvaluateStage, None, []), {role: str(artifacts / name) for role, name in roles.items()}, {}
+        load_config(EvaluateStage, None, []), {role: str(artifacts / name) for role, name in roles.items()}, {}, None
     )
     student = EvaluatedSystem("S 1", "generator", 1, 1, "generator", "S", split="held_out")
     item = {"system": json.dumps(asdict(student)), "start": 4, "count": 2}

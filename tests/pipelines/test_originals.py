@@ -64,7 +64,7 @@ def test_windows_are_the_samples_that_were_encoded(store) -> None:
     originals, why = find_originals(dataset, ["b.wav", "a.wav", "b.wav"])
     assert why == ""
     assert originals is not None
-    second = np.float32((FRAMES - OVERLAP) * HOP / RATE_HZ)  # as a row stores it
+    second = float(np.float32((FRAMES - OVERLAP) * HOP / RATE_HZ))  # as a row stores it
     audio = originals.read(["b.wav", "a.wav"], [second, 0.0])
     assert audio.shape == (2, 1, FRAMES * HOP)
     for window, name, start in ((audio[0], "b.wav", (FRAMES - OVERLAP) * HOP), (audio[1], "a.wav", 0)):

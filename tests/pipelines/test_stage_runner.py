@@ -103,6 +103,14 @@ def test_a_stage_works_once_registers_its_artifact_and_leaves_no_scratch(tracker
     assert version.tags["presto.artifact_id"] == first.id
 
 
+def refuse_work(ctx: StageContext) -> None:
+    pytest.fail(f"run {ctx.run_id} was executed")
+
+
+def refuse_pack(source: Path, target: Path) -> None:
+    pytest.fail(f"{source} was packed into {target}")
+
+
 def read_record(tracker: Tracker, run_id: str) -> dict[str, Any]:
     """All that MLflow has of a run, with every point of its metrics."""
     (run,) = find_runs(tracker, run_id)
@@ -118,7 +126,7 @@ def test_the_record_of_a_finished_run_does_not_change_when_it_is_reused(tracker:
     before = read_record(tracker, artifact.id)
     other = trial and Trial(trial.on_row, {"mlflow.parentRunId": "another sweep"})
     for _ in range(2):
-        assert run_stage(NAME, make_config(), pytest.fail, register_as="presto-report", trial=other).id == artifact.id
+        assert run_stage(NAME, make_config(), refuse_work, register_as="presto-report", trial=other).id == artifact.id
     assert read_record(tracker, artifact.id) == before
     assert before["data"]["tags"]["mlflow.runName"] == f"{NAME} presto-report {artifact.id}"
 
@@ -127,11 +135,11 @@ def test_the_same_command_twice_at_once_is_one_run(tracker: Tracker):
     def execute(ctx: StageContext) -> None:
         before = read_record(tracker, ctx.run_id)
         with pytest.raises(LeaseHeldError, match=ctx.run_id):
-            run_stage(NAME, make_config(), pytest.fail, register_as="presto-report")
+            run_stage(NAME, make_config(), refuse_work, register_as="presto-report")
         assert read_record(tracker, ctx.run_id) == before
         write_artifact(ctx)
         with pytest.raises(LeaseHeldError, match=ctx.run_id):  # the artifact is there, its rows are not in MLflow
-            run_stage(NAME, make_config(), pytest.fail, register_as="presto-report")
+            run_stage(NAME, make_config(), refuse_work, register_as="presto-report")
 
     artifact = run_stage(NAME, make_config(), execute, register_as="presto-report")
     assert [step for step, _, _ in read_record(tracker, artifact.id)["points"]["loss"]] == [1, 2]
@@ -151,10 +159,14 @@ def test_writers_whose_uploads_are_slow_make_one_version(tracker: Tracker, monke
     monkeypatch.setattr(publish, "_log_files", upload_slowly)
     monkeypatch.setattr(lease, "EXPIRY_S", 0.2)
     monkeypatch.setattr(lease, "RENEW_S", 0.05)
-    arguments = {"mlflow_run": tracker.find_run(artifact.id), "stage": NAME, "root": open_folder("store")}
+    arguments: dict[str, Any] = {
+        "mlflow_run": tracker.find_run(artifact.id),
+        "stage": NAME,
+        "root": open_folder("store"),
+    }
     with ThreadPoolExecutor(2) as pool:
         begun = [
-            pool.submit(publish.publish, tracker.client, "presto-report", artifact, pack=pytest.fail, **arguments)
+            pool.submit(publish.publish, tracker.client, "presto-report", artifact, pack=refuse_pack, **arguments)
             for _ in range(2)
         ]
         assert [one.result(PATIENCE_S).number for one in begun] == [1, 1]

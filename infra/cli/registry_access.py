@@ -1,0 +1,44 @@
+"""Opens the registry for `presto registry`, and prints what there is to say where it has nothing to show."""
+
+from __future__ import annotations
+
+from infra.cli.registry_views import print_json
+from pipelines.console import console, print_warning
+from pipelines.presets.resolve import load_stage_config
+from pipelines.registry.catalog import Catalog
+
+
+def open_catalog(settings: list[str] | None) -> Catalog:
+    """Open the registry that the settings name; RegistryError if there is none, with what to do."""
+    from pipelines.registry.presence import check_registry_exists
+    from pipelines.tracking.client import open_tracker
+
+    config = load_stage_config("registry", settings or [], takes_preset=False)
+    check_registry_exists(config.tracking)
+    return Catalog(open_tracker(config.tracking).client)
+
+
+def try_open_catalog(settings: list[str] | None, *, as_json: bool) -> Catalog | None:
+    """Open the registry; if there is none, print that instead of creating one."""
+    from pipelines.registry.presence import find_missing_database
+
+    if find_missing_database(load_stage_config("registry", settings or [], takes_preset=False).tracking):
+        print_empty(settings, as_json=as_json)
+        return None
+    return open_catalog(settings)
+
+
+def print_empty(settings: list[str] | None, *, as_json: bool) -> None:
+    """Print that the registry has no version, and which commands make the first ones."""
+    from pipelines.registry.presence import describe_empty
+
+    if as_json:
+        print_json([])
+    config = load_stage_config("registry", settings or [], takes_preset=False)
+    console.print(f"registry: {describe_empty(config.tracking)}", markup=False)
+
+
+def print_skipped(catalog: Catalog) -> None:
+    """Print how much of the same MLflow belongs to other tools, if anything does."""
+    if note := catalog.describe_skipped():
+        print_warning(f"registry: {note}")
