@@ -54,6 +54,8 @@ def push(
 ) -> None:
     """Store and register an artifact's folder; refused unless it matches its manifest exactly."""
     config = load_stage_config("registry", settings or [], takes_preset=False)
+    if name:
+        names.check_model_name("--name", name)
     if not folder.expanduser().is_dir():
         raise RegistryError(f"{folder} is no folder; name one of an artifact, such as presto registry pull makes")
     from pipelines.inference.lazy_mlflow import save_mlflow_model
@@ -65,8 +67,6 @@ def push(
     from presto_core.artifacts.manifest import artifact_folder
     from presto_core.artifacts.manifest_schema import content_hash
 
-    if name:
-        names.check_model_name("--name", name)
     folder = folder.expanduser().absolute()
     manifest, files = check_artifact_folder(folder)
     artifact_id, kind = str(manifest["id"]), str(manifest["kind"])

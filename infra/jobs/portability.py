@@ -99,6 +99,7 @@ def iter_config_uris(stage: str, config: StageConfig) -> Iterator[tuple[str, str
     for key in ("storage.root", *STAGES[stage].input_paths, *STAGES[stage].output_paths):
         value = flat.get(key) or []
         yield from ((key, str(uri)) for uri in (value if isinstance(value, list) else [value]))
+        yield from ((inner, str(uri)) for inner, uri in flat.items() if inner.startswith(f"{key}."))
     if config.tracking.uri:
         yield "tracking.uri", config.tracking.uri if "://" in config.tracking.uri else ""
     yield from ((f"inputs.{role}", uri) for role, uri in config.references().items() if "/" in uri)
@@ -113,14 +114,18 @@ def _check_shared(stage: str, key: str, uri: str, config: StageConfig) -> None:
     path, sent = Path(os.path.normpath(uri.removeprefix("file://"))), config.submit.working_dir
     if any(path.is_absolute() and path.is_relative_to(folder) for folder in config.submit.shared_folders):
         return
-    if sent and key in STAGES[stage].input_paths and not path.is_absolute() and (Path(sent) / path).exists():
+    if sent and _is_input(stage, key) and not path.is_absolute() and (Path(sent) / path).exists():
         return
     where = "s3://bucket/prefix, or a" if key not in STAGES[stage].output_paths else "a"
-    brought = ", or send it along with submit.working_dir" if key in STAGES[stage].input_paths else ""
+    brought = ", or send it along with submit.working_dir" if _is_input(stage, key) else ""
     raise UserError(
         f"{key}={uri} exists on this machine only; use {where} folder that every node mounts and "
         f"submit.shared_folders lists{brought}"
     )
+
+
+def _is_input(stage: str, key: str) -> bool:
+    return any(key == path or key.startswith(f"{path}.") for path in STAGES[stage].input_paths)
 
 
 def _check_endpoint_is_remote(key: str, uri: str) -> None:

@@ -66,7 +66,10 @@ class Originals:
 def find_originals(dataset: LatentDataset, tracks: Iterable[str]) -> tuple[Originals | None, str]:
     """Find the recordings of tracks; return them, or None and why not all of them are at hand."""
     folder = open_folder(dataset.uri)
-    lines = read_file(folder, TRACKS, dataset.manifest).decode().splitlines()
+    try:
+        lines = read_file(folder, TRACKS, dataset.manifest).decode().splitlines()
+    except UserError as error:
+        return None, f"its list of tracks cannot be read ({error})"
     digests = {row["file"]: str(row.get("blake3", "")) for row in map(json.loads, lines)}
     wanted = sorted({str(track) for track in tracks})
     try:

@@ -36,10 +36,14 @@ HEALTH = "presto.health"  # tag of a version: its health signals at the end of t
 PROMOTION_LOG_TAG = "presto.record"  # tag of a model: the folder whose files decide which version is champion
 MEASURED = "presto.measured."  # tags of a version: results of an evaluation
 GATE = "presto.gate"  # tag of a teacher's version: whether it counts as a base for distillation
-REGISTERED_AS = "presto.as."  # tag of a run, followed by a model's name: its version number; the last that is written
 METRIC = "registry."  # metrics of a run: the same results as numbers, for MLflow's own pages
 
 HASH_DIGITS = 12
+
+
+def registered_as(model: str) -> str:
+    """Return the tag of a run that has the number of its version of a model; characters that MLflow refuses are `_`."""
+    return f"presto.as.{re.sub(r'[^A-Za-z0-9_. :/-]', '_', model)}"
 
 
 class RegistryError(UserError):

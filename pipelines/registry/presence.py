@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipelines.redaction import strip_password
 from pipelines.registry.names import RegistryError, parse_reference
 from pipelines.tracking.client import tracking_uri
 from presto_core.config.sections import TrackingConfig
@@ -33,7 +34,8 @@ def find_missing_database(config: TrackingConfig) -> Path | None:
 def describe_empty(config: TrackingConfig) -> str:
     """Say that a registry does not exist, or has no version, and which commands put some there."""
     path = find_missing_database(config)
-    state = f"there is no registry yet: {path} does not exist" if path else "the registry has no version yet"
+    where = strip_password(tracking_uri(config))
+    state = f"there is no registry yet: {path} does not exist" if path else f"the registry {where} has no version yet"
     return (
         f"{state}; the first stage makes it (presto demo runs all of them; presto ingest ingest.source=FOLDER starts "
         "with your music). If it is elsewhere, run the command in that folder, or set tracking.uri"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.registry.presence import check_references, find_missing_artifact, suggest_command
 from pipelines.stages.table import STAGES
 from presto_core.config.data import IngestConfig
-from presto_core.config.schema import EvaluateStage, IngestStage
+from presto_core.config.schema import IngestStage
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 
@@ -19,13 +20,9 @@ def check_inputs(stage: str, config: StageConfig) -> None:
         UserError: a local path does not exist, or there is no registry; the message names what to run first.
     """
     for key in STAGES[stage].input_paths:
-        for path in _list_paths(config, key):
+        for label, path in _list_paths(config, key):
             if not path.exists():
-                raise UserError(_refuse_path(config, key, path))
-    if isinstance(config, EvaluateStage):
-        for name, folder in config.evaluate.folders.items():
-            if "://" not in folder and not Path(folder).expanduser().exists():
-                raise UserError(f"evaluate.folders.{name}={folder} does not exist; correct the path")
+                raise UserError(_refuse_path(config, label, path))
     check_references(config.tracking, config.references())
     for role, reference in config.references().items():
         if missing := find_missing_artifact(reference, config.storage.root):
@@ -35,12 +32,17 @@ def check_inputs(stage: str, config: StageConfig) -> None:
             )
 
 
-def _list_paths(config: StageConfig, key: str) -> list[Path]:
-    """The local paths that a setting holds."""
+def _list_paths(config: StageConfig, key: str) -> list[tuple[str, Path]]:
+    """The local paths that a setting holds, each with its key."""
     section, _, name = key.partition(".")
     value = getattr(getattr(config, section), name)
-    values = [value] if isinstance(value, str) else value
-    return [Path(text.removeprefix("file://")).expanduser() for text in values if text and _is_local(text)]
+    if isinstance(value, Mapping):
+        labeled = [(f"{key}.{item}", text) for item, text in value.items()]
+    else:
+        labeled = [(key, text) for text in ([value] if isinstance(value, str) else value)]
+    return [
+        (label, Path(text.removeprefix("file://")).expanduser()) for label, text in labeled if text and _is_local(text)
+    ]
 
 
 def _is_local(text: str) -> bool:

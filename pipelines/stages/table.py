@@ -116,7 +116,7 @@ ROWS = (
         "Compare the teacher with distilled models on prompts of the test split: quality, prompt adherence, latency; "
         "inputs.generator=candidate-s inputs.compared='\\[candidate-l, candidate-ls]' names models. "
         "Next: presto report.",
-        workers="data", writes_run=True,
+        workers="data", writes_run=True, input_paths=("evaluate.folders",),
         settings=(
             "inputs.dataset", "inputs.teacher", "inputs.generator", "inputs.compared", "evaluate.num_samples",
             "evaluate.student_steps", "evaluate.base", "evaluate.embedders", "evaluate.folders",

@@ -142,7 +142,7 @@ def test_a_manifest_keeps_held_out_pieces_away(music: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("folder", "output", "message"),
     [
-        ("missing", "out", "missing is not a folder"),
+        ("missing", "out", "missing does not exist"),
         ("empty", "out", "/empty "),
         ("little", "out", "9.0 s"),
         ("little", "file/out", "/file is not a folder"),

@@ -57,7 +57,7 @@ print(json.dumps({
     "column": report.COLUMNS[-1].title,
     "validated": table.list_validation_metrics()[-1],
     "sweep": plan.metric,
-    "search": clause.mlflow_filter,
+    "search": [clause.field, clause.is_setting],
 }))
 """
 
@@ -204,5 +204,5 @@ def test_a_new_metric_is_one_function_and_one_row() -> None:
         "column": "mean",
         "validated": "mean_distance",
         "sweep": "mean_distance",
-        "search": "metrics.`registry.mean_distance` < 2.0",
+        "search": ["mean_distance", False],
     }

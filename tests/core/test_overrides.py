@@ -68,8 +68,8 @@ def test_a_list_of_texts_is_yaml_whose_items_stay_texts(text: str, listed: Any):
 def test_a_text_quoted_as_a_whole_loses_its_quotes_and_an_empty_one_is_empty():
     assert load_config(EvaluateStage, None, ["inputs.generator=''"]).inputs.generator == ""
     assert load_config(EvaluateStage, None, ["inputs.generator="]).inputs.generator == ""
-    assert load_config(TeacherStage, None, ['name="my model"']).name == "my model"
-    assert load_config(TeacherStage, None, [r'name="a\tb"']).name == "a\tb"
+    assert load_config(IngestStage, None, ['ingest.licence="my own"']).ingest.licence == "my own"
+    assert load_config(IngestStage, None, [r'ingest.licence="a\tb"']).ingest.licence == "a\tb"
 
 
 @pytest.mark.parametrize("text", ["", "null", "~"])

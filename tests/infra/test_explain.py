@@ -188,7 +188,7 @@ def test_explain_shows_every_fact_of_a_setting(run: Run):
 @pytest.mark.parametrize("args", [("demo",), ("--preset", "demo")])
 def test_with_a_preset_explain_shows_its_value_alone(run: Run, args: tuple[str, ...]):
     text = run("explain", "layers.steps", *args)
-    assert "120" in text
+    assert "60" in text
     assert "50000" not in text  # of the paper
     assert "demo" in run("explain", "layers.mode", *args)  # which leaves it at its default
 

@@ -128,7 +128,7 @@ def test_a_setting_without_effect_on_a_flow_is_refused(refuse: Refuse, args: tup
 def test_settings_with_an_effect_are_taken(capsys: pytest.CaptureFixture[str]):
     COMMAND.main(["demo", "seed=3", "generate.seed=4", "--dry-run"], standalone_mode=False)
     printed = capsys.readouterr().out
-    assert printed.count("\nseed: 3\n") == 8  # each node of the flow but the teacher
+    assert printed.count("\nseed: 3\n") == 7  # each node of the flow but the teacher and ASE
     assert "\n  seed: 4\n" in printed
     COMMAND.main(["demo", "--from-scratch", "teacher.steps=3", "--dry-run"], standalone_mode=False)
 

@@ -363,7 +363,7 @@ def test_with_working_services_all_checks_pass_and_nothing_is_left(
     args = ("doctor", "demo", "storage.root=s3://latents/mine", f"tracking.uri={mlflow_server}")
     done = CliRunner().invoke(cli.app, [*args, "--json"])
     results = {check["check"]: check["result"] for check in json.loads(done.stdout)["checks"]}
-    assert (done.exit_code, set(results.values()), len(results)) == (0, {"ok"}, 19)
+    assert (done.exit_code, set(results.values()), len(results)) == (0, {"ok"}, 20)
     assert object_store.secret_key not in done.output
     assert (tree(empty), keys("latents")) == (set(), before)
 

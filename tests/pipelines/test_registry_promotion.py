@@ -282,7 +282,7 @@ def evaluated(home: TinyRegistry) -> Artifact:
         home.register(home.made[of], model, "distill")
     home.add_report(home.made["S"], worse=(0.6,))
     promoter = Promoter(home.client)
-    assert promoter.promote(f"{model}@v1", PromoteConfig(require_health=False), why="it is the first").record
+    assert promoter.promote(f"{model}@v1", PromoteConfig(require_health=False), why="it is the first").has_passed
     return home.add_report(home.made["LS"], worse=(0.4,))
 
 

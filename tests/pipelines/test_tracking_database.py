@@ -32,10 +32,12 @@ def begin():
         return pid
     open_tracker(TrackingConfig())
     os._exit(0)
+seen = set()
 for moment in (0.0, 0.1, 0.3):
     pid = begin()
-    while not (folders := glob.glob(".presto/.mlflow.db.partial-*")):
+    while not (folders := [f for f in glob.glob(".presto/.mlflow.db.partial-*") if f not in seen]):
         time.sleep(0.01)
+    seen.update(folders)
     time.sleep(moment)
     assert not os.path.exists(".presto/mlflow.db")
     os.kill(pid, signal.SIGKILL)
