@@ -38,6 +38,8 @@ TINY = (
     "evaluate.base=[{steps: 40}, {sampler: euler, steps: 2, guidance_scale: 2}]",
     "evaluate.student_steps=[1, 4]",
     "generate.steps=2",
+    # groups of two are tested in tests/pipelines; each worker imports torch for ten seconds
+    "cluster.num_workers=1",
 )
 
 
