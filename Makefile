@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
-demo: $(STAMP) ## the whole flow: music, distillation of the teacher in the package, evaluation, sounds; about a quarter of an hour
+demo: $(STAMP) ## the whole flow: music, distillation of the teacher in the package, evaluation, sounds; about ten minutes
 	$(BIN)/presto demo
 
 demo-from-scratch: $(STAMP) ## the same with a small teacher of its own, which shows that training works, not good music

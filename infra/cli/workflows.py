@@ -24,7 +24,7 @@ def demo(
 ) -> None:
     """Run the whole flow on this machine: music, latents, distillation of the shipped teacher, evaluation, sounds.
 
-    About a quarter of an hour on two cores. Presets: demo, or from_scratch with --from-scratch.
+    About ten minutes on two cores. Presets: demo, or from_scratch with --from-scratch.
     """
     preset, overrides = split_preset(args or [])
     preset = preset or ("from_scratch" if from_scratch else "demo")
