@@ -79,6 +79,8 @@ def find_originals(dataset: LatentDataset, tracks: Iterable[str]) -> tuple[Origi
         return None, f"the settings of data set {dataset.uri} cannot be used ({error})"
     cache = LatentCache(open_folder(dataset.uri.rpartition("/artifacts/")[0]).child("encoded").child(encoding.key))
     cache.load()
+    if not cache.source_records:
+        return None, "its latent cache has no record of sources, as for data that an earlier version ingested"
     records = {record.digest: record for record in cache.source_records.values()}
     found = {track: records.get(digests.get(track, "")) for track in wanted}
     uris = {track: record.uri for track, record in found.items() if record and _is_unchanged(record)}

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from pipelines.redaction import strip_password
 from pipelines.registry.names import RegistryError, parse_reference
-from pipelines.tracking.client import tracking_uri
+from pipelines.tracking.uri import sqlite_path, tracking_uri
 from presto_core.config.sections import TrackingConfig
 from presto_core.models.pretrained import find_pretrained
 
-SQLITE = "sqlite:///"
 ARTIFACTS = "artifacts"  # below a storage root
 # input role -> how to make one
 NEXT_COMMANDS = {
@@ -26,9 +25,8 @@ NEXT_COMMANDS = {
 
 def find_missing_database(config: TrackingConfig) -> Path | None:
     """Return the file of the registry's database if it is one of this machine and does not exist; otherwise None."""
-    uri = tracking_uri(config)
-    path = Path(uri.removeprefix(SQLITE).partition("?")[0])
-    return path if uri.startswith(SQLITE) and not path.exists() else None
+    path = sqlite_path(tracking_uri(config))
+    return path if path and not path.exists() else None
 
 
 def describe_empty(config: TrackingConfig) -> str:
