@@ -41,7 +41,7 @@ METRIC = "registry."  # metrics of a run: the same results as numbers, for MLflo
 HASH_DIGITS = 12
 
 
-def registered_as(model: str) -> str:
+def make_version_tag(model: str) -> str:
     """Return the tag of a run that has the number of its version of a model; characters that MLflow refuses are `_`."""
     return f"presto.as.{re.sub(r'[^A-Za-z0-9_. :/-]', '_', model)}"
 

@@ -140,7 +140,7 @@ def _create_version(
 def _complete_run(client: Any, name: str, number: int, artifact: Artifact, *, mlflow_run: str) -> None:
     """Give a version's run what a command that was killed after it registered the version did not."""
     version = client.get_model_version(name, str(number))
-    if version.run_id == mlflow_run and names.registered_as(name) not in client.get_run(mlflow_run).data.tags:
+    if version.run_id == mlflow_run and names.make_version_tag(name) not in client.get_run(mlflow_run).data.tags:
         tags = {key: value for key, value in version.tags.items() if key != names.SETTINGS}
         _record_in_run(client, name, number, artifact, tags, mlflow_run=mlflow_run)
 
@@ -151,7 +151,7 @@ def _record_in_run(
     """Copy a version's facts to its run, for MLflow's own pages; last, the tag that says that all is there."""
     for metric, size in _sum_dataset_sizes(artifact).items():
         client.log_metric(mlflow_run, f"{names.METRIC}{metric}", size)
-    for key, value in (tags | {names.registered_as(name): str(number)}).items():
+    for key, value in (tags | {names.make_version_tag(name): str(number)}).items():
         retry_conflicts(partial(client.set_tag, mlflow_run, key, value))
 
 
