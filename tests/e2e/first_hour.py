@@ -60,8 +60,9 @@ STEPS = (
 )
 HEADING = """# The first hour
 
-Written by `make first-hour`: every command as typed in an empty folder, its output as printed at 80 columns, and how
-long it took on {machine}. Long outputs are cut where a line says so.
+Written by `make first-hour`: every command as typed in an empty folder, its output as printed into a file, where
+tables are as wide as they need, and how long it took on {machine}. Long outputs are cut where a line says so; lines of
+the package manager itself are left out.
 
 """
 
@@ -88,7 +89,7 @@ def run_steps(home: Path) -> str:
         seconds = time.monotonic() - started
         if done.returncode != step.code:
             raise SystemExit(f"{step.command}: exit code {done.returncode} instead of {step.code}\n{done.stdout}")
-        output = cut(done.stdout.replace(str(home), "~"))
+        output = cut(done.stdout.replace(str(home), "~").replace(str(binaries.parent), ".venv"))
         parts.append(f"{step.why} ({seconds:.0f} s)\n\n```console\n$ {step.command}\n{output}\n```\n\n")
     parts.append(f"All commands together took {(time.monotonic() - began) / 60:.0f} minutes.\n")
     return "".join(parts)
@@ -96,7 +97,8 @@ def run_steps(home: Path) -> str:
 
 def cut(output: str) -> str:
     """Leave out control sequences, and the middle of long outputs with a line that says how much."""
-    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", output).strip("\n").splitlines()]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", output).strip("\n").splitlines()
+    lines = [line.rstrip() for line in plain if not re.match(r"Get:\d|Fetched |W: ", line)]
     if len(lines) <= MAX_LINES:
         return "\n".join(lines)
     half = MAX_LINES // 2
