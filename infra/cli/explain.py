@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +16,6 @@ from presto_core.config.loader import ConfigError, list_presets, read_preset, to
 
 if TYPE_CHECKING:  # other commands start without them
     from presto_core.config.describe import Setting
-
-ABSENT = object()
 
 
 @add_dry_run
@@ -38,6 +36,7 @@ def explain(
     """
     from infra.cli import setting_views
     from presto_core.config.describe import describe_settings
+    from presto_core.config.provenance import ABSENT, look_up
 
     chosen = preset_option or preset
     contents = {name: read_preset(name, PRESETS) for name in ([chosen] if chosen else list_presets(PRESETS))}
@@ -50,7 +49,7 @@ def explain(
     if not readers:
         raise ConfigError(_refuse_key(key, described))
     inner = _list_inner(key, described)
-    values = {name: value for name, content in contents.items() if (value := _look_up(content, key)) is not ABSENT}
+    values = {name: value for name, content in contents.items() if (value := look_up(content, key)) is not ABSENT}
     if as_json:
         typer.echo(json.dumps(setting_views.to_json(readers, inner, values), indent=2, ensure_ascii=False))
         return
@@ -130,12 +129,3 @@ def _list_inner(key: str, described: Mapping[str, list[Setting]]) -> list[Settin
     """What is directly in a section, or in the items of a list; each once, although several stages may have it."""
     inner = [s for settings in described.values() for s in settings if s.key.rpartition(".")[0] in (key, f"{key}[]")]
     return list({(s.key, s.type, s.range, s.kinds): s for s in inner}.values())
-
-
-def _look_up(tree: Mapping[str, Any], key: str) -> Any:
-    value: Any = tree
-    for name in key.split("."):
-        if not isinstance(value, Mapping) or name not in value:
-            return ABSENT
-        value = value[name]
-    return value

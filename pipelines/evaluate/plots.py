@@ -11,11 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from pipelines.console import console
 from pipelines.evaluate.mel_levels import HIGHEST_HZ, Samples, compute_mel_levels
 from presto_core.config.noise import NoiseConfig
 from presto_core.config.sections import StepsConfig
 from presto_core.diffusion.noise import snr_db
-from presto_core.extras import import_extra
+from presto_core.extras import MissingPackageError, check_extra, import_extra
 from presto_core.metrics.table import METRICS, headline_metric
 
 ROLES: dict[str, dict[str, Any]] = {
@@ -232,3 +233,13 @@ def to_png(figure: Any) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()
+
+
+def check_spectrograms(command: str, count: int) -> bool:
+    """Return whether spectrograms can be drawn; if not, print how many a command skips."""
+    try:
+        check_extra("plots", "drawing spectrograms")
+    except MissingPackageError as error:
+        console.print(f"{command}: {count} spectrograms skipped: {error}", markup=False)
+        return False
+    return True

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipelines.console import console, make_printable, print_table, print_warning
-from pipelines.evaluate.plots import plot_spectrograms_with_axes
+from pipelines.evaluate.plots import check_spectrograms, plot_spectrograms_with_axes
 from pipelines.inference.clip_audio import encode_wav
 from pipelines.inference.clip_files import make_file_stem, write_clip_set
 from presto_core.audio.chunks import AudioError, Waveform, decode_blocks, is_audio
@@ -21,7 +21,6 @@ from presto_core.audio.loudness import LoudnessMatch, choose_target, match_loudn
 from presto_core.audio.round_trip import RoundTrip, RoundTripQuality, measure_round_trip, run_round_trip
 from presto_core.config.data import CodecConfig
 from presto_core.errors import UserError
-from presto_core.extras import MissingPackageError, check_extra
 
 ORIGINAL, DECODED = "original", "roundtrip"
 PCM_BYTES, LATENT_BYTES = 2, 2  # per value: 16-bit audio, and float16 as data sets store latents
@@ -86,7 +85,7 @@ def run(paths: list[Path], settings: CodecConfig, options: RoundTripOptions) -> 
     files = list_files(paths)
     codec = load_codec(settings.kind, path=settings.path or None)
     _make_folder(options.output)
-    can_plot = _check_plots(len(files))
+    can_plot = check_spectrograms("codec roundtrip", len(files))
     results, bad = [], dict[Path, str]()
     for file in files:
         try:
@@ -159,15 +158,6 @@ def read_audio(file: Path, codec: Codec, options: RoundTripOptions) -> torch.Ten
     if not audio.size:
         raise AudioError(f"lasts {end / rate_hz:.2f} s, so nothing is left after --start {options.start_seconds:g}")
     return torch.from_numpy(np.ascontiguousarray(audio))
-
-
-def _check_plots(count: int) -> bool:
-    try:
-        check_extra("plots", "drawing spectrograms")
-    except MissingPackageError as error:
-        console.print(f"codec roundtrip: {count} spectrograms skipped: {error}", markup=False)
-        return False
-    return True
 
 
 def _convert(file: Path, audio: torch.Tensor, codec: Codec, folder: Path, *, can_plot: bool) -> RoundTripResult:

@@ -23,7 +23,6 @@ from presto_core.config.sampling import GenerateConfig
 from presto_core.config.schema import GenerateStage
 from presto_core.config.sections import InputsConfig
 from presto_core.errors import UserError
-from presto_core.extras import MissingPackageError, check_extra
 from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained, make_pretrained_uri
 
 MANY_STEPS = 16  # fewer are for few-step generators
@@ -62,7 +61,7 @@ def run(config: GenerateStage) -> list[ClipFiles]:
             f"generate.steps={settings.steps} is few for it; generate.steps=40 sounds better"
         )
     folder = _make_folder(settings.output)
-    can_plot = _check_plots(len(prompts))
+    can_plot = plots.check_spectrograms("generate", len(prompts))
     return [_generate(settings, generator, prompt, folder, can_plot=can_plot) for prompt in prompts]
 
 
@@ -95,16 +94,6 @@ def find_model(config: GenerateStage) -> Artifact:
 
 def _resolve_registered(config: GenerateStage, reference: str) -> Artifact:
     return resolve(open_tracker(config.tracking).client, reference, absolute_uri(config.storage.root))
-
-
-def _check_plots(count: int) -> bool:
-    """Return whether spectrograms can be drawn; if not, print how many are skipped."""
-    try:
-        check_extra("plots", "drawing spectrograms")
-    except MissingPackageError as error:
-        console.print(f"generate: {count} spectrograms skipped: {error}", markup=False)
-        return False
-    return True
 
 
 def _generate(

@@ -37,11 +37,6 @@ class StreamPart:
     prefix: bytes = b""
     min_samples: int = 0
 
-    @property
-    def is_changed(self) -> bool:
-        """Whether decoders read other bytes than the file has from `start` on."""
-        return bool(self.patches or self.prefix)
-
 
 class PartStream(io.RawIOBase):
     """A part of a stream as a stream of its own."""

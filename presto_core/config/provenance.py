@@ -56,7 +56,7 @@ def load_and_trace(
     found = []
     for setting in describe_settings(stage):
         section, _, name = setting.key.rpartition(".")
-        value = _look_up(resolved, setting.key)
+        value = look_up(resolved, setting.key)
         if name == "kind" and isinstance(value, str):
             kinds[section] = value
         if _is_shown(setting, value, kinds):
@@ -75,22 +75,22 @@ def _mark(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     }
 
 
-_ABSENT = object()
+ABSENT = object()
 
 
-def _look_up(tree: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key, or `_ABSENT`."""
+def look_up(tree: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key, or `ABSENT`."""
     value: Any = tree
     for name in key.split("."):
         if not isinstance(value, Mapping) or name not in value:
-            return _ABSENT
+            return ABSENT
         value = value[name]
     return value
 
 
 def _is_shown(setting: Setting, value: Any, kinds: Mapping[str, str]) -> bool:
     """Whether it is a setting of the kinds in use; a section is one only where it is left empty."""
-    if value is _ABSENT or (setting.is_section and value is not None):
+    if value is ABSENT or (setting.is_section and value is not None):
         return False
     above = [kind for section, kind in kinds.items() if setting.key.startswith(f"{section}.")]
     return not setting.kinds or any(kind in setting.kinds for kind in above)

@@ -179,7 +179,7 @@ def test_plots_beside_a_result_are_skipped_in_one_line_that_counts_them(tmp_path
         "from pipelines.stages.runner import StageContext\n"
         "context = StageContext('abc', {}, {}, None, None, None)\n"
         "context.save_plots({'losses.png': None, 'noise.png': None})\n"
-        "from pipelines.stages.generate import _check_plots\nassert not _check_plots(3)"
+        "from pipelines.evaluate.plots import check_spectrograms\nassert not check_spectrograms('generate', 3)"
     )
     done = run_without_extras(code, tmp_path)
     assert done.returncode == 0, done.stderr

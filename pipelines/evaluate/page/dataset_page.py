@@ -9,19 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.console import console, print_warning, progress_bar
+from pipelines.console import print_warning, progress_bar
 from pipelines.data.dataset import LatentDataset
 from pipelines.data.inspection import describe
 from pipelines.data.parquet_tensors import Array
 from pipelines.evaluate.dataset_clips import DatasetRow, decode_row, draw_rows, open_codec
 from pipelines.evaluate.kept_clips import encode_wav
 from pipelines.evaluate.page.page import PAGE_FILE, read_source, render_template, write_page
-from pipelines.evaluate.plots import plot_spectrogram
+from pipelines.evaluate.plots import check_spectrograms, plot_spectrogram
 from pipelines.tracking.client import HOME
 from presto_core.artifacts.folder import MANIFEST
 from presto_core.artifacts.store import StoreError
 from presto_core.errors import UserError
-from presto_core.extras import MissingPackageError, check_extra
 
 PAGES = HOME / "listen"
 ROWS_FILE = "rows.json"  # what the page shows; marks a folder as one that a page may be written to again
@@ -91,7 +90,7 @@ def make_page(dataset: LatentDataset, folder: Path, split: str, *, count: int, s
     """
     codec = open_codec(dataset)
     rows = draw_rows(dataset, split, count=count, seed=seed)
-    can_plot = _check_plots(len(rows))
+    can_plot = check_spectrograms("dataset listen", len(rows))
     clips = []
     try:
         for name in ("audio", "spectrograms"):
@@ -106,15 +105,6 @@ def make_page(dataset: LatentDataset, folder: Path, split: str, *, count: int, s
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; name another --output") from None
     return clips
-
-
-def _check_plots(count: int) -> bool:
-    try:
-        check_extra("plots", "drawing spectrograms")
-    except MissingPackageError as error:
-        console.print(f"dataset listen: {count} spectrograms skipped: {error}", markup=False)
-        return False
-    return True
 
 
 def _write_clip(row: DatasetRow, codec: Any, folder: Path, *, can_plot: bool) -> DatasetClip:
