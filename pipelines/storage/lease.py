@@ -246,6 +246,10 @@ def _take(folder: Folder, what: str, before: _Entry | None) -> Lease | None:
     holder = make_holder()
     if not create_exclusive(folder, _file_name(epoch), _encode(holder)):
         return None
+    newest = _read_newest(folder)
+    if newest is None or newest.epoch != epoch:  # others took this epoch, ended and were followed while this one looked
+        folder.delete_file(_file_name(epoch))
+        return None
     if before:
         if before.holder and not before.holder.released:
             console.print(f"{what}: taken over from {before.holder}, which ended without a word", markup=False)

@@ -186,21 +186,34 @@ def test_a_holder_that_was_taken_over_notices_and_neither_renews_nor_releases(fo
 
 def test_of_many_takers_at_once_one_wins(folder: Folder):
     leave_lease(folder, replace(make_holder(), pid=os.getppid(), born=1.0))
-    barrier, epochs = threading.Barrier(6), list[int]()
+    barrier, refused, epochs = threading.Barrier(6), threading.Semaphore(0), list[int]()
 
     def take(number: int) -> bool:
         barrier.wait(PATIENCE_S)
         try:
             with hold_lease(folder, "work") as mine:
                 epochs.append(mine.epoch)
-                time.sleep(1.0)
+                for _ in range(5):  # a slow taker must find the lease held, not released
+                    assert refused.acquire(timeout=PATIENCE_S)
                 return True
         except LeaseHeldError:
+            refused.release()
             return False
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(take, range(6))) == 1
     assert epochs == [2]
+
+
+def test_a_taker_that_looked_before_others_came_and_went_does_not_win(folder: Folder):
+    leave_lease(folder, replace(make_holder(), released=True))
+    before = lease_module._read_newest(folder)
+    for _ in range(2):  # epochs 2 and 3; the file of 2 is gone
+        with hold_lease(folder, "work"):
+            pass
+    assert before is not None
+    assert lease_module._take(folder, "work", before) is None
+    assert [info.base_name for info in folder.list_files()] == ["000003.json"]
 
 
 def test_a_damaged_lease_expires(tmp_path: Path, quick: None):
