@@ -1,4 +1,4 @@
-"""A clip's audio as it leaves the model: of exact length, without clicks at its ends, finite, and encoded as WAV."""
+"""A clip's audio as it leaves the model: of exact length, without clicks, finite, not clipped, encoded as WAV."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from presto_core.audio.loudness import limit_peak
 from presto_core.errors import UserError
 
 Audio = npt.NDArray[np.float32]
@@ -19,8 +20,8 @@ FADE_SECONDS = 0.005  # long enough that a cut waveform does not click, too shor
 TITLE_LETTERS = 400  # libsndfile reads 2 kB per entry; the details hold all
 
 
-def finish_audio(audio: Audio, rate_hz: int, *, seconds: float | None) -> Audio:
-    """Cut [channels, samples] to `seconds`, fade both ends and clip to [-1, 1].
+def finish_audio(audio: Audio, rate_hz: int, *, seconds: float | None) -> tuple[Audio, float]:
+    """Cut [channels, samples] to `seconds`, fade both ends and limit the peak; return it and the gain in dB.
 
     Raises:
         UserError: a sample is NaN or infinite, so that there is no music in it.
@@ -32,7 +33,7 @@ def finish_audio(audio: Audio, rate_hz: int, *, seconds: float | None) -> Audio:
         )
     if seconds is not None:
         audio = audio[:, : count_samples(seconds, rate_hz)]
-    return np.clip(audio * _fade_curve(audio.shape[1], rate_hz), -1, 1).astype(np.float32)
+    return limit_peak((audio * _fade_curve(audio.shape[1], rate_hz)).astype(np.float32))
 
 
 def count_samples(seconds: float, rate_hz: int) -> int:

@@ -31,9 +31,10 @@ class GeneratedClip:
     """One generated clip.
 
     Attributes:
-        audio: [channels, samples], float32 in [-1, 1], faded over 5 ms at both ends.
+        audio: [channels, samples], float32 with peaks of at most -1 dBFS, faded over 5 ms at both ends.
         model_id, steps, seed, tempo_bpm, key, schedule: what it was made with; tempo and key may be the prompt's own,
             and a schedule of None is the one stored for the number of steps.
+        gain_db: what a clip with higher peaks was turned down by, else 0.
         cut_text: end of the prompt that is beyond what the text encoder reads: only a tempo or key in it counts.
     """
 
@@ -46,6 +47,7 @@ class GeneratedClip:
     tempo_bpm: float | None = None
     key: str | None = None
     schedule: ScheduleConfig | None = None
+    gain_db: float = 0.0
     cut_text: str = ""
 
     @property
@@ -69,7 +71,7 @@ class GeneratedClip:
 
     def to_wav(self) -> bytes:
         """Return a 16-bit WAV that holds its settings: the prompt as title, all of them as JSON in the comment."""
-        details = {**self.settings, "presto": _find_version()}
+        details = {**self.settings, "gain_db": round(self.gain_db, 3), "presto": _find_version()}
         return encode_wav(self.audio, self.sample_rate_hz, title=self.prompt, details=details)
 
 
@@ -138,9 +140,10 @@ class Generator:
         else:
             x0 = sample_teacher(model, noise, cond, sampler=BaseSampler(steps=steps), schedule=schedule)
         rate_hz = model.codec.sample_rate_hz
+        audio, gain_db = finish_audio(model.decode(x0)[0].numpy(), rate_hz, seconds=seconds)
         return GeneratedClip(
             prompt,
-            finish_audio(model.decode(x0)[0].numpy(), rate_hz, seconds=seconds),
+            audio,
             rate_hz,
             model_id=model.artifact.id,
             steps=steps,
@@ -148,6 +151,7 @@ class Generator:
             tempo_bpm=words.tempo_bpm,
             key=words.key_name,
             schedule=schedule,
+            gain_db=gain_db,
             cut_text=cut_text,
         )
 

@@ -141,7 +141,8 @@ def _write_files(clip: GeneratedClip, folder: Path, *, can_plot: bool) -> tuple[
 
 
 def _describe(clip: GeneratedClip) -> str:
-    """Say what the clip was made with, tempo and key as understood."""
+    """Say what the clip was made with, tempo and key as understood, and what was changed."""
     understood = [f"{clip.tempo_bpm:g} bpm"] if clip.tempo_bpm is not None else []
     understood += [clip.key] if clip.key else []
-    return ", ".join([f"{clip.steps} steps of {clip.model_id}", *understood])
+    turned_down = [f"turned down {-clip.gain_db:.1f} dB, or it would clip"] if round(clip.gain_db, 1) else []
+    return ", ".join([f"{clip.steps} steps of {clip.model_id}", *understood, *turned_down])

@@ -176,14 +176,24 @@ def test_a_clip_has_exactly_the_length_requested(generator: Generator, seconds: 
 
 def test_both_ends_of_a_clip_fade_within_a_few_milliseconds_and_the_rest_is_untouched():
     audio = np.full((2, RATE_HZ), 0.8, np.float32)
-    done = finish_audio(audio, RATE_HZ, seconds=None)
+    done, gain_db = finish_audio(audio, RATE_HZ, seconds=None)
+    assert gain_db == 0
     fade = math.ceil(0.005 * RATE_HZ)
     assert (done[:, [0, -1]] == 0).all()
     assert (np.diff(done[:, : fade + 1]) > 0).all()
     assert np.array_equal(done, done[:, ::-1])
     assert (done[:, fade:-fade] == audio[0, 0]).all()
     assert abs(np.diff(done)).max() < 0.8 * math.pi / 2 / fade * 1.01  # steepest step of half a cosine
-    assert finish_audio(audio[:, :1], RATE_HZ, seconds=None).shape == (2, 1)
+    assert finish_audio(audio[:, :1], RATE_HZ, seconds=None)[0].shape == (2, 1)
+
+
+def test_a_clip_that_would_clip_is_turned_down_and_keeps_its_shape():
+    wave = np.sin(np.linspace(0, 300, RATE_HZ, dtype=np.float32))[None]
+    quiet, loud = (finish_audio(level * wave, RATE_HZ, seconds=None) for level in (np.float32(0.5), np.float32(2)))
+    assert quiet[1] == 0
+    assert loud[1] == pytest.approx(20 * math.log10(10 ** (-1 / 20) / 2), abs=0.01)
+    assert np.abs(loud[0]).max() == pytest.approx(10 ** (-1 / 20), rel=1e-5)
+    np.testing.assert_allclose(loud[0] * 10 ** (-loud[1] / 20), 4 * quiet[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
