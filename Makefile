@@ -10,7 +10,7 @@ SOURCES := presto_core pipelines tune_spaces infra tests
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-from-scratch pretrained test lint format bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-chaos test-cluster first-hour clean help
+.PHONY: demo demo-from-scratch pretrained test lint format docs bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-chaos test-cluster first-hour clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -50,6 +50,9 @@ lint: $(STAMP) ## style, types and who may import whom
 format: $(STAMP) ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+docs: $(STAMP) ## the documentation site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(STAMP) ## speed, as ratios measured in one run
 	$(BIN)/python -m tests.bench $(BENCH)

@@ -106,7 +106,8 @@ class Generator:
             steps: steps of ping-pong sampling for a few-step generator, else of the teacher's sampler.
             schedule: noise levels; None for those that the model stores for `steps`, else the default ones.
             seconds: length of a clip, exactly; None for the length the model was trained on.
-            tempo_bpm, key: None takes those that the prompt names, if it does.
+            tempo_bpm: None takes that which the prompt names, if it does.
+            key: the same.
 
         Raises:
             UserError: `steps`, `seed`, `seconds` or a tempo is out of range, the key is unknown, a prompt is not a

@@ -1,0 +1,74 @@
+"""The documentation site: builds without a warning, its reference names everything, and no page asks another server."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.docs_site.commands import describe_commands
+from infra.docs_site.configuration import describe_configuration
+from infra.docs_site.hooks import turn_links
+from infra.docs_site.metrics import describe_metrics
+from pipelines.stages.table import STAGES
+from presto_core.config.describe import describe_settings
+from presto_core.metrics.table import ROWS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_no_page_asks_another_server(site: Path):
+    """Links to follow are free to lead elsewhere; what a browser loads by itself is not."""
+    loaded = re.compile(r'<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)="?(https?:[^"\s>]+)')
+    found = {
+        (path.name, url)
+        for path in site.rglob("*.html")
+        for url in loaded.findall(path.read_text(encoding="utf-8"))
+        if not url.startswith("http://127.0.0.1")
+    }
+    assert found == set()
+
+
+def test_every_page_of_the_docs_is_in_the_navigation(site: Path):
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert {page for page in pages if page not in navigation} == set()
+
+
+def test_the_reference_names_every_setting_command_and_metric():
+    configuration, commands, metrics = describe_configuration(), describe_commands(), describe_metrics()
+    keys = {setting.key for stage in STAGES.values() for setting in describe_settings(stage.config)}
+    assert {key for key in keys if f"`{key}`" not in configuration} == set()
+    assert {f"## presto {' '.join(row.command)}" for row in STAGES.values() if row.command} <= set(
+        commands.splitlines()
+    )
+    assert {metric.name for metric in ROWS if f"| `{metric.name}` |" not in metrics} == set()
+
+
+@pytest.mark.parametrize(
+    ("link", "origin", "page", "turned"),
+    [
+        ("docs/method.md#loss", "README.md", "index.md", "(method.md#loss)"),
+        ("docs/images/a.png", "README.md", "index.md", "(images/a.png)"),
+        ("../README.md#results", "docs/method.md", "method.md", "(index.md#results)"),
+        ("../metrics.md", "docs/reference/metrics.md", "reference/metrics.md", "(../metrics.md)"),
+        ("../LICENSE", "docs/model_card.md", "model_card.md", ""),
+        ("https://arxiv.org/abs/2410.05167", "README.md", "index.md", "(https://arxiv.org/abs/2410.05167)"),
+    ],
+)
+def test_links_of_the_repository_become_links_of_the_site(link: str, origin: str, page: str, turned: str):
+    assert turn_links(f"[text]({link})", origin=origin, page=page) == f"[text]{turned}"
