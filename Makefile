@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Presto's environment with other loaders on top, whose pins conflict with ours
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
-SOURCES := presto_core pipelines tune_spaces infra tests
+SOURCES := presto_core pipelines tune_spaces infra tests examples
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
