@@ -49,7 +49,11 @@ def _print_runs(study: Study) -> None:
     pending = [run.cell.stage for run in runs if not run.is_finished]
     unknown = sorted({stage for stage in pending if durations.mean(stage) is None})
     seconds = sum(durations.mean(stage) or 0.0 for stage in pending)
-    note = f", and those of {', '.join(unknown)}, of which none was timed yet" if unknown else ""
-    console.print(f"{len(pending)} of {len(runs)} runs are to train: about {seconds / 60:.0f} min{note}", markup=False)
+    known = len(pending) - sum(stage in unknown for stage in pending)
+    times = [f"about {seconds / 60:.0f} min for {known} of them"] if known else []
+    times += [f"none of {' and '.join(unknown)} was timed yet"] if unknown else []
+    console.print(
+        f"{len(pending)} of {len(runs)} runs are to train{': ' if times else ''}{'; '.join(times)}", markup=False
+    )
     if measure := durations.mean("measure"):
         console.print(f"a system was measured in {measure:.0f} s on average")
