@@ -3,60 +3,33 @@
 from __future__ import annotations
 
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event, Thread
-from typing import IO, Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
-from rich.markup import escape
-from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.terminal import LOG_WIDTH as LOG_WIDTH
+from pipelines.terminal import console as console
+from pipelines.terminal import make_console as make_console
+from pipelines.terminal import make_printable as make_printable
+from pipelines.terminal import print_text as print_text
 
-class PrintableConsole(Console):
-    """A console that escapes what a text must not send to a terminal: names and captions can hold anything."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        shown = [make_printable(one, keep="\n\t") if isinstance(one, str) else one for one in objects]
-        super().print(*shown, **options)
-
-
-console = PrintableConsole(stderr=True, highlight=False, soft_wrap=True)
 LINE_EVERY_S = 10.0
 FIRST_LINE_S = 1.0  # of waiting, in a log: short work prints nothing but its end
-LOG_WIDTH = 80
 BAR_WIDTH = 24
-UNLIMITED_WIDTH = 100_000
-
-
-# marks that turn the direction of text, with which one name can look like another
-TEXT_DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def make_printable(text: str, *, keep: str = "") -> str:
-    """Escape what a name or a caption must not send to a terminal: control characters, lone surrogates, directions.
-
-    Args:
-        keep: control characters to leave, such as a line break.
-    """
-    return "".join(c.encode("unicode_escape").decode() if _is_unprintable(c) and c not in keep else c for c in text)
-
-
-def _is_unprintable(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in TEXT_DIRECTION
 
 
 def print_warning(message: str) -> None:
-    """Print what was skipped, cut or ignored, without markup."""
-    console.print(make_printable(message, keep="\n"), style="yellow", markup=False)
+    """Print what was skipped, cut or ignored."""
+    console.print(message, style="yellow")
 
 
 @dataclass
@@ -141,7 +114,7 @@ class Bar:
 
     def _print_line(self, now: float) -> None:
         self.last_line_time = now
-        console.print(self.format_line(), markup=False)
+        console.print(self.format_line())
 
     def _format_waiting(self) -> str:
         known = f", {self.done}/{self.total} done before" if self.done else ""
@@ -233,30 +206,13 @@ def format_metrics(metrics: dict[str, float], names: tuple[str, ...]) -> str:
     return "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)
 
 
-class ResultConsole(PrintableConsole):
-    """Standard output: as wide as the terminal; a file or pipe is as wide as what is printed, from 80 columns on."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        """Print renderables; in a file or pipe no table is cut or wrapped."""
-        if not self.is_terminal:
-            unlimited = self.options.update(width=UNLIMITED_WIDTH)
-            needed = [Measurement.get(self, unlimited, one).maximum for one in objects]
-            self.width = max([LOG_WIDTH, *needed])
-        super().print(*objects, **options)
-
-
-def make_console(file: IO[str] | None = None) -> Console:
-    """A console for results, on standard output or `file`."""
-    return ResultConsole(file=file)
-
-
 def make_table(title: str, columns: tuple[str, ...] | None, rows: list[list[str]]) -> Table:
     """A table whose long cells wrap, within words too, so that nothing is lost in a narrow terminal."""
-    table = Table(title=escape(make_printable(title)), show_header=columns is not None)
+    table = Table(title=make_printable(title), show_header=columns is not None)
     for number in range(len(columns) if columns else max(map(len, rows), default=0)):
-        table.add_column(escape(columns[number]) if columns else "", overflow="fold")
+        table.add_column(columns[number] if columns else "", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(make_printable(cell, keep="\n")) for cell in row))
+        table.add_row(*row)
     return table
 
 

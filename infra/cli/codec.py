@@ -53,7 +53,7 @@ def roundtrip(
     dry_run: Preview = False,
 ) -> None:
     """Encode and decode audio: write both sides at equal loudness with a spectrogram, and print what is lost."""
-    from pipelines.console import console
+    from pipelines.console import console, print_text
     from pipelines.stages import codec_roundtrip
 
     paths, settings = _split_args(args)
@@ -64,7 +64,7 @@ def roundtrip(
         return
     results = codec_roundtrip.run(paths, settings, options)
     if as_json:
-        typer.echo(json.dumps([result.to_dict() for result in results], indent=2))
+        print_text(json.dumps([result.to_dict() for result in results], indent=2))
     else:
         codec_roundtrip.print_results(results)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.cli.options import AsJson, Preview, add_dry_run
-from pipelines.console import console, make_printable, print_table
+from pipelines.console import console, make_printable, print_table, print_text
 from pipelines.presets.resolve import PRESETS, is_override, load_stage_config
 from presto_core.config.loader import ConfigError, list_presets
 
@@ -76,7 +76,7 @@ def split(args: DatasetArgs = None, as_json: AsJson = False) -> None:
 
     sides = inspection.list_splits(dataset)
     if as_json:
-        typer.echo(json.dumps(sides, indent=2))
+        print_text(json.dumps(sides, indent=2))
         return
     columns = ("split", "compositions", "tracks", "rows", "hours")
     print_table("split", columns, [[side, *(str(sides[side][name]) for name in columns[1:])] for side in sides])
@@ -93,7 +93,7 @@ def quarantine(args: DatasetArgs = None, as_json: AsJson = False) -> None:
 
     rows = inspection.list_quarantine(dataset)
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        print_text(json.dumps(rows, indent=2))
         return
     columns = ("uri", "stage", "error", "message")
     print_table(f"{len(rows)} bad files", columns, [[row[name] for name in columns] for row in rows])
@@ -128,7 +128,7 @@ def listen(
         return
     clips = dataset_page.make_page(dataset, folder, split, count=rows, seed=seed)
     if as_json:
-        typer.echo(json.dumps([clip.row.to_dict() for clip in clips], indent=2))
+        print_text(json.dumps([clip.row.to_dict() for clip in clips], indent=2))
         console.print(f"dataset listen: {page}", markup=False)
     else:
         title = dataset_page.describe_draw(dataset, clips, split=split, seed=seed)
@@ -136,7 +136,7 @@ def listen(
         print_table(title, columns, [_format_clip(number, clip.row) for number, clip in enumerate(clips, 1)])
         for licence, count in Counter(str(c.row.track_info.get("licence") or "not stated") for c in clips).items():
             console.print(f"licence of {count}: {make_printable(licence)}", markup=False)
-        typer.echo(page)
+        print_text(str(page))
     if open_browser:
         import webbrowser
 
@@ -179,6 +179,6 @@ def _name_dataset(args: list[str]) -> list[str]:
 
 def _print(title: str, facts: dict[str, str], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        print_text(json.dumps(facts, indent=2))
     else:
         print_table(title, None, [list(pair) for pair in facts.items()])

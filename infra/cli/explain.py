@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infra.cli.options import AsJson, add_dry_run
+from pipelines.console import print_text
 from pipelines.presets.resolve import PRESETS, split_preset
 from pipelines.stages.table import STAGES, Stage
 from presto_core.config.loader import ConfigError, list_presets, read_preset, to_yaml
@@ -51,7 +52,7 @@ def explain(
     inner = _list_inner(key, described)
     values = {name: value for name, content in contents.items() if (value := look_up(content, key)) is not ABSENT}
     if as_json:
-        typer.echo(json.dumps(setting_views.to_json(readers, inner, values), indent=2, ensure_ascii=False))
+        print_text(json.dumps(setting_views.to_json(readers, inner, values), indent=2, ensure_ascii=False))
         return
     setting_views.print_setting(key, readers, values, chosen)
     setting_views.print_inner(key, inner, values if chosen else {})
@@ -79,13 +80,13 @@ def show_config(
     preset, overrides = split_preset(args or [])
     config, settings = load_and_trace(row.config, preset, overrides, preset_folder=PRESETS)
     if as_yaml:
-        typer.echo(to_yaml(config), nl=False)
+        print_text(to_yaml(config), end="")
     elif as_json:
         rows = {
             s.key: {"value": s.value, "default": setting_views.to_plain(s.default), "source": s.source}
             for s in settings
         }
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_text(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
         setting_views.print_settings(row.name, settings)
 

@@ -6,9 +6,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import typer
 from typer.core import TyperGroup
 
+from pipelines.console import console
 from pipelines.presets.resolve import PRESETS, is_override
 from presto_core.config.loader import list_presets
 
@@ -30,7 +30,7 @@ class DefaultGroup(TyperGroup):
         if self._is_default(args):
             self._refuse_misspelled(ctx, args)
             if self.notice:
-                typer.echo(self.notice, err=True)
+                console.print(self.notice)
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 

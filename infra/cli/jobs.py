@@ -10,7 +10,8 @@ import typer
 
 from infra.cli.options import AsJson, add_dry_run
 from infra.jobs.targets import API_SERVER, Kind, parse_target
-from pipelines.console import console, print_table
+from pipelines.console import console, print_table, print_text
+from pipelines.terminal import print_log
 from presto_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def list_jobs(on: Address = "", as_json: AsJson = False) -> None:
     """List jobs, newest first."""
     rows = [describe_job(job) for job in _connect(on).list_jobs()]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        print_text(json.dumps(rows, indent=2))
     else:
         print_table(f"{len(rows)} jobs", COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
 
@@ -50,7 +51,7 @@ def status(job: Name, on: Address = "", as_json: AsJson = False) -> None:
         "message": " ".join(str(found.message or "").split()),
     }
     if as_json:
-        typer.echo(json.dumps(row, indent=2))
+        print_text(json.dumps(row, indent=2))
     else:
         print_table(row["job"], None, [[name, value[-600:]] for name, value in row.items() if value])
 
@@ -68,7 +69,7 @@ def logs(
     if follow:
         _follow_to_exit(head, job_id)
     else:
-        typer.echo(head.get_logs(job_id), nl=False)
+        print_log(head.get_logs(job_id))
 
 
 @app.command()

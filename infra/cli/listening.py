@@ -88,13 +88,14 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Screen the raters, and print preferences (Bradley-Terry) or mean ratings (MUSHRA) with 95 % intervals."""
+    from pipelines.console import print_text
     from pipelines.evaluate.listening.answers import find_key, parse_answers, read_key
     from pipelines.evaluate.listening.score import score_files
 
     tests = {parse_answers(path).test for path in files}  # first: a missing file is named before a missing key
     result = score_files(files, read_key(key or find_key(files, tests)))
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        print_text(json.dumps(result, indent=2))
     else:
         _print_result(result)
 
@@ -134,7 +135,7 @@ def _print_design(test: ListeningTest) -> None:
 
 
 def _print_result(result: dict[str, Any]) -> None:
-    from pipelines.console import print_table
+    from pipelines.console import print_table, print_text
 
     raters = [
         [r["rater"][:24], "yes" if r["is_kept"] else "no", str(r["answered"]), f"{r['checks_passed']}/{r['checks']}"]
@@ -148,7 +149,7 @@ def _print_result(result: dict[str, Any]) -> None:
         kept = sum(r["is_kept"] for r in result["raters"])
         print_table(f"{question}: {kept} raters, {result['prompts']} prompts, 95 % intervals", columns, cells)
     for note in result["notes"]:
-        typer.echo(f"note: {note}")
+        print_text(f"note: {note}")
 
 
 def _format_preferences(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from infra.cli.options import Preview, StageArgs
-from pipelines.console import console
+from pipelines.console import console, print_text
 from pipelines.presets.resolve import split_preset
 
 OBJECT_STORE = Path(".presto/object_store")
@@ -35,7 +35,7 @@ def start_s3(
     os.environ.update(server.environment())
     filesystem.create_bucket(bucket)
     for name, value in server.environment().items():
-        typer.echo(f"export {name}={value}")
+        print_text(f"export {name}={value}")
     state = "started" if started else "is running"
     console.print(f"S3 server {state}: {server.endpoint}, storage.root=s3://{bucket}; stop it with: presto s3 stop")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import sys
 import traceback
@@ -32,7 +33,7 @@ from infra.cli.options import add_dry_run
 from infra.cli.stages import add_stage_commands
 from infra.cli.version import describe_version
 from pipelines.cluster.shutdown import StoppedError
-from pipelines.console import console, make_printable
+from pipelines.console import console, make_printable, print_text
 from pipelines.presets.resolve import PRESETS
 from pipelines.redaction import redact
 from presto_core.config.loader import ConfigError, list_presets
@@ -40,7 +41,6 @@ from presto_core.errors import UserError
 
 GARBAGE_AFTER = 50_000  # new objects; Python's own 700 is meant for small programs
 CRASH_LOG = Path(".presto/crash.log")
-LINE_BREAK = "\n"
 JOB = "PRESTO_JOB"  # set in a job: its id
 MLFLOW_ERRORS = "mlflow.exceptions"  # by name: importing MLflow takes seconds
 
@@ -90,7 +90,7 @@ app.command("down", hidden=True)(machine.stop_s3)
 def print_version(wanted: bool) -> None:
     """Print the package's version, and the commit where it runs from a checkout; nothing else is imported for it."""
     if wanted:
-        typer.echo(describe_version())
+        print_text(describe_version())
         raise typer.Exit
 
 
@@ -108,7 +108,7 @@ def set_options(
 def presets() -> None:
     """List the presets that come with the package."""
     for name in list_presets(PRESETS):
-        typer.echo(name)
+        print_text(name)
 
 
 def main() -> None:
@@ -118,6 +118,7 @@ def main() -> None:
     gc.set_threshold(GARBAGE_AFTER)
     atexit.register(gc.freeze)
     handle_sigterm()
+    logging.lastResort = LogHandler(logging.WARNING)
     try:
         app()
     except ConfigError as error:
@@ -136,14 +137,25 @@ def main() -> None:
         _fail(f"{error.filename or 'system'}: {error.strerror or error}; free the resource and run again", 1)
     except Exception as error:
         if _is_mlflow_unreachable(error):
-            why = redact(" ".join(str(error).split())[:300])
+            why = redact(" ".join(str(error).split()))[:300]
             _fail(f"MLflow stopped answering: {why}; check that it runs, then re-run the same command", 1)
-        CRASH_LOG.parent.mkdir(exist_ok=True)
-        CRASH_LOG.write_text(traceback.format_exc())
+        report = make_printable(redact(traceback.format_exc()), keep="\n\t")
+        _write_crash_log(report)
         if JOB in os.environ:  # whoever follows the job cannot see the file on the node
-            traceback.print_exc()
-        last = (str(error).strip().splitlines() or [""])[-1]
-        _fail(f"unexpected {type(error).__name__}: {last[:300]}. This is a bug; its traceback is in {CRASH_LOG}", 70)
+            console.print(report)
+        last = redact((str(error).strip().splitlines() or [""])[-1])[:300]
+        _fail(f"unexpected {type(error).__name__}: {last}. This is a bug; its traceback is in {CRASH_LOG}", 70)
+
+
+def _write_crash_log(report: str) -> None:
+    """Keep a traceback for its owner; without secrets, since it is meant to be sent."""
+    try:
+        CRASH_LOG.parent.mkdir(mode=0o700, exist_ok=True)
+        CRASH_LOG.unlink(missing_ok=True)
+        with os.fdopen(os.open(CRASH_LOG, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(report)
+    except OSError:  # a full disk or a read-only folder must not hide the error itself
+        console.print(report)
 
 
 def _is_mlflow_unreachable(error: Exception) -> bool:
@@ -155,8 +167,15 @@ def _is_mlflow_unreachable(error: Exception) -> bool:
     return getattr(error, "error_code", "") in TRANSIENT_CODES
 
 
+class LogHandler(logging.Handler):
+    """Prints what libraries log like any other text: with nothing that a terminal obeys, and without secrets."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(redact(self.format(record)))
+
+
 def _fail(message: str, code: int) -> None:
-    console.print(f"presto: {make_printable(message, keep=LINE_BREAK)}", style="red", markup=False)
+    console.print(f"presto: {redact(message)}", style="red")
     sys.exit(code)
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.console import print_text
+
 StageArgs = Annotated[
     list[str] | None,
     typer.Argument(
@@ -46,7 +48,7 @@ def add_dry_run(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(*args: Any, dry_run: bool = False, **kwargs: Any) -> None:
         if dry_run:
             summary = (inspect.getdoc(command) or "").partition("\n")[0]
-            typer.echo(f"would do this, which changes no artifact, record or job: {summary}")
+            print_text(f"would do this, which changes no artifact, record or job: {summary}")
         else:
             command(*args, **kwargs)
 

@@ -20,7 +20,7 @@ from infra.planning.planner import (
     make_specs_model_fn,
     tabulate_scaling,
 )
-from pipelines.console import console, print_table
+from pipelines.console import console, print_table, print_text
 from pipelines.presets.resolve import split_preset
 from pipelines.train.device_specs import DEVICES, device_by_key
 from presto_core.errors import UserError
@@ -59,19 +59,19 @@ def plan(
     assumptions = _list_assumptions(request, model_fn)
     if as_json:
         body = {"stages": [o.to_dict() for o in stages], "growth": growth, "assumptions": assumptions}
-        typer.echo(json.dumps({"gpus": gpus, "device": device, **body}, indent=1))
+        print_text(json.dumps({"gpus": gpus, "device": device, **body}, indent=1))
         return
     _print_stages(request, stages)
     if growth:
         _print_growth(growth)
     for assumption in assumptions:
-        typer.echo(f"- {assumption}")
+        print_text(f"- {assumption}")
 
 
 def _print_request(request: PlanRequest) -> None:
     where = request.device.name if request.device else "this machine's CPU, after about a minute of measurement"
     for name, config in request.stages.items():
-        typer.echo(f"{name}: on {request.gpus} x {where}, {config.derive_values()}")
+        print_text(f"{name}: on {request.gpus} x {where}, {config.derive_values()}")
 
 
 def _make_measured_model_fn(request: PlanRequest) -> DeviceModelFn:
@@ -142,7 +142,7 @@ def _print_stages(request: PlanRequest, stages: list[StageEstimate]) -> None:
     print_table(title, STAGE_COLUMNS, [*rows, total])
     print_table("load", LOAD_COLUMNS, [_load_cells(o) for o in stages])
     for name, helps in {o.name: o.remedy for o in stages}.items():
-        typer.echo(f"{name}: {helps}")
+        print_text(f"{name}: {helps}")
 
 
 def _load_cells(o: StageEstimate) -> list[str]:

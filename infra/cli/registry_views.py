@@ -7,10 +7,9 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
-from pipelines.console import console, make_console, make_printable, print_table
+from pipelines.console import console, make_console, print_table, print_text
 from pipelines.registry.catalog import Version
 from pipelines.registry.lineage import LineageGraph, render_tree
 from presto_core.metrics.table import METRICS, Metric
@@ -34,13 +33,13 @@ def print_versions(title: str, versions: list[Version], *, as_json: bool) -> Non
     for column in ("content", "what"):
         table.add_column(column, no_wrap=True)
     for metric in shown:
-        table.add_column(escape(metric.title), justify="right", min_width=5)
+        table.add_column(metric.title, justify="right", min_width=5)
     table.add_column("created (UTC)", min_width=10)
     for v in versions:
         measured = (_format_measurement(v, metric) for metric in shown)
         created = v.created_at[:16].replace("T", " ")
         cells = (v.label, " ".join(v.aliases), v.content[:LISTED_DIGITS], v.method or v.kind, *measured, created)
-        table.add_row(*(escape(make_printable(cell)) for cell in cells))
+        table.add_row(*cells)
     make_console().print(table)
     licences = _group_by_licence(versions)
     if licences:
@@ -48,14 +47,12 @@ def print_versions(title: str, versions: list[Version], *, as_json: bool) -> Non
         table.add_column("licence", overflow="fold", ratio=2)
         table.add_column("versions", overflow="fold", ratio=1)
         for licence, labels in licences.items():
-            table.add_row(escape(make_printable(licence)), escape(make_printable(labels)))
+            table.add_row(licence, labels)
         make_console().print(table)
 
 
 def _make_narrow_table(title: str) -> Table:
-    return Table(
-        title=escape(make_printable(title)) or None, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
-    )
+    return Table(title=title or None, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
 
 
 def _group_by_licence(versions: list[Version]) -> dict[str, str]:
@@ -181,7 +178,7 @@ def print_result(message: str, payload: Any, as_json: bool) -> None:
 
 def print_json(payload: Any) -> None:
     """Print JSON on standard output."""
-    print(json.dumps(payload, indent=2))
+    print_text(json.dumps(payload, indent=2))
 
 
 def _format_measurement(version: Version, metric: Metric) -> str:

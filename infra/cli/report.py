@@ -37,7 +37,7 @@ def report(
 ) -> None:
     """Render an evaluation's page (no server needed) and print its path."""
     check_report_findable(name, settings or [])
-    from pipelines.console import console
+    from pipelines.console import console, print_text
     from pipelines.evaluate.page.fetch import REPORTS, fetch_report, find_local_report
     from pipelines.evaluate.page.page import PAGE_FILE, render_page
 
@@ -52,7 +52,7 @@ def report(
         console.print(f"report: would {copy}render {folder / PAGE_FILE}{drawn}", markup=False)
         return
     page = render_page(folder).resolve()
-    typer.echo(page)
+    print_text(str(page))
     if picture:
         draw_picture(folder, picture)
     if open_browser:
@@ -64,6 +64,7 @@ def report(
 
 def draw_picture(folder: Path, file: str) -> None:
     """Write the spectrograms of a fetched report's prompts as one picture; UserError if it cannot be written."""
+    from pipelines.console import print_text
     from pipelines.evaluate.page.prompt_grid import draw_prompt_grid
     from presto_core.errors import UserError
 
@@ -72,7 +73,7 @@ def draw_picture(folder: Path, file: str) -> None:
         Path(file).write_bytes(content)
     except OSError as error:
         raise UserError(f"--picture={file} cannot be written: {error}") from None
-    typer.echo(file)
+    print_text(file)
 
 
 def check_report_findable(name: str, settings: list[str]) -> None:

@@ -18,7 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 @add_dry_run
 def list_runs(args: RegistryArgs = None, as_json: AsJson = False) -> None:
     """List runs that are not finished: stage, state, step, age and last checkpoint. The default command."""
-    from pipelines.console import console, print_table
+    from pipelines.console import console, print_table, print_text
     from pipelines.train.runs import list_runs as read_runs
 
     root, tracker = _open(args)
@@ -26,7 +26,7 @@ def list_runs(args: RegistryArgs = None, as_json: AsJson = False) -> None:
     if as_json:
         import json
 
-        typer.echo(json.dumps([run.to_dict() for run in runs], indent=2))
+        print_text(json.dumps([run.to_dict() for run in runs], indent=2))
         return
     if not runs:
         console.print(f"no unfinished runs below {root.uri}", markup=False)

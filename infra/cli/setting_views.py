@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -47,7 +46,7 @@ def print_setting(key: str, readers: Mapping[str, list[Setting]], values: Mappin
     if values and not all(setting.is_section for found in readers.values() for setting in found):
         table = _make_table("value", "in presets")
         for text, names in _group_presets(values).items():
-            table.add_row(escape(text), escape(", ".join(names)))
+            table.add_row(text, ", ".join(names))
         console.print(Padding(table, (1, 0, 0, 2)))
 
 
@@ -66,7 +65,7 @@ def print_inner(key: str, inner: Sequence[Setting], values: Mapping[str, Any]) -
         name = setting.key[len(key) + 1 :] if setting.key.startswith(f"{key}.") else setting.key[len(key) :]
         given = [format_value(v[name]) if isinstance(v, Mapping) and name in v else "" for v in values.values()]
         default = "…" if setting.is_section and setting.default is not None else format_value(setting.default)
-        table.add_row(name, *map(escape, (default, *given)), _summarize(setting))
+        table.add_row(name, default, *given, _summarize(setting))
     console = make_console()
     console.print(Padding(table, (1, 0, 0, 0)))
     if any(setting.is_section for setting in inner):
@@ -98,7 +97,7 @@ def print_settings(stage: str, settings: Sequence[ResolvedSetting]) -> None:
     table = _make_table("setting", "value", "default", "from")
     for setting in settings:
         cells = (setting.key, format_value(setting.value), format_value(setting.default), setting.source)
-        table.add_row(*map(escape, cells), style="dim" if setting.source == DEFAULT else "")
+        table.add_row(*cells, style="dim" if setting.source == DEFAULT else "")
     make_console().print(table)
 
 
@@ -174,7 +173,7 @@ def _make_facts(setting: Setting, stages: Sequence[str]) -> Table:
     table.add_column(overflow="fold")
     for name, text in facts.items():
         if text:
-            table.add_row(name, escape(text))
+            table.add_row(name, text)
     return table
 
 

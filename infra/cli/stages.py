@@ -13,7 +13,7 @@ from infra.cli.options import DryRun, On, StageArgs
 from infra.cli.stage_help import make_command_class
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL
-from pipelines.console import print_warning
+from pipelines.console import print_text, print_warning
 from pipelines.presets.resolve import load_stage_config
 from pipelines.stages.table import STAGES, Stage
 from presto_core.config.schema import IngestStage
@@ -104,7 +104,7 @@ def _print_ingest_preview(config: StageConfig) -> None:
         print_warning(f"ingest: no preview: {error}")
         return
     for line in format_preview(preview, config.ingest):
-        typer.echo(f"# {line}")
+        print_text(f"# {line}")
 
 
 def distill_steps(

@@ -8,6 +8,7 @@ import typer
 
 from infra.cli.groups import StudyGroup
 from infra.cli.options import DryRun, StageArgs
+from pipelines.console import print_text
 from pipelines.presets.resolve import split_preset
 from pipelines.stages.dry_run import print_config
 
@@ -60,7 +61,7 @@ def seeds(
     if dry_run:
         configs = seed_study.load_configs(preset or "science", overrides)
         for name in seed_study.STEPS:
-            typer.echo(flow.describe_node(name, seed_study.STEPS))
+            print_text(flow.describe_node(name, seed_study.STEPS))
             print_config(flow.DEMO_FLOW[name].stage, configs[name])
     else:
         seed_study.run(preset or "science", overrides, seeds=seeds, local=local)

@@ -13,7 +13,7 @@ from infra.cli.groups import SweepGroup
 from infra.cli.options import On, StageArgs, add_dry_run
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL
-from pipelines.console import print_table
+from pipelines.console import print_table, print_text
 from pipelines.presets.resolve import load_stage_config
 from presto_core.config.schema import SweepStage
 from presto_core.config.stage import StageConfig
@@ -105,7 +105,7 @@ def report(
     if not sweep or "=" in sweep:
         known = root.child("sweeps").list_folders()
         hint = "show one with: presto sweep report ID" if known else "run one with: presto sweep sweeps/demo"
-        typer.echo(f"sweeps in {root.uri}: {', '.join(known) or 'none yet'}; {hint}")
+        print_text(f"sweeps in {root.uri}: {', '.join(known) or 'none yet'}; {hint}")
         return
     from pipelines.sweep import report as sweep_report
     from pipelines.sweep.analysis import analyze
@@ -115,7 +115,7 @@ def report(
     result = analyze(records.read_definition(), records.load_all().values(), records.add_sessions([]))
     sweep_report.write(result)
     if as_json:
-        typer.echo(sweep_report.to_json(result).decode())
+        print_text(sweep_report.to_json(result).decode())
     else:
         sweep_report.show(result)
 
@@ -138,21 +138,21 @@ def _show_plan(plan: SweepPlan, step_seconds: float | None) -> None:
     assert isinstance(plan.sweep, SweepStage)
     steps = plan.base.total_steps
     validations = -(-plan.base.updates // plan.base.validation.every)
-    typer.echo(f"# presto sweep of {sweep.stage}: {sweep.search} search, scheduler {sweep.scheduler}")
-    typer.echo(f"# {plan.metric}, {sweep.mode}, every {plan.base.validation.every} of {plan.base.updates} updates")
-    typer.echo(f"# over {', '.join(plan.space)}")
+    print_text(f"# presto sweep of {sweep.stage}: {sweep.search} search, scheduler {sweep.scheduler}")
+    print_text(f"# {plan.metric}, {sweep.mode}, every {plan.base.validation.every} of {plan.base.updates} updates")
+    print_text(f"# over {', '.join(plan.space)}")
     repeats = 2 * sweep.repeats
-    typer.echo(f"# at most {plan.num_trials} trials, and {repeats} repeats of winner and preset with other seeds")
+    print_text(f"# at most {plan.num_trials} trials, and {repeats} repeats of winner and preset with other seeds")
     total = (plan.num_trials + repeats) * steps
-    typer.echo(f"# a full trial is {steps} steps and {validations} validations: at most {total} steps in total")
+    print_text(f"# a full trial is {steps} steps and {validations} validations: at most {total} steps in total")
     if step_seconds is None:
-        typer.echo("# time: pass --step-seconds, which every run of the stage logs as step_seconds")
+        print_text("# time: pass --step-seconds, which every run of the stage logs as step_seconds")
     else:
-        typer.echo(f"# time: at most {total * step_seconds / 3600:.2g} h of training, divided by the trials at a time")
+        print_text(f"# time: at most {total * step_seconds / 3600:.2g} h of training, divided by the trials at a time")
     if sweep.search == "optuna":
-        typer.echo("# later proposals depend on earlier results; these are random")
+        print_text("# later proposals depend on earlier results; these are random")
     for number, proposal in zip(range(FIRST), plan.iter_proposals()):
-        typer.echo(f"{number}: {' '.join(to_overrides(proposal.settings)) or '(the settings of the preset)'}")
+        print_text(f"{number}: {' '.join(to_overrides(proposal.settings)) or '(the settings of the preset)'}")
 
 
 def _format_domain(domain: Any) -> str:

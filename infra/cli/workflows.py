@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from infra.cli.options import DryRun, StageArgs
+from pipelines.console import print_text
 from pipelines.presets.resolve import split_preset
 from pipelines.stages.dry_run import print_config
 
@@ -33,9 +34,9 @@ def demo(
     if dry_run:
         configs = flow.load_configs(preset, overrides, from_scratch=from_scratch)
         if not from_scratch:
-            typer.echo(f"## teacher is {configs['S'].inputs.teacher}")
+            print_text(f"## teacher is {configs['S'].inputs.teacher}")
         for name in flow.list_nodes(from_scratch=from_scratch):
-            typer.echo(flow.describe_node(name))
+            print_text(flow.describe_node(name))
             print_config(flow.DEMO_FLOW[name].stage, configs[name])
     else:
         flow.run(preset, overrides, local=local, from_scratch=from_scratch)
@@ -61,7 +62,7 @@ def pretrain(
     if dry_run:
         configs = pretrained.load_configs(preset, overrides)
         for name in pretrained.NODES:
-            typer.echo(flow.describe_node(name, pretrained.NODES))
+            print_text(flow.describe_node(name, pretrained.NODES))
             print_config(flow.DEMO_FLOW[name].stage, configs[name])
     else:
         pretrained.run(preset, overrides, folder=output, anyway=anyway)

@@ -15,7 +15,7 @@ from infra.jobs.command import StageCommand, make_entrypoint, make_environment, 
 from infra.jobs.portability import check_no_secrets, check_reachable, freeze_config
 from infra.jobs.targets import Target
 from pipelines.cluster.session import READER_CPUS, min_workers
-from pipelines.console import console
+from pipelines.console import console, print_text
 from pipelines.stages.table import STAGES
 from presto_core.config.stage import StageConfig
 from presto_core.config.sweep import SweepConfig
@@ -43,7 +43,7 @@ def render_or_apply(command: StageCommand, target: Target, *, dry_run: bool) -> 
     if target.address and not dry_run:
         _apply(document, target.address, config)
     else:
-        print(document, end="")
+        print_text(document, end="")
 
 
 def render_rayjob(command: StageCommand, config: StageConfig, name: str) -> dict[str, Any]:

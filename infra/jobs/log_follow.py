@@ -12,6 +12,7 @@ from typing import Any
 from infra.jobs.ray_jobs import HeadError, RayJobsClient, is_auth_error
 from pipelines.cluster.shutdown import TerminatedError
 from pipelines.console import console
+from pipelines.terminal import print_log
 
 HEAD_TIMEOUT_S = 180  # how long an unresponsive head is retried
 PAUSE_S = 1.0
@@ -89,8 +90,7 @@ class LogFollower:
                 raise
 
     def _show(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        print_log(text)
         self.shown += len(text)
 
     async def _fetch_info(self) -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pathspec import PathSpec
 
+from infra.jobs.private_files import PRIVATE_NAMES, explain_exclusion
 from presto_core.config.submit import SubmitConfig
 from presto_core.errors import UserError
 from presto_core.models.pretrained import get_pretrained_folder
@@ -19,13 +22,12 @@ PACKAGES = ("presto_core", "pipelines", "tune_spaces", "infra")
 SETTINGS, LAUNCHER = "presto-job.yaml", "presto-job.sh"
 PRETRAINED = "/pretrained/"  # megabytes of weights
 BIGGEST = 3  # entries that the size error names
+MAX_NAMED = 20  # files that the notice of what stays here names
 
-# never sent: files that can be regenerated, local state, and anything that looks like credentials
+# never sent: files that can be regenerated, and local state; private_files.py knows what else stays here
 ALWAYS_EXCLUDED = (
     "__pycache__/", "*.pyc", ".git/", ".hg/", ".venv*/", "venv/", ".presto/", "mlruns/", "mlflow.db", "node_modules/",
     ".mypy_cache/", ".pytest_cache/", ".ruff_cache/",
-    ".env*", ".netrc", ".pypirc", ".aws/", ".ssh/", ".ray/", ".kube/", "*.pem", "*.key", "*.p12", "id_rsa*",
-    "id_ed25519*", "credentials*", "secrets*",
 )  # fmt: skip
 
 # `python` on a node may not be the interpreter that runs Ray; the raylet's command line names that one
@@ -45,10 +47,12 @@ class CodePackage:
     Attributes:
         files: path in the package -> local file.
         settings: the settings as YAML.
+        left_out: path in the user's folder -> why the file stays here.
     """
 
     files: dict[str, Path]
     settings: str
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
@@ -56,6 +60,20 @@ class CodePackage:
 
     def __str__(self) -> str:
         return f"{len(self.files)} files, {self.size_bytes / 1e6:.1f} MB"
+
+    def describe_left_out(self) -> str:
+        """What stays here, with count and names; empty if nothing does."""
+        if not self.left_out:
+            return ""
+        reasons: dict[str, list[str]] = {}
+        for name, reason in sorted(self.left_out.items())[:MAX_NAMED]:
+            reasons.setdefault(reason, []).append(name)
+        named = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in reasons.items())
+        more = len(self.left_out) - MAX_NAMED
+        return (
+            f"{len(self.left_out)} files of submit.working_dir are not sent, since they may hold credentials: {named}"
+            f"{f'; and {more} more' if more > 0 else ''}. Rename a file that holds none, or list it in submit.excludes"
+        )
 
     def write(self, folder: Path) -> None:
         """Copy all files into an empty folder."""
@@ -76,16 +94,21 @@ def build_package(submit: SubmitConfig, settings: str, *, pretrained: Collection
     Raises:
         UserError: the folder does not exist, or exceeds `submit.max_mb`; the message names its largest entries.
     """
-    mine = _select_files(Path(submit.working_dir), (*ALWAYS_EXCLUDED, *submit.excludes)) if submit.working_dir else {}
+    mine, left_out = dict[str, Path](), dict[str, str]()
+    if submit.working_dir:
+        folder = Path(submit.working_dir)
+        chosen = _select_files(folder, (*submit.excludes, *ALWAYS_EXCLUDED))
+        left_out = {name: reason for name in chosen if (reason := explain_exclusion(folder, name))}
+        mine = {name: path for name, path in chosen.items() if name not in left_out}
     _check_size(mine, submit)
     code = {
         f"{name}/{file}": path
         for name in PACKAGES
-        for file, path in _select_files(SOURCE / name, (*ALWAYS_EXCLUDED, PRETRAINED)).items()
+        for file, path in _select_files(SOURCE / name, (*ALWAYS_EXCLUDED, *PRIVATE_NAMES, PRETRAINED)).items()
     }
     models = [path for name in pretrained for path in sorted((get_pretrained_folder() / name).iterdir())]
     code |= {f"presto_core/pretrained/{path.parent.name}/{path.name}": path for path in models}
-    return CodePackage(mine | code, settings)
+    return CodePackage(mine | code, settings, left_out)
 
 
 def _select_files(folder: Path, excludes: tuple[str, ...]) -> dict[str, Path]:
@@ -93,8 +116,20 @@ def _select_files(folder: Path, excludes: tuple[str, ...]) -> dict[str, Path]:
         raise UserError(f"submit.working_dir={folder} is not a folder; set it to an existing one, or leave it empty")
     ignored = folder / ".gitignore"
     lines = (*(ignored.read_text().splitlines() if ignored.is_file() else ()), *excludes)
-    kept = PathSpec.from_lines("gitignore", lines).match_tree_files(folder, negate=True, follow_links=False)
-    return {name: folder / name for name in sorted(kept) if (folder / name).is_file()}
+    rules = PathSpec.from_lines("gitignore", lines)
+    paths = {name: folder / name for name in sorted(_walk(folder, rules))}
+    return {name: path for name, path in paths.items() if path.is_symlink() or path.is_file()}
+
+
+def _walk(folder: Path, rules: PathSpec[Any]) -> Iterator[str]:
+    """Yield the files and links below a folder that no rule excludes; links to folders are not followed."""
+    for parent, folders, files in os.walk(folder):
+        prefix = Path(parent).relative_to(folder)
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        for name in (*files, *links):
+            if not rules.match_file(path := (prefix / name).as_posix()):
+                yield path
+        folders[:] = [name for name in folders if not rules.match_file(f"{(prefix / name).as_posix()}/")]
 
 
 def _check_size(files: dict[str, Path], submit: SubmitConfig) -> None:

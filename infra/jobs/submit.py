@@ -14,7 +14,7 @@ from infra.jobs.package import CodePackage, build_package
 from infra.jobs.portability import check_no_secrets, check_reachable, freeze_config
 from infra.jobs.ray_jobs import RayJobsClient, run_id_of, warn_plain_http
 from infra.jobs.targets import Target, is_loopback_url
-from pipelines.console import console
+from pipelines.console import console, print_text, print_warning
 from pipelines.stages.dry_run import print_config
 from pipelines.stages.table import STAGES
 from presto_core.config.loader import to_yaml
@@ -36,9 +36,11 @@ def submit(command: StageCommand, target: Target, *, dry_run: bool) -> None:
     settings = to_yaml(config)
     check_no_secrets(f"{settings} {shlex.join(command.argv(''))}")
     package = None if config.submit.image else build_package(config.submit, settings, pretrained=_list_models(config))
+    if package and (notice := package.describe_left_out()):
+        print_warning(notice)
     if dry_run:
         brought = f"with {package}" if package else f"in {config.submit.image}"
-        print(f"# to {target.address}, {brought}: {make_entrypoint(command, config)}")
+        print_text(f"# to {target.address}, {brought}: {make_entrypoint(command, config)}")
         print_config(command.stage, config)
         return
     head = RayJobsClient(target.address)

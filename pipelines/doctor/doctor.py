@@ -11,7 +11,7 @@ from functools import partial
 from threading import Thread
 
 from pipelines.cluster.session import cluster_address
-from pipelines.console import console, print_table
+from pipelines.console import console, print_table, print_text
 from pipelines.doctor import machine_checks, service_checks
 from pipelines.stages.resources import SkippedError, list_stages_with_workers
 from pipelines.tracking.client import HOME, strip_password
@@ -167,7 +167,7 @@ def show(outcomes: list[CheckOutcome], *, as_json: bool = False) -> bool:
     """Print the outcomes, and return whether all required checks passed."""
     failed = [finding.check for finding in outcomes if finding.result is Result.FAILED]
     if as_json:
-        print(json.dumps({"ok": not failed, "checks": [asdict(finding) for finding in outcomes]}, indent=2))
+        print_text(json.dumps({"ok": not failed, "checks": [asdict(finding) for finding in outcomes]}, indent=2))
         return not failed
     rows = [[f.check, f.result.upper() if f.check in failed else f.result, f.detail, f.fix] for f in outcomes]
     print_table("presto doctor", ("check", "result", "detail", "fix"), rows)
@@ -221,7 +221,7 @@ def redact(text: str) -> str:
 def show_plan(checks: list[DoctorCheck], *, as_json: bool = False) -> None:
     """Print what would be checked."""
     if as_json:
-        print(json.dumps([{"check": c.name, "about": c.about, "required": c.required} for c in checks], indent=2))
+        print_text(json.dumps([{"check": c.name, "about": c.about, "required": c.required} for c in checks], indent=2))
     else:
         rows = [[c.name, redact(c.about), "required" if c.required else "optional"] for c in checks]
         print_table("presto doctor would check", ("check", "what", ""), rows)

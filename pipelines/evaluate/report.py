@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from pipelines.console import make_console
@@ -59,7 +58,7 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_column(metric.title, justify="right", overflow="fold")
     for row in result["systems"]:
         style = "bold" if row.get("chosen") and row.get("validation") else ""
-        table.add_row(escape(row["name"]), *_format_row(row, result, columns), style=style)
+        table.add_row(row["name"], *_format_row(row, result, columns), style=style)
     table.add_row(
         result["floor"].get("name", "real music"), *_format_row(result["floor"], result, columns), style="dim"
     )

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from rich.markup import escape
-
 from pipelines.console import console
 from pipelines.ingest.listing import has_audio_suffix
 from pipelines.ingest.manifests import FORMATS, SourceError
@@ -35,7 +33,7 @@ def open_audio_source(uri: str) -> AudioSource:
         SourceError: it is one file that is no audio.
     """
     if reads_anonymously(uri):
-        console.print(f"ingest: no S3 credentials are set, so {escape(uri)} is read anonymously")
+        console.print(f"ingest: no S3 credentials are set, so {uri} is read anonymously")
     source = open_source(uri, setting="ingest.source")
     file = _find_file(source)
     if not file:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.markup import escape
 
 from pipelines.console import console, print_warning
 from pipelines.ingest.field_names import MANIFEST_FIELDS, describe_ignored, rename_fields, suggest_field
@@ -85,7 +84,7 @@ def _read_metadata(source: Folder, name: str) -> Manifest | None:
     except SourceError as error:
         print_warning(f"{name} is not used as a manifest: {error}")
         return None
-    console.print(f"{escape(name)} is used as the manifest of {escape(source.uri)}")
+    console.print(f"{name} is used as the manifest of {source.uri}")
     return manifest
 
 

@@ -7,7 +7,6 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, chop_cells
-from rich.markup import escape as escape_markup
 from rich.tree import Tree
 
 from pipelines.console import make_printable
@@ -83,8 +82,7 @@ def render_tree(graph: LineageGraph) -> Tree:
         label = f"{role}: " if role else ""
         is_repeated = node in shown and bool(graph.parents[node])
         line = f"{label}{' '.join(_label_lines(graph, node))}{' (see above)' if is_repeated else ''}"
-        text = escape_markup(make_printable(line))
-        branch = parent_branch.add(text) if parent_branch else Tree(text)
+        branch = parent_branch.add(line) if parent_branch else Tree(line)
         if not is_repeated:
             shown.add(node)
             for parent_role, parent in sorted(graph.parents[node].items()):

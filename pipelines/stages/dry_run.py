@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.console import print_text
 from pipelines.stages.table import STAGES
 from presto_core.config.loader import to_yaml
 from presto_core.config.stage import StageConfig
@@ -10,12 +11,12 @@ from presto_core.config.stage import StageConfig
 def print_config(name: str, config: StageConfig) -> None:
     """Print the settings as YAML, below comments with derived values and where the run id comes from."""
     stage = STAGES[name]
-    print(f"# presto {' '.join(stage.command) or stage.name}")
+    print_text(f"# presto {' '.join(stage.command) or stage.name}")
     for name, value in config.derive_values().items():
-        print(f"# {name}: {value}")
+        print_text(f"# {name}: {value}")
     if stage.writes_run:
-        print(f"# run_id: {_describe_run_id(config)}")
-    print(to_yaml(config))
+        print_text(f"# run_id: {_describe_run_id(config)}")
+    print_text(to_yaml(config))
 
 
 def _describe_run_id(config: StageConfig) -> str:

@@ -95,8 +95,9 @@ def run(config: IngestStage) -> Artifact:
 def _print_former_key(settings: IngestConfig) -> None:
     if settings.held_out_fraction is not None:
         console.print(
-            f"[yellow]ingest: held_out_fraction={settings.held_out_fraction} is a former setting; it is used as "
-            f"validation_fraction={settings.validation_fraction} test_fraction={settings.test_fraction}"
+            f"ingest: held_out_fraction={settings.held_out_fraction} is a former setting; it is used as "
+            f"validation_fraction={settings.validation_fraction} test_fraction={settings.test_fraction}",
+            style="yellow",
         )
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from pipelines.console import console
 from pipelines.presets.resolve import PRESETS
 from pipelines.stages.table import STAGES
@@ -91,7 +93,7 @@ def run(preset: str, overrides: list[str], *, local: bool, from_scratch: bool = 
         for name in list_nodes(from_scratch=from_scratch):
             step_started = time.monotonic()
             artifacts[name] = run_node(name, configs[name], root, artifacts)
-            console.print(f"[dim]{name} took {time.monotonic() - step_started:.0f} s")
+            console.print(f"{name} took {time.monotonic() - step_started:.0f} s", style="dim")
     _print_summary(configs, root, time.monotonic() - started)
 
 
@@ -242,4 +244,4 @@ def _print_summary(configs: dict[str, StageConfig], root: str, seconds: float) -
         "more music": f'presto generate "harpsichord, fast, 140 bpm, D minor" storage.root={root}',
     }
     for name, text in lines.items():
-        console.print(f"[bold]{name:>10}[/bold]  {text}")
+        console.print(Text.assemble((f"{name:>10}", "bold"), f"  {text}"))

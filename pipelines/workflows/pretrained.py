@@ -97,7 +97,7 @@ def _run_nodes(names: tuple[str, ...], configs: dict[str, StageConfig], root: st
     for name in names:
         started = time.monotonic()
         artifacts[name] = run_node(name, configs[name], root, artifacts)
-        console.print(f"[dim]{name} took {(time.monotonic() - started) / 60:.1f} min")
+        console.print(f"{name} took {(time.monotonic() - started) / 60:.1f} min", style="dim")
 
 
 def check_gate(

@@ -74,7 +74,7 @@ def run(preset: str, overrides: list[str], *, seeds: int, local: bool) -> dict[s
     reports = []
     with run_shared_steps(configs, local=local) as (root, artifacts):
         for seed in range(seeds):
-            console.print(f"[bold]seed {seed}")
+            console.print(f"seed {seed}", style="bold")
             for name in PER_SEED_STEPS:
                 artifacts[name] = run_node(name, configs[name].model_copy(update={"seed": seed}), root, artifacts)
             report = artifacts["evaluate"]

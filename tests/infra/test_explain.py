@@ -228,7 +228,7 @@ def test_an_unknown_key_is_refused_with_a_suggestion(run: Run, key: str, suggest
 
 
 def test_every_setting_can_be_explained_within_eighty_columns(run: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipelines.console.ResultConsole.is_terminal", True)
+    monkeypatch.setattr("pipelines.terminal.ResultConsole.is_terminal", True)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "dumb")
     for key in ("steps", "steps.p_gen", "evaluate.base", "evaluate.folders", "sweep.domains", "cluster", ""):

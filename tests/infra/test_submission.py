@@ -17,7 +17,7 @@ import yaml
 from infra.cli.sweep import plan_to_config
 from infra.jobs.command import StageCommand, make_entrypoint, make_environment
 from infra.jobs.kuberay import render_rayjob
-from infra.jobs.package import LAUNCHER, SETTINGS, build_package
+from infra.jobs.package import LAUNCHER, PACKAGES, SETTINGS, SOURCE, CodePackage, build_package
 from infra.jobs.portability import check_no_secrets, check_reachable, freeze_config
 from infra.jobs.targets import Kind, Target, is_loopback_url, parse_target
 from pipelines.presets.resolve import PRESETS
@@ -219,6 +219,88 @@ def test_code_settings_and_the_folder_are_sent_without_credentials(
     )
     assert done.returncode == 0, done.stderr
     assert "seed: 1" in done.stdout
+
+
+def test_all_of_the_code_is_sent():
+    tracked = subprocess.run(
+        ["git", "ls-files", *PACKAGES], cwd=SOURCE, capture_output=True, text=True, check=False
+    ).stdout.split()
+    if not tracked:
+        pytest.skip("not a checkout")
+    sent = build_package(SubmitConfig(), "").files
+    assert {name for name in tracked if "/pretrained/" not in name} <= set(sent)
+
+
+PRIVATE = (
+    ".env", "app/.ENV.production", ".git-credentials", ".docker/config.json", ".config/gcloud/tokens.db", ".pgpass",
+    ".netrc", ".npmrc", ".pypirc", "a/kubeconfig.yaml", ".kube/config", "ca.pem", "ca.PFX", "store.p12", "tls.key",
+    "id_rsa", "deploy/id_ed25519_work", "id_ecdsa.pub", "deploy_rsa", "notes.ppk", ".aws/credentials", ".vault-token",
+    "terraform.tfstate.backup", "client_secret_1.json", "my-service-account.json", ".bash_history", "secrets.toml",
+    "hf/token", ".huggingface/token", ".s3cfg", "rclone.conf", "aws_credentials.csv",
+)  # fmt: skip
+HARMLESS = (
+    "preset.yaml", "music/Secrets.flac", "music/Secret Love.MP3", "tokens.py", "max_tokens.yaml", "monkey.wav",
+    "keys.csv", "environment.yml", "pemberton.txt", "token_counts.json", "docker-compose.yaml",
+)  # fmt: skip
+CONTENTS = {
+    "notes.txt": "see below\n-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl",
+    "robot.json": '{"type": "service_account", "private_key": "-----BEGIN PRIVATE KEY-----"}',
+    "cluster.yaml": "kind: Config\nusers:\n- user:\n    client-key-data: LS0t\n",
+    "aws.ini": "[default]\naws_secret_access_key = wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEYab\n",
+    "registry": '{"auths": {"ghcr.io": {"auth": "eDp5"}}}',
+    "npm": "//registry.npmjs.org/:_authToken=npm_abc\n",
+    "login": "machine api.example.com login me password hunter2\n",
+}
+
+
+@pytest.fixture
+def untidy(tmp_path: Path) -> Path:
+    folder = tmp_path / "mine"
+    for name in (*PRIVATE, *HARMLESS):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("os.environ['AWS_SECRET_ACCESS_KEY']  # of the node")
+    for name, text in CONTENTS.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def get_own_files(package: CodePackage) -> set[str]:
+    return {name for name in package.files if name.split("/")[0] not in PACKAGES}
+
+
+def test_files_with_credentials_are_not_sent_and_are_named(untidy: Path):
+    package = build_package(SubmitConfig(working_dir=str(untidy)), "")
+    assert get_own_files(package) == set(HARMLESS)
+    assert set(package.left_out) == {*PRIVATE, *CONTENTS}
+    notice = package.describe_left_out()
+    assert notice.startswith(f"{len(PRIVATE) + len(CONTENTS)} files")
+    assert ".docker/config.json" in notice
+    assert "by their content" in notice
+
+
+def test_what_holds_credentials_cannot_be_included(untidy: Path):
+    (untidy / ".gitignore").write_text("!.env\n!id_rsa\n")
+    package = build_package(SubmitConfig(working_dir=str(untidy), excludes=("!.env", "!.pgpass")), "")
+    assert {".env", "id_rsa", ".pgpass"} <= set(package.left_out)
+
+
+def test_links_are_checked_by_their_targets(untidy: Path, tmp_path: Path):
+    (tmp_path / "outside.txt").write_text("private")
+    for name, target in {
+        "same.yaml": "preset.yaml", "up.txt": "../outside.txt", "etc": "/etc", "hosts.txt": "/etc/hosts",
+        "innocent.txt": ".env", "loop": "loop", "folder": "music", "dangling": "nowhere", "chain": "up.txt",
+    }.items():  # fmt: skip
+        (untidy / name).symlink_to(target)
+    package = build_package(SubmitConfig(working_dir=str(untidy)), "")
+    assert get_own_files(package) == {*HARMLESS, "same.yaml"}
+    links = {"up.txt", "etc", "hosts.txt", "innocent.txt", "loop", "folder", "dangling", "chain"}
+    assert links <= set(package.left_out)
+
+
+def test_a_folder_behind_a_link_is_sent_like_any_other(untidy: Path, tmp_path: Path):
+    (tmp_path / "alias").symlink_to(untidy)
+    assert get_own_files(build_package(SubmitConfig(working_dir=str(tmp_path / "alias")), "")) == set(HARMLESS)
 
 
 def test_only_the_models_of_the_package_that_a_job_reads_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

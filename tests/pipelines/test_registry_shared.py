@@ -250,7 +250,7 @@ def test_a_list_fits_a_narrow_terminal_with_long_names_and_licences(
     version = shelf.add("a-name-" + "that-is-long-" * 6, kind="dataset", details={"dataset": {"licences": [licence]}})
     shelf.evaluate(version, fd=2.5, mmd=0.123, total_ms=12345.0)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("pipelines.console.ResultConsole.is_terminal", True)
+    monkeypatch.setattr("pipelines.terminal.ResultConsole.is_terminal", True)
     text = run_presto("list", version.name).stdout
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in text.splitlines()]
     assert max(map(len, lines)) <= 80
