@@ -110,21 +110,24 @@ def gc(
     delete, adopt = delete and not dry_run, adopt and not dry_run
     config = load_stage_config("registry", settings or [], takes_preset=False)
     root = open_folder(absolute_uri(config.storage.root), setting="storage.root")
-    ages = {"older_than": timedelta(hours=older_than_hours), "runs_older_than": timedelta(days=runs_older_than_days)}
+    older_than, runs_older_than = timedelta(hours=older_than_hours), timedelta(days=runs_older_than_days)
     catalog = open_catalog(settings)
     with translate_mlflow_errors(config.tracking):
         identity = root_identity.RegistryIdentity.read(catalog.client, open_tracker(config.tracking).experiment_id)
         versions = catalog.list_referenced()
         known = partial(root_identity.find_known_artifacts, catalog.client, versions)
     is_recorded = adopt or root_identity.check_ownership(root, identity, known)
-    found = find_garbage(root, versions, **ages)  # refused for an empty registry, before anything is adopted
+    found = find_garbage(  # refused for an empty registry, before anything is adopted
+        root, versions, older_than=older_than, runs_older_than=runs_older_than
+    )
     if adopt or (delete and not is_recorded):
         identity = root_identity.adopt(root, identity)
     print_skipped(catalog)
     if found and not as_json:
         rows = [[item.uri, f"{item.bytes / 1e6:.1f}", item.why] for item in found]
         print_table(f"{len(found)} folders that nothing refers to", ("folder", "MB", "what"), rows)
-    kept = _delete_garbage(GarbageCollector(identity, root, **ages), found) if delete else {}
+    collector = GarbageCollector(identity, root, older_than, runs_older_than)
+    kept = _delete_garbage(collector, found) if delete else {}
     left = [item for item in found if item.uri not in kept]
     size = sum(item.bytes for item in left)
     garbage = [{"uri": item.uri, "bytes": item.bytes, "why": item.why} for item in left]

@@ -23,6 +23,7 @@ from pipelines.registry.names import RegistryError
 from pipelines.tracking.client import create_client, translate_mlflow_errors
 from pipelines.tracking.database import find_former_home
 from pipelines.tracking.uri import sqlite_path, tracking_uri
+from presto_core.artifacts.durable import move_synced, sync_file
 from presto_core.config.sections import TrackingConfig
 
 # tables and the columns in which MLflow and Presto keep paths and URIs
@@ -207,7 +208,8 @@ def _copy_database(path: Path) -> str:
     partial = backup.with_name(f"{backup.name}.partial")
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as target:
         source.backup(target)
-    partial.rename(backup)
+    sync_file(partial)
+    move_synced(partial, backup)
     return str(backup)
 
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from pipelines.registry import garbage, root_identity
 from pipelines.registry.garbage import GarbageCollector, GarbageItem, find_garbage
 from pipelines.registry.names import CONTENT, RegistryError
+from pipelines.registry.publish import publish
 from pipelines.registry.root_identity import ForeignRootError, RegistryIdentity, list_claims
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.lease import hold_lease
@@ -223,9 +223,12 @@ def find_items(shelf: SmallRegistry) -> list[GarbageItem]:
     )
 
 
-def register(shelf: SmallRegistry, folder: Folder, name: str = "late") -> None:
-    from pipelines.registry.publish import publish
+def pack_nothing(source: Path, target: Path) -> None:
+    target.mkdir()
+    (target / "MLmodel").write_text("{}")
 
+
+def register(shelf: SmallRegistry, folder: Folder, name: str = "late") -> None:
     run = shelf.client.create_run(shelf.tracker.experiment_id).info.run_id
     publish(
         shelf.client,
@@ -234,7 +237,7 @@ def register(shelf: SmallRegistry, folder: Folder, name: str = "late") -> None:
         mlflow_run=run,
         stage="made",
         root=open_folder(shelf.root),
-        pack=lambda source, target: (target.mkdir(), (target / "MLmodel").write_text("{}"))[0],
+        pack=pack_nothing,
     )
 
 
@@ -306,11 +309,9 @@ def test_a_version_that_is_made_during_the_deletion_gets_its_manifest_back(
 def test_an_artifact_that_is_deleted_during_registration_makes_no_version(shelf: SmallRegistry):
     folder = add_artifact(open_folder(shelf.root), "a" * 16)
     artifact = read_artifact(folder)
-    from pipelines.registry.publish import publish
 
     def pack_and_lose(source: Path, target: Path) -> None:
-        target.mkdir()
-        (target / "MLmodel").write_text("{}")
+        pack_nothing(source, target)
         folder.delete_file(MANIFEST)
 
     run = shelf.client.create_run(shelf.tracker.experiment_id).info.run_id
@@ -364,7 +365,7 @@ def test_a_young_descendant_keeps_its_ancestors(shelf: SmallRegistry):
 
 
 @pytest.fixture
-def run(shelf: SmallRegistry) -> Iterator[Folder]:
+def run(shelf: SmallRegistry) -> Folder:
     folder = run_folder(open_folder(shelf.root), "d" * 16)
     checkpoint = Path(folder.path) / "checkpoints/step-000000004"
     checkpoint.mkdir(parents=True)
