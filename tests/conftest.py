@@ -35,6 +35,12 @@ def cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["PRESTO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody cuts the power during tests, and waiting for the disk would take minutes (tests/support/power_cuts.py)."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, with no tracking or storage settings inherited."""

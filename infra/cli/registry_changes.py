@@ -60,6 +60,7 @@ def push(
         raise RegistryError(f"{folder} is no folder; name one of an artifact, such as presto registry pull makes")
     from pipelines.inference.lazy_mlflow import save_mlflow_model
     from pipelines.registry import transfer
+    from pipelines.registry.artifact_lease import hold_artifact
     from pipelines.registry.local_artifact import check_artifact_folder
     from pipelines.registry.publish import publish
     from pipelines.storage.filesystem import absolute_uri, open_folder
@@ -78,10 +79,11 @@ def push(
     if dry_run:
         print_result(f"push: would store {kind} {artifact_id} in {target.uri}, as {model}", payload, as_json)
         return
-    artifact = transfer.push(folder, target)
-    tracker = open_tracker(config.tracking)
-    run = _find_or_create_run(tracker, artifact_id)
-    made = publish(tracker.client, model, artifact, mlflow_run=run, stage="push", root=root, pack=save_mlflow_model)
+    with hold_artifact(root, artifact_id, f"the push of {artifact_id}"):
+        artifact = transfer.push(folder, target)
+        tracker = open_tracker(config.tracking)
+        run = _find_or_create_run(tracker, artifact_id)
+        made = publish(tracker.client, model, artifact, mlflow_run=run, stage="push", root=root, pack=save_mlflow_model)
     message = f"push: {made.name}@v{made.number} = {artifact.id}, {artifact.uri}"
     print_result(message, payload | {"version": made.number}, as_json)
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infra.cli.options import AsJson, Preview, RegistryArgs
 from infra.cli.registry_access import open_catalog, print_skipped
 from infra.cli.registry_views import print_json, print_result
-from pipelines.console import console, print_table, progress_bar
+from pipelines.console import console, print_table, print_warning, progress_bar
 from pipelines.presets.resolve import load_stage_config
 from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
+
+if TYPE_CHECKING:
+    from pipelines.registry.garbage import GarbageCollector, GarbageItem
 
 
 def verify(
@@ -83,30 +87,62 @@ def _sync_champion_alias(catalog: Catalog, name: str) -> str:
 def gc(
     settings: RegistryArgs = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete; without it, only list.")] = False,
-    older_than_hours: Annotated[float, typer.Option(help="Keep what is younger than this.", min=0)] = 24,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list, even with --delete.")] = False,
+    older_than_hours: Annotated[float, typer.Option(help="Keep artifacts that are younger than this.", min=0)] = 24,
+    runs_older_than_days: Annotated[
+        float, typer.Option(help="Keep unfinished runs that changed within this time.", min=0)
+    ] = 30,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="First record that this storage.root belongs to this registry alone.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list, even with --delete or --adopt.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List artifacts that no version, ancestor or running stage refers to; with --delete, remove them."""
-    from pipelines.registry.maintenance import find_garbage
-    from pipelines.storage.filesystem import absolute_uri, open_folder
+    """List artifacts that no version, ancestor or unfinished run refers to, and abandoned runs; --delete removes them.
 
-    delete = delete and not dry_run
+    Refused if storage.root belongs to another registry, or if this one is empty. Everything is checked again just
+    before it is deleted.
+    """
+    from pipelines.registry import root_identity
+    from pipelines.registry.garbage import GarbageCollector, find_garbage
+    from pipelines.storage.filesystem import absolute_uri, open_folder
+    from pipelines.tracking.client import open_tracker, translate_mlflow_errors
+
+    delete, adopt = delete and not dry_run, adopt and not dry_run
     config = load_stage_config("registry", settings or [], takes_preset=False)
     root = open_folder(absolute_uri(config.storage.root), setting="storage.root")
-    catalog = open_catalog(settings)  # without a registry, everything would look like garbage
-    found = find_garbage(root, catalog.list_referenced(), older_than=timedelta(hours=older_than_hours))
+    older_than, runs_older_than = timedelta(hours=older_than_hours), timedelta(days=runs_older_than_days)
+    catalog = open_catalog(settings)
+    with translate_mlflow_errors(config.tracking):
+        identity = root_identity.RegistryIdentity.read(catalog.client, open_tracker(config.tracking).experiment_id)
+        versions = catalog.list_referenced()
+        known = partial(root_identity.find_known_artifacts, catalog.client, versions)
+    is_recorded = adopt or root_identity.check_ownership(root, identity, known)
+    found = find_garbage(  # refused for an empty registry, before anything is adopted
+        root, versions, older_than=older_than, runs_older_than=runs_older_than
+    )
+    if adopt or (delete and not is_recorded):
+        identity = root_identity.adopt(root, identity)
     print_skipped(catalog)
     if found and not as_json:
         rows = [[item.uri, f"{item.bytes / 1e6:.1f}", item.why] for item in found]
         print_table(f"{len(found)} folders that nothing refers to", ("folder", "MB", "what"), rows)
-    if delete:
-        with progress_bar("gc", len(found)) as bar:
-            for number, item in enumerate(found, 1):
-                item.folder.delete()
-                bar.update(number, item.uri)
-    size = sum(item.bytes for item in found)
-    garbage = [{"uri": item.uri, "bytes": item.bytes, "why": item.why} for item in found]
+    collector = GarbageCollector(identity, root, older_than, runs_older_than)
+    kept = _delete_garbage(collector, found) if delete else {}
+    left = [item for item in found if item.uri not in kept]
+    size = sum(item.bytes for item in left)
+    garbage = [{"uri": item.uri, "bytes": item.bytes, "why": item.why} for item in left]
     outcome = "deleted" if delete else "would be deleted; delete them with --delete"
-    message = f"gc: {len(found)} folders below {root.uri}, {size / 1e6:.1f} MB {outcome}"
-    print_result(message, {"garbage": garbage, "deleted": delete}, as_json)
+    message = f"gc: {len(left)} folders below {root.uri}, {size / 1e6:.1f} MB {outcome}"
+    print_result(message, {"garbage": garbage, "deleted": delete, "kept": kept}, as_json)
+
+
+def _delete_garbage(collector: GarbageCollector, items: list[GarbageItem]) -> dict[str, str]:
+    """Delete items; return those that were kept, and why."""
+    kept = {}
+    with progress_bar("gc", len(items)) as bar:
+        for number, item in enumerate(items, 1):
+            if reason := collector.delete(item):
+                kept[item.uri] = reason
+                print_warning(f"gc: {item.uri} is kept: {reason}")
+            bar.update(number, item.uri)
+    return kept

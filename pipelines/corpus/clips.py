@@ -16,6 +16,7 @@ from pipelines.corpus.captions import make_caption, make_wordings
 from pipelines.corpus.plan import PieceSpec, make_piece
 from pipelines.corpus.render import SAMPLE_RATE_HZ, SOUNDFONT_LICENCE, render
 from pipelines.corpus.score import Piece
+from presto_core.artifacts.durable import move_synced, sync_file, write_synced
 
 AUDIO_FOLDER = "audio"
 ROWS_FOLDER = "rows"
@@ -38,8 +39,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a temporary file in the same folder, then rename it, so that no partial file appears at `path`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        write_synced(partial, data)
+        move_synced(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -60,7 +61,8 @@ def write_flac(path: Path, audio: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_
                 file.write(audio[start : start + BLOCK_FRAMES])
         if soundfile.info(partial).frames != len(audio):
             raise OSError(errno.EIO, f"{path.name} is truncated after writing; check whether the disk is full")
-        os.replace(partial, path)
+        sync_file(partial)
+        move_synced(partial, path)
     except soundfile.LibsndfileError as error:
         raise OSError(
             errno.EIO, f"cannot write {path} ({error.error_string}); check whether the disk is full"

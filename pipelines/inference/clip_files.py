@@ -19,6 +19,7 @@ import soundfile
 
 from pipelines.console import make_printable
 from pipelines.inference.generator import GeneratedClip
+from presto_core.artifacts.durable import move_synced, sync_folder, write_synced
 
 SLUG_LETTERS, SLUG_BYTES = 60, 120  # file systems allow names of 255 bytes
 STEM_BYTES = 200
@@ -87,7 +88,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file under another name and move it, so that no reader and no crash sees a part of it."""
     part = _write_part(path, content)
     try:
-        part.replace(path)
+        move_synced(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -108,13 +109,14 @@ def _create_whole(path: Path, content: bytes) -> bool:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+    sync_folder(path.parent)
     return True
 
 
 def _write_part(path: Path, content: bytes) -> Path:
     part = path.parent / f".{secrets.token_hex(8)}.part"
     try:
-        part.write_bytes(content)
+        write_synced(part, content)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

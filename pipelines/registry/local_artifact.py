@@ -83,3 +83,13 @@ def check_artifact_folder(folder: Path) -> tuple[dict[str, Any], dict[str, FileE
                 )
             check_content(name, stream, size)
     return manifest, files
+
+
+def is_whole(path: Path, entry: FileEntry) -> bool:
+    """Whether a file is the one that a manifest lists."""
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            return size == entry.bytes and hashlib.file_digest(stream, "sha256").hexdigest() == entry.sha256
+    except OSError:
+        return False

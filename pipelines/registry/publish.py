@@ -17,6 +17,7 @@ from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.compatibility import distillation_method
 from pipelines.registry.resolve import resolve_pretrained
+from pipelines.registry.root_identity import claim_on_publish
 from pipelines.registry.run_facts import GIT_COMMIT
 from pipelines.registry.version_query import find_versions
 from pipelines.registry.version_settings import make_settings_tag
@@ -25,7 +26,7 @@ from pipelines.storage.lease import hold_lease
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import content_hash, parse_files
-from presto_core.artifacts.store import download
+from presto_core.artifacts.store import StoreError, download
 from presto_core.training.health import STEP_DISTILLATION, TEACHER
 
 CONFLICT_TIMEOUT_S = 60  # for conflicts between writers of one model
@@ -69,6 +70,9 @@ def publish(
             if number is None:
                 source, is_new = _log_files(client, artifact, mlflow_run, pack), True
                 lease.check()
+                claim_on_publish(client, root, artifact.id, mlflow_run)
+                if not open_folder(artifact.uri).exists():  # looked up under the lease, which gc looks for (garbage.py)
+                    raise StoreError(f"{artifact.uri} was deleted meanwhile; run its stage again")
                 number = _create_version(client, name, artifact, content, source, mlflow_run=mlflow_run, stage=stage)
     if not is_new:
         _update_location(client, name, number, artifact.uri)

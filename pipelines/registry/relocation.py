@@ -23,6 +23,7 @@ from pipelines.registry.names import RegistryError
 from pipelines.tracking.client import create_client, translate_mlflow_errors
 from pipelines.tracking.database import find_former_home
 from pipelines.tracking.uri import sqlite_path, tracking_uri
+from presto_core.artifacts.durable import move_synced, sync_file
 from presto_core.config.sections import TrackingConfig
 
 # tables and the columns in which MLflow and Presto keep paths and URIs
@@ -207,7 +208,8 @@ def _copy_database(path: Path) -> str:
     partial = backup.with_name(f"{backup.name}.partial")
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as target:
         source.backup(target)
-    partial.rename(backup)
+    sync_file(partial)
+    move_synced(partial, backup)
     return str(backup)
 
 
@@ -223,27 +225,28 @@ def _rewrite_through_server(config: TrackingConfig, rewrite: Rewrite, *, dry_run
                 if not dry_run:
                     write(key, new)
 
-    for model in _iter_pages(client.search_registered_models, 100):
+    for model in iter_pages(client.search_registered_models, 100):
         name = model.name
         change(
             "registered_model_tags.value",
             model.tags,
             partial(client.set_registered_model_tag, name),
         )
-    for version in _iter_pages(client.search_model_versions, PAGE):
+    for version in iter_pages(client.search_model_versions, PAGE):
         change(
             "model_version_tags.value",
             version.tags,
             partial(client.set_model_version_tag, version.name, version.version),
         )
-    experiments = [found.experiment_id for found in _iter_pages(client.search_experiments, PAGE)]
-    for run in _iter_pages(partial(client.search_runs, experiments), PAGE):
+    experiments = [found.experiment_id for found in iter_pages(client.search_experiments, PAGE)]
+    for run in iter_pages(partial(client.search_runs, experiments), PAGE):
         run_id = run.info.run_id
         change("tags.value", run.data.tags, partial(client.set_tag, run_id))
     return {kind: count for kind, count in counts.items() if count}
 
 
-def _iter_pages(search: Callable[..., Any], size: int) -> Iterator[Any]:
+def iter_pages(search: Callable[..., Any], size: int = PAGE) -> Iterator[Any]:
+    """Yield what one of MLflow's searches finds, however many pages it is."""
     token = None
     while True:
         page = search(max_results=size, page_token=token)

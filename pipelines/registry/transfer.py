@@ -9,14 +9,27 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.console import progress_bar
-from pipelines.registry.local_artifact import check_artifact_folder, iter_regular_files, read_local_manifest
+from pipelines.registry.local_artifact import (
+    check_artifact_folder,
+    is_whole,
+    iter_regular_files,
+    read_local_manifest,
+)
 from pipelines.storage.ranged_download import ByteRange, RangeLedger, fetch, split_into_ranges
+from presto_core.artifacts.durable import (
+    make_folders,
+    move_synced,
+    replace_file,
+    sync_file,
+    sync_folder,
+    sync_folders_between,
+)
 from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import FileEntry, check_artifact, content_hash
@@ -28,9 +41,10 @@ BLOCK = 8 * 2**20
 
 
 def pull(artifact: Artifact, source: Folder, target: Path, *, content: str = "") -> bool:
-    """Copy an artifact into a new folder; return False if the folder already holds the same artifact.
+    """Copy an artifact into a new folder; return False if the folder already holds the same artifact, whole.
 
-    An interrupted copy resumes where it stopped. The folder appears only after every byte is checked.
+    An interrupted copy resumes where it stopped. The folder appears only after every byte is checked. In a damaged
+    copy, what is missing or differs is fetched again.
 
     Args:
         content: content hash in the registry; empty if unknown.
@@ -45,19 +59,66 @@ def pull(artifact: Artifact, source: Folder, target: Path, *, content: str = "")
         raise UnsafeArtifactError(
             f"{artifact.uri} has content {digest[:12]}, but the registry has {content[:12]}; restore the artifact"
         )
-    if target.exists() or target.is_symlink():
-        if _is_same(target, digest):
-            return False
-        raise UnsafeArtifactError(f"{target} exists and holds something else; name a folder that does not exist")
-    _check_free_space(target.parent, sum(entry.bytes for entry in files.values()))
     partial = target.parent / f".{target.name}.{digest[:12]}.partial"
+    body = json.dumps(artifact.manifest, indent=2, sort_keys=True).encode()
+    if target.exists() or target.is_symlink():
+        return _fix_copy(source, files, target, partial, content=digest, manifest=body)
+    _check_free_space(target.parent, sum(entry.bytes for entry in files.values()))
     with _lock_partial(partial):
         _fetch_files(source, files, partial, target.name)
-        body = json.dumps(artifact.manifest, indent=2, sort_keys=True).encode()
         _write_durably(partial / MANIFEST, body)
         (partial / RangeLedger.NAME).unlink(missing_ok=True)
-        os.rename(partial, target)
+        _sync_files(partial, files)
+        move_synced(partial, target)
     return True
+
+
+def _fix_copy(
+    source: Folder, files: dict[str, FileEntry], target: Path, partial: Path, *, content: str, manifest: bytes
+) -> bool:
+    """Fetch what is missing or damaged in a copy of this artifact; return whether anything was.
+
+    Raises:
+        UnsafeArtifactError: the folder is not such a copy.
+    """
+    if not _is_copy(target, content, files):
+        raise UnsafeArtifactError(f"{target} exists and holds something else; name a folder that does not exist")
+    damaged = {name: entry for name, entry in files.items() if not is_whole(target / name, entry)}
+    if not damaged and _is_same(target, content):
+        return False
+    if target.is_symlink():
+        raise UnsafeArtifactError(
+            f"{target} is a link to a damaged copy; pull to the folder itself, or remove the link"
+        )
+    _check_free_space(target.parent, sum(entry.bytes for entry in damaged.values()))
+    with _lock_partial(partial):
+        _fetch_files(source, damaged, partial, target.name)
+        _sync_files(partial, damaged)
+        for name in damaged:
+            make_folders((target / name).parent)
+            move_synced(partial / name, target / name)
+        replace_file(target / MANIFEST, manifest, partial=partial / MANIFEST)
+        shutil.rmtree(partial)
+    return True
+
+
+def _is_copy(target: Path, content: str, files: dict[str, FileEntry]) -> bool:
+    """Whether a folder is a copy of an artifact; if its manifest is lost or damaged, whether it has no other file."""
+    if target.is_symlink() or not target.is_dir():
+        return _is_same(target, content)
+    names = set(iter_regular_files(target))
+    try:
+        return content_hash(read_local_manifest(target)) == content
+    except (StoreError, UnsafeArtifactError):
+        return bool(names - {MANIFEST}) and names <= {*files, MANIFEST}
+
+
+def _sync_files(folder: Path, names: Iterable[str]) -> None:
+    """Wait until files and the folders that they are in are on the disk."""
+    paths = [folder / name for name in names]
+    for path in paths:
+        sync_file(path)
+    sync_folders_between(paths, folder)
 
 
 def _fetch_files(source: Folder, files: dict[str, FileEntry], partial: Path, label: str) -> None:
@@ -185,13 +246,16 @@ def _upload(path: Path, target: Folder, name: str, entry: FileEntry) -> None:
     def put() -> None:
         filesystem, digest = target.filesystem, hashlib.sha256()
         if not target.is_remote:
-            filesystem.create_dir(target_path.rpartition("/")[0], recursive=True)
+            make_folders(Path(target_path).parent)
         with path.open("rb") as stream, filesystem.open_output_stream(target_path) as sink:
             while block := stream.read(BLOCK):
                 digest.update(block)
                 sink.write(block)
         if digest.hexdigest() != entry.sha256:
             raise UnsafeArtifactError(f"{path} changed during the push; push again")
+        if not target.is_remote:
+            sync_file(Path(target_path))
+            sync_folder(Path(target_path).parent)
 
     target.with_retries(put, f"write {target.uri}/{name}")
 
@@ -206,6 +270,7 @@ def _check_free_space(folder: Path, needed: int) -> None:
 
 
 def _write_durably(path: Path, content: bytes) -> None:
+    """Write a file without following links, and wait until its bytes are on the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(content)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipelines.storage.s3_clients import BucketAccess, share_s3_client
 from pipelines.storage.s3_settings import endpoint
+from presto_core.artifacts.durable import make_folders, sync_folder, write_synced
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, read_bytes
 
@@ -52,13 +53,14 @@ def _put_if_none(folder: Folder, name: str, content: bytes) -> bool:
 
 def _link(folder: Folder, name: str, content: bytes) -> bool:
     path = Path(folder.file_path(name))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    temporary.write_bytes(content)
     try:
+        write_synced(temporary, content)
         os.link(temporary, path)  # atomic, and never overwrites
     except FileExistsError:
         return False
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
     return True

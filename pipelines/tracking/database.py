@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from pipelines.tracking.run import TrackingError
 from pipelines.tracking.uri import TrackingUriError, sqlite_path, tracking_uri, uri_source
+from presto_core.artifacts.durable import sync_file, sync_folder
 from presto_core.config.sections import TrackingConfig
 
 MLARTIFACTS = "mlartifacts"
@@ -145,6 +146,7 @@ def create_database(path: Path) -> None:
 
 
 def _move_whole(made: Path, path: Path) -> None:
+    sync_file(made)
     try:
         os.link(made, path)  # atomic, and never overwrites
     except FileExistsError:
@@ -153,6 +155,7 @@ def _move_whole(made: Path, path: Path) -> None:
     except OSError:  # a file system without hard links
         if is_missing(path):
             os.replace(made, path)
+    sync_folder(path.parent)
 
 
 def _prefix(path: Path) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from pyarrow import fs as pafs
 
+from presto_core.artifacts.durable import sync_folder
 from presto_core.artifacts.fast_path import FastPath, try_exists
 from presto_core.artifacts.retry import DamagedError as DamagedError
 from presto_core.artifacts.retry import Result, with_retries
@@ -83,6 +85,8 @@ class Folder:
             if self.filesystem.get_file_info(self.file_path(name)).type == pafs.FileType.File:
                 with suppress(FileNotFoundError):  # another process deleted it
                     self.filesystem.delete_file(self.file_path(name))
+                    if name == MANIFEST and not self.is_remote:  # before any file that it lists, after a crash too
+                        sync_folder(Path(self.path))
 
         self.with_retries(remove, f"delete {self.uri}/{name}")
 

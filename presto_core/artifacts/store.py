@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from blake3 import blake3
 
 from presto_core.artifacts.checksum import Checksum
+from presto_core.artifacts.durable import make_folders, replace_file, sync_folders_between
 from presto_core.artifacts.fast_path import try_read, try_write
 from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.resumable_read import read_blocks
@@ -51,8 +51,11 @@ def download(folder: Folder, name: str, sink: BinaryIO) -> str:
     return str(digest.hexdigest())
 
 
-def write_bytes(folder: Folder, name: str, content: bytes) -> None:
-    """Write one file atomically.
+def write_bytes(folder: Folder, name: str, content: bytes, *, sync_name: bool = True) -> None:
+    """Write one file atomically and durably: after a crash it is whole, or not there.
+
+    Args:
+        sync_name: wait until its name is on a local disk too; if not, the caller must sync its folder.
 
     Raises:
         StoreError: the disk is full, or the folder cannot be written.
@@ -60,34 +63,31 @@ def write_bytes(folder: Folder, name: str, content: bytes) -> None:
     target = folder.file_path(name)
 
     def put() -> None:
-        filesystem = folder.filesystem
-        temporary = f"{target}.partial" if not folder.is_remote else target  # an S3 object appears only once complete
-        if temporary != target:
-            filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        try:
-            with filesystem.open_output_stream(temporary) as stream:
+        if folder.is_remote:  # an object of S3 appears only once it is complete
+            with folder.filesystem.open_output_stream(target) as stream:
                 stream.write(content)
-        except OSError:
-            if temporary != target:  # a partial file would keep a full disk full
-                with suppress(OSError):
-                    filesystem.delete_file(temporary)
-            raise
-        if temporary != target:
-            filesystem.move(temporary, target)
+        else:
+            path = Path(target)
+            make_folders(path.parent)
+            replace_file(path, content, partial=path.with_name(f"{path.name}.partial"), sync_name=sync_name)
 
     if not try_write(folder.fast_path, target, content):
         folder.with_retries(put, f"write {folder.uri}/{name} ({len(content)} bytes)")
 
 
-def write_with_entry(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
+def write_with_entry(folder: Folder, name: str, content: bytes, *, sync_name: bool = True) -> dict[str, Any]:
     """Write one file (see `write_bytes`) and return its manifest entry {sha256, bytes}."""
-    write_bytes(folder, name, content)
+    write_bytes(folder, name, content, sync_name=sync_name)
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def commit(folder: Folder, manifest: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
     """Write files, then the manifest that makes the folder exist; return the manifest as written."""
-    entries = {name: write_with_entry(folder, name, content) for name, content in files.items()}
+    entries = {name: write_with_entry(folder, name, content, sync_name=False) for name, content in files.items()}
+    if not folder.is_remote:  # no name of theirs may be lost that the manifest lists
+        root = Path(folder.path)
+        make_folders(root)
+        sync_folders_between((root / name for name in files), root)
     prior_entries = manifest.get("files", {})
     full = {"schema_version": SCHEMA_VERSION, **manifest, "files": {**prior_entries, **entries}}
     write_bytes(folder, MANIFEST, json.dumps(full, indent=2, sort_keys=True).encode())

@@ -96,9 +96,14 @@ class SmallRegistry:
         record_measurements(self.client, report, result)
 
 
+def open_small_registry(root: str) -> SmallRegistry:
+    """The registry of the current folder, with another storage root."""
+    return SmallRegistry(root, open_tracker(TrackingConfig()))
+
+
 def make_shared_registry(root: str) -> SmallRegistry:
     """A registry with one version, in an MLflow that holds models and versions of another tool."""
-    made = SmallRegistry(root, open_tracker(TrackingConfig()))
+    made = open_small_registry(root)
     made.add("presto-generator", settings={"seed": 1})
     for name in ("their-model", *ODD_NAMES):
         made.client.create_registered_model(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pipelines.evaluate.page.fields import (
 from pipelines.evaluate.page.listening import ListeningTable, list_models, make_listening_table
 from pipelines.evaluate.page.results import ResultTable, make_tables
 from pipelines.evaluate.report import FORMER_ROLES, FORMER_SPLIT_NOTE
+from presto_core.artifacts.durable import replace_file
 from presto_core.metrics.table import rename_former
 
 PAGE_FILE = "index.html"
@@ -106,9 +106,7 @@ def _make_printable(value: Any) -> Any:
 
 def write_page(page: Path, text: str) -> Path:
     """Write a page at once, so that a browser never finds a part of it, and return its path."""
-    temporary = page.with_name(f"{page.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, page)
+    replace_file(page, text.encode(), partial=page.with_name(f"{page.name}.partial"))
     return page
 
 
