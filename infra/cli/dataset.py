@@ -117,6 +117,7 @@ def listen(
     """Hear what a data set trains on: rows decoded, with captions, tempo, key and licence, as a page and a table."""
     from pipelines.evaluate.page import dataset_page
     from pipelines.evaluate.page.page import PAGE_FILE
+    from presto_core.models.recorded_components import OwnFolders
 
     dataset = _open_dataset(args)
     if split not in dataset.splits:
@@ -126,7 +127,8 @@ def listen(
     if dry_run:
         console.print(f"dataset listen: would decode up to {rows} {split} rows and write {page}", markup=False)
         return
-    clips = dataset_page.make_page(dataset, folder, split, count=rows, seed=seed)
+    own = OwnFolders.from_config(_load_config(args).storage)
+    clips = dataset_page.make_page(dataset, folder, split, count=rows, seed=seed, own=own)
     if as_json:
         print_text(json.dumps([clip.row.to_dict() for clip in clips], indent=2))
         console.print(f"dataset listen: {page}", markup=False)
@@ -153,7 +155,7 @@ def _open_dataset(args: list[str] | None) -> Any:
     """Open the data set that the arguments name; MLflow is asked only for a registered name."""
     from pipelines.registry.presence import check_references
 
-    config = load_stage_config("dataset", _name_dataset(args or []), takes_preset=False)
+    config = _load_config(args)
     check_references(config.tracking, config.references())
     from pipelines.data.dataset import open_dataset
     from pipelines.registry.names import parse_reference
@@ -164,6 +166,10 @@ def _open_dataset(args: list[str] | None) -> Any:
     reference = config.references()["dataset"]
     client = open_tracker(config.tracking).client if parse_reference(reference) else None
     return open_dataset(resolve(client, reference, absolute_uri(config.storage.root)).uri)
+
+
+def _load_config(args: list[str] | None) -> Any:
+    return load_stage_config("dataset", _name_dataset(args or []), takes_preset=False)
 
 
 def _name_dataset(args: list[str]) -> list[str]:

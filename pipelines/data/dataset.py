@@ -6,6 +6,7 @@ prefetches them. A cursor (epoch, row) is the whole state of the stream, for any
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
@@ -24,10 +25,12 @@ from pipelines.data.shard_cache import ShardCache
 from pipelines.data.shard_reader import Reader, read_with_threads
 from pipelines.data.shards import Shard, read_table
 from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.formats import UnsafeArtifactError
 from presto_core.artifacts.store import StoreError, read_manifest
 from presto_core.models.model_card import ModelCard
 from presto_core.training.state import Batch, Cursor
 
+MAX_SIZE = 2**31  # rows of a shard, channels and frames
 PREFETCH_BATCHES = 2  # prepared while a step runs
 SIGMA_DATA = 1.0  # latents leave this stream normalised to unit variance
 
@@ -118,7 +121,26 @@ def open_dataset(uri: str) -> LatentDataset:
     manifest = read_manifest(open_folder(uri))
     if manifest.get("kind") != "dataset":
         raise StoreError(f"artifact {uri} is of kind {manifest.get('kind')}; use one of kind dataset")
+    _check_info(manifest.get("dataset"), uri)
     return LatentDataset(uri, manifest)
+
+
+def _check_info(info: Any, uri: str) -> None:
+    """Check the parts of a data set's record that sizes of memory and of numbers follow from; UnsafeArtifactError."""
+    try:
+        latents = info["latents"]
+        sizes = [latents["channels"], latents["frames"], *(Shard(**shard).rows for shard in info["shards"])]
+        stats = [*latents["mean"], *latents["std"]]
+        is_plausible = all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes)
+        is_plausible &= len(stats) == 2 * latents["channels"] and all(map(math.isfinite, stats))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UnsafeArtifactError(f"the manifest of data set {uri} is damaged ({reason}); do not use it") from None
+    if not is_plausible:
+        raise UnsafeArtifactError(
+            f"the manifest of data set {uri} is damaged: sizes are not between 1 and {MAX_SIZE}, or statistics are not "
+            "finite numbers of all channels; do not use it"
+        )
 
 
 def stream_batches(

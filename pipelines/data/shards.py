@@ -15,6 +15,7 @@ from pipelines.data.parquet_tensors import Array, Column, read_array, read_colum
 from pipelines.data.shard_cache import ShardCache
 from presto_core.artifacts.checksum import Checksum
 from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.formats import UnsafeArtifactError, check_decoded_parquet
 from presto_core.artifacts.store import StoreError, read_verified, write_with_entry
 
 
@@ -144,11 +145,14 @@ def read_table(folder: Folder, shard: Shard, *, columns: Sequence[str], cache: S
     content = _read_content(folder, shard, cache if folder.is_remote else None)
     try:
         file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)))
+        check_decoded_parquet(file.metadata, len(content))
         missing = [name for name in FullRows.columns() if name not in file.schema_arrow.names]
         if missing:
             raise pa.ArrowInvalid(f"it lacks {', '.join(missing)}")
         table = file.read(columns=list(columns), use_threads=False)  # several shards are read in parallel
-    except pa.ArrowInvalid as error:
+    except UnsafeArtifactError as error:
+        raise UnsafeArtifactError(f"shard {uri} is refused: {error}") from None
+    except (pa.ArrowException, OSError) as error:
         raise StoreError(f"shard {uri} does not have this release's schema: {error}; ingest again") from None
     if table.num_rows != shard.rows:
         raise StoreError(f"shard {uri} has {table.num_rows} rows, its manifest lists {shard.rows}; ingest again")

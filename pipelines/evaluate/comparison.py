@@ -41,6 +41,7 @@ from presto_core.metrics.embedders.table import load_embedders
 from presto_core.metrics.embedding_sets import EmbeddingSets
 from presto_core.metrics.fitness import check_fitness
 from presto_core.metrics.report_warnings import list_warnings
+from presto_core.models.recorded_components import OwnFolders
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ def compare_systems(
     torch.set_num_threads(config.cluster.torch_threads)
     dataset = open_dataset(uris["dataset"])
     check_names(config.evaluate.folders, list_real_systems(dataset.test_split, originals=True) + systems)
-    originals, why_none = _find_originals(config.evaluate, dataset)
+    originals, why_none = _find_originals(config, dataset)
     real = list_real_systems(dataset.test_split, originals=originals is not None)
     embedders = load_embedders(config.evaluate.embedders)
-    folders = read_folders(config.evaluate, dataset)
+    folders = read_folders(config.evaluate, dataset, OwnFolders.from_config(config.storage))
     on_test = [
         *real,
         *(system.on_split(dataset.test_split) for system in systems),
@@ -107,14 +108,14 @@ def compare_systems(
     return Comparison(result, compared, validated, dataset.validation_split)
 
 
-def _find_originals(config: EvaluateConfig, dataset: LatentDataset) -> tuple[Originals | None, str]:
+def _find_originals(config: EvaluateStage, dataset: LatentDataset) -> tuple[Originals | None, str]:
     """The recordings of all rows that are compared as such; or None and why."""
     tracks: list[str] = []
     for system in list_real_systems(dataset.test_split, originals=True):
         if system.treatment == "original":
             prompts = read_prompts(dataset, system.split)
-            tracks += prompts.track[: count_clips(system, config, dataset)].tolist()
-    return find_originals(dataset, tracks)
+            tracks += prompts.track[: count_clips(system, config.evaluate, dataset)].tolist()
+    return find_originals(dataset, tracks, OwnFolders.from_config(config.storage))
 
 
 def select_prompts(

@@ -18,7 +18,6 @@ from pipelines.data.shards import Shard, read_table
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError, read_file
 from presto_core.audio.codec import Codec
-from presto_core.audio.load_codec import load_codec
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, key_name
 
 COLUMNS = ("latents", "caption", "tempo_bpm", "key", "track", "composition", "start_seconds")
@@ -118,24 +117,6 @@ def _read_tracks(dataset: LatentDataset) -> dict[str, dict[str, Any]]:
         return {}
     lines = read_file(open_folder(dataset.uri), TRACKS, dataset.manifest).decode().split("\n")
     return {track["file"]: track for track in map(json.loads, filter(None, lines))}
-
-
-def open_codec(dataset: LatentDataset) -> Codec:
-    """Load the codec that a data set was encoded with.
-
-    Raises:
-        CodecError: it is missing.
-        StoreError: the one at its path encodes differently.
-    """
-    info = dataset.info["codec"]
-    codec = load_codec(info["kind"], path=info["path"] or None)
-    if codec.digest != info["digest"]:
-        raise StoreError(
-            f"codec {info['kind']} at {info['path'] or 'its place in the package'} (digest {codec.digest[:12]}) is not "
-            f"the one that data set {dataset.uri} was encoded with ({info['digest'][:12]}); put that one there, or "
-            "ingest again"
-        )
-    return codec
 
 
 @torch.inference_mode()

@@ -14,9 +14,9 @@ from pipelines.evaluate.rows import Prompts, cycle, read_prompts
 from pipelines.evaluate.systems import EvaluatedSystem
 from pipelines.ingest.sources import read_tracks
 from pipelines.storage.filesystem import absolute_uri, open_source
-from presto_core.audio.load_codec import load_codec
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.diffusion.conditioning import UNKNOWN_KEY
+from presto_core.models.recorded_components import OwnFolders, load_recorded_codec
 
 
 def fingerprint_folders(config: EvaluateConfig) -> dict[str, str]:
@@ -34,7 +34,9 @@ def fingerprint_folders(config: EvaluateConfig) -> dict[str, str]:
     return fingerprints
 
 
-def read_folders(config: EvaluateConfig, dataset: LatentDataset) -> dict[str, FolderClips]:
+def read_folders(
+    config: EvaluateConfig, dataset: LatentDataset, own: OwnFolders = OwnFolders()
+) -> dict[str, FolderClips]:
     """Name -> clips of each of `evaluate.folders`, those with the evaluation's prompts first, in the prompts' order.
 
     Raises:
@@ -45,7 +47,7 @@ def read_folders(config: EvaluateConfig, dataset: LatentDataset) -> dict[str, Fo
     info, latents = dataset.info["codec"], dataset.info["latents"]
     prompts = read_prompts(dataset, dataset.test_split)
     captions = [str(caption) for caption in prompts.caption[cycle(len(prompts), 0, config.num_samples)]]
-    channels = load_codec(info["kind"], path=info["path"] or None).audio_channels
+    channels = load_recorded_codec(info, own).audio_channels
     return {
         name: _sort_by_prompt(
             read_folder_system(

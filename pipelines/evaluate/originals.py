@@ -23,9 +23,9 @@ from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import CONFIG
 from presto_core.artifacts.store import DamagedError, read_file
 from presto_core.audio.chunks import AudioError, Waveform
-from presto_core.audio.load_codec import load_codec
 from presto_core.config.schema import IngestStage
 from presto_core.errors import UserError
+from presto_core.models.recorded_components import OwnFolders, load_recorded_codec
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class Originals:
             ) from None
 
 
-def find_originals(dataset: LatentDataset, tracks: Iterable[str]) -> tuple[Originals | None, str]:
+def find_originals(
+    dataset: LatentDataset, tracks: Iterable[str], own: OwnFolders = OwnFolders()
+) -> tuple[Originals | None, str]:
     """Find the recordings of tracks; return them, or None and why not all of them are at hand."""
     folder = open_folder(dataset.uri)
     try:
@@ -74,7 +76,7 @@ def find_originals(dataset: LatentDataset, tracks: Iterable[str]) -> tuple[Origi
     wanted = sorted({str(track) for track in tracks})
     try:
         config = IngestStage.model_validate(yaml.safe_load(read_file(folder, CONFIG, dataset.manifest)))
-        encoding = EncodeSettings.from_config(config, load_codec(config.codec.kind, path=config.codec.path or None))
+        encoding = EncodeSettings.from_config(config, load_recorded_codec(dataset.info["codec"], own))
     except (UserError, ValueError) as error:  # of another version, or a codec that is not here
         return None, f"the settings of data set {dataset.uri} cannot be used ({error})"
     cache = LatentCache(open_folder(dataset.uri.rpartition("/artifacts/")[0]).child("encoded").child(encoding.key))

@@ -37,6 +37,7 @@ from presto_core.metrics.embedders.embedder import prepare_audio
 from presto_core.metrics.embedders.musicnn import MusicnnEmbedder
 from presto_core.metrics.embedders.table import load_embedders
 from presto_core.metrics.stereo import split_channels
+from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.state import make_step_rng
 
 VALIDATION_SALT = 1_000_003  # added to the seed, so that validation clips start from noise of their own
@@ -55,7 +56,12 @@ class SystemSampler:
         torch.set_num_threads(config.cluster.torch_threads)
         self.config = config
         device = "cuda" if config.cluster.gpus_per_worker and torch.cuda.is_available() else "cpu"
-        self.models = {role: open_model(uri, device=device) for role, uri in uris.items() if role != "dataset"}
+        folders_of_weights = OwnFolders.from_config(config.storage)
+        self.models = {
+            role: open_model(uri, device=device, folders=folders_of_weights)
+            for role, uri in uris.items()
+            if role != "dataset"
+        }
         self.dataset, self.folders, self.originals = open_dataset(uris["dataset"]), folders, originals
         self.embedders = load_embedders(config.evaluate.embedders, device=device)
         has_tagger = any(isinstance(embedder, MusicnnEmbedder) for embedder in self.embedders)

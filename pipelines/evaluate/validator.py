@@ -38,6 +38,7 @@ from presto_core.metrics.embedding_sets import EmbeddingSets
 from presto_core.metrics.latency import measure_latency
 from presto_core.metrics.table import measure_quality
 from presto_core.models.model_card import ModelCard
+from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.state import make_step_rng
 
 TIMED_CALLS = 3
@@ -50,14 +51,17 @@ class Validator:
 
     Args:
         config: of validation; `every`, `backlog` and `keep` are not used.
+        own: folders of a codec and text encoder that are not in the package.
 
     Raises:
         UserError: the data set has no validation rows, or its clips are too short for the embedding.
     """
 
-    def __init__(self, config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1) -> None:
+    def __init__(
+        self, config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1, own: OwnFolders = OwnFolders()
+    ) -> None:
         torch.set_num_threads(torch_threads)
-        self.config, self.dataset = config, open_dataset(dataset_uri)
+        self.config, self.dataset, self.own = config, open_dataset(dataset_uri), own
         check_validatable(config, self.dataset)
         self.reference: Array | None = None
         self.stats = {name: self.dataset.info["latents"][name] for name in ("mean", "std")}
@@ -77,7 +81,7 @@ class Validator:
 
     def __call__(self, uri: str) -> dict[str, float]:
         """The validated metrics of the model in a folder."""
-        model = open_model(uri)
+        model = open_model(uri, folders=self.own)
         system = system_for_kind(model.artifact.kind, self.config.steps)
         if self.reference is None:
             self.reference = self._embed_reference(model)
@@ -191,11 +195,13 @@ def system_for_kind(kind: str, steps: int) -> EvaluatedSystem:
     return EvaluatedSystem("validated", "teacher", steps=steps, nfe=steps, sampler="dpmpp_2m")
 
 
-def get_validator(config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1) -> ValidateFn:
+def get_validator(
+    config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1, own: OwnFolders = OwnFolders()
+) -> ValidateFn:
     """The validator of this Ray session, an actor; without Ray, one in this process."""
     if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
-        return _LazyValidator(partial(Validator, config, dataset_uri, torch_threads=torch_threads))
-    actor = get_validator_actor(config, dataset_uri, torch_threads=torch_threads)
+        return _LazyValidator(partial(Validator, config, dataset_uri, torch_threads=torch_threads, own=own))
+    actor = get_validator_actor(config, dataset_uri, torch_threads=torch_threads, own=own)
 
     def validate(uri: str) -> dict[str, float]:
         import ray
@@ -208,11 +214,15 @@ def get_validator(config: ValidationConfig, dataset_uri: str, *, torch_threads: 
     return validate
 
 
-def get_validator_actor(config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1) -> Any:
+def get_validator_actor(
+    config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1, own: OwnFolders = OwnFolders()
+) -> Any:
     """The actor with these settings, created if there is none; it ends with the process that created it."""
     import ray
 
-    settings = json.dumps([config.comparison_settings(), open_dataset(dataset_uri).manifest], sort_keys=True)
+    settings = json.dumps(
+        [config.comparison_settings(), open_dataset(dataset_uri).manifest, own.codec, own.text], sort_keys=True
+    )
     name = f"presto-validator-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
     options = {
         "name": name,
@@ -222,7 +232,7 @@ def get_validator_actor(config: ValidationConfig, dataset_uri: str, *, torch_thr
         "max_task_retries": 3,
     }
     options |= {"scheduling_strategy": same_node_affinity()}  # where the data set may have been copied to
-    return ray.remote(Validator).options(**options).remote(config, dataset_uri, torch_threads=torch_threads)
+    return ray.remote(Validator).options(**options).remote(config, dataset_uri, torch_threads=torch_threads, own=own)
 
 
 class _LazyValidator:

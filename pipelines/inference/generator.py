@@ -18,9 +18,11 @@ from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.storage.filesystem import absolute_uri
 from pipelines.tracking.client import open_tracker
 from presto_core.artifacts.manifest import Artifact
+from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.config.sampling import MAX_SEED, BaseSampler, ScheduleConfig
 from presto_core.config.sections import StorageConfig, TrackingConfig
 from presto_core.errors import UserError
+from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.state import make_step_rng
 
 FRAME_MULTIPLE = 16  # frames of a clip are a multiple of it; every patch size in use divides it
@@ -163,6 +165,8 @@ def load_generator(
     tracking_uri: str = "",
     storage_root: str = StorageConfig().root,
     device: torch.device | str = "cpu",
+    codec_folder: str = "",
+    text_folder: str = "",
 ) -> Generator:
     """Load the model named by models:/NAME@ALIAS, NAME@ALIAS, an alias of presto-generator, an id or a URI; or one of
     the package, such as presto-tiny-s, for which no registry is opened.
@@ -170,6 +174,7 @@ def load_generator(
     Args:
         tracking_uri: URI of MLflow; empty for MLFLOW_TRACKING_URI, else the database under .presto.
         storage_root: where artifact ids are looked up.
+        codec_folder, text_folder: your copies of a codec and text encoder that are not in the package.
 
     Raises:
         UserError: it is not registered, missing, damaged, or not a model.
@@ -178,12 +183,19 @@ def load_generator(
     if artifact is None:
         tracker = open_tracker(TrackingConfig(uri=tracking_uri))
         artifact = resolve(tracker.client, reference, absolute_uri(storage_root))
-    return open_generator(artifact.uri, device=device)
+    return open_generator(
+        artifact.uri,
+        device=device,
+        folders=OwnFolders(codec_folder, text_folder),
+        content=content_hash(artifact.manifest),
+    )
 
 
-def open_generator(uri: str, *, device: torch.device | str = "cpu") -> Generator:
-    """Open the model in an artifact's folder; raises StoreError if it is missing, damaged, or not a model."""
-    return Generator(open_model(uri, device=device))
+def open_generator(
+    uri: str, *, device: torch.device | str = "cpu", folders: OwnFolders = OwnFolders(), content: str = ""
+) -> Generator:
+    """Open the model in an artifact's folder; see `open_model`."""
+    return Generator(open_model(uri, device=device, folders=folders, content=content))
 
 
 def count_frames(model: Model, seconds: float | None) -> int:

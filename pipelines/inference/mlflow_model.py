@@ -15,6 +15,9 @@ from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
+from pipelines.registry.local_artifact import read_local_manifest
+from presto_core.artifacts.manifest_schema import content_hash
+
 PROMPT, WAV, RATE, SECONDS = "prompt", "wav_base64", "sample_rate_hz", "seconds"
 PARAMS: dict[str, int | float] = {"steps": 4, "seed": 0, "seconds": 0.0}
 
@@ -23,10 +26,18 @@ class MusicModel(PythonModel):  # type: ignore[misc]
     """A generator, or a teacher, behind MLflow's pyfunc interface."""
 
     def load_context(self, context: Any) -> None:
-        """Open the artifact stored with the model; raises StoreError or UnsafeArtifactError if it is damaged."""
-        from pipelines.inference.generator import open_generator
+        """Open the artifact stored with the model; raises StoreError or UnsafeArtifactError if it is damaged.
 
-        self.generator = open_generator(context.artifacts["artifact"])
+        MLflow's `model_config` names folders of weights that are not in the package: codec_folder, text_folder.
+        """
+        from pipelines.inference.generator import open_generator
+        from presto_core.models.recorded_components import OwnFolders
+
+        given = context.model_config or {}
+        folders = OwnFolders(given.get("codec_folder", ""), given.get("text_folder", ""))
+        self.generator = open_generator(
+            context.artifacts["artifact"], folders=folders, content=given.get("content", "")
+        )
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Generate one clip per prompt: a 16-bit WAV as base64, its sample rate and length.
@@ -68,4 +79,5 @@ def save(artifact: Path, folder: Path) -> None:
         signature=signature,
         input_example=(pd.DataFrame({PROMPT: ["string quartet, slow, A minor"]}), PARAMS),
         pip_requirements=["presto-distill"],
+        model_config={"content": content_hash(read_local_manifest(artifact))},
     )

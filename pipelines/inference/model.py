@@ -5,26 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.manifest import Artifact, read_artifact
-from presto_core.artifacts.store import StoreError
 from presto_core.audio.codec import Codec
-from presto_core.audio.load_codec import load_codec
 from presto_core.config.sampling import BaseSampler, ScheduleConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.guidance import make_guided_denoiser
 from presto_core.models.model_card import ModelCard, load_model
+from presto_core.models.recorded_components import OwnFolders, load_recorded_codec, load_recorded_encoder
 from presto_core.networks.network import Network
 from presto_core.samplers.edm import SAMPLERS
 from presto_core.samplers.few_step import ping_pong
 from presto_core.samplers.schedule import few_step_sigmas, karras_sigmas
-from presto_core.text.encoder import TextEncoder, load_text_encoder
+from presto_core.text.encoder import TextEncoder
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,7 @@ class Model:
         card: shapes, normalization, codec and text encoder it belongs to.
         network: the raw network, on `device`, in evaluation mode.
         denoise: its denoiser.
+        folders: the user's copies of weights that are not in the package.
     """
 
     artifact: Artifact
@@ -43,6 +42,7 @@ class Model:
     network: Network
     denoise: EDMDenoiser
     device: torch.device
+    folders: OwnFolders
 
     @cached_property
     def blocks_at(self) -> Callable[[float], int] | None:
@@ -54,20 +54,14 @@ class Model:
         """The codec its latents belong to.
 
         Raises:
-            StoreError: its weights differ from those the data set was encoded with.
+            StoreError: its weights differ from those the data set was encoded with, or no folder of them is given.
         """
-        info = self.card.codec
-        codec = load_codec(info["kind"], path=info["path"] or None)
-        _check_digest("codec", info, codec.digest)
-        return codec
+        return load_recorded_codec(self.card.codec, self.folders)
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
         """The text encoder of its captions; raises StoreError as `codec` does."""
-        info = self.card.text
-        encoder = load_text_encoder(info["kind"], path=info["path"], max_tokens=info["max_tokens"])
-        _check_digest("text encoder", info, encoder.digest)
-        return encoder
+        return load_recorded_encoder(self.card.text, self.folders)
 
     def draw_noise(self, count: int, *, generator: torch.Generator, frames: int | None = None) -> Tensor:
         """Return the noise that sampling starts from: [count, C, T] ~ N(0, I)."""
@@ -80,18 +74,24 @@ class Model:
         return self.codec.decode(self.card.denormalize(x0).cpu())
 
 
-def open_model(uri: str, *, device: torch.device | str = "cpu") -> Model:
+def open_model(
+    uri: str, *, device: torch.device | str = "cpu", folders: OwnFolders = OwnFolders(), content: str = ""
+) -> Model:
     """Load a model and verify every byte against its manifest.
 
+    Args:
+        folders: the user's copies of a codec and text encoder that are not in the package.
+        content: content hash that the manifest must have; empty if it was not resolved before.
+
     Raises:
-        StoreError: it is missing, damaged, or not a model.
+        StoreError: it is missing, damaged, not a model, or has other content.
     """
     folder = open_folder(uri)
-    artifact = read_artifact(folder)
+    artifact = read_artifact(folder, content=content)
     network, card = load_model(folder, artifact.manifest)
     torch_device = torch.device(device)
     network = network.to(torch_device).requires_grad_(False)
-    return Model(artifact, card, network, EDMDenoiser(network, card.sigma_data), torch_device)
+    return Model(artifact, card, network, EDMDenoiser(network, card.sigma_data), torch_device, folders)
 
 
 @torch.inference_mode()
@@ -120,11 +120,3 @@ def sample_generator(
     schedule = schedule or model.card.schedule_at(steps)
     sigmas = few_step_sigmas(steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
     return ping_pong(model.denoise, noise, sigmas, cond, generator=generator, budget=model.blocks_at)
-
-
-def _check_digest(component: str, expected: dict[str, Any], digest: str) -> None:
-    if expected["digest"] != digest:
-        raise StoreError(
-            f"the {component} {expected['kind']} (digest {digest[:12]}) is not the one this model was trained with "
-            f"({expected['digest'][:12]}); set {component.split()[0]}.path to that one, or ingest and train again"
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -11,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from presto_core.artifacts.folder import MANIFEST
-from presto_core.artifacts.manifest_schema import FileEntry, check_artifact
+from presto_core.artifacts.manifest_schema import (
+    MANIFEST_LIMIT,
+    FileEntry,
+    check_artifact,
+    list_former_pages,
+    parse_manifest,
+)
 from presto_core.artifacts.store import StoreError
 from presto_core.artifacts.validate import UnsafeArtifactError, check_content
-
-MANIFEST_LIMIT = 512 * 2**20
 
 
 def iter_regular_files(folder: Path) -> Iterator[str]:
@@ -44,18 +47,13 @@ def read_local_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        if path.stat().st_size > MANIFEST_LIMIT:
-            raise UnsafeArtifactError(f"{path} is larger than {MANIFEST_LIMIT} bytes")
-        manifest = json.loads(path.read_bytes())
+        with path.open("rb") as stream:
+            content = stream.read(MANIFEST_LIMIT + 1)
     except FileNotFoundError:
         raise StoreError(
             f"{path} does not exist; name the folder of an artifact, such as one made by presto registry pull"
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: {str(error)[:200]}; pull the artifact again") from None
-    if not isinstance(manifest, dict):
-        raise StoreError(f"{path} is not a manifest but a JSON {type(manifest).__name__}; pull the artifact again")
-    return manifest
+    return parse_manifest(content, str(path))
 
 
 def check_artifact_folder(folder: Path) -> tuple[dict[str, Any], dict[str, FileEntry]]:
@@ -69,7 +67,7 @@ def check_artifact_folder(folder: Path) -> tuple[dict[str, Any], dict[str, FileE
     files = check_artifact(manifest)
     if missing := sorted(files.keys() - present):
         raise UnsafeArtifactError(f"{folder} lacks {', '.join(missing[:5])}, which its manifest lists")
-    if foreign := sorted(present - files.keys() - {MANIFEST}):
+    if foreign := sorted(present - files.keys() - {MANIFEST} - list_former_pages(manifest)):
         raise UnsafeArtifactError(f"{folder} holds {', '.join(foreign[:5])}, which its manifest does not list")
     for name, entry in files.items():
         with (folder / name).open("rb") as stream:

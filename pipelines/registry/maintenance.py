@@ -9,7 +9,7 @@ from pipelines.registry.catalog import Version
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.manifest import read_artifact
-from presto_core.artifacts.manifest_schema import check_artifact, content_hash
+from presto_core.artifacts.manifest_schema import check_artifact, content_hash, list_former_pages
 from presto_core.artifacts.resumable_read import read_blocks
 from presto_core.artifacts.validate import UnsafeArtifactError, check_content
 from presto_core.errors import UserError
@@ -38,7 +38,7 @@ def verify_version(version: Version, on_read: Callable[[int], None] = lambda siz
             problems.append(str(error))
         on_read(entry.bytes)
     foreign = {info.path for info in folder.list_files(recursive=True)}
-    foreign -= {folder.file_path(name) for name in (MANIFEST, *files)}
+    foreign -= {folder.file_path(name) for name in (MANIFEST, *files, *list_former_pages(artifact.manifest))}
     problems += [f"{path} is not listed in the manifest" for path in sorted(foreign)[:5]]
     return problems
 

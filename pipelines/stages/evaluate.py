@@ -36,6 +36,7 @@ from presto_core.metrics.embedders.table import load_embedder
 from presto_core.metrics.latency import describe_hardware
 from presto_core.metrics.table import list_validation_metrics
 from presto_core.models.pretrained import find_pretrained
+from presto_core.models.recorded_components import OwnFolders
 
 FORMAT = 2
 
@@ -93,7 +94,8 @@ def _measure_models(
 ) -> dict[str, Any]:
     """What is measured on the models themselves, and where they come from."""
     models = _select_models(ctx)
-    opened = {role: open_model(uris[role], device=_select_device()) for role in models}
+    own = OwnFolders.from_config(config.storage)
+    opened = {role: open_model(uris[role], device=_select_device(), folders=own) for role in models}
     labels = make_method_labels(models)
     systems = [one.system for one in comparison.compared if one.system.role not in ("real", "folder")]
     teacher = opened["teacher"]

@@ -19,11 +19,13 @@ from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from pipelines.tracking.client import has_registry, open_tracker
 from presto_core.artifacts.manifest import Artifact, read_artifact
+from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.config.sampling import GenerateConfig
 from presto_core.config.schema import GenerateStage
 from presto_core.config.sections import InputsConfig
 from presto_core.errors import UserError
 from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained, make_pretrained_uri
+from presto_core.models.recorded_components import OwnFolders
 
 MANY_STEPS = 16  # fewer are for few-step generators
 
@@ -54,7 +56,8 @@ def run(config: GenerateStage) -> list[ClipFiles]:
     for prompt in prompts:
         parse_prompt(prompt, tempo_bpm=settings.tempo_bpm, key=settings.key)
     torch.set_num_threads(config.cluster.torch_threads)
-    generator = open_generator(find_model(config).uri)
+    artifact, folders = find_model(config), OwnFolders.from_config(config.storage)
+    generator = open_generator(artifact.uri, folders=folders, content=content_hash(artifact.manifest))
     if generator.artifact.kind != "generator" and settings.steps < MANY_STEPS:
         console.print(
             f"generate: {generator.artifact.id} is not distilled for few steps ({generator.artifact.kind}), and "

@@ -82,12 +82,19 @@ def show(result: dict[str, Any]) -> None:
     console.print(f"page with plots: {report_folder(result['id']) / 'index.html'}")
 
 
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+    "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
+)
+"""What a browser lets the page do: show its own pictures, run nothing, load nothing."""
+
+
 def to_html(result: dict[str, Any]) -> str:
     """Return a self-contained page with its plots."""
     metric, shares = result["metrics"][0], result["importance"]
     winner = result["winner"]["command"] if result["winner"] else "none"
     sections = [
-        f"<h1>Sweep {result['id']} of {html.escape(result['stage'])}</h1>",
+        f"<h1>Sweep {html.escape(str(result['id']))} of {html.escape(result['stage'])}</h1>",
         f"<p>{html.escape(result['verdict']['says'])}</p>",
         f"<p>Reproduce the winner:</p><pre>{html.escape(winner)}</pre>",
         "".join(f"<p>{html.escape(line)}</p>" for line in _describe_costs(result)),
@@ -99,7 +106,8 @@ def to_html(result: dict[str, Any]) -> str:
     sections += [
         f"<h2>{TITLES[name]}</h2>{_make_image_tag(png, TITLES[name])}" for name, png in make_plots(result).items()
     ]
-    return f"""<!doctype html><html lang=en><meta charset=utf-8><title>Presto sweep {result["id"]}</title>
+    return f"""<!doctype html><html lang=en><meta charset=utf-8>{POLICY}
+<title>Presto sweep {html.escape(str(result["id"]))}</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}}
 table{{border-collapse:collapse;font-size:.85rem}}
 td,th{{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:left}}

@@ -44,6 +44,7 @@ from presto_core.artifacts.manifest import Artifact, artifact_folder, read_artif
 from presto_core.artifacts.run_layout import LEASE
 from presto_core.artifacts.store import write_bytes
 from presto_core.errors import UserError
+from presto_core.models.recorded_components import OwnFolders
 
 
 def run(plan: SweepPlan, *, retry: bool = False) -> dict[str, Any]:
@@ -169,7 +170,12 @@ def _start_validator(plan: SweepPlan) -> Any:
     import ray
 
     dataset = cache_on_node(plan.base.references()["dataset"])
-    actor = get_validator_actor(plan.base.validation, dataset, torch_threads=plan.base.cluster.torch_threads)
+    actor = get_validator_actor(
+        plan.base.validation,
+        dataset,
+        torch_threads=plan.base.cluster.torch_threads,
+        own=OwnFolders.from_config(plan.base.storage),
+    )
     if error := ray.get(actor.readiness_error.remote()):
         raise UserError(error)
     return actor

@@ -24,6 +24,7 @@ from pipelines.train.validation import PREFIX, UPDATE, rename_former_row
 from presto_core.artifacts.manifest import Artifact
 from presto_core.config.stage import TrainingStage
 from presto_core.errors import UserError
+from presto_core.models.recorded_components import OwnFolders
 
 STOPPED_EARLY = "the sweep stopped this trial early"
 Metrics = dict[str, float]
@@ -157,6 +158,8 @@ def _read_validations(config: TrainingStage, artifact: Artifact) -> list[tuple[i
     if validation.get("judged") == config.validation.comparison_settings():
         return [(step, rename_former_row(metrics)) for step, metrics in validation["rows"]]
     dataset = config.references()["dataset"]
-    distances = get_validator(config.validation, dataset, torch_threads=config.cluster.torch_threads)(artifact.uri)
+    own = OwnFolders.from_config(config.storage)
+    validate = get_validator(config.validation, dataset, torch_threads=config.cluster.torch_threads, own=own)
+    distances = validate(artifact.uri)
     steps = config.total_steps
     return [(steps, {UPDATE: float(config.updates)} | {f"{PREFIX}{name}": value for name, value in distances.items()})]

@@ -22,6 +22,7 @@ from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.run_layout import CHECKPOINTS
 from presto_core.artifacts.store import StoreError
 from presto_core.config.stage import TrainingStage
+from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.async_checkpoint import CheckpointWriter
 from presto_core.training.checkpoint import delete_incomplete, load_checkpoint
 from presto_core.training.loop import Hooks, train
@@ -110,7 +111,12 @@ def _open_validation(
     (ema,) = state.emas.values()
     snapshots = WeightSnapshots(scratch, spec.stage.kind, spec.make_card(dataset).to_dict())
     validator = (
-        get_validator(config.validation, dataset.uri, torch_threads=config.cluster.torch_threads)
+        get_validator(
+            config.validation,
+            dataset.uri,
+            torch_threads=config.cluster.torch_threads,
+            own=OwnFolders.from_config(config.storage),
+        )
         if main
         else _unreachable_validator
     )

@@ -10,15 +10,21 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
 import yaml
 
-from presto_core.errors import UserError
+from presto_core.artifacts.retry import DamagedError
 
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # of the format itself
 JSON_LIMIT, YAML_LIMIT, LINE_LIMIT = 256 * 2**20, 4 * 2**20, 4 * 2**20
 YAML_DEPTH = 60
 PNG_SIDE_LIMIT = 20_000
 PARQUET_FOOTER_LIMIT = 256 * 2**20
+PARQUET_ROWS_LIMIT, ROWS_PER_BYTE = 100_000_000, 1000
+DECODED_LIMIT = 16 * 2**30  # bytes of decoded content, whatever the file's size
+DECODED_RATIO, DECODED_FREE = 200, 256 * 2**20  # bytes per byte of the file; and what any file may have
+PNG_PIXELS_LIMIT = 64_000_000
+PNG_TEXT_LIMIT = 2**20  # of a compressed text or colour profile
 _PICKLE_OR_ARCHIVE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04", b"\x1f\x8b", b"\x7fELF", b"MZ")
 _DTYPE_BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
 _DTYPE_BITS |= {f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)}
@@ -26,8 +32,11 @@ _DTYPE_BITS |= {"F16": 16, "BF16": 16, "F32": 32, "F64": 64}
 _DTYPE_BITS |= {f"F8_{kind}": 8 for kind in ("E4M3", "E5M2", "E8M0", "E4M3FNUZ", "E5M2FNUZ")}
 
 
-class UnsafeArtifactError(UserError):
-    """An artifact contains something that is not allowed; the message names it and the reason."""
+class UnsafeArtifactError(DamagedError):
+    """An artifact contains something that is not allowed; the message names it and the reason.
+
+    The one class in which all hostile content ends: other bytes than those written are damaged, whoever changed them.
+    """
 
 
 def check_safetensors(stream: BinaryIO, size: int) -> None:
@@ -40,7 +49,7 @@ def check_safetensors(stream: BinaryIO, size: int) -> None:
         raise UnsafeArtifactError(
             f"its header claims {length} bytes of a file of {size}, and at most {SAFETENSORS_HEADER_LIMIT} are allowed"
         )
-    header = _parse_json(stream.read(length), "its header")
+    header = parse_json(stream.read(length), "its header")
     if not isinstance(header, dict):
         raise UnsafeArtifactError("its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
@@ -87,6 +96,29 @@ def check_parquet(stream: BinaryIO, size: int) -> None:
         raise UnsafeArtifactError(f"its footer cannot be read: {' '.join(str(error).split())[:200]}") from None
     if any(not 0 <= start <= end <= size for start, end in spans):
         raise UnsafeArtifactError("a column lies outside the file")
+    check_decoded_parquet(metadata, size)
+
+
+def check_decoded_parquet(metadata: pq.FileMetaData, size: int) -> None:
+    """Check that a Parquet file of `size` bytes has no more rows and bytes, when decoded, than are allowed.
+
+    Raises:
+        UnsafeArtifactError: it has.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    decoded, rows = sum(group.total_byte_size for group in groups), sum(group.num_rows for group in groups)
+    check_decoded_size(decoded, size)
+    if rows != metadata.num_rows or not 0 <= rows <= min(PARQUET_ROWS_LIMIT, ROWS_PER_BYTE * size):
+        raise UnsafeArtifactError(f"it claims {metadata.num_rows} rows in {size} bytes, more than are allowed")
+
+
+def check_decoded_size(decoded: int, size: int) -> None:
+    """Check what headers say of the size of decoded content; raises UnsafeArtifactError."""
+    allowed = min(DECODED_LIMIT, max(DECODED_RATIO * size, DECODED_FREE))
+    if not 0 <= decoded <= allowed:
+        raise UnsafeArtifactError(
+            f"it claims {decoded} bytes when decoded, of {size} in the file; {allowed} are allowed"
+        )
 
 
 def _column_span(column: Any) -> tuple[int, int]:
@@ -97,7 +129,7 @@ def _column_span(column: Any) -> tuple[int, int]:
 def check_json(stream: BinaryIO, size: int) -> None:
     _check_not_executable(stream)
     _check_size(size, JSON_LIMIT)
-    _parse_json(stream.read(), "it")
+    parse_json(stream.read(), "it")
 
 
 def check_json_lines(stream: BinaryIO, size: int) -> None:
@@ -111,7 +143,7 @@ def check_json_lines(stream: BinaryIO, size: int) -> None:
         for line in lines:
             number += 1
             if line.strip():
-                _parse_json(line, f"line {number}")
+                parse_json(line, f"line {number}")
 
 
 def check_yaml(stream: BinaryIO, size: int) -> None:
@@ -152,6 +184,17 @@ def check_wav(stream: BinaryIO, size: int) -> None:
         position += 8 + length + length % 2
     if not {b"fmt ", b"data"} <= chunk_ids:
         raise UnsafeArtifactError("it has no fmt or no data chunk")
+    _check_with_soundfile(stream, size)
+
+
+def _check_with_soundfile(stream: BinaryIO, size: int) -> None:
+    """Check what libsndfile reads in the headers: samples that the file's bytes hold, as no compressed format does."""
+    stream.seek(0)
+    with soundfile.SoundFile(stream) as sound:
+        if sound.subtype not in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"):
+            raise UnsafeArtifactError(f"its samples are coded as {sound.subtype}; use PCM or float")
+        if sound.frames * sound.channels > size:
+            raise UnsafeArtifactError(f"it claims {sound.frames} samples in {size} bytes")
 
 
 def _check_wav_format(content: bytes) -> None:
@@ -163,10 +206,14 @@ def _check_wav_format(content: bytes) -> None:
 
 
 def check_png(stream: BinaryIO, size: int) -> None:
-    """Check for the signature, chunks with valid checksums, a bounded image size, and no bytes after the end."""
+    """Check for the signature, chunks with valid checksums, a bounded image size, and no bytes after the end.
+
+    The compressed data must have the size that the header implies, which Pillow then reads.
+    """
     if stream.read(8) != b"\x89PNG\r\n\x1a\n":
         raise UnsafeArtifactError("it is not a PNG file")
-    position, kind = 8, b""
+    position, kind, pixels = 8, b"", zlib.decompressobj()
+    needed = found = 0
     while kind != b"IEND":
         stream.seek(position)
         header = stream.read(8)
@@ -178,14 +225,64 @@ def check_png(stream: BinaryIO, size: int) -> None:
             raise UnsafeArtifactError(f"the checksum of its chunk {kind!r} is wrong")
         if (position == 8) != (kind == b"IHDR"):
             raise UnsafeArtifactError("its header is not the first chunk, or occurs twice")
-        if kind == b"IHDR" and not all(0 < side <= PNG_SIDE_LIMIT for side in struct.unpack(">II", body[:8])):
-            raise UnsafeArtifactError(f"its width and height are not both between 1 and {PNG_SIDE_LIMIT}")
+        if kind == b"IHDR":
+            needed = _measure_png(body)
+        elif kind == b"IDAT":
+            found += _count_inflated(pixels, body, limit=needed - found)
+        elif kind in (b"zTXt", b"iTXt", b"iCCP"):
+            _check_png_text(kind, body)
         position += 12 + length
     if position != size:
         raise UnsafeArtifactError(f"{size - position} bytes follow the end of the image")
+    if found < needed:
+        raise UnsafeArtifactError(f"its image has {found} bytes, its header needs {needed}")
 
 
-def _parse_json(content: bytes, what: str) -> Any:
+def _measure_png(header: bytes) -> int:
+    """Bytes of the decoded image, with one for the filter of each row: at least, if it is interlaced."""
+    if len(header) != 13:
+        raise UnsafeArtifactError("its header is not of 13 bytes")
+    width, height, depth, colour = struct.unpack(">IIBB", header[:10])
+    if not all(0 < side <= PNG_SIDE_LIMIT for side in (width, height)) or width * height > PNG_PIXELS_LIMIT:
+        raise UnsafeArtifactError(
+            f"its width and height are not both between 1 and {PNG_SIDE_LIMIT}, or {PNG_PIXELS_LIMIT} in all"
+        )
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour)
+    if channels is None or depth not in (1, 2, 4, 8, 16) or header[10:12] != b"\0\0" or header[12] != 0:
+        raise UnsafeArtifactError(f"its colour type {colour}, depth {depth} or interlacing is not allowed")
+    return height * (1 + (width * channels * depth + 7) // 8)
+
+
+def _count_inflated(inflate: Any, body: bytes, *, limit: int) -> int:
+    """Bytes that a part of a compressed stream gives; never more than one above the limit is held."""
+    count = 0
+    while body and not inflate.eof:
+        part = inflate.decompress(body, max_length=min(2**20, limit - count + 1))
+        count, body = count + len(part), inflate.unconsumed_tail
+        if count > limit:
+            raise UnsafeArtifactError(f"a compressed part of it gives more than the {limit} bytes that it may")
+        if not part and not body:
+            break
+    return count
+
+
+def _check_png_text(kind: bytes, body: bytes) -> None:
+    _, _, rest = body.partition(b"\0")
+    if kind == b"iTXt":
+        is_compressed, rest = rest[:1] == b"\1", rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+    else:
+        is_compressed, rest = True, rest[1:]
+    if is_compressed:
+        _count_inflated(zlib.decompressobj(), rest, limit=PNG_TEXT_LIMIT)
+
+
+def parse_json(content: bytes, what: str) -> Any:
+    """Parse JSON that anyone may have written.
+
+    Raises:
+        UnsafeArtifactError: it is no JSON, is nested too deep, or an object has a key twice; starts with `what`.
+    """
+
     def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in pairs}) < len(pairs):
             raise UnsafeArtifactError(f"{what} has duplicate keys")
@@ -193,7 +290,9 @@ def _parse_json(content: bytes, what: str) -> Any:
 
     try:
         return json.loads(content.decode(), object_pairs_hook=reject_duplicate_keys)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise UnsafeArtifactError(f"{what} is not JSON that can be read: it is nested too deep") from None
+    except ValueError as error:
         raise UnsafeArtifactError(f"{what} is not JSON: {str(error)[:200]}") from None
 
 

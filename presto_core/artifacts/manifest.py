@@ -13,7 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 from presto_core.artifacts.folder import Folder
+from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.artifacts.store import commit, read_manifest
+from presto_core.artifacts.validate import UnsafeArtifactError, check_no_page
 
 CONFIG = "config.yaml"
 _PACKAGES = ("presto-distill", "torch", "ray", "mlflow", "pyarrow", "numpy")
@@ -66,7 +68,9 @@ def commit_artifact(
 
     Raises:
         StoreError: it cannot be written.
+        UnsafeArtifactError: a file is a page, which is rendered from an artifact and not kept in it.
     """
+    check_no_page(files)
     manifest = {
         "kind": kind,
         "id": artifact_id,
@@ -79,13 +83,22 @@ def commit_artifact(
     return Artifact(artifact_id, kind, folder.uri, written)
 
 
-def read_artifact(folder: Folder) -> Artifact:
+def read_artifact(folder: Folder, *, content: str = "") -> Artifact:
     """Read the artifact committed in a folder.
+
+    Args:
+        content: hash that its content must have, as the registry keeps it; empty if unknown.
 
     Raises:
         StoreError: the folder has no artifact, or it is damaged.
+        UnsafeArtifactError: its content is another.
     """
     manifest = read_manifest(folder)
+    if content and (found := content_hash(manifest)) != content:
+        raise UnsafeArtifactError(
+            f"{folder.uri} has content {found[:12]}, but {content[:12]} was registered: it has changed since; "
+            "restore it from a copy, or run its stage again with another storage.root"
+        )
     return Artifact(str(manifest.get("id", "")), str(manifest.get("kind", "")), folder.uri, manifest)
 
 

@@ -9,13 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from presto_core.artifacts.formats import parse_json
 from presto_core.artifacts.validate import UnsafeArtifactError, check_names
 
 FILE_BYTES_LIMIT = 64 * 2**30
 TOTAL_BYTES_LIMIT = 16 * 2**40
+MANIFEST_LIMIT = 512 * 2**20
+_MAPPINGS = {"files", "parents", "dataset", "model", "export", "provenance", "made_with", "report", "gate"}
 KINDS = ("dataset", "teacher", "layers", "generator", "report")
 # time, versions and machines do not affect the content
 _INCIDENTAL = ("created", "made_with", "schema_version", "provenance")
+FORMER_PAGE = "index.html"
+"""The page in a report of an early release: it is neither copied, nor opened, nor checked."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +31,67 @@ class FileEntry:
     bytes: int
 
 
+def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
+    """Return a manifest whose parts have the types that readers rely on; unknown parts are kept as they are.
+
+    Args:
+        where: its path or URI, for the message.
+
+    Raises:
+        UnsafeArtifactError: it is no JSON object, or one of its parts has another type.
+    """
+    try:
+        if len(content) > MANIFEST_LIMIT:
+            raise UnsafeArtifactError(f"it is larger than {MANIFEST_LIMIT} bytes")
+        manifest = parse_json(content, "it")
+        if not isinstance(manifest, dict):
+            raise UnsafeArtifactError(f"it is not a mapping but a {type(manifest).__name__}")
+        for name in ("id", "kind"):
+            if not isinstance(manifest.get(name, ""), str):
+                raise UnsafeArtifactError(f"its {name} is not a text")
+        for name in _MAPPINGS & manifest.keys():
+            _check_mapping(manifest[name] if name in ("files", "parents") else manifest[name] or {}, name)
+        for name, entry in manifest.get("files", {}).items():
+            _check_mapping(entry, f"entry {name[:80]!r}")
+        if not all(isinstance(parent, str) for parent in manifest.get("parents", {}).values()):
+            raise UnsafeArtifactError("its parents are not all ids")
+        _list_shards(manifest)
+    except UnsafeArtifactError as error:
+        raise UnsafeArtifactError(f"{where} is damaged or no manifest: {error}; run its stage again") from None
+    return manifest
+
+
+def _list_shards(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    shards = _check_mapping(manifest.get("dataset") or {}, "dataset").get("shards", [])
+    if not isinstance(shards, list) or not all(isinstance(shard, Mapping) for shard in shards):
+        raise UnsafeArtifactError("the manifest's dataset.shards is not a list of mappings")
+    return shards
+
+
 def parse_files(manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
     """Return every file of an artifact except the manifest itself, including shards of a dataset.
+
+    The page of an old report is left out.
 
     Raises:
         UnsafeArtifactError: a name, hash or size is invalid, two entries name the same file, or the total is too large.
     """
     listed = _check_mapping(manifest.get("files", {}), "files")
-    shards = _check_mapping(manifest.get("dataset") or {}, "dataset").get("shards", [])
-    if not isinstance(shards, list) or not all(isinstance(shard, Mapping) for shard in shards):
-        raise UnsafeArtifactError("the manifest's dataset.shards is not a list of mappings")
-    pairs = [*listed.items(), *((shard.get("file"), shard) for shard in shards)]
+    shards = _list_shards(manifest)
+    former = list_former_pages(manifest)
+    pairs = [*((name, entry) for name, entry in listed.items() if name not in former)]
+    pairs += [(shard.get("file"), shard) for shard in shards]
     check_names([name for name, _ in pairs])
     entries = {str(name): _parse_entry(str(name), entry) for name, entry in pairs}
     total = sum(entry.bytes for entry in entries.values())
     if total > TOTAL_BYTES_LIMIT:
         raise UnsafeArtifactError(f"the manifest's files total {total} bytes, more than {TOTAL_BYTES_LIMIT}")
     return entries
+
+
+def list_former_pages(manifest: Mapping[str, Any]) -> set[str]:
+    """Return the names of listed files that may stay where they are, but are no files of an artifact any more."""
+    return {FORMER_PAGE} & set(manifest.get("files", {})) if manifest.get("kind") == "report" else set()
 
 
 def content_hash(manifest: Mapping[str, Any]) -> str:
@@ -61,6 +110,12 @@ def check_artifact(manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
     Raises:
         UnsafeArtifactError: its kind, id, parents or files (see `parse_files`) are invalid.
     """
+    check_identity(manifest)
+    return parse_files(manifest)
+
+
+def check_identity(manifest: Mapping[str, Any]) -> None:
+    """Check kind, id and parents of an artifact: folders and queries are made from them. UnsafeArtifactError."""
     if manifest.get("kind") not in KINDS:
         raise UnsafeArtifactError(f"the manifest's kind {manifest.get('kind')!r} is not one of {', '.join(KINDS)}")
     if not _is_id(manifest.get("id")):
@@ -68,7 +123,6 @@ def check_artifact(manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
     for role, parent in _check_mapping(manifest.get("parents"), "parents").items():
         if not re.fullmatch(r"\w{1,40}", role) or not re.fullmatch(r"[0-9a-f]{16}(/step-\d+)?", str(parent)):
             raise UnsafeArtifactError(f"the manifest's parent {role[:40]!r}={str(parent)[:40]!r} is not an artifact id")
-    return parse_files(manifest)
 
 
 def _check_mapping(value: object, name: str) -> Mapping[str, Any]:

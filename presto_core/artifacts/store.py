@@ -18,6 +18,8 @@ from presto_core.artifacts.checksum import Checksum
 from presto_core.artifacts.durable import make_folders, replace_file, sync_folders_between
 from presto_core.artifacts.fast_path import try_read, try_write
 from presto_core.artifacts.folder import MANIFEST, Folder
+from presto_core.artifacts.formats import UnsafeArtifactError
+from presto_core.artifacts.manifest_schema import parse_manifest
 from presto_core.artifacts.resumable_read import read_blocks
 from presto_core.artifacts.retry import DamagedError as DamagedError
 from presto_core.artifacts.retry import StoreError as StoreError
@@ -100,17 +102,17 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
     Raises:
         StoreError: it is missing, damaged or of another schema version, or it lists files outside the folder.
     """
-    try:
-        manifest = json.loads(read_bytes(folder, MANIFEST))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{folder.uri}/{MANIFEST} is damaged ({error}); run its stage again") from None
-    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+    manifest = parse_manifest(read_bytes(folder, MANIFEST), f"{folder.uri}/{MANIFEST}")
+    if manifest.get("schema_version") != SCHEMA_VERSION:
         raise StoreError(
             f"{folder.uri}/{MANIFEST} does not have schema version {SCHEMA_VERSION}; read it with another release"
         )
-    for name in manifest.get("files", {}):
+    shards = (manifest.get("dataset") or {}).get("shards", [])
+    for name in (*manifest.get("files", {}), *(str(shard.get("file")) for shard in shards)):
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise StoreError(f"{folder.uri}/{MANIFEST} lists {name!r}, a file outside its folder; do not use it")
+            raise UnsafeArtifactError(
+                f"{folder.uri}/{MANIFEST} lists {name!r}, a file outside its folder; do not use it"
+            )
     return manifest
 
 
@@ -120,10 +122,12 @@ def read_file(folder: Folder, name: str, manifest: dict[str, Any]) -> bytes:
     Raises:
         StoreError: the manifest does not list the file, it is missing, or its bytes differ.
     """
-    entry = manifest["files"].get(name)
+    entry = manifest.get("files", {}).get(name)
     if entry is None:
-        raise StoreError(f"{folder.uri} has no file {name!r}; choose one of {', '.join(sorted(manifest['files']))}")
-    return read_verified(folder, name, Checksum("sha256", entry["sha256"]))
+        raise StoreError(
+            f"{folder.uri} has no file {name!r}; choose one of {', '.join(sorted(manifest.get('files', {})))}"
+        )
+    return read_verified(folder, name, Checksum("sha256", entry.get("sha256")))
 
 
 def read_verified(folder: Folder, name: str, expected: Checksum) -> bytes:

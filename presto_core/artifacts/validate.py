@@ -1,19 +1,31 @@
 """Rules for the content of an artifact: safe file names, and files of the type their names claim; nothing executable.
 
-Applied before an artifact is pushed and before a pulled one is used. A pickle is rejected under any name.
+An artifact holds data only. No HTML or SVG is data: a page is rendered from the data by the reader's own code. Applied
+before an artifact is written or pushed, and before a pulled one is used. A pickle is rejected under any name.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
-from presto_core.artifacts import formats, markup
+import pyarrow as pa
+import soundfile
+
+from presto_core.artifacts import formats
 from presto_core.artifacts.formats import UnsafeArtifactError as UnsafeArtifactError
 
 NAME_LENGTH, FILE_COUNT = 200, 1_000_000
+PAGE_TYPES = (".html", ".htm", ".xhtml", ".svg", ".svgz")
+# what parsers raise on content that is not theirs
+_PARSER_ERRORS = (
+    struct.error, zlib.error, soundfile.LibsndfileError, pa.ArrowException, RecursionError, MemoryError, EOFError,
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+)  # fmt: skip
 _PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
@@ -26,9 +38,15 @@ CHECKS: dict[str, Callable[[BinaryIO, int], None]] = {
     ".yml": formats.check_yaml,
     ".wav": formats.check_wav,
     ".png": formats.check_png,
-    ".svg": markup.check_svg,
-    ".html": markup.check_html,
 }
+
+
+def check_no_page(names: Iterable[str]) -> None:
+    """Refuse to write a page or a drawing that can hold a script into an artifact; raises UnsafeArtifactError."""
+    if pages := sorted(name for name in names if PurePosixPath(name.lower()).suffix in PAGE_TYPES):
+        raise UnsafeArtifactError(
+            f"{pages[0]!r} is a page, which no artifact holds; store the data it shows, and render it from there"
+        )
 
 
 def check_names(names: Sequence[object]) -> None:
@@ -87,3 +105,6 @@ def check_content(name: str, stream: BinaryIO, size: int) -> None:
         CHECKS[PurePosixPath(name).suffix](stream, size)
     except UnsafeArtifactError as error:
         raise UnsafeArtifactError(f"{name} is rejected: {error}") from None
+    except _PARSER_ERRORS as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UnsafeArtifactError(f"{name} is rejected: it cannot be read as the type it claims ({reason})") from None

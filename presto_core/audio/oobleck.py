@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from presto_core.audio.codec import CodecError, check_audio, check_latents
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+DEFAULTS_KEY = "_use_default_values"  # settings that diffusers then reads as its defaults
 
 
 class OobleckCodec:
@@ -79,9 +81,12 @@ def _load_model(folder: Path) -> Any:
     except ImportError:
         raise CodecError("codec.kind=oobleck needs diffusers; run pip install 'presto-distill[oobleck]'") from None
     try:
-        model: Any = AutoencoderOobleck.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
+        with tempfile.TemporaryDirectory() as shown:  # the loader finds no other file, as an index of further weights
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                (Path(shown) / name).symlink_to((folder / name).absolute())
+            model: Any = AutoencoderOobleck.from_pretrained(
+                shown, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            )
     except Exception as error:  # diffusers raises many exception types for a damaged file
         raise CodecError(f"oobleck in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
     return model.float().eval()
@@ -110,9 +115,11 @@ def _check_layout(folder: Path, config: Any) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Return the sha256 over weights and settings, excluding keys that start with _, such as the diffusers version."""
+    """Return the sha256 over weights and settings, but for keys without effect, such as the diffusers version."""
     config = json.loads((folder / CONFIG_FILE).read_bytes())
-    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    settings = {name: value for name, value in config.items() if not name.startswith("_") or name == DEFAULTS_KEY}
     hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    hasher.update((folder / WEIGHTS_FILE).read_bytes())
+    with (folder / WEIGHTS_FILE).open("rb") as file:
+        while block := file.read(2**24):
+            hasher.update(block)
     return hasher.hexdigest()

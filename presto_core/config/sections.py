@@ -11,7 +11,7 @@ from presto_core.config.cluster import ParallelConfig as ParallelConfig
 from presto_core.config.layers import BudgetConfig, PrestoLBudget
 from presto_core.config.noise import KarrasNoise, LogNormalNoise, NoiseConfig
 from presto_core.config.sampling import RolloutConfig
-from presto_core.config.section import Count, Fraction, Positive, Section
+from presto_core.config.section import Count, Fraction, LocalFolder, Positive, Section
 
 
 class StorageConfig(Section):
@@ -19,6 +19,12 @@ class StorageConfig(Section):
 
     root: str = ".presto/store"
     """Where artifacts and checkpoints live: a folder or s3://bucket/prefix."""
+    codec_folder: LocalFolder = ""
+    """Your folder of codec weights, for data sets and models made with codec.path: the folder that an artifact names is
+    not opened. Empty: the codec in the package."""
+    text_folder: LocalFolder = ""
+    """Your folder of the text encoder, for data sets and models made with text.path. Empty: the MiniLM inside
+    its wheel."""
 
 
 class TrackingConfig(Section):

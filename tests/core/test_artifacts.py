@@ -8,11 +8,13 @@ import pickle
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pyarrow import fs as pafs
 
+from pipelines.registry.local_artifact import read_local_manifest
 from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.manifest import (
     CONFIG,
@@ -23,8 +25,11 @@ from presto_core.artifacts.manifest import (
     read_artifact,
     run_folder,
 )
+from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.artifacts.store import DamagedError, StoreError, commit, explain, read_file, read_manifest, write_bytes
+from presto_core.artifacts.validate import UnsafeArtifactError
 from presto_core.config.sections import NetworkConfig
+from presto_core.errors import UserError
 from presto_core.models.model_card import WEIGHTS, ModelCard, load_model, serialize_network
 from presto_core.networks.dit import DiT
 
@@ -141,14 +146,17 @@ def test_missing_and_unlisted_files_are_named(folder: Folder, tmp_path: Path) ->
         read_file(folder, "planted", manifest)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00garbage", pickle.dumps({"schema_version": 1})])
+OTHER_BYTES = [b"", b"{", b"\xff\xfe\x00garbage", pickle.dumps({"schema_version": 1}), b"[]", b"null", b'"text"']
+
+
+@pytest.mark.parametrize("content", OTHER_BYTES)
 def test_a_manifest_of_other_bytes_is_refused(folder: Folder, tmp_path: Path, content: bytes) -> None:
     (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(DamagedError, match=r"manifest\.json"):
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("content", ["[]", "null", '"text"', "{}", '{"schema_version": 2}'])
+@pytest.mark.parametrize("content", ["{}", '{"schema_version": 2}'])
 def test_a_manifest_of_another_schema_is_refused(folder: Folder, tmp_path: Path, content: str) -> None:
     (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(StoreError, match=r"manifest\.json .*schema version 1"):
@@ -240,3 +248,107 @@ def test_weights_that_do_not_fit_are_refused(folder: Folder) -> None:
         load_model(folder, commit(folder, manifest, other))
     with pytest.raises(StoreError, match="report"):
         load_model(folder, commit_report(folder).manifest)
+
+
+# --- hostile manifests end in one class, whoever reads them
+
+DEEP = 100_000
+HOSTILE_PARTS = {
+    "nested too deep": '{"schema_version": 1, "x": ' + "[" * DEEP + "]" * DEEP + "}",
+    "objects nested too deep": '{"a":' * DEEP,
+    "a key twice": '{"schema_version": 1, "kind": "dataset", "kind": "generator"}',
+    "a number of a million digits": '{"schema_version": 1, "x": ' + "9" * 1_000_000 + "}",
+    "files a list": '{"schema_version": 1, "files": [1]}',
+    "files a number": '{"schema_version": 1, "files": 7}',
+    "files null": '{"schema_version": 1, "files": null}',
+    "an entry a text": '{"schema_version": 1, "files": {"a.json": "x"}}',
+    "parents a list": '{"schema_version": 1, "parents": ["x"]}',
+    "a parent a list": '{"schema_version": 1, "parents": {"teacher": []}}',
+    "dataset a text": '{"schema_version": 1, "dataset": "x"}',
+    "shards a number": '{"schema_version": 1, "dataset": {"shards": 7}}',
+    "a shard a text": '{"schema_version": 1, "dataset": {"shards": ["x"]}}',
+    "model a list": '{"schema_version": 1, "model": [1]}',
+    "id a list": '{"schema_version": 1, "id": ["x"]}',
+    "kind a mapping": '{"schema_version": 1, "kind": {}}',
+    "a lone surrogate": b'{"schema_version": 1, "x": "\xed\xa0\x80"}',
+    "UTF-16": '{"schema_version": 1}'.encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_PARTS)
+def test_a_hostile_manifest_is_refused_by_every_reader(folder: Folder, tmp_path: Path, case: str) -> None:
+    text = HOSTILE_PARTS[case]
+    (tmp_path / MANIFEST).write_bytes(text if isinstance(text, bytes) else text.encode())
+    for read in (read_manifest, read_artifact, lambda place: read_local_manifest(tmp_path)):
+        with pytest.raises(UnsafeArtifactError, match=r"manifest\.json") as caught:
+            read(folder)
+        assert len(str(caught.value)) < 500
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sha256", [None, 7, ["a"], "", "../../etc/passwd", "A" * 64])
+def test_an_entry_without_a_hash_is_never_read(folder: Folder, tmp_path: Path, sha256: object) -> None:
+    (tmp_path / "a.json").write_bytes(b"{}")
+    entry = {"bytes": 2} if sha256 is None else {"bytes": 2, "sha256": sha256}
+    (tmp_path / MANIFEST).write_text(json.dumps({"schema_version": 1, "files": {"a.json": entry}}))
+    with pytest.raises(StoreError, match="64 hexadecimal"):
+        read_file(folder, "a.json", read_manifest(folder))
+
+
+def test_a_manifest_cannot_name_shards_outside_its_folder(folder: Folder, tmp_path: Path) -> None:
+    shards = {"shards": [{"file": "../../x.parquet"}]}
+    (tmp_path / MANIFEST).write_text(json.dumps({"schema_version": 1, "dataset": shards}))
+    with pytest.raises(UnsafeArtifactError, match=re.escape("'../../x.parquet'")):
+        read_manifest(folder)
+
+
+HOSTILE_CARDS: dict[str, dict[str, Any]] = {
+    "no card": {"network": None},
+    "network a text": {"network": "x"},
+    "network a list": {"network": [1]},
+    "kind a list": {"network": {"kind": []}},
+    "depth negative": {"network": {"depth": -1}},
+    "channels a text": {"channels": "x"},
+    "channels another number": {"channels": 5},
+    "mean NaN": {"mean": [float("nan"), 0.0]},
+    "mean infinite": {"mean": [1e999, 0.0]},
+    "mean a text": {"mean": "ab"},
+    "std too short": {"std": [1.0]},
+    "sigma zero": {"sigma_data": 0},
+    "text a list": {"text": []},
+    "dim huge": {"text": {"dim": 2**62}},
+    "budget a text": {"layer_budget": "x"},
+    "budget a list": {"layer_budget": [7]},
+    "an unknown key": {"unknown": 1},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_CARDS)
+def test_a_hostile_model_card_is_refused(folder: Folder, case: str) -> None:
+    card = {
+        "network": {"dim": 8, "depth": 1, "heads": 1, "patch": 1},
+        "channels": 2, "frames": 4, "sigma_data": 1.0, "mean": [0.0, 0.0], "std": [1.0, 1.0],
+        "codec": {}, "text": {"dim": 4}, "layer_budget": None,
+    }  # fmt: skip
+    with pytest.raises(UserError) as caught:
+        load_model(folder, {"kind": "teacher", "files": {}, "model": card | HOSTILE_CARDS[case]})
+    assert "model card" in str(caught.value) or "network kind" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_content_is_compared_when_an_artifact_is_read(folder: Folder, tmp_path: Path) -> None:
+    content = content_hash(commit_report(folder).manifest)
+    assert read_artifact(folder, content=content).id
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"parents": {"teacher": "f" * 16}}))
+    assert read_artifact(folder).id
+    with pytest.raises(UnsafeArtifactError, match=content[:12]):
+        read_artifact(folder, content=content)
+
+
+@pytest.mark.parametrize("name", ["index.html", "plots/family.svg", "REPORT.HTML", "x.xhtml"])
+def test_no_stage_writes_a_page_into_an_artifact(folder: Folder, name: str) -> None:
+    fields = {"kind": "report", "artifact_id": "a" * 16, "config_yaml": "", "parents": {}, "details": {}}
+    with pytest.raises(UnsafeArtifactError, match=re.escape(repr(name))):
+        commit_artifact(folder, files={name: b"<script>"}, **fields)  # type: ignore[arg-type]
+    assert not folder.exists()

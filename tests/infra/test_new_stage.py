@@ -95,7 +95,7 @@ def test_the_command_makes_an_artifact_that_is_recorded_and_registered(stage: St
         assert invoke(*args).exit_code == 0
     (folder,) = Path("store/artifacts").iterdir()
     assert folder.name == config.run_id()
-    assert (folder / "words.html").read_bytes() == b"abcabc"
+    assert (folder / "words.yaml").read_bytes() == b"abcabc"
     tracker = open_tracker(TrackingConfig())
     assert resolve(tracker.client, "made-up@candidate", "store").id == config.run_id()
     (run,) = tracker.client.search_runs([tracker.experiment_id])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -170,10 +171,7 @@ def test_lineage_goes_from_the_generator_to_the_data_and_its_svg_is_a_valid_file
     text = presto(home, "lineage", "candidate-ls", "--svg", str(tmp_path / "family.svg"))
     for line in ("layers: presto-generator@v1 L", "teacher: presto-teacher@v1", "dataset: presto-dataset@v1"):
         assert line in text
-    with (tmp_path / "family.svg").open("rb") as stream:
-        from presto_core.artifacts.validate import check_content
-
-        check_content("family.svg", stream, (tmp_path / "family.svg").stat().st_size)
+    assert ElementTree.parse(tmp_path / "family.svg").getroot().tag.endswith("}svg")
     family = json.loads(presto(home, "lineage", "candidate-ls", "--json"))
     edges = {(e["from"], e["to"]) for e in family["edges"]}
     ids = {name: artifact.id for name, artifact in home.made.items()}

@@ -68,7 +68,7 @@ def write_artifact(ctx: StageContext) -> None:
         ctx.run.log(step, {"loss": 1 / step})
     log.write(2, log.pop_rows())
     target: dict[str, Any] = {"kind": "report", "artifact_id": ctx.run_id, "parents": ctx.parent_ids}
-    commit_artifact(ctx.artifact, **target, config_yaml="", files={"page.html": b"<p></p>"}, details={"report": {}})
+    commit_artifact(ctx.artifact, **target, config_yaml="", files={"page.json": b"{}"}, details={"report": {}})
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def run(config: MadeUpStage) -> Artifact:
             artifact_id=ctx.run_id,
             config_yaml="",
             parents=ctx.parent_ids,
-            files={"words.html": (config.made_up.words * config.made_up.copies).encode()},
+            files={"words.yaml": (config.made_up.words * config.made_up.copies).encode()},
             details={"report": {}},
         )
 

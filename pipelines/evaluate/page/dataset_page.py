@@ -13,7 +13,7 @@ from pipelines.console import print_warning, progress_bar
 from pipelines.data.dataset import LatentDataset
 from pipelines.data.inspection import describe
 from pipelines.data.parquet_tensors import Array
-from pipelines.evaluate.dataset_clips import DatasetRow, decode_row, draw_rows, open_codec
+from pipelines.evaluate.dataset_clips import DatasetRow, decode_row, draw_rows
 from pipelines.evaluate.kept_clips import encode_wav
 from pipelines.evaluate.page.page import PAGE_FILE, read_source, render_template, write_page
 from pipelines.evaluate.plots import check_spectrograms, plot_spectrogram
@@ -21,6 +21,7 @@ from pipelines.tracking.client import HOME
 from presto_core.artifacts.folder import MANIFEST
 from presto_core.artifacts.store import StoreError
 from presto_core.errors import UserError
+from presto_core.models.recorded_components import OwnFolders, load_recorded_codec
 
 PAGES = HOME / "listen"
 ROWS_FILE = "rows.json"  # what the page shows; marks a folder as one that a page may be written to again
@@ -81,14 +82,16 @@ def choose_folder(dataset: LatentDataset, split: str, *, seed: int, output: str)
     return folder
 
 
-def make_page(dataset: LatentDataset, folder: Path, split: str, *, count: int, seed: int) -> list[DatasetClip]:
+def make_page(
+    dataset: LatentDataset, folder: Path, split: str, *, count: int, seed: int, own: OwnFolders = OwnFolders()
+) -> list[DatasetClip]:
     """Draw rows of a split, decode them, and write audio, spectrograms and index.html into `folder`.
 
     Raises:
         StoreError: the split is empty, a shard is damaged, or the codec is another one.
         UserError: the folder cannot be written.
     """
-    codec = open_codec(dataset)
+    codec = load_recorded_codec(dataset.info["codec"], own)
     rows = draw_rows(dataset, split, count=count, seed=seed)
     can_plot = check_spectrograms("dataset listen", len(rows))
     clips = []
