@@ -46,7 +46,11 @@ def make_algorithm(
     teacher = models["teacher"]
     network, card = load_model(open_folder(teacher.uri), teacher.manifest)
     return LayerDistillation(
-        config.layers, network.to(parallel.device), sigma_data=card.sigma_data, parallel=parallel, autocast_dtype=dtype
+        config.layers,
+        network.to(parallel.device),
+        precondition=card.make_precondition(),
+        parallel=parallel,
+        autocast_dtype=dtype,
     )
 
 

@@ -74,7 +74,7 @@ def make_algorithm(
     return StepDistillation(
         config.steps,
         teacher.to(parallel.device),
-        sigma_data=card.sigma_data,
+        precondition=card.make_precondition(),
         start=start.to(parallel.device) if start else None,
         budget=budget,
         parallel=parallel,

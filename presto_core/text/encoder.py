@@ -110,7 +110,13 @@ def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:
     Raises:
         TextError: the encoder is not installed or the folder contains none.
     """
-    return _digest(_FOLDER_FINDERS[kind](path), max_tokens)
+    folder = _FOLDER_FINDERS[kind](path)
+    if kind == "diffusers":
+        from presto_core.text.diffusers_encoder import check_length, compute_digest
+
+        check_length(folder, max_tokens)
+        return compute_digest(folder, max_tokens)
+    return _digest(folder, max_tokens)
 
 
 def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEncoder:
@@ -120,6 +126,10 @@ def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEnco
         TextError: the encoder is not installed or the folder contains none.
     """
     folder = _FOLDER_FINDERS[kind](path)
+    if kind == "diffusers":
+        from presto_core.text.diffusers_encoder import DiffusersEncoder
+
+        return DiffusersEncoder(folder, max_tokens=max_tokens)
     return TransformerEncoder(folder, name="minilm-l6-v2" if kind == "minilm" else folder.name, max_tokens=max_tokens)
 
 
@@ -129,11 +139,12 @@ def _digest(folder: Path, max_tokens: int) -> str:
     hasher = hashlib.sha256(f"max_tokens={max_tokens}".encode())
     for name in (WEIGHTS_FILE, *TOKENIZER_FILES):
         path = folder / name
-        hasher.update(f"\n{name} ".encode() + (_file_digest(path) if path.is_file() else b""))
+        hasher.update(f"\n{name} ".encode() + (file_digest(path) if path.is_file() else b""))
     return hasher.hexdigest()
 
 
-def _file_digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
@@ -152,10 +163,20 @@ def _find_minilm(path: str) -> Path:
     return Path(spec.origin).parent / "model"
 
 
+def _find_diffusers(path: str) -> Path:
+    if not path:
+        raise TextError("text.path is empty with text.kind=diffusers; set it to the folder of the teacher")
+    return Path(path)
+
+
 def _find_huggingface(path: str) -> Path:
     if not path:
         raise TextError("text.path is empty with text.kind=huggingface; set it to the local folder of the encoder")
     return Path(path)
 
 
-_FOLDER_FINDERS: dict[str, Callable[[str], Path]] = {"minilm": _find_minilm, "huggingface": _find_huggingface}
+_FOLDER_FINDERS: dict[str, Callable[[str], Path]] = {
+    "minilm": _find_minilm,
+    "huggingface": _find_huggingface,
+    "diffusers": _find_diffusers,
+}
