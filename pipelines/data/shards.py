@@ -67,7 +67,8 @@ class TrainColumns:
     def copy(self) -> Self:
         return type(self)(**{name: value.copy() for name, value in self.present_columns().items()})
 
-    def _present(self) -> dict[str, Array]:
+    def present_columns(self) -> dict[str, Array]:
+        """Return the columns without optional ones that are not there."""
         return {name: value for name in self.columns() if (value := getattr(self, name)) is not None}
 
     @classmethod

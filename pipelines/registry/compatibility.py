@@ -117,6 +117,15 @@ def _check_statistics(teacher: Artifact, dataset: Artifact, difference: Statisti
     console.print(f"{what}; the teacher's are used", markup=False)
 
 
+def check_whole_rows(teacher: Artifact, crop_frames: int) -> None:
+    """Refuse crops for a teacher that always makes clips of one length; raises UserError."""
+    if crop_frames and teacher.manifest["model"]["network"].get("clip_seconds"):
+        raise UserError(
+            f"data.crop_frames={crop_frames} does not fit teacher {teacher.id}, which always makes "
+            f"{teacher.manifest['model']['frames']} frames; set it to 0"
+        )
+
+
 def check_layers_match_teacher(layers: Artifact, teacher: Artifact) -> None:
     """Check that a layer-distilled model has a layer budget and was distilled from this teacher.
 

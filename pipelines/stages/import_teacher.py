@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from pipelines.console import console, print_warning
 from pipelines.stages.runner import StageContext, run_stage
@@ -124,11 +123,10 @@ def make_card(folder: TeacherFolder, network: dict[str, Any]) -> ModelCard:
 def _print_source(artifact: Artifact) -> None:
     """Print what was read, the licence, and the self-test."""
     source, test = artifact.manifest["source"], artifact.manifest["self_test"]
-    table = Table("component", "class", "weights", "MB", "sha256")
-    for row in source["components"]:
-        files = ", ".join(row["files"]) or "-"
-        table.add_row(row["component"], row["class"], files, f"{row['bytes'] / 1e6:.1f}", row["digest"][:12])
-    console.print(table)
+    for row in source["components"]:  # lines, which no width of a terminal cuts
+        weights = f"{row['bytes'] / 1e6:9.1f} MB" if row["files"] else f"{'-':>12}"
+        line = f"{row['component']:<17} {row['class']:<45} {weights}  sha256 {row['digest'][:12]}"
+        console.print(f"import: {line}  {', '.join(row['files'])}".rstrip(), markup=False)
     where = f"{source['repository']}@{source['revision']}" if "repository" in source else source["folder"]
     console.print(f"import: {where}, licence: {source['licence'] or 'unknown'}", markup=False)
     if not source["licence"]:
@@ -149,12 +147,14 @@ def _print_source(artifact: Artifact) -> None:
 
 def _print_next(artifact: Artifact, folder: TeacherFolder) -> None:
     """Print the commands that distil this teacher, with the settings that follow from it."""
+    stereo = folder.components["vae"].settings.get("audio_channels") == 2
     path, (low, high) = shlex.quote(str(folder.path.absolute())), folder.sigma_range
     noise = f"sigma_min={low:g} sigma_max={high:g}"
     p_gen = " ".join(f"steps.p_gen.{setting}" for setting in noise.split())
     ingest = (
         f"presto ingest codec.kind=diffusers codec.path={path} text.kind=diffusers text.path={path} "
-        f"text.max_tokens={folder.text_tokens} ingest.chunk_frames={folder.frames} ingest.tail=pad ingest.source=MUSIC"
+        f"text.max_tokens={folder.text_tokens} ingest.chunk_frames={folder.frames} ingest.tail=pad "
+        f"{'ingest.channels=stereo ' if stereo else ''}ingest.source=MUSIC"
     )
     for line in (
         ingest,

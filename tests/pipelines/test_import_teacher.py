@@ -76,7 +76,7 @@ def dataset(folder: Path, teacher: Artifact, store: Path) -> Artifact:
     write_segment(cache, "ab" * 16, 0, latents=latents, start_seconds=starts)
     writer, shards = ShardWriter(config, cache.uri, target.uri, scratch.uri), []
     for split in ("train", "validation"):
-        track = {"file": "a.wav", "uri": "a.wav", "stamp": "", "caption": "slow piano", "split": split}
+        track = {"file": "a.wav", "caption": "slow piano", "split": split}
         part = SegmentSlice(track, "ab" * 16, 0, ROWS, 0, ROWS, SECONDS)
         plan = ShardPlan(f"{split}-00000", split, [part])
         writer({"plan": json.dumps({"name": plan.name, "split": split, "parts": [vars(part)]})})
@@ -93,10 +93,10 @@ def dataset(folder: Path, teacher: Artifact, store: Path) -> Artifact:
     return read_artifact(target)
 
 
-def run_layers(teacher: Artifact, dataset: Artifact) -> Artifact:
+def run_layers(teacher: Artifact, dataset: Artifact, **settings: object) -> Artifact:
     keys = {"layers.steps": 2, "layers.global_batch_size": 4, "cluster.num_workers": 0, "storage.root": "store"}
     inputs = {"inputs.dataset": dataset.uri, "inputs.teacher": teacher.id}
-    return distill_layers.run(load_config(LayersStage, None, keys | inputs))
+    return distill_layers.run(load_config(LayersStage, None, keys | inputs | settings))
 
 
 def run_steps(teacher: Artifact, dataset: Artifact, layers: Artifact) -> Artifact:
@@ -121,7 +121,7 @@ def test_an_imported_teacher_records_where_it_is_from(teacher: Artifact, folder:
     assert import_teacher.run(make_config(folder)).id == teacher.id  # reused
     copy = shutil.copytree(folder, "elsewhere")
     assert import_teacher.run(make_config(copy)).id == teacher.id  # the contents decide
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     for text in ("cc-by-4.0", "AutoencoderOobleck", "v_cosine", "0.3 to 500", "ingest.chunk_frames=32"):
         assert text in printed
     network, _ = load_model(open_folder(teacher.uri), teacher.manifest)
@@ -138,7 +138,7 @@ def test_batches_have_raw_latents_and_the_timing_of_each_clip(teacher: Artifact,
     assert batch.cond.to_unconditional().rows(slice(0, 2)).timing.shape == (2, 2)
 
 
-def test_layers_steps_and_clips_from_an_imported_teacher(teacher: Artifact, dataset: Artifact, capsys):
+def test_layers_steps_and_clips_from_an_imported_teacher(teacher: Artifact, dataset: Artifact):
     layers = run_layers(teacher, dataset)
     both = run_steps(teacher, dataset, layers)
     before = load_model(open_folder(teacher.uri), teacher.manifest)[0].state_dict()
@@ -157,6 +157,8 @@ def test_layers_steps_and_clips_from_an_imported_teacher(teacher: Artifact, data
         assert shorter.audio.shape == (2, 800)
         with pytest.raises(UserError, match="longer than"):
             generator.generate("slow jazz piano", steps=steps, seconds=9)
+    with pytest.raises(UserError, match="crop_frames"):
+        run_layers(teacher, dataset, **{"data.crop_frames": 8})
 
 
 def test_data_of_other_encoders_is_refused_with_the_settings_to_use(teacher: Artifact, dataset: Artifact):

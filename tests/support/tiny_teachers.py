@@ -79,7 +79,7 @@ SCHEDULER = {
 }  # fmt: skip
 
 
-def write_stable_audio(folder: Path, *, licence: str = "apache-2.0") -> Path:
+def write_stable_audio(folder: Path, *, licence: str = "apache-2.0", strides: tuple[int, ...] = (2, 4, 8)) -> Path:
     """Write a random Stable Audio teacher as its pipeline would, which itself needs torchsde; return the folder."""
     from diffusers import AutoencoderOobleck
     from diffusers.pipelines.stable_audio.modeling_stable_audio import StableAudioProjectionModel
@@ -95,7 +95,7 @@ def write_stable_audio(folder: Path, *, licence: str = "apache-2.0") -> Path:
         "projection_model": randomize(StableAudioProjectionModel(TEXT_DIM, TEXT_DIM, 0, 512)),
         "text_encoder": T5EncoderModel(T5Config(vocab_size=7, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
         "vae": AutoencoderOobleck(
-            encoder_hidden_size=2 * CHANNELS, downsampling_ratios=[2, 4, 8], channel_multiples=[1, 1, 1],
+            encoder_hidden_size=2 * CHANNELS, downsampling_ratios=list(strides), channel_multiples=[1] * len(strides),
             decoder_channels=CHANNELS, decoder_input_channels=CHANNELS, audio_channels=2, sampling_rate=8000,
         ),
         "tokenizer": PreTrainedTokenizerFast(
