@@ -11,6 +11,7 @@ from infra.cli.dispatch import dispatch
 from infra.cli.generate import generate
 from infra.cli.options import DryRun, On, StageArgs
 from infra.cli.stage_help import make_command_class
+from infra.cli.teacher import import_teacher
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL
 from pipelines.console import print_text, print_warning
@@ -20,7 +21,10 @@ from presto_core.config.schema import IngestStage
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 
-GROUPS = {"corpus": "The default corpus: music made from packages alone."}
+GROUPS = {
+    "corpus": "The default corpus: music made from packages alone.",
+    "teacher": "Teachers that were trained elsewhere.",
+}
 ResumeRun = Annotated[
     str,
     typer.Option(
@@ -132,4 +136,5 @@ SPECIAL_COMMANDS: dict[str, Callable[..., None]] = {
     "ingest": ingest,
     "distill-steps": distill_steps,
     "generate": generate,
+    "import-teacher": import_teacher,
 }

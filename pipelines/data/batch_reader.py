@@ -133,7 +133,12 @@ def gather_rows(positions: RowPositions) -> tuple[TrainColumns, Ints]:
         for loaded, start, stop in positions
         for shard, row in zip(loaded.shard_index[start:stop].tolist(), loaded.row_index[start:stop].tolist())
     ]
-    columns = {name: _stack([getattr(rows, name)[row] for rows, row in sources]) for name in TrainColumns.columns()}
+    first = sources[0][0]
+    columns = {
+        name: _stack([getattr(rows, name)[row] for rows, row in sources])
+        for name in TrainColumns.columns()
+        if getattr(first, name) is not None
+    }
     return TrainColumns(**columns), np.concatenate(
         [loaded.dataset_row[start:stop] for loaded, start, stop in positions]
     )

@@ -89,6 +89,7 @@ def make_conditioning(rows: TrainColumns, *, pad_captions: bool = False) -> Cond
         tempo_bpm=_to_tensor(rows.tempo_bpm, torch.float32),
         key=_to_tensor(rows.key, torch.int64),
         keep=torch.from_numpy(has_condition),
+        timing=None if rows.timing is None else _to_tensor(rows.timing, torch.float32),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
@@ -47,6 +47,8 @@ class TrainColumns:
         text_mask: [R, S] bool.
         tempo_bpm: [R] float32, NaN if unknown.
         key: [R] int8, see conditioning.key_index.
+        timing: [R, 2] float32, seconds where the window starts and of the whole recording; None in data sets for
+            models that do not know it.
     """
 
     latents: Array
@@ -55,15 +57,20 @@ class TrainColumns:
     text_mask: Array
     tempo_bpm: Array
     key: Array
+    timing: Array | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def take(self, index: Any) -> Self:
-        return type(self)(**{name: getattr(self, name)[index] for name in self.columns()})
+        return type(self)(**{name: value[index] for name, value in self.present_columns().items()})
 
     def copy(self) -> Self:
-        return type(self)(**{name: getattr(self, name).copy() for name in self.columns()})
+        return type(self)(**{name: value.copy() for name, value in self.present_columns().items()})
+
+    def present_columns(self) -> dict[str, Array]:
+        """Return the columns without optional ones that are not there."""
+        return {name: value for name in self.columns() if (value := getattr(self, name)) is not None}
 
     @classmethod
     def columns(cls) -> list[str]:
@@ -72,12 +79,12 @@ class TrainColumns:
     @classmethod
     def from_table(cls, table: pa.Table) -> Self:
         """Read the columns of a table from `to_parquet`; numbers are not copied. KeyError if a column is missing."""
-        return cls(**{name: read_array(table, name) for name in cls.columns()})
+        return cls(**{name: read_array(table, name) for name in list_present(cls.columns(), table)})
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Concatenate rows, with a copy."""
-        return cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in cls.columns()})
+        return cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in parts[0].present_columns()})
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,14 @@ class FullRows(TrainColumns):
     start_seconds: Array
 
 
+OPTIONAL = ("timing",)  # columns that a shard may lack
+
+
+def list_present(columns: Sequence[str], table: pa.Table) -> list[str]:
+    """Return the columns without optional ones that the table lacks."""
+    return [name for name in columns if name not in OPTIONAL or name in table.column_names]
+
+
 REPEATED = ("text_pooled", "text_tokens", "text_mask")  # rows of one track share a caption
 
 
@@ -108,6 +123,7 @@ class ShardRows:
     text_mask: Column
     tempo_bpm: Column
     key: Column
+    timing: Column | None = None
 
     @classmethod
     def columns(cls) -> list[str]:
@@ -116,15 +132,16 @@ class ShardRows:
     @classmethod
     def from_table(cls, table: pa.Table) -> ShardRows:
         """Read the columns of a table from `to_parquet`. KeyError if a column is missing."""
-        return cls(**{name: read_column(table, name) for name in cls.columns()})
+        return cls(**{name: read_column(table, name) for name in list_present(cls.columns(), table)})
 
     def copy(self) -> ShardRows:
-        return ShardRows(**{name: getattr(self, name).copy() for name in self.columns()})
+        columns = {name: getattr(self, name) for name in self.columns()}
+        return ShardRows(**{name: value.copy() for name, value in columns.items() if value is not None})
 
 
 def to_parquet(rows: FullRows) -> bytes:
     """Serialize rows as one Parquet file."""
-    return serialize_table({name: getattr(rows, name) for name in rows.columns()}, repeated=REPEATED)
+    return serialize_table(rows.present_columns(), repeated=REPEATED)
 
 
 def write_shard(folder: Folder, file: str, content: bytes) -> dict[str, Any]:
@@ -146,10 +163,11 @@ def read_table(folder: Folder, shard: Shard, *, columns: Sequence[str], cache: S
     try:
         file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)))
         check_decoded_parquet(file.metadata, len(content))
-        missing = [name for name in FullRows.columns() if name not in file.schema_arrow.names]
+        missing = [name for name in FullRows.columns() if name not in (*OPTIONAL, *file.schema_arrow.names)]
         if missing:
             raise pa.ArrowInvalid(f"it lacks {', '.join(missing)}")
-        table = file.read(columns=list(columns), use_threads=False)  # several shards are read in parallel
+        present = [name for name in columns if name in file.schema_arrow.names]
+        table = file.read(columns=present, use_threads=False)  # several shards are read in parallel
     except UnsafeArtifactError as error:
         raise UnsafeArtifactError(f"shard {uri} is refused: {error}") from None
     except (pa.ArrowException, OSError) as error:

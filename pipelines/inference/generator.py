@@ -137,7 +137,7 @@ class Generator:
         cut_text = warn_of_cut_text(model, prompt)
         rng = make_step_rng(seed, total_step=0, device=model.device)
         noise = model.draw_noise(1, generator=rng, frames=count_frames(model, seconds))
-        cond = make_conditions(model, [prompt], [words])
+        cond = make_conditions(model, [prompt], [words], seconds=seconds)
         if model.artifact.kind == "generator":
             x0 = sample_generator(model, noise, cond, steps=steps, schedule=schedule, generator=rng)
         else:
@@ -199,8 +199,15 @@ def open_generator(
 
 
 def count_frames(model: Model, seconds: float | None) -> int:
-    """Return latent frames that a clip of this length needs, at least; None means the length of training."""
-    if seconds is None:
+    """Return latent frames that a clip of this length needs, at least; None means the length of training.
+
+    Raises:
+        UserError: the model always makes clips of one length, which this exceeds.
+    """
+    longest = model.card.clip_seconds
+    if longest is not None and seconds is not None and seconds > longest + 1e-6:
+        raise UserError(f"seconds={seconds:g} is longer than the {longest:.2f} s of every clip of this model")
+    if seconds is None or longest is not None:
         return model.card.frames
     frames = count_samples(seconds, model.codec.sample_rate_hz) / model.codec.hop
     return math.ceil(frames / FRAME_MULTIPLE) * FRAME_MULTIPLE

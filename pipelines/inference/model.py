@@ -91,7 +91,7 @@ def open_model(
     network, card = load_model(folder, artifact.manifest)
     torch_device = torch.device(device)
     network = network.to(torch_device).requires_grad_(False)
-    return Model(artifact, card, network, EDMDenoiser(network, card.sigma_data), torch_device, folders)
+    return Model(artifact, card, network, EDMDenoiser(network, card.make_precondition()), torch_device, folders)
 
 
 @torch.inference_mode()
@@ -99,7 +99,7 @@ def sample_teacher(
     model: Model, noise: Tensor, cond: Conditioning | None, *, sampler: BaseSampler, schedule: ScheduleConfig | None
 ) -> Tensor:
     """Sample the teacher, or a layer-distilled model at its budget, with a deterministic sampler -> [B, C, T]."""
-    schedule = schedule or ScheduleConfig()
+    schedule = schedule or model.card.default_schedule
     sigmas = karras_sigmas(sampler.steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
     return SAMPLERS[sampler.sampler](
         make_guided_denoiser(model.denoise, sampler.guidance_scale), noise, sigmas, cond, model.blocks_at

@@ -82,9 +82,16 @@ def warn_of_cut_text(model: Model, prompt: str) -> str:
     return cut
 
 
-def make_conditions(model: Model, prompts: list[str], words: list[PromptWords]) -> Conditioning:
-    """Encode prompts with their tempi and keys as conditions on the model's device."""
-    text = model.text_encoder.encode(prompts)
+def make_conditions(
+    model: Model, prompts: list[str], words: list[PromptWords], *, seconds: float | None = None
+) -> Conditioning:
+    """Encode prompts with their tempi and keys as conditions on the model's device.
+
+    Args:
+        seconds: length of the clip, which is a condition of models that always make clips of one length.
+    """
+    text, longest = model.text_encoder.encode(prompts), model.card.clip_seconds
+    timing = None if longest is None else torch.tensor([[0.0, seconds or longest]]).repeat(len(prompts), 1)
     return Conditioning(
         pooled=text.pooled,
         tokens=text.tokens,
@@ -92,4 +99,5 @@ def make_conditions(model: Model, prompts: list[str], words: list[PromptWords]) 
         tempo_bpm=torch.tensor([torch.nan if w.tempo_bpm is None else w.tempo_bpm for w in words]),
         key=torch.tensor([w.key for w in words]),
         keep=torch.ones(len(prompts), dtype=torch.bool),
+        timing=timing,
     ).to(model.device)

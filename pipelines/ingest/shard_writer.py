@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class CuratedTrack:
 
 @dataclass(frozen=True)
 class SegmentSlice:
-    """Rows [start, stop) of one encoded segment, which has `rows` rows."""
+    """Rows [start, stop) of one encoded segment, which has `rows` rows, of a recording of `seconds`."""
 
     track: dict[str, Any]
     digest: str
@@ -41,6 +41,7 @@ class SegmentSlice:
     rows: int
     start: int
     stop: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def plan_shards(entries: list[CuratedTrack], *, rows_per_shard: int) -> list[Sha
             start = part.start
             while start < part.stop:
                 stop = min(part.stop, start + rows_per_shard - num_rows)
-                group.append(SegmentSlice(part.track, part.digest, part.segment, part.rows, start, stop))
+                group.append(replace(part, start=start, stop=stop))
                 num_rows, start = num_rows + stop - start, stop
                 if num_rows == rows_per_shard:
                     plans.append(ShardPlan(f"{split}-{len(plans):05d}", split, group))
@@ -82,7 +83,9 @@ def _iter_slices(entries: list[CuratedTrack], split: str) -> Iterator[SegmentSli
     for entry in entries:
         if entry.track.split == split:
             for segment, rows in enumerate(entry.content.rows):
-                yield SegmentSlice(asdict(entry.track), entry.content.digest, segment, rows, 0, rows)
+                yield SegmentSlice(
+                    asdict(entry.track), entry.content.digest, segment, rows, 0, rows, entry.content.seconds
+                )
 
 
 class ShardWriter:
@@ -91,6 +94,7 @@ class ShardWriter:
     def __init__(self, config: IngestStage, cache_uri: str, artifact_uri: str, scratch_uri: str) -> None:
         torch.set_num_threads(config.cluster.torch_threads)
         self.cache_folder, self.artifact, self.scratch = map(open_folder, (cache_uri, artifact_uri, scratch_uri))
+        self.with_timing = config.text.kind == "diffusers"
         self.text = load_text_encoder(config.text.kind, path=config.text.path, max_tokens=config.text.max_tokens)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +131,11 @@ class ShardWriter:
         for part, chosen in zip(parts, captions_of_parts):
             latents, starts = read_segment(self.cache_folder, part.digest, part.segment, rows=part.rows)
             which, text_rows = slice(part.start, part.stop), [index[caption] for caption in chosen]
-            track_rows.append(_make_rows(Track(**part.track), latents[which], starts[which], texts, text_rows, chosen))
+            rows = _make_rows(Track(**part.track), latents[which], starts[which], texts, text_rows, chosen)
+            if self.with_timing:
+                total = np.full_like(rows.start_seconds, part.seconds)
+                rows = replace(rows, timing=np.stack([rows.start_seconds, total], axis=1).astype(np.float32))
+            track_rows.append(rows)
         return FullRows.concatenate(track_rows)
 
 

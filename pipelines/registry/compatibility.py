@@ -84,6 +84,12 @@ def check_teacher_matches_dataset(teacher: Artifact, dataset: Artifact) -> None:
     data = dataset.manifest.get("dataset", {})
     model, latents = teacher.manifest["model"], data.get("latents", {})
     if difference := _find_difference(model, data):
+        if model.get("precondition"):
+            raise UserError(
+                f"teacher {teacher.id} is imported, and data set {dataset.id} was made with another {difference}; "
+                f"ingest with codec.kind=diffusers text.kind=diffusers codec.path and text.path="
+                f"{model['codec']['path']} text.max_tokens={model['text']['max_tokens']}"
+            )
         raise UserError(
             f"teacher {teacher.id} and data set {dataset.id} differ in their {difference}; use the data set "
             f"that the teacher was trained on: inputs.dataset={teacher.manifest['parents'].get('dataset')}"
@@ -99,7 +105,8 @@ def check_teacher_matches_dataset(teacher: Artifact, dataset: Artifact) -> None:
 
 
 def _check_statistics(teacher: Artifact, dataset: Artifact, difference: StatisticsDifference) -> None:
-    if difference.is_zero:
+    # an imported teacher takes the codec's latents as they are, so that no statistics were those of its training
+    if difference.is_zero or teacher.manifest["model"].get("precondition"):
         return
     what = f"latents of data set {dataset.id} and of teacher {teacher.id}: {difference}"
     if difference.is_absurd:
@@ -108,6 +115,15 @@ def _check_statistics(teacher: Artifact, dataset: Artifact, difference: Statisti
             "the teacher does not know such music; train one on it, or check the ingest's loudness and codec"
         )
     console.print(f"{what}; the teacher's are used", markup=False)
+
+
+def check_whole_rows(teacher: Artifact, crop_frames: int) -> None:
+    """Refuse crops for a teacher that always makes clips of one length; raises UserError."""
+    if crop_frames and teacher.manifest["model"]["network"].get("clip_seconds"):
+        raise UserError(
+            f"data.crop_frames={crop_frames} does not fit teacher {teacher.id}, which always makes "
+            f"{teacher.manifest['model']['frames']} frames; set it to 0"
+        )
 
 
 def check_layers_match_teacher(layers: Artifact, teacher: Artifact) -> None:

@@ -198,6 +198,7 @@ def _make_tags(client: Any, artifact: Artifact, content: str, stage: str) -> dic
     parents = {role: str(parent) for role, parent in manifest.get("parents", {}).items()}
     parent_versions = Catalog(client).find_by_artifacts([p for p in parents.values() if "/" not in p])
     licences = set(manifest.get("dataset", {}).get("licences", []))
+    licences |= {licence for licence in [manifest.get("source", {}).get("licence")] if licence}
     licences |= {licence for parent in parent_versions for licence in parent.licences}
     licences |= {licence for parent in parents.values() for licence in _read_pretrained_licences(parent)}
     tags: dict[str, Any] = {

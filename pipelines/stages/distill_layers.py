@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from pipelines.data.dataset import LatentDataset
-from pipelines.registry.compatibility import check_teacher_matches_dataset
+from pipelines.registry.compatibility import check_teacher_matches_dataset, check_whole_rows
 from pipelines.stages.training import run_training
 from pipelines.storage.filesystem import open_folder
 from pipelines.train.resume import ResumeOptions
@@ -30,6 +30,7 @@ def check_parents(config: LayersStage, parents: dict[str, Artifact]) -> None:
     """Refuse a teacher of other latents, or a table that does not fit its depth; raises UserError."""
     teacher = parents["teacher"]
     check_teacher_matches_dataset(teacher, parents["dataset"])
+    check_whole_rows(teacher, config.data.crop_frames)
     make_layer_budget(config.layers, ModelCard(**teacher.manifest["model"]).depth)
 
 
@@ -46,7 +47,11 @@ def make_algorithm(
     teacher = models["teacher"]
     network, card = load_model(open_folder(teacher.uri), teacher.manifest)
     return LayerDistillation(
-        config.layers, network.to(parallel.device), sigma_data=card.sigma_data, parallel=parallel, autocast_dtype=dtype
+        config.layers,
+        network.to(parallel.device),
+        precondition=card.make_precondition(),
+        parallel=parallel,
+        autocast_dtype=dtype,
     )
 
 

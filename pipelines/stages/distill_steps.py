@@ -9,7 +9,7 @@ import torch
 
 from pipelines.data.dataset import LatentDataset
 from pipelines.evaluate import plots
-from pipelines.registry.compatibility import check_layers_match_teacher, check_teacher_matches_dataset
+from pipelines.registry.compatibility import check_layers_match_teacher, check_teacher_matches_dataset, check_whole_rows
 from pipelines.stages.training import run_training
 from pipelines.storage.filesystem import open_folder
 from pipelines.train.resume import ResumeOptions
@@ -35,6 +35,7 @@ def run(config: StepsStage, resume: ResumeOptions = ResumeOptions(), trial: Tria
 def check_parents(config: StepsStage, parents: dict[str, Artifact]) -> None:
     """Refuse models of other latents or of another teacher, or a budget that does not fit; raises UserError."""
     check_teacher_matches_dataset(parents["teacher"], parents["dataset"])
+    check_whole_rows(parents["teacher"], config.data.crop_frames)
     if "layers" in parents:
         check_layers_match_teacher(parents["layers"], parents["teacher"])
     make_generator_card(config, parents)
@@ -74,7 +75,7 @@ def make_algorithm(
     return StepDistillation(
         config.steps,
         teacher.to(parallel.device),
-        sigma_data=card.sigma_data,
+        precondition=card.make_precondition(),
         start=start.to(parallel.device) if start else None,
         budget=budget,
         parallel=parallel,

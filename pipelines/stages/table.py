@@ -11,6 +11,7 @@ from presto_core.config.schema import (
     DatasetStage,
     EvaluateStage,
     GenerateStage,
+    ImportTeacherStage,
     IngestStage,
     LayersStage,
     RegistryStage,
@@ -80,6 +81,12 @@ ROWS = (
         ),
     ),
     Stage(DatasetStage),
+    Stage(
+        ImportTeacherStage, "pipelines.stages.import_teacher", ("teacher", "import"),
+        "Import a teacher that was trained elsewhere: a diffusers folder, or a repository of the Hugging Face hub.",
+        writes_run=True,
+        settings=("model.source", "model.revision", "model.licence", "name", "storage.root"),
+    ),
     Stage(
         TeacherStage, "pipelines.stages.train_teacher", ("train-teacher",),
         "Train the teacher on latents.",

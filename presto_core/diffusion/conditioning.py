@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -23,6 +24,8 @@ class Conditioning:
         tempo_bpm: [B] beats per minute; NaN or <= 0 if unknown.
         key: [B] int64; `UNKNOWN_KEY` if unknown.
         keep: [B] bool; False makes a sample unconditional.
+        timing: [B, 2] seconds where the clip starts in its recording, and of the whole recording; None for models that
+            do not know it.
     """
 
     pooled: Tensor
@@ -31,12 +34,13 @@ class Conditioning:
     tempo_bpm: Tensor
     key: Tensor
     keep: Tensor
+    timing: Tensor | None = None
 
     def __len__(self) -> int:
         return self.pooled.shape[0]
 
     def to(self, device: torch.device | str) -> Conditioning:
-        return Conditioning(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return self._map(lambda value: value.to(device))
 
     def to_unconditional(self) -> Conditioning:
         """Return the batch with every sample unconditional."""
@@ -48,12 +52,20 @@ class Conditioning:
 
     def rows(self, index: Tensor | slice) -> Conditioning:
         """Return some of the batch's samples."""
-        return Conditioning(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return self._map(lambda value: value[index])
 
     @staticmethod
     def cat(parts: list[Conditioning]) -> Conditioning:
         """Concatenate batches."""
-        return Conditioning(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Conditioning)})
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Conditioning)}
+        return Conditioning(
+            **{name: None if values[0] is None else torch.cat(values) for name, values in columns.items()}
+        )
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """Return the batch with every tensor changed."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Conditioning(**{name: change(value) for name, value in values.items() if value is not None})
 
 
 def key_index(name: str | None) -> int:

@@ -1,4 +1,4 @@
-"""EDM preconditioning, which turns a raw network into a denoiser D(x; sigma, cond) -> x0 (METHOD section 1)."""
+"""The denoiser D(x; sigma, cond) -> x0 that a precondition makes of a raw network (METHOD section 1)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from presto_core.diffusion.conditioning import Conditioning
+from presto_core.diffusion.preconditions import Coefficients, Edm, Precondition, to_precondition
 
 
 class Denoiser(Protocol):
@@ -26,44 +27,47 @@ class Denoiser(Protocol):
 
 
 class EDMDenoiser:
-    """D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4), combined in fp32 (EDM, Karras et al. 2022, eq. 7).
+    """D(x; sigma) = c_skip x + c_out F(c_in x; time), combined in fp32 (EDM, Karras et al. 2022, eq. 7).
 
     Args:
-        net: raw network F(x_scaled, c_noise, cond, budget); may be wrapped for data parallelism.
-        sigma_data: standard deviation of the normalised latents.
+        net: raw network F(x_scaled, time, cond, budget); may be wrapped for data parallelism.
+        precondition: parameterisation of the network; a number is sigma_data, the standard deviation of the normalised
+            latents in EDM's.
         autocast_dtype: reduced precision inside the network only; None keeps fp32.
     """
 
-    def __init__(self, net: nn.Module, sigma_data: float, autocast_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, net: nn.Module, precondition: Precondition | float, autocast_dtype: torch.dtype | None = None
+    ) -> None:
         self.net = net
-        self.sigma_data = sigma_data
+        self.precondition = to_precondition(precondition)
         self.autocast_dtype = autocast_dtype
 
     def __call__(
         self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
     ) -> Tensor:
-        # EDM, eq. 7, with conditions c and budget b: D(x; sigma, c, b) = c_skip x + c_out F(c_in x; c_noise, c, b)
-        c_skip, c_out, c_in, c_noise = preconditioning(sigma, self.sigma_data)
+        # EDM, eq. 7, with conditions c and budget b: D(x; sigma, c, b) = c_skip x + c_out F(c_in x; time, c, b)
+        c_skip, c_out, c_in, time = self.precondition(sigma)
         with self._autocast(x.device):
-            raw = self.net(c_in * x, c_noise, cond, budget)
-        return c_skip * x + c_out * raw.float()
+            raw = self.net(c_in * x, time, cond, budget)
+        return c_skip * x + c_out * raw.to(c_out.dtype)
 
     def denoise_with_hidden(
         self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return x0 as `__call__` does, and the output of the last block that runs: [B, N, D] fp32."""
-        c_skip, c_out, c_in, c_noise = preconditioning(sigma, self.sigma_data)
+        c_skip, c_out, c_in, time = self.precondition(sigma)
         with self._autocast(x.device):
-            raw, hidden = self.net(c_in * x, c_noise, cond, budget, with_hidden=True)
-        return c_skip * x + c_out * raw.float(), hidden.float()
+            raw, hidden = self.net(c_in * x, time, cond, budget, with_hidden=True)
+        return c_skip * x + c_out * raw.to(c_out.dtype), hidden.float()
 
     def extract_features(
         self, x: Tensor, sigma: Tensor, cond: Conditioning | None, *, taps: tuple[int, ...]
     ) -> list[Tensor]:
         """Return activations [B, D, N] fp32 after the blocks `taps`; blocks after the last tap do not run."""
-        _, _, c_in, c_noise = preconditioning(sigma, self.sigma_data)
+        _, _, c_in, time = self.precondition(sigma)
         with self._autocast(x.device):
-            activations = self.net(c_in * x, c_noise, cond, taps=taps)
+            activations = self.net(c_in * x, time, cond, taps=taps)
         return [a.float() for a in activations]
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
@@ -72,14 +76,9 @@ class EDMDenoiser:
         return torch.autocast(device.type, dtype=self.autocast_dtype)
 
 
-def preconditioning(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return c_skip, c_out, c_in as [B, 1, 1] and c_noise as [B], fp32, for sigma: [B] (EDM, table 1)."""
-    sigma = sigma.float()
-    s = sigma[:, None, None]
-    total = s**2 + sigma_data**2
-    # s_d = sigma_data: c_skip = s_d^2 / (sigma^2 + s_d^2),  c_out = sigma s_d / sqrt(sigma^2 + s_d^2),
-    # c_in = 1 / sqrt(sigma^2 + s_d^2),  c_noise = ln(sigma) / 4
-    return sigma_data**2 / total, s * sigma_data / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4
+def preconditioning(sigma: Tensor, sigma_data: float) -> Coefficients:
+    """Return EDM's c_skip, c_out, c_in as [B, 1, 1] and c_noise as [B], fp32, for sigma: [B]."""
+    return Edm(sigma_data)(sigma)
 
 
 def add_noise(x0: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, read_file
 from presto_core.config.sampling import ScheduleConfig
+from presto_core.diffusion.preconditions import Edm, Precondition, read_precondition
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.networks.network import Network
 from presto_core.networks.table import find_network_kind, network_depth, read_settings
@@ -34,6 +35,8 @@ class ModelCard:
         layer_budget: `LayerBudget` the model is trained with; None runs all blocks.
         few_step_schedules: noise levels of a few-step generator that were best on validation clips, by number of steps:
             {"4": {"sigma_min": ..., "sigma_max": ..., "rho": ...}}; None if none were chosen.
+        precondition: parameterisation of an imported network; None is EDM's, with `sigma_data`.
+        sigma_range: lowest and highest noise level of an imported teacher's own scheduler.
     """
 
     network: dict[str, Any]
@@ -46,10 +49,34 @@ class ModelCard:
     text: dict[str, Any]
     layer_budget: dict[str, Any] | None = None
     few_step_schedules: dict[str, dict[str, float]] | None = None
+    precondition: dict[str, Any] | None = None
+    sigma_range: list[float] | None = None
 
     def schedule_at(self, steps: int) -> ScheduleConfig:
         """The noise levels chosen for this number of steps; the default ones if none were."""
-        return ScheduleConfig(**(self.few_step_schedules or {}).get(str(steps), {}))
+        chosen = (self.few_step_schedules or {}).get(str(steps))
+        return ScheduleConfig(**chosen) if chosen else self.default_schedule
+
+    @property
+    def default_schedule(self) -> ScheduleConfig:
+        """Noise levels of a sampler if none are given: of the range that an imported teacher's scheduler has."""
+        if self.sigma_range is None:
+            return ScheduleConfig()
+        return ScheduleConfig(sigma_min=self.sigma_range[0], sigma_max=self.sigma_range[1])
+
+    def make_precondition(self) -> Precondition:
+        """Return the parameterisation of the network."""
+        return read_precondition(self.precondition) if self.precondition else Edm(self.sigma_data)
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the network is of a teacher that was not trained here: it takes the codec's latents as they are."""
+        return self.precondition is not None
+
+    @property
+    def clip_seconds(self) -> float | None:
+        """Length of every clip of a model that always makes clips of one length; None for any other."""
+        return self.network.get("clip_seconds") or None
 
     @property
     def budget(self) -> LayerBudget | None:
@@ -65,8 +92,9 @@ class ModelCard:
 
     def to_dict(self) -> dict[str, Any]:
         card = asdict(self)
-        if self.few_step_schedules is None:  # as in manifests from before there were any
-            del card["few_step_schedules"]
+        for name in ("few_step_schedules", "precondition", "sigma_range"):
+            if card[name] is None:  # as in manifests from before there were any
+                del card[name]
         return card
 
     @property

@@ -55,6 +55,10 @@ class Network(nn.Module):
         """Return a trainable copy that runs at this budget; at full depth it is bit-identical to the original."""
         raise NotImplementedError
 
+    def set_trainable(self) -> Network:
+        """Let gradients reach the weights that training changes, and return the network; here, all of them."""
+        return self.requires_grad_(True)
+
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute activations inside blocks in the backward pass instead of keeping them."""
         for block in self.blocks:

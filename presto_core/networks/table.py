@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from presto_core.config.diffusers_network import DiffusersNetworkConfig
 from presto_core.config.section import Section
 from presto_core.config.sections import NetworkConfig
 from presto_core.errors import UserError
@@ -47,8 +48,29 @@ def _build_dit(config: NetworkConfig, channels: int, text_dim: int, budget: Laye
     return DiT.for_budget(config, channels=channels, text_dim=text_dim, budget=budget)
 
 
+def _build_diffusers(
+    config: DiffusersNetworkConfig, channels: int, text_dim: int, budget: LayerBudget | None
+) -> Network:
+    from presto_core.networks.diffusers_network import DiffusersNetwork
+
+    return DiffusersNetwork.for_budget(config, budget)
+
+
+def _count_diffusers_blocks(config: DiffusersNetworkConfig) -> int:
+    from presto_core.networks.families import find_family
+
+    return int(config.transformer[find_family(config.transformer_class).depth])
+
+
+def _unknown_flops(config: DiffusersNetworkConfig, shape: LatentShape) -> float:
+    return 0.0  # not known: utilization is then not reported
+
+
 NETWORKS: dict[str, NetworkKind] = {
     "dit": NetworkKind(NetworkConfig, _build_dit, lambda c: c.depth, flops.block_flops, flops.outer_flops),
+    "diffusers": NetworkKind(
+        DiffusersNetworkConfig, _build_diffusers, _count_diffusers_blocks, _unknown_flops, _unknown_flops
+    ),
 }
 
 

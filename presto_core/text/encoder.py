@@ -131,7 +131,13 @@ def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:
     Raises:
         TextError: the encoder is not installed or the folder contains none.
     """
-    return _digest(ENCODERS[kind](path), max_tokens)
+    folder = ENCODERS[kind](path)
+    if kind == "diffusers":
+        from presto_core.text.diffusers_encoder import check_length, compute_digest
+
+        check_length(folder, max_tokens)
+        return compute_digest(folder, max_tokens)
+    return _digest(folder, max_tokens)
 
 
 def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEncoder:
@@ -141,6 +147,10 @@ def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEnco
         TextError: the encoder is not installed or the folder contains none.
     """
     folder = ENCODERS[kind](path)
+    if kind == "diffusers":
+        from presto_core.text.diffusers_encoder import DiffusersEncoder
+
+        return DiffusersEncoder(folder, max_tokens=max_tokens)
     return TransformerEncoder(folder, name="minilm-l6-v2" if kind == "minilm" else folder.name, max_tokens=max_tokens)
 
 
@@ -157,7 +167,7 @@ def _show_read_files(folder: Path) -> Iterator[str]:
 def _digest(folder: Path, max_tokens: int) -> str:
     """Return the sha256 over all files that are read and the number of tokens: equal digests give equal embeddings."""
     _check_weights(folder)
-    found = {name: _file_digest(folder / name).hex() for name in READ_FILES if (folder / name).is_file()}
+    found = {name: file_digest(folder / name).hex() for name in READ_FILES if (folder / name).is_file()}
     if found.items() >= _MINILM.items() and not found.keys() & set(MORE_TOKENIZER_FILES):
         return _former_digest(folder, max_tokens)  # its config is known
     text = "".join(f"\n{name} {digest}" for name, digest in found.items())
@@ -169,11 +179,12 @@ def _former_digest(folder: Path, max_tokens: int) -> str:
     hasher = hashlib.sha256(f"max_tokens={max_tokens}".encode())
     for name in (WEIGHTS_FILE, *TOKENIZER_FILES):
         path = folder / name
-        hasher.update(f"\n{name} ".encode() + (_file_digest(path) if path.is_file() else b""))
+        hasher.update(f"\n{name} ".encode() + (file_digest(path) if path.is_file() else b""))
     return hasher.hexdigest()
 
 
-def _file_digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
@@ -192,10 +203,20 @@ def _find_minilm(path: str) -> Path:
     return Path(spec.origin).parent / "model"
 
 
+def _find_diffusers(path: str) -> Path:
+    if not path:
+        raise TextError("text.path is empty with text.kind=diffusers; set it to the folder of the teacher")
+    return Path(path)
+
+
 def _find_huggingface(path: str) -> Path:
     if not path:
         raise TextError("text.path is empty with text.kind=huggingface; set it to the local folder of the encoder")
     return Path(path)
 
 
-ENCODERS: dict[str, Callable[[str], Path]] = {"minilm": _find_minilm, "huggingface": _find_huggingface}
+ENCODERS: dict[str, Callable[[str], Path]] = {
+    "minilm": _find_minilm,
+    "huggingface": _find_huggingface,
+    "diffusers": _find_diffusers,
+}

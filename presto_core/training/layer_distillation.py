@@ -8,6 +8,7 @@ from torch import Tensor
 from presto_core.config.sections import LayersConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
+from presto_core.diffusion.preconditions import Edm, Precondition
 from presto_core.losses.dsm import dsm_loss
 from presto_core.losses.layer_distill import self_teacher_loss
 from presto_core.networks.layer_budget import LayerBudget
@@ -25,7 +26,7 @@ class LayerDistillation:
 
     Args:
         teacher: raw network of the teacher; it is copied and left unchanged.
-        sigma_data: standard deviation of the normalised latents.
+        precondition: parameterisation of the networks; None is EDM's, for latents of standard deviation `sigma_data`.
 
     Raises:
         UserError: the budget's table does not fit the teacher's depth.
@@ -36,22 +37,24 @@ class LayerDistillation:
         config: LayersConfig,
         teacher: Network,
         *,
-        sigma_data: float,
+        sigma_data: float = 1.0,
+        precondition: Precondition | None = None,
         parallel: Parallel = SINGLE_PROCESS,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
-        self.config, self.sigma_data, self.parallel = config, sigma_data, parallel
+        self.config, self.parallel = config, parallel
+        self.precondition = precondition or Edm(sigma_data)
         self.total_steps = config.steps
         self.depth = teacher.depth
         self.p_train = config.p_train
         self.budget = make_layer_budget(config, self.depth)
         network = teacher.with_budget(self.budget)
         ema = Ema(network, config.ema_decay)
-        self.denoise = EDMDenoiser(network, sigma_data, autocast_dtype)
+        self.denoise = EDMDenoiser(network, self.precondition, autocast_dtype)
         # a batch may skip a block, on one worker or on all
         trained = parallel.distribute(network, name="layers", some_unused=True)
         ema.shard_like(network)
-        self.trained_denoise = EDMDenoiser(trained, sigma_data, autocast_dtype)
+        self.trained_denoise = EDMDenoiser(trained, self.precondition, autocast_dtype)
         self.state = TrainState(
             networks={"layers": network},
             optimizers={"layers": optim.build_adamw(network.parameters(), config.optim)},
@@ -70,7 +73,7 @@ class LayerDistillation:
         sigma = row_rng.sample_sigma(self.p_train)
         noisy, budget = row_rng.add_noise(x0, sigma), self.budget.blocks_per_sample(sigma)
         x0_hat, hidden = self.trained_denoise.denoise_with_hidden(noisy, sigma, cond, budget)
-        losses = dsm_loss(x0_hat, x0, sigma, self.sigma_data)
+        losses = dsm_loss(x0_hat, x0, sigma, self.precondition)
         metrics = loss_by_sigma_quartile("dsm_loss", losses.detach(), sigma, self.p_train) | {
             "blocks_run": budget.float()
         }

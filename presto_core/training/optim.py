@@ -15,9 +15,9 @@ FINAL_FRACTION = 0.05  # of the learning rate, at the end of a cosine decay
 
 
 def build_adamw(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW from its config section; weight decay is decoupled (Loshchilov & Hutter 2019)."""
+    """Build AdamW over the parameters that train; weight decay is decoupled (Loshchilov & Hutter 2019)."""
     return torch.optim.AdamW(
-        list(parameters),
+        [p for p in parameters if p.requires_grad],
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,

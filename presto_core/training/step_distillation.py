@@ -32,6 +32,7 @@ from torch import Tensor
 
 from presto_core.config.sections import StepsConfig
 from presto_core.diffusion.conditioning import Conditioning
+from presto_core.diffusion.preconditions import Edm, Precondition
 from presto_core.losses.dmd import dmd_gradient
 from presto_core.losses.dsm import dsm_loss
 from presto_core.networks.layer_budget import LayerBudget
@@ -63,7 +64,7 @@ class StepDistillation:
 
     Args:
         teacher: raw network of the teacher; copied for fake score and generator, itself frozen.
-        sigma_data: standard deviation of the normalised latents.
+        precondition: parameterisation of the networks; None is EDM's, for latents of standard deviation `sigma_data`.
         start: initial network of the generator, if it is not the teacher.
         budget: blocks that the generator runs at each noise level of its input; None runs all. Scores run all blocks.
     """
@@ -73,17 +74,19 @@ class StepDistillation:
         config: StepsConfig,
         teacher: Network,
         *,
-        sigma_data: float,
+        sigma_data: float = 1.0,
+        precondition: Precondition | None = None,
         start: Network | None = None,
         budget: LayerBudget | None = None,
         parallel: Parallel = SINGLE_PROCESS,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
-        self.config, self.sigma_data, self.budget, self.parallel = config, sigma_data, budget, parallel
+        self.config, self.budget, self.parallel = config, budget, parallel
+        self.precondition = precondition or Edm(sigma_data)
         self.total_steps = config.generator_updates * (config.fake_updates_per_generator_update + 1)
         self.p_gen, self.p_dmd, self.p_dsm = config.p_gen, config.p_dmd, config.p_dsm
         networks = make_step_networks(
-            config, teacher, start or teacher, sigma_data=sigma_data, drops_blocks=budget is not None,
+            config, teacher, start or teacher, precondition=self.precondition, drops_blocks=budget is not None,
             parallel=parallel, autocast_dtype=autocast_dtype,
         )  # fmt: skip
         self.real_score, self.fake_score, self.generator = networks.real_score, networks.fake_score, networks.generator
@@ -120,7 +123,7 @@ class StepDistillation:
         micro_batch.set_grad_sync(self.parallel, self.trained_fake_score.net, adversarial_loss.trained_head)
         sigma = row_rng.sample_sigma(self.p_dsm)
         losses = dsm_loss(
-            self.trained_fake_score(row_rng.add_noise(x0, sigma), sigma, cond), x0, sigma, self.sigma_data
+            self.trained_fake_score(row_rng.add_noise(x0, sigma), sigma, cond), x0, sigma, self.precondition
         )
         metrics = loss_by_sigma_quartile("dsm_loss", losses.detach(), sigma, self.p_dsm)
         if self.is_adversarial:
@@ -205,7 +208,9 @@ class StepDistillation:
         with torch.no_grad():
             real_x0 = self.real_score(noisy, sigma, cond)
             fake_x0 = self.fake_score(noisy, sigma, cond)
-        g = dmd_gradient(x0, real_x0, fake_x0, sigma=sigma, sigma_data=self.sigma_data, weighting=self.config.weighting)
+        g = dmd_gradient(
+            x0, real_x0, fake_x0, sigma=sigma, precondition=self.precondition, weighting=self.config.weighting
+        )
         # L_DMD = 1/2 mean|x0 - sg(x0 - g)|^2 has the value mean(g^2) / 2 and the gradient g / numel at x0. Both are
         # computed from g: x0 - (x0 - g) would round g to the precision of x0.
         return g / g.numel(), {"dmd_loss": (g.square().mean() / 2).expand(len(x0))}

@@ -11,6 +11,7 @@ from torch import nn
 from presto_core.config.sections import StepsConfig
 from presto_core.diffusion.denoiser import Denoiser, EDMDenoiser
 from presto_core.diffusion.guidance import make_guided_denoiser
+from presto_core.diffusion.preconditions import Precondition
 from presto_core.networks.discriminator import PatchHead
 from presto_core.networks.network import Network
 from presto_core.training import optim
@@ -45,7 +46,7 @@ def make_step_networks(
     teacher: Network,
     start: Network,
     *,
-    sigma_data: float,
+    precondition: Precondition,
     drops_blocks: bool,
     parallel: Parallel,
     autocast_dtype: torch.dtype | None,
@@ -60,7 +61,7 @@ def make_step_networks(
     """
     tap_blocks = config.gan.taps or (teacher.depth // 2,)
     check_taps(tap_blocks, teacher.depth)
-    generator, fake_score = (copy.deepcopy(net).requires_grad_(True) for net in (start, teacher))
+    generator, fake_score = (copy.deepcopy(net).set_trainable() for net in (start, teacher))
     head = PatchHead(
         teacher.width,
         num_taps=len(tap_blocks),
@@ -70,12 +71,12 @@ def make_step_networks(
     ema = Ema(generator, config.ema_decay)
     frozen_teacher = teacher.requires_grad_(False).eval()
     parallel.prepare_frozen(frozen_teacher, "real_score")
-    fake_denoiser = EDMDenoiser(fake_score, sigma_data, autocast_dtype)
-    generator_denoiser = EDMDenoiser(generator, sigma_data, autocast_dtype)
+    fake_denoiser = EDMDenoiser(fake_score, precondition, autocast_dtype)
+    generator_denoiser = EDMDenoiser(generator, precondition, autocast_dtype)
     distributed_generator = parallel.distribute(generator, name="generator", some_unused=drops_blocks)
-    trained_generator = EDMDenoiser(distributed_generator, sigma_data, autocast_dtype)
+    trained_generator = EDMDenoiser(distributed_generator, precondition, autocast_dtype)
     distributed_fake_score = parallel.distribute(fake_score, name="fake_score")
-    trained_fake_score = EDMDenoiser(distributed_fake_score, sigma_data, autocast_dtype)
+    trained_fake_score = EDMDenoiser(distributed_fake_score, precondition, autocast_dtype)
     is_adversarial = config.gan.generator_weight > 0
     adversarial_loss = AdversarialLoss(
         config.gan,
@@ -87,7 +88,7 @@ def make_step_networks(
         trained_head=parallel.distribute(head, name="head") if is_adversarial else head,
     )
     ema.shard_like(generator)
-    real_score = make_guided_denoiser(EDMDenoiser(frozen_teacher, sigma_data, autocast_dtype), config.guidance_scale)
+    real_score = make_guided_denoiser(EDMDenoiser(frozen_teacher, precondition, autocast_dtype), config.guidance_scale)
     state = _make_state(config, generator, fake_score, head, ema)
     return StepNetworks(
         real_score, fake_denoiser, generator_denoiser, trained_fake_score, trained_generator, adversarial_loss, state

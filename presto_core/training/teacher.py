@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from presto_core.config.noise import NoiseDistribution
 from presto_core.config.sections import TeacherConfig
 from presto_core.diffusion.denoiser import EDMDenoiser
+from presto_core.diffusion.preconditions import Edm, Precondition
 from presto_core.losses.dsm import dsm_loss
 from presto_core.training import optim
 from presto_core.training.ema import Ema
@@ -25,7 +26,7 @@ class TeacherTraining:
 
     Args:
         network: raw network F, trained in place.
-        sigma_data: standard deviation of the normalised latents.
+        precondition: parameterisation of the networks; None is EDM's, for latents of standard deviation `sigma_data`.
     """
 
     def __init__(
@@ -33,16 +34,17 @@ class TeacherTraining:
         config: TeacherConfig,
         network: nn.Module,
         *,
-        sigma_data: float,
+        sigma_data: float = 1.0,
+        precondition: Precondition | None = None,
         parallel: Parallel = SINGLE_PROCESS,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
         self.config, self.parallel = config, parallel
         self.total_steps = config.steps
-        self.sigma_data = sigma_data
+        self.precondition = precondition or Edm(sigma_data)
         self.p_train = config.p_train
         ema = Ema(network, config.ema_decay)
-        self.denoise = EDMDenoiser(parallel.distribute(network, name="teacher"), sigma_data, autocast_dtype)
+        self.denoise = EDMDenoiser(parallel.distribute(network, name="teacher"), self.precondition, autocast_dtype)
         ema.shard_like(network)
         self.state = TrainState(
             networks={"teacher": network},
@@ -60,7 +62,7 @@ class TeacherTraining:
         micro_batch.set_grad_sync(self.parallel, self.denoise.net)
         sigma = row_rng.sample_sigma(self.p_train)
         x0_hat = self.denoise(row_rng.add_noise(x0, sigma), sigma, cond)
-        losses = dsm_loss(x0_hat, x0, sigma, self.sigma_data)
+        losses = dsm_loss(x0_hat, x0, sigma, self.precondition)
         (micro_batch.weight * losses.mean()).backward()
         return loss_by_sigma_quartile("dsm_loss", losses.detach(), sigma, self.p_train)
 

@@ -31,13 +31,13 @@ def test_dsm_of_a_network_that_predicts_nothing_is_one():
 @pytest.mark.parametrize(("weighting", "weight"), [("none", 1.0), ("edm", 1.25 / 0.25), ("dmd", 1 / 2.0)])
 def test_dmd_gradient_weights(weighting: str, weight: float):
     x0, real, fake = torch.zeros(2, 3, 4), torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 5.0)
-    g = dmd_gradient(x0, real, fake, sigma=torch.full((2,), 0.5), sigma_data=1.0, weighting=weighting)
+    g = dmd_gradient(x0, real, fake, sigma=torch.full((2,), 0.5), precondition=1.0, weighting=weighting)
     torch.testing.assert_close(g, torch.full((2, 3, 4), 3.0 * weight))
 
 
 def test_dmd_gradient_has_no_graph_and_is_finite_where_scores_agree():
     x0 = torch.zeros(1, 2, 2, requires_grad=True)
-    g = dmd_gradient(x0, x0, x0 + 1, sigma=torch.ones(1), sigma_data=1.0, weighting="dmd")
+    g = dmd_gradient(x0, x0, x0 + 1, sigma=torch.ones(1), precondition=1.0, weighting="dmd")
     assert not g.requires_grad
     assert g.isfinite().all()
 
@@ -58,7 +58,7 @@ def test_dmd_gradient_of_gaussians_is_the_difference_of_scores():
         denoise(m_real, s_real),
         denoise(m_fake, s_fake),
         sigma=torch.full((1000,), sigma),
-        sigma_data=1.0,
+        precondition=1.0,
         weighting="none",
     )
     expected = sigma**2 * (score(m_fake, s_fake) - score(m_real, s_real))

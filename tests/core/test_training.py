@@ -64,7 +64,7 @@ def test_the_gradient_at_the_generators_output_is_that_of_the_dmd_loss():
     x_t = part.row_rng.add_noise(x0, sigma)
     with torch.no_grad():
         real, fake = (net(x_t, sigma, batch.cond) for net in (algorithm.real_score, algorithm.fake_score))
-    g = dmd_gradient(x0, real, fake, sigma=sigma, sigma_data=1.0, weighting="dmd").double()
+    g = dmd_gradient(x0, real, fake, sigma=sigma, precondition=1.0, weighting="dmd").double()
     leaf = x0.double().requires_grad_()
     loss = (leaf - (x0 - g).detach()).square().mean() / 2
     loss.backward()

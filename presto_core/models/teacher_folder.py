@@ -1,0 +1,310 @@
+"""Read a teacher that was trained elsewhere: a diffusers folder, checked before any of it is loaded.
+
+Components are taken by the (library, class) pairs of model_index.json, from a fixed list; weights are safetensors. No
+code of the folder runs, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from presto_core.errors import UserError
+from presto_core.networks.families import FAMILIES
+from presto_core.text.diffusers_encoder import ENCODERS, TOKENIZERS, read_length
+
+INDEX = "model_index.json"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+Pair = tuple[str, str]
+
+
+class TeacherError(UserError):
+    """A folder holds no teacher that can be imported; the message names the component and the fix."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component: the classes it may be of, and whether it has weights."""
+
+    pairs: tuple[Pair, ...]
+    weights: bool = True
+    settings: str = "config.json"
+
+
+# components by the class of the transformer; a row is a family whose conditions this package can make
+TEACHERS: dict[str, dict[str, Component]] = {
+    "StableAudioDiTModel": {
+        "transformer": Component((("diffusers", "StableAudioDiTModel"),)),
+        "projection_model": Component((("stable_audio", "StableAudioProjectionModel"),)),
+        "vae": Component((("diffusers", "AutoencoderOobleck"),)),
+        "text_encoder": Component(tuple(("transformers", name) for name in ENCODERS)),
+        "tokenizer": Component(
+            tuple(("transformers", name) for name in TOKENIZERS), weights=False, settings="tokenizer_config.json"
+        ),
+        "scheduler": Component(
+            (("diffusers", "CosineDPMSolverMultistepScheduler"),), weights=False, settings="scheduler_config.json"
+        ),
+    },
+}
+
+
+@dataclass(frozen=True)
+class ComponentFiles:
+    """A component as it is in the folder."""
+
+    name: str
+    library: str
+    kind: str
+    settings: dict[str, Any]
+    weights: tuple[Path, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.weights)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over class, settings and weights."""
+        kept = {name: value for name, value in self.settings.items() if not name.startswith("_")}
+        hasher = hashlib.sha256(json.dumps([self.library, self.kind, kept], sort_keys=True).encode())
+        for path in self.weights:
+            with path.open("rb") as file:
+                hasher.update(hashlib.file_digest(file, "sha256").digest())
+        return hasher.hexdigest()
+
+
+@dataclass(frozen=True)
+class TeacherFolder:
+    """A folder whose components fit together.
+
+    Attributes:
+        licence: from the settings, README.md or a licence file; empty if none says.
+    """
+
+    path: Path
+    components: dict[str, ComponentFiles]
+    licence: str
+
+    @property
+    def transformer(self) -> ComponentFiles:
+        return self.components["transformer"]
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of every clip."""
+        return int(self.transformer.settings["sample_size"])
+
+    @property
+    def clip_seconds(self) -> float:
+        settings = self.components["vae"].settings
+        return self.frames * prod(settings["downsampling_ratios"]) / float(settings["sampling_rate"])
+
+    @property
+    def channels(self) -> int:
+        return int(self.transformer.settings[FAMILIES[self.transformer.kind].channels])
+
+    @property
+    def text_tokens(self) -> int:
+        length = read_length(self.path)
+        assert length is not None
+        return length
+
+    @property
+    def sigma_range(self) -> list[float]:
+        settings = self.components["scheduler"].settings
+        return [float(settings["sigma_min"]), float(settings["sigma_max"])]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all components."""
+        return hashlib.sha256("".join(part.digest for _, part in sorted(self.components.items())).encode()).hexdigest()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return a row for each component: what was read."""
+        return [
+            {
+                "component": part.name,
+                "class": f"{part.library}.{part.kind}",
+                "files": [path.name for path in part.weights],
+                "bytes": part.bytes,
+                "digest": part.digest,
+            }
+            for part in self.components.values()
+        ]
+
+
+def read_teacher_folder(path: Path, *, licence: str = "") -> TeacherFolder:
+    """Read and check a folder; nothing but JSON and file sizes is read.
+
+    Args:
+        licence: what you know its licence to be, if the folder does not say.
+
+    Raises:
+        TeacherError: there is no such folder, a component is missing, of an unknown class, pickled, or does not fit the
+            others; or the licence forbids models made from it.
+    """
+    if not path.is_dir():
+        raise TeacherError(f"teacher {path} is not a folder; name one, or a repository of the hub: ORG/NAME")
+    index = _read_index(path)
+    kinds = _find_components(path, index)
+    components = {name: _read_component(path, name, index[name], component) for name, component in kinds.items()}
+    folder = TeacherFolder(path, components, licence or find_licence(path))
+    _check_sizes(folder)
+    check_scheduler(components["scheduler"])
+    check_licence(folder.licence, path)
+    return folder
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    if (path / INDEX).is_file():
+        return _read_json(path / INDEX)
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
+    found = f"it holds {pickles[0]}, a pickle, which can run code when it is loaded; " if pickles else ""
+    raise TeacherError(
+        f"teacher {path} has no {INDEX}; {found}convert it to a diffusers folder with safetensors (save_pretrained)"
+    )
+
+
+def _find_components(path: Path, index: Mapping[str, Any]) -> dict[str, Component]:
+    """Return the components of the folder's family, all of which it must name, and no other."""
+    pipeline, pair = index.get("_class_name"), index.get("transformer")
+    if not isinstance(pipeline, str):
+        raise TeacherError(f"pipeline of {path} is {pipeline}, which needs code of its own; no such code is run")
+    kind = pair[1] if isinstance(pair, list) and len(pair) == 2 else None
+    if kind not in TEACHERS:
+        known = "its conditions cannot be made yet" if kind in FAMILIES else "no such class is known"
+        raise TeacherError(f"transformer of {path} is {pair}: {known}; a teacher can be one of {', '.join(TEACHERS)}")
+    present = {name for name, value in index.items() if not name.startswith("_") and value not in (None, [None, None])}
+    if missing := [name for name in TEACHERS[kind] if name not in present or not (path / name).is_dir()]:
+        raise TeacherError(f"teacher {path} lacks {', '.join(missing)}; download all of it again")
+    if unknown := sorted(present - set(TEACHERS[kind])):
+        raise TeacherError(f"teacher {path} has {unknown[0]} {index[unknown[0]]}, which no {kind} teacher has")
+    return TEACHERS[kind]
+
+
+def _read_component(path: Path, name: str, pair: Any, component: Component) -> ComponentFiles:
+    if not isinstance(pair, list) or tuple(pair) not in component.pairs:
+        allowed = ", ".join(".".join(known) for known in component.pairs)
+        raise TeacherError(f"{name} of {path} is {pair}; it must be {allowed}")
+    settings = _read_json(path / name / component.settings)
+    named = settings.get("_class_name", pair[1])
+    if named != pair[1]:
+        raise TeacherError(f"{name} of {path} is {pair[1]} in {INDEX} and {named} in its own {component.settings}")
+    weights = _find_weights(path / name) if component.weights else ()
+    return ComponentFiles(name, pair[0], pair[1], settings, weights)
+
+
+def _find_weights(folder: Path) -> tuple[Path, ...]:
+    """Return the safetensors of a component: those that an index lists, else the file of full precision.
+
+    Raises:
+        TeacherError: there is none, or a listed one is missing.
+    """
+    if indices := sorted(folder.glob("*.safetensors.index.json")):
+        listed = sorted(set(_read_json(indices[0]).get("weight_map", {}).values()))
+        if any(Path(str(name)).name != name for name in listed):
+            raise TeacherError(f"{indices[0]} lists files outside its folder; download the teacher again")
+        paths = tuple(folder / name for name in listed)
+    else:
+        paths = tuple(sorted(folder.glob("*.safetensors"), key=lambda file: (file.name.count("."), file.name))[:1])
+    if missing := [file.name for file in paths if not file.is_file()]:
+        raise TeacherError(f"{folder} lacks {missing[0]}; download the teacher again")
+    if not paths:
+        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+        found = f"only {pickles[0]}, a pickle, which can run code when it is loaded" if pickles else "no weights"
+        raise TeacherError(
+            f"{folder} holds {found}; save it with safetensors (save_pretrained, safe_serialization=True)"
+        )
+    return paths
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise TeacherError(f"{path} cannot be read ({error.strerror}); download the teacher again") from None
+    except ValueError as error:
+        raise TeacherError(f"{path} is not JSON ({error}); download the teacher again") from None
+    if not isinstance(content, dict):
+        raise TeacherError(f"{path} is not a JSON object; download the teacher again")
+    return content
+
+
+def _check_sizes(folder: TeacherFolder) -> None:
+    """Refuse components that do not fit together, by their settings; raises TeacherError."""
+    parts = {name: component.settings for name, component in folder.components.items()}
+    transformer, vae, projection = parts["transformer"], parts["vae"], parts["projection_model"]
+    text = parts["text_encoder"]
+    try:
+        width = projection["conditioning_dim"]
+        pairs = (
+            ("latent channels", "vae", vae["decoder_input_channels"], "transformer", transformer["in_channels"]),
+            ("output channels", "transformer", transformer["out_channels"], "its input", transformer["in_channels"]),
+            ("text width", "text_encoder", text["d_model"], "projection_model", projection["text_encoder_dim"]),
+            ("conditioning width", "projection_model", width, "transformer", transformer["cross_attention_input_dim"]),
+            ("global width", "projection_model", 2 * width, "transformer", transformer["global_states_input_dim"]),
+        )  # fmt: skip
+        rate_hz, hop, seconds = vae["sampling_rate"], prod(vae["downsampling_ratios"]), folder.clip_seconds
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise TeacherError(f"settings in {folder.path} lack {error}; download the teacher again") from None
+    for what, one, size, other, expected in pairs:
+        if size != expected:
+            raise TeacherError(
+                f"{folder.path} does not fit together: {what} {size} of {one} and {expected} of {other}; "
+                "use components that were trained together"
+            )
+    if not 8000 <= rate_hz <= 192_000:
+        raise TeacherError(f"vae of {folder.path} has sampling_rate={rate_hz}; music has 8000 to 192000 Hz")
+    if seconds > projection["max_value"]:
+        raise TeacherError(
+            f"clips of {folder.path} have {seconds:.1f} s ({folder.frames} frames of {hop} samples at {rate_hz} Hz), "
+            f"and its projection_model knows at most {projection['max_value']} s; its vae is of another sample rate"
+        )
+    if read_length(folder.path) is None:
+        raise TeacherError(f"tokenizer of {folder.path} has no model_max_length; set it in tokenizer_config.json")
+
+
+def check_scheduler(scheduler: ComponentFiles) -> None:
+    """Refuse a parameterisation that the class would not be trained with; raises TeacherError."""
+    settings = scheduler.settings
+    for name, expected in (("prediction_type", "v_prediction"), ("sigma_data", 1.0)):
+        if settings.get(name, expected) != expected:
+            raise TeacherError(f"scheduler has {name}={settings[name]}; this family has {name}={expected}")
+    low, high = (settings.get(name, default) for name, default in (("sigma_min", 0.3), ("sigma_max", 500)))
+    if not (isinstance(low, int | float) and isinstance(high, int | float) and 0 < low < high <= 1e4):
+        raise TeacherError(
+            f"scheduler has sigma_min={low} and sigma_max={high}; set 0 < sigma_min < sigma_max <= 10000"
+        )
+    settings.update(sigma_min=low, sigma_max=high)
+
+
+def find_licence(path: Path) -> str:
+    """Return the licence that README.md's front matter names, else the first line of a licence file; "" if neither."""
+    readme = path / "README.md"
+    if readme.is_file():
+        front = re.match(r"---\s*\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+        found = dict(re.findall(r"^(license(?:_name)?):\s*[\"']?([^\"'\n]+)", front[1], re.MULTILINE)) if front else {}
+        licence = found.get("license_name") or found.get("license") or ""
+        if licence.strip():
+            return licence.strip()[:80]
+    for file in sorted(path.glob("LICEN[CS]E*")):
+        if lines := [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]:
+            return lines[0][:80]
+    return ""
+
+
+def check_licence(licence: str, path: Path) -> None:
+    """Refuse a licence without derivatives: a distilled model is one; raises TeacherError."""
+    text = licence.lower()
+    if re.search(r"(^|[-_ ])nd($|[-_ ])|no.?deriv", text):
+        raise TeacherError(
+            f"licence {licence} of {path} forbids models made from it, and a distilled model is one; ask its owner, "
+            "and with a permission set model.licence to its name"
+        )

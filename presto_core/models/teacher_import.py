@@ -1,0 +1,183 @@
+"""Make a network of a teacher's folder, and compare its denoiser with the folder's own scheduler."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from presto_core.config.diffusers_network import DiffusersNetworkConfig
+from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
+from presto_core.diffusion.denoiser import EDMDenoiser
+from presto_core.diffusion.preconditions import read_precondition
+from presto_core.models.teacher_folder import ComponentFiles, TeacherError, TeacherFolder
+from presto_core.networks.diffusers_network import DiffusersNetwork
+from presto_core.networks.families import FAMILIES
+
+LEVELS, TOLERANCE = 8, 1e-4  # of fp32, relative to the largest value of x0
+TEST_FRAMES = 32
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Largest relative difference of x0 between our denoiser and the folder's scheduler, by noise level."""
+
+    errors: dict[str, float]
+
+    @property
+    def worst(self) -> float:
+        return max(self.errors.values())
+
+
+def make_precondition(folder: TeacherFolder) -> dict[str, Any]:
+    """Return the parameterisation of the folder's family, as a model card keeps it."""
+    return {"kind": FAMILIES[folder.transformer.kind].precondition}
+
+
+def load_network(folder: TeacherFolder) -> DiffusersNetwork:
+    """Build the network and load its weights, in fp32; weights that no gradient reaches are frozen.
+
+    Raises:
+        TeacherError: weights are damaged or do not fit the settings.
+    """
+    config = DiffusersNetworkConfig(
+        transformer_class=folder.transformer.kind,
+        transformer=_keep_settings(folder.transformer),
+        conditioner=_keep_settings(folder.components["projection_model"]),
+        text_tokens=folder.text_tokens,
+        clip_seconds=folder.clip_seconds,
+    )
+    network = DiffusersNetwork(config)
+    assert network.conditioner is not None
+    _load_weights(network.transformer, folder.transformer)
+    _load_weights(network.conditioner.projection, folder.components["projection_model"])
+    frozen = find_frozen_weights(network)
+    network.config = config.model_copy(update={"frozen": frozen})
+    return network.set_trainable()
+
+
+def _keep_settings(component: ComponentFiles) -> dict[str, Any]:
+    return {name: value for name, value in component.settings.items() if not name.startswith("_")}
+
+
+def _load_weights(module: nn.Module, component: ComponentFiles) -> None:
+    try:
+        state = {name: value.float() for path in component.weights for name, value in load_file(path).items()}
+        module.load_state_dict(state)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise TeacherError(
+            f"weights of {component.name} do not fit its settings ({reason}); download it again"
+        ) from None
+    if bad := next((name for name, value in state.items() if not value.isfinite().all()), None):
+        raise TeacherError(f"weight {bad} of {component.name} is not finite; download the teacher again")
+
+
+def find_frozen_weights(network: DiffusersNetwork) -> tuple[str, ...]:
+    """Return the names of weights that do not train: those that the class keeps fixed or that no output depends on.
+
+    The graph of one forward pass is walked; no gradient is computed.
+    """
+    family = FAMILIES[network.config.transformer_class]
+    inputs = make_test_inputs(network)
+    raw = network(inputs.x, torch.full((1,), 0.5), inputs.cond)
+    assert isinstance(raw, Tensor)
+    reached, queue, visited = set[int](), [raw.grad_fn], set[Any]()
+    while queue:
+        node = queue.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if hasattr(node, "variable"):
+            reached.add(id(node.variable))
+        queue += [parent for parent, _ in node.next_functions]
+    return tuple(
+        name
+        for name, parameter in network.named_parameters()
+        if name.startswith("transformer.")
+        and (id(parameter) not in reached or any(part in name for part in family.frozen))
+    )
+
+
+@dataclass(frozen=True)
+class TestInputs:
+    """Noise [1, C, T] and conditions that are the same for the same network."""
+
+    x: Tensor
+    cond: Conditioning
+
+
+def make_test_inputs(network: DiffusersNetwork) -> TestInputs:
+    """Draw inputs of one clip, short to be quick: the transformer takes any length."""
+    config, rng = network.config, torch.Generator().manual_seed(0)
+    channels = int(config.transformer[FAMILIES[config.transformer_class].channels])
+    width = int(config.conditioner["text_encoder_dim"])
+    mask = torch.arange(config.text_tokens)[None] < max(1, config.text_tokens // 2)
+    cond = Conditioning(
+        pooled=torch.zeros(1, width),
+        tokens=torch.randn(1, config.text_tokens, width, generator=rng) * mask[..., None],
+        mask=mask,
+        tempo_bpm=torch.full((1,), torch.nan),
+        key=torch.full((1,), UNKNOWN_KEY),
+        keep=torch.ones(1, dtype=torch.bool),
+        timing=torch.tensor([[0.0, config.clip_seconds]]),
+    )
+    return TestInputs(torch.randn(1, channels, TEST_FRAMES, generator=rng), cond)
+
+
+@torch.no_grad()
+def run_self_test(folder: TeacherFolder, network: DiffusersNetwork) -> SelfTest:
+    """Compare x0 at eight levels of the scheduler's range.
+
+    Raises:
+        TeacherError: they differ by more than rounding.
+    """
+    scheduler = load_scheduler(folder.components["scheduler"])
+    denoise = EDMDenoiser(network, read_precondition(make_precondition(folder)))
+    inputs, (low, high) = make_test_inputs(network), folder.sigma_range
+    assert network.conditioner is not None
+    arguments, errors = network.conditioner(inputs.cond, inputs.x), {}
+    for sigma in torch.logspace(0, 1, LEVELS, base=high / low) * low:
+        x = inputs.x * (1 + sigma**2).sqrt()
+        ours = denoise(x, sigma.expand(1), inputs.cond)
+        scaled, time = scheduler.precondition_inputs(x, sigma), scheduler.precondition_noise(sigma)
+        raw = network.family.call(network.transformer, scaled, time.reshape(1), arguments)
+        theirs = scheduler.precondition_outputs(x, raw, sigma)
+        errors[f"{float(sigma):.4g}"] = float((ours - theirs).abs().max() / theirs.abs().max())
+    test = SelfTest(errors)
+    if not test.worst <= TOLERANCE:
+        raise TeacherError(
+            f"self-test failed: x0 of this package and of the folder's {folder.components['scheduler'].kind} differ by "
+            f"{test.worst:.1e} of its largest value; report this with the versions of diffusers and torch"
+        )
+    return test
+
+
+def load_scheduler(component: ComponentFiles) -> Any:
+    """Load the scheduler's class with its settings."""
+    with _without_torchsde():
+        module = import_module("diffusers.schedulers.scheduling_cosine_dpmsolver_multistep")
+    return getattr(module, component.kind)(**_keep_settings(component))
+
+
+@contextmanager
+def _without_torchsde() -> Iterator[None]:
+    """Import the scheduler where torchsde is not installed: it draws noise with it, and no comparison needs noise."""
+    if find_spec("torchsde") is not None:
+        yield
+        return
+    sys.modules["torchsde"] = ModuleType("torchsde")
+    try:
+        yield
+    finally:
+        del sys.modules["torchsde"]

@@ -1,0 +1,145 @@
+"""A diffusers transformer as a `Network`: budgets, taps, hidden states and budget conditioning for any `Family`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from presto_core.config.diffusers_network import DiffusersNetworkConfig
+from presto_core.diffusion.conditioning import Conditioning
+from presto_core.networks.budgeted_blocks import BudgetedBlocks, ForwardPlan
+from presto_core.networks.families import Arguments, build_transformer, find_family
+from presto_core.networks.layer_budget import LayerBudget, Mode, check_budgets, select_blocks
+from presto_core.networks.network import Network
+from presto_core.networks.stable_audio_conditioner import StableAudioConditioner
+
+
+class DiffusersNetwork(Network):
+    """Raw network F of a foreign class.
+
+    Args:
+        config: class and settings of the transformer and its conditioner.
+        mode: which blocks a budget skips.
+        budget_conditioned: add an embedding of the budget to the noise embedding; zero at first, so that the network
+            is bit-identical to the original at full depth.
+    """
+
+    def __init__(
+        self, config: DiffusersNetworkConfig, *, mode: Mode = "presto", budget_conditioned: bool = False
+    ) -> None:
+        super().__init__()
+        self.config, self.mode = config, mode
+        self.family = family = find_family(config.transformer_class)
+        self.transformer = build_transformer(config.transformer_class, config.transformer)
+        blocks = BudgetedBlocks(self.transformer.get_submodule(family.blocks), batched=family.batched)  # type: ignore[arg-type]
+        setattr(self.transformer, family.blocks, blocks)
+        self.depth, self.width = len(blocks), family.width_of(config.transformer)
+        self.run_empty_blocks, self.checkpointing = False, False
+        self.conditioner = StableAudioConditioner(config) if config.conditioner else None
+        self.budget_table = nn.Parameter(torch.zeros(self.depth, self.width)) if budget_conditioned else None
+        self._budget_emb: Tensor | None = None
+        self.transformer.get_submodule(family.noise).register_forward_hook(self._add_budget)
+        self.set_trainable()
+
+    @staticmethod
+    def for_budget(config: DiffusersNetworkConfig, budget: LayerBudget | None) -> DiffusersNetwork:
+        """Build an untrained network that runs at this budget; None runs all blocks."""
+        if budget is None:
+            return DiffusersNetwork(config)
+        return DiffusersNetwork(config, mode=budget.mode, budget_conditioned=budget.conditioned)
+
+    @property
+    def blocks(self) -> BudgetedBlocks:  # type: ignore[override]
+        """The transformer's blocks, which stay where the foreign class has them."""
+        blocks = self.transformer.get_submodule(self.family.blocks)
+        assert isinstance(blocks, BudgetedBlocks)
+        return blocks
+
+    def set_trainable(self) -> DiffusersNetwork:
+        """Let all weights train but those of the conditioner and those that `config.frozen` names."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not name.startswith("conditioner.") and name not in self.config.frozen)
+        return self
+
+    def with_budget(self, budget: LayerBudget) -> DiffusersNetwork:
+        network = copy.deepcopy(self)
+        network.mode = budget.mode
+        weight = next(self.transformer.parameters())
+        table = nn.Parameter(torch.zeros(self.depth, self.width, device=weight.device)) if budget.conditioned else None
+        network.budget_table = table
+        return network.set_trainable()
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        self.checkpointing = enabled
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        cond: Conditioning | Arguments | None,
+        budget: int | Tensor | None = None,
+        *,
+        taps: tuple[int, ...] | None = None,
+        with_hidden: bool = False,
+    ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor]:
+        """See `Network.forward`; `cond` may also be the transformer's own arguments by name."""
+        budgets = self._list_budgets(budget, len(x))
+        arguments = self._make_arguments(cond, x)
+        order = None
+        if min(budgets) != max(budgets):  # largest first: each block then runs on the first rows
+            order = torch.tensor(sorted(range(len(x)), key=lambda row: -budgets[row]), device=x.device)
+            x, time = x[order], time[order]
+            arguments = {name: value[order] for name, value in arguments.items()}
+            budgets = sorted(budgets, reverse=True)
+        plan = ForwardPlan(self._count_rows(budgets), tuple(taps or ()), self.run_empty_blocks, self.checkpointing)
+        raw = self._run_transformer(x, time, arguments, plan, budgets)
+        prefix = self.family.prefix_of(self.config.transformer)
+        if taps:
+            return [plan.outputs[index][:, prefix:].transpose(1, 2) for index in taps]
+        assert plan.last is not None
+        back = slice(None) if order is None else order.argsort()
+        return (raw[back], plan.last[:, prefix:][back]) if with_hidden else raw[back]
+
+    def _run_transformer(
+        self, x: Tensor, time: Tensor, arguments: Arguments, plan: ForwardPlan, budgets: list[int]
+    ) -> Tensor:
+        """Run the foreign forward pass with a plan, which is gone afterwards whatever happens."""
+        if self.budget_table is not None:
+            self._budget_emb = self.budget_table[torch.tensor(budgets, device=x.device) - 1]
+        self.blocks.plan = plan
+        try:
+            if not self.family.frames_first:
+                return self.family.call(self.transformer, x, time, arguments)
+            return self.family.call(self.transformer, x.transpose(1, 2), time, arguments).transpose(1, 2)
+        finally:
+            self.blocks.plan = self._budget_emb = None
+
+    def _list_budgets(self, budget: int | Tensor | None, batch: int) -> list[int]:
+        """Return the budget of each row; raises UserError if one is not between 1 and the depth."""
+        if isinstance(budget, Tensor):
+            budgets = [int(value) for value in budget.tolist()]
+        else:
+            budgets = [self.depth if budget is None else budget] * batch
+        check_budgets(budgets, self.depth)
+        return budgets
+
+    def _count_rows(self, budgets: list[int]) -> list[int] | None:
+        """Return how many rows run each block, given falling budgets; None if all run all."""
+        if min(budgets) == self.depth:
+            return None
+        runs = [set(select_blocks(budget, self.depth, self.mode)) for budget in budgets]
+        return [sum(index in kept for kept in runs) for index in range(self.depth)]
+
+    def _make_arguments(self, cond: Conditioning | Arguments | None, x: Tensor) -> Arguments:
+        if isinstance(cond, Mapping):
+            return cond
+        if self.conditioner is None:
+            raise TypeError(f"{self.config.transformer_class} has no conditioner; pass its own arguments by name")
+        return self.conditioner(cond, x)  # type: ignore[no-any-return]
+
+    def _add_budget(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Forward hook of the noise embedding; a bound method, so that it follows copies of the network."""
+        return output if self._budget_emb is None else output + self._budget_emb.to(output.dtype)

@@ -1,0 +1,99 @@
+"""A teacher's own text encoder: text_encoder/ and tokenizer/ of a diffusers folder, by the classes it names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from presto_core.text.encoder import TextError, TransformerEncoder, file_digest
+
+INDEX = "model_index.json"
+ENCODERS = ("T5EncoderModel",)
+TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast")
+
+
+class DiffusersEncoder(TransformerEncoder):
+    """The text encoder of a diffusers folder; texts are padded as the teacher's pipeline pads them.
+
+    Raises:
+        TextError: the folder names other classes, lacks files, or pads texts to another length than `max_tokens`.
+    """
+
+    def __init__(self, folder: Path, *, max_tokens: int) -> None:
+        encoder_class, tokenizer_class = _find_classes(folder)
+        check_length(folder, max_tokens)
+        import transformers
+        from safetensors import SafetensorError
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        try:
+            # by name from a fixed list: an automatic class would give T5 a decoder of random weights
+            tokenizer = getattr(transformers, tokenizer_class)
+            self._tokenizer = tokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+            model, settings = getattr(transformers, encoder_class).from_pretrained(
+                str(folder / "text_encoder"), use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+        except (OSError, ValueError, SafetensorError, ImportError) as error:
+            raise TextError(f"text encoder in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
+        if missing := sorted(settings["missing_keys"]):
+            raise TextError(f"text encoder in {folder} lacks weights: {', '.join(missing[:3])}; download it again")
+        self._model: Any = model.float().eval()
+        self.name, self.max_tokens = folder.name, max_tokens
+        self.dim = int(self._model.config.hidden_size)
+        self.digest = compute_digest(folder, max_tokens)
+
+
+def read_length(folder: Path) -> int | None:
+    """Return the number of tokens that the tokenizer pads to; None if its settings name no useful one."""
+    length = read_settings(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length")
+    return int(length) if isinstance(length, int | float) and 0 < length < 1e6 else None
+
+
+def check_length(folder: Path, max_tokens: int) -> None:
+    """Refuse another number of tokens than the teacher's, which attends to padding too; raises TextError."""
+    length = read_length(folder)
+    if length is not None and max_tokens != length:
+        raise TextError(f"text.max_tokens={max_tokens} is not what the teacher in {folder} reads; set it to {length}")
+
+
+def compute_digest(folder: Path, max_tokens: int) -> str:
+    """Return the sha256 over classes, all files that are read, and number of tokens: equal digests, equal embeddings.
+
+    Raises:
+        TextError: the folder holds no text encoder that can be used.
+    """
+    hasher = hashlib.sha256(json.dumps([*_find_classes(folder), max_tokens]).encode())
+    encoder, tokenizer = ((folder / name).iterdir() for name in ("text_encoder", "tokenizer"))
+    read = [path for path in encoder if path.suffix in (".safetensors", ".json")]  # index of shards and config.json
+    for path in sorted([*read, *tokenizer]):
+        if path.is_file():
+            hasher.update(f"\n{path.parent.name}/{path.name} ".encode() + file_digest(path))
+    return hasher.hexdigest()
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises TextError if there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise TextError(f"{path} cannot be read ({error}); name the folder of a teacher, with {INDEX}") from None
+    if not isinstance(content, dict):
+        raise TextError(f"{path} is not a JSON object; download the teacher again")
+    return content
+
+
+def _find_classes(folder: Path) -> tuple[str, str]:
+    """Return the classes of text encoder and tokenizer that the folder names, both from fixed lists."""
+    index = read_settings(folder / INDEX)
+    classes = []
+    for component, allowed in (("text_encoder", ENCODERS), ("tokenizer", TOKENIZERS)):
+        pair = index.get(component)
+        if not isinstance(pair, list) or len(pair) != 2 or pair[0] != "transformers" or pair[1] not in allowed:
+            raise TextError(f"{component} of {folder} is {pair}; use a teacher with one of {', '.join(allowed)}")
+        classes.append(str(pair[1]))
+    if not any((folder / "text_encoder").glob("*.safetensors")) or not (folder / "tokenizer").is_dir():
+        raise TextError(f"{folder} lacks text_encoder/*.safetensors or tokenizer/; download the teacher again")
+    return classes[0], classes[1]
