@@ -6,6 +6,7 @@ MLflow runs this code to load or serve a model; the artifact is stored with it a
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
+from presto_core.config.device_name import AUTO
+
 PROMPT, WAV, RATE, SECONDS = "prompt", "wav_base64", "sample_rate_hz", "seconds"
+DEVICE_VAR = "PRESTO_DEVICE"  # for `mlflow models serve`, which takes no model_config
 PARAMS: dict[str, int | float] = {"steps": 4, "seed": 0, "seconds": 0.0}
 
 
@@ -23,10 +27,16 @@ class MusicModel(PythonModel):  # type: ignore[misc]
     """A generator, or a teacher, behind MLflow's pyfunc interface."""
 
     def load_context(self, context: Any) -> None:
-        """Open the artifact stored with the model; raises StoreError or UnsafeArtifactError if it is damaged."""
+        """Open the artifact stored with the model on the device of `model_config`, else of $PRESTO_DEVICE, else auto.
+
+        Raises:
+            StoreError, UnsafeArtifactError: it is damaged.
+            DeviceError: there is no such device.
+        """
         from pipelines.inference.generator import open_generator
 
-        self.generator = open_generator(context.artifacts["artifact"])
+        chosen = (getattr(context, "model_config", None) or {}).get("device") or os.environ.get(DEVICE_VAR) or AUTO
+        self.generator = open_generator(context.artifacts["artifact"], device=chosen)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Generate one clip per prompt: a 16-bit WAV as base64, its sample rate and length.
@@ -66,6 +76,7 @@ def save(artifact: Path, folder: Path) -> None:
         python_model=str(Path(__file__).with_name("mlflow_entrypoint.py")),
         artifacts={"artifact": str(artifact)},
         signature=signature,
+        model_config={"device": ""},
         input_example=(pd.DataFrame({PROMPT: ["string quartet, slow, A minor"]}), PARAMS),
         pip_requirements=["presto-distill"],
     )

@@ -16,6 +16,7 @@ from presto_core.artifacts.store import StoreError
 from presto_core.audio.codec import Codec
 from presto_core.audio.load_codec import load_codec
 from presto_core.config.sampling import BaseSampler, ScheduleConfig
+from presto_core.device import resolve_device
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.guidance import make_guided_denoiser
@@ -36,6 +37,7 @@ class Model:
         card: shapes, normalization, codec and text encoder it belongs to.
         network: the raw network, on `device`, in evaluation mode.
         denoise: its denoiser.
+        device: where all of it computes.
     """
 
     artifact: Artifact
@@ -57,7 +59,7 @@ class Model:
             StoreError: its weights differ from those the data set was encoded with.
         """
         info = self.card.codec
-        codec = load_codec(info["kind"], path=info["path"] or None)
+        codec = load_codec(info["kind"], path=info["path"] or None, device=self.device)
         _check_digest("codec", info, codec.digest)
         return codec
 
@@ -65,7 +67,7 @@ class Model:
     def text_encoder(self) -> TextEncoder:
         """The text encoder of its captions; raises StoreError as `codec` does."""
         info = self.card.text
-        encoder = load_text_encoder(info["kind"], path=info["path"], max_tokens=info["max_tokens"])
+        encoder = load_text_encoder(info["kind"], path=info["path"], max_tokens=info["max_tokens"], device=self.device)
         _check_digest("text encoder", info, encoder.digest)
         return encoder
 
@@ -76,20 +78,23 @@ class Model:
 
     @torch.inference_mode()
     def decode(self, x0: Tensor) -> Tensor:
-        """Decode normalized latents [B, C, T] to audio [B, A, N]."""
-        return self.codec.decode(self.card.denormalize(x0).cpu())
+        """Decode normalized latents [B, C, T] to audio [B, A, N], on the model's device."""
+        return self.codec.decode(self.card.denormalize(x0))
 
 
 def open_model(uri: str, *, device: torch.device | str = "cpu") -> Model:
     """Load a model and verify every byte against its manifest.
 
+    Args:
+        device: where it computes, with its codec, text encoder, conditions and noise: auto, cpu, cuda[:n] or mps.
+
     Raises:
         StoreError: it is missing, damaged, or not a model.
+        DeviceError: the device is unknown or not there.
     """
-    folder = open_folder(uri)
+    torch_device, folder = resolve_device(device), open_folder(uri)
     artifact = read_artifact(folder)
     network, card = load_model(folder, artifact.manifest)
-    torch_device = torch.device(device)
     network = network.to(torch_device).requires_grad_(False)
     return Model(artifact, card, network, EDMDenoiser(network, card.sigma_data), torch_device)
 

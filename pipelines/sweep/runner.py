@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from pipelines.cluster.device import check_reserved
 from pipelines.cluster.resources import TrialResources, check_fits, max_concurrent_trials
 from pipelines.cluster.session import ray_session
 from pipelines.cluster.shutdown import sigterm_as_interrupt
@@ -168,8 +169,9 @@ def _start_validator(plan: SweepPlan) -> Any:
     """Start the validator of all trials in this process, so that it outlives each of them, and check it."""
     import ray
 
+    check_reserved(plan.base.cluster)
     dataset = cache_on_node(plan.base.references()["dataset"])
-    actor = get_validator_actor(plan.base.validation, dataset, torch_threads=plan.base.cluster.torch_threads)
+    actor = get_validator_actor(plan.base.validation, dataset, plan.base.cluster)
     if error := ray.get(actor.readiness_error.remote()):
         raise UserError(error)
     return actor

@@ -157,6 +157,6 @@ def _read_validations(config: TrainingStage, artifact: Artifact) -> list[tuple[i
     if validation.get("judged") == config.validation.comparison_settings():
         return [(step, rename_former_row(metrics)) for step, metrics in validation["rows"]]
     dataset = config.references()["dataset"]
-    distances = get_validator(config.validation, dataset, torch_threads=config.cluster.torch_threads)(artifact.uri)
+    distances = get_validator(config.validation, dataset, config.cluster)(artifact.uri)
     steps = config.total_steps
     return [(steps, {UPDATE: float(config.updates)} | {f"{PREFIX}{name}": value for name, value in distances.items()})]

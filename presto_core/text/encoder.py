@@ -38,12 +38,13 @@ class TextEmbedding:
 
 
 class TextEncoder(Protocol):
-    """Embeds captions at a fixed width and length."""
+    """Embeds captions at a fixed width and length, on `device`."""
 
     name: str
     dim: int
     max_tokens: int
     digest: str
+    device: torch.device
 
     def encode(self, captions: list[str]) -> TextEmbedding:
         """Embed captions; an empty one gives zeros and an empty mask. What `find_cut_text` returns has no effect."""
@@ -61,7 +62,7 @@ class TransformerEncoder:
         TextError: the folder does not contain such a model.
     """
 
-    def __init__(self, folder: Path, *, name: str, max_tokens: int) -> None:
+    def __init__(self, folder: Path, *, name: str, max_tokens: int, device: torch.device | str = "cpu") -> None:
         _check_weights(folder)
         from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
@@ -71,13 +72,13 @@ class TransformerEncoder:
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
             model = AutoModel.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
-            self._model: Any = model.eval()
+            self._model: Any = model.eval().to(device)
         except (OSError, ValueError, SafetensorError) as error:
             raise TextError(f"text encoder in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
         positions = getattr(self._model.config, "max_position_embeddings", None) or max_tokens
         if max_tokens > positions:
             raise TextError(f"text.max_tokens={max_tokens} is too large for encoder {name}; use at most {positions}")
-        self.name, self.max_tokens = name, max_tokens
+        self.name, self.max_tokens, self.device = name, max_tokens, torch.device(device)
         self.dim = int(self._model.config.hidden_size)
         self.digest = _digest(folder, max_tokens)
 
@@ -86,7 +87,8 @@ class TransformerEncoder:
         inputs = self._tokenizer(
             captions, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
-        has_text = torch.tensor([bool(c.strip()) for c in captions])
+        has_text = torch.tensor([bool(c.strip()) for c in captions], device=self.device)
+        inputs = {name: values.to(self.device) for name, values in inputs.items()}
         mask = inputs["attention_mask"].bool() & has_text[:, None]
         states = self._model(**inputs).last_hidden_state.float() * mask[:, :, None]
         pooled = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -113,14 +115,15 @@ def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:
     return _digest(_FOLDER_FINDERS[kind](path), max_tokens)
 
 
-def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEncoder:
-    """Load the encoder that a `text` config section names.
+def load_text_encoder(kind: str, *, path: str = "", max_tokens: int, device: torch.device | str = "cpu") -> TextEncoder:
+    """Load the encoder that a `text` config section names; it computes on `device`.
 
     Raises:
         TextError: the encoder is not installed or the folder contains none.
     """
     folder = _FOLDER_FINDERS[kind](path)
-    return TransformerEncoder(folder, name="minilm-l6-v2" if kind == "minilm" else folder.name, max_tokens=max_tokens)
+    name = "minilm-l6-v2" if kind == "minilm" else folder.name
+    return TransformerEncoder(folder, name=name, max_tokens=max_tokens, device=device)
 
 
 def _digest(folder: Path, max_tokens: int) -> str:
