@@ -13,6 +13,7 @@ from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL
 from pipelines.presets.resolve import PRESETS, is_override
 from pipelines.stages.table import STAGES
+from presto_core.config.device_name import DEVICE_NAMES
 from presto_core.config.loader import ConfigError, list_presets, load_config
 from presto_core.config.sampling import GenerateConfig
 from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained
@@ -46,6 +47,13 @@ def generate(
             f"registry's presto-generator@candidate if there is one, else {DEFAULT_GENERATOR}."
         ),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Where it computes: {DEVICE_NAMES} (cluster.device). Default: auto, a GPU if there is one.",
+            show_default=False,
+        ),
+    ] = None,
     on: On = LOCAL,
     dry_run: DryRun = False,
 ) -> None:
@@ -58,6 +66,8 @@ def generate(
         settings.append(("generate.prompts", prompts))
     if model is not None:
         settings.append(("inputs.generator", model))
+    if device is not None:
+        settings.append(("cluster.device", device))
     config = load_config(STAGES["generate"].config, preset, settings, preset_folder=PRESETS)
     dispatch(StageCommand("generate", config), on=on, dry_run=dry_run)
 

@@ -129,5 +129,5 @@ def decode_row(codec: Codec, row: DatasetRow) -> Array:
     latents = row.latents.astype(np.float32)
     if not np.isfinite(latents).all():
         raise StoreError(f"{row.split} row {row.number} of track {row.track!r} holds NaN or infinite latents")
-    audio: Array = codec.decode(torch.from_numpy(latents)[None])[0].numpy()
+    audio: Array = codec.decode(torch.from_numpy(latents)[None])[0].cpu().numpy()
     return audio

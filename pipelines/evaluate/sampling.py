@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from pipelines.cluster.actor_pool import map_items, open_pool
+from pipelines.cluster.device import select_worker_device
 from pipelines.console import Bar, console, progress_bar
 from pipelines.data.collate import make_conditioning
 from pipelines.data.dataset import LatentDataset, open_dataset
@@ -32,6 +33,7 @@ from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import read_bytes, write_bytes
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.schema import EvaluateStage
+from presto_core.device import DeviceError, explain_memory
 from presto_core.errors import UserError
 from presto_core.metrics.embedders.embedder import prepare_audio
 from presto_core.metrics.embedders.musicnn import MusicnnEmbedder
@@ -55,12 +57,9 @@ class SystemSampler:
     ) -> None:
         torch.set_num_threads(config.cluster.torch_threads)
         self.config = config
-        device = "cuda" if config.cluster.gpus_per_worker and torch.cuda.is_available() else "cpu"
-        folders_of_weights = OwnFolders.from_config(config.storage)
+        device, own = select_worker_device(config.cluster), OwnFolders.from_config(config.storage)
         self.models = {
-            role: open_model(uri, device=device, folders=folders_of_weights)
-            for role, uri in uris.items()
-            if role != "dataset"
+            role: open_model(uri, device=device, folders=own) for role, uri in uris.items() if role != "dataset"
         }
         self.dataset, self.folders, self.originals = open_dataset(uris["dataset"]), folders, originals
         self.embedders = load_embedders(config.evaluate.embedders, device=device)
@@ -70,16 +69,20 @@ class SystemSampler:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         system, start, count = EvaluatedSystem(**json.loads(item["system"])), int(item["start"]), int(item["count"])
-        audio = self._make_audio(system, start, count)
-        rate_hz = self.models["teacher"].codec.sample_rate_hz
+        teacher = self.models["teacher"]
+        rate_hz = teacher.codec.sample_rate_hz
         num_kept = max(0, min(self.config.evaluate.save_audio - start, count))
         try:
-            arrays = self._embed(audio, rate_hz) | self._measure(audio, rate_hz)
+            with explain_memory(teacher.device, setting="evaluate.batch_size", value=count, least=1):
+                audio = self._make_audio(system, start, count)
+                arrays = self._embed(audio, rate_hz) | self._measure(audio.cpu(), rate_hz)
+        except DeviceError:
+            raise
         except UserError as error:
             raise UserError(
                 f"clips {start} to {start + count - 1} of {system.name!r} cannot be measured: {error}"
             ) from error
-        arrays["audio"] = audio[:num_kept].numpy()
+        arrays["audio"] = audio[:num_kept].cpu().numpy()
         return {"system": item["system"], "arrays": save({k: np.ascontiguousarray(v) for k, v in arrays.items()})}
 
     def _make_audio(self, system: EvaluatedSystem, start: int, count: int) -> Tensor:
@@ -89,7 +92,7 @@ class SystemSampler:
             return torch.from_numpy(self.folders[system.label].read_audio(start, count))
         model = self.models[system.model]
         if system.role == "real":
-            rng = make_step_rng(self.config.seed, total_step=start)
+            rng = make_step_rng(self.config.seed, total_step=start, device=model.device)
             rows = self._select_rows(system.split, start, count)
             return make_real_audio(rows, system.treatment, model.codec, generator=rng, originals=self.originals)
         rows = self._select_rows(system.split, start, count)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
@@ -19,6 +18,7 @@ import torch
 import torchaudio.functional as TAF
 from torch import Tensor
 
+from pipelines.cluster.device import is_in_ray
 from pipelines.cluster.resources import VALIDATOR_CPUS, same_node_affinity
 from pipelines.data.collate import make_conditioning
 from pipelines.data.dataset import LatentDataset, open_dataset
@@ -28,7 +28,9 @@ from pipelines.evaluate.rows import cycle, number_compositions, read_rows
 from pipelines.evaluate.systems import EvaluatedSystem
 from pipelines.inference.model import Model, open_model
 from presto_core.config.evaluation import EmbedderConfig
+from presto_core.config.sections import ClusterConfig
 from presto_core.config.validation import ValidationConfig
+from presto_core.device import explain_memory, resolve_device
 from presto_core.errors import UserError
 from presto_core.metrics.block_activity import record_block_activity
 from presto_core.metrics.embedders.embedder import EmbedderError
@@ -51,16 +53,23 @@ class Validator:
 
     Args:
         config: of validation; `every`, `backlog` and `keep` are not used.
+        cluster: of the run: its device and threads.
         own: folders of a codec and text encoder that are not in the package.
 
     Raises:
         UserError: the data set has no validation rows, or its clips are too short for the embedding.
+        DeviceError: the device is not there.
     """
 
     def __init__(
-        self, config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1, own: OwnFolders = OwnFolders()
+        self,
+        config: ValidationConfig,
+        dataset_uri: str,
+        cluster: ClusterConfig = ClusterConfig(),
+        own: OwnFolders = OwnFolders(),
     ) -> None:
-        torch.set_num_threads(torch_threads)
+        torch.set_num_threads(cluster.torch_threads)
+        self.device = _select_device(cluster)
         self.config, self.dataset, self.own = config, open_dataset(dataset_uri), own
         check_validatable(config, self.dataset)
         self.reference: Array | None = None
@@ -77,15 +86,16 @@ class Validator:
 
     @cached_property
     def embedder(self) -> Any:
-        return load_embedder(EmbedderConfig())
+        return load_embedder(EmbedderConfig(), device=self.device)
 
     def __call__(self, uri: str) -> dict[str, float]:
         """The validated metrics of the model in a folder."""
-        model = open_model(uri, folders=self.own)
+        model = open_model(uri, device=self.device, folders=self.own)
         system = system_for_kind(model.artifact.kind, self.config.steps)
         if self.reference is None:
             self.reference = self._embed_reference(model)
-        batches = [self._sample_batch(model, system, start) for start in self._starts]
+        with explain_memory(self.device, setting="validation.batch_size", value=self.config.batch_size, least=1):
+            batches = [self._sample_batch(model, system, start) for start in self._starts]
         try:
             generated = np.concatenate([self._embed(model, batch) for batch in batches])
             quality = measure_quality(self._pair_with_reference(generated, self.reference), validated_only=True)
@@ -124,9 +134,9 @@ class Validator:
         return self._sample(model, system, self.rows.take(slice(0, 1)), 0)
 
     def _sample(self, model: Model, system: EvaluatedSystem, rows: FullRows, start: int) -> Tensor:
-        rng = make_step_rng(0, total_step=start)
-        noise = model.draw_noise(len(rows), generator=rng)
-        return system.sample(model, noise, make_conditioning(rows), schedule=self.config.schedule, generator=rng)
+        rng = make_step_rng(0, total_step=start, device=model.device)
+        noise, cond = model.draw_noise(len(rows), generator=rng), make_conditioning(rows).to(model.device)
+        return system.sample(model, noise, cond, schedule=self.config.schedule, generator=rng)
 
     def _pair_with_reference(self, generated: Array, reference: Array) -> EmbeddingSets:
         """Both sets, [N, patches, D] and [M, patches, D], as rows with the composition of each.
@@ -144,7 +154,7 @@ class Validator:
     def _embed_reference(self, model: Model) -> Array:
         """Embeddings of validation rows, through the codec as generated ones are: [N, patches, D]."""
         rows = self.rows.take(slice(0, self.config.reference_samples))
-        latents = torch.tensor(np.asarray(rows.latents, dtype=np.float32))
+        latents = torch.tensor(np.asarray(rows.latents, dtype=np.float32)).to(model.device)
         if (card := self._card_of_dataset(model)) != model.card:
             model = replace(model, card=card)
         x0, size = model.card.normalize(latents), self.config.batch_size
@@ -163,7 +173,7 @@ class Validator:
         if self.config.embedding == "latents" and card != model.card:
             x0 = card.normalize(model.card.denormalize(x0))
         if self.config.embedding == "latents":
-            return torch.cat([x0.mean(dim=2), x0.std(dim=2)], dim=1)[:, None].numpy()
+            return torch.cat([x0.mean(dim=2), x0.std(dim=2)], dim=1)[:, None].cpu().numpy()
         audio = model.decode(x0).mean(dim=1)
         resampled = TAF.resample(audio, model.codec.sample_rate_hz, self.embedder.sample_rate_hz)
         return np.asarray(self.embedder.embed(resampled).numpy())
@@ -195,13 +205,21 @@ def system_for_kind(kind: str, steps: int) -> EvaluatedSystem:
     return EvaluatedSystem("validated", "teacher", steps=steps, nfe=steps, sampler="dpmpp_2m")
 
 
+def _select_device(cluster: ClusterConfig) -> torch.device:
+    """The device of a run's validator: an actor has no GPU, which the workers that train hold."""
+    return torch.device("cpu") if is_in_ray() else resolve_device(cluster.device, setting="cluster.device")
+
+
 def get_validator(
-    config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1, own: OwnFolders = OwnFolders()
+    config: ValidationConfig,
+    dataset_uri: str,
+    cluster: ClusterConfig = ClusterConfig(),
+    own: OwnFolders = OwnFolders(),
 ) -> ValidateFn:
     """The validator of this Ray session, an actor; without Ray, one in this process."""
-    if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
-        return _LazyValidator(partial(Validator, config, dataset_uri, torch_threads=torch_threads, own=own))
-    actor = get_validator_actor(config, dataset_uri, torch_threads=torch_threads, own=own)
+    if not is_in_ray():
+        return _LazyValidator(partial(Validator, config, dataset_uri, cluster, own))
+    actor = get_validator_actor(config, dataset_uri, cluster, own)
 
     def validate(uri: str) -> dict[str, float]:
         import ray
@@ -215,7 +233,10 @@ def get_validator(
 
 
 def get_validator_actor(
-    config: ValidationConfig, dataset_uri: str, *, torch_threads: int = 1, own: OwnFolders = OwnFolders()
+    config: ValidationConfig,
+    dataset_uri: str,
+    cluster: ClusterConfig = ClusterConfig(),
+    own: OwnFolders = OwnFolders(),
 ) -> Any:
     """The actor with these settings, created if there is none; it ends with the process that created it."""
     import ray
@@ -232,7 +253,7 @@ def get_validator_actor(
         "max_task_retries": 3,
     }
     options |= {"scheduling_strategy": same_node_affinity()}  # where the data set may have been copied to
-    return ray.remote(Validator).options(**options).remote(config, dataset_uri, torch_threads=torch_threads, own=own)
+    return ray.remote(Validator).options(**options).remote(config, dataset_uri, cluster, own)
 
 
 class _LazyValidator:

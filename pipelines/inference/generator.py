@@ -21,6 +21,7 @@ from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.config.sampling import MAX_SEED, BaseSampler, ScheduleConfig
 from presto_core.config.sections import StorageConfig, TrackingConfig
+from presto_core.device import explain_memory, resolve_device
 from presto_core.errors import UserError
 from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.state import make_step_rng
@@ -34,6 +35,7 @@ class GeneratedClip:
 
     Attributes:
         audio: [channels, samples], float32 with peaks of at most -1 dBFS, faded over 5 ms at both ends.
+        device: what it was made on; another kind of device draws other noise, and so gives another clip.
         model_id, steps, seed, tempo_bpm, key, schedule: what it was made with; tempo and key may be the prompt's own,
             and a schedule of None is the one stored for the number of steps.
         gain_db: what a clip with higher peaks was turned down by, else 0.
@@ -51,6 +53,7 @@ class GeneratedClip:
     schedule: ScheduleConfig | None = None
     gain_db: float = 0.0
     cut_text: str = ""
+    device: str = "cpu"
 
     @property
     def seconds(self) -> float:
@@ -60,7 +63,9 @@ class GeneratedClip:
     def settings(self) -> dict[str, object]:
         """All that decides the clip: equal settings give equal bits on the same machine."""
         schedule = None if self.schedule is None else self.schedule.model_dump()
-        return {
+        # names of files hash the settings, and clips of a CPU had their names before there was a choice
+        device = {} if self.device == "cpu" else {"device": self.device}
+        return device | {
             "prompt": self.prompt,
             "model": self.model_id,
             "steps": self.steps,
@@ -135,15 +140,18 @@ class Generator:
     ) -> GeneratedClip:
         model = self.model
         cut_text = warn_of_cut_text(model, prompt)
-        rng = make_step_rng(seed, total_step=0, device=model.device)
-        noise = model.draw_noise(1, generator=rng, frames=count_frames(model, seconds))
-        cond = make_conditions(model, [prompt], [words], seconds=seconds)
-        if model.artifact.kind == "generator":
-            x0 = sample_generator(model, noise, cond, steps=steps, schedule=schedule, generator=rng)
-        else:
-            x0 = sample_teacher(model, noise, cond, sampler=BaseSampler(steps=steps), schedule=schedule)
-        rate_hz = model.codec.sample_rate_hz
-        audio, gain_db = finish_audio(model.decode(x0)[0].numpy(), rate_hz, seconds=seconds)
+        rate_hz, frames = model.codec.sample_rate_hz, count_frames(model, seconds)
+        clip_seconds = seconds or frames * model.codec.hop / rate_hz
+        with explain_memory(model.device, setting="generate.seconds", value=clip_seconds, least=1.0):
+            rng = make_step_rng(seed, total_step=0, device=model.device)
+            noise = model.draw_noise(1, generator=rng, frames=frames)
+            cond = make_conditions(model, [prompt], [words], seconds=seconds)
+            if model.artifact.kind == "generator":
+                x0 = sample_generator(model, noise, cond, steps=steps, schedule=schedule, generator=rng)
+            else:
+                x0 = sample_teacher(model, noise, cond, sampler=BaseSampler(steps=steps), schedule=schedule)
+            decoded = model.decode(x0)[0].cpu().numpy()
+        audio, gain_db = finish_audio(decoded, rate_hz, seconds=seconds)
         return GeneratedClip(
             prompt,
             audio,
@@ -156,6 +164,7 @@ class Generator:
             schedule=schedule,
             gain_db=gain_db,
             cut_text=cut_text,
+            device=model.device.type,
         )
 
 
@@ -164,7 +173,7 @@ def load_generator(
     *,
     tracking_uri: str = "",
     storage_root: str = StorageConfig().root,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
     codec_folder: str = "",
     text_folder: str = "",
 ) -> Generator:
@@ -174,11 +183,14 @@ def load_generator(
     Args:
         tracking_uri: URI of MLflow; empty for MLFLOW_TRACKING_URI, else the database under .presto.
         storage_root: where artifact ids are looked up.
-        codec_folder, text_folder: your copies of a codec and text encoder that are not in the package.
+        device: where it computes: cpu, cuda, cuda:1 or mps; auto is a GPU if there is one, else the CPU.
+        codec_folder: your copy of a codec that is not in the package.
+        text_folder: the same of a text encoder.
 
     Raises:
-        UserError: it is not registered, missing, damaged, or not a model.
+        UserError: it is not registered, missing, damaged, or not a model; or there is no such device.
     """
+    device = resolve_device(device)
     artifact = resolve_pretrained(reference)
     if artifact is None:
         tracker = open_tracker(TrackingConfig(uri=tracking_uri))
@@ -192,9 +204,9 @@ def load_generator(
 
 
 def open_generator(
-    uri: str, *, device: torch.device | str = "cpu", folders: OwnFolders = OwnFolders(), content: str = ""
+    uri: str, *, device: torch.device | str = "auto", folders: OwnFolders = OwnFolders(), content: str = ""
 ) -> Generator:
-    """Open the model in an artifact's folder; see `open_model`."""
+    """Open the model in an artifact's folder; arguments and errors are those of `open_model`."""
     return Generator(open_model(uri, device=device, folders=folders, content=content))
 
 

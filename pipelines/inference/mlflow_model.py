@@ -6,6 +6,7 @@ MLflow runs this code to load or serve a model; the artifact is stored with it a
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from pipelines.registry.local_artifact import read_local_manifest
 from presto_core.artifacts.manifest_schema import content_hash
+from presto_core.config.device_name import AUTO
 
 PROMPT, WAV, RATE, SECONDS = "prompt", "wav_base64", "sample_rate_hz", "seconds"
+DEVICE_VAR = "PRESTO_DEVICE"  # for `mlflow models serve`, which takes no model_config
 PARAMS: dict[str, int | float] = {"steps": 4, "seed": 0, "seconds": 0.0}
 
 
@@ -26,17 +29,24 @@ class MusicModel(PythonModel):  # type: ignore[misc]
     """A generator, or a teacher, behind MLflow's pyfunc interface."""
 
     def load_context(self, context: Any) -> None:
-        """Open the artifact stored with the model; raises StoreError or UnsafeArtifactError if it is damaged.
+        """Open the artifact stored with the model.
 
-        MLflow's `model_config` names folders of weights that are not in the package: codec_folder, text_folder.
+        MLflow's `model_config` names the device, else $PRESTO_DEVICE, else auto; and folders of weights that are not in
+        the package: codec_folder, text_folder.
+
+        Raises:
+            StoreError, UnsafeArtifactError: it is damaged.
+            DeviceError: there is no such device.
         """
         from pipelines.inference.generator import open_generator
         from presto_core.models.recorded_components import OwnFolders
 
-        given = context.model_config or {}
-        folders = OwnFolders(given.get("codec_folder", ""), given.get("text_folder", ""))
+        given = getattr(context, "model_config", None) or {}
         self.generator = open_generator(
-            context.artifacts["artifact"], folders=folders, content=given.get("content", "")
+            context.artifacts["artifact"],
+            device=given.get("device") or os.environ.get(DEVICE_VAR) or AUTO,
+            folders=OwnFolders(given.get("codec_folder", ""), given.get("text_folder", "")),
+            content=given.get("content", ""),
         )
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -79,5 +89,11 @@ def save(artifact: Path, folder: Path) -> None:
         signature=signature,
         input_example=(pd.DataFrame({PROMPT: ["string quartet, slow, A minor"]}), PARAMS),
         pip_requirements=["presto-distill"],
-        model_config={"content": content_hash(read_local_manifest(artifact))},
+        # of a key that is not here, MLflow ignores the value that is given when the model is loaded
+        model_config={
+            "device": "",
+            "codec_folder": "",
+            "text_folder": "",
+            "content": content_hash(read_local_manifest(artifact)),
+        },
     )

@@ -13,6 +13,7 @@ from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.manifest import Artifact, read_artifact
 from presto_core.audio.codec import Codec
 from presto_core.config.sampling import BaseSampler, ScheduleConfig
+from presto_core.device import resolve_device
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.guidance import make_guided_denoiser
@@ -34,6 +35,7 @@ class Model:
         card: shapes, normalization, codec and text encoder it belongs to.
         network: the raw network, on `device`, in evaluation mode.
         denoise: its denoiser.
+        device: where all of it computes.
         folders: the user's copies of weights that are not in the package.
     """
 
@@ -56,12 +58,12 @@ class Model:
         Raises:
             StoreError: its weights differ from those the data set was encoded with, or no folder of them is given.
         """
-        return load_recorded_codec(self.card.codec, self.folders)
+        return load_recorded_codec(self.card.codec, self.folders, device=self.device)
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
         """The text encoder of its captions; raises StoreError as `codec` does."""
-        return load_recorded_encoder(self.card.text, self.folders)
+        return load_recorded_encoder(self.card.text, self.folders, device=self.device)
 
     def draw_noise(self, count: int, *, generator: torch.Generator, frames: int | None = None) -> Tensor:
         """Return the noise that sampling starts from: [count, C, T] ~ N(0, I)."""
@@ -70,8 +72,8 @@ class Model:
 
     @torch.inference_mode()
     def decode(self, x0: Tensor) -> Tensor:
-        """Decode normalized latents [B, C, T] to audio [B, A, N]."""
-        return self.codec.decode(self.card.denormalize(x0).cpu())
+        """Decode normalized latents [B, C, T] to audio [B, A, N], on the model's device."""
+        return self.codec.decode(self.card.denormalize(x0))
 
 
 def open_model(
@@ -80,16 +82,17 @@ def open_model(
     """Load a model and verify every byte against its manifest.
 
     Args:
+        device: where it computes, with its codec, text encoder, conditions and noise: auto, cpu, cuda[:n] or mps.
         folders: the user's copies of a codec and text encoder that are not in the package.
         content: content hash that the manifest must have; empty if it was not resolved before.
 
     Raises:
         StoreError: it is missing, damaged, not a model, or has other content.
+        DeviceError: the device is unknown or not there.
     """
-    folder = open_folder(uri)
+    torch_device, folder = resolve_device(device), open_folder(uri)
     artifact = read_artifact(folder, content=content)
     network, card = load_model(folder, artifact.manifest)
-    torch_device = torch.device(device)
     network = network.to(torch_device).requires_grad_(False)
     return Model(artifact, card, network, EDMDenoiser(network, card.make_precondition()), torch_device, folders)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.cluster.device import select_worker_device
 from pipelines.ingest.latent_cache import IngestFailure, segment_name, write_segment
 from pipelines.ingest.segments import EncodeSettings, FileResult, Segment, segment_file
 from pipelines.ingest.sources import Track
@@ -80,7 +81,7 @@ class Encoder:
 
     def __init__(self, config: IngestStage, cache_uri: str) -> None:
         torch.set_num_threads(config.cluster.torch_threads)
-        device = "cuda" if config.cluster.gpus_per_worker else "cpu"
+        device = select_worker_device(config.cluster)
         self.codec = load_codec(config.codec.kind, path=config.codec.path or None, device=device)
         self.cache_folder = open_folder(cache_uri)
 

@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
-import torch
 from safetensors.numpy import save
 
+from pipelines.cluster.actor_pool import runs_in_process
+from pipelines.cluster.device import check_reserved
 from pipelines.console import console
 from pipelines.evaluate import plots, report
 from pipelines.evaluate.comparison import Comparison, compare_systems
@@ -31,6 +32,7 @@ from presto_core.artifacts.manifest import Artifact, commit_artifact
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.loader import settings_to_yaml
 from presto_core.config.schema import EvaluateStage
+from presto_core.device import resolve_device
 from presto_core.extras import check_extra
 from presto_core.metrics.embedders.table import load_embedder
 from presto_core.metrics.latency import describe_hardware
@@ -50,6 +52,9 @@ def run(config: EvaluateStage) -> Artifact:
 
     def execute(ctx: StageContext) -> None:
         check_extra("plots", "evaluate's report")
+        resolve_device(config.cluster.device, setting="cluster.device")  # before the first clip
+        if not runs_in_process(config.cluster):
+            check_reserved(config.cluster)
         teacher, models = ctx.parents["teacher"], _select_models(ctx)
         check_teacher_matches_dataset(teacher, ctx.parents["dataset"])
         check_comparable({role: a for role, a in models.items() if role != "teacher"}, teacher)
@@ -94,8 +99,11 @@ def _measure_models(
 ) -> dict[str, Any]:
     """What is measured on the models themselves, and where they come from."""
     models = _select_models(ctx)
-    own = OwnFolders.from_config(config.storage)
-    opened = {role: open_model(uris[role], device=_select_device(), folders=own) for role in models}
+    device, own = (
+        resolve_device(config.cluster.device, setting="cluster.device"),
+        OwnFolders.from_config(config.storage),
+    )
+    opened = {role: open_model(uris[role], device=device, folders=own) for role in models}
     labels = make_method_labels(models)
     systems = [one.system for one in comparison.compared if one.system.role not in ("real", "folder")]
     teacher = opened["teacher"]
@@ -103,7 +111,7 @@ def _measure_models(
         "format": FORMAT,
         "costs": measure_latency_and_blocks(config, systems, opened, uris["dataset"]),
         "hidden_variance": measure_hidden_variance(opened, labels, uris["dataset"]),
-        "hardware": describe_hardware(_select_device()) | {"parts": describe_parts(opened)},
+        "hardware": describe_hardware(device) | {"requested": config.cluster.device, "parts": describe_parts(opened)},
         "decoder_digest": teacher.codec.decoder_digest,
         "sample_rate_hz": teacher.codec.sample_rate_hz,
         "clip_seconds": teacher.card.frames * teacher.codec.hop / teacher.codec.sample_rate_hz,
@@ -159,10 +167,6 @@ def _add_costs(result: dict[str, Any]) -> None:
             "speed_up": first["latency_ms"] / cost["latency_ms"],
             "speed_up_end_to_end": first["total_ms"] / cost["total_ms"],
         }
-
-
-def _select_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _commit(config: EvaluateStage, result: dict[str, Any], comparison: Comparison, ctx: StageContext) -> None:

@@ -23,6 +23,7 @@ from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.config.sampling import GenerateConfig
 from presto_core.config.schema import GenerateStage
 from presto_core.config.sections import InputsConfig
+from presto_core.device import resolve_device
 from presto_core.errors import UserError
 from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained, make_pretrained_uri
 from presto_core.models.recorded_components import OwnFolders
@@ -56,8 +57,9 @@ def run(config: GenerateStage) -> list[ClipFiles]:
     for prompt in prompts:
         parse_prompt(prompt, tempo_bpm=settings.tempo_bpm, key=settings.key)
     torch.set_num_threads(config.cluster.torch_threads)
+    device = resolve_device(config.cluster.device, setting="cluster.device")
     artifact, folders = find_model(config), OwnFolders.from_config(config.storage)
-    generator = open_generator(artifact.uri, folders=folders, content=content_hash(artifact.manifest))
+    generator = open_generator(artifact.uri, device=device, folders=folders, content=content_hash(artifact.manifest))
     if generator.artifact.kind != "generator" and settings.steps < MANY_STEPS:
         console.print(
             f"generate: {generator.artifact.id} is not distilled for few steps ({generator.artifact.kind}), and "
@@ -148,4 +150,5 @@ def _describe(clip: GeneratedClip) -> str:
     understood = [f"{clip.tempo_bpm:g} bpm"] if clip.tempo_bpm is not None else []
     understood += [clip.key] if clip.key else []
     turned_down = [f"turned down {-clip.gain_db:.1f} dB, or it would clip"] if round(clip.gain_db, 1) else []
-    return ", ".join([f"{clip.steps} steps of {clip.model_id}", *understood, *turned_down])
+    where = [] if clip.device == "cpu" else [f"on {clip.device}"]
+    return ", ".join([f"{clip.steps} steps of {clip.model_id}", *where, *understood, *turned_down])

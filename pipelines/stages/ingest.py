@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.cluster.actor_pool import actor_resources, map_items
+from pipelines.cluster.device import check_reserved
 from pipelines.cluster.session import ray_session
 from pipelines.console import console, make_printable, print_warning, progress_bar
 from pipelines.data.layout import DUPLICATES, QUARANTINE, SPLITS, TRACKS
@@ -59,6 +60,7 @@ def run(config: IngestStage) -> Artifact:
         CodecError: stereo is requested from a mono codec.
     """
     _print_former_key(config.ingest)
+    check_reserved(config.cluster)
     codec = load_codec(config.codec.kind, path=config.codec.path or None)
     encode_settings = EncodeSettings.from_config(config, codec)
     root = open_folder(absolute_uri(config.storage.root), setting="storage.root")

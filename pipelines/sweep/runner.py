@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from pipelines.cluster.device import check_reserved
 from pipelines.cluster.resources import TrialResources, check_fits, max_concurrent_trials
 from pipelines.cluster.session import ray_session
 from pipelines.cluster.shutdown import sigterm_as_interrupt
@@ -169,13 +170,10 @@ def _start_validator(plan: SweepPlan) -> Any:
     """Start the validator of all trials in this process, so that it outlives each of them, and check it."""
     import ray
 
+    check_reserved(plan.base.cluster)
     dataset = cache_on_node(plan.base.references()["dataset"])
-    actor = get_validator_actor(
-        plan.base.validation,
-        dataset,
-        torch_threads=plan.base.cluster.torch_threads,
-        own=OwnFolders.from_config(plan.base.storage),
-    )
+    own = OwnFolders.from_config(plan.base.storage)
+    actor = get_validator_actor(plan.base.validation, dataset, plan.base.cluster, own)
     if error := ray.get(actor.readiness_error.remote()):
         raise UserError(error)
     return actor

@@ -159,7 +159,6 @@ def _read_validations(config: TrainingStage, artifact: Artifact) -> list[tuple[i
         return [(step, rename_former_row(metrics)) for step, metrics in validation["rows"]]
     dataset = config.references()["dataset"]
     own = OwnFolders.from_config(config.storage)
-    validate = get_validator(config.validation, dataset, torch_threads=config.cluster.torch_threads, own=own)
-    distances = validate(artifact.uri)
+    distances = get_validator(config.validation, dataset, config.cluster, own)(artifact.uri)
     steps = config.total_steps
     return [(steps, {UPDATE: float(config.updates)} | {f"{PREFIX}{name}": value for name, value in distances.items()})]

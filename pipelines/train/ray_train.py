@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pipelines.cluster.device import check_reserved
 from pipelines.cluster.resources import VALIDATOR_CPUS, same_node_affinity
 from pipelines.cluster.session import (
     ClusterError,
@@ -38,8 +39,10 @@ from pipelines.train.spec import TrainSpec
 from pipelines.train.sweep_hook import Trial
 from pipelines.train.worker import WorkerCallbacks, train_worker
 from presto_core.artifacts.store import read_bytes, write_bytes
+from presto_core.config.device_name import AUTO
 from presto_core.config.sections import ClusterConfig
 from presto_core.config.workers import derive_per_worker
+from presto_core.device import resolve_device
 from presto_core.errors import UserError
 
 SKIPPED_SHARDS_FILE = "skipped_shards.json"
@@ -81,7 +84,14 @@ def launch_training(spec: TrainSpec, run: TrackedRun, trial: Trial | None = None
 
 
 def select_device(config: ClusterConfig, *, in_sweep: bool) -> torch.device:
-    """Where a run without workers trains: on the GPU if there is one, but in a sweep only if its trials reserve one."""
+    """Where a run without workers trains: `cluster.device`; `auto` is a GPU if there is one, but in a sweep only if its
+    trials reserve one.
+
+    Raises:
+        DeviceError: the device is not there.
+    """
+    if config.device != AUTO:
+        return resolve_device(config.device, setting="cluster.device")
     may_use_gpu = not in_sweep or config.gpus_per_worker > 0
     return torch.device("cuda" if may_use_gpu and torch.cuda.is_available() else "cpu")
 
@@ -121,6 +131,7 @@ def _run_in_ray(spec: TrainSpec, monitor: RunMonitor) -> None:
     from ray.train import TrainingFailedError
 
     config = spec.config.cluster
+    check_reserved(config)
     validator_cpus = VALIDATOR_CPUS if spec.config.validation.every else 0
     with ray_session(
         config, cpus=training_cpus(config) + validator_cpus, gpus=min_workers(config) * config.gpus_per_worker

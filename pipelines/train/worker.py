@@ -22,6 +22,7 @@ from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.run_layout import CHECKPOINTS
 from presto_core.artifacts.store import StoreError
 from presto_core.config.stage import TrainingStage
+from presto_core.device import check_autocast
 from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.async_checkpoint import CheckpointWriter
 from presto_core.training.checkpoint import delete_incomplete, load_checkpoint
@@ -56,6 +57,7 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
     dataset = open_dataset(spec.dataset_uri).exclude_shards(spec.skipped)
     torch.manual_seed(config.seed)  # networks are initialised alike on all ranks
     dtype = torch.bfloat16 if config.loop.autocast == "bf16" else None
+    check_autocast(parallel.device, dtype)
     algorithm = spec.stage.make_algorithm(config, spec.models, dataset, parallel, dtype)
     state, main, scratch = algorithm.state, parallel.rank == 0, open_folder(spec.scratch_uri)
     _resume(scratch.child(CHECKPOINTS), state, parallel, callbacks)
@@ -110,16 +112,8 @@ def _open_validation(
         return nullcontext()
     (ema,) = state.emas.values()
     snapshots = WeightSnapshots(scratch, spec.stage.kind, spec.make_card(dataset).to_dict())
-    validator = (
-        get_validator(
-            config.validation,
-            dataset.uri,
-            torch_threads=config.cluster.torch_threads,
-            own=OwnFolders.from_config(config.storage),
-        )
-        if main
-        else _unreachable_validator
-    )
+    own = OwnFolders.from_config(config.storage)
+    validator = get_validator(config.validation, dataset.uri, config.cluster, own) if main else _unreachable_validator
     validation = AsyncValidation(config.validation, snapshots, validator, ema, last_update=config.updates, main=main)
     if main:
         validation.resume(state.total_step)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipelines.console import console, make_console
 from pipelines.data.dataset import open_dataset
 from pipelines.evaluate.denoising import compare_with_wiener
@@ -28,6 +26,7 @@ from presto_core.artifacts.manifest import Artifact
 from presto_core.config.loader import load_config
 from presto_core.config.sampling import BaseSampler
 from presto_core.config.schema import EvaluateStage
+from presto_core.device import resolve_device
 from presto_core.errors import UserError
 from presto_core.extras import check_extra
 from presto_core.metrics.denoising import DenoisingComparison, list_denoising_lines
@@ -130,7 +129,7 @@ def measure_gate(config: EvaluateStage, report: Artifact) -> Gate:
     parents = report.manifest["parents"]
     dataset, teacher = (_resolve(config, parents[role]) for role in ("dataset", "teacher"))
     check_teacher_matches_dataset(teacher, dataset)
-    model = open_model(teacher.uri, device="cuda" if torch.cuda.is_available() else "cpu")
+    model = open_model(teacher.uri, device=resolve_device(config.cluster.device, setting="cluster.device"))
     comparisons = compare_with_wiener(model, open_dataset(dataset.uri), rows=DENOISED_ROWS, seed=config.seed)
     result = read_report(report)
     lines = [*list_denoising_lines(comparisons), *list_report_lines(result)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from presto_core.errors import UserError
@@ -23,6 +24,7 @@ class Codec(Protocol):
         audio_channels: audio channels; 1 is mono.
         digest: sha256 over encoder weights and settings: equal digests give equal latents.
         decoder_digest: sha256 over decoder weights and settings: equal digests give equal audio.
+        device: where it computes; inputs may be on any device, results are on this one.
     """
 
     name: str
@@ -32,13 +34,17 @@ class Codec(Protocol):
     audio_channels: int
     digest: str
     decoder_digest: str
+    device: torch.device
 
     def encode(self, audio: Tensor) -> Tensor:
-        """Encode audio [B, audio_channels, N] to latents [B, channels, floor(N / hop)] float32 on the CPU."""
+        """Encode audio [B, audio_channels, N] to latents [B, channels, floor(N / hop)] float32 on `device`."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, channels, T] to audio [B, audio_channels, T * hop] float32 on the CPU; deterministic."""
+        """Decode latents [B, channels, T] to audio [B, audio_channels, T * hop] float32 on `device`; deterministic.
+
+        Long latents are decoded in chunks, so memory does not grow with length but for the audio itself.
+        """
         ...
 
 

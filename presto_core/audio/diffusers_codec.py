@@ -11,7 +11,7 @@ import torch
 from presto_core.audio.codec import Codec, CodecError
 from presto_core.audio.oobleck import CONFIG_FILE, OobleckCodec
 
-AUTOENCODERS: dict[str, Callable[..., Codec]] = {"AutoencoderOobleck": OobleckCodec}
+AUTOENCODERS: dict[str, Callable[[Path], OobleckCodec]] = {"AutoencoderOobleck": OobleckCodec}
 
 
 def load_diffusers_codec(path: str | None, *, device: torch.device | str = "cpu") -> Codec:
@@ -27,7 +27,7 @@ def load_diffusers_codec(path: str | None, *, device: torch.device | str = "cpu"
     name = _read_class(folder)
     if name not in AUTOENCODERS:
         raise CodecError(f"codec in {folder} is a {name}; use a teacher with one of {', '.join(AUTOENCODERS)}")
-    return AUTOENCODERS[name](folder, device=device)
+    return AUTOENCODERS[name](folder).to(device)
 
 
 def _read_class(folder: Path) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from presto_core.audio.codec import CodecError, check_audio, check_latents
 
+CHUNK_FRAMES = 768  # 36 s of Stable Audio's autoencoder: what models generate by default is one chunk
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 DEFAULTS_KEY = "_use_default_values"  # settings that diffusers then reads as its defaults
@@ -23,32 +26,37 @@ class OobleckCodec:
 
     Args:
         folder: written by `AutoencoderOobleck.save_pretrained`: config.json and diffusion_pytorch_model.safetensors.
-        device: where the autoencoder computes; inputs may be on any device, results are on the CPU.
 
     Raises:
-        CodecError: diffusers is not installed, the folder contains no such model, its layout would lose samples, or
-            the device does not exist.
+        CodecError: diffusers is not installed, the folder contains no such model, or its layout would lose samples.
     """
 
     name = "oobleck"
 
-    def __init__(self, folder: Path, *, device: torch.device | str = "cpu") -> None:
-        self._model = _move_to_device(_load_model(folder), device)
+    def __init__(self, folder: Path) -> None:
+        self._model = _load_model(folder)
         config = self._model.config
         _check_layout(folder, config)
         self.hop = int(self._model.hop_length)
         self.sample_rate_hz, self.channels = int(config.sampling_rate), int(config.decoder_input_channels)
         self.audio_channels = int(config.audio_channels)
         self.digest = self.decoder_digest = _digest(folder)
+        self.device = torch.device("cpu")
+        self.margin_frames = count_margin_frames(config.downsampling_ratios)
+
+    def to(self, device: torch.device | str) -> OobleckCodec:
+        """Move the autoencoder to a device and return the codec itself."""
+        self._model, self.device = self._model.to(device), torch.device(device)
+        return self
 
     @staticmethod
-    def load(path: str | Path | None = None, *, device: torch.device | str = "cpu") -> OobleckCodec:
+    def load(path: str | Path | None = None) -> OobleckCodec:
         """Load the autoencoder from a local folder; the package ships none. Raises CodecError."""
         if not path:
             raise CodecError(
                 "codec.path is empty with codec.kind=oobleck; set it to the local folder of an AutoencoderOobleck"
             )
-        return OobleckCodec(Path(path), device=device)
+        return OobleckCodec(Path(path))
 
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
@@ -60,16 +68,29 @@ class OobleckCodec:
             audio = audio.expand(-1, self.audio_channels, -1)
         check_audio(audio, audio_channels=self.audio_channels, hop=self.hop)
         whole = audio[..., : audio.shape[-1] // self.hop * self.hop]
-        return self._model.encode(self._to_model_input(whole)).latent_dist.mode().cpu()
+        return self._model.encode(self._to_model_input(whole)).latent_dist.mode()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, channels, T] to audio [B, audio_channels, T * hop]."""
+        """Decode latents [B, channels, T] to audio [B, audio_channels, T * hop].
+
+        Long latents are decoded in chunks with a margin that is wider than the decoder's receptive field: equal to the
+        whole within rounding.
+        """
         check_latents(latents, channels=self.channels)
-        return self._model.decode(self._to_model_input(latents)).sample.cpu()
+        moved = self._to_model_input(latents)
+        return torch.cat(list(self._iter_chunks(moved, CHUNK_FRAMES)), dim=-1)
+
+    def _iter_chunks(self, latents: Tensor, chunk_frames: int) -> Iterator[Tensor]:
+        frames, margin = latents.shape[-1], self.margin_frames
+        for start in range(0, frames, chunk_frames):
+            stop = min(start + chunk_frames, frames)
+            first = max(start - margin, 0)
+            audio = self._model.decode(latents[..., first : stop + margin]).sample
+            yield audio[..., (start - first) * self.hop : (stop - first) * self.hop]
 
     def _to_model_input(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._model.device, torch.float32)
+        return tensor.to(self.device, torch.float32)
 
 
 def _load_model(folder: Path) -> Any:
@@ -92,12 +113,16 @@ def _load_model(folder: Path) -> Any:
     return model.float().eval()
 
 
-def _move_to_device(model: Any, device: torch.device | str) -> Any:
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch is built without CUDA
-        message = str(error).splitlines()[0]
-        raise CodecError(f"oobleck cannot run on device {device} ({message}); choose cpu") from None
+def count_margin_frames(downsampling_ratios: Sequence[int]) -> int:
+    """Return latent frames on each side that a decoded sample depends on, rounded up."""
+    # conv of 7 taps; per block a transposed conv of 2 s taps, stride s, then three of 7 taps, dilated by 1, 3 and 9,
+    # at the rate after it; a last conv of 7 taps
+    reach, rate = 3.0, 1
+    for ratio in reversed(list(downsampling_ratios)):
+        reach += 1 / rate
+        rate *= ratio
+        reach += 3 * (1 + 3 + 9) / rate
+    return math.ceil(reach + 3 / rate) + 1
 
 
 def _check_layout(folder: Path, config: Any) -> None:

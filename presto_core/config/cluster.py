@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from presto_core.config.device_name import DeviceName
 from presto_core.config.section import Count, Positive, Section
 
 ShardingMode = Literal["replicate", "shard"]
@@ -51,6 +52,10 @@ class ClusterConfig(Section):
     """Cores that Ray reserves for each worker."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs that Ray reserves for each worker; 0 computes on CPUs."""
+    device: DeviceName = "auto"
+    """Where models, codec, text encoder and embeddings compute: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is a GPU if
+    there is one, else the CPU. Workers of Ray see only GPUs that gpus_per_worker reserves. The same seed gives the
+    same bits on one kind of device, and the device is not part of a run's id."""
     torch_threads: Count = 1
     """PyTorch threads per worker, so that workers do not compete for cores."""
     reader: Literal["auto", "ray", "threads"] = "auto"
@@ -69,6 +74,17 @@ class ClusterConfig(Section):
     """How long to wait for nodes if the cluster is too small; an autoscaler is asked for them. 0 refuses at once."""
     max_failures: int = Field(2, ge=0)
     """Times a training worker group may be restarted from its last checkpoint."""
+
+    @model_validator(mode="after")
+    def _check_reserved_gpus_used(self) -> Self:
+        if self.gpus_per_worker and self.device in ("cpu", "mps"):
+            raise ValueError(
+                f"device={self.device} leaves the GPUs of gpus_per_worker={self.gpus_per_worker:g} idle; use "
+                "device=auto or gpus_per_worker=0"
+            )
+        if self.gpus_per_worker and ":" in self.device:
+            raise ValueError(f"device={self.device} with gpus_per_worker: Ray chooses a worker's GPU; use device=cuda")
+        return self
 
     @model_validator(mode="after")
     def _check_worker_range(self) -> Self:

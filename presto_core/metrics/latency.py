@@ -137,7 +137,9 @@ def describe_hardware(device: torch.device | str = "cpu") -> dict[str, str | int
 
 
 def find_device(component: object) -> torch.device:
-    """The device of a component's first parameter or buffer; the CPU for one that holds no PyTorch module."""
+    """The device a component names, else that of its first parameter or buffer, else the CPU."""
+    if isinstance(named := getattr(component, "device", None), torch.device):
+        return named
     held = [component, *getattr(component, "__dict__", {}).values()]
     tensors = (t for m in held if isinstance(m, torch.nn.Module) for t in (*m.parameters(), *m.buffers()))
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
@@ -154,3 +156,5 @@ def _processor_name() -> str:
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()

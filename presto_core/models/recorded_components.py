@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from presto_core.artifacts.store import StoreError
 from presto_core.audio.codec import Codec
 from presto_core.audio.load_codec import load_codec
@@ -36,27 +38,32 @@ class OwnFolders:
         return OwnFolders(storage.codec_folder, storage.text_folder)
 
 
-def load_recorded_codec(record: object, folders: OwnFolders = OwnFolders()) -> Codec:
-    """Load the codec that a data set or model records.
+def load_recorded_codec(
+    record: object, folders: OwnFolders = OwnFolders(), *, device: torch.device | str = "cpu"
+) -> Codec:
+    """Load the codec that a data set or model records, to compute on a device.
 
     Raises:
         StoreError: the record is damaged; or the codec encodes differently from that of the record.
         UserError: its weights are in a folder of their own, and none is given.
     """
     fields = _check_record("codec", record)
-    codec = load_codec(fields["kind"], path=_choose_folder("codec", fields, folders.codec) or None)
+    path = _choose_folder("codec", fields, folders.codec) or None
+    codec = load_codec(fields["kind"], path=path, device=device)
     _check_digest("codec", fields, [codec.digest])
     return codec
 
 
-def load_recorded_encoder(record: object, folders: OwnFolders = OwnFolders()) -> TextEncoder:
+def load_recorded_encoder(
+    record: object, folders: OwnFolders = OwnFolders(), *, device: torch.device | str = "cpu"
+) -> TextEncoder:
     """Load the text encoder that a data set or model records; raises as `load_recorded_codec` does."""
     fields = _check_record("text", record)
     max_tokens = fields.get("max_tokens")
     if type(max_tokens) is not int or not 0 < max_tokens <= MAX_TOKENS or fields["kind"] not in ENCODERS:
         raise _make_damaged_error("text", record)
     path = _choose_folder("text", fields, folders.text)
-    encoder = load_text_encoder(fields["kind"], path=path, max_tokens=max_tokens)
+    encoder = load_text_encoder(fields["kind"], path=path, max_tokens=max_tokens, device=device)
     _check_digest("text", fields, [encoder.digest, encoder.former_digest])
     return encoder
 

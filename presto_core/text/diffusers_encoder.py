@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from presto_core.text.encoder import TextError, TransformerEncoder, file_digest
 
 INDEX = "model_index.json"
@@ -21,7 +23,7 @@ class DiffusersEncoder(TransformerEncoder):
         TextError: the folder names other classes, lacks files, or pads texts to another length than `max_tokens`.
     """
 
-    def __init__(self, folder: Path, *, max_tokens: int) -> None:
+    def __init__(self, folder: Path, *, max_tokens: int, device: torch.device | str = "cpu") -> None:
         encoder_class, tokenizer_class = _find_classes(folder)
         check_length(folder, max_tokens)
         import transformers
@@ -40,10 +42,10 @@ class DiffusersEncoder(TransformerEncoder):
             raise TextError(f"text encoder in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
         if missing := sorted(settings["missing_keys"]):
             raise TextError(f"text encoder in {folder} lacks weights: {', '.join(missing[:3])}; download it again")
-        self._model: Any = model.float().eval()
-        self.name, self.max_tokens = folder.name, max_tokens
+        self._model: Any = model.float().eval().to(device)
+        self.name, self.max_tokens, self.device = folder.name, max_tokens, torch.device(device)
         self.dim = int(self._model.config.hidden_size)
-        self.digest = compute_digest(folder, max_tokens)
+        self.digest = self.former_digest = compute_digest(folder, max_tokens)
 
 
 def read_length(folder: Path) -> int | None:

@@ -51,7 +51,7 @@ class TextEmbedding:
 
 
 class TextEncoder(Protocol):
-    """Embeds captions at a fixed width and length.
+    """Embeds captions at a fixed width and length, on `device`.
 
     Attributes:
         digest: sha256 over all files that are read: equal digests give equal embeddings.
@@ -63,6 +63,7 @@ class TextEncoder(Protocol):
     max_tokens: int
     digest: str
     former_digest: str
+    device: torch.device
 
     def encode(self, captions: list[str]) -> TextEmbedding:
         """Embed captions; an empty one gives zeros and an empty mask. What `find_cut_text` returns has no effect."""
@@ -80,7 +81,7 @@ class TransformerEncoder:
         TextError: the folder does not contain such a model.
     """
 
-    def __init__(self, folder: Path, *, name: str, max_tokens: int) -> None:
+    def __init__(self, folder: Path, *, name: str, max_tokens: int, device: torch.device | str = "cpu") -> None:
         _check_weights(folder)
         from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
@@ -91,14 +92,15 @@ class TransformerEncoder:
         with _show_read_files(folder) as shown:
             try:
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(shown, **given)
-                self._model: Any = AutoModel.from_pretrained(shown, use_safetensors=True, **given).eval()
+                model = AutoModel.from_pretrained(shown, use_safetensors=True, **given)
             except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
                 reason = " ".join(str(error).replace(shown, str(folder)).split())[:300]
                 raise TextError(f"text encoder in {folder} cannot be loaded: {reason}") from None
+        self._model: Any = model.eval().to(device)
         positions = getattr(self._model.config, "max_position_embeddings", None) or max_tokens
         if max_tokens > positions:
             raise TextError(f"text.max_tokens={max_tokens} is too large for encoder {name}; use at most {positions}")
-        self.name, self.max_tokens = name, max_tokens
+        self.name, self.max_tokens, self.device = name, max_tokens, torch.device(device)
         self.dim = int(self._model.config.hidden_size)
         self.digest, self.former_digest = _digest(folder, max_tokens), _former_digest(folder, max_tokens)
 
@@ -107,7 +109,8 @@ class TransformerEncoder:
         inputs = self._tokenizer(
             captions, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
-        has_text = torch.tensor([bool(c.strip()) for c in captions])
+        has_text = torch.tensor([bool(c.strip()) for c in captions], device=self.device)
+        inputs = {name: values.to(self.device) for name, values in inputs.items()}
         mask = inputs["attention_mask"].bool() & has_text[:, None]
         states = self._model(**inputs).last_hidden_state.float() * mask[:, :, None]
         pooled = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -140,8 +143,8 @@ def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:
     return _digest(folder, max_tokens)
 
 
-def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEncoder:
-    """Load the encoder that a `text` config section names.
+def load_text_encoder(kind: str, *, path: str = "", max_tokens: int, device: torch.device | str = "cpu") -> TextEncoder:
+    """Load the encoder that a `text` config section names; it computes on `device`.
 
     Raises:
         TextError: the encoder is not installed or the folder contains none.
@@ -150,8 +153,9 @@ def load_text_encoder(kind: str, *, path: str = "", max_tokens: int) -> TextEnco
     if kind == "diffusers":
         from presto_core.text.diffusers_encoder import DiffusersEncoder
 
-        return DiffusersEncoder(folder, max_tokens=max_tokens)
-    return TransformerEncoder(folder, name="minilm-l6-v2" if kind == "minilm" else folder.name, max_tokens=max_tokens)
+        return DiffusersEncoder(folder, max_tokens=max_tokens, device=device)
+    name = "minilm-l6-v2" if kind == "minilm" else folder.name
+    return TransformerEncoder(folder, name=name, max_tokens=max_tokens, device=device)
 
 
 @contextmanager

@@ -12,16 +12,18 @@ from torch import Tensor
 
 from presto_core.audio.codec import CodecError
 from presto_core.audio.load_codec import load_codec
+from presto_core.audio.oobleck import OobleckCodec
+from presto_core.device import DeviceError
 
 diffusers = pytest.importorskip("diffusers")
 
 
-def save_oobleck(folder: Path, *, audio_channels: int) -> Path:
+def save_oobleck(folder: Path, *, audio_channels: int = 1, ratios: tuple[int, ...] = (4, 4, 4)) -> Path:
     """Save an AutoencoderOobleck of hop 64 and 8 latent channels."""
     torch.manual_seed(0)
     model = diffusers.AutoencoderOobleck(
-        encoder_hidden_size=16, downsampling_ratios=[4, 4, 4], channel_multiples=[1, 2, 2], decoder_channels=8,
-        decoder_input_channels=8, audio_channels=audio_channels, sampling_rate=16000,
+        encoder_hidden_size=16, downsampling_ratios=list(ratios), channel_multiples=[1, 2, 2, 2][: len(ratios)],
+        decoder_channels=8, decoder_input_channels=8, audio_channels=audio_channels, sampling_rate=16000,
     )  # fmt: skip
     model.save_pretrained(folder, safe_serialization=True)
     return folder
@@ -102,24 +104,37 @@ def test_a_stereo_autoencoder_hears_mono_on_both_channels(tmp_path: Path) -> Non
         codec.encode(noise(channels=3))
 
 
-def test_an_unknown_device_gives_a_one_line_error(oobleck_folder: Path) -> None:
-    for device in ("abacus", "cuda:99"):
-        with pytest.raises(CodecError, match=device) as caught:
-            load_codec("oobleck", path=str(oobleck_folder), device=device)
-        assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("kind", ["oobleck", "mel_pca"])
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_an_unknown_device_gives_a_one_line_error(oobleck_folder: Path, kind: str, device: str) -> None:
+    with pytest.raises(DeviceError, match=device) as caught:
+        load_codec(kind, path=str(oobleck_folder) if kind == "oobleck" else None, device=device)
+    assert "\n" not in str(caught.value)
 
 
-def test_the_embedded_codec_ignores_the_device() -> None:
-    assert load_codec("mel_pca", device="cuda:99").digest == load_codec("mel_pca").digest
+@pytest.mark.parametrize("ratios", [(2, 4, 8), (4, 4), (2, 2, 2, 2)])
+def test_oobleck_decodes_chunks_to_what_it_decodes_as_a_whole(tmp_path: Path, ratios: tuple[int, ...]) -> None:
+    codec = OobleckCodec(save_oobleck(tmp_path, ratios=ratios))
+    latents = torch.randn(1, codec.channels, 3 * codec.margin_frames + 5, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        whole = codec.decode(latents)
+        chunk_frames = codec.margin_frames // 2 + 1
+        chunks = torch.cat(list(codec._iter_chunks(latents, chunk_frames)), -1)
+        assert chunks.shape == whole.shape
+        torch.testing.assert_close(chunks, whole, atol=1e-6, rtol=1e-5)
+        codec.margin_frames = 1  # too narrow a margin is heard
+        narrow = torch.cat(list(codec._iter_chunks(latents, chunk_frames)), -1)
+    assert (narrow - whole).abs().max() > 1e-5
 
 
 @pytest.mark.gpu
-def test_oobleck_on_a_gpu_takes_and_gives_tensors_of_the_cpu(oobleck_folder: Path) -> None:
+def test_oobleck_on_a_gpu_takes_tensors_of_the_cpu_and_gives_its_own(oobleck_folder: Path) -> None:
     cpu_codec, gpu_codec = (
         load_codec("oobleck", path=str(oobleck_folder), device=device) for device in ("cpu", "cuda")
     )
     latents = gpu_codec.encode(noise(channels=1))
     audio = gpu_codec.decode(latents.cuda())
-    assert latents.device.type == audio.device.type == "cpu"
+    assert latents.device.type == audio.device.type == "cuda"
+    latents, audio = latents.cpu(), audio.cpu()
     torch.testing.assert_close(latents, cpu_codec.encode(noise(channels=1)), atol=1e-2, rtol=1e-2)
     torch.testing.assert_close(audio, cpu_codec.decode(latents), atol=1e-2, rtol=1e-2)

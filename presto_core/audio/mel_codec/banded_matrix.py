@@ -18,8 +18,12 @@ class BandedMatrix:
         self.groups = [_cut_rows(columns) for columns in matrix.split(group_columns, dim=1)]
 
     def apply_to(self, rows: Tensor) -> Tensor:
-        """[B, M] -> rows @ matrix, [B, N]."""
-        return torch.cat([rows[:, span] @ block for span, block in self.groups], dim=1)
+        """[..., M] -> rows @ matrix, [..., N]."""
+        return torch.cat([rows[..., span] @ block for span, block in self.groups], dim=-1)
+
+    def to(self, device: torch.device | str) -> BandedMatrix:
+        self.groups = [(span, block.to(device)) for span, block in self.groups]
+        return self
 
 
 def _cut_rows(columns: Tensor) -> tuple[slice, Tensor]:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from presto_core.audio.codec import CodecError
 from presto_core.audio.mel_codec.banded_matrix import BandedMatrix
+from presto_core.audio.mel_codec.griffin_lim import block_frames
 from presto_core.audio.mel_codec.mel_frames import MelSettings
 from presto_core.audio.mel_codec.tensor_file import TensorFile
 
 POWER_EPSILON = 1e-6  # minimum power before a division or logarithm; full scale is ~1e5
 MAX_LOG_POWER = 15.0  # latents far outside the data still give finite audio
-BLOCK_FRAMES = 96  # what stays in the cache
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def spread_matrix(filters: Tensor) -> Tensor:
 
 
 class MagnitudeDecoder:
-    """Predicts STFT magnitudes [frames_per_latent * T, bins] from the latents [channels, T] of one clip.
+    """Predicts STFT magnitudes [..., frames_per_latent * T, bins] from latents [..., channels, T].
 
     A linear map over `taps` latent frames gives log-mel; its power is interpolated over the bins and corrected until
     it has that mel power.
@@ -72,19 +72,30 @@ class MagnitudeDecoder:
         self.spread = BandedMatrix(spread_matrix(self.filters))
         self.from_mel = BandedMatrix(self.filters.T)
 
+    def to(self, device: torch.device | str) -> MagnitudeDecoder:
+        self.weight, self.bias, self.filters = (t.to(device) for t in (self.weight, self.bias, self.filters))
+        self.spread, self.from_mel = self.spread.to(device), self.from_mel.to(device)
+        return self
+
     def predict_log_mel(self, latents: Tensor) -> Tensor:
-        """Apply the linear map: ln(mel power + floor), [frames_per_latent * T, mels]."""
+        """Apply the linear map: ln(mel power + floor), [..., frames_per_latent * T, mels]."""
         edge = self.settings.taps // 2
-        padded = F.pad(latents[None], (edge, edge), mode="replicate")
-        return F.conv1d(padded, self.weight, self.bias)[0].T.reshape(-1, self.mel.mels)
+        batched = latents if latents.ndim == 3 else latents[None]
+        padded = F.pad(batched, (edge, edge), mode="replicate")
+        frames = F.conv1d(padded, self.weight, self.bias).transpose(1, 2).reshape(len(batched), -1, self.mel.mels)
+        return frames if latents.ndim == 3 else frames[0]
 
     def predict_magnitude(self, latents: Tensor) -> Tensor:
-        """Predict magnitudes: [channels, T] -> [frames_per_latent * T, bins]; finite for any finite latents."""
-        blocks = self.predict_log_mel(latents).clamp_max_(MAX_LOG_POWER).split(BLOCK_FRAMES)
-        return torch.cat([self._invert_log_mel(block) for block in blocks])
+        """Predict magnitudes: [..., channels, T] -> [..., frames_per_latent * T, bins]; finite if latents are."""
+        return self.invert_log_mel(self.predict_log_mel(latents))
 
-    def _invert_log_mel(self, log_mel: Tensor) -> Tensor:
-        """Spread mel power over the bins: [frames, mels] -> magnitudes [frames, bins]."""
+    def invert_log_mel(self, log_mel: Tensor) -> Tensor:
+        """Invert ln(mel power + floor): [..., frames, mels] -> magnitudes [..., frames, bins]."""
+        blocks = log_mel.clamp_max(MAX_LOG_POWER).split(block_frames(log_mel), dim=-2)
+        return torch.cat([self._invert_block(block) for block in blocks], dim=-2)
+
+    def _invert_block(self, log_mel: Tensor) -> Tensor:
+        """Spread mel power over the bins: [..., frames, mels] -> magnitudes [..., frames, bins]."""
         target = (log_mel.exp() - self.mel.power_floor).clamp_min_(POWER_EPSILON)
         log_power = self.spread.apply_to((target / self.filters.sum(0)).log_())
         return self._match_mel_power(log_power.clamp_max_(MAX_LOG_POWER).exp_(), target).sqrt_()

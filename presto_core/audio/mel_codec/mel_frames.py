@@ -50,9 +50,9 @@ class MelSettings:
 
 
 def power_frames(samples: Tensor, settings: MelSettings) -> Tensor:
-    """Return power spectra [floor(N / hop) * frames_per_latent, bins] of samples [N], centred every `frame_hop`."""
-    frames = len(samples) // settings.hop * settings.frames_per_latent
-    spectra = spectrum(samples, n_fft=settings.n_fft, hop=settings.frame_hop)[:frames]
+    """Power spectra [..., floor(N / hop) * frames_per_latent, bins] of samples [..., N], centred every `frame_hop`."""
+    frames = samples.shape[-1] // settings.hop * settings.frames_per_latent
+    spectra = spectrum(samples, n_fft=settings.n_fft, hop=settings.frame_hop)[..., :frames, :]
     return torch.add(*torch.view_as_real(spectra).square().unbind(-1))  # five times faster than sum(-1)
 
 
@@ -62,6 +62,6 @@ def log_mel(power: Tensor, filters: Tensor, *, power_floor: float) -> Tensor:
 
 
 def log_mel_blocks(samples: Tensor, settings: MelSettings, filters: Tensor) -> Tensor:
-    """Convert samples [N] to blocks [floor(N / hop), block_size], each the concatenated frames of one latent frame."""
+    """Convert samples [..., N] to blocks [..., floor(N / hop), block_size], each the frames of one latent frame."""
     frames = log_mel(power_frames(samples, settings), filters, power_floor=settings.power_floor)
-    return frames.reshape(-1, settings.block_size)
+    return frames.reshape(*frames.shape[:-2], -1, settings.block_size)

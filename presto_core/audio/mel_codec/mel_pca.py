@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from presto_core.audio.codec import CodecError, check_audio, check_latents
-from presto_core.audio.mel_codec.griffin_lim import griffin_lim
+from presto_core.audio.mel_codec.chunked_inversion import invert_in_chunks
 from presto_core.audio.mel_codec.magnitude_decoder import MagnitudeDecoder
 from presto_core.audio.mel_codec.mel_frames import MelSettings, log_mel_blocks
-from presto_core.audio.mel_codec.peak_phase import peak_phase
 from presto_core.audio.mel_codec.tensor_file import TensorFile
 
 ENCODER_FILE = "mel_pca_encoder.safetensors"
@@ -44,14 +43,22 @@ class MelPcaEncoder:
         self.filters = self.settings.make_filters()
         self.digest = weights.digest
 
+    def to(self, device: torch.device | str) -> MelPcaEncoder:
+        self.mean, self.basis, self.scale = (t.to(device) for t in (self.mean, self.basis, self.scale))
+        self.filters = self.filters.to(device)
+        return self
+
     def encode(self, samples: Tensor) -> Tensor:
-        """Encode samples [N] to latents [channels, floor(N / hop)]."""
+        """Encode samples [..., N] to latents [..., channels, floor(N / hop)]."""
         blocks = log_mel_blocks(samples, self.settings, self.filters)
-        return (((blocks - self.mean) @ self.basis) / self.scale).T
+        return (((blocks - self.mean) @ self.basis) / self.scale).transpose(-1, -2)
 
 
 class MelPcaCodec:
-    """`Codec` of a `MelPcaEncoder`, a `MagnitudeDecoder` and Griffin-Lim; each clip of a batch is independent."""
+    """`Codec` of a `MelPcaEncoder`, a `MagnitudeDecoder` and Griffin-Lim; each clip of a batch is independent.
+
+    On a CPU clips are computed one by one, which keeps its cache; on a GPU all at once.
+    """
 
     def __init__(self, encoder: MelPcaEncoder, decoder: MagnitudeDecoder) -> None:
         settings = encoder.settings
@@ -60,6 +67,13 @@ class MelPcaCodec:
         self.sample_rate_hz, self.hop = settings.sample_rate_hz, settings.hop
         self.channels, self.audio_channels = settings.channels, 1
         self.digest, self.decoder_digest = encoder.digest, decoder.digest
+        self.device = encoder.mean.device
+
+    def to(self, device: torch.device | str) -> MelPcaCodec:
+        """Move all weights to a device and return the codec itself."""
+        self.encoder, self.decoder = self.encoder.to(device), self.decoder.to(device)
+        self.device = self.encoder.mean.device
+        return self
 
     @staticmethod
     def load(path: str | Path | None = None) -> MelPcaCodec:
@@ -78,17 +92,19 @@ class MelPcaCodec:
     def encode(self, audio: Tensor) -> Tensor:
         """Encode audio [B, 1, N] to latents [B, channels, floor(N / hop)]; raises CodecError for other shapes."""
         check_audio(audio, audio_channels=self.audio_channels, hop=self.hop)
-        return torch.stack([self.encoder.encode(clip) for clip in audio[:, 0].to("cpu", torch.float32)])
+        clips = audio[:, 0].to(self.device, torch.float32)
+        if self.device.type != "cpu":
+            return self.encoder.encode(clips)
+        return torch.stack([self.encoder.encode(clip) for clip in clips])
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents [B, channels, T] to audio [B, 1, T * hop]; raises CodecError for other shapes."""
         check_latents(latents, channels=self.channels)
-        return torch.stack([self._decode(clip) for clip in latents.to("cpu", torch.float32)])[:, None]
+        moved = latents.to(self.device, torch.float32)
+        if self.device.type != "cpu":
+            return self._decode(moved)[:, None]
+        return torch.stack([self._decode(clip) for clip in moved])[:, None]
 
     def _decode(self, latents: Tensor) -> Tensor:
-        magnitude = self.decoder.predict_magnitude(latents)
-        magnitude = torch.cat([magnitude, magnitude[-1:]])  # the frame centred on the end of the clip
-        phase = peak_phase(magnitude, hop=self.settings.frame_hop)
-        iterations = self.decoder.settings.iterations
-        return griffin_lim(magnitude, phase, hop=self.settings.frame_hop, iterations=iterations)
+        return invert_in_chunks(self.decoder, self.decoder.predict_log_mel(latents))
