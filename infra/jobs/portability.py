@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from infra.jobs.targets import Target, is_loopback_url
 from pipelines.redaction import strip_password
-from pipelines.stages.table import STAGES
+from pipelines.stages.table import OWN_FOLDERS, STAGES
 from presto_core.config.loader import flatten
 from presto_core.config.stage import StageConfig
 from presto_core.config.submit import SECRET_NAME
@@ -96,7 +96,7 @@ def iter_config_uris(stage: str, config: StageConfig) -> Iterator[tuple[str, str
     """Yield key and value of each setting of a stage that holds a path or URI."""
     uses_storage = STAGES[stage].uses_storage and not reads_package_only(stage, config)
     flat = flatten(config.model_dump(mode="json", exclude=set() if uses_storage else {"storage"}))
-    for key in ("storage.root", *STAGES[stage].input_paths, *STAGES[stage].output_paths):
+    for key in ("storage.root", *OWN_FOLDERS, *STAGES[stage].input_paths, *STAGES[stage].output_paths):
         value = flat.get(key) or []
         yield from ((key, str(uri)) for uri in (value if isinstance(value, list) else [value]))
         yield from ((inner, str(uri)) for inner, uri in flat.items() if inner.startswith(f"{key}."))
@@ -125,7 +125,7 @@ def _check_shared(stage: str, key: str, uri: str, config: StageConfig) -> None:
 
 
 def _is_input(stage: str, key: str) -> bool:
-    return any(key == path or key.startswith(f"{path}.") for path in STAGES[stage].input_paths)
+    return any(key == path or key.startswith(f"{path}.") for path in (*STAGES[stage].input_paths, *OWN_FOLDERS))
 
 
 def _check_endpoint_is_remote(key: str, uri: str) -> None:

@@ -76,7 +76,7 @@ def find_originals(
     wanted = sorted({str(track) for track in tracks})
     try:
         config = IngestStage.model_validate(yaml.safe_load(read_file(folder, CONFIG, dataset.manifest)))
-        encoding = EncodeSettings.from_config(config, load_recorded_codec(dataset.info["codec"], own))
+        encoding = EncodeSettings.from_config(config, load_recorded_codec(dataset.info.get("codec"), own))
     except (UserError, ValueError) as error:  # of another version, or a codec that is not here
         return None, f"the settings of data set {dataset.uri} cannot be used ({error})"
     cache = LatentCache(open_folder(dataset.uri.rpartition("/artifacts/")[0]).child("encoded").child(encoding.key))

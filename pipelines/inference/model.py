@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -44,7 +44,7 @@ class Model:
     network: Network
     denoise: EDMDenoiser
     device: torch.device
-    folders: OwnFolders
+    folders: OwnFolders = field(default_factory=OwnFolders)
 
     @cached_property
     def blocks_at(self) -> Callable[[float], int] | None:

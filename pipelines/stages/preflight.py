@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.registry.presence import check_references, find_missing_artifact, suggest_command
-from pipelines.stages.table import STAGES
+from pipelines.stages.table import OWN_FOLDERS, STAGES
 from presto_core.config.data import IngestConfig
 from presto_core.config.schema import IngestStage
 from presto_core.config.stage import StageConfig
@@ -19,7 +19,7 @@ def check_inputs(stage: str, config: StageConfig) -> None:
     Raises:
         UserError: a local path does not exist, or there is no registry; the message names what to run first.
     """
-    for key in STAGES[stage].input_paths:
+    for key in (*STAGES[stage].input_paths, *OWN_FOLDERS):
         for label, path in _list_paths(config, key):
             if not path.exists():
                 raise UserError(_refuse_path(config, label, path))

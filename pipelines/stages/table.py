@@ -21,6 +21,9 @@ from presto_core.config.schema import (
 )
 from presto_core.config.stage import StageConfig
 
+OWN_FOLDERS = ("storage.codec_folder", "storage.text_folder")
+"""Settings that any stage may read local folders from, beside those of its row."""
+
 
 @dataclass(frozen=True)
 class Stage:

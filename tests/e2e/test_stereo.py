@@ -21,6 +21,7 @@ SETTINGS = (
     "storage.root=store",
     "codec.kind=oobleck",
     "codec.path=codec",
+    "storage.codec_folder=codec",
     "ingest.source=music",
     "ingest.channels=stereo",
     "ingest.chunk_frames=1000",

@@ -47,6 +47,7 @@ def store(tmp_path: Path) -> tuple[LatentDataset, dict[str, Path]]:
         rows.append(json.dumps({"file": name, "blake3": digest}) + "\n")
     cache.save()
     folder = artifact_folder(root, "0123456789abcdef")
+    codec = {"kind": "mel_pca", "path": "", "digest": load_codec("mel_pca").digest}
     commit_artifact(
         folder,
         kind="dataset",
@@ -54,7 +55,7 @@ def store(tmp_path: Path) -> tuple[LatentDataset, dict[str, Path]]:
         config_yaml=settings_to_yaml(config),
         parents={},
         files={"tracks.jsonl": "".join(rows).encode()},
-        details={"dataset": {"shards": []}},
+        details={"dataset": {"shards": [], "codec": codec}},
     )
     return LatentDataset(folder.uri, read_artifact(folder).manifest), paths
 

@@ -12,72 +12,88 @@ import pytest
 
 from pipelines.inference.generator import load_generator
 from pipelines.inference.mlflow_model import MusicModel
+from pipelines.registry.catalog import Version
 from pipelines.registry.resolve import resolve
 from pipelines.stages import distill_steps, generate
-from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.artifacts.validate import UnsafeArtifactError
 from presto_core.config.loader import load_config
 from presto_core.config.schema import GenerateStage, StepsStage
-from tests.support.tiny_registry import TinyRegistry, edit
+from tests.support.small_versions import SmallRegistry
 
-pytestmark = pytest.mark.usefixtures("in_registry_folder")
+pytestmark = pytest.mark.usefixtures("in_shelf_folder")
+NAME = "presto-changed"
+
+
+@pytest.fixture(scope="module")
+def version(shelf: SmallRegistry) -> Version:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(shelf.root).parent)
+        return shelf.add(NAME, parents={"teacher": "a" * 16})
 
 
 @pytest.fixture
-def changed(home: TinyRegistry) -> Iterator[str]:
-    """The id of a model whose weights and manifest somebody replaced consistently in storage."""
-    artifact = home.made["S"]
-    path = Path(artifact.uri) / "manifest.json"
+def changed(version: Version) -> Iterator[Version]:
+    """A version of which somebody changed the manifest in storage, where all hashes of files still match."""
+    path = Path(version.uri) / "manifest.json"
     kept = path.read_bytes()
-    card = json.loads(kept)["model"]
-    edit(Path(artifact.uri), model=card | {"sigma_data": card["sigma_data"] * 2})
-    yield artifact.id
+    edit(path.parent, parents={"teacher": "b" * 16})
+    yield version
     path.write_bytes(kept)
 
 
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 REFERENCES = {
-    "an alias": lambda home: "presto-generator@candidate-s",
-    "a version": lambda home: home.catalog.find(home.made["S"].id).label,
-    "an id": lambda home: home.made["S"].id,
-    "a URI": lambda home: home.made["S"].uri,
+    "an alias": lambda version: f"{NAME}@candidate",
+    "a version": lambda version: version.label,
+    "a URI of MLflow": lambda version: f"models:/{NAME}@candidate",
+    "an id": lambda version: version.artifact_id,
+    "a folder": lambda version: version.uri,
 }
 
 
 @pytest.mark.parametrize("how", REFERENCES)
-def test_a_changed_manifest_is_refused_by_every_kind_of_reference(home: TinyRegistry, changed: str, how: str):
-    reference = REFERENCES[how](home)
-    with pytest.raises(UnsafeArtifactError, match=home.catalog.find(changed).content[:12]):
-        resolve(home.client, reference, home.root)
+def test_a_changed_manifest_is_refused_by_every_kind_of_reference(shelf: SmallRegistry, version: Version, how: str):
+    reference = REFERENCES[how](version)
+    assert resolve(shelf.client, reference, shelf.root).id == version.artifact_id
+    path = Path(version.uri) / "manifest.json"
+    kept = path.read_bytes()
+    edit(path.parent, parents={"teacher": "b" * 16})
+    try:
+        with pytest.raises(UnsafeArtifactError, match=version.content[:12]):
+            resolve(shelf.client, reference, shelf.root)
+    finally:
+        path.write_bytes(kept)
 
 
-def test_generate_train_and_the_python_api_refuse_it(home: TinyRegistry, changed: str):
-    keys = {"storage.root": home.root}
-    with pytest.raises(UnsafeArtifactError, match="content"):
-        load_generator("presto-generator@candidate-s", storage_root=home.root)
-    config = load_config(GenerateStage, None, keys | {"inputs.generator": changed, "generate.prompts": ["piano"]})
-    with pytest.raises(UnsafeArtifactError, match="content"):
-        generate.run(config)
-    inputs = {"inputs.layers": changed, "inputs.dataset": "presto-dataset@candidate", "cluster.num_workers": 0}
-    with pytest.raises(UnsafeArtifactError, match="content"):
-        distill_steps.run(load_config(StepsStage, None, keys | inputs))
+def test_generate_train_and_the_python_api_refuse_it(shelf: SmallRegistry, changed: Version):
+    keys = {"storage.root": shelf.root}
+    with pytest.raises(UnsafeArtifactError, match=changed.content[:12]):
+        load_generator(f"{NAME}@candidate", storage_root=shelf.root)
+    named = {"inputs.generator": changed.artifact_id, "generate.prompts": ["piano"]}
+    with pytest.raises(UnsafeArtifactError, match=changed.content[:12]):
+        generate.run(load_config(GenerateStage, None, keys | named))
+    named = {"inputs.dataset": changed.artifact_id, "cluster.num_workers": 0}
+    with pytest.raises(UnsafeArtifactError, match=changed.content[:12]):
+        distill_steps.run(load_config(StepsStage, None, keys | named))
 
 
-def test_a_model_served_by_mlflow_is_compared_with_what_was_packed(home: TinyRegistry, tmp_path: Path):
-    folder = Path(shutil.copytree(home.made["S"].uri, tmp_path / "artifact"))
-    content = content_hash(home.made["S"].manifest)
-
-    context = SimpleNamespace(artifacts={"artifact": str(folder)}, model_config={"content": content})
-    MusicModel().load_context(context)
+def test_a_model_served_by_mlflow_is_compared_with_what_was_packed(version: Version, tmp_path: Path):
+    folder = Path(shutil.copytree(version.uri, tmp_path / "artifact"))
     edit(folder, parents={})
-    with pytest.raises(UnsafeArtifactError, match=content[:12]):
+    context = SimpleNamespace(artifacts={"artifact": str(folder)}, model_config={"content": version.content})
+    with pytest.raises(UnsafeArtifactError, match=version.content[:12]):
         MusicModel().load_context(context)
 
 
-def test_an_id_that_names_another_artifact_is_refused(home: TinyRegistry, tmp_path: Path):
+def test_an_id_that_is_not_that_of_the_artifact_is_refused(shelf: SmallRegistry, version: Version, tmp_path: Path):
     for name in ("f" * 16, "e" * 16):
-        shutil.copytree(home.made["S"].uri, tmp_path / "artifacts" / name)
+        shutil.copytree(version.uri, tmp_path / "artifacts" / name)
     with pytest.raises(UnsafeArtifactError, match="f" * 16):
-        resolve(home.client, "f" * 16, str(tmp_path))
+        resolve(shelf.client, "f" * 16, str(tmp_path))
     edit(tmp_path / "artifacts" / ("e" * 16), id="../../../../somewhere")
     with pytest.raises(UnsafeArtifactError, match="id"):
-        resolve(home.client, str(tmp_path / "artifacts" / ("e" * 16)), str(tmp_path))
+        resolve(shelf.client, str(tmp_path / "artifacts" / ("e" * 16)), str(tmp_path))

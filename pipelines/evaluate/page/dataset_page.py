@@ -91,7 +91,7 @@ def make_page(
         StoreError: the split is empty, a shard is damaged, or the codec is another one.
         UserError: the folder cannot be written.
     """
-    codec = load_recorded_codec(dataset.info["codec"], own)
+    codec = load_recorded_codec(dataset.info.get("codec"), own)
     rows = draw_rows(dataset, split, count=count, seed=seed)
     can_plot = check_spectrograms("dataset listen", len(rows))
     clips = []
