@@ -47,7 +47,15 @@ class PublishedVersion:
 
 
 def publish(
-    client: Any, name: str, artifact: Artifact, *, mlflow_run: str, stage: str, root: Folder, pack: Pack
+    client: Any,
+    name: str,
+    artifact: Artifact,
+    *,
+    mlflow_run: str,
+    stage: str,
+    root: Folder,
+    pack: Pack,
+    check_holder: Callable[[], None] = lambda: None,
 ) -> PublishedVersion:
     """Register an artifact under a name unless its content is registered; in both cases make it the candidate.
 
@@ -58,7 +66,9 @@ def publish(
         stage: name of the stage that made it.
         root: storage root for the promotion log of a new model.
         pack: writes the MLflow model.
+        check_holder: raises if another process has taken over the run that made it; called before each change.
     """
+    check_holder()
     log_folder = _ensure_model(client, name, root)
     content = content_hash(artifact.manifest)
     number, is_new = _find_by_content(client, name, content), False
@@ -69,7 +79,9 @@ def publish(
             if number is None:
                 source, is_new = _log_files(client, artifact, mlflow_run, pack), True
                 lease.check()
+                check_holder()
                 number = _create_version(client, name, artifact, content, source, mlflow_run=mlflow_run, stage=stage)
+    check_holder()
     if not is_new:
         _update_location(client, name, number, artifact.uri)
         _complete_run(client, name, number, artifact, mlflow_run=mlflow_run)

@@ -54,11 +54,13 @@ class TrackedRun:
 
     Attributes:
         stored_rows: reads the rows next to the checkpoints, used after the buffer has overflowed.
+        check_holder: raises if another process now continues the run, whose record it then is; called before a write.
     """
 
     client: Any
     mlflow_id: str
     stored_rows: Callable[[], Iterable[tuple[int, dict[str, float]]]] | None = None
+    check_holder: Callable[[], None] = lambda: None
     _points: deque[Point] = field(default_factory=deque)
     _sent: dict[str, int] | None = None
     _overflowed: bool = False
@@ -117,6 +119,7 @@ class TrackedRun:
                 while points := list(islice(self._points, BATCH)):
                     new = self._select_unsent(points)
                     if new:
+                        self.check_holder()
                         metrics = [Metric(p.name, p.value, p.timestamp_ms, p.step) for p in new]
                         self.client.log_batch(self.mlflow_id, metrics=metrics)
                     self._mark_sent(new)
@@ -167,6 +170,7 @@ class TrackedRun:
 
     def attach(self, path: Path) -> None:
         """Attach a file to the run: a plot, a report or audio."""
+        self.check_holder()
         with_retries(lambda: self.client.log_artifact(self.mlflow_id, str(path)))
 
     def fence(self) -> None:
@@ -180,6 +184,7 @@ class TrackedRun:
             return
         self.flush_all()
         self._close()
+        self.check_holder()
         with_retries(lambda: self.client.set_terminated(self.mlflow_id, status="FINISHED"))
 
     def fail(self, status: str) -> None:
@@ -189,6 +194,7 @@ class TrackedRun:
         self.flush()
         self._close()
         with suppress(Exception):
+            self.check_holder()
             self.client.set_terminated(self.mlflow_id, status=status)
 
     def _close(self) -> None:

@@ -14,7 +14,6 @@ from pipelines.cluster.shutdown import StoppedError
 from pipelines.data.dataset import LatentDataset, open_dataset, stream_batches
 from pipelines.data.shard_cache import ShardCache
 from pipelines.evaluate.validator import get_validator
-from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.metric_log import METRICS_FOLDER, MetricLog, Row
 from pipelines.train.spec import TrainSpec
 from pipelines.train.validation import AsyncValidation, WeightSnapshots
@@ -23,7 +22,8 @@ from presto_core.artifacts.run_layout import CHECKPOINTS
 from presto_core.artifacts.store import StoreError
 from presto_core.config.stage import TrainingStage
 from presto_core.training.async_checkpoint import CheckpointWriter
-from presto_core.training.checkpoint import delete_incomplete, load_checkpoint
+from presto_core.training.checkpoint import load_checkpoint
+from presto_core.training.checkpoint_folders import delete_incomplete
 from presto_core.training.loop import Hooks, train
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import TrainState
@@ -56,8 +56,9 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
     torch.manual_seed(config.seed)  # networks are initialised alike on all ranks
     dtype = torch.bfloat16 if config.loop.autocast == "bf16" else None
     algorithm = spec.stage.make_algorithm(config, spec.models, dataset, parallel, dtype)
-    state, main, scratch = algorithm.state, parallel.rank == 0, open_folder(spec.scratch_uri)
-    _resume(scratch.child(CHECKPOINTS), state, parallel, callbacks)
+    state, main, scratch = algorithm.state, parallel.rank == 0, spec.open_scratch()
+    epoch = spec.fence.epoch if spec.fence else 1
+    _resume(scratch.child(CHECKPOINTS), state, parallel, callbacks, epoch=epoch)
     batches = stream_batches(
         dataset,
         seed=config.seed,
@@ -79,6 +80,9 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
         last_saved_step=state.total_step,
         keep=config.loop.keep_checkpoints,
         every=config.loop.keep_every,
+        epoch=epoch,
+        max_unsaved_s=60 * config.loop.max_unsaved_minutes,
+        warn=callbacks.warn,
         on_saved=callbacks.on_checkpoint,
         check_current_attempt=callbacks.check_current_attempt,
     )
@@ -141,11 +145,13 @@ def _report_rows(rows: list[Row], callbacks: WorkerCallbacks) -> None:
         callbacks.report(step, metrics)
 
 
-def _resume(checkpoints: Folder, state: TrainState, parallel: Parallel, callbacks: WorkerCallbacks) -> None:
+def _resume(
+    checkpoints: Folder, state: TrainState, parallel: Parallel, callbacks: WorkerCallbacks, *, epoch: int
+) -> None:
     """Load the newest checkpoint on every rank, and report where the run starts."""
     main = parallel.rank == 0
     if main:
-        delete_incomplete(checkpoints)
+        delete_incomplete(checkpoints, epoch=epoch)
     load_checkpoint(checkpoints, state, callbacks.warn if main else lambda message: None)
     mean_step = float(parallel.average(torch.tensor(float(state.total_step), device=parallel.device)))
     if mean_step != state.total_step:
