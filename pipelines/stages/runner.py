@@ -130,7 +130,7 @@ def run_stage(
     register = None if trial else partial(_publish, tracker, stage, root, register_as)
     if (recorded := _find_record(tracker, folder, run_id)) and not _has_files(scratch):
         return _finish(folder, register, stage, recorded)
-    with hold_lease(scratch.child(LEASE), f"{stage} run {run_id}", wait=resume.wait) as lease:
+    with hold_lease(scratch.child(LEASE), f"{stage} run {run_id}", wait=config.cluster.wait_for_run) as lease:
         folder, guarded = lease.fence.guard(folder), lease.fence.guard(scratch)
         finish = partial(_finish, folder, register and partial(register, check_holder=lease.check))
         # looked up again: another process may have finished it meanwhile, or was killed while it cleaned up

@@ -18,6 +18,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from pipelines.console import console
 from pipelines.redaction import redact
+from pipelines.storage.fence import LeaseLostError
 from presto_core.errors import UserError
 
 BATCH = 500  # metrics per request; MLflow accepts 1000
@@ -102,6 +103,8 @@ class TrackedRun:
         """Send the buffered points; return False, and keep them, if MLflow does not answer."""
         try:
             self._send()
+        except LeaseLostError:  # whoever holds the run sends them too
+            self.fence()
         except Exception as error:  # of MLflow, requests or SQLAlchemy: tracking must not end a training run
             if not self._warned:  # once until it answers again, however long that takes
                 message = explain_mlflow_error(error)

@@ -163,14 +163,14 @@ class _BackgroundThread:
 def _make_trainer(spec: TrainSpec, mailbox: Any) -> Any:
     """The Ray Train trainer, of a fixed or an elastic number of workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     from pipelines.train.elastic import ElasticTrainer
+    from pipelines.train.failures import DailyTrainer
 
     config = spec.config.cluster
     reader = read_with_ray if uses_ray_reader(config) else read_with_threads
     elastic = 0 < config.min_workers < config.num_workers
-    trainer = (ElasticTrainer if elastic else TorchTrainer)(
+    trainer = (ElasticTrainer if elastic else DailyTrainer)(
         run_ray_worker,
         train_loop_config={"spec": spec, "mailbox": mailbox, "reader": reader},
         scaling_config=ScalingConfig(

@@ -26,7 +26,6 @@ class ResumeOptions:
 
     Attributes:
         fork: if the settings differ, start a new run from the newest checkpoint of the named one.
-        wait: wait for another process that works on the run to end, instead of being refused.
 
     Raises:
         UserError: `fork` without a run id.
@@ -34,7 +33,6 @@ class ResumeOptions:
 
     run_id: str = ""
     fork: bool = False
-    wait: bool = False
 
     def __post_init__(self) -> None:
         if self.fork and not self.run_id:  # refused before anything is looked up

@@ -25,6 +25,7 @@ from presto_core.training.async_checkpoint import CheckpointWriter
 from presto_core.training.checkpoint import load_checkpoint
 from presto_core.training.checkpoint_folders import delete_incomplete
 from presto_core.training.loop import Hooks, train
+from presto_core.training.outage import Patience, retry_while_away
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import TrainState
 
@@ -86,7 +87,9 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
         on_saved=callbacks.on_checkpoint,
         check_current_attempt=callbacks.check_current_attempt,
     )
-    with closing(batches), writer, _open_validation(spec, dataset, state, scratch, main=main) as validation:
+    make_patience = partial(Patience, 60 * config.loop.max_unsaved_minutes, callbacks.warn, scratch.is_remote)
+    opened = _open_validation(spec, dataset, state, scratch, make_patience, main=main)
+    with closing(batches), writer, opened as validation:
         hooks = _make_hooks(state, writer, MetricLog(scratch.child(METRICS_FOLDER)), callbacks, validation, main=main)
         train(algorithm, batches, seed=config.seed, config=config.loop, parallel=parallel, hooks=hooks)
         writer.finish()
@@ -101,11 +104,21 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
         ema.gather()
     if main:
         callbacks.check_current_attempt()
-        spec.stage.commit(spec, dataset, state, _conclude_validation(spec, state, validation) if validation else {})
+
+        def commit() -> None:
+            spec.stage.commit(spec, dataset, state, _conclude_validation(spec, state, validation) if validation else {})
+
+        retry_while_away(commit, make_patience(), "the artifact")
 
 
 def _open_validation(
-    spec: TrainSpec, dataset: LatentDataset, state: TrainState, scratch: Folder, *, main: bool
+    spec: TrainSpec,
+    dataset: LatentDataset,
+    state: TrainState,
+    scratch: Folder,
+    make_patience: Callable[[], Patience],
+    *,
+    main: bool,
 ) -> AbstractContextManager[AsyncValidation | None]:
     """The run's validation, with what an earlier attempt left; none if `validation.every` is 0."""
     config: TrainingStage = spec.config
@@ -118,7 +131,15 @@ def _open_validation(
         if main
         else _unreachable_validator
     )
-    validation = AsyncValidation(config.validation, snapshots, validator, ema, last_update=config.updates, main=main)
+    validation = AsyncValidation(
+        config.validation,
+        snapshots,
+        validator,
+        ema,
+        last_update=config.updates,
+        main=main,
+        make_patience=make_patience,
+    )
     if main:
         validation.resume(state.total_step)
     return validation

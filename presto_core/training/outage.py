@@ -36,6 +36,10 @@ class Patience:
         warn: shows a message.
         is_remote: whether the store is an object store, and not a folder of this machine or a file server.
         given_up: set to stop trying at once, as when the command was interrupted.
+
+    Attributes:
+        since: when the store stopped answering, as far as this work knows; None while it answers.
+        error: the last one.
     """
 
     limit_s: float
@@ -43,8 +47,9 @@ class Patience:
     is_remote: bool = True
     given_up: threading.Event = field(default_factory=threading.Event)
     since: float | None = None
+    error: StoreError | None = None
     _warn_after_s: float = 0.0
-    _pause_s: float = FIRST_PAUSE_S
+    _pause_s: float = field(default_factory=lambda: FIRST_PAUSE_S)
 
     def bear(self, what: str, error: StoreError) -> None:
         """Wait before the next try; see `note_failure`."""
@@ -60,7 +65,7 @@ class Patience:
             OutageError: it was tried for `limit_s`, or does not go away by itself.
         """
         now = time.monotonic()
-        self.since = self.since or now
+        self.since, self.error = self.since or now, error
         away_s = now - self.since
         if self.given_up.is_set() or not may_pass(error, is_remote=self.is_remote) or away_s >= self.limit_s:
             tried = f", tried for {_format(away_s)}" if away_s >= 1 else ""
@@ -79,7 +84,7 @@ class Patience:
         """Note that the store answers again."""
         if self.since is not None:
             self.warn(f"{what} after {_format(time.monotonic() - self.since)}")
-        self.since, self._warn_after_s, self._pause_s = None, 0.0, FIRST_PAUSE_S
+        self.since, self.error, self._warn_after_s, self._pause_s = None, None, 0.0, FIRST_PAUSE_S
 
 
 def retry_while_away(action: Callable[[], Result], patience: Patience, what: str) -> Result:
