@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
-
 from pipelines.redaction import redact_items
 from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.compatibility import distillation_method
+from pipelines.registry.conflicts import retry_conflicts as retry_conflicts
 from pipelines.registry.resolve import resolve_pretrained
 from pipelines.registry.run_facts import GIT_COMMIT
 from pipelines.registry.version_query import find_versions
@@ -27,10 +26,6 @@ from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import content_hash, parse_files
 from presto_core.artifacts.store import download
 from presto_core.training.health import STEP_DISTILLATION, TEACHER
-
-CONFLICT_TIMEOUT_S = 60  # for conflicts between writers of one model
-_CLASH = ("IntegrityError", "UniqueViolation", "UNIQUE constraint")  # two writers inserted the same row
-_CONFLICT = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS", "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 
 
 Pack = Callable[[Path, Path], None]
@@ -242,18 +237,3 @@ def _set_alias(client: Any, name: str, alias: str, number: int, *, method: str, 
             return
         number = versions[0].number
         retry_conflicts(partial(client.set_registered_model_alias, name, alias, str(number)))
-
-
-def retry_conflicts(action: Callable[[], Any]) -> Any:
-    """Call `action`, and again if it conflicts with other writers of the same model."""
-    from mlflow.exceptions import MlflowException
-
-    def is_conflict(error: BaseException) -> bool:
-        if not isinstance(error, MlflowException):
-            return False
-        return error.error_code in _CONFLICT or any(sign in str(error) for sign in _CLASH)
-
-    waits = wait_random_exponential(multiplier=0.1, max=3)
-    return Retrying(
-        stop=stop_after_delay(CONFLICT_TIMEOUT_S), wait=waits, retry=retry_if_exception(is_conflict), reraise=True
-    )(action)
