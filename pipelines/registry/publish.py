@@ -27,7 +27,6 @@ from presto_core.artifacts.manifest_schema import content_hash, parse_files
 from presto_core.artifacts.store import download
 from presto_core.training.health import STEP_DISTILLATION, TEACHER
 
-
 Pack = Callable[[Path, Path], None]
 """Writes an artifact's folder as an MLflow model into another folder."""
 
