@@ -68,7 +68,7 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
         rank=parallel.rank,
         world_size=parallel.world_size,
         device=parallel.device,
-        reader=reader,
+        reader=partial(reader, patience_s=60 * config.loop.max_unsaved_minutes),
         cache=ShardCache.from_config(config.cluster),
         crop_frames=config.data.crop_frames,
         caption_dropout=config.caption_dropout,

@@ -62,14 +62,16 @@ class Patience:
             what: could not be done: `the checkpoint of step 100 cannot be written`.
 
         Raises:
-            OutageError: it was tried for `limit_s`, or does not go away by itself.
+            OutageError: it was tried for `limit_s`.
+            StoreError: the error itself, if it does not go away by itself.
         """
         now = time.monotonic()
         self.since, self.error = self.since or now, error
         away_s = now - self.since
-        if self.given_up.is_set() or not may_pass(error, is_remote=self.is_remote) or away_s >= self.limit_s:
-            tried = f", tried for {_format(away_s)}" if away_s >= 1 else ""
-            raise OutageError(f"{error}{tried}") from error
+        if not self.limit_s or not may_pass(error, is_remote=self.is_remote):
+            raise error
+        if self.given_up.is_set() or away_s >= self.limit_s:
+            raise OutageError(f"{error}, tried for {_format(away_s)}") from error
         if away_s >= self._warn_after_s:
             self._warn_after_s = max(SECOND_WARNING_S, 2 * away_s)
             self.warn(
