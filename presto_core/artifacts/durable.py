@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of file systems on which folders cannot be synced
@@ -69,10 +69,17 @@ def move_synced(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def replace_file(path: Path, content: bytes, *, partial: Path, sync_name: bool = True) -> None:
-    """Write a file under another name, then move it: whole or not there, after a crash too."""
+def replace_file(
+    path: Path, content: bytes, *, partial: Path, sync_name: bool = True, check: Callable[[], None] = lambda: None
+) -> None:
+    """Write a file under another name, then move it: whole or not there, after a crash too.
+
+    Args:
+        check: called once its bytes are on the disk, which may take long; raises if the file must not appear any more.
+    """
     try:
         write_synced(partial, content)
+        check()
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)  # a partial file would keep a full disk full

@@ -65,14 +65,17 @@ def write_bytes(folder: Folder, name: str, content: bytes, *, sync_name: bool = 
     target = folder.file_path(name)
 
     def put() -> None:
+        folder.check_holder()  # before every attempt: one can be an outage later than the one before it
         if folder.is_remote:  # an object of S3 appears only once it is complete
             with folder.filesystem.open_output_stream(target) as stream:
                 stream.write(content)
         else:
             path = Path(target)
+            partial_path = path.with_name(f"{path.name}.partial")
             make_folders(path.parent)
-            replace_file(path, content, partial=path.with_name(f"{path.name}.partial"), sync_name=sync_name)
+            replace_file(path, content, partial=partial_path, sync_name=sync_name, check=folder.check_holder)
 
+    folder.check_holder()
     if not try_write(folder.fast_path, target, content):
         folder.with_retries(put, f"write {folder.uri}/{name} ({len(content)} bytes)")
 
