@@ -65,7 +65,7 @@ class TensorStream:
                 raise self._make_damage_error("its header is wrong")
             end = stop
             content = torch.empty(stop - start, dtype=torch.uint8)
-            self._fill(memoryview(content.numpy()))
+            self._fill(content.numpy().data)
             yield name, content.view(dtype).reshape(shape) if shape else content.view(dtype)[0]
         self.verify()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def empty_a_file(copy: Path) -> None:
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "an empty file": empty_a_file,
     "a changed byte": lambda copy: (copy / "below/deep.json").write_bytes(b"[4]"),
-    "a missing folder": lambda copy: ((copy / "below/deep.json").unlink(), (copy / "below").rmdir()),
+    "a missing folder": lambda copy: shutil.rmtree(copy / "below"),
     "an empty manifest": lambda copy: (copy / "manifest.json").write_bytes(b""),
     "no manifest": lambda copy: (copy / "manifest.json").unlink(),
     "all of it": lambda copy: [p.write_bytes(b"") for p in copy.rglob("*") if p.is_file()],
