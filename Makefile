@@ -10,7 +10,7 @@ SOURCES := presto_core pipelines tune_spaces infra tests examples
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-from-scratch pretrained test lint format docs bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-chaos test-cluster first-hour clean help
+.PHONY: demo demo-from-scratch pretrained test lint format docs bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-chaos test-faults test-cluster first-hour clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -34,6 +34,9 @@ test-fuzz: $(STAMP) ## damaged sound files and random texts, fifty times as many
 
 test-chaos: $(STAMP) ## faults and kills at random moments, about forty minutes; rewrites the table in docs/chaos.md
 	CHAOS_PAGE=docs/chaos.md $(BIN)/python -m pytest -m chaos
+
+test-faults: $(STAMP) ## every single operation on storage of a run fails once, on a local disk and on S3, about an hour
+	$(BIN)/python -m pytest -m slow tests/pipelines/test_nth_failure.py
 
 first-hour: $(STAMP) ## a newcomer's first hour on recordings of a Debian package; rewrites docs/first_hour.md
 	$(BIN)/python -m tests.e2e.first_hour docs/first_hour.md

@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import DamagedError, StoreError, commit, read_file, read_manifest
 from presto_core.training.checkpoint_folders import CheckpointName, delete_checkpoint, list_checkpoints
+from presto_core.training.checkpoint_reading import TensorStream
+from presto_core.training.sharding import TensorName
 from presto_core.training.state import TrainState
 
 TENSORS, SKELETON = "state.safetensors", "state.json"
 
 Warn = Callable[[str], None]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -67,44 +70,66 @@ def read_newest_checkpoint(folder: Folder, warn: Warn = lambda message: None) ->
     Raises:
         StoreError: all checkpoints are damaged, or the store is unreachable.
     """
+
+    def read(checkpoint: Folder) -> dict[str, bytes]:
+        manifest = read_manifest(checkpoint)
+        return {file: read_file(checkpoint, file, manifest) for file in (TENSORS, SKELETON)}
+
+    return _use_newest(folder, read, warn)
+
+
+def load_checkpoint(folder: Folder, state: TrainState, warn: Warn = lambda message: None) -> bool:
+    """Restore the newest complete checkpoint into `state`, tensor by tensor; return False if there is none.
+
+    Raises:
+        StoreError: see `read_newest_checkpoint`, and the state is not to be used then; or the checkpoint belongs to
+            another network.
+    """
+
+    def load(checkpoint: Folder) -> None:
+        try:
+            _load(checkpoint, state)
+        except DamagedError:
+            if not folder.is_remote:
+                raise
+            _load(checkpoint, state)  # distinguishes damage in transit from damage in the store
+
+    return _use_newest(folder, load, warn) is not None
+
+
+def _load(checkpoint: Folder, state: TrainState) -> None:
+    manifest = read_manifest(checkpoint)
+    skeleton = _unpack(json.loads(read_file(checkpoint, SKELETON, manifest)))
+    stream = TensorStream(checkpoint, TENSORS, sha256=manifest["files"][TENSORS]["sha256"])
+    try:
+        state.load_stream(skeleton, stream)
+    except (RuntimeError, KeyError, ValueError) as error:
+        stream.verify()  # damaged bytes do not fit either, but those of another checkpoint may
+        reason = " ".join(str(error).split())[:300]
+        folder = checkpoint.uri.rpartition("/")[0]
+        raise StoreError(
+            f"checkpoint {checkpoint.uri} does not fit this run's networks ({reason}); delete {folder} to start over"
+        ) from error
+
+
+def _use_newest(folder: Folder, use: Callable[[Folder], Result], warn: Warn) -> tuple[Folder, Result] | None:
+    """Use the newest checkpoint that is not damaged; None if there is no checkpoint."""
     damaged: list[DamagedError] = []
     for name in reversed(list_checkpoints(folder)):
         checkpoint = folder.child(str(name))
         if not checkpoint.exists():
             continue
         try:
-            manifest = read_manifest(checkpoint)
-            files = {file: read_file(checkpoint, file, manifest) for file in (TENSORS, SKELETON)}
+            result = use(checkpoint)
         except DamagedError as error:
             damaged.append(error)
             continue
         for why in damaged:
             warn(f"skipping a damaged checkpoint, using the one of step {name.step} instead: {why}")
-        return checkpoint, files
+        return checkpoint, result
     if damaged:
         raise StoreError(f"all checkpoints are damaged: {damaged[0]}; delete {folder.uri} to start over")
     return None
-
-
-def load_checkpoint(folder: Folder, state: TrainState, warn: Warn = lambda message: None) -> bool:
-    """Restore the newest complete checkpoint into `state`; return False if there is none.
-
-    Raises:
-        StoreError: see `read_newest_checkpoint`; or the checkpoint belongs to another network.
-    """
-    newest = read_newest_checkpoint(folder, warn)
-    if newest is None:
-        return False
-    checkpoint, files = newest
-    try:
-        state.load_state_dict(_unpack(json.loads(files[SKELETON]), load(files[TENSORS])))
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise StoreError(
-            f"checkpoint {checkpoint.uri} does not fit this run's networks ({reason}); "
-            f"delete {folder.uri} to start over"
-        ) from error
-    return True
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -120,11 +145,12 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _unpack(value: Any) -> Any:
+    """Undo `_pack`, with names in place of tensors."""
     if isinstance(value, list):
-        return [_unpack(v, tensors) for v in value]
+        return [_unpack(v) for v in value]
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
-        return tensors[value["tensor"]]
-    return {k: _unpack(v, tensors) for k, v in value["items"]}
+        return TensorName(value["tensor"])
+    return {k: _unpack(v) for k, v in value["items"]}

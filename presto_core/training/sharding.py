@@ -5,6 +5,8 @@ Saved tensors are full and have the same names under any sharding, so a run can 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,28 +46,65 @@ def gather_on_rank0(state: Any) -> Any:
     return state
 
 
-def load_network(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load full weights into a network that may be sharded.
+class TensorName(str):
+    """Stands for a tensor in a state whose tensors are read later."""
+
+    __slots__ = ()
+
+
+Place = Callable[[Tensor], None]
+"""Puts a full tensor, or this worker's shard of it, where it belongs."""
+
+
+def find_weight_places(network: nn.Module, names: dict[str, Any]) -> dict[str, Place]:
+    """Return where the weights of a network belong, which may be sharded.
+
+    Args:
+        names: key of the network's state_dict -> `TensorName`.
 
     Raises:
         RuntimeError: the weights belong to another network.
     """
     own = network.state_dict()
-    network.load_state_dict({k: distribute_like(v, own[k]) if k in own else v for k, v in state.items()})
+    if different := sorted(own.keys() ^ names.keys()):
+        raise RuntimeError(f"other weights: {', '.join(different[:3])}")
+    return {names[key]: partial(_copy_into, key, tensor) for key, tensor in own.items()}
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load full moments into the optimiser of a network that may be sharded.
+@torch.no_grad()
+def _copy_into(key: str, own: Tensor, full: Tensor) -> None:
+    if own.shape != full.shape:
+        raise RuntimeError(f"size mismatch for {key}: {tuple(full.shape)} instead of {tuple(own.shape)}")
+    own.copy_(distribute_like(full, own))
 
-    Raises:
-        ValueError: the moments belong to another network.
+
+class OptimizerMoments:
+    """The moments of an optimiser, whose network may be sharded, while they are read.
+
+    Args:
+        state: the optimiser's state_dict with a `TensorName` for each tensor.
+
+    Attributes:
+        places: name -> puts the moment into its place.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    moments = {
-        index: {
-            name: distribute_like(v, parameters[index]) if isinstance(v, Tensor) else v for name, v in values.items()
-        }
-        for index, values in state["state"].items()
-        if index < len(parameters)
-    }
-    optimizer.load_state_dict({**state, "state": moments})
+
+    def __init__(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        self.optimizer, self.state = optimizer, state
+        self.moments: dict[int, dict[str, Any]] = {}
+        self.places: dict[str, Place] = {}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for index, values in state["state"].items():
+            if index < len(parameters):
+                self.moments[index] = own = dict(values)
+                for key, name in values.items():
+                    if isinstance(name, TensorName):
+                        self.places[name] = partial(_keep_moment, own, key, parameters[index])
+
+    def load(self) -> None:
+        """Give the optimiser its moments, after all are in place; ValueError if they belong to another network."""
+        self.optimizer.load_state_dict({**self.state, "state": self.moments})
+
+
+def _keep_moment(moments: dict[str, Any], key: str, parameter: Tensor, full: Tensor) -> None:
+    own = distribute_like(full, parameter)
+    moments[key] = own.to(parameter.device) if own.shape == parameter.shape else own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.training.ema import Ema
-from presto_core.training.sharding import gather_on_rank0, load_network, load_optimizer
+from presto_core.training.sharding import OptimizerMoments, find_weight_places, gather_on_rank0
 
 
 @dataclass(frozen=True)
@@ -85,22 +86,37 @@ class TrainState:
         """Whether this worker has only a shard of some network."""
         return any(isinstance(p, DTensor) for net in self.networks.values() for p in net.parameters())
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore in place the `state_dict` of rank 0, under the same or another sharding.
+    def load_stream(self, skeleton: dict[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Restore in place the `state_dict` of rank 0, under the same or another sharding, tensor by tensor.
+
+        Args:
+            skeleton: the state with a `TensorName` for each tensor.
+            tensors: name -> full tensor; each is in its place, or this worker's shard of it, before the next is read.
 
         Raises:
             RuntimeError, ValueError, KeyError: the state belongs to other networks.
         """
+        places: dict[str, Callable[[Tensor], None]] = {}
         for name, net in self.networks.items():
-            load_network(net, state["networks"][name])
-        for name, optimizer in self.optimizers.items():
-            load_optimizer(optimizer, state["optimizers"][name])
+            places |= find_weight_places(net, skeleton["networks"][name])
         for name, ema in self.emas.items():
-            load_network(ema.network, state["emas"][name])
-            ema.updates = state["ema_updates"][name]
-        self.total_step, self.generator_step = state["total_step"], state["generator_step"]
-        self.cursor = Cursor(**state["cursor"])
-        self.pending = {name: (total, count) for name, (total, count) in state["pending"].items()}
+            places |= find_weight_places(ema.network, skeleton["emas"][name])
+        moments = {name: OptimizerMoments(opt, skeleton["optimizers"][name]) for name, opt in self.optimizers.items()}
+        for of_optimizer in moments.values():
+            places |= of_optimizer.places
+        for name, tensor in tensors:
+            if place := places.pop(name, None):
+                place(tensor)
+            del tensor
+        if places:
+            raise KeyError(f"no tensor {next(iter(places))}")
+        for of_optimizer in moments.values():
+            of_optimizer.load()
+        for name, ema in self.emas.items():
+            ema.updates = skeleton["ema_updates"][name]
+        self.total_step, self.generator_step = skeleton["total_step"], skeleton["generator_step"]
+        self.cursor = Cursor(**skeleton["cursor"])
+        self.pending = {name: (total, count) for name, (total, count) in skeleton["pending"].items()}
 
 
 class Algorithm(Protocol):

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from presto_core.artifacts import resumable_read
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError
 from presto_core.config.sections import LoopConfig, StepsConfig
 from presto_core.training.async_checkpoint import CheckpointWriter, SaveError
 from presto_core.training.checkpoint import load_checkpoint
 from presto_core.training.checkpoint_folders import delete_incomplete, list_checkpoints
+from presto_core.training.ema import Ema
 from presto_core.training.loop import Hooks, train
 from presto_core.training.state import TrainState
 from presto_core.training.step_distillation import StepDistillation
@@ -172,6 +174,53 @@ def test_all_damaged_or_foreign_is_refused(tmp_path):
         truncate(tmp_path / f"step-00000000{step}")
     with pytest.raises(StoreError, match=rf"step-000000002/.*{folder.uri}"):
         load_checkpoint(folder, distillation().state)
+
+
+@pytest.mark.parametrize("position", [3, 40, -1])
+def test_a_changed_byte_is_damage_wherever_it_is(tmp_path, position: int):
+    """In the length of the header, in the header and in the tensors, which are in use before the hash is known."""
+    folder, warnings = local_folder(tmp_path), list[str]()
+    algorithm = save_at(folder, range(1, 3))
+    path = tmp_path / "step-000000002" / STATE
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    assert load_step(folder, warnings) == 1
+    assert len(warnings) == 1
+    restored = distillation()
+    load_checkpoint(folder, restored.state)
+    run(restored, 2)
+    for name, net in restored.state.networks.items():
+        assert are_equal(weights(net), weights(algorithm.state.networks[name]))
+
+
+def test_a_resume_takes_little_more_memory_than_the_state(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """The networks are there before; beyond the moments, which are not, a tensor at a time is in memory."""
+    monkeypatch.setattr(resumable_read, "BLOCK_BYTES", 2**20)  # in proportion to so small a state
+    network = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(12)))
+
+    def make_state() -> TrainState:
+        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+        return TrainState({"net": network}, {"net": optimizer}, {"net": Ema(network, 0.9)})
+
+    state = make_state()
+    sum(p.sum() for p in network.parameters()).backward()
+    state.optimizers["net"].step()
+    state.optimizers["net"].zero_grad()
+    save_checkpoint(local_folder(tmp_path), state, keep=1)
+    size = (tmp_path / "step-000000000" / STATE).stat().st_size
+    del state
+    state = make_state()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = read_memory("VmRSS")
+    assert load_checkpoint(local_folder(tmp_path), state)
+    extra = read_memory("VmHWM") - before
+    assert extra <= 0.5 * size + 0.2 * size  # half of the state are the moments
+
+
+def read_memory(field: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
 
 
 def test_no_checkpoint_is_not_an_error(tmp_path):

@@ -133,7 +133,10 @@ def test_a_deletion_that_was_cut_short_leaves_nothing_that_looks_whole(disk: Dis
         (disk.root / "a/weights").unlink()
         disk.look()
 
-    check_crashes(disk, tmp_path, lambda root, moment: check_whole(open_folder(f"{root}/a")) and None)
+    def check(root: Path, moment: Moment) -> None:
+        check_whole(open_folder(f"{root}/a"))
+
+    check_crashes(disk, tmp_path, check)
 
 
 def test_a_folder_that_cannot_be_synced_is_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -103,7 +104,11 @@ class Disk:
                 def call(*args: Any, **how: Any) -> Any:
                     with self.lock:
                         self.look()
-                        result = self.sync(args[0]) if name == "fsync" else real(*args, **how)
+                        result = None
+                        if name == "fsync":
+                            self.sync(args[0])
+                        else:
+                            result = real(*args, **how)
                         self.look()
                         return result
 
@@ -123,8 +128,13 @@ class Disk:
                 shutil.rmtree(target, ignore_errors=True)
                 target.mkdir(parents=True)
                 fixed = {0: 0.0, 1: 1.0}.get(choice, 0.5)
-                _build(moment, top, target, lambda random=random, p=fixed: random.random() < p, keep_bytes=choice > 1)
+                keep = partial(_draw, random, fixed)
+                _build(moment, top, target, keep, keep_bytes=choice > 1)
                 yield target, moment
+
+
+def _draw(random: Random, probability: float) -> bool:
+    return random.random() < probability
 
 
 def _build(moment: Moment, folder: Inode, target: Path, keep: Callable[[], bool], *, keep_bytes: bool) -> None:

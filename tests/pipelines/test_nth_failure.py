@@ -1,0 +1,140 @@
+"""Each operation on storage of a whole run fails once: what is committed is whole, and the same command completes it.
+
+`make test-faults` fails every one of them, on a local disk and on S3; CI fails a few.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from pipelines.storage import lease
+from pipelines.storage.filesystem import open_folder
+from pipelines.storage.local_s3 import Server
+from presto_core.artifacts import retry
+from presto_core.artifacts.run_layout import LEASE
+from presto_core.errors import UserError
+from tests.servers.fault_proxy import Fault, FaultPlan, FaultProxy, Message
+from tests.support.fault_runs import Parents, Training
+from tests.support.nth_failure import NthFailure, check_committed
+from tests.support.synthetic_dataset import make_dataset
+
+KINDS = {"write", "fsync", "replace", "link", "mkdir", "unlink", "delete", "list", "read", "look"}
+SAMPLE = 2  # operations that CI fails
+Outcome = tuple[Any, Any]
+
+
+@pytest.fixture
+def make_training(
+    tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], Training]:
+    """Make a run of four steps with two checkpoints, in a folder of its own."""
+    monkeypatch.setattr(lease, "RENEW_S", 3600.0)
+    dataset = make_dataset(str(tmp_path / "data"), shard_rows=(8,)).uri
+
+    def make(name: str, root: str = "") -> Training:
+        folder = tmp_path / name
+        (folder / ".presto").mkdir(parents=True)
+        shutil.copy(mlflow_database, folder / ".presto/mlflow.db")
+        settings = {"loop.checkpoint_every": 2} | ({"storage.root": root} if root else {})
+        return Training("teacher", folder, Parents(dataset), steps=4, settings=settings)
+
+    return make
+
+
+def finish(training: Training) -> Outcome:
+    """Run the command again, as a new process would: what this process held is free then."""
+    runs = open_folder(training.root).child("runs")
+    for run in runs.list_folders():
+        runs.child(run).child(LEASE).delete()
+    training.finish_in_process()
+    check_committed(training.root)
+    return training.outcome()
+
+
+def fail(training: Training, failure: NthFailure) -> bool:
+    """Run the command with a failure; return whether it ended with an error, which must be one message."""
+    try:
+        with failure.inject():
+            training.finish_in_process()
+    except (UserError, OSError):
+        return True
+    return False
+
+
+def count_operations(training: Training) -> tuple[int, Outcome]:
+    counted = NthFailure(Path(training.root))
+    assert not fail(training, counted)
+    assert counted.counts.keys() >= KINDS - {"unlink", "mkdir"}, counted.counts
+    return counted.counts.total(), training.outcome()
+
+
+def check_nth(training: Training, n: int, expected: Outcome) -> str:
+    failure = NthFailure(Path(training.root), n)
+    fail(training, failure)
+    check_committed(training.root)
+    assert finish(training) == expected, failure.failed
+    shutil.rmtree(training.cwd)
+    return failure.failed
+
+
+def test_a_few_failures(make_training: Callable[..., Training]):
+    total, expected = count_operations(make_training("calm"))
+    for n in Random(7).sample(range(1, total + 1), SAMPLE):
+        assert check_nth(make_training(f"n{n}"), n, expected)
+
+
+@pytest.mark.slow
+def test_every_failure_on_a_local_disk(make_training: Callable[..., Training]):
+    total, expected = count_operations(make_training("calm"))
+    failed = {check_nth(make_training(f"n{n}"), n, expected).split()[0] for n in range(1, total + 1)}
+    assert failed >= KINDS - {"unlink", "mkdir"}
+
+
+class OutageAtNth(FaultProxy):
+    """From the n-th request on, none is answered, until `heal`."""
+
+    n, count, is_over = 0, 0, False
+
+    def _draw(self, request: Message) -> FaultPlan | None:
+        with self._lock:
+            self.count += 1
+            self.requests += 1
+            is_out = bool(self.n) and self.count >= self.n and not self.is_over
+            return FaultPlan(Fault.REFUSE) if is_out else None
+
+
+@pytest.fixture
+def proxy(object_store: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[OutageAtNth]:
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
+    monkeypatch.setattr("presto_core.training.async_checkpoint.RETRY_TIMEOUT_S", 0)
+    with OutageAtNth(object_store.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+@pytest.mark.slow
+@pytest.mark.services
+def test_an_outage_at_every_request_to_s3(make_training: Callable[..., Training], proxy: OutageAtNth, tmp_path: Path):
+    """Every write, upload of a part, deletion and list is the first that fails, once."""
+    base = f"s3://latents/{tmp_path.name}"
+    calm = make_training("calm", f"{base}/calm")
+    calm.finish_in_process()
+    total, expected = proxy.count, calm.outcome()
+    assert total > 50
+    step = int(os.environ.get("PRESTO_FAULT_STEP", "1"))
+    for n in range(1, total + 1, step):
+        training = make_training(f"n{n}", f"{base}/{n}")
+        proxy.n, proxy.count, proxy.is_over = n, 0, False
+        with pytest.raises((UserError, OSError)):
+            training.finish_in_process()
+        proxy.is_over = True
+        check_committed(training.root)
+        assert finish(training) == expected, n
+        shutil.rmtree(training.cwd)
