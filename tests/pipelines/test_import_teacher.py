@@ -76,10 +76,10 @@ def dataset(folder: Path, teacher: Artifact, store: Path) -> Artifact:
     write_segment(cache, "ab" * 16, 0, latents=latents, start_seconds=starts)
     writer, shards = ShardWriter(config, cache.uri, target.uri, scratch.uri), []
     for split in ("train", "validation"):
-        track = {"file": "a.wav", "caption": "slow piano", "split": split}
-        part = SegmentSlice(track, "ab" * 16, 0, ROWS, 0, ROWS, SECONDS)
-        plan = ShardPlan(f"{split}-00000", split, [part])
-        writer({"plan": json.dumps({"name": plan.name, "split": split, "parts": [vars(part)]})})
+        tracks = [{"file": f"{i}.wav", "caption": "slow piano", "split": split} for i in range(ROWS // 2)]
+        parts = [SegmentSlice(track, "ab" * 16, 0, ROWS, 2 * i, 2 * i + 2, SECONDS) for i, track in enumerate(tracks)]
+        plan = ShardPlan(f"{split}-00000", split, parts)
+        writer({"plan": json.dumps({"name": plan.name, "split": split, "parts": [vars(part) for part in parts]})})
         shards.append(json.loads((store / "scratch" / f"{plan.name}.json").read_text())["shard"])
     card = ModelCard(**teacher.manifest["model"])
     stats = {"mean": latents.mean((0, 2)).tolist(), "std": [float(latents.std())] * CHANNELS}
