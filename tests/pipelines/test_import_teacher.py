@@ -172,7 +172,7 @@ def test_data_of_other_encoders_is_refused_with_the_settings_to_use(teacher: Art
     ("source", "model", "named"),
     [("", {}, "nothing to import"), ("./nowhere", {}, "nowhere"), (".", {"revision": "main"}, "model.revision=main")],
 )
-def test_bad_sources_are_refused_before_a_run_begins(source: str, model: dict, named: str, store: Path):
+def test_bad_sources_are_refused_before_a_run_begins(source: str, model: dict[str, str], named: str, store: Path):
     with pytest.raises(UserError, match=named):
         import_teacher.run(make_config(source, **model))
 
@@ -221,7 +221,7 @@ def test_a_repository_that_cannot_be_fetched_gives_one_message(name: str, hint: 
     assert "\n" not in str(refused.value)
 
 
-def test_no_network_is_said_once(monkeypatch: pytest.MonkeyPatch):
+def test_no_network_gives_one_message(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE is set" in explain(OSError("x"), "a/b", "")
     monkeypatch.delenv("HF_HUB_OFFLINE")
