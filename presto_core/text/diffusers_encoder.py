@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from presto_core.text.encoder import TextError, TransformerEncoder, file_digest
+from presto_core.text.transformer_encoder import TextError, TransformerEncoder, file_digest
 
 INDEX = "model_index.json"
 ENCODERS = ("T5EncoderModel",)

@@ -76,7 +76,8 @@ def dataset(folder: Path, teacher: Artifact, store: Path) -> Artifact:
     write_segment(cache, "ab" * 16, 0, latents=latents, start_seconds=starts)
     writer, shards = ShardWriter(config, cache.uri, target.uri, scratch.uri), []
     for split in ("train", "validation"):
-        tracks = [{"file": f"{i}.wav", "caption": "slow piano", "split": split} for i in range(ROWS // 2)]
+        common = {"caption": "slow piano", "split": split}
+        tracks = [{"file": f"{i}.wav", "composition": f"piece {i}", **common} for i in range(ROWS // 2)]
         parts = [SegmentSlice(track, "ab" * 16, 0, ROWS, 2 * i, 2 * i + 2, SECONDS) for i, track in enumerate(tracks)]
         plan = ShardPlan(f"{split}-00000", split, parts)
         writer({"plan": json.dumps({"name": plan.name, "split": split, "parts": [vars(part) for part in parts]})})
