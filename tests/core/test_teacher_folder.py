@@ -203,6 +203,17 @@ def test_what_cannot_be_a_teacher_is_refused_by_name(damage: str, changed: Path,
     assert "\n" not in str(refused.value)
 
 
+def test_settings_are_checked_before_weights_are_there(changed: Path):
+    for name in ("transformer", "projection_model", "vae", "text_encoder"):
+        next((changed / name).glob("*.safetensors")).unlink()
+    assert read_teacher_folder(changed, with_weights=False).channels == CHANNELS
+    with pytest.raises(TeacherError, match="no weights"):
+        read_teacher_folder(changed)
+    edit_json(changed / "vae" / "config.json", decoder_input_channels=16)
+    with pytest.raises(TeacherError, match="latent channels"):
+        read_teacher_folder(changed, with_weights=False)
+
+
 def test_a_permission_replaces_the_licence(changed: Path):
     (changed / "README.md").write_text("---\nlicense: other\nlicense_name: no-derivatives\n---\n")
     with pytest.raises(TeacherError, match="no-derivatives"):
