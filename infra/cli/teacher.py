@@ -30,12 +30,12 @@ def import_teacher(
     on: On = LOCAL,
     dry_run: DryRun = False,
 ) -> None:
-    words = [arg for arg in args or [] if not is_override(arg)]
+    plain = [arg for arg in args or [] if not is_override(arg)]
     settings: list[str | tuple[str, Any]] = [arg for arg in args or [] if is_override(arg)]
-    presets = [word for word in words if word in list_presets(PRESETS) or word.endswith((".yaml", ".yml"))]
-    sources = [word for word in words if word not in presets]
+    presets = [word for word in plain if word in list_presets(PRESETS) or word.endswith((".yaml", ".yml"))]
+    sources = [word for word in plain if word not in presets]
     if len(sources) > 1 or len(presets) > 1:
-        raise ConfigError(f"one teacher is imported at a time, not {' and '.join(words)}")
+        raise ConfigError(f"one teacher is imported at a time, not {' and '.join(plain)}")
     settings += [("model.source", source) for source in sources]
     if revision is not None:
         settings.append(("model.revision", revision))

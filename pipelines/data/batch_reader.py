@@ -17,7 +17,7 @@ from pipelines.data.epoch_plan import EpochPlan, Ints, Window, WorkerSlice, shar
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shard_cache import ShardCache
 from pipelines.data.shard_reader import Reader
-from pipelines.data.shards import Shard, ShardRows, TrainColumns
+from pipelines.data.shards import OPTIONAL, Shard, ShardRows, TrainColumns
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def gather_rows(positions: RowPositions) -> tuple[TrainColumns, Ints]:
     first = sources[0][0]
     columns = {
         name: _stack([getattr(rows, name)[row] for rows, row in sources])
-        for name in TrainColumns.columns()
+        for name in (*TrainColumns.columns(), *OPTIONAL)
         if getattr(first, name) is not None
     }
     return TrainColumns(**columns), np.concatenate(

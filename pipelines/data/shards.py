@@ -36,6 +36,14 @@ class Shard:
         return Checksum("blake3", self.blake3) if self.blake3 else Checksum("sha256", self.sha256)
 
 
+OPTIONAL = ("timing",)  # columns that a shard may lack
+
+
+def add_optional(columns: Sequence[str], present: Sequence[str]) -> list[str]:
+    """Return the columns, and those optional ones that are present."""
+    return [*columns, *(name for name in OPTIONAL if name in present)]
+
+
 @dataclass(frozen=True)
 class TrainColumns:
     """The columns of encoded windows of music that training reads.
@@ -70,16 +78,18 @@ class TrainColumns:
 
     def present_columns(self) -> dict[str, Array]:
         """Return the columns without optional ones that are not there."""
-        return {name: value for name in self.columns() if (value := getattr(self, name)) is not None}
+        names = (*self.columns(), *OPTIONAL)
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     @classmethod
     def columns(cls) -> list[str]:
-        return [f.name for f in fields(cls)]
+        """The columns that every shard has; `OPTIONAL` lists the others."""
+        return [f.name for f in fields(cls) if f.name not in OPTIONAL]
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Self:
         """Read the columns of a table from `to_parquet`; numbers are not copied. KeyError if a column is missing."""
-        return cls(**{name: read_array(table, name) for name in list_present(cls.columns(), table)})
+        return cls(**{name: read_array(table, name) for name in add_optional(cls.columns(), table.column_names)})
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
@@ -100,14 +110,6 @@ class FullRows(TrainColumns):
     track: Array
     composition: Array
     start_seconds: Array
-
-
-OPTIONAL = ("timing",)  # columns that a shard may lack
-
-
-def list_present(columns: Sequence[str], table: pa.Table) -> list[str]:
-    """Return the columns without optional ones that the table lacks."""
-    return [name for name in columns if name not in OPTIONAL or name in table.column_names]
 
 
 REPEATED = ("text_pooled", "text_tokens", "text_mask")  # rows of one track share a caption
@@ -132,10 +134,10 @@ class ShardRows:
     @classmethod
     def from_table(cls, table: pa.Table) -> ShardRows:
         """Read the columns of a table from `to_parquet`. KeyError if a column is missing."""
-        return cls(**{name: read_column(table, name) for name in list_present(cls.columns(), table)})
+        return cls(**{name: read_column(table, name) for name in add_optional(cls.columns(), table.column_names)})
 
     def copy(self) -> ShardRows:
-        columns = {name: getattr(self, name) for name in self.columns()}
+        columns = {name: getattr(self, name) for name in (*self.columns(), *OPTIONAL)}
         return ShardRows(**{name: value.copy() for name, value in columns.items() if value is not None})
 
 
@@ -163,11 +165,11 @@ def read_table(folder: Folder, shard: Shard, *, columns: Sequence[str], cache: S
     try:
         file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)))
         check_decoded_parquet(file.metadata, len(content))
-        missing = [name for name in FullRows.columns() if name not in (*OPTIONAL, *file.schema_arrow.names)]
+        missing = [name for name in FullRows.columns() if name not in file.schema_arrow.names]
         if missing:
             raise pa.ArrowInvalid(f"it lacks {', '.join(missing)}")
-        present = [name for name in columns if name in file.schema_arrow.names]
-        table = file.read(columns=present, use_threads=False)  # several shards are read in parallel
+        wanted = add_optional(columns, file.schema_arrow.names)
+        table = file.read(columns=wanted, use_threads=False)  # several shards are read in parallel
     except UnsafeArtifactError as error:
         raise UnsafeArtifactError(f"shard {uri} is refused: {error}") from None
     except (pa.ArrowException, OSError) as error:

@@ -31,7 +31,7 @@ def run(config: ImportTeacherStage) -> Artifact:
     if not settings.source:
         raise UserError("nothing to import: name a folder or a repository, as in presto teacher import ORG/NAME")
     torch.set_num_threads(config.cluster.torch_threads)
-    source = find_source(settings.source, settings.revision)
+    source = find_source(settings.source, settings.revision, licence=settings.licence)
     folder = read_teacher_folder(source.path, licence=settings.licence)
 
     def execute(ctx: StageContext) -> None:
@@ -44,13 +44,14 @@ def run(config: ImportTeacherStage) -> Artifact:
     return artifact
 
 
-def find_source(source: str, revision: str) -> Source:
+def find_source(source: str, revision: str, *, licence: str = "") -> Source:
     """Return the local folder of a source; of a repository, settings are checked before weights are fetched."""
     if not is_repository(source):
         if revision:
             raise UserError(f"model.revision={revision} needs a repository, and {source} is a folder; leave it out")
         return Source(Path(source).expanduser())
     found = fetch_settings(source, revision)
+    read_teacher_folder(found.path, licence=licence, with_weights=False)
     fetch_weights(found)
     return found
 

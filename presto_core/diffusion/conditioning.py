@@ -58,9 +58,8 @@ class Conditioning:
     def cat(parts: list[Conditioning]) -> Conditioning:
         """Concatenate batches."""
         columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Conditioning)}
-        return Conditioning(
-            **{name: None if values[0] is None else torch.cat(values) for name, values in columns.items()}
-        )
+        present = {name: values for name, values in columns.items() if values[0] is not None}
+        return Conditioning(**{name: torch.cat(values) for name, values in present.items()})
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
         """Return the batch with every tensor changed."""

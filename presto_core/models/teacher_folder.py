@@ -140,11 +140,12 @@ class TeacherFolder:
         ]
 
 
-def read_teacher_folder(path: Path, *, licence: str = "") -> TeacherFolder:
+def read_teacher_folder(path: Path, *, licence: str = "", with_weights: bool = True) -> TeacherFolder:
     """Read and check a folder; nothing but JSON and file sizes is read.
 
     Args:
         licence: what you know its licence to be, if the folder does not say.
+        with_weights: False checks the settings alone, before the weights are fetched.
 
     Raises:
         TeacherError: there is no such folder, a component is missing, of an unknown class, pickled, or does not fit the
@@ -154,7 +155,10 @@ def read_teacher_folder(path: Path, *, licence: str = "") -> TeacherFolder:
         raise TeacherError(f"teacher {path} is not a folder; name one, or a repository of the hub: ORG/NAME")
     index = _read_index(path)
     kinds = _find_components(path, index)
-    components = {name: _read_component(path, name, index[name], component) for name, component in kinds.items()}
+    components = {
+        name: _read_component(path, name, index[name], component, with_weights=with_weights)
+        for name, component in kinds.items()
+    }
     folder = TeacherFolder(path, components, licence or find_licence(path))
     _check_sizes(folder)
     check_scheduler(components["scheduler"])
@@ -189,7 +193,7 @@ def _find_components(path: Path, index: Mapping[str, Any]) -> dict[str, Componen
     return TEACHERS[kind]
 
 
-def _read_component(path: Path, name: str, pair: Any, component: Component) -> ComponentFiles:
+def _read_component(path: Path, name: str, pair: Any, component: Component, *, with_weights: bool) -> ComponentFiles:
     if not isinstance(pair, list) or tuple(pair) not in component.pairs:
         allowed = ", ".join(".".join(known) for known in component.pairs)
         raise TeacherError(f"{name} of {path} is {pair}; it must be {allowed}")
@@ -197,7 +201,7 @@ def _read_component(path: Path, name: str, pair: Any, component: Component) -> C
     named = settings.get("_class_name", pair[1])
     if named != pair[1]:
         raise TeacherError(f"{name} of {path} is {pair[1]} in {INDEX} and {named} in its own {component.settings}")
-    weights = _find_weights(path / name) if component.weights else ()
+    weights = _find_weights(path / name) if component.weights and with_weights else ()
     return ComponentFiles(name, pair[0], pair[1], settings, weights)
 
 

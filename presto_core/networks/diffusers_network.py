@@ -138,7 +138,8 @@ class DiffusersNetwork(Network):
             return cond
         if self.conditioner is None:
             raise TypeError(f"{self.config.transformer_class} has no conditioner; pass its own arguments by name")
-        return self.conditioner(cond, x)  # type: ignore[no-any-return]
+        arguments: Arguments = self.conditioner(cond, x)
+        return arguments
 
     def _add_budget(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Forward hook of the noise embedding; a bound method, so that it follows copies of the network."""

@@ -62,14 +62,14 @@ def _count_diffusers_blocks(config: DiffusersNetworkConfig) -> int:
     return int(config.transformer[find_family(config.transformer_class).depth])
 
 
-def _unknown_flops(config: DiffusersNetworkConfig, shape: LatentShape) -> float:
+def _report_no_flops(config: DiffusersNetworkConfig, shape: LatentShape) -> float:
     return 0.0  # not known: utilization is then not reported
 
 
 NETWORKS: dict[str, NetworkKind] = {
     "dit": NetworkKind(NetworkConfig, _build_dit, lambda c: c.depth, flops.block_flops, flops.outer_flops),
     "diffusers": NetworkKind(
-        DiffusersNetworkConfig, _build_diffusers, _count_diffusers_blocks, _unknown_flops, _unknown_flops
+        DiffusersNetworkConfig, _build_diffusers, _count_diffusers_blocks, _report_no_flops, _report_no_flops
     ),
 }
 

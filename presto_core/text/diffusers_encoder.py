@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from presto_core.text.encoder import TextError, TransformerEncoder, file_digest
+from presto_core.text.transformer_encoder import TextError, TransformerEncoder, file_digest
 
 INDEX = "model_index.json"
 ENCODERS = ("T5EncoderModel",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -22,15 +23,15 @@ EACH = pytest.mark.parametrize("name", FAMILIES)
 
 
 @cache
-def _make_original(name: str) -> nn.Module:
+def _make_original(name: str) -> Any:
     return make_transformer(name).double().eval()
 
 
-def make_original(name: str) -> nn.Module:
+def make_original(name: str) -> Any:
     return copy.deepcopy(_make_original(name))
 
 
-def make_network(name: str, *, conditioned: bool = False) -> DiffusersNetwork:
+def make_network(name: str, *, conditioned: bool = False) -> Any:
     config = DiffusersNetworkConfig(transformer_class=name, transformer=TRANSFORMERS[name])
     network = DiffusersNetwork(config).double().eval()
     network.transformer.load_state_dict(_make_original(name).state_dict())

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from presto_core.config.noise import LevelsNoise, LogNormalNoise, TimeUniformNoise
 from presto_core.diffusion.denoiser import EDMDenoiser
@@ -143,13 +143,13 @@ def test_table_times_agree_with_the_steps_of_ddpm():
 
 @pytest.mark.parametrize("kind", ["v_cosine", "flow", "epsilon_table"])
 def test_guidance_of_the_estimate_is_guidance_of_the_network(kind: str):
-    def network(x, time, cond, budget=None):
-        keep = cond.keep[:, None, None]
-        return torch.where(keep, torch.sin(x), torch.cos(x))
+    class Waves(nn.Module):
+        def forward(self, x, time, cond, budget=None):
+            return torch.where(cond.keep[:, None, None], torch.sin(x), torch.cos(x))
 
     precondition, (x0, eps) = make_precondition(kind), draw_pair()
     sigma = torch.full((3,), 2.0, dtype=torch.float64)
-    guided = make_guided_denoiser(EDMDenoiser(network, precondition), 3.0)(x0 + 2 * eps, sigma, conditions(3))
+    guided = make_guided_denoiser(EDMDenoiser(Waves(), precondition), 3.0)(x0 + 2 * eps, sigma, conditions(3))
     c_skip, c_out, c_in, _ = precondition(sigma)
     scaled = c_in * (x0 + 2 * eps)
     raw = scaled.cos() + 3 * (scaled.sin() - scaled.cos())

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_conditions_are_those_of_the_teachers_pipeline(teacher: Path):
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
     folder = read_teacher_folder(teacher)
-    network = load_network(folder)
+    network: Any = load_network(folder)
     projection = network.conditioner.projection
     encoder = T5EncoderModel.from_pretrained(teacher / "text_encoder")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(teacher / "tokenizer")
@@ -123,6 +124,11 @@ def replace_weights(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"\x80\x02.")
 
 
+def leave_checkpoint(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+    (folder / "model.ckpt").write_bytes(b"\x80\x02.")
+
+
 def edit(file: str, **changes: object) -> Callable[[Path], object]:
     return lambda folder: edit_json(folder / file, **changes)
 
@@ -131,7 +137,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "not a folder"),
     "no index": (lambda f: (f / "model_index.json").unlink(), "model_index.json"),
     "one checkpoint": (
-        lambda f: [(f / "model_index.json").unlink(), (f / "model.ckpt").write_bytes(b"\x80\x02.")],
+        leave_checkpoint,
         "model.ckpt, a pickle",
     ),
     "pickled weights": (
@@ -195,6 +201,17 @@ def test_what_cannot_be_a_teacher_is_refused_by_name(damage: str, changed: Path,
         read_teacher_folder(changed)
     assert named in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_settings_are_checked_before_weights_are_there(changed: Path):
+    for name in ("transformer", "projection_model", "vae", "text_encoder"):
+        next((changed / name).glob("*.safetensors")).unlink()
+    assert read_teacher_folder(changed, with_weights=False).channels == CHANNELS
+    with pytest.raises(TeacherError, match="no weights"):
+        read_teacher_folder(changed)
+    edit_json(changed / "vae" / "config.json", decoder_input_channels=16)
+    with pytest.raises(TeacherError, match="latent channels"):
+        read_teacher_folder(changed, with_weights=False)
 
 
 def test_a_permission_replaces_the_licence(changed: Path):

@@ -205,7 +205,7 @@ def test_explain_of_a_section_lists_what_is_in_it(run: Run):
 def test_where_stages_differ_each_of_them_is_shown(run: Run):
     facts = json.loads(run("explain", "name", "--json"))["settings"]
     assert [(f["default"], f["stages"]) for f in facts] == [
-        ("presto-teacher", ["train-teacher"]),
+        ("presto-teacher", ["import-teacher", "train-teacher"]),
         ("presto-generator", ["distill-layers", "distill-steps"]),
     ]
 

@@ -76,10 +76,11 @@ def dataset(folder: Path, teacher: Artifact, store: Path) -> Artifact:
     write_segment(cache, "ab" * 16, 0, latents=latents, start_seconds=starts)
     writer, shards = ShardWriter(config, cache.uri, target.uri, scratch.uri), []
     for split in ("train", "validation"):
-        track = {"file": "a.wav", "caption": "slow piano", "split": split}
-        part = SegmentSlice(track, "ab" * 16, 0, ROWS, 0, ROWS, SECONDS)
-        plan = ShardPlan(f"{split}-00000", split, [part])
-        writer({"plan": json.dumps({"name": plan.name, "split": split, "parts": [vars(part)]})})
+        common = {"caption": "slow piano", "split": split}
+        tracks = [{"file": f"{i}.wav", "composition": f"piece {i}", **common} for i in range(ROWS // 2)]
+        parts = [SegmentSlice(track, "ab" * 16, 0, ROWS, 2 * i, 2 * i + 2, SECONDS) for i, track in enumerate(tracks)]
+        plan = ShardPlan(f"{split}-00000", split, parts)
+        writer({"plan": json.dumps({"name": plan.name, "split": split, "parts": [vars(part) for part in parts]})})
         shards.append(json.loads((store / "scratch" / f"{plan.name}.json").read_text())["shard"])
     card = ModelCard(**teacher.manifest["model"])
     stats = {"mean": latents.mean((0, 2)).tolist(), "std": [float(latents.std())] * CHANNELS}
@@ -172,7 +173,7 @@ def test_data_of_other_encoders_is_refused_with_the_settings_to_use(teacher: Art
     ("source", "model", "named"),
     [("", {}, "nothing to import"), ("./nowhere", {}, "nowhere"), (".", {"revision": "main"}, "model.revision=main")],
 )
-def test_bad_sources_are_refused_before_a_run_begins(source: str, model: dict, named: str, store: Path):
+def test_bad_sources_are_refused_before_a_run_begins(source: str, model: dict[str, str], named: str, store: Path):
     with pytest.raises(UserError, match=named):
         import_teacher.run(make_config(source, **model))
 
@@ -221,7 +222,7 @@ def test_a_repository_that_cannot_be_fetched_gives_one_message(name: str, hint: 
     assert "\n" not in str(refused.value)
 
 
-def test_no_network_is_said_once(monkeypatch: pytest.MonkeyPatch):
+def test_no_network_gives_one_message(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE is set" in explain(OSError("x"), "a/b", "")
     monkeypatch.delenv("HF_HUB_OFFLINE")
