@@ -79,7 +79,7 @@ def parse_files(manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
     listed = _check_mapping(manifest.get("files", {}), "files")
     shards = _list_shards(manifest)
     former = list_former_pages(manifest)
-    pairs = [*((name, entry) for name, entry in listed.items() if name not in former)]
+    pairs: list[tuple[Any, Mapping[str, Any]]] = [(n, entry) for n, entry in listed.items() if n not in former]
     pairs += [(shard.get("file"), shard) for shard in shards]
     check_names([name for name, _ in pairs])
     entries = {str(name): _parse_entry(str(name), entry) for name, entry in pairs}

@@ -14,7 +14,8 @@ from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts import durable
 from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.store import commit, read_file, read_manifest, write_bytes, write_with_entry
-from presto_core.training.checkpoint import Snapshot, delete_old, read_newest_checkpoint, write_checkpoint
+from presto_core.training.checkpoint import Snapshot, read_newest_checkpoint, write_checkpoint
+from presto_core.training.checkpoint_folders import delete_old
 from tests.support.power_cuts import Disk, Moment
 
 
@@ -90,9 +91,9 @@ def test_the_newest_checkpoint_survives(disk: Disk, tmp_path: Path):
     with disk.record():
         folder = open_folder(str(disk.root))
         for step in range(1, 5):
-            write_checkpoint(folder, take(step))
+            name = write_checkpoint(folder, take(step))
             disk.done = step
-            delete_old(folder, newest=step, keep=2)
+            delete_old(folder, newest=name, keep=2)
 
     def check(root: Path, moment: Moment) -> None:
         warnings: list[str] = []

@@ -42,9 +42,13 @@ class Watched:
         self.context = browser.new_context()
         self.page = self.context.new_page()
         self.effects: list[str] = []
-        self.page.on("dialog", lambda dialog: (self.effects.append("script ran"), dialog.dismiss()))
+        self.page.on("dialog", self._note_script)
         self.page.on("request", self._note_request)
         self.context.route("**/*", lambda route: route.continue_() if is_local(route.request.url) else route.abort())
+
+    def _note_script(self, dialog: Any) -> None:
+        self.effects.append("script ran")
+        dialog.dismiss()
 
     def _note_request(self, request: Any) -> None:
         if not is_local(request.url):

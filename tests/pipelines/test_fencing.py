@@ -13,7 +13,8 @@ import pytest
 from pipelines.storage.exclusive_create import create_exclusive
 from pipelines.storage.fence import Fence, LeaseLostError
 from pipelines.storage.filesystem import open_folder
-from pipelines.storage.lease import hold_lease, make_holder
+from pipelines.storage.lease import hold_lease
+from pipelines.storage.lease_file import make_holder
 from pipelines.tracking.metric_log import MetricLog
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import commit_artifact

@@ -74,7 +74,7 @@ def dataset(folder: Path, teacher: Artifact, store: Path) -> Artifact:
     cache, target, scratch = (open_folder(str(store / name)) for name in ("cache", "data", "scratch"))
     latents, starts = codec.encode(audio).numpy().astype(np.float16), np.arange(ROWS, dtype=np.float32) / 4
     write_segment(cache, "ab" * 16, 0, latents=latents, start_seconds=starts)
-    writer, shards = ShardWriter(config, cache.uri, target.uri, scratch.uri), []
+    writer, shards = ShardWriter(config, cache.uri, target, scratch), []
     for split in ("train", "validation"):
         common = {"caption": "slow piano", "split": split}
         tracks = [{"file": f"{i}.wav", "composition": f"piece {i}", **common} for i in range(ROWS // 2)]

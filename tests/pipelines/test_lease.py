@@ -19,7 +19,8 @@ import pytest
 
 from pipelines.storage import lease as lease_module
 from pipelines.storage.filesystem import open_folder
-from pipelines.storage.lease import Holder, LeaseHeldError, LeaseLostError, describe_holder, hold_lease, make_holder
+from pipelines.storage.lease import LeaseHeldError, LeaseLostError, describe_holder, hold_lease
+from pipelines.storage.lease_file import Holder, make_holder, read_newest
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import read_bytes, write_bytes
 from tests.support.processes import PATIENCE_S, wait_for
@@ -207,7 +208,7 @@ def test_of_many_takers_at_once_one_wins(folder: Folder):
 
 def test_a_taker_that_looked_before_others_came_and_went_does_not_win(folder: Folder):
     leave_lease(folder, replace(make_holder(), released=True))
-    before = lease_module.read_newest(folder)
+    before = read_newest(folder)
     for _ in range(2):  # epochs 2 and 3; the file of 2 is gone
         with hold_lease(folder, "work"):
             pass

@@ -23,7 +23,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pipelines.registry.promotion_log import PromotionLog, PromotionRecord
 from pipelines.storage import lease as lease_module
 from pipelines.storage.filesystem import open_folder
-from pipelines.storage.lease import Lease, LeaseLostError, make_holder
+from pipelines.storage.lease import Lease, LeaseLostError
+from pipelines.storage.lease_file import make_holder
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.run_layout import CHECKPOINTS, LEASE
 from presto_core.artifacts.store import read_bytes, write_bytes

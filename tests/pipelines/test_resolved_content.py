@@ -73,7 +73,7 @@ def test_generate_train_and_the_python_api_refuse_it(shelf: SmallRegistry, chang
     keys = {"storage.root": shelf.root}
     with pytest.raises(UnsafeArtifactError, match=changed.content[:12]):
         load_generator(f"{NAME}@candidate", storage_root=shelf.root)
-    named = {"inputs.generator": changed.artifact_id, "generate.prompts": ["piano"]}
+    named: dict[str, object] = {"inputs.generator": changed.artifact_id, "generate.prompts": ["piano"]}
     with pytest.raises(UnsafeArtifactError, match=changed.content[:12]):
         generate.run(load_config(GenerateStage, None, keys | named))
     named = {"inputs.dataset": changed.artifact_id, "cluster.num_workers": 0}

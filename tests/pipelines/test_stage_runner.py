@@ -33,6 +33,7 @@ from pipelines.stages.table import STAGES
 from pipelines.storage import lease
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.lease import LeaseHeldError, LeaseLostError
+from pipelines.storage.lease_file import make_holder
 from pipelines.tracking import client
 from pipelines.tracking.client import Tracker, open_tracker
 from pipelines.tracking.metric_log import METRICS_FOLDER, MetricLog
@@ -226,7 +227,7 @@ def test_a_run_that_another_process_took_over_is_stopped_and_left_to_it(
 
 
 def take_over(ctx: StageContext) -> None:
-    taker = replace(lease.make_holder(), host="far", machine="far", pid=7)
+    taker = replace(make_holder(), host="far", machine="far", pid=7)
     write_bytes(open_folder(ctx.scratch.uri).child(LEASE), "000002.json", json.dumps(taker.__dict__).encode())
 
 
