@@ -208,7 +208,7 @@ def _check_wav_format(content: bytes) -> None:
 def check_png(stream: BinaryIO, size: int) -> None:
     """Check for the signature, chunks with valid checksums, a bounded image size, and no bytes after the end.
 
-    The compressed data must have the size that the header implies, which Pillow then reads.
+    The compressed data must have the size that the header implies.
     """
     if stream.read(8) != b"\x89PNG\r\n\x1a\n":
         raise UnsafeArtifactError("it is not a PNG file")
@@ -256,12 +256,13 @@ def _measure_png(header: bytes) -> int:
 def _count_inflated(inflate: Any, body: bytes, *, limit: int) -> int:
     """Bytes that a part of a compressed stream gives; never more than one above the limit is held."""
     count = 0
-    while body and not inflate.eof:
-        part = inflate.decompress(body, max_length=min(2**20, limit - count + 1))
+    while not inflate.eof:
+        most = min(2**20, limit - count + 1)
+        part = inflate.decompress(body, most)
         count, body = count + len(part), inflate.unconsumed_tail
         if count > limit:
             raise UnsafeArtifactError(f"a compressed part of it gives more than the {limit} bytes that it may")
-        if not part and not body:
+        if len(part) < most:  # all input is used, and all that it gives
             break
     return count
 

@@ -397,6 +397,8 @@ def sound_file() -> bytes:
         ("audio/LS-4-0.wav", sound_file()),
         ("audio/x.wav", wav()),
         ("quality.png", png()),
+        ("large.png", png_of(3000, 1000, zlib.compress(b"\0" * 3001 * 1000))),
+        ("noise.png", png_of(1200, 1000, zlib.compress(np.random.default_rng(0).bytes(1201 * 1000)))),
     ],
 )
 def test_harmless_files_are_accepted(name: str, content: bytes):
