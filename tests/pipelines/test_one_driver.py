@@ -172,6 +172,6 @@ class OneDriver(RuleBasedStateMachine):
 
 
 OneDriver.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestOneDriver = OneDriver.TestCase
