@@ -50,8 +50,8 @@ _PATTERNS = {
         "ac": r"AC(?<!\w..)[a-z0-9]{32}(?!\w)",  # Twilio
         "sk": r"SK(?<!\w..)[a-z0-9]{32}(?!\w)",
         "-us": r"(?<!\w)[0-9a-z]{32}-us\d{1,2}(?!\w)",  # Mailchimp
-        ":aa": r"(?<!\w)\d{8,10}:AA[\w-]{33}(?![\w-])",  # Telegram
-        "eyj": r"(?<![\w-])eyJ[\w-]{8,}+=*+\.[\w=-]{2,}+(?:\.[\w.+/=-]*+)?",  # JSON web tokens
+        ":": r"(?<!\w)\d{8,10}:[\w-]{35}(?![\w-])",  # Telegram
+        "eyj": r"(?<![\w-])eyJ[\w=-]{8,}+\.[\w=-]{2,}+(?:\.[\w.+/=-]*+)?",  # JSON web tokens
         ".": r"[MNO](?<![\w-].)[\w-]{23,25}\.[\w-]{6}\.[\w-]{27}(?![\w-])",  # Discord
         "hooks.slack.com": r"(?<=hooks\.slack\.com/services/)[\w/]{8,}",
         "private key": (
@@ -79,7 +79,7 @@ _BEFORE_KEY = tuple(
 _BEFORE_TOKEN = ("_", "-", "auth", "session", "access", "refresh", "security", "bearer", "api")
 _NO_SECRET = r"(?!\[redacted\]|(?:None|null|true|false)\b|\*\*\*)"
 _VALUE = re.compile(
-    r"(?:[_-][\w-]{0,64}|[A-Z]\w{0,64}|s)?(?:\\{0,3}+[\"'])?\s{0,8}(?:[=:]|%3[dD])\s{0,8}+"
+    r"(?:[_-][\w-]{0,64}|[A-Z]\w{0,64}|s)?(?:\\{0,3}+[\"'])?\s{0,32}(?:[=:]|%3[dD])\s{0,32}+"
     rf"(?:\\{{0,3}}+[\"']{_NO_SECRET}([^\"'\r\n]{{1,4096}})(?=[\"'])|(?:\\{{0,3}}+[\"'])?+{_NO_SECRET}([^\s\"'&,;}})]+))"
 )
 _OPTION_VALUE = re.compile(rf"(?:-[\w-]{{0,24}})?[ =]{_NO_SECRET}([^\s\"'-][^\s\"']*)")
@@ -145,9 +145,7 @@ def _strip_word(word: str) -> str:
     last, kept, position = word.rfind("@"), [], 0
     while (mark := word.find("://", position)) >= 0 and last > mark:
         start = mark + 3
-        if not mark or not (word[mark - 1].isalnum() or word[mark - 1] in "+.-"):  # no scheme
-            end = start
-        elif word.find(":", start, last) >= 0:
+        if word.find(":", start, last) >= 0:
             end = last + 1
         else:
             slash = word.find("/", start)
