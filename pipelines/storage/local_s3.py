@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.error import URLError
@@ -21,11 +22,13 @@ from urllib.request import urlopen
 
 import psutil
 
+from pipelines.storage.local_s3_keys import make_environment, write_private
 from presto_core.errors import UserError
 from presto_core.extras import make_missing_error
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60
+PROBE_BUCKET = "presto-start-probe"
 INTERNAL_PORTS = (
     "master.port",
     "master.port.grpc",
@@ -85,10 +88,13 @@ def start(folder: Path, *, port: int = 0) -> tuple[Server, bool]:
         return running, False
     if port and not _is_free(port):
         raise ObjectStoreError(f"port {port} of {HOST} is in use; choose another with --port, or 0 for any free one")
-    (folder / "data").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    (folder / "data").mkdir(exist_ok=True)
     access_key, secret_key = _load_credentials(folder)
     ports = find_free_ports(len(INTERNAL_PORTS) + 1)
     s3_port = port or ports[-1]
+    ports[-1] = s3_port
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
             _build_command(folder, s3_port, dict(zip(INTERNAL_PORTS, ports))),
@@ -96,14 +102,18 @@ def start(folder: Path, *, port: int = 0) -> tuple[Server, bool]:
             stderr=log,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            env=os.environ | make_environment(folder.absolute() / "keys"),
+            umask=0o077,  # sockets in the temporary folder too
         )
     server = Server(process.pid, s3_port, access_key, secret_key)
     try:
-        _await_volumes(f"http://{HOST}:{ports[0]}", server, process, folder / "server.log")
+        _await_volumes(server, process, folder / "server.log")
     except BaseException:  # Ctrl-C too: without server.json nothing would find and stop it
         process.kill()
+        process.wait()
+        _remove_sockets(ports)
         raise
-    _write_private(folder / "server.json", asdict(server))
+    write_private(folder / "server.json", json.dumps(asdict(server) | {"ports": ports}).encode())
     return server, True
 
 
@@ -112,7 +122,7 @@ def find(folder: Path) -> Server | None:
     state = folder / "server.json"
     if not state.is_file():
         return None
-    server = Server(**json.loads(state.read_text()))
+    server = Server(**{key: value for key, value in json.loads(state.read_text()).items() if key != "ports"})
     try:
         command = psutil.Process(server.pid).cmdline()
     except psutil.Error:
@@ -128,8 +138,17 @@ def stop(folder: Path) -> bool:
     # Its graceful shutdown waits 25 s for peers that do not exist; objects are durable once acknowledged.
     os.kill(server.pid, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(server.pid)] if psutil.pid_exists(server.pid) else [], timeout=10)
+    _remove_sockets(json.loads((folder / "server.json").read_text()).get("ports", []))
     (folder / "server.json").unlink()
     return True
+
+
+def _remove_sockets(ports: list[int]) -> None:
+    """Remove the sockets that a killed server left in the temporary folder, named by its ports."""
+    for port in ports:
+        for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            with suppress(OSError):
+                socket_file.unlink()
 
 
 def _build_command(folder: Path, port: int, internal: dict[str, int]) -> list[str]:
@@ -146,7 +165,15 @@ def _build_command(folder: Path, port: int, internal: dict[str, int]) -> list[st
         "volume.max": 0,
         **internal,
     }
-    return [find_program(), "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]
+    # over HTTP the master would take writes from anybody; it needs none, and the other ports need keys
+    return [
+        find_program(),
+        "server",
+        "-filer",
+        "-s3",
+        "-disableHttp",
+        *(f"-{name}={value}" for name, value in options.items()),
+    ]
 
 
 def find_program() -> str:
@@ -169,32 +196,53 @@ def _load_credentials(folder: Path) -> tuple[str, str]:
         pair = {"accessKey": f"presto{secrets.token_hex(6)}", "secretKey": secrets.token_urlsafe(30)}
         rights = ["Admin", "Read", "List", "Tagging", "Write"]
         owner = {"name": "presto", "credentials": [pair], "actions": rights}
-        _write_private(identities, {"identities": [owner]})
+        write_private(identities, json.dumps({"identities": [owner]}).encode())
     pair = json.loads(identities.read_text())["identities"][0]["credentials"][0]
     return pair["accessKey"], pair["secretKey"]
 
 
-def _write_private(path: Path, content: object) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        json.dump(content, stream)
-
-
-def _await_volumes(master: str, server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+def _await_volumes(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait for the S3 endpoint and its volumes, which follow a few seconds later after a restart."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             lines = log.read_text(errors="replace").strip().splitlines()
             raise ObjectStoreError(f"the object store exits at startup: {lines[-1] if lines else 'no log'}; see {log}")
-        try:
-            with urlopen(f"{server.endpoint}/healthz", timeout=1), urlopen(f"{master}/dir/status", timeout=1) as status:
-                if json.load(status)["Topology"]["DataCenters"]:
-                    return
-        except (URLError, OSError):
-            pass
+        if _stores_objects(server):
+            return
         time.sleep(0.1)
     raise ObjectStoreError(f"the object store does not answer within {START_TIMEOUT_S} s; see {log}")
+
+
+def _stores_objects(server: Server) -> bool:
+    """Whether an object can be written and read; a volume that is not yet known refuses it."""
+    try:
+        with urlopen(f"{server.endpoint}/healthz", timeout=1):
+            pass
+    except (URLError, OSError):
+        return False
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=server.endpoint,
+        aws_access_key_id=server.access_key,
+        aws_secret_access_key=server.secret_key,
+        region_name="us-east-1",
+        config=Config(connect_timeout=2, read_timeout=5, retries={"max_attempts": 0}, proxies={}),
+    )
+    try:
+        with suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=PROBE_BUCKET)
+        client.put_object(Bucket=PROBE_BUCKET, Key="probe", Body=b"x")
+        client.get_object(Bucket=PROBE_BUCKET, Key="probe")["Body"].read()
+        client.delete_object(Bucket=PROBE_BUCKET, Key="probe")
+        client.delete_bucket(Bucket=PROBE_BUCKET)
+    except (ClientError, BotoCoreError, OSError):
+        return False
+    return True
 
 
 def _is_free(port: int) -> bool:

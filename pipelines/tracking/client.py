@@ -135,7 +135,7 @@ class Tracker:
         if not run.data.params:
             log_settings(self.client, mlflow_id, config)
             log_parents(self.client, mlflow_id, parents)
-        for key, value in tags.items():
+        for key, value in redact_items(tags).items():
             self.client.set_tag(mlflow_id, key, value)
         return mlflow_id, int(run.info.start_time)
 

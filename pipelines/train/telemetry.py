@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from pipelines.cluster.shutdown import StoppedError
+from pipelines.redaction import redact
 from pipelines.train.device_specs import device_from_torch_name
 from presto_core.errors import UserError
 from presto_core.training.parallel import Parallel
@@ -127,7 +128,9 @@ class Telemetry:
     ) -> None:
         """Write a record to the log of this worker."""
         context = {"run_id": self.run_id, "stage": self.stage, "rank": self.parallel.rank}
-        log.log(level, message, extra=context | {name.replace("/", "_"): value for name, value in values.items()})
+        log.log(
+            level, redact(message), extra=context | {name.replace("/", "_"): value for name, value in values.items()}
+        )
 
     def _set_gauge(self, name: str, value: float, device: str = "", **tags: str) -> None:
         if name in self.gauges:

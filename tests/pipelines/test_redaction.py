@@ -73,7 +73,9 @@ def test_keys_that_name_secrets(key: str):
     assert redact_items({key: ""}) == {key: ""}
 
 
-@pytest.mark.parametrize("key", ["text.max_tokens", "steps.ema_decay", "loop.keep_every", "inputs.teacher", "seed"])
+@pytest.mark.parametrize(
+    "key", ["text.max_tokens", "steps.ema_decay", "loop.keep_every", "inputs.teacher", "seed", "time_signature"]
+)
 def test_keys_that_do_not(key: str):
     assert not is_secret_key(key)
 
