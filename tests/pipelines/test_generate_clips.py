@@ -209,7 +209,7 @@ def test_a_model_that_gives_nan_leaves_no_file(monkeypatch: pytest.MonkeyPatch, 
     with torch.no_grad():
         for parameter in broken.model.network.parameters():
             parameter.fill_(math.nan)
-    monkeypatch.setattr(generate, "open_generator", lambda uri: broken)
+    monkeypatch.setattr(generate, "open_generator", lambda uri, device: broken)
     with pytest.raises(UserError, match="NaN or infinite"):
         run(["piano"])
     assert not list(tmp_path.rglob("*.wav"))
