@@ -10,7 +10,7 @@ SOURCES := presto_core pipelines tune_spaces infra tests examples
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-from-scratch pretrained test lint format docs bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-chaos test-faults test-cluster first-hour clean help
+.PHONY: demo demo-from-scratch pretrained test lint format docs bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-gpu test-chaos test-faults test-cluster first-hour clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -31,6 +31,9 @@ test-slow: $(STAMP) ## longer tests
 
 test-fuzz: $(STAMP) ## damaged sound files and random texts, fifty times as many as in `make test`, about 20 minutes
 	PRESTO_FUZZ=50 $(BIN)/python -m pytest tests/core/test_decoder_fuzz.py tests/pipelines/test_text_properties.py
+
+test-gpu: $(STAMP) ## tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu tests/gpu tests/core/test_oobleck.py
 
 test-chaos: $(STAMP) ## faults and kills at random moments, about forty minutes; rewrites the table in docs/chaos.md
 	CHAOS_PAGE=docs/chaos.md $(BIN)/python -m pytest -m chaos
