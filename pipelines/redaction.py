@@ -109,7 +109,9 @@ def _mask_assignments(text: str) -> str:
         dashes = lower.rfind("--", max(word.start() - 16, 0), word.start())
         is_option = dashes >= 0 and not lower[dashes : word.start()].strip("abcdefghijklmnopqrstuvwxyz-_")
         found = _VALUE.match(text, word.end()) or (is_option and _OPTION_VALUE.match(text, word.end()))
-        if found and not (word[0] == "token" and _NO_TOKEN.fullmatch(found[found.lastindex])):
+        if not found or not found.lastindex:
+            continue
+        if not (word[0] == "token" and _NO_TOKEN.fullmatch(found[found.lastindex])):
             start, end = found.span(found.lastindex)
             kept += [text[position:start], REDACTED]
             position = end

@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from base64 import b64decode
 from pathlib import Path
 
 from infra.cli import main as cli
 
-SETTINGS = "PRESTO_SETTINGS"  # YAML; in the arguments, this name stands for a file that holds it
+SETTINGS = "PRESTO_SETTINGS"  # YAML in base64; in the arguments, this name stands for a file that holds it
+
+
+def decode_settings(text: str) -> str:
+    """Return the YAML of the settings; a job of an earlier version has them as they are."""
+    try:
+        return b64decode(text, validate=True).decode()
+    except ValueError:  # YAML has a colon, which base64 has not
+        return text
 
 
 def main() -> None:
@@ -18,7 +27,7 @@ def main() -> None:
         sys.exit(f"presto: {SETTINGS} is not set; start the job with presto <command> --on …")
     with tempfile.TemporaryDirectory(prefix="presto-job-") as folder:
         path = Path(folder) / "settings.yaml"
-        path.write_text(settings)
+        path.write_text(decode_settings(settings))
         sys.argv = ["presto", *(str(path) if arg == SETTINGS else arg for arg in sys.argv[1:])]
         cli.main()
 

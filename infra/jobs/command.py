@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class StageCommand:
         return [*path, *resume, *(("--fork",) if self.fork else ()), *self.more_options, settings]
 
 
-IN_IMAGE = "PRESTO_SETTINGS"  # variable with the settings of a job in an image; see in_job.py
+IN_IMAGE = "PRESTO_SETTINGS"  # variable with the settings of a job in an image, YAML in base64; see in_job.py
 
 
 def make_entrypoint(command: StageCommand, config: StageConfig) -> str:
@@ -75,7 +76,8 @@ def make_environment(config: StageConfig, job_id: str) -> dict[str, str]:
         "RAY_JOB_STOP_WAIT_TIME_S": str(config.submit.stop_grace_seconds),
     }
     if config.submit.image:
-        env[IN_IMAGE] = to_yaml(config)
+        # Kubernetes expands $(NAME), and a shell $NAME; neither finds a $ in base64
+        env[IN_IMAGE] = b64encode(to_yaml(config).encode()).decode()
     return env
 
 

@@ -17,6 +17,7 @@ from infra.jobs.targets import Target
 from pipelines.cluster.session import READER_CPUS, min_workers
 from pipelines.console import console, print_text
 from pipelines.stages.table import STAGES
+from presto_core.config.loader import to_yaml
 from presto_core.config.stage import StageConfig
 from presto_core.config.sweep import SweepConfig
 from presto_core.errors import UserError
@@ -41,7 +42,7 @@ def render_or_apply(command: StageCommand, target: Target, *, dry_run: bool) -> 
         )
     check_reachable(command.stage, config, target)
     document = _to_yaml(render_rayjob(command, config, make_job_id(command)))
-    check_no_secrets(document)
+    check_no_secrets(f"{to_yaml(config)}\n{document}")  # the document has the settings encoded
     if target.address and not dry_run:
         _apply(document, target.address, config)
     else:

@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
+from infra.cli.in_job import decode_settings
 from infra.cli.sweep import plan_to_config
 from infra.jobs.command import StageCommand, make_entrypoint, make_environment
 from infra.jobs.kuberay import render_rayjob
@@ -362,7 +363,17 @@ def test_the_command_of_a_job_needs_no_path_of_this_machine(stage: str, image: s
 def test_a_job_gets_its_settings_in_one_way_only():
     sent, inside = config_of("evaluate"), config_of("evaluate", **{"submit.image": IMAGE})
     assert "PRESTO_SETTINGS" not in make_environment(sent, "id")
-    assert yaml.safe_load(make_environment(inside, "id")["PRESTO_SETTINGS"])["storage"]["root"] == "s3://bucket/x"
+    sent_settings = make_environment(inside, "id")["PRESTO_SETTINGS"]
+    assert yaml.safe_load(decode_settings(sent_settings))["storage"]["root"] == "s3://bucket/x"
+
+
+def test_nothing_on_a_node_expands_the_settings_of_an_image_job():
+    root = "s3://bucket/$HOME/$(AWS_SECRET_ACCESS_KEY)/${X}/`id`"
+    config = config_of("train-teacher", **{"storage.root": root, "submit.image": IMAGE})
+    settings = make_environment(config, "id")["PRESTO_SETTINGS"]
+    assert not set("$`(){}\n") & set(settings)
+    assert yaml.safe_load(decode_settings(settings))["storage"]["root"] == root
+    assert decode_settings("storage: {root: s3://b/x}\n") == "storage: {root: s3://b/x}\n"  # of an earlier version
 
 
 def test_a_sweep_is_sent_as_one_file_that_means_the_same(tmp_path: Path):
