@@ -1,6 +1,6 @@
 """Each operation on storage of a whole run fails once: what is committed is whole, and the same command completes it.
 
-`make test-faults` fails every one of them, on a local disk and on S3; CI fails a few.
+`make test-faults` runs these: a seeded sample, then every one of them, on a local disk and on S3.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from tests.support.fault_runs import Parents, Training
 from tests.support.nth_failure import NthFailure, check_committed
 from tests.support.synthetic_dataset import make_dataset
 
+pytestmark = pytest.mark.slow
 KINDS = {"write", "fsync", "replace", "link", "mkdir", "unlink", "delete", "list", "read", "look"}
-SAMPLE = 2  # operations that CI fails
+SAMPLE = 2  # operations that the short test fails
 Outcome = tuple[Any, Any]
 
 
@@ -90,7 +91,6 @@ def test_a_few_failures(make_training: Callable[..., Training]):
         assert check_nth(make_training(f"n{n}"), n, expected)
 
 
-@pytest.mark.slow
 def test_every_failure_on_a_local_disk(make_training: Callable[..., Training]):
     total, expected = count_operations(make_training("calm"))
     failed = {check_nth(make_training(f"n{n}"), n, expected).split()[0] for n in range(1, total + 1)}
@@ -119,7 +119,6 @@ def proxy(object_store: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Out
         yield proxy
 
 
-@pytest.mark.slow
 @pytest.mark.services
 def test_an_outage_at_every_request_to_s3(make_training: Callable[..., Training], proxy: OutageAtNth, tmp_path: Path):
     """Every write, upload of a part, deletion and list is the first that fails, once."""
