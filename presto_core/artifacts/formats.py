@@ -23,6 +23,8 @@ PARQUET_FOOTER_LIMIT = 256 * 2**20
 PARQUET_ROWS_LIMIT, ROWS_PER_BYTE = 100_000_000, 1000
 DECODED_LIMIT = 16 * 2**30  # bytes of decoded content, whatever the file's size
 DECODED_RATIO, DECODED_FREE = 200, 256 * 2**20  # bytes per byte of the file; and what any file may have
+# least bytes of a decoded value by its physical type; a type of fixed length tells it
+_COLUMN_BYTES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
 PNG_PIXELS_LIMIT = 64_000_000
 PNG_TEXT_LIMIT = 2**20  # of a compressed text or colour profile
 _PICKLE_OR_ARCHIVE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04", b"\x1f\x8b", b"\x7fELF", b"MZ")
@@ -107,7 +109,9 @@ def check_decoded_parquet(metadata: pq.FileMetaData, size: int) -> None:
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     decoded, rows = sum(group.total_byte_size for group in groups), sum(group.num_rows for group in groups)
-    check_decoded_size(decoded, size)
+    columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+    width = sum(_COLUMN_BYTES.get(column.physical_type) or column.length for column in columns)
+    check_decoded_size(max(decoded, rows * width), size)  # repeated values take next to nothing in the file
     if rows != metadata.num_rows or not 0 <= rows <= min(PARQUET_ROWS_LIMIT, ROWS_PER_BYTE * size):
         raise UnsafeArtifactError(f"it claims {metadata.num_rows} rows in {size} bytes, more than are allowed")
 

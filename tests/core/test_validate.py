@@ -309,7 +309,7 @@ def png_of(width: int, height: int, data: bytes, *chunks: bytes) -> bytes:
 BOMB = zlib.compress(b"\0" * 50_000_000, 9)
 BOMBS = {
     "Parquet": lambda: ("p.parquet", parquet_of(40_000_000, use_dictionary=False, compression="zstd"), "decoded"),
-    "Parquet, repeated": lambda: ("p.parquet", parquet_of(30_000_000), "rows"),
+    "Parquet, repeated": lambda: ("p.parquet", parquet_of(40_000_000), "decoded"),
     "PNG of many pixels": lambda: ("p.png", png_of(19_000, 19_000, BOMB), "pixels|in all"),
     "PNG of more data than pixels": lambda: ("p.png", png_of(8, 8, BOMB), "gives more"),
     "PNG of less data than pixels": lambda: ("p.png", png_of(7000, 7000, zlib.compress(b"")), "header needs"),

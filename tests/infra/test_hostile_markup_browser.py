@@ -117,7 +117,9 @@ def test_a_report_of_tricks_does_nothing(watched: Watched, tmp_path: Path):
     assert LIVE[1] in watched.page.locator("main").inner_text()
 
 
-def test_a_dataset_of_tricks_does_nothing(watched: Watched, tmp_path: Path):
+def test_a_dataset_of_tricks_does_nothing(watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    facts = {trick: trick for trick in TRICKS} | {"id": TRICKS[1], "note": TRICKS[2]}
+    monkeypatch.setattr(dataset_page, "describe", lambda dataset: facts)
     latents = np.zeros((2, 3), np.float16)
     rows = [
         DatasetRow("train", n, latents, trick, 90.0, trick, trick, trick, 0.0, {"licence": trick, "title": trick})
@@ -127,7 +129,8 @@ def test_a_dataset_of_tricks_does_nothing(watched: Watched, tmp_path: Path):
     clips = [
         dataset_page.DatasetClip(row, audio=next(tricks), spectrogram=next(tricks), problem=row.track) for row in rows
     ]
-    dataset = LatentDataset(TRICKS[0], {"id": TRICKS[1], "kind": "dataset", "dataset": {"shards": []}})
+    shard = {"file": "x", "split": "train", "rows": 1, "sha256": "a" * 64}
+    dataset = LatentDataset(TRICKS[0], {"id": TRICKS[1], "kind": "dataset", "dataset": {"shards": [shard]}})
     (tmp_path / "index.html").write_text(
         dataset_page.make_html(dataset, clips, split="train", seed=0), encoding="utf-8", errors="replace"
     )
