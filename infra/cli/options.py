@@ -35,6 +35,10 @@ On = Annotated[
         "or kuberay://CONTEXT, to apply it with kubectl.",
     ),
 ]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait for another process that works on the same run, instead of being refused.")
+]
+WAIT_SETTING = "cluster.wait_for_run=true"
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
 Preview = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and stop.")]
 

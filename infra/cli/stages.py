@@ -9,7 +9,7 @@ import typer
 
 from infra.cli.dispatch import dispatch
 from infra.cli.generate import generate
-from infra.cli.options import DryRun, On, StageArgs
+from infra.cli.options import WAIT_SETTING, DryRun, On, StageArgs, Wait
 from infra.cli.stage_help import make_command_class
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL
@@ -56,17 +56,35 @@ def _make_command(stage: Stage) -> Callable[..., None]:
     def run(args: StageArgs = None, on: On = LOCAL, dry_run: DryRun = False) -> None:
         dispatch_stage(stage.name, args or [], on=on, dry_run=dry_run)
 
+    def write(args: StageArgs = None, wait: Wait = False, on: On = LOCAL, dry_run: DryRun = False) -> None:
+        dispatch_stage(stage.name, args or [], wait=wait, on=on, dry_run=dry_run)
+
     def train(
-        args: StageArgs = None, resume: ResumeRun = "", fork: Fork = False, on: On = LOCAL, dry_run: DryRun = False
+        args: StageArgs = None,
+        resume: ResumeRun = "",
+        fork: Fork = False,
+        wait: Wait = False,
+        on: On = LOCAL,
+        dry_run: DryRun = False,
     ) -> None:
-        dispatch_stage(stage.name, args or [], resume=resume, fork=fork, on=on, dry_run=dry_run)
+        dispatch_stage(stage.name, args or [], resume=resume, fork=fork, wait=wait, on=on, dry_run=dry_run)
 
-    return train if stage.trains else run
+    return train if stage.trains else write if stage.writes_run else run
 
 
-def dispatch_stage(name: str, args: list[str], *, resume: str = "", fork: bool = False, on: str, dry_run: bool) -> None:
+def dispatch_stage(
+    name: str,
+    args: list[str],
+    *,
+    resume: str = "",
+    fork: bool = False,
+    wait: bool = False,
+    on: str,
+    dry_run: bool,
+) -> None:
     """Run a stage with a preset and overrides, or show what would run."""
-    command = StageCommand(name, load_stage_config(name, args), resume=resume, fork=fork)
+    settings = [*args, *([WAIT_SETTING] if wait else [])]
+    command = StageCommand(name, load_stage_config(name, settings), resume=resume, fork=fork)
     dispatch(command, on=on, dry_run=dry_run)
 
 
@@ -76,6 +94,7 @@ def ingest(
         float | None,
         typer.Option(help="Share of files that may be bad; above it the run fails (ingest.max_bad_fraction)."),
     ] = None,
+    wait: Wait = False,
     on: On = LOCAL,
     dry_run: Annotated[
         bool,
@@ -88,7 +107,7 @@ def ingest(
 ) -> None:
     allowed = [] if max_bad_fraction is None else [f"ingest.max_bad_fraction={max_bad_fraction}"]
     settings = [*(args or []), *allowed]
-    dispatch_stage("ingest", settings, on=on, dry_run=dry_run)
+    dispatch_stage("ingest", settings, wait=wait, on=on, dry_run=dry_run)
     if dry_run and on == LOCAL:
         _print_ingest_preview(load_stage_config("ingest", settings))
 
@@ -117,6 +136,7 @@ def distill_steps(
     ] = None,
     resume: ResumeRun = "",
     fork: Fork = False,
+    wait: Wait = False,
     on: On = LOCAL,
     dry_run: DryRun = False,
 ) -> None:
@@ -125,7 +145,8 @@ def distill_steps(
             "--from is empty; name a layer-distilled model, such as presto-generator@candidate-l, or leave it out"
         )
     start = [] if layers is None else [f"inputs.layers={layers}"]
-    dispatch_stage("distill-steps", [*(args or []), *start], resume=resume, fork=fork, on=on, dry_run=dry_run)
+    settings = [*(args or []), *start]
+    dispatch_stage("distill-steps", settings, resume=resume, fork=fork, wait=wait, on=on, dry_run=dry_run)
 
 
 SPECIAL_COMMANDS: dict[str, Callable[..., None]] = {

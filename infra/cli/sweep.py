@@ -10,7 +10,7 @@ from pydantic import create_model
 
 from infra.cli.dispatch import dispatch
 from infra.cli.groups import SweepGroup
-from infra.cli.options import On, StageArgs, add_dry_run
+from infra.cli.options import WAIT_SETTING, On, StageArgs, Wait, add_dry_run
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL
 from pipelines.console import print_table
@@ -50,6 +50,7 @@ def run(
     search: Annotated[str | None, typer.Option(help="random, grid or optuna (sweep.search).")] = None,
     scheduler: Annotated[str | None, typer.Option(help="asha, median or none (sweep.scheduler).")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed trials again.")] = False,
+    wait: Wait = False,
     step_seconds: Annotated[
         float | None,
         typer.Option(help="Seconds per step, for the cost in --dry-run.", min=0, show_default=False),
@@ -63,6 +64,7 @@ def run(
     sweep_settings = {"spaces": space, "samples": samples, "metrics": metric, "mode": mode, "search": search}
     sweep_settings |= {"scheduler": scheduler}
     options = [f"sweep.{name}={json.dumps(value)}" for name, value in sweep_settings.items() if value is not None]
+    options += [WAIT_SETTING] if wait else []
     from pipelines.cluster.resources import check_fits_locally
     from pipelines.sweep.plan import make_plan
 

@@ -32,6 +32,8 @@ def render_or_apply(command: StageCommand, target: Target, *, dry_run: bool) -> 
         UserError: a setting does not work on the cluster, or kubectl is missing or fails.
     """
     config = freeze_config(command.stage, command.config)
+    # a retry starts while the pods of the attempt before it may still be saving
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"wait_for_run": True})})
     if not config.submit.image:
         raise UserError(
             "submit.image is empty, and pods get their code from an image only; set it to the image that infra/docker "

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +20,7 @@ from pipelines.data.shard_cache import ShardCache
 from pipelines.data.shards import FullRows, Shard, ShardRows, read_table
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError
+from presto_core.training.outage import Patience, retry_while_away
 
 R = TypeVar("R", ShardRows, FullRows)
 """Type of a shard's rows."""
@@ -39,17 +43,22 @@ _ERROR = "error"
 
 
 def read_with_threads(
-    uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None
+    uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None, patience_s: float = 0
 ) -> Iterator[R]:
     """Yield shards in the given order, read ahead by threads of this process.
+
+    Args:
+        patience_s: how long the store may be away.
 
     Raises:
         StoreError: a shard is missing or damaged.
     """
-    folder = open_folder(uri)
+    folder, ended = open_folder(uri), threading.Event()
 
     def read(shard: Shard) -> R:
-        return kind.from_table(read_table(folder, shard, columns=kind.columns(), cache=cache))
+        patience = Patience(patience_s, logging.getLogger(__name__).warning, folder.is_remote, ended)
+        read_once = partial(read_table, folder, shard, columns=kind.columns(), cache=cache)
+        return kind.from_table(retry_while_away(read_once, patience, f"shard {shard.file}"))
 
     pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(READER_THREADS) as pool:
@@ -61,27 +70,32 @@ def read_with_threads(
             while pending:
                 yield pending.popleft().result()
         finally:
+            ended.set()
             pool.shutdown(cancel_futures=True)
 
 
-def read_with_ray(uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None) -> Iterator[R]:
+def read_with_ray(
+    uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None, patience_s: float = 0
+) -> Iterator[R]:
     """Yield shards in the given order, read ahead by Ray Data tasks on any node, as far as memory allows.
+
+    Args:
+        patience_s: how long the store may be away.
 
     Raises:
         StoreError: a shard is missing or damaged.
     """
     remaining = iter(shards)
     while group := list(islice(remaining, SHARDS_PER_EXECUTION)):
-        yield from _split_blocks(_read_blocks(uri, group, kind.columns(), cache), group, kind)
+        yield from _split_blocks(_read_blocks(uri, group, kind.columns(), cache, patience_s), group, kind)
 
 
-def _read_blocks(uri: str, shards: list[Shard], columns: list[str], cache: ShardCache | None) -> Iterator[pa.Table]:
+def _read_blocks(
+    uri: str, shards: list[Shard], columns: list[str], cache: ShardCache | None, patience_s: float
+) -> Iterator[pa.Table]:
     """Yield tables that together contain the shards' rows, in order."""
-    cache_json = json.dumps(cache and vars(cache))
-    items = [
-        {"uri": uri, "columns": columns, "shards": json.dumps([vars(shard) for shard in group]), "cache": cache_json}
-        for group in _group_by_task(shards)
-    ]
+    fields = {"uri": uri, "columns": columns, "cache": json.dumps(cache and vars(cache)), "patience_s": patience_s}
+    items = [fields | {"shards": json.dumps([vars(shard) for shard in group])} for group in _group_by_task(shards)]
     blocks = dataset_from_items(items).map_batches(
         _read_item,
         batch_format="pyarrow",
@@ -130,7 +144,9 @@ def _read_item(item: pa.Table) -> pa.Table:
         shards = [Shard(**shard) for shard in json.loads(fields["shards"])]
         cache_fields = json.loads(fields["cache"])
         cache = cache_fields and ShardCache(**cache_fields)
-        return pa.concat_tables([read_table(folder, s, columns=fields["columns"], cache=cache) for s in shards])
+        patience = Patience(fields["patience_s"], is_remote=folder.is_remote)
+        reads = (partial(read_table, folder, shard, columns=fields["columns"], cache=cache) for shard in shards)
+        return pa.concat_tables([retry_while_away(read, patience, fields["uri"]) for read in reads])
     except StoreError as error:
         return pa.table({_ERROR: [str(error)]})
 

@@ -16,6 +16,7 @@ from pipelines.data.shards import FullRows, to_parquet, write_shard
 from pipelines.ingest.latent_cache import EncodedContent, read_segment
 from pipelines.ingest.sources import Track
 from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import write_bytes
 from presto_core.audio.latent_stats import LatentStats
 from presto_core.config.schema import IngestStage
@@ -88,9 +89,9 @@ def _iter_slices(entries: list[CuratedTrack], split: str) -> Iterator[SegmentSli
 class ShardWriter:
     """A Ray Data actor that writes one planned shard per call and stores its description in the scratch folder."""
 
-    def __init__(self, config: IngestStage, cache_uri: str, artifact_uri: str, scratch_uri: str) -> None:
+    def __init__(self, config: IngestStage, cache_uri: str, artifact: Folder, scratch: Folder) -> None:
         torch.set_num_threads(config.cluster.torch_threads)
-        self.cache_folder, self.artifact, self.scratch = map(open_folder, (cache_uri, artifact_uri, scratch_uri))
+        self.cache_folder, self.artifact, self.scratch = open_folder(cache_uri), artifact, scratch
         self.text = load_text_encoder(config.text.kind, path=config.text.path, max_tokens=config.text.max_tokens)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
-
 from pipelines.redaction import redact_items
 from pipelines.registry import names
 from pipelines.registry.catalog import Catalog, Version
 from pipelines.registry.compatibility import distillation_method
+from pipelines.registry.conflicts import retry_conflicts as retry_conflicts
 from pipelines.registry.resolve import resolve_pretrained
 from pipelines.registry.run_facts import GIT_COMMIT
 from pipelines.registry.version_query import find_versions
@@ -27,11 +26,6 @@ from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import content_hash, parse_files
 from presto_core.artifacts.store import download
 from presto_core.training.health import STEP_DISTILLATION, TEACHER
-
-CONFLICT_TIMEOUT_S = 60  # for conflicts between writers of one model
-_CLASH = ("IntegrityError", "UniqueViolation", "UNIQUE constraint")  # two writers inserted the same row
-_CONFLICT = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS", "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
-
 
 Pack = Callable[[Path, Path], None]
 """Writes an artifact's folder as an MLflow model into another folder."""
@@ -47,7 +41,15 @@ class PublishedVersion:
 
 
 def publish(
-    client: Any, name: str, artifact: Artifact, *, mlflow_run: str, stage: str, root: Folder, pack: Pack
+    client: Any,
+    name: str,
+    artifact: Artifact,
+    *,
+    mlflow_run: str,
+    stage: str,
+    root: Folder,
+    pack: Pack,
+    check_holder: Callable[[], None] = lambda: None,
 ) -> PublishedVersion:
     """Register an artifact under a name unless its content is registered; in both cases make it the candidate.
 
@@ -58,7 +60,9 @@ def publish(
         stage: name of the stage that made it.
         root: storage root for the promotion log of a new model.
         pack: writes the MLflow model.
+        check_holder: raises if another process has taken over the run that made it; called before each change.
     """
+    check_holder()
     log_folder = _ensure_model(client, name, root)
     content = content_hash(artifact.manifest)
     number, is_new = _find_by_content(client, name, content), False
@@ -69,7 +73,9 @@ def publish(
             if number is None:
                 source, is_new = _log_files(client, artifact, mlflow_run, pack), True
                 lease.check()
+                check_holder()
                 number = _create_version(client, name, artifact, content, source, mlflow_run=mlflow_run, stage=stage)
+    check_holder()
     if not is_new:
         _update_location(client, name, number, artifact.uri)
         _complete_run(client, name, number, artifact, mlflow_run=mlflow_run)
@@ -230,18 +236,3 @@ def _set_alias(client: Any, name: str, alias: str, number: int, *, method: str, 
             return
         number = versions[0].number
         retry_conflicts(partial(client.set_registered_model_alias, name, alias, str(number)))
-
-
-def retry_conflicts(action: Callable[[], Any]) -> Any:
-    """Call `action`, and again if it conflicts with other writers of the same model."""
-    from mlflow.exceptions import MlflowException
-
-    def is_conflict(error: BaseException) -> bool:
-        if not isinstance(error, MlflowException):
-            return False
-        return error.error_code in _CONFLICT or any(sign in str(error) for sign in _CLASH)
-
-    waits = wait_random_exponential(multiplier=0.1, max=3)
-    return Retrying(
-        stop=stop_after_delay(CONFLICT_TIMEOUT_S), wait=waits, retry=retry_if_exception(is_conflict), reraise=True
-    )(action)

@@ -192,9 +192,9 @@ def _write_shards(
     with progress_bar("shards", len(plans), done=len(plans) - len(pending), waits_for="starting workers") as bar:
         if pending:
             items = [{"plan": json.dumps(_plan_to_dict(plan))} for plan in pending]
-            uris = (cache.folder.uri, ctx.artifact.uri, ctx.scratch.uri)
+            folders = (cache.folder.uri, ctx.artifact, ctx.scratch)
             with ray_session(config.cluster, **actor_resources(config.cluster, len(items))):
-                for row in map_items(items, ShardWriter, config.cluster, config, *uris):
+                for row in map_items(items, ShardWriter, config.cluster, config, *folders):
                     bar.update(bar.done + 1, row["name"])
     return [json.loads(read_bytes(ctx.scratch, f"{plan.name}.json")) for plan in plans]
 

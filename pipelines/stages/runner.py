@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from pipelines.registry.names import RegistryError
 from pipelines.registry.presence import suggest_command
 from pipelines.registry.publish import publish
 from pipelines.registry.resolve import resolve
+from pipelines.storage.fence import Fence
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from pipelines.storage.lease import Lease, hold_lease
 from pipelines.tracking.client import Tracker, open_tracker
@@ -28,6 +29,7 @@ from pipelines.train.sweep_hook import Trial
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact, artifact_folder, read_artifact, run_folder
 from presto_core.artifacts.run_layout import LEASE, RUN_FILE
+from presto_core.artifacts.store import StoreError
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 from presto_core.extras import MissingPackageError, check_extra
@@ -47,6 +49,7 @@ class StageContext:
         scratch: folder of checkpoints and partial results.
         run: its record in MLflow.
         trial: the sweep it belongs to, if it does.
+        fence: guards what this process, and workers that it is sent to, change in `artifact` and `scratch`.
     """
 
     run_id: str
@@ -56,6 +59,7 @@ class StageContext:
     scratch: Folder
     run: TrackedRun
     trial: Trial | None = None
+    fence: Fence | None = None
 
     def save_plots(self, renderers: dict[str, Callable[[], bytes]]) -> None:
         """Save plots by file name, locally and to the run in MLflow; a sweep plots its trials together instead.
@@ -123,10 +127,12 @@ def run_stage(
     forked_from = find_forked_checkpoint(resume, root, stage, config, ids)
     run_id = config.run_id(ids | forked_from | (inputs or {}))
     folder, scratch = artifact_folder(root, run_id), run_folder(root, run_id)
-    finish = partial(_finish, folder, None if trial else partial(_publish, tracker, stage, root, register_as))
+    register = None if trial else partial(_publish, tracker, stage, root, register_as)
     if (recorded := _find_record(tracker, folder, run_id)) and not _has_files(scratch):
-        return finish(stage, recorded)
-    with hold_lease(scratch.child(LEASE), f"{stage} run {run_id}") as lease:
+        return _finish(folder, register, stage, recorded)
+    with hold_lease(scratch.child(LEASE), f"{stage} run {run_id}", wait=config.cluster.wait_for_run) as lease:
+        folder, guarded = lease.fence.guard(folder), lease.fence.guard(scratch)
+        finish = partial(_finish, folder, register and partial(register, check_holder=lease.check))
         # looked up again: another process may have finished it meanwhile, or was killed while it cleaned up
         if recorded := _find_record(tracker, folder, run_id):
             artifact = finish(stage, recorded)
@@ -143,6 +149,7 @@ def run_stage(
             with _stop_if_lost(lease), opened as run:
                 in_main_thread = threading.current_thread() is threading.main_thread()
                 lease.on_lost = partial(_stop_work, run, in_main_thread=in_main_thread)
+                run.check_holder = lease.check
                 run.stored_rows = partial(read_rows, scratch)
                 is_new = not folder.exists()
                 if is_new:
@@ -151,8 +158,8 @@ def run_stage(
                         tracker.announce(run.mlflow_id)
                     if not trial and not forked_from and not scratch.exists(RUN_FILE):
                         explain_new_run(root, stage, run_id, config, ids)
-                    record_run_start(scratch, root, stage, config, ids | forked_from)
-                    execute(StageContext(run_id, parents, forked_from, folder, scratch, run, trial))
+                    record_run_start(guarded, root, stage, config, ids | forked_from)
+                    execute(StageContext(run_id, parents, forked_from, folder, guarded, run, trial, lease.fence))
                 else:
                     replay_rows(scratch, run)
                 lease.check()
@@ -182,10 +189,26 @@ def _finish(folder: Folder, register: Callable[[Artifact, str], None] | None, re
     return artifact
 
 
-def _publish(tracker: Tracker, stage: str, root: Folder, name: str, artifact: Artifact, mlflow_run: str) -> None:
+def _publish(
+    tracker: Tracker,
+    stage: str,
+    root: Folder,
+    name: str,
+    artifact: Artifact,
+    mlflow_run: str,
+    *,
+    check_holder: Callable[[], None] = lambda: None,
+) -> None:
     version = with_retries(
         lambda: publish(
-            tracker.client, name, artifact, mlflow_run=mlflow_run, stage=stage, root=root, pack=save_mlflow_model
+            tracker.client,
+            name,
+            artifact,
+            mlflow_run=mlflow_run,
+            stage=stage,
+            root=root,
+            pack=save_mlflow_model,
+            check_holder=check_holder,
         )
     )
     console.print(
@@ -202,10 +225,10 @@ def _stop_work(run: TrackedRun, *, in_main_thread: bool) -> None:
 
 @contextmanager
 def _stop_if_lost(lease: Lease) -> Iterator[None]:
-    """Say who took the run over, where work was interrupted for that."""
+    """Say who took the run over, whatever its loss interrupted or a worker made of it."""
     try:
         yield
     except (KeyboardInterrupt, UserError):
-        if lease.lost:
+        with suppress(StoreError):
             lease.check()
         raise

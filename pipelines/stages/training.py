@@ -61,5 +61,6 @@ def make_spec(stage: TrainingDefinition, config: TrainingStage, ctx: StageContex
         scratch_uri=ctx.scratch.uri,
         artifact_uri=ctx.artifact.uri,
         parent_ids=ctx.parent_ids,
+        fence=ctx.fence,
         row_flops=row_flops(config, card.to_dict(), layered=card.budget is not None),
     )

@@ -24,6 +24,7 @@ def create_exclusive(folder: Folder, name: str, content: bytes) -> bool:
     Raises:
         StoreError: the folder cannot be written, or the store does not support conditional writes.
     """
+    folder.check_holder()
     put = _put_if_none if folder.is_remote else _link
     return folder.with_retries(partial(put, folder, name, content), f"create {folder.uri}/{name}")
 

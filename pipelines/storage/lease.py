@@ -3,96 +3,36 @@
 A lease is a folder of files NNNNNN.json, one per epoch. The file of the next epoch is created exclusively, so that one
 taker wins; its holder renews it by writing it again, and a takeover is a further epoch. A lease that was not renewed
 for `EXPIRY_S` has expired, by the modification times that the store itself sets; a holder on this machine whose process
-is gone is known to be dead at once. A holder that finds a newer epoch has lost the lease (`Lease.check`).
+is gone is known to be dead at once. A holder that finds a newer epoch has lost the lease; its `Fence` guards what it
+and its workers change.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from functools import lru_cache
-from pathlib import Path
-
-import psutil
+from dataclasses import dataclass, field, replace
 
 from pipelines.console import console
 from pipelines.storage.exclusive_create import create_exclusive
+from pipelines.storage.fence import Fence
+from pipelines.storage.fence import LeaseLostError as LeaseLostError
+from pipelines.storage.lease_file import Entry, Holder, age_s, encode, file_name, make_holder, read_newest
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.store import StoreError, read_bytes, write_bytes
+from presto_core.artifacts.store import StoreError, write_bytes
 from presto_core.errors import UserError
 
 RENEW_S = 5.0
 EXPIRY_S = 30.0  # without a renewal
 POLL_S = 0.5
 ANNOUNCE_S = 3.0  # of waiting before it is said
-_EPOCH = re.compile(r"(\d{6})\.json")
 
 
 class LeaseHeldError(UserError):
     """Another process holds the lease."""
-
-
-class LeaseLostError(UserError):
-    """Another process took the lease over, because this one did not renew it in time."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who holds a lease.
-
-    Attributes:
-        host: name of its machine, for messages.
-        machine: this boot of its machine and its process namespace, within which `pid` is meaningful.
-        born: when its process was created, since process ids are used again.
-        since: when it took the lease, ISO 8601 in UTC.
-        renewals: number of times it was renewed.
-        released: the work ended, well or not; the next process may take it.
-        nonce: makes the files of concurrent takers differ.
-    """
-
-    host: str
-    machine: str
-    pid: int
-    born: float
-    since: str
-    renewals: int = 0
-    released: bool = False
-    nonce: str = field(default_factory=lambda: secrets.token_hex(8))
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since}"
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it runs, or ran, where this process can see it."""
-        return self.machine == _machine()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether its process exists; meaningful if it is local."""
-        try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.born) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """The newest epoch of a lease; without a holder if its file cannot be read."""
-
-    epoch: int
-    holder: Holder | None
-    renewed_at: datetime | None
 
 
 @dataclass
@@ -117,20 +57,23 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
+    @property
+    def fence(self) -> Fence:
+        """What workers in other processes need to write for this holder."""
+        return Fence(self.folder, self.epoch, self.holder.nonce, self.what)
+
     def check(self) -> None:
-        """Check with the store that the lease is still held, before anything that others must not see twice.
+        """Check with the store that the lease is still held, before a change that two holders must not make.
 
         Raises:
             LeaseLostError: it is not.
+            StoreError: the store does not answer, so nobody knows.
         """
-        entry = _read_newest(self.folder)
-        if self.lost or entry is None or entry.epoch != self.epoch:
+        try:
+            self.fence.check()
+        except LeaseLostError:
             self.lost = True
-            by = f" by {entry.holder}" if entry and entry.holder and entry.epoch != self.epoch else ""
-            raise LeaseLostError(
-                f"{self.what} was taken over{by}, because this process did not answer for {EXPIRY_S:.0f} s; let that "
-                "one finish, or stop it and re-run this command"
-            )
+            raise
 
     def stop(self) -> None:
         """Renew it no more, before its folder is deleted with the work's own files."""
@@ -141,7 +84,8 @@ class Lease:
     def release(self) -> None:
         """Let the next process have it at once."""
         self.stop()
-        if not self.lost and self.folder.exists(_file_name(self.epoch)):
+        with suppress(LeaseLostError):  # also where its folder was deleted with the work
+            self.fence.check()
             self._write(replace(self.holder, released=True))
 
     def _keep(self) -> None:
@@ -153,15 +97,17 @@ class Lease:
                 return
 
     def _renew(self) -> None:
-        entry = _read_newest(self.folder)
-        if entry is None or entry.epoch != self.epoch:
+        try:
+            self.fence.check()
+        except LeaseLostError:
             self.lost = not self._stopped.is_set()
-        elif not self._stopped.is_set():
+            return
+        if not self._stopped.is_set():
             self.holder = replace(self.holder, renewals=self.holder.renewals + 1)
             self._write(self.holder)
 
     def _write(self, holder: Holder) -> None:
-        write_bytes(self.folder, _file_name(self.epoch), _encode(holder))
+        write_bytes(self.folder, file_name(self.epoch), encode(holder))
 
 
 @contextmanager
@@ -197,20 +143,20 @@ def describe_holder(folder: Folder) -> str:
     Raises:
         StoreError: the folder cannot be read or written.
     """
-    entry = _read_newest(folder)
-    if entry is None or _is_free(entry):
+    entry = read_newest(folder)
+    if entry is None or entry.is_free:
         return ""
-    if entry.holder and not entry.holder.is_local and _age_s(folder, entry) >= EXPIRY_S:
+    if entry.holder and not entry.holder.is_local and age_s(folder, entry) >= EXPIRY_S:
         return ""
     return str(entry.holder or "an unknown process")
 
 
 def _acquire(folder: Folder, what: str, *, wait: bool) -> Lease:
     began, announced = time.monotonic(), False
-    first: _Entry | None = None
+    first: Entry | None = None
     while True:
-        entry = _read_newest(folder)
-        if entry is None or _is_free(entry) or _has_expired(folder, entry):
+        entry = read_newest(folder)
+        if entry is None or entry.is_free or _has_expired(folder, entry):
             lease = _take(folder, what, entry)
             if lease:
                 return lease
@@ -221,7 +167,8 @@ def _acquire(folder: Folder, what: str, *, wait: bool) -> Lease:
         is_alive = holder is not None and (holder.is_local or is_renewed)
         if is_alive and not wait:
             raise LeaseHeldError(
-                f"{what} is being worked on by {holder}; wait for it, or stop that process and re-run this command"
+                f"{what} is being worked on by {holder}; wait for it with --wait, or stop that process and re-run this "
+                "command"
             )
         if not announced and (not wait or time.monotonic() - began >= ANNOUNCE_S):
             announced = True
@@ -230,74 +177,24 @@ def _acquire(folder: Folder, what: str, *, wait: bool) -> Lease:
         time.sleep(POLL_S * (0.5 + secrets.randbelow(100) / 100) if wait and is_alive else POLL_S)
 
 
-def _is_free(entry: _Entry) -> bool:
-    holder = entry.holder
-    return holder is not None and (holder.released or (holder.is_local and not holder.is_alive))
-
-
-def _has_expired(folder: Folder, entry: _Entry) -> bool:
+def _has_expired(folder: Folder, entry: Entry) -> bool:
     """Whether a holder elsewhere did not renew its lease; one on this machine is alive while its process is."""
-    return not (entry.holder and entry.holder.is_local) and _age_s(folder, entry) >= EXPIRY_S
+    return not (entry.holder and entry.holder.is_local) and age_s(folder, entry) >= EXPIRY_S
 
 
-def _take(folder: Folder, what: str, before: _Entry | None) -> Lease | None:
+def _take(folder: Folder, what: str, before: Entry | None) -> Lease | None:
     """Take the next epoch; None if another process did."""
     epoch = before.epoch + 1 if before else 1
     holder = make_holder()
-    if not create_exclusive(folder, _file_name(epoch), _encode(holder)):
+    if not create_exclusive(folder, file_name(epoch), encode(holder)):
         return None
-    newest = _read_newest(folder)
+    newest = read_newest(folder)
     if newest is None or newest.epoch != epoch:  # others took this epoch, ended and were followed while this one looked
-        folder.delete_file(_file_name(epoch))
+        folder.delete_file(file_name(epoch))
         return None
     if before:
         if before.holder and not before.holder.released:
             console.print(f"{what}: taken over from {before.holder}, which ended without a word", markup=False)
         with suppress(StoreError, OSError):
-            folder.delete_file(_file_name(before.epoch))
+            folder.delete_file(file_name(before.epoch))
     return Lease(folder, epoch, holder, what)
-
-
-def make_holder() -> Holder:
-    """Describe this process."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Holder(socket.gethostname(), _machine(), os.getpid(), psutil.Process().create_time(), now)
-
-
-def _read_newest(folder: Folder) -> _Entry | None:
-    found = {info.base_name: info for info in folder.list_files(missing_ok=True) if _EPOCH.fullmatch(info.base_name)}
-    if not found:
-        return None
-    name = max(found)
-    try:
-        holder = Holder(**json.loads(read_bytes(folder, name)))
-    except (StoreError, ValueError, TypeError):  # deleted meanwhile, or half written where writing is not atomic
-        holder = None
-    return _Entry(int(name.partition(".")[0]), holder, found[name].mtime)
-
-
-def _age_s(folder: Folder, entry: _Entry) -> float:
-    """Seconds since the last renewal by the store's own clock, which a small file written now shows."""
-    name = f"clock-{secrets.token_hex(4)}"
-    write_bytes(folder, name, b"now")
-    now = folder.filesystem.get_file_info(folder.file_path(name)).mtime
-    folder.delete_file(name)
-    return (now - entry.renewed_at).total_seconds() if now and entry.renewed_at else 0.0
-
-
-def _encode(holder: Holder) -> bytes:
-    return json.dumps(asdict(holder)).encode()
-
-
-def _file_name(epoch: int) -> str:
-    return f"{epoch:06d}.json"
-
-
-@lru_cache(maxsize=1)
-def _machine() -> str:
-    """Identify the boot of this machine and the process namespace: pids mean the same within."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return "/".join(parts)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipelines.inference.lazy_mlflow import save_mlflow_model
 from pipelines.registry.publish import publish
 from pipelines.registry.resolve import resolve
 from pipelines.storage.filesystem import absolute_uri, open_folder
-from pipelines.storage.lease import hold_lease
+from pipelines.storage.lease import LeaseHeldError, hold_lease
 from pipelines.storage.node_cache import cache_on_node
 from pipelines.sweep import preflight
 from pipelines.sweep import report as sweep_report
@@ -67,14 +68,16 @@ def run(plan: SweepPlan, *, retry: bool = False) -> dict[str, Any]:
     preflight.check_parents(plan, parents)
     plan = _resolve_uris(plan, root, parents)
     folder = sweep_folder(root, plan.id)
-    store = SweepStore(folder)
     console.print(
         f"sweep {plan.id}: at most {plan.num_trials} trials of {plan.sweep.sweep.stage}, over {', '.join(plan.space)}"
     )
     with (
-        hold_lease(folder.child(LEASE), f"sweep {plan.id}"),
+        hold_lease(folder.child(LEASE), f"sweep {plan.id}", wait=plan.base.cluster.wait_for_run) as lease,
         tracker.run("sweep", plan.sweep, plan.id, parents, name=plan.base.NAME) as mlflow_run,
     ):
+        mlflow_run.check_holder = lease.check
+        folder = lease.fence.guard(folder)
+        store = SweepStore(folder)
         definition = make_definition(plan, mlflow_run.mlflow_id)
         store.write_definition(definition)
         records = _load_records(store, retry=retry)
@@ -83,7 +86,7 @@ def run(plan: SweepPlan, *, retry: bool = False) -> dict[str, Any]:
         write_bytes(folder, RESULT, sweep_report.to_json(result))
         if result["winner"]:
             mlflow_run.log(len(result["trials"]), {f"best/{plan.metric}": result["trials"][0]["value"]})
-        _publish_best(plan, result, root, tracker)
+        _publish_best(plan, result, root, tracker, check_holder=lease.check)
         _delete_checkpoints(plan, result, root)
         for path in sweep_report.write(result):
             mlflow_run.attach(path)
@@ -188,10 +191,22 @@ def _delete_checkpoints(plan: SweepPlan, result: dict[str, Any], root: Folder) -
     """Delete the checkpoints of trials that were stopped early, unless `sweep.keep_stopped` is set."""
     for row in result["trials"]:
         if row["state"] == PRUNED and not plan.sweep.sweep.keep_stopped:
-            run_folder(root, row["run_id"]).delete()
+            _delete_scratch(run_folder(root, row["run_id"]), row["run_id"])
 
 
-def _publish_best(plan: SweepPlan, result: dict[str, Any], root: Folder, tracker: Tracker) -> None:
+def _delete_scratch(scratch: Folder, run_id: str) -> None:
+    """Delete a run's scratch folder as its holder; what another process works on stays."""
+    if not scratch.list_files(recursive=True, missing_ok=True):
+        return
+    with suppress(LeaseHeldError), hold_lease(scratch.child(LEASE), f"trial {run_id}") as lease:
+        lease.stop()
+        lease.check()
+        scratch.delete()
+
+
+def _publish_best(
+    plan: SweepPlan, result: dict[str, Any], root: Folder, tracker: Tracker, *, check_holder: Callable[[], None]
+) -> None:
     """Publish the best trials as candidates, the best one last, so that the alias points to it."""
     best: Iterable[dict[str, Any]] = [
         row for row in result["trials"] if row["state"] == FINISHED and row["role"] == TRIAL
@@ -208,6 +223,7 @@ def _publish_best(plan: SweepPlan, result: dict[str, Any], root: Folder, tracker
                 stage=plan.sweep.sweep.stage,
                 root=root,
                 pack=save_mlflow_model,
+                check_holder=check_holder,
             )
             console.print(
                 f"sweep: {version.name}@{version.alias} is version {version.number} = {artifact.id}, {artifact.uri}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections import deque
@@ -12,29 +11,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential
-
-from pipelines.console import console
-from pipelines.redaction import redact
-from presto_core.errors import UserError
+from pipelines.storage.fence import LeaseLostError
+from pipelines.tracking.retry import TRANSIENT_CODES as TRANSIENT_CODES
+from pipelines.tracking.retry import TrackingError as TrackingError
+from pipelines.tracking.retry import explain_mlflow_error as explain_mlflow_error
+from pipelines.tracking.retry import with_retries as with_retries
 
 BATCH = 500  # metrics per request; MLflow accepts 1000
 FLUSH_EVERY_S = 5
 PAUSE_S = 15  # before the next attempt if the server does not answer; an attempt itself can take some seconds
-RETRY_TIMEOUT_S = 180  # for a server that is being restarted, or a database that another process has locked
 MAX_BUFFERED_POINTS = 200_000  # some 30 MB; further points are read later from the rows next to the checkpoints
+CATCH_UP_EVERY_S = 300  # after the buffer has overflowed: reads what has been stored since
+SYSTEM = "system/"  # metrics of the machine, which are stored nowhere else
 GENERATOR_STEP = "generator_step"
 _GENERATOR_PREFIXES = ("dmd_", "gan_", "generator_", "x0_")
-ANNOUNCED_ATTEMPT = 3  # about two seconds of waiting for a server, a minute for a locked database
-TRANSIENT_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
-
-Result = TypeVar("Result")
-
-
-class TrackingError(UserError):
-    """MLflow cannot be reached, or does not have the requested entity."""
 
 
 class Point(NamedTuple):
@@ -54,14 +46,17 @@ class TrackedRun:
 
     Attributes:
         stored_rows: reads the rows next to the checkpoints, used after the buffer has overflowed.
+        check_holder: raises if another process now continues the run, whose record it then is; called before a write.
     """
 
     client: Any
     mlflow_id: str
     stored_rows: Callable[[], Iterable[tuple[int, dict[str, float]]]] | None = None
+    check_holder: Callable[[], None] = lambda: None
     _points: deque[Point] = field(default_factory=deque)
     _sent: dict[str, int] | None = None
     _overflowed: bool = False
+    _caught_up_at: float = 0.0
     _closed: bool = False
     _send_lock: threading.RLock = field(default_factory=threading.RLock)
     _have_points: threading.Event = field(default_factory=threading.Event)
@@ -76,9 +71,10 @@ class TrackedRun:
         `step` counts total steps. If `generator_step` is among the metrics, those of the generator are also logged
         on that axis, as generator_step.<name>.
         """
-        if len(self._points) >= MAX_BUFFERED_POINTS and self.stored_rows:
+        is_stored = self.stored_rows is not None and not all(name.startswith(SYSTEM) for name in metrics)
+        if is_stored and len(self._points) >= MAX_BUFFERED_POINTS:
             self._overflowed = True  # later rows must not overtake the dropped ones
-        if self._overflowed or self._closed:
+        if self._closed or (self._overflowed and is_stored) or len(self._points) >= 2 * MAX_BUFFERED_POINTS:
             return
         self._points.extend(_make_points(step, metrics))
         if self._sender is None:
@@ -100,6 +96,10 @@ class TrackedRun:
         """Send the buffered points; return False, and keep them, if MLflow does not answer."""
         try:
             self._send()
+            if self._overflowed and time.monotonic() - self._caught_up_at >= CATCH_UP_EVERY_S:
+                self._send_stored()
+        except LeaseLostError:  # whoever holds the run sends them too
+            self.fence()
         except Exception as error:  # of MLflow, requests or SQLAlchemy: tracking must not end a training run
             if not self._warned:  # once until it answers again, however long that takes
                 message = explain_mlflow_error(error)
@@ -117,6 +117,7 @@ class TrackedRun:
                 while points := list(islice(self._points, BATCH)):
                     new = self._select_unsent(points)
                     if new:
+                        self.check_holder()
                         metrics = [Metric(p.name, p.value, p.timestamp_ms, p.step) for p in new]
                         self.client.log_batch(self.mlflow_id, metrics=metrics)
                     self._mark_sent(new)
@@ -157,16 +158,26 @@ class TrackedRun:
             TrackingError: MLflow does not answer for `RETRY_TIMEOUT_S`.
         """
         with_retries(self._send)
-        if self._overflowed and self.stored_rows:
+        if self._overflowed:
+            with_retries(self._send_stored)
             self._overflowed = False
-            for step, metrics in self.stored_rows():
+
+    def _send_stored(self) -> None:
+        """Send the stored rows that MLflow does not have yet; safe to repeat.
+
+        The buffer stays closed to rows until the end: those that were dropped since the newest stored one come later.
+        """
+        with self._send_lock:
+            for step, metrics in self.stored_rows() if self.stored_rows else ():
                 self._points.extend(_make_points(step, metrics))
-                if len(self._points) >= MAX_BUFFERED_POINTS:
-                    with_retries(self._send)
-            with_retries(self._send)
+                if len(self._points) >= 2 * BATCH:
+                    self._send()
+            self._send()
+            self._caught_up_at = time.monotonic()
 
     def attach(self, path: Path) -> None:
         """Attach a file to the run: a plot, a report or audio."""
+        self.check_holder()
         with_retries(lambda: self.client.log_artifact(self.mlflow_id, str(path)))
 
     def fence(self) -> None:
@@ -180,6 +191,7 @@ class TrackedRun:
             return
         self.flush_all()
         self._close()
+        self.check_holder()
         with_retries(lambda: self.client.set_terminated(self.mlflow_id, status="FINISHED"))
 
     def fail(self, status: str) -> None:
@@ -189,6 +201,7 @@ class TrackedRun:
         self.flush()
         self._close()
         with suppress(Exception):
+            self.check_holder()
             self.client.set_terminated(self.mlflow_id, status=status)
 
     def _close(self) -> None:
@@ -199,7 +212,7 @@ class TrackedRun:
 
 def metric_name(name: str) -> str:
     """Return a metric's name in MLflow, where a slash makes a group; only system metrics are grouped."""
-    return name if name.startswith("system/") else name.replace("/", ".")
+    return name if name.startswith(SYSTEM) else name.replace("/", ".")
 
 
 def _make_points(step: int, metrics: dict[str, float]) -> list[Point]:
@@ -213,44 +226,3 @@ def _make_points(step: int, metrics: dict[str, float]) -> list[Point]:
             if name.startswith(_GENERATOR_PREFIXES) and name != GENERATOR_STEP
         ]
     return points
-
-
-def with_retries(action: Callable[[], Result]) -> Result:
-    """Run an MLflow call, with retries for `RETRY_TIMEOUT_S`, saying once that it waits.
-
-    Raises:
-        TrackingError: MLflow does not answer in that time.
-    """
-    from mlflow.exceptions import MlflowException
-
-    def is_transient(error: BaseException) -> bool:
-        return isinstance(error, MlflowException) and error.error_code in TRANSIENT_CODES
-
-    def announce(state: RetryCallState) -> None:
-        if state.attempt_number == ANNOUNCED_ATTEMPT and state.outcome:
-            why = explain_mlflow_error(state.outcome.exception())
-            console.print(f"MLflow does not answer, waiting up to {RETRY_TIMEOUT_S} s: {why}", markup=False)
-
-    waits = wait_exponential(multiplier=0.5, max=5)
-    retrying = Retrying(
-        stop=stop_after_delay(RETRY_TIMEOUT_S),
-        wait=waits,
-        retry=retry_if_exception(is_transient),
-        before_sleep=announce,
-        reraise=True,
-    )
-    try:
-        return retrying(action)
-    except MlflowException as error:
-        if not is_transient(error):
-            raise
-        raise TrackingError(
-            f"MLflow does not answer for {RETRY_TIMEOUT_S} s: {explain_mlflow_error(error)}; restart it and re-run the "
-            "same command"
-        ) from error
-
-
-def explain_mlflow_error(error: BaseException | None) -> str:
-    """Return the first line of an error of MLflow, or of SQLAlchemy below it, without the statement and secrets."""
-    message = re.split(r"\[SQL:|\(Background on this error", str(error))[0]
-    return redact(" ".join(message.split())[:200].rstrip(". "))

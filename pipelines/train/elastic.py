@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
+from pipelines.train.failures import DailyTrainer
 from presto_core.config.workers import valid_worker_counts
 
 
@@ -35,8 +35,8 @@ class EvenSharesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
         return max(counts, default=0)
 
 
-class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
-    """A TorchTrainer that scales within `ScalingConfig(num_workers=(min, max))` by an `EvenSharesPolicy`."""
+class ElasticTrainer(DailyTrainer):
+    """A trainer that scales within `ScalingConfig(num_workers=(min, max))` by an `EvenSharesPolicy`."""
 
     def with_even_shares(self, global_batch_size: int) -> ElasticTrainer:
         self._policy = EvenSharesPolicy(self.scaling_config, global_batch_size=global_batch_size)

@@ -28,7 +28,6 @@ from pipelines.cluster.shutdown import (
 from pipelines.console import console, progress_bar
 from pipelines.data.dataset import LatentDataset, open_dataset
 from pipelines.data.shard_reader import find_damaged_shards, read_with_ray, read_with_threads
-from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import TrackedRun
 from pipelines.tracking.metric_log import replay_rows
 from pipelines.train.driver import DriverMailbox, RunMonitor
@@ -58,7 +57,7 @@ def launch_training(spec: TrainSpec, run: TrackedRun, trial: Trial | None = None
     waits_for = "starting Ray" if spec.config.cluster.num_workers else "loading"
     bars = progress_bar(spec.stage.name, spec.config.total_steps, waits_for=waits_for)
     with bars as bar, stop.handle_signals():
-        replay = partial(replay_rows, open_folder(spec.scratch_uri), run)
+        replay = partial(replay_rows, spec.open_scratch(), run)
         monitor = RunMonitor(
             run, bar, spec.stage.progress_metrics, spec.stage.health, spec.config.health, stop, replay, trial
         )
@@ -109,7 +108,7 @@ def _exclude_damaged_shards(spec: TrainSpec) -> TrainSpec:
 
 def _find_damaged_shards(spec: TrainSpec, dataset: LatentDataset) -> tuple[str, ...]:
     """Files of damaged shards; searched once per run, so that a resumed run sees the same rows."""
-    scratch = open_folder(spec.scratch_uri)
+    scratch = spec.open_scratch()
     if not scratch.exists(SKIPPED_SHARDS_FILE):
         files = find_damaged_shards(dataset.uri, dataset.shards("train"), with_ray=spec.config.cluster.num_workers > 0)
         write_bytes(scratch, SKIPPED_SHARDS_FILE, json.dumps(files).encode())
@@ -164,14 +163,14 @@ class _BackgroundThread:
 def _make_trainer(spec: TrainSpec, mailbox: Any) -> Any:
     """The Ray Train trainer, of a fixed or an elastic number of workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     from pipelines.train.elastic import ElasticTrainer
+    from pipelines.train.failures import DailyTrainer
 
     config = spec.config.cluster
     reader = read_with_ray if uses_ray_reader(config) else read_with_threads
     elastic = 0 < config.min_workers < config.num_workers
-    trainer = (ElasticTrainer if elastic else TorchTrainer)(
+    trainer = (ElasticTrainer if elastic else DailyTrainer)(
         run_ray_worker,
         train_loop_config={"spec": spec, "mailbox": mailbox, "reader": reader},
         scaling_config=ScalingConfig(

@@ -15,6 +15,7 @@ from pipelines.cluster.shutdown import (
     install_handlers_in_worker,
     is_preemption_pending,
 )
+from pipelines.storage.fence import LeaseLostError
 from pipelines.train.parallel import make_process_group
 from pipelines.train.spec import TrainSpec
 from pipelines.train.telemetry import Telemetry
@@ -31,6 +32,7 @@ ORDERLY_ERRORS = (
     DivergenceError,
     SaveError,
     StoppedError,
+    LeaseLostError,
 )
 
 

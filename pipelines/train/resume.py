@@ -15,6 +15,7 @@ from presto_core.config.loader import flatten
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
 from presto_core.training.checkpoint import read_newest_checkpoint
+from presto_core.training.checkpoint_folders import CheckpointName
 
 FORKED_FROM = "forked_from"  # role of a checkpoint among a run's parents: <run_id>/step-<total_step>
 
@@ -113,14 +114,21 @@ def _find_newest_checkpoint(root: Folder, run_id: str) -> str:
     newest = read_newest_checkpoint(checkpoints, _warn)
     if newest is None:
         raise UserError(f"run {run_id} has no checkpoint to start from yet; leave out --resume and --fork")
-    return f"{run_id}/{newest[0].uri.rpartition('/')[2]}"
+    return _format_reference(run_id, newest[0])
+
+
+def _format_reference(run_id: str, checkpoint: Folder) -> str:
+    """Name a checkpoint by its step alone: the epoch in its folder's name is not part of what is in it."""
+    name = CheckpointName.parse(checkpoint.uri.rpartition("/")[2])
+    assert name
+    return f"{run_id}/{CheckpointName(1, name.step)}"
 
 
 def _copy_checkpoint(root: Folder, reference: str, scratch: Folder) -> None:
     """Copy the checkpoint: the run it comes from deletes its checkpoints as it continues, and at its end."""
     run_id, _, name = reference.partition("/")
     newest = read_newest_checkpoint(run_folder(root, run_id).child(CHECKPOINTS), _warn)
-    if newest is None or newest[0].uri.rpartition("/")[2] != name:
+    if newest is None or _format_reference(run_id, newest[0]) != reference:
         raise UserError(
             f"run {run_id} is training meanwhile and checkpoint {reference} is no longer its newest; try again"
         )

@@ -19,6 +19,7 @@ from presto_core.artifacts.run_layout import CHECKPOINTS, LEASE, RUN_FILE
 from presto_core.artifacts.store import StoreError, read_bytes
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
+from presto_core.training.checkpoint_folders import CheckpointName
 
 MAX_NAMED_SETTINGS = 3
 ACTIVE_S = 600  # a run without a lease whose files changed within this time may have a live driver
@@ -198,8 +199,11 @@ def _read_run(root: Folder, run_id: str, tracker: Tracker) -> UnfinishedRun | No
 def _newest_step(scratch: Folder) -> tuple[int | None, datetime | None]:
     """Step and time of the newest committed checkpoint."""
     files = scratch.child(CHECKPOINTS).list_files(recursive=True, missing_ok=True)
-    manifests = {info.path.split("/")[-2]: info.mtime for info in files if info.base_name == MANIFEST}
+    found = (
+        (CheckpointName.parse(info.path.split("/")[-2]), info.mtime) for info in files if info.base_name == MANIFEST
+    )
+    manifests = {name: written for name, written in found if name}
     if not manifests:
         return None, None
     newest = max(manifests)
-    return int(newest.rpartition("-")[2]), manifests[newest]
+    return newest.step, manifests[newest]

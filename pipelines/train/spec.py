@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from pipelines.data.dataset import LatentDataset
+from pipelines.storage.fence import Fence
 from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact, commit_artifact
 from presto_core.config.loader import settings_to_yaml
 from presto_core.metrics.latency import describe_hardware
@@ -33,6 +35,7 @@ class TrainSpec:
         parent_ids: role -> id of every parent, for the artifact's manifest.
         row_flops: model FLOPs per row of the batch, a mean over steps; 0 is not known.
         skipped: shards that are left out because they are damaged.
+        fence: the driver's right to write, which that of its workers ends with; None where no lease is held.
     """
 
     stage: TrainingDefinition
@@ -45,6 +48,18 @@ class TrainSpec:
     parent_ids: dict[str, str]
     row_flops: float = 0.0
     skipped: tuple[str, ...] = ()
+    fence: Fence | None = None
+
+    def open_scratch(self) -> Folder:
+        """The folder of checkpoints, rows and copies of weights."""
+        return self._open(self.scratch_uri)
+
+    def open_artifact(self) -> Folder:
+        return self._open(self.artifact_uri)
+
+    def _open(self, uri: str) -> Folder:
+        folder = open_folder(uri)
+        return self.fence.guard(folder) if self.fence else folder
 
     def make_card(self, dataset: LatentDataset) -> ModelCard:
         """What the artifact says of the model."""
@@ -56,7 +71,7 @@ def commit_model(spec: TrainSpec, dataset: LatentDataset, state: TrainState, det
     (ema,) = state.emas.values()
     card = spec.make_card(dataset).to_dict()
     commit_artifact(
-        open_folder(spec.artifact_uri),
+        spec.open_artifact(),
         kind=spec.stage.kind,
         artifact_id=spec.run_id,
         config_yaml=settings_to_yaml(spec.config),

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,17 +23,19 @@ from torch import Tensor
 from pipelines.evaluate.validator import ValidateFn
 from pipelines.tracking.metric_log import METRICS_FOLDER, Row
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.store import commit, read_bytes, read_file, read_manifest, write_bytes
+from presto_core.artifacts.store import StoreError, commit, read_bytes, read_file, read_manifest, write_bytes
 from presto_core.config.validation import ValidationConfig
 from presto_core.metrics.table import canonical_name, headline_metric, list_validation_metrics
 from presto_core.models.model_card import WEIGHTS, serialize_state
 from presto_core.training.ema import Ema
+from presto_core.training.outage import Patience, retry_while_away
 from presto_core.training.sharding import gather_on_rank0
 from presto_core.training.state import TrainState
 
 SNAPSHOTS = "validations"  # folder in a run's scratch
 PREFIX = "validation/"  # of the names of metrics
 UPDATE = f"{PREFIX}update"
+POLL_S = 0.5  # between two looks at whether the store is away
 Weights = dict[str, Tensor]
 
 
@@ -94,6 +97,7 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
     Args:
         validator: validates the model at a URI; called from a thread.
         main: whether this is rank 0.
+        make_patience: how long each thread waits for the store; not at all by default.
     """
 
     config: ValidationConfig
@@ -102,6 +106,7 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
     ema: Ema
     last_update: int
     main: bool = True
+    make_patience: Callable[[], Patience] = lambda: Patience(0)
     rows: dict[int, Row] = field(default_factory=dict)
     new_rows: deque[Row] = field(default_factory=deque)
 
@@ -111,6 +116,7 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
         self.store_futures: list[Future[Any]] = []
         self.validation_futures: list[Future[Any]] = []
         self.pending: set[int] = set()
+        self.store_patience, self.validation_patience = self.make_patience(), self.make_patience()
 
     def resume(self, total_step: int) -> None:
         """Report the results of earlier attempts again, and validate the copies that were pending."""
@@ -130,7 +136,7 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
         if self.main:
             cpu_weights = {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
             self.pending.add(update)  # before the copy exists, so that `prune` does not delete it
-            stored = self.threads[0].submit(self.snapshots.store, update, state.total_step, cpu_weights)
+            stored = self.threads[0].submit(self._store, update, state.total_step, cpu_weights)
             self.store_futures.append(stored)
             self._submit(update, state.total_step, stored)
             self._wait_for(lambda: len([j for j in self.validation_futures if not j.done()]) <= self.config.backlog)
@@ -148,8 +154,15 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
         return [self.new_rows.popleft() for _ in range(len(self.new_rows))]
 
     def wait_stored(self) -> None:
-        """Wait until every copy is stored; called before a checkpoint is committed."""
+        """Wait until every copy is stored; called before a checkpoint is committed.
+
+        Raises:
+            StoreError: one cannot be stored yet, because the store is away: the checkpoint has to wait too.
+        """
         for future in list(self.store_futures):
+            while not wait([future], timeout=POLL_S).done:
+                if error := self.store_patience.error:
+                    raise StoreError(str(error)) from error.__cause__
             future.result()
             self.store_futures.remove(future)
 
@@ -168,6 +181,10 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
     def _distance_key(self, update: int) -> tuple[float, int]:
         return self.rows[update][1][f"{PREFIX}{headline_metric().name}"], update
 
+    def _store(self, update: int, total_step: int, weights: Weights) -> str:
+        store = partial(self.snapshots.store, update, total_step, weights)
+        return retry_while_away(store, self.store_patience, f"the copy of weights of update {update}")
+
     def _submit(self, update: int, total_step: int, stored: Future[str] | None) -> None:
         self.pending.add(update)
         self.validation_futures.append(self.threads[1].submit(self._validate, update, total_step, stored))
@@ -177,6 +194,12 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
             wait([j for j in self.validation_futures if not j.done()], return_when="FIRST_COMPLETED")
 
     def _validate(self, update: int, total_step: int, stored: Future[str] | None) -> None:
+        if stored:
+            stored.result()  # before the time in which this thread may wait begins
+        validate = partial(self._validate_stored, update, total_step, stored)
+        retry_while_away(validate, self.validation_patience, f"the validation of update {update}")
+
+    def _validate_stored(self, update: int, total_step: int, stored: Future[str] | None) -> None:
         uri = stored.result() if stored else self.snapshots.folder(update).uri
         started = time.perf_counter()
         distances = self.validator(uri)
@@ -191,6 +214,9 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
         self.new_rows.append(row)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None:
+            self.store_patience.given_up.set()
+            self.validation_patience.given_up.set()
         for thread in self.threads:
             thread.shutdown(wait=True, cancel_futures=True)
 

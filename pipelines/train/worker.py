@@ -14,7 +14,6 @@ from pipelines.cluster.shutdown import StoppedError
 from pipelines.data.dataset import LatentDataset, open_dataset, stream_batches
 from pipelines.data.shard_cache import ShardCache
 from pipelines.evaluate.validator import get_validator
-from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.metric_log import METRICS_FOLDER, MetricLog, Row
 from pipelines.train.spec import TrainSpec
 from pipelines.train.validation import AsyncValidation, WeightSnapshots
@@ -23,8 +22,10 @@ from presto_core.artifacts.run_layout import CHECKPOINTS
 from presto_core.artifacts.store import StoreError
 from presto_core.config.stage import TrainingStage
 from presto_core.training.async_checkpoint import CheckpointWriter
-from presto_core.training.checkpoint import delete_incomplete, load_checkpoint
+from presto_core.training.checkpoint import load_checkpoint
+from presto_core.training.checkpoint_folders import delete_incomplete
 from presto_core.training.loop import Hooks, train
+from presto_core.training.outage import Patience, retry_while_away
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import TrainState
 
@@ -56,8 +57,9 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
     torch.manual_seed(config.seed)  # networks are initialised alike on all ranks
     dtype = torch.bfloat16 if config.loop.autocast == "bf16" else None
     algorithm = spec.stage.make_algorithm(config, spec.models, dataset, parallel, dtype)
-    state, main, scratch = algorithm.state, parallel.rank == 0, open_folder(spec.scratch_uri)
-    _resume(scratch.child(CHECKPOINTS), state, parallel, callbacks)
+    state, main, scratch = algorithm.state, parallel.rank == 0, spec.open_scratch()
+    epoch = spec.fence.epoch if spec.fence else 1
+    _resume(scratch.child(CHECKPOINTS), state, parallel, callbacks, epoch=epoch)
     batches = stream_batches(
         dataset,
         seed=config.seed,
@@ -66,7 +68,7 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
         rank=parallel.rank,
         world_size=parallel.world_size,
         device=parallel.device,
-        reader=reader,
+        reader=partial(reader, patience_s=60 * config.loop.max_unsaved_minutes),
         cache=ShardCache.from_config(config.cluster),
         crop_frames=config.data.crop_frames,
         caption_dropout=config.caption_dropout,
@@ -79,10 +81,15 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
         last_saved_step=state.total_step,
         keep=config.loop.keep_checkpoints,
         every=config.loop.keep_every,
+        epoch=epoch,
+        max_unsaved_s=60 * config.loop.max_unsaved_minutes,
+        warn=callbacks.warn,
         on_saved=callbacks.on_checkpoint,
         check_current_attempt=callbacks.check_current_attempt,
     )
-    with closing(batches), writer, _open_validation(spec, dataset, state, scratch, main=main) as validation:
+    make_patience = partial(Patience, 60 * config.loop.max_unsaved_minutes, callbacks.warn, scratch.is_remote)
+    opened = _open_validation(spec, dataset, state, scratch, make_patience, main=main)
+    with closing(batches), writer, opened as validation:
         hooks = _make_hooks(state, writer, MetricLog(scratch.child(METRICS_FOLDER)), callbacks, validation, main=main)
         train(algorithm, batches, seed=config.seed, config=config.loop, parallel=parallel, hooks=hooks)
         writer.finish()
@@ -97,11 +104,21 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
         ema.gather()
     if main:
         callbacks.check_current_attempt()
-        spec.stage.commit(spec, dataset, state, _conclude_validation(spec, state, validation) if validation else {})
+
+        def commit() -> None:
+            spec.stage.commit(spec, dataset, state, _conclude_validation(spec, state, validation) if validation else {})
+
+        retry_while_away(commit, make_patience(), "the artifact")
 
 
 def _open_validation(
-    spec: TrainSpec, dataset: LatentDataset, state: TrainState, scratch: Folder, *, main: bool
+    spec: TrainSpec,
+    dataset: LatentDataset,
+    state: TrainState,
+    scratch: Folder,
+    make_patience: Callable[[], Patience],
+    *,
+    main: bool,
 ) -> AbstractContextManager[AsyncValidation | None]:
     """The run's validation, with what an earlier attempt left; none if `validation.every` is 0."""
     config: TrainingStage = spec.config
@@ -114,7 +131,15 @@ def _open_validation(
         if main
         else _unreachable_validator
     )
-    validation = AsyncValidation(config.validation, snapshots, validator, ema, last_update=config.updates, main=main)
+    validation = AsyncValidation(
+        config.validation,
+        snapshots,
+        validator,
+        ema,
+        last_update=config.updates,
+        main=main,
+        make_patience=make_patience,
+    )
     if main:
         validation.resume(state.total_step)
     return validation
@@ -141,11 +166,13 @@ def _report_rows(rows: list[Row], callbacks: WorkerCallbacks) -> None:
         callbacks.report(step, metrics)
 
 
-def _resume(checkpoints: Folder, state: TrainState, parallel: Parallel, callbacks: WorkerCallbacks) -> None:
+def _resume(
+    checkpoints: Folder, state: TrainState, parallel: Parallel, callbacks: WorkerCallbacks, *, epoch: int
+) -> None:
     """Load the newest checkpoint on every rank, and report where the run starts."""
     main = parallel.rank == 0
     if main:
-        delete_incomplete(checkpoints)
+        delete_incomplete(checkpoints, epoch=epoch)
     load_checkpoint(checkpoints, state, callbacks.warn if main else lambda message: None)
     mean_step = float(parallel.average(torch.tensor(float(state.total_step), device=parallel.device)))
     if mean_step != state.total_step:

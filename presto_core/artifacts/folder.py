@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyarrow import fs as pafs
 
@@ -17,6 +17,10 @@ from presto_core.artifacts.retry import explain as explain
 MANIFEST = "manifest.json"
 
 
+def _is_anyones() -> None:
+    """Any process may change the folder; a named function, so that folders can be sent to workers."""
+
+
 @dataclass(frozen=True)
 class Folder:
     """A path in a file system.
@@ -26,12 +30,14 @@ class Folder:
         path: path inside it, without scheme.
         uri: the path as a user writes it.
         fast_path: returns whole-file access in one request, faster than the file system; None if there is none.
+        check_holder: called before every write and deletion; raises if another process may make them instead.
     """
 
     filesystem_factory: pafs.FileSystem | Callable[[], pafs.FileSystem]
     path: str
     uri: str
     fast_path: Callable[[], FastPath] | None = None
+    check_holder: Callable[[], None] = _is_anyones
 
     @property
     def filesystem(self) -> pafs.FileSystem:
@@ -39,7 +45,11 @@ class Folder:
         return self.filesystem_factory() if callable(self.filesystem_factory) else self.filesystem_factory
 
     def child(self, name: str) -> Folder:
-        return Folder(self.filesystem_factory, self.file_path(name), f"{self.uri.rstrip('/')}/{name}", self.fast_path)
+        return replace(self, path=self.file_path(name), uri=f"{self.uri.rstrip('/')}/{name}")
+
+    def guarded(self, check_holder: Callable[[], None]) -> Folder:
+        """The same folder, and all folders inside, for a process that may change them only while a check passes."""
+        return replace(self, check_holder=check_holder)
 
     def file_path(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}"
@@ -68,6 +78,7 @@ class Folder:
 
     def delete(self) -> None:
         """Delete the folder and its content, if it exists."""
+        self.check_holder()
 
         def remove() -> None:
             if self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound:
@@ -78,6 +89,7 @@ class Folder:
 
     def delete_file(self, name: str) -> None:
         """Delete one file, if it exists."""
+        self.check_holder()
 
         def remove() -> None:
             if self.filesystem.get_file_info(self.file_path(name)).type == pafs.FileType.File:

@@ -58,6 +58,13 @@ def is_transient(error: BaseException | None) -> bool:
     return not any(sign in str(error).lower() for sign in _PERMANENT)
 
 
+def has_expired_credentials(error: BaseException | None) -> bool:
+    """Return whether the store refuses credentials that whoever made them may renew."""
+    return isinstance(error, OSError) and any(
+        sign in str(error).lower() for sign, clause in _PERMANENT.items() if clause == _EXPIRED_HINT
+    )
+
+
 def explain(error: OSError) -> str:
     """Describe a system error and its fix in one clause."""
     text = " ".join(str(error).split())

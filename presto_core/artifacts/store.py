@@ -60,6 +60,7 @@ def write_bytes(folder: Folder, name: str, content: bytes) -> None:
     target = folder.file_path(name)
 
     def put() -> None:
+        folder.check_holder()  # before every attempt: one can be an outage later than the one before it
         filesystem = folder.filesystem
         temporary = f"{target}.partial" if not folder.is_remote else target  # an S3 object appears only once complete
         if temporary != target:
@@ -73,8 +74,10 @@ def write_bytes(folder: Folder, name: str, content: bytes) -> None:
                     filesystem.delete_file(temporary)
             raise
         if temporary != target:
+            folder.check_holder()
             filesystem.move(temporary, target)
 
+    folder.check_holder()
     if not try_write(folder.fast_path, target, content):
         folder.with_retries(put, f"write {folder.uri}/{name} ({len(content)} bytes)")
 

@@ -67,8 +67,10 @@ class ClusterConfig(Section):
     """Shared memory in MB of a locally started Ray."""
     wait_seconds: int = Field(0, ge=0)
     """How long to wait for nodes if the cluster is too small; an autoscaler is asked for them. 0 refuses at once."""
+    wait_for_run: bool = False
+    """Wait for another process that works on the same run to end, instead of being refused; `--wait` sets it."""
     max_failures: int = Field(2, ge=0)
-    """Times a training worker group may be restarted from its last checkpoint."""
+    """Times in 24 hours that a training worker group may be restarted from its last checkpoint."""
 
     @model_validator(mode="after")
     def _check_worker_range(self) -> Self:

@@ -102,6 +102,9 @@ class LoopConfig(Section):
     """Number of newest checkpoints to keep; with 1, a damaged checkpoint leaves none."""
     keep_every: int = Field(0, ge=0)
     """Also keep checkpoints at multiples of this many total steps until the run is finished; 0 keeps none."""
+    max_unsaved_minutes: float = Field(60, ge=0)
+    """How long training goes on, and tries again, while checkpoints cannot be written; then the run fails. 0 fails at
+    once."""
     micro_batch_size: int = Field(0, ge=0)
     """Rows per pass; gradients are accumulated over micro-batches. 0 passes the worker's share of the global
     batch at once. Lower it if memory is short: results differ by rounding only, so it is not part of the run id."""

@@ -1,7 +1,7 @@
 """Checkpoints of a TrainState: tensors as safetensors, the rest as JSON; no pickle.
 
-A checkpoint is a folder step-<total_step> whose manifest is written last: without one it does not exist. A run resumes
-from the newest complete one.
+A checkpoint is a folder (named in checkpoint_folders.py) whose manifest is written last: without one it does not exist.
+A run resumes from the newest complete one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from presto_core.artifacts.folder import MANIFEST, Folder
+from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import DamagedError, StoreError, commit, read_file, read_manifest
+from presto_core.training.checkpoint_folders import CheckpointName, delete_checkpoint, list_checkpoints
 from presto_core.training.state import TrainState
 
 TENSORS, SKELETON = "state.safetensors", "state.json"
@@ -43,38 +44,18 @@ class Snapshot:
         return Snapshot(state["total_step"], tensors, skeleton)
 
 
-def write_checkpoint(folder: Folder, snapshot: Snapshot) -> Folder:
-    """Commit a snapshot as step-<total_step>.
+def write_checkpoint(folder: Folder, snapshot: Snapshot, *, epoch: int = 1) -> CheckpointName:
+    """Commit a snapshot as the checkpoint of its step, written in this epoch of the run's lease.
 
     Raises:
         StoreError: it cannot be written; other checkpoints are left untouched.
     """
-    target = folder.child(f"step-{snapshot.total_step:09d}")
-    _delete(target)  # damaged or incomplete
+    name = CheckpointName(epoch, snapshot.total_step)
+    target = folder.child(str(name))
+    delete_checkpoint(target)  # damaged or incomplete
     files = {TENSORS: save(snapshot.tensors), SKELETON: json.dumps(snapshot.skeleton).encode()}
     commit(target, {"kind": "checkpoint", "total_step": snapshot.total_step}, files)
-    return target
-
-
-def delete_old(folder: Folder, *, newest: int, keep: int, every: int = 0) -> None:
-    """Delete all checkpoints except the last `keep` and those at multiples of `every` steps.
-
-    Args:
-        newest: step of the checkpoint just committed; any with a later step is damaged or incomplete.
-    """
-    complete = {name for name in _checkpoint_names(folder) if folder.child(name).exists()}
-    upto = sorted(name for name in complete if _parse_step(name) <= newest)
-    kept = {*upto[-keep:], *(name for name in upto if every and _parse_step(name) and _parse_step(name) % every == 0)}
-    for name in _checkpoint_names(folder):
-        if name not in kept:
-            _delete(folder.child(name))
-
-
-def delete_incomplete(folder: Folder) -> None:
-    """Delete checkpoints without a manifest, left by an interrupted save."""
-    for name in _checkpoint_names(folder):
-        if not folder.child(name).exists():
-            folder.child(name).delete()
+    return name
 
 
 def read_newest_checkpoint(folder: Folder, warn: Warn = lambda message: None) -> tuple[Folder, dict[str, bytes]] | None:
@@ -87,8 +68,8 @@ def read_newest_checkpoint(folder: Folder, warn: Warn = lambda message: None) ->
         StoreError: all checkpoints are damaged, or the store is unreachable.
     """
     damaged: list[DamagedError] = []
-    for name in reversed(_checkpoint_names(folder)):
-        checkpoint = folder.child(name)
+    for name in reversed(list_checkpoints(folder)):
+        checkpoint = folder.child(str(name))
         if not checkpoint.exists():
             continue
         try:
@@ -98,7 +79,7 @@ def read_newest_checkpoint(folder: Folder, warn: Warn = lambda message: None) ->
             damaged.append(error)
             continue
         for why in damaged:
-            warn(f"skipping a damaged checkpoint, using the one of step {_parse_step(name)} instead: {why}")
+            warn(f"skipping a damaged checkpoint, using the one of step {name.step} instead: {why}")
         return checkpoint, files
     if damaged:
         raise StoreError(f"all checkpoints are damaged: {damaged[0]}; delete {folder.uri} to start over")
@@ -124,21 +105,6 @@ def load_checkpoint(folder: Folder, state: TrainState, warn: Warn = lambda messa
             f"delete {folder.uri} to start over"
         ) from error
     return True
-
-
-def _checkpoint_names(folder: Folder) -> list[str]:
-    """Return the names of checkpoint folders, complete or not, oldest first."""
-    return [name for name in folder.list_folders() if name.startswith("step-")]
-
-
-def _parse_step(name: str) -> int:
-    return int(name.removeprefix("step-"))
-
-
-def _delete(checkpoint: Folder) -> None:
-    """Delete the manifest first, so that an interrupted deletion does not look like a damaged checkpoint."""
-    checkpoint.delete_file(MANIFEST)
-    checkpoint.delete()
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -13,7 +13,8 @@ from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError
 from presto_core.config.sections import LoopConfig, StepsConfig
 from presto_core.training.async_checkpoint import CheckpointWriter, SaveError
-from presto_core.training.checkpoint import delete_incomplete, load_checkpoint
+from presto_core.training.checkpoint import load_checkpoint
+from presto_core.training.checkpoint_folders import delete_incomplete, list_checkpoints
 from presto_core.training.loop import Hooks, train
 from presto_core.training.state import TrainState
 from presto_core.training.step_distillation import StepDistillation
@@ -46,7 +47,7 @@ def truncate(checkpoint: Path, file: str = STATE) -> None:
 
 
 def steps_of(folder: Folder) -> list[int]:
-    return [int(name.removeprefix("step-")) for name in folder.list_folders()]
+    return [name.step for name in list_checkpoints(folder)]
 
 
 def load_step(folder: Folder, warnings: list[str]) -> int:
@@ -186,15 +187,19 @@ def test_newest_and_every_nth_are_kept(tmp_path):
     assert steps_of(folder) == [4, 8, 9, 10]
 
 
-def test_what_is_newer_than_the_one_just_saved_was_damaged_and_goes(tmp_path):
-    """If a damaged checkpoint counted as one of the newest, a good one would be deleted."""
+def test_a_newer_one_that_is_damaged_takes_no_place_of_a_good_one_and_is_written_again(tmp_path):
     folder = local_folder(tmp_path)
     save_at(folder, range(1, 4), keep=3)
     truncate(tmp_path / "step-000000003")
     again = distillation()
     load_checkpoint(folder, again.state, lambda message: None)
     save_checkpoint(folder, again.state, keep=1)
-    assert steps_of(folder) == [2]
+    assert steps_of(folder) == [2, 3]
+    assert load_step(folder, []) == 2
+    run(again, 3)
+    save_checkpoint(folder, again.state, keep=1)
+    assert steps_of(folder) == [3]
+    assert load_step(folder, []) == 3
 
 
 def test_nothing_is_deleted_before_the_new_one_is_there(tmp_path):

@@ -207,7 +207,7 @@ def test_of_many_takers_at_once_one_wins(folder: Folder):
 
 def test_a_taker_that_looked_before_others_came_and_went_does_not_win(folder: Folder):
     leave_lease(folder, replace(make_holder(), released=True))
-    before = lease_module._read_newest(folder)
+    before = lease_module.read_newest(folder)
     for _ in range(2):  # epochs 2 and 3; the file of 2 is gone
         with hold_lease(folder, "work"):
             pass

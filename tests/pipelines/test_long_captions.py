@@ -28,12 +28,12 @@ def test_a_shard_names_the_tracks_of_which_a_caption_is_cut(tmp_path: Path, spli
         Track("long.wav", caption=LONG, split=split),
         Track("wording.wav", caption="piano", captions=(LONG,), split=split),
     ]
-    folders = [str(tmp_path / name) for name in ("cache", "artifact", "scratch")]
+    cache, artifact, scratch = (open_folder(str(tmp_path / name)) for name in ("cache", "artifact", "scratch"))
     for i in range(len(tracks)):
         latents, starts = np.zeros((4, 2, 8), np.float16), np.arange(4.0)
-        write_segment(open_folder(folders[0]), f"{i:08x}", 0, latents=latents, start_seconds=starts)
+        write_segment(cache, f"{i:08x}", 0, latents=latents, start_seconds=starts)
     parts = [SegmentSlice(asdict(track), f"{i:08x}", 0, 4, 0, 4) for i, track in enumerate(tracks)]
-    writer = ShardWriter(load_config(IngestStage, None, {}), *folders)
+    writer = ShardWriter(load_config(IngestStage, None, {}), cache.uri, artifact, scratch)
     plan = ShardPlan(f"{split}-00000", split, parts)
     writer({"plan": json.dumps({"name": plan.name, "split": split, "parts": [asdict(part) for part in parts]})})
     assert json.loads((tmp_path / f"scratch/{plan.name}.json").read_text())["cut_captions"] == files

@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from pipelines.tracking.tags import RUN_ID
 from pipelines.train.resume import ResumeOptions
 from pipelines.train.runs import close_run, list_runs
 from pipelines.train.sweep_hook import Trial
-from presto_core.artifacts.manifest import commit_artifact, run_folder
+from presto_core.artifacts.manifest import artifact_folder, commit_artifact, run_folder
 from presto_core.artifacts.run_layout import LEASE, RUN_FILE
 from presto_core.artifacts.store import write_bytes
 from presto_core.config.loader import load_config
@@ -213,8 +215,7 @@ def test_a_run_that_another_process_took_over_is_stopped_and_left_to_it(
     monkeypatch.setattr(lease, "RENEW_S", 0.05)
 
     def execute(ctx: StageContext) -> None:
-        taker = replace(lease.make_holder(), host="far", machine="far", pid=7)
-        write_bytes(ctx.scratch.child(LEASE), "000002.json", json.dumps(taker.__dict__).encode())
+        take_over(ctx)
         time.sleep(PATIENCE_S)
         pytest.fail("its work went on")
 
@@ -222,6 +223,70 @@ def test_a_run_that_another_process_took_over_is_stopped_and_left_to_it(
         run_stage(NAME, make_config(), execute, register_as="presto-report")
     (run,) = find_runs(tracker, make_config().run_id())
     assert run.info.status == "RUNNING"  # for the other one
+
+
+def take_over(ctx: StageContext) -> None:
+    taker = replace(lease.make_holder(), host="far", machine="far", pid=7)
+    write_bytes(open_folder(ctx.scratch.uri).child(LEASE), "000002.json", json.dumps(taker.__dict__).encode())
+
+
+def lose_before_a_checkpoint(ctx: StageContext) -> None:
+    take_over(ctx)
+    MetricLog(ctx.scratch.child(METRICS_FOLDER)).write(1, [(1, {"loss": 1.0})])
+
+
+def lose_before_rows_are_sent(ctx: StageContext) -> None:
+    take_over(ctx)
+    ctx.run.log(1, {"loss": 1.0})
+    ctx.run.flush_all()
+
+
+def lose_before_the_artifact(ctx: StageContext) -> None:
+    take_over(ctx)
+    write_artifact(replace(ctx, scratch=open_folder(ctx.scratch.uri)))
+
+
+def lose_after_the_artifact(ctx: StageContext) -> None:
+    write_artifact(ctx)
+    ctx.run.flush_all()
+    take_over(ctx)
+
+
+LOSSES = [lose_before_a_checkpoint, lose_before_rows_are_sent, lose_before_the_artifact, lose_after_the_artifact]
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_whoever_lost_a_run_without_noticing_is_stopped_by_its_next_change(
+    tracker: Tracker, lose: Callable[[StageContext], None]
+):
+    with pytest.raises(LeaseLostError, match="process 7 on far"):
+        run_stage(NAME, make_config(), lose, register_as="presto-report")
+    (run,) = find_runs(tracker, make_config().run_id())
+    assert run.info.status == "RUNNING"  # for the other one
+    assert ("loss" in run.data.metrics) == (lose is lose_after_the_artifact)
+    assert tracker.client.search_model_versions("name = 'presto-report'") == []
+    root = open_folder("store")
+    assert run_folder(root, make_config().run_id()).exists(RUN_FILE)
+    assert artifact_folder(root, make_config().run_id()).exists() == (lose is lose_after_the_artifact)
+
+
+def test_a_command_that_waits_reuses_what_the_holder_made(tracker: Tracker, capsys: pytest.CaptureFixture[str]):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(ctx: StageContext) -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        write_artifact(ctx)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run_stage, NAME, make_config(), work, register_as="presto-report")
+        assert begun.wait(PATIENCE_S)
+        waiting = make_config(**{"cluster.wait_for_run": True})
+        second = pool.submit(run_stage, NAME, waiting, refuse_work, register_as="presto-report")
+        assert not wait([second], timeout=1).done
+        go_on.set()
+        assert first.result(PATIENCE_S).id == second.result(PATIENCE_S).id
+    assert len(tracker.client.search_model_versions("name = 'presto-report'")) == 1
 
 
 def test_what_a_killed_command_did_not_record_is_recorded_by_the_next(tracker: Tracker):

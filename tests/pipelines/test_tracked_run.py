@@ -152,6 +152,34 @@ def test_rows_beyond_the_buffer_come_from_the_stored_rows_in_order(workdir: Path
     assert MAX_BUFFERED_POINTS > 100
 
 
+def test_after_an_overflow_mlflow_catches_up_while_the_run_goes_on_and_keeps_what_is_stored_nowhere_else(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tracking_run, "MAX_BUFFERED_POINTS", 100)
+    monkeypatch.setattr(tracking_run, "CATCH_UP_EVERY_S", 0)
+    run, stored = run_at(""), list[Row]()
+    run.stored_rows = lambda: stored
+    with monkeypatch.context() as away:
+        away.setattr(run.client, "log_batch", lambda *args, **named: (_ for _ in ()).throw(OSError("down")))
+        for row in rows(1, 300):
+            run.log(*row)
+            run.log(row[0], {"system/load": 1.0})
+            assert len(run._points) <= 2 * 100 + 2
+        stored += rows(1, 250)  # up to the last checkpoint
+    assert run.flush()
+    assert points(run, "") == make_points(1, 250)
+    run.log(301, {"dsm_loss": 1 / 301})
+    stored += rows(251, 300)
+    assert run.flush()
+    assert points(run, "") == make_points(1, 300)
+    stored += rows(301, 310)
+    run.finish()
+    assert points(run, "") == make_points(1, 310)
+    load = points(run, "", "system/load")
+    assert [step for step, _ in load] == list(range(1, len(load) + 1))
+    assert len(load) > 50
+
+
 def test_a_resumed_run_sends_only_what_is_new(workdir: Path):
     first = run_at("")
     for row in rows(1, 40):

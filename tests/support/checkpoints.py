@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from presto_core.artifacts.folder import Folder
-from presto_core.training.checkpoint import Snapshot, delete_old, write_checkpoint
+from presto_core.training.checkpoint import Snapshot, write_checkpoint
+from presto_core.training.checkpoint_folders import delete_old
 from presto_core.training.state import TrainState
 
 
-def save_checkpoint(folder: Folder, state: TrainState, *, keep: int, every: int = 0) -> Folder:
+def save_checkpoint(folder: Folder, state: TrainState, *, keep: int, every: int = 0, epoch: int = 1) -> Folder:
     """Commit a checkpoint in this thread, then delete old ones, as `CheckpointWriter` does in another."""
-    target = write_checkpoint(folder, Snapshot.from_state(state.state_dict()))
-    delete_old(folder, newest=state.total_step, keep=keep, every=every)
-    return target
+    name = write_checkpoint(folder, Snapshot.from_state(state.state_dict()), epoch=epoch)
+    delete_old(folder, newest=name, keep=keep, every=every)
+    return folder.child(str(name))
 
 
 def is_time(name: str) -> bool:

@@ -17,11 +17,13 @@ from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import open_tracker
 from pipelines.tracking.tags import RUN_ID
 from presto_core.artifacts.manifest import Artifact, read_artifact
+from presto_core.artifacts.run_layout import CHECKPOINTS
 from presto_core.config.loader import load_config
 from presto_core.config.schema import stage_configs
 from presto_core.config.sections import TrackingConfig
 from presto_core.config.stage import StageConfig
 from presto_core.training.checkpoint import TENSORS
+from presto_core.training.checkpoint_folders import list_checkpoints
 from tests.pipelines.test_training_stages import TINY, weights_of
 from tests.support.checkpoints import is_time
 from tests.support.processes import PATIENCE_S, Attempt, wait_for
@@ -115,13 +117,13 @@ class Training:
     def checkpoints(self) -> list[int]:
         """Return the steps of the checkpoints, finished or not."""
         runs = open_folder(self.root).child("runs")
-        names = [name for run in runs.list_folders() for name in runs.child(run).child("checkpoints").list_folders()]
-        return sorted(int(name.removeprefix("step-")) for name in names)
+        names = [name for run in runs.list_folders() for name in list_checkpoints(runs.child(run).child(CHECKPOINTS))]
+        return sorted(name.step for name in names)
 
     @property
     def newest_checkpoint(self) -> Path:
-        (folder,) = Path(self.root).glob(f"runs/*/checkpoints/step-{self.checkpoints()[-1]:09d}")
-        return folder
+        (checkpoints,) = Path(self.root).glob(f"runs/*/{CHECKPOINTS}")
+        return checkpoints / str(list_checkpoints(open_folder(str(checkpoints)))[-1])
 
     def weights_are_finite(self) -> bool:
         return all(tensor.isfinite().all() for tensor in load_file(self.newest_checkpoint / TENSORS).values())
