@@ -106,8 +106,8 @@ def move_to_cuda(module: nn.Module) -> Any:
         for name, value in part._parameters.items():
             if value is not None:
                 part._parameters[name] = nn.Parameter(value.detach().to(CUDA), requires_grad=value.requires_grad)
-        for name, value in part._buffers.items():
-            part._buffers[name] = None if value is None else value.to(CUDA)
+        for name, buffer in part._buffers.items():
+            part._buffers[name] = None if buffer is None else buffer.to(CUDA)
     return module
 
 
@@ -132,11 +132,10 @@ def _is_cpu(argument: Any) -> bool:
 
 def _make_list(tensor: Tensor) -> Any:
     """Zeros, and of integers 1, 2, 1, 2, … as budgets of blocks."""
-    values = np.zeros(tuple(tensor.shape))
-    if not tensor.dtype.is_floating_point:
-        values = np.arange(values.size).reshape(values.shape) % 2 + 1
-        return values.astype(int).tolist()
-    return values.tolist()
+    shape = tuple(tensor.shape)
+    if tensor.dtype.is_floating_point:
+        return np.zeros(shape).tolist()
+    return (np.arange(tensor.numel()).reshape(shape) % 2 + 1).tolist()
 
 
 def _find_caller() -> str:
