@@ -20,7 +20,10 @@ from pipelines.console import console
 from pipelines.storage.exclusive_create import create_exclusive
 from pipelines.storage.fence import Fence
 from pipelines.storage.fence import LeaseLostError as LeaseLostError
-from pipelines.storage.lease_file import Entry, Holder, age_s, encode, file_name, make_holder, read_newest
+from pipelines.storage.lease_file import Entry, age_s, encode, file_name
+from pipelines.storage.lease_file import Holder as Holder
+from pipelines.storage.lease_file import make_holder as make_holder
+from pipelines.storage.lease_file import read_newest as read_newest
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, write_bytes
 from presto_core.errors import UserError

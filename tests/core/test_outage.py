@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -156,13 +157,13 @@ def test_which_errors_may_pass(error: OSError | None, is_remote: bool, expected:
 
 def test_warnings_grow_rarer_the_longer_it_lasts(monkeypatch: pytest.MonkeyPatch):
     clock, warnings, seconds = [0.5], list[str](), list[float]()
-    monkeypatch.setattr("presto_core.training.outage.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 
-    def note(message: str) -> None:
+    def warn(message: str) -> None:
         warnings.append(message)
         seconds.append(clock[0])
 
-    patience = Patience(3600, note)
+    patience = Patience(3600, warn)
     failure = StoreError("away")
     failure.__cause__ = OSError("HTTP status 503")
     while clock[0] < 3000:
