@@ -50,4 +50,4 @@ class Fence:
 
     def guard(self, folder: Folder) -> Folder:
         """The same folder, whose writes and deletions check this fence first."""
-        return folder.guarded(self.check)
+        return folder.guard(self.check)

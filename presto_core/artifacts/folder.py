@@ -49,7 +49,7 @@ class Folder:
     def child(self, name: str) -> Folder:
         return replace(self, path=self.file_path(name), uri=f"{self.uri.rstrip('/')}/{name}")
 
-    def guarded(self, check_holder: Callable[[], None]) -> Folder:
+    def guard(self, check_holder: Callable[[], None]) -> Folder:
         """The same folder, and all folders inside, for a process that may change them only while a check passes."""
         return replace(self, check_holder=check_holder)
 

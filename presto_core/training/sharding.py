@@ -52,11 +52,11 @@ class TensorName(str):
     __slots__ = ()
 
 
-Place = Callable[[Tensor], None]
+TensorSetter = Callable[[Tensor], None]
 """Puts a full tensor, or this worker's shard of it, where it belongs."""
 
 
-def find_weight_places(network: nn.Module, names: dict[str, Any]) -> dict[str, Place]:
+def find_weight_setters(network: nn.Module, names: dict[str, Any]) -> dict[str, TensorSetter]:
     """Return where the weights of a network belong, which may be sharded.
 
     Args:
@@ -85,20 +85,20 @@ class OptimizerMoments:
         state: the optimiser's state_dict with a `TensorName` for each tensor.
 
     Attributes:
-        places: name -> puts the moment into its place.
+        setters: name -> puts the moment into its place.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         self.optimizer, self.state = optimizer, state
         self.moments: dict[int, dict[str, Any]] = {}
-        self.places: dict[str, Place] = {}
+        self.setters: dict[str, TensorSetter] = {}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, values in state["state"].items():
             if index < len(parameters):
                 self.moments[index] = own = dict(values)
                 for key, name in values.items():
                     if isinstance(name, TensorName):
-                        self.places[name] = partial(_keep_moment, own, key, parameters[index])
+                        self.setters[name] = partial(_keep_moment, own, key, parameters[index])
 
     def load(self) -> None:
         """Give the optimiser its moments, after all are in place; ValueError if they belong to another network."""

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.training.ema import Ema
-from presto_core.training.sharding import OptimizerMoments, find_weight_places, gather_on_rank0
+from presto_core.training.sharding import OptimizerMoments, find_weight_setters, gather_on_rank0
 
 
 @dataclass(frozen=True)
@@ -96,20 +96,20 @@ class TrainState:
         Raises:
             RuntimeError, ValueError, KeyError: the state belongs to other networks.
         """
-        places: dict[str, Callable[[Tensor], None]] = {}
+        setters: dict[str, Callable[[Tensor], None]] = {}
         for name, net in self.networks.items():
-            places |= find_weight_places(net, skeleton["networks"][name])
+            setters |= find_weight_setters(net, skeleton["networks"][name])
         for name, ema in self.emas.items():
-            places |= find_weight_places(ema.network, skeleton["emas"][name])
+            setters |= find_weight_setters(ema.network, skeleton["emas"][name])
         moments = {name: OptimizerMoments(opt, skeleton["optimizers"][name]) for name, opt in self.optimizers.items()}
         for of_optimizer in moments.values():
-            places |= of_optimizer.places
+            setters |= of_optimizer.setters
         for name, tensor in tensors:
-            if place := places.pop(name, None):
-                place(tensor)
+            if set_tensor := setters.pop(name, None):
+                set_tensor(tensor)
             del tensor
-        if places:
-            raise KeyError(f"no tensor {next(iter(places))}")
+        if setters:
+            raise KeyError(f"no tensor {next(iter(setters))}")
         for of_optimizer in moments.values():
             of_optimizer.load()
         for name, ema in self.emas.items():

@@ -279,7 +279,7 @@ HOSTILE_PARTS = {
 def test_a_hostile_manifest_is_refused_by_every_reader(folder: Folder, tmp_path: Path, case: str) -> None:
     text = HOSTILE_PARTS[case]
     (tmp_path / MANIFEST).write_bytes(text if isinstance(text, bytes) else str(text).encode())
-    for read in (read_manifest, read_artifact, lambda place: read_local_manifest(tmp_path)):
+    for read in (read_manifest, read_artifact, lambda _folder: read_local_manifest(tmp_path)):
         with pytest.raises(UnsafeArtifactError, match=r"manifest\.json") as caught:
             read(folder)
         assert len(str(caught.value)) < 500

@@ -236,7 +236,7 @@ def test_newest_and_every_nth_are_kept(tmp_path):
     assert steps_of(folder) == [4, 8, 9, 10]
 
 
-def test_a_newer_one_that_is_damaged_takes_no_place_of_a_good_one_and_is_written_again(tmp_path):
+def test_a_damaged_newer_one_replaces_no_good_one_and_is_written_again(tmp_path):
     folder = local_folder(tmp_path)
     save_at(folder, range(1, 4), keep=3)
     truncate(tmp_path / "step-000000003")

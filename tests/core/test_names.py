@@ -31,6 +31,7 @@ ALLOWED_FUNCTIONS = {
     "_broken_chord": "a term of music, as `open_fifth`",
     "created_at": "a property, named as in MLflow and GitHub",
     "integrated_loudness": "the term of ITU-R BS.1770",
+    "teardown": "a method of hypothesis' state machines",
     "squared_distances": "a mathematical function is named by what it returns",
 }
 

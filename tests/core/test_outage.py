@@ -35,8 +35,8 @@ class Store:
     number: int = errno.EIO
     failures: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
-    def guarded(self) -> Folder:
-        return self.folder.guarded(self.check)
+    def guard(self) -> Folder:
+        return self.folder.guard(self.check)
 
     def check(self) -> None:
         if self.is_away:
@@ -56,7 +56,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def make_writer(store: Store, warnings: list[str], *, limit_s: float = 600) -> CheckpointWriter:
     return CheckpointWriter(
-        store.guarded(), last_saved_step=0, keep=2, every=0, max_unsaved_s=limit_s, warn=warnings.append
+        store.guard(), last_saved_step=0, keep=2, every=0, max_unsaved_s=limit_s, warn=warnings.append
     )
 
 

@@ -54,7 +54,7 @@ def test_a_folder_that_a_record_names_is_never_opened(path: str, monkeypatch: py
             load_recorded_encoder(record_text(kind=kind, path=path))
 
 
-def test_the_users_folder_is_opened_in_place_of_the_recorded_one(codec_folder: Path):
+def test_the_users_folder_is_opened_instead_of_the_recorded_one(codec_folder: Path):
     record = record_codec(path="/nowhere")
     assert load_recorded_codec(record, OwnFolders(codec=str(codec_folder))).digest == record["digest"]
     with pytest.raises(StoreError, match=r"ffffffffffff.*storage\.codec_folder"):

@@ -167,9 +167,9 @@ def test_a_moved_project_and_a_moved_store_stay_theirs(
     monkeypatch.chdir(moved)
     run_presto("relocate")
     run_presto("relocate", "--from", str(moved / "store"), "--to", str(moved / "elsewhere"))
-    at_new_place = SmallRegistry(str(moved / "elsewhere"), shelf.tracker)
-    add_artifact(open_folder(at_new_place.root), "a" * 16)
-    assert list_names(run_gc(at_new_place, "--delete")) == {"a" * 16}
+    at_new_path = SmallRegistry(str(moved / "elsewhere"), shelf.tracker)
+    add_artifact(open_folder(at_new_path.root), "a" * 16)
+    assert list_names(run_gc(at_new_path, "--delete")) == {"a" * 16}
 
 
 def test_two_ids_of_one_registry_agree_with_either_root(shelf: SmallRegistry, tmp_path: Path):
