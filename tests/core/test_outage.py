@@ -82,7 +82,7 @@ def test_training_goes_on_through_an_outage_and_ends_with_the_same_bits(store: S
         train(algorithm, batches(), seed=0, config=LoopConfig(log_every=1, checkpoint_every=1), hooks=hooks)
         writer.finish()
     assert state.total_step == LAST
-    assert list_steps(store) == [LAST - 1, LAST]
+    assert list_steps(store)[-1] == LAST  # the one before may be replaced while the writer waits
     assert sorted(set(rows)) == list(range(1, LAST + 1))  # what belongs before a skipped one is stored all the same
     for name, network in calm.state.networks.items():
         assert are_equal(weights(network), weights(state.networks[name]))

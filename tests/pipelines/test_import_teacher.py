@@ -21,6 +21,7 @@ from pipelines.registry.compatibility import check_teacher_matches_dataset
 from pipelines.stages import distill_layers, distill_steps, import_teacher
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.manifest import Artifact, commit_artifact, read_artifact
+from presto_core.artifacts.store import StoreError
 from presto_core.audio.load_codec import load_codec
 from presto_core.config.loader import load_config
 from presto_core.config.schema import ImportTeacherStage, IngestStage, LayersStage, StepsStage
@@ -28,6 +29,7 @@ from presto_core.errors import UserError
 from presto_core.models import hub
 from presto_core.models.hub import HubError, explain, is_repository
 from presto_core.models.model_card import ModelCard, load_model
+from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.state import Cursor
 from tests.support.tiny_teachers import CHANNELS, FRAMES, TOKENS, write_stable_audio
 
@@ -143,6 +145,7 @@ def test_layers_steps_and_clips_from_an_imported_teacher(teacher: Artifact, data
     layers = run_layers(teacher, dataset)
     both = run_steps(teacher, dataset, layers)
     before = load_model(open_folder(teacher.uri), teacher.manifest)[0].state_dict()
+    own = teacher.manifest["model"]["codec"]["path"]
     for model in (layers, both):
         card, after = ModelCard(**model.manifest["model"]), load_model(open_folder(model.uri), model.manifest)[0]
         assert card.precondition == {"kind": "v_cosine"}
@@ -150,7 +153,9 @@ def test_layers_steps_and_clips_from_an_imported_teacher(teacher: Artifact, data
         assert moved
         assert not [name for name in moved if name.startswith("conditioner.") or "time_proj.weight" in name]
     for model, steps in ((teacher, 2), (both, 4)):
-        generator = open_generator(model.uri)
+        with pytest.raises(StoreError, match="storage.text_folder"):
+            open_generator(model.uri).generate("slow jazz piano")
+        generator = open_generator(model.uri, folders=OwnFolders(codec=own, text=own))
         (clip,) = generator.generate("slow jazz piano", steps=steps, seed=1)
         assert clip.audio.shape == (2, FRAMES * 64)
         assert np.isfinite(clip.audio).all()
