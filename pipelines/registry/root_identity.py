@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from pipelines.redaction import strip_password
+from pipelines.redaction import redact
 from pipelines.registry.names import RUN_ID, RegistryError
 from pipelines.registry.relocation import iter_pages
 from pipelines.registry.version import Version
@@ -57,7 +57,7 @@ class RegistryIdentity:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         if not self.ids:
             self.client.set_experiment_tag(self.experiment_id, f"{TAG}{own}", since)
-        tracking = strip_password(str(getattr(self.client, "tracking_uri", "")))
+        tracking = redact(str(getattr(self.client, "tracking_uri", "")))
         content = {"registry": own, "tracking_uri": tracking, "since": since, "nonce": secrets.token_hex(8)}
         create_exclusive(root.child(IDENTITY), f"{own}.json", json.dumps(content, indent=1).encode())
         return RegistryIdentity(self.client, self.experiment_id, self.ids | {own})
@@ -146,4 +146,4 @@ def _describe_claim(root: Folder, registry_id: str) -> str:
 
 
 def _uri(identity: RegistryIdentity) -> str:
-    return strip_password(str(getattr(identity.client, "tracking_uri", "")))
+    return redact(str(getattr(identity.client, "tracking_uri", "")))

@@ -63,7 +63,8 @@ def test_the_users_folder_is_opened_instead_of_the_recorded_one(codec_folder: Pa
 
 def test_an_encoder_recorded_by_a_former_digest_is_the_same(monkeypatch: pytest.MonkeyPatch):
     record = record_text()
-    monkeypatch.setattr("presto_core.text.transformer_encoder._MINILM", {"no": "such file"})  # as for an encoder that is not known
+    # as for an encoder that is not known
+    monkeypatch.setattr("presto_core.text.transformer_encoder._MINILM", {"no": "such file"})
     assert text_digest("minilm", max_tokens=12) != record["digest"]
     assert load_recorded_encoder(record).former_digest == record["digest"]
 

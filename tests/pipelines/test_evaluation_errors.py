@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
+from pipelines.evaluate import folder_systems
 from pipelines.evaluate.checks import check_counts, check_names
 from pipelines.evaluate.comparison import compare_systems
 from pipelines.evaluate.folders import read_folder_system
@@ -27,6 +28,7 @@ from pipelines.evaluate.rows import Prompts
 from pipelines.evaluate.sampling import SystemSampler, partial_file_name
 from pipelines.evaluate.systems import EvaluatedSystem, list_real_systems
 from pipelines.storage.filesystem import open_folder
+from presto_core.audio.load_codec import load_codec
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.loader import ConfigError, load_config
 from presto_core.config.schema import EvaluateStage
@@ -131,8 +133,11 @@ def embedders(tmp_path: Path) -> Path:
     ],
 )
 def test_what_can_be_known_is_found_before_sampling(
-    tmp_path: Path, embedders: Path, settings: str, frames: int, message: str
+    tmp_path: Path, embedders: Path, settings: str, frames: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(
+        folder_systems, "load_recorded_codec", lambda *_: load_codec("mel_pca")
+    )  # the data set is a toy
     data = make_dataset(str(tmp_path / "data"), shape=LatentShape(4, frames, 8, 3))  # each split is of one track
     config = load_config(EvaluateStage, None, [settings.format(embedders)])
     scratch = open_folder(str(tmp_path / "scratch"))

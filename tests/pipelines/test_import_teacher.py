@@ -153,7 +153,7 @@ def test_layers_steps_and_clips_from_an_imported_teacher(teacher: Artifact, data
         assert moved
         assert not [name for name in moved if name.startswith("conditioner.") or "time_proj.weight" in name]
     for model, steps in ((teacher, 2), (both, 4)):
-        with pytest.raises(StoreError, match="storage.text_folder"):
+        with pytest.raises(StoreError, match=r"storage\.text_folder"):
             open_generator(model.uri).generate("slow jazz piano")
         generator = open_generator(model.uri, folders=OwnFolders(codec=own, text=own))
         (clip,) = generator.generate("slow jazz piano", steps=steps, seed=1)

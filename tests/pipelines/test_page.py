@@ -350,12 +350,12 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "work"
 
 
-def test_html_and_embeddings_are_never_copied(workspace: Path):
-    artifact = commit_report(workspace / "runs", make_former_report(workspace / "former"))
+def test_only_what_a_page_needs_is_copied(workspace: Path, example: Path):
+    artifact = commit_report(workspace / "runs", example)
     folder = fetch_report(artifact)
     assert folder == REPORTS / ID
     copied = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert copied == {name for name in artifact.manifest["files"] if name.endswith((".wav", "report.json"))}
+    assert copied == {name for name in artifact.manifest["files"] if name.endswith((".wav", ".png", "report.json"))}
 
 
 def test_a_truncated_copy_is_replaced_and_a_complete_one_kept(workspace: Path, example: Path):

@@ -100,8 +100,8 @@ def test_a_name_resolves_without_mlflow_and_storage_and_a_typo_gets_a_suggestion
 def test_an_export_rounds_parameters_to_bf16_and_nothing_else(with_student: Path, tmp_path: Path):
     source = commit_untrained(str(tmp_path / "store"))
     export = export_artifact(
-        source.uri, tmp_path / "out", name=STUDENT, licence="MIT", provenance={"hours": 2}, details={"gate": "passed"},
-        files={"test_report.json": b"{}"},
+        source.uri, tmp_path / "out", name=STUDENT, licence="MIT", provenance={"hours": 2},
+        details={"gate": {"verdict": "passed"}}, files={"test_report.json": b"{}"},
     )  # fmt: skip
     before = open_model(source.uri).network
     after = open_model(export.uri).network
@@ -116,7 +116,7 @@ def test_an_export_rounds_parameters_to_bf16_and_nothing_else(with_student: Path
     assert (export.kind, export.manifest["parents"]) == (source.kind, source.manifest["parents"])
     assert export.manifest["model"] == source.manifest["model"]
     assert export.manifest["export"] | {"source": source.id, "licence": "MIT"} == export.manifest["export"]
-    assert export.manifest["gate"] == "passed"
+    assert export.manifest["gate"] == {"verdict": "passed"}
     assert set(export.manifest["files"]) == {"config.yaml", "weights.safetensors", "test_report.json"}
 
 
