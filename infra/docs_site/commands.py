@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import typer.main
-from rich.text import Text
 
 from infra.cli.main import app
 from infra.docs_site.configuration import escape_line
 
+_TAG = re.compile(r"\[/?[a-z ]+\]")
 INTRODUCTION = """\
 # Commands
 
@@ -44,5 +45,5 @@ def _format(name: str, command: Any) -> str:
 
 
 def _strip_markup(text: str) -> str:
-    """Text without rich's tags, which the terminal shows as bold."""
-    return Text.from_markup(text).plain.replace("\b", "").replace("<", "&lt;")
+    """Text without rich's tags such as [bold]; placeholders like [KEY=VALUE] stay."""
+    return _TAG.sub("", text).replace("\b", "").replace("<", "&lt;")
