@@ -156,7 +156,7 @@ def test_waiting_is_announced_once(capsys: pytest.CaptureFixture[str], monkeypat
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-    monkeypatch.setattr(tracking_run, "wait_exponential", lambda **named: lambda state: 0.0)
+    monkeypatch.setattr("pipelines.tracking.retry.wait_exponential", lambda **named: lambda state: 0.0)
     attempts = []
 
     def fail_six_times() -> int:
