@@ -20,7 +20,7 @@ from pipelines.data.shard_cache import ShardCache
 from pipelines.data.shards import FullRows, Shard, ShardRows, read_table
 from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.store import StoreError
-from presto_core.training.outage import Patience, retry_while_away
+from presto_core.training.outage import OutageTimer, retry_while_away
 
 R = TypeVar("R", ShardRows, FullRows)
 """Type of a shard's rows."""
@@ -43,12 +43,12 @@ _ERROR = "error"
 
 
 def read_with_threads(
-    uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None, patience_s: float = 0
+    uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None, max_outage_s: float = 0
 ) -> Iterator[R]:
     """Yield shards in the given order, read ahead by threads of this process.
 
     Args:
-        patience_s: how long the store may be away.
+        max_outage_s: how long the store may be away.
 
     Raises:
         StoreError: a shard is missing or damaged.
@@ -56,9 +56,9 @@ def read_with_threads(
     folder, ended = open_folder(uri), threading.Event()
 
     def read(shard: Shard) -> R:
-        patience = Patience(patience_s, logging.getLogger(__name__).warning, folder.is_remote, ended)
+        outage_timer = OutageTimer(max_outage_s, logging.getLogger(__name__).warning, folder.is_remote, ended)
         read_once = partial(read_table, folder, shard, columns=kind.columns(), cache=cache)
-        return kind.from_table(retry_while_away(read_once, patience, f"shard {shard.file}"))
+        return kind.from_table(retry_while_away(read_once, outage_timer, f"shard {shard.file}"))
 
     pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(READER_THREADS) as pool:
@@ -75,26 +75,26 @@ def read_with_threads(
 
 
 def read_with_ray(
-    uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None, patience_s: float = 0
+    uri: str, shards: Iterable[Shard], kind: type[R], *, cache: ShardCache | None = None, max_outage_s: float = 0
 ) -> Iterator[R]:
     """Yield shards in the given order, read ahead by Ray Data tasks on any node, as far as memory allows.
 
     Args:
-        patience_s: how long the store may be away.
+        max_outage_s: how long the store may be away.
 
     Raises:
         StoreError: a shard is missing or damaged.
     """
     remaining = iter(shards)
     while group := list(islice(remaining, SHARDS_PER_EXECUTION)):
-        yield from _split_blocks(_read_blocks(uri, group, kind.columns(), cache, patience_s), group, kind)
+        yield from _split_blocks(_read_blocks(uri, group, kind.columns(), cache, max_outage_s), group, kind)
 
 
 def _read_blocks(
-    uri: str, shards: list[Shard], columns: list[str], cache: ShardCache | None, patience_s: float
+    uri: str, shards: list[Shard], columns: list[str], cache: ShardCache | None, max_outage_s: float
 ) -> Iterator[pa.Table]:
     """Yield tables that together contain the shards' rows, in order."""
-    fields = {"uri": uri, "columns": columns, "cache": json.dumps(cache and vars(cache)), "patience_s": patience_s}
+    fields = {"uri": uri, "columns": columns, "cache": json.dumps(cache and vars(cache)), "max_outage_s": max_outage_s}
     items = [fields | {"shards": json.dumps([vars(shard) for shard in group])} for group in _group_by_task(shards)]
     blocks = dataset_from_items(items).map_batches(
         _read_item,
@@ -144,9 +144,9 @@ def _read_item(item: pa.Table) -> pa.Table:
         shards = [Shard(**shard) for shard in json.loads(fields["shards"])]
         cache_fields = json.loads(fields["cache"])
         cache = cache_fields and ShardCache(**cache_fields)
-        patience = Patience(fields["patience_s"], is_remote=folder.is_remote)
+        outage_timer = OutageTimer(fields["max_outage_s"], is_remote=folder.is_remote)
         reads = (partial(read_table, folder, shard, columns=fields["columns"], cache=cache) for shard in shards)
-        return pa.concat_tables([retry_while_away(read, patience, fields["uri"]) for read in reads])
+        return pa.concat_tables([retry_while_away(read, outage_timer, fields["uri"]) for read in reads])
     except StoreError as error:
         return pa.table({_ERROR: [str(error)]})
 

@@ -99,10 +99,8 @@ def _measure_models(
 ) -> dict[str, Any]:
     """What is measured on the models themselves, and where they come from."""
     models = _select_models(ctx)
-    device, own = (
-        resolve_device(config.cluster.device, setting="cluster.device"),
-        OwnFolders.from_config(config.storage),
-    )
+    device = resolve_device(config.cluster.device, setting="cluster.device")
+    own = OwnFolders.from_config(config.storage)
     opened = {role: open_model(uris[role], device=device, folders=own) for role in models}
     labels = make_method_labels(models)
     systems = [one.system for one in comparison.compared if one.system.role not in ("real", "folder")]

@@ -28,7 +28,7 @@ from presto_core.config.validation import ValidationConfig
 from presto_core.metrics.table import canonical_name, headline_metric, list_validation_metrics
 from presto_core.models.model_card import WEIGHTS, serialize_state
 from presto_core.training.ema import Ema
-from presto_core.training.outage import Patience, retry_while_away
+from presto_core.training.outage import OutageTimer, retry_while_away
 from presto_core.training.sharding import gather_on_rank0
 from presto_core.training.state import TrainState
 
@@ -97,7 +97,7 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
     Args:
         validator: validates the model at a URI; called from a thread.
         main: whether this is rank 0.
-        make_patience: how long each thread waits for the store; not at all by default.
+        make_outage_timer: how long each thread waits for the store; not at all by default.
     """
 
     config: ValidationConfig
@@ -106,7 +106,7 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
     ema: Ema
     last_update: int
     main: bool = True
-    make_patience: Callable[[], Patience] = lambda: Patience(0)
+    make_outage_timer: Callable[[], OutageTimer] = lambda: OutageTimer(0)
     rows: dict[int, Row] = field(default_factory=dict)
     new_rows: deque[Row] = field(default_factory=deque)
 
@@ -116,7 +116,7 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
         self.store_futures: list[Future[Any]] = []
         self.validation_futures: list[Future[Any]] = []
         self.pending: set[int] = set()
-        self.store_patience, self.validation_patience = self.make_patience(), self.make_patience()
+        self.store_timer, self.validation_timer = self.make_outage_timer(), self.make_outage_timer()
 
     def resume(self, total_step: int) -> None:
         """Report the results of earlier attempts again, and validate the copies that were pending."""
@@ -161,7 +161,7 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
         """
         for future in list(self.store_futures):
             while not wait([future], timeout=POLL_S).done:
-                if error := self.store_patience.error:
+                if error := self.store_timer.error:
                     raise StoreError(str(error)) from error.__cause__
             future.result()
             self.store_futures.remove(future)
@@ -183,7 +183,7 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
 
     def _store(self, update: int, total_step: int, weights: Weights) -> str:
         store = partial(self.snapshots.store, update, total_step, weights)
-        return retry_while_away(store, self.store_patience, f"the copy of weights of update {update}")
+        return retry_while_away(store, self.store_timer, f"the copy of weights of update {update}")
 
     def _submit(self, update: int, total_step: int, stored: Future[str] | None) -> None:
         self.pending.add(update)
@@ -197,7 +197,7 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
         if stored:
             stored.result()  # before the time in which this thread may wait begins
         validate = partial(self._validate_stored, update, total_step, stored)
-        retry_while_away(validate, self.validation_patience, f"the validation of update {update}")
+        retry_while_away(validate, self.validation_timer, f"the validation of update {update}")
 
     def _validate_stored(self, update: int, total_step: int, stored: Future[str] | None) -> None:
         uri = stored.result() if stored else self.snapshots.folder(update).uri
@@ -215,8 +215,8 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None:
-            self.store_patience.given_up.set()
-            self.validation_patience.given_up.set()
+            self.store_timer.given_up.set()
+            self.validation_timer.given_up.set()
         for thread in self.threads:
             thread.shutdown(wait=True, cancel_futures=True)
 

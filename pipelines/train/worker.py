@@ -27,7 +27,7 @@ from presto_core.training.async_checkpoint import CheckpointWriter
 from presto_core.training.checkpoint import load_checkpoint
 from presto_core.training.checkpoint_folders import delete_incomplete
 from presto_core.training.loop import Hooks, train
-from presto_core.training.outage import Patience, retry_while_away
+from presto_core.training.outage import OutageTimer, retry_while_away
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import TrainState
 
@@ -71,7 +71,7 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
         rank=parallel.rank,
         world_size=parallel.world_size,
         device=parallel.device,
-        reader=partial(reader, patience_s=60 * config.loop.max_unsaved_minutes),
+        reader=partial(reader, max_outage_s=60 * config.loop.max_unsaved_minutes),
         cache=ShardCache.from_config(config.cluster),
         crop_frames=config.data.crop_frames,
         caption_dropout=config.caption_dropout,
@@ -90,8 +90,8 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
         on_saved=callbacks.on_checkpoint,
         check_current_attempt=callbacks.check_current_attempt,
     )
-    make_patience = partial(Patience, 60 * config.loop.max_unsaved_minutes, callbacks.warn, scratch.is_remote)
-    opened = _open_validation(spec, dataset, state, scratch, make_patience, main=main)
+    make_outage_timer = partial(OutageTimer, 60 * config.loop.max_unsaved_minutes, callbacks.warn, scratch.is_remote)
+    opened = _open_validation(spec, dataset, state, scratch, make_outage_timer, main=main)
     with closing(batches), writer, opened as validation:
         hooks = _make_hooks(state, writer, MetricLog(scratch.child(METRICS_FOLDER)), callbacks, validation, main=main)
         train(algorithm, batches, seed=config.seed, config=config.loop, parallel=parallel, hooks=hooks)
@@ -111,7 +111,7 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
         def commit() -> None:
             spec.stage.commit(spec, dataset, state, _conclude_validation(spec, state, validation) if validation else {})
 
-        retry_while_away(commit, make_patience(), "the artifact")
+        retry_while_away(commit, make_outage_timer(), "the artifact")
 
 
 def _open_validation(
@@ -119,7 +119,7 @@ def _open_validation(
     dataset: LatentDataset,
     state: TrainState,
     scratch: Folder,
-    make_patience: Callable[[], Patience],
+    make_outage_timer: Callable[[], OutageTimer],
     *,
     main: bool,
 ) -> AbstractContextManager[AsyncValidation | None]:
@@ -138,7 +138,7 @@ def _open_validation(
         ema,
         last_update=config.updates,
         main=main,
-        make_patience=make_patience,
+        make_outage_timer=make_outage_timer,
     )
     if main:
         validation.resume(state.total_step)

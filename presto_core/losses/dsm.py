@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from presto_core.diffusion.preconditions import Edm, Precondition, to_precondition
-
-
-def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
-    """Return lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, fp32 [B] (EDM, table 1)."""
-    return Edm(sigma_data).loss_weight(sigma)
+from presto_core.diffusion.preconditions import Precondition, to_precondition
 
 
 def dsm_loss(x0_hat: Tensor, x0: Tensor, sigma: Tensor, precondition: Precondition | float) -> Tensor:

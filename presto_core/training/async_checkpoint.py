@@ -18,7 +18,7 @@ from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError
 from presto_core.training.checkpoint import Snapshot, Warn, write_checkpoint
 from presto_core.training.checkpoint_folders import CheckpointName, delete_old
-from presto_core.training.outage import Patience
+from presto_core.training.outage import OutageTimer
 
 MAX_UNSAVED_S = 120.0
 
@@ -64,7 +64,7 @@ class CheckpointWriter:
         self.folder, self.keep, self.every, self.epoch = folder, keep, every, epoch
         self.last_saved_step, self.last_saved = last_saved_step, CheckpointName(0, 0)
         self.on_saved, self.check_current_attempt = on_saved, check_current_attempt
-        self.patience = Patience(max_unsaved_s, warn, folder.is_remote)
+        self.outage_timer = OutageTimer(max_unsaved_s, warn, folder.is_remote)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._newest: _Save | None = None
         self._error: BaseException | None = None
@@ -78,7 +78,7 @@ class CheckpointWriter:
     @property
     def is_away(self) -> bool:
         """Whether the store did not take the checkpoint that is being written, which is tried again."""
-        return self.patience.since is not None
+        return self.outage_timer.since is not None
 
     def save(self, state: dict[str, object], before_commit: Callable[[], None] = lambda: None) -> None:
         """Copy a `TrainState.state_dict` and start writing it, after the previous save; errors surface in `finish`.
@@ -144,13 +144,13 @@ class CheckpointWriter:
             self._delete_partial(step)
             try:
                 with self._changed:
-                    pause_s = self.patience.note_failure(f"the checkpoint of step {step} cannot be written", error)
+                    pause_s = self.outage_timer.note_failure(f"the checkpoint of step {step} cannot be written", error)
                     self._changed.notify_all()  # training need not wait for this one
             except StoreError as outage:
                 raise SaveError(f"{outage} ({self._describe_last_saved()})") from error
-            self.patience.given_up.wait(pause_s)
+            self.outage_timer.given_up.wait(pause_s)
             return False
-        self.patience.end(f"the checkpoint of step {step} is written")
+        self.outage_timer.end(f"the checkpoint of step {step} is written")
         return True
 
     def _commit(self, save: _Save) -> None:
@@ -181,5 +181,5 @@ class CheckpointWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None:
-            self.patience.given_up.set()  # the write in progress ends, but is not tried again
+            self.outage_timer.given_up.set()  # the write in progress ends, but is not tried again
         self.thread.shutdown(wait=True)

@@ -28,7 +28,7 @@ class OutageError(StoreError):
 
 
 @dataclass
-class Patience:
+class OutageTimer:
     """What one piece of work has waited for the store so far; used by one thread.
 
     Args:
@@ -51,7 +51,7 @@ class Patience:
     _warn_after_s: float = 0.0
     _pause_s: float = field(default_factory=lambda: FIRST_PAUSE_S)
 
-    def bear(self, what: str, error: StoreError) -> None:
+    def wait_before_retry(self, what: str, error: StoreError) -> None:
         """Wait before the next try; see `note_failure`."""
         self.given_up.wait(self.note_failure(what, error))
 
@@ -66,7 +66,7 @@ class Patience:
             StoreError: the error itself, if it does not go away by itself.
         """
         now = time.monotonic()
-        self.since, self.error = self.since or now, error
+        self.since, self.error = now if self.since is None else self.since, error
         away_s = now - self.since
         if not self.limit_s or not may_pass(error, is_remote=self.is_remote):
             raise error
@@ -89,22 +89,22 @@ class Patience:
         self.since, self.error, self._warn_after_s, self._pause_s = None, None, 0.0, FIRST_PAUSE_S
 
 
-def retry_while_away(action: Callable[[], Result], patience: Patience, what: str) -> Result:
+def retry_while_away(action: Callable[[], Result], outage_timer: OutageTimer, what: str) -> Result:
     """Call `action` until the store answers.
 
     Args:
         what: names what is tried, for warnings: `the artifact`.
 
     Raises:
-        OutageError: see `Patience.note_failure`.
+        OutageError: see `OutageTimer.note_failure`.
     """
     while True:
         try:
             result = action()
         except StoreError as error:
-            patience.bear(f"{what} cannot be read or written", error)
+            outage_timer.wait_before_retry(f"{what} cannot be read or written", error)
         else:
-            patience.end(f"{what} could be read or written again")
+            outage_timer.end(f"{what} could be read or written again")
             return result
 
 

@@ -5,15 +5,16 @@ import math
 import pytest
 import torch
 
+from presto_core.diffusion.preconditions import Edm
 from presto_core.losses.dmd import dmd_gradient
-from presto_core.losses.dsm import dsm_loss, edm_weight
+from presto_core.losses.dsm import dsm_loss
 from presto_core.losses.gan import approximate_r1, discriminator_loss, generator_loss
 
 
 def test_edm_weight_is_the_inverse_square_of_c_out():
     sigma = torch.tensor([0.1, 1.0, 30.0])
     c_out = sigma * 0.5 / (sigma**2 + 0.25).sqrt()
-    torch.testing.assert_close(edm_weight(sigma, 0.5), 1 / c_out**2)
+    torch.testing.assert_close(Edm(0.5).loss_weight(sigma), 1 / c_out**2)
 
 
 def test_dsm_of_a_network_that_predicts_nothing_is_one():

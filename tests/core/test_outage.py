@@ -19,7 +19,7 @@ from presto_core.training.async_checkpoint import CheckpointWriter, SaveError
 from presto_core.training.checkpoint import load_checkpoint
 from presto_core.training.checkpoint_folders import list_checkpoints
 from presto_core.training.loop import Hooks, train
-from presto_core.training.outage import Patience, may_pass, retry_while_away
+from presto_core.training.outage import OutageTimer, may_pass, retry_while_away
 from tests.core.test_training import are_equal, distillation, local_folder, run, weights
 from tests.support.toy_networks import batches
 
@@ -163,11 +163,11 @@ def test_warnings_grow_rarer_the_longer_it_lasts(monkeypatch: pytest.MonkeyPatch
         warnings.append(message)
         seconds.append(clock[0])
 
-    patience = Patience(3600, warn)
+    outage_timer = OutageTimer(3600, warn)
     failure = StoreError("away")
     failure.__cause__ = OSError("HTTP status 503")
     while clock[0] < 3000:
-        patience.note_failure("x cannot be written", failure)
+        outage_timer.note_failure("x cannot be written", failure)
         clock[0] += 10
     gaps = [after - before for before, after in zip(seconds, seconds[1:])]
     assert 5 <= len(warnings) <= 8
@@ -183,5 +183,5 @@ def test_an_action_is_repeated_until_the_store_answers(store: Store):
             raise failure
         return "done"
 
-    assert retry_while_away(act, Patience(60), "the artifact") == "done"
+    assert retry_while_away(act, OutageTimer(60), "the artifact") == "done"
     assert answers == []
