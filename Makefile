@@ -6,11 +6,12 @@ STAMP := $(VENV)/.installed
 # Presto's environment with other loaders on top, whose pins conflict with ours
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
+LOCK := infra/docker/requirements.lock
 SOURCES := presto_core pipelines tune_spaces infra tests examples
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-from-scratch pretrained test lint format docs bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-gpu test-chaos test-faults test-cluster first-hour clean help
+.PHONY: demo demo-from-scratch pretrained test lint format docs bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-gpu test-chaos test-faults test-cluster first-hour lock clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -83,6 +84,12 @@ science: study
 
 sweep-demo: $(STAMP) ## a sweep and the full grid of its configurations, about 70 minutes; rewrites the figures in docs/sweeps.md
 	$(BIN)/python -m tests.bench.sweeping $(SWEEP_DEMO)
+
+lock: $(STAMP) ## packages of the image with the hashes of their files, for the extras in the lock's first line
+	@extras=$$(sed -n '1s/^# extras: //p' $(LOCK)) && $(BIN)/uv pip compile -q pyproject.toml -c constraints.txt \
+	  $$(for extra in $$extras; do echo --extra $$extra; done) --generate-hashes --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o $(LOCK).new && \
+	  { echo "# extras: $$extras"; cat $(LOCK).new; } > $(LOCK) && rm $(LOCK).new
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
