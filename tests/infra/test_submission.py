@@ -28,9 +28,9 @@ from presto_core.config.schema import stage_configs
 from presto_core.config.stage import StageConfig
 from presto_core.config.submit import SubmitConfig
 from presto_core.errors import UserError
-from tests.infra.conftest import PRESTO
 from tests.infra.test_manifests import CRDS, kuberay
 from tests.servers.ray_cluster import make_user_environment
+from tests.support.warm_commands import run_presto
 
 REMOTE_HEAD, LOCAL_HEAD = Target(Kind.HEAD, "http://10.0.0.7:8265"), Target(Kind.HEAD, "http://127.0.0.1:8265")
 IMAGE = "registry.example/presto@sha256:" + "a" * 64
@@ -457,7 +457,7 @@ def test_missing_kubectl_is_named(tmp_path: Path):
 def presto(*args: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     mine = make_user_environment(home) | environment
     assert not {name for name in mine if name.startswith(("AWS_", "MLFLOW_"))}
-    return subprocess.run([*PRESTO, *args], cwd=home, env=mine, capture_output=True, text=True, timeout=300)
+    return run_presto(args, cwd=home, env=mine, timeout_s=300)
 
 
 def test_a_job_in_an_image_reads_its_settings_from_its_environment(tmp_path: Path):

@@ -40,10 +40,10 @@ from tests.servers.mlflow_server import MlflowServer
 from tests.servers.postgres import Postgres, new_postgres
 from tests.support.processes import wait_for
 from tests.support.tiny_registry import TinyRegistry, files_below, make_tiny_registry, presto
+from tests.support.warm_commands import run_presto
 
 pytestmark = pytest.mark.services
 PATIENCE_S = 300
-PRESTO = str(Path(sys.executable).parent / "presto")
 LOOSE = ("promote.require_health=false", "promote.interval_groups=5")
 
 
@@ -91,8 +91,8 @@ def test_a_server_lost_after_the_first_answer(
         for lost in ("registered-models/", "model-versions/", "/runs/"):
             proxy.plan(Fault.REFUSE, path=lost)
         environment = os.environ | {"MLFLOW_TRACKING_URI": proxy.endpoint, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-        command = [PRESTO, "registry", *args, f"storage.root={home.root}"]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        command = ["registry", *args, f"storage.root={home.root}"]
+        done = run_presto(command, env=environment, cwd=tmp_path, timeout_s=300)
     assert proxy.injected[Fault.REFUSE]
     assert done.returncode == 1
     stderr = " ".join(done.stderr.split())
