@@ -35,6 +35,7 @@ def music(tmp_path: Path) -> Path:
 
 
 # over 10 s: the whole flow of three stages, in one process
+@pytest.mark.slow
 def test_your_own_music_is_distilled(music: Path, tmp_path: Path):
     command = [str(EXAMPLES / "distill_your_music.py"), str(music), "solo piano", "--updates", "1"]
     printed = run_python(command, tmp_path)
@@ -43,6 +44,7 @@ def test_your_own_music_is_distilled(music: Path, tmp_path: Path):
     assert printed.splitlines()[-1].endswith(wav.name)
 
 
+@pytest.mark.slow
 def test_two_models_are_compared(tmp_path: Path):
     run_python([str(EXAMPLES / "compare_models.py"), "presto-tiny-s", "presto-tiny-ls", "organ", "--steps=1"], tmp_path)
     found = {path.name for path in (tmp_path / "compared").iterdir()}

@@ -37,8 +37,8 @@ TINY = (
     "evaluate.base=[{steps: 40}, {sampler: euler, steps: 2, guidance_scale: 2}]",
     "evaluate.student_steps=[1, 4]",
     "generate.steps=2",
-    # groups of two are tested in tests/pipelines; each worker imports torch for ten seconds
-    "cluster.num_workers=1",
+    # groups of workers are tested in tests/pipelines and, as jobs, in tests/infra; each starts for half a minute
+    "cluster.num_workers=0",
 )
 
 
@@ -174,7 +174,7 @@ def test_models_are_exported_and_the_demo_distills_the_teacher_among_them(home: 
     stored = env | dict(re.findall(r"export (\w+)=(\S+)", server.stdout))
     models = home / "models"
     root = "storage.root=s3://presto/demo"
-    args = ("pretrain", "from_scratch", *TINY, root, "cluster.num_workers=0", "--output", str(models))
+    args = ("pretrain", "from_scratch", *TINY, root, "--output", str(models))
     refused = presto(*args, cwd=home, env=stored)
     assert refused.returncode == 1, refused.stderr
     assert "does not pass its gate" in " ".join(refused.stderr.split())

@@ -38,6 +38,7 @@ def truncate(file: Path) -> None:
 
 
 # over 10 s: one training in this process and two as processes of their own, each importing torch and MLflow
+@pytest.mark.slow
 def test_kill_9_then_a_damaged_checkpoint_then_sigterm(begin, tmp_path: Path, parents: Parents):
     """One run, three lives: LS has every network there is."""
     calm, run = (Training("LS", tmp_path / name, parents) for name in ("calm", "run"))
@@ -88,6 +89,7 @@ def fill(disk: Path) -> Path:
 
 
 # over 10 s: a training of 120 steps, three times: there must be checkpoints before and after the disk is full
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(begin, tmp_path: Path, parents: Parents):
     calm = Training("L", tmp_path / "calm", parents, steps=120)
     calm.finish_in_process()

@@ -112,9 +112,10 @@ def test_skipping_without_distillation_is_an_ablation_too(dataset: str, teacher:
     assert draw_samples(open_model(dropped.uri)).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.services
-@pytest.mark.parametrize("mode", ["presto", pytest.param("ase", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["presto", "ase"])
 def test_two_workers_distil_layers_though_blocks_are_left_out(shared_ray, dataset: str, mode: str, teacher: Artifact):
     """Budgets below the depth on both workers: gradients of skipped blocks are missing, and nobody waits for them."""
     two = {"cluster.num_workers": 2, "cluster.cpus_per_worker": 0.7}

@@ -112,6 +112,7 @@ def _check_winner_reproduces(result: dict[str, Any]) -> None:
     assert page.count("data:image/png;base64,") >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_killed_sweep_resumes_and_leaves_nobody_behind(
     sweep_inputs: SweepInputs, workdir: Path, begin: Callable[..., Attempt]

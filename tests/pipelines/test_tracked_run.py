@@ -51,6 +51,7 @@ def server(mlflow_database: Path, tmp_path: Path) -> Iterator[MlflowServer]:
     made.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.services
 def test_a_killed_server_loses_and_duplicates_nothing(server: MlflowServer, monkeypatch: pytest.MonkeyPatch):
     """kill -9 twice, once with requests in flight; points are compared one by one, in the order of logging."""

@@ -154,6 +154,7 @@ def test_divergence_in_a_worker_is_one_message(shared_ray, dataset: str):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.services
 def test_damaged_data_in_a_worker_is_one_message(shared_ray, dataset: str, workdir: Path):

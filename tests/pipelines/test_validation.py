@@ -78,6 +78,7 @@ def test_a_model_of_other_statistics_is_measured_by_those_of_the_data_set(datase
     assert other == pytest.approx(own / 4, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_no_validation_and_repeats_none(dataset: str, monkeypatch):
     more = VALIDATION | {"steps.generator_updates": 4, "loop.checkpoint_every": 7}
     teacher = train_teacher.run(teacher_config("store", dataset))
