@@ -59,7 +59,7 @@ def parse_sources() -> dict[str, ast.Module]:
 
 def files_naming(name: str) -> tuple[str, ...]:
     """Return the files that define, import or use an identifier."""
-    return tuple(file for file, tree in parse_sources().items() if name in _identifiers(tree))
+    return tuple(file for file, names in find_identifiers().items() if name in names)
 
 
 def files_with_string(text: str) -> tuple[str, ...]:
@@ -73,16 +73,18 @@ def files_with_string(text: str) -> tuple[str, ...]:
 
 def find_broken_links() -> list[str]:
     """Return links of ROW_TO_OPTIMIZER whose file is missing or does not contain the next name."""
-    sources = parse_sources()
+    known = find_identifiers()
     return [
         f"{file} -> {name}"
         for file, name in ROW_TO_OPTIMIZER
-        if file not in sources or (name and name not in _identifiers(sources[file]))
+        if file not in known or (name and name not in known[file])
     ]
 
 
-def _identifiers(tree: ast.Module) -> set[str]:
-    return set(_iter_identifiers(tree))
+@cache
+def find_identifiers() -> dict[str, set[str]]:
+    """Return path from the root -> identifiers that a source file defines, imports or uses."""
+    return {file: set(_iter_identifiers(tree)) for file, tree in parse_sources().items()}
 
 
 def _iter_identifiers(tree: ast.Module) -> Iterator[str]:
