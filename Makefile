@@ -11,7 +11,7 @@ SOURCES := presto_core pipelines tune_spaces infra tests examples
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-from-scratch pretrained test lint format docs bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-gpu test-chaos test-faults test-cluster first-hour lock clean help
+.PHONY: demo demo-from-scratch pretrained test lint format docs bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-gpu test-chaos test-faults test-soak test-cluster first-hour lock clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -28,7 +28,7 @@ test: $(STAMP) ## all tests that fit into CI, on two cores, about 25 minutes; te
 	$(BIN)/python -m pytest -n 2 --durations=25 --junitxml=build/junit.xml
 
 test-slow: $(STAMP) ## longer tests
-	$(BIN)/python -m pytest -m "slow and not chaos"
+	$(BIN)/python -m pytest -m "slow and not chaos and not soak"
 
 test-fuzz: $(STAMP) ## damaged sound files and random texts, fifty times as many as in `make test`, about 20 minutes
 	PRESTO_FUZZ=50 $(BIN)/python -m pytest tests/core/test_decoder_fuzz.py tests/pipelines/test_text_properties.py
@@ -44,6 +44,9 @@ test-faults: $(STAMP) ## every single operation on storage of a run fails once, 
 
 first-hour: $(STAMP) ## a newcomer's first hour on recordings of a Debian package; rewrites docs/first_hour.md
 	$(BIN)/python -m tests.e2e.first_hour docs/first_hour.md
+
+test-soak: $(STAMP) ## 20,000 steps and 2,000 validations in flat memory, half an hour without MLflow sped up; fifteen minutes
+	$(BIN)/python -m pytest -rP -m soak tests/pipelines/test_soak.py
 
 test-cluster: $(STAMP) ## the whole flow as jobs on a cluster that loses a node, about five minutes; rewrites docs/cluster_transcript.md
 	CLUSTER_PAGE=docs/cluster_transcript.md $(BIN)/python -m pytest -m slow tests/infra/test_cluster.py

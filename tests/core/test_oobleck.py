@@ -15,11 +15,11 @@ from presto_core.audio.load_codec import load_codec
 from presto_core.audio.oobleck import OobleckCodec
 from presto_core.device import DeviceError
 
-diffusers = pytest.importorskip("diffusers")
-
 
 def save_oobleck(folder: Path, *, audio_channels: int = 1, ratios: tuple[int, ...] = (4, 4, 4)) -> Path:
     """Save an AutoencoderOobleck of hop 64 and 8 latent channels."""
+    import diffusers  # takes seconds
+
     torch.manual_seed(0)
     model = diffusers.AutoencoderOobleck(
         encoder_hidden_size=16, downsampling_ratios=list(ratios), channel_multiples=[1, 2, 2, 2][: len(ratios)],
@@ -50,6 +50,8 @@ def test_oobleck_round_trip(oobleck_folder: Path) -> None:
 
 
 def test_oobleck_digest_follows_the_weights(oobleck_folder: Path, tmp_path: Path) -> None:
+    import diffusers
+
     model = diffusers.AutoencoderOobleck.from_pretrained(oobleck_folder)
     model.save_pretrained(tmp_path / "same")
     next(iter(model.parameters())).data.add_(1e-3)
@@ -88,6 +90,8 @@ def test_oobleck_layouts_that_fail_later_are_refused_at_once(
 ) -> None:
     config = json.loads((oobleck_folder / "config.json").read_text())
     shape = {name: value for name, value in config.items() if not name.startswith("_")} | setting
+    import diffusers
+
     diffusers.AutoencoderOobleck(**shape).save_pretrained(tmp_path)
     with pytest.raises(CodecError, match=message):
         load_codec("oobleck", path=str(tmp_path))
