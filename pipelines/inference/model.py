@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from presto_core.audio.codec import Codec
 from presto_core.config.sampling import BaseSampler, ScheduleConfig
 from presto_core.device import resolve_device
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.diffusion.denoiser import EDMDenoiser
+from presto_core.diffusion.denoiser import Denoiser, EDMDenoiser
 from presto_core.diffusion.guidance import make_guided_denoiser
 from presto_core.models.model_card import ModelCard, load_model
 from presto_core.models.recorded_components import OwnFolders, load_recorded_codec, load_recorded_encoder
@@ -99,13 +99,23 @@ def open_model(
 
 @torch.inference_mode()
 def sample_teacher(
-    model: Model, noise: Tensor, cond: Conditioning | None, *, sampler: BaseSampler, schedule: ScheduleConfig | None
+    model: Model,
+    noise: Tensor,
+    cond: Conditioning | None,
+    *,
+    sampler: BaseSampler,
+    schedule: ScheduleConfig | None,
+    denoise: Denoiser | None = None,
 ) -> Tensor:
-    """Sample the teacher, or a layer-distilled model at its budget, with a deterministic sampler -> [B, C, T]."""
+    """Sample the teacher, or a layer-distilled model at its budget, with a deterministic sampler -> [B, C, T].
+
+    Args:
+        denoise: stands for the model's own denoiser: one that can be stopped between steps.
+    """
     schedule = schedule or model.card.default_schedule
     sigmas = karras_sigmas(sampler.steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
     return SAMPLERS[sampler.sampler](
-        make_guided_denoiser(model.denoise, sampler.guidance_scale), noise, sigmas, cond, model.blocks_at
+        make_guided_denoiser(denoise or model.denoise, sampler.guidance_scale), noise, sigmas, cond, model.blocks_at
     )
 
 
@@ -117,9 +127,15 @@ def sample_generator(
     *,
     steps: int,
     schedule: ScheduleConfig | None,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
+    denoise: Denoiser | None = None,
 ) -> Tensor:
-    """Sample a distilled generator by ping-pong -> [B, C, T]; without a schedule, by the one its card has."""
+    """Sample a distilled generator by ping-pong -> [B, C, T]; without a schedule, by the one its card has.
+
+    Args:
+        generator: of all noise, or one per row (`ping_pong`).
+        denoise: as in `sample_teacher`.
+    """
     schedule = schedule or model.card.schedule_at(steps)
     sigmas = few_step_sigmas(steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
-    return ping_pong(model.denoise, noise, sigmas, cond, generator=generator, budget=model.blocks_at)
+    return ping_pong(denoise or model.denoise, noise, sigmas, cond, generator=generator, budget=model.blocks_at)
