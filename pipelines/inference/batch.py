@@ -113,7 +113,7 @@ def sample_latents(
     noise = torch.cat([model.draw_noise(1, generator=rng, frames=frames) for rng in rngs])
     cond = _make_conditions(model, requests, words)
 
-    def denoise(x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | None = None) -> Tensor:
+    def denoise(x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None) -> Tensor:
         if not is_wanted():
             raise AbandonedError
         return model.denoise(x, sigma, cond, budget)
@@ -137,7 +137,7 @@ def _make_conditions(model: Model, requests: Sequence[ClipRequest], words: Seque
 
 
 def _decode_each(model: Model, x0: Tensor, threads: int) -> list[npt.NDArray[np.float32]]:
-    """Decode [B, C, T] to sounds [channels, samples]: a GPU all at once, a CPU clip by clip, which stays in its cache."""
+    """Decode [B, C, T] to sounds [channels, samples]: a GPU all at once, a CPU clip by clip, as its cache wants."""
     if model.device.type != "cpu":
         return list(model.decode(x0).cpu().numpy())
     rows = [x0[row : row + 1] for row in range(len(x0))]

@@ -35,7 +35,7 @@ def generator(request: pytest.FixtureRequest) -> Generator:
 
 def compare_db(a: np.ndarray, b: np.ndarray) -> float:
     """Power of the difference, relative to that of a."""
-    return float(10 * np.log10(np.square(a - b).mean() / np.square(a).mean()))
+    return float(10 * np.log10((np.square(a - b).mean() + 1e-20) / np.square(a).mean()))
 
 
 def test_latents_of_a_batch_are_those_made_alone(generator: Generator):
