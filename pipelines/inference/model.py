@@ -71,6 +71,11 @@ class Model:
         return torch.randn(shape, generator=generator, device=self.device)
 
     @torch.inference_mode()
+    def encode(self, audio: Tensor) -> Tensor:
+        """Encode audio [B, A, N] to normalized latents [B, C, floor(N / hop)], on the model's device."""
+        return self.card.normalize(self.codec.encode(audio))
+
+    @torch.inference_mode()
     def decode(self, x0: Tensor) -> Tensor:
         """Decode normalized latents [B, C, T] to audio [B, A, N], on the model's device."""
         return self.codec.decode(self.card.denormalize(x0))
@@ -110,7 +115,7 @@ def sample_teacher(
     """Sample the teacher, or a layer-distilled model at its budget, with a deterministic sampler -> [B, C, T].
 
     Args:
-        denoise: stands for the model's own denoiser: one that can be stopped between steps.
+        denoise: in place of the model's own denoiser, such as one that edits or can be stopped.
     """
     schedule = schedule or model.card.default_schedule
     sigmas = karras_sigmas(sampler.steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
