@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.inference.clip_audio import finish_audio
-from pipelines.inference.generator import GeneratedClip, Generator, count_frames
-from pipelines.inference.model import Model, sample_generator, sample_teacher
+from pipelines.inference.clip_audio import Audio, finish_audio
+from pipelines.inference.clip_frames import check_seconds, count_frames
+from pipelines.inference.generator import GeneratedClip, Generator
+from pipelines.inference.model import Model
 from pipelines.inference.prompts import PromptWords, check_prompts, make_conditions, parse_prompt
-from presto_core.config.sampling import MAX_SEED, BaseSampler, ScheduleConfig
+from pipelines.inference.sampling_request import SamplingRequest, make_clip, sample
+from presto_core.config.sampling import ScheduleConfig
 from presto_core.device import explain_memory
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.errors import UserError
@@ -46,27 +46,33 @@ class ClipRequest:
     tempo_bpm: float | None = None
     key: str | None = None
     schedule: ScheduleConfig | None = None
+    guidance_scale: float = 1.0
+    negative_prompt: str = ""
 
-    def check(self) -> PromptWords:
+    @property
+    def sampling(self) -> SamplingRequest:
+        return SamplingRequest(self.steps, self.seed, self.schedule, self.guidance_scale, self.negative_prompt)
+
+    def check(self, model: Model) -> PromptWords:
         """Return tempo and key of the clip; raises UserError as `Generator.generate` does."""
         check_prompts(self.prompt)
-        if self.steps < 1 or not 0 <= self.seed <= MAX_SEED:
-            raise UserError(f"steps={self.steps} must be at least 1, and seed={self.seed} from 0 to {MAX_SEED}")
+        check_seconds(self.seconds)
+        self.sampling.check(model)
+        count_frames(model, self.seconds)
         return parse_prompt(self.prompt, tempo_bpm=self.tempo_bpm, key=self.key)
 
 
 def group_requests(model: Model, requests: Sequence[ClipRequest]) -> list[list[int]]:
-    """Return positions of requests that share one pass: equal frames, steps and noise levels; in order of arrival.
+    """Return positions of requests that share one pass, in order of arrival: equal in all but prompt, seed, tempo, key.
 
     Raises:
         UserError: a request is longer than the model can make.
     """
-    groups: dict[tuple[object, ...], list[int]] = {}
+    groups: dict[tuple[int, SamplingRequest], list[int]] = {}
     for position, request in enumerate(requests):
-        # models that always make clips of one length have it as a condition, a number per row
-        levels = None if request.schedule is None else tuple(request.schedule.model_dump().values())
-        shape = (count_frames(model, request.seconds), request.steps, levels)
-        groups.setdefault(shape, []).append(position)
+        # models that always make clips of one length have the wanted length as a condition, a number per row
+        shared = (count_frames(model, request.seconds), replace(request.sampling, seed=0))
+        groups.setdefault(shared, []).append(position)
     return list(groups.values())
 
 
@@ -88,10 +94,10 @@ def generate_batch(
         AbandonedError: `is_wanted` returned False.
     """
     model = generator.model
-    words = [request.check() for request in requests]
+    words = [request.check(model) for request in requests]
     if len(group_requests(model, requests)) != 1:
         raise UserError("the requests of one batch differ in length, steps or noise levels; group them first")
-    with explain_memory(model.device, setting="batch", value=len(requests), least=1.0):
+    with explain_memory(model.device, setting="clips of one batch", value=len(requests), least=1.0):
         x0 = sample_latents(model, requests, words, is_wanted=is_wanted)
         sounds = _decode_each(model, x0, decode_threads)
     return [
@@ -107,22 +113,16 @@ def sample_latents(
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> Tensor:
     """Return latents [B, C, T], each row from the noise of its own seed."""
-    first = requests[0]
-    frames = count_frames(model, first.seconds)
+    frames = count_frames(model, requests[0].seconds)
     rngs = [make_step_rng(request.seed, total_step=0, device=model.device) for request in requests]
     noise = torch.cat([model.draw_noise(1, generator=rng, frames=frames) for rng in rngs])
     cond = _make_conditions(model, requests, words)
 
-    def denoise(x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None) -> Tensor:
+    def check_wanted() -> None:
         if not is_wanted():
             raise AbandonedError
-        return model.denoise(x, sigma, cond, budget)
 
-    steps, schedule = first.steps, first.schedule
-    if model.artifact.kind == "generator":
-        return sample_generator(model, noise, cond, steps=steps, schedule=schedule, generator=rngs, denoise=denoise)
-    sampler = BaseSampler(steps=steps)
-    return sample_teacher(model, noise, cond, sampler=sampler, schedule=schedule, denoise=denoise)
+    return sample(model, noise, cond, request=requests[0].sampling, rng=rngs, before_step=check_wanted)
 
 
 def _make_conditions(model: Model, requests: Sequence[ClipRequest], words: Sequence[PromptWords]) -> Conditioning:
@@ -136,7 +136,7 @@ def _make_conditions(model: Model, requests: Sequence[ClipRequest], words: Seque
     return replace(cond, timing=timing)
 
 
-def _decode_each(model: Model, x0: Tensor, threads: int) -> list[npt.NDArray[np.float32]]:
+def _decode_each(model: Model, x0: Tensor, threads: int) -> list[Audio]:
     """Decode [B, C, T] to sounds [channels, samples]: a GPU all at once, a CPU clip by clip, as its cache wants."""
     if model.device.type != "cpu":
         return list(model.decode(x0).cpu().numpy())
@@ -148,20 +148,7 @@ def _decode_each(model: Model, x0: Tensor, threads: int) -> list[npt.NDArray[np.
         return list(pool.map(lambda row: model.decode(row)[0].numpy(), rows))
 
 
-def _finish(model: Model, request: ClipRequest, words: PromptWords, sound: npt.NDArray[np.float32]) -> GeneratedClip:
-    rate_hz = model.codec.sample_rate_hz
-    audio, gain_db = finish_audio(sound, rate_hz, seconds=request.seconds)
-    return GeneratedClip(
-        request.prompt,
-        audio,
-        rate_hz,
-        model_id=model.artifact.id,
-        steps=request.steps,
-        seed=request.seed,
-        tempo_bpm=words.tempo_bpm,
-        key=words.key_name,
-        schedule=request.schedule,
-        gain_db=gain_db,
-        cut_text=model.text_encoder.find_cut_text(request.prompt),
-        device=model.device.type,
-    )
+def _finish(model: Model, request: ClipRequest, words: PromptWords, sound: Audio) -> GeneratedClip:
+    audio, gain_db = finish_audio(sound, model.codec.sample_rate_hz, seconds=request.seconds)
+    cut_text = model.text_encoder.find_cut_text(request.prompt)
+    return make_clip(model, request.prompt, words, audio, request.sampling, gain_db=gain_db, cut_text=cut_text)

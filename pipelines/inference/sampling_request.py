@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,17 +72,21 @@ def sample(
     cond: Conditioning,
     *,
     request: SamplingRequest,
-    rng: torch.Generator,
+    rng: torch.Generator | Sequence[torch.Generator],
     windows: Windows | None = None,
     given: Given | None = None,
+    before_step: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Sample latents [1, C, T] of noise [1, C, T], from nothing or from given latents, in windows or in one go.
+    """Sample latents [B, C, T] of noise [B, C, T], from nothing or from given latents, in windows or in one go.
 
     Args:
-        cond: one row, or one per window.
-        rng: of the noise added between the steps of a few-step generator.
+        cond: one row per clip, or one per window; windows and given latents take one clip.
+        rng: of the noise added between the steps of a few-step generator; or one per clip.
+        before_step: called before every evaluation of the model; stops sampling by what it raises.
     """
     schedule, denoise = _pick_schedule(model, request), _make_denoiser(model, request)
+    if before_step is not None:
+        denoise = _call_before(denoise, before_step)
     if windows is not None:
         denoise = make_windowed_denoiser(denoise, windows)
     if given is not None:
@@ -115,6 +119,16 @@ def _make_denoiser(model: Model, request: SamplingRequest) -> Denoiser:
     words = parse_prompt(request.negative_prompt)
     negative = make_conditions(model, [request.negative_prompt], [words])
     return make_guided_denoiser(model.denoise, request.guidance_scale, negative=negative)
+
+
+def _call_before(denoise: Denoiser, before_step: Callable[[], None]) -> Denoiser:
+    def denoise_after_call(
+        x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
+    ) -> Tensor:
+        before_step()
+        return denoise(x, sigma, cond, budget)
+
+    return denoise_after_call
 
 
 def make_clip(

@@ -151,7 +151,7 @@ def _answer(make: Any) -> Any:
     except AbandonedError:
         return _LEFT
     except UserError as error:
-        return Refusal(422, str(error), "change the request as the message says")
+        return Refusal(422, str(error).replace("generate.", ""), "change the request as the message says")
 
 
 def choose_steps(generator: Generator, steps: int | None) -> int:
@@ -169,9 +169,10 @@ def _checked_request(generator: Generator, job: ClipJob) -> ClipRequest:
         tempo_bpm=asked.tempo_bpm,
         key=asked.key or None,
         schedule=asked.schedule,
+        guidance_scale=asked.guidance_scale,
+        negative_prompt=asked.negative_prompt,
     )
-    request.check()
-    group_requests(generator.model, [request])
+    request.check(generator.model)
     return request
 
 

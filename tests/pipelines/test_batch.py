@@ -39,7 +39,7 @@ def compare_db(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_latents_of_a_batch_are_those_made_alone(generator: Generator):
-    model, words = generator.model, [request.check() for request in REQUESTS]
+    model, words = generator.model, [request.check(generator.model) for request in REQUESTS]
     together = sample_latents(model, REQUESTS, words)
     for row, request in enumerate(REQUESTS):
         alone = sample_latents(model, [request], [words[row]])[0]
@@ -90,10 +90,20 @@ def test_requests_of_one_pass_have_equal_length_steps_and_levels(generator: Gene
         generate_batch(generator, requests[:2])
 
 
+def test_clips_with_guidance_share_a_pass_of_their_own():
+    generator = load_generator("presto-tiny-l", device="cpu")
+    guided = [replace(request, guidance_scale=2.0, negative_prompt="drums") for request in REQUESTS[:2]]
+    assert group_requests(generator.model, [*guided, REQUESTS[0]]) == [[0, 1], [2]]
+    words = [request.check(generator.model) for request in guided]
+    together = sample_latents(generator.model, guided, words)
+    alone = sample_latents(generator.model, guided[1:], words[1:])
+    assert (together[1] - alone[0]).abs().max() < LATENT_TOLERANCE
+
+
 @pytest.mark.parametrize("change", [{"steps": 0}, {"seed": -1}, {"key": "H flat"}, {"tempo_bpm": 1e9}])
 def test_one_bad_request_is_refused_before_the_pass(generator: Generator, change: dict[str, object]):
     with pytest.raises(UserError):
-        replace(REQUESTS[0], **change).check()  # type: ignore[arg-type]
+        replace(REQUESTS[0], **change).check(generator.model)  # type: ignore[arg-type]
 
 
 def test_a_batch_that_nobody_waits_for_stops_between_steps(generator: Generator):
