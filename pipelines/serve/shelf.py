@@ -7,6 +7,7 @@ the model they started with. A version that cannot be loaded is reported, and th
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.errors import UserError
 from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained
 from presto_core.models.recorded_components import OwnFolders
+
+RETRY_S = 60.0  # until a version that could not be loaded is tried again
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class ModelShelf:
         self._loaded: OrderedDict[Target, Generator] = OrderedDict()
         self._targets: dict[str, Target] = {}
         self._problems: dict[str, str] = {}
+        self._asked_for: set[str] = set()
+        self._refused: dict[Target, float] = {}  # when to try again, in seconds of the monotonic clock
         self._follower = threading.Event()
         self.default = ""
 
@@ -90,17 +95,18 @@ class ModelShelf:
     def close(self) -> None:
         self._follower.set()
 
-    def find(self, name: str) -> tuple[str, Generator]:
+    def find(self, wanted: str) -> tuple[str, Generator]:
         """Return the model that a request names, and its name; loads it if it is not in memory.
 
         Raises:
             RefusedError: no such model is offered.
             UserError: it cannot be loaded.
         """
-        name = self._canonical(name)
+        name = self._canonical(wanted)
         target = self._targets.get(name)
         if target is None:
-            raise refuse(404, "there is no such model here", "take a name from GET /v1/models", value=name)
+            raise refuse(404, "there is no such model here", "take a name from GET /v1/models", value=wanted)
+        self._asked_for.add(name)
         return name, self._load(target)
 
     def list_models(self) -> list[OfferedModel]:
@@ -133,7 +139,7 @@ class ModelShelf:
             self._problems[self.default] = f"the registry has no {self.default} any more"
         for name, target in found.items():
             before = self._targets.get(name)
-            is_used = name == self.default or (before is not None and before in self._loaded)
+            is_used = name == self.default or name in self._asked_for
             targets[name] = self._prepare(name, before, target) if is_used and before else target
         self._targets = targets  # one assignment: a request sees the old names or the new ones
 
@@ -142,9 +148,12 @@ class ModelShelf:
         if target == before:
             self._problems.pop(name, None)
             return target
+        if time.monotonic() < self._refused.get(target, 0.0):
+            return before
         try:
             self._load(target)
         except Exception as error:  # whatever is wrong with a new version, the old one still serves
+            self._refused[target] = time.monotonic() + RETRY_S
             self._problems[name] = f"{target.version} cannot be served: {error}"
             self._report(event="model refused", model=name, version=target.version, problem=str(error)[:300])
             return before

@@ -100,6 +100,27 @@ def test_a_clip_is_a_wav_with_its_settings(service: Running):
     )
 
 
+def test_an_edit_keeps_what_is_outside_of_its_region_to_the_bit(service: Running):
+    clip = service.generate(prompt="piano", steps=1, seconds=3.0).content
+    settings = {"prompt": "drums", "operation": "repaint", "regions": [[1.0, 2.0]], "steps": 1}
+    files = {"audio": ("a.wav", clip), "settings": (None, json.dumps(settings))}
+    answer = requests.post(f"{service.url}/v1/edit", files=files, timeout=PATIENCE_S)
+    assert answer.status_code == 200, answer.text
+    before, after = (soundfile.read(io.BytesIO(wav), dtype="int16")[0] for wav in (clip, answer.content))
+    kept = json.loads(answer.headers["X-Presto-Clip"])["notes"]["kept"]
+    assert sum(stop - start for start, stop in kept) > 1.5
+    for start, stop in kept:
+        span = slice(round(start * 44100), round(stop * 44100))
+        assert np.array_equal(before[span], after[span])
+    assert not np.array_equal(before, after)
+    for operation, change, seconds in (("vary", {"strength": 0.4}, 3.0), ("extend", {"seconds": 1.0}, 4.0)):
+        settings = {"prompt": "drums", "operation": operation, "steps": 1} | change
+        files["settings"] = (None, json.dumps(settings))
+        answer = requests.post(f"{service.url}/v1/edit", files=files, timeout=PATIENCE_S)
+        assert answer.status_code == 200, answer.text
+        assert len(read_wav(answer.content)[0]) == pytest.approx(seconds * 44100, abs=2)
+
+
 def test_several_clips_come_as_json_each_of_its_own_seed(service: Running):
     answer = service.generate(clips=3, seed=4, steps=1, seconds=0.5).json()
     assert [clip["settings"]["seed"] for clip in answer["clips"]] == [4, 5, 6]
@@ -232,10 +253,7 @@ def test_a_promotion_and_a_rollback_under_load_drop_no_request(service: Running)
 
 
 def test_a_champion_that_cannot_be_loaded_leaves_the_old_one(service: Running):
-    broken = service.registry.add(3)
-    weights = next(Path(service.registry.storage.root).rglob(f"*{3:016x}*/weights.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-4])
-    service.registry.promote(broken)
+    service.registry.promote(service.registry.add(3, is_damaged=True))
     try:
         wait_for(lambda: "model refused" in service.log.read_text())
         assert service.generate(steps=1, seconds=0.2).status_code == 200

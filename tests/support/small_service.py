@@ -32,12 +32,15 @@ class LoadableRegistry:
     storage: StorageConfig
     tracker: Tracker
 
-    def add(self, seed: int) -> int:
-        """Register an untrained generator and return its number."""
-        root = open_folder(self.storage.root)
+    def add(self, seed: int, *, is_damaged: bool = False) -> int:
+        """Register an untrained generator, whose weights may lack an end, and return its number."""
+        root, artifact = open_folder(self.storage.root), _commit(self.storage.root, seed)
+        if is_damaged:
+            (weights,) = Path(self.storage.root).rglob(f"{artifact.id}/weights.safetensors")
+            weights.write_bytes(weights.read_bytes()[:-4])
         run = self.tracker.client.create_run(self.tracker.experiment_id).info.run_id
         made = publish(
-            self.tracker.client, GENERATOR, _commit(self.storage.root, seed), mlflow_run=run, stage="made", root=root,
+            self.tracker.client, GENERATOR, artifact, mlflow_run=run, stage="made", root=root,
             pack=_pack_nothing,
         )  # fmt: skip
         return made.number
