@@ -13,10 +13,12 @@ class ClipJob:
     Attributes:
         request_id: of the request, for logs.
         fields: a checked `GenerateRequest` without `clips`.
+        method: of the replica.
     """
 
     request_id: str
     fields: dict[str, Any]
+    method: str = "generate"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class EditJob:
     audio: bytes
     channels: int
     sample_rate_hz: int
+    method: str = "edit"
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Desk:
                 task.cancel()
 
     async def _make_one(self, job: ClipJob | EditJob) -> MadeClip:
-        answer = await self._send("generate" if isinstance(job, ClipJob) else "edit", job)
+        answer = await self._send(job.method, job)
         if isinstance(answer, Refusal):
             raise RefusedError(answer)
         made: MadeClip = answer

@@ -1,4 +1,4 @@
-"""Edits of an uploaded sound, as requests name them, in terms of the generator's own methods."""
+"""Edits of an uploaded sound, loops and longer pieces, as requests name them, by the generator's own methods."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.inference.clip import EditedClip
+from pipelines.inference.clip import EditedClip, GeneratedClip
 from pipelines.inference.generator import Generator
 from pipelines.inference.sound import Sound
 from pipelines.serve.clips import EditJob
-from pipelines.serve.requests import EditRequest
+from pipelines.serve.requests import EditRequest, GenerateRequest, Sampling
 
 
 def edit_sound(
@@ -22,15 +22,7 @@ def edit_sound(
         UserError: the sound or a setting does not fit the model.
     """
     sound = Sound(np.frombuffer(job.audio, np.float32).reshape(job.channels, -1), job.sample_rate_hz)
-    common: dict[str, Any] = {
-        "steps": steps,
-        "seed": request.seed,
-        "tempo_bpm": request.tempo_bpm,
-        "key": request.key or None,
-        "schedule": request.schedule,
-        "guidance_scale": request.guidance_scale,
-        "negative_prompt": request.negative_prompt,
-    }
+    common = _common_arguments(request, steps)
     if request.operation == "extend":
         assert request.seconds is not None  # the request was checked
         clip = generator.extend(sound, request.prompt, seconds=request.seconds, at=request.at, **common)
@@ -40,3 +32,25 @@ def edit_sound(
     notes |= {"seam_db": round(clip.seam_db, 2)} if clip.seam_db is not None else {}
     notes |= {"converted": clip.converted} if clip.converted else {}
     return clip, notes
+
+
+def make_piece(generator: Generator, request: GenerateRequest, *, steps: int) -> GeneratedClip:
+    """Return a loop, or a piece whose prompt changes; raises UserError if a setting does not fit the model."""
+    common = _common_arguments(request, steps)
+    if request.loop:
+        return generator.make_loop(request.prompt, seconds=request.seconds, **common)
+    assert request.seconds is not None  # the request was checked
+    sections = [(0.0, request.prompt), *request.sections]
+    return generator.compose(sections, seconds=request.seconds, **common)
+
+
+def _common_arguments(request: Sampling, steps: int) -> dict[str, Any]:
+    return {
+        "steps": steps,
+        "seed": request.seed,
+        "tempo_bpm": request.tempo_bpm,
+        "key": request.key or None,
+        "schedule": request.schedule,
+        "guidance_scale": request.guidance_scale,
+        "negative_prompt": request.negative_prompt,
+    }

@@ -100,7 +100,8 @@ class Gateway:
         visit.note_request(asked)
         fields = asked.model_dump(exclude_defaults=True) | {"prompt": asked.prompt}
         fields.pop("clips", None)
-        jobs = [ClipJob(visit.id, fields | {"seed": asked.seed + number}) for number in range(asked.clips)]
+        method = "make_piece" if asked.is_piece else "generate"
+        jobs = [ClipJob(visit.id, fields | {"seed": asked.seed + number}, method) for number in range(asked.clips)]
         return answer_with(await self._desk.make(jobs), visit, as_json=wants_json(request) or asked.clips > 1)
 
     @app.post(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from pipelines.inference.batch import AbandonedError, ClipRequest, generate_batc
 from pipelines.inference.generator import GeneratedClip, Generator
 from pipelines.serve.access_log import open_log
 from pipelines.serve.clips import ClipJob, EditJob, MadeClip, OfferedModel
-from pipelines.serve.edits import edit_sound
+from pipelines.serve.edits import edit_sound, make_piece
 from pipelines.serve.refusal import Refusal, RefusedError
 from pipelines.serve.requests import EditRequest, GenerateRequest
 from pipelines.serve.settings import ServeSettings
@@ -29,9 +30,13 @@ FEW_STEPS, MANY_STEPS = 4, 40
 class Ticket:
     """A clip that somebody waits for, until `is_left`."""
 
-    job: ClipJob
+    job: ClipJob | EditJob
     asked_at: float = field(default_factory=time.perf_counter)
     is_left: bool = False
+
+    @property
+    def age_ms(self) -> float:
+        return (time.perf_counter() - self.asked_at) * 1e3
 
 
 @serve.deployment(name="Model")
@@ -66,7 +71,11 @@ class ModelReplica:
 
     async def edit(self, job: EditJob) -> MadeClip | Refusal:
         """Edit a sound; one at a time."""
-        return await asyncio.get_running_loop().run_in_executor(self._compute, self._edit, job)
+        return await self._compute_alone(self._edit, job)
+
+    async def make_piece(self, job: ClipJob) -> MadeClip | Refusal:
+        """Make a loop or a piece of several sections; one at a time."""
+        return await self._compute_alone(self._make_piece, job)
 
     async def list_models(self) -> list[OfferedModel]:
         return self._shelf.list_models()
@@ -126,17 +135,29 @@ class ModelReplica:
             for ticket, clip in zip(tickets, clips)
         ]
 
-    def _edit(self, job: EditJob) -> MadeClip | Refusal:
-        started = time.perf_counter()
+    async def _compute_alone(self, make: Callable[[Any], MadeClip], job: ClipJob | EditJob) -> MadeClip | Refusal:
+        """Run in the thread that computes; what nobody waits for any more when its turn comes is left out."""
+        ticket = Ticket(job)
+        try:
+            made: MadeClip | Refusal = await asyncio.get_running_loop().run_in_executor(
+                self._compute, lambda: _LEFT if ticket.is_left else _answer(lambda: make(job))
+            )
+        except asyncio.CancelledError:
+            ticket.is_left = True
+            raise
+        return replace(made, waited_ms=ticket.age_ms - made.took_ms) if isinstance(made, MadeClip) else made
 
-        def edit() -> MadeClip:
-            request = EditRequest.model_validate(job.fields)
-            name, generator = self._shelf.find(request.model)
-            clip, notes = edit_sound(generator, job, request, steps=choose_steps(generator, request.steps))
-            return pack_clip(clip, name, took_ms=(time.perf_counter() - started) * 1e3, notes=notes)
+    def _edit(self, job: EditJob) -> MadeClip:
+        started, request = time.perf_counter(), EditRequest.model_validate(job.fields)
+        name, generator = self._shelf.find(request.model)
+        clip, notes = edit_sound(generator, job, request, steps=choose_steps(generator, request.steps))
+        return pack_clip(clip, name, took_ms=(time.perf_counter() - started) * 1e3, notes=notes)
 
-        answer: MadeClip | Refusal = _answer(edit)
-        return answer
+    def _make_piece(self, job: ClipJob) -> MadeClip:
+        started, request = time.perf_counter(), GenerateRequest.model_validate(job.fields)
+        name, generator = self._shelf.find(request.model)
+        clip = make_piece(generator, request, steps=choose_steps(generator, request.steps))
+        return pack_clip(clip, name, took_ms=(time.perf_counter() - started) * 1e3)
 
 
 _LEFT = Refusal(499, "the client left", "ask again")
@@ -159,7 +180,7 @@ def choose_steps(generator: Generator, steps: int | None) -> int:
     return steps or (FEW_STEPS if generator.artifact.kind == "generator" else MANY_STEPS)
 
 
-def _checked_request(generator: Generator, job: ClipJob) -> ClipRequest:
+def _checked_request(generator: Generator, job: ClipJob | EditJob) -> ClipRequest:
     asked = GenerateRequest.model_validate(job.fields)
     request = ClipRequest(
         asked.prompt,

@@ -9,6 +9,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictBool,
     StrictInt,
     ValidationError,
     model_validator,
@@ -32,6 +33,9 @@ def _check_unicode(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_check_unicode)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+Section = tuple[Number, Text]
 
 
 class Sampling(BaseModel):
@@ -75,6 +79,24 @@ class GenerateRequest(Sampling):
 
     seconds: Number | None = Field(None, gt=0, description="Length; default: the length the model was trained on.")
     clips: StrictInt = Field(1, ge=1, description="Number of clips.")
+    loop: StrictBool = Field(False, description="Make the end flow into the start.")
+    sections: tuple[Section, ...] = Field(
+        (), max_length=32, description="Prompts from given seconds on, for longer pieces: [[8.0, 'with drums']]."
+    )
+
+    @property
+    def is_piece(self) -> bool:
+        """Whether it is made in windows, and so in no batch."""
+        return self.loop or bool(self.sections)
+
+    @model_validator(mode="after")
+    def _check_sections(self) -> Self:
+        if self.sections and (self.loop or self.seconds is None):
+            raise ValueError("sections need seconds, the length of the whole, and make no loop")
+        starts = [start for start, _ in self.sections]
+        if starts != sorted(set(starts)) or any(not 0 < start < (self.seconds or 0) for start in starts):
+            raise ValueError("sections start after 0, one after another, and before the end")
+        return self
 
 
 class EditRequest(Sampling):
@@ -126,6 +148,10 @@ def check_limits(request: GenerateRequest | EditRequest, limits: Limits) -> None
         "seconds": (request.seconds or 0.0, limits.max_seconds),
     }
     if isinstance(request, GenerateRequest):
+        asked |= {
+            f"prompt of section {number}": (len(prompt), limits.max_prompt_letters)
+            for number, (_, prompt) in enumerate(request.sections, 1)
+        }
         asked["clips"] = (request.clips, limits.max_clips)
         asked["seed"] = (request.seed + request.clips - 1, MAX_SEED)
     for name, (value, limit) in asked.items():

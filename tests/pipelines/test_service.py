@@ -127,6 +127,15 @@ def test_several_clips_come_as_json_each_of_its_own_seed(service: Running):
     assert len({clip["wav"] for clip in answer["clips"]}) == 3
 
 
+def test_loops_and_sections_are_made_in_the_length_asked_for(service: Running):
+    loop = service.generate(loop=True, seconds=2.0, steps=1)
+    assert loop.status_code == 200, loop.text
+    assert len(read_wav(loop.content)[0]) == 2 * 44100
+    piece = service.generate(sections=[[2.0, "drums"]], seconds=4.0, steps=1)
+    assert piece.status_code == 200, piece.text
+    assert len(read_wav(piece.content)[0]) == 4 * 44100
+
+
 def test_models_health_figures_and_page_are_there(service: Running):
     models = requests.get(f"{service.url}/v1/models", timeout=PATIENCE_S).json()["models"]
     assert models[0]["name"] == "presto-generator@champion"
