@@ -5,7 +5,8 @@ import { drawSpectrogram, drawWave } from "/page/draw.js";
 const EXTEND_SECONDS = 4;
 
 export async function makeCard(clip, actions) {
-  const card = document.getElementById("card").content.firstElementChild.cloneNode(true);
+  // imported: in the template's own document, players load nothing
+  const card = document.importNode(document.getElementById("card").content.firstElementChild, true);
   const find = (selector) => card.querySelector(selector);
   const { about, wav } = clip, settings = about.settings;
   find("h2").textContent = clip.title ?? settings.prompt;
