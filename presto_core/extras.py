@@ -15,6 +15,13 @@ EXTRAS: dict[str, dict[str, str]] = {
     "corpus": {name: name for name in ("music21", "mido", "midirenderer", "pretty_midi")},
     "sweep": {"optuna": "optuna", "sklearn": "scikit-learn"},
     "plots": {"matplotlib": "matplotlib", "PIL": "pillow"},
+    "serve": {
+        "fastapi": "fastapi",
+        "starlette": "starlette",
+        "uvicorn": "uvicorn",
+        "prometheus_client": "prometheus-client",
+        "python_multipart": "python-multipart",
+    },
 }
 EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 

@@ -16,7 +16,26 @@ from pipelines.stages.table import STAGES
 from presto_core.config.device_name import DEVICE_NAMES
 from presto_core.config.loader import ConfigError, list_presets, load_config
 from presto_core.config.sampling import GenerateConfig
+from presto_core.config.section import Section
 from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained
+
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help=f"A model of the package ({', '.join(list_pretrained()) or 'this installation has none'}), or "
+        "champion, candidate-ls, presto-generator@v3, models:/…, an id or a URI (inputs.generator). Default: the "
+        f"registry's presto-generator@candidate if there is one, else {DEFAULT_GENERATOR}.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help=f"Where it computes: {DEVICE_NAMES} (cluster.device). Default: auto, a GPU if there is one.",
+        show_default=False,
+    ),
+]
 
 
 def generate(
@@ -39,31 +58,35 @@ def generate(
         ),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Preset to start from.")] = None,
-    model: Annotated[
-        str | None,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Make loops: the end of each clip flows into its start (generate.loop).")
+    ] = False,
+    section: Annotated[
+        list[str] | None,
         typer.Option(
-            help=f"A model of the package ({', '.join(list_pretrained()) or 'this installation has none'}), or "
-            "champion, candidate-ls, presto-generator@v3, models:/…, an id or a URI (inputs.generator). Default: the "
-            f"registry's presto-generator@candidate if there is one, else {DEFAULT_GENERATOR}."
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Where it computes: {DEVICE_NAMES} (cluster.device). Default: auto, a GPU if there is one.",
+            "--section",
+            metavar="SECONDS:PROMPT",
+            help="One piece in place of clips: what plays from a second on, the first from 0; repeat it, and give "
+            "generate.seconds (generate.sections).",
             show_default=False,
         ),
     ] = None,
+    model: ModelName = None,
+    device: Device = None,
     on: On = LOCAL,
     dry_run: DryRun = False,
 ) -> None:
     prompts, overrides = _split_args(args or [])
     prompts += prompt or []
-    if not (args or prompts or preset):
+    if not (args or prompts or section or preset):
         raise typer.BadParameter('Missing argument: give a prompt, as in presto generate "solo piano, slow, A minor"')
     settings: list[str | tuple[str, Any]] = [*overrides]
     if prompts:
         settings.append(("generate.prompts", prompts))
+    if loop:
+        settings.append(("generate.loop", True))
+    if section:
+        settings.append(("generate.sections", section))
     if model is not None:
         settings.append(("inputs.generator", model))
     if device is not None:
@@ -78,18 +101,23 @@ def _split_args(args: list[str]) -> tuple[list[str], list[str]]:
     Raises:
         ConfigError: one is a preset, or an override of no setting of `generate`.
     """
-    prompts = [arg for arg in args if not is_override(arg)]
-    overrides = [arg for arg in args if is_override(arg)]
+    prompts, overrides = split_settings(args, "generate", GenerateConfig, hint="write --prompt {!r} if it is a prompt")
     for word in prompts:
         if word in list_presets(PRESETS) or (word.endswith((".yaml", ".yml")) and Path(word).is_file()):
             raise ConfigError(f"{word!r} is a preset; write --preset {word}, or --prompt {word} if it is a prompt")
+    return prompts, overrides
+
+
+def split_settings(
+    args: list[str], stage: str, section: type[Section], *, hint: str = "presto explain lists settings"
+) -> tuple[list[str], list[str]]:
+    """Split arguments into words and overrides; raises ConfigError for an override of no setting of the stage."""
+    overrides = [arg for arg in args if is_override(arg)]
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "seed":
-            raise ConfigError(f"{override} has no effect on generate; write generate.seed={value}")
-        if "." not in key and key not in STAGES["generate"].config.model_fields:
-            setting = f"generate.{override}, or " if key in GenerateConfig.model_fields else ""
-            raise ConfigError(
-                f"{key!r} is not a setting of generate; write {setting}--prompt {override!r} if it is a prompt"
-            )
-    return prompts, overrides
+            raise ConfigError(f"{override} has no effect on {stage}; write {stage}.seed={value}")
+        if "." not in key and key not in STAGES[stage].config.model_fields:
+            setting = f"write {stage}.{override}, or " if key in section.model_fields else ""
+            raise ConfigError(f"{key!r} is not a setting of {stage}; {setting}{hint.format(override)}")
+    return [arg for arg in args if not is_override(arg)], overrides

@@ -24,6 +24,7 @@ from infra.cli import (
     registry,
     report,
     runs,
+    serve,
     study,
     sweep,
     workflows,
@@ -80,6 +81,7 @@ for name, group in {
 for command in (workflows.demo, workflows.pretrain, plan.plan, machine.doctor, report.report):
     app.command()(command)
 app.command()(explain.explain)
+app.command()(serve.serve)
 app.command("config")(explain.show_config)
 # former names of commands
 app.command("science", hidden=True)(study.seeds)

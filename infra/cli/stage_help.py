@@ -15,6 +15,7 @@ QUOTING = (
 )
 EXAMPLES = {
     "generate": "'generate.key=C# minor'",
+    "edit": "'edit.key=C# minor'",
     "ingest": "'ingest.source=/music/Best of #1'",
     "evaluate": "'evaluate.base=[{steps: 40}, {sampler: euler, steps: 8}]'",
 }

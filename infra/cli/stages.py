@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from infra.cli.dispatch import dispatch
+from infra.cli.edit import edit
 from infra.cli.generate import generate
 from infra.cli.options import WAIT_SETTING, DryRun, On, StageArgs, Wait
 from infra.cli.stage_help import make_command_class
@@ -157,5 +158,6 @@ SPECIAL_COMMANDS: dict[str, Callable[..., None]] = {
     "ingest": ingest,
     "distill-steps": distill_steps,
     "generate": generate,
+    "edit": edit,
     "import-teacher": import_teacher,
 }

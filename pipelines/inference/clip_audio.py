@@ -6,7 +6,8 @@ import io
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from presto_core.errors import UserError
 
 Audio = npt.NDArray[np.float32]
 FADE_SECONDS = 0.005  # long enough that a cut waveform does not click, too short to be noticed
+WavSubtype = Literal["PCM_16", "PCM_24", "FLOAT"]
+PCM_SCALES: dict[WavSubtype, float] = {"PCM_16": 2.0**15, "PCM_24": 2.0**23}
 TITLE_LETTERS = 400  # libsndfile reads 2 kB per entry; the details hold all
 
 
@@ -26,30 +29,65 @@ def finish_audio(audio: Audio, rate_hz: int, *, seconds: float | None) -> tuple[
     Raises:
         UserError: a sample is NaN or infinite, so that there is no music in it.
     """
+    check_finite(audio)
+    if seconds is not None:
+        audio = audio[:, : count_samples(seconds, rate_hz)]
+    return limit_peak((audio * _fade_curve(audio.shape[1], rate_hz)).astype(np.float32))
+
+
+def check_finite(audio: Audio) -> None:
+    """Refuse audio with NaN or infinity; raises UserError."""
     if not np.isfinite(audio).all():
         raise UserError(
             "the model gives NaN or infinite samples with these settings; use fewer extremes in generate.schedule and "
             "generate.steps, or another model (presto registry verify checks its weights)"
         )
-    if seconds is not None:
-        audio = audio[:, : count_samples(seconds, rate_hz)]
-    return limit_peak((audio * _fade_curve(audio.shape[1], rate_hz)).astype(np.float32))
 
 
 def count_samples(seconds: float, rate_hz: int) -> int:
     return max(1, round(seconds * rate_hz))
 
 
-def encode_wav(audio: Audio, rate_hz: int, *, title: str, details: Mapping[str, object]) -> bytes:
-    """Return [channels, samples] as a 16-bit WAV; players show the title, and the comment holds the details as JSON."""
+def choose_subtype(audio: Audio, exact: Sequence[slice]) -> WavSubtype:
+    """Return the smallest format of a WAV in which the samples `exact` of [channels, samples] keep their bits."""
+    for subtype, scale in PCM_SCALES.items():
+        parts = (audio[:, part].astype(np.float64) * scale for part in exact)
+        if all((part == np.rint(part)).all() and (part >= -scale).all() and (part < scale).all() for part in parts):
+            return subtype
+    return "FLOAT"
+
+
+def encode_wav(
+    audio: Audio,
+    rate_hz: int,
+    *,
+    title: str,
+    details: Mapping[str, object],
+    exact: Sequence[slice] = (),
+) -> bytes:
+    """Return [channels, samples] as a WAV; players show the title, and the comment holds the details as JSON.
+
+    Args:
+        exact: parts whose samples keep their bits, by as many bits as they need; else all are of 16 bits.
+    """
+    subtype: WavSubtype = choose_subtype(audio, exact) if exact else "PCM_16"
+    stored = quantize(audio, subtype) if exact else audio
     stream = io.BytesIO()
-    soundfile.write(stream, audio.T, rate_hz, format="WAV", subtype="PCM_16")
+    soundfile.write(stream, stored.T, rate_hz, format="WAV", subtype=subtype)
     shown = title if len(title) <= TITLE_LETTERS else f"{title[:TITLE_LETTERS]}…"
     comment = json.dumps(details, ensure_ascii=False)
     info = _make_info_chunk({b"INAM": shown, b"ICMT": comment, b"ISFT": "presto"})
     # RIFF: the second word is the length of all that follows it
     wav = stream.getvalue() + info
     return wav[:4] + struct.pack("<I", len(wav) - 8) + wav[8:]
+
+
+def quantize(audio: Audio, subtype: WavSubtype) -> npt.NDArray[np.float32] | npt.NDArray[np.int32]:
+    """What libsndfile stores as it is; it scales floats by 2^15 - 1, and so changes samples that were read from PCM."""
+    if subtype == "FLOAT":
+        return audio
+    scale = PCM_SCALES[subtype]
+    return np.rint(audio.astype(np.float64) * scale).clip(-scale, scale - 1).astype(np.int32) * round(2**31 / scale)
 
 
 def _make_info_chunk(entries: Mapping[bytes, str]) -> bytes:

@@ -2,89 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from pipelines.inference.clip_audio import count_samples, encode_wav, finish_audio
-from pipelines.inference.model import Model, open_model, sample_generator, sample_teacher
+from pipelines.inference.clip import EditedClip as EditedClip
+from pipelines.inference.clip import GeneratedClip as GeneratedClip
+from pipelines.inference.clip_audio import finish_audio
+from pipelines.inference.clip_frames import check_seconds, count_frames
+from pipelines.inference.editing_methods import Editing
+from pipelines.inference.model import Model, open_model
 from pipelines.inference.prompts import PromptWords, check_prompts, make_conditions, parse_prompt, warn_of_cut_text
+from pipelines.inference.sampling_request import SamplingRequest, make_clip, sample
+from pipelines.inference.sound import Sound as Sound
+from pipelines.inference.sound import read_sound as read_sound
 from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.storage.filesystem import absolute_uri
 from pipelines.tracking.client import open_tracker
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import content_hash
-from presto_core.config.sampling import MAX_SEED, BaseSampler, ScheduleConfig
+from presto_core.config.sampling import ScheduleConfig
 from presto_core.config.sections import StorageConfig, TrackingConfig
 from presto_core.device import explain_memory, resolve_device
-from presto_core.errors import UserError
 from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.state import make_step_rng
 
-FRAME_MULTIPLE = 16  # frames of a clip are a multiple of it; every patch size in use divides it
-
 
 @dataclass(frozen=True)
-class GeneratedClip:
-    """One generated clip.
-
-    Attributes:
-        audio: [channels, samples], float32 with peaks of at most -1 dBFS, faded over 5 ms at both ends.
-        device: what it was made on; another kind of device draws other noise, and so gives another clip.
-        model_id, steps, seed, tempo_bpm, key, schedule: what it was made with; tempo and key may be the prompt's own,
-            and a schedule of None is the one stored for the number of steps.
-        gain_db: what a clip with higher peaks was turned down by, else 0.
-        cut_text: end of the prompt that is beyond what the text encoder reads: only a tempo or key in it counts.
-    """
-
-    prompt: str
-    audio: npt.NDArray[np.float32]
-    sample_rate_hz: int
-    model_id: str
-    steps: int
-    seed: int
-    tempo_bpm: float | None = None
-    key: str | None = None
-    schedule: ScheduleConfig | None = None
-    gain_db: float = 0.0
-    cut_text: str = ""
-    device: str = "cpu"
-
-    @property
-    def seconds(self) -> float:
-        return self.audio.shape[1] / self.sample_rate_hz
-
-    @property
-    def settings(self) -> dict[str, object]:
-        """All that decides the clip: equal settings give equal bits on the same machine."""
-        schedule = None if self.schedule is None else self.schedule.model_dump()
-        # names of files hash the settings, and clips of a CPU had their names before there was a choice
-        device = {} if self.device == "cpu" else {"device": self.device}
-        return device | {
-            "prompt": self.prompt,
-            "model": self.model_id,
-            "steps": self.steps,
-            "seed": self.seed,
-            "samples": self.audio.shape[1],
-            "tempo_bpm": self.tempo_bpm,
-            "key": self.key,
-            "schedule": schedule,
-        }
-
-    def to_wav(self) -> bytes:
-        """Return a 16-bit WAV that holds its settings: the prompt as title, all of them as JSON in the comment."""
-        details = {**self.settings, "gain_db": round(self.gain_db, 3), "presto": _find_version()}
-        return encode_wav(self.audio, self.sample_rate_hz, title=self.prompt, details=details)
-
-
-@dataclass(frozen=True)
-class Generator:
-    """A model with everything it takes to turn prompts into music."""
+class Generator(Editing):
+    """A model with everything it takes to turn prompts and audio into music."""
 
     model: Model
 
@@ -103,6 +50,8 @@ class Generator:
         tempo_bpm: float | None = None,
         key: str | None = None,
         schedule: ScheduleConfig | None = None,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
     ) -> list[GeneratedClip]:
         """Generate one clip per prompt; the same prompt, seed and steps give the same clip, whatever the other prompts.
 
@@ -115,57 +64,38 @@ class Generator:
             seconds: length of a clip, exactly; None for the length the model was trained on.
             tempo_bpm: None takes that which the prompt names, if it does.
             key: the same.
+            guidance_scale: weight of classifier-free guidance of teachers and layer-distilled models; 1 is none.
+            negative_prompt: what guidance moves away from, in place of music without a prompt.
 
         Raises:
             UserError: `steps`, `seed`, `seconds` or a tempo is out of range, the key is unknown, a prompt is not a
-                text, or the model gives NaN.
+                text, guidance is given to a few-step generator, or the model gives NaN.
         """
         texts = check_prompts(prompts)
-        _check_numbers(steps=steps, seed=seed, seconds=seconds)
+        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt)
+        request.check(self.model)
+        check_seconds(seconds)
         words = [parse_prompt(text, tempo_bpm=tempo_bpm, key=key) for text in texts]
         return [
-            self._generate_one(text, words_of_text, steps=steps, seed=seed, seconds=seconds, schedule=schedule)
+            self._generate_one(text, words_of_text, request, seconds=seconds)
             for text, words_of_text in zip(texts, words)
         ]
 
     def _generate_one(
-        self,
-        prompt: str,
-        words: PromptWords,
-        *,
-        steps: int,
-        seed: int,
-        seconds: float | None,
-        schedule: ScheduleConfig | None,
+        self, prompt: str, words: PromptWords, request: SamplingRequest, *, seconds: float | None
     ) -> GeneratedClip:
         model = self.model
         cut_text = warn_of_cut_text(model, prompt)
         rate_hz, frames = model.codec.sample_rate_hz, count_frames(model, seconds)
         clip_seconds = seconds or frames * model.codec.hop / rate_hz
         with explain_memory(model.device, setting="generate.seconds", value=clip_seconds, least=1.0):
-            rng = make_step_rng(seed, total_step=0, device=model.device)
+            rng = make_step_rng(request.seed, total_step=0, device=model.device)
             noise = model.draw_noise(1, generator=rng, frames=frames)
             cond = make_conditions(model, [prompt], [words], seconds=seconds)
-            if model.artifact.kind == "generator":
-                x0 = sample_generator(model, noise, cond, steps=steps, schedule=schedule, generator=rng)
-            else:
-                x0 = sample_teacher(model, noise, cond, sampler=BaseSampler(steps=steps), schedule=schedule)
+            x0 = sample(model, noise, cond, request=request, rng=rng)
             decoded = model.decode(x0)[0].cpu().numpy()
         audio, gain_db = finish_audio(decoded, rate_hz, seconds=seconds)
-        return GeneratedClip(
-            prompt,
-            audio,
-            rate_hz,
-            model_id=model.artifact.id,
-            steps=steps,
-            seed=seed,
-            tempo_bpm=words.tempo_bpm,
-            key=words.key_name,
-            schedule=schedule,
-            gain_db=gain_db,
-            cut_text=cut_text,
-            device=model.device.type,
-        )
+        return make_clip(model, prompt, words, audio, request, gain_db=gain_db, cut_text=cut_text)
 
 
 def load_generator(
@@ -208,34 +138,3 @@ def open_generator(
 ) -> Generator:
     """Open the model in an artifact's folder; arguments and errors are those of `open_model`."""
     return Generator(open_model(uri, device=device, folders=folders, content=content))
-
-
-def count_frames(model: Model, seconds: float | None) -> int:
-    """Return latent frames that a clip of this length needs, at least; None means the length of training.
-
-    Raises:
-        UserError: the model always makes clips of one length, which this exceeds.
-    """
-    longest = model.card.clip_seconds
-    if longest is not None and seconds is not None and seconds > longest + 1e-6:
-        raise UserError(f"seconds={seconds:g} is longer than the {longest:.2f} s of every clip of this model")
-    if seconds is None or longest is not None:
-        return model.card.frames
-    frames = count_samples(seconds, model.codec.sample_rate_hz) / model.codec.hop
-    return math.ceil(frames / FRAME_MULTIPLE) * FRAME_MULTIPLE
-
-
-def _find_version() -> str:
-    try:
-        return version("presto-distill")
-    except PackageNotFoundError:  # the code that a job brings is not installed
-        return "not installed"
-
-
-def _check_numbers(*, steps: int, seed: int, seconds: float | None) -> None:
-    if steps < 1:
-        raise UserError(f"steps={steps} must be at least 1")
-    if not 0 <= seed <= MAX_SEED:
-        raise UserError(f"seed={seed} must be from 0 to {MAX_SEED}")
-    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
-        raise UserError(f"seconds={seconds} must be above 0 and finite; leave it out for the length of training")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from presto_core.audio.codec import Codec
 from presto_core.config.sampling import BaseSampler, ScheduleConfig
 from presto_core.device import resolve_device
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.diffusion.denoiser import EDMDenoiser
+from presto_core.diffusion.denoiser import Denoiser, EDMDenoiser
 from presto_core.diffusion.guidance import make_guided_denoiser
 from presto_core.models.model_card import ModelCard, load_model
 from presto_core.models.recorded_components import OwnFolders, load_recorded_codec, load_recorded_encoder
@@ -71,6 +71,11 @@ class Model:
         return torch.randn(shape, generator=generator, device=self.device)
 
     @torch.inference_mode()
+    def encode(self, audio: Tensor) -> Tensor:
+        """Encode audio [B, A, N] to normalized latents [B, C, floor(N / hop)], on the model's device."""
+        return self.card.normalize(self.codec.encode(audio))
+
+    @torch.inference_mode()
     def decode(self, x0: Tensor) -> Tensor:
         """Decode normalized latents [B, C, T] to audio [B, A, N], on the model's device."""
         return self.codec.decode(self.card.denormalize(x0))
@@ -99,13 +104,23 @@ def open_model(
 
 @torch.inference_mode()
 def sample_teacher(
-    model: Model, noise: Tensor, cond: Conditioning | None, *, sampler: BaseSampler, schedule: ScheduleConfig | None
+    model: Model,
+    noise: Tensor,
+    cond: Conditioning | None,
+    *,
+    sampler: BaseSampler,
+    schedule: ScheduleConfig | None,
+    denoise: Denoiser | None = None,
 ) -> Tensor:
-    """Sample the teacher, or a layer-distilled model at its budget, with a deterministic sampler -> [B, C, T]."""
+    """Sample the teacher, or a layer-distilled model at its budget, with a deterministic sampler -> [B, C, T].
+
+    Args:
+        denoise: in place of the model's own denoiser, such as one that edits or can be stopped.
+    """
     schedule = schedule or model.card.default_schedule
     sigmas = karras_sigmas(sampler.steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
     return SAMPLERS[sampler.sampler](
-        make_guided_denoiser(model.denoise, sampler.guidance_scale), noise, sigmas, cond, model.blocks_at
+        make_guided_denoiser(denoise or model.denoise, sampler.guidance_scale), noise, sigmas, cond, model.blocks_at
     )
 
 
@@ -117,9 +132,15 @@ def sample_generator(
     *,
     steps: int,
     schedule: ScheduleConfig | None,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
+    denoise: Denoiser | None = None,
 ) -> Tensor:
-    """Sample a distilled generator by ping-pong -> [B, C, T]; without a schedule, by the one its card has."""
+    """Sample a distilled generator by ping-pong -> [B, C, T]; without a schedule, by the one its card has.
+
+    Args:
+        generator: of all noise, or one per row (`ping_pong`).
+        denoise: as in `sample_teacher`.
+    """
     schedule = schedule or model.card.schedule_at(steps)
     sigmas = few_step_sigmas(steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
-    return ping_pong(model.denoise, noise, sigmas, cond, generator=generator, budget=model.blocks_at)
+    return ping_pong(denoise or model.denoise, noise, sigmas, cond, generator=generator, budget=model.blocks_at)

@@ -38,7 +38,7 @@ FIELDS = (*NUMBERS, *TEXTS, *OTHERS)
 SUBSTRING_FIELDS = ("parent", "licence", "hardware", "content", "embedding")
 _CLAUSE = re.compile(r"""\s*([\w.]+)\s*(<=|>=|!=|==|=|<|>|~)\s*("[^"]*"|'[^']*'|[^\s"'<>=!~]+)\s*""")
 _EXAMPLE = 'write, for example, "mmd < 0.1 and latency_ms < 250"'
-_UNREGISTERED_STAGES = ("corpus", "dataset", "generate", "registry", "sweep")  # that make no version
+_UNREGISTERED_STAGES = ("corpus", "dataset", "edit", "generate", "registry", "sweep")  # that make no version
 _UNRECORDED = ("storage", "tracking", "submit")
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from presto_core.config.schema import (
     CorpusStage,
     DatasetStage,
+    EditStage,
     EvaluateStage,
     GenerateStage,
     ImportTeacherStage,
@@ -139,7 +140,18 @@ ROWS = (
         output_paths=("generate.output",),
         settings=(
             "generate.steps", "generate.seed", "generate.seconds", "generate.key",
-            "generate.tempo_bpm", "generate.schedule", "generate.output", "storage.root",
+            "generate.tempo_bpm", "generate.loop", "generate.sections", "generate.guidance_scale",
+            "generate.negative_prompt", "generate.schedule", "generate.output", "storage.root",
+        ),
+    ),
+    Stage(
+        EditStage, "pipelines.stages.edit", ("edit",),
+        "Edit audio: change all of it, repaint regions and keep every other sample, or let it go on.",
+        input_paths=("edit.file",), output_paths=("edit.output",),
+        settings=(
+            "edit.regions", "edit.strength", "edit.extend", "edit.at", "edit.steps", "edit.seed", "edit.key",
+            "edit.tempo_bpm", "edit.guidance_scale", "edit.negative_prompt", "edit.schedule", "edit.output",
+            "storage.root",
         ),
     ),
     Stage(RegistryStage),

@@ -86,12 +86,14 @@ def match_loudness(audio: npt.NDArray[np.floating], *, rate_hz: int, target_lufs
     return LoudnessMatch(scaled, loudness_lufs, gain_db, limited=wanted_db > highest_db + GAIN_TOLERANCE_DB)
 
 
-def limit_peak(audio: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float]:
+def limit_peak(
+    audio: npt.NDArray[np.float32], *, ceiling_dbfs: float = CEILING_DBFS
+) -> tuple[npt.NDArray[np.float32], float]:
     """Turn a clip [A, N] down to a sample peak of -1 dBFS if it is higher; return it and the gain in dB, at most 0.
 
     Its shape stays, where clipping would flatten it.
     """
-    gain_db = min(0.0, CEILING_DBFS - _to_db(float(np.abs(audio).max(initial=0.0))))
+    gain_db = min(0.0, ceiling_dbfs - _to_db(float(np.abs(audio).max(initial=0.0))))
     return (audio * np.float32(10 ** (gain_db / 20)) if gain_db < 0 else audio), gain_db
 
 

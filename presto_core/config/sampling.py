@@ -1,7 +1,8 @@
-"""Configuration of sampling: noise levels, samplers, and `generate`."""
+"""Configuration of sampling: noise levels, samplers, `generate` and `edit`."""
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -56,23 +57,23 @@ class BaseSampler(Section):
         return denoiser_calls * (1 if self.guidance_scale == 1 else 2)
 
 
-class GenerateConfig(Section):
-    """What to play, how, and where the clips go."""
+class ClipConfig(Section):
+    """How clips are made and where they go, whether from a prompt or from audio."""
 
-    prompts: tuple[str, ...] = ()
-    """What to play, one clip each; the command takes them as arguments or with --prompt."""
     steps: int = Field(4, ge=1, le=1000)
     """Steps of the sampler; a few-step generator needs 1 to 8, a teacher about 40."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Another seed plays another clip for the same prompt; the same seed gives the same bits again."""
-    seconds: float | None = Field(None, gt=0, le=3600)
-    """Length of a clip, exactly; empty means the length that the model was trained on."""
     key: str | None = None
     """Key in any spelling, such as Dm, 'C# minor' or 'B♭ major'; empty takes the one in the prompt."""
     tempo_bpm: float | None = Field(None, ge=MIN_TEMPO_BPM, le=MAX_TEMPO_BPM)
     """Beats per minute; empty takes the tempo in the prompt, such as 120.5 bpm."""
     schedule: ScheduleConfig | None = None
     """Noise levels; empty takes those that the model stores for this number of steps, else sigma 80 to 0.002, rho 7."""
+    guidance_scale: float = Field(1.0, ge=0, le=100)
+    """Weight of classifier-free guidance, for teachers and layer-distilled models; 1 is none."""
+    negative_prompt: str = ""
+    """What guidance moves away from; needs a guidance_scale above 1."""
     output: str = ".presto/out"
     """Folder of the clips; their names tell prompt, steps and seed, and no clip replaces another."""
 
@@ -82,3 +83,78 @@ class GenerateConfig(Section):
         if "://" in value or not value.strip():
             raise ValueError(f"output={value!r} must be a folder of this machine; write one such as .presto/out")
         return value
+
+
+class GenerateConfig(ClipConfig):
+    """What to play, how, and where the clips go."""
+
+    prompts: tuple[str, ...] = ()
+    """What to play, one clip each; the command takes them as arguments or with --prompt."""
+    seconds: float | None = Field(None, gt=0, le=3600)
+    """Length of a clip, exactly; empty means the length that the model was trained on."""
+    loop: bool = False
+    """Make loops: the end of a clip flows into its start (--loop)."""
+    sections: tuple[str, ...] = ()
+    """Prompts of one longer piece and where each begins, such as '0:piano' and '12:piano and strings' (--section)."""
+
+    @model_validator(mode="after")
+    def _check_form(self) -> Self:
+        if self.sections:
+            if self.prompts or self.loop:
+                raise ValueError("sections are prompts of one piece: leave out prompts and loop")
+            if self.seconds is None:
+                raise ValueError("sections need the length of the piece: set seconds")
+            for section in self.sections:
+                read_section(section)
+        return self
+
+
+class EditConfig(ClipConfig):
+    """Which audio to edit, and how."""
+
+    file: str = ""
+    """Audio file to edit: of this machine, or s3://bucket/name."""
+    prompt: str = ""
+    """What it becomes, or how it goes on."""
+    regions: tuple[str, ...] = ()
+    """Parts to make anew as FROM:TO in seconds, such as 2.0:4.5 (--region); all else stays bit for bit. Empty: all."""
+    strength: float | None = Field(None, ge=0, le=1)
+    """How much changes: 0 nothing, 1 all; empty is 0.5 for the whole and 1 for regions."""
+    extend: float | None = Field(None, ge=0.05, le=3600)
+    """Seconds to go on for, in place of changing what is there (--extend)."""
+    at: Literal["end", "start"] = "end"
+    """Where `extend` adds music."""
+
+    @model_validator(mode="after")
+    def _check_form(self) -> Self:
+        if self.extend is not None and (self.regions or self.strength is not None):
+            raise ValueError("extend adds music and changes none: leave out regions and strength, or extend")
+        if self.extend is None and self.at != "end":
+            raise ValueError(f"at={self.at} is of extend: set extend too")
+        for region in self.regions:
+            read_region(region)
+        return self
+
+
+def read_region(text: str) -> tuple[float, float]:
+    """Parse FROM:TO in seconds; raises ValueError if it has another form, or ends before it starts."""
+    start, colon, stop = text.partition(":")
+    try:
+        region = (float(start), float(stop))
+    except ValueError:
+        raise ValueError(f"region {text!r} is not FROM:TO in seconds, such as 2.0:4.5") from None
+    if not (colon and math.isfinite(region[0]) and math.isfinite(region[1]) and 0 <= region[0] < region[1]):
+        raise ValueError(f"region {text!r} must start at 0 or later and end after that, such as 2.0:4.5")
+    return region
+
+
+def read_section(text: str) -> tuple[float, str]:
+    """Parse SECONDS:PROMPT; raises ValueError if it has another form."""
+    start, colon, prompt = text.partition(":")
+    try:
+        seconds = float(start)
+    except ValueError:
+        seconds = math.nan
+    if not (colon and math.isfinite(seconds) and seconds >= 0 and prompt.strip()):
+        raise ValueError(f"section {text!r} is not SECONDS:PROMPT, such as '12:piano and strings'")
+    return seconds, prompt.strip()

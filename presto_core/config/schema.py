@@ -9,7 +9,7 @@ from presto_core.config.data import CodecConfig, CorpusConfig, IngestConfig, Tex
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.promotion import PromoteConfig
 from presto_core.config.registry_name import RegistryName
-from presto_core.config.sampling import GenerateConfig, ScheduleConfig
+from presto_core.config.sampling import EditConfig, GenerateConfig, ScheduleConfig
 from presto_core.config.sections import (
     InputsConfig,
     LayersConfig,
@@ -147,6 +147,16 @@ class GenerateStage(StageConfig):
     inputs: InputsConfig = InputsConfig(generator="")
     """Without a generator: presto-generator@candidate of the registry if there is one, else the package's."""
     generate: GenerateConfig = GenerateConfig()
+
+
+class EditStage(StageConfig):
+    NAME = "edit"
+    PARENTS = OPTIONAL = ("generator",)
+    EXTERNAL_INPUT = "the audio of its file"
+
+    inputs: InputsConfig = InputsConfig(generator="")
+    """As of `generate`."""
+    edit: EditConfig = EditConfig()
 
 
 class RegistryStage(StageConfig):

@@ -27,6 +27,22 @@ def few_step_sigmas(num_steps: int, *, sigma_min: float, sigma_max: float, rho: 
     return _karras_levels(u, sigma_min, sigma_max, rho)
 
 
+def pick_level(strength: float, *, sigma_min: float, sigma_max: float, rho: float) -> float:
+    """Return the noise level that editing with this strength starts from: that of the schedule at u = 1 - strength.
+
+    It is the sigma_max of the shorter schedule: equation 5 from there to sigma_min is the same curve, and a strength of
+    1 is the whole of it.
+
+    Raises:
+        ValueError: the strength is not above 0 and at most 1.
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength={strength} is out of range; set it above 0 and at most 1")
+    if strength == 1:
+        return sigma_max
+    return float(_karras_levels(torch.tensor(1 - strength, dtype=torch.float64), sigma_min, sigma_max, rho))
+
+
 def _karras_levels(u: Tensor, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
     # EDM, eq. 5: sigma_i = (sigma_max^(1/rho) + u_i (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)

@@ -214,5 +214,5 @@ def test_the_table_of_extras_is_that_of_pyproject():
 
 def test_the_two_commands_install_every_extra():
     assert OPTIONAL["demo"] == ["presto-distill[corpus,s3-server,sweep,plots]"]
-    assert "presto-distill[demo]" in OPTIONAL["dev"]
+    assert {"presto-distill[demo]", "presto-distill[serve]"} <= set(OPTIONAL["dev"])
     assert "-e '.[dev]'" in (ROOT / "Makefile").read_text()

@@ -43,7 +43,7 @@ def test_what_presto_and_its_extras_require_is_locked():
     ]
     names = {normalize(re.split(r"[\[<>=~!; ]", requirement)[0]) for requirement in required}
     assert names <= {normalize(name) for name, _, _ in PACKAGES}
-    assert set(extras) == {"m4a", "oobleck", "plots", "s3-server", "server", "sweep"}
+    assert set(extras) == {"m4a", "oobleck", "plots", "s3-server", "serve", "server", "sweep"}
 
 
 def make_wheel(folder: Path, name: str, version: str = "1.0") -> str:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sysconfig
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from pipelines.presets.resolve import load_stage_config
+from pipelines.serve.settings import ServeSettings
 from tests.support.kustomize import Document, containers, read, render_overlay
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +29,7 @@ COMPOSE = [INFRA / "mlflow/compose.yaml", INFRA / "object_store/compose.yaml"]
 CLUSTERS = [INFRA / "ray_cluster/aws.yaml", INFRA / "ray_cluster/gcp.yaml"]
 CRDS = ROOT.parent / "shared/data/kuberay-crds"
 KUBERNETES = "1.32"
-RAY_KINDS = ("RayJob", "RayCluster")
+RAY_KINDS = ("RayJob", "RayCluster", "RayService")
 
 
 def documents(source: Path) -> list[Document]:
@@ -144,15 +146,16 @@ def test_pods_run_without_privileges_and_within_limits(source: Path):
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=relative_name)
 def test_ray_pods_keep_no_state_and_use_gpus_only_for_training(overlay: Path):
     (ray,) = [d for d in render_overlay(overlay) if d["kind"] in RAY_KINDS]
-    spec = ray["spec"].get("rayClusterSpec", ray["spec"])
+    spec = ray["spec"].get("rayClusterSpec") or ray["spec"].get("rayClusterConfig") or ray["spec"]
     for pod in pods(ray):
-        assert all("emptyDir" in volume for volume in pod["volumes"])
+        assert all("emptyDir" in volume or "secret" in volume for volume in pod["volumes"])
     gpus = {
         group["groupName"]: group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu")
         for group in spec["workerGroupSpecs"]
     }
     assert gpus.get("ingest") is None
     assert gpus.get("train", "1") == "1"
+    assert gpus.get("serve", "1") == "1"
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
@@ -169,7 +172,7 @@ def test_the_manifests_ray_is_the_images():
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == read_pin("ray")
 
 
-@pytest.mark.parametrize("overlay", ["production", "cluster"])
+@pytest.mark.parametrize("overlay", ["production", "cluster", "service"])
 def test_production_has_its_code_in_an_image_that_a_digest_names(overlay: str):
     (ray,) = [d for d in render_overlay(INFRA / "kuberay/overlays" / overlay) if d["kind"] in RAY_KINDS]
     images = {container["image"] for container in containers(ray)}
@@ -185,6 +188,33 @@ def test_the_command_of_the_job_is_one_that_presto_takes():
         for job in (d for d in render_overlay(overlay) if d["kind"] == "RayJob"):
             program, command, *args = job["spec"]["entrypoint"].split()
             assert (program, load_stage_config(command, args).cluster.address) == ("presto", "auto")
+
+
+def test_the_service_is_one_that_presto_builds():
+    """Its Serve config is Ray's, its arguments are the service's, and it lets nobody in without a token."""
+    from ray.serve.schema import ServeDeploySchema
+
+    (service,) = [d for d in render_overlay(INFRA / "kuberay/overlays/service") if d["kind"] == "RayService"]
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (application,) = config.applications
+    module, _, name = application.import_path.partition(":")
+    assert callable(getattr(import_module(module), name))
+    settings = ServeSettings.model_validate(application.args)
+    assert not settings.is_loopback
+    token = Path(settings.token_file)
+    cluster = service["spec"]["rayClusterConfig"]
+    assert cluster["rayVersion"] == read_pin("ray")
+    for container in containers(service):
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        assert mounts[str(token.parent)] == "token"
+        assert settings.port in {port["containerPort"] for port in container["ports"]}
+    (group,) = cluster["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    per_pod = int(float(limits["nvidia.com/gpu"]) / settings.gpus_per_replica)
+    assert per_pod * group["maxReplicas"] >= settings.most_replicas
+    assert per_pod * settings.cpus_per_replica <= float(limits["cpu"])
+    assert group["template"]["spec"]["terminationGracePeriodSeconds"] > settings.limits.request_timeout_s
+    assert config.http_options.port == settings.port
 
 
 def hadolint(dockerfile: Path) -> subprocess.CompletedProcess[str]:

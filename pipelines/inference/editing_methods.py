@@ -1,0 +1,151 @@
+"""What a generator does beside `generate`: edit and extend audio, make loops, and compose longer pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pipelines.inference import composing, editing
+from pipelines.inference.clip import EditedClip, GeneratedClip
+from pipelines.inference.model import Model
+from pipelines.inference.prompts import PromptWords, check_prompts, parse_prompt
+from pipelines.inference.sampling_request import SamplingRequest
+from pipelines.inference.sound import HasAudio
+from presto_core.config.sampling import ScheduleConfig
+
+
+class Editing:
+    """Methods of a generator that edit and compose.
+
+    Steps, seed, schedule, tempo, key and guidance are those of `generate`. The same arguments give the same bits.
+    """
+
+    model: Model
+
+    def edit(
+        self,
+        sound: HasAudio,
+        prompt: str,
+        *,
+        strength: float | None = None,
+        regions: Sequence[tuple[float, float]] = (),
+        steps: int = 4,
+        seed: int = 0,
+        tempo_bpm: float | None = None,
+        key: str | None = None,
+        schedule: ScheduleConfig | None = None,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
+    ) -> EditedClip:
+        """Make audio anew: all of it, or only regions, outside of which every sample stays as it is.
+
+        Audio of another rate, or number of channels, is converted first, which is printed and is `converted` of the
+        clip. Peaks of what is made stay at or below -1 dBFS, or the highest peak of what is kept.
+
+        Args:
+            sound: a `Sound`, such as `read_sound` returns, or a clip; 0.1 s to an hour long.
+            prompt: what it becomes.
+            strength: noise level to start from, as a share of the schedule: 0 keeps all, 1 nothing. None is 0.5 for the
+                whole and 1 for regions.
+            regions: (from, to) in seconds; none for the whole.
+
+        Raises:
+            UserError: the audio is empty, silent, too short or too long, or has NaN; a region is not within it, is
+                reversed or overlaps another; the strength is out of range; or as `generate`.
+        """
+        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt)
+        words = self._check(request, prompt, tempo_bpm, key)
+        return editing.edit(self.model, sound, prompt, words, request, strength=strength, regions=regions)
+
+    def extend(
+        self,
+        sound: HasAudio,
+        prompt: str,
+        *,
+        seconds: float,
+        at: Literal["end", "start"] = "end",
+        steps: int = 4,
+        seed: int = 0,
+        tempo_bpm: float | None = None,
+        key: str | None = None,
+        schedule: ScheduleConfig | None = None,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
+    ) -> EditedClip:
+        """Continue audio by `seconds`, or lead into it; the given samples stay as they are.
+
+        But for a fade of 5 ms where it goes on, as generated clips have: it would leave a hole (`kept` of the clip).
+
+        Args:
+            sound: as `edit`.
+            seconds: how much to add, 0.05 s to an hour; more than a clip is made in overlapping windows.
+            at: whether it goes on at its end, or begins earlier.
+
+        Raises:
+            UserError: as `edit`.
+        """
+        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt)
+        words = self._check(request, prompt, tempo_bpm, key)
+        return editing.extend(self.model, sound, prompt, words, request, seconds=seconds, at=at)
+
+    def make_loop(
+        self,
+        prompt: str,
+        *,
+        seconds: float | None = None,
+        steps: int = 4,
+        seed: int = 0,
+        tempo_bpm: float | None = None,
+        key: str | None = None,
+        schedule: ScheduleConfig | None = None,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
+    ) -> GeneratedClip:
+        """Generate a clip whose end flows into its start.
+
+        Args:
+            seconds: length of the loop, to the sample; None for the length the model was trained on.
+
+        Raises:
+            UserError: as `generate`.
+        """
+        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt)
+        words = self._check(request, prompt, tempo_bpm, key)
+        return composing.make_loop(self.model, prompt, words, request, seconds=seconds)
+
+    def compose(
+        self,
+        sections: Sequence[tuple[float, str]],
+        *,
+        seconds: float,
+        overlap_seconds: float | None = None,
+        steps: int = 4,
+        seed: int = 0,
+        tempo_bpm: float | None = None,
+        key: str | None = None,
+        schedule: ScheduleConfig | None = None,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
+    ) -> GeneratedClip:
+        """Generate a piece longer than the model's clips, in overlapping windows, with prompts that change over time.
+
+        Args:
+            sections: (start in seconds, prompt), the first from 0; a window takes the prompt at its middle.
+            seconds: length of the piece, exactly.
+            overlap_seconds: what two windows share; None for half a window.
+            tempo_bpm, key: of the whole piece; None takes those that each prompt names.
+
+        Raises:
+            UserError: the sections are not in order within the piece, or the overlap leaves no room; or as `generate`.
+        """
+        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt)
+        request.check(self.model)
+        return composing.compose(
+            self.model, sections, request,
+            seconds=seconds, overlap_seconds=overlap_seconds, tempo_bpm=tempo_bpm, key=key,
+        )  # fmt: skip
+
+    def _check(self, request: SamplingRequest, prompt: str, tempo_bpm: float | None, key: str | None) -> PromptWords:
+        (text,) = check_prompts([prompt])
+        request.check(self.model)
+        return parse_prompt(text, tempo_bpm=tempo_bpm, key=key)

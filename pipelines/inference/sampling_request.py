@@ -1,0 +1,162 @@
+"""How latents are sampled for one request: steps, seed, noise levels and guidance, the same for clips and for edits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.inference.clip import GeneratedClip
+from pipelines.inference.clip_audio import Audio
+from pipelines.inference.model import Model, sample_generator, sample_teacher
+from pipelines.inference.prompts import PromptWords, make_conditions, parse_prompt
+from presto_core.config.sampling import MAX_SEED, BaseSampler, ScheduleConfig
+from presto_core.diffusion.conditioning import Conditioning
+from presto_core.diffusion.denoiser import Denoiser
+from presto_core.diffusion.guidance import make_guided_denoiser
+from presto_core.errors import UserError
+from presto_core.samplers.inpainting import make_inpainting_denoiser, shift_noise
+from presto_core.samplers.schedule import pick_level
+from presto_core.samplers.windows import Windows, make_windowed_denoiser
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """Arguments of `Generator.generate` that decide how, not what."""
+
+    steps: int = 4
+    seed: int = 0
+    schedule: ScheduleConfig | None = None
+    guidance_scale: float = 1.0
+    negative_prompt: str = ""
+
+    def check(self, model: Model) -> None:
+        """Refuse numbers out of range, and guidance of a model that is sampled without; raises UserError."""
+        if self.steps < 1:
+            raise UserError(f"steps={self.steps} must be at least 1")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UserError(f"seed={self.seed} must be from 0 to {MAX_SEED}")
+        if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 100):
+            raise UserError(f"guidance_scale={self.guidance_scale} must be from 0 to 100; 1 is none")
+        if model.artifact.kind == "generator" and (self.guidance_scale != 1 or self.negative_prompt):
+            raise UserError(
+                f"guidance_scale={self.guidance_scale:g} and negative_prompt={self.negative_prompt[:40]!r} are for "
+                f"teachers and layer-distilled models; {model.artifact.id} is a few-step generator, which is sampled "
+                "without guidance: leave both out"
+            )
+        if self.negative_prompt and self.guidance_scale == 1:
+            raise UserError("negative_prompt has no effect with guidance_scale=1; set it to 2 or so")
+
+
+@dataclass(frozen=True)
+class Given:
+    """Latents to start from.
+
+    Attributes:
+        latents: [1, C, T], normalised.
+        made: [T], 1 for frames to make anew; the others stay. None makes all.
+        strength: noise level at which the frames to make begin, above 0; at 1 they begin from noise alone.
+    """
+
+    latents: Tensor
+    made: Tensor | None
+    strength: float
+
+
+def sample(
+    model: Model,
+    noise: Tensor,
+    cond: Conditioning,
+    *,
+    request: SamplingRequest,
+    rng: torch.Generator | Sequence[torch.Generator],
+    windows: Windows | None = None,
+    given: Given | None = None,
+    before_step: Callable[[], None] | None = None,
+) -> Tensor:
+    """Sample latents [B, C, T] of noise [B, C, T], from nothing or from given latents, in windows or in one go.
+
+    Args:
+        cond: one row per clip, or one per window; windows and given latents take one clip.
+        rng: of the noise added between the steps of a few-step generator; or one per clip.
+        before_step: called before every evaluation of the model; stops sampling by what it raises.
+    """
+    schedule, denoise = _pick_schedule(model, request), _make_denoiser(model, request)
+    if before_step is not None:
+        denoise = _call_before(denoise, before_step)
+    if windows is not None:
+        denoise = make_windowed_denoiser(denoise, windows)
+    if given is not None:
+        levels = schedule.model_dump()
+        schedule = schedule.model_copy(update={"sigma_max": pick_level(given.strength, **levels)})
+        made = torch.ones(noise.shape[-1]) if given.made is None else given.made
+        # frames that are made from noise alone begin with nothing; those that stay, with themselves
+        kept = (1 - made).to(noise) if given.strength == 1 else torch.ones_like(noise)
+        noise = shift_noise(noise, start=kept * given.latents, sigma=schedule.sigma_max)
+        if given.made is not None:
+            denoise = make_inpainting_denoiser(denoise, given.latents, made)
+    if model.artifact.kind == "generator":
+        return sample_generator(
+            model, noise, cond, steps=request.steps, schedule=schedule, generator=rng, denoise=denoise
+        )
+    sampler = BaseSampler(steps=request.steps)
+    return sample_teacher(model, noise, cond, sampler=sampler, schedule=schedule, denoise=denoise)
+
+
+def _pick_schedule(model: Model, request: SamplingRequest) -> ScheduleConfig:
+    if request.schedule is not None:
+        return request.schedule
+    card = model.card
+    return card.schedule_at(request.steps) if model.artifact.kind == "generator" else card.default_schedule
+
+
+def _make_denoiser(model: Model, request: SamplingRequest) -> Denoiser:
+    if not request.negative_prompt:
+        return make_guided_denoiser(model.denoise, request.guidance_scale)
+    words = parse_prompt(request.negative_prompt)
+    negative = make_conditions(model, [request.negative_prompt], [words])
+    return make_guided_denoiser(model.denoise, request.guidance_scale, negative=negative)
+
+
+def _call_before(denoise: Denoiser, before_step: Callable[[], None]) -> Denoiser:
+    def denoise_after_call(
+        x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
+    ) -> Tensor:
+        before_step()
+        return denoise(x, sigma, cond, budget)
+
+    return denoise_after_call
+
+
+def make_clip(
+    model: Model,
+    prompt: str,
+    words: PromptWords,
+    audio: Audio,
+    request: SamplingRequest,
+    *,
+    gain_db: float,
+    cut_text: str,
+    form: Mapping[str, object] | None = None,
+) -> GeneratedClip:
+    """Return a clip with what it was made with."""
+    return GeneratedClip(
+        prompt,
+        audio,
+        model.codec.sample_rate_hz,
+        model_id=model.artifact.id,
+        steps=request.steps,
+        seed=request.seed,
+        tempo_bpm=words.tempo_bpm,
+        key=words.key_name,
+        schedule=request.schedule,
+        gain_db=gain_db,
+        cut_text=cut_text,
+        device=model.device.type,
+        guidance_scale=request.guidance_scale,
+        negative_prompt=request.negative_prompt,
+        form=form or {},
+    )
