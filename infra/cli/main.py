@@ -17,6 +17,7 @@ from infra.cli import (
     codec,
     dataset,
     explain,
+    export,
     jobs,
     listening,
     machine,
@@ -80,6 +81,7 @@ for name, group in {
 for command in (workflows.demo, workflows.pretrain, plan.plan, machine.doctor, report.report):
     app.command()(command)
 app.command()(explain.explain)
+app.command()(export.export)
 app.command("config")(explain.show_config)
 # former names of commands
 app.command("science", hidden=True)(study.seeds)

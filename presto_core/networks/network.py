@@ -55,6 +55,16 @@ class Network(nn.Module):
         """Return a trainable copy that runs at this budget; at full depth it is bit-identical to the original."""
         raise NotImplementedError
 
+    def keep_blocks(self, budget: int) -> Network:
+        """Return a plain network of the blocks that run at this budget alone, with the budget's embedding folded in.
+
+        It computes what this network does at the budget, and knows no budgets itself.
+
+        Raises:
+            UserError: the budget is not between 1 and the depth.
+        """
+        raise NotImplementedError
+
     def set_trainable(self) -> Network:
         """Let gradients reach the weights that training changes, and return the network; here, all of them."""
         return self.requires_grad_(True)

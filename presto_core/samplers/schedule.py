@@ -5,6 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from presto_core.config.sampling import ScheduleConfig
+from presto_core.errors import UserError
+
+
+def list_few_step_levels(num_steps: int, schedule: ScheduleConfig) -> Tensor:
+    """Return the noise levels of generator inputs, [num_steps] fp64: those of the list, else `few_step_sigmas`.
+
+    Raises:
+        UserError: the list has another number of levels.
+    """
+    if schedule.sigmas:
+        return _read_levels(num_steps, schedule)
+    return few_step_sigmas(num_steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
+
+
+def list_ode_levels(num_steps: int, schedule: ScheduleConfig) -> Tensor:
+    """Return the levels of the teacher's samplers, [num_steps + 1] fp64, which end with 0; raises as above."""
+    if schedule.sigmas:
+        return torch.cat([_read_levels(num_steps, schedule), torch.zeros(1, dtype=torch.float64)])
+    return karras_sigmas(num_steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
+
+
+def _read_levels(num_steps: int, schedule: ScheduleConfig) -> Tensor:
+    if len(schedule.sigmas) != num_steps:
+        raise UserError(
+            f"schedule.sigmas has {len(schedule.sigmas)} noise levels for {num_steps} steps; give one per step"
+        )
+    return torch.tensor(schedule.sigmas, dtype=torch.float64)
+
 
 def karras_sigmas(num_steps: int, *, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
     """Return the levels of the teacher's samplers, [num_steps + 1] fp64: sigma_max ... sigma_min, then 0.

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pipelines.data.dataset import open_dataset, stream_batches
+from pipelines.inference.export_formats import ExportRequest, export_model, find_model_licence
 from pipelines.inference.generator import open_generator
 from pipelines.ingest.latent_cache import write_segment
 from pipelines.ingest.shard_writer import SegmentSlice, ShardPlan, ShardWriter
@@ -24,10 +25,12 @@ from presto_core.artifacts.manifest import Artifact, commit_artifact, read_artif
 from presto_core.artifacts.store import StoreError
 from presto_core.audio.load_codec import load_codec
 from presto_core.config.loader import load_config
+from presto_core.config.sampling import ScheduleConfig
 from presto_core.config.schema import ImportTeacherStage, IngestStage, LayersStage, StepsStage
 from presto_core.errors import UserError
 from presto_core.models import hub
 from presto_core.models.hub import HubError, explain, is_repository
+from presto_core.models.lcm_grid import LcmGrid
 from presto_core.models.model_card import ModelCard, load_model
 from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.state import Cursor
@@ -141,9 +144,53 @@ def test_batches_have_raw_latents_and_the_timing_of_each_clip(teacher: Artifact,
     assert batch.cond.to_unconditional().rows(slice(0, 2)).timing.shape == (2, 2)
 
 
-def test_layers_steps_and_clips_from_an_imported_teacher(teacher: Artifact, dataset: Artifact):
-    layers = run_layers(teacher, dataset)
-    both = run_steps(teacher, dataset, layers)
+@pytest.fixture(scope="module")
+def layers(teacher: Artifact, dataset: Artifact) -> Artifact:
+    return run_layers(teacher, dataset)
+
+
+@pytest.fixture(scope="module")
+def both(teacher: Artifact, dataset: Artifact, layers: Artifact) -> Artifact:
+    return run_steps(teacher, dataset, layers)
+
+
+def test_a_distilled_teacher_becomes_a_pipeline_whose_import_plays_the_same(
+    teacher: Artifact, both: Artifact, folder: Path, store: Path
+):
+    own = OwnFolders(codec=str(folder), text=str(folder))
+    assert find_model_licence(both) == "cc-by-4.0"
+    request = ExportRequest(store / "student", "diffusers", budget=3)
+    exported = export_model(both, request, own)
+    assert any("0.9919" in line for line in exported.lines)
+    model = open_generator(both.uri, folders=own).model
+    fixed = export_model(both, ExportRequest(store / "fixed", "presto", budget=3))
+    sigmas = ScheduleConfig(sigmas=LcmGrid(500.0).list_sigmas(4))
+    (expected,) = open_generator(f"{fixed.path}", folders=own).generate("slow jazz piano", seed=3, schedule=sigmas)
+    again = import_teacher.run(make_config(exported.path))
+    assert (again.kind, again.manifest["source"]["licence"]) == ("generator", "cc-by-4.0")
+    (clip,) = open_generator(again.uri, folders=own).generate("slow jazz piano", seed=3)  # at the levels of its card
+    np.testing.assert_allclose(clip.audio, expected.audio, atol=2e-4)
+    (other,) = open_generator(both.uri, folders=own).generate("slow jazz piano", seed=3, schedule=sigmas)
+    assert np.abs(clip.audio - other.audio).max() > 0.01  # of budgets by level
+    assert model.card.budget
+    for wrong, match in (
+        (ExportRequest(store / "student", "presto"), "exists"),
+        (ExportRequest(store / "x", "diffusers"), "--budget"),
+        (ExportRequest(store / "x", "diffusers", budget=9), "budget of 9"),
+        (ExportRequest(store / "x", "diffusers", budget=3, dtype="bf16"), "--dtype"),
+    ):
+        with pytest.raises(UserError, match=match):
+            export_model(both, wrong, own)
+    with pytest.raises(UserError, match="teacher"):
+        export_model(teacher, ExportRequest(store / "x", "diffusers"), own)
+    with pytest.raises(UserError, match=r"storage\.codec_folder"):
+        export_model(both, ExportRequest(store / "x", "diffusers", budget=3))
+    assert not (store / "x").exists()
+
+
+def test_layers_steps_and_clips_from_an_imported_teacher(
+    teacher: Artifact, dataset: Artifact, layers: Artifact, both: Artifact
+):
     before = load_model(open_folder(teacher.uri), teacher.manifest)[0].state_dict()
     own = teacher.manifest["model"]["codec"]["path"]
     for model in (layers, both):
