@@ -120,8 +120,8 @@ def _write_pipeline(model: Model, request: ExportRequest) -> Exported:
     if not own:
         recorded = str(model.card.codec.get("path"))[:80]
         raise ExportError(
-            f"a pipeline has the teacher's codec and text encoder (then in {recorded!r}); name your copy of the teacher's "
-            "folder: storage.codec_folder=… storage.text_folder=…"
+            f"a pipeline has the teacher's codec and text encoder (then in {recorded!r}); name your copy of the "
+            "teacher's folder: storage.codec_folder=… storage.text_folder=…"
         )
     teacher = Path(own)
     assert model.codec  # the one that the model was made with, and so the text encoder

@@ -27,6 +27,8 @@ class DiffusersNetwork(Network):
             is bit-identical to the original at full depth.
     """
 
+    budget_weights = ("budget_table",)
+
     def __init__(
         self, config: DiffusersNetworkConfig, *, mode: Mode = "presto", budget_conditioned: bool = False
     ) -> None:

@@ -30,6 +30,8 @@ class DiT(Network):
         budget_conditioned: add an embedding of the budget to the noise embedding.
     """
 
+    budget_weights = ("budget.weight",)
+
     def __init__(
         self,
         config: NetworkConfig,

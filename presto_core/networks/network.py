@@ -18,12 +18,16 @@ class Network(nn.Module):
             `checkpointing`.
         run_empty_blocks: also call blocks that no sample runs, with zero rows. If blocks are sharded, every worker
             must take part in gathering each of them.
+        budget_weights: names of the weights that embed a budget.
+        trained_keys: names of the weights that a run changes; None for all (`presto_core.networks.adapters`).
     """
 
     depth: int
     width: int
     blocks: nn.ModuleList
     run_empty_blocks: bool
+    budget_weights: tuple[str, ...] = ()
+    trained_keys: frozenset[str] | None = None
 
     def forward(
         self,

@@ -105,7 +105,7 @@ def run_layers(teacher: Artifact, dataset: Artifact, **settings: object) -> Arti
     return distill_layers.run(load_config(LayersStage, None, keys | inputs | settings))
 
 
-def run_steps(teacher: Artifact, dataset: Artifact, layers: Artifact) -> Artifact:
+def run_steps(teacher: Artifact, dataset: Artifact, layers: Artifact, **settings: object) -> Artifact:
     keys = {
         "steps.generator_updates": 1, "steps.fake_updates_per_generator_update": 1, "steps.global_batch_size": 4,
         "steps.gan.head_layers": 1, "steps.gan.head_channels": 8, "steps.guidance_scale": 3,
@@ -113,7 +113,7 @@ def run_steps(teacher: Artifact, dataset: Artifact, layers: Artifact) -> Artifac
         "cluster.num_workers": 0, "storage.root": "store",
     }  # fmt: skip
     inputs = {"inputs.dataset": dataset.uri, "inputs.teacher": teacher.id, "inputs.layers": layers.id}
-    return distill_steps.run(load_config(StepsStage, None, keys | inputs))
+    return distill_steps.run(load_config(StepsStage, None, keys | inputs | settings))
 
 
 def test_an_imported_teacher_records_where_it_is_from(teacher: Artifact, folder: Path, capsys):
@@ -186,6 +186,27 @@ def test_a_distilled_teacher_becomes_a_pipeline_whose_import_plays_the_same(
     with pytest.raises(UserError, match=r"storage\.codec_folder"):
         export_model(both, ExportRequest(store / "x", "diffusers", budget=3))
     assert not (store / "x").exists()
+
+
+def test_adapters_end_as_plain_networks(teacher: Artifact, dataset: Artifact):
+    layers = run_layers(teacher, dataset, **{"layers.lora.rank": 2, "layers.lora.targets": ["to_q", "ff"]})
+    both = run_steps(teacher, dataset, layers, **{"steps.lora.rank": 2})
+    before, (middle, card), after = (
+        load_model(open_folder(model.uri), model.manifest) for model in (teacher, layers, both)
+    )
+    assert card.budget
+    weights = [network.state_dict() for network in (before[0], middle, after[0])]
+    assert weights[1].keys() == weights[2].keys() == weights[0].keys() | {"budget_table"}
+
+    def find_changes(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> set[str]:
+        return {name for name, value in old.items() if not torch.equal(value, new[name])} - {"budget_table"}
+
+    changed = find_changes(weights[0], weights[1])
+    assert changed
+    assert all("transformer_blocks" in name and (".to_q." in name or ".ff." in name) for name in changed)
+    more = find_changes(weights[1], weights[2])
+    assert any(".to_v." in name for name in more)
+    assert all("transformer_blocks" in name and name.endswith(".weight") for name in changed | more)
 
 
 def test_layers_steps_and_clips_from_an_imported_teacher(
