@@ -17,6 +17,7 @@ from infra.cli import (
     codec,
     dataset,
     explain,
+    export,
     jobs,
     listening,
     machine,
@@ -82,6 +83,7 @@ for command in (workflows.demo, workflows.pretrain, plan.plan, machine.doctor, r
     app.command()(command)
 app.command()(explain.explain)
 app.command()(serve.serve)
+app.command()(export.export)
 app.command("config")(explain.show_config)
 # former names of commands
 app.command("science", hidden=True)(study.seeds)

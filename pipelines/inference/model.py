@@ -22,7 +22,7 @@ from presto_core.models.recorded_components import OwnFolders, load_recorded_cod
 from presto_core.networks.network import Network
 from presto_core.samplers.edm import SAMPLERS
 from presto_core.samplers.few_step import ping_pong
-from presto_core.samplers.schedule import few_step_sigmas, karras_sigmas
+from presto_core.samplers.schedule import list_few_step_levels, list_ode_levels
 from presto_core.text.encoder import TextEncoder
 
 
@@ -118,7 +118,7 @@ def sample_teacher(
         denoise: in place of the model's own denoiser, such as one that edits or can be stopped.
     """
     schedule = schedule or model.card.default_schedule
-    sigmas = karras_sigmas(sampler.steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
+    sigmas = list_ode_levels(sampler.steps, schedule)
     return SAMPLERS[sampler.sampler](
         make_guided_denoiser(denoise or model.denoise, sampler.guidance_scale), noise, sigmas, cond, model.blocks_at
     )
@@ -142,5 +142,5 @@ def sample_generator(
         denoise: as in `sample_teacher`.
     """
     schedule = schedule or model.card.schedule_at(steps)
-    sigmas = few_step_sigmas(steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
+    sigmas = list_few_step_levels(steps, schedule)
     return ping_pong(denoise or model.denoise, noise, sigmas, cond, generator=generator, budget=model.blocks_at)

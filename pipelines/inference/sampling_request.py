@@ -19,7 +19,7 @@ from presto_core.diffusion.denoiser import Denoiser
 from presto_core.diffusion.guidance import make_guided_denoiser
 from presto_core.errors import UserError
 from presto_core.samplers.inpainting import make_inpainting_denoiser, shift_noise
-from presto_core.samplers.schedule import pick_level
+from presto_core.samplers.schedule import start_schedule_at
 from presto_core.samplers.windows import Windows, make_windowed_denoiser
 
 
@@ -84,25 +84,22 @@ def sample(
         rng: of the noise added between the steps of a few-step generator; or one per clip.
         before_step: called before every evaluation of the model; stops sampling by what it raises.
     """
-    schedule, denoise = _pick_schedule(model, request), _make_denoiser(model, request)
+    schedule, denoise, steps = _pick_schedule(model, request), _make_denoiser(model, request), request.steps
     if before_step is not None:
         denoise = _call_before(denoise, before_step)
     if windows is not None:
         denoise = make_windowed_denoiser(denoise, windows)
     if given is not None:
-        levels = schedule.model_dump()
-        schedule = schedule.model_copy(update={"sigma_max": pick_level(given.strength, **levels)})
+        schedule, steps = start_schedule_at(given.strength, schedule, steps)
         made = torch.ones(noise.shape[-1]) if given.made is None else given.made
         # frames that are made from noise alone begin with nothing; those that stay, with themselves
         kept = (1 - made).to(noise) if given.strength == 1 else torch.ones_like(noise)
-        noise = shift_noise(noise, start=kept * given.latents, sigma=schedule.sigma_max)
+        noise = shift_noise(noise, start=kept * given.latents, sigma=schedule.highest)
         if given.made is not None:
             denoise = make_inpainting_denoiser(denoise, given.latents, made)
     if model.artifact.kind == "generator":
-        return sample_generator(
-            model, noise, cond, steps=request.steps, schedule=schedule, generator=rng, denoise=denoise
-        )
-    sampler = BaseSampler(steps=request.steps)
+        return sample_generator(model, noise, cond, steps=steps, schedule=schedule, generator=rng, denoise=denoise)
+    sampler = BaseSampler(steps=steps)
     return sample_teacher(model, noise, cond, sampler=sampler, schedule=schedule, denoise=denoise)
 
 

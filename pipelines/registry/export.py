@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
 from pipelines.registry.local_artifact import check_artifact_folder
@@ -21,8 +20,10 @@ from pipelines.storage.filesystem import open_folder
 from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.manifest import CONFIG, Artifact, commit_artifact, read_artifact
 from presto_core.artifacts.store import read_file
+from presto_core.config.section import Section
 from presto_core.errors import UserError
 from presto_core.models.model_card import WEIGHTS, load_model, serialize_state
+from presto_core.networks.network import Network
 
 WeightDtype = Literal["bf16", "fp16", "fp32"]
 DTYPES: dict[WeightDtype, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -66,7 +67,38 @@ def export_artifact(
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", name):
         raise UserError(f"name={name!r} cannot name a pretrained model; use lower-case words, such as presto-tiny-s")
-    source_folder = open_folder(artifact_uri)
+    return write_export(
+        artifact_uri,
+        Path(folder) / name,
+        dtype=dtype,
+        licence=licence,
+        training_data=training_data,
+        provenance=provenance,
+        details=details,
+        card=card,
+        files=files,
+    )
+
+
+def write_export(
+    artifact_uri: str,
+    target: Path,
+    *,
+    dtype: WeightDtype,
+    budget: int | None = None,
+    licence: str = "",
+    training_data: str = "",
+    provenance: Mapping[str, Any] = NOTHING,
+    details: Mapping[str, Any] = NOTHING,
+    card: Mapping[str, Any] = NOTHING,
+    files: Mapping[str, bytes] = NOTHING,
+) -> Artifact:
+    """Write a model as `export_artifact` does, in a folder of any name.
+
+    Args:
+        budget: keep only the blocks that run at this budget, at every noise level; None keeps all, and the budgets.
+    """
+    source_folder, name = open_folder(artifact_uri), target.name
     source = read_artifact(source_folder)
     if source.kind not in MODEL_KINDS:
         raise UserError(f"{artifact_uri} is a {source.kind}; export one of {', '.join(MODEL_KINDS)}")
@@ -79,7 +111,12 @@ def export_artifact(
         "training_data": training_data,
         "data_licences": _read_data_licences(source_folder, source),
     }
-    target = Path(folder) / name
+    network, kept = load_model(source_folder, source.manifest)
+    if budget is not None:
+        network = network.keep_blocks(budget)
+        assert isinstance(network.config, Section)
+        settings = {**kept.network, **network.config.model_dump(mode="json")}
+        card = {**card, "network": settings, "layer_budget": None}
     partial = target.with_name(f"{name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     commit_artifact(
@@ -88,7 +125,7 @@ def export_artifact(
         artifact_id=export_id(source.id, dtype, card),
         config_yaml=read_file(source_folder, CONFIG, source.manifest).decode(),
         parents=source.manifest["parents"],
-        files={**_copy_other_files(source_folder, source), **_cast_weights(source_folder, source, dtype), **files},
+        files={**_copy_other_files(source_folder, source), **_cast_weights(network, dtype), **files},
         details=kept_details
         | {"model": source.manifest["model"] | dict(card)}
         | dict(details)
@@ -111,10 +148,9 @@ def _note_source(source: Artifact) -> dict[str, Any]:
     return {key: source.manifest[key] for key in ("created", "made_with") if key in source.manifest}
 
 
-def _cast_weights(folder: Folder, source: Artifact, dtype: WeightDtype) -> dict[str, bytes]:
-    network, _ = load_model(folder, source.manifest)
+def _cast_weights(network: Network, dtype: WeightDtype) -> dict[str, bytes]:
     parameters = {name for name, _ in network.named_parameters()}
-    state = load(read_file(folder, WEIGHTS, source.manifest))
+    state = network.state_dict()
     cast = {name: _cast(name, value, dtype) if name in parameters else value for name, value in state.items()}
     return serialize_state(cast)
 

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 
 from pipelines.console import console, print_warning
+from pipelines.registry.names import NAME_OF_KIND
 from pipelines.stages.runner import StageContext, run_stage
 from presto_core.artifacts.manifest import Artifact, commit_artifact
 from presto_core.config.loader import settings_to_yaml
+from presto_core.config.sampling import ScheduleConfig
 from presto_core.config.schema import ImportTeacherStage
 from presto_core.errors import UserError
 from presto_core.models.hub import Source, fetch_settings, fetch_weights, is_repository
+from presto_core.models.lcm_grid import STEPS
 from presto_core.models.model_card import ModelCard, serialize_network
 from presto_core.models.teacher_folder import TeacherFolder, read_teacher_folder
 
@@ -38,10 +41,18 @@ def run(config: ImportTeacherStage) -> Artifact:
         _commit(config, source, folder, ctx)
 
     inputs = {"source": folder.digest}
-    artifact = run_stage("import-teacher", config, execute, register_as=config.name, inputs=inputs)
+    artifact = run_stage("import-teacher", config, execute, register_as=choose_name(config, folder), inputs=inputs)
     _print_source(artifact)
-    _print_next(artifact, folder)
+    if folder.grid:
+        console.print(f'next: presto generate "PROMPT" --model {artifact.id}', markup=False, soft_wrap=True)
+    else:
+        _print_next(artifact, folder)
     return artifact
+
+
+def choose_name(config: ImportTeacherStage, folder: TeacherFolder) -> str:
+    """Return the registry name: a few-step model is a generator, whose name is another unless one is set."""
+    return NAME_OF_KIND["generator"] if folder.grid and config.name == NAME_OF_KIND["teacher"] else config.name
 
 
 def find_source(source: str, revision: str, *, licence: str = "") -> Source:
@@ -77,7 +88,7 @@ def _commit(config: ImportTeacherStage, source: Source, folder: TeacherFolder, c
     }
     commit_artifact(
         ctx.artifact,
-        kind="teacher",
+        kind="generator" if folder.grid else "teacher",
         artifact_id=ctx.run_id,
         config_yaml=settings_to_yaml(config),
         parents={},
@@ -118,7 +129,15 @@ def make_card(folder: TeacherFolder, network: dict[str, Any]) -> ModelCard:
             "dim": text.dim,
         },
     )
-    return replace(card, precondition=make_precondition(folder), sigma_range=folder.sigma_range)
+    schedules = None
+    if grid := folder.grid:
+        schedules = {str(steps): ScheduleConfig(sigmas=grid.list_sigmas(steps)).model_dump() for steps in STEPS}
+    return replace(
+        card,
+        precondition=make_precondition(folder),
+        sigma_range=folder.sigma_range,
+        few_step_schedules=schedules,
+    )
 
 
 def _print_source(artifact: Artifact) -> None:

@@ -16,6 +16,7 @@ from presto_core.artifacts.manifest import Artifact, commit_artifact
 from presto_core.config.loader import settings_to_yaml
 from presto_core.metrics.latency import describe_hardware
 from presto_core.models.model_card import ModelCard, serialize_network
+from presto_core.networks.adapters import merge_adapters
 from presto_core.training.health import HealthRange
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import Algorithm, TrainState
@@ -76,7 +77,7 @@ def commit_model(spec: TrainSpec, dataset: LatentDataset, state: TrainState, det
         artifact_id=spec.run_id,
         config_yaml=settings_to_yaml(spec.config),
         parents=spec.parent_ids,
-        files=serialize_network(ema.network),
+        files=serialize_network(merge_adapters(ema.network)),
         details={"model": card, **spec.stage.describe_state(state), **dataset.exclusion_manifest, **details},
         # a process that trains on a GPU has initialised CUDA
         hardware=describe_hardware("cuda" if torch.cuda.is_initialized() else "cpu"),

@@ -27,6 +27,7 @@ from presto_core.artifacts.store import StoreError, commit, read_bytes, read_fil
 from presto_core.config.validation import ValidationConfig
 from presto_core.metrics.table import canonical_name, headline_metric, list_validation_metrics
 from presto_core.models.model_card import WEIGHTS, serialize_state
+from presto_core.networks.adapters import merge_adapters
 from presto_core.training.ema import Ema
 from presto_core.training.outage import OutageTimer, retry_while_away
 from presto_core.training.sharding import gather_on_rank0
@@ -132,7 +133,7 @@ class AsyncValidation(AbstractContextManager["AsyncValidation"]):
         update, before, self.seen_updates = self.ema.updates, self.seen_updates, self.ema.updates
         if update == before or (update % self.config.every and update != self.last_update):
             return
-        weights = gather_on_rank0(self.ema.network.state_dict())
+        weights = gather_on_rank0(merge_adapters(self.ema.network).state_dict())
         if self.main:
             cpu_weights = {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
             self.pending.add(update)  # before the copy exists, so that `prune` does not delete it

@@ -23,6 +23,7 @@ from presto_core.artifacts.store import StoreError
 from presto_core.config.stage import TrainingStage
 from presto_core.device import check_autocast
 from presto_core.models.recorded_components import OwnFolders
+from presto_core.networks.adapters import merge_adapters
 from presto_core.training.async_checkpoint import CheckpointWriter
 from presto_core.training.checkpoint import load_checkpoint
 from presto_core.training.checkpoint_folders import delete_incomplete
@@ -156,6 +157,7 @@ def _conclude_validation(spec: TrainSpec, state: TrainState, validation: AsyncVa
     kept_update = config.updates
     if config.validation.keep == "best":
         kept_update, weights = validation.load_best()
+        ema.network = merge_adapters(ema.network)
         ema.network.load_state_dict(weights)
     rows = [row for _, row in sorted(validation.rows.items())]
     return {"validation": {"judged": config.validation.comparison_settings(), "kept_update": kept_update, "rows": rows}}

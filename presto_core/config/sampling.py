@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from presto_core.config.section import Count, Section
 
 # beyond these, latents of unit variance vanish in the noise of fp32, or the powers of EDM's equation 5 overflow
 Sigma = Annotated[float, Field(ge=1e-6, le=1e4)]
+Level = Annotated[float, Field(ge=1e-6, le=1e9)]  # of a list: flow models start from noise alone, at 1e8 or so
 Rho = Annotated[float, Field(ge=0.1, le=1e3)]
 MIN_TEMPO_BPM, MAX_TEMPO_BPM = 20.0, 400.0
 MAX_SEED = 2**63 - 1  # what MLflow's parameters and JSON readers hold
@@ -25,12 +26,30 @@ class ScheduleConfig(Section):
     """Noise level that sampling starts from."""
     rho: Rho = 7.0
     """Curvature: the larger, the more of the steps are at low noise."""
+    sigmas: tuple[Level, ...] = ()
+    """The noise levels themselves, falling, one per step, such as those of another program's sampler; empty follows
+    from the other settings."""
+
+    @property
+    def highest(self) -> float:
+        """Noise level that sampling starts from."""
+        return self.sigmas[0] if self.sigmas else self.sigma_max
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min={self.sigma_min:g} must be below sigma_max={self.sigma_max:g}")
+        if any(high <= low for high, low in zip(self.sigmas, self.sigmas[1:])):
+            raise ValueError(f"sigmas={list(self.sigmas)} must fall from each step to the next")
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_levels(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a list as before there were any, so that ids and names of clips stand."""
+        content: dict[str, Any] = serialize(self)
+        if not content.get("sigmas"):
+            content.pop("sigmas", None)
+        return content
 
 
 class RolloutConfig(ScheduleConfig):

@@ -150,6 +150,18 @@ class TeacherConfig(Section):
     """Decay per update of the average of the weights, which is what is shipped."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters over frozen weights: what trains is small, and the networks of a run share the rest."""
+
+    rank: int = Field(0, ge=0)
+    """Rank of the adapters; 0 trains all weights."""
+    alpha: Positive = 16.0
+    """Adapters are scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Parts of names of the linear layers that get an adapter, such as to_q or attention; empty means all of the
+    transformer's blocks."""
+
+
 class LayersConfig(Section):
     """Presto-L: layer distillation (METHOD section 4)."""
 
@@ -175,6 +187,8 @@ class LayersConfig(Section):
     """Probability that a row's tempo, and apart from it its key, is withheld."""
     ema_decay: Fraction = 0.99
     """Decay per update of the average of the weights, which is what is shipped."""
+    lora: LoraConfig = LoraConfig()
+    """Train adapters instead of all weights."""
 
 
 class GanConfig(Section):
@@ -241,3 +255,5 @@ class StepsConfig(Section):
     """The adversarial term, and its discriminator on activations of the fake score."""
     ema_decay: Fraction = 0.98
     """Decay per generator update of the average of its weights, which is what is shipped."""
+    lora: LoraConfig = LoraConfig()
+    """Train adapters of generator and fake score over one frozen network instead of all weights."""

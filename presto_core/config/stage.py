@@ -17,6 +17,7 @@ from presto_core.config.sections import (
     InputsConfig,
     LayersConfig,
     LoopConfig,
+    LoraConfig,
     StepsConfig,
     StorageConfig,
     TeacherConfig,
@@ -36,6 +37,8 @@ ADDED_SETTINGS = {
     ("network", "spectrum_bins"): 0,
     ("teacher", "attribute_dropout"): 0.0,
     ("layers", "attribute_dropout"): 0.0,
+    ("layers", "lora"): LoraConfig().model_dump(mode="json"),
+    ("steps", "lora"): LoraConfig().model_dump(mode="json"),
 }
 
 
@@ -146,6 +149,18 @@ class TrainingStage(StageConfig):
     def _check_keep_best(self) -> Self:
         if self.validation.keep == "best" and not self.validation.every:
             raise ValueError("validation.keep=best needs validations to choose from; set validation.every")
+        return self
+
+    @model_validator(mode="after")
+    def _check_adapters_replicated(self) -> Self:
+        section, parallel = getattr(self, self.SECTION, None), self.cluster.parallel
+        if isinstance(section, LayersConfig | StepsConfig) and section.lora.rank:
+            roles = ("layers",) if isinstance(section, LayersConfig) else ("generator", "fake_score", "real_score")
+            if shard := [role for role in roles if getattr(parallel, role) == "shard"]:
+                raise ValueError(
+                    f"cluster.parallel.{shard[0]}=shard cannot hold weights that networks share; with "
+                    f"{self.SECTION}.lora.rank={section.lora.rank} set it to replicate"
+                )
         return self
 
     @model_validator(mode="after")

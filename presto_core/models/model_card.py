@@ -34,7 +34,8 @@ class ModelCard:
         codec, text: codec and text encoder of the training data, with digests.
         layer_budget: `LayerBudget` the model is trained with; None runs all blocks.
         few_step_schedules: noise levels of a few-step generator that were best on validation clips, by number of steps:
-            {"4": {"sigma_min": ..., "sigma_max": ..., "rho": ...}}; None if none were chosen.
+            {"4": {"sigma_min": ..., "sigma_max": ..., "rho": ...}}, or with the levels as "sigmas"; None if none were
+            chosen.
         precondition: parameterisation of an imported network; None is EDM's, with `sigma_data`.
         sigma_range: lowest and highest noise level of an imported teacher's own scheduler.
     """
@@ -48,7 +49,7 @@ class ModelCard:
     codec: dict[str, Any]
     text: dict[str, Any]
     layer_budget: dict[str, Any] | None = None
-    few_step_schedules: dict[str, dict[str, float]] | None = None
+    few_step_schedules: dict[str, dict[str, Any]] | None = None
     precondition: dict[str, Any] | None = None
     sigma_range: list[float] | None = None
 

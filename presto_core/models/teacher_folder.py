@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from presto_core.errors import UserError
+from presto_core.models.lcm_grid import SCHEDULER, LcmGrid
 from presto_core.networks.families import FAMILIES
 from presto_core.text.diffusers_encoder import ENCODERS, TOKENIZERS, read_length
 
@@ -49,7 +50,9 @@ TEACHERS: dict[str, dict[str, Component]] = {
             tuple(("transformers", name) for name in TOKENIZERS), weights=False, settings="tokenizer_config.json"
         ),
         "scheduler": Component(
-            (("diffusers", "CosineDPMSolverMultistepScheduler"),), weights=False, settings="scheduler_config.json"
+            (("diffusers", "CosineDPMSolverMultistepScheduler"), ("diffusers", SCHEDULER)),
+            weights=False,
+            settings="scheduler_config.json",
         ),
     },
 }
@@ -117,8 +120,16 @@ class TeacherFolder:
         return length
 
     @property
+    def grid(self) -> LcmGrid | None:
+        """The noise levels of a few-step model, such as `presto export` writes; None for a teacher."""
+        scheduler = self.components["scheduler"]
+        return LcmGrid.from_settings(scheduler.settings) if scheduler.kind == SCHEDULER else None
+
+    @property
     def sigma_range(self) -> list[float]:
         settings = self.components["scheduler"].settings
+        if grid := self.grid:
+            return [grid.sigma_at(1), round(grid.sigma_max, 6)]
         return [float(settings["sigma_min"]), float(settings["sigma_max"])]
 
     @property
@@ -278,6 +289,12 @@ def _check_sizes(folder: TeacherFolder) -> None:
 def check_scheduler(scheduler: ComponentFiles) -> None:
     """Refuse a parameterisation that the class would not be trained with; raises TeacherError."""
     settings = scheduler.settings
+    if scheduler.kind == SCHEDULER:
+        try:
+            LcmGrid.from_settings(settings)
+        except (ValueError, TypeError) as error:
+            raise TeacherError(f"scheduler is an {SCHEDULER} with {error}; it is not one of presto export") from None
+        return
     for name, expected in (("prediction_type", "v_prediction"), ("sigma_data", 1.0)):
         if settings.get(name, expected) != expected:
             raise TeacherError(f"scheduler has {name}={settings[name]}; this family has {name}={expected}")

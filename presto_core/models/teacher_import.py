@@ -20,9 +20,10 @@ from presto_core.config.diffusers_network import DiffusersNetworkConfig
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.preconditions import read_precondition
+from presto_core.models.lcm_grid import LcmGrid
 from presto_core.models.teacher_folder import ComponentFiles, TeacherError, TeacherFolder
 from presto_core.networks.diffusers_network import DiffusersNetwork
-from presto_core.networks.families import FAMILIES
+from presto_core.networks.families import FAMILIES, build_transformer
 
 LEVELS, TOLERANCE = 8, 1e-4  # of fp32, relative to the largest value of x0
 TEST_FRAMES = 32
@@ -61,6 +62,8 @@ def load_network(folder: TeacherFolder) -> DiffusersNetwork:
     assert network.conditioner is not None
     _load_weights(network.transformer, folder.transformer)
     _load_weights(network.conditioner.projection, folder.components["projection_model"])
+    if folder.grid:
+        scale_frequencies(network.transformer, 1 / folder.grid.time_step)
     frozen = find_frozen_weights(network)
     network.config = config.model_copy(update={"frozen": frozen})
     return network.set_trainable()
@@ -142,6 +145,8 @@ def run_self_test(folder: TeacherFolder, network: DiffusersNetwork) -> SelfTest:
     Raises:
         TeacherError: they differ by more than rounding.
     """
+    if folder.grid:
+        return _report(compare_with_scheduler(folder, network, folder.grid), "LCMScheduler")
     scheduler = load_scheduler(folder.components["scheduler"])
     denoise = EDMDenoiser(network, read_precondition(make_precondition(folder)))
     inputs, (low, high) = make_test_inputs(network), folder.sigma_range
@@ -154,13 +159,45 @@ def run_self_test(folder: TeacherFolder, network: DiffusersNetwork) -> SelfTest:
         raw = network.family.call(network.transformer, scaled, time.reshape(1), arguments)
         theirs = scheduler.precondition_outputs(x, raw, sigma)
         errors[f"{float(sigma):.4g}"] = float((ours - theirs).abs().max() / theirs.abs().max())
+    return _report(errors, folder.components["scheduler"].kind)
+
+
+def _report(errors: dict[str, float], scheduler: str) -> SelfTest:
     test = SelfTest(errors)
     if not test.worst <= TOLERANCE:
         raise TeacherError(
-            f"self-test failed: x0 of this package and of the folder's {folder.components['scheduler'].kind} differ by "
-            f"{test.worst:.1e} of its largest value; report this with the versions of diffusers and torch"
+            f"self-test failed: x0 of this package and of the folder's {scheduler} differ by {test.worst:.1e} of its "
+            "largest value; report this with the versions of diffusers and torch"
         )
     return test
+
+
+@torch.no_grad()
+def scale_frequencies(transformer: nn.Module, factor: float) -> None:
+    """Multiply the frequencies of the noise embedding, in fp64, so that it takes times divided by the factor."""
+    weight = transformer.get_parameter("time_proj.weight")
+    weight.copy_(weight.double() * factor)
+
+
+@torch.no_grad()
+def compare_with_scheduler(folder: TeacherFolder, network: DiffusersNetwork, grid: LcmGrid) -> dict[str, float]:
+    """Return how far x0 of a few-step folder's own transformer and scheduler is from our denoiser, by noise level."""
+    from diffusers import LCMScheduler
+
+    transformer = build_transformer(folder.transformer.kind, folder.transformer.settings)
+    _load_weights(transformer, folder.transformer)
+    scheduler = LCMScheduler.from_config(folder.components["scheduler"].settings)
+    scheduler.set_timesteps(LEVELS)
+    inputs, denoise = make_test_inputs(network), EDMDenoiser(network, read_precondition(make_precondition(folder)))
+    assert network.conditioner is not None
+    arguments, errors = network.conditioner(inputs.cond, inputs.x), {}
+    for index in scheduler.timesteps:
+        sigma = torch.tensor([grid.sigma_at(int(index))])
+        raw = network.family.call(transformer, inputs.x, index[None], arguments)
+        theirs = scheduler.step(raw, index, inputs.x).denoised
+        ours = denoise(inputs.x * (1 + sigma**2).sqrt(), sigma, inputs.cond)
+        errors[f"{float(sigma):.4g}"] = float((ours - theirs).abs().max() / theirs.abs().max())
+    return errors
 
 
 def load_scheduler(component: ComponentFiles) -> Any:

@@ -67,12 +67,12 @@ class BudgetedBlocks(nn.ModuleList):
         hidden: Tensor = kwargs[HIDDEN]
         if plan.taps and index > max(plan.taps):
             return hidden
-        count = len(hidden) if plan.rows is None else plan.rows[index]
+        count = hidden.shape[0] if plan.rows is None else plan.rows[index]
         if count:
-            output = self._call(block, self._take(kwargs, count, len(hidden)), plan)
-            hidden = output if count == len(hidden) else torch.cat([output, hidden[count:]])
+            output = self._call(block, self._take(kwargs, count, hidden.shape[0]), plan)
+            hidden = output if count == hidden.shape[0] else torch.cat([output, hidden[count:]])
         elif plan.run_empty_blocks:  # foreign blocks fail on zero rows: one row, of which nothing is used
-            hidden = hidden + 0.0 * self._call(block, self._take(kwargs, 1, len(hidden)), plan).mean()
+            hidden = hidden + 0.0 * self._call(block, self._take(kwargs, 1, hidden.shape[0]), plan).mean()
         if index in plan.taps:
             plan.outputs[index] = hidden
         plan.last = hidden

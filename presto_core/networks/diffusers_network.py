@@ -12,7 +12,7 @@ from presto_core.config.diffusers_network import DiffusersNetworkConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.budgeted_blocks import BudgetedBlocks, ForwardPlan
 from presto_core.networks.families import Arguments, build_transformer, find_family
-from presto_core.networks.layer_budget import LayerBudget, Mode, check_budgets, select_blocks
+from presto_core.networks.layer_budget import LayerBudget, Mode, check_budgets, renumber_blocks, select_blocks
 from presto_core.networks.network import Network
 from presto_core.networks.stable_audio_conditioner import StableAudioConditioner
 
@@ -26,6 +26,8 @@ class DiffusersNetwork(Network):
         budget_conditioned: add an embedding of the budget to the noise embedding; zero at first, so that the network
             is bit-identical to the original at full depth.
     """
+
+    budget_weights = ("budget_table",)
 
     def __init__(
         self, config: DiffusersNetworkConfig, *, mode: Mode = "presto", budget_conditioned: bool = False
@@ -72,6 +74,26 @@ class DiffusersNetwork(Network):
         network.budget_table = table
         return network.set_trainable()
 
+    @torch.no_grad()
+    def keep_blocks(self, budget: int) -> DiffusersNetwork:
+        family, config = self.family, self.config
+        kept = select_blocks(budget, self.depth, self.mode)
+        prefix = f"transformer.{family.blocks}"
+        renamed = renumber_blocks(self.state_dict(), prefix, kept)
+        settings = {**config.transformer, family.depth: len(kept)}
+        for name in family.per_block:
+            listed = config.transformer.get(name) or getattr(self.transformer, name)
+            settings[name] = [listed[index] for index in kept]
+        frozen = tuple(new for new, old in renamed.items() if old in config.frozen)
+        copy = DiffusersNetwork(config.model_copy(update={"transformer": settings, "frozen": frozen}))
+        weight, state = next(self.transformer.parameters()), self.state_dict()
+        copy.to(weight.device, weight.dtype)
+        copy.load_state_dict({new: state[old] for new, old in renamed.items() if old != "budget_table"})
+        if self.budget_table is not None:
+            # the noise embedding ends with a linear layer, to whose output the budget's row is added
+            _find_last_linear(copy.transformer.get_submodule(family.noise)).bias.add_(self.budget_table[budget - 1])
+        return copy.train(self.training)
+
     def set_activation_checkpointing(self, enabled: bool) -> None:
         self.checkpointing = enabled
 
@@ -86,7 +108,7 @@ class DiffusersNetwork(Network):
         with_hidden: bool = False,
     ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor]:
         """See `Network.forward`; `cond` may also be the transformer's own arguments by name."""
-        budgets = self._list_budgets(budget, len(x))
+        budgets = self._list_budgets(budget, x.shape[0])
         arguments = self._make_arguments(cond, x)
         order = None
         if min(budgets) != max(budgets):  # largest first: each block then runs on the first rows
@@ -118,11 +140,10 @@ class DiffusersNetwork(Network):
             self.blocks.plan = self._budget_emb = None
 
     def _list_budgets(self, budget: int | Tensor | None, batch: int) -> list[int]:
-        """Return the budget of each row; raises UserError if one is not between 1 and the depth."""
-        if isinstance(budget, Tensor):
-            budgets = [int(value) for value in budget.tolist()]
-        else:
-            budgets = [self.depth if budget is None else budget] * batch
+        """Return the budget of each row, or one of all; raises UserError if one is not between 1 and the depth."""
+        if budget is None:
+            return [self.depth]  # whatever the batch, which an exported program leaves open
+        budgets = [int(value) for value in budget.tolist()] if isinstance(budget, Tensor) else [budget] * batch
         check_budgets(budgets, self.depth)
         return budgets
 
@@ -144,3 +165,10 @@ class DiffusersNetwork(Network):
     def _add_budget(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Forward hook of the noise embedding; a bound method, so that it follows copies of the network."""
         return output if self._budget_emb is None else output + self._budget_emb.to(output.dtype)
+
+
+def _find_last_linear(module: nn.Module) -> nn.Linear:
+    """Return the linear layer that a noise embedding ends with."""
+    last = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
+    assert last.bias is not None
+    return last

@@ -15,7 +15,7 @@ from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.block import Block, modulate
 from presto_core.networks.embeddings import BudgetEmbedding, ConditionEmbedding, NoiseEmbedding, rotary_angles
 from presto_core.networks.gaussian_skip import GaussianSkip
-from presto_core.networks.layer_budget import LayerBudget, Mode, check_budgets, select_blocks
+from presto_core.networks.layer_budget import LayerBudget, Mode, check_budgets, renumber_blocks, select_blocks
 from presto_core.networks.network import Network
 
 
@@ -29,6 +29,8 @@ class DiT(Network):
         mode: which blocks a budget skips.
         budget_conditioned: add an embedding of the budget to the noise embedding.
     """
+
+    budget_weights = ("budget.weight",)
 
     def __init__(
         self,
@@ -72,6 +74,17 @@ class DiT(Network):
         budget_weights = {name: value for name, value in copy.state_dict().items() if name.startswith("budget.")}
         copy.load_state_dict(self.state_dict() | budget_weights)
         return copy.to(self.input.weight.device)
+
+    @torch.no_grad()
+    def keep_blocks(self, budget: int) -> DiT:
+        text_dim, kept = self.condition.pooled.in_features, select_blocks(budget, self.depth, self.mode)
+        config = self.config.model_copy(update={"depth": len(kept)})
+        copy, state = DiT(config, channels=self.channels, text_dim=text_dim), self.state_dict()
+        renamed = renumber_blocks((name for name in state if not name.startswith("budget.")), "blocks", kept)
+        copy.load_state_dict({new: state[old] for new, old in renamed.items()})
+        if self.budget is not None:
+            copy.noise.mlp[-1].bias += self.budget(budget)
+        return copy.to(self.input.weight.device).train(self.training)
 
     def forward(
         self,

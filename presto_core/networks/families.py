@@ -29,6 +29,7 @@ class Family:
         channels: setting that holds the latent channels.
         prefix: tokens before those of the audio; or the setting that holds their number.
         frames_first: whether the model wants latents as [B, T, C].
+        per_block: settings that are a list with an entry for each block.
         frozen: weights that no gradient reaches when music is made from text, or that the class keeps fixed.
         precondition: parameterisation of the class, as in `presto_core.diffusion.preconditions`.
     """
@@ -42,6 +43,7 @@ class Family:
     channels: str
     prefix: int | str = 0
     frames_first: bool = False
+    per_block: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     precondition: str = "flow"
 
@@ -103,6 +105,7 @@ FAMILIES: dict[str, Family] = {
         blocks="layers", noise="time_embed.linear_2", call=_call_ace_step,  # time_embed itself returns two tensors
         batched=frozenset({"hidden_states", "temb", "encoder_hidden_states", "encoder_attention_mask"}),
         depth="num_hidden_layers", width="hidden_size", channels="audio_acoustic_hidden_dim", frames_first=True,
+        per_block=("layer_types",),
     ),
     "LongCatAudioDiTTransformer": Family(
         blocks="blocks", noise="time_embed", call=_call_longcat,

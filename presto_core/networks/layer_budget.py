@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -32,6 +34,19 @@ def select_blocks(budget: int, depth: int, mode: Mode = "presto") -> tuple[int, 
     if mode == "ase":
         return tuple(range(budget))
     return (*range(budget - 1), depth - 1)
+
+
+def renumber_blocks(names: Iterable[str], prefix: str, kept: Sequence[int]) -> dict[str, str]:
+    """Return the names of weights that stay if only the blocks `kept` of the list `prefix` do: new name -> old one."""
+    numbers = {f"{prefix}.{old}.": f"{prefix}.{new}." for new, old in enumerate(kept)}
+    renamed = {}
+    for name in names:
+        block = re.match(rf"{re.escape(prefix)}\.\d+\.", name)
+        if block is None:
+            renamed[name] = name
+        elif new := numbers.get(block[0]):
+            renamed[new + name[block.end() :]] = name
+    return renamed
 
 
 def check_budgets(budgets: list[int], depth: int) -> None:

@@ -18,12 +18,16 @@ class Network(nn.Module):
             `checkpointing`.
         run_empty_blocks: also call blocks that no sample runs, with zero rows. If blocks are sharded, every worker
             must take part in gathering each of them.
+        budget_weights: names of the weights that embed a budget.
+        trained_keys: names of the weights that a run changes; None for all (`presto_core.networks.adapters`).
     """
 
     depth: int
     width: int
     blocks: nn.ModuleList
     run_empty_blocks: bool
+    budget_weights: tuple[str, ...] = ()
+    trained_keys: frozenset[str] | None = None
 
     def forward(
         self,
@@ -53,6 +57,16 @@ class Network(nn.Module):
 
     def with_budget(self, budget: LayerBudget) -> Network:
         """Return a trainable copy that runs at this budget; at full depth it is bit-identical to the original."""
+        raise NotImplementedError
+
+    def keep_blocks(self, budget: int) -> Network:
+        """Return a plain network of the blocks that run at this budget alone, with the budget's embedding folded in.
+
+        It computes what this network does at the budget, and knows no budgets itself.
+
+        Raises:
+            UserError: the budget is not between 1 and the depth.
+        """
         raise NotImplementedError
 
     def set_trainable(self) -> Network:

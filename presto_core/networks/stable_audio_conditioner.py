@@ -28,7 +28,7 @@ class StableAudioConditioner(nn.Module):
         self.text_tokens, self.clip_seconds = config.text_tokens, config.clip_seconds
 
     def forward(self, cond: Conditioning | None, x: Tensor) -> Arguments:
-        batch = len(x)
+        batch = x.shape[0]
         timing = x.new_tensor([[0.0, self.clip_seconds]]).expand(batch, 2)
         if cond is None:
             text, visible = x.new_zeros(batch, self.text_tokens, self.text_dim), x.new_zeros(batch, self.text_tokens)
@@ -47,4 +47,4 @@ class StableAudioConditioner(nn.Module):
         missing = self.text_tokens - values.shape[1]
         if missing < 0:
             raise ValueError(f"{values.shape[1]} text tokens are more than the teacher's {self.text_tokens}")
-        return torch.cat([values, values.new_zeros(len(values), missing, values.shape[2])], dim=1)
+        return torch.cat([values, values.new_zeros(values.shape[0], missing, values.shape[2])], dim=1)

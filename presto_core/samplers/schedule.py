@@ -2,8 +2,39 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from presto_core.config.sampling import ScheduleConfig
+from presto_core.errors import UserError
+
+
+def list_few_step_levels(num_steps: int, schedule: ScheduleConfig) -> Tensor:
+    """Return the noise levels of generator inputs, [num_steps] fp64: those of the list, else `few_step_sigmas`.
+
+    Raises:
+        UserError: the list has another number of levels.
+    """
+    if schedule.sigmas:
+        return _read_levels(num_steps, schedule)
+    return few_step_sigmas(num_steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
+
+
+def list_ode_levels(num_steps: int, schedule: ScheduleConfig) -> Tensor:
+    """Return the levels of the teacher's samplers, [num_steps + 1] fp64, which end with 0; raises as above."""
+    if schedule.sigmas:
+        return torch.cat([_read_levels(num_steps, schedule), torch.zeros(1, dtype=torch.float64)])
+    return karras_sigmas(num_steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
+
+
+def _read_levels(num_steps: int, schedule: ScheduleConfig) -> Tensor:
+    if len(schedule.sigmas) != num_steps:
+        raise UserError(
+            f"schedule.sigmas has {len(schedule.sigmas)} noise levels for {num_steps} steps; give one per step"
+        )
+    return torch.tensor(schedule.sigmas, dtype=torch.float64)
 
 
 def karras_sigmas(num_steps: int, *, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
@@ -41,6 +72,19 @@ def pick_level(strength: float, *, sigma_min: float, sigma_max: float, rho: floa
     if strength == 1:
         return sigma_max
     return float(_karras_levels(torch.tensor(1 - strength, dtype=torch.float64), sigma_min, sigma_max, rho))
+
+
+def start_schedule_at(strength: float, schedule: ScheduleConfig, steps: int) -> tuple[ScheduleConfig, int]:
+    """Return the schedule and number of steps of an edit of this strength.
+
+    Listed levels are those of another program's sampler: the edit visits the lowest of them, as many as the strength's
+    share, and takes so many steps. Raises ValueError as `pick_level` does.
+    """
+    level = pick_level(strength, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho)
+    if not schedule.sigmas:
+        return schedule.model_copy(update={"sigma_max": level}), steps
+    levels = schedule.sigmas[-math.ceil(strength * len(schedule.sigmas)) :]
+    return schedule.model_copy(update={"sigmas": levels}), len(levels)
 
 
 def _karras_levels(u: Tensor, sigma_min: float, sigma_max: float, rho: float) -> Tensor:

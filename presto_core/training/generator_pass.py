@@ -11,7 +11,7 @@ from torch import Tensor
 from presto_core.config.sampling import RolloutConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import full_sigma
-from presto_core.samplers.schedule import few_step_sigmas
+from presto_core.samplers.schedule import list_few_step_levels
 from presto_core.training.gradient_accumulation import Metrics, MicroBatch
 from presto_core.training.parallel import Parallel
 
@@ -74,9 +74,7 @@ def simulate_rollout(generate: GenerateFn, micro_batch: MicroBatch, schedule: Ro
         Input of the generator, [B, C, T], and its noise levels, [B].
     """
     batch, row_rng = micro_batch.batch, micro_batch.row_rng
-    levels = few_step_sigmas(
-        schedule.steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho
-    ).tolist()
+    levels = list_few_step_levels(schedule.steps, schedule).tolist()
     last = row_rng.sample_index(len(levels))
     x = row_rng.add_noise(torch.zeros_like(batch.x0), full_sigma(levels[0], batch.x0))
     for sigma, sigma_next in zip(levels[:last], levels[1:]):

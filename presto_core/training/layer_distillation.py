@@ -11,6 +11,7 @@ from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.preconditions import Edm, Precondition
 from presto_core.losses.dsm import dsm_loss
 from presto_core.losses.layer_distill import self_teacher_loss
+from presto_core.networks.adapters import add_adapters
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.networks.network import Network
 from presto_core.training import optim
@@ -49,6 +50,8 @@ class LayerDistillation:
         self.p_train = config.p_train
         self.budget = make_layer_budget(config, self.depth)
         network = teacher.with_budget(self.budget)
+        if config.lora.rank:
+            network = add_adapters(network, config.lora)
         ema = Ema(network, config.ema_decay)
         self.denoise = EDMDenoiser(network, self.precondition, autocast_dtype)
         # a batch may skip a block, on one worker or on all

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from presto_core.networks.adapters import select_trained
+
 
 def local_shard(tensor: Tensor) -> Tensor:
     """Return this worker's shard, which shares memory with the tensor."""
@@ -65,7 +67,7 @@ def find_weight_setters(network: nn.Module, names: dict[str, Any]) -> dict[str, 
     Raises:
         RuntimeError: the weights belong to another network.
     """
-    own = network.state_dict()
+    own = select_trained(network)
     if different := sorted(own.keys() ^ names.keys()):
         raise RuntimeError(f"other weights: {', '.join(different[:3])}")
     return {names[key]: partial(_copy_into, key, tensor) for key, tensor in own.items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from presto_core.diffusion.conditioning import Conditioning
+from presto_core.networks.adapters import select_trained
 from presto_core.training.ema import Ema
 from presto_core.training.sharding import OptimizerMoments, find_weight_setters, gather_on_rank0
 
@@ -68,9 +69,9 @@ class TrainState:
         If networks are sharded, every worker must call it; rank 0 gets full tensors, the others empty ones.
         """
         tensors = {
-            "networks": {name: net.state_dict() for name, net in self.networks.items()},
+            "networks": {name: select_trained(net) for name, net in self.networks.items()},
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
-            "emas": {name: ema.network.state_dict() for name, ema in self.emas.items()},
+            "emas": {name: select_trained(ema.network) for name, ema in self.emas.items()},
         }
         return {
             **(gather_on_rank0(tensors) if self.is_sharded else tensors),

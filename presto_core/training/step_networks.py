@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from presto_core.config.sections import StepsConfig
+from presto_core.config.sections import LoraConfig, StepsConfig
 from presto_core.diffusion.denoiser import Denoiser, EDMDenoiser
 from presto_core.diffusion.guidance import make_guided_denoiser
 from presto_core.diffusion.preconditions import Precondition
+from presto_core.networks.adapters import add_adapters, share_equal_weights
 from presto_core.networks.discriminator import PatchHead
 from presto_core.networks.network import Network
 from presto_core.training import optim
@@ -61,7 +62,7 @@ def make_step_networks(
     """
     tap_blocks = config.gan.taps or (teacher.depth // 2,)
     check_taps(tap_blocks, teacher.depth)
-    generator, fake_score = (copy.deepcopy(net).set_trainable() for net in (start, teacher))
+    generator, fake_score = _copy_networks(config.lora, teacher, start)
     head = PatchHead(
         teacher.width,
         num_taps=len(tap_blocks),
@@ -93,6 +94,15 @@ def make_step_networks(
     return StepNetworks(
         real_score, fake_denoiser, generator_denoiser, trained_fake_score, trained_generator, adversarial_loss, state
     )
+
+
+def _copy_networks(lora: LoraConfig, teacher: Network, start: Network) -> list[Network]:
+    """Return generator and fake score: whole copies, or adapters over the teacher's own weights."""
+    if not lora.rank:
+        return [copy.deepcopy(net).set_trainable() for net in (start, teacher)]
+    if start is not teacher:
+        share_equal_weights(start, teacher)
+    return [add_adapters(net, lora) for net in (start, teacher)]
 
 
 def _make_state(config: StepsConfig, generator: Network, fake_score: Network, head: PatchHead, ema: Ema) -> TrainState:

@@ -80,6 +80,26 @@ def test_a_budget_equals_a_model_without_the_skipped_blocks(name: str, mode):
 
 
 @EACH
+@pytest.mark.parametrize("mode", ["presto", "ase"])
+def test_kept_blocks_are_the_network_at_that_budget(name: str, mode):
+    network = make_network(name, conditioned=True)
+    network.mode = mode
+    nn.init.normal_(network.budget_table)
+    for budget in (1, 3, 4):
+        plain = network.keep_blocks(budget)
+        assert (plain.depth, plain.budget_table) == (budget, None)
+        assert set(plain.config.frozen) <= set(plain.state_dict())
+        again = DiffusersNetwork(plain.config).double()  # its settings describe it
+        again.load_state_dict(plain.state_dict())
+        # the row is added before instead of after the layer's bias; Ace computes its embedding in fp32
+        tolerance = 1e-5 if name.startswith("Ace") else 1e-12
+        expected = network(*make_inputs(name), budget)
+        torch.testing.assert_close(again(*make_inputs(name)), expected, rtol=tolerance, atol=tolerance)
+    with pytest.raises(UserError, match="budget of 5"):
+        network.keep_blocks(5)
+
+
+@EACH
 def test_mixed_budgets_equal_rows_one_by_one(name: str):
     network = make_network(name, conditioned=True)
     nn.init.normal_(network.budget_table)

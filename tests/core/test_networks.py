@@ -12,6 +12,7 @@ from presto_core.networks.block import RMSNorm, attend
 from presto_core.networks.discriminator import PatchHead
 from presto_core.networks.dit import DiT
 from presto_core.networks.embeddings import rotary_angles, rotate
+from presto_core.networks.layer_budget import LayerBudget
 from tests.support.toy_networks import TEXT_DIM, conditions, tiny_dit
 
 X, C_NOISE = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([-1.0, 0.0, 1.0])
@@ -44,6 +45,21 @@ def test_rms_norm_is_the_library_one_in_the_dtype_of_its_input():
     norm.weight.data = torch.linspace(0.5, 2, 8)
     torch.testing.assert_close(norm(x), F.rms_norm(x, (8,), norm.weight))
     assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("mode", ["presto", "ase"])
+def test_kept_blocks_are_the_network_at_that_budget(mode):
+    budget = LayerBudget(kept=(2, 3), edges=(1.0,), distribution={}, mode=mode)
+    config = NetworkConfig(dim=16, depth=3, heads=2, spectrum_bins=8)
+    net = DiT.for_budget(config, channels=4, text_dim=TEXT_DIM, budget=budget)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    for kept in (1, 2, 3):
+        plain = net.keep_blocks(kept)
+        assert (plain.depth, plain.budget) == (kept, None)
+        expected = net(X, C_NOISE, conditions(3), kept)
+        torch.testing.assert_close(plain(X, C_NOISE, conditions(3)), expected, rtol=1e-4, atol=1e-4)
+        assert (expected - net(X, C_NOISE, conditions(3), kept % 3 + 1)).abs().max() > 0.1
 
 
 def test_a_filter_has_a_middle():

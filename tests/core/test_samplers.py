@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from presto_core.config.sampling import ScheduleConfig
 from presto_core.diffusion.denoiser import full_sigma
 from presto_core.samplers.edm import SAMPLERS
 from presto_core.samplers.few_step import ping_pong
-from presto_core.samplers.schedule import few_step_sigmas, karras_sigmas
+from presto_core.samplers.schedule import few_step_sigmas, karras_sigmas, list_few_step_levels, start_schedule_at
 
 STD, MEAN, SIGMA_MAX = 0.6, 0.3, 20.0
 
@@ -131,3 +132,15 @@ def test_ping_pong_with_exact_posterior_sampler_keeps_the_distribution():
     assert float(out.mean()) == pytest.approx(MEAN, abs=0.04)
     assert float(out.std()) == pytest.approx(STD, rel=0.04)
     assert full_sigma(2.0, noise).dtype == torch.float64
+
+
+def test_an_edit_visits_the_lowest_of_listed_levels():
+    listed = ScheduleConfig(sigmas=(50.0, 10.0, 2.0, 0.5))
+    for strength, expected in ((1.0, 4), (0.75, 3), (0.6, 3), (0.5, 2), (0.01, 1)):
+        schedule, steps = start_schedule_at(strength, listed, 4)
+        assert steps == expected
+        assert list_few_step_levels(steps, schedule).tolist() == list(listed.sigmas[-expected:])
+        assert schedule.highest == listed.sigmas[-expected]
+    curve, steps = start_schedule_at(0.5, ScheduleConfig(), 4)
+    assert steps == 4
+    assert list_few_step_levels(4, curve)[0] == pytest.approx(curve.highest)

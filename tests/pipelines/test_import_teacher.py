@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pipelines.data.dataset import open_dataset, stream_batches
+from pipelines.inference.export_formats import ExportRequest, export_model, find_model_licence
 from pipelines.inference.generator import open_generator
 from pipelines.ingest.latent_cache import write_segment
 from pipelines.ingest.shard_writer import SegmentSlice, ShardPlan, ShardWriter
@@ -24,10 +25,12 @@ from presto_core.artifacts.manifest import Artifact, commit_artifact, read_artif
 from presto_core.artifacts.store import StoreError
 from presto_core.audio.load_codec import load_codec
 from presto_core.config.loader import load_config
+from presto_core.config.sampling import ScheduleConfig
 from presto_core.config.schema import ImportTeacherStage, IngestStage, LayersStage, StepsStage
 from presto_core.errors import UserError
 from presto_core.models import hub
 from presto_core.models.hub import HubError, explain, is_repository
+from presto_core.models.lcm_grid import LcmGrid
 from presto_core.models.model_card import ModelCard, load_model
 from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.state import Cursor
@@ -102,7 +105,7 @@ def run_layers(teacher: Artifact, dataset: Artifact, **settings: object) -> Arti
     return distill_layers.run(load_config(LayersStage, None, keys | inputs | settings))
 
 
-def run_steps(teacher: Artifact, dataset: Artifact, layers: Artifact) -> Artifact:
+def run_steps(teacher: Artifact, dataset: Artifact, layers: Artifact, **settings: object) -> Artifact:
     keys = {
         "steps.generator_updates": 1, "steps.fake_updates_per_generator_update": 1, "steps.global_batch_size": 4,
         "steps.gan.head_layers": 1, "steps.gan.head_channels": 8, "steps.guidance_scale": 3,
@@ -110,7 +113,7 @@ def run_steps(teacher: Artifact, dataset: Artifact, layers: Artifact) -> Artifac
         "cluster.num_workers": 0, "storage.root": "store",
     }  # fmt: skip
     inputs = {"inputs.dataset": dataset.uri, "inputs.teacher": teacher.id, "inputs.layers": layers.id}
-    return distill_steps.run(load_config(StepsStage, None, keys | inputs))
+    return distill_steps.run(load_config(StepsStage, None, keys | inputs | settings))
 
 
 def test_an_imported_teacher_records_where_it_is_from(teacher: Artifact, folder: Path, capsys):
@@ -141,9 +144,74 @@ def test_batches_have_raw_latents_and_the_timing_of_each_clip(teacher: Artifact,
     assert batch.cond.to_unconditional().rows(slice(0, 2)).timing.shape == (2, 2)
 
 
-def test_layers_steps_and_clips_from_an_imported_teacher(teacher: Artifact, dataset: Artifact):
-    layers = run_layers(teacher, dataset)
-    both = run_steps(teacher, dataset, layers)
+@pytest.fixture(scope="module")
+def layers(teacher: Artifact, dataset: Artifact) -> Artifact:
+    return run_layers(teacher, dataset)
+
+
+@pytest.fixture(scope="module")
+def both(teacher: Artifact, dataset: Artifact, layers: Artifact) -> Artifact:
+    return run_steps(teacher, dataset, layers)
+
+
+def test_a_distilled_teacher_becomes_a_pipeline_whose_import_plays_the_same(
+    teacher: Artifact, both: Artifact, folder: Path, store: Path
+):
+    own = OwnFolders(codec=str(folder), text=str(folder))
+    assert find_model_licence(both) == "cc-by-4.0"
+    request = ExportRequest(store / "student", "diffusers", budget=3)
+    exported = export_model(both, request, own)
+    assert any("0.9919" in line for line in exported.lines)
+    model = open_generator(both.uri, folders=own).model
+    fixed = export_model(both, ExportRequest(store / "fixed", "presto", budget=3))
+    sigmas = ScheduleConfig(sigmas=LcmGrid(500.0).list_sigmas(4))
+    (expected,) = open_generator(f"{fixed.path}", folders=own).generate("slow jazz piano", seed=3, schedule=sigmas)
+    again = import_teacher.run(make_config(exported.path))
+    assert (again.kind, again.manifest["source"]["licence"]) == ("generator", "cc-by-4.0")
+    (clip,) = open_generator(again.uri, folders=own).generate("slow jazz piano", seed=3)  # at the levels of its card
+    np.testing.assert_allclose(clip.audio, expected.audio, atol=2e-4)
+    (other,) = open_generator(both.uri, folders=own).generate("slow jazz piano", seed=3, schedule=sigmas)
+    assert np.abs(clip.audio - other.audio).max() > 0.01  # of budgets by level
+    assert model.card.budget
+    for wrong, match in (
+        (ExportRequest(store / "student", "presto"), "exists"),
+        (ExportRequest(store / "x", "diffusers"), "--budget"),
+        (ExportRequest(store / "x", "diffusers", budget=9), "budget of 9"),
+        (ExportRequest(store / "x", "diffusers", budget=3, dtype="bf16"), "--dtype"),
+    ):
+        with pytest.raises(UserError, match=match):
+            export_model(both, wrong, own)
+    with pytest.raises(UserError, match="teacher"):
+        export_model(teacher, ExportRequest(store / "x", "diffusers"), own)
+    with pytest.raises(UserError, match=r"storage\.codec_folder"):
+        export_model(both, ExportRequest(store / "x", "diffusers", budget=3))
+    assert not (store / "x").exists()
+
+
+def test_adapters_end_as_plain_networks(teacher: Artifact, dataset: Artifact):
+    layers = run_layers(teacher, dataset, **{"layers.lora.rank": 2, "layers.lora.targets": ["to_q", "ff"]})
+    both = run_steps(teacher, dataset, layers, **{"steps.lora.rank": 2})
+    before, (middle, card), after = (
+        load_model(open_folder(model.uri), model.manifest) for model in (teacher, layers, both)
+    )
+    assert card.budget
+    weights = [network.state_dict() for network in (before[0], middle, after[0])]
+    assert weights[1].keys() == weights[2].keys() == weights[0].keys() | {"budget_table"}
+
+    def find_changes(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> set[str]:
+        return {name for name, value in old.items() if not torch.equal(value, new[name])} - {"budget_table"}
+
+    changed = find_changes(weights[0], weights[1])
+    assert changed
+    assert all("transformer_blocks" in name and (".to_q." in name or ".ff." in name) for name in changed)
+    more = find_changes(weights[1], weights[2])
+    assert any(".to_v." in name for name in more)
+    assert all("transformer_blocks" in name and name.endswith(".weight") for name in changed | more)
+
+
+def test_layers_steps_and_clips_from_an_imported_teacher(
+    teacher: Artifact, dataset: Artifact, layers: Artifact, both: Artifact
+):
     before = load_model(open_folder(teacher.uri), teacher.manifest)[0].state_dict()
     own = teacher.manifest["model"]["codec"]["path"]
     for model in (layers, both):

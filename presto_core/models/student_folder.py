@@ -1,0 +1,146 @@
+"""Write a distilled network as a diffusers folder that the stock pipeline of its teacher's class loads and samples.
+
+One budget per folder: its blocks alone are written, and its embedding is part of the noise embedding's bias. Codec,
+text encoder and tokenizer are copies of the teacher's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from presto_core.errors import UserError
+from presto_core.models.lcm_grid import SCHEDULER, STEPS, LcmGrid
+from presto_core.models.model_card import ModelCard
+from presto_core.models.teacher_folder import INDEX, PICKLES, read_teacher_folder
+from presto_core.models.teacher_import import TOLERANCE, compare_with_scheduler, scale_frequencies
+from presto_core.networks.diffusers_network import DiffusersNetwork
+from presto_core.networks.families import build_transformer
+from presto_core.networks.network import Network
+
+COPIES = ("vae", "text_encoder", "tokenizer")
+
+
+class ExportError(UserError):
+    """A model cannot be exported in a format; the message says why, and which format can."""
+
+
+@dataclass(frozen=True)
+class StudentFolder:
+    """What was written.
+
+    Attributes:
+        sigmas: the noise levels that the stock sampler visits, by number of steps.
+        error: largest difference of x0 between the written transformer with its scheduler and this package's denoiser,
+            relative to the largest value.
+    """
+
+    path: Path
+    budget: int
+    sigmas: dict[int, list[float]]
+    error: float
+
+
+def choose_budget(card: ModelCard, budget: int | None) -> int:
+    """Return the number of blocks that a folder of one budget has.
+
+    Raises:
+        ExportError: the model runs another number of blocks from level to level, and none is given.
+    """
+    trained = sorted(set(card.budget.kept)) if card.budget else [card.depth]
+    if budget is None and len(trained) > 1:
+        raise ExportError(
+            f"the model runs {', '.join(map(str, trained))} blocks, by noise level, and this format holds one number; "
+            f"choose it, as in --budget {trained[-1]}, or use --format presto"
+        )
+    return trained[0] if budget is None else budget
+
+
+def check_can_write(card: ModelCard) -> None:
+    """Refuse a model that no stock pipeline knows; raises ExportError."""
+    name = card.network.get("transformer_class")
+    if name != "StableAudioDiTModel":
+        what = name or "Presto's own transformer"
+        raise ExportError(f"no pipeline of diffusers samples {what}; export with --format presto or torch-export")
+
+
+def write_student_folder(
+    network: Network, card: ModelCard, *, teacher: Path, target: Path, budget: int, licence: str, model_id: str
+) -> StudentFolder:
+    """Write the folder, read its transformer back, and compare.
+
+    Args:
+        teacher: folder of the teacher, with the components that are copied.
+        target: new folder; nothing is left of it if the export fails.
+        budget: number of blocks.
+
+    Raises:
+        ExportError: no pipeline can sample the model, a component is missing, or the comparison fails.
+        UserError: the budget is not between 1 and the depth.
+    """
+    check_can_write(card)
+    assert isinstance(network, DiffusersNetwork)
+    assert network.conditioner is not None
+    assert card.sigma_range is not None
+    if missing := [name for name in COPIES if not (teacher / name).is_dir()]:
+        raise ExportError(
+            f"{teacher} lacks {', '.join(missing)}; name the teacher's folder with storage.codec_folder=…"
+        )
+    plain, grid = network.keep_blocks(budget), LcmGrid(card.sigma_range[1])
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        pickles = shutil.ignore_patterns(*(f"*{end}" for end in PICKLES))
+        for name in COPIES:
+            shutil.copytree(teacher / name, partial / name, ignore=pickles)
+        _write_transformer(plain, grid, partial / "transformer")
+        assert plain.conditioner is not None
+        plain.conditioner.projection.save_pretrained(str(partial / "projection_model"))  # type: ignore[operator]
+        _write_json(partial / "scheduler" / "scheduler_config.json", grid.to_settings())
+        _write_json(partial / INDEX, _make_index(teacher))
+        for file in teacher.glob("LICEN[CS]E*"):
+            shutil.copy(file, partial)
+        (partial / "README.md").write_text(_make_readme(licence, model_id, target.name))
+        written = read_teacher_folder(partial, licence=licence or "unknown")
+        error = max(compare_with_scheduler(written, plain, grid).values())
+        if not error <= TOLERANCE:
+            raise ExportError(
+                f"comparison failed: x0 of the written transformer and of this package differ by {error:.1e} of the "
+                "largest value; report this with the versions of diffusers and torch"
+            )
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return StudentFolder(target, budget, {steps: grid.list_sigmas(steps) for steps in STEPS}, error)
+
+
+def _write_transformer(plain: DiffusersNetwork, grid: LcmGrid, folder: Path) -> None:
+    transformer: Any = build_transformer(plain.config.transformer_class, plain.config.transformer)
+    transformer.load_state_dict(plain.transformer.state_dict())
+    scale_frequencies(transformer, grid.time_step)  # the scheduler calls it with integers
+    transformer.save_pretrained(str(folder))
+
+
+def _make_index(teacher: Path) -> dict[str, Any]:
+    """Return the teacher's model_index.json with the scheduler of a student."""
+    index = json.loads((teacher / INDEX).read_text())
+    index["scheduler"] = ["diffusers", SCHEDULER]
+    return dict(index)
+
+
+def _make_readme(licence: str, model_id: str, name: str) -> str:
+    front = f"---\nlicense: {json.dumps(licence)}\n---\n" if licence else ""
+    return front + (
+        f"# {name}\n\nA few-step model, distilled with Presto (artifact {model_id}). Sample it without guidance:\n\n"
+        "```python\nfrom diffusers import DiffusionPipeline\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("{name}")\n'
+        'audio = pipe("PROMPT", num_inference_steps=4, guidance_scale=1.0).audios[0]\n```\n'
+    )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
