@@ -24,7 +24,7 @@ from presto_core.config.sections import StorageConfig, TrackingConfig
 from presto_core.device import explain_memory, resolve_device
 from presto_core.errors import UserError
 from presto_core.models.recorded_components import OwnFolders
-from presto_core.training.state import make_step_rng
+from presto_core.training.step_rng import make_step_rng
 
 FRAME_MULTIPLE = 16  # frames of a clip are a multiple of it; every patch size in use divides it
 

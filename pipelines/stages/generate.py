@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pipelines.console import console
-from pipelines.evaluate import plots
+from pipelines.evaluate.spectrograms import check_spectrograms, plot_spectrogram_with_axes
 from pipelines.inference.clip_files import write_clip, write_whole
 from pipelines.inference.generator import GeneratedClip, Generator, open_generator
 from pipelines.inference.prompts import check_prompts, parse_prompt
@@ -66,7 +66,7 @@ def run(config: GenerateStage) -> list[ClipFiles]:
             f"generate.steps={settings.steps} is few for it; generate.steps=40 sounds better"
         )
     folder = _make_folder(settings.output)
-    can_plot = plots.check_spectrograms("generate", len(prompts))
+    can_plot = check_spectrograms("generate", len(prompts))
     return [_generate(settings, generator, prompt, folder, can_plot=can_plot) for prompt in prompts]
 
 
@@ -137,9 +137,7 @@ def _write_files(clip: GeneratedClip, folder: Path, *, can_plot: bool) -> tuple[
         if not can_plot:
             return wav, None
         spectrogram = wav.with_suffix(".png")
-        write_whole(
-            spectrogram, plots.plot_spectrogram_with_axes(clip.audio.mean(axis=0), clip.sample_rate_hz, clip.prompt)
-        )
+        write_whole(spectrogram, plot_spectrogram_with_axes(clip.audio.mean(axis=0), clip.sample_rate_hz, clip.prompt))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error}; free some space or set generate.output") from error
     return wav, spectrogram
