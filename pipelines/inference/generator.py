@@ -16,7 +16,7 @@ from pipelines.inference.model import Model, open_model, sample_generator, sampl
 from pipelines.inference.prompts import PromptWords, check_prompts, make_conditions, parse_prompt, warn_of_cut_text
 from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.storage.filesystem import absolute_uri
-from pipelines.tracking.client import open_tracker
+from pipelines.tracking.sqlite_registry import open_for_reading
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.config.sampling import MAX_SEED, BaseSampler, ScheduleConfig
@@ -193,8 +193,8 @@ def load_generator(
     device = resolve_device(device)
     artifact = resolve_pretrained(reference)
     if artifact is None:
-        tracker = open_tracker(TrackingConfig(uri=tracking_uri))
-        artifact = resolve(tracker.client, reference, absolute_uri(storage_root))
+        registry = open_for_reading(TrackingConfig(uri=tracking_uri))
+        artifact = resolve(registry, reference, absolute_uri(storage_root))
     return open_generator(
         artifact.uri,
         device=device,

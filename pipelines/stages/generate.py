@@ -17,7 +17,8 @@ from pipelines.inference.prompts import check_prompts, parse_prompt
 from pipelines.registry.names import RegistryError
 from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.storage.filesystem import absolute_uri, open_folder
-from pipelines.tracking.client import has_registry, open_tracker
+from pipelines.tracking.client import has_registry
+from pipelines.tracking.sqlite_registry import open_for_reading
 from presto_core.artifacts.manifest import Artifact, read_artifact
 from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.config.sampling import GenerateConfig
@@ -98,7 +99,7 @@ def find_model(config: GenerateStage) -> Artifact:
 
 
 def _resolve_registered(config: GenerateStage, reference: str) -> Artifact:
-    return resolve(open_tracker(config.tracking).client, reference, absolute_uri(config.storage.root))
+    return resolve(open_for_reading(config.tracking), reference, absolute_uri(config.storage.root))
 
 
 def _generate(
