@@ -79,7 +79,7 @@ class Catalog:
         name, number = reference.name, reference.number
         if isinstance(self.client, StoredRegistry):
             stored = self.client.find(name, number=number, alias=reference.alias)
-            return stored and self._to_version(stored)
+            return None if stored is None else self._to_version(stored)
         from mlflow.exceptions import MlflowException
 
         try:

@@ -1,4 +1,4 @@
-"""Asks MLflow, or reads its database, for model versions, whatever their names and tags hold: the only place that writes MLflow's filters.
+"""Finds model versions in MLflow or its database, whatever names and tags hold; only here are MLflow's filters written.
 
 Strings of MLflow's filter language have no escapes: a quote or a backslash ends or breaks them. A value that has such a
 character is matched by LIKE with a wildcard in its place, which finds more than is meant, and is then compared exactly.

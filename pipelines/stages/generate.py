@@ -7,12 +7,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import soundfile
 import torch
 
 from pipelines.console import console
 from pipelines.evaluate.spectrograms import check_spectrograms, plot_spectrogram_with_axes
+from pipelines.inference.clip_batch import make_clips
 from pipelines.inference.clip_files import write_clip, write_whole
 from pipelines.inference.generator import GeneratedClip, Generator, open_generator
+from pipelines.inference.prompt_file import read_prompt_file
 from pipelines.inference.prompts import check_prompts, parse_prompt
 from pipelines.registry.names import RegistryError
 from pipelines.registry.resolve import resolve, resolve_pretrained
@@ -50,6 +53,8 @@ def run(config: GenerateStage) -> list[ClipFiles]:
         UserError: no prompt, unknown model or key, a tempo out of range, output folder that cannot be written.
     """
     settings = config.generate
+    if settings.prompts_file:
+        return run_batch(config)
     if not settings.prompts:
         raise UserError('nothing to generate: give a prompt, as in presto generate "solo piano, slow, A minor"')
     prompts = list(dict.fromkeys(check_prompts(settings.prompts)))
@@ -69,6 +74,22 @@ def run(config: GenerateStage) -> list[ClipFiles]:
     folder = _make_folder(settings.output)
     can_plot = check_spectrograms("generate", len(prompts))
     return [_generate(settings, generator, prompt, folder, can_plot=can_plot) for prompt in prompts]
+
+
+def run_batch(config: GenerateStage) -> list[ClipFiles]:
+    """Generate a clip per row of `generate.prompts_file`; raises what `read_prompt_file` and `make_clips` do."""
+    settings = config.generate
+    if settings.prompts:
+        raise UserError(
+            f"generate.prompts_file={settings.prompts_file} and the prompt {settings.prompts[0]!r} are both given; "
+            "add the prompt to the file, or leave one out"
+        )
+    requests = read_prompt_file(Path(settings.prompts_file), settings)
+    folder = _make_folder(settings.output)
+    artifact = find_model(config)
+    rows = make_clips(config, requests, artifact, folder)
+    files = [(row, folder / row["file"]) for row in rows]
+    return [ClipFiles(row["prompt"], wav, None, soundfile.info(wav).duration, float(row["ms"])) for row, wav in files]
 
 
 def find_model(config: GenerateStage) -> Artifact:

@@ -92,7 +92,7 @@ def open_for_reading(config: TrackingConfig) -> Any:
 
 
 def read_registry(path: Path) -> StoredRegistry | None:
-    """Read all versions of a database; None if it has another schema, is locked, or is damaged, for MLflow to say so."""
+    """Read all versions of a database; None, for MLflow to read it, if it is locked, damaged or of another schema."""
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=READ_TIMEOUT_S)) as database:
             database.execute("BEGIN")  # one moment for all tables
@@ -110,12 +110,14 @@ def _read_tables(database: sqlite3.Connection) -> StoredRegistry | None:
     for name, number, key, value in database.execute("SELECT name, version, key, value FROM model_version_tags"):
         tags.setdefault((name, number), {})[key] = value
     versions: dict[str, dict[int, StoredVersion]] = {}
-    for name, number, *facts in database.execute(
+    for name, number, run_id, created, updated, stage in database.execute(
         "SELECT name, version, run_id, creation_time, last_updated_time, current_stage FROM model_versions "
         "WHERE current_stage != ? ORDER BY name, version",
         [DELETED],
     ):
-        versions.setdefault(name, {})[number] = StoredVersion(name, number, *facts, tags.get((name, number), {}))
+        versions.setdefault(name, {})[number] = StoredVersion(
+            name, number, run_id, created, updated, stage, tags.get((name, number), {})
+        )
     aliases: dict[str, dict[str, int]] = {}
     for name, alias, number in database.execute("SELECT name, alias, version FROM registered_model_aliases"):
         aliases.setdefault(name, {})[alias] = number

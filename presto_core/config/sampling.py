@@ -61,6 +61,8 @@ class GenerateConfig(Section):
 
     prompts: tuple[str, ...] = ()
     """What to play, one clip each; the command takes them as arguments or with --prompt."""
+    prompts_file: str = ""
+    """CSV or JSON lines with a clip per row: prompt and, where they differ, seed, steps, seconds, tempo_bpm, key."""
     steps: int = Field(4, ge=1, le=1000)
     """Steps of the sampler; a few-step generator needs 1 to 8, a teacher about 40."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
