@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.evaluate.plots import plot_spectrograms_with_axes
+from pipelines.evaluate.spectrograms import plot_spectrograms_with_axes
 from pipelines.inference.generator import load_generator
 from presto_core.errors import UserError
 

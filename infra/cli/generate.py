@@ -11,11 +11,13 @@ from infra.cli.dispatch import dispatch
 from infra.cli.options import DryRun, On
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import LOCAL
+from pipelines.console import print_text
 from pipelines.presets.resolve import PRESETS, is_override
 from pipelines.stages.table import STAGES
 from presto_core.config.device_name import DEVICE_NAMES
 from presto_core.config.loader import ConfigError, list_presets, load_config
 from presto_core.config.sampling import GenerateConfig
+from presto_core.config.schema import GenerateStage
 from presto_core.config.section import Section
 from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained
 
@@ -57,6 +59,17 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    prompts_file: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="A clip per row of a CSV or .jsonl file with the columns prompt and, if wanted, seed, steps, seconds, "
+            "tempo_bpm, key (generate.prompts_file). The same command continues after a stop; clips.csv in "
+            "generate.output lists the clips. cluster.num_workers=4 makes four at a time.",
+            show_default=False,
+        ),
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Preset to start from.")] = None,
     loop: Annotated[
         bool, typer.Option("--loop", help="Make loops: the end of each clip flows into its start (generate.loop).")
@@ -78,7 +91,7 @@ def generate(
 ) -> None:
     prompts, overrides = _split_args(args or [])
     prompts += prompt or []
-    if not (args or prompts or section or preset):
+    if not (args or prompts or section or preset or prompts_file):
         raise typer.BadParameter('Missing argument: give a prompt, as in presto generate "solo piano, slow, A minor"')
     settings: list[str | tuple[str, Any]] = [*overrides]
     if prompts:
@@ -87,12 +100,18 @@ def generate(
         settings.append(("generate.loop", True))
     if section:
         settings.append(("generate.sections", section))
+    if prompts_file is not None:
+        settings.append(("generate.prompts_file", prompts_file))
     if model is not None:
         settings.append(("inputs.generator", model))
     if device is not None:
         settings.append(("cluster.device", device))
-    config = load_config(STAGES["generate"].config, preset, settings, preset_folder=PRESETS)
+    config = load_config(GenerateStage, preset, settings, preset_folder=PRESETS)
     dispatch(StageCommand("generate", config), on=on, dry_run=dry_run)
+    if dry_run and on == LOCAL and prompts_file:
+        from pipelines.inference.prompt_file import read_prompt_file
+
+        print_text(f"# {len(read_prompt_file(Path(prompts_file), config.generate))} clips: all rows are right")
 
 
 def _split_args(args: list[str]) -> tuple[list[str], list[str]]:

@@ -93,7 +93,8 @@ def search(
     clauses = parse_filter(query)
     if order and order not in NUMBERS:
         raise RegistryError(f"--order {order!r} is not a number to sort by; use one of {', '.join(NUMBERS)}")
-    catalog = try_open_catalog(settings, as_json=as_json)
+    reads_runs = any(clause.is_setting for clause in clauses)
+    catalog = try_open_catalog(settings, as_json=as_json, reads_runs=reads_runs)
     if catalog is None:
         return
     found = search_versions(catalog, clauses, limit=limit, order=order)

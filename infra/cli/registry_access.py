@@ -18,14 +18,20 @@ def open_catalog(settings: list[str] | None) -> Catalog:
     return Catalog(open_tracker(config.tracking).client)
 
 
-def try_open_catalog(settings: list[str] | None, *, as_json: bool) -> Catalog | None:
-    """Open the registry; if there is none, print that instead of creating one."""
-    from pipelines.registry.presence import find_missing_database
+def try_open_catalog(settings: list[str] | None, *, as_json: bool, reads_runs: bool = False) -> Catalog | None:
+    """Open the registry to read versions; if there is none, print that instead of creating one.
 
-    if find_missing_database(load_stage_config("registry", settings or [], takes_preset=False).tracking):
+    Args:
+        reads_runs: runs are read too, for which MLflow is needed.
+    """
+    from pipelines.registry.presence import find_missing_database
+    from pipelines.tracking.sqlite_registry import open_for_reading
+
+    config = load_stage_config("registry", settings or [], takes_preset=False)
+    if find_missing_database(config.tracking):
         print_empty(settings, as_json=as_json)
         return None
-    return open_catalog(settings)
+    return open_catalog(settings) if reads_runs else Catalog(open_for_reading(config.tracking))
 
 
 def print_empty(settings: list[str] | None, *, as_json: bool) -> None:

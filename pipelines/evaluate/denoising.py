@@ -19,7 +19,7 @@ from pipelines.inference.model import Model
 from presto_core.diffusion.wiener import denoise_wiener
 from presto_core.errors import UserError
 from presto_core.metrics.denoising import SIGMAS, DenoisingComparison, compare_errors, measure_errors
-from presto_core.training.state import make_step_rng
+from presto_core.training.step_rng import make_step_rng
 
 BATCH_ROWS = 64
 

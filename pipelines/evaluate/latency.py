@@ -31,7 +31,7 @@ from presto_core.metrics.latency import (
     summarize_calls,
     time_parts,
 )
-from presto_core.training.state import make_step_rng
+from presto_core.training.step_rng import make_step_rng
 
 CLIP_BUDGET_S, LEAST_CLIP_CALLS, MOST_CLIP_CALLS = 1.5, 3, 15
 BATCH_BUDGET_S, MOST_BATCH_CALLS = 0.75, 5

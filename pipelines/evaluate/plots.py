@@ -1,22 +1,23 @@
-"""The project's plots as PNG bytes: noise distributions, losses, quality against cost, activations, spectrograms."""
+"""The project's plots as PNG bytes: noise distributions, losses, quality against cost, activations."""
 
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from pipelines.console import console
-from pipelines.evaluate.mel_levels import HIGHEST_HZ, Samples, compute_mel_levels
+from pipelines.evaluate.spectrograms import check_spectrograms as check_spectrograms
+from pipelines.evaluate.spectrograms import plot_spectrogram as plot_spectrogram
+from pipelines.evaluate.spectrograms import plot_spectrogram_with_axes as plot_spectrogram_with_axes
+from pipelines.evaluate.spectrograms import plot_spectrograms_with_axes as plot_spectrograms_with_axes
 from presto_core.config.noise import NoiseConfig
 from presto_core.config.sections import StepsConfig
 from presto_core.diffusion.noise import snr_db
-from presto_core.extras import MissingPackageError, check_extra, import_extra
+from presto_core.extras import import_extra
 from presto_core.metrics.table import METRICS, headline_metric
 
 ROLES: dict[str, dict[str, Any]] = {
@@ -28,9 +29,6 @@ ROLES: dict[str, dict[str, Any]] = {
 
 HEADLINE = headline_metric().name
 COST_LABELS = {"blocks_run": "transformer blocks per clip", "total_ms": "ms per clip, from text to audio"}
-PICTURE_WIDTH, PICTURE_HEIGHT = 320, 120
-PICTURE_RANGE_DB = (-90.0, -10.0)
-SPECTROGRAM_WINDOW = 2048  # samples
 
 
 @dataclass(frozen=True)
@@ -172,44 +170,6 @@ def plot_hidden_variance(variances: dict[str, list[dict[str, Any]]]) -> bytes:
     return to_png(figure)
 
 
-def plot_spectrogram(samples: Samples, rate_hz: int) -> bytes:
-    """Log-mel spectrogram of mono audio [N] as a small picture without axes, for players.
-
-    Decibels refer to a sine at full scale, on one scale for all clips: what is louder is brighter.
-    """
-    levels_db = compute_mel_levels(samples, rate_hz, bands=PICTURE_HEIGHT, frames=PICTURE_WIDTH)
-    low_db, high_db = PICTURE_RANGE_DB
-    shades = (255 * (levels_db[::-1] - low_db) / (high_db - low_db)).clip(0, 255).astype(np.uint8)
-    palette = (255 * get_colormap("magma")(np.arange(256))[:, :3]).astype(np.uint8)
-    # a picture with a palette: a quarter of the bytes of one with colours, and of the time to compress them
-    picture = import_extra("PIL.Image", "drawing spectrograms").fromarray(shades, mode="L")
-    picture.putpalette(palette.tobytes())
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def plot_spectrogram_with_axes(samples: Samples, rate_hz: int, title: str) -> bytes:
-    """Level over time and frequency of mono audio [N], with axes and a title."""
-    return plot_spectrograms_with_axes({title: samples}, rate_hz)
-
-
-def plot_spectrograms_with_axes(clips: Mapping[str, Samples], rate_hz: int) -> bytes:
-    """The same of several clips by title, one above the other, on one scale."""
-    figure = make_figure(9, 3.5 * len(clips))
-    panels = figure.subplots(len(clips), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (title, samples) in zip(panels, clips.items()):
-        with np.errstate(divide="ignore"):  # digital silence is minus infinity dB: drawn in the darkest colour
-            padded = np.pad(samples, (0, max(0, 2 * SPECTROGRAM_WINDOW - len(samples))))
-            axes.specgram(padded, NFFT=SPECTROGRAM_WINDOW, Fs=rate_hz, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
-        axes.set(ylabel="Hz", ylim=(0, min(HIGHEST_HZ, rate_hz / 2)))
-        axes.set_title(title, parse_math=False)  # a prompt may hold a $
-    panels[-1].set(xlabel="seconds")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # matplotlib's font has few scripts
-        return to_png(figure)
-
-
 def _format_role_label(role: str, noise: NoiseConfig) -> str:
     return f"{role}: {noise.kind}"
 
@@ -233,13 +193,3 @@ def to_png(figure: Any) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()
-
-
-def check_spectrograms(command: str, count: int) -> bool:
-    """Return whether spectrograms can be drawn; if not, print how many a command skips."""
-    try:
-        check_extra("plots", "drawing spectrograms")
-    except MissingPackageError as error:
-        console.print(f"{command}: {count} spectrograms skipped: {error}", markup=False)
-        return False
-    return True

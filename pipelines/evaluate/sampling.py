@@ -40,7 +40,7 @@ from presto_core.metrics.embedders.musicnn import MusicnnEmbedder
 from presto_core.metrics.embedders.table import load_embedders
 from presto_core.metrics.stereo import split_channels
 from presto_core.models.recorded_components import OwnFolders
-from presto_core.training.state import make_step_rng
+from presto_core.training.step_rng import make_step_rng
 
 VALIDATION_SALT = 1_000_003  # added to the seed, so that validation clips start from noise of their own
 CLIP_PREFIX, EMBEDDING_PREFIX = "clip/", "embeddings/"

@@ -41,7 +41,7 @@ from presto_core.metrics.latency import measure_latency
 from presto_core.metrics.table import measure_quality
 from presto_core.models.model_card import ModelCard
 from presto_core.models.recorded_components import OwnFolders
-from presto_core.training.state import make_step_rng
+from presto_core.training.step_rng import make_step_rng
 
 TIMED_CALLS = 3
 ValidateFn = Callable[[str], dict[str, float]]

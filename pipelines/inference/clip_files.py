@@ -45,8 +45,12 @@ def write_clip(clip: GeneratedClip, folder: Path) -> Path:
     Raises:
         OSError: the folder cannot be written.
     """
-    wav = clip.to_wav()
-    for path in _iter_names(folder, make_clip_name(clip)):
+    return write_wav(clip.to_wav(), make_clip_name(clip), folder)
+
+
+def write_wav(wav: bytes, name: str, folder: Path) -> Path:
+    """Write a clip's WAV under its name; see `write_clip`."""
+    for path in _iter_names(folder, name):
         if _create_whole(path, wav):
             return path
         if _is_same_audio(path, wav):

@@ -19,14 +19,14 @@ from pipelines.inference.sound import Sound as Sound
 from pipelines.inference.sound import read_sound as read_sound
 from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.storage.filesystem import absolute_uri
-from pipelines.tracking.client import open_tracker
+from pipelines.tracking.sqlite_registry import open_for_reading
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.config.sampling import ScheduleConfig
 from presto_core.config.sections import StorageConfig, TrackingConfig
 from presto_core.device import explain_memory, resolve_device
 from presto_core.models.recorded_components import OwnFolders
-from presto_core.training.state import make_step_rng
+from presto_core.training.step_rng import make_step_rng
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def load_generator(
     device = resolve_device(device)
     artifact = resolve_pretrained(reference)
     if artifact is None:
-        tracker = open_tracker(TrackingConfig(uri=tracking_uri))
-        artifact = resolve(tracker.client, reference, absolute_uri(storage_root))
+        registry = open_for_reading(TrackingConfig(uri=tracking_uri))
+        artifact = resolve(registry, reference, absolute_uri(storage_root))
     return open_generator(
         artifact.uri,
         device=device,

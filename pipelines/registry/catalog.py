@@ -13,6 +13,7 @@ from pipelines.registry import names
 from pipelines.registry.names import Reference, RegistryError, parse_reference
 from pipelines.registry.version import Version as Version
 from pipelines.registry.version_query import find_by_hash, find_versions, list_models
+from pipelines.tracking.sqlite_registry import StoredRegistry
 
 MAX_PAGE = 200
 BY_NAME = ("name ASC", "version_number DESC")
@@ -24,7 +25,7 @@ class Catalog:
     """Read access to the registry.
 
     Attributes:
-        client: an mlflow.MlflowClient.
+        client: an mlflow.MlflowClient, or all that its database holds.
         skipped: model and number of the versions that were skipped because other tools registered them.
     """
 
@@ -75,9 +76,12 @@ class Catalog:
         return version
 
     def _try_get(self, reference: Reference) -> Version | None:
+        name, number = reference.name, reference.number
+        if isinstance(self.client, StoredRegistry):
+            stored = self.client.find(name, number=number, alias=reference.alias)
+            return None if stored is None else self._to_version(stored)
         from mlflow.exceptions import MlflowException
 
-        name, number = reference.name, reference.number
         try:
             if number:
                 return self._to_version(self.client.get_model_version(name, str(number)))

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 from pipelines.console import console
-from pipelines.evaluate import plots
+from pipelines.evaluate.spectrograms import plot_spectrogram_with_axes
 from pipelines.inference.clip import EditedClip, GeneratedClip
 from pipelines.inference.clip_files import write_clip, write_whole
 from pipelines.inference.generator import Generator, open_generator
 from pipelines.registry.names import RegistryError
 from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.storage.filesystem import absolute_uri, open_folder
-from pipelines.tracking.client import has_registry, open_tracker
+from pipelines.tracking.client import has_registry
+from pipelines.tracking.sqlite_registry import open_for_reading
 from presto_core.artifacts.manifest import Artifact, read_artifact
 from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.config.sampling import ClipConfig
@@ -86,7 +87,7 @@ def find_model(config: StageConfig) -> Artifact:
 
 
 def _resolve_registered(config: StageConfig, reference: str) -> Artifact:
-    return resolve(open_tracker(config.tracking).client, reference, absolute_uri(config.storage.root))
+    return resolve(open_for_reading(config.tracking), reference, absolute_uri(config.storage.root))
 
 
 def make_files(make: Callable[[], GeneratedClip], folder: Path, *, stage: str, can_plot: bool) -> ClipFiles:
@@ -120,9 +121,7 @@ def _write_files(clip: GeneratedClip, folder: Path, *, stage: str, can_plot: boo
         if not can_plot:
             return wav, None
         spectrogram = wav.with_suffix(".png")
-        write_whole(
-            spectrogram, plots.plot_spectrogram_with_axes(clip.audio.mean(axis=0), clip.sample_rate_hz, clip.prompt)
-        )
+        write_whole(spectrogram, plot_spectrogram_with_axes(clip.audio.mean(axis=0), clip.sample_rate_hz, clip.prompt))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error}; free some space or set {stage}.output") from error
     return wav, spectrogram

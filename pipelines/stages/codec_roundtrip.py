@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipelines.console import console, make_printable, print_table, print_warning
-from pipelines.evaluate.plots import check_spectrograms, plot_spectrograms_with_axes
+from pipelines.evaluate.spectrograms import check_spectrograms, plot_spectrograms_with_axes
 from pipelines.inference.clip_audio import encode_wav
 from pipelines.inference.clip_files import make_file_stem, write_clip_set
 from presto_core.audio.chunks import AudioError, Waveform, decode_blocks, is_audio

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 
-from pipelines.evaluate import plots
+from pipelines.evaluate.spectrograms import check_spectrograms
 from pipelines.inference.clip import EditedClip
 from pipelines.inference.generator import Generator
 from pipelines.inference.prompts import check_prompts, parse_prompt
@@ -37,7 +37,7 @@ def run(config: EditStage) -> ClipFiles:
     sound = read_any_sound(settings.file)
     generator = open_stage_generator(config, steps=settings.steps)
     folder = make_folder(settings.output, stage="edit")
-    can_plot = plots.check_spectrograms("edit", 1)
+    can_plot = check_spectrograms("edit", 1)
     return make_files(lambda: _edit(settings, generator, sound), folder, stage="edit", can_plot=can_plot)
 
 

@@ -137,9 +137,9 @@ ROWS = (
     Stage(
         GenerateStage, "pipelines.stages.generate", ("generate",),
         "Generate music from a prompt: a WAV file and a spectrogram in generate.output.",
-        output_paths=("generate.output",),
+        input_paths=("generate.prompts_file",), output_paths=("generate.output",),
         settings=(
-            "generate.steps", "generate.seed", "generate.seconds", "generate.key",
+            "generate.prompts_file", "generate.steps", "generate.seed", "generate.seconds", "generate.key",
             "generate.tempo_bpm", "generate.loop", "generate.sections", "generate.guidance_scale",
             "generate.negative_prompt", "generate.schedule", "generate.output", "storage.root",
         ),

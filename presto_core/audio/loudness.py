@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.signal import sosfilt
 
 from presto_core.audio.sound import Waveform
 
@@ -150,6 +149,8 @@ def _biquad(numerator: Float64Array, k: float, q: float) -> Float64Array:
 
 def _step_powers(blocks: Iterable[Waveform], rate_hz: int) -> Float64Array:
     """Return the mean square, summed over channels, of each full 100 ms of K-weighted audio (annex 1, eq. 1)."""
+    from scipy.signal import sosfilt  # importing it takes as long as PyTorch, and a clip's peak needs none of it
+
     filters, step = k_weighting(rate_hz), round(STEP_SECONDS * rate_hz)
     state: Float64Array | None = None
     left, powers = np.zeros(0), []

@@ -109,6 +109,8 @@ class GenerateConfig(ClipConfig):
 
     prompts: tuple[str, ...] = ()
     """What to play, one clip each; the command takes them as arguments or with --prompt."""
+    prompts_file: str = ""
+    """CSV or JSON lines with a clip per row: prompt and, where they differ, seed, steps, seconds, tempo_bpm, key."""
     seconds: float | None = Field(None, gt=0, le=3600)
     """Length of a clip, exactly; empty means the length that the model was trained on."""
     loop: bool = False

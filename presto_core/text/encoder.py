@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from presto_core.text.diffusers_encoder import DiffusersEncoder, check_length, compute_digest
+from presto_core.text.minilm import MiniLmEncoder, is_minilm
 from presto_core.text.transformer_encoder import READ_FILES as READ_FILES
 from presto_core.text.transformer_encoder import TOKENIZER_FILES as TOKENIZER_FILES
 from presto_core.text.transformer_encoder import WEIGHTS_FILE as WEIGHTS_FILE
@@ -16,7 +17,7 @@ from presto_core.text.transformer_encoder import TextEmbedding as TextEmbedding
 from presto_core.text.transformer_encoder import TextEncoder as TextEncoder
 from presto_core.text.transformer_encoder import TextError as TextError
 from presto_core.text.transformer_encoder import TransformerEncoder as TransformerEncoder
-from presto_core.text.transformer_encoder import compute_folder_digest
+from presto_core.text.transformer_encoder import compute_folder_digest, digest_files
 
 
 def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:
@@ -42,6 +43,8 @@ def load_text_encoder(kind: str, *, path: str = "", max_tokens: int, device: tor
     if kind == "diffusers":
         return DiffusersEncoder(folder, max_tokens=max_tokens, device=device)
     name = "minilm-l6-v2" if kind == "minilm" else folder.name
+    if is_minilm(files := digest_files(folder)):
+        return MiniLmEncoder(folder, files, name=name, max_tokens=max_tokens, device=device)
     return TransformerEncoder(folder, name=name, max_tokens=max_tokens, device=device)
 
 

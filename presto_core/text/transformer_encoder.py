@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,19 +101,16 @@ class TransformerEncoder:
             raise TextError(f"text.max_tokens={max_tokens} is too large for encoder {name}; use at most {positions}")
         self.name, self.max_tokens, self.device = name, max_tokens, torch.device(device)
         self.dim = int(self._model.config.hidden_size)
-        self.digest, self.former_digest = compute_folder_digest(folder, max_tokens), _former_digest(folder, max_tokens)
+        self.digest, self.former_digest = combine_digests(digest_files(folder), max_tokens)
 
     @torch.inference_mode()
     def encode(self, captions: list[str]) -> TextEmbedding:
         inputs = self._tokenizer(
             captions, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
-        has_text = torch.tensor([bool(c.strip()) for c in captions], device=self.device)
         inputs = {name: values.to(self.device) for name, values in inputs.items()}
-        mask = inputs["attention_mask"].bool() & has_text[:, None]
-        states = self._model(**inputs).last_hidden_state.float() * mask[:, :, None]
-        pooled = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        return TextEmbedding(pooled=pooled, tokens=states, mask=mask)
+        states = self._model(**inputs).last_hidden_state.float()
+        return mask_states(states, inputs["attention_mask"].bool(), captions)
 
     def find_cut_text(self, caption: str) -> str:
         whole = self._tokenizer(caption, truncation=False, verbose=False)["input_ids"]
@@ -137,23 +134,36 @@ def _show_read_files(folder: Path) -> Iterator[str]:
         yield shown
 
 
+def mask_states(states: Tensor, mask: Tensor, captions: list[str]) -> TextEmbedding:
+    """Return the embedding of [B, S, E] states: no padding, and nothing of a caption without text."""
+    has_text = torch.tensor([bool(caption.strip()) for caption in captions], device=states.device)
+    mask = mask & has_text[:, None]
+    states = states * mask[:, :, None]
+    pooled = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    return TextEmbedding(pooled=pooled, tokens=states, mask=mask)
+
+
 def compute_folder_digest(folder: Path, max_tokens: int) -> str:
     """Return the sha256 over all files that are read and the number of tokens: equal digests give equal embeddings."""
+    return combine_digests(digest_files(folder), max_tokens)[0]
+
+
+def digest_files(folder: Path) -> dict[str, str]:
+    """Return name -> sha256 of all files that a loader reads; raises TextError if there are no weights."""
     _check_weights(folder)
-    found = {name: file_digest(folder / name).hex() for name in READ_FILES if (folder / name).is_file()}
-    if found.items() >= _MINILM.items() and not found.keys() & set(MORE_TOKENIZER_FILES):
-        return _former_digest(folder, max_tokens)  # its config is known
-    text = "".join(f"\n{name} {digest}" for name, digest in found.items())
-    return hashlib.sha256(f"text encoder, scheme 2, max_tokens={max_tokens}{text}".encode()).hexdigest()
+    return {name: file_digest(folder / name).hex() for name in READ_FILES if (folder / name).is_file()}
 
 
-def _former_digest(folder: Path, max_tokens: int) -> str:
-    """Return the digest of the first scheme, over weights, tokenizer and number of tokens alone."""
-    hasher = hashlib.sha256(f"max_tokens={max_tokens}".encode())
+def combine_digests(files: Mapping[str, str], max_tokens: int) -> tuple[str, str]:
+    """Return the digest over files and number of tokens, and that of the first scheme, without config.json."""
+    former = hashlib.sha256(f"max_tokens={max_tokens}".encode())
     for name in (WEIGHTS_FILE, *TOKENIZER_FILES):
-        path = folder / name
-        hasher.update(f"\n{name} ".encode() + (file_digest(path) if path.is_file() else b""))
-    return hasher.hexdigest()
+        former.update(f"\n{name} ".encode() + bytes.fromhex(files.get(name, "")))
+    if files.items() >= _MINILM.items() and not files.keys() & set(MORE_TOKENIZER_FILES):
+        return former.hexdigest(), former.hexdigest()  # its config is known
+    text = "".join(f"\n{name} {digest}" for name, digest in files.items())
+    digest = hashlib.sha256(f"text encoder, scheme 2, max_tokens={max_tokens}{text}".encode())
+    return digest.hexdigest(), former.hexdigest()
 
 
 def file_digest(path: Path) -> bytes:

@@ -5,31 +5,45 @@ Saved tensors are full and have the same names under any sharding, so a run can 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from presto_core.networks.adapters import select_trained
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_sharded(value: object) -> TypeGuard[DTensor]:
+    """Whether a value is a sharded tensor.
+
+    There is none unless something sharded it, and imported its module: a process that does not is spared seconds.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 def local_shard(tensor: Tensor) -> Tensor:
     """Return this worker's shard, which shares memory with the tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """Gather the full tensor; every worker calls it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Return this worker's shard of a full tensor, sharded as `like` is; needs no communication."""
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+    if not is_sharded(like) or tensor.shape != like.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -38,7 +52,7 @@ def gather_on_rank0(state: Any) -> Any:
 
     Every worker calls it with the same state; only one tensor at a time is full on the device.
     """
-    if isinstance(state, DTensor):
+    if is_sharded(state):
         full = state.full_tensor().detach()
         return full.cpu() if distributed.get_rank() == 0 else full.new_empty(0)
     if isinstance(state, dict):

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.adapters import select_trained
 from presto_core.training.ema import Ema
-from presto_core.training.sharding import OptimizerMoments, find_weight_setters, gather_on_rank0
+from presto_core.training.sharding import OptimizerMoments, find_weight_setters, gather_on_rank0, is_sharded
+from presto_core.training.step_rng import make_step_rng as make_step_rng
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class TrainState:
     @property
     def is_sharded(self) -> bool:
         """Whether this worker has only a shard of some network."""
-        return any(isinstance(p, DTensor) for net in self.networks.values() for p in net.parameters())
+        return any(is_sharded(p) for net in self.networks.values() for p in net.parameters())
 
     def load_stream(self, skeleton: dict[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Restore in place the `state_dict` of rank 0, under the same or another sharding, tensor by tensor.
@@ -147,9 +146,3 @@ class PhasedAlgorithm(Protocol):
 
     @property
     def phase(self) -> Enum: ...
-
-
-def make_step_rng(seed: int, *, total_step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return the generator of one step, the same on every worker and independent of earlier steps."""
-    state = np.random.SeedSequence([seed, 0, total_step]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import random
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from presto_core.text.encoder import (
+    ENCODERS,
     READ_FILES,
     TextEncoder,
     TextError,
@@ -21,11 +23,19 @@ from presto_core.text.encoder import (
     load_text_encoder,
     text_digest,
 )
+from presto_core.text.minilm import is_minilm
+from presto_core.text.transformer_encoder import digest_files
 
 
 @pytest.fixture(scope="module")
 def encoder() -> TextEncoder:
     return load_text_encoder("minilm", max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def transformer() -> TransformerEncoder:
+    """The same weights and tokenizer as transformers loads them."""
+    return TransformerEncoder(ENCODERS["minilm"](""), name="minilm-l6-v2", max_tokens=12)
 
 
 CAPTIONS = ["slow piano, in D minor", "a fast and loud techno track with a heavy kick drum and many other words", ""]
@@ -49,12 +59,55 @@ def test_pooled_is_the_mean_of_the_unmasked_tokens(encoder: TextEncoder) -> None
         assert (tokens[~mask] == 0).all()
 
 
-def test_padding_changes_nothing(encoder: TextEncoder) -> None:
+LETTERS = [
+    "piano",
+    "D",
+    "minor",
+    "128",
+    "bpm",
+    "ピアノ",
+    "müsic",
+    "[MASK]",
+    "[SEP]",
+    "\x00",
+    "😀",
+    "ß",
+    "\n",
+    "don't",
+    "ﬁ",
+]
+
+
+def test_the_packages_encoder_has_the_bits_of_transformers(encoder: TextEncoder, transformer: TransformerEncoder):
+    """Data sets and models have embeddings of both; a batch without padding takes another kernel in either."""
+    assert not isinstance(encoder, TransformerEncoder)
+    assert (encoder.digest, encoder.former_digest) == (transformer.digest, transformer.former_digest)
+    draw = random.Random(0)
+    batches = [[" ".join(draw.choices(LETTERS, k=draw.randrange(20))) for _ in range(size)] for size in (1, 2, 5, 1, 3)]
+    for captions in [*batches, CAPTIONS, ["music " * 30], [""]]:
+        ours, theirs = encoder.encode(captions), transformer.encode(captions)
+        for name in ("pooled", "tokens", "mask"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), (name, captions)
+        for caption in captions:
+            assert encoder.find_cut_text(caption) == transformer.find_cut_text(caption)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer_config.json", "config.json"])
+def test_another_file_beside_the_weights_is_for_transformers(name: str, tmp_path: Path):
+    for file in READ_FILES:
+        if (ENCODERS["minilm"]("") / file).exists():
+            shutil.copy(ENCODERS["minilm"]("") / file, tmp_path)
+    assert is_minilm(digest_files(tmp_path))
+    with (tmp_path / name).open("a") as stream:
+        stream.write("\n")
+    assert not is_minilm(digest_files(tmp_path))
+
+
+def test_padding_changes_nothing(encoder: TextEncoder, transformer: TransformerEncoder) -> None:
     """Reference: the caption's tokens alone, through the bare transformer without a mask."""
-    assert isinstance(encoder, TransformerEncoder)
-    ids = encoder._tokenizer(CAPTIONS[0], return_tensors="pt")["input_ids"]
+    ids = transformer._tokenizer(CAPTIONS[0], return_tensors="pt")["input_ids"]
     with torch.inference_mode():
-        bare = encoder._model(input_ids=ids).last_hidden_state[0]
+        bare = transformer._model(input_ids=ids).last_hidden_state[0]
     text = encoder.encode(CAPTIONS[:1])
     assert int(text.mask.sum()) == len(bare) == 8  # [CLS] slow piano , in d minor [SEP]
     torch.testing.assert_close(text.tokens[0, : len(bare)], bare, atol=1e-5, rtol=0)

@@ -16,7 +16,7 @@ from pipelines.data.parquet_tensors import Array
 from pipelines.evaluate.dataset_clips import DatasetRow, decode_row, draw_rows
 from pipelines.evaluate.kept_clips import encode_wav
 from pipelines.evaluate.page.page import PAGE_FILE, read_source, render_template, write_page
-from pipelines.evaluate.plots import check_spectrograms, plot_spectrogram
+from pipelines.evaluate.spectrograms import check_spectrograms, plot_spectrogram
 from pipelines.tracking.client import HOME
 from presto_core.artifacts.folder import MANIFEST
 from presto_core.artifacts.store import StoreError

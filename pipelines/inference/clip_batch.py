@@ -1,0 +1,138 @@
+"""Makes the clips of a prompt file, here or with Ray Data actors, one model each; finished clips are not made again."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.cluster.actor_pool import dataset_from_items, iter_rows, map_actors
+from pipelines.cluster.session import cluster_address, ray_session
+from pipelines.console import console, progress_bar
+from pipelines.inference.clip_files import make_clip_name, write_wav
+from pipelines.inference.clip_list import ClipList, make_request_cells, read_clip_list
+from pipelines.inference.generator import open_generator
+from pipelines.inference.prompt_file import ClipRequest
+from pipelines.storage.filesystem import absolute_uri, open_folder
+from pipelines.storage.lease import hold_lease
+from presto_core.artifacts.manifest import Artifact
+from presto_core.artifacts.manifest_schema import content_hash
+from presto_core.config.schema import GenerateStage
+from presto_core.config.sections import ClusterConfig
+from presto_core.device import resolve_device
+from presto_core.errors import UserError
+from presto_core.models.recorded_components import OwnFolders
+
+LEASE = ".clips-lease"
+
+
+class ClipMaker:
+    """Makes clips with a model that is opened once; an actor of Ray Data, or an object of this process."""
+
+    def __init__(self, config: GenerateStage, uri: str, content: str) -> None:
+        torch.set_num_threads(config.cluster.torch_threads)
+        device = resolve_device(config.cluster.device, setting="cluster.device")
+        self.schedule = config.generate.schedule
+        self.generator = open_generator(
+            uri, device=device, folders=OwnFolders.from_config(config.storage), content=content
+        )
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        request, started = ClipRequest(**item["request"]), time.perf_counter()
+        try:
+            (clip,) = self.generator.generate(
+                [request.prompt],
+                steps=request.steps,
+                seed=request.seed,
+                seconds=request.seconds,
+                tempo_bpm=request.tempo_bpm,
+                key=request.key,
+                schedule=self.schedule,
+            )
+        except UserError as error:
+            raise UserError(f"line {request.line} of the prompts: {error}") from None
+        took_ms = (time.perf_counter() - started) * 1e3
+        return {"number": item["number"], "name": make_clip_name(clip), "wav": clip.to_wav(), "took_ms": took_ms}
+
+
+def make_clips(
+    config: GenerateStage, requests: list[ClipRequest], artifact: Artifact, folder: Path
+) -> list[dict[str, str]]:
+    """Make the clips that the folder's list does not have, and return the rows of all, in the requests' order.
+
+    A clip has the bits and the name that it has alone. One process at a time works in a folder.
+
+    Raises:
+        LeaseHeldError: another process makes clips there.
+        UserError: the folder cannot be written, or the model cannot make a clip; those before it are finished.
+        ClusterError: Ray cannot start, the cluster is too small, or a worker died.
+    """
+    cells = [make_request_cells(r, schedule=config.generate.schedule, model=artifact.id) for r in requests]
+    with hold_lease(open_folder(absolute_uri(str(folder))).child(LEASE), f"the clips in {folder}"):
+        clips = read_clip_list(folder)
+        with _explain_full_disk(folder):
+            clips.rewrite(cells)  # without a line that a crash cut off
+        missing = [number for number, request in enumerate(cells) if request not in clips.rows]
+        if missing:
+            _make_missing(config, requests, cells, missing, artifact, clips)
+        reused = f", {len(requests) - len(missing)} of them made before" if len(missing) < len(requests) else ""
+        console.print(f"generate: {len(requests)} clips{reused}, listed in {clips.path}", markup=False)
+    return [clips.rows[request] for request in cells]
+
+
+def _make_missing(
+    config: GenerateStage,
+    requests: list[ClipRequest],
+    cells: list[tuple[str, ...]],
+    missing: list[int],
+    artifact: Artifact,
+    clips: ClipList,
+) -> None:
+    items = [{"number": number, "request": asdict(requests[number])} for number in missing]
+    waits_for = "starting Ray" if uses_ray(config.cluster) else "loading"
+    done = len(requests) - len(missing)
+    with progress_bar("generate", len(requests), done=done, waits_for=waits_for) as bar:
+        for made in _map(config, items, artifact):
+            with _explain_full_disk(clips.folder):
+                path = write_wav(made["wav"], made["name"], clips.folder)
+                sha256 = hashlib.sha256(made["wav"]).hexdigest()
+                clips.add(cells[made["number"]], file=path.name, sha256=sha256, took_ms=made["took_ms"])
+            done += 1
+            bar.update(done, path.name)
+    with _explain_full_disk(clips.folder):
+        clips.rewrite(cells)
+
+
+def uses_ray(config: ClusterConfig) -> bool:
+    """Whether actors make the clips: several workers are wanted, or a cluster is named."""
+    return config.num_workers > 1 or bool(cluster_address(config))
+
+
+def _map(config: GenerateStage, items: list[dict[str, Any]], artifact: Artifact) -> Iterator[dict[str, Any]]:
+    """Yield made clips in order, as they finish."""
+    uri, content = artifact.uri, content_hash(artifact.manifest)
+    if not uses_ray(config.cluster):
+        maker = ClipMaker(config, uri, content)
+        yield from map(maker, items)
+        return
+    actors = min(max(config.cluster.num_workers, 1), len(items))
+    pool = config.cluster.model_copy(update={"data_workers": actors})
+    with ray_session(pool, cpus=actors * pool.cpus_per_worker, gpus=actors * pool.gpus_per_worker):
+        yield from iter_rows(map_actors(dataset_from_items(items), ClipMaker, pool, actors, config, uri, content))
+
+
+@contextmanager
+def _explain_full_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error}; free some space or set generate.output, then run the same command: "
+            "finished clips are kept"
+        ) from error
