@@ -31,7 +31,7 @@ test-slow: $(STAMP) ## longer tests
 	$(BIN)/python -m pytest -m "slow and not chaos and not soak"
 
 test-fuzz: $(STAMP) ## damaged sound files and random texts, fifty times as many as in `make test`, about 20 minutes
-	PRESTO_FUZZ=50 $(BIN)/python -m pytest tests/core/test_decoder_fuzz.py tests/pipelines/test_text_properties.py
+	PRESTO_FUZZ=50 $(BIN)/python -m pytest tests/core/test_decoder_fuzz.py tests/pipelines/test_text_properties.py tests/pipelines/test_registry_machine.py
 
 test-gpu: $(STAMP) ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests/gpu tests/core/test_oobleck.py

@@ -84,7 +84,7 @@ class SmallRegistry:
         for metric, value in metrics.items():
             self.client.log_metric(run, metric, value)
         made = publish(
-            self.client, name, artifact, mlflow_run=run, stage="made", root=open_folder(self.root), pack=_pack_nothing
+            self.client, name, artifact, mlflow_run=run, stage="made", root=open_folder(self.root), pack=pack_nothing
         )
         return self.catalog.get(Reference(name, number=made.number))
 
@@ -128,6 +128,6 @@ def run_presto(*args: str, code: int = 0) -> Result:
     return done
 
 
-def _pack_nothing(folder: Path, target: Path) -> None:
+def pack_nothing(folder: Path, target: Path) -> None:
     target.mkdir(parents=True)
     (target / "MLmodel").write_text("{}")
