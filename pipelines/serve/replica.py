@@ -31,12 +31,12 @@ class Ticket:
     """A clip that somebody waits for, until `is_left`."""
 
     job: ClipJob | EditJob
-    asked_at: float = field(default_factory=time.perf_counter)
+    requested_at: float = field(default_factory=time.perf_counter)
     is_left: bool = False
 
     @property
     def age_ms(self) -> float:
-        return (time.perf_counter() - self.asked_at) * 1e3
+        return (time.perf_counter() - self.requested_at) * 1e3
 
 
 @serve.deployment(name="Model")
@@ -102,7 +102,7 @@ class ModelReplica:
         answers: list[MadeClip | Refusal] = [_LEFT] * len(tickets)
         requests: dict[int, ClipRequest] = {}
         for position, ticket in enumerate(tickets):
-            request = _answer(lambda t=ticket: _checked_request(generator, t.job))
+            request = _answer(lambda t=ticket: _make_request(generator, t.job))
             if isinstance(request, ClipRequest):
                 requests[position] = request
             else:
@@ -131,7 +131,7 @@ class ModelReplica:
         )
         took_ms = (time.perf_counter() - started) * 1e3
         return [
-            pack_clip(clip, name, batch=len(clips), waited_ms=(started - ticket.asked_at) * 1e3, took_ms=took_ms)
+            pack_clip(clip, name, batch=len(clips), waited_ms=(started - ticket.requested_at) * 1e3, took_ms=took_ms)
             for ticket, clip in zip(tickets, clips)
         ]
 
@@ -176,22 +176,22 @@ def _answer(make: Any) -> Any:
 
 
 def choose_steps(generator: Generator, steps: int | None) -> int:
-    """Return the steps asked for, or those that suit the kind of model."""
+    """Return the steps fields for, or those that suit the kind of model."""
     return steps or (FEW_STEPS if generator.artifact.kind == "generator" else MANY_STEPS)
 
 
-def _checked_request(generator: Generator, job: ClipJob | EditJob) -> ClipRequest:
-    asked = GenerateRequest.model_validate(job.fields)
+def _make_request(generator: Generator, job: ClipJob | EditJob) -> ClipRequest:
+    fields = GenerateRequest.model_validate(job.fields)
     request = ClipRequest(
-        asked.prompt,
-        steps=choose_steps(generator, asked.steps),
-        seed=asked.seed,
-        seconds=asked.seconds,
-        tempo_bpm=asked.tempo_bpm,
-        key=asked.key or None,
-        schedule=asked.schedule,
-        guidance_scale=asked.guidance_scale,
-        negative_prompt=asked.negative_prompt,
+        fields.prompt,
+        steps=choose_steps(generator, fields.steps),
+        seed=fields.seed,
+        seconds=fields.seconds,
+        tempo_bpm=fields.tempo_bpm,
+        key=fields.key or None,
+        schedule=fields.schedule,
+        guidance_scale=fields.guidance_scale,
+        negative_prompt=fields.negative_prompt,
     )
     request.check(generator.model)
     return request

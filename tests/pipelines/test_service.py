@@ -81,8 +81,8 @@ def find_replica() -> psutil.Process:
 
 
 def test_a_clip_is_a_wav_with_its_settings(service: Running):
-    asked = {"prompt": "ピアノ in D minor", "steps": 2, "seconds": 1.0, "tempo_bpm": 90}
-    answer = service.generate(**asked, seed=5)
+    fields = {"prompt": "ピアノ in D minor", "steps": 2, "seconds": 1.0, "tempo_bpm": 90}
+    answer = service.generate(**fields, seed=5)
     assert answer.status_code == 200, answer.text
     samples, rate_hz = read_wav(answer.content)
     assert len(samples) == rate_hz
@@ -127,7 +127,7 @@ def test_several_clips_come_as_json_each_of_its_own_seed(service: Running):
     assert len({clip["wav"] for clip in answer["clips"]}) == 3
 
 
-def test_loops_and_sections_are_made_in_the_length_asked_for(service: Running):
+def test_loops_and_sections_are_of_the_length_requested(service: Running):
     loop = service.generate(loop=True, seconds=2.0, steps=1)
     assert loop.status_code == 200, loop.text
     assert len(read_wav(loop.content)[0]) == 2 * 44100
@@ -149,7 +149,7 @@ def test_models_health_figures_and_page_are_there(service: Running):
     assert service.read_figure("presto_clips_total") > 0
 
 
-def test_hostile_requests_are_refused_and_the_service_lives(service: Running):
+def test_hostile_requests_are_refused_and_the_service_goes_on(service: Running):
     url, json_type = f"{service.url}/v1/generate", {"Content-Type": "application/json"}
     cases: list[tuple[int, dict[str, Any]]] = [
         (400, {"data": "{", "headers": json_type}),
