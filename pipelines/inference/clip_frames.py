@@ -27,6 +27,11 @@ def count_frames(model: Model, seconds: float | None) -> int:
     return math.ceil(frames / FRAME_MULTIPLE) * FRAME_MULTIPLE
 
 
+def count_overlap(window: int) -> int:
+    """Frames that two windows share: two fifths, so that few windows are needed and each hears what is before it."""
+    return max(1, window * 2 // 5)
+
+
 def check_seconds(seconds: float | None) -> None:
     """Refuse a length that is not a positive number; raises UserError."""
     if seconds is not None and not (math.isfinite(seconds) and seconds > 0):

@@ -10,7 +10,7 @@ import torch
 
 from pipelines.inference.clip import GeneratedClip
 from pipelines.inference.clip_audio import Audio, check_finite, count_samples, finish_audio
-from pipelines.inference.clip_frames import check_seconds, count_frames
+from pipelines.inference.clip_frames import check_seconds, count_frames, count_overlap
 from pipelines.inference.model import Model
 from pipelines.inference.prompts import PromptWords, check_prompts, make_conditions, parse_prompt, warn_of_cut_text
 from pipelines.inference.sampling_request import SamplingRequest, make_clip, sample
@@ -23,6 +23,7 @@ from presto_core.samplers.windows import Windows, cover_circle, cover_line
 from presto_core.training.state import make_step_rng
 
 SHORTEST_LOOP_SECONDS = 0.25
+DECODER_FRAMES = 12  # that a decoder's end is noticed in: Griffin-Lim of the embedded codec reaches ten
 
 
 def make_loop(
@@ -108,7 +109,7 @@ def _cover_piece(model: Model, *, seconds: float, overlap_seconds: float | None)
     if count_samples(seconds, codec.sample_rate_hz) <= window * codec.hop:
         frames = count_frames(model, seconds)
         return cover_line(frames, window=frames, overlap=1)
-    overlap = window // 2 if overlap_seconds is None else round(overlap_seconds * frames_per_second)
+    overlap = count_overlap(window) if overlap_seconds is None else round(overlap_seconds * frames_per_second)
     if not 1 <= overlap < window:
         longest = (window - 1) / frames_per_second
         raise UserError(f"overlap_seconds={overlap_seconds:g} must be from 0.05 to {longest:.2f} with this model")
@@ -120,8 +121,8 @@ def _decode_circle(model: Model, x0: torch.Tensor) -> Audio:
     """Decode latents [1, C, T] as a circle: with what goes before and after, and the end faded to what goes before."""
     codec, frames = model.codec, x0.shape[-1]
     seam = min(round(SEAM_SECONDS * codec.sample_rate_hz), frames * codec.hop // 2)
-    margin = codec.margin_frames + math.ceil(seam / codec.hop)
-    turned = torch.arange(-margin, frames + codec.margin_frames, device=x0.device) % frames
+    margin = codec.margin_frames + DECODER_FRAMES + math.ceil(seam / codec.hop)
+    turned = torch.arange(-margin, frames + margin, device=x0.device) % frames
     decoded = model.decode(x0[..., turned])[0].cpu().numpy()
     start = margin * codec.hop
     return close_loop(decoded[:, start : start + frames * codec.hop], decoded[:, start - seam : start])

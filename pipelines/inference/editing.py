@@ -11,7 +11,7 @@ import torch
 from pipelines.console import console
 from pipelines.inference.clip import EditedClip
 from pipelines.inference.clip_audio import FADE_SECONDS, Audio, check_finite, count_samples, finish_audio
-from pipelines.inference.clip_frames import count_frames, place_span
+from pipelines.inference.clip_frames import count_frames, count_overlap, place_span
 from pipelines.inference.model import Model
 from pipelines.inference.prompts import PromptWords, make_conditions, warn_of_cut_text
 from pipelines.inference.sampling_request import Given, SamplingRequest, make_clip, sample
@@ -140,7 +140,7 @@ def _vary(
         cond = make_conditions(model, [prompt], [words], seconds=seconds if fits else None)
         padded = np.pad(audio, ((0, 0), (0, frames * codec.hop - samples)))
         given = Given(model.encode(torch.from_numpy(padded)[None]), None, strength)
-        windows = None if fits else cover_line(frames, window=window, overlap=window // 2)
+        windows = None if fits else cover_line(frames, window=window, overlap=count_overlap(window))
         x0 = sample(model, noise, cond, request=request, rng=rng, windows=windows, given=given)
         decoded = model.decode(x0)[0].cpu().numpy()
     return finish_audio(decoded, codec.sample_rate_hz, seconds=seconds)
@@ -168,6 +168,8 @@ def _remake(
         made, gain_db = limit_peak(made, ceiling_dbfs=ceiling_dbfs)
         lowest_db = min(lowest_db, gain_db)
         audio = insert(audio, made, start=start, rate_hz=rate_hz, fade_ends=math.ceil(FADE_SECONDS * rate_hz))
+        # where two loud sounds cross, some samples may lie higher
+        audio[:, start:stop] = audio[:, start:stop].clip(-(10 ** (ceiling_dbfs / 20)), 10 ** (ceiling_dbfs / 20))
     return audio, lowest_db
 
 
@@ -188,7 +190,7 @@ def _make_region(
     made = mask_frames(span.frames, [span.made, (span.known_stop, span.frames)])
     rng = make_step_rng(request.seed, total_step=number, device=model.device)
     noise = model.draw_noise(1, generator=rng, frames=span.frames)
-    windows = None if span.frames == window else cover_line(span.frames, window=window, overlap=window // 2)
+    windows = None if span.frames == window else cover_line(span.frames, window=window, overlap=count_overlap(window))
     cond = make_conditions(model, [prompt], [words])
     x0 = sample(
         model, noise, cond, request=request, rng=rng, windows=windows, given=Given(known, made.to(noise), strength)

@@ -132,7 +132,7 @@ class Editing:
         Args:
             sections: (start in seconds, prompt), the first from 0; a window takes the prompt at its middle.
             seconds: length of the piece, exactly.
-            overlap_seconds: what two windows share; None for half a window.
+            overlap_seconds: what two windows share; None for two fifths of a window.
             tempo_bpm, key: of the whole piece; None takes those that each prompt names.
 
         Raises:

@@ -22,7 +22,7 @@ class Codec(Protocol):
         hop: samples per latent frame.
         channels: latent channels.
         audio_channels: audio channels; 1 is mono.
-        margin_frames: latent frames on each side that a change of the audio, or of a latent, reaches further.
+        margin_frames: latent frames beside those of a part of the audio that encoding hears the part in.
         digest: sha256 over encoder weights and settings: equal digests give equal latents.
         decoder_digest: sha256 over decoder weights and settings: equal digests give equal audio.
         device: where it computes; inputs may be on any device, results are on this one.

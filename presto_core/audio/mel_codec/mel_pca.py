@@ -66,8 +66,7 @@ class MelPcaCodec:
         self.name = f"mel_pca_{settings.channels}"
         self.sample_rate_hz, self.hop = settings.sample_rate_hz, settings.hop
         self.channels, self.audio_channels = settings.channels, 1
-        # spectra of the encoder reach into the next frame; the decoder's linear map sees `taps` frames
-        self.margin_frames = max(-(-settings.n_fft // (2 * settings.hop)), decoder.settings.taps // 2)
+        self.margin_frames = -(-settings.n_fft // (2 * settings.hop))  # what half a spectrum reaches
         self.digest, self.decoder_digest = encoder.digest, decoder.digest
         self.device = encoder.mean.device
 
