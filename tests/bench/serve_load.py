@@ -72,8 +72,8 @@ class Phase:
 def measure_phase(arguments: argparse.Namespace, *, max_batch: int, seconds: float, at_least: int = 0) -> Phase:
     """Serve with batches of at most this size and load it."""
     settings = ServeSettings(
-        model=arguments.model, port=0, max_batch=max_batch, max_queued=4 * arguments.clients, cpus_per_replica=arguments.cpus,
-        log_file=str(Path("serve_load.jsonl").absolute()),
+        model=arguments.model, port=0, max_batch=max_batch, max_queued=4 * arguments.clients,
+        cpus_per_replica=arguments.cpus, log_file=str(Path("serve_load.jsonl").absolute()),
     )  # fmt: skip
     phase = Phase(max_batch)
     with serving(settings, ClusterConfig()) as url:
