@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import psutil
@@ -92,7 +93,7 @@ def _load(url: str, arguments: argparse.Namespace, seconds: float, phase: Phase,
         session, number = requests.Session(), 0
         while not is_over():
             number += 1
-            fields = {"prompt": PROMPTS[(client + number) % len(PROMPTS)], "seed": 1000 * client + number}
+            fields: dict[str, Any] = {"prompt": PROMPTS[(client + number) % len(PROMPTS)], "seed": 1000 * client + number}
             begun = time.monotonic()
             try:
                 answer = session.post(f"{url}/v1/generate", json=fields | {"steps": arguments.steps}, timeout=120)

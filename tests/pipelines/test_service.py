@@ -60,7 +60,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     os.chdir(before)
 
 
-def read_wav(content: bytes) -> tuple[np.ndarray, int]:
+def read_wav(content: bytes) -> tuple[Any, int]:
     return soundfile.read(io.BytesIO(content), dtype="float32")
 
 
@@ -103,7 +103,7 @@ def test_a_clip_is_a_wav_with_its_settings(service: Running):
 def test_an_edit_keeps_what_is_outside_of_its_region_to_the_bit(service: Running):
     clip = service.generate(prompt="piano", steps=1, seconds=3.0).content
     settings = {"prompt": "drums", "operation": "repaint", "regions": [[1.0, 2.0]], "steps": 1}
-    files = {"audio": ("a.wav", clip), "settings": (None, json.dumps(settings))}
+    files: dict[str, Any] = {"audio": ("a.wav", clip), "settings": (None, json.dumps(settings))}
     answer = requests.post(f"{service.url}/v1/edit", files=files, timeout=PATIENCE_S)
     assert answer.status_code == 200, answer.text
     before, after = (soundfile.read(io.BytesIO(wav), dtype="int16")[0] for wav in (clip, answer.content))
