@@ -27,7 +27,7 @@ from tests.support.small_service import LoadableRegistry, open_loadable_registry
 pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.slow]
 MAX_BATCH, MAX_QUEUED = 2, 4
 ROOM = 2 * MAX_BATCH + MAX_QUEUED
-PATIENCE_S = 60
+PATIENCE_S = 240  # a replica that died is back after a minute on a busy machine
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     settings = {
         "model": "champion", "tracking": registry.tracking, "storage": registry.storage, "max_batch": MAX_BATCH,
         "max_queued": MAX_QUEUED, "follow_s": 0.3, "log_file": str(folder / "log.jsonl"),
-        "limits": {"body_timeout_s": 2.0, "max_upload_mib": 1, "max_seconds": 20.0},
+        "limits": {"body_timeout_s": 2.0, "max_upload_mib": 1, "max_seconds": 20.0, "request_timeout_s": 200},
     }  # fmt: skip
     with run_service(**settings) as url:
         yield Running(url, registry, folder / "log.jsonl")
@@ -278,6 +278,6 @@ def test_a_replica_killed_under_load_loses_no_accepted_request(service: Running)
         killed = find_replica()
         killed.send_signal(signal.SIGKILL)
         done = len(load.answers)
-        wait_for(lambda: len(load.answers) > done + 4, patience_s=180)
+        wait_for(lambda: len(load.answers) > done + 4)
     assert {status for status, _ in load.answers} == {200}
     assert find_replica().pid != killed.pid
