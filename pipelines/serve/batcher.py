@@ -84,7 +84,7 @@ class Batcher:
                 return
 
     def _take_batch(self) -> list[tuple[Ticket, asyncio.Future[Answer]]]:
-        batch = []
+        batch: list[tuple[Ticket, asyncio.Future[Answer]]] = []
         while self._waiting and len(batch) < self._max_batch:
             ticket, future = self._waiting.popleft()
             if not ticket.is_left:

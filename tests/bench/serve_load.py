@@ -93,7 +93,8 @@ def _load(url: str, arguments: argparse.Namespace, seconds: float, phase: Phase,
         session, number = requests.Session(), 0
         while not is_over():
             number += 1
-            fields: dict[str, Any] = {"prompt": PROMPTS[(client + number) % len(PROMPTS)], "seed": 1000 * client + number}
+            prompt = PROMPTS[(client + number) % len(PROMPTS)]
+            fields: dict[str, Any] = {"prompt": prompt, "seed": 1000 * client + number}
             begun = time.monotonic()
             try:
                 answer = session.post(f"{url}/v1/generate", json=fields | {"steps": arguments.steps}, timeout=120)
