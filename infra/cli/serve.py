@@ -56,8 +56,8 @@ def serve(
     dry_run: DryRun = False,
 ) -> None:
     """Serve a model: a page at /, POST /v1/generate and /v1/edit, GET /v1/models, /healthz, /readyz, /metrics."""
-    words = args or []
-    config = load_stage_config("generate", [word for word in words if not _is_limit(word)], takes_preset=False)
+    overrides = args or []
+    config = load_stage_config("generate", [word for word in overrides if not _is_limit(word)], takes_preset=False)
     assert isinstance(config, GenerateStage)
     from pydantic import ValidationError
 
@@ -69,7 +69,7 @@ def serve(
         "gpus_per_replica": gpus, "device": config.cluster.device, "token_file": _make_absolute(token_file),
         "log_file": _make_absolute(str(log_file)), "log_prompts": log_prompts, "storage": config.storage,
         "tracking": config.tracking,
-        "limits": dict(word.removeprefix("limits.").split("=", 1) for word in words if _is_limit(word)),
+        "limits": dict(word.removeprefix("limits.").split("=", 1) for word in overrides if _is_limit(word)),
     }  # fmt: skip
     try:
         settings = ServeSettings(**options)

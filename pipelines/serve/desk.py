@@ -55,8 +55,8 @@ class Desk:
 
     async def list_models(self) -> list[OfferedModel]:
         """Return what can be asked for, as a replica knew it a moment ago."""
-        asked_at, models = self._models
-        if time.monotonic() - asked_at > MODELS_FRESH_S:
+        fetched_at, models = self._models
+        if time.monotonic() - fetched_at > MODELS_FRESH_S:
             models = await self._send("list_models")
             self._models = (time.monotonic(), models)
         return models

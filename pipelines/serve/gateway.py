@@ -94,15 +94,15 @@ class Gateway:
         limits = self._settings.limits
         check_content_type(request, "application/json")
         body = await read_body(request, most_bytes=limits.max_json_bytes, timeout_s=limits.body_timeout_s)
-        asked = parse_request(GenerateRequest, body)
-        check_limits(asked, limits)
+        wanted = parse_request(GenerateRequest, body)
+        check_limits(wanted, limits)
         visit = get_visit(request)
-        visit.note_request(asked)
-        fields = asked.model_dump(exclude_defaults=True) | {"prompt": asked.prompt}
+        visit.note_request(wanted)
+        fields = wanted.model_dump(exclude_defaults=True) | {"prompt": wanted.prompt}
         fields.pop("clips", None)
-        method = "make_piece" if asked.is_piece else "generate"
-        jobs = [ClipJob(visit.id, fields | {"seed": asked.seed + number}, method) for number in range(asked.clips)]
-        return answer_with(await self._desk.make(jobs), visit, as_json=wants_json(request) or asked.clips > 1)
+        method = "make_piece" if wanted.is_piece else "generate"
+        jobs = [ClipJob(visit.id, fields | {"seed": wanted.seed + number}, method) for number in range(wanted.clips)]
+        return answer_with(await self._desk.make(jobs), visit, as_json=wants_json(request) or wanted.clips > 1)
 
     @app.post(
         "/v1/edit",
@@ -114,13 +114,13 @@ class Gateway:
         """Return a WAV, or JSON as `/v1/generate` does; outside of what is made anew, the sound is kept bit for bit."""
         limits = self._settings.limits
         content, settings = await read_form(request, limits)
-        asked = parse_request(EditRequest, settings)
-        check_limits(asked, limits)
+        wanted = parse_request(EditRequest, settings)
+        check_limits(wanted, limits)
         visit = get_visit(request)
-        visit.note_request(asked)
+        visit.note_request(wanted)
         async with self._decoding:
             upload = await asyncio.to_thread(decode_upload, content, most_seconds=limits.max_upload_seconds)
-        fields = asked.model_dump(exclude_defaults=True) | {"prompt": asked.prompt, "operation": asked.operation}
+        fields = wanted.model_dump(exclude_defaults=True) | {"prompt": wanted.prompt, "operation": wanted.operation}
         job = EditJob(visit.id, fields, upload.audio.tobytes(), len(upload.audio), upload.sample_rate_hz)
         return answer_with(await self._desk.make([job]), visit, as_json=wants_json(request))
 

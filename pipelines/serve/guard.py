@@ -101,11 +101,11 @@ class Visit:
         scope.setdefault("state", {})
         scope["state"]["visit"] = self
 
-    def note_request(self, asked: Sampling) -> None:
+    def note_request(self, request: Sampling) -> None:
         """Keep for the log what was asked for."""
-        fields = asked.model_dump(exclude_defaults=True, exclude={"negative_prompt"})
+        fields = request.model_dump(exclude_defaults=True, exclude={"negative_prompt"})
         self.notes |= {"asked": {name: value for name, value in fields.items() if name != "prompt"}}
-        self.notes["prompt"] = asked.prompt  # the log leaves it out, unless the operator wants it
+        self.notes["prompt"] = request.prompt  # the log leaves it out, unless the operator wants it
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ray import serve
 from pipelines.inference.batch import AbandonedError, ClipRequest, generate_batch, group_requests
 from pipelines.inference.generator import GeneratedClip, Generator
 from pipelines.serve.access_log import open_log
+from pipelines.serve.batcher import Batcher, Ticket
 from pipelines.serve.clips import ClipJob, EditJob, MadeClip, OfferedModel
 from pipelines.serve.edits import edit_sound, make_piece
 from pipelines.serve.refusal import Refusal, RefusedError
@@ -24,19 +25,6 @@ from pipelines.serve.shelf import ModelShelf
 from presto_core.errors import UserError
 
 FEW_STEPS, MANY_STEPS = 4, 40
-
-
-@dataclass
-class Ticket:
-    """A clip that somebody waits for, until `is_left`."""
-
-    job: ClipJob | EditJob
-    asked_at: float = field(default_factory=time.perf_counter)
-    is_left: bool = False
-
-    @property
-    def age_ms(self) -> float:
-        return (time.perf_counter() - self.asked_at) * 1e3
 
 
 @serve.deployment(name="Model")
@@ -56,18 +44,13 @@ class ModelReplica:
         self._shelf = ModelShelf(settings, report=self._log.write)
         self._shelf.open()
         self._shelf.follow()
-        self._make_batch.set_max_batch_size(settings.max_batch)
-        self._make_batch.set_batch_wait_timeout_s(settings.max_wait_ms / 1000)
+        self._batcher = Batcher(
+            self._make_all, self._compute, max_batch=settings.max_batch, max_wait_s=settings.max_wait_ms / 1000
+        )
 
     async def generate(self, job: ClipJob) -> MadeClip | Refusal:
         """Make a clip in a batch with others that arrive within `max_wait_ms`."""
-        ticket = Ticket(job)
-        try:
-            made: MadeClip | Refusal = await self._make_batch(ticket)
-        except asyncio.CancelledError:
-            ticket.is_left = True
-            raise
-        return made
+        return await self._batcher.submit(Ticket(job))
 
     async def edit(self, job: EditJob) -> MadeClip | Refusal:
         """Edit a sound; one at a time."""
@@ -79,10 +62,6 @@ class ModelReplica:
 
     async def list_models(self) -> list[OfferedModel]:
         return self._shelf.list_models()
-
-    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
-    async def _make_batch(self, tickets: list[Ticket]) -> list[MadeClip | Refusal]:
-        return await asyncio.get_running_loop().run_in_executor(self._compute, self._make_all, tickets)
 
     def _make_all(self, tickets: list[Ticket]) -> list[MadeClip | Refusal]:
         """Make the clips of a batch: one pass per group of equal model, length and steps."""
@@ -102,7 +81,7 @@ class ModelReplica:
         answers: list[MadeClip | Refusal] = [_LEFT] * len(tickets)
         requests: dict[int, ClipRequest] = {}
         for position, ticket in enumerate(tickets):
-            request = _answer(lambda t=ticket: _checked_request(generator, t.job))
+            request = _answer(lambda t=ticket: _make_request(generator, t.job))
             if isinstance(request, ClipRequest):
                 requests[position] = request
             else:
@@ -131,7 +110,7 @@ class ModelReplica:
         )
         took_ms = (time.perf_counter() - started) * 1e3
         return [
-            pack_clip(clip, name, batch=len(clips), waited_ms=(started - ticket.asked_at) * 1e3, took_ms=took_ms)
+            pack_clip(clip, name, batch=len(clips), waited_ms=(started - ticket.requested_at) * 1e3, took_ms=took_ms)
             for ticket, clip in zip(tickets, clips)
         ]
 
@@ -176,22 +155,22 @@ def _answer(make: Any) -> Any:
 
 
 def choose_steps(generator: Generator, steps: int | None) -> int:
-    """Return the steps asked for, or those that suit the kind of model."""
+    """Return the steps fields for, or those that suit the kind of model."""
     return steps or (FEW_STEPS if generator.artifact.kind == "generator" else MANY_STEPS)
 
 
-def _checked_request(generator: Generator, job: ClipJob | EditJob) -> ClipRequest:
-    asked = GenerateRequest.model_validate(job.fields)
+def _make_request(generator: Generator, job: ClipJob | EditJob) -> ClipRequest:
+    fields = GenerateRequest.model_validate(job.fields)
     request = ClipRequest(
-        asked.prompt,
-        steps=choose_steps(generator, asked.steps),
-        seed=asked.seed,
-        seconds=asked.seconds,
-        tempo_bpm=asked.tempo_bpm,
-        key=asked.key or None,
-        schedule=asked.schedule,
-        guidance_scale=asked.guidance_scale,
-        negative_prompt=asked.negative_prompt,
+        fields.prompt,
+        steps=choose_steps(generator, fields.steps),
+        seed=fields.seed,
+        seconds=fields.seconds,
+        tempo_bpm=fields.tempo_bpm,
+        key=fields.key or None,
+        schedule=fields.schedule,
+        guidance_scale=fields.guidance_scale,
+        negative_prompt=fields.negative_prompt,
     )
     request.check(generator.model)
     return request

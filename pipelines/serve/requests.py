@@ -141,20 +141,20 @@ def check_limits(request: GenerateRequest | EditRequest, limits: Limits) -> None
     """Refuse what is larger than the service allows; RefusedError names the field, its value and the limit."""
     if not request.prompt.strip():
         raise refuse(422, "prompt is empty", "say what to play, such as: slow piano in A minor", value=request.prompt)
-    asked: dict[str, tuple[float, float]] = {
+    amounts: dict[str, tuple[float, float]] = {
         "prompt": (len(request.prompt), limits.max_prompt_letters),
         "negative_prompt": (len(request.negative_prompt), limits.max_prompt_letters),
         "steps": (request.steps or 1, limits.max_steps),
         "seconds": (request.seconds or 0.0, limits.max_seconds),
     }
     if isinstance(request, GenerateRequest):
-        asked |= {
+        amounts |= {
             f"prompt of section {number}": (len(prompt), limits.max_prompt_letters)
             for number, (_, prompt) in enumerate(request.sections, 1)
         }
-        asked["clips"] = (request.clips, limits.max_clips)
-        asked["seed"] = (request.seed + request.clips - 1, MAX_SEED)
-    for name, (value, limit) in asked.items():
+        amounts["clips"] = (request.clips, limits.max_clips)
+        amounts["seed"] = (request.seed + request.clips - 1, MAX_SEED)
+    for name, (value, limit) in amounts.items():
         if value > limit:
             unit = " characters" if "prompt" in name else ""
             raise refuse(

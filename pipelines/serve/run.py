@@ -42,7 +42,7 @@ def serving(settings: ServeSettings, cluster: ClusterConfig) -> Iterator[str]:
     """Run a block while the service answers at the URL that it gets."""
     check_extra("serve", "presto serve")
     check_access(settings)
-    settings = pin_places(settings).model_copy(update={"port": settings.port or find_free_port(settings.host)})
+    settings = make_paths_absolute(settings).model_copy(update={"port": settings.port or find_free_port(settings.host)})
     check_port(settings)
     cpus = settings.cpus_per_replica * settings.replicas
     with ray_session(cluster, cpus=cpus, gpus=settings.gpus_per_replica * settings.replicas):
@@ -62,8 +62,8 @@ def serving(settings: ServeSettings, cluster: ClusterConfig) -> Iterator[str]:
             serve.shutdown()
 
 
-def pin_places(settings: ServeSettings) -> ServeSettings:
-    """Return the settings with absolute places: replicas work in other folders."""
+def make_paths_absolute(settings: ServeSettings) -> ServeSettings:
+    """Return the settings with absolute paths: replicas work in other folders."""
     tracking, storage = settings.tracking, settings.storage
     if has_registry(tracking):
         tracking = tracking.model_copy(update={"uri": tracking_uri(tracking)})

@@ -8,8 +8,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from presto_core.config.loader import ConfigError
 from presto_core.config.sections import StorageConfig, TrackingConfig
-from presto_core.errors import UserError
 
 MIN_TOKEN_LETTERS = 16
 Seconds = Annotated[float, Field(gt=0, le=3600)]
@@ -107,12 +107,12 @@ def check_access(settings: ServeSettings) -> None:
     """Check that only this machine reaches a service without a token.
 
     Raises:
-        UserError: the host is no loopback address and there is no token file, or the file has no good token.
+        ConfigError: the host is no loopback address and there is no token file, or the file has no good token.
     """
     if settings.token_file:
         read_token(settings.token_file)
     elif not settings.is_loopback:
-        raise UserError(
+        raise ConfigError(
             f"--host {settings.host} lets other machines in, and there is no token; write one to a file that only you "
             "can read, and name it with --token-file, or keep --host 127.0.0.1"
         )
@@ -122,20 +122,20 @@ def read_token(path: str) -> str:
     """Return the token in a file.
 
     Raises:
-        UserError: it cannot be read, others can read it, or the token is short or not plain ASCII.
+        ConfigError: it cannot be read, others can read it, or the token is short or not plain ASCII.
     """
     file = Path(path)
     try:
         token = file.read_text(encoding="ascii").strip()
         is_shared = bool(file.stat().st_mode & 0o007)
     except OSError as error:
-        raise UserError(f"--token-file {path}: {error.strerror or error}; write a token to it") from None
+        raise ConfigError(f"--token-file {path}: {error.strerror or error}; write a token to it") from None
     except UnicodeDecodeError:
-        raise UserError(f"--token-file {path} holds more than ASCII; write letters and digits to it") from None
+        raise ConfigError(f"--token-file {path} holds more than ASCII; write letters and digits to it") from None
     if is_shared:
-        raise UserError(f"--token-file {path} can be read by everyone; run chmod o-rwx on it")
+        raise ConfigError(f"--token-file {path} can be read by everyone; run chmod o-rwx on it")
     if len(token) < MIN_TOKEN_LETTERS or not token.isprintable() or " " in token:
-        raise UserError(
+        raise ConfigError(
             f"--token-file {path} holds a token of {len(token)} characters; it takes {MIN_TOKEN_LETTERS} or more "
             "without spaces, such as those of: openssl rand -hex 32"
         )

@@ -74,7 +74,7 @@ class ModelShelf:
         self._loaded: OrderedDict[Target, Generator] = OrderedDict()
         self._targets: dict[str, Target] = {}
         self._problems: dict[str, str] = {}
-        self._asked_for: set[str] = set()
+        self._requested: set[str] = set()
         self._refused: dict[Target, float] = {}  # when to try again, in seconds of the monotonic clock
         self._follower = threading.Event()
         self.default = ""
@@ -106,7 +106,7 @@ class ModelShelf:
         target = self._targets.get(name)
         if target is None:
             raise refuse(404, "there is no such model here", "take a name from GET /v1/models", value=wanted)
-        self._asked_for.add(name)
+        self._requested.add(name)
         return name, self._load(target)
 
     def list_models(self) -> list[OfferedModel]:
@@ -139,7 +139,7 @@ class ModelShelf:
             self._problems[self.default] = f"the registry has no {self.default} any more"
         for name, target in found.items():
             before = self._targets.get(name)
-            is_used = name == self.default or name in self._asked_for
+            is_used = name == self.default or name in self._requested
             targets[name] = self._prepare(name, before, target) if is_used and before else target
         self._targets = targets  # one assignment: a request sees the old names or the new ones
 

@@ -73,8 +73,8 @@ class Phase:
 def measure_phase(arguments: argparse.Namespace, *, max_batch: int, seconds: float, at_least: int = 0) -> Phase:
     """Serve with batches of at most this size and load it."""
     settings = ServeSettings(
-        model=arguments.model, port=0, max_batch=max_batch, cpus_per_replica=arguments.cpus,
-        log_file=str(Path("serve_load.jsonl").absolute()),
+        model=arguments.model, port=0, max_batch=max_batch, max_queued=4 * arguments.clients,
+        cpus_per_replica=arguments.cpus, log_file=str(Path("serve_load.jsonl").absolute()),
     )  # fmt: skip
     phase = Phase(max_batch)
     with serving(settings, ClusterConfig()) as url:
@@ -93,15 +93,14 @@ def _load(url: str, arguments: argparse.Namespace, seconds: float, phase: Phase,
         session, number = requests.Session(), 0
         while not is_over():
             number += 1
-            asked: dict[str, Any] = {
-                "prompt": PROMPTS[(client + number) % len(PROMPTS)],
-                "seed": 1000 * client + number,
-            }
+            prompt = PROMPTS[(client + number) % len(PROMPTS)]
+            fields: dict[str, Any] = {"prompt": prompt, "seed": 1000 * client + number}
             begun = time.monotonic()
             try:
-                answer = session.post(f"{url}/v1/generate", json=asked | {"steps": arguments.steps}, timeout=120)
+                answer = session.post(f"{url}/v1/generate", json=fields | {"steps": arguments.steps}, timeout=120)
                 if answer.status_code != 200:
                     phase.errors.append(f"{answer.status_code}: {answer.text[:200]}")
+                    time.sleep(float(answer.headers.get("Retry-After", 1)))
                     continue
                 phase.latencies_s.append(time.monotonic() - begun)
                 phase.batches.append(json.loads(answer.headers["X-Presto-Clip"])["batch"])

@@ -107,15 +107,15 @@ def test_one_bad_request_is_refused_before_the_pass(generator: Generator, change
 
 
 def test_a_batch_that_nobody_waits_for_stops_between_steps(generator: Generator):
-    asked: list[int] = []
+    calls: list[int] = []
 
     def is_wanted() -> bool:
-        asked.append(1)
-        return len(asked) < 3
+        calls.append(1)
+        return len(calls) < 3
 
     with pytest.raises(AbandonedError):
         generate_batch(generator, [replace(REQUESTS[0], steps=5)], is_wanted=is_wanted)
-    assert len(asked) == 3
+    assert len(calls) == 3
 
 
 @pytest.mark.gpu

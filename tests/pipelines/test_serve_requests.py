@@ -28,7 +28,7 @@ LIMITS = Limits(body_timeout_s=0.3, max_upload_mib=1, max_upload_seconds=2.0)
 TOKEN = "a-token-of-many-letters"
 
 
-def refused(function: Any, *args: Any, **kwargs: Any) -> Any:
+def catch_refusal(function: Any, *args: Any, **kwargs: Any) -> Any:
     is_async = asyncio.iscoroutinefunction(function)
     with pytest.raises(RefusedError) as caught:
         asyncio.run(function(*args, **kwargs)) if is_async else function(*args, **kwargs)
@@ -47,7 +47,7 @@ def ask(body: str, kind: Any = GenerateRequest) -> Any:
 # --- fields
 
 
-def test_a_good_request_keeps_what_was_asked():
+def test_a_good_request_keeps_its_fields():
     request = ask('{"prompt": "ピアノ, 90 bpm", "steps": 8, "seed": 7, "seconds": 2.5, "key": "Dm", "clips": 2}')
     assert (request.prompt, request.steps, request.seed, request.seconds) == ("ピアノ, 90 bpm", 8, 7, 2.5)
     assert request.schedule is None
@@ -100,7 +100,7 @@ def test_a_good_request_keeps_what_was_asked():
     ],
 )  # fmt: skip
 def test_a_field_that_does_not_fit_is_named(body: str, status: int, named: str):
-    refusal = refused(ask, body)
+    refusal = catch_refusal(ask, body)
     assert refusal.status == status
     assert named in refusal.what
     assert len(refusal.value) < 200
@@ -123,7 +123,7 @@ def test_a_field_that_does_not_fit_is_named(body: str, status: int, named: str):
     ],
 )
 def test_an_edit_that_does_not_fit_is_named(fields: dict[str, Any], named: str):
-    refusal = refused(ask, json.dumps({"prompt": "x"} | fields), EditRequest)
+    refusal = catch_refusal(ask, json.dumps({"prompt": "x"} | fields), EditRequest)
     assert refusal.status == 422
     assert named in refusal.what
 
@@ -145,14 +145,14 @@ def make_request(parts: list[bytes], headers: dict[str, str] | None = None, *, p
 
 def test_a_body_is_read_up_to_its_limit():
     assert asyncio.run(read_body(make_request([b"ab", b"cd"]), most_bytes=4, timeout_s=1)) == b"abcd"
-    assert refused(read_body, make_request([b"ab", b"cde"]), most_bytes=4, timeout_s=1).status == 413
+    assert catch_refusal(read_body, make_request([b"ab", b"cde"]), most_bytes=4, timeout_s=1).status == 413
     stated = make_request([], {"Content-Length": "5"})
-    assert refused(read_body, stated, most_bytes=4, timeout_s=1).status == 413
+    assert catch_refusal(read_body, stated, most_bytes=4, timeout_s=1).status == 413
 
 
 def test_a_body_that_drips_is_given_up():
     slow = make_request([b"a"] * 50, pause_s=0.05)
-    assert refused(read_body, slow, most_bytes=100, timeout_s=0.3).status == 408
+    assert catch_refusal(read_body, slow, most_bytes=100, timeout_s=0.3).status == 408
 
 
 def make_wav(seconds: float = 0.5, *, rate_hz: int = 22050) -> bytes:
@@ -191,7 +191,7 @@ def test_a_form_gives_its_two_parts_whatever_the_file_is_called():
 )
 def test_a_form_that_is_none_is_refused(request_: Any, status: int | tuple[int, ...]):
     expected = status if isinstance(status, tuple) else (status,)
-    assert refused(read_form, request_(), LIMITS).status in expected
+    assert catch_refusal(read_form, request_(), LIMITS).status in expected
 
 
 def make_zip_bomb() -> bytes:
@@ -229,7 +229,7 @@ def make_nan_wav() -> bytes:
     ids=["nothing", "html", "zip bomb", "gzip", "wav of 4 GiB", "an hour of flac", "too long", "NaN"],
 )
 def test_an_upload_is_known_by_its_content(content: bytes, status: int):
-    refusal = refused(decode_upload, content, most_seconds=2.0)
+    refusal = catch_refusal(decode_upload, content, most_seconds=2.0)
     assert refusal.status == status
 
 
@@ -266,18 +266,18 @@ def make_scope(path: str = "/v1/models", method: str = "GET", **headers: str) ->
 @pytest.mark.parametrize("given", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer é"])
 def test_without_the_token_nobody_gets_in(given: str):
     service = make_service(TOKEN)
-    refusal = refused(service.check_entry, make_scope(authorization=given))
+    refusal = catch_refusal(service.check_entry, make_scope(authorization=given))
     assert refusal.status == 401
     assert TOKEN not in json.dumps(refusal.to_json())
     service.check_entry(make_scope(authorization=f"Bearer {TOKEN}"))
     for path in ("/", "/healthz", "/readyz", "/page/page.js"):
         service.check_entry(make_scope(path))
-    assert refused(service.check_entry, make_scope("/metrics")).status == 401
+    assert catch_refusal(service.check_entry, make_scope("/metrics")).status == 401
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:8000"])
 def test_a_name_that_was_pointed_at_this_machine_is_refused(host: str):
-    assert refused(make_service().check_entry, make_scope(host=host)).status == 403
+    assert catch_refusal(make_service().check_entry, make_scope(host=host)).status == 403
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8000", "localhost:8000", "[::1]:8000"])
@@ -287,8 +287,8 @@ def test_names_of_this_machine_are_let_in(host: str):
 
 def test_the_page_of_another_site_cannot_post():
     service = make_service()
-    assert refused(service.check_entry, make_scope(method="POST", origin="https://evil.example")).status == 403
-    assert refused(service.check_entry, make_scope(method="POST", origin="null")).status == 403
+    assert catch_refusal(service.check_entry, make_scope(method="POST", origin="https://evil.example")).status == 403
+    assert catch_refusal(service.check_entry, make_scope(method="POST", origin="null")).status == 403
     service.check_entry(make_scope(method="POST", origin="http://127.0.0.1:8000"))
 
 

@@ -27,7 +27,7 @@ from tests.support.small_service import LoadableRegistry, open_loadable_registry
 pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.slow]
 MAX_BATCH, MAX_QUEUED = 2, 4
 ROOM = 2 * MAX_BATCH + MAX_QUEUED
-PATIENCE_S = 60
+PATIENCE_S = 240  # a replica that died is back after a minute on a busy machine
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     settings = {
         "model": "champion", "tracking": registry.tracking, "storage": registry.storage, "max_batch": MAX_BATCH,
         "max_queued": MAX_QUEUED, "follow_s": 0.3, "log_file": str(folder / "log.jsonl"),
-        "limits": {"body_timeout_s": 2.0, "max_upload_mib": 1, "max_seconds": 20.0},
+        "limits": {"body_timeout_s": 2.0, "max_upload_mib": 1, "max_seconds": 20.0, "request_timeout_s": 200},
     }  # fmt: skip
     with run_service(**settings) as url:
         yield Running(url, registry, folder / "log.jsonl")
     os.chdir(before)
 
 
-def read_wav(content: bytes) -> tuple[np.ndarray, int]:
+def read_wav(content: bytes) -> tuple[Any, int]:
     return soundfile.read(io.BytesIO(content), dtype="float32")
 
 
@@ -81,8 +81,8 @@ def find_replica() -> psutil.Process:
 
 
 def test_a_clip_is_a_wav_with_its_settings(service: Running):
-    asked = {"prompt": "ピアノ in D minor", "steps": 2, "seconds": 1.0, "tempo_bpm": 90}
-    answer = service.generate(**asked, seed=5)
+    fields = {"prompt": "ピアノ in D minor", "steps": 2, "seconds": 1.0, "tempo_bpm": 90}
+    answer = service.generate(**fields, seed=5)
     assert answer.status_code == 200, answer.text
     samples, rate_hz = read_wav(answer.content)
     assert len(samples) == rate_hz
@@ -127,7 +127,7 @@ def test_several_clips_come_as_json_each_of_its_own_seed(service: Running):
     assert len({clip["wav"] for clip in answer["clips"]}) == 3
 
 
-def test_loops_and_sections_are_made_in_the_length_asked_for(service: Running):
+def test_loops_and_sections_are_of_the_length_requested(service: Running):
     loop = service.generate(loop=True, seconds=2.0, steps=1)
     assert loop.status_code == 200, loop.text
     assert len(read_wav(loop.content)[0]) == 2 * 44100
@@ -149,7 +149,7 @@ def test_models_health_figures_and_page_are_there(service: Running):
     assert service.read_figure("presto_clips_total") > 0
 
 
-def test_hostile_requests_are_refused_and_the_service_lives(service: Running):
+def test_hostile_requests_are_refused_and_the_service_goes_on(service: Running):
     url, json_type = f"{service.url}/v1/generate", {"Content-Type": "application/json"}
     cases: list[tuple[int, dict[str, Any]]] = [
         (400, {"data": "{", "headers": json_type}),
@@ -278,6 +278,6 @@ def test_a_replica_killed_under_load_loses_no_accepted_request(service: Running)
         killed = find_replica()
         killed.send_signal(signal.SIGKILL)
         done = len(load.answers)
-        wait_for(lambda: len(load.answers) > done + 4, patience_s=180)
+        wait_for(lambda: len(load.answers) > done + 4)
     assert {status for status, _ in load.answers} == {200}
     assert find_replica().pid != killed.pid

@@ -109,7 +109,7 @@ def test_from_a_prompt_to_a_repainted_clip_and_a_comparison(page: Any):
     assert (page.problems, page.foreign) == ([], [])
 
 
-def test_an_error_is_told_and_the_page_goes_on(page: Any):
+def test_an_error_is_shown_and_the_page_goes_on(page: Any):
     page.fill("#prompt", "piano")
     page.fill("#key", "H flat")
     page.click("#make")

@@ -12,7 +12,7 @@ const table = (heads, rows) => make("table", "",
 
 const typeOf = (field) => (field.anyOf ?? [field]).map((kind) => kind.type ?? "").filter((kind) => kind !== "null").join(" or ");
 const range = ({ anyOf, ...field }) => Object.entries(Object.assign({}, ...(anyOf ?? []), field))
-  .filter(([name]) => /imum|Length|enum|default|pattern/i.test(name)).map(([name, value]) => `${name}: ${JSON.stringify(value)}`).join(", ");
+  .filter(([name]) => /imum|Length|enum|default/i.test(name)).map(([name, value]) => `${name}: ${JSON.stringify(value)}`).join(", ");
 
 const { paths } = await (await fetch("/openapi.json")).json();
 for (const [path, methods] of Object.entries(paths)) {
