@@ -44,7 +44,9 @@ def run(config: ImportTeacherStage) -> Artifact:
     artifact = run_stage("import-teacher", config, execute, register_as=choose_name(config, folder), inputs=inputs)
     _print_source(artifact)
     if folder.grid:
-        console.print(f'next: presto generate "PROMPT" --model {artifact.id}', markup=False, soft_wrap=True)
+        own = shlex.quote(str(folder.path.absolute()))
+        words = f"--model {artifact.id} storage.codec_folder={own} storage.text_folder={own}"
+        console.print(f'next: presto generate "PROMPT" {words}', markup=False, soft_wrap=True)
     else:
         _print_next(artifact, folder)
     return artifact

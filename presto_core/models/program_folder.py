@@ -1,7 +1,7 @@
 """Write a generator as torch.export programs, one per budget, with a JSON file that says how to sample with them.
 
-Neither this package nor the network's source is needed to run them: `torch.export.load` reads a program, and
-AOTInductor compiles it. Prompts are conditions here: a text encoder and a codec are not part of a program.
+Neither this package nor the network's source is needed to run them: `torch.export.load` reads a program. Prompts
+are conditions here: a text encoder and a codec are not part of a program.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def steps(parallel: Parallel, *, keys: dict[str, object]) -> Algorithm:
     return StepDistillation(config, tiny_dit(depth=DEPTH), sigma_data=1.0, parallel=parallel)
 
 
-def both(parallel: Parallel) -> Algorithm:
-    config = load_config(StepsStage, overrides={f"steps.{k}": v for k, v in STEPS.items()}).steps
+def both(parallel: Parallel, *, keys: dict[str, object]) -> Algorithm:
+    config = load_config(StepsStage, overrides={f"steps.{k}": v for k, v in (STEPS | keys).items()}).steps
     base = tiny_dit(depth=DEPTH)
     budget = LayerBudget.from_distribution(
         KarrasNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0), TableBudget(kept=KEPT), depth=DEPTH
@@ -77,7 +77,8 @@ ALGORITHMS: dict[str, Callable[[Parallel], Algorithm]] = {
     "S, rollout": partial(
         steps, keys={"generator_input": "rollout", "gan.kind": "relativistic", "gan.weight_mode": "absolute"}
     ),
-    "LS": both,
+    "LS": partial(both, keys={}),
+    "LS, adapters": partial(both, keys={"lora.rank": 2}),
 }
 
 

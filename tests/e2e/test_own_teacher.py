@@ -1,0 +1,97 @@
+"""The commands of docs/own_teacher.md on a random model of the real class, from its folder to a stock pipeline."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import typer
+
+from infra.cli.main import app
+from pipelines.inference.model import open_model, sample_generator
+from pipelines.inference.prompts import make_conditions, parse_prompt
+from presto_core.models.model_card import ModelCard
+from presto_core.models.recorded_components import OwnFolders
+from presto_core.training.state import make_step_rng
+from tests.support.tiny_teachers import FRAMES, TOKENS, write_stable_audio
+
+RATE_HZ, HOP, TRACKS, PROMPT = 8000, 1024, 12, "slow jazz piano"
+SETTINGS = {
+    "ingest": (
+        "codec.kind=diffusers", "codec.path=teacher", "text.kind=diffusers", "text.path=teacher",
+        f"text.max_tokens={TOKENS}", f"ingest.chunk_frames={FRAMES}", "ingest.tail=pad", "ingest.channels=stereo",
+        "ingest.source=music", "ingest.validation_fraction=0.25", "ingest.test_fraction=0.25",
+        "cluster.data_workers=1",
+    ),
+    "distill-layers": ("layers.steps=2", "layers.global_batch_size=4", "cluster.num_workers=0"),
+    "distill-steps": (
+        "--from", "candidate-l", "steps.p_gen.sigma_min=0.3", "steps.p_gen.sigma_max=500", "steps.guidance_scale=7",
+        "steps.generator_updates=1", "steps.fake_updates_per_generator_update=1", "steps.global_batch_size=4",
+        "steps.gan.head_layers=1", "steps.gan.head_channels=8", "steps.lora.rank=2", "cluster.num_workers=0",
+    ),
+    "evaluate": (
+        "inputs.generator=candidate-ls", "evaluate.num_samples=4", "evaluate.validation_samples=2",
+        "evaluate.interval_groups=0", "evaluate.nearest_k=2", "evaluate.base=[{sampler: euler, steps: 2}]",
+        "evaluate.student_steps=[1]", "evaluate.save_audio=1", "cluster.data_workers=1",
+    ),
+}  # fmt: skip
+OWN = ("storage.codec_folder=teacher", "storage.text_folder=teacher")
+
+
+COMMAND = typer.main.get_command(app)
+
+
+def run(*args: str) -> None:
+    """Run a command in this process, which saves the start of ten."""
+    COMMAND.main([*args, "storage.root=store"], standalone_mode=False)
+
+
+@pytest.mark.slow
+def test_from_a_diffusers_folder_to_a_stock_pipeline(
+    mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    write_stable_audio(tmp_path / "teacher", strides=(4, 8, 8, 4))
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    Path("music").mkdir()
+    for track in range(TRACKS):
+        audio = np.random.default_rng(track).normal(scale=0.1, size=(RATE_HZ * 9, 2))
+        soundfile.write(f"music/{track}.wav", audio, RATE_HZ)
+        Path(f"music/{track}.txt").write_text("slow piano")
+    run("teacher", "import", "./teacher")
+    for stage, settings in SETTINGS.items():
+        run(stage, *settings, *OWN)
+    run("export", "candidate-ls", "student", "--format", "diffusers", "--budget", "3", *OWN)
+    run("export", "candidate-ls", "fixed", "--budget", "3")
+    run("teacher", "import", "./student")
+    artifact = capsys.readouterr().err.rpartition("--model ")[2].split()[0]
+    run("generate", PROMPT, "--model", artifact, "storage.codec_folder=student", "storage.text_folder=student")
+    assert list(Path(".presto/out").glob("*.wav"))
+    theirs = sample_stock(tmp_path / "student")
+    student = tmp_path / "store" / "artifacts" / artifact
+    for folder in (student, tmp_path / "fixed"):
+        ours = sample_ours(folder, OwnFolders(codec="teacher", text="teacher"), open_model(str(student)).card)
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-6 * float(ours.abs().max()))
+
+
+def sample_stock(folder: Path) -> torch.Tensor:
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(str(folder))
+    pipe.set_progress_bar_config(disable=True)
+    rng = make_step_rng(3, total_step=0)
+    options: dict[str, Any] = {"generator": rng, "output_type": "latent", "audio_end_in_s": FRAMES * HOP / RATE_HZ}
+    return pipe(PROMPT, num_inference_steps=4, guidance_scale=1.0, **options).audios
+
+
+def sample_ours(folder: Path, own: OwnFolders, student: ModelCard) -> torch.Tensor:
+    """Sample at the levels that the imported student's card has."""
+    model, rng = open_model(str(folder), folders=own), make_step_rng(3, total_step=0)
+    noise, cond = model.draw_noise(1, generator=rng), make_conditions(model, [PROMPT], [parse_prompt(PROMPT)])
+    return sample_generator(model, noise, cond, steps=4, schedule=student.schedule_at(4), generator=rng)
