@@ -11,7 +11,7 @@ import torch
 from pipelines.console import console
 from pipelines.inference.clip import EditedClip
 from pipelines.inference.clip_audio import FADE_SECONDS, Audio, check_finite, count_samples, finish_audio
-from pipelines.inference.clip_frames import count_frames, count_overlap, place_span
+from pipelines.inference.clip_frames import choose_span, count_frames, count_overlap
 from pipelines.inference.model import Model
 from pipelines.inference.prompts import PromptWords, make_conditions, warn_of_cut_text
 from pipelines.inference.sampling_request import Given, SamplingRequest, make_clip, sample
@@ -185,7 +185,7 @@ def _make_region(
 ) -> Audio:
     """Sample and decode the region within what is around it: [A, stop - start]."""
     codec, window = model.codec, model.card.frames
-    span = place_span(region, samples=audio.shape[1], hop=codec.hop, margin=codec.margin_frames, window=window)
+    span = choose_span(region, samples=audio.shape[1], hop=codec.hop, margin=codec.margin_frames, window=window)
     known = _encode_span(model, audio, start=span.start, frames=span.frames)
     made = mask_frames(span.frames, [span.made, (span.known_stop, span.frames)])
     rng = make_step_rng(request.seed, total_step=number, device=model.device)
