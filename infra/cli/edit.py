@@ -66,13 +66,13 @@ def edit(
 ) -> None:
     # the first argument is the file, even if its name looks like a setting
     files = [arg for arg in (args or [])[:1] if Path(arg).is_file()]
-    words, overrides = split_settings((args or [])[len(files) :], "edit", EditConfig, hint="quote a prompt as --prompt")
-    words = [*files, *words, *([] if prompt is None else [prompt])]
-    if len(words) != 2 and not preset:
+    given, overrides = split_settings((args or [])[len(files) :], "edit", EditConfig, hint="quote a prompt as --prompt")
+    given = [*files, *given, *([] if prompt is None else [prompt])]
+    if len(given) != 2 and not preset:
         raise typer.BadParameter(
             'give one file and one prompt in quotes, as in presto edit song.wav "solo piano" --region 2.0:4.5'
         )
-    named = {"edit.file": words[:1], "edit.prompt": words[1:]}
+    named = {"edit.file": given[:1], "edit.prompt": given[1:]}
     settings: list[str | tuple[str, Any]] = [*overrides, *((key, value[0]) for key, value in named.items() if value)]
     options = {
         "edit.regions": region or None, "edit.strength": strength, "edit.extend": extend, "edit.at": at,

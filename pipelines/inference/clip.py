@@ -107,10 +107,9 @@ class EditedClip(GeneratedClip):
 
     def to_wav(self) -> bytes:
         """Return a WAV that holds its settings, of as many bits as the kept samples need: 16, 24, or 32 as floats."""
-        return self._encode(exact=self.kept_samples)
+        return self._encode(exact=self.list_kept_slices())
 
-    @property
-    def kept_samples(self) -> list[slice]:
+    def list_kept_slices(self) -> list[slice]:
         """The kept parts as slices of samples."""
         return [slice(round(a * self.sample_rate_hz), round(b * self.sample_rate_hz)) for a, b in self.kept]
 

@@ -56,7 +56,7 @@ class Span:
     known_stop: int
 
 
-def place_span(region: tuple[int, int], *, samples: int, hop: int, margin: int, window: int) -> Span:
+def choose_span(region: tuple[int, int], *, samples: int, hop: int, margin: int, window: int) -> Span:
     """Return the span around a region (first sample, the one after the last) of audio that is `samples` long.
 
     It has at least half a window of what is around the region, if there is as much: on both sides alike, or more on one

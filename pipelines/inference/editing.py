@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from pipelines.console import console
 from pipelines.inference.clip import EditedClip
 from pipelines.inference.clip_audio import FADE_SECONDS, Audio, check_finite, count_samples, finish_audio
-from pipelines.inference.clip_frames import count_frames, count_overlap, place_span
+from pipelines.inference.clip_frames import choose_span, count_frames, count_overlap
+from pipelines.inference.edited_clip import make_edited
 from pipelines.inference.model import Model
-from pipelines.inference.prompts import PromptWords, make_conditions, warn_of_cut_text
-from pipelines.inference.sampling_request import Given, SamplingRequest, make_clip, sample
-from pipelines.inference.sound import LONGEST_SECONDS, FittedSound, HasAudio, fit_sound
+from pipelines.inference.prompts import PromptWords, make_conditions
+from pipelines.inference.sampling_request import Given, SamplingRequest, sample
+from pipelines.inference.sound import LONGEST_SECONDS, HasAudio, fit_sound
 from presto_core.audio.loudness import CEILING_DBFS, limit_peak
-from presto_core.audio.seam import measure_seam
-from presto_core.audio.splice import SEAM_SECONDS, insert
+from presto_core.audio.splice import insert
 from presto_core.device import explain_memory
 from presto_core.errors import UserError
 from presto_core.samplers.inpainting import mask_frames
@@ -58,7 +57,7 @@ def edit(
         spans = [(0, samples)]
     else:
         audio, gain_db = _remake(model, fitted.audio, spans, prompt, words, request, strength)
-    return _make_edited(
+    return make_edited(
         model, fitted, audio, spans, prompt, words, request, strength=strength, gain_db=gain_db, form={"edit": form}
     )
 
@@ -86,9 +85,7 @@ def extend(
     region = (known - fade, known + added) if at_end else (0, added + fade)
     audio, gain_db = _remake(model, padded, [region], prompt, words, request, 1.0)
     form = {"extend": {"seconds": float(seconds), "at": at}}
-    return _make_edited(
-        model, fitted, audio, [region], prompt, words, request, strength=1.0, gain_db=gain_db, form=form
-    )
+    return make_edited(model, fitted, audio, [region], prompt, words, request, strength=1.0, gain_db=gain_db, form=form)
 
 
 def count_fade(audio: Audio, rate_hz: int) -> int:
@@ -185,7 +182,7 @@ def _make_region(
 ) -> Audio:
     """Sample and decode the region within what is around it: [A, stop - start]."""
     codec, window = model.codec, model.card.frames
-    span = place_span(region, samples=audio.shape[1], hop=codec.hop, margin=codec.margin_frames, window=window)
+    span = choose_span(region, samples=audio.shape[1], hop=codec.hop, margin=codec.margin_frames, window=window)
     known = _encode_span(model, audio, start=span.start, frames=span.frames)
     made = mask_frames(span.frames, [span.made, (span.known_stop, span.frames)])
     rng = make_step_rng(request.seed, total_step=number, device=model.device)
@@ -217,41 +214,3 @@ def _measure_kept_peak(audio: Audio, regions: list[Region]) -> float:
     for start, stop in regions:
         kept[start:stop] = False
     return float(np.abs(audio[:, kept]).max(initial=0.0))
-
-
-def _make_edited(
-    model: Model,
-    fitted: FittedSound,
-    audio: Audio,
-    regions: list[Region],
-    prompt: str,
-    words: PromptWords,
-    request: SamplingRequest,
-    *,
-    strength: float,
-    gain_db: float,
-    form: Mapping[str, object],
-) -> EditedClip:
-    """Return the clip with its seams measured, and print what the given audio was converted to, if it was."""
-    if fitted.converted:
-        console.print(f"edit: the audio was converted for the model ({fitted.converted}); what is kept is converted")
-    rate_hz, samples = model.codec.sample_rate_hz, audio.shape[1]
-    clip = make_clip(
-        model, prompt, words, audio, request,
-        gain_db=gain_db, cut_text=warn_of_cut_text(model, prompt), form={"source": fitted.digest, **form},
-    )  # fmt: skip
-    ends = [0, *(end for region in regions for end in region), samples]
-    kept = [(ends[i], ends[i + 1]) for i in range(0, len(ends), 2) if ends[i] < ends[i + 1]]
-    fade = round(SEAM_SECONDS * rate_hz)
-    cuts = [(start, stop) for region in regions for start, stop in (region,)]
-    seams = [measure_seam(audio, start, rate_hz=rate_hz, crossfade=fade) for start, _ in cuts if start]
-    # the cross-fade lies before the end of a region: measured backwards in time
-    seams += [measure_seam(audio, stop - fade, rate_hz=rate_hz, crossfade=fade) for _, stop in cuts if stop < samples]
-    fields = {name: getattr(clip, name) for name in clip.__dataclass_fields__}
-    return EditedClip(
-        **fields,
-        kept=tuple((a / rate_hz, b / rate_hz) for a, b in kept),
-        seams=tuple(sorted(seams, key=lambda seam: seam.seconds)),
-        strength=strength,
-        converted=fitted.converted,
-    )

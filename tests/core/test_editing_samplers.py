@@ -137,7 +137,7 @@ def test_a_strength_out_of_range_is_refused(strength: float):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_weak_edit_stays_near_and_a_strong_one_does_not(name: str):
+def test_a_weak_edit_changes_little_and_a_strong_one_more(name: str):
     source, distances = draw(200, seed=5), []
     for strength in (0.1, 0.5, 1.0):
         sigma = pick_level(strength, **LEVELS)

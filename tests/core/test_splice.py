@@ -57,6 +57,7 @@ def test_a_tone_of_another_phase_is_joined_without_the_click_of_a_cut(phase: flo
     joined = insert(kept, made, start=at, rate_hz=RATE_HZ)
     assert measure_seam(cut, at, rate_hz=RATE_HZ).click_db > 3
     assert measure_seam(joined, at, rate_hz=RATE_HZ).click_db < 1
+    assert measure_seam(joined, at + 8000, rate_hz=RATE_HZ).click_db < 1
 
 
 def test_the_change_at_a_seam_is_that_of_the_sound():

@@ -12,7 +12,7 @@ import soundfile
 
 from pipelines.inference.clip import EditedClip, GeneratedClip
 from pipelines.inference.clip_files import make_clip_name
-from pipelines.inference.clip_frames import place_span
+from pipelines.inference.clip_frames import choose_span
 from pipelines.inference.generator import Generator, Sound, open_generator, read_sound
 from presto_core.errors import UserError
 from tests.support.pretrained_models import FRAMES, commit_untrained
@@ -47,7 +47,7 @@ SOUND = make_sound()
 
 
 def cut_kept(clip: EditedClip) -> list[np.ndarray]:
-    return [clip.audio[:, part] for part in clip.kept_samples]
+    return [clip.audio[:, part] for part in clip.list_kept_slices()]
 
 
 # --- what is kept
@@ -62,7 +62,7 @@ def test_all_samples_outside_of_a_region_keep_their_bits(models: dict[str, Gener
     assert np.array_equal(clip.audio[:, stop:], SOUND.audio[:, stop:])
     assert not np.array_equal(clip.audio[:, start:stop], SOUND.audio[:, start:stop])
     assert [part.shape[1] for part in cut_kept(clip)] == [start, SOUND.audio.shape[1] - stop]
-    assert [round(seam.seconds, 2) for seam in clip.seams] == [0.4, 0.67]
+    assert [round(seam.seconds, 2) for seam in clip.seams] == [0.4, 0.7]
     assert clip.seam_db == max(seam.change_db for seam in clip.seams)
 
 
@@ -75,7 +75,7 @@ def test_two_regions_and_the_ends_of_the_file(generator: Generator):
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
-def test_a_file_of_the_result_has_the_kept_samples_of_the_file(generator: Generator, subtype: str, tmp_path: Path):
+def test_a_file_of_the_result_has_the_kept_slices_of_the_file(generator: Generator, subtype: str, tmp_path: Path):
     samples = make_sound(0.5).audio if subtype == "PCM_16" else make_sound(0.5).audio * np.float32(0.7)
     soundfile.write(tmp_path / "a.wav", samples.T, RATE_HZ, subtype=subtype)
     clip = generator.edit(read_sound(tmp_path / "a.wav"), "piano", regions=[(0.2, 0.4)], steps=1)
@@ -187,8 +187,8 @@ def test_a_piece_of_one_window_is_what_generate_makes_and_a_longer_one_has_its_p
 
 @pytest.mark.parametrize("samples", [HOP * 10, HOP * 10 + 7, HOP * 200 + 1])
 @pytest.mark.parametrize("region", [(0, 9000), (9000, 12000), (HOP * 4, HOP * 10), (HOP * 9, HOP * 10)])
-def test_no_known_frame_has_heard_the_region(samples: int, region: tuple[int, int]):
-    span = place_span(region, samples=samples, hop=HOP, margin=1, window=32)
+def test_no_known_frame_depends_on_the_region(samples: int, region: tuple[int, int]):
+    span = choose_span(region, samples=samples, hop=HOP, margin=1, window=32)
     first, stop = (edge + span.start for edge in span.made)
     assert span.frames >= 32
     assert span.start >= 0

@@ -20,7 +20,7 @@ from pipelines.inference.clip_files import make_clip_name, write_clip
 from pipelines.inference.generator import GeneratedClip, Generator, load_generator
 from pipelines.inference.mlflow_model import PROMPT, MusicModel
 from pipelines.inference.prompts import make_conditions, parse_prompt
-from pipelines.stages import generate
+from pipelines.stages import clip_output, generate
 from presto_core.config.loader import ConfigError, load_config
 from presto_core.config.sampling import ScheduleConfig
 from presto_core.config.schema import GenerateStage
@@ -209,7 +209,7 @@ def test_a_model_that_gives_nan_leaves_no_file(monkeypatch: pytest.MonkeyPatch, 
     with torch.no_grad():
         for parameter in broken.model.network.parameters():
             parameter.fill_(math.nan)
-    monkeypatch.setattr(generate, "open_generator", lambda uri, **_: broken)
+    monkeypatch.setattr(clip_output, "open_generator", lambda uri, **_: broken)
     with pytest.raises(UserError, match="NaN or infinite"):
         run(["piano"])
     assert not list(tmp_path.rglob("*.wav"))
