@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from infra.cli import (
+    benchmark,
     codec,
     dataset,
     explain,
@@ -79,7 +80,7 @@ for name, group in {
     "s3": machine.s3_app,
 }.items():
     app.add_typer(group, name=name)
-for command in (workflows.demo, workflows.pretrain, plan.plan, machine.doctor, report.report):
+for command in (workflows.demo, workflows.pretrain, plan.plan, benchmark.benchmark, machine.doctor, report.report):
     app.command()(command)
 app.command()(explain.explain)
 app.command()(serve.serve)
