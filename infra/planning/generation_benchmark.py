@@ -84,7 +84,7 @@ def choose_clock(device: torch.device) -> Callable[[], float]:
 
 
 def _make_parts(model: Model, steps: int) -> dict[str, Callable[[Any], Any]]:
-    words = parse_prompt(PROMPT)
+    parsed = parse_prompt(PROMPT)
     rate_hz = model.codec.sample_rate_hz
 
     def sample(cond: Conditioning) -> Tensor:
@@ -99,7 +99,7 @@ def _make_parts(model: Model, steps: int) -> dict[str, Callable[[Any], Any]]:
         return encode_wav(finished, rate_hz, title=PROMPT, details={})
 
     return {
-        TEXT: lambda _: make_conditions(model, [PROMPT], [words]),
+        TEXT: lambda _: make_conditions(model, [PROMPT], [parsed]),
         NETWORK: sample,
         DECODE: model.decode,
         WAV: encode,

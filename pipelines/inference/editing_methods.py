@@ -133,7 +133,8 @@ class Editing:
             sections: (start in seconds, prompt), the first from 0; a window takes the prompt at its middle.
             seconds: length of the piece, exactly.
             overlap_seconds: what two windows share; None for two fifths of a window.
-            tempo_bpm, key: of the whole piece; None takes those that each prompt names.
+            tempo_bpm: of the whole piece; None takes that which each prompt names.
+            key: the same.
 
         Raises:
             UserError: the sections are not in order within the piece, or the overlap leaves no room; or as `generate`.
