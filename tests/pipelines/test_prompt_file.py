@@ -222,6 +222,7 @@ def test_a_killed_batch_continues_and_has_no_half_file(tmp_path: Path):
     assert without_times(read_rows("fresh")) == without_times(read_rows())
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_actors_make_the_same_clips():
     make_all()
