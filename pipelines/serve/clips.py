@@ -1,4 +1,4 @@
-"""What the front desk and the replicas exchange: a clip to make, and the clip made; plain data, no classes of torch."""
+"""What the dispatcher and the replicas exchange: a clip to make, and the clip made; plain data, no classes of torch."""
 
 from __future__ import annotations
 

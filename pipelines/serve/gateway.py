@@ -1,4 +1,4 @@
-"""The deployment that speaks HTTP: routes of the service, each a few lines between a request and the front desk."""
+"""The deployment that speaks HTTP: routes of the service, each a few lines between a request and the dispatcher."""
 
 # Serve copies the class to its process as it is when `ingress` sees it: annotations are not deferred, since FastAPI
 # could not look them up there, and nothing that a route calls is defined below the class
@@ -13,15 +13,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from pipelines.serve.access_log import open_log
-from pipelines.serve.answers import answer_with, get_visit, wants_json
 from pipelines.serve.body import check_content_type, decode_upload, read_body, read_form
 from pipelines.serve.clips import ClipJob, EditJob
-from pipelines.serve.desk import Desk
+from pipelines.serve.dispatcher import Dispatcher
 from pipelines.serve.guard import Guard, Service
 from pipelines.serve.metrics import ServiceMetrics
 from pipelines.serve.openapi import describe_errors, describe_form, describe_json
 from pipelines.serve.refusal import Refusal, RefusedError
 from pipelines.serve.requests import EditRequest, GenerateRequest, check_limits, parse_request
+from pipelines.serve.responses import get_visit, make_response, wants_json
 from pipelines.serve.settings import ServeSettings, check_access, read_token
 
 PAGE = Path(__file__).parent / "page"
@@ -54,7 +54,7 @@ class Gateway:
         token = read_token(settings.token_file) if settings.token_file else ""
         metrics = ServiceMetrics()
         self._settings, self._metrics = settings, metrics
-        self._desk = Desk(replicas, settings, metrics)
+        self._dispatcher = Dispatcher(replicas, settings, metrics)
         self._decoding = asyncio.Semaphore(2)
         app.state.service = Service(settings, token, open_log(settings), metrics)
 
@@ -67,7 +67,7 @@ class Gateway:
         """Ask a replica; 503 if none answers."""
         try:
             async with asyncio.timeout(READY_S):
-                await self._desk.list_models()
+                await self._dispatcher.list_models()
         except (TimeoutError, RefusedError):
             return PlainTextResponse("no replica answers\n", 503)
         return PlainTextResponse("ok\n")
@@ -78,7 +78,7 @@ class Gateway:
 
     @app.get("/v1/models", summary="Models that requests may name", tags=["music"])
     async def list_models(self) -> JSONResponse:
-        models = await self._desk.list_models()
+        models = await self._dispatcher.list_models()
         return JSONResponse(
             {"models": [asdict(model) for model in models], "limits": self._settings.limits.model_dump()}
         )
@@ -102,7 +102,7 @@ class Gateway:
         fields.pop("clips", None)
         method = "make_piece" if wanted.is_piece else "generate"
         jobs = [ClipJob(visit.id, fields | {"seed": wanted.seed + number}, method) for number in range(wanted.clips)]
-        return answer_with(await self._desk.make(jobs), visit, as_json=wants_json(request) or wanted.clips > 1)
+        return make_response(await self._dispatcher.make(jobs), visit, as_json=wants_json(request) or wanted.clips > 1)
 
     @app.post(
         "/v1/edit",
@@ -122,7 +122,7 @@ class Gateway:
             upload = await asyncio.to_thread(decode_upload, content, most_seconds=limits.max_upload_seconds)
         fields = wanted.model_dump(exclude_defaults=True) | {"prompt": wanted.prompt, "operation": wanted.operation}
         job = EditJob(visit.id, fields, upload.audio.tobytes(), len(upload.audio), upload.sample_rate_hz)
-        return answer_with(await self._desk.make([job]), visit, as_json=wants_json(request))
+        return make_response(await self._dispatcher.make([job]), visit, as_json=wants_json(request))
 
     @app.get("/", include_in_schema=False)
     async def show_page(self) -> FileResponse:

@@ -65,7 +65,7 @@ class Guard:
 
 
 class Service:
-    """What all requests of one front desk share."""
+    """What all requests of one dispatcher share."""
 
     def __init__(self, settings: ServeSettings, token: str, log: AccessLog, metrics: ServiceMetrics) -> None:
         self.settings, self.log, self.metrics = settings, log, metrics

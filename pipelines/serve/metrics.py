@@ -8,7 +8,7 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class ServiceMetrics:
-    """The counters of one front desk."""
+    """The counters of one dispatcher."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()

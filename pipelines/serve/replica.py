@@ -18,10 +18,10 @@ from pipelines.serve.access_log import open_log
 from pipelines.serve.batcher import Batcher, Ticket
 from pipelines.serve.clips import ClipJob, EditJob, MadeClip, OfferedModel
 from pipelines.serve.edits import edit_sound, make_piece
+from pipelines.serve.loaded_models import LoadedModels
 from pipelines.serve.refusal import Refusal, RefusedError
 from pipelines.serve.requests import EditRequest, GenerateRequest
 from pipelines.serve.settings import ServeSettings
-from pipelines.serve.shelf import ModelShelf
 from presto_core.errors import UserError
 
 FEW_STEPS, MANY_STEPS = 4, 40
@@ -41,9 +41,9 @@ class ModelReplica:
         torch.set_num_threads(self._threads)
         self._log = open_log(settings)
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._shelf = ModelShelf(settings, report=self._log.write)
-        self._shelf.open()
-        self._shelf.follow()
+        self._loaded_models = LoadedModels(settings, report=self._log.write)
+        self._loaded_models.open()
+        self._loaded_models.follow()
         self._batcher = Batcher(
             self._make_all, self._compute, max_batch=settings.max_batch, max_wait_s=settings.max_wait_ms / 1000
         )
@@ -61,7 +61,7 @@ class ModelReplica:
         return await self._compute_alone(self._make_piece, job)
 
     async def list_models(self) -> list[OfferedModel]:
-        return self._shelf.list_models()
+        return self._loaded_models.list_models()
 
     def _make_all(self, tickets: list[Ticket]) -> list[MadeClip | Refusal]:
         """Make the clips of a batch: one pass per group of equal model, length and steps."""
@@ -77,7 +77,7 @@ class ModelReplica:
         return answers
 
     def _make_of_model(self, model: str, tickets: list[Ticket]) -> list[MadeClip | Refusal]:
-        name, generator = self._shelf.find(model)
+        name, generator = self._loaded_models.find(model)
         answers: list[MadeClip | Refusal] = [_LEFT] * len(tickets)
         requests: dict[int, ClipRequest] = {}
         for position, ticket in enumerate(tickets):
@@ -128,13 +128,13 @@ class ModelReplica:
 
     def _edit(self, job: EditJob) -> MadeClip:
         started, request = time.perf_counter(), EditRequest.model_validate(job.fields)
-        name, generator = self._shelf.find(request.model)
+        name, generator = self._loaded_models.find(request.model)
         clip, notes = edit_sound(generator, job, request, steps=choose_steps(generator, request.steps))
         return pack_clip(clip, name, took_ms=(time.perf_counter() - started) * 1e3, notes=notes)
 
     def _make_piece(self, job: ClipJob) -> MadeClip:
         started, request = time.perf_counter(), GenerateRequest.model_validate(job.fields)
-        name, generator = self._shelf.find(request.model)
+        name, generator = self._loaded_models.find(request.model)
         clip = make_piece(generator, request, steps=choose_steps(generator, request.steps))
         return pack_clip(clip, name, took_ms=(time.perf_counter() - started) * 1e3)
 

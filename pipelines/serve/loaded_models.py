@@ -60,7 +60,7 @@ class Target:
         return Target(artifact.uri, content_hash(artifact.manifest), artifact.id, artifact.kind, version)
 
 
-class ModelShelf:
+class LoadedModels:
     """The models of one replica; safe to use from several threads.
 
     Args:

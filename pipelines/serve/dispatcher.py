@@ -1,4 +1,4 @@
-"""The front desk: admits requests as long as there is room, sends clips to replicas, and sends a lost one again."""
+"""The dispatcher: admits requests as long as there is room, sends clips to replicas, and sends a lost one again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODELS_FRESH_S = 1.0
 LONGEST_RETRY_AFTER_S = 60
 
 
-class Desk:
+class Dispatcher:
     """Between HTTP and the replicas; lives in one event loop.
 
     Args:

@@ -24,7 +24,7 @@ def wants_json(request: Request) -> bool:
     return "application/json" in request.headers.get("accept", "")
 
 
-def answer_with(clips: list[MadeClip], visit: Visit, *, as_json: bool) -> Response:
+def make_response(clips: list[MadeClip], visit: Visit, *, as_json: bool) -> Response:
     visit.notes |= {"batch": [clip.batch for clip in clips], "model_id": clips[0].model_id}
     if as_json:
         return JSONResponse(
