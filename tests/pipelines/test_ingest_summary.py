@@ -144,6 +144,7 @@ def test_a_summary_has_what_was_taken_skipped_and_quarantined():
         assert part in text
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.services
 def test_a_run_ends_with_the_summary_and_the_command_for_the_rest(

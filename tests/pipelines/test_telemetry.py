@@ -30,6 +30,7 @@ def test_every_gauge_of_ours_is_on_the_dashboard():
     assert {f"ray_{name}" for name in GAUGES} <= read_expected_metrics()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_is_seen_by_prometheus_and_in_the_log(dataset: str):
     """Run in its own process: its workers need another environment than those of the shared session."""
