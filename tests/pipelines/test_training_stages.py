@@ -145,6 +145,7 @@ def test_two_workers_train_and_distil(shared_ray, dataset: str):
     assert weights_of(student) != weights_of(teacher)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.services
 def test_divergence_in_a_worker_is_one_message(shared_ray, dataset: str):
