@@ -13,8 +13,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pipelines.tracking.client import check_tracking, open_tracker
-from pipelines.tracking.database import READ_TIMEOUT_S, is_missing
 from pipelines.tracking.uri import sqlite_path, tracking_uri
 from presto_core.config.sections import TrackingConfig
 
@@ -85,6 +83,9 @@ def open_for_reading(config: TrackingConfig) -> Any:
     Raises:
         TrackingUriError, TrackingError: as `open_tracker`.
     """
+    from pipelines.tracking.client import check_tracking, open_tracker  # with pyarrow: not for a command's start
+    from pipelines.tracking.database import is_missing
+
     check_tracking(config)
     path = sqlite_path(tracking_uri(config))
     stored = None if path is None or is_missing(path) else read_registry(path)
@@ -93,6 +94,8 @@ def open_for_reading(config: TrackingConfig) -> Any:
 
 def read_registry(path: Path) -> StoredRegistry | None:
     """Read all versions of a database; None, for MLflow to read it, if it is locked, damaged or of another schema."""
+    from pipelines.tracking.database import READ_TIMEOUT_S
+
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=READ_TIMEOUT_S)) as database:
             database.execute("BEGIN")  # one moment for all tables

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipelines.redaction import redact
-from pipelines.tracking.run import TrackingError
+from pipelines.tracking.retry import TrackingError
 from presto_core.config.loader import ConfigError
 from presto_core.config.sections import TrackingConfig
 

@@ -148,7 +148,7 @@ def test_ray_pods_keep_no_state_and_use_gpus_only_for_training(overlay: Path):
     (ray,) = [d for d in render_overlay(overlay) if d["kind"] in RAY_KINDS]
     spec = ray["spec"].get("rayClusterSpec") or ray["spec"].get("rayClusterConfig") or ray["spec"]
     for pod in pods(ray):
-        assert all("emptyDir" in volume or "secret" in volume for volume in pod["volumes"])
+        assert all("emptyDir" in volume or {"secret", "projected"} & volume.keys() for volume in pod["volumes"])
     gpus = {
         group["groupName"]: group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu")
         for group in spec["workerGroupSpecs"]
