@@ -98,7 +98,7 @@ def test_another_schema_and_a_damaged_database_are_left_to_mlflow(database: Path
 
 
 def test_a_locked_database_is_left_to_mlflow(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipelines.tracking.sqlite_registry.READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("pipelines.tracking.database.READ_TIMEOUT_S", 0.05)
     copy = tmp_path / "locked.db"
     shutil.copy(database, copy)
     with closing(sqlite3.connect(copy, isolation_level=None)) as writer:
