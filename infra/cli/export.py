@@ -48,12 +48,12 @@ def export(
     from pipelines.inference.export_formats import ExportRequest, check_export, export_model
     from pipelines.registry.resolve import resolve, resolve_pretrained
     from pipelines.storage.filesystem import absolute_uri
-    from pipelines.tracking.client import open_tracker
+    from pipelines.tracking.sqlite_registry import open_for_reading
     from presto_core.models.recorded_components import OwnFolders
 
     artifact = resolve_pretrained(model)
     if artifact is None:
-        artifact = resolve(open_tracker(config.tracking).client, model, absolute_uri(config.storage.root))
+        artifact = resolve(open_for_reading(config.tracking), model, absolute_uri(config.storage.root))
     request = ExportRequest(folder.expanduser(), cast(Any, format_), budget, cast(Any, dtype))
     if dry_run:
         check_export(artifact, request)

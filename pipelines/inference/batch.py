@@ -25,7 +25,7 @@ from presto_core.config.sampling import ScheduleConfig
 from presto_core.device import explain_memory
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.errors import UserError
-from presto_core.training.state import make_step_rng
+from presto_core.training.step_rng import make_step_rng
 
 LATENT_TOLERANCE = 1e-4
 SOUND_TOLERANCE_DB = -25.0  # power of the difference from the clip made alone, relative to the clip's

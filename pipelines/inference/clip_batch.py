@@ -18,7 +18,7 @@ from pipelines.console import console, progress_bar
 from pipelines.inference.clip_files import make_clip_name, write_wav
 from pipelines.inference.clip_list import ClipList, make_request_cells, read_clip_list
 from pipelines.inference.generator import open_generator
-from pipelines.inference.prompt_file import ClipRequest
+from pipelines.inference.prompt_file import PromptRow
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from pipelines.storage.lease import hold_lease
 from presto_core.artifacts.manifest import Artifact
@@ -38,33 +38,33 @@ class ClipMaker:
     def __init__(self, config: GenerateStage, uri: str, content: str) -> None:
         torch.set_num_threads(config.cluster.torch_threads)
         device = resolve_device(config.cluster.device, setting="cluster.device")
-        self.schedule = config.generate.schedule
+        self.settings = config.generate
         self.generator = open_generator(
             uri, device=device, folders=OwnFolders.from_config(config.storage), content=content
         )
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        request, started = ClipRequest(**item["request"]), time.perf_counter()
+        row, started = PromptRow(**item["row"]), time.perf_counter()
         try:
             (clip,) = self.generator.generate(
-                [request.prompt],
-                steps=request.steps,
-                seed=request.seed,
-                seconds=request.seconds,
-                tempo_bpm=request.tempo_bpm,
-                key=request.key,
-                schedule=self.schedule,
+                [row.prompt],
+                steps=row.steps,
+                seed=row.seed,
+                seconds=row.seconds,
+                tempo_bpm=row.tempo_bpm,
+                key=row.key,
+                schedule=self.settings.schedule,
+                guidance_scale=self.settings.guidance_scale,
+                negative_prompt=self.settings.negative_prompt,
             )
         except UserError as error:
-            raise UserError(f"line {request.line} of the prompts: {error}") from None
+            raise UserError(f"line {row.line} of the prompts: {error}") from None
         took_ms = (time.perf_counter() - started) * 1e3
         return {"number": item["number"], "name": make_clip_name(clip), "wav": clip.to_wav(), "took_ms": took_ms}
 
 
-def make_clips(
-    config: GenerateStage, requests: list[ClipRequest], artifact: Artifact, folder: Path
-) -> list[dict[str, str]]:
-    """Make the clips that the folder's list does not have, and return the rows of all, in the requests' order.
+def make_clips(config: GenerateStage, rows: list[PromptRow], artifact: Artifact, folder: Path) -> list[dict[str, str]]:
+    """Make the clips that the folder's list does not have, and return the list's rows of all, in the rows' order.
 
     A clip has the bits and the name that it has alone. One process at a time works in a folder.
 
@@ -73,31 +73,31 @@ def make_clips(
         UserError: the folder cannot be written, or the model cannot make a clip; those before it are finished.
         ClusterError: Ray cannot start, the cluster is too small, or a worker died.
     """
-    cells = [make_request_cells(r, schedule=config.generate.schedule, model=artifact.id) for r in requests]
+    cells = [make_request_cells(row, config.generate, model=artifact.id) for row in rows]
     with hold_lease(open_folder(absolute_uri(str(folder))).child(LEASE), f"the clips in {folder}"):
         clips = read_clip_list(folder)
         with _explain_full_disk(folder):
             clips.rewrite(cells)  # without a line that a crash cut off
         missing = [number for number, request in enumerate(cells) if request not in clips.rows]
         if missing:
-            _make_missing(config, requests, cells, missing, artifact, clips)
-        reused = f", {len(requests) - len(missing)} of them made before" if len(missing) < len(requests) else ""
-        console.print(f"generate: {len(requests)} clips{reused}, listed in {clips.path}", markup=False)
+            _make_missing(config, rows, cells, missing, artifact, clips)
+        reused = f", {len(rows) - len(missing)} of them made before" if len(missing) < len(rows) else ""
+        console.print(f"generate: {len(rows)} clips{reused}, listed in {clips.path}", markup=False)
     return [clips.rows[request] for request in cells]
 
 
 def _make_missing(
     config: GenerateStage,
-    requests: list[ClipRequest],
+    rows: list[PromptRow],
     cells: list[tuple[str, ...]],
     missing: list[int],
     artifact: Artifact,
     clips: ClipList,
 ) -> None:
-    items = [{"number": number, "request": asdict(requests[number])} for number in missing]
+    items = [{"number": number, "row": asdict(rows[number])} for number in missing]
     waits_for = "starting Ray" if uses_ray(config.cluster) else "loading"
-    done = len(requests) - len(missing)
-    with progress_bar("generate", len(requests), done=done, waits_for=waits_for) as bar:
+    done = len(rows) - len(missing)
+    with progress_bar("generate", len(rows), done=done, waits_for=waits_for) as bar:
         for made in _map(config, items, artifact):
             with _explain_full_disk(clips.folder):
                 path = write_wav(made["wav"], made["name"], clips.folder)

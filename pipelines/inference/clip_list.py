@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.inference.clip_files import write_whole
-from pipelines.inference.prompt_file import COLUMNS, ClipRequest
-from presto_core.config.sampling import ScheduleConfig
+from pipelines.inference.prompt_file import COLUMNS, PromptRow
+from presto_core.config.sampling import GenerateConfig
 
 FILE = "clips.csv"
-REQUEST = (*COLUMNS, "schedule", "model")
+REQUEST = (*COLUMNS, "schedule", "guidance_scale", "negative_prompt", "model")
 HEADER = (*REQUEST, "file", "sha256", "ms")
 
 
@@ -52,10 +52,11 @@ class ClipList:
             write_whole(self.path, content)
 
 
-def make_request_cells(request: ClipRequest, *, schedule: ScheduleConfig | None, model: str) -> tuple[str, ...]:
+def make_request_cells(row: PromptRow, settings: GenerateConfig, *, model: str) -> tuple[str, ...]:
     """Return the cells that decide a clip: equal cells, equal bits on one kind of device."""
-    levels = "" if schedule is None else json.dumps(schedule.model_dump())
-    return (*("" if value is None else str(value) for value in request.identity), levels, model)
+    levels = "" if settings.schedule is None else json.dumps(settings.schedule.model_dump())
+    own = ("" if value is None else str(value) for value in row.identity)
+    return (*own, levels, str(settings.guidance_scale), settings.negative_prompt, model)
 
 
 def read_clip_list(folder: Path) -> ClipList:

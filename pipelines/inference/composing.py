@@ -20,7 +20,7 @@ from presto_core.audio.splice import SEAM_SECONDS, close_loop
 from presto_core.device import explain_memory
 from presto_core.errors import UserError
 from presto_core.samplers.windows import Windows, cover_circle, cover_line
-from presto_core.training.state import make_step_rng
+from presto_core.training.step_rng import make_step_rng
 
 SHORTEST_LOOP_SECONDS = 0.25
 DECODER_FRAMES = 12  # that a decoder's end is noticed in: Griffin-Lim of the embedded codec reaches ten

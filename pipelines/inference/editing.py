@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from pipelines.console import console
 from pipelines.inference.clip import EditedClip
 from pipelines.inference.clip_audio import FADE_SECONDS, Audio, check_finite, count_samples, finish_audio
 from pipelines.inference.clip_frames import choose_span, count_frames, count_overlap
@@ -22,7 +23,7 @@ from presto_core.device import explain_memory
 from presto_core.errors import UserError
 from presto_core.samplers.inpainting import mask_frames
 from presto_core.samplers.windows import cover_line
-from presto_core.training.state import make_step_rng
+from presto_core.training.step_rng import make_step_rng
 
 SHORTEST_REGION_SECONDS = 0.05
 DEFAULT_STRENGTH = 0.5
@@ -166,7 +167,10 @@ def _remake(
         lowest_db = min(lowest_db, gain_db)
         audio = insert(audio, made, start=start, rate_hz=rate_hz, fade_ends=math.ceil(FADE_SECONDS * rate_hz))
         # where two loud sounds cross, some samples may lie higher
-        audio[:, start:stop] = audio[:, start:stop].clip(-(10 ** (ceiling_dbfs / 20)), 10 ** (ceiling_dbfs / 20))
+        crossed, ceiling = audio[:, start:stop], 10 ** (ceiling_dbfs / 20)
+        if cut := int((np.abs(crossed) > ceiling).sum()):
+            console.print(f"edit: {cut} samples where sounds cross were cut at {ceiling_dbfs:.1f} dBFS")
+        audio[:, start:stop] = crossed.clip(-ceiling, ceiling)
     return audio, lowest_db
 
 

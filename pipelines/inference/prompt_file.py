@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.console import shorten
+from pipelines.console import console, shorten
 from pipelines.inference.prompts import check_prompts, parse_prompt
 from presto_core.config.overrides import ConfigError
 from presto_core.config.sampling import GenerateConfig
@@ -25,11 +25,11 @@ MOST_ERRORS, VALUE_WIDTH = 10, 60
 
 
 @dataclass(frozen=True)
-class ClipRequest:
-    """What one clip is made from; None is what the model or the prompt itself says.
+class PromptRow:
+    """One row: what a clip is made from; None is what the model or the prompt itself says.
 
     Attributes:
-        line: of the file, for messages; not part of the request.
+        line: of the file, for messages; not part of what decides the clip.
     """
 
     prompt: str
@@ -46,8 +46,8 @@ class ClipRequest:
         return tuple(getattr(self, column) for column in COLUMNS)
 
 
-def read_prompt_file(path: Path, defaults: GenerateConfig) -> list[ClipRequest]:
-    """Return the requests of a file in its order; one that is there twice is one clip.
+def read_prompt_file(path: Path, defaults: GenerateConfig) -> list[PromptRow]:
+    """Return the rows of a file in its order; one that is there twice is one clip, which is printed.
 
     Args:
         defaults: what a row without a value in a column gets.
@@ -56,17 +56,18 @@ def read_prompt_file(path: Path, defaults: GenerateConfig) -> list[ClipRequest]:
         ConfigError: the file cannot be read, has no prompt, or some rows are wrong; each is named, up to ten of them.
     """
     errors: list[str] = []
-    requests: dict[tuple[object, ...], ClipRequest] = {}
-    for line, cells in _read_rows(path, errors):
-        request = _check_row(line, cells, defaults, errors)
-        if request is not None:
-            requests.setdefault(request.identity, request)
+    rows = [_check_row(line, cells, defaults, errors) for line, cells in _read_rows(path, errors)]
     if errors:
         more = f"; and {len(errors) - MOST_ERRORS} more" if len(errors) > MOST_ERRORS else ""
         raise ConfigError(f"{path}: {'; '.join(errors[:MOST_ERRORS])}{more}. Correct them; nothing was generated")
-    if not requests:
+    unique: dict[tuple[object, ...], PromptRow] = {}
+    for row in filter(None, rows):
+        unique.setdefault(row.identity, row)
+    if not unique:
         raise ConfigError(f"{path} has no prompts; write a line with the columns {', '.join(COLUMNS)}, then a row each")
-    return list(requests.values())
+    if repeated := len(rows) - len(unique):
+        console.print(f"generate: {repeated} repeated rows of {path} left out: equal rows give one clip", markup=False)
+    return list(unique.values())
 
 
 def _read_rows(path: Path, errors: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -132,8 +133,8 @@ def _read_json_lines(path: Path, text: str, errors: list[str]) -> Iterator[tuple
             yield line, {name: value for name, value in row.items() if value is not None}
 
 
-def _check_row(line: int, cells: dict[str, Any], defaults: GenerateConfig, errors: list[str]) -> ClipRequest | None:
-    """Return the request of a row, or add what is wrong with it to `errors`."""
+def _check_row(line: int, cells: dict[str, Any], defaults: GenerateConfig, errors: list[str]) -> PromptRow | None:
+    """Return a row as it is read, or add what is wrong with it to `errors`."""
     if "prompt" not in cells:
         errors.append(f"line {line}, column prompt is empty")
         return None
@@ -159,5 +160,5 @@ def _check_row(line: int, cells: dict[str, Any], defaults: GenerateConfig, error
         column = "key" if "key" in given else "prompt"
         errors.append(f"line {line}, column {column}: {error}")
         return None
-    request = ClipRequest(prompt, settings.seed, settings.steps, settings.seconds, settings.tempo_bpm, settings.key)
-    return replace(request, line=line)
+    row = PromptRow(prompt, settings.seed, settings.steps, settings.seconds, settings.tempo_bpm, settings.key)
+    return replace(row, line=line)

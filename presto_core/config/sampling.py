@@ -120,6 +120,8 @@ class GenerateConfig(ClipConfig):
 
     @model_validator(mode="after")
     def _check_form(self) -> Self:
+        if self.prompts_file and (self.loop or self.sections):
+            raise ValueError("prompts_file makes a clip per row: leave out loop and sections, or prompts_file")
         if self.sections:
             if self.prompts or self.loop:
                 raise ValueError("sections are prompts of one piece: leave out prompts and loop")

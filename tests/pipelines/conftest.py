@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.mlflow_server import MlflowServer
 from tests.support.fault_runs import Parents, Training, write_table
 from tests.support.processes import Attempt
 from tests.support.small_versions import SmallRegistry, make_shared_registry
@@ -32,6 +33,17 @@ def begin() -> Iterator[Callable[..., Attempt]]:
     for attempt in begun:
         attempt.look()
         attempt.end(patience_s=0)
+
+
+@pytest.fixture
+def own_mlflow(mlflow_database: Path, tmp_path: Path) -> Iterator[MlflowServer]:
+    """A server of one test, which may kill and restart it."""
+    database = tmp_path / "served.db"
+    database.write_bytes(mlflow_database.read_bytes())
+    made = MlflowServer(tmp_path, f"sqlite:///{database}", str(tmp_path / "files"))
+    made.start()
+    yield made
+    made.kill()
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from presto_core.artifacts.manifest import artifact_folder, commit_artifact, rea
 from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.artifacts.run_layout import LEASE, RUN_FILE
 from presto_core.artifacts.store import StoreError
-from tests.support.small_versions import SmallRegistry, open_small_registry, run_presto
+from tests.support.small_versions import SmallRegistry, open_small_registry, pack_nothing, run_presto
 
 NOW = timedelta(0)
 MANY = 1100  # more than MLflow returns at once
@@ -221,11 +221,6 @@ def find_items(shelf: SmallRegistry) -> list[GarbageItem]:
     return find_garbage(
         open_folder(shelf.root), shelf.catalog.list_referenced(), older_than=NOW, runs_older_than=timedelta(days=30)
     )
-
-
-def pack_nothing(source: Path, target: Path) -> None:
-    target.mkdir()
-    (target / "MLmodel").write_text("{}")
 
 
 def register(shelf: SmallRegistry, folder: Folder, name: str = "late") -> None:

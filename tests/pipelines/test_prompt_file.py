@@ -222,6 +222,20 @@ def test_a_killed_batch_continues_and_has_no_half_file(tmp_path: Path):
     assert without_times(read_rows("fresh")) == without_times(read_rows())
 
 
+def test_what_a_row_cannot_have_is_refused_and_guidance_reaches_every_clip():
+    for other in ({"generate.loop": True}, {"generate.sections": ["0:piano"]}):
+        with pytest.raises(ConfigError, match="prompts_file"):
+            make_all("prompt\npiano\n", settings=other)
+    with pytest.raises(UserError, match=r"line 2.*guidance"):  # of a few-step generator
+        make_all("prompt\npiano\n", settings={"generate.guidance_scale": 2})
+
+
+def test_repeated_rows_are_counted(capsys: pytest.CaptureFixture[str]):
+    make_all("prompt\npiano\npiano\npiano\n")
+    assert "2 repeated rows of prompts.csv left out" in " ".join(capsys.readouterr().err.split())
+    assert len(read_rows()) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_actors_make_the_same_clips():

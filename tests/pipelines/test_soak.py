@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -108,19 +107,9 @@ def test_memory_is_flat_over_many_validations(dataset: str):
     assert record.measure_growth() < MAX_GROWTH_MB
 
 
-@pytest.fixture
-def server(mlflow_database: Path, tmp_path: Path) -> Iterator[MlflowServer]:
-    database = tmp_path / "served.db"
-    database.write_bytes(mlflow_database.read_bytes())
-    made = MlflowServer(tmp_path, f"sqlite:///{database}", str(tmp_path / "files"))
-    made.start()
-    yield made
-    made.kill()
-
-
 @pytest.mark.services
 def test_half_an_hour_without_mlflow_loses_and_repeats_no_point(
-    dataset: str, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+    dataset: str, own_mlflow: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ):
     """The server is stopped while the teacher trains; more points come meanwhile than the buffer holds."""
     for name in ("PAUSE_S", "FLUSH_EVERY_S", "CATCH_UP_EVERY_S"):
@@ -129,9 +118,9 @@ def test_half_an_hour_without_mlflow_loses_and_repeats_no_point(
     config = teacher_config(
         "store",
         dataset,
-        **{"tracking.uri": server.uri, "teacher.steps": 8_000, "loop.log_every": 1, "loop.checkpoint_every": 500},
+        **{"tracking.uri": own_mlflow.uri, "teacher.steps": 8_000, "loop.log_every": 1, "loop.checkpoint_every": 500},
     )
-    client, _ = create_client(TrackingConfig(uri=server.uri))
+    client, _ = create_client(TrackingConfig(uri=own_mlflow.uri))
     times: list[float] = []
 
     def find_runs() -> list[Any]:
@@ -144,9 +133,9 @@ def test_half_an_hour_without_mlflow_loses_and_repeats_no_point(
     def go_away() -> None:
         assert wait_for(is_followed, 120, step_s=0.2)
         times.append(time.monotonic())
-        server.kill()
+        own_mlflow.kill()
         time.sleep(AWAY_S)
-        server.start()
+        own_mlflow.start()
         times.append(time.monotonic())
 
     outage = threading.Thread(target=go_away)

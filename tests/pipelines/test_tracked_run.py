@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,47 +40,37 @@ def make_points(first: int, last: int) -> list[tuple[int, float]]:
     return [(step, 1 / step) for step in range(first, last + 1)]
 
 
-@pytest.fixture
-def server(mlflow_database: Path, tmp_path: Path) -> Iterator[MlflowServer]:
-    database = tmp_path / "mlflow.db"
-    database.write_bytes(mlflow_database.read_bytes())
-    made = MlflowServer(tmp_path, f"sqlite:///{database}", str(tmp_path / "files"))
-    made.start()
-    yield made
-    made.kill()
-
-
 @pytest.mark.slow
 @pytest.mark.services
-def test_a_killed_server_loses_and_duplicates_nothing(server: MlflowServer, monkeypatch: pytest.MonkeyPatch):
+def test_a_killed_server_loses_and_duplicates_nothing(own_mlflow: MlflowServer, monkeypatch: pytest.MonkeyPatch):
     """kill -9 twice, once with requests in flight; points are compared one by one, in the order of logging."""
     monkeypatch.setattr(tracking_run, "PAUSE_S", 0.5)
     monkeypatch.setattr(tracking_run, "FLUSH_EVERY_S", 0.05)
-    run = run_at(server.uri)
+    run = run_at(own_mlflow.uri)
     warned = threading.Event()
 
     def kill_once_warned() -> None:
         warned.wait(PATIENCE_S)
-        server.kill()
+        own_mlflow.kill()
 
     for step, metrics in rows(1, 900):
         run.log(step, metrics)
         if step == 300:
-            assert wait_for(lambda: bool(points(run, server.uri)), PATIENCE_S)
-            server.kill()
+            assert wait_for(lambda: bool(points(run, own_mlflow.uri)), PATIENCE_S)
+            own_mlflow.kill()
         if step == 500:
-            server.start()
+            own_mlflow.start()
         if step == 600:
             killer = threading.Thread(target=kill_once_warned)
             killer.start()
         if step == 700:
             warned.set()
             killer.join()
-            server.start()
+            own_mlflow.start()
     run.finish()
-    assert points(run, server.uri) == make_points(1, 900)
-    assert [step for step, _ in points(run, server.uri, "grad_norm")] == list(range(1, 901))
-    client, _ = create_client(TrackingConfig(uri=server.uri))
+    assert points(run, own_mlflow.uri) == make_points(1, 900)
+    assert [step for step, _ in points(run, own_mlflow.uri, "grad_norm")] == list(range(1, 901))
+    client, _ = create_client(TrackingConfig(uri=own_mlflow.uri))
     assert client.get_run(run.mlflow_id).info.status == "FINISHED"
 
 

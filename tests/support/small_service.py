@@ -20,6 +20,7 @@ from presto_core.artifacts.manifest import Artifact, artifact_folder, commit_art
 from presto_core.config.sections import ClusterConfig, StorageConfig, TrackingConfig
 from presto_core.models.model_card import serialize_network
 from tests.support.pretrained_models import make_card
+from tests.support.small_versions import pack_nothing
 
 CLUSTER = ClusterConfig(cpus=2, object_store_mb=128)
 
@@ -41,7 +42,7 @@ class LoadableRegistry:
         run = self.tracker.client.create_run(self.tracker.experiment_id).info.run_id
         made = publish(
             self.tracker.client, GENERATOR, artifact, mlflow_run=run, stage="made", root=root,
-            pack=_pack_nothing,
+            pack=pack_nothing,
         )  # fmt: skip
         return made.number
 
@@ -67,11 +68,6 @@ def _commit(root: str, seed: int) -> Artifact:
         files=serialize_network(card.build_network()),
         details={"model": card.to_dict()},
     )
-
-
-def _pack_nothing(folder: Path, target: Path) -> None:
-    target.mkdir(parents=True)
-    (target / "MLmodel").write_text("{}")
 
 
 @contextmanager
