@@ -14,6 +14,7 @@ from presto_core.config.loader import ConfigError
 from presto_core.config.schema import GenerateStage
 
 LOG_FILE = Path(".presto/serve.jsonl")
+SECTIONS = ("storage", "tracking", "cluster", "limits")  # of settings that the service reads
 
 
 def serve(
@@ -57,6 +58,12 @@ def serve(
 ) -> None:
     """Serve a model: a page at /, POST /v1/generate and /v1/edit, GET /v1/models, /healthz, /readyz, /metrics."""
     overrides = args or []
+    for override in overrides:
+        if override.partition("=")[0].partition(".")[0] not in SECTIONS:
+            raise ConfigError(
+                f"{override!r} has no effect on serve, whose requests say what to make; give settings of "
+                f"{', '.join(SECTIONS)}, and the model with --model"
+            )
     config = load_stage_config("generate", [word for word in overrides if not _is_limit(word)], takes_preset=False)
     assert isinstance(config, GenerateStage)
     from pydantic import ValidationError

@@ -103,8 +103,8 @@ class Visit:
 
     def note_request(self, request: Sampling) -> None:
         """Keep for the log what was asked for."""
-        fields = request.model_dump(exclude_defaults=True, exclude={"negative_prompt"})
-        self.notes |= {"asked": {name: value for name, value in fields.items() if name != "prompt"}}
+        fields = request.model_dump(exclude_defaults=True, exclude={"prompt", "negative_prompt", "sections"})
+        self.notes["asked"] = fields
         self.notes["prompt"] = request.prompt  # the log leaves it out, unless the operator wants it
 
     async def send(self, message: Message) -> None:

@@ -40,6 +40,8 @@ def test_a_dry_run_shows_the_settings_of_the_service(empty: Path):
         (("--replicas", "3", "--max-replicas", "2"), "max_replicas=2"),
         (("storage.rooot=x",), "storage.rooot"),
         (("a prompt",), "a prompt"),
+        (("generate.steps=8",), "generate.steps=8"),
+        (("inputs.generator=presto-tiny-s",), "--model"),
     ],
 )
 def test_a_mistake_is_named(empty: Path, args: tuple[str, ...], named: str):

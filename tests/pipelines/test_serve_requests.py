@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from pipelines.serve.access_log import AccessLog
 from pipelines.serve.body import decode_upload, read_body, read_form
-from pipelines.serve.guard import Service
+from pipelines.serve.guard import Service, Visit
 from pipelines.serve.metrics import ServiceMetrics
 from pipelines.serve.refusal import RefusedError
 from pipelines.serve.requests import EditRequest, GenerateRequest, check_limits, parse_request
@@ -313,6 +313,14 @@ def test_other_machines_need_a_token(tmp_path: Path):
 
 
 # --- the log
+
+
+def test_no_text_of_a_request_is_among_the_fields_of_the_log():
+    body = '{"prompt": "w1", "negative_prompt": "w2", "guidance_scale": 3, "seconds": 9, "sections": [[4, "w3"]]}'
+    visit = Visit({"type": "http"}, None, make_service())  # type: ignore[arg-type]  # it sends nothing
+    visit.note_request(parse_request(GenerateRequest, body))
+    assert visit.notes.pop("prompt") == "w1"  # which the log leaves out
+    assert visit.notes == {"asked": {"guidance_scale": 3.0, "seconds": 9.0}}
 
 
 def test_the_log_has_prompts_only_if_wanted(tmp_path: Path):
