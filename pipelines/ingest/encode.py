@@ -1,4 +1,4 @@
-"""Encode audio to latents in the cache, with Ray Data.
+"""Encode audio to latents in the cache, with Ray Data or, where one worker is asked for, in this process.
 
 On CPUs, each actor decodes, cuts and encodes one file after another. On GPUs, CPU tasks decode and cut, and actors
 encode (workers.py).
@@ -10,8 +10,16 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import Any
 
-from pipelines.cluster.actor_pool import actor_resources, dataset_from_items, iter_rows, map_actors
+from pipelines.cluster.actor_pool import (
+    actor_resources,
+    dataset_from_items,
+    iter_rows,
+    map_actors,
+    map_here,
+    runs_in_process,
+)
 from pipelines.cluster.session import ClusterError
 from pipelines.console import Bar, console
 from pipelines.ingest.latent_cache import WORKER_DIED, EncodedContent, IngestFailure, LatentCache, SourceRecord
@@ -59,7 +67,7 @@ def encode_tracks(
     *,
     on_result: Callable[[Track], None] = lambda track: None,
 ) -> None:
-    """Read tracks, encode contents that are not in the cache, and record each result; needs a Ray session.
+    """Read tracks, encode contents that are not in the cache, record each result; needs a Ray session for many workers.
 
     If a worker dies, its tracks are retried, up to `ATTEMPTS` attempts in all.
 
@@ -145,11 +153,15 @@ def _run_encoders(
     config: IngestStage, encoding: EncodeSettings, tracks: list[Track], cache: LatentCache, *, tracks_per_block: int
 ) -> Iterator[tuple[Track, FileResult]]:
     """Decode and encode tracks; yield each result, in order, as soon as all previous ones are done."""
+    cluster, folder = config.cluster, cache.folder.uri
+    known = frozenset(digest for digest, content in cache.contents.items() if _is_final(content))
+    track_items = [{"item": json.dumps([i, asdict(track)])} for i, track in enumerate(tracks)]
+    if runs_in_process(cluster):
+        yield from _read_results(tracks, map_here(track_items, FileEncoder, config, encoding, folder, known))
+        return
     import ray
 
-    cluster, folder = config.cluster, cache.folder.uri
-    known_ref = ray.put(frozenset(digest for digest, content in cache.contents.items() if _is_final(content)))
-    track_items = [{"item": json.dumps([i, asdict(track)])} for i, track in enumerate(tracks)]
+    known_ref = ray.put(known)
     items = dataset_from_items(track_items, block_items=tracks_per_block, may_fail=True)
     if cluster.gpus_per_worker:
         items.context.target_max_block_size = 1  # one segment per block: it is encoded while the next one is decoded
@@ -159,9 +171,14 @@ def _run_encoders(
         encoded = map_actors(decoded, SegmentEncoder, cluster, len(tracks), config, folder)
     else:
         encoded = map_actors(items, FileEncoder, cluster, len(tracks), config, encoding, folder, [known_ref])
+    yield from _read_results(tracks, iter_rows(encoded))
+
+
+def _read_results(tracks: list[Track], rows: Iterator[dict[str, Any]]) -> Iterator[tuple[Track, FileResult]]:
+    """Merge the rows of each track, which follow each other."""
     failures: dict[int, IngestFailure] = {}
     segments: dict[int, int] = {}
-    for row in iter_rows(encoded):
+    for row in rows:
         index, end = row["index"], row["end"]
         if row["failure"]:
             failures[index] = IngestFailure(**json.loads(row["failure"]))

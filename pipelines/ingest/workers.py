@@ -76,6 +76,13 @@ def _segment_row(index: int, digest: str, segment: Segment, cache_folder: Folder
     return row | layout | {"audio": [segment.audio.tobytes()]}
 
 
+def _fetch(reference: Any) -> frozenset[str]:
+    import ray
+
+    digests: frozenset[str] = ray.get(reference)
+    return digests
+
+
 class Encoder:
     """The codec and the latent cache of one process."""
 
@@ -106,12 +113,17 @@ class Encoder:
 
 
 class FileEncoder:
-    """A Ray Data actor that decodes and encodes one track per call and returns its FileResult."""
+    """Decodes and encodes one track per call and returns its FileResult; a Ray Data actor, or used in this process.
 
-    def __init__(self, config: IngestStage, encoding: EncodeSettings, cache_uri: str, known_refs: list[Any]) -> None:
-        import ray
+    Args:
+        known: digests of contents that need no decoding, or a list with a Ray reference to them.
+    """
 
-        self.encoder, self.encoding, self.known_digests = Encoder(config, cache_uri), encoding, ray.get(known_refs[0])
+    def __init__(
+        self, config: IngestStage, encoding: EncodeSettings, cache_uri: str, known: frozenset[str] | list[Any]
+    ) -> None:
+        self.encoder, self.encoding = Encoder(config, cache_uri), encoding
+        self.known_digests = known if isinstance(known, frozenset) else _fetch(known[0])
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         index, fields = json.loads(item["item"])

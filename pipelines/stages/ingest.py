@@ -7,12 +7,12 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
-from pipelines.cluster.actor_pool import actor_resources, map_items
+from pipelines.cluster.actor_pool import map_items, open_pool, runs_in_process
 from pipelines.cluster.device import check_reserved
 from pipelines.cluster.session import ray_session
 from pipelines.console import console, make_printable, print_warning, progress_bar
@@ -45,6 +45,7 @@ from presto_core.audio.load_codec import load_codec
 from presto_core.config.data import IngestConfig
 from presto_core.config.loader import settings_to_yaml
 from presto_core.config.schema import IngestStage
+from presto_core.config.sections import ClusterConfig
 from presto_core.text.encoder import text_digest
 
 PREFIX = "ingest: "
@@ -71,10 +72,7 @@ def run(config: IngestStage) -> Artifact:
     pending = find_tracks_to_encode(tracks, cache)
     with _list_bad_files():
         limit = _check_early(config, tracks, pending, cache)
-    session = ray_session(config.cluster, **encoding_resources(config.cluster, len(pending)))
-    if pending:
-        console.print("ingest: starting Ray …")
-    with session if pending else nullcontext():
+    with _open_session(config.cluster, len(pending)):
         if pending:
             with _list_bad_files():
                 _encode(config, encode_settings, tracks, pending, cache, limit)
@@ -92,6 +90,14 @@ def run(config: IngestStage) -> Artifact:
         artifact = run_stage("ingest", config, execute, register_as=config.ingest.name, inputs=inputs)
     _print_summary(artifact, curated_tracks, skipped)
     return artifact
+
+
+def _open_session(cluster: ClusterConfig, pending: int) -> AbstractContextManager[object]:
+    """A Ray session that encodes so many files; none if there is nothing to encode or this process does it."""
+    if not pending or runs_in_process(cluster):
+        return nullcontext()
+    console.print("ingest: starting Ray …")
+    return ray_session(cluster, **encoding_resources(cluster, pending))
 
 
 def _print_former_key(settings: IngestConfig) -> None:
@@ -196,7 +202,7 @@ def _write_shards(
         if pending:
             items = [{"plan": json.dumps(_plan_to_dict(plan))} for plan in pending]
             folders = (cache.folder.uri, ctx.artifact, ctx.scratch)
-            with ray_session(config.cluster, **actor_resources(config.cluster, len(items))):
+            with open_pool(config.cluster, len(items)):
                 for row in map_items(items, ShardWriter, config.cluster, config, *folders):
                     bar.update(bar.done + 1, row["name"])
     return [json.loads(read_bytes(ctx.scratch, f"{plan.name}.json")) for plan in plans]

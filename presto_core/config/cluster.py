@@ -65,7 +65,8 @@ class ClusterConfig(Section):
     """Size of the shard cache per node, in $PRESTO_CACHE or ~/.cache/presto, so later epochs fetch nothing; a tenth of
     the disk stays free. 0 turns it off."""
     data_workers: Count = 2
-    """Parallel encoders in `ingest` and parallel samplers in `evaluate`."""
+    """Parallel encoders in `ingest` and parallel samplers in `evaluate`; one of them, and num_workers 0, works without
+    Ray, in the command's own process."""
     cpus: int = Field(0, ge=0)
     """Cores a locally started Ray may use; 0 means all."""
     object_store_mb: int = Field(512, ge=80)

@@ -231,6 +231,7 @@ def test_the_old_report_is_shown_without_the_page_it_holds(store: Store, before:
     assert str(folder.relative_to(store.folder)) in before["report"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_old_data_reports_its_held_out_rows_and_decides_promotions(evaluated: Outputs) -> None:
     assert "no test split" in evaluated["evaluate"]
     decision = json.loads(evaluated["promote"])

@@ -235,6 +235,7 @@ def periodic(size: int = 16) -> Iterator[Batch]:
 
 
 # over 10 s: 800 steps of training; fewer do not tell repaired from broken
+@pytest.mark.slow
 def test_layer_distillation_repairs_what_skipping_breaks():
     """With one block of four the loss is well above the teacher's; training closes at least two thirds of the gap."""
     fast = OptimConfig(learning_rate=3e-3, warmup_steps=10, decay="cosine")

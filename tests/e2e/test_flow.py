@@ -34,11 +34,14 @@ TINY = (
     "evaluate.validation_samples=4",
     "evaluate.interval_groups=4",
     "evaluate.nearest_k=2",
-    "evaluate.base=[{steps: 40}, {sampler: euler, steps: 2, guidance_scale: 2}]",
+    "evaluate.base=[{steps: 6}, {sampler: euler, steps: 2, guidance_scale: 2}]",
+    "evaluate.layers=[{steps: 6}]",
     "evaluate.student_steps=[1, 4]",
     "generate.steps=2",
-    # groups of workers are tested in tests/pipelines and, as jobs, in tests/infra; each starts for half a minute
+    "evaluate.latency_batch=1",
+    # workers of Ray are tested in tests/pipelines and, as jobs of a whole flow, in tests/infra; they start for a minute
     "cluster.num_workers=0",
+    "cluster.data_workers=1",
 )
 
 
@@ -77,10 +80,10 @@ def test_the_demo_makes_reports_and_sounds_and_a_second_run_reuses_them(home: Pa
     (report,) = (home / ".presto/reports").glob("*/report.json")
     result = json.loads(report.read_text())
     assert [(r["name"], r["nfe"], r["blocks_run"]) for r in result["systems"]] == [
-        ("teacher dpmpp_2m 40", 40, 120),
+        ("teacher dpmpp_2m 6", 6, 18),
         ("teacher euler 2 w=2", 4, 12),
-        ("ASE dpmpp_2m 40", 40, 72),
-        ("L dpmpp_2m 40", 40, 72),
+        ("ASE dpmpp_2m 6", 6, 11),
+        ("L dpmpp_2m 6", 6, 11),
         ("S 1", 1, 3),
         ("S 4", 4, 12),
         ("LS 1", 1, 2),

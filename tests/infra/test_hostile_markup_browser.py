@@ -80,6 +80,7 @@ def watched(browser: Any) -> Iterator[Watched]:
     made.context.close()
 
 
+@pytest.mark.slow
 def test_the_tricks_work_where_nothing_is_escaped(watched: Watched, tmp_path: Path):
     dead = []
     for number, trick in enumerate(LIVE):

@@ -90,6 +90,7 @@ def test_a_job_is_stopped_with_its_state_and_the_same_command_resumes_it(user: U
 
 
 # over 10 s: three commands, and waits before connecting again after each of three cuts
+@pytest.mark.slow
 def test_a_log_is_whole_though_the_connection_is_cut_again_and_again(user: User, plane: RayCluster, tmp_path: Path):
     job_id = send_job(plane, make_printing_command(tmp_path), "talkative")
     with Relay(plane.dashboard) as relay:
@@ -119,6 +120,7 @@ def make_printing_command(folder: Path) -> str:
 
 
 # over 10 s: four commands, one of which waits until a job has stopped
+@pytest.mark.slow
 def test_ctrl_c_asks_whether_to_stop_the_job_or_only_the_view(
     user: User, plane: RayCluster, begin: Callable[..., Attempt]
 ):
@@ -148,6 +150,7 @@ def test_ctrl_c_asks_whether_to_stop_the_job_or_only_the_view(
 
 
 # over 10 s: sends a job, whose process imports torch before it looks for secrets
+@pytest.mark.slow
 def test_a_missing_secret_of_the_nodes_is_one_message(user: User, node_secrets: NodeSecrets, dataset: str):
     node_secrets.remove()
     try:

@@ -190,6 +190,7 @@ def test_an_object_replaced_under_a_reader_is_refused(proxy: FaultProxy, folder:
 
 
 # over 10 s: the stall itself
+@pytest.mark.slow
 def test_a_stall_of_ten_seconds_is_survived(proxy: FaultProxy, folder: Folder) -> None:
     run_concurrently(lambda: write_bytes(folder, "a", CONTENT), lambda: write_bytes(folder, "b", b"1"))
     proxy.plan(Fault.STALL, times=1, seconds=10, path="/a", method="GET", after_bytes=1000)
@@ -249,6 +250,7 @@ def check_fails(action: Callable[[], object], location: str, why: str, *, attemp
 
 
 # over 10 s: every operation is tried again, after growing pauses, until it is given up
+@pytest.mark.slow
 def test_lasting_faults_fail_with_one_message_and_leave_nothing(
     object_store: Server, direct: Folder, monkeypatch
 ) -> None:

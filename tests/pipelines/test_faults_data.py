@@ -60,6 +60,7 @@ def test_the_stream_gives_the_same_batches_through_a_bad_network(
 
 
 # over 10 s: reads are tried again, after growing pauses, until they are given up
+@pytest.mark.slow
 def test_a_store_that_goes_away_under_the_stream_is_named(
     object_store: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

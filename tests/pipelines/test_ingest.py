@@ -255,6 +255,7 @@ def test_a_larger_source_encodes_the_new_files_only_and_is_what_it_would_be_from
     assert files_of(ingest.run(config_of("more"))) == kept
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.services
 def test_the_same_audio_on_s3_is_the_same_data_set(made: IngestedDataset, object_store: Server):

@@ -25,7 +25,7 @@ from tests.support.synthetic_dataset import make_dataset
 
 SEEDS = 20
 READERS, IDLE = "_read_item", "IDLE"
-pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 STREAM = """
@@ -167,7 +167,6 @@ def test_the_stream_is_killed_and_resumes_with_the_next_row(begin, latents: str,
     assert list(map(json.loads, listener.read_log())) == read_undisturbed(latents, 200)
 
 
-@pytest.mark.slow
 def test_the_stream_survives_kills_at_random_moments_on_changing_numbers_of_workers(
     begin, latents: str, tmp_path: Path
 ):

@@ -42,7 +42,7 @@ from tests.support.processes import wait_for
 from tests.support.tiny_registry import TinyRegistry, files_below, make_tiny_registry, presto
 from tests.support.warm_commands import run_presto
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 PATIENCE_S = 300
 LOOSE = ("promote.require_health=false", "promote.interval_groups=5")
 
@@ -202,7 +202,6 @@ def test_four_writers_at_once(contested: TinyRegistry):
     check_consistent(contested)
 
 
-@pytest.mark.slow
 def test_sixteen_processes_at_once(team: tuple[MlflowServer, TinyRegistry], contested: TinyRegistry, tmp_path: Path):
     started = [start_writer(contested, team[0].client_environment(), tmp_path / str(n), n) for n in range(16)]
     for process in started:
@@ -215,7 +214,6 @@ def test_sixteen_processes_at_once(team: tuple[MlflowServer, TinyRegistry], cont
     check_consistent(contested)
 
 
-@pytest.mark.slow
 def test_the_data_base_is_killed_and_comes_back_with_all_of_it(
     team: tuple[MlflowServer, TinyRegistry], postgres: Postgres
 ):
@@ -235,7 +233,6 @@ def _versions(home: TinyRegistry) -> set[tuple[str, int, tuple[str, ...]]]:
         return set()
 
 
-@pytest.mark.slow
 def test_a_server_killed_in_mid_training_loses_and_duplicates_no_metric(
     team: tuple[MlflowServer, TinyRegistry], monkeypatch: pytest.MonkeyPatch
 ):
@@ -270,7 +267,6 @@ def test_a_server_killed_in_mid_training_loses_and_duplicates_no_metric(
     assert [step for step, _ in calm["dsm_loss"]] == list(range(1, 241))
 
 
-@pytest.mark.slow
 def test_passwords_in_front(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Without a password access is refused; with it stages and commands work; the password is never printed."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -291,7 +287,6 @@ def test_passwords_in_front(postgres: Postgres, tmp_path: Path, monkeypatch: pyt
         server.kill()
 
 
-@pytest.mark.slow
 def test_mlflow_serves_a_registered_model(team: tuple[MlflowServer, TinyRegistry], tmp_path: Path):
     """`mlflow models serve` with only the server's address returns music for the stored example."""
     beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment

@@ -129,6 +129,7 @@ def test_every_stage_that_trains_can_be_validated(dataset: str):
     assert open_model(layers.uri).card.layer_budget
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.services
 def test_the_actor_of_a_ray_session_returns_what_the_process_itself_would(shared_ray, dataset: str):
