@@ -20,6 +20,7 @@ from pipelines.stages.table import STAGES
 from presto_core.config.loader import to_yaml
 from presto_core.config.stage import StageConfig
 from presto_core.config.sweep import SweepConfig
+from presto_core.config.workers import count_sharing
 from presto_core.errors import UserError
 
 BASE = Path(__file__).parent.parent / "kuberay/base/rayjob.yaml"
@@ -81,10 +82,10 @@ def render_rayjob(command: StageCommand, config: StageConfig, name: str) -> dict
 def _resize_group(group: dict[str, Any], stage: str, config: StageConfig) -> dict[str, Any]:
     """Return a worker group with as many pods as the stage has workers, each as large as a worker needs."""
     cluster = config.cluster
-    most = cluster.num_workers if STAGES[stage].trains else cluster.data_workers
+    most = (count_sharing(cluster) if cluster.num_workers else 0) if STAGES[stage].trains else cluster.data_workers
     least = min_workers(cluster) if STAGES[stage].trains else 1
     if isinstance(sweep := getattr(config, "sweep", None), SweepConfig):
-        most = max(cluster.num_workers, 1) * max(sweep.concurrent, 1)
+        most = count_sharing(cluster) * max(sweep.concurrent, 1)
     cpus = math.ceil(cluster.cpus_per_worker + READER_CPUS)
     gpus = math.ceil(cluster.gpus_per_worker)
     own = {"cpu": str(cpus), "memory": f"{config.submit.memory_gib:g}Gi"}

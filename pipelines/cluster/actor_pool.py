@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from math import ceil
 from typing import Any
 
-from pipelines.cluster.session import ClusterError, cluster_address, ray_session
+from pipelines.cluster.session import ClusterError, cluster_address, count_workers, ray_session
 from presto_core.config.sections import ClusterConfig
 from presto_core.errors import UserError
 
@@ -100,7 +100,7 @@ def map_here(items: list[dict[str, Any]], actor: type, *args: Any) -> Iterator[d
 
 def runs_in_process(config: ClusterConfig) -> bool:
     """Whether items are mapped here: by a command that trains here too, and has one worker. Ray would add its start."""
-    return config.num_workers == 0 and config.data_workers == 1 and not cluster_address(config)
+    return count_workers(config) == 0 and config.data_workers == 1 and not cluster_address(config)
 
 
 @contextmanager

@@ -9,7 +9,14 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.cluster.session import READER_CPUS, ClusterError, cluster_address, min_workers, training_cpus
+from pipelines.cluster.session import (
+    READER_CPUS,
+    ClusterError,
+    cluster_address,
+    count_workers,
+    min_workers,
+    training_cpus,
+)
 from presto_core.config.sections import ClusterConfig
 
 VALIDATOR_CPUS = 0.1  # reserved for the validator, which is idle except for some seconds per validation
@@ -27,7 +34,7 @@ class TrialResources:
 
     @staticmethod
     def from_cluster_config(config: ClusterConfig) -> TrialResources:
-        if config.num_workers == 0:
+        if count_workers(config, in_sweep=True) == 0:
             return TrialResources(
                 config.cpus_per_worker, config.gpus_per_worker, config.cpus_per_worker, config.gpus_per_worker
             )
@@ -38,7 +45,7 @@ class TrialResources:
     @staticmethod
     def tune_resources(config: ClusterConfig) -> dict[str, float]:
         """Return what Tune itself reserves for a trial: a worker in the trial's process, or almost nothing."""
-        if config.num_workers:
+        if count_workers(config, in_sweep=True):
             return {"CPU": STARTER_CPUS}
         return {"CPU": config.cpus_per_worker, **({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})}
 

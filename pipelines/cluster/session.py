@@ -78,6 +78,13 @@ def cluster_address(config: ClusterConfig) -> str:
     return config.address or os.environ.get("RAY_ADDRESS", "")
 
 
+def count_workers(config: ClusterConfig, *, in_sweep: bool = False) -> int:
+    """Number of training workers; 0 if the command's own process, or that of a sweep's trial, trains."""
+    if config.num_workers != "auto":
+        return config.num_workers
+    return 0 if in_sweep else int(bool(cluster_address(config) or config.gpus_per_worker))
+
+
 def uses_ray_reader(config: ClusterConfig) -> bool:
     """Return whether Ray Data reads for training workers; `auto` selects it if a cluster is joined."""
     return config.reader == "ray" or (config.reader == "auto" and bool(cluster_address(config)))
@@ -90,7 +97,7 @@ def training_cpus(config: ClusterConfig) -> float:
 
 def min_workers(config: ClusterConfig) -> int:
     """Return the least number of workers with which training starts."""
-    return max(config.min_workers or config.num_workers, 1)
+    return max(config.min_workers or count_workers(config), 1)
 
 
 def resources_per_worker(config: ClusterConfig) -> dict[str, float]:

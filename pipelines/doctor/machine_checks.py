@@ -15,7 +15,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 from urllib3.exceptions import HTTPError
 
-from pipelines.cluster.session import cluster_address, ray_session
+from pipelines.cluster.session import cluster_address, count_workers, ray_session
 from pipelines.stages.resources import SkippedError, check_stage_fits
 from pipelines.storage.local_s3 import find_program
 from pipelines.storage.s3_clients import CONNECT_TIMEOUT_S, create_http_pool
@@ -63,11 +63,12 @@ def check_torch_and_gpus(cluster: ClusterConfig) -> str:
             f"cluster.gpus_per_worker={cluster.gpus_per_worker:g} requests GPUs and torch {torch.__version__} sees "
             "none; install an NVIDIA driver and PyTorch's CUDA build, or set cluster.gpus_per_worker=0"
         )
-    if cluster.num_workers < 2:
-        return f"{summary}; nccl is not needed for {cluster.num_workers} worker"
+    workers = count_workers(cluster)
+    if workers < 2:
+        return f"{summary}; nccl is not needed for {max(workers, 1)} worker"
     if not torch.distributed.is_nccl_available():
         raise UserError(
-            f"torch {torch.__version__} has no nccl, which cluster.num_workers={cluster.num_workers} workers "
+            f"torch {torch.__version__} has no nccl, which cluster.num_workers={workers} workers "
             "with GPUs need; install PyTorch's CUDA build for Linux"
         )
     return f"{summary}, nccl {'.'.join(map(str, torch.cuda.nccl.version()))}"

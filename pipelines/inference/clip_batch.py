@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipelines.cluster.actor_pool import dataset_from_items, iter_rows, map_actors
-from pipelines.cluster.session import cluster_address, ray_session
+from pipelines.cluster.session import cluster_address, count_workers, ray_session
 from pipelines.console import console, progress_bar
 from pipelines.inference.clip_files import make_clip_name, write_wav
 from pipelines.inference.clip_list import ClipList, make_request_cells, read_clip_list
@@ -111,7 +111,7 @@ def _make_missing(
 
 def uses_ray(config: ClusterConfig) -> bool:
     """Whether actors make the clips: several workers are wanted, or a cluster is named."""
-    return config.num_workers > 1 or bool(cluster_address(config))
+    return count_workers(config) > 1 or bool(cluster_address(config))
 
 
 def _map(config: GenerateStage, items: list[dict[str, Any]], artifact: Artifact) -> Iterator[dict[str, Any]]:
@@ -121,7 +121,7 @@ def _map(config: GenerateStage, items: list[dict[str, Any]], artifact: Artifact)
         maker = ClipMaker(config, uri, content)
         yield from map(maker, items)
         return
-    actors = min(max(config.cluster.num_workers, 1), len(items))
+    actors = min(max(count_workers(config.cluster), 1), len(items))
     pool = config.cluster.model_copy(update={"data_workers": actors})
     with ray_session(pool, cpus=actors * pool.cpus_per_worker, gpus=actors * pool.gpus_per_worker):
         yield from iter_rows(map_actors(dataset_from_items(items), ClipMaker, pool, actors, config, uri, content))

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipelines.cluster.actor_pool import actor_resources, runs_in_process
-from pipelines.cluster.session import ClusterError, check_resources, min_workers, resources_per_worker, training_cpus
+from pipelines.cluster.session import (
+    ClusterError,
+    check_resources,
+    count_workers,
+    min_workers,
+    resources_per_worker,
+    training_cpus,
+)
 from pipelines.stages.table import STAGES
 from presto_core.config.schema import IngestStage
 from presto_core.config.sections import ClusterConfig
@@ -22,10 +29,11 @@ def check_stage_fits(stage: str, cluster: ClusterConfig, nodes: list[dict[str, f
         ClusterError: the nodes have less.
         SkippedError: the stage requests none.
     """
-    if STAGES[stage].trains and cluster.num_workers == 0:
-        raise SkippedError("not needed: cluster.num_workers=0 trains in the command's own process")
+    if STAGES[stage].trains and count_workers(cluster) == 0:
+        raise SkippedError(f"not needed: cluster.num_workers={cluster.num_workers} trains in the command's own process")
     if not STAGES[stage].trains and runs_in_process(cluster):
-        raise SkippedError("not needed: cluster.num_workers=0 cluster.data_workers=1 work in the command's own process")
+        settings = f"cluster.num_workers={cluster.num_workers} cluster.data_workers=1"
+        raise SkippedError(f"not needed: {settings} work in the command's own process")
     needs, worker, count = get_stage_requirements(stage, cluster)
     names = {key for node in nodes for key in node}
     check_resources({key: sum(node.get(key, 0) for node in nodes) for key in names}, **needs)

@@ -16,6 +16,7 @@ from pipelines.cluster.device import check_reserved
 from pipelines.cluster.resources import VALIDATOR_CPUS, same_node_affinity
 from pipelines.cluster.session import (
     ClusterError,
+    count_workers,
     min_workers,
     ray_session,
     resources_per_worker,
@@ -56,8 +57,8 @@ def launch_training(spec: TrainSpec, run: TrackedRun, trial: Trial | None = None
         StoppedError: the run was asked to stop, and its state is saved.
         KeyboardInterrupt: Ctrl-C was pressed twice.
     """
-    stop = StopRequest()
-    waits_for = "starting Ray" if spec.config.cluster.num_workers else "loading"
+    stop, workers = StopRequest(), count_workers(spec.config.cluster, in_sweep=bool(trial))
+    waits_for = "starting Ray" if workers else "loading"
     bars = progress_bar(spec.stage.name, spec.config.total_steps, waits_for=waits_for)
     with bars as bar, stop.handle_signals():
         replay = partial(replay_rows, spec.open_scratch(), run)
@@ -65,10 +66,10 @@ def launch_training(spec: TrainSpec, run: TrackedRun, trial: Trial | None = None
             run, bar, spec.stage.progress_metrics, spec.stage.health, spec.config.health, stop, replay, trial
         )
         try:
-            if spec.config.cluster.num_workers == 0:
+            if workers == 0:
                 callbacks = WorkerCallbacks(monitor.on_row, monitor.warn, lambda: stop.reason)
                 train_worker(
-                    _exclude_damaged_shards(spec),
+                    _exclude_damaged_shards(spec, with_ray=False),
                     make_single_process(spec.config.loop, select_device(spec.config.cluster, in_sweep=bool(trial))),
                     callbacks,
                     reader=read_with_threads,
@@ -95,11 +96,11 @@ def select_device(config: ClusterConfig, *, in_sweep: bool) -> torch.device:
     return torch.device("cuda" if may_use_gpu and torch.cuda.is_available() else "cpu")
 
 
-def _exclude_damaged_shards(spec: TrainSpec) -> TrainSpec:
+def _exclude_damaged_shards(spec: TrainSpec, *, with_ray: bool) -> TrainSpec:
     """The run without its damaged shards, if it may skip them; prints what an epoch holds."""
     dataset = open_dataset(spec.dataset_uri)
     if spec.config.data.damaged_shards == "skip":
-        spec = replace(spec, skipped=_find_damaged_shards(spec, dataset))
+        spec = replace(spec, skipped=_find_damaged_shards(spec, dataset, with_ray=with_ray))
     rows, all_rows = (sum(s.rows for s in d.shards("train")) for d in (dataset.exclude_shards(spec.skipped), dataset))
     if spec.skipped:
         console.print(
@@ -116,11 +117,11 @@ def _exclude_damaged_shards(spec: TrainSpec) -> TrainSpec:
     return spec
 
 
-def _find_damaged_shards(spec: TrainSpec, dataset: LatentDataset) -> tuple[str, ...]:
+def _find_damaged_shards(spec: TrainSpec, dataset: LatentDataset, *, with_ray: bool) -> tuple[str, ...]:
     """Files of damaged shards; searched once per run, so that a resumed run sees the same rows."""
     scratch = spec.open_scratch()
     if not scratch.exists(SKIPPED_SHARDS_FILE):
-        files = find_damaged_shards(dataset.uri, dataset.shards("train"), with_ray=spec.config.cluster.num_workers > 0)
+        files = find_damaged_shards(dataset.uri, dataset.shards("train"), with_ray=with_ray)
         write_bytes(scratch, SKIPPED_SHARDS_FILE, json.dumps(files).encode())
     return tuple(json.loads(read_bytes(scratch, SKIPPED_SHARDS_FILE)))
 
@@ -137,7 +138,7 @@ def _run_in_ray(spec: TrainSpec, monitor: RunMonitor) -> None:
     ):
         monitor.stop.install_handlers()  # ray.init took the signal handlers for itself
         mailbox = ray.remote(DriverMailbox).options(num_cpus=0, scheduling_strategy=same_node_affinity()).remote()
-        fit = _BackgroundThread(_make_trainer(_exclude_damaged_shards(spec), mailbox).fit)
+        fit = _BackgroundThread(_make_trainer(_exclude_damaged_shards(spec, with_ray=True), mailbox).fit)
         try:
             while not fit.done.wait(POLL_S):
                 monitor.poll(mailbox)
@@ -180,12 +181,13 @@ def _make_trainer(spec: TrainSpec, mailbox: Any) -> Any:
 
     config = spec.config.cluster
     reader = read_with_ray if uses_ray_reader(config) else read_with_threads
-    elastic = 0 < config.min_workers < config.num_workers
+    workers = count_workers(config)
+    elastic = 0 < config.min_workers < workers
     trainer = (ElasticTrainer if elastic else DailyTrainer)(
         run_ray_worker,
         train_loop_config={"spec": spec, "mailbox": mailbox, "reader": reader},
         scaling_config=ScalingConfig(
-            num_workers=(config.min_workers, config.num_workers) if elastic else config.num_workers,
+            num_workers=(config.min_workers, workers) if elastic else workers,
             use_gpu=config.gpus_per_worker > 0,
             resources_per_worker=resources_per_worker(config),
         ),

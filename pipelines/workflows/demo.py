@@ -142,9 +142,9 @@ def open_teacher(configs: dict[str, StageConfig], root: str) -> Artifact:
 @contextmanager
 def open_training_session(cluster: ClusterConfig) -> Iterator[None]:
     """One Ray session for all nodes; none if training runs in this process, so that Ray is not idle beside it."""
-    from pipelines.cluster.session import ray_session, training_cpus
+    from pipelines.cluster.session import count_workers, ray_session, training_cpus
 
-    with ray_session(cluster, cpus=training_cpus(cluster)) if cluster.num_workers else nullcontext():
+    with ray_session(cluster, cpus=training_cpus(cluster)) if count_workers(cluster) else nullcontext():
         yield
 
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from presto_core.config.device_name import DeviceName
 from presto_core.config.section import Count, Positive, Section
 
 ShardingMode = Literal["replicate", "shard"]
+
+
+def _check_workers(value: object) -> object:
+    """Refuse in one message what is of neither type; pydantic's would name both."""
+    is_number = isinstance(value, int) or (isinstance(value, str) and value.isdigit())
+    if value != AUTO and not (is_number and not isinstance(value, bool) and int(value) >= 0):  # type: ignore[call-overload]
+        raise ValueError(f"must be auto or a whole number, at least 0, not {value!r}")
+    return value
+
+
+AUTO: Literal["auto"] = "auto"
+Workers = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], BeforeValidator(_check_workers)]
 
 
 class ParallelConfig(Section):
@@ -42,8 +54,10 @@ class ClusterConfig(Section):
 
     address: str = ""
     """Ray address to join; empty uses RAY_ADDRESS if it is set, else starts Ray on this machine."""
-    num_workers: int = Field(1, ge=0)
-    """Training workers; 0 runs the same loop inside this process, without Ray Train."""
+    num_workers: Workers = "auto"
+    """Training workers; 0 runs the same loop inside this process, without Ray Train, and ends with the bits of one
+    worker. `auto` is 1 on a cluster that is joined or where gpus_per_worker reserves a GPU, else 0: one machine trains
+    at once, on its first GPU if it has one. The trials of a sweep always train in their own processes."""
     min_workers: int = Field(0, ge=0)
     """Fewest workers that training continues with after losing nodes; it grows up to num_workers as nodes return. Every
     number in between that divides the global batch is used. 0 requires all num_workers."""
@@ -91,6 +105,9 @@ class ClusterConfig(Section):
 
     @model_validator(mode="after")
     def _check_worker_range(self) -> Self:
-        if self.min_workers > self.num_workers:
+        if self.num_workers == "auto":
+            if self.min_workers:
+                raise ValueError(f"min_workers={self.min_workers} needs a number as num_workers, not auto")
+        elif self.min_workers > self.num_workers:
             raise ValueError(f"min_workers={self.min_workers} must not be above num_workers={self.num_workers}")
         return self

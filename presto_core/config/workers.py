@@ -9,11 +9,15 @@ from presto_core.config.sections import ClusterConfig, LoopConfig
 
 def check_divisible(name: str, batch: int, cluster: ClusterConfig) -> None:
     """Refuse a global batch that the workers cannot share evenly; raises ValueError."""
-    for key in ("num_workers", "min_workers"):
-        workers = max(getattr(cluster, key), 1)
+    for key, workers in (("num_workers", count_sharing(cluster)), ("min_workers", max(cluster.min_workers, 1))):
         if batch % workers:
             possible = ", ".join(map(str, valid_worker_counts(batch, max_workers=workers)))
             raise ValueError(f"{name}={batch} must be a multiple of cluster.{key}={workers}, as it is of {possible}")
+
+
+def count_sharing(cluster: ClusterConfig) -> int:
+    """How many workers, or this process alone, share a batch; `auto` is never more than one."""
+    return 1 if cluster.num_workers == "auto" else max(cluster.num_workers, 1)
 
 
 def valid_worker_counts(batch: int, *, min_workers: int = 1, max_workers: int) -> list[int]:
@@ -23,7 +27,7 @@ def valid_worker_counts(batch: int, *, min_workers: int = 1, max_workers: int) -
 
 def derive_per_worker(batch: int, cluster: ClusterConfig, loop: LoopConfig) -> dict[str, Any]:
     """What each worker does of a global batch, and in how many micro-batches; where elastic, for each group size."""
-    max_workers = max(cluster.num_workers, 1)
+    max_workers = count_sharing(cluster)
     rows_per_worker = {
         count: batch // count
         for count in valid_worker_counts(batch, min_workers=cluster.min_workers or max_workers, max_workers=max_workers)

@@ -102,7 +102,10 @@ def test_values_are_yaml():
             "cluster.num_workers=3",
             "steps.global_batch_size=16 must be a multiple of cluster.num_workers=3, as it is of 1",
         ),
-        ("cluster.min_workers=2", "min_workers=2 must not be above num_workers=1"),
+        ("cluster.num_workers=two", "cluster.num_workers: must be auto or a whole number, at least 0, not 'two'"),
+        ("cluster.num_workers=-1", "must be auto or a whole number, at least 0"),
+        ("cluster.min_workers=2", "min_workers=2 needs a number as num_workers, not auto"),
+        ("cluster={num_workers: 1, min_workers: 2}", "min_workers=2 must not be above num_workers=1"),
         ("cluster.parallel.offload_real_score=true", "offload_real_score=true needs real_score=shard"),
     ],
 )

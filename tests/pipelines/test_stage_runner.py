@@ -428,6 +428,8 @@ def test_a_stage_fits_in_sum_and_node_by_node_or_is_refused():
             check_stage_fits("train-teacher", cluster, nodes)
     with pytest.raises(SkippedError):
         check_stage_fits("train-teacher", ClusterConfig(num_workers=0), [])
+    with pytest.raises(SkippedError):
+        check_stage_fits("evaluate", ClusterConfig(num_workers=0, data_workers=1), [])
 
 
 def test_stages_with_workers_are_those_that_make_artifacts_with_them():

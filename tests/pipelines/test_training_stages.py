@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines.cluster import session as cluster
-from pipelines.cluster.session import ClusterError, ray_session, uses_ray_reader
+from pipelines.cluster.session import ClusterError, count_workers, ray_session, uses_ray_reader
 from pipelines.inference.model import open_model
 from pipelines.registry.resolve import resolve
 from pipelines.stages import distill_steps, train_teacher
@@ -123,6 +123,19 @@ def test_ray_worker_with_s3_ends_with_the_bits_of_the_local_run(shared_ray, work
     ray = {"cluster.num_workers": 1, "cluster.reader": "ray"}
     there = train_teacher.run(teacher_config("s3://latents/stage-test", remote, **ray))
     assert weights_of(there) == weights_of(local)
+
+
+def test_one_machine_trains_at_once_and_a_cluster_by_a_worker(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert count_workers(ClusterConfig()) == 0
+    assert count_workers(ClusterConfig(num_workers=2)) == 2
+    assert count_workers(ClusterConfig(gpus_per_worker=1)) == 1
+    assert count_workers(ClusterConfig(address="127.0.0.1:6379")) == 1
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert count_workers(ClusterConfig()) == 1
+    assert count_workers(ClusterConfig(num_workers=0)) == 0
+    assert count_workers(ClusterConfig(), in_sweep=True) == 0
+    assert count_workers(ClusterConfig(num_workers=2), in_sweep=True) == 2
 
 
 def test_ray_data_reads_where_there_may_be_other_nodes(monkeypatch):
