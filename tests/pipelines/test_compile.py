@@ -14,7 +14,8 @@ from presto_core.errors import UserError
 from tests.support.toy_networks import conditions, tiny_dit
 
 
-# over 10 s: the compiler runs
+# of one budget in CI: tests/core/test_layer_budget.py
+@pytest.mark.slow
 def test_compiled_blocks_give_the_outputs_and_gradients_of_eager_ones_at_every_budget():
     eager, parallel = tiny_dit(), make_single_process(LoopConfig(compile=True))
     compiled = copy.deepcopy(eager)

@@ -111,7 +111,7 @@ def read_back(artifact: Artifact) -> IngestedDataset:
 # over 10 s: starts the Ray session and its first workers, each of which imports torch
 @pytest.fixture(scope="module")
 def made(home: Path, shared_ray: None) -> IngestedDataset:
-    return read_back(ingest.run(config_of("music")))
+    return read_back(ingest.run(config_of("music", **{"cluster.num_workers": 1})))  # 0: this process
 
 
 def files_of(artifact: Artifact) -> dict[str, bytes]:
@@ -233,6 +233,12 @@ def test_the_same_source_again_is_the_same_data_set_and_nothing_is_read(
     assert resolve(tracker.client, "presto-dataset@candidate", "store").id == made.artifact.id
     assert len(tracker.client.search_model_versions("name = 'presto-dataset'")) == 1
     assert not Path(run_folder(open_folder("store"), made.artifact.id).path).exists()
+
+
+@pytest.mark.ray
+@pytest.mark.services
+def test_without_ray_the_bytes_are_the_same(made: IngestedDataset, home: Path):
+    assert files_of(ingest.run(config_of("music", **{"storage.root": "alone"}))) == files_of(made.artifact)
 
 
 @pytest.mark.ray
