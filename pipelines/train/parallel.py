@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from presto_core.config.sections import LoopConfig, ParallelConfig
 from presto_core.errors import UserError
 from presto_core.networks.network import Network
+from presto_core.networks.precision import round_matrices
 from presto_core.training.parallel import Parallel
 
 COMPILERS = (os.environ.get("CXX") or "g++", "clang++")  # what PyTorch's inductor looks for
@@ -28,7 +29,8 @@ def make_single_process(loop: LoopConfig, device: torch.device = torch.device("c
     def distribute(module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module:
         return _prepare_blocks(module, loop)
 
-    def prepare_frozen(module: nn.Module, name: str) -> None:
+    def prepare_frozen(module: nn.Module, *, name: str, is_shared: bool = False) -> None:
+        _round_matrices(module, loop, is_shared=is_shared)
         _compile_blocks(module, loop)
 
     return Parallel(
@@ -78,7 +80,9 @@ class _Placement:
         devices = [torch.cuda.current_device()] if self.mesh.device_type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=some_unused)
 
-    def prepare_frozen(self, module: nn.Module, name: str) -> None:
+    def prepare_frozen(self, module: nn.Module, *, name: str, is_shared: bool = False) -> None:
+        # a shard is kept in one dtype, fp32, and gathered in bf16
+        _round_matrices(module, self.loop, is_shared=is_shared or self._is_sharded(name))
         _compile_blocks(module, self.loop)
         if self._is_sharded(name):
             self._shard(module, offload=name == "real_score" and self.config.offload_real_score)
@@ -101,6 +105,11 @@ class _Placement:
         # tapped activations are views, and nothing here writes to them
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         return module
+
+
+def _round_matrices(module: nn.Module, loop: LoopConfig, *, is_shared: bool) -> None:
+    if loop.autocast == "bf16" and not is_shared:
+        round_matrices(module, torch.bfloat16)
 
 
 def _prepare_blocks(module: nn.Module, loop: LoopConfig) -> nn.Module:

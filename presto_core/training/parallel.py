@@ -14,8 +14,16 @@ class WrapFn(Protocol):
     def __call__(self, module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module: ...
 
 
+class PrepareFn(Protocol):
+    def __call__(self, module: nn.Module, *, name: str, is_shared: bool = False) -> None: ...
+
+
 def _leave_unwrapped(module: nn.Module, *, name: str, some_unused: bool = False) -> nn.Module:
     return module
+
+
+def _leave_frozen(module: nn.Module, *, name: str, is_shared: bool = False) -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,8 @@ class Parallel:
         distribute: wraps a trained network so that its gradients are averaged over workers; shards it in place if
             configured for its name, so build optimisers afterwards. Pass `some_unused=True` if a step may leave some
             parameters without gradient.
-        prepare_frozen: readies a frozen network in place: compiles and shards it if configured.
+        prepare_frozen: readies a frozen network in place: compiles and shards it if configured, and keeps its matrices
+            in bf16 where it runs in bf16, unless other networks share them.
         average: returns the mean of a tensor over workers.
         set_requires_grad_sync: sets whether the next backward of a network from `distribute` averages over workers.
     """
@@ -37,7 +46,7 @@ class Parallel:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     micro_batch_size: int = 0
     distribute: WrapFn = _leave_unwrapped
-    prepare_frozen: Callable[[nn.Module, str], None] = lambda module, name: None
+    prepare_frozen: PrepareFn = _leave_frozen
     average: Callable[[Tensor], Tensor] = lambda tensor: tensor
     set_requires_grad_sync: Callable[[nn.Module, bool], None] = lambda module, on: None
 

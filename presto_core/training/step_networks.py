@@ -71,7 +71,7 @@ def make_step_networks(
     ).to(parallel.device)
     ema = Ema(generator, config.ema_decay)
     frozen_teacher = teacher.requires_grad_(False).eval()
-    parallel.prepare_frozen(frozen_teacher, "real_score")
+    parallel.prepare_frozen(frozen_teacher, name="real_score", is_shared=config.lora.rank > 0)
     fake_denoiser = EDMDenoiser(fake_score, precondition, autocast_dtype)
     generator_denoiser = EDMDenoiser(generator, precondition, autocast_dtype)
     distributed_generator = parallel.distribute(generator, name="generator", some_unused=drops_blocks)

@@ -33,7 +33,7 @@ def test_compiled_blocks_give_the_outputs_and_gradients_of_eager_ones_at_every_b
 def test_a_frozen_network_is_compiled_too_and_its_state_has_the_names_of_an_eager_one():
     net = tiny_dit()
     names = list(net.state_dict())
-    make_single_process(LoopConfig(compile=True)).prepare_frozen(net, "real_score")
+    make_single_process(LoopConfig(compile=True)).prepare_frozen(net, name="real_score")
     assert all(block._compiled_call_impl is not None for block in net.blocks)
     assert list(net.state_dict()) == names
 
