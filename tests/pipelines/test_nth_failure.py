@@ -17,10 +17,8 @@ from typing import Any
 import pytest
 
 from pipelines.storage import lease
-from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
 from presto_core.artifacts import retry
-from presto_core.artifacts.run_layout import LEASE
 from presto_core.errors import UserError
 from presto_core.training import outage
 from tests.servers.fault_proxy import Fault, FaultPlan, FaultProxy, Message
@@ -48,7 +46,7 @@ def make_training(
         folder = tmp_path / name
         (folder / ".presto").mkdir(parents=True)
         shutil.copy(mlflow_database, folder / ".presto/mlflow.db")
-        settings = {"loop.checkpoint_every": 2}
+        settings: dict[str, Any] = {"loop.checkpoint_every": 2}
         if root:  # an outage that lasts until the command has ended
             settings |= {"storage.root": root, "loop.max_unsaved_minutes": 0}
         return Training("teacher", folder, Parents(dataset), steps=4, settings=settings)
@@ -57,10 +55,7 @@ def make_training(
 
 
 def finish(training: Training) -> Outcome:
-    """Run the command again, as a new process would: what this process held is free then."""
-    runs = open_folder(training.root).child("runs")
-    for run in runs.list_folders():
-        runs.child(run).child(LEASE).delete()
+    """Run the same command again."""
     training.finish_in_process()
     check_committed(training.root)
     return training.outcome()
