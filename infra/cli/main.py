@@ -39,6 +39,7 @@ from pipelines.cluster.shutdown import StoppedError
 from pipelines.console import console, make_printable, print_text
 from pipelines.presets.resolve import PRESETS
 from pipelines.redaction import redact
+from presto_core.artifacts.durable import make_folders
 from presto_core.config.loader import ConfigError, list_presets
 from presto_core.errors import UserError
 
@@ -155,7 +156,7 @@ def main() -> None:
 def _write_crash_log(report: str) -> None:
     """Keep a traceback for its owner; without secrets, since it is meant to be sent."""
     try:
-        CRASH_LOG.parent.mkdir(mode=0o700, exist_ok=True)
+        make_folders(CRASH_LOG.parent)
         CRASH_LOG.unlink(missing_ok=True)
         with os.fdopen(os.open(CRASH_LOG, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
             stream.write(report)

@@ -13,6 +13,7 @@ from infra.cli.options import AsJson, RegistryArgs, VersionName, add_dry_run
 from infra.cli.registry_access import open_catalog, print_empty, print_skipped, try_open_catalog
 from pipelines.console import console
 from pipelines.registry.names import RegistryError
+from presto_core.artifacts.durable import make_folders
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -118,7 +119,7 @@ def lineage(
     graph = trace_lineage(catalog, catalog.find(version))
     if svg:
         try:
-            svg.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(svg.parent)
             svg.write_text(render_svg(graph), encoding="utf-8")
         except OSError as error:
             raise RegistryError(f"--svg={svg} cannot be written: {error.strerror}; name another file") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pipelines.corpus.captions import make_caption, make_wordings
 from pipelines.corpus.plan import PieceSpec, make_piece
 from pipelines.corpus.render import SAMPLE_RATE_HZ, SOUNDFONT_LICENCE, render
 from pipelines.corpus.score import Piece
-from presto_core.artifacts.durable import move_synced, sync_file, write_synced
+from presto_core.artifacts.durable import move_synced, name_partial, sync_file, write_synced
 
 AUDIO_FOLDER = "audio"
 ROWS_FOLDER = "rows"
@@ -37,7 +36,7 @@ class Outcome:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a temporary file in the same folder, then rename it, so that no partial file appears at `path`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = name_partial(path)
     try:
         write_synced(partial, data)
         move_synced(partial, path)
@@ -52,7 +51,7 @@ def write_flac(path: Path, audio: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_
     """
     import soundfile
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = name_partial(path)
     try:
         with soundfile.SoundFile(
             partial, "w", samplerate=sample_rate_hz, channels=1, format="FLAC", subtype="PCM_16"

@@ -15,6 +15,7 @@ from pipelines.corpus.index import INDEX_FILE
 from pipelines.corpus.plan import CorpusSettings
 from pipelines.corpus.render import SAMPLE_RATE_HZ, SOUNDFONT_LICENCE, find_soundfont
 from pipelines.corpus.repertoire import CORPUS_NOTE, LICENCES
+from presto_core.artifacts.durable import make_folders
 
 RECIPE_VERSION = 3  # raise when the same settings would sound different, or have other captions
 MANIFEST_FILE = "manifest.jsonl"
@@ -56,7 +57,7 @@ def claim_folder(folder: Path, identity: JsonObject) -> JsonObject:
     elif folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not a corpus: it is not empty and has no {CORPUS_FILE}; {hint}")
     else:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         record = write_corpus_file(folder, identity, totals=None)
     for name in (AUDIO_FOLDER, ROWS_FOLDER):
         (folder / name).mkdir(exist_ok=True)

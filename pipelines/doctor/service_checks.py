@@ -20,6 +20,7 @@ from pipelines.storage.s3_settings import load_settings
 from pipelines.storage.s3_uri import is_s3_uri
 from pipelines.tracking import client as tracking
 from pipelines.tracking.client import TrackingError
+from presto_core.artifacts.durable import make_folders
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, read_bytes, write_bytes
 from presto_core.config.sections import TrackingConfig
@@ -200,7 +201,7 @@ def _use_database(config: TrackingConfig) -> Iterator[TrackingConfig]:
         yield config
         return
     with remove_new_folders(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         with tempfile.TemporaryDirectory(prefix="presto-doctor-", dir=path.parent) as folder:
             yield config.model_copy(update={"uri": f"sqlite:///{folder}/mlflow.db"})
 

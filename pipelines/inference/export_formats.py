@@ -13,6 +13,7 @@ from pipelines.inference.model import Model, open_model
 from pipelines.inference.prompts import make_conditions, parse_prompt
 from pipelines.registry.export import WeightDtype, write_export
 from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.durable import make_folders
 from presto_core.artifacts.folder import MANIFEST
 from presto_core.artifacts.manifest import Artifact, read_artifact
 from presto_core.artifacts.manifest_schema import content_hash
@@ -90,7 +91,7 @@ def export_model(artifact: Artifact, request: ExportRequest, folders: OwnFolders
     if request.format == "presto":
         return _write_artifact(artifact, request)
     model = open_model(artifact.uri, folders=folders, content=content_hash(artifact.manifest))
-    request.target.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(request.target.parent)
     if request.format == "diffusers":
         return _write_pipeline(model, request)
     return _write_programs(model, request)

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipelines.registry.local_artifact import check_artifact_folder
 from pipelines.registry.names import MODEL_KINDS
 from pipelines.storage.filesystem import open_folder
+from presto_core.artifacts.durable import delete_leftovers, make_folders, name_partial
 from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.manifest import CONFIG, Artifact, commit_artifact, read_artifact
 from presto_core.artifacts.store import read_file
@@ -117,23 +118,27 @@ def write_export(
         assert isinstance(network.config, Section)
         settings = {**kept.network, **network.config.model_dump(mode="json")}
         card = {**card, "network": settings, "layer_budget": None}
-    partial = target.with_name(f"{name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    commit_artifact(
-        open_folder(str(partial)),
-        kind=source.kind,
-        artifact_id=export_id(source.id, dtype, card),
-        config_yaml=read_file(source_folder, CONFIG, source.manifest).decode(),
-        parents=source.manifest["parents"],
-        files={**_copy_other_files(source_folder, source), **_cast_weights(network, dtype), **files},
-        details=kept_details
-        | {"model": source.manifest["model"] | dict(card)}
-        | dict(details)
-        | {"export": export, "provenance": _note_source(source) | dict(provenance)},
-    )
-    _check(partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    partial = name_partial(target)
+    make_folders(partial)
+    delete_leftovers(target.parent, names=[name])
+    try:
+        commit_artifact(
+            open_folder(str(partial)),
+            kind=source.kind,
+            artifact_id=export_id(source.id, dtype, card),
+            config_yaml=read_file(source_folder, CONFIG, source.manifest).decode(),
+            parents=source.manifest["parents"],
+            files={**_copy_other_files(source_folder, source), **_cast_weights(network, dtype), **files},
+            details=kept_details
+            | {"model": source.manifest["model"] | dict(card)}
+            | dict(details)
+            | {"export": export, "provenance": _note_source(source) | dict(provenance)},
+        )
+        _check(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return read_artifact(open_folder(str(target)))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.redaction import redact
 from pipelines.serve.settings import ServeSettings
+from presto_core.artifacts.durable import make_folders
 
 
 class AccessLog:
@@ -34,6 +35,6 @@ def open_log(settings: ServeSettings) -> AccessLog:
     """Return the log that the settings name."""
     handler: logging.Handler = logging.StreamHandler(sys.stdout)
     if settings.log_file:
-        Path(settings.log_file).parent.mkdir(parents=True, exist_ok=True)
+        make_folders(Path(settings.log_file).parent)
         handler = WatchedFileHandler(settings.log_file, encoding="utf-8")
     return AccessLog(handler, with_prompts=settings.log_prompts)

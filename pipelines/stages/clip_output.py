@@ -21,6 +21,7 @@ from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from pipelines.tracking.client import has_registry
 from pipelines.tracking.sqlite_registry import open_for_reading
+from presto_core.artifacts.durable import make_folders
 from presto_core.artifacts.manifest import Artifact, read_artifact
 from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.config.sampling import ClipConfig
@@ -109,7 +110,7 @@ def list_sampling_arguments(settings: ClipConfig) -> dict[str, Any]:
 def make_folder(output: str, *, stage: str) -> Path:
     folder = Path(output)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
     except OSError as error:
         raise UserError(f"{stage}.output={output} cannot be made a folder: {error.strerror}; name another") from None
     return folder

@@ -14,6 +14,7 @@ from pipelines.console import console, make_printable, print_table, print_warnin
 from pipelines.evaluate.spectrograms import check_spectrograms, plot_spectrograms_with_axes
 from pipelines.inference.clip_audio import encode_wav
 from pipelines.inference.clip_files import make_file_stem, write_clip_set
+from presto_core.artifacts.durable import make_folders
 from presto_core.audio.chunks import AudioError, Waveform, decode_blocks, is_audio
 from presto_core.audio.codec import Codec
 from presto_core.audio.load_codec import load_codec
@@ -106,7 +107,7 @@ def _make_folder(output: Path) -> None:
     if "://" in str(output) or ":/" in str(output):
         raise UserError(f"--output {output} is no folder of this machine; name one such as .presto/roundtrip")
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        make_folders(output)
     except OSError as error:
         raise UserError(f"--output {output} cannot be made a folder: {error.strerror}; name another") from None
 

@@ -37,6 +37,7 @@ from pipelines.ingest.sources import Track, find_tracks
 from pipelines.ingest.summary import describe_bad, describe_result
 from pipelines.stages.runner import REPORTS, StageContext, run_stage
 from pipelines.storage.filesystem import absolute_uri, open_folder
+from presto_core.artifacts.durable import make_folders
 from presto_core.artifacts.manifest import Artifact, commit_artifact
 from presto_core.artifacts.store import read_bytes
 from presto_core.audio.codec import Codec
@@ -170,7 +171,7 @@ def _list_bad_files() -> Iterator[None]:
         yield
     except TooManyBadFilesError as error:
         path = REPORTS / "quarantine.tsv"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         path.write_text("".join(map(_format_line, error.bad)), encoding="utf-8")
         _print_lines(describe_bad(error.bad))
         raise SourceError(f"{str(error).rstrip('.')}. All of them are in {path}") from None

@@ -26,6 +26,7 @@ from pipelines.tracking.run import TrackedRun, with_retries
 from pipelines.train.resume import ResumeOptions, find_forked_checkpoint, record_run_start
 from pipelines.train.runs import explain_new_run
 from pipelines.train.sweep_hook import Trial
+from presto_core.artifacts.durable import make_folders
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact, artifact_folder, read_artifact, run_folder
 from presto_core.artifacts.run_layout import LEASE, RUN_FILE
@@ -76,7 +77,7 @@ class StageContext:
             return
         for name, render in renderers.items():
             path = REPORTS / self.run_id / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(path.parent)
             path.write_bytes(render())
             self.run.attach(path)
 

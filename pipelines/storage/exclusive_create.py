@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 from functools import partial
 from pathlib import Path
 
 from pipelines.storage.s3_clients import BucketAccess, share_s3_client
 from pipelines.storage.s3_settings import endpoint
-from presto_core.artifacts.durable import make_folders, sync_folder, write_synced
+from presto_core.artifacts.durable import make_folders, name_partial, sync_folder, write_synced
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, read_bytes
 
@@ -55,7 +54,7 @@ def _put_if_none(folder: Folder, name: str, content: bytes) -> bool:
 def _link(folder: Folder, name: str, content: bytes) -> bool:
     path = Path(folder.file_path(name))
     make_folders(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = name_partial(path)
     try:
         write_synced(temporary, content)
         os.link(temporary, path)  # atomic, and never overwrites

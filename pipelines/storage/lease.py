@@ -20,7 +20,7 @@ from pipelines.console import console
 from pipelines.storage.exclusive_create import create_exclusive
 from pipelines.storage.fence import Fence
 from pipelines.storage.fence import LeaseLostError as LeaseLostError
-from pipelines.storage.lease_file import Entry, age_s, encode, file_name
+from pipelines.storage.lease_file import HELD, Entry, age_s, encode, file_name
 from pipelines.storage.lease_file import Holder as Holder
 from pipelines.storage.lease_file import make_holder as make_holder
 from pipelines.storage.lease_file import read_newest as read_newest
@@ -85,8 +85,9 @@ class Lease:
             self._thread.join()
 
     def release(self) -> None:
-        """Let the next process have it at once."""
+        """Let the next process have it at once; work in this process may take it even if the store is away."""
         self.stop()
+        HELD.discard(self.holder.nonce)
         with suppress(LeaseLostError):  # also where its folder was deleted with the work
             self.fence.check()
             self._write(replace(self.holder, released=True))
@@ -189,11 +190,14 @@ def _take(folder: Folder, what: str, before: Entry | None) -> Lease | None:
     """Take the next epoch; None if another process did."""
     epoch = before.epoch + 1 if before else 1
     holder = make_holder()
-    if not create_exclusive(folder, file_name(epoch), encode(holder)):
-        return None
-    newest = read_newest(folder)
-    if newest is None or newest.epoch != epoch:  # others took this epoch, ended and were followed while this one looked
-        folder.delete_file(file_name(epoch))
+    HELD.add(holder.nonce)
+    is_taken = False
+    try:
+        is_taken = _create(folder, epoch, holder)
+    finally:
+        if not is_taken:
+            HELD.discard(holder.nonce)
+    if not is_taken:
         return None
     if before:
         if before.holder and not before.holder.released:
@@ -201,3 +205,14 @@ def _take(folder: Folder, what: str, before: Entry | None) -> Lease | None:
         with suppress(StoreError, OSError):
             folder.delete_file(file_name(before.epoch))
     return Lease(folder, epoch, holder, what)
+
+
+def _create(folder: Folder, epoch: int, holder: Holder) -> bool:
+    """Create the file of the next epoch; return whether this holder has it."""
+    if not create_exclusive(folder, file_name(epoch), encode(holder)):
+        return False
+    newest = read_newest(folder)
+    if newest is None or newest.epoch != epoch:  # others took this epoch, ended and were followed while this one looked
+        folder.delete_file(file_name(epoch))
+        return False
+    return True

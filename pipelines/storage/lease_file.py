@@ -18,6 +18,7 @@ import psutil
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, read_bytes, write_bytes
 
+HELD = set[str]()  # nonces of the leases that this process holds, or is about to take
 _EPOCH = re.compile(r"(\d{6})\.json")
 
 
@@ -54,7 +55,12 @@ class Holder:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process exists; meaningful if it is local."""
+        """Whether its process exists and has not given the lease up; meaningful if it is local.
+
+        This process may have failed to release a lease while the store was away, and must not wait for itself.
+        """
+        if self.pid == os.getpid():
+            return self.nonce in HELD
         try:
             process = psutil.Process(self.pid)
             return abs(process.create_time() - self.born) < 1 and process.status() != psutil.STATUS_ZOMBIE

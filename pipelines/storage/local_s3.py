@@ -23,6 +23,7 @@ from urllib.request import urlopen
 import psutil
 
 from pipelines.storage.local_s3_keys import make_environment, write_private
+from presto_core.artifacts.durable import make_folders
 from presto_core.errors import UserError
 from presto_core.extras import make_missing_error
 
@@ -88,7 +89,7 @@ def start(folder: Path, *, port: int = 0) -> tuple[Server, bool]:
         return running, False
     if port and not _is_free(port):
         raise ObjectStoreError(f"port {port} of {HOST} is in use; choose another with --port, or 0 for any free one")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
     folder.chmod(0o700)
     (folder / "data").mkdir(exist_ok=True)
     access_key, secret_key = _load_credentials(folder)

@@ -14,6 +14,7 @@ from pipelines.console import console, print_table
 from pipelines.sweep import plots as sweep_plots
 from pipelines.sweep.analysis import collect_overrides
 from pipelines.tracking.client import HOME
+from presto_core.artifacts.durable import make_folders
 from presto_core.metrics.table import METRICS
 
 MAX_TRIALS_SHOWN = 12  # rows of the terminal table
@@ -33,7 +34,7 @@ def to_json(result: dict[str, Any]) -> bytes:
 def write(result: dict[str, Any]) -> list[Path]:
     """Write index.html, sweep.json and winner.yaml under .presto/reports; return their paths."""
     folder = report_folder(result["id"])
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
     files = {"sweep.json": to_json(result), "index.html": to_html(result).encode()}
     if result["winner"]:
         files["winner.yaml"] = make_winner_preset(result).encode()

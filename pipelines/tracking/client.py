@@ -29,6 +29,7 @@ from pipelines.tracking.tags import PARENT, RUN_ID, STAGE, STORAGE_ROOT
 from pipelines.tracking.uri import HOME as HOME
 from pipelines.tracking.uri import TrackingUriError, check_uri, sqlite_path, uri_source
 from pipelines.tracking.uri import tracking_uri as tracking_uri
+from presto_core.artifacts.durable import make_folders
 from presto_core.artifacts.manifest import Artifact, read_git_commit
 from presto_core.config.sections import TrackingConfig
 from presto_core.config.stage import StageConfig
@@ -149,7 +150,7 @@ def open_tracker(config: TrackingConfig) -> Tracker:
             was moved or copied with its project.
     """
     check_tracking(config)
-    HOME.mkdir(exist_ok=True)
+    make_folders(HOME)
     client, uri = create_client(config)
     with translate_mlflow_errors(config):
         experiment_id = find_experiment(client, uri, config.experiment) or create_experiment(

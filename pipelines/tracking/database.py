@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from pipelines.tracking.run import TrackingError
 from pipelines.tracking.uri import TrackingUriError, sqlite_path, tracking_uri, uri_source
-from presto_core.artifacts.durable import sync_file, sync_folder
+from presto_core.artifacts.durable import make_folders, sync_file, sync_folder
 from presto_core.config.sections import TrackingConfig
 
 MLARTIFACTS = "mlartifacts"
@@ -134,7 +134,7 @@ def create_database(path: Path) -> None:
     """Make MLflow's database beside its place and move it there whole; if several commands do, the first one stays."""
     import mlflow
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     _delete_leftovers(path)
     with tempfile.TemporaryDirectory(prefix=_prefix(path), dir=path.parent, ignore_cleanup_errors=True) as folder:
         made = Path(folder) / path.name

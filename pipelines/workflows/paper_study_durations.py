@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from pipelines.workflows.paper_study_plan import FOLDER
+from presto_core.artifacts.durable import make_folders
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Durations:
 
     def add(self, kind: str, name: str, seconds: float) -> None:
         self.seconds.setdefault(kind, {})[name] = seconds
-        FOLDER.mkdir(parents=True, exist_ok=True)
+        make_folders(FOLDER)
         (FOLDER / "durations.json").write_text(json.dumps(self.seconds, indent=2))
 
     def mean(self, kind: str) -> float | None:

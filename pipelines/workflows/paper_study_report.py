@@ -26,6 +26,7 @@ from pipelines.workflows.paper_study_figures import plot_group
 from pipelines.workflows.paper_study_plan import FOLDER, Study
 from pipelines.workflows.paper_study_tables import print_claims, to_markdown
 from pipelines.workflows.study_targets import GENERATOR_STEPS, TEACHER_FEW_NFE, TEACHER_MANY_STEPS
+from presto_core.artifacts.durable import make_folders
 from presto_core.metrics.table import headline_metric
 
 Row = dict[str, Any]
@@ -73,7 +74,7 @@ class StudyResults:
     def write(self) -> dict[str, Any]:
         """Write results.json, results.md and a figure per group and teacher, of what is measured so far."""
         result = self.summarize()
-        FOLDER.mkdir(parents=True, exist_ok=True)
+        make_folders(FOLDER)
         (FOLDER / "results.json").write_text(json.dumps(result, indent=2))
         (FOLDER / "results.md").write_text(to_markdown(result))
         for number, teacher in enumerate(result["teachers"], 1):

@@ -22,6 +22,7 @@ from pipelines.workflows.demo import (
     run_node,
 )
 from pipelines.workflows.flow_overrides import MADE_INPUTS, check_not_fixed, check_read
+from presto_core.artifacts.durable import make_folders
 from presto_core.config.schema import EvaluateStage
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
@@ -86,7 +87,7 @@ def _set_threads(config: StageConfig, threads: int) -> StageConfig:
 def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot receive the models, before hours of work; raises UserError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
     except OSError as error:
         raise UserError(f"cannot make {folder}: {error.strerror}; give another folder with --output") from None
     if not os.access(folder, os.W_OK):

@@ -25,6 +25,7 @@ from pipelines.workflows.study_targets import (
     TEACHER_MANY_STEPS,
     Rows,
 )
+from presto_core.artifacts.durable import make_folders
 from presto_core.config.schema import EvaluateStage
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
@@ -196,7 +197,7 @@ def format_verdict(result: dict[str, Any]) -> str:
 
 
 def _write(result: dict[str, Any]) -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    make_folders(FOLDER)
     (FOLDER / "science.json").write_text(json.dumps(result, indent=2))
     (FOLDER / "science.md").write_text(to_markdown(result))
     (FOLDER / "quality_vs_blocks.png").write_bytes(plots.plot_quality_over_seeds(result))

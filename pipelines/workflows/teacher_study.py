@@ -22,6 +22,7 @@ from pipelines.registry.resolve import resolve
 from pipelines.stages import evaluate
 from pipelines.storage.filesystem import absolute_uri
 from pipelines.tracking.client import open_tracker
+from presto_core.artifacts.durable import make_folders
 from presto_core.artifacts.manifest import Artifact
 from presto_core.config.loader import load_config
 from presto_core.config.sampling import BaseSampler
@@ -150,7 +151,7 @@ def _resolve(config: EvaluateStage, reference: str) -> Artifact:
 def write_gate(gate: Gate) -> Path:
     """Write gate.json, gate.md and denoising.png to a folder of the teacher, and return it."""
     folder = FOLDER / gate.teacher
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
     (folder / "gate.json").write_text(json.dumps(gate.to_dict(), indent=2))
     (folder / "gate.md").write_text(f"{to_markdown(gate.lines)}\n{gate.verdict}\n")
     (folder / "denoising.png").write_bytes(plot_denoising(gate.comparisons))

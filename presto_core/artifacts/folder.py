@@ -107,6 +107,11 @@ class Folder:
         return with_retries(action, operation=operation, is_remote=self.is_remote)
 
     @property
+    def has_holder(self) -> bool:
+        """Whether nobody but this process, and those that it is shared with, may change the folder."""
+        return self.check_holder is not _is_anyones
+
+    @property
     def is_remote(self) -> bool:
         return not isinstance(self.filesystem_factory, pafs.LocalFileSystem)
 

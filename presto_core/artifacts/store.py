@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from blake3 import blake3
 
 from presto_core.artifacts.checksum import Checksum
-from presto_core.artifacts.durable import make_folders, replace_file, sync_folders_between
+from presto_core.artifacts.durable import LEFTOVER_S, delete_leftovers, make_folders, replace_file, sync_folders_between
 from presto_core.artifacts.fast_path import try_read, try_write
 from presto_core.artifacts.folder import MANIFEST, Folder
 from presto_core.artifacts.formats import UnsafeArtifactError
@@ -71,9 +71,8 @@ def write_bytes(folder: Folder, name: str, content: bytes, *, sync_name: bool = 
                 stream.write(content)
         else:
             path = Path(target)
-            partial_path = path.with_name(f"{path.name}.partial")
             make_folders(path.parent)
-            replace_file(path, content, partial=partial_path, sync_name=sync_name, check=folder.check_holder)
+            replace_file(path, content, sync_name=sync_name, check=folder.check_holder)
 
     folder.check_holder()
     if not try_write(folder.fast_path, target, content):
@@ -93,10 +92,22 @@ def commit(folder: Folder, manifest: dict[str, Any], files: dict[str, bytes]) ->
         root = Path(folder.path)
         make_folders(root)
         sync_folders_between((root / name for name in files), root)
+        _delete_leftovers(folder, [*files, MANIFEST])
     prior_entries = manifest.get("files", {})
     full = {"schema_version": SCHEMA_VERSION, **manifest, "files": {**prior_entries, **entries}}
     write_bytes(folder, MANIFEST, json.dumps(full, indent=2, sort_keys=True).encode())
     return full
+
+
+def _delete_leftovers(folder: Folder, names: list[str]) -> None:
+    """Delete what an interrupted commit of the same files left on a local disk, before they are committed."""
+    paths = [Path(folder.file_path(name)) for name in names]
+    for parent in {path.parent for path in paths}:
+        delete_leftovers(
+            parent,
+            names=[path.name for path in paths if path.parent == parent],
+            older_than_s=0 if folder.has_holder else LEFTOVER_S,
+        )
 
 
 def read_manifest(folder: Folder) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from presto_core.artifacts.durable import delete_leftovers, make_folders, name_partial
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.preconditions import Precondition
@@ -80,10 +81,10 @@ def write_program_folder(
     table = None if budget else card.budget
     budgets = sorted(set(table.kept)) if table else [budget or card.depth]
     steps = {count: _list_steps(card, count, budget=budget) for count in STEPS}
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = name_partial(target)
     try:
-        partial.mkdir(parents=True)
+        make_folders(partial)
+        delete_leftovers(target.parent, names=[target.name])
         precondition = card.make_precondition()
         for blocks in budgets:
             torch.export.save(

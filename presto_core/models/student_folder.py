@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from presto_core.artifacts.durable import delete_leftovers, make_folders, name_partial
 from presto_core.errors import UserError
 from presto_core.models.lcm_grid import SCHEDULER, STEPS, LcmGrid
 from presto_core.models.model_card import ModelCard
@@ -90,8 +91,9 @@ def write_student_folder(
             f"{teacher} lacks {', '.join(missing)}; name the teacher's folder with storage.codec_folder=…"
         )
     plain, grid = network.keep_blocks(budget), LcmGrid(card.sigma_range[1])
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = name_partial(target)
+    make_folders(partial)
+    delete_leftovers(target.parent, names=[target.name])
     try:
         pickles = shutil.ignore_patterns(*(f"*{end}" for end in PICKLES))
         for name in COPIES:

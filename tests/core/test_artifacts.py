@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import platform
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from presto_core.errors import UserError
 from presto_core.models.model_card import WEIGHTS, ModelCard, load_model, serialize_network
 from presto_core.networks.dit import DiT
 
+DAY_S = 24 * 3600.0 + 1
 FILES = {"weights.bin": bytes(range(256)) * 100, "deep/er/empty": b"", "words.txt": "ü\n".encode()}
 
 
@@ -100,14 +103,63 @@ def test_a_commit_that_fails_halfway_leaves_nothing_to_read(folder: Folder, tmp_
         read_artifact(folder)
 
 
-def test_a_write_that_was_cut_is_not_the_file(folder: Folder, tmp_path: Path) -> None:
-    """The partial file of a killed writer has another name, and the next commit replaces it."""
+# of killed writers, by this release and by earlier ones, and a file that is no writer's
+PARTIAL = (f".{MANIFEST}.0123abcd.partial", "deep/er/.empty.01234567.partial", f"{MANIFEST}.partial")
+OTHERS = (".notes.partial", "deep/er/mine.partial", ".other.0123abcd.partial")
+
+
+@pytest.mark.parametrize(("held", "age_s", "is_deleted"), [(True, 0, True), (False, 0, False), (False, DAY_S, True)])
+def test_a_write_that_was_cut_is_not_the_file(
+    folder: Folder, tmp_path: Path, held: bool, age_s: float, is_deleted: bool
+) -> None:
+    """What a killed writer leaves is deleted by the next commit: at once by a run's holder, by its age elsewhere."""
     manifest = commit_report(folder).manifest
-    (tmp_path / f"{MANIFEST}.partial").write_bytes(b'{"schema_ver')
+    for name in (*PARTIAL, *OTHERS):
+        (tmp_path / name).write_bytes(b'{"schema_ver')
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
     assert read_manifest(folder) == manifest
-    write_bytes(folder, MANIFEST, json.dumps(manifest).encode())
-    assert read_manifest(folder) == manifest
-    assert not (tmp_path / f"{MANIFEST}.partial").exists()
+    commit(folder.guard(lambda: None) if held else folder, {"kind": "report"}, FILES)
+    assert [name for name in PARTIAL if (tmp_path / name).exists()] == ([] if is_deleted else list(PARTIAL))
+    assert all((tmp_path / name).exists() for name in OTHERS)
+
+
+def test_the_first_write_of_a_process_deletes_what_writers_left_long_ago(folder: Folder, tmp_path: Path) -> None:
+    for name, age_s in {".a.0123abcd.partial": DAY_S, ".b.0123abcd.partial": 0, "mine.partial": DAY_S}.items():
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+    write_bytes(folder, "c", b"1")
+    assert {path.name for path in tmp_path.iterdir()} == {".b.0123abcd.partial", "mine.partial", "c"}
+
+
+def test_two_writers_of_one_file_leave_a_whole_one(folder: Folder, tmp_path: Path) -> None:
+    """The second one starts and ends between the bytes and the name of the first."""
+    contents = {"first": b"1" * 3, "second": b"2" * 9}
+    calls: list[str] = []
+
+    def check() -> None:
+        calls.append("check")
+        if len(calls) == 3:
+            assert list(tmp_path.glob(".file.*.partial"))
+            write_bytes(folder, "file", contents["second"])
+            assert (tmp_path / "file").read_bytes() == contents["second"]
+
+    write_bytes(folder.guard(check), "file", contents["first"])
+    assert len(calls) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == contents["first"]
+
+
+def test_a_projects_folder_is_for_its_owner_only(folder: Folder, tmp_path: Path) -> None:
+    """Results may be shared, but what a project keeps beside them is private; a folder that exists stays as it is."""
+    before = os.umask(0o022)
+    try:
+        write_bytes(folder.child(".presto/store"), "file", b"1")
+        (tmp_path / "shared/.presto").mkdir(parents=True)
+        write_bytes(folder.child("shared/.presto/store"), "file", b"1")
+    finally:
+        os.umask(before)
+    modes = {path: (tmp_path / path).stat().st_mode & 0o777 for path in (".presto", ".presto/store", "shared/.presto")}
+    assert modes == {".presto": 0o700, ".presto/store": 0o755, "shared/.presto": 0o755}
 
 
 def test_a_second_commit_keeps_what_was_known(folder: Folder) -> None:

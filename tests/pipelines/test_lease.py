@@ -22,7 +22,7 @@ from pipelines.storage.filesystem import open_folder
 from pipelines.storage.lease import LeaseHeldError, LeaseLostError, describe_holder, hold_lease
 from pipelines.storage.lease_file import Holder, make_holder, read_newest
 from presto_core.artifacts.folder import Folder
-from presto_core.artifacts.store import read_bytes, write_bytes
+from presto_core.artifacts.store import StoreError, read_bytes, write_bytes
 from tests.support.processes import PATIENCE_S, wait_for
 
 HOLD = """
@@ -108,6 +108,24 @@ def test_a_process_elsewhere_on_this_machine_is_refused_and_taken_over_once_kill
     with hold_lease(folder, "work") as mine:
         assert mine.epoch == 2
     assert str(other.pid) in capsys.readouterr().err
+
+
+def test_a_process_does_not_wait_for_a_lease_that_it_could_not_release(folder: Folder, monkeypatch: pytest.MonkeyPatch):
+    """The store was away when its work ended; it is back when the process works on again."""
+    with hold_lease(folder, "work") as first:
+        monkeypatch.setattr(first, "_write", _refuse)
+        with pytest.raises(LeaseHeldError), hold_lease(folder, "work"):
+            pass
+    entry = read_newest(folder)
+    assert entry
+    assert entry.holder
+    assert not entry.holder.released
+    with hold_lease(folder, "work") as second:
+        assert second.epoch == first.epoch + 1
+
+
+def _refuse(holder: Holder) -> None:
+    raise StoreError("the store is away")
 
 
 def test_a_number_that_another_process_has_now_is_not_the_holder(tmp_path: Path):

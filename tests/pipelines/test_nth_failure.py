@@ -1,12 +1,14 @@
 """Each operation on storage of a whole run fails once: what is committed is whole, and the same command completes it.
 
-`make test-faults` runs these: a seeded sample, then every one of them, on a local disk and on S3.
+CI fails a few of them, always the same; `make test-faults` every one, on a local disk and on S3.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -15,19 +17,18 @@ from typing import Any
 import pytest
 
 from pipelines.storage import lease
-from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
 from presto_core.artifacts import retry
-from presto_core.artifacts.run_layout import LEASE
 from presto_core.errors import UserError
+from presto_core.training import outage
 from tests.servers.fault_proxy import Fault, FaultPlan, FaultProxy, Message
 from tests.support.fault_runs import Parents, Training
 from tests.support.nth_failure import NthFailure, check_committed
 from tests.support.synthetic_dataset import make_dataset
 
-pytestmark = pytest.mark.slow
 KINDS = {"write", "fsync", "replace", "link", "mkdir", "unlink", "delete", "list", "read", "look"}
-SAMPLE = 2  # operations that the short test fails
+SAMPLE = 2  # operations that fail in CI
+STEP = int(os.environ.get("PRESTO_FAULT_STEP", "1"))
 Outcome = tuple[Any, Any]
 
 
@@ -35,35 +36,35 @@ Outcome = tuple[Any, Any]
 def make_training(
     tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str, str], Training]:
-    """Make a run of four steps with two checkpoints, in a folder of its own."""
-    monkeypatch.setattr(lease, "RENEW_S", 3600.0)
+    """Make a run of four steps with two checkpoints, in a folder of its own, as where matplotlib is not installed."""
+    monkeypatch.setattr(lease, "RENEW_S", 3600.0)  # a thread's operations would be counted at another place each time
+    monkeypatch.setattr(outage, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # plots are on no store, and more than half of the time
     dataset = make_dataset(str(tmp_path / "data"), shard_rows=(8,)).uri
 
     def make(name: str, root: str = "") -> Training:
         folder = tmp_path / name
         (folder / ".presto").mkdir(parents=True)
         shutil.copy(mlflow_database, folder / ".presto/mlflow.db")
-        settings = {"loop.checkpoint_every": 2} | ({"storage.root": root} if root else {})
+        settings: dict[str, Any] = {"loop.checkpoint_every": 2}
+        if root:  # an outage that lasts until the command has ended
+            settings |= {"storage.root": root, "loop.max_unsaved_minutes": 0}
         return Training("teacher", folder, Parents(dataset), steps=4, settings=settings)
 
     return make
 
 
 def finish(training: Training) -> Outcome:
-    """Run the command again, as a new process would: what this process held is free then."""
-    runs = open_folder(training.root).child("runs")
-    for run in runs.list_folders():
-        runs.child(run).child(LEASE).delete()
+    """Run the same command again."""
     training.finish_in_process()
     check_committed(training.root)
     return training.outcome()
 
 
-def fail(training: Training, failure: NthFailure) -> bool:
+def fail(training: Training) -> bool:
     """Run the command with a failure; return whether it ended with an error, which must be one message."""
     try:
-        with failure.inject():
-            training.finish_in_process()
+        training.finish_in_process()
     except (UserError, OSError):
         return True
     return False
@@ -71,18 +72,33 @@ def fail(training: Training, failure: NthFailure) -> bool:
 
 def count_operations(training: Training) -> tuple[int, Outcome]:
     counted = NthFailure(Path(training.root))
-    assert not fail(training, counted)
+    with counted.inject():
+        assert not fail(training)
     assert counted.counts.keys() >= KINDS - {"unlink", "mkdir"}, counted.counts
     return counted.counts.total(), training.outcome()
 
 
 def check_nth(training: Training, n: int, expected: Outcome) -> str:
     failure = NthFailure(Path(training.root), n)
-    fail(training, failure)
+    with failure.inject():
+        fail(training)
     check_committed(training.root)
     assert finish(training) == expected, failure.failed
     shutil.rmtree(training.cwd)
     return failure.failed
+
+
+def check_every(total: int, check: Callable[[int], str], *, step: int = 1) -> list[str]:
+    """Check the failure of every operation, and only then complain of all that was not survived."""
+    failed, errors = list[str](), dict[int, str]()
+    for n in range(1, total + 1, step):
+        try:
+            failed.append(check(n))
+        except Exception:
+            errors[n] = traceback.format_exc()
+            print(f"n={n}: {errors[n]}", flush=True)
+    assert not errors, f"{len(errors)} of {total}: {sorted(errors)}"
+    return failed
 
 
 def test_a_few_failures(make_training: Callable[..., Training]):
@@ -91,10 +107,12 @@ def test_a_few_failures(make_training: Callable[..., Training]):
         assert check_nth(make_training(f"n{n}"), n, expected)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_every_failure_on_a_local_disk(make_training: Callable[..., Training]):
     total, expected = count_operations(make_training("calm"))
-    failed = {check_nth(make_training(f"n{n}"), n, expected).split()[0] for n in range(1, total + 1)}
-    assert failed >= KINDS - {"unlink", "mkdir"}
+    failed = check_every(total, lambda n: check_nth(make_training(f"n{n}"), n, expected), step=STEP)
+    assert {operation.split()[0] for operation in failed} >= KINDS - {"unlink", "mkdir"}
 
 
 class OutageAtNth(FaultProxy):
@@ -113,12 +131,13 @@ class OutageAtNth(FaultProxy):
 @pytest.fixture
 def proxy(object_store: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[OutageAtNth]:
     monkeypatch.setattr(retry, "ATTEMPTS", 1)
-    monkeypatch.setattr("presto_core.training.async_checkpoint.RETRY_TIMEOUT_S", 0)
     with OutageAtNth(object_store.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.services
 def test_an_outage_at_every_request_to_s3(make_training: Callable[..., Training], proxy: OutageAtNth, tmp_path: Path):
     """Every write, upload of a part, deletion and list is the first that fails, once."""
@@ -127,13 +146,16 @@ def test_an_outage_at_every_request_to_s3(make_training: Callable[..., Training]
     calm.finish_in_process()
     total, expected = proxy.count, calm.outcome()
     assert total > 50
-    step = int(os.environ.get("PRESTO_FAULT_STEP", "1"))
-    for n in range(1, total + 1, step):
+
+    def check(n: int) -> str:
         training = make_training(f"n{n}", f"{base}/{n}")
         proxy.n, proxy.count, proxy.is_over = n, 0, False
-        with pytest.raises((UserError, OSError)):
-            training.finish_in_process()
+        has_failed = fail(training)
         proxy.is_over = True
         check_committed(training.root)
-        assert finish(training) == expected, n
+        assert finish(training) == expected
         shutil.rmtree(training.cwd)
+        return "outage" if has_failed else ""
+
+    failed = check_every(total, check, step=STEP)
+    assert len([operation for operation in failed if operation]) > len(failed) / 2

@@ -10,7 +10,8 @@ import json
 import os
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -23,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pipelines.registry.promotion_log import PromotionLog, PromotionRecord
 from pipelines.storage import lease as lease_module
 from pipelines.storage.filesystem import open_folder
-from pipelines.storage.lease import Lease, LeaseLostError
+from pipelines.storage.lease import Lease, LeaseHeldError, LeaseLostError
 from pipelines.storage.lease_file import make_holder
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.run_layout import CHECKPOINTS, LEASE
@@ -44,6 +45,18 @@ class Driver:
     lease: Lease | None = None
     step: int = 0
     committed: list[int] = field(default_factory=list)
+
+    @contextmanager
+    def imitate_machine(self, wait: Callable[[], None]) -> Iterator[None]:
+        """Be a process of this driver's machine, with its clock; `wait` is called instead of sleeping, a few times."""
+        me = replace(make_holder(), host=f"host{self.number}", machine=f"host{self.number}/boot", pid=self.number)
+        wrong, waits = time.time() + self.skew_s, iter([wait] * 5)
+        with (
+            patch.object(lease_module, "make_holder", lambda: me),
+            patch("time.time", lambda: wrong),
+            patch("time.sleep", lambda seconds: next(waits)()),
+        ):
+            yield
 
 
 class OneDriver(RuleBasedStateMachine):
@@ -72,15 +85,22 @@ class OneDriver(RuleBasedStateMachine):
         for file in (self.path / "run" / LEASE).glob("*.json"):
             past = time.time() - 2 * lease_module.EXPIRY_S
             os.utime(file, (past, past))
-        me = replace(make_holder(), host=f"host{number}", machine=f"host{number}/boot", pid=number)
-        wrong = time.time() + driver.skew_s
-        with patch.object(lease_module, "make_holder", lambda: me), patch("time.time", lambda: wrong):
+        with driver.imitate_machine(lambda: pytest.fail("it waits for a lease that has expired")):
             driver.lease = lease_module._acquire(lease_folder, "run x", wait=False)
         self.holder = driver
         delete_incomplete(self._folder(driver), epoch=driver.lease.epoch)
         newest = read_newest_checkpoint(self._folder(driver))
         name = CheckpointName.parse(newest[0].uri.rpartition("/")[2]) if newest else None
         driver.step = self.resumed_from = name.step if name else 0
+
+    @precondition(lambda self: self.holder)
+    @rule(number=DRIVERS)
+    def start_beside_the_holder(self, number: int) -> None:
+        """A driver starts while the holder renews its lease: it is refused, whatever its own clock shows."""
+        assert self.holder
+        assert self.holder.lease
+        with self.drivers[number].imitate_machine(self.holder.lease._renew), pytest.raises(LeaseHeldError):
+            lease_module._acquire(self.scratch.child(LEASE), "run x", wait=False)
 
     @rule(number=DRIVERS, steps=st.integers(1, 3))
     def save(self, number: int, steps: int) -> None:

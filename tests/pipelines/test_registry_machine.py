@@ -72,10 +72,20 @@ class RegistryMachine(RuleBasedStateMachine):
         parent = self._pick(pick) if has_parent and self.parents else ""
         self._commit(self._make_id(), parent)
 
+    @rule(length=st.integers(3, 4))
+    def commit_a_line(self, length: int) -> None:
+        """Stages in a row, of which the last one registers what it made."""
+        line = [self._make_id() for _ in range(length)]
+        for parent, artifact_id in zip(["", *line], line):
+            self._commit(artifact_id, parent)
+        self._register(line[-1])
+
     @precondition(lambda self: self.parents)
     @rule(pick=PICK)
     def register(self, pick: int) -> None:
-        artifact_id = self._pick(pick)
+        self._register(self._pick(pick))
+
+    def _register(self, artifact_id: str) -> None:
         made = publish(
             self.client, self.model, read_artifact(artifact_folder(self.root, artifact_id)),
             mlflow_run=self.client.create_run(self.shelf.tracker.experiment_id).info.run_id,

@@ -34,6 +34,7 @@ from pipelines.evaluate.listening.material import (
     select_reference,
     select_systems,
 )
+from presto_core.artifacts.durable import make_folders
 from presto_core.errors import UserError
 
 TEMPLATES = "templates"
@@ -143,7 +144,7 @@ def write_test(test: ListeningTest, page: Path) -> Path:
     if key.exists() and (other := read_key(key).test) != test.design.id:
         raise UserError(f"{key} is the key of test {other}, needed to score it; name another page with --out")
     content = render_test(test)
-    page.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(page.parent)
     page.write_text(content, encoding="utf-8")
     key.write_text(json.dumps(test.design.to_key(), indent=1) + "\n", encoding="utf-8")
     return key

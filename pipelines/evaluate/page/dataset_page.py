@@ -18,6 +18,7 @@ from pipelines.evaluate.kept_clips import encode_wav
 from pipelines.evaluate.page.page import PAGE_FILE, read_source, render_template, write_page
 from pipelines.evaluate.spectrograms import check_spectrograms, plot_spectrogram
 from pipelines.tracking.client import HOME
+from presto_core.artifacts.durable import make_folders
 from presto_core.artifacts.folder import MANIFEST
 from presto_core.artifacts.store import StoreError
 from presto_core.errors import UserError
@@ -97,7 +98,7 @@ def make_page(
     clips = []
     try:
         for name in ("audio", "spectrograms"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+            make_folders(folder / name)
         with progress_bar("dataset listen", len(rows), waits_for="decoding") as bar:
             for number, row in enumerate(rows, 1):
                 clips.append(_write_clip(row, codec, folder, can_plot=can_plot))

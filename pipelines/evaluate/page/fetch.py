@@ -14,7 +14,7 @@ from pipelines.registry.names import parse_reference
 from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import HOME
-from presto_core.artifacts.durable import replace_file
+from presto_core.artifacts.durable import make_folders, replace_file
 from presto_core.artifacts.folder import MANIFEST
 from presto_core.artifacts.manifest import Artifact, artifact_folder
 from presto_core.artifacts.store import read_file
@@ -108,5 +108,5 @@ def read_local_report(folder: Path) -> dict[str, Any]:
 
 def _write_file(path: Path, content: bytes) -> None:
     """Write a file at once, so that an interrupted copy leaves none that looks complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, content, partial=path.with_name(f"{path.name}.partial"))
+    make_folders(path.parent)
+    replace_file(path, content)

@@ -106,7 +106,7 @@ def _make_printable(value: Any) -> Any:
 
 def write_page(page: Path, text: str) -> Path:
     """Write a page at once, so that a browser never finds a part of it, and return its path."""
-    replace_file(page, text.encode(), partial=page.with_name(f"{page.name}.partial"))
+    replace_file(page, text.encode())
     return page
 
 
