@@ -122,7 +122,8 @@ def sample_latents(
         if not is_wanted():
             raise AbandonedError
 
-    return sample(model, noise, cond, request=requests[0].sampling, rng=rngs, before_step=check_wanted)
+    request = replace(requests[0].sampling, before_step=check_wanted)
+    return sample(model, noise, cond, request=request, rng=rngs)
 
 
 def _make_conditions(model: Model, requests: Sequence[ClipRequest], words: Sequence[PromptWords]) -> Conditioning:

@@ -77,8 +77,12 @@ class GeneratedClip:
         return self._encode(exact=())
 
     def _encode(self, *, exact: Sequence[slice]) -> bytes:
-        details = {**self.settings, "gain_db": round(self.gain_db, 3), "presto": _find_version()}
-        return encode_wav(self.audio, self.sample_rate_hz, title=self.prompt, details=details, exact=exact)
+        audio, rate_hz = self.audio, self.sample_rate_hz
+        return encode_wav(audio, rate_hz, title=self.prompt, details=self.describe(), exact=exact)
+
+    def describe(self) -> dict[str, object]:
+        """Return what the comment of its WAV holds."""
+        return {**self.settings, "gain_db": round(self.gain_db, 3), "presto": _find_version()}
 
 
 @dataclass(frozen=True)

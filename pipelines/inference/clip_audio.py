@@ -35,6 +35,18 @@ def finish_audio(audio: Audio, rate_hz: int, *, seconds: float | None) -> tuple[
     return limit_peak((audio * _fade_curve(audio.shape[1], rate_hz)).astype(np.float32))
 
 
+def fade_part(part: Audio, *, start: int, total: int, rate_hz: int) -> Audio:
+    """Fade what of a clip's ends is in its part [channels, n], which begins at sample `start` of `total`.
+
+    The bits are those of the same samples in `finish_audio`, up to its limit of the peak.
+    """
+    fade = count_fade_samples(total, rate_hz)
+    if start >= fade and start + part.shape[1] <= total - fade:
+        return part
+    gains = _fade_curve(total, rate_hz)[start : start + part.shape[1]]
+    return (part * gains).astype(np.float32)
+
+
 def check_finite(audio: Audio) -> None:
     """Refuse audio with NaN or infinity; raises UserError."""
     if not np.isfinite(audio).all():
@@ -46,6 +58,11 @@ def check_finite(audio: Audio) -> None:
 
 def count_samples(seconds: float, rate_hz: int) -> int:
     return max(1, round(seconds * rate_hz))
+
+
+def count_fade_samples(samples: int, rate_hz: int) -> int:
+    """Return the length of the fade at each end of a clip of so many samples."""
+    return min(math.ceil(FADE_SECONDS * rate_hz), samples // 2)
 
 
 def choose_subtype(audio: Audio, exact: Sequence[slice]) -> WavSubtype:
@@ -74,12 +91,25 @@ def encode_wav(
     stored = quantize(audio, subtype) if exact else audio
     stream = io.BytesIO()
     soundfile.write(stream, stored.T, rate_hz, format="WAV", subtype=subtype)
-    shown = title if len(title) <= TITLE_LETTERS else f"{title[:TITLE_LETTERS]}…"
-    comment = json.dumps(details, ensure_ascii=False)
-    info = _make_info_chunk({b"INAM": shown, b"ICMT": comment, b"ISFT": "presto"})
     # RIFF: the second word is the length of all that follows it
-    wav = stream.getvalue() + info
+    wav = stream.getvalue() + _make_info(title, details)
     return wav[:4] + struct.pack("<I", len(wav) - 8) + wav[8:]
+
+
+def begin_wav(*, samples: int, channels: int, rate_hz: int, title: str, details: Mapping[str, object]) -> bytes:
+    """Return what stands before the samples in a 16-bit WAV that is sent while it is made: its lengths are known."""
+    info, bytes_per_sample = _make_info(title, details), 2 * channels
+    layout = struct.pack("<HHIIHH", 1, channels, rate_hz, rate_hz * bytes_per_sample, bytes_per_sample, 16)
+    data = samples * bytes_per_sample
+    body = b"WAVE" + b"fmt " + struct.pack("<I", len(layout)) + layout + info + b"data" + struct.pack("<I", data)
+    return b"RIFF" + struct.pack("<I", len(body) + data) + body
+
+
+def encode_part(part: Audio, rate_hz: int) -> bytes:
+    """Return the samples [channels, n] as they are in the 16-bit WAV of `encode_wav`."""
+    stream = io.BytesIO()
+    soundfile.write(stream, part.T, rate_hz, format="RAW", subtype="PCM_16", endian="LITTLE")
+    return stream.getvalue()
 
 
 def quantize(audio: Audio, subtype: WavSubtype) -> npt.NDArray[np.float32] | npt.NDArray[np.int32]:
@@ -88,6 +118,12 @@ def quantize(audio: Audio, subtype: WavSubtype) -> npt.NDArray[np.float32] | npt
         return audio
     scale = PCM_SCALES[subtype]
     return np.rint(audio.astype(np.float64) * scale).clip(-scale, scale - 1).astype(np.int32) * round(2**31 / scale)
+
+
+def _make_info(title: str, details: Mapping[str, object]) -> bytes:
+    shown = title if len(title) <= TITLE_LETTERS else f"{title[:TITLE_LETTERS]}…"
+    comment = json.dumps(details, ensure_ascii=False)
+    return _make_info_chunk({b"INAM": shown, b"ICMT": comment, b"ISFT": "presto"})
 
 
 def _make_info_chunk(entries: Mapping[bytes, str]) -> bytes:
@@ -104,7 +140,7 @@ def _make_info_chunk(entries: Mapping[bytes, str]) -> bytes:
 
 def _fade_curve(samples: int, rate_hz: int) -> npt.NDArray[np.float32]:
     """[samples] gains: half a cosine from 0 to 1 at the start, and back to 0 at the end."""
-    fade = min(math.ceil(FADE_SECONDS * rate_hz), samples // 2)
+    fade = count_fade_samples(samples, rate_hz)
     rise = 0.5 - 0.5 * np.cos(np.pi * np.arange(fade) / max(fade, 1))
     gains = np.ones(samples, np.float32)
     gains[:fade], gains[samples - fade :] = rise, rise[::-1]

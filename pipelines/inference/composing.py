@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from pipelines.inference.clip import GeneratedClip
-from pipelines.inference.clip_audio import Audio, check_finite, count_samples, finish_audio
+from pipelines.inference.clip_audio import Audio, check_finite, count_samples
 from pipelines.inference.clip_frames import check_seconds, count_frames, count_overlap
 from pipelines.inference.model import Model
 from pipelines.inference.prompts import PromptWords, check_prompts, make_conditions, parse_prompt, warn_of_cut_text
 from pipelines.inference.sampling_request import SamplingRequest, make_clip, sample
 from pipelines.inference.sound import LONGEST_SECONDS
+from pipelines.inference.streamed_piece import StreamedPiece
 from presto_core.audio.loudness import limit_peak
 from presto_core.audio.splice import SEAM_SECONDS, close_loop
 from presto_core.device import explain_memory
@@ -51,7 +52,7 @@ def make_loop(
     )  # fmt: skip
 
 
-def compose(
+def open_piece(
     model: Model,
     sections: Sequence[tuple[float, str]],
     request: SamplingRequest,
@@ -60,8 +61,8 @@ def compose(
     overlap_seconds: float | None,
     tempo_bpm: float | None,
     key: str | None,
-) -> GeneratedClip:
-    """See `Editing.compose`."""
+) -> StreamedPiece:
+    """See `Editing.stream` and `Editing.compose`."""
     codec, window = model.codec, model.card.frames
     starts, prompts = _check_sections(sections, seconds=seconds)
     words = [parse_prompt(prompt, tempo_bpm=tempo_bpm, key=key) for prompt in prompts]
@@ -74,15 +75,15 @@ def compose(
         cond = make_conditions(model, prompts, words, seconds=seconds if windows.frames <= window else None)
         cond = cond.rows(torch.tensor(chosen, device=model.device))
         x0 = sample(model, noise, cond, request=request, rng=rng, windows=windows)
-        decoded = model.decode(x0)[0].cpu().numpy()
-    audio, gain_db = finish_audio(decoded, codec.sample_rate_hz, seconds=seconds)
+    silence = np.broadcast_to(np.float32(0), (codec.audio_channels, count_samples(seconds, codec.sample_rate_hz)))
     overlap = windows.index.shape[1] if len(windows) == 1 else int(windows.index[0, -1] - windows.index[1, 0] + 1)
     form = {"sections": [[start, prompt] for start, prompt in zip(starts, prompts)], "overlap_frames": overlap}
     title = " → ".join(dict.fromkeys(prompts))
-    return make_clip(
-        model, title, words[0], audio, request,
-        gain_db=gain_db, cut_text="".join(cut_texts), form={} if len(sections) == len(windows) == 1 else form,
+    about = make_clip(
+        model, title, words[0], silence, request,
+        gain_db=0.0, cut_text="".join(cut_texts), form={} if len(sections) == len(windows) == 1 else form,
     )  # fmt: skip
+    return StreamedPiece(model, about, x0, is_long=len(windows) > 1, before_part=request.before_step)
 
 
 def _check_sections(sections: Sequence[tuple[float, str]], *, seconds: float) -> tuple[list[float], list[str]]:

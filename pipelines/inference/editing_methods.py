@@ -1,8 +1,8 @@
-"""What a generator does beside `generate`: edit and extend audio, make loops, and compose longer pieces."""
+"""What a generator does beside `generate`: edit and extend audio, make loops, compose and stream longer pieces."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from pipelines.inference import composing, editing
@@ -11,6 +11,7 @@ from pipelines.inference.model import Model
 from pipelines.inference.prompts import PromptWords, check_prompts, parse_prompt
 from pipelines.inference.sampling_request import SamplingRequest
 from pipelines.inference.sound import HasAudio
+from pipelines.inference.streamed_piece import StreamedPiece
 from presto_core.config.sampling import ScheduleConfig
 
 
@@ -18,6 +19,7 @@ class Editing:
     """Methods of a generator that edit and compose.
 
     Steps, seed, schedule, tempo, key and guidance are those of `generate`. The same arguments give the same bits.
+    `before_step` is called before every evaluation of the model: it may count them, or end the work by raising.
     """
 
     model: Model
@@ -36,6 +38,7 @@ class Editing:
         schedule: ScheduleConfig | None = None,
         guidance_scale: float = 1.0,
         negative_prompt: str = "",
+        before_step: Callable[[], None] | None = None,
     ) -> EditedClip:
         """Make audio anew: all of it, or only regions, outside of which every sample stays as it is.
 
@@ -53,7 +56,7 @@ class Editing:
             UserError: the audio is empty, silent, too short or too long, or has NaN; a region is not within it, is
                 reversed or overlaps another; the strength is out of range; or as `generate`.
         """
-        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt)
+        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt, before_step)
         words = self._check(request, prompt, tempo_bpm, key)
         return editing.edit(self.model, sound, prompt, words, request, strength=strength, regions=regions)
 
@@ -71,6 +74,7 @@ class Editing:
         schedule: ScheduleConfig | None = None,
         guidance_scale: float = 1.0,
         negative_prompt: str = "",
+        before_step: Callable[[], None] | None = None,
     ) -> EditedClip:
         """Continue audio by `seconds`, or lead into it; the given samples stay as they are.
 
@@ -84,7 +88,7 @@ class Editing:
         Raises:
             UserError: as `edit`.
         """
-        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt)
+        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt, before_step)
         words = self._check(request, prompt, tempo_bpm, key)
         return editing.extend(self.model, sound, prompt, words, request, seconds=seconds, at=at)
 
@@ -100,6 +104,7 @@ class Editing:
         schedule: ScheduleConfig | None = None,
         guidance_scale: float = 1.0,
         negative_prompt: str = "",
+        before_step: Callable[[], None] | None = None,
     ) -> GeneratedClip:
         """Generate a clip whose end flows into its start.
 
@@ -109,7 +114,7 @@ class Editing:
         Raises:
             UserError: as `generate`.
         """
-        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt)
+        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt, before_step)
         words = self._check(request, prompt, tempo_bpm, key)
         return composing.make_loop(self.model, prompt, words, request, seconds=seconds)
 
@@ -126,6 +131,7 @@ class Editing:
         schedule: ScheduleConfig | None = None,
         guidance_scale: float = 1.0,
         negative_prompt: str = "",
+        before_step: Callable[[], None] | None = None,
     ) -> GeneratedClip:
         """Generate a piece longer than the model's clips, in overlapping windows, with prompts that change over time.
 
@@ -139,9 +145,38 @@ class Editing:
         Raises:
             UserError: the sections are not in order within the piece, or the overlap leaves no room; or as `generate`.
         """
-        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt)
+        piece = self.stream(
+            sections, seconds=seconds, overlap_seconds=overlap_seconds, steps=steps, seed=seed, tempo_bpm=tempo_bpm,
+            key=key, schedule=schedule, guidance_scale=guidance_scale, negative_prompt=negative_prompt,
+            before_step=before_step,
+        )  # fmt: skip
+        return piece.read_all()
+
+    def stream(
+        self,
+        sections: Sequence[tuple[float, str]],
+        *,
+        seconds: float,
+        overlap_seconds: float | None = None,
+        steps: int = 4,
+        seed: int = 0,
+        tempo_bpm: float | None = None,
+        key: str | None = None,
+        schedule: ScheduleConfig | None = None,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
+        before_step: Callable[[], None] | None = None,
+    ) -> StreamedPiece:
+        """Make the latents of a piece; its audio is decoded as it is read, and has the bits of `compose`.
+
+        Args are those of `compose`; `before_step` is called before every part that is decoded, too.
+
+        Raises:
+            UserError: as `compose`.
+        """
+        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt, before_step)
         request.check(self.model)
-        return composing.compose(
+        return composing.open_piece(
             self.model, sections, request,
             seconds=seconds, overlap_seconds=overlap_seconds, tempo_bpm=tempo_bpm, key=key,
         )  # fmt: skip

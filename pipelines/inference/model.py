@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -79,6 +79,10 @@ class Model:
     def decode(self, x0: Tensor) -> Tensor:
         """Decode normalized latents [B, C, T] to audio [B, A, N], on the model's device."""
         return self.codec.decode(self.card.denormalize(x0))
+
+    def decode_in_parts(self, x0: Tensor) -> Iterator[Tensor]:
+        """Yield the audio of normalized latents [1, C, T] in parts [1, A, n], the first of them soon."""
+        return self.codec.decode_in_parts(self.card.denormalize(x0))
 
 
 def open_model(

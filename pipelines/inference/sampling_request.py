@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class SamplingRequest:
     schedule: ScheduleConfig | None = None
     guidance_scale: float = 1.0
     negative_prompt: str = ""
+    before_step: Callable[[], None] | None = field(default=None, compare=False)
+    """Called before every evaluation of the model, of every window; ends sampling by what it raises."""
 
     def check(self, model: Model) -> None:
         """Refuse numbers out of range, and guidance of a model that is sampled without; raises UserError."""
@@ -75,18 +77,16 @@ def sample(
     rng: torch.Generator | Sequence[torch.Generator],
     windows: Windows | None = None,
     given: Given | None = None,
-    before_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """Sample latents [B, C, T] of noise [B, C, T], from nothing or from given latents, in windows or in one go.
 
     Args:
         cond: one row per clip, or one per window; windows and given latents take one clip.
         rng: of the noise added between the steps of a few-step generator; or one per clip.
-        before_step: called before every evaluation of the model; stops sampling by what it raises.
     """
     schedule, denoise, steps = _pick_schedule(model, request), _make_denoiser(model, request), request.steps
-    if before_step is not None:
-        denoise = _call_before(denoise, before_step)
+    if request.before_step is not None:
+        denoise = _call_before(denoise, request.before_step)
     if windows is not None:
         denoise = make_windowed_denoiser(denoise, windows)
     if given is not None:

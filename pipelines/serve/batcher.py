@@ -27,6 +27,9 @@ class Ticket:
     requested_at: float = field(default_factory=time.perf_counter)
     is_left: bool = False
 
+    def leave(self) -> None:
+        self.is_left = True
+
     @property
     def age_ms(self) -> float:
         return (time.perf_counter() - self.requested_at) * 1e3
@@ -59,7 +62,7 @@ class Batcher:
         try:
             return await future
         except asyncio.CancelledError:
-            ticket.is_left = True
+            ticket.leave()
             raise
 
     async def _run(self) -> None:

@@ -43,7 +43,7 @@ class MadeClip:
     """A clip as it leaves a replica.
 
     Attributes:
-        wav: the whole file, with its settings inside.
+        wav: the whole file, with its settings inside; its beginning, if it is streamed.
         settings: what it was made with.
         model: name and id of the model that made it.
         batch: clips that were made together with it, itself included.

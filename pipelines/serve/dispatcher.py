@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, TaskCancelledError
@@ -15,6 +16,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from pipelines.serve.clips import ClipJob, EditJob, MadeClip, OfferedModel
 from pipelines.serve.metrics import ServiceMetrics
 from pipelines.serve.refusal import Refusal, RefusedError, refuse
+from pipelines.serve.sent_piece import SentPiece
 from pipelines.serve.settings import ServeSettings
 
 ATTEMPTS = 4
@@ -42,16 +44,59 @@ class Dispatcher:
         Raises:
             RefusedError: 429 if there is no room, 504 if it takes too long, or what a replica refuses.
         """
+        deadline = asyncio.get_running_loop().time() + self._settings.limits.request_timeout_s
         with self._admit(len(jobs)):
-            try:
-                async with asyncio.timeout(self._settings.limits.request_timeout_s):
-                    answers = await self._make_all(jobs)
-            except TimeoutError:
-                limit = self._settings.limits.request_timeout_s
-                raise refuse(504, f"no answer within {limit:g} s", "ask for less, or try again later") from None
+            async with self._limit_time(deadline):
+                answers = await self._make_all(jobs)
         for answer in answers:
             self._note(answer)
         return answers
+
+    async def stream(self, job: ClipJob) -> AsyncGenerator[MadeClip | bytes]:
+        """Yield what a piece is, with the beginning of its WAV, then the rest of it in parts.
+
+        A replica that dies is replaced by one that makes the same piece again; what was sent of it is left out.
+
+        Raises:
+            RefusedError: as `make`; after the first part, too, if all of it takes too long or no replica is left.
+        """
+        started = time.monotonic()
+        deadline = asyncio.get_running_loop().time() + self._settings.limits.request_timeout_s
+        with self._admit(1):
+            sent = SentPiece()
+            for attempt in range(1, ATTEMPTS + 1):
+                response = self._replicas.options(stream=True).stream_piece.remote(job)
+                sent.start_again()
+                try:
+                    async with aclosing(self._iter_parts(response, deadline)) as parts:
+                        async for part in parts:
+                            if missing := sent.take(part):
+                                yield missing
+                except LOST:
+                    await self._wait_after_loss(attempt)
+                    continue
+                if sent.head is not None:
+                    self._note(replace(sent.head, took_ms=(time.monotonic() - started) * 1e3))
+                return
+            raise refuse(503, "replicas died while they made this", "try again later", headers={"Retry-After": "5"})
+
+    async def _iter_parts(self, response: Any, deadline: float) -> AsyncGenerator[MadeClip | bytes]:
+        """Yield what a replica yields, up to the deadline; ends its work if nobody reads on."""
+        is_over = False
+        try:
+            while True:
+                with self._explain_errors(response):
+                    async with self._limit_time(deadline):
+                        part = await anext(response, None)
+                if part is None:
+                    is_over = True
+                    return
+                if isinstance(part, Refusal):
+                    raise RefusedError(part)
+                yield part
+        finally:
+            if not is_over:
+                response.cancel()
 
     async def list_models(self) -> list[OfferedModel]:
         """Return what can be asked for, as a replica knew it a moment ago."""
@@ -102,20 +147,39 @@ class Dispatcher:
         for attempt in range(1, ATTEMPTS + 1):
             response = getattr(self._replicas, method).remote(*args)
             try:
-                return await response
-            except BackPressureError:
-                raise self._busy() from None
+                with self._explain_errors(response):
+                    return await response
             except LOST:
-                self._metrics.retried.inc()
-                await asyncio.sleep(0.2 * attempt)
-            except (asyncio.CancelledError, RequestCancelledError, TaskCancelledError):
-                response.cancel()
-                raise asyncio.CancelledError from None
-            except RayServeException as error:
-                raise refuse(
-                    503, f"no replica answers: {error}", "try again later", headers={"Retry-After": "5"}
-                ) from None
+                await self._wait_after_loss(attempt)
         raise refuse(503, "replicas died while they made this", "try again later", headers={"Retry-After": "5"})
+
+    @contextmanager
+    def _explain_errors(self, response: Any) -> Iterator[None]:
+        """Turn what Ray raises into refusals, but for lost replicas; end the replica's work if the caller was ended."""
+        try:
+            yield
+        except LOST:
+            raise
+        except BackPressureError:
+            raise self._busy() from None
+        except (asyncio.CancelledError, RequestCancelledError, TaskCancelledError):
+            response.cancel()
+            raise asyncio.CancelledError from None
+        except RayServeException as error:
+            raise refuse(503, f"no replica answers: {error}", "try again later", headers={"Retry-After": "5"}) from None
+
+    @asynccontextmanager
+    async def _limit_time(self, deadline: float) -> AsyncGenerator[None]:
+        try:
+            async with asyncio.timeout_at(deadline):
+                yield
+        except TimeoutError:
+            limit = self._settings.limits.request_timeout_s
+            raise refuse(504, f"no answer within {limit:g} s", "ask for less, or try again later") from None
+
+    async def _wait_after_loss(self, attempt: int) -> None:
+        self._metrics.retried.inc()
+        await asyncio.sleep(0.2 * attempt)
 
     def _note(self, made: MadeClip) -> None:
         self._metrics.clips.inc()

@@ -19,9 +19,9 @@ from pipelines.serve.dispatcher import Dispatcher
 from pipelines.serve.guard import Guard, Service
 from pipelines.serve.metrics import ServiceMetrics
 from pipelines.serve.openapi import describe_errors, describe_form, describe_json
-from pipelines.serve.refusal import Refusal, RefusedError
+from pipelines.serve.refusal import Refusal, RefusedError, refuse
 from pipelines.serve.requests import EditRequest, GenerateRequest, check_limits, parse_request
-from pipelines.serve.responses import get_visit, make_response, wants_json
+from pipelines.serve.responses import get_visit, make_response, start_stream, wants_json
 from pipelines.serve.settings import ServeSettings, check_access, read_token
 
 PAGE = Path(__file__).parent / "page"
@@ -90,7 +90,10 @@ class Gateway:
         openapi_extra=describe_json(GenerateRequest),
     )
     async def generate(self, request: Request) -> Response:
-        """Return a WAV; or JSON with base64, if several clips or `Accept: application/json` ask for it."""
+        """Return a WAV; or JSON with base64, if several clips or `Accept: application/json` ask for it.
+
+        With `stream`, the WAV is sent while the piece is decoded; if it ends early, the connection is cut.
+        """
         limits = self._settings.limits
         check_content_type(request, "application/json")
         body = await read_body(request, most_bytes=limits.max_json_bytes, timeout_s=limits.body_timeout_s)
@@ -100,6 +103,10 @@ class Gateway:
         visit.note_request(wanted)
         fields = wanted.model_dump(exclude_defaults=True) | {"prompt": wanted.prompt}
         fields.pop("clips", None)
+        if wanted.stream:
+            if wants_json(request):
+                raise refuse(422, "stream gives a WAV, not JSON", "leave stream or Accept: application/json out")
+            return await start_stream(self._dispatcher.stream(ClipJob(visit.id, fields, "stream_piece")), visit)
         method = "make_piece" if wanted.is_piece else "generate"
         jobs = [ClipJob(visit.id, fields | {"seed": wanted.seed + number}, method) for number in range(wanted.clips)]
         return make_response(await self._dispatcher.make(jobs), visit, as_json=wants_json(request) or wanted.clips > 1)

@@ -49,14 +49,21 @@ class Guard:
         try:
             service.check_entry(scope)
             await self._app(scope, receive, visit.send)
+            if not visit.is_answered:  # a streamed answer just ends when its client leaves
+                visit.note_left()
         except RefusedError as error:
             await visit.refuse(error.refusal, receive)
         except asyncio.CancelledError:
-            service.metrics.left.inc()
-            visit.status = 499
+            visit.note_left()
             raise
         except Exception as error:
+            refused = error.__cause__ if isinstance(error.__cause__, RefusedError) else None
+            if visit.status and refused:  # while its answer was sent: raised on, so that the connection is cut
+                visit.notes["refused"], visit.status = refused.refusal.what, refused.refusal.status
+                raise
             service.log.write(event="failed", request_id=visit.id, problem=f"{type(error).__name__}: {error}"[:500])
+            if visit.status:
+                raise
             await visit.refuse(
                 Refusal(500, "the service failed", "try again; its log names this id", visit.id), receive
             )
@@ -95,7 +102,7 @@ class Visit:
     """One request on its way through."""
 
     def __init__(self, scope: Scope, send: Send, service: Service) -> None:
-        self.id, self.status = secrets.token_hex(8), 0
+        self.id, self.status, self.is_answered = secrets.token_hex(8), 0, False
         self._scope, self._send, self._service, self._started = scope, send, service, time.perf_counter()
         self.notes: dict[str, Any] = {}
         scope.setdefault("state", {})
@@ -115,6 +122,13 @@ class Visit:
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
         await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.is_answered = True
+
+    def note_left(self) -> None:
+        """Count a client that left before the end of its answer."""
+        self._service.metrics.left.inc()
+        self.status = 499
 
     async def refuse(self, refusal: Refusal, receive: Receive) -> None:
         """Answer with an error, unless an answer has begun."""

@@ -16,6 +16,7 @@ ERRORS = {
     422: "a field is out of range",
     429: "too many requests wait; Retry-After says when to come again",
     503: "no replica answers",
+    504: "it takes longer than the service allows",
 }
 
 
@@ -52,7 +53,12 @@ def _wav() -> dict[str, Any]:
     wav = {"schema": {"type": "string", "format": "binary"}}
     listed = {"schema": {"type": "object", "properties": {"clips": {"type": "array", "items": {"type": "object"}}}}}
     return {
-        "responses": {"200": {"description": "The sound.", "content": {"audio/wav": wav, "application/json": listed}}}
+        "responses": {
+            "200": {
+                "description": "The sound; in parts, with stream.",
+                "content": {"audio/wav": wav, "application/json": listed},
+            }
+        }
     }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +18,9 @@ from pipelines.inference.generator import GeneratedClip, Generator
 from pipelines.serve.access_log import open_log
 from pipelines.serve.batcher import Batcher, Ticket
 from pipelines.serve.clips import ClipJob, EditJob, MadeClip, OfferedModel
-from pipelines.serve.edits import edit_sound, make_piece
+from pipelines.serve.edits import edit_sound, make_piece, open_piece
 from pipelines.serve.loaded_models import LoadedModels
+from pipelines.serve.part_stream import iter_from_thread
 from pipelines.serve.refusal import Refusal, RefusedError
 from pipelines.serve.requests import EditRequest, GenerateRequest
 from pipelines.serve.settings import ServeSettings
@@ -59,6 +61,14 @@ class ModelReplica:
     async def make_piece(self, job: ClipJob) -> MadeClip | Refusal:
         """Make a loop or a piece of several sections; one at a time."""
         return await self._compute_alone(self._make_piece, job)
+
+    async def stream_piece(self, job: ClipJob) -> AsyncGenerator[MadeClip | Refusal | bytes]:
+        """Make a piece; yield what it is, with the beginning of its WAV, then the rest in parts; or a refusal."""
+        ticket = Ticket(job)
+        parts = iter_from_thread(self._compute, lambda: self._iter_piece(ticket), leave=ticket.leave)
+        async with aclosing(parts):
+            async for part in parts:
+                yield part
 
     async def list_models(self) -> list[OfferedModel]:
         return self._loaded_models.list_models()
@@ -114,32 +124,61 @@ class ModelReplica:
             for ticket, clip in zip(tickets, clips)
         ]
 
-    async def _compute_alone(self, make: Callable[[Any], MadeClip], job: ClipJob | EditJob) -> MadeClip | Refusal:
-        """Run in the thread that computes; what nobody waits for any more when its turn comes is left out."""
+    async def _compute_alone(self, make: Callable[[Ticket], MadeClip], job: ClipJob | EditJob) -> MadeClip | Refusal:
+        """Run in the thread that computes; what nobody waits for any more is left out, or stops at the next step."""
         ticket = Ticket(job)
         try:
             made: MadeClip | Refusal = await asyncio.get_running_loop().run_in_executor(
-                self._compute, lambda: _LEFT if ticket.is_left else _answer(lambda: make(job))
+                self._compute, lambda: _LEFT if ticket.is_left else _answer(lambda: make(ticket))
             )
         except asyncio.CancelledError:
-            ticket.is_left = True
+            ticket.leave()
             raise
         return replace(made, waited_ms=ticket.age_ms - made.took_ms) if isinstance(made, MadeClip) else made
 
-    def _edit(self, job: EditJob) -> MadeClip:
+    def _edit(self, ticket: Ticket) -> MadeClip:
+        job = ticket.job
+        assert isinstance(job, EditJob)
         started, request = time.perf_counter(), EditRequest.model_validate(job.fields)
         name, generator = self._loaded_models.find(request.model)
-        clip, notes = edit_sound(generator, job, request, steps=choose_steps(generator, request.steps))
+        steps = choose_steps(generator, request.steps)
+        clip, notes = edit_sound(generator, job, request, steps=steps, before_step=lambda: _check_wanted(ticket))
         return pack_clip(clip, name, took_ms=(time.perf_counter() - started) * 1e3, notes=notes)
 
-    def _make_piece(self, job: ClipJob) -> MadeClip:
-        started, request = time.perf_counter(), GenerateRequest.model_validate(job.fields)
+    def _make_piece(self, ticket: Ticket) -> MadeClip:
+        started, request = time.perf_counter(), GenerateRequest.model_validate(ticket.job.fields)
         name, generator = self._loaded_models.find(request.model)
-        clip = make_piece(generator, request, steps=choose_steps(generator, request.steps))
+        steps = choose_steps(generator, request.steps)
+        clip = make_piece(generator, request, steps=steps, before_step=lambda: _check_wanted(ticket))
         return pack_clip(clip, name, took_ms=(time.perf_counter() - started) * 1e3)
+
+    def _iter_piece(self, ticket: Ticket) -> Iterator[MadeClip | Refusal | bytes]:
+        """Yield a piece as `stream_piece` does; what nobody reads stops at the next step or part."""
+        opened = _LEFT if ticket.is_left else _answer(lambda: self._open_piece(ticket))
+        if isinstance(opened, Refusal):
+            yield opened
+            return
+        head, parts = opened
+        yield head
+        while part := _answer(lambda: next(parts, b"")):
+            yield part
+
+    def _open_piece(self, ticket: Ticket) -> tuple[MadeClip, Iterator[bytes]]:
+        started, request = time.perf_counter(), GenerateRequest.model_validate(ticket.job.fields)
+        name, generator = self._loaded_models.find(request.model)
+        steps = choose_steps(generator, request.steps)
+        piece = open_piece(generator, request, steps=steps, before_step=lambda: _check_wanted(ticket))
+        parts, waited_ms = piece.iter_wav(), (started - ticket.requested_at) * 1e3
+        head = pack_clip(piece.about, name, wav=next(parts), waited_ms=waited_ms)
+        return replace(head, took_ms=(time.perf_counter() - started) * 1e3), parts
 
 
 _LEFT = Refusal(499, "the client left", "ask again")
+
+
+def _check_wanted(ticket: Ticket) -> None:
+    if ticket.is_left:
+        raise AbandonedError
 
 
 def _answer(make: Any) -> Any:
@@ -180,16 +219,17 @@ def pack_clip(
     clip: GeneratedClip,
     model: str,
     *,
+    wav: bytes = b"",
     batch: int = 1,
     waited_ms: float = 0.0,
     took_ms: float = 0.0,
     notes: dict[str, Any] | None = None,
 ) -> MadeClip:
-    """Return a clip as plain data, with what its caller should know."""
+    """Return a clip as plain data, with what its caller should know; `wav` in place of the whole file, if given."""
     own: dict[str, Any] = {"cut_text": clip.cut_text} if clip.cut_text else {}
     own |= {"gain_db": round(clip.gain_db, 2)} if clip.gain_db else {}
     return MadeClip(
-        clip.to_wav(),
+        wav or clip.to_wav(),
         clip.settings,
         clip.seconds,
         model,

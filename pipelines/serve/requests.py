@@ -84,15 +84,21 @@ class GenerateRequest(Sampling):
         (), max_length=32, description="Prompts from given seconds on, for longer pieces: [[8.0, 'with drums']]."
     )
 
+    stream: StrictBool = Field(
+        False, description="Send the WAV of a piece while it is decoded; needs seconds, and makes one clip, no loop."
+    )
+
     @property
     def is_piece(self) -> bool:
         """Whether it is made in windows, and so in no batch."""
-        return self.loop or bool(self.sections)
+        return self.loop or bool(self.sections) or self.stream
 
     @model_validator(mode="after")
     def _check_sections(self) -> Self:
         if self.sections and (self.loop or self.seconds is None):
             raise ValueError("sections need seconds, the length of the whole, and make no loop")
+        if self.stream and (self.loop or self.seconds is None or self.clips > 1):
+            raise ValueError("stream needs seconds, the length of the piece, and makes one clip and no loop")
         starts = [start for start, _ in self.sections]
         if starts != sorted(set(starts)) or any(not 0 < start < (self.seconds or 0) for start in starts):
             raise ValueError("sections start after 0, one after another, and before the end")

@@ -1,15 +1,18 @@
-"""Answers with clips: one as a WAV with its settings in a header, several as JSON."""
+"""Answers with clips: one as a WAV with its settings in a header, at once or as it is made; several as JSON."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
+import struct
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from pipelines.serve.clips import MadeClip
 from pipelines.serve.guard import Visit
@@ -31,12 +34,35 @@ def make_response(clips: list[MadeClip], visit: Visit, *, as_json: bool) -> Resp
             {"clips": [_describe(clip) | {"wav": base64.b64encode(clip.wav).decode()} for clip in clips]}
         )
     (clip,) = clips
+    return Response(clip.wav, media_type="audio/wav", headers=_make_headers(clip))
+
+
+async def start_stream(parts: AsyncGenerator[MadeClip | bytes], visit: Visit) -> Response:
+    """Return the answer of a streamed piece once its beginning is there; raises RefusedError if there is none."""
+    head = await anext(parts)
+    assert isinstance(head, MadeClip)
+    visit.notes |= {"batch": [head.batch], "model_id": head.model_id}
+
+    async def iter_wav() -> AsyncGenerator[bytes]:
+        async with aclosing(parts):
+            yield head.wav
+            async for part in parts:
+                assert isinstance(part, bytes)
+                yield part
+
+    # RIFF: the second word is the length of all that follows it
+    length = struct.unpack("<I", head.wav[4:8])[0] + 8
+    return StreamingResponse(
+        iter_wav(), media_type="audio/wav", headers=_make_headers(head) | {"Content-Length": str(length)}
+    )
+
+
+def _make_headers(clip: MadeClip) -> dict[str, str]:
     name = re.sub(r"[^A-Za-z0-9]+", "-", str(clip.settings.get("prompt", "")))[:60].strip("-").lower() or "clip"
-    headers = {
+    return {
         "Content-Disposition": f'inline; filename="{name}-seed{clip.settings.get("seed", 0)}.wav"',
         "X-Presto-Clip": json.dumps(_describe(clip), ensure_ascii=True),
     }
-    return Response(clip.wav, media_type="audio/wav", headers=headers)
 
 
 def _describe(clip: MadeClip) -> dict[str, Any]:

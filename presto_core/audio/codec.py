@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -49,6 +50,14 @@ class Codec(Protocol):
         """
         ...
 
+    def decode_in_parts(self, latents: Tensor) -> Iterator[Tensor]:
+        """Decode latents [1, channels, T] to consecutive parts of their audio, [1, audio_channels, n] each.
+
+        The first part is short and the next ones grow: the start can be heard while the rest is decoded. Equal to
+        `decode` in bits, or within rounding where that depends on the size of a part.
+        """
+        ...
+
 
 def check_audio(audio: Tensor, *, audio_channels: int, hop: int) -> None:
     """Check that audio is [B, audio_channels, N] with at least one latent frame; raise CodecError otherwise."""
@@ -62,3 +71,12 @@ def check_latents(latents: Tensor, *, channels: int) -> None:
     if latents.ndim != 3 or latents.shape[1] != channels or latents.shape[2] < 1:
         shape = list(latents.shape)
         raise CodecError(f"codec cannot decode latents of shape {shape}; pass [B, {channels}, T] with T >= 1")
+
+
+def list_growing_parts(frames: int, *, first: int, longest: int) -> list[tuple[int, int]]:
+    """Return parts (first frame, the one after the last) of latents: each twice as long as the one before."""
+    parts, start, length = [], 0, first
+    while start < frames:
+        parts.append((start, min(start + length, frames)))
+        start, length = start + length, min(2 * length, longest)
+    return parts

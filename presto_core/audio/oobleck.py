@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from presto_core.audio.codec import CodecError, check_audio, check_latents
+from presto_core.audio.codec import CodecError, check_audio, check_latents, list_growing_parts
 
+FIRST_FRAMES = 48  # of audio that is decoded in parts: 2 s
 CHUNK_FRAMES = 768  # 36 s of Stable Audio's autoencoder: what models generate by default is one chunk
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -81,10 +82,22 @@ class OobleckCodec:
         moved = self._to_model_input(latents)
         return torch.cat(list(self._iter_chunks(moved, CHUNK_FRAMES)), dim=-1)
 
+    @torch.inference_mode()
+    def decode_in_parts(self, latents: Tensor) -> Iterator[Tensor]:
+        """Yield the audio of latents [1, channels, T] in parts [1, audio_channels, n], short ones first."""
+        check_latents(latents, channels=self.channels)
+        parts = list_growing_parts(latents.shape[-1], first=FIRST_FRAMES, longest=CHUNK_FRAMES)
+        yield from self._iter_parts(self._to_model_input(latents), parts)
+
     def _iter_chunks(self, latents: Tensor, chunk_frames: int) -> Iterator[Tensor]:
-        frames, margin = latents.shape[-1], self.margin_frames
-        for start in range(0, frames, chunk_frames):
-            stop = min(start + chunk_frames, frames)
+        frames = latents.shape[-1]
+        return self._iter_parts(
+            latents, [(start, min(start + chunk_frames, frames)) for start in range(0, frames, chunk_frames)]
+        )
+
+    def _iter_parts(self, latents: Tensor, parts: list[tuple[int, int]]) -> Iterator[Tensor]:
+        margin = self.margin_frames
+        for start, stop in parts:
             first = max(start - margin, 0)
             audio = self._model.decode(latents[..., first : stop + margin]).sample
             yield audio[..., (start - first) * self.hop : (stop - first) * self.hop]

@@ -55,7 +55,7 @@ class Phase:
         return float(60 * np.polyfit(times, amounts, 1)[0]) if len(times) > 2 else float("nan")
 
     def describe(self) -> dict[str, object]:
-        p50, p95 = np.percentile(self.latencies_s, [50, 95])
+        p50, p95 = np.percentile(self.latencies_s or [np.nan], [50, 95])
         return {
             "max_batch": self.max_batch,
             "seconds": round(self.seconds, 1),
@@ -63,7 +63,7 @@ class Phase:
             "clips_per_s": round(self.clips_per_s, 2),
             "p50_s": round(float(p50), 2),
             "p95_s": round(float(p95), 2),
-            "mean_batch": round(float(np.mean(self.batches)), 1),
+            "mean_batch": round(float(np.mean(self.batches or [0])), 1),
             "errors": len(self.errors),
             "memory_mib": round(self.memory[-1][1]),
             "memory_mib_per_min": round(self.memory_mib_per_min, 1),
@@ -128,6 +128,16 @@ def _count_memory_mib() -> float:
     return total / MIB
 
 
+def print_table(phases: list[Phase]) -> None:
+    """Print the phases as a Markdown table."""
+    rows = [phase.describe() for phase in phases]
+    names = list(rows[0])
+    print("\n| " + " | ".join(names) + " |")
+    print("|" + "---:|" * len(names))
+    for row in rows:
+        print("| " + " | ".join(str(row[name]) for name in names) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="presto-tiny-ls")
@@ -145,13 +155,14 @@ def main() -> None:
         phases = [
             measure_phase(arguments, max_batch=size, seconds=seconds, at_least=arguments.requests) for size in sizes
         ]
-    for phase in phases:
-        print(json.dumps(phase.describe()))
-        for error in phase.errors[:5]:
-            print(f"  {error}")
+    print_table(phases)
+    for error in [error for phase in phases for error in phase.errors[:5]]:
+        print(f"error: {error}")
     alone, together = ([p.clips_per_s for p in phases if p.max_batch == size] for size in (1, 8))
     if alone:
-        print(json.dumps({"ratio": round(median(together) / median(alone), 2), "load_after": os.getloadavg()}))
+        ratio = median(together) / median(alone)
+        print(f"\nthroughput with batches: {ratio:.2f} x that without, medians of two phases each")
+    print(f"load average after: {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
 
 from presto_core.audio.load_codec import load_codec
-from presto_core.audio.mel_codec.chunked_inversion import count_margin_frames, invert_in_chunks
+from presto_core.audio.mel_codec.chunked_inversion import (
+    count_margin_frames,
+    invert_in_chunks,
+    invert_in_growing_chunks,
+)
 from presto_core.audio.mel_codec.griffin_lim import BLOCK_FRAMES
 from presto_core.audio.mel_codec.mel_pca import MelPcaCodec
 from presto_core.config.sections import ClusterConfig
@@ -102,6 +108,9 @@ def test_chunks_of_the_mel_codec_have_the_bits_of_the_whole(frames: int):
         whole = invert_in_chunks(decoder, log_mel)
         for blocks in (1, 2):
             assert torch.equal(invert_in_chunks(decoder, log_mel, chunk_frames=blocks * BLOCK_FRAMES), whole)
+        parts = list(invert_in_growing_chunks(decoder, log_mel))
+    assert torch.equal(torch.cat(parts, -1), whole)
+    assert len(parts) == math.ceil(math.log2(frames * 4 / BLOCK_FRAMES + 1))
     assert whole.shape == (frames * 2048,)
     assert count_margin_frames(decoder) == BLOCK_FRAMES
 

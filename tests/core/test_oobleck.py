@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from presto_core.audio import oobleck
 from presto_core.audio.codec import CodecError
 from presto_core.audio.load_codec import load_codec
 from presto_core.audio.oobleck import OobleckCodec
@@ -117,7 +119,9 @@ def test_an_unknown_device_gives_a_one_line_error(oobleck_folder: Path, kind: st
 
 
 @pytest.mark.parametrize("ratios", [(2, 4, 8), (4, 4), (2, 2, 2, 2)])
-def test_oobleck_decodes_chunks_to_what_it_decodes_as_a_whole(tmp_path: Path, ratios: tuple[int, ...]) -> None:
+def test_oobleck_decodes_chunks_to_what_it_decodes_as_a_whole(
+    tmp_path: Path, ratios: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     codec = OobleckCodec(save_oobleck(tmp_path, ratios=ratios))
     latents = torch.randn(1, codec.channels, 3 * codec.margin_frames + 5, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -126,6 +130,11 @@ def test_oobleck_decodes_chunks_to_what_it_decodes_as_a_whole(tmp_path: Path, ra
         chunks = torch.cat(list(codec._iter_chunks(latents, chunk_frames)), -1)
         assert chunks.shape == whole.shape
         torch.testing.assert_close(chunks, whole, atol=1e-6, rtol=1e-5)
+        with monkeypatch.context() as patch:
+            patch.setattr(oobleck, "FIRST_FRAMES", chunk_frames)
+            parts = list(codec.decode_in_parts(latents))
+        assert len(parts) == math.ceil(math.log2(latents.shape[-1] / chunk_frames + 1))
+        torch.testing.assert_close(torch.cat(parts, -1), whole, atol=1e-6, rtol=1e-5)
         codec.margin_frames = 1  # too narrow a margin is heard
         narrow = torch.cat(list(codec._iter_chunks(latents, chunk_frames)), -1)
     assert (narrow - whole).abs().max() > 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,64 @@ def test_a_piece_of_one_window_is_what_generate_makes_and_a_longer_one_has_its_p
     assert one.audio.shape[1] == 6 * RATE_HZ
     assert one.settings["sections"] == [[0.0, "piano, 80 bpm"], [3.0, "piano"]]
     assert make_clip_name(one) != make_clip_name(two)
+
+
+def test_a_streamed_piece_has_the_bits_of_the_whole_and_starts_before_its_end(generator: Generator):
+    sections: list[tuple[float, str]] = [(0, "piano"), (5, "drums")]
+    how: dict[str, Any] = {"seconds": 11.0, "steps": 1, "seed": 3}
+    whole = generator.compose(sections, **how)
+    decoded: list[int] = []
+    piece = generator.stream(sections, before_step=lambda: decoded.append(1), **how)
+    sampled, parts = len(decoded), piece.iter_audio()
+    first = next(parts)
+    begun = len(decoded) - sampled
+    rest = list(parts)
+    assert np.array_equal(np.concatenate([first, *rest], axis=1), whole.audio)
+    assert 0 < begun < len(decoded) - sampled  # what is heard first waits for no later part
+    assert piece.settings == whole.settings
+    streamed, written = b"".join(piece.iter_wav()), whole.to_wav()
+    samples, rate_hz = soundfile.read(io.BytesIO(streamed), dtype="int16")
+    assert np.array_equal(samples, soundfile.read(io.BytesIO(written), dtype="int16")[0])
+    assert (rate_hz, len(samples)) == (RATE_HZ, 11 * RATE_HZ)
+    assert len(streamed) == int.from_bytes(streamed[4:8], "little") + 8
+    with soundfile.SoundFile(io.BytesIO(streamed)) as file:
+        assert file.copy_metadata()["title"] == "piano → drums"
+        assert json.loads(file.copy_metadata()["comment"])["seed"] == 3
+
+
+def test_a_streamed_piece_of_one_window_is_what_generate_makes(generator: Generator):
+    (clip,) = generator.generate("piano", seconds=1.2, steps=1)
+    (part,) = generator.stream([(0, "piano")], seconds=1.2, steps=1).iter_audio()
+    assert np.array_equal(part, clip.audio)
+
+
+class StoppedError(Exception):
+    """Raised before a step."""
+
+
+@pytest.mark.parametrize("kind", ["generator", "teacher"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda g, how: g.edit(SOUND, "piano", **how),
+        lambda g, how: g.edit(SOUND, "piano", regions=[(0.2, 0.4), (0.6, 0.8)], **how),
+        lambda g, how: g.extend(SOUND, "piano", seconds=3, **how),
+        lambda g, how: g.make_loop("piano", seconds=3, **how),
+        lambda g, how: g.compose([(0, "piano")], seconds=30, **how),
+        lambda g, how: list(g.stream([(0, "piano")], seconds=30, **how).iter_wav()),
+    ],
+)
+def test_work_ends_before_any_step_of_any_window(models: dict[str, Generator], kind: str, make: Any):
+    steps: list[int] = []
+
+    def stop_at_the_third() -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        make(models[kind], {"steps": 4, "before_step": stop_at_the_third})
+    assert len(steps) == 3
 
 
 # --- where a region lies in latents

@@ -71,13 +71,16 @@ def wait_for(condition: Any, *, patience_s: float = PATIENCE_S) -> None:
         time.sleep(0.1)
 
 
-def find_replica() -> psutil.Process:
-    """The process of the one model replica, a child of this session's Ray."""
-    named = [
-        p for p in psutil.Process().children(recursive=True) if "ServeReplica:presto:Model" in " ".join(p.cmdline())
-    ]
-    (replica,) = named
-    return replica
+def list_replicas() -> list[psutil.Process]:
+    """The living processes of model replicas, children of this session's Ray."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "ServeReplica:presto:Model" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.NoSuchProcess:  # it ended meanwhile
+            continue
+    return found
 
 
 def test_a_clip_is_a_wav_with_its_settings(service: Running):
@@ -134,6 +137,48 @@ def test_loops_and_sections_are_of_the_length_requested(service: Running):
     piece = service.generate(sections=[[2.0, "drums"]], seconds=4.0, steps=1)
     assert piece.status_code == 200, piece.text
     assert len(read_wav(piece.content)[0]) == 4 * 44100
+
+
+PIECE: dict[str, Any] = {"sections": [[4.0, "drums"]], "seconds": 20.0, "steps": 1, "seed": 2}
+
+
+def open_stream(service: Running, **fields: Any) -> requests.Response:
+    return requests.post(
+        f"{service.url}/v1/generate", json=PIECE | {"prompt": "piano", "stream": True} | fields, stream=True,
+        timeout=PATIENCE_S,
+    )  # fmt: skip
+
+
+def test_a_streamed_piece_has_the_samples_of_the_one_sent_at_once(service: Running):
+    whole = service.generate(**PIECE)
+    assert whole.status_code == 200, whole.text
+    answer = open_stream(service)
+    assert answer.status_code == 200, answer.text
+    about = [json.loads(each.headers["X-Presto-Clip"])["settings"] for each in (whole, answer)]
+    assert about[0] == about[1]
+    assert len(answer.content) == int(answer.headers["Content-Length"])
+    assert np.array_equal(read_wav(answer.content)[0], read_wav(whole.content)[0])
+
+
+def test_a_stream_that_cannot_be_made_is_an_error_instead(service: Running):
+    assert open_stream(service, key="H flat").status_code == 422
+    assert open_stream(service, model="none").status_code == 404
+    as_json = requests.post(
+        f"{service.url}/v1/generate", json=PIECE | {"prompt": "x", "stream": True}, timeout=PATIENCE_S,
+        headers={"Accept": "application/json"},
+    )  # fmt: skip
+    assert (as_json.status_code, set(as_json.json()["error"])) == (422, {"what", "value", "fix"})
+
+
+def test_a_stream_whose_client_leaves_is_not_worked_for(service: Running):
+    before = service.read_figure("presto_clients_left_total")
+    with pytest.raises(requests.exceptions.ReadTimeout):
+        requests.post(
+            f"{service.url}/v1/generate", json=PIECE | {"prompt": "x", "stream": True, "steps": 64}, timeout=0.3
+        )
+    wait_for(lambda: service.read_figure("presto_clients_left_total") == before + 1)
+    wait_for(lambda: service.read_figure("presto_clips_accepted") == 0)
+    assert service.generate(steps=1, seconds=0.2).status_code == 200
 
 
 def test_models_health_figures_and_page_are_there(service: Running):
@@ -275,9 +320,24 @@ def test_a_champion_that_cannot_be_loaded_leaves_the_old_one(service: Running):
 def test_a_replica_killed_under_load_loses_no_accepted_request(service: Running):
     with Load(service) as load:
         wait_for(lambda: len(load.answers) > 3)
-        killed = find_replica()
+        (killed,) = list_replicas()
         killed.send_signal(signal.SIGKILL)
         done = len(load.answers)
         wait_for(lambda: len(load.answers) > done + 4)
-    assert {status for status, _ in load.answers} == {200}
-    assert find_replica().pid != killed.pid
+    assert {status for status, _ in load.answers} == {200}, load.answers
+    (now,) = list_replicas()
+    assert now.pid != killed.pid
+
+
+def test_a_replica_killed_while_it_sends_a_piece_breaks_no_stream(service: Running):
+    whole = service.generate(**PIECE | {"steps": 64})
+    assert whole.status_code == 200, whole.text
+    before = service.read_figure("presto_retries_total")
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(lambda: open_stream(service, steps=64).content)
+        wait_for(lambda: service.read_figure("presto_clips_accepted") == 1)
+        (killed,) = list_replicas()
+        killed.send_signal(signal.SIGKILL)
+        content = stream.result(PATIENCE_S)
+    assert service.read_figure("presto_retries_total") > before
+    assert np.array_equal(read_wav(content)[0], read_wav(whole.content)[0])

@@ -109,6 +109,34 @@ def test_from_a_prompt_to_a_repainted_clip_and_a_comparison(page: Any):
     assert (page.problems, page.foreign) == ([], [])
 
 
+def test_the_status_line_names_a_click_that_does_nothing_while_a_request_runs(page: Any):
+    page.fill("#prompt", "piano")
+    page.fill("#steps", "1")
+    page.click("#make")
+    wait_until(page, "() => document.querySelectorAll('.card').length === 1", patience_s=90)
+    # a request that takes as long as the test wants
+    waiting: list[Any] = []
+    page.route("**/v1/edit", waiting.append)
+    for button in (".vary", ".extend", ".repaint", ".again"):
+        page.click(f".card {button}")
+        if button == ".vary":
+            wait_until(page, "() => document.querySelector('#status').textContent === 'Editing…'")
+            seed = page.input_value("#seed")
+            continue
+        assert "Nothing else was started" in page.inner_text("#status")
+        assert page.is_visible("#status")
+        page.evaluate("document.querySelector('#status').textContent = ''")
+    assert page.input_value("#seed") == seed
+    page.focus("#prompt")
+    page.keyboard.press("Control+Enter")
+    assert len(waiting) == 1
+    page.click("#cancel")
+    wait_until(page, "() => document.querySelector('#status').textContent === 'Cancelled.'")
+    page.unroute("**/v1/edit")
+    page.click(".card .again")
+    wait_until(page, "() => document.querySelectorAll('.card').length === 2", patience_s=90)
+
+
 def test_an_error_is_shown_and_the_page_goes_on(page: Any):
     page.fill("#prompt", "piano")
     page.fill("#key", "H flat")

@@ -4,7 +4,7 @@ import { ServiceError, edit, generate, listModels, setToken } from "/page/api.js
 import { makeCard } from "/page/card.js";
 
 const find = (id) => document.getElementById(id);
-let controller = null;
+let controller = null, underWay = "";
 
 function readForm() {
   const optional = { tempo_bpm: "tempo", seconds: "seconds", steps: "steps" };
@@ -14,9 +14,15 @@ function readForm() {
   return settings;
 }
 
+// one request at a time; what is asked for meanwhile is not done, and the page says so
 async function work(message, make) {
-  if (controller) return;
+  if (controller) {
+    find("status").textContent = `${underWay} Nothing else was started: wait until it is done, or cancel it.`;
+    find("status").scrollIntoView({ block: "nearest" });
+    return;
+  }
   controller = new AbortController();
+  underWay = message;
   find("problem").hidden = true;
   find("status").textContent = message;
   find("make").disabled = true;
@@ -45,8 +51,11 @@ function explain(error) {
 
 const actions = {
   again: (clip) => {
-    find("seed").value = clip.about.settings.seed + 1;
-    work("Making it with another seed…", async (signal) => show(await generate({ ...clip.asked, seed: clip.asked.seed + 1 }, signal), { ...clip.asked, seed: clip.asked.seed + 1 }));
+    const asked = { ...clip.asked, seed: clip.asked.seed + 1 };
+    work("Making it with another seed…", async (signal) => {
+      find("seed").value = asked.seed;
+      show(await generate(asked, signal), asked);
+    });
   },
   edit: (clip, change, how) => {
     const { prompt, tempo_bpm, key, model, steps, seed } = clip.asked;

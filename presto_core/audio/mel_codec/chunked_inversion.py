@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from presto_core.audio.codec import list_growing_parts
 from presto_core.audio.mel_codec.griffin_lim import BLOCK_FRAMES, griffin_lim
 from presto_core.audio.mel_codec.magnitude_decoder import MagnitudeDecoder
 from presto_core.audio.mel_codec.peak_phase import continue_phase
@@ -39,7 +40,16 @@ def invert_in_chunks(decoder: MagnitudeDecoder, log_mel: Tensor, *, chunk_frames
     Args:
         chunk_frames: frames per chunk, a multiple of `BLOCK_FRAMES`.
     """
-    return torch.cat(list(_iter_chunks(decoder, log_mel, chunk_frames)), dim=-1)
+    frames = log_mel.shape[-2]
+    parts = [(start, min(start + chunk_frames, frames)) for start in range(0, frames, chunk_frames)]
+    return torch.cat(list(_iter_chunks(decoder, log_mel, parts)), dim=-1)
+
+
+def invert_in_growing_chunks(decoder: MagnitudeDecoder, log_mel: Tensor) -> Iterator[Tensor]:
+    """Yield the samples of `invert_in_chunks` in chunks of 1 s, 2 s, 4 s, ... up to `CHUNK_FRAMES`."""
+    return _iter_chunks(
+        decoder, log_mel, list_growing_parts(log_mel.shape[-2], first=BLOCK_FRAMES, longest=CHUNK_FRAMES)
+    )
 
 
 def count_margin_frames(decoder: MagnitudeDecoder) -> int:
@@ -49,11 +59,10 @@ def count_margin_frames(decoder: MagnitudeDecoder) -> int:
     return -(-reach // BLOCK_FRAMES) * BLOCK_FRAMES
 
 
-def _iter_chunks(decoder: MagnitudeDecoder, log_mel: Tensor, chunk_frames: int) -> Iterator[Tensor]:
-    frames, margin, hop = log_mel.shape[-2], count_margin_frames(decoder), decoder.mel.frame_hop
+def _iter_chunks(decoder: MagnitudeDecoder, log_mel: Tensor, parts: list[tuple[int, int]]) -> Iterator[Tensor]:
+    margin, hop = count_margin_frames(decoder), decoder.mel.frame_hop
     spectra = None
-    for start in range(0, frames, chunk_frames):
-        stop = min(start + chunk_frames, frames)
+    for start, stop in parts:
         spectra = _extend(decoder, log_mel, spectra, first=max(start - margin, 0), upto=stop + margin)
         samples = griffin_lim(spectra.magnitude, spectra.phase, hop=hop, iterations=decoder.settings.iterations)
         yield samples[..., (start - spectra.start) * hop : (stop - spectra.start) * hop]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from presto_core.audio.codec import CodecError, check_audio, check_latents
-from presto_core.audio.mel_codec.chunked_inversion import invert_in_chunks
+from presto_core.audio.mel_codec.chunked_inversion import invert_in_chunks, invert_in_growing_chunks
 from presto_core.audio.mel_codec.magnitude_decoder import MagnitudeDecoder
 from presto_core.audio.mel_codec.mel_frames import MelSettings, log_mel_blocks
 from presto_core.audio.mel_codec.tensor_file import TensorFile
@@ -106,6 +107,14 @@ class MelPcaCodec:
         if self.device.type != "cpu":
             return self._decode(moved)[:, None]
         return torch.stack([self._decode(clip) for clip in moved])[:, None]
+
+    @torch.inference_mode()
+    def decode_in_parts(self, latents: Tensor) -> Iterator[Tensor]:
+        """Yield the audio of latents [1, channels, T] in parts [1, 1, n], the bits of `decode` on a CPU."""
+        check_latents(latents, channels=self.channels)
+        log_mel = self.decoder.predict_log_mel(latents[0].to(self.device, torch.float32))
+        for samples in invert_in_growing_chunks(self.decoder, log_mel):
+            yield samples[None, None]
 
     def _decode(self, latents: Tensor) -> Tensor:
         return invert_in_chunks(self.decoder, self.decoder.predict_log_mel(latents))
