@@ -11,7 +11,7 @@ SOURCES := presto_core pipelines tune_spaces infra tests examples
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-from-scratch pretrained test lint format docs bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-gpu test-chaos test-faults test-soak test-serve test-pages test-cluster first-hour lock clean help
+.PHONY: demo demo-from-scratch pretrained test lint format docs docs-serve bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-gpu test-chaos test-faults test-soak test-serve test-pages test-cluster first-hour lock clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -69,6 +69,9 @@ format: $(STAMP) ## rewrite the sources in the house style
 
 docs: $(STAMP) ## the documentation site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: docs ## the same at http://127.0.0.1:8080, where search works: browsers do not let a file search others
+	$(BIN)/python -m http.server 8080 --bind 127.0.0.1 --directory build/site
 
 bench: $(STAMP) ## speed, as ratios measured in one run
 	$(BIN)/python -m tests.bench $(BENCH)

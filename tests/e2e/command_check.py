@@ -30,6 +30,7 @@ PLACEHOLDERS = {
     "KEY": "steps.p_dmd",
     "JOB": "presto-job",
     "TARGET": "demo",
+    "NAME": "ingest",
     "N": "8",
 }
 PLACEHOLDERS |= {"<command>": "distill-steps", "<preset>": "demo", "SECONDS:PROMPT": "0:piano", "FILE": "prompts.csv"}
