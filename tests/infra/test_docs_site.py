@@ -17,6 +17,8 @@ from infra.docs_site.metrics import describe_metrics
 from pipelines.stages.table import STAGES
 from presto_core.config.describe import describe_settings
 from presto_core.metrics.table import ROWS
+from tests.e2e.command_check import FOLDERS
+from tests.e2e.page_commands import BLOCK, list_pages
 from tests.support.browser import explain_missing_browser, start_browser
 
 ROOT = Path(__file__).parents[2]
@@ -94,3 +96,17 @@ def test_no_page_is_wider_than_its_window(site: Path):
         table = page.query_selector(".md-typeset__scrollwrap")
         assert table.evaluate("element => element.scrollWidth <= element.clientWidth"), "the table of README is cut"
     assert too_wide == {}
+
+
+def test_every_relative_link_and_every_path_in_text_exists():
+    """Also of links that the site shows as text, since they lead to files without a page."""
+    missing = set()
+    for path in list_pages():
+        text = path.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?![a-z]+:|#)([^)\s#]+)", BLOCK.sub("", text)):
+            if not (path.parent / target).exists():
+                missing.add((path.name, target))
+        for span in re.findall(r"`([\w.]+/[\w./-]+)`", text):
+            if span.split("/")[0] in FOLDERS and not (ROOT / span.partition("::")[0]).exists():
+                missing.add((path.name, span))
+    assert missing == set()
