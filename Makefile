@@ -11,7 +11,7 @@ SOURCES := presto_core pipelines tune_spaces infra tests examples
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-from-scratch pretrained test lint format docs bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-gpu test-chaos test-faults test-soak test-serve test-cluster first-hour lock clean help
+.PHONY: demo demo-from-scratch pretrained test lint format docs docs-serve bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-gpu test-chaos test-faults test-soak test-serve test-pages test-cluster first-hour lock clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -51,6 +51,9 @@ test-soak: $(STAMP) ## 20,000 steps and 2,000 validations in flat memory, half a
 test-serve: $(STAMP) ## the service under load, with kills, promotions, hostile requests and a browser, about three minutes
 	$(BIN)/python -m pytest -m slow tests/pipelines/test_service.py tests/pipelines/test_service_browser.py
 
+test-pages: $(STAMP) ## the commands of README and docs/ that are marked `run: slow`, at toy size, about ten minutes
+	$(BIN)/python -m pytest -m slow tests/e2e/test_pages_run.py
+
 test-cluster: $(STAMP) ## the whole flow as jobs on a cluster that loses a node, about five minutes; rewrites docs/cluster_transcript.md
 	CLUSTER_PAGE=docs/cluster_transcript.md $(BIN)/python -m pytest -m slow tests/infra/test_cluster.py
 
@@ -66,6 +69,9 @@ format: $(STAMP) ## rewrite the sources in the house style
 
 docs: $(STAMP) ## the documentation site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: docs ## the same at http://127.0.0.1:8080, where search works: browsers do not let a file search others
+	$(BIN)/python -m http.server 8080 --bind 127.0.0.1 --directory build/site
 
 bench: $(STAMP) ## speed, as ratios measured in one run
 	$(BIN)/python -m tests.bench $(BENCH)

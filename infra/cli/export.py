@@ -45,6 +45,9 @@ def export(
         if value not in known:
             raise ConfigError(f"{option} {value} is unknown; use {', '.join(known)}")
     config = load_stage_config("registry", settings or [], takes_preset=False)
+    from pipelines.registry.presence import check_references
+
+    check_references(config.tracking, {"generator": model})
     from pipelines.inference.export_formats import ExportRequest, check_export, export_model
     from pipelines.registry.resolve import resolve, resolve_pretrained
     from pipelines.storage.filesystem import absolute_uri

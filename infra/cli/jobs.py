@@ -12,7 +12,7 @@ from infra.cli.options import AsJson, add_dry_run
 from infra.jobs.targets import API_SERVER, Kind, parse_target
 from pipelines.console import console, print_table, print_text
 from pipelines.terminal import print_log
-from presto_core.errors import UserError
+from presto_core.config.loader import ConfigError
 
 if TYPE_CHECKING:
     from infra.jobs.ray_jobs import RayJobsClient
@@ -137,8 +137,8 @@ def _connect(on: str) -> RayJobsClient:
     from infra.jobs.ray_jobs import RayJobsClient
 
     if not on:
-        raise UserError(f"no Ray head is given; pass --on http://HEAD:8265, or set {API_SERVER}")
+        raise ConfigError(f"no Ray head is given; pass --on http://HEAD:8265, or set {API_SERVER}")
     target = parse_target(on)
     if target.kind is not Kind.HEAD:
-        raise UserError(f"--on {on} is not a Ray head; pass http://HEAD:8265 (on Kubernetes, its service)")
+        raise ConfigError(f"--on {on} is not a Ray head; pass http://HEAD:8265 (on Kubernetes, its service)")
     return RayJobsClient(target.address)

@@ -101,10 +101,10 @@ def score(
 
 
 def _parse_kind(kind: str) -> Any:
-    from presto_core.errors import UserError
+    from presto_core.config.loader import ConfigError
 
     if kind not in ("pairs", "mushra"):
-        raise UserError(f"--kind {kind!r} is unknown; choose pairs or mushra")
+        raise ConfigError(f"--kind {kind!r} is unknown; choose pairs or mushra")
     return kind
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import urlsplit
 
-from presto_core.errors import UserError
+from presto_core.config.loader import ConfigError
 
 LOCAL = "local"
 API_SERVER = "RAY_API_SERVER_ADDRESS"  # the variable of `ray job`
@@ -40,7 +40,7 @@ def parse_target(on: str) -> Target:
     """Parse the value of `--on`.
 
     Raises:
-        UserError: it is not a target.
+        ConfigError: it is not a target.
     """
     if on == LOCAL:
         return Target(Kind.LOCAL)
@@ -49,9 +49,9 @@ def parse_target(on: str) -> Target:
         return Target(Kind.KUBERAY, rest)
     if scheme in ("http", "https", "ray") and host_of(on):
         if "@" in urlsplit(on).netloc:
-            raise UserError("--on contains a password, which logs would show; set RAY_AUTH_TOKEN instead")
+            raise ConfigError("--on contains a password, which logs would show; set RAY_AUTH_TOKEN instead")
         return Target(Kind.HEAD, on.rstrip("/"))
-    raise UserError(
+    raise ConfigError(
         f"--on {on!r} is not a target; use local, http://HEAD:8265, https://HEAD, ray://HEAD:10001, kuberay, or "
         "kuberay://CONTEXT"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from presto_core.errors import UserError
+from presto_core.config.loader import ConfigError
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ def device_by_key(name: str) -> Device:
     """Return a device of the table.
 
     Raises:
-        UserError: the device is unknown; the message names the closest match.
+        ConfigError: the device is unknown; the message names the closest match.
     """
     if name.lower() in DEVICES:
         return DEVICES[name.lower()]
     matches = get_close_matches(name.lower(), [*DEVICES, "here"], n=1, cutoff=0.4)
     guess = f" (did you mean {matches[0]}?)" if matches else ""
     known_names = ", ".join(DEVICES)
-    raise UserError(
+    raise ConfigError(
         f"device {name!r} is unknown{guess}; use one of {known_names}, or here: this machine's CPU, measured"
     )
 

@@ -17,6 +17,9 @@ from infra.docs_site.metrics import describe_metrics
 from pipelines.stages.table import STAGES
 from presto_core.config.describe import describe_settings
 from presto_core.metrics.table import ROWS
+from tests.e2e.command_check import FOLDERS
+from tests.e2e.page_commands import BLOCK, list_pages
+from tests.support.browser import explain_missing_browser, start_browser
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,3 +75,38 @@ def test_the_reference_names_every_setting_command_and_metric():
 )
 def test_links_of_the_repository_become_links_of_the_site(link: str, origin: str, page: str, turned: str):
     assert turn_links(f"[text]({link})", origin=origin, page=page) == f"[text]{turned}"
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(bool(explain_missing_browser()), reason=explain_missing_browser())
+def test_no_page_is_wider_than_its_window(site: Path):
+    """At the width of a telephone and of a screen; tables and code scroll within themselves."""
+    too_wide = {}
+    with start_browser() as browser:
+        page = browser.new_page()
+        for path in sorted(site.rglob("*.html")):
+            page.goto(path.as_uri())
+            for width in (420, 1280):
+                page.set_viewport_size({"width": width, "height": 900})
+                found = page.evaluate("document.documentElement.scrollWidth")
+                if found > width:
+                    too_wide[path.name, width] = found
+        page.goto((site / "index.html").as_uri())
+        table = page.query_selector(".md-typeset__scrollwrap")
+        assert table.evaluate("element => element.scrollWidth <= element.clientWidth"), "the table of README is cut"
+    assert too_wide == {}
+
+
+def test_every_relative_link_and_every_path_in_text_exists():
+    """Also of links that the site shows as text, since they lead to files without a page."""
+    missing = set()
+    for path in list_pages():
+        text = path.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?![a-z]+:|#)([^)\s#]+)", BLOCK.sub("", text)):
+            if not (path.parent / target).exists():
+                missing.add((path.name, target))
+        for span in re.findall(r"`([\w.]+/[\w./-]+)`", text):
+            if span.split("/")[0] in FOLDERS and not (ROOT / span.partition("::")[0]).exists():
+                missing.add((path.name, span))
+    assert missing == set()

@@ -416,7 +416,7 @@ def test_rayjobs_fit_the_schema_of_kuberay():
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (("--on", "nowhere"), 1, "'nowhere'"),
+        (("--on", "nowhere"), 2, "'nowhere'"),
         (("--on", "http://10.0.0.7:8265"), 1, "tracking.uri"),
         (("--on", "kuberay", "tracking.uri=https://m.example"), 1, "submit.image"),
         (("--on", "kuberay", "submit.imge=x"), 2, "'submit.image'"),
