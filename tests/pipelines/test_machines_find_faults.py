@@ -104,7 +104,7 @@ REGISTRY_FAULTS: dict[str, Fault] = {
 
 def run_machine(machine: type[RuleBasedStateMachine], examples: int, steps: int) -> None:
     """Run always the same examples; no smaller one is looked for."""
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=examples, stateful_step_count=steps, phases=[Phase.generate], derandomize=True, database=None,
