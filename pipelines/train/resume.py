@@ -14,7 +14,6 @@ from presto_core.artifacts.store import commit, read_bytes, write_bytes
 from presto_core.config.loader import flatten
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
-from presto_core.training.checkpoint import read_newest_checkpoint
 from presto_core.training.checkpoint_folders import CheckpointName
 
 FORKED_FROM = "forked_from"  # role of a checkpoint among a run's parents: <run_id>/step-<total_step>
@@ -111,7 +110,7 @@ def _format_value(settings: dict[str, Any], key: str) -> str:
 
 def _find_newest_checkpoint(root: Folder, run_id: str) -> str:
     checkpoints = run_folder(root, run_id).child(CHECKPOINTS)
-    newest = read_newest_checkpoint(checkpoints, _warn)
+    newest = _read_newest(checkpoints)
     if newest is None:
         raise UserError(f"run {run_id} has no checkpoint to start from yet; leave out --resume and --fork")
     return _format_reference(run_id, newest[0])
@@ -127,7 +126,7 @@ def _format_reference(run_id: str, checkpoint: Folder) -> str:
 def _copy_checkpoint(root: Folder, reference: str, scratch: Folder) -> None:
     """Copy the checkpoint: the run it comes from deletes its checkpoints as it continues, and at its end."""
     run_id, _, name = reference.partition("/")
-    newest = read_newest_checkpoint(run_folder(root, run_id).child(CHECKPOINTS), _warn)
+    newest = _read_newest(run_folder(root, run_id).child(CHECKPOINTS))
     if newest is None or _format_reference(run_id, newest[0]) != reference:
         raise UserError(
             f"run {run_id} is training meanwhile and checkpoint {reference} is no longer its newest; try again"
@@ -135,6 +134,12 @@ def _copy_checkpoint(root: Folder, reference: str, scratch: Folder) -> None:
     manifest = {"kind": "checkpoint", "total_step": int(name.removeprefix("step-")), FORKED_FROM: reference}
     commit(scratch.child(CHECKPOINTS).child(name), manifest, newest[1])
     console.print(f"forked from {reference}")
+
+
+def _read_newest(checkpoints: Folder) -> tuple[Folder, dict[str, bytes]] | None:
+    from presto_core.training.checkpoint import read_newest_checkpoint  # imports torch, which `presto runs` needs not
+
+    return read_newest_checkpoint(checkpoints, _warn)
 
 
 def _warn(message: str) -> None:
