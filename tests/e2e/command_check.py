@@ -22,7 +22,7 @@ from presto_core.config.loader import ConfigError
 from presto_core.errors import UserError
 from tests.e2e.page_commands import MENTION, ROOT, PageCommand
 
-USAGE_ERROR: Any = typer._click.exceptions.UsageError  # type: ignore[attr-defined]
+USAGE_ERROR: Any = typer._click.exceptions.UsageError
 # what pages write for something that the reader knows
 PLACEHOLDERS = {
     "STAGE": "distill-steps",
