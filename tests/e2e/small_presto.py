@@ -12,7 +12,13 @@ from pipelines.presets.resolve import is_override
 from tests.e2e.test_flow import TINY
 
 ROWS = ("cluster.data_workers=1", "ingest.validation_fraction=0.3", "ingest.test_fraction=0.3")
-SWEEP = ("validation.samples=4", "validation.reference_samples=8", "sweep.samples=2", "sweep.repeats=0")
+SWEEP = (
+    "validation.every=1",
+    "validation.samples=4",
+    "validation.reference_samples=8",
+    "sweep.samples=2",
+    "sweep.repeats=0",
+)
 GATE = ("promote.max_latency_ratio=1e9", "promote.require_health=false")
 # first words of a command -> settings of TINY that it reads, by their beginnings, and others
 SIZES: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {

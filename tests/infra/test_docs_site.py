@@ -115,6 +115,6 @@ def test_every_relative_link_and_every_path_in_text_exists():
 @pytest.mark.parametrize("package", ["presto_core", "pipelines", "infra"])
 def test_the_map_of_the_architecture_lists_every_room(package: str):
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    rooms = re.search(rf"^{package}/ .*\n((?:  .*\n)+)", page, re.MULTILINE)[1]
+    (rooms,) = re.findall(rf"^{package}/ .*\n((?:  .*\n)+)", page, re.MULTILINE)
     folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
     assert set(re.findall(r"^  (\w+)/", rooms, re.MULTILINE)) == folders
