@@ -41,6 +41,8 @@ def add_sizes(args: list[str]) -> list[str]:
             added = [*(setting for setting in TINY if setting.startswith(beginnings or ("-",))), *others]
             keys = {setting.partition("=")[0] for setting in added}
             kept = [arg for arg in args if not (is_override(arg) and arg.partition("=")[0] in keys)]
+            if "--samples" in kept:  # of a sweep
+                del kept[kept.index("--samples") : kept.index("--samples") + 2]
             return [*kept, *added]
     return args
 
