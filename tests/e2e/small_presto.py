@@ -12,7 +12,13 @@ from pipelines.presets.resolve import is_override
 from tests.e2e.test_flow import TINY
 
 ROWS = ("cluster.data_workers=1", "ingest.validation_fraction=0.3", "ingest.test_fraction=0.3")
-SWEEP = ("validation.samples=4", "validation.reference_samples=8", "sweep.samples=2", "sweep.repeats=0")
+SWEEP = (
+    "validation.every=1",
+    "validation.samples=4",
+    "validation.reference_samples=8",
+    "sweep.samples=2",
+    "sweep.repeats=0",
+)
 GATE = ("promote.max_latency_ratio=1e9", "promote.require_health=false")
 # first words of a command -> settings of TINY that it reads, by their beginnings, and others
 SIZES: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -35,6 +41,8 @@ def add_sizes(args: list[str]) -> list[str]:
             added = [*(setting for setting in TINY if setting.startswith(beginnings or ("-",))), *others]
             keys = {setting.partition("=")[0] for setting in added}
             kept = [arg for arg in args if not (is_override(arg) and arg.partition("=")[0] in keys)]
+            if "--samples" in kept:  # of a sweep
+                del kept[kept.index("--samples") : kept.index("--samples") + 2]
             return [*kept, *added]
     return args
 

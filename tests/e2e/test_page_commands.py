@@ -23,6 +23,7 @@ def folder(empty: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (empty / "prompts.csv").write_text("prompt,seed\nsolo piano,1\n")
     (empty / "token").write_text("0" * 64)
     (empty / "token").chmod(0o600)
+    (empty / "winner.yaml").write_text("extends: demo\n")
     (empty / "mine.yaml").write_text("extends: demo\nsweep: {spaces: [noise]}\nvalidation: {every: 5}\n")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     return empty

@@ -110,3 +110,11 @@ def test_every_relative_link_and_every_path_in_text_exists():
             if span.split("/")[0] in FOLDERS and not (ROOT / span.partition("::")[0]).exists():
                 missing.add((path.name, span))
     assert missing == set()
+
+
+@pytest.mark.parametrize("package", ["presto_core", "pipelines", "infra"])
+def test_the_map_of_the_architecture_lists_every_room(package: str):
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    (rooms,) = re.findall(rf"^{package}/ .*\n((?:  .*\n)+)", page, re.MULTILINE)
+    folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert set(re.findall(r"^  (\w+)/", rooms, re.MULTILINE)) == folders
