@@ -34,6 +34,7 @@ KEPT = {
     ("registry", "rollback"): "presto registry show tells which is champion; run the same command again if it is not",
     ("registry", "gc"): "what is deleted stays so; run the same command again for the rest",
     ("s3", "start"): "the server is stopped unless it ran before; run the same command again",
+    ("serve",): "the service is stopped; run the same command to start it again",
     ("jobs",): "the job is not affected; presto jobs list shows it",
 }
 UNCHANGED = "nothing was changed; run the same command again"

@@ -81,9 +81,7 @@ def serve(
     try:
         settings = ServeSettings(**options)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "presto serve"
-        raise ConfigError(f"{where}={first['input']!r}: {first['msg']}; correct it") from None
+        raise ConfigError(_explain(error.errors(include_url=False)[0])) from None
     check_access(settings)
     if dry_run:
         print_text(settings.model_dump_json(indent=2))
@@ -91,6 +89,22 @@ def serve(
     from pipelines.serve.run import run
 
     run(settings, config.cluster)
+
+
+def _explain(error: Any) -> str:
+    """Return the message for one error of pydantic."""
+    from difflib import get_close_matches
+
+    from pipelines.serve.settings import Limits
+
+    where = ".".join(str(part) for part in error["loc"])
+    if not where:  # of several settings together: its input is all of them
+        return f"{error['msg'].removeprefix('Value error, ')}; correct it"
+    if error["type"] == "extra_forbidden":
+        similar = get_close_matches(str(error["loc"][-1]), Limits.model_fields, n=1)
+        names = similar or list(Limits.model_fields)
+        return f"unknown setting {where!r}; use {' or '.join(f'limits.{name}' for name in names)}"
+    return f"{where}={error['input']!r}: {error['msg']}; correct it"
 
 
 def _is_limit(word: str) -> bool:

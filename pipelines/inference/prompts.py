@@ -42,11 +42,11 @@ def parse_prompt(prompt: str, *, tempo_bpm: float | None = None, key: str | None
     try:
         index = key_index(key) if key else find_key(prompt)
     except ValueError as error:
-        raise UserError(f"generate.key: {error}") from None
+        raise UserError(str(error)) from None
     try:
         tempo = find_tempo(prompt) if tempo_bpm is None else check_tempo(tempo_bpm)
     except ValueError as error:
-        where = f"prompt {shorten(prompt, 60)!r}" if tempo_bpm is None else "generate.tempo_bpm"
+        where = f"prompt {shorten(prompt, 60)!r}" if tempo_bpm is None else "tempo_bpm"
         raise UserError(f"{where}: {error}") from None
     return PromptWords(tempo, UNKNOWN_KEY if index is None else index)
 

@@ -10,9 +10,12 @@ from contextlib import contextmanager
 
 from pipelines.cluster.session import ray_session
 from pipelines.console import console
+from pipelines.registry.names import MODEL_KINDS
+from pipelines.registry.resolve import resolve, resolve_pretrained
 from pipelines.serve.settings import ServeSettings, check_access
 from pipelines.storage.filesystem import absolute_uri
 from pipelines.tracking.client import has_registry
+from pipelines.tracking.sqlite_registry import open_for_reading
 from pipelines.tracking.uri import tracking_uri
 from presto_core.config.sections import ClusterConfig
 from presto_core.errors import UserError
@@ -42,6 +45,7 @@ def serving(settings: ServeSettings, cluster: ClusterConfig) -> Iterator[str]:
     """Run a block while the service answers at the URL that it gets."""
     check_extra("serve", "presto serve")
     check_access(settings)
+    check_model(settings)
     settings = make_paths_absolute(settings).model_copy(update={"port": settings.port or find_free_port(settings.host)})
     check_port(settings)
     cpus = settings.cpus_per_replica * settings.replicas
@@ -69,6 +73,19 @@ def make_paths_absolute(settings: ServeSettings) -> ServeSettings:
         tracking = tracking.model_copy(update={"uri": tracking_uri(tracking)})
     storage = storage.model_copy(update={"root": absolute_uri(storage.root)})
     return settings.model_copy(update={"tracking": tracking, "storage": storage})
+
+
+def check_model(settings: ServeSettings) -> None:
+    """Check that the model that is named is there, before Ray starts.
+
+    Raises:
+        UserError: it is not registered, is missing, or is no model.
+    """
+    if not settings.model or resolve_pretrained(settings.model):
+        return
+    artifact = resolve(open_for_reading(settings.tracking), settings.model, absolute_uri(settings.storage.root))
+    if artifact.kind not in MODEL_KINDS:
+        raise UserError(f"--model {settings.model} is a {artifact.kind}; name a model")
 
 
 def check_port(settings: ServeSettings) -> None:

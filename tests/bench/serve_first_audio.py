@@ -104,12 +104,12 @@ def main() -> None:
             ready_s = time.monotonic() - started
             page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
             play_first_clip(page, url)
-            heard_s = time.monotonic() - started
+            sounding_s = time.monotonic() - started
             if arguments.pictures:
                 take_pictures(browser, url, arguments.pictures)
     print(f"{arguments.model}, {os.cpu_count()} cores, load before {load[0]:.1f}\n")
     print("| `presto serve` to | s |\n|---|---:|")
-    for name, seconds in (("ready", ready_s), ("first sound in the browser", heard_s)):
+    for name, seconds in (("ready", ready_s), ("first sound in the browser", sounding_s)):
         print(f"| {name} | {seconds:.1f} |")
 
 

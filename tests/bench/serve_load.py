@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ def measure_phase(arguments: argparse.Namespace, *, max_batch: int, seconds: flo
     """Serve with batches of at most this size and load it."""
     settings = ServeSettings(
         model=arguments.model, port=0, max_batch=max_batch, max_queued=4 * arguments.clients,
-        cpus_per_replica=arguments.cpus, log_file=str(Path("serve_load.jsonl").absolute()),
+        cpus_per_replica=arguments.cpus, log_file=str(Path(tempfile.gettempdir()) / "serve_load.jsonl"),
     )  # fmt: skip
     phase = Phase(max_batch)
     with serving(settings, ClusterConfig()) as url:

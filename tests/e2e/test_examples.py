@@ -51,13 +51,17 @@ def test_two_models_are_compared(tmp_path: Path):
     assert found == {"presto-tiny-s.wav", "presto-tiny-ls.wav", "spectrograms.png"}
 
 
-def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path):
-    notebook = json.loads((EXAMPLES / "noise_levels.ipynb").read_text(encoding="utf-8"))
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("noise_levels", "blocks of 6"), ("edit_and_extend", "kept bit for bit: [True, True]")],
+)
+def test_a_notebook_runs_from_top_to_bottom(name: str, words: str, tmp_path: Path):
+    notebook = json.loads((EXAMPLES / f"{name}.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     program = "\n\n".join(["import matplotlib", 'matplotlib.use("Agg")', *cells])
     ast.parse(program)  # no magics: any Python runs it
     printed = run_python(["-c", program], tmp_path)
-    assert "blocks of 6" in printed
+    assert words in printed
     assert (tmp_path / "clip.wav").exists()
     assert all(cell["outputs"] == [] for cell in notebook["cells"] if cell["cell_type"] == "code")
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from infra.cli.main import app
-from pipelines.serve.run import check_port
+from pipelines.serve.run import check_port, serving
 from pipelines.serve.settings import ServeSettings
 from presto_core.config.loader import ConfigError
+from presto_core.config.sections import ClusterConfig
 from presto_core.errors import UserError
 
 
@@ -37,6 +39,7 @@ def test_a_dry_run_shows_the_settings_of_the_service(empty: Path):
         (("--token-file", "none"), "none"),
         (("limits.max_seconds=-1",), "limits.max_seconds"),
         (("limits.max_hours=1",), "limits.max_hours"),
+        (("limits.max_second=1",), "limits.max_seconds"),
         (("--replicas", "3", "--max-replicas", "2"), "max_replicas=2"),
         (("storage.rooot=x",), "storage.rooot"),
         (("a prompt",), "a prompt"),
@@ -48,6 +51,15 @@ def test_a_mistake_is_named(empty: Path, args: tuple[str, ...], named: str):
     with pytest.raises(ConfigError) as caught:
         run(*args, "--dry-run")
     assert named in str(caught.value)
+    assert len(str(caught.value)) < 500  # not all settings
+
+
+@pytest.mark.parametrize("model", ["no-such", "presto-tiny-x", "presto-generator@7", "/tmp"])
+def test_a_model_that_is_not_there_is_named_before_anything_starts(empty: Path, model: str):
+    with pytest.raises(UserError) as caught, serving(ServeSettings(model=model), ClusterConfig()):
+        pass
+    assert model in str(caught.value)
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
 
 
 def test_a_port_that_is_taken_is_named():

@@ -15,7 +15,7 @@ import torch
 
 from pipelines.data.dataset import open_dataset, stream_batches
 from pipelines.inference.export_formats import ExportRequest, export_model, find_model_licence
-from pipelines.inference.generator import open_generator
+from pipelines.inference.generator import GeneratedClip, Generator, open_generator
 from pipelines.ingest.latent_cache import write_segment
 from pipelines.ingest.shard_writer import SegmentSlice, ShardPlan, ShardWriter
 from pipelines.registry.compatibility import check_teacher_matches_dataset
@@ -172,6 +172,8 @@ def test_a_distilled_teacher_becomes_a_pipeline_whose_import_plays_the_same(
     np.testing.assert_allclose(clip.audio, expected.audio, atol=2e-4)
     (other,) = open_generator(both.uri, folders=own).generate("slow jazz piano", seed=3, schedule=sigmas)
     assert np.abs(clip.audio - other.audio).max() > 0.01  # of budgets by level
+    for artifact in (teacher, both, again):
+        assert_edits(open_generator(artifact.uri, folders=own), clip)
     assert model.card.budget
     for wrong, match in (
         (ExportRequest(store / "student", "presto"), "exists"),
@@ -233,6 +235,18 @@ def test_layers_steps_and_clips_from_an_imported_teacher(
             generator.generate("slow jazz piano", steps=steps, seconds=9)
     with pytest.raises(UserError, match="crop_frames"):
         run_layers(teacher, dataset, **{"data.crop_frames": 8})
+
+
+def assert_edits(generator: Generator, clip: GeneratedClip) -> None:
+    """A region keeps what is around it; a continuation, what is before it."""
+    third = clip.seconds / 3
+    edited = generator.edit(clip, "harp", regions=[(third, 2 * third)], steps=2, seed=1)
+    longer = generator.extend(clip, "harp", seconds=0.2, steps=2, seed=1)
+    for made in (edited, longer):
+        assert made.kept
+        for part in made.list_kept_slices():
+            assert np.array_equal(made.audio[:, part], clip.audio[:, part])
+    assert not np.array_equal(edited.audio, clip.audio)
 
 
 def test_data_of_other_encoders_is_refused_with_the_settings_to_use(teacher: Artifact, dataset: Artifact):

@@ -116,7 +116,7 @@ def test_the_status_line_names_a_click_that_does_nothing_while_a_request_runs(pa
     wait_until(page, "() => document.querySelectorAll('.card').length === 1", patience_s=90)
     # a request that takes as long as the test wants
     waiting: list[Any] = []
-    page.route("**/v1/edit", waiting.append)
+    page.route("**/v1/edit", lambda route: waiting.append(route))
     for button in (".vary", ".extend", ".repaint", ".again"):
         page.click(f".card {button}")
         if button == ".vary":

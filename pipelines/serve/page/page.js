@@ -94,7 +94,7 @@ function switchPlayers([a, b], button) {
   const next = a.paused ? a : b, other = next === a ? b : a;
   next.currentTime = other.currentTime < next.duration ? other.currentTime : 0;
   other.pause();
-  next.play();
+  next.play().catch((error) => { if (error.name !== "AbortError") explain(error); }); // switched back before it began
   button.textContent = `Playing ${next === a ? "A" : "B"}: switch to ${next === a ? "B" : "A"}`;
 }
 
