@@ -88,11 +88,11 @@ def map_items(items: list[dict[str, Any]], actor: type, config: ClusterConfig, *
         ClusterError: a worker died.
     """
     if runs_in_process(config):
-        return map_here(items, actor, *args)
+        return map_in_process(items, actor, *args)
     return iter_rows(map_actors(dataset_from_items(items), actor, config, len(items), *args))
 
 
-def map_here(items: list[dict[str, Any]], actor: type, *args: Any) -> Iterator[dict[str, Any]]:
+def map_in_process(items: list[dict[str, Any]], actor: type, *args: Any) -> Iterator[dict[str, Any]]:
     """Map items in this process; what the actor raises passes through."""
     instance = actor(*args)
     return ({**instance(item), "error": ""} for item in items)

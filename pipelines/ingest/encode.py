@@ -17,7 +17,7 @@ from pipelines.cluster.actor_pool import (
     dataset_from_items,
     iter_rows,
     map_actors,
-    map_here,
+    map_in_process,
     runs_in_process,
 )
 from pipelines.cluster.session import ClusterError
@@ -157,7 +157,7 @@ def _run_encoders(
     known = frozenset(digest for digest, content in cache.contents.items() if _is_final(content))
     track_items = [{"item": json.dumps([i, asdict(track)])} for i, track in enumerate(tracks)]
     if runs_in_process(cluster):
-        yield from _read_results(tracks, map_here(track_items, FileEncoder, config, encoding, folder, known))
+        yield from _read_results(tracks, map_in_process(track_items, FileEncoder, config, encoding, folder, known))
         return
     import ray
 
