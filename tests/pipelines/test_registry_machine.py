@@ -98,7 +98,24 @@ class RegistryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.parents)
     @rule(pick=PICK)
     def start_run(self, pick: int) -> None:
-        run_id, parent = self._make_id(), self._pick(pick)
+        self._start_from(self._pick(pick))
+
+    @precondition(lambda self: self.versions)
+    @rule(by_run=st.booleans())
+    def use_what_gc_has_listed(self, by_run: bool) -> None:
+        artifact_id = self._make_id()
+        self._commit(artifact_id, "")
+        self.list_garbage()
+        if by_run:
+            self._start_from(artifact_id)
+        else:
+            self._publish(artifact_id)
+            self._publish(artifact_id)
+        while self.plan:
+            self.delete_listed()
+
+    def _start_from(self, parent: str) -> None:
+        run_id = self._make_id()
         write_bytes(run_folder(self.root, run_id), RUN_FILE, json.dumps({"parents": {"base": parent}}).encode())
         self.runs[run_id] = parent
 
