@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from blake3 import blake3
@@ -123,7 +123,7 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
         )
     shards = (manifest.get("dataset") or {}).get("shards", [])
     for name in (*manifest.get("files", {}), *(str(shard.get("file")) for shard in shards)):
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        if name.startswith("/") or ".." in name.split("/"):  # a path object takes longer than reading the entry
             raise UnsafeArtifactError(
                 f"{folder.uri}/{MANIFEST} lists {name!r}, a file outside its folder; do not use it"
             )

@@ -96,8 +96,8 @@ REGISTRY_FAULTS: dict[str, Fault] = {
     "a promotion of which MLflow does not hear": lambda patch: patch.setattr(
         Promoter, "sync_aliases", lambda self, name, log: None
     ),
-    "a rollback to the first champion": lambda patch: patch.setattr(
-        promotion_log.PromotionLog, "read", lambda self, number: self.read_all()[0]
+    "a rollback that names the champion again": lambda patch: patch.setattr(
+        promotion_log.PromotionLog, "read", lambda self, number: self.read_head()
     ),
 }
 

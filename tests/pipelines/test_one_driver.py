@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -38,13 +38,13 @@ DRIVERS = st.integers(0, 2)
 
 @dataclass
 class Driver:
-    """A process on a machine of its own: the lease it believes to hold, its step, and how wrong its clock is."""
+    """A process on a machine of its own: the lease it believes to hold, its step, how wrong its clock is."""
 
     number: int
     skew_s: float
     lease: Lease | None = None
     step: int = 0
-    committed: list[int] = field(default_factory=list)
+    has_saved: bool = False
 
     @contextmanager
     def imitate_machine(self, wait: Callable[[], None]) -> Iterator[None]:
@@ -87,7 +87,7 @@ class OneDriver(RuleBasedStateMachine):
             os.utime(file, (past, past))
         with driver.imitate_machine(lambda: pytest.fail("it waits for a lease that has expired")):
             driver.lease = lease_module._acquire(lease_folder, "run x", wait=False)
-        self.holder = driver
+        self.holder, driver.has_saved = driver, False
         delete_incomplete(self._folder(driver), epoch=driver.lease.epoch)
         newest = read_newest_checkpoint(self._folder(driver))
         name = CheckpointName.parse(newest[0].uri.rpartition("/")[2]) if newest else None
@@ -119,7 +119,7 @@ class OneDriver(RuleBasedStateMachine):
             assert list_checkpoints(self.scratch.child(CHECKPOINTS)) == before
         else:
             assert driver is self.holder
-            driver.committed = [*driver.committed, driver.step]
+            driver.has_saved = True
             self.resumed_from = driver.step
 
     @precondition(lambda self: self.holder and any(d.lease and d is not self.holder for d in self.drivers))
@@ -129,12 +129,18 @@ class OneDriver(RuleBasedStateMachine):
         zombie = next(d for d in self.drivers if d.lease and d is not self.holder)
         assert zombie.lease
         assert self.holder
-        assert self.holder.lease
-        if self._newest_epoch() < self.holder.lease.epoch:
+        if not self.holder.has_saved:
             return  # the holder resumed from what the zombie wrote, and would do so again: the same work, further on
         zombie.step += steps
         checkpoints = self.scratch.child(CHECKPOINTS)
         write_checkpoint(checkpoints, Snapshot(zombie.step, {}, {"items": []}), epoch=zombie.lease.epoch)
+
+    @rule(number=DRIVERS, steps=st.integers(1, 9))
+    def be_overtaken_in_mid_upload(self, number: int, steps: int) -> None:
+        for driver in (number, (number + 1) % 3):
+            self.acquire(driver)
+            self.save(driver, 1)
+        self.wake_in_mid_upload(steps)
 
     @rule(number=DRIVERS)
     def delete_scratch(self, number: int) -> None:
@@ -166,10 +172,6 @@ class OneDriver(RuleBasedStateMachine):
 
     def _holder_epoch(self) -> int:
         return self.holder.lease.epoch if self.holder and self.holder.lease else 0
-
-    def _newest_epoch(self) -> int:
-        names = list_checkpoints(self.scratch.child(CHECKPOINTS))
-        return names[-1].epoch if names else 0
 
     @invariant()
     def the_holder_is_the_only_one(self) -> None:

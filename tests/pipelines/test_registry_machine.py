@@ -78,14 +78,14 @@ class RegistryMachine(RuleBasedStateMachine):
         line = [self._make_id() for _ in range(length)]
         for parent, artifact_id in zip(["", *line], line):
             self._commit(artifact_id, parent)
-        self._register(line[-1])
+        self._publish(line[-1])
 
     @precondition(lambda self: self.parents)
     @rule(pick=PICK)
     def register(self, pick: int) -> None:
-        self._register(self._pick(pick))
+        self._publish(self._pick(pick))
 
-    def _register(self, artifact_id: str) -> None:
+    def _publish(self, artifact_id: str) -> None:
         made = publish(
             self.client, self.model, read_artifact(artifact_folder(self.root, artifact_id)),
             mlflow_run=self.client.create_run(self.shelf.tracker.experiment_id).info.run_id,
@@ -98,7 +98,24 @@ class RegistryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.parents)
     @rule(pick=PICK)
     def start_run(self, pick: int) -> None:
-        run_id, parent = self._make_id(), self._pick(pick)
+        self._start_from(self._pick(pick))
+
+    @precondition(lambda self: self.versions)
+    @rule(by_run=st.booleans())
+    def use_what_gc_has_listed(self, by_run: bool) -> None:
+        artifact_id = self._make_id()
+        self._commit(artifact_id, "")
+        self.list_garbage()
+        if by_run:
+            self._start_from(artifact_id)
+        else:
+            self._publish(artifact_id)
+            self._publish(artifact_id)
+        while self.plan:
+            self.delete_listed()
+
+    def _start_from(self, parent: str) -> None:
+        run_id = self._make_id()
         write_bytes(run_folder(self.root, run_id), RUN_FILE, json.dumps({"parents": {"base": parent}}).encode())
         self.runs[run_id] = parent
 
@@ -112,7 +129,16 @@ class RegistryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.versions)
     @rule(pick=PICK)
     def promote(self, pick: int) -> None:
-        number = pick % len(self.versions) + 1
+        self._promote(pick % len(self.versions) + 1)
+
+    @precondition(lambda self: len(self.versions) > 1)
+    @rule()
+    def promote_two_and_roll_back(self) -> None:
+        for number in (1, len(self.versions)):
+            self._promote(number)
+        self.roll_back()
+
+    def _promote(self, number: int) -> None:
         promoter = Promoter(self.client, gate=lambda *args: [])
         promoter.promote(f"{self.model}@v{number}", PromoteConfig(), why="a try")
         if self.versions[number - 1] not in self.champions[-1:]:
