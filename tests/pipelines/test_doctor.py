@@ -250,7 +250,8 @@ def test_a_cluster_is_compared_with_what_each_stage_asks_for(shared_ray: None):
         return probe.check_fits(stage)
 
     assert compare_with_cluster("train-teacher", num_workers=2) == "2 workers of 0.8 CPUs; in all 1.8 CPUs, 0 GPUs"
-    assert compare_with_cluster("ingest", data_workers=1) == "1 worker of 0.8 CPUs; in all 0.8 CPUs, 0 GPUs"
+    by_ray = compare_with_cluster("ingest", num_workers=1, data_workers=1)
+    assert by_ray == "1 worker of 0.8 CPUs; in all 0.8 CPUs, 0 GPUs"
     with pytest.raises(ClusterError, match=r"3\.6 CPUs .* has 2; .*cluster\.num_workers"):
         compare_with_cluster("distill-steps", num_workers=4)
     with pytest.raises(ClusterError, match=r"1 GPUs .* has 0; "):
