@@ -24,7 +24,7 @@ demo-from-scratch: $(STAMP) ## the same with a small teacher of its own, which s
 pretrained: $(STAMP) ## remake the models in the package from nothing, in hours; run it again to resume; PRETRAINED="key=value ..."
 	$(BIN)/presto pretrain $(PRETRAINED)
 
-test: $(STAMP) ## all tests that fit into CI, on two cores, about 25 minutes; tests/README.md has more
+test: $(STAMP) ## all tests that fit into CI, on two cores, about 15 minutes; tests/README.md has more
 	$(BIN)/python -m pytest -n 2 --durations=25 --junitxml=build/junit.xml
 
 test-slow: $(STAMP) ## longer tests
