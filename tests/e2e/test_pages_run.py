@@ -1,4 +1,4 @@
-"""Commands of the pages that are marked `run: slow`, as bash reads them, in the home of one user (`make test-pages`).
+"""Commands of the pages that are marked `run: slow`, as bash reads them, in the homes of two users (`make test-pages`).
 
 Sizes are those of a toy: `presto` on the path is `small_presto.py`, which adds them. Everything else is as typed.
 """
@@ -20,13 +20,13 @@ from pipelines.inference.generator import load_generator
 from tests.e2e.page_commands import ROOT, Block, list_pages, read_blocks
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(3600)]
-FIRST = ("docs/quickstart.md",)  # makes what other pages use
+ON_S3 = ("docs/quickstart.md",)  # starts an object store, whose keys the shells of other pages would need
 SHIM = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tests.e2e.small_presto "$@"\n'
 
 
 def list_slow_pages() -> list[str]:
     pages = [path.relative_to(ROOT).as_posix() for path in list_pages()]
-    return [*FIRST, *(page for page in pages if page not in FIRST and read_slow_blocks(page))]
+    return [page for page in pages if read_slow_blocks(page)]
 
 
 def read_slow_blocks(page: str) -> list[Block]:
@@ -34,9 +34,16 @@ def read_slow_blocks(page: str) -> list[Block]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the music, the song and the prompts that pages name, made by a model of the package."""
-    folder, generator = tmp_path_factory.mktemp("home"), load_generator("presto-tiny-s")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, Path]]:
+    """Whether a page uses S3 -> the folder of a user who does."""
+    folders = {on_s3: make_home(tmp_path_factory.mktemp("home")) for on_s3 in (True, False)}
+    yield folders
+    run_bash("presto s3 stop", folders[True])
+
+
+def make_home(folder: Path) -> Path:
+    """Write the music, the song and the prompts that pages name, made by a model of the package."""
+    generator = load_generator("presto-tiny-s")
     for name in ("bin", "my_music", "album"):
         (folder / name).mkdir()
     for number in range(24):
@@ -49,8 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "prompts.csv").write_text("prompt,seed\nsolo piano,1\norgan,2\n")
     (folder / "bin/presto").write_text(SHIM)
     (folder / "bin/presto").chmod(0o755)
-    yield folder
-    run_bash("presto s3 stop", folder)
+    return folder
 
 
 def run_bash(script: str, home: Path) -> str:
@@ -67,10 +73,10 @@ def run_bash(script: str, home: Path) -> str:
 
 
 @pytest.mark.parametrize("page", list_slow_pages())
-def test_a_pages_commands_succeed_from_top_to_bottom(page: str, home: Path):
+def test_a_pages_commands_succeed_from_top_to_bottom(page: str, homes: dict[bool, Path]):
     blocks = read_slow_blocks(page)
     assert blocks
     shells = [line for block in blocks if block.language != "python" for line in block.lines]
     programs = ["\n".join(block.lines) for block in blocks if block.language == "python"]
     program = [shlex.join([sys.executable, "-c", "\n".join(programs)])] if programs else []
-    run_bash("\n".join([*shells, *program]), home)
+    run_bash("\n".join([*shells, *program]), homes[page in ON_S3])
