@@ -120,7 +120,7 @@ def test_wrong_requests_are_one_message(home: TinyRegistry):
     generator = load_generator("champion", storage_root=home.root)
     with pytest.raises(UserError, match="steps=0"):
         generator.generate(["x"], steps=0)
-    with pytest.raises(UserError, match="key .H flat"):
+    with pytest.raises(UserError, match="H flat"):
         generator.generate(["x"], key="H flat")
     with pytest.raises(UserError, match="presto-generator@nothing"):
         load_generator("presto-generator@nothing")
