@@ -82,7 +82,7 @@ def render_rayjob(command: StageCommand, config: StageConfig, name: str) -> dict
 def _resize_group(group: dict[str, Any], stage: str, config: StageConfig) -> dict[str, Any]:
     """Return a worker group with as many pods as the stage has workers, each as large as a worker needs."""
     cluster = config.cluster
-    most = (count_sharing(cluster) if cluster.num_workers else 0) if STAGES[stage].trains else cluster.data_workers
+    most = count_sharing(cluster) if STAGES[stage].trains else cluster.data_workers
     least = min_workers(cluster) if STAGES[stage].trains else 1
     if isinstance(sweep := getattr(config, "sweep", None), SweepConfig):
         most = count_sharing(cluster) * max(sweep.concurrent, 1)

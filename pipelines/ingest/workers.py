@@ -35,15 +35,13 @@ def decode_track(
 
     A UserError is returned in a row, because Ray would wrap one raised in a task and hide its message.
     """
-    import ray
-
     index, fields = json.loads(batch["item"][0])
     track = Track(**fields)
     try:
         source, cache_folder = open_source(track.source_uri), open_folder(cache_uri)
         pending = _empty_row(index)
         for digest, segment_or_result in segment_file(
-            track, source, encoding, known_digests=_get_known_digests(ray, known_refs[0])
+            track, source, encoding, known_digests=_get_known_digests(known_refs[0])
         ):
             if isinstance(segment_or_result, FileResult):
                 yield pending | {"end": [json.dumps(asdict(segment_or_result))]}
@@ -56,8 +54,10 @@ def decode_track(
 
 
 @lru_cache(maxsize=1)
-def _get_known_digests(ray: Any, reference: Any) -> frozenset[str]:
+def _get_known_digests(reference: Any) -> frozenset[str]:
     """Return the digests of contents that need no decoding; read once per worker."""
+    import ray
+
     return frozenset(ray.get(reference))
 
 
@@ -74,13 +74,6 @@ def _segment_row(index: int, digest: str, segment: Segment, cache_folder: Folder
         return row
     layout = {"shape": [json.dumps(segment.audio.shape)], "starts": [json.dumps(segment.starts.tolist())]}
     return row | layout | {"audio": [segment.audio.tobytes()]}
-
-
-def _fetch(reference: Any) -> frozenset[str]:
-    import ray
-
-    digests: frozenset[str] = ray.get(reference)
-    return digests
 
 
 class Encoder:
@@ -123,7 +116,7 @@ class FileEncoder:
         self, config: IngestStage, encoding: EncodeSettings, cache_uri: str, known: frozenset[str] | list[Any]
     ) -> None:
         self.encoder, self.encoding = Encoder(config, cache_uri), encoding
-        self.known_digests = known if isinstance(known, frozenset) else _fetch(known[0])
+        self.known_digests = known if isinstance(known, frozenset) else _get_known_digests(known[0])
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         index, fields = json.loads(item["item"])

@@ -67,6 +67,8 @@ def launch_training(spec: TrainSpec, run: TrackedRun, trial: Trial | None = None
         )
         try:
             if workers == 0:
+                if not trial and (idle := describe_idle_gpus(spec.config.cluster, torch.cuda.device_count())):
+                    console.print(f"{spec.stage.name}: {idle}", style="yellow")
                 callbacks = WorkerCallbacks(monitor.on_row, monitor.warn, lambda: stop.reason)
                 train_worker(
                     _exclude_damaged_shards(spec, with_ray=False),
@@ -94,6 +96,13 @@ def select_device(config: ClusterConfig, *, in_sweep: bool) -> torch.device:
         return resolve_device(config.device, setting="cluster.device")
     may_use_gpu = not in_sweep or config.gpus_per_worker > 0
     return torch.device("cuda" if may_use_gpu and torch.cuda.is_available() else "cpu")
+
+
+def describe_idle_gpus(config: ClusterConfig, gpus: int) -> str:
+    """Return which of this machine's GPUs `num_workers=auto` leaves idle, and how to use them; empty if none."""
+    if config.num_workers != AUTO or config.device != AUTO or gpus < 2:
+        return ""
+    return f"one of {gpus} GPUs trains; cluster.num_workers={gpus} cluster.gpus_per_worker=1 uses all"
 
 
 def _exclude_damaged_shards(spec: TrainSpec, *, with_ray: bool) -> TrainSpec:

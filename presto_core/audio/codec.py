@@ -73,8 +73,8 @@ def check_latents(latents: Tensor, *, channels: int) -> None:
         raise CodecError(f"codec cannot decode latents of shape {shape}; pass [B, {channels}, T] with T >= 1")
 
 
-def list_growing_parts(frames: int, *, first: int, longest: int) -> list[tuple[int, int]]:
-    """Return parts (first frame, the one after the last) of latents: each twice as long as the one before."""
+def list_parts(frames: int, *, first: int, longest: int) -> list[tuple[int, int]]:
+    """Return parts (first frame, the one after the last): each twice as long as the one before, up to `longest`."""
     parts, start, length = [], 0, first
     while start < frames:
         parts.append((start, min(start + length, frames)))

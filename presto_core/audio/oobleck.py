@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from presto_core.audio.codec import CodecError, check_audio, check_latents, list_growing_parts
+from presto_core.audio.codec import CodecError, check_audio, check_latents, list_parts
 
 FIRST_FRAMES = 48  # of audio that is decoded in parts: 2 s
 CHUNK_FRAMES = 768  # 36 s of Stable Audio's autoencoder: what models generate by default is one chunk
@@ -86,14 +86,11 @@ class OobleckCodec:
     def decode_in_parts(self, latents: Tensor) -> Iterator[Tensor]:
         """Yield the audio of latents [1, channels, T] in parts [1, audio_channels, n], short ones first."""
         check_latents(latents, channels=self.channels)
-        parts = list_growing_parts(latents.shape[-1], first=FIRST_FRAMES, longest=CHUNK_FRAMES)
+        parts = list_parts(latents.shape[-1], first=FIRST_FRAMES, longest=CHUNK_FRAMES)
         yield from self._iter_parts(self._to_model_input(latents), parts)
 
     def _iter_chunks(self, latents: Tensor, chunk_frames: int) -> Iterator[Tensor]:
-        frames = latents.shape[-1]
-        return self._iter_parts(
-            latents, [(start, min(start + chunk_frames, frames)) for start in range(0, frames, chunk_frames)]
-        )
+        return self._iter_parts(latents, list_parts(latents.shape[-1], first=chunk_frames, longest=chunk_frames))
 
     def _iter_parts(self, latents: Tensor, parts: list[tuple[int, int]]) -> Iterator[Tensor]:
         margin = self.margin_frames

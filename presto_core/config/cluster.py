@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from presto_core.config.device_name import DeviceName
+from presto_core.config.device_name import AUTO, DeviceName
 from presto_core.config.section import Count, Positive, Section
 
 ShardingMode = Literal["replicate", "shard"]
@@ -20,7 +20,6 @@ def _check_workers(value: object) -> object:
     return value
 
 
-AUTO: Literal["auto"] = "auto"
 Workers = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], BeforeValidator(_check_workers)]
 
 

@@ -16,6 +16,7 @@ from pipelines.stages import distill_steps, train_teacher
 from pipelines.storage.filesystem import open_folder
 from pipelines.tracking.client import TrackingError, open_tracker
 from pipelines.tracking.tags import RUN_ID
+from pipelines.train.ray_train import describe_idle_gpus
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.store import StoreError, read_file
 from presto_core.config.loader import load_config
@@ -136,6 +137,13 @@ def test_one_machine_trains_at_once_and_a_cluster_by_a_worker(monkeypatch):
     assert count_workers(ClusterConfig(num_workers=0)) == 0
     assert count_workers(ClusterConfig(), in_sweep=True) == 0
     assert count_workers(ClusterConfig(num_workers=2), in_sweep=True) == 2
+
+
+def test_gpus_that_one_process_leaves_idle_are_named():
+    assert "cluster.num_workers=4" in describe_idle_gpus(ClusterConfig(), 4)
+    assert not describe_idle_gpus(ClusterConfig(), 1)
+    assert not describe_idle_gpus(ClusterConfig(num_workers=0), 4)
+    assert not describe_idle_gpus(ClusterConfig(device="cpu"), 4)
 
 
 def test_ray_data_reads_where_there_may_be_other_nodes(monkeypatch):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from presto_core.audio.codec import list_growing_parts
+from presto_core.audio.codec import list_parts
 from presto_core.audio.mel_codec.griffin_lim import BLOCK_FRAMES, griffin_lim
 from presto_core.audio.mel_codec.magnitude_decoder import MagnitudeDecoder
 from presto_core.audio.mel_codec.peak_phase import continue_phase
@@ -40,16 +40,13 @@ def invert_in_chunks(decoder: MagnitudeDecoder, log_mel: Tensor, *, chunk_frames
     Args:
         chunk_frames: frames per chunk, a multiple of `BLOCK_FRAMES`.
     """
-    frames = log_mel.shape[-2]
-    parts = [(start, min(start + chunk_frames, frames)) for start in range(0, frames, chunk_frames)]
+    parts = list_parts(log_mel.shape[-2], first=chunk_frames, longest=chunk_frames)
     return torch.cat(list(_iter_chunks(decoder, log_mel, parts)), dim=-1)
 
 
 def invert_in_growing_chunks(decoder: MagnitudeDecoder, log_mel: Tensor) -> Iterator[Tensor]:
     """Yield the samples of `invert_in_chunks` in chunks of 1 s, 2 s, 4 s, ... up to `CHUNK_FRAMES`."""
-    return _iter_chunks(
-        decoder, log_mel, list_growing_parts(log_mel.shape[-2], first=BLOCK_FRAMES, longest=CHUNK_FRAMES)
-    )
+    return _iter_chunks(decoder, log_mel, list_parts(log_mel.shape[-2], first=BLOCK_FRAMES, longest=CHUNK_FRAMES))
 
 
 def count_margin_frames(decoder: MagnitudeDecoder) -> int:
