@@ -56,7 +56,7 @@ ROWS = (
     ),
     Metric(
         "sample_distance", "to teacher",
-        "squared distance to the teacher's clip from the same noise: 0 the same, 1 unrelated",
+        "squared distance to the teacher's clip from the same noise: 0 is the same clip, 1 an unrelated one",
         compute=compute_sample_distance, needs="teacher", column=False, registry_name="sample_distance",
     ),
     Metric(
@@ -159,8 +159,8 @@ ROWS = (
         better="higher", format=".1f", suffix="x", group="cost",
     ),
     Metric(
-        "speed_up", "network speed-up", "the same of the network's sampling time alone", better="higher", format=".1f",
-        suffix="x", group="cost", column=False, registry_name="speed_up",
+        "speed_up", "network speed-up", "the same ratio for the network's sampling time alone", better="higher",
+        format=".1f", suffix="x", group="cost", column=False, registry_name="speed_up",
     ),
 )  # fmt: skip
 METRICS: dict[str, Metric] = {row.name: row for row in ROWS}
