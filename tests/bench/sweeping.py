@@ -53,19 +53,19 @@ def render_figures(early: dict[str, Any], whole: dict[str, Any], command: str) -
     best, least, saved, over = _best(early), _best(whole), early["saved"], early["overhead"]
     trials = f"{len(early['trials'])} trials of {early['updates']} updates"
     steps = (
-        f"ASHA's best is {(best - least) / least:+.1%} from the full grid's (wanted: within 5 %), with "
-        f"{saved['share']:.0%} of its steps (wanted: at most 40 %)."
+        f"ASHA's best differs by {(best - least) / least:+.1%} from the full grid's (target: within 5 %), with "
+        f"{saved['share']:.0%} of its steps (target: at most 40 %)."
     )
     beyond = (
-        f"Beyond training a trial took {over['other_share']:.0%} more (wanted: at most 15 %) and "
-        f"{over['validation_share']:.0%} for validation; the whole sweep {over['all_share']:.0%} more than both."
+        f"On top of training, a trial took {over['other_share']:.0%} more time (target: at most 15 %) and "
+        f"{over['validation_share']:.0%} for validation; the whole sweep took {over['all_share']:.0%} more than both."
     )
     lines = [
         f"`{command}` on {os.cpu_count()} cores ({platform.machine()}), {trials}.",
         "",
         early["verdict"]["says"],
         "",
-        "| | ASHA | all to the end |",
+        "| | ASHA | all trained to the end |",
         "|---|---:|---:|",
         f"| best {early['metrics'][0]} of the trials | {best:.3f} | {least:.3f} |",
         f"| steps trained | {saved['steps_trained']} | {saved['steps_of_all_to_the_end']} |",
@@ -76,7 +76,7 @@ def render_figures(early: dict[str, Any], whole: dict[str, Any], command: str) -
         "",
         *_table(early, whole),
     ]
-    # what settings do is plainer where all trials came to the end; where the others were stopped, only the sweep tells
+    # effects of settings are clearer if all trials came to the end; the effect of stopping shows in the sweep only
     for name, content in (
         sweep_report.make_plots(whole) | {"learning": sweep_plots.plot_learning_curves(early)}
     ).items():
@@ -93,7 +93,7 @@ def _best(result: dict[str, Any]) -> float:
 def _table(*results: dict[str, Any]) -> list[str]:
     """Share of variance that settings explain, where a sweep can compare all trials: one column a sweep."""
     importances = [result["importance"] for result in results]
-    head = " | ".join(["share of variance that explains", *(f"after {t['update']} updates" for t in importances)])
+    head = " | ".join(["share of variance explained by", *(f"after {t['update']} updates" for t in importances)])
     rows = (
         " | ".join([f"`{key}`", *(f"{t['shares'].get(key, 0.0):.2f}" for t in importances)])
         for key in importances[-1]["shares"]

@@ -160,7 +160,7 @@ def test_object_store_down_for_half_a_minute(begin, tmp_path: Path, parents: Par
             time.sleep(OUTAGE_S)
         assert attempt.exit_code() == 0, attempt.stderr
     assert run.outcome() == calm.outcome()
-    TABLE.append(FaultRow(f"object store down for {OUTAGE_S} s", "teacher", 1, 1, 0, f"waited out; {SAME}"))
+    TABLE.append(FaultRow(f"object store down for {OUTAGE_S} s", "teacher", 1, 1, 0, f"the run waited; {SAME}"))
 
 
 def test_mlflow_down_for_half_a_minute(begin, tmp_path: Path, parents: Parents, mlflow_server: str):
@@ -173,7 +173,7 @@ def test_mlflow_down_for_half_a_minute(begin, tmp_path: Path, parents: Parents, 
             time.sleep(OUTAGE_S)
         assert attempt.exit_code() == 0, attempt.stderr
         assert run.outcome() == calm.outcome()
-    TABLE.append(FaultRow(f"MLflow down for {OUTAGE_S} s", "teacher", 0, 1, 0, f"rows kept and sent later; {SAME}"))
+    TABLE.append(FaultRow(f"MLflow down for {OUTAGE_S} s", "teacher", 0, 1, 0, f"rows buffered and sent later; {SAME}"))
 
 
 # --- nodes

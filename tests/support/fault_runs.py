@@ -194,7 +194,7 @@ def write_table(path: Path) -> None:
     """Write the table between the two marks of a page."""
     before, _, rest = path.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    rows = ["| fault | stage | workers | times | steps lost at most | outcome |", "|---|---|---|---|---|---|"]
+    rows = ["| fault | stage | workers | times | most steps lost | outcome |", "|---|---|---|---|---|---|"]
     for line in TABLE:
         workers = str(line.workers) if line.workers else "in process"
         rows.append(f"| {line.fault} | {line.stage} | {workers} | {line.kills} | {line.lost} | {line.outcome} |")
