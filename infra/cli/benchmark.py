@@ -16,15 +16,15 @@ from presto_core.models.pretrained import DEFAULT_GENERATOR
 
 def benchmark(
     model: Annotated[
-        str, typer.Option(help="A model of the package, or any name that presto generate --model takes.")
+        str, typer.Option(help="A model in the package, or any name that presto generate --model takes.")
     ] = DEFAULT_GENERATOR,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of the sampler.")] = 4,
-    device: Annotated[str, typer.Option(help=f"Where it computes: {DEVICE_NAMES}.")] = "auto",
+    device: Annotated[str, typer.Option(help=f"Device to compute on: {DEVICE_NAMES}.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of PyTorch on a CPU.")] = 1,
     as_json: AsJson = False,
     dry_run: Preview = False,
 ) -> None:
-    """Measure one clip: start, text, network, decode, WAV; FLOP/s against matrix products; memory; launches."""
+    """Measure where the time of a clip goes: start, text, network, decoding, WAV; also FLOP/s, memory and launches."""
     if dry_run:
         print_text(f"would measure clips of {model} with {steps} steps on {device}, for about ten seconds")
         return

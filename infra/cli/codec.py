@@ -37,22 +37,20 @@ def roundtrip(
         list[str],
         typer.Argument(
             metavar="FILE... [KEY=VALUE]...",
-            help="Audio files, or folders of them; then codec.kind=... or codec.path=... for another codec than the "
-            "shipped one.",
+            help="Audio files, or folders of them; then codec.kind=... or codec.path=... to use a codec other than "
+            "the shipped one.",
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder of the results; no file in it is replaced.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder for the results; no file in it is overwritten.")] = Path(
         ".presto/roundtrip"
     ),
-    start: Annotated[float, typer.Option(min=0, help="Seconds to leave out at the beginning of each file.")] = 0.0,
-    seconds: Annotated[
-        float, typer.Option(min=0.01, max=3600, help="Seconds to convert of each file, at most.")
-    ] = 30.0,
+    start: Annotated[float, typer.Option(min=0, help="Seconds to skip at the beginning of each file.")] = 0.0,
+    seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="Most seconds of each file to convert.")] = 30.0,
     as_json: AsJson = False,
     dry_run: Preview = False,
 ) -> None:
-    """Encode and decode audio: write both sides at equal loudness with a spectrogram, and print what is lost."""
+    """Encode and decode audio: write both sides at equal loudness, with a spectrogram, and print what is lost."""
     from pipelines.console import console, print_text
     from pipelines.stages import codec_roundtrip
 

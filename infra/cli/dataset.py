@@ -23,8 +23,8 @@ DatasetArgs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[DATASET] [KEY=VALUE]...",
-        help="A data set's name, as NAME@ALIAS, its id, path or URI, which inputs.dataset=... names as well (default: "
-        "presto-dataset@candidate); storage.root=...",
+        help="A data set as NAME@ALIAS, id, path or URI, the same as inputs.dataset=... (default: "
+        "presto-dataset@candidate); then storage.root=...",
         show_default=False,
     ),
 ]
@@ -66,7 +66,7 @@ def stats(args: DatasetArgs = None, as_json: AsJson = False) -> None:
 @app.command()
 @add_dry_run
 def split(args: DatasetArgs = None, as_json: AsJson = False) -> None:
-    """Print compositions, tracks, rows and hours per split, and the compositions that are not trained on.
+    """Print compositions, tracks, rows and hours per split, and the compositions that are not in the train split.
 
     To change the splits, run ingest again with other values of ingest.validation_fraction and ingest.test_fraction; no
     track is encoded twice.
@@ -102,19 +102,19 @@ def quarantine(args: DatasetArgs = None, as_json: AsJson = False) -> None:
 @app.command()
 def listen(
     args: DatasetArgs = None,
-    rows: Annotated[int, typer.Option(min=1, max=500, help="Rows to draw.")] = 12,
+    rows: Annotated[int, typer.Option(min=1, max=500, help="Number of rows to draw.")] = 12,
     split: Annotated[
         str, typer.Option(metavar="train|validation|test", help="Split to draw from.", show_default=True)
     ] = "train",
-    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other rows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw: another seed draws other rows.")] = 0,
     output: Annotated[
-        str, typer.Option(help="Folder of the page; default: .presto/listen/, by data set, split and seed.")
+        str, typer.Option(help="Folder for the page; default: one below .presto/listen/ for data set, split and seed.")
     ] = "",
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     as_json: AsJson = False,
     dry_run: Preview = False,
 ) -> None:
-    """Hear what a data set trains on: rows decoded, with captions, tempo, key and licence, as a page and a table."""
+    """Hear what a data set contains: decode some rows, and show them with caption, tempo, key and licence."""
     from pipelines.evaluate.page import dataset_page
     from pipelines.evaluate.page.page import PAGE_FILE
     from presto_core.models.recorded_components import OwnFolders

@@ -23,7 +23,7 @@ def edit(
         list[str] | None,
         typer.Argument(
             metavar='FILE "PROMPT" [KEY=VALUE]...',
-            help="An audio file, what it becomes, then overrides such as edit.steps=8.",
+            help="An audio file, a prompt for what it becomes, then overrides such as edit.steps=8.",
             show_default=False,
         ),
     ] = None,
@@ -32,31 +32,38 @@ def edit(
         typer.Option(
             "--region",
             metavar="FROM:TO",
-            help="Repaint these seconds and keep every other sample; may be repeated (edit.regions).",
+            help="Repaint these seconds and keep every other sample; can be repeated (edit.regions).",
             show_default=False,
         ),
     ] = None,
     strength: Annotated[
         float | None,
         typer.Option(
-            help="How much changes, from 0, nothing, to 1, all (edit.strength). Default: 0.5 for the whole, 1 for "
-            "regions.",
+            help="How much changes, from 0 (nothing) to 1 (everything) (edit.strength). Default: 0.5 for the whole "
+            "file, 1 for regions.",
             show_default=False,
         ),
     ] = None,
     extend: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", help="Go on for this long, in place of changing it (edit.extend).", show_default=False
+            metavar="SECONDS",
+            help="Add this many seconds of music, instead of changing the file (edit.extend).",
+            show_default=False,
         ),
     ] = None,
     at: Annotated[
         Literal["end", "start"] | None,
-        typer.Option(help="Whether --extend adds music at the end, which is the default, or before the start."),
+        typer.Option(help="Where --extend adds music: at the end (default) or before the start (edit.at)."),
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", metavar="TEXT", help="The prompt, whatever it looks like.", show_default=False),
+        typer.Option(
+            "--prompt",
+            metavar="TEXT",
+            help="The prompt, if it would be misread as another argument.",
+            show_default=False,
+        ),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Preset to start from.")] = None,
     model: ModelName = None,

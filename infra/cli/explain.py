@@ -27,13 +27,13 @@ def explain(
     ] = "",
     preset: Annotated[str, typer.Argument(metavar="[PRESET]", help="Show only this preset's value.")] = "",
     preset_option: Annotated[
-        str, typer.Option("--preset", metavar="PRESET", help="The same as an option.", show_default=False)
+        str, typer.Option("--preset", metavar="PRESET", help="The same, as an option.", show_default=False)
     ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Explain a setting: meaning, type, default, range, the commands that read it, its values in presets.
 
-    Without a key: all sections.
+    Without a key, list all sections.
     """
     from infra.cli import setting_views
     from presto_core.config.describe import describe_settings
@@ -63,14 +63,18 @@ def show_config(
     stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {', '.join(STAGES)}.")],
     args: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PRESET] [KEY=VALUE]...", help="As the stage takes them.", show_default=False),
+        typer.Argument(
+            metavar="[PRESET] [KEY=VALUE]...",
+            help="The same arguments as for the stage's own command.",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
-    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print a preset that holds all of them.")] = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print a preset that contains all of them.")] = False,
 ) -> None:
     """Print all settings of a stage: value, default, and where the value is from.
 
-    For example [bold]presto config distill-steps demo steps.p_gen.rho=5[/bold]. What one means:
+    For example [bold]presto config distill-steps demo steps.p_gen.rho=5[/bold]. The meaning of one:
     [bold]presto explain steps.p_gen.rho[/bold].
     """
     from infra.cli import setting_views

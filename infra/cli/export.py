@@ -19,7 +19,7 @@ DTYPES = ("fp32", "bf16", "fp16")
 def export(
     model: Annotated[
         str,
-        typer.Argument(help="A model of the package, champion, candidate-ls, presto-generator@v3, an id or a URI."),
+        typer.Argument(help="A model in the package, champion, candidate-ls, presto-generator@v3, an id or a URI."),
     ],
     folder: Annotated[Path, typer.Argument(help="Folder to create.")],
     settings: RegistryArgs = None,
@@ -27,17 +27,19 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="`presto`: an artifact, for presto generate --model FOLDER; `diffusers`: a pipeline that "
-            "DiffusionPipeline.from_pretrained loads, of a generator whose teacher was imported (with "
-            "storage.codec_folder and storage.text_folder: your copy of the teacher); `torch-export`: programs that "
-            "need PyTorch alone.",
+            help="`presto`: an artifact, for presto generate --model FOLDER; `diffusers`: a pipeline for "
+            "DiffusionPipeline.from_pretrained, if the generator's teacher was imported (set "
+            "storage.codec_folder and storage.text_folder to your copy of the teacher); `torch-export`: programs "
+            "that need only PyTorch.",
         ),
     ] = "presto",
     budget: Annotated[
         int | None,
         typer.Option(help="Number of transformer blocks at every noise level; default: the model's own.", min=1),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Weights of --format presto: fp32, bf16 or fp16.")] = "fp32",
+    dtype: Annotated[
+        str, typer.Option(help="Precision of the weights with --format presto: fp32, bf16 or fp16.")
+    ] = "fp32",
     dry_run: Preview = False,
 ) -> None:
     """Write a model for use elsewhere, in a new folder: an artifact, a diffusers pipeline, or torch.export programs."""

@@ -25,7 +25,7 @@ ModelName = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help=f"A model of the package ({', '.join(list_pretrained()) or 'this installation has none'}), or "
+        help=f"A model in the package ({', '.join(list_pretrained()) or 'this installation has none'}), or "
         "champion, candidate-ls, presto-generator@v3, models:/…, an id or a URI (inputs.generator). Default: the "
         f"registry's presto-generator@candidate if there is one, else {DEFAULT_GENERATOR}.",
     ),
@@ -34,7 +34,7 @@ Device = Annotated[
     str | None,
     typer.Option(
         "--device",
-        help=f"Where it computes: {DEVICE_NAMES} (cluster.device). Default: auto, a GPU if there is one.",
+        help=f"Device to compute on: {DEVICE_NAMES} (cluster.device). Default: auto, a GPU if there is one.",
         show_default=False,
     ),
 ]
@@ -45,8 +45,8 @@ def generate(
         list[str] | None,
         typer.Argument(
             metavar='"PROMPT" [KEY=VALUE]...',
-            help="Prompts, then overrides such as generate.steps=8. Tempo and key may be part of a prompt: "
-            '"techno in D minor, 128 bpm".',
+            help='Prompts, then overrides such as generate.steps=8. Tempo and key can be part of a prompt: "techno in '
+            'D minor, 128 bpm".',
             show_default=False,
         ),
     ] = None,
@@ -55,7 +55,8 @@ def generate(
         typer.Option(
             "--prompt",
             metavar="TEXT",
-            help="A prompt, whatever it looks like: one that holds = or is the name of a preset. May be repeated.",
+            help="A prompt that would be misread as another argument, because it contains = or is the name of a "
+            "preset. Can be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -64,9 +65,10 @@ def generate(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="A clip per row of a CSV or .jsonl file with the columns prompt and, if wanted, seed, steps, seconds, "
-            "tempo_bpm, key (generate.prompts_file). The same command continues after a stop; clips.csv in "
-            "generate.output lists the clips. cluster.num_workers=4 makes four at a time.",
+            help="Make one clip per row of a CSV or .jsonl file with the column prompt and, optionally, seed, steps, "
+            "seconds, tempo_bpm, key (generate.prompts_file). Re-run the same command to continue after an "
+            "interruption; clips.csv in generate.output lists the clips. cluster.num_workers=4 makes four at a "
+            "time.",
             show_default=False,
         ),
     ] = None,
@@ -79,8 +81,8 @@ def generate(
         typer.Option(
             "--section",
             metavar="SECONDS:PROMPT",
-            help="One piece in place of clips: what plays from a second on, the first from 0; repeat it, and give "
-            "generate.seconds (generate.sections).",
+            help="Make one piece instead of clips: its prompt from this second on. Repeat the option, starting with "
+            "0, and set generate.seconds (generate.sections).",
             show_default=False,
         ),
     ] = None,

@@ -44,7 +44,7 @@ def list_jobs(on: Address = "", as_json: AsJson = False) -> None:
 @app.command()
 @add_dry_run
 def status(job: Name, on: Address = "", as_json: AsJson = False) -> None:
-    """Print a job's status, and why it failed."""
+    """Print a job's status and, if it failed, why."""
     found = _connect(on).find_job(job)
     row = describe_job(found) | {
         "command": str(found.entrypoint),
@@ -61,7 +61,9 @@ def status(job: Name, on: Address = "", as_json: AsJson = False) -> None:
 def logs(
     job: Name,
     on: Address = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow to its end; exit with its status.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow the log to the job's end; exit with its status.")
+    ] = False,
 ) -> None:
     """Print a job's log; with -f, stream it and reconnect if the connection is lost."""
     head = _connect(on)
@@ -79,7 +81,7 @@ def wait(
     on: Address = "",
     timeout: Annotated[float, typer.Option(help="Seconds to wait, then exit with 124; 0: no limit.", min=0)] = 0,
 ) -> None:
-    """Wait until a job ends, without its log; exit with its status."""
+    """Wait until a job ends, without printing its log; exit with its status."""
     head = _connect(on)
     _follow_to_exit(head, head.find_job(job).submission_id, quiet=True, limit_s=timeout)
 
@@ -88,7 +90,7 @@ def wait(
 def stop(
     job: Name,
     on: Address = "",
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until it ends.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until the job ends.")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Stop a job after it saves its state; re-run its command to resume."""

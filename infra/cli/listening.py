@@ -31,7 +31,7 @@ def build(
     report: ReportName,
     settings: RegistryArgs = None,
     kind: Annotated[
-        str, typer.Option(help="pairs: A/B preference; mushra: ratings beside a hidden reference and a low anchor.")
+        str, typer.Option(help="pairs: A/B preference; mushra: ratings with a hidden reference and a low anchor.")
     ] = "pairs",
     systems: Annotated[
         list[str] | None,
@@ -46,15 +46,20 @@ def build(
         typer.Option(help="pairs: quality or prompt; repeat the option to ask both. Default: quality."),
     ] = None,
     prompts: Annotated[
-        int | None, typer.Option(min=1, help="Number of prompts at most; default: as many as the report has, up to 8.")
+        int | None, typer.Option(min=1, help="Most prompts to use; default: as many as the report has, up to 8.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=0, help="pairs: trials shown twice, sides swapped.")] = 4,
+    repeats: Annotated[
+        int, typer.Option(min=0, help="pairs: number of trials that are shown twice, with sides swapped.")
+    ] = 4,
     catches: Annotated[
-        int, typer.Option(min=0, help="pairs: trials against a low-pass copy, to screen raters; 5 or more.")
+        int,
+        typer.Option(min=0, help="pairs: number of trials against a low-pass copy, to screen raters; use 5 or more."),
     ] = 8,
     title: Annotated[str, typer.Option(help="Heading that raters see; name no system in it.")] = "Listening test",
-    out: Annotated[Path, typer.Option(help="The page; its key is written beside it.")] = Path("listening-test.html"),
-    seed: Annotated[int, typer.Option(help="Seed of ids and orders: same report and seed, same page.")] = 0,
+    out: Annotated[Path, typer.Option(help="File of the page; its key is written next to it.")] = Path(
+        "listening-test.html"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of ids and orders; the same report and seed give the same page.")] = 0,
     dry_run: Preview = False,
 ) -> None:
     """Write a blind test of a report's clips as one self-contained page, and the key that resolves its answers."""
@@ -83,7 +88,7 @@ def score(
     files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Answers, one file per rater.")],
     key: Annotated[
         Path | None,
-        typer.Option(help="Key file; default: the *.key.json of this test beside the answers or in this folder."),
+        typer.Option(help="Key file; default: the *.key.json of this test next to the answers or in this folder."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

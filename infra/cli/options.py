@@ -15,8 +15,8 @@ StageArgs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[PRESET] [KEY=VALUE]...",
-        help="A preset's name or file, then overrides. Where a setting is a text, VALUE is taken as it is; a list or a "
-        r"mapping is YAML, such as key='\[a, b]'; quote for the shell what holds spaces or #.",
+        help="Name or file of a preset, then overrides. If a setting is text, VALUE is used as it is; lists and "
+        "mappings are YAML, such as key='\\[a, b]'. For the shell, quote values that contain spaces or #.",
         show_default=False,
     ),
 ]
@@ -38,7 +38,10 @@ On = Annotated[
     ),
 ]
 Wait = Annotated[
-    bool, typer.Option("--wait", help="Wait for another process that works on the same run, instead of being refused.")
+    bool,
+    typer.Option(
+        "--wait", help="Wait until another process that works on the same run ends, instead of being refused."
+    ),
 ]
 WAIT_SETTING = "cluster.wait_for_run=true"
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]

@@ -41,7 +41,10 @@ def plan(
         str, typer.Option(help=f"{', '.join(DEVICES)}; or here: this machine's CPU, measured in about a minute.")
     ] = "h100",
     network_gbit: Annotated[float, typer.Option(min=0.1, help="Network bandwidth per node in Gbit/s.")] = 400.0,
-    price: Annotated[float | None, typer.Option(min=0, help="USD per GPU hour.", show_default=False)] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(min=0, help="USD per GPU-hour; default: an assumed price of the device.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be computed and measured, and stop.")

@@ -113,7 +113,8 @@ def promote(
         bool,
         typer.Option(
             "--accept-worse",
-            help="Promote it though it is worse than its teacher or the champion, or not known not to be; recorded.",
+            help="Promote the version even if it is worse than its teacher or the champion, or if there are too "
+            "few clips to tell; this is recorded.",
         ),
     ] = False,
     dry_run: Preview = False,
@@ -143,7 +144,7 @@ def rollback(
     dry_run: Preview = False,
     as_json: AsJson = False,
 ) -> None:
-    """Undo the last promotion: the champion before it is champion again; after the first one there is none."""
+    """Undo the last promotion: the previous champion is champion again; if there was none, there is none again."""
     if "=" in name:  # NAME is left out
         name, settings = "presto-generator", [name, *(settings or [])]
     _require_reason(why, dry_run)

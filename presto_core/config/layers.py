@@ -34,7 +34,7 @@ class UniformBudget(Section):
 
     kind: Literal["uniform"] = "uniform"
     kept: Count
-    """Blocks that run."""
+    """Number of blocks that run."""
 
 
 class FullBudget(Section):
@@ -48,7 +48,7 @@ class TableBudget(Section):
 
     kind: Literal["table"] = "table"
     kept: tuple[Count, ...]
-    """Blocks that run in each bin, from high noise to low."""
+    """Number of blocks that run in each bin, from high noise to low."""
 
     @model_validator(mode="after")
     def _check_kept_ascending(self) -> Self:

@@ -87,7 +87,7 @@ class KarrasNoise(NoiseDistribution):
     sigma_max: Sigma = 80.0
     """Highest noise level."""
     rho: Sigma = 7.0
-    """Curvature of the schedule: the larger, the more of the levels are low."""
+    """Curvature of the schedule: larger values make more of the levels low."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -117,7 +117,7 @@ class GridNoise(NoiseDistribution):
     sigma_max: Sigma = 80.0
     """Highest noise level."""
     rho: Sigma = 7.0
-    """Curvature of the schedule: the larger, the more of the levels are low."""
+    """Curvature of the schedule: larger values make more of the levels low."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -176,7 +176,7 @@ class TimeUniformNoise(NoiseDistribution):
     time_min: float = Field(0.001, gt=0, lt=1)
     """Earliest time; below time_max."""
     time_max: float = Field(0.999, gt=0, lt=1)
-    """Latest time, of the highest noise."""
+    """Latest time, with the highest noise."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -286,7 +286,7 @@ class MixtureNoise(NoiseDistribution):
     components: tuple[ComponentNoise, ...] = (LogNormalNoise(), KarrasNoise())
     """Distributions, each written as a section with its kind."""
     weights: tuple[Sigma, ...] = (0.5, 0.5)
-    """One for each component; they need not sum to 1."""
+    """One weight per component; they need not sum to 1."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:

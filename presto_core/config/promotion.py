@@ -18,22 +18,23 @@ class PromoteConfig(Section):
     """Largest multiple of the MMD of the teacher that a version was distilled from, at the upper end of the confidence
     interval; empty sets no limit."""
     worse_teacher_ratio: Positive = 1.1
-    """A version is worse than its teacher if even the lower end of the interval lies above this multiple."""
+    """A version counts as worse than its teacher if even the lower end of the interval is above this multiple of its
+    MMD."""
     max_mmd_ratio: Positive | None = 1.1
     """Largest multiple of the champion's MMD, at the upper end of the confidence interval; empty sets no limit."""
     max_floor_share: Positive | None = 0.5
-    """Largest share of the teacher's or champion's MMD that real music may have against other real music, at the upper
-    end of its interval; empty sets no limit."""
+    """Largest MMD of real music against other real music, as a share of the teacher's or champion's MMD and at the
+    upper end of its interval; empty sets no limit."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Probability that an interval covers the true value."""
     interval_groups: int = Field(20, ge=4)
-    """Groups of tracks that are left out in turn for the interval."""
+    """Number of groups of tracks that are left out in turn for the interval."""
     max_latency_ms: Positive | None = None
-    """Longest sampling time per clip, on the hardware it was measured on; empty sets no limit."""
+    """Longest sampling time per clip in ms, on the hardware on which it was measured; empty sets no limit."""
     max_latency_ratio: Positive = 1.25
     """Largest ratio to the champion's sampling time, if both were measured on the same hardware."""
     licences: tuple[str, ...] = ()
-    """Licences the data may have, with wildcards; empty allows all."""
+    """Licences that the data can have, with wildcards; empty allows all."""
     require_licence: bool = True
     """Refuse a version whose data have no known licence."""
     require_health: bool = True

@@ -25,10 +25,10 @@ class ScheduleConfig(Section):
     sigma_max: Sigma = 80.0
     """Noise level that sampling starts from."""
     rho: Rho = 7.0
-    """Curvature: the larger, the more of the steps are at low noise."""
+    """Curvature: larger values put more of the steps at low noise."""
     sigmas: tuple[Level, ...] = ()
-    """The noise levels themselves, falling, one per step, such as those of another program's sampler; empty follows
-    from the other settings."""
+    """The noise levels themselves, in falling order, one per step, such as those of another program's sampler; empty
+    computes them from the other settings."""
 
     @property
     def highest(self) -> float:
@@ -67,7 +67,7 @@ class BaseSampler(Section):
     steps: Count = 40
     """Steps from the highest noise level to the lowest."""
     guidance_scale: float = Field(1.0, ge=0)
-    """Weight w of classifier-free guidance; 1 is none."""
+    """Weight w of classifier-free guidance; 1 means no guidance, 0 ignores the prompt."""
 
     @property
     def nfe(self) -> int:
@@ -82,19 +82,20 @@ class ClipConfig(Section):
     steps: int = Field(4, ge=1, le=1000)
     """Steps of the sampler; a few-step generator needs 1 to 8, a teacher about 40."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
-    """Another seed plays another clip for the same prompt; the same seed gives the same bits again."""
+    """Seed of the noise: another seed gives another clip for the same prompt, the same seed the same bits."""
     key: str | None = None
-    """Key in any spelling, such as Dm, 'C# minor' or 'B♭ major'; empty takes the one in the prompt."""
+    """Key in any spelling, such as Dm, 'C# minor' or 'B♭ major'; empty uses the key in the prompt, if any."""
     tempo_bpm: float | None = Field(None, ge=MIN_TEMPO_BPM, le=MAX_TEMPO_BPM)
-    """Beats per minute; empty takes the tempo in the prompt, such as 120.5 bpm."""
+    """Tempo in beats per minute; empty uses the tempo in the prompt, such as 120.5 bpm, if any."""
     schedule: ScheduleConfig | None = None
-    """Noise levels; empty takes those that the model stores for this number of steps, else sigma 80 to 0.002, rho 7."""
+    """Noise levels; empty uses those that the model stores for this number of steps, else sigma 80 to 0.002, rho 7."""
     guidance_scale: float = Field(1.0, ge=0, le=100)
-    """Weight of classifier-free guidance, for teachers and layer-distilled models; 1 is none."""
+    """Weight of classifier-free guidance, for teachers and layer-distilled models; 1 means no guidance, 0 ignores the
+    prompt."""
     negative_prompt: str = ""
-    """What guidance moves away from; needs a guidance_scale above 1."""
+    """Text that guidance moves away from; needs a guidance_scale above 1. Empty uses none."""
     output: str = ".presto/out"
-    """Folder of the clips; their names tell prompt, steps and seed, and no clip replaces another."""
+    """Folder for the clips; file names contain prompt, steps and seed, and no clip overwrites another."""
 
     @field_validator("output")
     @classmethod
@@ -108,15 +109,17 @@ class GenerateConfig(ClipConfig):
     """What to play, how, and where the clips go."""
 
     prompts: tuple[str, ...] = ()
-    """What to play, one clip each; the command takes them as arguments or with --prompt."""
+    """Prompts, one clip each; the command takes them as arguments or with --prompt."""
     prompts_file: str = ""
-    """CSV or JSON lines with a clip per row: prompt and, where they differ, seed, steps, seconds, tempo_bpm, key."""
+    """CSV or JSON Lines file with one clip per row: prompt and, if they differ, seed, steps, seconds, tempo_bpm, key.
+    """
     seconds: float | None = Field(None, gt=0, le=3600)
-    """Length of a clip, exactly; empty means the length that the model was trained on."""
+    """Exact length of a clip in seconds; empty uses the length on which the model was trained."""
     loop: bool = False
     """Make loops: the end of a clip flows into its start (--loop)."""
     sections: tuple[str, ...] = ()
-    """Prompts of one longer piece and where each begins, such as '0:piano' and '12:piano and strings' (--section)."""
+    """Prompts of one longer piece, each with its start in seconds, such as '0:piano' and '12:piano and strings'
+    (--section)."""
 
     @model_validator(mode="after")
     def _check_form(self) -> Self:
@@ -136,17 +139,18 @@ class EditConfig(ClipConfig):
     """Which audio to edit, and how."""
 
     file: str = ""
-    """Audio file to edit: of this machine, or s3://bucket/name."""
+    """Audio file to edit, on this machine or at s3://bucket/name."""
     prompt: str = ""
-    """What it becomes, or how it goes on."""
+    """What the audio becomes, or how it continues."""
     regions: tuple[str, ...] = ()
-    """Parts to make anew as FROM:TO in seconds, such as 2.0:4.5 (--region); all else stays bit for bit. Empty: all."""
+    """Parts to regenerate, as FROM:TO in seconds, such as 2.0:4.5 (--region); all else stays bit for bit. Empty: the
+    whole file."""
     strength: float | None = Field(None, ge=0, le=1)
-    """How much changes: 0 nothing, 1 all; empty is 0.5 for the whole and 1 for regions."""
+    """How much changes, from 0 (nothing) to 1 (everything); empty means 0.5 for the whole file and 1 for regions."""
     extend: float | None = Field(None, ge=0.05, le=3600)
-    """Seconds to go on for, in place of changing what is there (--extend)."""
+    """Seconds of music to add, instead of changing what is there (--extend); empty adds none."""
     at: Literal["end", "start"] = "end"
-    """Where `extend` adds music."""
+    """Where `extend` adds music: at the end or before the start."""
 
     @model_validator(mode="after")
     def _check_form(self) -> Self:

@@ -51,7 +51,7 @@ class IngestStage(StageConfig):
 
 
 class DatasetStage(StageConfig):
-    """Of a look at a data set."""
+    """Settings of the `presto dataset` commands."""
 
     NAME = "dataset"
     PARENTS = ("dataset",)
@@ -134,7 +134,7 @@ class EvaluateStage(StageConfig):
 
 
 class SweepStage(StageConfig):
-    """Of a sweep over another stage's settings, which are a configuration of their own."""
+    """Settings of a sweep; those of the stage that it tries are a configuration of their own."""
 
     NAME = "sweep"
     sweep: SweepConfig = SweepConfig()
@@ -155,7 +155,7 @@ class EditStage(StageConfig):
     EXTERNAL_INPUT = "the audio of its file"
 
     inputs: InputsConfig = InputsConfig(generator="")
-    """As of `generate`."""
+    """Without a generator: as for `generate`."""
     edit: EditConfig = EditConfig()
 
 

@@ -20,11 +20,11 @@ class StorageConfig(Section):
     root: str = ".presto/store"
     """Where artifacts and checkpoints live: a folder or s3://bucket/prefix."""
     codec_folder: LocalFolder = ""
-    """Your folder of codec weights, for data sets and models made with codec.path: the folder that an artifact names is
-    not opened. Empty: the codec in the package."""
+    """Your folder of codec weights, for data sets and models made with codec.path, because the folder that an artifact
+    names is never opened. Empty uses the codec in the package."""
     text_folder: LocalFolder = ""
-    """Your folder of the text encoder, for data sets and models made with text.path. Empty: the MiniLM inside
-    its wheel."""
+    """Your folder of the text encoder, for data sets and models made with text.path. Empty uses the MiniLM in its
+    wheel."""
 
 
 class TrackingConfig(Section):
@@ -37,8 +37,8 @@ class TrackingConfig(Section):
 
 
 class InputsConfig(Section):
-    """Artifacts a stage starts from: registry name@alias, artifact id, URI, or the name of a pretrained model of the
-    package. Each stage reads those it needs."""
+    """Artifacts that a stage starts from: registry name@alias, artifact id, URI, or the name of a pretrained model in
+    the package. Each stage reads those it needs."""
 
     dataset: str = "presto-dataset@candidate"
     """Data set of latents, as `ingest` makes it."""
@@ -56,7 +56,7 @@ class NetworkConfig(Section):
     """A diffusion transformer (Peebles & Xie 2023) over latent frames."""
 
     dim: Count = 192
-    """Width: channels of each token; a multiple of twice the heads."""
+    """Width: channels of each token; a multiple of 2 x heads."""
     depth: Count = 8
     """Number of transformer blocks."""
     heads: Count = 4
@@ -66,10 +66,10 @@ class NetworkConfig(Section):
     mlp_ratio: Positive = 3.0
     """Width of each block's hidden layer, as a multiple of dim."""
     filter_taps: Count = 9
-    """Span in latent frames of the filter from input to output; odd."""
+    """Length in latent frames of the filter from input to output; must be odd."""
     spectrum_bins: int = Field(0, ge=0)
-    """Frequencies per channel of the Gaussian skip: the best linear denoiser of the training set runs beside the
-    network, which learns the rest. Set it to the frames of the data set's rows; 0 leaves it out."""
+    """Frequencies per channel of the Gaussian skip: the best linear denoiser of the training set runs next to the
+    network, which learns the rest. Set it to the number of frames of the data set's rows; 0 leaves the skip out."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -88,17 +88,17 @@ class OptimConfig(Section):
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
     """Decay rates of the first and the second moment."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay, apart from the gradient (AdamW)."""
+    """Weight decay, decoupled from the gradient (AdamW); 0 means none."""
     warmup_steps: int = Field(0, ge=0)
-    """Updates over which the learning rate rises from 0."""
+    """Updates over which the learning rate rises from 0; 0 means no warm-up."""
     decay: Literal["constant", "cosine"] = "constant"
-    """`cosine` falls to 5 % of the learning rate at the last update."""
+    """`constant` keeps the learning rate after the warm-up; `cosine` lowers it to 5 % at the last update."""
     max_grad_norm: Positive = 1.0
-    """Norm that larger gradients are scaled down to."""
+    """Norm to which larger gradients are scaled down."""
 
 
 class LoopConfig(Section):
-    """How a run computes, logs and saves; results differ by rounding only."""
+    """How a run computes, logs and saves; results differ only by rounding."""
 
     log_every: Count = 10
     """Updates between two logged rows."""
@@ -109,11 +109,11 @@ class LoopConfig(Section):
     keep_every: int = Field(0, ge=0)
     """Also keep checkpoints at multiples of this many total steps until the run is finished; 0 keeps none."""
     max_unsaved_minutes: float = Field(60, ge=0)
-    """How long training goes on, and tries again, while checkpoints cannot be written; then the run fails. 0 fails at
-    once."""
+    """Minutes for which training continues, and retries, while checkpoints cannot be written; then the run fails. 0
+    fails at once."""
     micro_batch_size: int = Field(0, ge=0)
-    """Rows per pass; gradients are accumulated over micro-batches. 0 passes the worker's share of the global
-    batch at once. Lower it if memory is short: results differ by rounding only, so it is not part of the run id."""
+    """Rows per pass; gradients are accumulated over micro-batches. 0 processes the worker's share of the global batch
+    at once. Lower it if memory is short: results differ only by rounding, so it is not part of the run id."""
     activation_checkpointing: bool = False
     """Recompute activations inside transformer blocks in the backward pass instead of keeping them."""
     autocast: Literal["none", "bf16"] = "none"
@@ -128,7 +128,7 @@ class HealthConfig(Section):
     stop: bool = False
     """Stop the run, with a checkpoint, if a signal stays outside its range for twice `patience` rows."""
     patience: Count = 5
-    """Consecutive logged rows outside its range before the run warns about a signal."""
+    """Consecutive logged rows in which a signal is outside its range before the run warns about it."""
 
 
 class TeacherConfig(Section):
@@ -145,20 +145,21 @@ class TeacherConfig(Section):
     caption_dropout: Fraction = 0.1
     """Probability that a row's conditions are dropped, so that guidance is possible."""
     attribute_dropout: Fraction = 0.0
-    """Probability that a row's tempo, and apart from it its key, is withheld, so that unknown ones are trained."""
+    """Probability that a row's tempo is dropped, and independently its key, so that the network learns prompts without
+    them."""
     ema_decay: Fraction = 0.999
-    """Decay per update of the average of the weights, which is what is shipped."""
+    """Decay per update of the moving average of the weights, which is the result of the run."""
 
 
 class LoraConfig(Section):
-    """Low-rank adapters over frozen weights: what trains is small, and the networks of a run share the rest."""
+    """Low-rank adapters over frozen weights: only the adapters are trained; the networks of a run share the rest."""
 
     rank: int = Field(0, ge=0)
     """Rank of the adapters; 0 trains all weights."""
     alpha: Positive = 16.0
     """Adapters are scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
-    """Parts of names of the linear layers that get an adapter, such as to_q or attention; empty means all of the
+    """Parts of names of the linear layers that get an adapter, such as to_q or attention; empty means all those of the
     transformer's blocks."""
 
 
@@ -184,9 +185,9 @@ class LayersConfig(Section):
     caption_dropout: Fraction = 0.1
     """Probability that a row's conditions are dropped."""
     attribute_dropout: Fraction = 0.0
-    """Probability that a row's tempo, and apart from it its key, is withheld."""
+    """Probability that a row's tempo is dropped, and independently its key."""
     ema_decay: Fraction = 0.99
-    """Decay per update of the average of the weights, which is what is shipped."""
+    """Decay per update of the moving average of the weights, which is the result of the run."""
     lora: LoraConfig = LoraConfig()
     """Train adapters instead of all weights."""
 
@@ -199,19 +200,20 @@ class GanConfig(Section):
     generator_weight: float = Field(0.01, ge=0)
     """nu_1: weight of the adversarial term in the generator's loss."""
     fake_score_weight: float = Field(0.01, ge=0)
-    """nu_2: weight of the discriminator's loss beside the fake score's own."""
+    """nu_2: weight of the discriminator's loss, which is added to the fake score's own."""
     weight_mode: Literal["absolute", "grad_ratio"] = "grad_ratio"
-    """`absolute`: nu_1 scales the loss; `grad_ratio`: its gradient at x0 gets nu_1 times the norm of DMD's."""
+    """`absolute`: nu_1 scales the adversarial loss; `grad_ratio`: the gradient of this loss at x0 is scaled to nu_1
+    times the norm of DMD's."""
     warmup_updates: int = Field(0, ge=0)
-    """Generator updates before the adversarial term starts."""
+    """Generator updates before the adversarial term starts; 0 uses it from the start."""
     taps: tuple[int, ...] = ()
     """Blocks of the fake score whose activations the discriminator reads; empty means the middle block."""
     head_channels: Count = 64
     """Width of the discriminator's head."""
     head_layers: int = Field(2, ge=0)
-    """Halvings of the time axis before the scores; 0 scores each token by a linear layer."""
+    """How often the head halves the time axis before it scores; 0 scores each token with a linear layer."""
     r1_weight: float = Field(0.0, ge=0)
-    """Weight of the approximate R1 penalty on noised real latents."""
+    """Weight of the approximate R1 penalty on noised real latents; 0 turns it off."""
     r1_std: Positive = 0.01
     """Standard deviation of the noise that the R1 penalty adds."""
 
@@ -222,11 +224,11 @@ class StepsConfig(Section):
     generator_updates: Count = 200
     """Updates of the generator."""
     fake_updates_per_generator_update: Count = 5
-    """Updates of the fake score, and of the discriminator, before each of the generator."""
+    """Updates of the fake score and the discriminator before each update of the generator."""
     global_batch_size: Count = 16
     """Rows per update, over all workers; a multiple of their number."""
     guidance_scale: float = Field(1.0, ge=0)
-    """w of the real score; the generator itself samples without guidance."""
+    """Guidance weight w of the real score; 1 means no guidance. The generator itself samples without guidance."""
     generator_optim: OptimConfig = OptimConfig(learning_rate=5e-5, betas=(0.0, 0.99))
     """Optimiser of the generator."""
     fake_optim: OptimConfig = OptimConfig(learning_rate=3e-4, betas=(0.0, 0.99))
@@ -234,8 +236,8 @@ class StepsConfig(Section):
     head_optim: OptimConfig = OptimConfig(learning_rate=3e-4, betas=(0.0, 0.99))
     """Optimiser of the discriminator's head."""
     budget: BudgetConfig | None = None
-    """Blocks the generator runs at each noise level of its input, in bins of p_gen; empty means all blocks if it starts
-    from the teacher, and `presto_ls` if it starts from a layer-distilled model."""
+    """Blocks that the generator runs at each noise level of its input, in bins of p_gen; empty means all blocks if it
+    starts from the teacher, and `presto_ls` if it starts from a layer-distilled model."""
     p_gen: NoiseConfig = KarrasNoise()
     """Noise levels of the generator's inputs."""
     p_dmd: NoiseConfig = LogNormalNoise()
@@ -245,15 +247,15 @@ class StepsConfig(Section):
     p_gan: NoiseConfig = LogNormalNoise()
     """Noise levels at which the discriminator compares real and generated latents."""
     weighting: Literal["dmd", "edm", "none"] = "dmd"
-    """Weight of the difference of the two scores in each row: `dmd` 1 / mean|x0 - real_x0|, `edm` lambda(sigma), `none`
-    1."""
+    """Weight of the difference between the two scores in each row. `dmd`: 1 / mean|x0 - real_x0|; `edm`: lambda(sigma);
+    `none`: 1."""
     generator_input: Literal["data", "rollout"] = "data"
     """`data`: noised real latents (the paper). `rollout`: the generator's own few-step trajectory."""
     rollout: RolloutConfig = RolloutConfig()
-    """The trajectory of generator_input=rollout."""
+    """The trajectory for generator_input=rollout."""
     gan: GanConfig = GanConfig()
     """The adversarial term, and its discriminator on activations of the fake score."""
     ema_decay: Fraction = 0.98
-    """Decay per generator update of the average of its weights, which is what is shipped."""
+    """Decay per generator update of the moving average of its weights, which is the result of the run."""
     lora: LoraConfig = LoraConfig()
     """Train adapters of generator and fake score over one frozen network instead of all weights."""

@@ -60,7 +60,7 @@ class StageConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     submit: SubmitConfig = SubmitConfig()
     seed: int = Field(0, ge=0)
-    """Seed of all that is random in the stage."""
+    """Seed of all randomness in the stage."""
 
     def references(self) -> dict[str, str]:
         """Role -> the artifact to read, as `inputs` names it.
@@ -100,7 +100,7 @@ class TrainingStage(StageConfig):
     SECTION: ClassVar[str] = ""
 
     name: RegistryName = "presto"
-    """Registry name of what is made."""
+    """Registry name of the result."""
     data: DataConfig = DataConfig()
     loop: LoopConfig = LoopConfig()
     health: HealthConfig = HealthConfig()
@@ -125,7 +125,7 @@ class TrainingStage(StageConfig):
 
     @property
     def attribute_dropout(self) -> float:
-        """Probability that a row's tempo, and apart from it its key, is withheld."""
+        """Probability that a row's tempo is dropped, and independently its key."""
         section = self.section
         return 0.0 if isinstance(section, StepsConfig) else section.attribute_dropout
 

@@ -20,27 +20,27 @@ class SubmitConfig(Section):
     image: str = ""
     """Image with the code, pinned: registry/name@sha256:<digest>. Empty sends the code of this checkout."""
     working_dir: str = ""
-    """Your folder to send with the code; the job runs in it. Empty sends none."""
+    """Folder of yours to send with the code; the job runs in it. Empty sends none."""
     excludes: tuple[str, ...] = ()
     """Patterns of files not to send, as in a .gitignore; credentials, environments and .git are never sent."""
     max_mb: Positive = 100
-    """Largest size to send, before compression."""
+    """Largest size in MB to send, before compression."""
     shared_folders: tuple[str, ...] = ()
     """Folders that every node mounts at the same path; other local paths are refused."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables of the job; secrets belong in the nodes' own environment."""
     stop_grace_seconds: Count = 120
-    """Time after SIGTERM for a job to save its state before it is killed."""
+    """Seconds after SIGTERM in which a job can save its state before it is killed."""
     follow: bool = True
-    """Stream the job's log until it ends and exit with its status; otherwise return once it is submitted."""
+    """Stream the job's log until it ends and exit with its status; if false, return as soon as it is submitted."""
     autoscales: bool = False
-    """The cluster adds nodes on demand, so its present size is no limit."""
+    """Set it if the cluster adds nodes on demand, so that its present size is not checked."""
     allow_open_dashboard: bool = False
     """Submit to a remote cluster even if it requires no token, which lets anyone run code there."""
     namespace: str = "presto"
     """Kubernetes namespace (--on kuberay)."""
     memory_gib: Positive = 16
-    """Memory of each pod (--on kuberay)."""
+    """Memory of each pod in GiB (--on kuberay)."""
 
     @model_validator(mode="after")
     def _check_single_code_source(self) -> Self:

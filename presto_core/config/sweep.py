@@ -24,7 +24,7 @@ class RangeConfig(Section):
     high: float
     """Upper end."""
     log: bool = False
-    """Even on a logarithmic scale."""
+    """Draw uniformly on a logarithmic scale."""
     integer: bool = False
     """Whole numbers only."""
 
@@ -47,9 +47,11 @@ class SweepConfig(Section):
     domains: dict[str, tuple[JsonValue, ...] | RangeConfig] = Field(default_factory=dict)
     """Your own search domains: dotted key -> list of values, or {low, high, log, integer}; overrides `spaces`."""
     search: Literal["random", "grid", "optuna"] = "random"
-    """`grid`: each combination once; `optuna`: later trials learn from earlier ones (TPE)."""
+    """`random`: independent draws; `grid`: each combination once; `optuna`: later trials learn from earlier ones (TPE).
+    """
     samples: Count = 16
-    """Trials, including the preset's own settings; a larger number continues the same sweep. `grid` ignores it."""
+    """Number of trials, including the preset's own settings; a larger number continues the same sweep. `grid` ignores
+    it."""
     metrics: tuple[str, ...] = ("mmd",)
     """Metrics that validations report; the first ranks trials and stops them. With several, the report shows the Pareto
     front."""
@@ -59,21 +61,22 @@ class SweepConfig(Section):
     """When a trial is stopped early: `asha` keeps the best 1/reduction at each rung, `median` those better than
     the median of the others, `none` never."""
     grace: int = Field(0, ge=0)
-    """Updates before a trial may be stopped; 0 means the first validation."""
+    """Updates before a trial can be stopped; 0 means until its first validation."""
     reduction: int = Field(3, ge=2)
     """Each rung of `asha` comes after `reduction` times the updates of the one before."""
     concurrent: int = Field(0, ge=0)
-    """Concurrent trials; 0 runs as many as fit on the cluster."""
+    """Most trials at a time; 0 runs as many as fit on the cluster."""
     seed: int = Field(0, ge=0)
     """Seed of the search; the trials' own seed is `seed`."""
     depth: int = Field(0, ge=0)
-    """Transformer blocks that layer budgets are made for; 0 takes network.depth of the preset."""
+    """Number of transformer blocks for which layer budgets are made; 0 uses network.depth of the preset."""
     repeats: int = Field(3, ge=0)
-    """Further seeds to train the winner and the preset's own settings with, to the end."""
+    """Number of further seeds with which the winner and the preset's own settings are trained to the end; 0 repeats
+    neither."""
     keep_stopped: bool = False
     """Keep the checkpoints of trials that were stopped early, so that they can be resumed."""
     register_best: int = Field(1, ge=0)
-    """Number of best trials to register as candidates; the best one last."""
+    """Number of best trials to register as candidates, the best one last; 0 registers none."""
 
     @field_validator("domains", mode="after")
     @classmethod

@@ -12,6 +12,6 @@ class ModelSourceConfig(Section):
     """Folder of a diffusers pipeline, or a repository of the Hugging Face hub: ORG/NAME. The command takes it as its
     argument."""
     revision: str = ""
-    """Branch, tag or commit of the repository; empty takes the newest."""
+    """Branch, tag or commit of the repository; empty uses the newest."""
     licence: str = ""
-    """Licence of the model, if its folder does not say or you have another; empty takes the folder's."""
+    """Licence of the model, if its folder states none or you have another one; empty uses the folder's."""

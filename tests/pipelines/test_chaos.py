@@ -106,7 +106,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(begin, tmp_path
         filler.unlink()
         run.finish_in_process()
         assert run.outcome() == calm.outcome()
-    TABLE.append(FaultRow("disk full", "L", 0, 1, last_step(attempt) - good, f"one message; after space was freed {SAME}"))
+    TABLE.append(FaultRow("disk full", "L", 0, 1, last_step(attempt) - good, f"one message; with space freed {SAME}"))
 
 
 def test_a_nan_in_the_data_stops_before_it_is_learnt(tmp_path: Path, parents: Parents):
