@@ -17,23 +17,23 @@ Whole = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Limits(BaseModel):
-    """What a request may ask for; beyond it, it is refused before anything is computed."""
+    """What a request can ask for; a request beyond it is refused before anything is computed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_steps: Whole = 64
     max_seconds: Seconds = 60.0
     max_clips: Whole = 8
-    """Clips of one request."""
+    """Most clips per request."""
     max_prompt_letters: Whole = 2000
     max_json_bytes: Whole = 65_536
     max_upload_mib: Whole = 32
     max_upload_seconds: Seconds = 120.0
-    """Length of sound in an upload, once decoded."""
+    """Most seconds of sound in an upload, once decoded."""
     body_timeout_s: Seconds = 20.0
-    """Time for a client to send its request."""
+    """Seconds that a client has to send its request."""
     request_timeout_s: Seconds = 120.0
-    """Time for the answer, waiting included."""
+    """Seconds for the answer, including the time in the queue."""
 
 
 class ServeSettings(BaseModel):
@@ -47,10 +47,10 @@ class ServeSettings(BaseModel):
     port: int = Field(8000, ge=0, le=65535)
     replicas: Whole = 1
     max_replicas: int = Field(0, ge=0, le=10_000)
-    """Above `replicas`, Serve adds replicas as requests queue up."""
+    """If above `replicas`, Serve adds replicas up to this number as requests queue up; 0 adds none."""
     cpus_per_replica: float = Field(1.0, ge=0)
     gpus_per_replica: float = Field(0.0, ge=0)
-    """A fraction shares a GPU."""
+    """GPUs reserved for each replica; a fraction shares a GPU, 0 reserves none."""
     device: str = "auto"
     threads: int = Field(0, ge=0, le=1024)
     """Threads of a replica; 0 takes its CPUs, at least one."""
@@ -58,14 +58,15 @@ class ServeSettings(BaseModel):
     max_wait_ms: float = Field(30.0, ge=0, le=10_000)
     """Longest time that the first request of a batch waits for others."""
     max_queued: int = Field(0, ge=0, le=1_000_000)
-    """Requests accepted beyond those that the replicas work on; 0 is four batches for each replica."""
+    """Clips accepted beyond those that the replicas work on; 0 means four batches per replica."""
     max_models: Whole = 4
     """Models held in memory by a replica at the same time."""
     follow_s: float = Field(5.0, gt=0, le=3600)
     """Seconds between two looks at the registry."""
     token_file: str = ""
     log_file: str = ""
-    """Receives a line of JSON per request; empty is standard output, which Ray keeps in its session folder."""
+    """File that receives one line of JSON per request; empty means standard output, which Ray keeps in its session
+    folder."""
     log_prompts: bool = False
     limits: Limits = Limits()
     tracking: TrackingConfig = TrackingConfig()

@@ -115,15 +115,17 @@ class LoopConfig(Section):
     """Rows per pass; gradients are accumulated over micro-batches. 0 processes the worker's share of the global batch
     at once. Lower it if memory is short: results differ only by rounding, so it is not part of the run id."""
     activation_checkpointing: bool = False
-    """Recompute activations inside transformer blocks in the backward pass instead of keeping them."""
+    """Recompute activations inside transformer blocks in the backward pass instead of keeping them: less memory, more
+    time."""
     autocast: Literal["none", "bf16"] = "none"
-    """Reduced precision around networks only; sigma, weights and reductions stay fp32."""
+    """`bf16` runs networks in reduced precision, while sigma, weights and reductions stay fp32; `none` keeps all in
+    fp32."""
     compile: bool = False
     """Compile transformer blocks (torch.compile): faster steps after a minute of compiling; needs a C++ compiler."""
 
 
 class HealthConfig(Section):
-    """What happens if a health signal leaves its expected range (METHOD section 3)."""
+    """What happens if a health signal leaves its expected range (docs/method.md)."""
 
     stop: bool = False
     """Stop the run, with a checkpoint, if a signal stays outside its range for twice `patience` rows."""
@@ -132,7 +134,7 @@ class HealthConfig(Section):
 
 
 class TeacherConfig(Section):
-    """EDM training of the teacher (METHOD section 1)."""
+    """EDM training of the teacher (docs/method.md)."""
 
     steps: Count = 2000
     """Updates of the network."""
@@ -164,7 +166,7 @@ class LoraConfig(Section):
 
 
 class LayersConfig(Section):
-    """Presto-L: layer distillation (METHOD section 4)."""
+    """Presto-L: layer distillation (docs/method.md)."""
 
     steps: Count = 1000
     """Updates of the network."""
@@ -219,7 +221,7 @@ class GanConfig(Section):
 
 
 class StepsConfig(Section):
-    """Presto-S: step distillation with three networks (METHOD section 3)."""
+    """Presto-S: step distillation with three networks (docs/method.md)."""
 
     generator_updates: Count = 200
     """Updates of the generator."""

@@ -58,8 +58,8 @@ class SweepConfig(Section):
     mode: Literal["min", "max"] = "min"
     """Whether to minimize or maximize the first metric; the others are minimized."""
     scheduler: Literal["asha", "median", "none", "pbt"] = "asha"
-    """When a trial is stopped early: `asha` keeps the best 1/reduction at each rung, `median` those better than
-    the median of the others, `none` never."""
+    """When a trial is stopped early: `asha` keeps the best 1/reduction at each rung, `median` those better than the
+    median of the others, `none` stops none. `pbt` is refused."""
     grace: int = Field(0, ge=0)
     """Updates before a trial can be stopped; 0 means until its first validation."""
     reduction: int = Field(3, ge=2)
