@@ -191,7 +191,7 @@ def _set_default_source(ingest: StageConfig, corpus: StageConfig) -> StageConfig
 
 
 def _set_default_budget(generator: StageConfig, layers: StageConfig) -> StageConfig:
-    """Make LS run at the table that its L is trained for, if that is a table of one's own, unless steps.budget is set."""
+    """Give LS the budget table that L is trained for, if the user set one, unless steps.budget is set."""
     assert isinstance(generator, StepsStage)
     assert isinstance(layers, LayersStage)
     if generator.steps.budget is not None or not isinstance(layers.layers.budget, TableBudget):

@@ -105,9 +105,7 @@ def test_the_tempo_of_dropped_conditions_changes_nothing():
 @pytest.mark.parametrize("budgets", [[2, 3, 1, 3], [1, 1, 1], [3]])
 def test_mixed_budgets_equal_one_sample_at_a_time(budgets: list[int]):
     net, (x, time, cond) = make_net(), make_inputs(len(budgets))
-    alone = [
-        net(x[i : i + 1], time[i : i + 1], cond.rows(slice(i, i + 1)), budget) for i, budget in enumerate(budgets)
-    ]
+    alone = [net(x[i : i + 1], time[i : i + 1], cond.rows(slice(i, i + 1)), budget) for i, budget in enumerate(budgets)]
     torch.testing.assert_close(net(x, time, cond, torch.tensor(budgets)), torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 

@@ -52,6 +52,16 @@ def test_an_override_that_fits_no_stage_is_refused():
         load_flow_configs("demo", ["steps.p_dmdd.kind=karras"])
 
 
+def test_ls_runs_at_a_table_that_its_l_is_trained_for():
+    table = "layers.budget={kind: table, kept: [1, 2]}"
+    configs = load_flow_configs("demo", [table])
+    assert configs["LS"].steps.budget == configs["L"].layers.budget
+    assert configs["S"].steps.budget is None
+    own = load_flow_configs("demo", [table, "steps.budget={kind: uniform, kept: 2}"])
+    assert own["LS"].steps.budget.kind == "uniform"
+    assert load_flow_configs("demo", [])["LS"].steps.budget is None  # the paper's
+
+
 def test_every_node_reads_artifacts_of_earlier_nodes():
     before: set[str] = set()
     for name, step in DEMO_FLOW.items():
