@@ -140,7 +140,8 @@ def rotary_angles_in_beats(
         tempo_bpm: [B] beats per minute; NaN or <= 0, unknown, counts as `DEFAULT_TEMPO_BPM`.
     """
     known = torch.where(tempo_bpm > 0, tempo_bpm, DEFAULT_TEMPO_BPM).float()
-    cycles = torch.tensor(CYCLES_PER_BEAT, device=tempo_bpm.device)
+    # filled on the device: a tensor made from a list would be copied there in every forward pass
+    cycles = torch.stack([torch.full((), value, device=tempo_bpm.device) for value in CYCLES_PER_BEAT])
     speed = cycles.repeat(-(-(head_dim // 2) // len(cycles)))[: head_dim // 2]
     beats = torch.arange(tokens, device=tempo_bpm.device) / tokens_per_second * known[:, None] / 60
     angle = 2 * math.pi * beats[..., None] * speed
