@@ -39,7 +39,7 @@ test-gpu: $(STAMP) ## tests that need a CUDA device
 test-chaos: $(STAMP) ## faults and kills at random moments, about forty minutes; rewrites the table in docs/chaos.md
 	CHAOS_PAGE=docs/chaos.md $(BIN)/python -m pytest -m chaos
 
-test-faults: $(STAMP) ## every single operation on storage of a run fails once, on a local disk and on S3, about an hour
+test-faults: $(STAMP) ## every single operation on storage of a run fails once, on a local disk and on S3, 10 minutes or more
 	$(BIN)/python -m pytest -m slow tests/pipelines/test_nth_failure.py
 
 first-hour: $(STAMP) ## a newcomer's first hour on recordings of a Debian package; rewrites docs/first_hour.md

@@ -42,6 +42,9 @@ class Editing:
     ) -> EditedClip:
         """Make audio anew: all of it, or only regions, outside of which every sample stays as it is.
 
+        If neither the prompt nor `tempo_bpm` states a tempo, regions get the one that is heard around them, if a beat
+        is; it is printed, and is `tempo_bpm` of the clip.
+
         Audio of another rate, or number of channels, is converted first, which is printed and is `converted` of the
         clip. Peaks of what is made stay at or below -1 dBFS, or the highest peak of what is kept.
 
@@ -76,7 +79,7 @@ class Editing:
         negative_prompt: str = "",
         before_step: Callable[[], None] | None = None,
     ) -> EditedClip:
-        """Continue audio by `seconds`, or lead into it; the given samples stay as they are.
+        """Continue audio by `seconds`, or lead into it, at its own tempo unless one is stated; the given samples stay.
 
         But for a fade of 5 ms where it goes on, as generated clips have: it would leave a hole (`kept` of the clip).
 

@@ -28,9 +28,12 @@ def run(config: TeacherStage, resume: ResumeOptions = ResumeOptions(), trial: Tr
 
 def make_card(config: TeacherStage, models: Models, dataset: LatentDataset) -> ModelCard:
     """What a model trained on this data set must remember of it."""
-    info = dataset.info
+    info, network = dataset.info, config.network
+    if network.beat_heads and not network.frame_rate:
+        rate = info["codec"]["sample_rate_hz"] / info["codec"]["hop"]
+        network = network.model_copy(update={"frame_rate": rate})
     return ModelCard(
-        network=config.network.model_dump(mode="json"),
+        network=network.model_dump(mode="json"),
         sigma_data=SIGMA_DATA,
         codec=info["codec"],
         text=info["text"],

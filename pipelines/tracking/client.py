@@ -134,8 +134,8 @@ class Tracker:
         if run.info.status != "RUNNING":
             self.client.update_run(mlflow_id, status="RUNNING")
         if not run.data.params:
-            log_settings(self.client, mlflow_id, config)
             log_parents(self.client, mlflow_id, parents)
+            log_settings(self.client, mlflow_id, config)  # last: a second attempt goes by them
         for key, value in redact_items(tags).items():
             self.client.set_tag(mlflow_id, key, value)
         return mlflow_id, int(run.info.start_time)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential
+from tenacity import RetryCallState, Retrying, stop_after_delay, wait_exponential
 
 from pipelines.console import console
 from pipelines.redaction import redact
@@ -15,6 +15,10 @@ from presto_core.errors import UserError
 RETRY_TIMEOUT_S = 180  # for a server that is being restarted, or a database that another process has locked
 ANNOUNCED_ATTEMPT = 3  # about two seconds of waiting for a server, a minute for a locked database
 TRANSIENT_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
+# MLflow looks for a data set's row and then inserts it: of two runs that start at once, one may insert it in between,
+# and a second attempt finds it. The words are those of SQLite, PostgreSQL, MySQL and SQL Server
+TAKEN_ROW = re.compile(r"unique constraint|duplicate (entry|key)", re.IGNORECASE)
+TAKEN_ROW_ATTEMPTS = 5
 
 Result = TypeVar("Result")
 
@@ -34,6 +38,12 @@ def with_retries(action: Callable[[], Result]) -> Result:
     def is_transient(error: BaseException) -> bool:
         return isinstance(error, MlflowException) and error.error_code in TRANSIENT_CODES
 
+    def retries(state: RetryCallState) -> bool:
+        error = state.outcome and state.outcome.exception()
+        if isinstance(error, MlflowException) and TAKEN_ROW.search(str(error)):
+            return state.attempt_number < TAKEN_ROW_ATTEMPTS
+        return error is not None and is_transient(error)
+
     def announce(state: RetryCallState) -> None:
         if state.attempt_number == ANNOUNCED_ATTEMPT and state.outcome:
             why = explain_mlflow_error(state.outcome.exception())
@@ -43,7 +53,7 @@ def with_retries(action: Callable[[], Result]) -> Result:
     retrying = Retrying(
         stop=stop_after_delay(RETRY_TIMEOUT_S),
         wait=waits,
-        retry=retry_if_exception(is_transient),
+        retry=retries,
         before_sleep=announce,
         reraise=True,
     )

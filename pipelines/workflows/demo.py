@@ -20,8 +20,9 @@ from pipelines.presets.resolve import PRESETS
 from pipelines.stages.table import STAGES
 from pipelines.workflows.flow_overrides import MADE_INPUTS, OWN_SERVER, check_not_fixed, check_read
 from presto_core.config.data import IngestConfig
+from presto_core.config.layers import TableBudget
 from presto_core.config.loader import load_config
-from presto_core.config.schema import CorpusStage, IngestStage, foreign_sections
+from presto_core.config.schema import CorpusStage, IngestStage, LayersStage, StepsStage, foreign_sections
 from presto_core.config.sections import ClusterConfig, InputsConfig
 from presto_core.config.stage import StageConfig
 from presto_core.errors import UserError
@@ -175,6 +176,7 @@ def load_flow_configs(preset: str | None, overrides: list[str]) -> dict[str, Sta
         own_overrides = [o for o in overrides if o.partition("=")[0].partition(".")[0] not in foreign]
         configs[name] = load_config(stage, preset, [*own_overrides, *node.settings], preset_folder=PRESETS)
     configs["ingest"] = _set_default_source(configs["ingest"], configs["corpus"])
+    configs["LS"] = _set_default_budget(configs["LS"], configs["L"])
     return configs
 
 
@@ -186,6 +188,16 @@ def _set_default_source(ingest: StageConfig, corpus: StageConfig) -> StageConfig
         return ingest
     source = ingest.ingest.model_copy(update={"source": (corpus.corpus.folder,)})
     return ingest.model_copy(update={"ingest": source})
+
+
+def _set_default_budget(generator: StageConfig, layers: StageConfig) -> StageConfig:
+    """Give LS the budget table that L is trained for, if the user set one, unless steps.budget is set."""
+    assert isinstance(generator, StepsStage)
+    assert isinstance(layers, LayersStage)
+    if generator.steps.budget is not None or not isinstance(layers.layers.budget, TableBudget):
+        return generator
+    steps = generator.steps.model_copy(update={"budget": layers.layers.budget})
+    return generator.model_copy(update={"steps": steps})
 
 
 def describe_node(name: str, among: Iterable[str] = DEMO_FLOW) -> str:

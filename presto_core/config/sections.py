@@ -70,11 +70,18 @@ class NetworkConfig(Section):
     spectrum_bins: int = Field(0, ge=0)
     """Frequencies per channel of the Gaussian skip: the best linear denoiser of the training set runs next to the
     network, which learns the rest. Set it to the number of frames of the data set's rows; 0 leaves the skip out."""
+    beat_heads: int = Field(0, ge=0)
+    """Number of attention heads of each block whose positions count beats of the row's tempo instead of tokens, so that
+    attention finds what was there one beat or one bar ago at any tempo; 0 means none."""
+    frame_rate: float = Field(0.0, ge=0)
+    """Latent frames per second, which beat heads need; 0 uses that of the data set."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         if self.dim % (2 * self.heads):
             raise ValueError(f"dim={self.dim} must be a multiple of 2 x heads = {2 * self.heads}")
+        if self.beat_heads > self.heads:
+            raise ValueError(f"beat_heads={self.beat_heads} are more than heads={self.heads}")
         if self.filter_taps % 2 == 0:
             raise ValueError(f"filter_taps={self.filter_taps} must be odd, so that a filter has a middle")
         return self

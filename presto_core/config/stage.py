@@ -35,6 +35,8 @@ NOT_IN_RUN_ID = ("storage", "tracking", "cluster", "submit", "loop", "health", "
 # Settings that came later than the runs that exist: at these values they are left out of the run id, which so stands.
 ADDED_SETTINGS = {
     ("network", "spectrum_bins"): 0,
+    ("network", "beat_heads"): 0,
+    ("network", "frame_rate"): 0.0,
     ("teacher", "attribute_dropout"): 0.0,
     ("layers", "attribute_dropout"): 0.0,
     ("layers", "lora"): LoraConfig().model_dump(mode="json"),

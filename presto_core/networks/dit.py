@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.networks.block import Block, modulate
-from presto_core.networks.embeddings import BudgetEmbedding, ConditionEmbedding, NoiseEmbedding, rotary_angles
+from presto_core.networks.embeddings import BudgetEmbedding, ConditionEmbedding, NoiseEmbedding, RotaryPositions
 from presto_core.networks.gaussian_skip import GaussianSkip
 from presto_core.networks.layer_budget import LayerBudget, Mode, check_budgets, renumber_blocks, select_blocks
 from presto_core.networks.network import Network
+
+Conditions = tuple[Tensor, ...]  # vector, context, visible: the first axis of each is the batch
+Rotary = tuple[Tensor, Tensor]
 
 
 class DiT(Network):
@@ -52,6 +55,7 @@ class DiT(Network):
         self.noise = NoiseEmbedding(dim)
         self.budget = BudgetEmbedding(config.depth, dim) if budget_conditioned else None
         self.condition = ConditionEmbedding(dim, text_dim=text_dim)
+        self.positions = RotaryPositions(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_modulation = nn.Linear(dim, 2 * dim)
         self.output = nn.Linear(dim, channels * config.patch)
@@ -110,36 +114,41 @@ class DiT(Network):
             skipped, estimate = self.gaussian_skip(x, time)
             tokens = torch.cat([tokens, self._patchify(estimate)], dim=-1)
         hidden = self.input(tokens)
+        conditions, rotary = (vector, context, visible), self.positions(hidden, cond)
         if taps:
-            return self._forward_to_taps(hidden, (vector, context, visible), taps)
+            return self._forward_to_taps(hidden, conditions, rotary, taps)
         same_blocks = min(budgets) == max(budgets) and (min(budgets) == self.depth or not self.run_empty_blocks)
         forward_blocks = self._forward_blocks if same_blocks else self._forward_mixed_budgets
-        hidden = forward_blocks(hidden, (vector, context, visible), budgets)
+        hidden = forward_blocks(hidden, conditions, rotary, budgets)
         shift, scale = self.final_modulation(vector)[:, None].chunk(2, dim=-1)
         raw = self._unpatchify(self.output(modulate(hidden, shift, scale))) + self._wiener_filter(x, vector)
         raw = raw if skipped is None else raw + skipped
         return (raw, hidden) if with_hidden else raw
 
-    def _forward_to_taps(self, hidden: Tensor, conditions: tuple[Tensor, ...], taps: tuple[int, ...]) -> list[Tensor]:
+    def _forward_to_taps(
+        self, hidden: Tensor, conditions: Conditions, rotary: Rotary, taps: tuple[int, ...]
+    ) -> list[Tensor]:
         """Return activations [B, D, N] after the blocks `taps`; blocks after the last tap do not run."""
-        rotary, activations = self._rotary(hidden), {}
+        activations = {}
         for index, block in enumerate(self.blocks[: max(taps) + 1]):
             hidden = block(hidden, *conditions, rotary)
             activations[index] = hidden
         return [activations[i].transpose(1, 2) for i in taps]
 
-    def _forward_blocks(self, hidden: Tensor, conditions: tuple[Tensor, ...], budgets: list[int]) -> Tensor:
+    def _forward_blocks(self, hidden: Tensor, conditions: Conditions, rotary: Rotary, budgets: list[int]) -> Tensor:
         """Pass hidden: [B, N, D] through the blocks that run at the common budget of all samples."""
-        rotary = self._rotary(hidden)
         for index in select_blocks(budgets[0], self.depth, self.mode):
             hidden = self.blocks[index](hidden, *conditions, rotary)
         return hidden
 
-    def _forward_mixed_budgets(self, hidden: Tensor, conditions: tuple[Tensor, ...], budgets: list[int]) -> Tensor:
+    def _forward_mixed_budgets(
+        self, hidden: Tensor, conditions: Conditions, rotary: Rotary, budgets: list[int]
+    ) -> Tensor:
         """Sort samples by budget, largest first, and run each block on the first `count` samples only."""
-        depth, rotary = self.depth, self._rotary(hidden)
+        depth = self.depth
         order = torch.tensor(sorted(range(len(budgets)), key=lambda i: -budgets[i]), device=hidden.device)
         hidden, *conditions_ordered = (t[order] for t in (hidden, *conditions))
+        rotary = self.positions.take_rows(rotary, order)
         runs = [set(select_blocks(b, depth, self.mode)) for b in budgets]
         finished: list[Tensor] = []  # samples that skip the next block, smallest budgets first
         for index, block in enumerate(self.blocks):
@@ -150,11 +159,9 @@ class DiT(Network):
                 finished.append(hidden[count:])
                 hidden = hidden[:count]
             if count or self.run_empty_blocks:
-                hidden = block(hidden, *(t[:count] for t in conditions_ordered), rotary)
+                rotary_of_rows = self.positions.take_rows(rotary, slice(count))
+                hidden = block(hidden, *(t[:count] for t in conditions_ordered), rotary_of_rows)
         return torch.cat([hidden, *reversed(finished)])[order.argsort()]
-
-    def _rotary(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        return rotary_angles(hidden.shape[1], self.config.dim // self.config.heads, hidden.device)
 
     def _wiener_filter(self, x: Tensor, vector: Tensor) -> Tensor:
         """Filter each channel of x: [B, C, T] over time with a short kernel from noise level and conditions.

@@ -20,8 +20,8 @@ CHANNELS, FRAMES, ROWS, TEXT_DIM, TOKENS = 64, 32, 4, 8, 3
 NETWORK = NetworkConfig(dim=32, depth=4, heads=2)
 
 
-def make_network(*, bins: int = 0, budget: LayerBudget | None = None) -> DiT:
-    config = NETWORK.model_copy(update={"spectrum_bins": bins})
+def make_network(*, bins: int = 0, budget: LayerBudget | None = None, beat_heads: int = 0) -> DiT:
+    config = NETWORK.model_copy(update={"spectrum_bins": bins, "beat_heads": beat_heads, "frame_rate": 20.0})
     with CUDA:
         return DiT.for_budget(config, channels=CHANNELS, text_dim=TEXT_DIM, budget=budget)
 
@@ -42,11 +42,12 @@ def make_budget() -> LayerBudget:
     return make_layer_budget(LayersConfig(budget=PrestoLBudget()), NETWORK.depth)
 
 
+@pytest.mark.parametrize("beat_heads", [0, 1])
 @pytest.mark.parametrize("with_budget", [False, True])
-def test_few_steps_never_wait(with_budget: bool, monkeypatch: pytest.MonkeyPatch):
+def test_few_steps_never_wait(with_budget: bool, beat_heads: int, monkeypatch: pytest.MonkeyPatch):
     budget = make_budget() if with_budget else None
     with fake_cuda(monkeypatch) as host, torch.inference_mode():
-        denoise = EDMDenoiser(make_network(budget=budget), 1.0)
+        denoise = EDMDenoiser(make_network(budget=budget, beat_heads=beat_heads), 1.0)
         noise = torch.randn(1, CHANNELS, FRAMES, device=CUDA)
         sigmas = few_step_sigmas(4, sigma_min=0.002, sigma_max=80.0, rho=7.0)
         blocks_at = budget.blocks_at if budget else None

@@ -199,7 +199,7 @@ def forward_one_by_one(net: DiT, x, c_noise, cond, budgets: list[int]) -> torch.
         for index in range(DEPTH):
             last = index == DEPTH - 1
             if (index < budget) if net.mode == "ase" else (index < budget - 1 or last):
-                hidden = net.blocks[index](hidden, vector, context, visible, net._rotary(hidden))
+                hidden = net.blocks[index](hidden, vector, context, visible, net.positions(hidden, cond))
         shift, scale = net.final_modulation(vector)[:, None].chunk(2, dim=-1)
         normed = torch.nn.functional.layer_norm(hidden, hidden.shape[-1:])
         rows.append(net._unpatchify(net.output(normed * (1 + scale) + shift)) + net._wiener_filter(x[alone], vector))

@@ -28,7 +28,7 @@ def make_conditions(batch: int) -> Conditioning:
     rng = torch.Generator().manual_seed(2)
     return Conditioning(
         torch.randn(batch, TEXT_DIM, generator=rng), torch.randn(batch, 3, TEXT_DIM, generator=rng),
-        torch.tensor([[True, True, False]] * batch), torch.full((batch,), 120.0), torch.arange(batch),
+        torch.tensor([[True, True, False]] * batch), torch.linspace(70, 140, batch), torch.arange(batch),
         torch.ones(batch, dtype=torch.bool),
     )  # fmt: skip
 
@@ -48,7 +48,7 @@ def sample_from_files(folder: Path, steps: int, noise: Tensor, inputs: dict[str,
 
 @torch.no_grad()
 def test_programs_alone_give_our_latents_at_any_batch(tmp_path: Path):
-    config = NetworkConfig(dim=16, depth=3, heads=2, patch=2, spectrum_bins=FRAMES)
+    config = NetworkConfig(dim=16, depth=3, heads=2, patch=2, spectrum_bins=FRAMES, beat_heads=1, frame_rate=8)
     network = DiT.for_budget(config, channels=CHANNELS, text_dim=TEXT_DIM, budget=BUDGET).eval()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))

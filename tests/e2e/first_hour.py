@@ -35,24 +35,24 @@ class Step:
 
 TRAINED = "wesnoth-generator@candidate"
 STEPS = (
-    Step("What is there?", "presto --version"),
-    Step("Music at once, by a model of the package.", 'presto generate "solo piano, slow, A minor"'),
-    Step("Is all there that the preset needs?", "presto doctor demo"),
-    Step("A typing mistake.", "presto ingset demo", 2),
-    Step("Another.", "presto distill-steps demo steps.p_dmd.kind=karas", 2),
+    Step("Which version is installed?", "presto --version"),
+    Step("Make music at once, with a model of the package.", 'presto generate "solo piano, slow, A minor"'),
+    Step("Does this machine have what the preset needs?", "presto doctor demo"),
+    Step("Make a typing mistake.", "presto ingset demo", 2),
+    Step("Make another.", "presto distill-steps demo steps.p_dmd.kind=karas", 2),
     Step("What does that setting mean?", "presto explain steps.p_dmd.kind demo"),
-    Step("Music of other people: 41 recordings.", f"apt-get download {PACKAGE} && dpkg-deb -x {PACKAGE}_*.deb music"),
-    Step("What would be made of it?", f"presto {INGEST} --dry-run"),
-    Step("Make the data set: one of the files is silence, and that is more than a hundredth.", f"presto {INGEST}", 1),
-    Step("It can be left out.", f"presto {INGEST} ingest.max_bad_fraction=0.05"),
-    Step("How much does the codec keep?", f"presto codec roundtrip {MUSIC}/knolls.ogg"),
-    Step("Hear what will be trained on.", "presto dataset listen wesnoth@candidate --rows 6"),
-    Step("A few-step generator for this music.", f"presto distill-steps demo {DATASET} name=wesnoth-generator"),
+    Step("Get 41 recordings by other people.", f"apt-get download {PACKAGE} && dpkg-deb -x {PACKAGE}_*.deb music"),
+    Step("What would ingest make of it?", f"presto {INGEST} --dry-run"),
+    Step("Make the data set. One of the 41 files is silence, more than 1 %: ingest refuses.", f"presto {INGEST}", 1),
+    Step("Raise the limit, so that bad files are left out.", f"presto {INGEST} ingest.max_bad_fraction=0.05"),
+    Step("How much of the sound does the codec keep?", f"presto codec roundtrip {MUSIC}/knolls.ogg"),
+    Step("Listen to what the model will be trained on.", "presto dataset listen wesnoth@candidate --rows 6"),
+    Step("Distill a few-step generator for this music.", f"presto distill-steps demo {DATASET} name=wesnoth-generator"),
     Step("Compare it with its teacher.", f"presto evaluate demo {DATASET} inputs.generator={TRAINED}"),
     Step("What is registered?", "presto registry list"),
     Step("Promote it.", 'presto registry promote wesnoth-generator@candidate demo --why "first on this music"', 1),
     Step(
-        "It is refused, with the reason: promote it all the same, which is recorded.",
+        "It is refused, with the reasons. Promote it all the same, which is recorded.",
         'presto registry promote wesnoth-generator@candidate demo --why "first on this music" --accept-worse',
     ),
     Step("Use it.", f'presto generate "{PROMPT}" --model wesnoth-generator@champion'),
@@ -60,9 +60,10 @@ STEPS = (
 )
 HEADING = """# The first hour
 
-Written by `make first-hour`: every command as typed in an empty folder, its output as printed into a file, where
-tables are as wide as they need, and how long it took on {machine}. Long outputs are cut where a line says so; lines of
-the package manager itself are left out.
+Written by `make first-hour`. It shows every command as typed in an empty folder, its output, and how long it took on
+{machine}.
+Outputs are as printed into a file, where tables take the width that they need. Long ones are cut where a line such as
+`[69 lines]` says how many lines are missing. Lines of the package manager itself are left out.
 
 """
 

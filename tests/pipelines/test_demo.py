@@ -52,6 +52,16 @@ def test_an_override_that_fits_no_stage_is_refused():
         load_flow_configs("demo", ["steps.p_dmdd.kind=karras"])
 
 
+def test_ls_runs_at_a_table_that_its_l_is_trained_for():
+    table = "layers.budget={kind: table, kept: [1, 2]}"
+    configs = load_flow_configs("demo", [table])
+    assert configs["LS"].steps.budget == configs["L"].layers.budget
+    assert configs["S"].steps.budget is None
+    own = load_flow_configs("demo", [table, "steps.budget={kind: uniform, kept: 2}"])
+    assert own["LS"].steps.budget.kind == "uniform"
+    assert load_flow_configs("demo", [])["LS"].steps.budget is None  # the paper's
+
+
 def test_every_node_reads_artifacts_of_earlier_nodes():
     before: set[str] = set()
     for name, step in DEMO_FLOW.items():
@@ -120,7 +130,8 @@ def test_the_planned_network_is_that_of_the_teacher_in_the_package():
     configs = load_flow_configs("demo", [])
     teacher, network = open_teacher(configs, ".presto/store"), configs["teacher"]
     assert isinstance(network, TeacherStage)
-    assert teacher.manifest["model"]["network"] == network.network.model_dump(mode="json")
+    planned = network.network.model_dump(mode="json") | {"frame_rate": 44100 / 2048}  # of the data set's codec
+    assert teacher.manifest["model"]["network"] == planned
 
 
 def test_a_teacher_that_is_not_installed_is_refused_with_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -51,6 +51,41 @@ def cut_kept(clip: EditedClip) -> list[np.ndarray]:
     return [clip.audio[:, part] for part in clip.list_kept_slices()]
 
 
+# --- the tempo of what is given
+
+
+def make_beats(bpm: float, seconds: float = 6.0) -> Sound:
+    """Bursts of noise on every beat."""
+    time = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
+    since_beat = time % (60 / bpm)
+    burst = np.random.default_rng(0).normal(size=len(time)) * np.exp(-since_beat / 0.03)
+    return Sound((0.2 * burst[None]).astype(np.float32), RATE_HZ)
+
+
+def test_what_goes_on_takes_the_tempo_that_is_heard_unless_one_is_stated(
+    generator: Generator, capsys: pytest.CaptureFixture[str]
+):
+    beats = make_beats(96)
+    heard = generator.extend(beats, "techno", seconds=1, steps=1)
+    assert heard.tempo_bpm == pytest.approx(96, rel=0.01)
+    assert f"{heard.tempo_bpm:g} bpm is heard in the audio" in " ".join(capsys.readouterr().err.split())
+    stated = generator.extend(beats, "techno", seconds=1, steps=1, tempo_bpm=heard.tempo_bpm)
+    assert "heard" not in capsys.readouterr().err
+    np.testing.assert_array_equal(heard.audio, stated.audio)
+    assert generator.extend(beats, "techno, 120 bpm", seconds=1, steps=1).tempo_bpm == 120
+
+
+def test_a_region_takes_the_tempo_of_what_is_around_it(generator: Generator):
+    before, after = make_beats(96, 3).audio, make_beats(140).audio
+    sound = Sound(np.concatenate([before, after], axis=1), RATE_HZ)  # more is heard after the region
+    assert generator.edit(sound, "techno", regions=[(2, 3)], steps=1).tempo_bpm == pytest.approx(140, rel=0.01)
+
+
+def test_audio_without_a_beat_gives_no_tempo(generator: Generator):
+    assert generator.extend(make_sound(6), "techno", seconds=1, steps=1).tempo_bpm is None
+    assert generator.edit(make_beats(96), "techno", steps=1).tempo_bpm is None  # the whole is made anew
+
+
 # --- what is kept
 
 

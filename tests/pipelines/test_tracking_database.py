@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import pytest
 from pipelines.tracking import run as tracking_run
 from pipelines.tracking.client import Tracker, create_client, open_tracker
 from pipelines.tracking.run import TrackedRun, TrackingError, with_retries
+from presto_core.artifacts.manifest import Artifact
+from presto_core.config.schema import TeacherStage
 from presto_core.config.sections import TrackingConfig
 from tests.support.processes import PATIENCE_S
 
@@ -169,6 +172,48 @@ def test_waiting_is_announced_once(capsys: pytest.CaptureFixture[str], monkeypat
     shown = capsys.readouterr().err
     assert shown.count("database is locked") == 1
     assert "INSERT" not in shown
+
+
+def test_runs_that_record_the_same_new_data_set_at_once_all_start(tracker: Tracker):
+    config = TrackingConfig()
+    for round_ in range(5):
+        dataset = Artifact("dataset", f"{round_:016x}", f"/data/{round_}", {})
+        barrier = threading.Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            starts = [
+                pool.submit(_start_run, config, f"{round_}{worker}".rjust(16, "0"), dataset, barrier)
+                for worker in range(4)
+            ]
+            run_ids = [start.result() for start in starts]
+        for run_id in run_ids:
+            mlflow_id = tracker.find_run(run_id)
+            assert mlflow_id
+            run = tracker.client.get_run(mlflow_id)
+            assert [entry.dataset.digest for entry in run.inputs.dataset_inputs] == [dataset.id]
+            assert run.data.params
+
+
+def _start_run(config: TrackingConfig, run_id: str, dataset: Artifact, barrier: threading.Barrier) -> str:
+    tracker, stage = open_tracker(config), TeacherStage()
+    barrier.wait()
+    with tracker.run("train-teacher", stage, run_id, {"dataset": dataset}):
+        return run_id
+
+
+def test_a_row_that_stays_taken_is_an_error_and_not_a_wait(monkeypatch: pytest.MonkeyPatch):
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+    monkeypatch.setattr("pipelines.tracking.retry.wait_exponential", lambda **named: lambda state: 0.0)
+    attempts = []
+
+    def fail() -> None:
+        attempts.append(1)
+        raise MlflowException("UNIQUE constraint failed: datasets.digest", BAD_REQUEST)
+
+    with pytest.raises(MlflowException, match="UNIQUE"):
+        with_retries(fail)
+    assert len(attempts) == 5
 
 
 # --- deleted
