@@ -13,11 +13,11 @@ from pipelines.inference.clip import EditedClip
 from pipelines.inference.clip_audio import FADE_SECONDS, Audio, check_finite, count_samples, finish_audio
 from pipelines.inference.clip_frames import choose_span, count_frames, count_overlap
 from pipelines.inference.edited_clip import make_edited
-from pipelines.inference.heard_tempo import add_heard_tempo
 from pipelines.inference.model import Model
 from pipelines.inference.prompts import PromptWords, make_conditions
 from pipelines.inference.sampling_request import Given, SamplingRequest, sample
 from pipelines.inference.sound import LONGEST_SECONDS, HasAudio, fit_sound
+from pipelines.inference.source_tempo import add_source_tempo
 from presto_core.audio.loudness import CEILING_DBFS, limit_peak
 from presto_core.audio.splice import insert
 from presto_core.device import explain_memory
@@ -58,7 +58,7 @@ def edit(
         audio, gain_db = _vary(model, fitted.audio, prompt, words, request, strength)
         spans = [(0, samples)]
     else:
-        words = add_heard_tempo(model, words, fitted.audio, start=spans[0][0], stop=spans[-1][1])
+        words = add_source_tempo(model, words, fitted.audio, start=spans[0][0], stop=spans[-1][1])
         audio, gain_db = _remake(model, fitted.audio, spans, prompt, words, request, strength)
     return make_edited(
         model, fitted, audio, spans, prompt, words, request, strength=strength, gain_db=gain_db, form={"edit": form}
@@ -86,7 +86,7 @@ def extend(
     padded = np.pad(fitted.audio, ((0, 0), (0, added) if at_end else (added, 0)))
     fade = count_fade(fitted.audio if at_end else fitted.audio[:, ::-1], rate_hz)
     region = (known - fade, known + added) if at_end else (0, added + fade)
-    words = add_heard_tempo(model, words, padded, start=region[0], stop=region[1])
+    words = add_source_tempo(model, words, padded, start=region[0], stop=region[1])
     audio, gain_db = _remake(model, padded, [region], prompt, words, request, 1.0)
     form = {"extend": {"seconds": float(seconds), "at": at}}
     return make_edited(model, fitted, audio, [region], prompt, words, request, strength=1.0, gain_db=gain_db, form=form)

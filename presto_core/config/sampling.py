@@ -73,7 +73,7 @@ class BaseSampler(Section):
     def nfe(self) -> int:
         """Network evaluations per sample; guidance needs two per denoised estimate."""
         denoiser_calls = 2 * self.steps - 1 if self.sampler == "heun" else self.steps
-        return denoiser_calls * (1 if self.guidance_scale == 1 else 2)
+        return denoiser_calls * (1 if self.guidance_scale in (0, 1) else 2)
 
 
 class ClipConfig(Section):

@@ -45,7 +45,7 @@ def make_inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
     return torch.randn(batch, 4, 2 * TOKENS, generator=rng), torch.randn(batch, generator=rng), cond
 
 
-def test_a_token_at_twice_the_tempo_is_at_the_beat_of_the_token_twice_as_far():
+def test_tokens_at_twice_the_tempo_pass_twice_as_many_beats():
     slow, fast = (
         rotary_angles_in_beats(TOKENS, HEAD_DIM, torch.tensor([bpm]), tokens_per_second=8) for bpm in (70.0, 140.0)
     )

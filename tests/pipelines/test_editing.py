@@ -62,16 +62,16 @@ def make_beats(bpm: float, seconds: float = 6.0) -> Sound:
     return Sound((0.2 * burst[None]).astype(np.float32), RATE_HZ)
 
 
-def test_what_goes_on_takes_the_tempo_that_is_heard_unless_one_is_stated(
+def test_an_extension_takes_the_tempo_of_the_audio_unless_one_is_stated(
     generator: Generator, capsys: pytest.CaptureFixture[str]
 ):
     beats = make_beats(96)
-    heard = generator.extend(beats, "techno", seconds=1, steps=1)
-    assert heard.tempo_bpm == pytest.approx(96, rel=0.01)
-    assert f"{heard.tempo_bpm:g} bpm is heard in the audio" in " ".join(capsys.readouterr().err.split())
-    stated = generator.extend(beats, "techno", seconds=1, steps=1, tempo_bpm=heard.tempo_bpm)
+    measured = generator.extend(beats, "techno", seconds=1, steps=1)
+    assert measured.tempo_bpm == pytest.approx(96, rel=0.01)
+    assert f"{measured.tempo_bpm:g} bpm is heard in the audio" in " ".join(capsys.readouterr().err.split())
+    stated = generator.extend(beats, "techno", seconds=1, steps=1, tempo_bpm=measured.tempo_bpm)
     assert "heard" not in capsys.readouterr().err
-    np.testing.assert_array_equal(heard.audio, stated.audio)
+    np.testing.assert_array_equal(measured.audio, stated.audio)
     assert generator.extend(beats, "techno, 120 bpm", seconds=1, steps=1).tempo_bpm == 120
 
 
