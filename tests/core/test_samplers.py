@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from presto_core.config.sampling import ScheduleConfig
+from presto_core.config.sampling import BaseSampler, ScheduleConfig
 from presto_core.diffusion.denoiser import full_sigma
+from presto_core.diffusion.guidance import make_guided_denoiser
 from presto_core.samplers.edm import SAMPLERS
 from presto_core.samplers.few_step import ping_pong
 from presto_core.samplers.schedule import few_step_sigmas, karras_sigmas, list_few_step_levels, start_schedule_at
+from tests.support.toy_networks import conditions
 
 STD, MEAN, SIGMA_MAX = 0.6, 0.3, 20.0
 
@@ -45,18 +47,21 @@ def test_many_steps_reach_the_exact_solution(sampler: str):
     assert error(sampler, 512) < (2e-2 if sampler == "euler" else 1e-4)
 
 
-@pytest.mark.parametrize(("sampler", "evaluations"), [("euler", 5), ("heun", 9), ("dpmpp_2m", 5)])
-def test_evaluations_a_sample_costs(sampler: str, evaluations: int):
-    calls = []
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize(("name", "evaluations"), [("euler", 5), ("heun", 9), ("dpmpp_2m", 5)])
+def test_evaluations_a_sample_costs(name: Any, evaluations: int, guidance_scale: float):
+    rows = 0
 
     def denoise_and_count(x, sigma, cond, budget=None):
-        calls.append(sigma)
+        nonlocal rows
+        rows += len(x)
         return gaussian_denoiser(x, sigma, cond)
 
     sigmas = karras_sigmas(5, sigma_min=0.002, sigma_max=SIGMA_MAX, rho=7.0)
-    sample: Any = SAMPLERS[sampler]
-    sample(denoise_and_count, torch.zeros(1, 1, 1, dtype=torch.float64), sigmas, None)
-    assert len(calls) == evaluations
+    denoise = make_guided_denoiser(denoise_and_count, guidance_scale)
+    SAMPLERS[name](denoise, torch.zeros(1, 1, 1, dtype=torch.float64), sigmas, conditions(1))
+    assert rows == BaseSampler(sampler=name, steps=5, guidance_scale=guidance_scale).nfe
+    assert rows == evaluations * (2 if guidance_scale == 2 else 1)
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "ping_pong"])
