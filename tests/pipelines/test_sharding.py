@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
+
 import pytest
+import torch
 from pyarrow.fs import LocalFileSystem
 from torch import Tensor, distributed
+from torch.distributed.fsdp import fully_shard
 
 from pipelines.train.parallel import make_single_process
+from presto_core.artifacts import resumable_read
 from presto_core.artifacts.folder import Folder
 from presto_core.config.sections import LoopConfig, ParallelConfig
 from presto_core.training.checkpoint import load_checkpoint
+from presto_core.training.ema import Ema
+from presto_core.training.sharding import local_shard
+from presto_core.training.state import TrainState
+from tests.core.test_checkpoint import read_memory
 from tests.support.checkpoints import save_checkpoint
 from tests.support.process_group import (
     ALGORITHMS,
@@ -88,3 +98,44 @@ def test_a_run_resumes_under_another_sharding(way: str, joined: Results, of_two:
     later = of_two[way]["LS"]
     assert {k for k in joined["LS"] if not k.startswith(("step 1:", "step 2:"))} == later.keys()
     assert difference({k: joined["LS"][k] for k in later}, later) < FP64
+
+
+def measure_resume(path: str) -> dict[str, Tensor]:
+    """Resume twelve sharded matrices with their moments; return this worker's additional and lasting bytes."""
+    resumable_read.BLOCK_BYTES = 2**20  # in proportion to so small a state
+    parallel, folder = join_group(SHARDED), Folder(LocalFileSystem(), path, path)
+    network = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(12)))
+    ema = Ema(network, 0.9)
+    fully_shard(network)
+    ema.shard_like(network)
+
+    def make_state() -> TrainState:
+        return TrainState({"net": network}, {"net": torch.optim.AdamW(network.parameters())}, {"net": ema})
+
+    state = make_state()
+    network(torch.ones(1, 1024)).sum().backward()
+    state.optimizers["net"].step()
+    state.optimizers["net"].zero_grad()
+    if parallel.rank == 0:
+        save_checkpoint(folder, state, keep=1)
+    else:
+        state.state_dict()
+    distributed.barrier()
+    del state
+    gc.collect()
+    state = make_state()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = read_memory("VmRSS")
+    assert load_checkpoint(folder, state)
+    extra = read_memory("VmHWM") - before
+    tensors = [*ema.network.parameters(), *(m for p in state.optimizers["net"].state.values() for m in p.values())]
+    kept = sum(local_shard(tensor).untyped_storage().nbytes() for tensor in tensors)
+    return {"extra": torch.tensor(extra), "kept": torch.tensor(kept)}
+
+
+def test_a_worker_resumes_with_little_more_memory_than_its_shards(tmp_path: Path):
+    """The weights and their average are there before, the two moments, half of the state, are not."""
+    share = 4 * 12 * 4 * 1024**2 // 2  # of weights, average and two moments, for each of two workers
+    for worker in run_in_processes(2, measure_resume, tmp_path / "two", str(tmp_path / "checkpoints")):
+        assert worker["extra"] <= 0.5 * share + 0.2 * share
+        assert worker["kept"] <= 0.75 * share + 1024
