@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import soundfile
 import yaml
 
-from presto_core.artifacts.retry import DamagedError
+from presto_core.artifacts.library_checks import UnsafeArtifactError as UnsafeArtifactError
+from presto_core.artifacts.library_checks import check_with_pillow, check_with_safetensors, check_with_soundfile
 
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # of the format itself
 JSON_LIMIT, YAML_LIMIT, LINE_LIMIT = 256 * 2**20, 4 * 2**20, 4 * 2**20
@@ -34,13 +34,6 @@ _DTYPE_BITS |= {"F16": 16, "BF16": 16, "F32": 32, "F64": 64}
 _DTYPE_BITS |= {f"F8_{kind}": 8 for kind in ("E4M3", "E5M2", "E8M0", "E4M3FNUZ", "E5M2FNUZ")}
 
 
-class UnsafeArtifactError(DamagedError):
-    """An artifact contains something that is not allowed; the message names it and the reason.
-
-    The one class in which all hostile content ends: other bytes than those written are damaged, whoever changed them.
-    """
-
-
 def check_safetensors(stream: BinaryIO, size: int) -> None:
     """Check for a header of bounded size and tensors of known types that fill the rest without gap or overlap."""
     _check_not_executable(stream)
@@ -51,7 +44,8 @@ def check_safetensors(stream: BinaryIO, size: int) -> None:
         raise UnsafeArtifactError(
             f"its header claims {length} bytes of a file of {size}, and at most {SAFETENSORS_HEADER_LIMIT} are allowed"
         )
-    header = parse_json(stream.read(length), "its header")
+    content = stream.read(length)
+    header = parse_json(content, "its header")
     if not isinstance(header, dict):
         raise UnsafeArtifactError("its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
@@ -64,6 +58,7 @@ def check_safetensors(stream: BinaryIO, size: int) -> None:
         end = stop
     if end != size - 8 - length:
         raise UnsafeArtifactError(f"its tensors end at byte {end} of {size - 8 - length}")
+    check_with_safetensors(content, size)
 
 
 def _parse_span(name: str, entry: Any) -> tuple[int, int, str]:
@@ -188,17 +183,7 @@ def check_wav(stream: BinaryIO, size: int) -> None:
         position += 8 + length + length % 2
     if not {b"fmt ", b"data"} <= chunk_ids:
         raise UnsafeArtifactError("it has no fmt or no data chunk")
-    _check_with_soundfile(stream, size)
-
-
-def _check_with_soundfile(stream: BinaryIO, size: int) -> None:
-    """Check what libsndfile reads in the headers: samples that the file's bytes hold, as no compressed format does."""
-    stream.seek(0)
-    with soundfile.SoundFile(stream) as sound:
-        if sound.subtype not in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"):
-            raise UnsafeArtifactError(f"its samples are coded as {sound.subtype}; use PCM or float")
-        if sound.frames * sound.channels > size:
-            raise UnsafeArtifactError(f"it claims {sound.frames} samples in {size} bytes")
+    check_with_soundfile(stream, size)
 
 
 def _check_wav_format(content: bytes) -> None:
@@ -240,6 +225,7 @@ def check_png(stream: BinaryIO, size: int) -> None:
         raise UnsafeArtifactError(f"{size - position} bytes follow the end of the image")
     if found < needed:
         raise UnsafeArtifactError(f"its image has {found} bytes, its header needs {needed}")
+    check_with_pillow(stream)
 
 
 def _measure_png(header: bytes) -> int:

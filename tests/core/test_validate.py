@@ -133,6 +133,12 @@ def png(width: int = 1, height: int = 1, tail: bytes = b"") -> bytes:
     return PNG_HEAD + head + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"") + tail
 
 
+def png_of_shallow_colours() -> bytes:
+    """A PNG of one pixel with three channels of two bits, of which the format allows only 8 or 16."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 2, 2, 0, 0, 0))
+    return PNG_HEAD + head + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
+
+
 def wav(
     code: int = 1, channels: int = 1, rate_hz: int = 44100, riff: int | None = None, data: int | None = None
 ) -> bytes:
@@ -195,6 +201,11 @@ CONTENTS: dict[str, tuple[str, bytes, str]] = {
     ),
     "safetensors gap": ("w.safetensors", tensors(tensor_header(offsets=(4, 8)), b"\0" * 8), "'x' starts at byte 4"),
     "safetensors tail": ("w.safetensors", tensors(tensor_header(), b"\0" * 4 + PICKLED), "end at byte [04]"),
+    "safetensors sizes that overflow": (
+        "w.safetensors",
+        tensors(tensor_header(shape=(2**62, 2**62, 0), offsets=(0, 0))),
+        "safetensors cannot read",
+    ),
     "safetensors metadata": (
         "w.safetensors",
         tensors(tensor_header() | {"__metadata__": {"a": {}}}, b"\0" * 4),
@@ -227,6 +238,7 @@ CONTENTS: dict[str, tuple[str, bytes, str]] = {
     "PNG check sum": ("p.png", PNG_HEAD + chunk(b"IHDR", b"\0" * 13, crc=1), "checksum.*IHDR"),
     "PNG header missing": ("p.png", PNG_HEAD + chunk(b"IDAT", b""), "header"),
     "PNG cut": ("p.png", png()[:-6], "end"),
+    "PNG that Pillow refuses": ("p.png", png_of_shallow_colours(), "Pillow cannot read"),
     "PNG chunk beyond": ("p.png", PNG_HEAD + struct.pack(">I", 2**31) + b"IHDR", "chunk"),
 }  # fmt: skip
 
