@@ -28,10 +28,14 @@ from tests.pipelines.test_training_stages import TINY, weights_of
 from tests.support.checkpoints import is_time
 from tests.support.processes import PATIENCE_S, Attempt, wait_for
 
-# the command line, but printing a progress line per log row, so that a test knows which step was reached
+# the command line, but printing a progress line per log row, so that a test knows which step was reached; and none
+# while it waits for the first one, of which there would be thousands
 PRESTO = (
     "-c",
-    "from pipelines import console; from infra.cli import main as cli; console.LINE_EVERY_S = 0.0; cli.main()",
+    (
+        "from pipelines import console; from infra.cli import main as cli; "
+        "console.LINE_EVERY_S, console.FIRST_LINE_S = 0.0, 3600.0; cli.main()"
+    ),
 )
 COMMANDS = {"teacher": "train-teacher", "L": "distill-layers", "S": "distill-steps", "LS": "distill-steps"}
 RUN: dict[str, Any] = {
