@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from infra.jobs.command import StageCommand
 from infra.jobs.targets import Kind, parse_target
 from pipelines.stages.dry_run import print_config
 from pipelines.stages.table import STAGES
+from presto_core.config.sections import ClusterConfig
 
 
 def dispatch(command: StageCommand, *, on: str, dry_run: bool) -> None:
@@ -34,4 +37,14 @@ def dispatch(command: StageCommand, *, on: str, dry_run: bool) -> None:
             from pipelines.tracking.client import check_tracking
 
             check_tracking(command.config.tracking)  # before audio is read or Ray is started
-        command.run()
+        _run_here(command)
+
+
+def _run_here(command: StageCommand) -> None:
+    """Run a command in this process; with `--wait`, again when the head of its Ray cluster is back."""
+    from pipelines.cluster.head_wait import run_while_head_returns
+
+    def work(cluster: ClusterConfig) -> object:
+        return replace(command, config=command.config.model_copy(update={"cluster": cluster})).run()
+
+    run_while_head_returns(work, command.config.cluster)

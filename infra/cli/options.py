@@ -40,7 +40,9 @@ On = Annotated[
 Wait = Annotated[
     bool,
     typer.Option(
-        "--wait", help="Wait until another process that works on the same run ends, instead of being refused."
+        "--wait",
+        help="Wait until another process that works on the same run ends, and until the head of the Ray cluster "
+        "answers, instead of being refused.",
     ),
 ]
 WAIT_SETTING = "cluster.wait_for_run=true"

@@ -9,9 +9,11 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import ceil
 
+from pipelines.cluster.ray_environment import ENVIRONMENT as ENVIRONMENT
+from pipelines.cluster.ray_environment import set_ray_environment
 from pipelines.cluster.shutdown import keep_signal_handlers
 from pipelines.console import console
 from presto_core.config.sections import ClusterConfig
@@ -20,28 +22,22 @@ from presto_core.errors import UserError
 # CPUs reserved per training worker for reading shards: without them Ray Data's tasks are never scheduled.
 READER_CPUS = 0.1
 
-# Must be set before `import ray`; values set by the user take precedence.
-ENVIRONMENT = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise Ray listens on more than 127.0.0.1
-    "RAY_num_workers_soft_limit": "10",  # idle workers are kept, so that short tasks start at once
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
-    "RAY_DATA_USE_DATASOURCE_V2": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    # next to the codec, encoding spends most time on new memory: PyTorch requests huge pages, and all threads share
-    # one heap, because per-thread heaps are returned to the system as soon as they are empty
-    "THP_MEM_ALLOC_ENABLE": "1",
-    "MALLOC_ARENA_MAX": "1",
-}
-
 
 class ClusterError(UserError):
     """Ray cannot be reached, or has too few resources for the request."""
+
+
+class HeadAwayError(ClusterError):
+    """The head of the cluster that a command joined, or wanted to join, does not answer.
+
+    Attributes:
+        address: where it should answer, or a name that Ray itself resolves.
+        was_joined: whether it answered before.
+    """
+
+    def __init__(self, message: str, address: str, *, was_joined: bool = False) -> None:
+        super().__init__(message)
+        self.address, self.was_joined = address, was_joined
 
 
 @contextmanager
@@ -54,20 +50,29 @@ def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Itera
         cpus, gpus: resources that the block needs at the same time.
 
     Raises:
-        ClusterError: the address does not answer, or the cluster has too few resources.
+        HeadAwayError: the address does not answer, or not any more when the block fails.
+        ClusterError: the cluster has too few resources.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_ray_environment()
     owns_session = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
     if owns_session:
         with keep_signal_handlers():
             _connect(config)
     import ray
 
+    head = joined_head(config)
     try:
         with _request_autoscaling(config, cpus=cpus, gpus=gpus):
             check_resources(ray.cluster_resources(), cpus=cpus, gpus=gpus)
             yield
+    except (ClusterError, ray.exceptions.RayError) as error:
+        if not head or isinstance(error, HeadAwayError) or answers(head):
+            raise
+        raise HeadAwayError(
+            f"the head of the Ray cluster at {head} does not answer any more; re-run the same command to resume",
+            head,
+            was_joined=True,
+        ) from error
     finally:
         if owns_session:
             ray.shutdown()
@@ -76,6 +81,13 @@ def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Itera
 def cluster_address(config: ClusterConfig) -> str:
     """Return the address of the Ray cluster that a command joins; empty if it starts its own."""
     return config.address or os.environ.get("RAY_ADDRESS", "")
+
+
+def joined_head(config: ClusterConfig) -> str:
+    """Return host and port of the head that this process has joined; empty if it started Ray itself."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address) if cluster_address(config) else ""
 
 
 def count_workers(config: ClusterConfig, *, in_sweep: bool = False) -> int:
@@ -131,7 +143,8 @@ def _connect(config: ClusterConfig) -> None:
         problem = f"no Ray cluster answers at {address!r}" if address else "Ray cannot start on this machine"
         hint = "check the cluster" if address else "free memory and CPUs"
         reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise ClusterError(f"{problem}: {reason}; {hint} and re-run the same command") from error
+        message = f"{problem}: {reason}; {hint} and re-run the same command"
+        raise (HeadAwayError(message, address) if address else ClusterError(message)) from error
     _disable_ray_output()
 
 
@@ -145,16 +158,32 @@ def _disable_ray_output() -> None:
 
 
 def check_reachable(address: str) -> None:
-    """Check that an address accepts connections, because ray.init retries a dead one for ten minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdigit():
-        return  # "auto" and other names that Ray itself resolves
+    """Check that an address accepts connections, because ray.init retries a dead one for ten minutes.
+
+    Raises:
+        HeadAwayError: it does not.
+    """
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        _connect_once(address)
     except OSError as error:
-        raise ClusterError(
-            f"no Ray cluster answers at {address!r} ({error.strerror or error}); start it or correct cluster.address"
+        raise HeadAwayError(
+            f"no Ray cluster answers at {address!r} ({error.strerror or error}); start it or correct cluster.address",
+            address,
         ) from None
+
+
+def answers(address: str) -> bool:
+    """Return whether an address accepts connections; True for a name that only Ray resolves."""
+    with suppress(OSError):
+        _connect_once(address)
+        return True
+    return False
+
+
+def _connect_once(address: str) -> None:
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():  # not "auto" and other names that Ray itself resolves
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 @contextmanager
@@ -167,6 +196,7 @@ def _request_autoscaling(config: ClusterConfig, *, cpus: float, gpus: float) -> 
     if not config.wait_seconds or _has_resources(ray.cluster_resources(), needed):
         yield
         return
+    head = joined_head(config)
     console.print(f"waiting up to {config.wait_seconds} s for nodes with {cpus:g} CPUs and {gpus:g} GPUs")
     request_resources(num_cpus=ceil(cpus), bundles=[{"GPU": 1}] * ceil(gpus))
     deadline = time.monotonic() + config.wait_seconds
@@ -175,7 +205,8 @@ def _request_autoscaling(config: ClusterConfig, *, cpus: float, gpus: float) -> 
             time.sleep(1)
         yield
     finally:
-        request_resources(num_cpus=0)
+        if not head or answers(head):  # Ray would end this process
+            request_resources(num_cpus=0)
 
 
 def _has_resources(available: dict[str, float], needed: dict[str, float]) -> bool:

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from pipelines.cluster.device import check_reserved
+from pipelines.cluster.ray_environment import set_ray_environment
 from pipelines.cluster.resources import VALIDATOR_CPUS, same_node_affinity
 from pipelines.cluster.session import (
     ClusterError,
+    HeadAwayError,
     count_workers,
+    joined_head,
     min_workers,
     ray_session,
     resources_per_worker,
@@ -54,6 +57,7 @@ def launch_training(spec: TrainSpec, run: TrackedRun, trial: Trial | None = None
     Raises:
         UserError: the first error of a worker.
         ClusterError: the cluster is too small, or kept losing workers.
+        HeadAwayError: the head of the cluster does not answer, or was lost.
         StoppedError: the run was asked to stop, and its state is saved.
         KeyboardInterrupt: Ctrl-C was pressed twice.
     """
@@ -136,6 +140,7 @@ def _find_damaged_shards(spec: TrainSpec, dataset: LatentDataset, *, with_ray: b
 
 
 def _run_in_ray(spec: TrainSpec, monitor: RunMonitor) -> None:
+    set_ray_environment()
     import ray
     from ray.train import TrainingFailedError
 
@@ -145,6 +150,7 @@ def _run_in_ray(spec: TrainSpec, monitor: RunMonitor) -> None:
     with ray_session(
         config, cpus=training_cpus(config) + validator_cpus, gpus=min_workers(config) * config.gpus_per_worker
     ):
+        head = joined_head(config)
         monitor.stop.install_handlers()  # ray.init took the signal handlers for itself
         mailbox = ray.remote(DriverMailbox).options(num_cpus=0, scheduling_strategy=same_node_affinity()).remote()
         fit = _BackgroundThread(_make_trainer(_exclude_damaged_shards(spec, with_ray=True), mailbox).fit)
@@ -152,10 +158,9 @@ def _run_in_ray(spec: TrainSpec, monitor: RunMonitor) -> None:
             while not fit.done.wait(POLL_S):
                 monitor.poll(mailbox)
             monitor.poll(mailbox)
-        except ray.exceptions.RayError as error:
-            raise ClusterError(
-                f"{spec.stage.name} lost its Ray session ({type(error).__name__}); re-run the command to resume"
-            ) from error
+        except ray.exceptions.RayError as error:  # the mailbox is on this process's own node
+            message = f"{spec.stage.name} lost its Ray session ({type(error).__name__}); re-run the command to resume"
+            raise (HeadAwayError(message, head, was_joined=True) if head else ClusterError(message)) from error
         if monitor.stopped:
             raise StoppedError(monitor.error)
         if isinstance(fit.error, TrainingFailedError | ray.exceptions.RayError):

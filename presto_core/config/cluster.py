@@ -88,7 +88,8 @@ class ClusterConfig(Section):
     """Seconds to wait for nodes if the cluster is too small; they are requested from its autoscaler. 0 fails at once.
     """
     wait_for_run: bool = False
-    """Wait for another process that works on the same run to end, instead of being refused; `--wait` sets it."""
+    """Wait for another process that works on the same run to end, instead of being refused, and for the head of a
+    cluster that is joined while it does not answer; `--wait` sets it."""
     max_failures: int = Field(2, ge=0)
     """How often a training worker group can be restarted from its last checkpoint within 24 hours; 0 means never."""
 

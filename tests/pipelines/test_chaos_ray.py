@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import sys
@@ -17,6 +18,7 @@ from pipelines.cluster.session import ENVIRONMENT
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
 from tests.servers.fault_proxy import FaultProxy
+from tests.servers.ray_cluster import RayCluster
 from tests.support.fault_runs import (
     COMMANDS,
     SAME,
@@ -218,3 +220,27 @@ def test_node_killed_in_a_cluster(begin, tmp_path: Path, parents: Parents):
 
 def hosts_worker(raylet: int) -> bool:
     return any(WORKER in title_of(child) for child in psutil.Process(raylet).children(recursive=True))
+
+
+def test_head_lost_and_back(begin, tmp_path: Path, parents: Parents):
+    """The head goes with all of its cluster, and is back later at its address: the same process goes on."""
+    code = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with RayCluster(tmp_path / "cluster", cpus=(1.0,), environment=code) as cluster:
+        shared = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token}
+        joined = {"cluster.address": f"127.0.0.1:{cluster.gcs}", "cluster.wait_for_run": True}
+        run = Training("teacher", tmp_path / "run", parents, STEPS, 1, settings=joined, environment=shared)
+        calm = run_undisturbed(begin, run)
+        attempt = run.begin(begin)
+        assert wait_until(attempt, 20)
+        cluster.lose_all_nodes()
+        assert wait_for(lambda: "waiting for the head" in attempt.stderr or not attempt.is_running, PATIENCE_S)
+        assert attempt.is_running, attempt.stderr
+        cluster.start()
+        assert attempt.exit_code() == 0, attempt.stderr
+    assert 0 < resume_step(attempt) < STEPS
+    assert run.outcome() == calm.outcome()
+    TABLE.append(
+        FaultRow(
+            "Ray head lost, and back", "teacher", 1, 1, count_lost_steps(attempt), f"waited for with `--wait`; {SAME}"
+        )
+    )

@@ -69,6 +69,11 @@ class RayCluster:
         self.url = f"http://{HEAD}:{self.dashboard}"
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start all nodes, at the same ports as before."""
         head = [
             "--head",
             f"--port={self.gcs}",
@@ -84,7 +89,6 @@ class RayCluster:
         except BaseException:
             self.__exit__()
             raise
-        return self
 
     def __exit__(self, *_: object) -> None:
         for node in reversed(self.nodes):
@@ -94,6 +98,17 @@ class RayCluster:
     def lose_node(self, number: int) -> None:
         """Kill a node's raylet with SIGKILL; its child processes are orphaned, as in a network partition."""
         self.raylet(number).kill()
+
+    def lose_all_nodes(self) -> None:
+        """Kill the head and all other nodes, with everything that runs on them, as where a network goes down."""
+        for node in self.nodes:
+            family = psutil.Process(node.pid).children(recursive=True)
+            node.kill()
+            node.wait(60)
+            for member in family:
+                with suppress(psutil.Error):
+                    member.kill()
+        self.nodes.clear()
 
     def raylet(self, number: int) -> psutil.Process:
         (found,) = [p for p in psutil.Process(self.nodes[number].pid).children() if p.name() == "raylet"]
