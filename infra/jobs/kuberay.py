@@ -34,8 +34,6 @@ def render_or_apply(command: StageCommand, target: Target, *, dry_run: bool) -> 
         UserError: a setting does not work on the cluster, or kubectl is missing or fails.
     """
     config = freeze_config(command.stage, command.config)
-    # a retry starts while the pods of the attempt before it may still be saving
-    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"wait_for_run": True})})
     if not config.submit.image:
         raise UserError(
             "submit.image is empty, and pods get their code from an image only; set it to the image that infra/docker "
@@ -56,6 +54,7 @@ def render_rayjob(command: StageCommand, config: StageConfig, name: str) -> dict
     Args:
         config: settings with `submit.image` set.
     """
+    config = _wait_for_run(config)
     job: dict[str, Any] = _copy_without_aliases(yaml.safe_load(BASE.read_text()))
     job["metadata"] |= {"name": name, "namespace": config.submit.namespace}
     spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
@@ -77,6 +76,11 @@ def render_rayjob(command: StageCommand, config: StageConfig, name: str) -> dict
     for template in (spec["submitterPodTemplate"], *of_ray):
         template["spec"]["containers"][0]["image"] = config.submit.image
     return job
+
+
+def _wait_for_run(config: StageConfig) -> StageConfig:
+    """Return the settings of a RayJob, whose retry starts while pods of the attempt before it may still be saving."""
+    return config.model_copy(update={"cluster": config.cluster.model_copy(update={"wait_for_run": True})})
 
 
 def _resize_group(group: dict[str, Any], stage: str, config: StageConfig) -> dict[str, Any]:
