@@ -6,7 +6,9 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from presto_core.errors import UserError
 from presto_core.models.pretrained import get_pretrained_folder
 
 SOURCE = Path(__file__).parent.parent.parent
+PACKAGE = "presto-distill"
 PACKAGES = ("presto_core", "pipelines", "tune_spaces", "infra")
 SETTINGS, LAUNCHER = "presto-job.yaml", "presto-job.sh"
 PRETRAINED = "/pretrained/"  # megabytes of weights
@@ -83,6 +86,7 @@ class CodePackage:
             shutil.copyfile(path, target)
         (folder / SETTINGS).write_text(self.settings)
         (folder / LAUNCHER).write_text(SCRIPT)
+        _write_metadata(folder)
 
 
 def build_package(submit: SubmitConfig, settings: str, *, pretrained: Collection[str] = ()) -> CodePackage:
@@ -109,6 +113,15 @@ def build_package(submit: SubmitConfig, settings: str, *, pretrained: Collection
     models = [path for name in pretrained for path in sorted((get_pretrained_folder() / name).iterdir())]
     code |= {f"presto_core/pretrained/{path.parent.name}/{path.name}": path for path in models}
     return CodePackage(mine | code, settings, left_out)
+
+
+def _write_metadata(folder: Path) -> None:
+    """Write what an installation of the code would have: what a job makes records, and requires, its exact version."""
+    with suppress(metadata.PackageNotFoundError):
+        installed = metadata.distribution(PACKAGE)
+        own = folder / f"{PACKAGE.replace('-', '_')}-{installed.version}.dist-info"
+        own.mkdir()
+        (own / "METADATA").write_text(installed.read_text("METADATA") or installed.read_text("PKG-INFO") or "")
 
 
 def _select_files(folder: Path, excludes: tuple[str, ...]) -> dict[str, Path]:

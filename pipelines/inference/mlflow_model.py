@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.config.device_name import AUTO
 
 PROMPT, WAV, RATE, SECONDS = "prompt", "wav_base64", "sample_rate_hz", "seconds"
+PACKAGE = "presto-distill"
 DEVICE_VAR = "PRESTO_DEVICE"  # for `mlflow models serve`, which takes no model_config
 PARAMS: dict[str, int | float] = {"steps": 4, "seed": 0, "seconds": 0.0}
 
@@ -88,7 +90,7 @@ def save(artifact: Path, folder: Path) -> None:
         artifacts={"artifact": str(artifact)},
         signature=signature,
         input_example=(pd.DataFrame({PROMPT: ["string quartet, slow, A minor"]}), PARAMS),
-        pip_requirements=["presto-distill"],
+        pip_requirements=[_make_requirement()],
         # of a key that is not here, MLflow ignores the value that is given when the model is loaded
         model_config={
             "device": "",
@@ -97,3 +99,14 @@ def save(artifact: Path, folder: Path) -> None:
             "content": content_hash(read_local_manifest(artifact)),
         },
     )
+
+
+def _make_requirement() -> str:
+    """Return what `pip` must install to serve the model: the code that stored it, and never just any version.
+
+    Without an installation, no version exists that would fit, and `pip` refuses.
+    """
+    try:
+        return f"{PACKAGE}=={version(PACKAGE)}"
+    except PackageNotFoundError:
+        return f"{PACKAGE}==0+not.installed"

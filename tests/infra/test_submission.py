@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,14 @@ def test_all_of_the_code_is_sent():
         pytest.skip("not a checkout")
     sent = build_package(SubmitConfig(), "").files
     assert {name for name in tracked if "/pretrained/" not in name} <= set(sent)
+
+
+def test_the_code_that_is_sent_knows_its_version(tmp_path: Path):
+    """So what a job makes records it, and a model that it registers requires it."""
+    build_package(SubmitConfig(), "").write(tmp_path)
+    (sent,) = metadata.distributions(path=[str(tmp_path)])
+    assert (sent.name, sent.version) == ("presto-distill", metadata.version("presto-distill"))
+    assert sent.metadata["Requires-Python"]
 
 
 PRIVATE = (

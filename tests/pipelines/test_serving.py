@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from importlib import metadata
 from pathlib import Path
 
 import mlflow
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from infra.cli.main import app
@@ -104,6 +106,16 @@ def test_the_mlflow_model_is_code_with_a_signature_and_an_example_and_holds_no_p
     assert info.signature.outputs.input_names() == [WAV, RATE, SECONDS]
     assert {p.name for p in info.signature.params} == set(PARAMS)
     assert info.saved_input_example_info
+
+
+def test_a_model_requires_the_exact_version_that_stored_it(home: TinyRegistry, workdir: Path):
+    """An environment that MLflow builds to serve it installs no other package of this name."""
+    mlflow.set_tracking_uri(home.tracker.uri)
+    folder = Path(mlflow.artifacts.download_artifacts("models:/presto-generator@champion"))
+    required = [Requirement(line) for line in (folder / "requirements.txt").read_text().splitlines()]
+    assert f"presto-distill=={metadata.version('presto-distill')}" in map(str, required)
+    assert {specifier.operator for one in required for specifier in one.specifier} == {"=="}
+    assert all(one.specifier for one in required)
 
 
 @pytest.mark.parametrize("content", [b"\x80\x04.", None])
