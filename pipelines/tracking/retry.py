@@ -10,6 +10,7 @@ from tenacity import RetryCallState, Retrying, stop_after_delay, wait_exponentia
 
 from pipelines.console import console
 from pipelines.redaction import redact
+from pipelines.tracking.s3_credentials import follow_credentials
 from presto_core.errors import UserError
 
 RETRY_TIMEOUT_S = 180  # for a server that is being restarted, or a database that another process has locked
@@ -57,8 +58,13 @@ def with_retries(action: Callable[[], Result]) -> Result:
         before_sleep=announce,
         reraise=True,
     )
+
+    def act() -> Result:
+        follow_credentials()
+        return action()
+
     try:
-        return retrying(action)
+        return retrying(act)
     except MlflowException as error:
         if not is_transient(error):
             raise

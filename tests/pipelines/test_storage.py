@@ -11,13 +11,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 from pyarrow import fs as pafs
 
 from pipelines.storage import filesystem as storage
 from pipelines.storage import local_s3
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import ObjectStoreError, Server
-from pipelines.storage.s3_clients import BucketAccess, create_s3_client, open_filesystem
+from pipelines.storage.s3_clients import BucketAccess, create_s3_client, open_filesystem, share_s3_client
 from pipelines.storage.s3_settings import load_settings
 from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.store import StoreError, commit, read_bytes, read_file, read_manifest, write_bytes
@@ -163,15 +164,19 @@ def test_keys_of_a_role_are_renewed_under_an_open_folder(files: Path, object_sto
     grant(files, object_store)
     folder = open_folder(f"s3://latents/{files.name}")
     commit(folder, {}, {"a": b"1"})
-    assert get_fast(folder, "a") == b"1"
+    access = BucketAccess("latents", object_store.endpoint)
+    client, key = share_s3_client(access), f"{files.name}/a"
+    assert get_fast(folder, "a") == client.get_object(Bucket="latents", Key=key)["Body"].read() == b"1"
     grant(files, object_store, secret="wrong")
     with pytest.raises(StoreError, match=r"manifest\.json"):
         read_manifest(folder)
     with pytest.raises(OSError, match="403"):
         get_fast(folder, "a")
+    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+        client.get_object(Bucket="latents", Key=key)
     grant(files, object_store)
     assert read_manifest(folder)["files"].keys() == {"a"}
-    assert get_fast(folder, "a") == b"1"
+    assert get_fast(folder, "a") == client.get_object(Bucket="latents", Key=key)["Body"].read() == b"1"
     grant(files, object_store, minutes=-5)
     with pytest.raises(StoreError, match=r"expired; .*AWS_PROFILE"):
         read_manifest(folder)
