@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import struct
 import tempfile
-from importlib.util import find_spec
 from typing import BinaryIO
 
 import soundfile
 
 from presto_core.artifacts.retry import DamagedError
+from presto_core.extras import MissingPackageError, import_extra
 
 
 class UnsafeArtifactError(DamagedError):
@@ -52,15 +52,15 @@ def check_with_pillow(stream: BinaryIO) -> None:
 
     It decodes nothing; `formats.check_png` has counted what the compressed parts give.
     """
-    if find_spec("PIL") is None:
+    try:
+        image = import_extra("PIL.Image", "checking a picture")
+    except MissingPackageError:
         return
-    from PIL import Image
-
     stream.seek(0)
     try:
-        with Image.open(stream, formats=["PNG"]):
+        with image.open(stream, formats=["PNG"]):
             pass
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (image.UnidentifiedImageError, SyntaxError, image.DecompressionBombError) as error:
         raise UnsafeArtifactError(f"Pillow cannot read its header: {_shorten(error)}") from None
 
 
