@@ -18,7 +18,7 @@ import pytest
 
 from pipelines.storage import lease
 from pipelines.storage.local_s3 import Server
-from presto_core.artifacts import retry
+from presto_core.artifacts import fast_path, retry
 from presto_core.errors import UserError
 from presto_core.training import outage
 from tests.servers.fault_proxy import Fault, FaultPlan, FaultProxy, Message
@@ -27,6 +27,7 @@ from tests.support.nth_failure import NthFailure, check_committed
 from tests.support.synthetic_dataset import make_dataset
 
 KINDS = {"write", "fsync", "replace", "link", "mkdir", "unlink", "delete", "list", "read", "look"}
+PARTS_FROM_BYTES = 8192  # weights and states are uploaded in parts here, as those of real sizes are
 SAMPLE = 2  # operations that fail in CI
 STEP = int(os.environ.get("PRESTO_FAULT_STEP", "1"))
 Outcome = tuple[Any, Any]
@@ -117,13 +118,14 @@ def test_every_failure_on_a_local_disk(make_training: Callable[..., Training]):
 
 
 class OutageAtNth(FaultProxy):
-    """From the n-th request on, none is answered, until `heal`."""
+    """From the n-th request on, none is answered, until `is_over`; counts requests, and parts of uploads among them."""
 
-    n, count, is_over = 0, 0, False
+    n, count, parts, is_over = 0, 0, 0, False
 
     def _draw(self, request: Message) -> FaultPlan | None:
         with self._lock:
             self.count += 1
+            self.parts += b"partNumber=" in request.head.partition(b"\r\n")[0]
             self.requests += 1
             is_out = bool(self.n) and self.count >= self.n and not self.is_over
             return FaultPlan(Fault.REFUSE) if is_out else None
@@ -132,6 +134,7 @@ class OutageAtNth(FaultProxy):
 @pytest.fixture
 def proxy(object_store: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[OutageAtNth]:
     monkeypatch.setattr(retry, "ATTEMPTS", 1)
+    monkeypatch.setattr(fast_path, "LIMIT_BYTES", PARTS_FROM_BYTES)
     with OutageAtNth(object_store.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
@@ -147,6 +150,7 @@ def test_an_outage_at_every_request_to_s3(make_training: Callable[..., Training]
     calm.finish_in_process()
     total, expected = proxy.count, calm.outcome()
     assert total > 50
+    assert proxy.parts > 2
 
     def check(n: int) -> str:
         training = make_training(f"n{n}", f"{base}/{n}")

@@ -14,10 +14,13 @@ from pipelines.inference.generator import load_generator
 from pipelines.inference.mlflow_model import MusicModel
 from pipelines.registry.catalog import Version
 from pipelines.registry.resolve import resolve
-from pipelines.stages import distill_steps, generate
+from pipelines.serve.loaded_models import LoadedModels
+from pipelines.serve.settings import ServeSettings
+from pipelines.stages import distill_steps, evaluate, generate
 from presto_core.artifacts.validate import UnsafeArtifactError
 from presto_core.config.loader import load_config
-from presto_core.config.schema import GenerateStage, StepsStage
+from presto_core.config.schema import EvaluateStage, GenerateStage, StepsStage
+from presto_core.config.sections import StorageConfig
 from tests.support.small_versions import SmallRegistry
 
 pytestmark = pytest.mark.usefixtures("in_shelf_folder")
@@ -79,6 +82,20 @@ def test_generate_train_and_the_python_api_refuse_it(shelf: SmallRegistry, chang
     named = {"inputs.dataset": changed.artifact_id, "cluster.num_workers": 0}
     with pytest.raises(UnsafeArtifactError, match=changed.content[:12]):
         distill_steps.run(load_config(StepsStage, None, keys | named))
+
+
+def test_evaluate_refuses_it(shelf: SmallRegistry, changed: Version):
+    keys = {"storage.root": shelf.root, "inputs.dataset": changed.artifact_id, "cluster.num_workers": 0}
+    with pytest.raises(UnsafeArtifactError, match=changed.content[:12]):
+        evaluate.run(load_config(EvaluateStage, None, keys))
+
+
+@pytest.mark.parametrize("model", [f"{NAME}@candidate", "the id"])
+def test_the_service_does_not_start_with_it(shelf: SmallRegistry, changed: Version, model: str):
+    storage = StorageConfig(root=shelf.root)
+    settings = ServeSettings(model=changed.artifact_id if model == "the id" else model, storage=storage)
+    with pytest.raises(UnsafeArtifactError, match=changed.content[:12]):
+        LoadedModels(settings).open()
 
 
 def test_a_model_served_by_mlflow_is_compared_with_what_was_packed(version: Version, tmp_path: Path):
