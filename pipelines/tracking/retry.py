@@ -40,7 +40,7 @@ def with_retries(action: Callable[[], Result]) -> Result:
         return isinstance(error, MlflowException) and error.error_code in TRANSIENT_CODES
 
     def retries(state: RetryCallState) -> bool:
-        error = state.outcome and state.outcome.exception()
+        error = state.outcome.exception() if state.outcome else None
         if isinstance(error, MlflowException) and TAKEN_ROW.search(str(error)):
             return state.attempt_number < TAKEN_ROW_ATTEMPTS
         return error is not None and is_transient(error)

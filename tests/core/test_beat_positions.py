@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_the_card_of_a_teacher_records_the_frame_rate_of_its_data_set():
         "text": {"kind": "minilm", "dim": TEXT_DIM},
         "latents": {"channels": 4, "frames": 8, "mean": [0.0] * 4, "std": [1.0] * 4},
     }
-    dataset = SimpleNamespace(info=info)
+    dataset: Any = SimpleNamespace(info=info)  # what a card is made from
 
     def record(**network: float) -> float:
         config = TeacherStage(network=NetworkConfig(dim=48, heads=3, **network))

@@ -59,7 +59,8 @@ def test_evaluations_a_sample_costs(name: Any, evaluations: int, guidance_scale:
 
     sigmas = karras_sigmas(5, sigma_min=0.002, sigma_max=SIGMA_MAX, rho=7.0)
     denoise = make_guided_denoiser(denoise_and_count, guidance_scale)
-    SAMPLERS[name](denoise, torch.zeros(1, 1, 1, dtype=torch.float64), sigmas, conditions(1))
+    sample: Any = SAMPLERS[name]
+    sample(denoise, torch.zeros(1, 1, 1, dtype=torch.float64), sigmas, conditions(1))
     assert rows == BaseSampler(sampler=name, steps=5, guidance_scale=guidance_scale).nfe
     assert rows == evaluations * (2 if guidance_scale == 2 else 1)
 
