@@ -10,7 +10,6 @@ from tenacity import RetryCallState, Retrying, stop_after_delay, wait_exponentia
 
 from pipelines.console import console
 from pipelines.redaction import redact
-from pipelines.tracking.s3_credentials import follow_credentials
 from presto_core.errors import UserError
 
 RETRY_TIMEOUT_S = 180  # for a server that is being restarted, or a database that another process has locked
@@ -35,6 +34,8 @@ def with_retries(action: Callable[[], Result]) -> Result:
         TrackingError: MLflow does not answer in that time.
     """
     from mlflow.exceptions import MlflowException
+
+    from pipelines.tracking.s3_credentials import follow_credentials  # imports pyarrow
 
     def is_transient(error: BaseException) -> bool:
         return isinstance(error, MlflowException) and error.error_code in TRANSIENT_CODES

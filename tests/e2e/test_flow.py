@@ -208,6 +208,7 @@ def test_models_are_exported_and_the_demo_distills_the_teacher_among_them(home: 
     assert manifests[DEFAULT_TEACHER]["gate"]["verdict"].startswith("failed")
 
     distilled = [setting for setting in TINY if not setting.startswith(("teacher.", "network."))]
+    distilled.append("layers.budget={kind: presto_l}")  # the table of the preset is for six blocks
     demo = presto("demo", *distilled, cwd=home, env=stored | {FOLDER_VAR: str(models)})
     assert demo.returncode == 0, demo.stderr
     assert demo.stderr.count("is finished, its result is reused") == 1  # the data set
