@@ -93,6 +93,20 @@ def check_autocast(device: torch.device, dtype: torch.dtype | None, *, setting: 
 
 
 @contextmanager
+def allow_tf32(enabled: bool) -> Iterator[None]:
+    """Compute fp32 matrix products of CUDA devices in TF32 in the context, if enabled; the process's setting returns.
+
+    Convolutions are not concerned: cuDNN may use TF32 by PyTorch's default. Nothing changes on other devices.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = enabled
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
 def explain_memory(device: torch.device, *, setting: str, value: float, least: float) -> Iterator[None]:
     """Turn a failed allocation in the context into one message with what would fit.
 
