@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 
+from pipelines.data.collate import Collate
+from pipelines.data.shards import TrainColumns
 from presto_core.config.layers import TableBudget
 from presto_core.config.loader import load_config
 from presto_core.config.noise import KarrasNoise
@@ -20,7 +23,7 @@ from presto_core.training.divergence import STEPS_PER_CHECK, DivergenceError, St
 from presto_core.training.layer_distillation import LayerDistillation
 from presto_core.training.loop import train
 from presto_core.training.parallel import Parallel
-from presto_core.training.state import Algorithm, Batch, make_step_rng
+from presto_core.training.state import Algorithm, Batch, Cursor, make_step_rng
 from presto_core.training.step_distillation import StepDistillation
 from presto_core.training.teacher import TeacherTraining
 from tests.support.fake_device import CUDA, HostSyncs, fake_cuda, move_to_cuda
@@ -103,6 +106,24 @@ def test_the_loop_waits_at_most_once_per_iteration(name: str, monkeypatch: pytes
     assert host.syncs.pop("meter.py:reduce tolist") == 1
     assert set(host.syncs) == {"divergence.py:run tolist"}
     assert host.syncs.total() == iterations * ITERATION / STEPS_PER_CHECK <= iterations
+
+
+def test_a_batch_reaches_the_device_without_a_wait(monkeypatch: pytest.MonkeyPatch):
+    draw = np.random.default_rng(0)
+    rows = TrainColumns(
+        latents=draw.normal(size=(3, 4, 8)).astype(np.float16),
+        text_pooled=draw.normal(size=(3, 8)).astype(np.float16),
+        text_tokens=draw.normal(size=(3, 5, 8)).astype(np.float16),
+        text_mask=np.ones((3, 5), dtype=bool),
+        tempo_bpm=np.full(3, 100, dtype=np.float32),
+        key=np.zeros(3, dtype=np.int8),
+    )
+    with fake_cuda(monkeypatch) as host:
+        collate = Collate({"mean": [0.0] * 4, "std": [1.0] * 4}, CUDA, pad_captions=False)
+        host.syncs.clear()
+        batch = collate(rows, np.ones(3, dtype=bool), Cursor())
+    assert not host.syncs
+    assert {batch.x0.device, batch.cond.tokens.device, batch.cond.keep.device} == {CUDA}
 
 
 def test_waits_that_the_count_must_see(monkeypatch: pytest.MonkeyPatch):

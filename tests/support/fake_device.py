@@ -74,6 +74,8 @@ class HostSyncs(TorchFunctionMode):
             _check_generator(kwargs.pop("generator"), kwargs.get("device"))
         if name == "numpy" and first is not None:
             return np.zeros(tuple(first.shape), np.float32)
+        if name == "pin_memory":  # of the host too, but it needs a driver
+            return first
         if not any(map(_is_on_device, tree_leaves((args, kwargs)))):
             with unset_fake_temporarily():  # numbers of the host stay numbers
                 return func(*args, **kwargs)
