@@ -7,10 +7,11 @@ takes it; what is passed on is a `torch.device`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from presto_core.config.device_name import AUTO, check_device_name
 from presto_core.errors import UserError
@@ -64,6 +65,16 @@ def _find_cuda(text: str, setting: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def send(values: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    """Return values of the host, a tensor or whole numbers, on a device, without waiting for what a GPU still computes.
+
+    CUDA takes the values from pageable memory before the call returns, so that they may change afterwards; on other
+    devices the call waits for the copy.
+    """
+    tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.int64)
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def check_autocast(device: torch.device, dtype: torch.dtype | None, *, setting: str = "loop.autocast") -> None:
     """Check that a device computes in a reduced precision.
 
@@ -79,6 +90,20 @@ def check_autocast(device: torch.device, dtype: torch.dtype | None, *, setting: 
         )
     if device.type == "mps":
         raise DeviceError(f"{setting}=bf16 is not supported on device mps; use {setting}=none")
+
+
+@contextmanager
+def allow_tf32(enabled: bool) -> Iterator[None]:
+    """Compute fp32 matrix products of CUDA devices in TF32 in the context, if enabled; the process's setting returns.
+
+    Convolutions are not concerned: cuDNN may use TF32 by PyTorch's default. Nothing changes on other devices.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = enabled
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipelines.data.parquet_tensors import Array
 from pipelines.data.shards import TrainColumns
+from presto_core.device import send
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
 from presto_core.training.state import Batch, Cursor
 
@@ -67,10 +68,10 @@ class Collate:
 
     def __call__(self, rows: TrainColumns, keep_condition: Array, cursor: Cursor) -> Batch:
         latents = torch.from_numpy(rows.latents)
-        if self.device.type == "cuda":
-            latents = latents.pin_memory()
         cond = make_conditioning(rows, pad_captions=self.pad_captions).keep_where(torch.from_numpy(keep_condition))
-        x0 = latents.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
+        if self.device.type == "cuda":
+            latents, cond = latents.pin_memory(), cond.pin_memory()
+        x0 = send(latents, self.device).float().sub_(self.mean).div_(self.std)
         return Batch(x0, cond.to(self.device), cursor)
 
 

@@ -15,7 +15,7 @@ from pipelines.inference.model import Model, sample_generator, sample_teacher
 from pipelines.inference.prompts import PromptWords, make_conditions, parse_prompt
 from presto_core.config.sampling import MAX_SEED, BaseSampler, ScheduleConfig
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.diffusion.denoiser import Denoiser
+from presto_core.diffusion.denoiser import Budget, Denoiser
 from presto_core.diffusion.guidance import make_guided_denoiser
 from presto_core.errors import UserError
 from presto_core.samplers.inpainting import make_inpainting_denoiser, shift_noise
@@ -119,9 +119,7 @@ def _make_denoiser(model: Model, request: SamplingRequest) -> Denoiser:
 
 
 def _call_before(denoise: Denoiser, before_step: Callable[[], None]) -> Denoiser:
-    def denoise_after_call(
-        x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
-    ) -> Tensor:
+    def denoise_after_call(x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: Budget | None = None) -> Tensor:
         before_step()
         return denoise(x, sigma, cond, budget)
 

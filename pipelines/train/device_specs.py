@@ -1,6 +1,6 @@
 """Published figures of accelerators: `presto plan` computes with them, and utilization is relative to them.
 
-Dense matrix products, without sparsity. fp32 is PyTorch's default, without TF32. `link_gb_s` is one direction of a
+Dense matrix products, without sparsity. fp32 is without TF32, PyTorch's default. `link_gb_s` is one direction of a
 GPU's connection to the others of its node (NVLink, else PCIe). Prices are assumed USD per GPU-hour on demand in late
 2025; they differ by provider, region and month: set yours with `--price`.
 """
@@ -32,9 +32,11 @@ class Device:
     price_usd: float
     source: str
 
-    def peak_flops(self, *, bf16: bool) -> float:
-        """Return the peak FLOP/s."""
-        return 1e12 * (self.bf16_tflops if bf16 else self.fp32_tflops)
+    def peak_flops(self, *, bf16: bool, tf32: bool = False) -> float:
+        """Return the peak FLOP/s in bf16, or in fp32 without or with TF32."""
+        if bf16:
+            return 1e12 * self.bf16_tflops
+        return 1e12 * (self.bf16_tflops / 2 if tf32 else self.fp32_tflops)  # tensor cores: TF32 at half of bf16's rate
 
 
 DEVICES = {

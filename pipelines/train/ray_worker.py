@@ -74,6 +74,7 @@ def _make_telemetry(spec: TrainSpec, parallel: Parallel) -> Telemetry:
         total_steps=spec.config.total_steps,
         row_flops=spec.row_flops,
         bf16=spec.config.loop.autocast == "bf16",
+        tf32=spec.config.loop.tf32,
     )
 
 

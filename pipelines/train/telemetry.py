@@ -54,6 +54,7 @@ class Telemetry:
     Attributes:
         row_flops: model FLOPs per row of the batch, averaged over steps; 0 if unknown.
         bf16: whether networks run in bf16.
+        tf32: whether fp32 matrix products may run in TF32.
     """
 
     run_id: str
@@ -63,6 +64,7 @@ class Telemetry:
     total_steps: int
     row_flops: float
     bf16: bool
+    tf32: bool = False
     gauges: dict[str, Any] = field(default_factory=dict)
     peak_flops_per_s: float = 0.0
 
@@ -72,7 +74,7 @@ class Telemetry:
 
             tags = {name: (*TAGS, *EXTRA_TAGS.get(name, ())) for name in GAUGES}
             self.gauges = {name: Gauge(name, what, tag_keys=tags[name]) for name, what in GAUGES.items()}
-            self.peak_flops_per_s = find_peak_flops(self.parallel.device, bf16=self.bf16)
+            self.peak_flops_per_s = find_peak_flops(self.parallel.device, bf16=self.bf16, tf32=self.tf32)
             self._set_gauge("presto_checkpoint_timestamp_seconds", time.time())
         self.log("worker starts", values={"workers": self.parallel.world_size, "device": str(self.parallel.device)})
 
@@ -138,7 +140,7 @@ class Telemetry:
             self.gauges[name].set(value, tags=tag_values)
 
 
-def find_peak_flops(device: torch.device, *, bf16: bool) -> float:
+def find_peak_flops(device: torch.device, *, bf16: bool, tf32: bool = False) -> float:
     """Return the peak FLOP/s of a worker's device, from the environment or as published; 0 if unknown.
 
     Raises:
@@ -156,7 +158,7 @@ def find_peak_flops(device: torch.device, *, bf16: bool) -> float:
     if device.type != "cuda":
         return 0.0
     specs = device_from_torch_name(torch.cuda.get_device_name(device))
-    return specs.peak_flops(bf16=bf16) if specs else 0.0
+    return specs.peak_flops(bf16=bf16, tf32=tf32) if specs else 0.0
 
 
 def _measure_memory(device: torch.device) -> tuple[float, str]:

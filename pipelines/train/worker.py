@@ -21,7 +21,7 @@ from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.run_layout import CHECKPOINTS
 from presto_core.artifacts.store import StoreError
 from presto_core.config.stage import TrainingStage
-from presto_core.device import check_autocast
+from presto_core.device import allow_tf32, check_autocast
 from presto_core.models.recorded_components import OwnFolders
 from presto_core.networks.adapters import merge_adapters
 from presto_core.training.async_checkpoint import CheckpointWriter
@@ -95,7 +95,8 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
     opened = _open_validation(spec, dataset, state, scratch, make_outage_timer, main=main)
     with closing(batches), writer, opened as validation:
         hooks = _make_hooks(state, writer, MetricLog(scratch.child(METRICS_FOLDER)), callbacks, validation, main=main)
-        train(algorithm, batches, seed=config.seed, config=config.loop, parallel=parallel, hooks=hooks)
+        with allow_tf32(config.loop.tf32):
+            train(algorithm, batches, seed=config.seed, config=config.loop, parallel=parallel, hooks=hooks)
         writer.finish()
         if validation and main:
             _report_rows(validation.finish(), callbacks)

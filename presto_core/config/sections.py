@@ -127,6 +127,9 @@ class LoopConfig(Section):
     autocast: Literal["none", "bf16"] = "none"
     """`bf16` runs networks in reduced precision, while sigma, weights and reductions stay fp32; `none` keeps all in
     fp32."""
+    tf32: bool = False
+    """Allow TF32 for fp32 matrix products on a GPU: faster from NVIDIA Ampere on, with 10 bits of mantissa in place of
+    23. Where `autocast` is bf16, only products outside networks are left in fp32. Nothing changes on a CPU."""
     compile: bool = False
     """Compile transformer blocks (torch.compile): faster steps after a minute of compiling; needs a C++ compiler."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from presto_core.device import send
 from presto_core.diffusion.musical_words import UNKNOWN_KEY, parse_key
 
 __all__ = ["UNKNOWN_KEY", "Conditioning", "key_index", "key_name"]
@@ -40,7 +41,12 @@ class Conditioning:
         return self.pooled.shape[0]
 
     def to(self, device: torch.device | str) -> Conditioning:
-        return self._map(lambda value: value.to(device))
+        """Return the batch on a device; a copy to a GPU does not wait for it."""
+        return self._map(lambda value: send(value, torch.device(device)))
+
+    def pin_memory(self) -> Conditioning:
+        """Return the batch in memory of the host from which a GPU copies by itself."""
+        return self._map(lambda value: value.pin_memory())
 
     def to_unconditional(self) -> Conditioning:
         """Return the batch with every sample unconditional."""

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.preconditions import Coefficients, Edm, Precondition, to_precondition
 
+Budget = int | tuple[int, ...] | Tensor
+"""Blocks that run: for all samples, or for each [B]. A tensor is read, which waits for a GPU; a tuple is not."""
+
 
 class Denoiser(Protocol):
     """The interface of losses and samplers: an estimate of clean latents from noisy ones."""
 
-    def __call__(
-        self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: Budget | None = None) -> Tensor:
         """Return x0: [B, C, T] fp32 for noisy latents x: [B, C, T] at noise levels sigma: [B].
 
         `budget` is the number of blocks that run, for all samples or for each: [B]; None runs all.
@@ -43,9 +44,7 @@ class EDMDenoiser:
         self.precondition = to_precondition(precondition)
         self.autocast_dtype = autocast_dtype
 
-    def __call__(
-        self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: Budget | None = None) -> Tensor:
         # EDM, eq. 7, with conditions c and budget b: D(x; sigma, c, b) = c_skip x + c_out F(c_in x; time, c, b)
         c_skip, c_out, c_in, time = self.precondition(sigma)
         with self._autocast(x.device):
@@ -53,7 +52,7 @@ class EDMDenoiser:
         return c_skip * x + c_out * raw.to(c_out.dtype)
 
     def denoise_with_hidden(
-        self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None
+        self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: Budget | None
     ) -> tuple[Tensor, Tensor]:
         """Return x0 as `__call__` does, and the output of the last block that runs: [B, N, D] fp32."""
         c_skip, c_out, c_in, time = self.precondition(sigma)

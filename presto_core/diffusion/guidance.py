@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.diffusion.denoiser import Denoiser
+from presto_core.diffusion.denoiser import Budget, Denoiser
 
 
 def make_guided_denoiser(denoise: Denoiser, scale: float, *, negative: Conditioning | None = None) -> Denoiser:
@@ -29,13 +29,12 @@ def make_guided_denoiser(denoise: Denoiser, scale: float, *, negative: Condition
     if scale == 0:
         return lambda x, sigma, cond, budget=None: denoise(x, sigma, None if cond is None else oppose(cond), budget)
 
-    def denoise_guided(
-        x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
-    ) -> Tensor:
+    def denoise_guided(x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: Budget | None = None) -> Tensor:
         if cond is None:
             raise ValueError(f"guidance_scale={scale} needs conditions; pass captions or set guidance_scale=1")
         both = Conditioning.cat([cond, oppose(cond)])
         twice = torch.cat([budget, budget]) if isinstance(budget, Tensor) else budget
+        twice = (*budget, *budget) if isinstance(budget, tuple) else twice
         with_text, without = denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), both, twice).chunk(2)
         # METHOD section 1: D^w = D(x; sigma, none) + w (D(x; sigma, c) - D(x; sigma, none))
         return without + scale * (with_text - without)

@@ -9,10 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from presto_core.config.diffusers_network import DiffusersNetworkConfig
+from presto_core.device import send
 from presto_core.diffusion.conditioning import Conditioning
+from presto_core.diffusion.denoiser import Budget
 from presto_core.networks.budgeted_blocks import BudgetedBlocks, ForwardPlan
 from presto_core.networks.families import Arguments, build_transformer, find_family
-from presto_core.networks.layer_budget import LayerBudget, Mode, check_budgets, renumber_blocks, select_blocks
+from presto_core.networks.layer_budget import (
+    LayerBudget,
+    Mode,
+    check_budgets,
+    list_budgets,
+    renumber_blocks,
+    select_blocks,
+)
 from presto_core.networks.network import Network
 from presto_core.networks.stable_audio_conditioner import StableAudioConditioner
 
@@ -102,7 +111,7 @@ class DiffusersNetwork(Network):
         x: Tensor,
         time: Tensor,
         cond: Conditioning | Arguments | None,
-        budget: int | Tensor | None = None,
+        budget: Budget | None = None,
         *,
         taps: tuple[int, ...] | None = None,
         with_hidden: bool = False,
@@ -112,7 +121,7 @@ class DiffusersNetwork(Network):
         arguments = self._make_arguments(cond, x)
         order = None
         if min(budgets) != max(budgets):  # largest first: each block then runs on the first rows
-            order = torch.tensor(sorted(range(len(x)), key=lambda row: -budgets[row]), device=x.device)
+            order = send(sorted(range(len(x)), key=lambda row: -budgets[row]), x.device)
             x, time = x[order], time[order]
             arguments = {name: value[order] for name, value in arguments.items()}
             budgets = sorted(budgets, reverse=True)
@@ -130,7 +139,7 @@ class DiffusersNetwork(Network):
     ) -> Tensor:
         """Run the foreign forward pass with a plan, which is gone afterwards whatever happens."""
         if self.budget_table is not None:
-            self._budget_emb = self.budget_table[torch.tensor(budgets, device=x.device) - 1]
+            self._budget_emb = self.budget_table[send(budgets, x.device) - 1]
         self.blocks.plan = plan
         try:
             if not self.family.frames_first:
@@ -139,11 +148,11 @@ class DiffusersNetwork(Network):
         finally:
             self.blocks.plan = self._budget_emb = None
 
-    def _list_budgets(self, budget: int | Tensor | None, batch: int) -> list[int]:
+    def _list_budgets(self, budget: Budget | None, batch: int) -> list[int]:
         """Return the budget of each row, or one of all; raises UserError if one is not between 1 and the depth."""
         if budget is None:
             return [self.depth]  # whatever the batch, which an exported program leaves open
-        budgets = [int(value) for value in budget.tolist()] if isinstance(budget, Tensor) else [budget] * batch
+        budgets = [budget] * batch if isinstance(budget, int) else list_budgets(budget)
         check_budgets(budgets, self.depth)
         return budgets
 

@@ -11,11 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from presto_core.config.sections import NetworkConfig
+from presto_core.device import send
 from presto_core.diffusion.conditioning import Conditioning
+from presto_core.diffusion.denoiser import Budget
 from presto_core.networks.block import Block, modulate
 from presto_core.networks.embeddings import BudgetEmbedding, ConditionEmbedding, NoiseEmbedding, RotaryPositions
 from presto_core.networks.gaussian_skip import GaussianSkip
-from presto_core.networks.layer_budget import LayerBudget, Mode, check_budgets, renumber_blocks, select_blocks
+from presto_core.networks.layer_budget import (
+    LayerBudget,
+    Mode,
+    check_budgets,
+    list_budgets,
+    renumber_blocks,
+    select_blocks,
+)
 from presto_core.networks.network import Network
 
 Conditions = tuple[Tensor, ...]  # vector, context, visible: the first axis of each is the batch
@@ -95,14 +104,14 @@ class DiT(Network):
         x: Tensor,
         time: Tensor,
         cond: Conditioning | None,
-        budget: int | Tensor | None = None,
+        budget: Budget | None = None,
         *,
         taps: tuple[int, ...] | None = None,
         with_hidden: bool = False,
     ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor]:
         """See `Network.forward`; N = T / patch tokens. Raises ValueError if T is not a multiple of the patch."""
         budget = self.depth if budget is None else budget
-        budgets = budget.tolist() if isinstance(budget, Tensor) else [budget]
+        budgets = list_budgets(budget)
         check_budgets(budgets, self.depth)
         cond_emb, context, visible = self.condition(cond, x.shape[0])
         noise_emb = self.noise(time)
@@ -146,7 +155,7 @@ class DiT(Network):
     ) -> Tensor:
         """Sort samples by budget, largest first, and run each block on the first `count` samples only."""
         depth = self.depth
-        order = torch.tensor(sorted(range(len(budgets)), key=lambda i: -budgets[i]), device=hidden.device)
+        order = send(sorted(range(len(budgets)), key=lambda i: -budgets[i]), hidden.device)
         hidden, *conditions_ordered = (t[order] for t in (hidden, *conditions))
         rotary = self.positions.take_rows(rotary, order)
         runs = [set(select_blocks(b, depth, self.mode)) for b in budgets]

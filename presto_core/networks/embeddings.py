@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from presto_core.config.sections import NetworkConfig
+from presto_core.device import send
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
+from presto_core.diffusion.denoiser import Budget
 
 FREQUENCIES = 32  # sine and cosine pairs per number
 DEFAULT_TEMPO_BPM = 120.0
@@ -42,8 +44,10 @@ class BudgetEmbedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(depth, dim))
 
-    def forward(self, budget: int | Tensor) -> Tensor:
+    def forward(self, budget: Budget) -> Tensor:
         """Embed one budget for all samples as [dim], or budgets [B] as [B, dim]."""
+        if isinstance(budget, tuple):
+            budget = send(budget, self.weight.device)
         return self.weight[budget - 1]
 
 

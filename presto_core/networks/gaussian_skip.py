@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from presto_core.device import send
 from presto_core.diffusion.wiener import dct_matrix
 
 
@@ -49,7 +50,7 @@ class GaussianSkip(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             sigma = (4 * time.float()).exp()[:, None, None]
             variance, sigma_data = _resample(self.spectrum, x.shape[-1]), self.sigma_data
-            basis = dct_matrix(x.shape[-1]).to(x.device, torch.float32)
+            basis = send(dct_matrix(x.shape[-1]).float(), x.device)
             coefficients = x.float() @ basis.T
             total, total_data = variance + sigma**2, sigma_data**2 + sigma**2
             # D = Wiener(x) = c_skip x + c_out F(c_in x) is solved by F = G c_in x with

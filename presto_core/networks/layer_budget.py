@@ -16,6 +16,7 @@ from torch import Tensor
 
 from presto_core.config.layers import BudgetConfig, blocks_per_bin
 from presto_core.config.noise import NoiseDistribution
+from presto_core.diffusion.denoiser import Budget
 from presto_core.errors import UserError
 
 Mode = Literal["presto", "ase"]
@@ -58,6 +59,13 @@ def check_budgets(budgets: list[int], depth: int) -> None:
     for budget in budgets:
         if not 1 <= budget <= depth:
             raise UserError(f"budget of {budget} blocks does not fit a network of {depth} blocks; use 1 to {depth}")
+
+
+def list_budgets(budget: Budget) -> list[int]:
+    """Return the budget of all samples as [budget], or that of each; reading a tensor waits for its device."""
+    if isinstance(budget, Tensor):
+        return [int(value) for value in budget.tolist()]
+    return [budget] if isinstance(budget, int) else list(budget)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,10 @@ class LayerBudget:
         """Return the blocks that run for each sample: sigma [B] fp32 -> [B] int64."""
         edges, kept = (torch.tensor(v, device=sigma.device) for v in (self.edges, self.kept))
         return kept[(sigma[:, None] < edges).sum(dim=1)]
+
+    def list_blocks(self, sigma: Tensor) -> tuple[int, ...]:
+        """Return the blocks that run for each sample as numbers of the host: sigma [B] fp32, on the CPU -> B."""
+        return tuple(self.blocks_per_sample(sigma).tolist())
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for a manifest; `from_dict` reads it."""

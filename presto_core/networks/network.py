@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from presto_core.diffusion.conditioning import Conditioning
+from presto_core.diffusion.denoiser import Budget
 from presto_core.networks.layer_budget import LayerBudget
 
 
@@ -34,7 +35,7 @@ class Network(nn.Module):
         x: Tensor,
         time: Tensor,
         cond: Conditioning | None,
-        budget: int | Tensor | None = None,
+        budget: Budget | None = None,
         *,
         taps: tuple[int, ...] | None = None,
         with_hidden: bool = False,
@@ -45,7 +46,7 @@ class Network(nn.Module):
             x: [B, C, T] scaled latents.
             time: [B] c_noise of the preconditioning.
             cond: conditions; None is unconditional.
-            budget: number of blocks that run, for all samples or for each: [B]; None runs all.
+            budget: number of blocks that run, for all samples or for each: [B]; None runs all. see `list_budgets`.
             taps: return activations [B, D, N] after these blocks at full depth instead; blocks after the last tap do
                 not run.
             with_hidden: also return the output of the last block that runs, [B, N, D].

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.diffusion.denoiser import Denoiser
+from presto_core.diffusion.denoiser import Budget, Denoiser
 
 
 def shift_noise(noise: Tensor, *, start: Tensor, sigma: float) -> Tensor:
@@ -37,9 +37,7 @@ def make_inpainting_denoiser(denoise: Denoiser, known: Tensor, made: Tensor) -> 
         made: [T] in 0 ... 1; 1 for frames to make anew, 0 for those to keep, between them for a blend.
     """
 
-    def denoise_unknown(
-        x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
-    ) -> Tensor:
+    def denoise_unknown(x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: Budget | None = None) -> Tensor:
         weight = made.to(x)
         return weight * denoise(x, sigma, cond, budget) + (1 - weight) * known
 

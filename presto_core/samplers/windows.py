@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.diffusion.denoiser import Denoiser
+from presto_core.diffusion.denoiser import Budget, Denoiser
 
 WINDOWS_AT_ONCE = 8  # in one batch: memory does not grow with the length of a piece
 
@@ -87,9 +87,7 @@ def make_windowed_denoiser(denoise: Denoiser, windows: Windows) -> Denoiser:
     if len(windows) == 1:
         return denoise
 
-    def denoise_windows(
-        x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: int | Tensor | None = None
-    ) -> Tensor:
+    def denoise_windows(x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: Budget | None = None) -> Tensor:
         index, weights = windows.index.to(x.device), windows.weights.to(x)
         x0 = torch.zeros_like(x)
         for rows in torch.arange(len(windows), device=x.device).split(WINDOWS_AT_ONCE):

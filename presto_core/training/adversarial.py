@@ -92,7 +92,7 @@ class AdversarialLoss:
 
     def weight(self, dmd_norm: Tensor, gan_norm: Tensor) -> Tensor:
         """Return nu_1, or nu_1 |dL_DMD/dx0| / |dL_G/dx0|, given those norms over the global batch of all workers."""
-        nu = torch.tensor(self.config.generator_weight, device=dmd_norm.device)
+        nu = torch.full((), self.config.generator_weight, device=dmd_norm.device)
         return nu if self.config.weight_mode == "absolute" else nu * dmd_norm / gan_norm.clamp(min=1e-10)
 
 

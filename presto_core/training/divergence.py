@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,26 +18,71 @@ Levels = dict[str, Tensor]
 FINE, NAN, INFINITE = 0.0, 1.0, 2.0
 KIND_NAMES = {NAN: "nan", INFINITE: "inf"}
 MAX_NAMED_LOSSES = 3  # per message; the others usually follow from these
+STEPS_PER_CHECK = 8  # on a GPU
 
 
 class DivergenceError(UserError):
     """A loss or gradient is not finite; raised on all ranks in the same step, which is not saved."""
 
 
-def any_rank_true(parallel: Parallel, *flags: Tensor | bool) -> list[bool]:
-    """Return which flags are set on at least one rank; every rank gets the same result.
+@dataclass(frozen=True)
+class _Step:
+    total_step: int
+    metrics: dict[str, Tensor]
+    levels: Levels
+    non_finite: Tensor
 
-    This is one all-reduce of a few numbers per step, negligible next to that of the gradients, and lets all ranks stop
-    after the same step.
+
+class StepCheck:
+    """Checks that steps are finite on all ranks, and whether a rank wants to stop.
+
+    A check waits for what the device computes, so on a GPU several steps are checked at once: the host launches them
+    without a wait. A step whose gradient is not finite changes no weights, and none is saved before it is checked.
+
+    Args:
+        steps_per_check: steps after which a check is due; by default 1 on a CPU, and more on other devices.
     """
-    local = torch.stack([torch.as_tensor(f, dtype=torch.float32, device=parallel.device) for f in flags])
-    return [share > 0 for share in parallel.average(local).tolist()]
+
+    def __init__(self, parallel: Parallel, *, steps_per_check: int | None = None) -> None:
+        self.parallel = parallel
+        self.steps_per_check = steps_per_check or (1 if parallel.device.type == "cpu" else STEPS_PER_CHECK)
+        self._steps: list[_Step] = []
+
+    def add(self, total_step: int, metrics: dict[str, Tensor], levels: Levels) -> None:
+        """Remember step `total_step` until the next check."""
+        flag = _has_non_finite(metrics, self.parallel.device)
+        self._steps.append(_Step(total_step, metrics, dict(levels), flag))
+
+    @property
+    def is_due(self) -> bool:
+        return len(self._steps) >= self.steps_per_check
+
+    def run(self, stop: bool, describe_step: Callable[[int], str]) -> bool:
+        """Return whether a rank passed `stop`, the same on all; every rank calls it after the same step.
+
+        It is one all-reduce of a few numbers, and lets all ranks end after the same step.
+
+        Args:
+            describe_step: tells of a diverged step, given its number, what follows for the run.
+
+        Raises:
+            DivergenceError: on all ranks, of the first step that is not finite on one.
+        """
+        steps, self._steps = self._steps, []
+        wants_stop = torch.full((), float(stop), device=self.parallel.device)
+        flags = torch.stack([wants_stop, *(step.non_finite.float() for step in steps)])
+        stopped, *diverged = [share > 0 for share in self.parallel.average(flags).tolist()]
+        for step, has_diverged in zip(steps, diverged):
+            if has_diverged:
+                description = describe_divergence(step.metrics, step.levels, self.parallel)
+                raise DivergenceError(f"{description} {describe_step(step.total_step)}")
+        return stopped
 
 
-def has_non_finite(metrics: dict[str, Tensor], device: torch.device) -> Tensor:
-    """Return whether a metric is NaN or infinite on this rank: a scalar on `device`."""
+def _has_non_finite(metrics: dict[str, Tensor], device: torch.device) -> Tensor:
+    """Return whether a metric is NaN or infinite on this rank: [] bool on `device`."""
     values = [v.to(device, torch.float32).flatten() for v in _drop_loss_bins(metrics).values()]
-    return ~torch.cat(values).isfinite().all() if values else torch.tensor(False)
+    return ~torch.cat(values).isfinite().all() if values else torch.zeros((), dtype=torch.bool, device=device)
 
 
 @contextmanager

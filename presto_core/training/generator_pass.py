@@ -24,7 +24,7 @@ class GeneratorPass:
 
     Attributes:
         micro_batch: its rows.
-        x_in, sigma: input and noise levels of the generator: [B, C, T] and [B].
+        x_in, sigma: input and noise levels of the generator: [B, C, T], and [B] on the CPU.
         x0: [B, C, T]; with a graph until its gradient is back-propagated.
         dmd, adversarial: gradients at x0 of the two losses, each a mean over the micro-batch; None if not computed.
     """
@@ -49,7 +49,7 @@ class GeneratorPass:
             x0.new_zeros((), dtype=fp64) if g is None else (self.micro_batch.weight * g).square().sum(dtype=fp64)
             for g in (self.dmd, self.adversarial)
         ]
-        count = x0.new_tensor(x0.numel(), dtype=fp64)
+        count = x0.new_full((), x0.numel(), dtype=fp64)
         return torch.stack([*squares, x0.sum(dtype=fp64), x0.square().sum(dtype=fp64), count])
 
 
@@ -71,13 +71,17 @@ def simulate_rollout(generate: GenerateFn, micro_batch: MicroBatch, schedule: Ro
     """Simulate the generator's own trajectory up to a random step (backward simulation, DMD2, Yin et al. 2024).
 
     Returns:
-        Input of the generator, [B, C, T], and its noise levels, [B].
+        Input of the generator, [B, C, T], and its noise levels, [B] on the CPU.
     """
     batch, row_rng = micro_batch.batch, micro_batch.row_rng
     levels = list_few_step_levels(schedule.steps, schedule).tolist()
     last = row_rng.sample_index(len(levels))
     x = row_rng.add_noise(torch.zeros_like(batch.x0), full_sigma(levels[0], batch.x0))
     for sigma, sigma_next in zip(levels[:last], levels[1:]):
-        x0 = generate(x, full_sigma(sigma, x), batch.cond)
+        x0 = generate(x, _full_host_sigma(sigma, x), batch.cond)
         x = row_rng.add_noise(x0, full_sigma(sigma_next, x))
-    return x, full_sigma(levels[last], x)
+    return x, _full_host_sigma(levels[last], x)
+
+
+def _full_host_sigma(sigma: float, x: Tensor) -> Tensor:
+    return torch.full((len(x),), sigma, dtype=x.dtype)

@@ -73,25 +73,26 @@ class LayerDistillation:
         # L = L_EDM at budget b(sigma) + beta |h(x; b) - sg(h(x; L))|^2   (METHOD section 4)
         x0, cond, row_rng = micro_batch.batch.x0, micro_batch.batch.cond, micro_batch.row_rng
         micro_batch.set_grad_sync(self.parallel, self.trained_denoise.net)
-        sigma = row_rng.sample_sigma(self.p_train)
-        noisy, budget = row_rng.add_noise(x0, sigma), self.budget.blocks_per_sample(sigma)
+        host_sigma = row_rng.sample_host_sigma(self.p_train)
+        sigma, budget = row_rng.send(host_sigma), self.budget.list_blocks(host_sigma)
+        noisy = row_rng.add_noise(x0, sigma)
         x0_hat, hidden = self.trained_denoise.denoise_with_hidden(noisy, sigma, cond, budget)
         losses = dsm_loss(x0_hat, x0, sigma, self.precondition)
-        metrics = loss_by_sigma_quartile("dsm_loss", losses.detach(), sigma, self.p_train) | {
-            "blocks_run": budget.float()
-        }
+        metrics = loss_by_sigma_quartile("dsm_loss", losses.detach(), host_sigma, self.p_train)
+        metrics["blocks_run"] = row_rng.send(budget).float()
         if self.config.self_teacher_weight:
-            distances = self._self_teacher_loss(hidden, noisy, sigma, cond, skip_mask=budget < self.depth)
+            skipping = [row for row, blocks in enumerate(budget) if blocks < self.depth]
+            distances = self._self_teacher_loss(hidden, noisy, sigma, cond, rows=row_rng.send(skipping))
             losses = losses + self.config.self_teacher_weight * distances
             metrics["self_teacher_loss"] = distances.detach()
         (micro_batch.weight * losses.mean()).backward()
         return metrics
 
     def _self_teacher_loss(
-        self, hidden: Tensor, noisy: Tensor, sigma: Tensor, cond: Conditioning, *, skip_mask: Tensor
+        self, hidden: Tensor, noisy: Tensor, sigma: Tensor, cond: Conditioning, *, rows: Tensor
     ) -> Tensor:
-        """Return the self-teacher loss [B]; it is zero at full depth, so only samples that skip need a second pass."""
-        rows, distances = skip_mask.nonzero().squeeze(1), hidden.new_zeros(len(hidden))
+        """Return the self-teacher loss [B]; it is zero at full depth, so only `rows` that skip need a second pass."""
+        distances = hidden.new_zeros(len(hidden))
         if not len(rows) and not self.denoise.net.run_empty_blocks:
             return distances
         with torch.no_grad():
@@ -104,7 +105,7 @@ class LayerDistillation:
         due = {"layers": (state.optimizers["layers"], self.config.optim)}
         norms = optim.step(due, update=state.total_step, total_updates=self.total_steps)
         state.emas["layers"].update(state.networks["layers"])
-        return {"grad_norm": torch.tensor(norms["layers"])}
+        return {"grad_norm": norms["layers"]}
 
 
 def make_layer_budget(config: LayersConfig, depth: int) -> LayerBudget:

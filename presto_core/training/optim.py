@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from presto_core.config.sections import OptimConfig
 from presto_core.training.sharding import full_tensor
@@ -40,27 +40,33 @@ DueOptimizers = dict[str, tuple[torch.optim.Optimizer, OptimConfig]]
 """Optimisers that step together: network name -> (optimiser, its config)."""
 
 
-def step(due: DueOptimizers, *, update: int, total_updates: int) -> dict[str, float]:
-    """Clip, check, apply and clear the accumulated gradients; return their norms before clipping.
+def step(due: DueOptimizers, *, update: int, total_updates: int) -> dict[str, Tensor]:
+    """Clip, check, apply and clear the accumulated gradients; return their norms before clipping, one number each.
 
     Gradients are already averaged over workers, so every rank sees the same norms. If one is not finite, no network is
-    updated and the loop ends the run.
+    updated and the loop ends the run. The device decides that by itself: the host does not wait for the norms.
     """
     norms = {name: _clip_gradients(optimizer, config) for name, (optimizer, config) in due.items()}
-    finite = all(map(math.isfinite, norms.values()))
+    found_inf = (~torch.stack([*norms.values()]).isfinite().all()).to(torch.float32)  # the kernel reads fp32
     for optimizer, config in due.values():
-        if finite:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, update=update, total_updates=total_updates)
-            optimizer.step()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, update=update, total_updates=total_updates)
+        _step_if_finite(optimizer, found_inf)
         optimizer.zero_grad(set_to_none=True)
     return norms
 
 
-def _clip_gradients(optimizer: torch.optim.Optimizer, config: OptimConfig) -> float:
+def _step_if_finite(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
+    """Step a fused optimiser unless `found_inf` [] is 1: by the argument that torch.amp's gradient scaler uses."""
+    optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+    optimizer.step()
+    del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _clip_gradients(optimizer: torch.optim.Optimizer, config: OptimConfig) -> Tensor:
     """Clip an optimiser's gradients in place and return their norm before clipping."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for p in parameters:
         if p.grad is None:  # a block that no row ran has gradient 0, independent of how workers split the rows
             p.grad = torch.zeros_like(p)
-    return float(full_tensor(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)))
+    return full_tensor(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))

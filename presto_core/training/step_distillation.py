@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from presto_core.config.sections import StepsConfig
+from presto_core.device import send
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.preconditions import Edm, Precondition
 from presto_core.losses.dmd import dmd_gradient
@@ -110,22 +111,26 @@ class StepDistillation:
         return self._generator_backward(micro_batches) | self._step_generator()
 
     def generate(self, x: Tensor, sigma: Tensor, cond: Conditioning, *, trained: bool = False) -> Tensor:
-        """Return the generator's x0 [B, C, T], each sample at its budget; `trained` for the pass to differentiate."""
+        """Return the generator's x0 [B, C, T], each sample at its budget; `trained` for the pass to differentiate.
+
+        Args:
+            sigma: [B] noise levels on the CPU: the host chooses the blocks.
+        """
         generator = self.trained_generator if trained else self.generator
-        return generator(x, sigma, cond, self.budget.blocks_per_sample(sigma) if self.budget else None)
+        return generator(x, send(sigma, x.device), cond, self.budget.list_blocks(sigma) if self.budget else None)
 
     def _critic_backward(self, micro_batch: MicroBatch) -> Metrics:
         """Accumulate the gradient of L_DSM + nu_2 L_D with respect to fake score and head; return the metrics."""
         cond, row_rng, adversarial_loss = micro_batch.batch.cond, micro_batch.row_rng, self.adversarial_loss
         with torch.no_grad():
-            x_in, sigma_gen = self._generator_input(micro_batch)
-            x0 = self.generate(x_in, sigma_gen, cond)
+            x0 = self.generate(*self._generator_input(micro_batch), cond)
         micro_batch.set_grad_sync(self.parallel, self.trained_fake_score.net, adversarial_loss.trained_head)
-        sigma = row_rng.sample_sigma(self.p_dsm)
+        host_sigma = row_rng.sample_host_sigma(self.p_dsm)
+        sigma = row_rng.send(host_sigma)
         losses = dsm_loss(
             self.trained_fake_score(row_rng.add_noise(x0, sigma), sigma, cond), x0, sigma, self.precondition
         )
-        metrics = loss_by_sigma_quartile("dsm_loss", losses.detach(), sigma, self.p_dsm)
+        metrics = loss_by_sigma_quartile("dsm_loss", losses.detach(), host_sigma, self.p_dsm)
         if self.is_adversarial:
             critic_losses, critic_metrics = adversarial_loss.discriminator_loss(x0, micro_batch)
             losses = losses + self.config.gan.fake_score_weight * critic_losses
@@ -141,7 +146,7 @@ class StepDistillation:
         if self.is_adversarial:
             due["head"] = (optimizers["head"], self.config.head_optim)
         norms = optim.step(due, update=update, total_updates=self.config.generator_updates * ratio)
-        return {f"{name}_grad_norm": torch.tensor(norm) for name, norm in norms.items()}
+        return {f"{name}_grad_norm": norm for name, norm in norms.items()}
 
     def _generator_backward(self, micro_batches: Sequence[MicroBatch]) -> Metrics:
         """Accumulate the gradient of L_DMD + nu_1 L_G with respect to the generator, through that at its output x0.
@@ -221,11 +226,12 @@ class StepDistillation:
         norms = optim.step(due, update=state.generator_step, total_updates=self.config.generator_updates)
         state.emas["generator"].update(state.networks["generator"])
         state.generator_step += 1
-        return {"generator_grad_norm": torch.tensor(norms["generator"])}
+        return {"generator_grad_norm": norms["generator"]}
 
     def _generator_input(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Return the generator's input, [B, C, T], and its noise levels, [B]."""
+        """Return the generator's input, [B, C, T], and its noise levels, [B] on the CPU."""
         if self.config.generator_input == "rollout":
             return simulate_rollout(self.generate, micro_batch, self.config.rollout)
-        sigma = micro_batch.row_rng.sample_sigma(self.p_gen)
-        return micro_batch.row_rng.add_noise(micro_batch.batch.x0, sigma), sigma
+        row_rng = micro_batch.row_rng
+        sigma = row_rng.sample_host_sigma(self.p_gen)
+        return row_rng.add_noise(micro_batch.batch.x0, row_rng.send(sigma)), sigma

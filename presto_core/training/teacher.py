@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from presto_core.config.noise import NoiseDistribution
 from presto_core.config.sections import TeacherConfig
+from presto_core.device import send
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.preconditions import Edm, Precondition
 from presto_core.losses.dsm import dsm_loss
@@ -60,22 +61,27 @@ class TeacherTraining:
         """Accumulate the gradient of L_EDM and return its metrics."""
         x0, cond, row_rng = micro_batch.batch.x0, micro_batch.batch.cond, micro_batch.row_rng
         micro_batch.set_grad_sync(self.parallel, self.denoise.net)
-        sigma = row_rng.sample_sigma(self.p_train)
+        host_sigma = row_rng.sample_host_sigma(self.p_train)
+        sigma = row_rng.send(host_sigma)
         x0_hat = self.denoise(row_rng.add_noise(x0, sigma), sigma, cond)
         losses = dsm_loss(x0_hat, x0, sigma, self.precondition)
         (micro_batch.weight * losses.mean()).backward()
-        return loss_by_sigma_quartile("dsm_loss", losses.detach(), sigma, self.p_train)
+        return loss_by_sigma_quartile("dsm_loss", losses.detach(), host_sigma, self.p_train)
 
     def _step(self) -> Metrics:
         state = self.state
         due = {"teacher": (state.optimizers["teacher"], self.config.optim)}
         norms = optim.step(due, update=state.total_step, total_updates=self.total_steps)
         state.emas["teacher"].update(state.networks["teacher"])
-        return {"grad_norm": torch.tensor(norms["teacher"])}
+        return {"grad_norm": norms["teacher"]}
 
 
 def loss_by_sigma_quartile(name: str, losses: Tensor, sigma: Tensor, p: NoiseDistribution) -> Metrics:
-    """Return losses [B], all and per quartile of p(sigma), NaN in other quartiles; `name/q1` has the lowest noise."""
-    quartile = (p.cdf(sigma) * SIGMA_BINS).long().clamp(max=SIGMA_BINS - 1)
+    """Return losses [B], all and per quartile of p(sigma), NaN in other quartiles; `name/q1` has the lowest noise.
+
+    Args:
+        sigma: [B] noise levels on the CPU, where distributions compute.
+    """
+    quartile = send((p.cdf(sigma) * SIGMA_BINS).long().clamp(max=SIGMA_BINS - 1), losses.device)
     bins = {f"{name}/q{i + 1}": losses.where(quartile == i, torch.nan) for i in range(SIGMA_BINS)}
     return {name: losses, **bins}

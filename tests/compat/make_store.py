@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tests.support.processor import read_cpu_vendor
+
 COMMIT = "eeee681"
 DATABASE = ".presto/mlflow.db"
 ROOT = "/PRESTO-STORE"  # placeholder for the store's absolute path in the archived database
@@ -70,6 +72,7 @@ place, saved, killed_at, *words = sys.argv[1:]
 module, name = place.split(":")
 algorithm = getattr(importlib.import_module(module), name)
 update = algorithm.update
+from tests.support.processor import read_cpu_vendor
 
 def update_or_die(self, batch, *, generator):
     if self.state.total_step == int(killed_at):
@@ -247,7 +250,12 @@ def main() -> None:
     packages = {name: metadata.version(name) for name in ("torch", "numpy", "mlflow", "safetensors")}
     expected = {
         "made_from": commit,
-        "made_with": {"python": platform.python_version(), "machine": platform.machine(), **packages},
+        "made_with": {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "cpu_vendor": read_cpu_vendor(),
+            **packages,
+        },
         "environment": ENVIRONMENT,
         "root": ROOT,
         "versions": versions,

@@ -27,16 +27,16 @@ from safetensors.torch import load_file
 
 from presto_core.config.stage import ADDED_SETTINGS
 from presto_core.metrics.table import rename_former
+from tests.support.processor import read_cpu_vendor
 
 CLI = "infra.cli.main"  # module of the command line
 COMPAT_FOLDER = Path(__file__).resolve().parent
 EXPECTED: dict[str, Any] = json.loads((COMPAT_FOLDER / "expected.json").read_text())
 RUNS: dict[str, dict[str, Any]] = EXPECTED["runs"]
-# Other releases of PyTorch, or another architecture, may round differently with any code.
-SAME_ARITHMETIC = (metadata.version("torch"), platform.machine()) == (
-    EXPECTED["made_with"]["torch"],
-    EXPECTED["made_with"]["machine"],
-)
+# Other releases of PyTorch, or processors of another maker, may round differently with any code.
+SAME_ARITHMETIC = [metadata.version("torch"), platform.machine(), read_cpu_vendor()] == [
+    EXPECTED["made_with"][name] for name in ("torch", "machine", "cpu_vendor")
+]
 EXACT = ("train-teacher", "distill-layers")  # distill-steps may compute the generator's gradient with less rounding
 TOLERANCE = 1e-4  # relative to how far the weights moved after the checkpoint; measured: 1e-6 (README.md)
 # Class names that enter run ids.

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from presto_core.audio.codec import CodecError
 from presto_core.audio.load_codec import load_codec
-from presto_core.audio.mel_codec.banded_matrix import BandedMatrix
+from presto_core.audio.mel_codec.banded_matrix import BandedMatrix, TallBandedMatrix
 from presto_core.audio.mel_codec.griffin_lim import griffin_lim, spectrum
 from presto_core.audio.mel_codec.mel_frames import MelSettings, log_mel, power_frames
 from presto_core.audio.mel_codec.mel_pca import DECODER_FILE, ENCODER_FILE, MelPcaCodec
@@ -105,6 +106,44 @@ def test_products_without_the_zeros_of_mel_filters_are_those_with_them() -> None
     with_an_empty_column = torch.cat([filters.T, torch.zeros(160, 130)], dim=1)
     for matrix in (filters.T, with_an_empty_column):
         torch.testing.assert_close(BandedMatrix(matrix).apply_to(rows), rows @ matrix)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 96, 500])
+def test_mel_power_without_zeros_is_that_of_one_product(rows: int) -> None:
+    filters = MelSettings().make_filters()
+    power = torch.randn(rows, len(filters), generator=torch.Generator().manual_seed(rows)).exp()
+    with_an_empty_group = torch.cat([filters, torch.zeros(400, 160)])
+    for matrix, sums in ((filters, power), (with_an_empty_group, torch.cat([power, power[:, :400]], dim=1))):
+        found = TallBandedMatrix(matrix).apply_to(sums).double()
+        torch.testing.assert_close(found, sums.double() @ matrix.double(), rtol=1e-6, atol=0)
+
+
+def test_magnitudes_end_with_their_last_frame_where_it_is_repeated(codec: MelPcaCodec) -> None:
+    log_mel = codec.decoder.predict_log_mel(torch.randn(2, 64, 30, generator=torch.Generator().manual_seed(0)))
+    plain, repeated = (codec.decoder.invert_log_mel(log_mel, repeat_last=repeat) for repeat in (False, True))
+    assert torch.equal(repeated, torch.cat([plain, plain[:, -1:]], dim=1))
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 2, 5])
+def test_griffin_lim_in_blocks_is_fast_griffin_lim_as_written(iterations: int) -> None:
+    """c_n = P(t_(n-1)), t_n = c_n + m (c_n - c_(n-1)) (Perraudin et al. 2013), in float64 and all frames at once."""
+    samples = tune(1.5)[0, 0, : 110 * 512]
+    magnitude = spectrum(samples, n_fft=2048, hop=512).abs() + 0.1
+    phase = 6.28 * torch.rand(magnitude.shape, generator=torch.Generator().manual_seed(0))
+    window, length = torch.hann_window(2048).double(), 110 * 512
+
+    def to_signal(spectra: Tensor) -> Tensor:
+        return torch.istft(spectra.T, 2048, 512, window=window, length=length)
+
+    estimate, last = magnitude.double() * torch.exp(1j * phase.double()), torch.zeros(())
+    for number in range(iterations):
+        padded = F.pad(to_signal(estimate), (1024, 1024))
+        consistent = torch.stft(padded, 2048, 512, window=window, center=False, return_complex=True).T
+        moved = consistent + 0.99 * (consistent - last) if number else consistent
+        estimate, last = magnitude * moved / moved.abs(), consistent
+    found = griffin_lim(magnitude, phase, hop=512, iterations=iterations)
+    inner = slice(4096 * (iterations + 1), -4096 * (iterations + 1))  # beyond, margins of the signal are handled apart
+    torch.testing.assert_close(found[inner].double(), to_signal(estimate)[inner], atol=5e-6, rtol=0)
 
 
 def test_griffin_lim_inverts_a_true_spectrum() -> None:

@@ -19,11 +19,11 @@ from presto_core.config.noise import LogNormalNoise
 from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
 from presto_core.config.section import Count, Section
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.diffusion.denoiser import EDMDenoiser
+from presto_core.diffusion.denoiser import Budget, EDMDenoiser
 from presto_core.errors import UserError
 from presto_core.models.model_card import ModelCard, load_model, serialize_network
 from presto_core.networks.flops import LatentShape
-from presto_core.networks.layer_budget import LayerBudget, check_budgets, select_blocks
+from presto_core.networks.layer_budget import LayerBudget, check_budgets, list_budgets, select_blocks
 from presto_core.networks.network import Network
 from presto_core.networks.table import NETWORKS, NetworkKind, find_network_kind, kind_of, network_depth
 from presto_core.training.layer_distillation import LayerDistillation
@@ -82,12 +82,12 @@ class LinearNetwork(Network):
         x: Tensor,
         time: Tensor,
         cond: Conditioning | None,
-        budget: int | Tensor | None = None,
+        budget: Budget | None = None,
         *,
         taps: tuple[int, ...] | None = None,
         with_hidden: bool = False,
     ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor]:
-        budgets = budget.tolist() if isinstance(budget, Tensor) else [budget or self.depth] * len(x)
+        budgets = [budget or self.depth] * len(x) if budget is None or isinstance(budget, int) else list_budgets(budget)
         check_budgets(budgets, self.depth)
         vector = self.time(time[:, None])
         if cond is not None:

@@ -228,10 +228,10 @@ def test_learning_rate_schedule():
 
 def test_clipping_reports_the_norm_before_it():
     parameter = torch.nn.Parameter(torch.zeros(4))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    optimizer = torch.optim.SGD([parameter], lr=1.0, fused=True)
     parameter.grad = torch.full((4,), 3.0)
     config = OptimConfig(learning_rate=1.0, max_grad_norm=1.0)
-    assert optim.step({"x": (optimizer, config)}, update=0, total_updates=1) == pytest.approx({"x": 6.0})
+    assert optim.step({"x": (optimizer, config)}, update=0, total_updates=1)["x"].item() == pytest.approx(6.0)
     torch.testing.assert_close(parameter.detach(), torch.full((4,), -0.5))
 
 

@@ -69,6 +69,13 @@ def test_a_peak_that_is_no_number_is_refused(value: str, monkeypatch: pytest.Mon
         find_peak_flops(torch.device("cpu"), bf16=False)
 
 
+def test_the_peak_of_fp32_depends_on_tf32():
+    """Of an A100: 19.5, 156 and 312 TFLOP/s by its data sheet."""
+    a100 = device_by_key("a100")
+    fp32, tf32, bf16 = a100.peak_flops(bf16=False), a100.peak_flops(bf16=False, tf32=True), a100.peak_flops(bf16=True)
+    assert (fp32, tf32, bf16) == (19.5e12, 156e12, 312e12) == (fp32, tf32, a100.peak_flops(bf16=True, tf32=True))
+
+
 def test_a_cpu_has_no_peak_unless_it_is_set(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(PEAK_TFLOPS_VAR, raising=False)
     assert find_peak_flops(torch.device("cpu"), bf16=True) == 0

@@ -23,7 +23,8 @@ from pipelines.train.worker import WorkerCallbacks, train_worker
 from presto_core.artifacts.manifest import read_artifact
 from presto_core.artifacts.run_layout import CHECKPOINTS
 from presto_core.artifacts.store import read_file
-from presto_core.config.stage import TrainingStage
+from presto_core.config.stage import NOT_IN_RUN_ID, TrainingStage
+from presto_core.device import allow_tf32
 from presto_core.models.model_card import WEIGHTS, load_model
 from tests.pipelines.test_training_stages import teacher_config
 from tests.support.synthetic_dataset import make_dataset
@@ -115,6 +116,29 @@ def test_a_run_reports_its_start_and_every_row_and_commits_its_average(spec: Tra
     network, card = load_model(open_folder(spec.artifact_uri), artifact.manifest)
     assert card == spec.make_card(open_dataset(spec.dataset_uri))
     assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+def test_tf32_is_set_for_a_run_and_as_before_after_it(spec: TrainSpec, tf32: bool, before: bool):
+    """Also if the run fails; it is a setting of the process, and not part of the run id."""
+    seen: list[bool] = []
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        if metrics:
+            seen.append(torch.backends.cuda.matmul.allow_tf32)
+        if step == 2:
+            raise OSError("the driver is gone")
+
+    set_up = change(spec, "tf32", tf32=tf32)
+    callbacks = replace(Driver().callbacks(), report=report)
+    with allow_tf32(before):
+        with pytest.raises(OSError, match="gone"):
+            train_worker(set_up, make_single_process(set_up.config.loop), callbacks, reader=read_with_threads)
+        assert torch.backends.cuda.matmul.allow_tf32 is before
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert seen == [tf32, tf32]
+    assert "loop" in NOT_IN_RUN_ID
 
 
 def test_a_run_stopped_on_request_commits_nothing_and_resumes_with_the_same_bits(

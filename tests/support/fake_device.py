@@ -1,8 +1,10 @@
 """A CUDA device without a GPU: shapes and devices are computed, numbers are not; every wait of the host is recorded.
 
-Under `FakeTensorMode`, an operation on tensors of two devices raises. What would make the host wait for the device
-(`.item()`, `.tolist()`, `.cpu()`, `bool(tensor)`, `.nonzero()`) is recorded with the place that calls it, and answered
-with a stand-in, so that a whole training step runs. There is no autograd for such tensors: `backward` is recorded only.
+Under `FakeTensorMode`, an operation on tensors of two devices raises. What would make the host wait for the device is
+recorded with the place that calls it, and answered with a stand-in, so that a whole training step runs: reads
+(`.item()`, `.tolist()`, `.cpu()`, `bool(tensor)`, `.nonzero()`), and copies to the device that are not `non_blocking`
+(`.to(device)`, `torch.tensor(…, device=…)`, an index on the host), which PyTorch ends with a wait for the stream. A
+mask as an index raises. There is no autograd for such tensors: `backward` is recorded only.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ SCALARS: dict[str, Callable[[Tensor], Any]] = {
     "__index__": lambda t: 0,
 }
 DRAWS = ("rand", "randn", "randint", "randperm")
+COPIES = ("tensor", "as_tensor", "new_tensor")  # of numbers of the host
+INDEXING = ("__getitem__", "__setitem__", "index_put", "index_put_")
 
 
 class CudaGenerator(torch.Generator):
@@ -70,23 +74,40 @@ class HostSyncs(TorchFunctionMode):
             _check_generator(kwargs.pop("generator"), kwargs.get("device"))
         if name == "numpy" and first is not None:
             return np.zeros(tuple(first.shape), np.float32)
+        if name == "pin_memory":  # of the host too, but it needs a driver
+            return first
         if not any(map(_is_on_device, tree_leaves((args, kwargs)))):
             with unset_fake_temporarily():  # numbers of the host stay numbers
                 return func(*args, **kwargs)
+        if name in COPIES and not isinstance(args[0 if first is None else -1], FakeTensor):
+            self._record("copy")
         if first is None or first.device.type != "cuda":
+            to_device = name == "to" and any(map(_is_on_device, (*args[1:], kwargs.get("device"))))
+            if to_device and not kwargs.get("non_blocking"):
+                self._record("copy")
             return func(*args, **kwargs)
+        if name in INDEXING:
+            self._record_index(args[1])
         if name in SCALARS:
             self._record(name)
             return SCALARS[name](first)
-        if name == "tolist":
-            self._record(name)
-            return _make_list(first)
         if name == "nonzero":
             self._record(name)
             return torch.zeros(1, first.ndim, dtype=torch.int64, device=first.device)
         if name == "cpu" or (name == "to" and any(_is_cpu(a) for a in (*args[1:], kwargs.get("device")))):
             self._record("cpu")
         return func(*args, **kwargs)
+
+    def read_list(self, tensor: Tensor) -> Any:
+        """Stands in for `tensor.tolist()`: one wait, where a fake tensor's own method reads element by element."""
+        if tensor.device.type == "cuda":
+            self._record("tolist")
+        return _make_list(tensor)
+
+    def _record_index(self, index: Any) -> None:
+        for leaf in tree_leaves(index):
+            if isinstance(leaf, Tensor) and leaf.ndim and leaf.device.type == "cpu":
+                self._record("copy")
 
     def _record(self, name: str) -> None:
         self.syncs[f"{_find_caller()} {name}"] += 1
@@ -97,6 +118,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostSyncs]:
     """Compute on a fake CUDA device in the context: real tensors become fake ones where they meet it."""
     monkeypatch.setattr(torch, "Generator", CudaGenerator)
     with FakeTensorMode(allow_non_fake_inputs=True), HostSyncs() as syncs:
+        monkeypatch.setattr(FakeTensor, "tolist", lambda tensor: syncs.read_list(tensor))
         yield syncs
 
 

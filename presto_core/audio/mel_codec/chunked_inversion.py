@@ -69,9 +69,8 @@ def _extend(decoder: MagnitudeDecoder, log_mel: Tensor, spectra: _Spectra | None
     """Drop what is before frame `first` and add frames up to `upto`, after the last one that at the clip's end."""
     frames, known = log_mel.shape[-2], 0 if spectra is None else spectra.stop
     if known < frames:
-        magnitude = decoder.invert_log_mel(log_mel[..., known:upto, :])
-        if upto >= frames:
-            magnitude = torch.cat([magnitude, magnitude[..., -1:, :]], dim=-2)  # centred on the end of the clip
+        # the clip's last frame stands for the one that is centred on its end too
+        magnitude = decoder.invert_log_mel(log_mel[..., known:upto, :], repeat_last=upto >= frames)
         turns = torch.zeros_like(magnitude[..., 0, :]) if spectra is None else spectra.turns
         phase, turns = continue_phase(magnitude, turns, hop=decoder.mel.frame_hop)
         if spectra is None:

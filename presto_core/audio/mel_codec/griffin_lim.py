@@ -41,13 +41,11 @@ def griffin_lim(magnitude: Tensor, phase: Tensor, *, hop: int, iterations: int, 
     n_fft, frames = 2 * (magnitude.shape[-1] - 1), magnitude.shape[-2]
     window = torch.hann_window(n_fft, device=magnitude.device)
     envelope = _envelope(window, frames, hop)
-    spectrogram = magnitude * torch.complex(phase.cos(), phase.sin())
-    signal = _project(((rows, spectrogram[..., rows, :]) for rows in iter_row_blocks(magnitude)), window, envelope)
-    previous = torch.zeros_like(spectrogram)
-    for iteration in range(iterations):
-        # c + m (c - previous) = (1 + m) (c - beta previous); restoring the magnitude removes the factor 1 + m
-        beta = momentum / (1 + momentum) if iteration else 0.0
-        steps = _extrapolate_spectra(signal, magnitude, previous, window=window, beta=beta)
+    signal = _project(_join_polar(magnitude, phase), window, envelope)
+    beta = momentum / (1 + momentum)
+    previous: list[Tensor] = []
+    for left in reversed(range(iterations)):
+        steps = _extrapolate_spectra(signal, magnitude, previous, window=window, beta=beta, is_last=not left)
         signal = _project(steps, window, envelope)
     return signal.flatten(-2)[..., n_fft // 2 : n_fft // 2 + (frames - 1) * hop]
 
@@ -64,16 +62,38 @@ def iter_row_blocks(frames: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
-def _extrapolate_spectra(
-    signal: Tensor, magnitude: Tensor, previous: Tensor, *, window: Tensor, beta: float
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the next spectrum per block; overwrites `previous` [..., frames, bins] with this round's consistent one."""
-    frames = signal.flatten(-2).unfold(-1, len(window), signal.shape[-1])
+def _join_polar(magnitude: Tensor, phase: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the complex spectrum of magnitude and phase per block."""
     for rows in iter_row_blocks(magnitude):
+        length, angle = magnitude[..., rows, :], phase[..., rows, :]
+        parts = length.new_empty(*length.shape, 2)
+        torch.mul(length, angle.cos(), out=parts[..., 0])
+        torch.mul(length, angle.sin(), out=parts[..., 1])
+        yield rows, torch.view_as_complex(parts)
+
+
+def _extrapolate_spectra(
+    signal: Tensor, magnitude: Tensor, previous: list[Tensor], *, window: Tensor, beta: float, is_last: bool
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the next spectrum per block.
+
+    Args:
+        previous: the last round's consistent spectra of each block, empty in the first round; becomes this round's,
+            unless `is_last`.
+    """
+    frames = signal.flatten(-2).unfold(-1, len(window), signal.shape[-1])
+    is_first = not previous
+    for number, rows in enumerate(iter_row_blocks(magnitude)):
         consistent = torch.view_as_real(torch.fft.rfft(frames[..., rows, :] * window))
-        last = torch.view_as_real(previous)[..., rows, :, :]
-        extrapolated = torch.add(consistent, last, alpha=-beta)
-        last.copy_(consistent)
+        # c + m (c - previous) = (1 + m) (c - beta previous); restoring the magnitude removes the factor 1 + m
+        if is_first:
+            extrapolated = consistent if is_last else consistent.clone()
+            previous.append(consistent)
+        elif is_last:
+            extrapolated = consistent.sub_(previous[number], alpha=beta)
+        else:
+            extrapolated = torch.sub(consistent, previous[number], alpha=beta, out=previous[number])
+            previous[number] = consistent
         size = extrapolated[..., 0].square().addcmul_(extrapolated[..., 1], extrapolated[..., 1]).add_(1e-14)
         # faster than to scale real and imaginary parts by a factor that is repeated for both
         yield rows, torch.view_as_complex(extrapolated).mul_(size.rsqrt_().mul_(magnitude[..., rows, :]))
@@ -89,6 +109,7 @@ def _project(blocks: Iterator[tuple[slice, Tensor]], window: Tensor, envelope: T
         frames = torch.fft.irfft(spectra, n=len(window)).mul_(window).unflatten(-1, (-1, hop))
         for shift in range(frames.shape[-2]):
             signal[..., at.start + shift : at.stop + shift, :] += frames[..., shift, :]
+        del spectra, frames  # before the next block takes memory: theirs is in the cache
     return signal.div_(envelope)
 
 

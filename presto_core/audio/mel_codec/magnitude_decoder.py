@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from presto_core.audio.codec import CodecError
-from presto_core.audio.mel_codec.banded_matrix import BandedMatrix
-from presto_core.audio.mel_codec.griffin_lim import block_frames
+from presto_core.audio.mel_codec.banded_matrix import BandedMatrix, TallBandedMatrix
+from presto_core.audio.mel_codec.griffin_lim import iter_row_blocks
 from presto_core.audio.mel_codec.mel_frames import MelSettings
 from presto_core.audio.mel_codec.tensor_file import TensorFile
 
@@ -70,11 +70,12 @@ class MagnitudeDecoder:
             raise CodecError(f"mel_pca decoder has weights {list(self.weight.shape)} but settings for {expected}")
         self.mel, self.filters, self.digest = mel, mel.make_filters(), weights.digest
         self.spread = BandedMatrix(spread_matrix(self.filters))
-        self.from_mel = BandedMatrix(self.filters.T)
+        self.from_mel, self.to_mel = BandedMatrix(self.filters.T), TallBandedMatrix(self.filters)
 
     def to(self, device: torch.device | str) -> MagnitudeDecoder:
         self.weight, self.bias, self.filters = (t.to(device) for t in (self.weight, self.bias, self.filters))
         self.spread, self.from_mel = self.spread.to(device), self.from_mel.to(device)
+        self.to_mel = self.to_mel.to(device)
         return self
 
     def predict_log_mel(self, latents: Tensor) -> Tensor:
@@ -89,21 +90,31 @@ class MagnitudeDecoder:
         """Predict magnitudes: [..., channels, T] -> [..., frames_per_latent * T, bins]; finite if latents are."""
         return self.invert_log_mel(self.predict_log_mel(latents))
 
-    def invert_log_mel(self, log_mel: Tensor) -> Tensor:
-        """Invert ln(mel power + floor): [..., frames, mels] -> magnitudes [..., frames, bins]."""
-        blocks = log_mel.clamp_max(MAX_LOG_POWER).split(block_frames(log_mel), dim=-2)
-        return torch.cat([self._invert_block(block) for block in blocks], dim=-2)
+    def invert_log_mel(self, log_mel: Tensor, *, repeat_last: bool = False) -> Tensor:
+        """Invert ln(mel power + floor): [..., frames, mels] -> magnitudes [..., frames, bins].
+
+        Args:
+            repeat_last: repeat the last frame, for one more.
+        """
+        frames = log_mel.shape[-2]
+        magnitude = log_mel.new_empty(*log_mel.shape[:-2], frames + repeat_last, self.mel.bins)
+        for rows in iter_row_blocks(log_mel):
+            power = self._invert_block(log_mel[..., rows, :].clamp_max(MAX_LOG_POWER))
+            torch.sqrt(power, out=magnitude[..., rows, :])
+        if repeat_last:
+            magnitude[..., -1, :] = magnitude[..., -2, :]
+        return magnitude
 
     def _invert_block(self, log_mel: Tensor) -> Tensor:
-        """Spread mel power over the bins: [..., frames, mels] -> magnitudes [..., frames, bins]."""
+        """Spread mel power over the bins: [..., frames, mels] -> power [..., frames, bins]."""
         target = (log_mel.exp() - self.mel.power_floor).clamp_min_(POWER_EPSILON)
         log_power = self.spread.apply_to((target / self.filters.sum(0)).log_())
-        return self._match_mel_power(log_power.clamp_max_(MAX_LOG_POWER).exp_(), target).sqrt_()
+        return self._match_mel_power(log_power.clamp_max_(MAX_LOG_POWER).exp_(), target)
 
     def _match_mel_power(self, power: Tensor, target: Tensor) -> Tensor:
         """Apply multiplicative updates towards `power @ filters = target` with power >= 0 (Lee & Seung 2001)."""
         weight = self.filters.sum(1).clamp_min(1e-8)
         for _ in range(self.settings.corrections):
-            ratio = target / (power @ self.filters + POWER_EPSILON)
+            ratio = target / self.to_mel.apply_to(power).add_(POWER_EPSILON)
             power = power.mul_(self.from_mel.apply_to(ratio)).div_(weight)
         return power
