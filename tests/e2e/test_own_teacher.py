@@ -73,25 +73,27 @@ def test_from_a_diffusers_folder_to_a_stock_pipeline(
     artifact = capsys.readouterr().err.rpartition("--model ")[2].split()[0]
     run("generate", PROMPT, "--model", artifact, "storage.codec_folder=student", "storage.text_folder=student")
     assert list(Path(".presto/out").glob("*.wav"))
-    theirs = sample_stock(tmp_path / "student")
-    student = tmp_path / "store" / "artifacts" / artifact
-    for folder in (student, tmp_path / "fixed"):
-        ours = sample_ours(folder, OwnFolders(codec="teacher", text="teacher"), open_model(str(student)).card)
-        torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-6 * float(ours.abs().max()))
+    student, own = tmp_path / "store" / "artifacts" / artifact, OwnFolders(codec="teacher", text="teacher")
+    card = open_model(str(student)).card
+    for steps in (1, 2, 4, 8):
+        theirs = sample_stock(tmp_path / "student", steps)
+        for folder in (student, tmp_path / "fixed"):
+            ours = sample_ours(folder, own, card, steps)
+            torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-6 * float(ours.abs().max()))
 
 
-def sample_stock(folder: Path) -> torch.Tensor:
+def sample_stock(folder: Path, steps: int) -> torch.Tensor:
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained(str(folder))
     pipe.set_progress_bar_config(disable=True)
     rng = make_step_rng(3, total_step=0)
     options: dict[str, Any] = {"generator": rng, "output_type": "latent", "audio_end_in_s": FRAMES * HOP / RATE_HZ}
-    return pipe(PROMPT, num_inference_steps=4, guidance_scale=1.0, **options).audios
+    return pipe(PROMPT, num_inference_steps=steps, guidance_scale=1.0, **options).audios
 
 
-def sample_ours(folder: Path, own: OwnFolders, student: ModelCard) -> torch.Tensor:
+def sample_ours(folder: Path, own: OwnFolders, student: ModelCard, steps: int) -> torch.Tensor:
     """Sample at the levels that the imported student's card has."""
     model, rng = open_model(str(folder), folders=own), make_step_rng(3, total_step=0)
     noise, cond = model.draw_noise(1, generator=rng), make_conditions(model, [PROMPT], [parse_prompt(PROMPT)])
-    return sample_generator(model, noise, cond, steps=4, schedule=student.schedule_at(4), generator=rng)
+    return sample_generator(model, noise, cond, steps=steps, schedule=student.schedule_at(steps), generator=rng)
