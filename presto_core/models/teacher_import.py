@@ -46,19 +46,24 @@ def make_precondition(folder: TeacherFolder) -> dict[str, Any]:
     return folder.precondition
 
 
-def load_network(folder: TeacherFolder) -> DiffusersNetwork:
-    """Build the network and load its weights, in fp32; weights that no gradient reaches are frozen.
-
-    Raises:
-        TeacherError: weights are damaged or do not fit the settings.
-    """
-    config = DiffusersNetworkConfig(
+def make_network_config(folder: TeacherFolder) -> DiffusersNetworkConfig:
+    """Return the settings of the folder's network, without the names of weights that do not train."""
+    return DiffusersNetworkConfig(
         transformer_class=folder.transformer.kind,
         transformer=_keep_settings(folder.transformer),
         conditioner=_keep_settings(folder.projection),
         text_tokens=folder.text_tokens,
         clip_seconds=folder.clip_seconds,
     )
+
+
+def load_network(folder: TeacherFolder) -> DiffusersNetwork:
+    """Build the network and load its weights, in fp32; weights that no gradient reaches are frozen.
+
+    Raises:
+        TeacherError: weights are damaged or do not fit the settings.
+    """
+    config = make_network_config(folder)
     network = DiffusersNetwork(config)
     assert network.conditioner is not None
     _load_weights(network.transformer, folder.transformer)
