@@ -166,6 +166,7 @@ def read_teacher_folder(
         name: _read_component(path, name, index[name], component, with_weights=with_weights)
         for name, component in kinds.items()
     }
+    _check_installed(components)
     folder = TeacherFolder(path, components, licence or find_licence(path), seconds)
     _check_sizes(folder)
     _check_scheduler(folder)
@@ -211,6 +212,19 @@ def _read_component(path: Path, name: str, pair: Any, component: Component, *, w
         raise TeacherError(f"{name} of {path} is {pair[1]} in {INDEX} and {named} in its own {component.settings}")
     weights = _find_weights(path / name) if component.weights and with_weights else ()
     return ComponentFiles(name, pair[0], pair[1], settings, weights)
+
+
+def _check_installed(components: Mapping[str, ComponentFiles]) -> None:
+    """Refuse classes that the installed diffusers does not have, as one of an older version; raises TeacherError."""
+    try:
+        import diffusers
+    except ImportError:
+        raise TeacherError("an imported teacher needs diffusers; run pip install 'presto-distill[oobleck]'") from None
+    for part in components.values():
+        if part.library == "diffusers" and getattr(diffusers, part.kind, None) is None:
+            raise TeacherError(
+                f"{part.name} is a {part.kind}, which diffusers {diffusers.__version__} lacks; install a newer one"
+            )
 
 
 def _find_weights(folder: Path) -> tuple[Path, ...]:

@@ -15,7 +15,7 @@ from presto_core.config.schema import LayersStage
 from presto_core.models.teacher_import import make_test_inputs
 from presto_core.networks.diffusers_network import DiffusersNetwork
 from presto_core.networks.flops import LatentShape
-from presto_core.networks.meta_costs import count_costs
+from presto_core.networks.meta_costs import count_costs, count_saved_bytes
 from presto_core.networks.table import kind_of
 from tests.core.test_layer_budget import flops
 from tests.support.tiny_teachers import CHANNELS, TEXT_DIM, TOKENS, TRANSFORMERS
@@ -72,3 +72,14 @@ def test_the_work_of_a_row_is_known(name: str):
     assert kind.block_flops(bare, shape) == 0
     with pytest.raises(ValueError, match=name):
         count_costs(bare, FRAMES)
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_what_autograd_keeps_is_half_in_bf16_and_leaves_no_tensor_without_data(name: str):
+    config = make_config(name)
+    full, half = (count_saved_bytes(config, FRAMES, bf16=bf16) for bf16 in (False, True))
+    assert 0.4 * full[0] < half[0] < 0.9 * full[0]
+    network = DiffusersNetwork(config)
+    inputs = make_test_inputs(network)
+    with torch.no_grad():
+        assert network(inputs.x, torch.full((1,), 0.5), inputs.cond).isfinite().all()

@@ -20,6 +20,7 @@ from presto_core.diffusion.preconditions import Flow
 from presto_core.models import teacher_import
 from presto_core.models.flow_grid import START, FlowGrid
 from presto_core.models.model_card import ModelCard
+from presto_core.models.program_folder import write_program_folder
 from presto_core.models.student_folder import StudentFolder, write_student_folder
 from presto_core.models.teacher_folder import TeacherError, read_teacher_folder
 from presto_core.models.teacher_import import load_network, run_self_test
@@ -233,9 +234,34 @@ def test_what_cannot_be_a_teacher_is_refused_by_name(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["StableAudio3DiTModel", "AutoencoderSAME"])
+def test_a_class_that_the_installed_diffusers_lacks_is_refused_by_name(
+    name: str, teacher: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import diffusers
+
+    monkeypatch.setattr(diffusers, name, None)
+    with pytest.raises(TeacherError, match=rf"{name}.*diffusers {diffusers.__version__}.*newer"):
+        read_teacher_folder(teacher, with_weights=False)
+
+
 def test_a_few_step_release_and_other_time_scales_are_read(teacher: Path, tmp_path: Path):
     copy = Path(shutil.copytree(teacher, tmp_path / "copy"))
     edit_json(copy / SCHEDULER, num_train_timesteps=1000, shift=3.0)
     assert read_teacher_folder(copy).precondition == {"kind": "flow", "time_scale": 1000.0}
     edit_json(copy / SCHEDULER, num_train_timesteps=1, shift=1.0, stochastic_sampling=True)
     assert read_teacher_folder(copy).grid == FlowGrid()
+
+
+@pytest.mark.slow
+def test_programs_compute_what_the_network_does(teacher: Path, network: DiffusersNetwork, tmp_path: Path):
+    card = ModelCard(
+        network=network.config.model_dump(), channels=CHANNELS, frames=FRAMES, sigma_data=1.0, mean=[0.0] * CHANNELS,
+        std=[1.0] * CHANNELS, codec={"kind": "diffusers", "sample_rate_hz": RATE_HZ, "hop": HOP, "digest": "0"},
+        text={"dim": TEXT_DIM, "max_tokens": TOKENS, "kind": "diffusers", "digest": "0"},
+        precondition={"kind": "flow", "time_scale": 1.0}, sigma_range=[0.1353, 492.7],
+    )  # fmt: skip
+    written = write_program_folder(
+        network, card, cond=make_conditions(teacher), target=tmp_path / "out", budget=3, model_id="a" * 16
+    )
+    assert written.error < 1e-5  # of latents in four steps, from the programs that were read back
