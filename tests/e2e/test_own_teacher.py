@@ -14,6 +14,7 @@ import torch
 import typer
 
 from infra.cli.main import app
+from pipelines.inference.generator import Generator, open_generator
 from pipelines.inference.model import open_model, sample_generator
 from pipelines.inference.prompts import make_conditions, parse_prompt
 from presto_core.models.model_card import ModelCard
@@ -114,6 +115,22 @@ def test_from_a_diffusers_folder_to_a_stock_pipeline(
         for folder in (student, tmp_path / "fixed"):
             ours = sample_ours(folder, own, card, steps)
             torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-6 * float(ours.abs().max()))
+    check_edits(open_generator(str(student), folders=own))
+
+
+def check_edits(generator: Generator) -> None:
+    """A shorter clip is cut; a region keeps what is around it, and a continuation what is before it."""
+    (clip,) = generator.generate(PROMPT, seed=1, steps=2)
+    (shorter,) = generator.generate(PROMPT, seed=1, steps=2, seconds=SECONDS / 4)
+    assert (clip.audio.shape[1], shorter.audio.shape[1]) == (FRAMES * HOP, FRAMES * HOP // 4)
+    third = clip.seconds / 3
+    edited = generator.edit(clip, "jazz", regions=[(third, 2 * third)], steps=2, seed=1)
+    longer = generator.extend(clip, "jazz", seconds=1, steps=2, seed=1)
+    for made in (edited, longer):
+        assert made.kept
+        for part in made.list_kept_slices():
+            assert np.array_equal(made.audio[:, part], clip.audio[:, part])
+    assert not np.array_equal(edited.audio, clip.audio)
 
 
 def sample_stock(folder: Path, steps: int, call: dict[str, float]) -> torch.Tensor:
