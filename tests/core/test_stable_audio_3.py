@@ -80,7 +80,7 @@ def load_pipeline(folder: Path) -> Any:
     return pipe
 
 
-def test_a_folder_is_read_and_its_clips_have_the_length_that_is_asked_for(teacher: Path):
+def test_a_folder_is_read_and_its_clips_have_the_requested_length(teacher: Path):
     folder = read_teacher_folder(teacher, seconds=SECONDS)
     assert (folder.channels, folder.frames, folder.text_tokens, folder.audio_channels) == (CHANNELS, FRAMES, TOKENS, 2)
     assert (folder.clip_seconds, folder.grid) == (SECONDS, None)
