@@ -10,6 +10,7 @@ import typer
 from infra.cli.options import StageArgs
 from infra.planning.device_model import DeviceModel
 from infra.planning.estimate import StageEstimate, Training
+from infra.planning.network_size import count_blocks, find_width
 from infra.planning.planner import (
     DeviceModelFn,
     PlanRequest,
@@ -18,11 +19,14 @@ from infra.planning.planner import (
     ingest_core_hours,
     make_plan_request,
     make_specs_model_fn,
+    read_foreign_teacher,
     tabulate_scaling,
 )
 from pipelines.console import console, print_table, print_text
 from pipelines.presets.resolve import split_preset
 from pipelines.train.device_specs import DEVICES, device_by_key
+from presto_core.config.schema import LayersStage, StepsStage
+from presto_core.config.sections import LayersConfig, StepsConfig
 from presto_core.errors import UserError
 from presto_core.networks.flops import LatentShape
 
@@ -45,6 +49,17 @@ def plan(
         float | None,
         typer.Option(min=0, help="USD per GPU-hour; default: an assumed price of the device.", show_default=False),
     ] = None,
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="Folder of a teacher to import, in place of the preset's network; its settings are enough.",
+            show_default=False,
+        ),
+    ] = "",
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Length of its clips, if it makes any: model.seconds.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be computed and measured, and stop.")
@@ -52,7 +67,12 @@ def plan(
 ) -> None:
     """Estimate time, memory, load, cost and bottleneck of a preset's training on up to 512 GPUs; starts nothing."""
     specs = None if device == "here" else device_by_key(device)
-    request = make_plan_request(*split_preset(args or []), gpus=gpus, device=specs, node_gbit=network_gbit, price=price)
+    if seconds is not None and not teacher:
+        raise UserError(f"--seconds {seconds:g} is of a teacher to import; name it with --teacher")
+    foreign = read_foreign_teacher(teacher, seconds) if teacher else None
+    request = make_plan_request(
+        *split_preset(args or []), gpus=gpus, device=specs, node_gbit=network_gbit, price=price, foreign=foreign
+    )
     if dry_run:
         _print_request(request)
         return
@@ -97,9 +117,10 @@ def _make_measured_model_fn(request: PlanRequest) -> DeviceModelFn:
         rows = min(rows, config.loop.micro_batch_size or rows)
         key = (request.shape(config), rows, workers)
         if key not in found:
-            console.print(f"measuring blocks of width {request.network.dim}, {rows} rows, {workers} workers at once")
+            width = request.own_network.dim
+            console.print(f"measuring blocks of width {width}, {rows} rows, {workers} workers at once")
             found[key] = measure_device(
-                request.network, key[0], rows=rows, workers=workers, threads=threads, gan=request.gan
+                request.own_network, key[0], rows=rows, workers=workers, threads=threads, gan=request.gan
             )
         return found[key]
 
@@ -111,6 +132,10 @@ def _list_assumptions(request: PlanRequest, model_fn: DeviceModelFn) -> list[str
     assumptions = [*model_fn(base, request.gpus, batch_of(base) // request.gpus).assumptions]
     if request.teacher:
         assumptions.append(f"{request.teacher} is distilled, which exists: no teacher is trained")
+    if request.foreign:
+        assumptions.append("its FLOPs and activations are those of its class on tensors without data")
+    if any(config.lora.rank for config in _list_sections(request)):
+        assumptions.append("adapters: passes and activations are counted as those of networks that train all weights")
     if request.price_usd:
         assumptions.append(f"{request.price_usd:g} USD per GPU hour, an assumption unless --price is given")
     assumptions.append("captions fill text.max_tokens; memory excludes the discriminator's head")
@@ -122,10 +147,19 @@ def _list_assumptions(request: PlanRequest, model_fn: DeviceModelFn) -> list[str
     ]
 
 
+def _list_sections(request: PlanRequest) -> list[LayersConfig | StepsConfig]:
+    stages = request.stages.values()
+    return [
+        stage.layers if isinstance(stage, LayersStage) else stage.steps
+        for stage in stages
+        if isinstance(stage, LayersStage | StepsStage)
+    ]
+
+
 def _print_stages(request: PlanRequest, stages: list[StageEstimate]) -> None:
     network = request.network
     name = request.device.name if request.device else "local core"
-    title = f"{request.gpus} x {name}, network of width {network.dim}, {network.depth} blocks"
+    title = f"{request.gpus} x {name}, network of width {find_width(network)}, {count_blocks(network)} blocks"
     rows = [
         [
             o.name,

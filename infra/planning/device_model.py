@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from infra.planning.memory import block_bytes, outer_bytes
+from infra.planning.network_size import PlannedNetwork
 from pipelines.train.device_specs import Device
 from pipelines.train.step_flops import FORWARD_EQUIVALENTS, PassKind
-from presto_core.config.sections import NetworkConfig
-from presto_core.networks.flops import LatentShape, block_flops, outer_flops
+from presto_core.networks.flops import LatentShape
+from presto_core.networks.table import kind_of
 
 # Assumptions of `device_model_from_specs`; each is printed with a plan.
 MATMUL_SHARE = {True: 0.60, False: 0.75}  # fraction of peak that matrix products reach, in bf16 and in fp32
@@ -75,7 +76,7 @@ class DeviceModel:
 
 
 def device_model_from_specs(
-    device: Device, network: NetworkConfig, shape: LatentShape, *, bf16: bool, gpus: int, node_gbit: float
+    device: Device, network: PlannedNetwork, shape: LatentShape, *, bf16: bool, gpus: int, node_gbit: float
 ) -> DeviceModel:
     """Return the constants of one of `gpus` GPUs, from its data sheet.
 
@@ -90,8 +91,9 @@ def device_model_from_specs(
         row = flops / rate + TRAFFIC * kept / bandwidth
         return LinearCost(0.0, FORWARD_EQUIVALENTS[kind] * row, floor=FORWARD_EQUIVALENTS[kind] * kernels * LAUNCH_S)
 
-    block = block_flops(network, shape), block_bytes(network, shape, bf16=bf16), BLOCK_KERNELS
-    outer = outer_flops(network, shape), outer_bytes(network, shape, bf16=bf16), OUTER_KERNELS
+    kind = kind_of(network)
+    block = kind.block_flops(network, shape), block_bytes(network, shape, bf16=bf16), BLOCK_KERNELS
+    outer = kind.outer_flops(network, shape), outer_bytes(network, shape, bf16=bf16), OUTER_KERNELS
 
     return DeviceModel(
         device=device.name,

@@ -7,10 +7,10 @@ from typing import Any
 
 from infra.planning.device_model import DeviceModel
 from infra.planning.memory import GIB, Memory, checkpoint_bytes, estimate_memory
+from infra.planning.network_size import PlannedNetwork, count_blocks
 from infra.planning.step_time import Group, StepTime, phase_seconds, step_time
 from pipelines.train.step_flops import StageFlops, count_stage_flops
 from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
-from presto_core.config.sections import NetworkConfig
 from presto_core.networks.flops import LatentShape
 
 Training = TeacherStage | LayersStage | StepsStage
@@ -96,7 +96,7 @@ class StageEstimate:
 def estimate_stage(
     name: str,
     config: Training,
-    network: NetworkConfig,
+    network: PlannedNetwork,
     shape: LatentShape,
     device_model: DeviceModel,
     *,
@@ -111,10 +111,11 @@ def estimate_stage(
     Raises:
         UserError: a layer budget does not fit the network.
     """
-    stage_flops = count_stage_flops(config, network.depth, layered=layered)
+    stage_flops = count_stage_flops(config, count_blocks(network), layered=layered)
     group = Group(workers, rows, config.loop, config.cluster.parallel)
     step = step_time(stage_flops, network, shape, device_model, group)
-    phases = {p.name or "all": phase_seconds(p, network, shape, device_model, group) for p in stage_flops.phases}
+    lora = stage_flops.lora
+    phases = {p.name or "all": phase_seconds(p, network, shape, device_model, group, lora) for p in stage_flops.phases}
     batch, saved = rows * workers, checkpoint_bytes(stage_flops, network, shape)
     return StageEstimate(
         name=name,
@@ -147,7 +148,7 @@ def estimate_stage(
 
 def _utilization(
     stage_flops: StageFlops,
-    network: NetworkConfig,
+    network: PlannedNetwork,
     shape: LatentShape,
     device_model: DeviceModel,
     rows_per_second: float,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from infra.planning.device_model import DeviceModel, device_model_from_specs
 from infra.planning.estimate import StageEstimate, Training, estimate_stage
+from infra.planning.network_size import PlannedNetwork
 from pipelines.train.device_specs import Device
 from pipelines.workflows.demo import DEMO_FLOW, load_flow_configs
+from presto_core.config.diffusers_network import DiffusersNetworkConfig
 from presto_core.config.schema import IngestStage, LayersStage, StepsStage, TeacherStage
 from presto_core.config.sections import GanConfig, NetworkConfig
 from presto_core.config.stage import StageConfig
@@ -26,6 +29,31 @@ DeviceModelFn = Callable[[Training, int, int], DeviceModel]  # (stage settings, 
 
 
 @dataclass(frozen=True)
+class ForeignTeacher:
+    """A teacher to import: its network, and the shape of its clips."""
+
+    name: str
+    network: DiffusersNetworkConfig
+    shape: LatentShape
+
+
+def read_foreign_teacher(folder: str, seconds: float | None) -> ForeignTeacher:
+    """Read the settings of a diffusers folder; weights need not be there.
+
+    Raises:
+        UserError: it is no teacher that can be imported.
+    """
+    from presto_core.models.teacher_folder import read_teacher_folder
+    from presto_core.models.teacher_import import make_network_config
+    from presto_core.text.diffusers_encoder import read_width
+
+    found = read_teacher_folder(Path(folder), with_weights=False, seconds=seconds)
+    width = read_width(found.components["text_encoder"].settings)
+    shape = LatentShape(found.channels, found.frames, width, found.text_tokens)
+    return ForeignTeacher(folder, make_network_config(found), shape)
+
+
+@dataclass(frozen=True)
 class PlanRequest:
     """What to plan.
 
@@ -33,6 +61,7 @@ class PlanRequest:
         configs: settings of the demo flow's stages by name; those that train are planned.
         gpus: training workers, one per device.
         device: None means this machine's CPU.
+        foreign: a teacher to import, in place of the preset's network.
     """
 
     configs: dict[str, StageConfig]
@@ -40,15 +69,23 @@ class PlanRequest:
     device: Device | None
     node_gbit: float
     price_usd: float
+    foreign: ForeignTeacher | None = None
 
     @property
     def teacher(self) -> str:
-        """The teacher of the package that is distilled; empty if one is trained."""
+        """The teacher that exists and is distilled; empty if one is trained."""
+        if self.foreign:
+            return self.foreign.name
         reference = self.configs["S"].inputs.teacher
         return reference if reference in NAMES else ""
 
     @property
-    def network(self) -> NetworkConfig:
+    def network(self) -> PlannedNetwork:
+        return self.foreign.network if self.foreign else self.own_network
+
+    @property
+    def own_network(self) -> NetworkConfig:
+        """The preset's network."""
         teacher = self.configs["teacher"]
         assert isinstance(teacher, TeacherStage)
         return teacher.network
@@ -60,12 +97,19 @@ class PlanRequest:
         return steps.steps.gan
 
     def shape(self, config: Training) -> LatentShape:
+        if self.foreign:
+            if config.data.crop_frames:
+                raise UserError(
+                    f"data.crop_frames={config.data.crop_frames} does not fit {self.foreign.name}, which always makes "
+                    f"{self.foreign.shape.frames} frames; set it to 0"
+                )
+            return self.foreign.shape
         ingest = self.configs["ingest"]
         assert isinstance(ingest, IngestStage)
         frames = config.data.crop_frames or ingest.ingest.chunk_frames
-        if frames % self.network.patch:
+        if frames % self.own_network.patch:
             raise UserError(
-                f"{frames} latent frames are not a multiple of network.patch={self.network.patch}; "
+                f"{frames} latent frames are not a multiple of network.patch={self.own_network.patch}; "
                 "set ingest.chunk_frames or data.crop_frames to a multiple of it"
             )
         return LatentShape(CHANNELS, frames, TEXT_DIM, ingest.text.max_tokens)
@@ -79,19 +123,32 @@ class PlanRequest:
 
 
 def make_plan_request(
-    preset: str | None, overrides: list[str], *, gpus: int, device: Device | None, node_gbit: float, price: float | None
+    preset: str | None,
+    overrides: list[str],
+    *,
+    gpus: int,
+    device: Device | None,
+    node_gbit: float,
+    price: float | None,
+    foreign: ForeignTeacher | None = None,
 ) -> PlanRequest:
     """Load the settings of every stage for `gpus` workers.
 
     Raises:
         ConfigError: a setting is invalid, or the workers cannot share a global batch evenly.
+        UserError: an imported teacher is to be measured on this machine.
     """
+    if foreign and device is None:
+        raise UserError(
+            f"--device here measures Presto's own network, and {foreign.name} is another; plan it for a data sheet's "
+            "device, such as --device h100"
+        )
     spread = [f"cluster.num_workers={gpus}", "cluster.min_workers=0"]
     if device:
         spread.append("cluster.gpus_per_worker=1")
     configs = load_flow_configs(preset, [*overrides, *spread])
     assumed = device.price_usd if device else 0.0
-    return PlanRequest(configs, gpus, device, node_gbit, assumed if price is None else price)
+    return PlanRequest(configs, gpus, device, node_gbit, assumed if price is None else price, foreign)
 
 
 def estimate_stages(request: PlanRequest, model_fn: DeviceModelFn) -> list[StageEstimate]:

@@ -150,7 +150,7 @@ def _write_pipeline(model: Model, request: ExportRequest) -> Exported:
         lines.append(f"{steps} steps visit sigma {levels}")
     lines.append(
         f"next: DiffusionPipeline.from_pretrained({str(request.target)!r})(PROMPT, num_inference_steps=4, "
-        "guidance_scale=1.0)"
+        f"{written.call})"
     )
     return Exported(request.target, lines)
 

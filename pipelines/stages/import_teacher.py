@@ -34,8 +34,8 @@ def run(config: ImportTeacherStage) -> Artifact:
     if not settings.source:
         raise UserError("nothing to import: name a folder or a repository, as in presto teacher import ORG/NAME")
     torch.set_num_threads(config.cluster.torch_threads)
-    source = find_source(settings.source, settings.revision, licence=settings.licence)
-    folder = read_teacher_folder(source.path, licence=settings.licence)
+    source = find_source(settings.source, settings.revision, licence=settings.licence, seconds=settings.seconds)
+    folder = read_teacher_folder(source.path, licence=settings.licence, seconds=settings.seconds)
 
     def execute(ctx: StageContext) -> None:
         _commit(config, source, folder, ctx)
@@ -57,14 +57,14 @@ def choose_name(config: ImportTeacherStage, folder: TeacherFolder) -> str:
     return NAME_OF_KIND["generator"] if folder.grid and config.name == NAME_OF_KIND["teacher"] else config.name
 
 
-def find_source(source: str, revision: str, *, licence: str = "") -> Source:
+def find_source(source: str, revision: str, *, licence: str = "", seconds: float | None = None) -> Source:
     """Return the local folder of a source; of a repository, settings are checked before weights are fetched."""
     if not is_repository(source):
         if revision:
             raise UserError(f"model.revision={revision} needs a repository, and {source} is a folder; leave it out")
         return Source(Path(source).expanduser())
     found = fetch_settings(source, revision)
-    read_teacher_folder(found.path, licence=licence, with_weights=False)
+    read_teacher_folder(found.path, licence=licence, with_weights=False, seconds=seconds)
     fetch_weights(found)
     return found
 
@@ -169,14 +169,16 @@ def _print_source(artifact: Artifact) -> None:
 
 def _print_next(artifact: Artifact, folder: TeacherFolder) -> None:
     """Print the commands that distil this teacher, with the settings that follow from it."""
-    stereo = folder.components["vae"].settings.get("audio_channels") == 2
     path, (low, high) = shlex.quote(str(folder.path.absolute())), folder.sigma_range
-    noise = f"sigma_min={low:g} sigma_max={high:g}"
-    p_gen = " ".join(f"steps.p_gen.{setting}" for setting in noise.split())
+    p_gen = f"steps.p_gen.sigma_min={low:g} steps.p_gen.sigma_max={high:g}"
+    if folder.precondition["kind"] == "flow":  # its stock sampler starts at t = 1, which no range of sigma reaches
+        grid = folder.kind.make_grid(precondition=folder.precondition, sigma_max=high)
+        levels = ", ".join(f"{sigma:.4g}" for sigma in grid.list_sigmas(4))
+        p_gen = shlex.quote(f'steps.p_gen={{"kind": "levels", "sigmas": [{levels}]}}')
     ingest = (
         f"presto ingest codec.kind=diffusers codec.path={path} text.kind=diffusers text.path={path} "
         f"text.max_tokens={folder.text_tokens} ingest.chunk_frames={folder.frames} ingest.tail=pad "
-        f"{'ingest.channels=stereo ' if stereo else ''}ingest.source=MUSIC"
+        f"{'ingest.channels=stereo ' if folder.audio_channels == 2 else ''}ingest.source=MUSIC"
     )
     for line in (
         ingest,

@@ -7,14 +7,14 @@ utilization with it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import pstdev
 from typing import Any, Literal
 
 from presto_core.config.layers import PrestoLSBudget, blocks_per_bin
 from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
 from presto_core.config.section import Section
-from presto_core.config.sections import GanConfig
+from presto_core.config.sections import GanConfig, LoraConfig
 from presto_core.config.stage import StageConfig, TrainingStage
 from presto_core.networks.flops import LatentShape
 from presto_core.networks.table import find_network_kind, kind_of, read_settings
@@ -84,6 +84,8 @@ class StageFlops:
     Attributes:
         trained: roles of the networks with gradients and moments; `ema_networks` of them have a moving average too.
         frozen: roles of the networks that are only read.
+        lora: adapters that train in place of all weights.
+        layered: whether Presto-S starts from a layer-distilled model, whose weights are not the teacher's.
     """
 
     total_steps: int
@@ -92,6 +94,8 @@ class StageFlops:
     trained: tuple[str, ...]
     ema_networks: tuple[str, ...]
     frozen: tuple[str, ...] = ()
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    layered: bool = False
 
     def flops(self, network: Section, shape: LatentShape) -> float:
         """Return the model FLOPs per row of the batch, averaged over steps."""
@@ -117,7 +121,8 @@ def count_stage_flops(config: StageConfig, depth: int, *, layered: bool = False)
         phase = PhaseCost(
             "", 1.0, tuple(_iter_layer_passes(config, depth)), "layers", blocks_std=_blocks_std(config, depth)
         )
-        return StageFlops(config.layers.steps, config.layers.global_batch_size, (phase,), ("layers",), ("layers",))
+        roles, lora = ("layers",), config.layers.lora
+        return StageFlops(config.layers.steps, config.layers.global_batch_size, (phase,), roles, roles, lora=lora)
     if isinstance(config, StepsStage):
         return _count_step_distill_flops(config, depth, layered=layered)
     raise TypeError(f"{type(config).__name__} does not train")
@@ -190,7 +195,16 @@ def _count_step_distill_flops(config: StepsStage, depth: int, *, layered: bool) 
     )
     total = config.total_steps
     trained = ("generator", "fake_score")
-    return StageFlops(total, steps.global_batch_size, (critic, generator), trained, ("generator",), ("real_score",))
+    return StageFlops(
+        total,
+        steps.global_batch_size,
+        (critic, generator),
+        trained,
+        ("generator",),
+        ("real_score",),
+        lora=steps.lora,
+        layered=layered,
+    )
 
 
 def _iter_discriminator_passes(gan: GanConfig, depth: int, kind: PassKind, *, rows: int) -> Iterator[Pass]:

@@ -10,8 +10,12 @@ import torch
 
 from presto_core.audio.codec import Codec, CodecError
 from presto_core.audio.oobleck import CONFIG_FILE, OobleckCodec
+from presto_core.audio.same import SameCodec
 
-AUTOENCODERS: dict[str, Callable[[Path], OobleckCodec]] = {"AutoencoderOobleck": OobleckCodec}
+AUTOENCODERS: dict[str, Callable[[Path], OobleckCodec]] = {
+    "AutoencoderOobleck": OobleckCodec,
+    "AutoencoderSAME": SameCodec,
+}
 
 
 def load_diffusers_codec(path: str | None, *, device: torch.device | str = "cpu") -> Codec:

@@ -33,15 +33,16 @@ class OobleckCodec:
     """
 
     name = "oobleck"
+    chunk_frames = CHUNK_FRAMES
 
     def __init__(self, folder: Path) -> None:
-        self._model = _load_model(folder)
+        self._model = load_autoencoder(folder, "AutoencoderOobleck")
         config = self._model.config
         _check_layout(folder, config)
         self.hop = int(self._model.hop_length)
         self.sample_rate_hz, self.channels = int(config.sampling_rate), int(config.decoder_input_channels)
         self.audio_channels = int(config.audio_channels)
-        self.digest = self.decoder_digest = _digest(folder)
+        self.digest = self.decoder_digest = compute_digest(folder)
         self.device = torch.device("cpu")
         self.margin_frames = count_margin_frames(config.downsampling_ratios)
 
@@ -69,7 +70,11 @@ class OobleckCodec:
             audio = audio.expand(-1, self.audio_channels, -1)
         check_audio(audio, audio_channels=self.audio_channels, hop=self.hop)
         whole = audio[..., : audio.shape[-1] // self.hop * self.hop]
-        return self._model.encode(self._to_model_input(whole)).latent_dist.mode()
+        return self._encode(self._to_model_input(whole))
+
+    def _encode(self, audio: Tensor) -> Tensor:
+        latents: Tensor = self._model.encode(audio).latent_dist.mode()
+        return latents
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -80,13 +85,13 @@ class OobleckCodec:
         """
         check_latents(latents, channels=self.channels)
         moved = self._to_model_input(latents)
-        return torch.cat(list(self._iter_chunks(moved, CHUNK_FRAMES)), dim=-1)
+        return torch.cat(list(self._iter_chunks(moved, self.chunk_frames)), dim=-1)
 
     @torch.inference_mode()
     def decode_in_parts(self, latents: Tensor) -> Iterator[Tensor]:
         """Yield the audio of latents [1, channels, T] in parts [1, audio_channels, n], short ones first."""
         check_latents(latents, channels=self.channels)
-        parts = list_parts(latents.shape[-1], first=FIRST_FRAMES, longest=CHUNK_FRAMES)
+        parts = list_parts(latents.shape[-1], first=FIRST_FRAMES, longest=self.chunk_frames)
         yield from self._iter_parts(self._to_model_input(latents), parts)
 
     def _iter_chunks(self, latents: Tensor, chunk_frames: int) -> Iterator[Tensor]:
@@ -103,23 +108,27 @@ class OobleckCodec:
         return tensor.to(self.device, torch.float32)
 
 
-def _load_model(folder: Path) -> Any:
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise CodecError(f"oobleck folder {folder} has no {name}; set codec.path to an AutoencoderOobleck folder")
+def load_autoencoder(folder: Path, name: str) -> Any:
+    """Load an autoencoder of a class of diffusers from its two files, in fp32 for evaluation; raises CodecError."""
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise CodecError(f"codec folder {folder} has no {file}; set codec.path to the folder of an {name}")
     try:
-        from diffusers import AutoencoderOobleck
+        import diffusers
     except ImportError:
-        raise CodecError("codec.kind=oobleck needs diffusers; run pip install 'presto-distill[oobleck]'") from None
+        raise CodecError(f"an {name} needs diffusers; run pip install 'presto-distill[oobleck]'") from None
+    kind = getattr(diffusers, name, None)
+    if kind is None:
+        raise CodecError(f"diffusers {diffusers.__version__} has no {name}; install a newer one")
     try:
         with tempfile.TemporaryDirectory() as shown:  # the loader finds no other file, as an index of further weights
-            for name in (CONFIG_FILE, WEIGHTS_FILE):
-                (Path(shown) / name).symlink_to((folder / name).absolute())
-            model: Any = AutoencoderOobleck.from_pretrained(
+            for file in (CONFIG_FILE, WEIGHTS_FILE):
+                (Path(shown) / file).symlink_to((folder / file).absolute())
+            model: Any = kind.from_pretrained(
                 shown, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
             )
     except Exception as error:  # diffusers raises many exception types for a damaged file
-        raise CodecError(f"oobleck in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
+        raise CodecError(f"codec in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
     return model.float().eval()
 
 
@@ -149,7 +158,7 @@ def _check_layout(folder: Path, config: Any) -> None:
         )
 
 
-def _digest(folder: Path) -> str:
+def compute_digest(folder: Path) -> str:
     """Return the sha256 over weights and settings, but for keys without effect, such as the diffusers version."""
     config = json.loads((folder / CONFIG_FILE).read_bytes())
     settings = {name: value for name, value in config.items() if not name.startswith("_") or name == DEFAULTS_KEY}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
 from presto_core.config.section import Section
 
 
@@ -15,3 +19,14 @@ class ModelSourceConfig(Section):
     """Branch, tag or commit of the repository; empty uses the newest."""
     licence: str = ""
     """Licence of the model, if its folder states none or you have another one; empty uses the folder's."""
+    seconds: float | None = Field(None, gt=0, le=3600)
+    """Length of a clip, for a teacher that makes clips of any length (Stable Audio 3); empty uses 10 s, the
+    default of its pipeline."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_length(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a length as before there was one, so that run ids stand."""
+        content: dict[str, Any] = serialize(self)
+        if content.get("seconds") is None:
+            content.pop("seconds", None)
+        return content

@@ -113,7 +113,7 @@ class Flow(Precondition):
 
     def __call__(self, sigma: Tensor) -> Coefficients:
         sigma = _to_float(sigma)
-        t, rest = sigma / (1 + sigma), 1 / (1 + sigma)
+        t, rest = _find_flow_time(sigma), 1 / (1 + sigma)
         # x_t = x / (1 + sigma);  x0 = x_t - t v
         c_out, c_in = -t[:, None, None], rest[:, None, None]
         return Coefficients(c_in, c_out, c_in, t * self.time_scale)
@@ -236,3 +236,11 @@ def to_precondition(value: Precondition | float) -> Precondition:
 def _to_float(sigma: Tensor) -> Tensor:
     """Coefficients are never computed below fp32."""
     return sigma.to(torch.promote_types(sigma.dtype, torch.float32))
+
+
+def _find_flow_time(sigma: Tensor) -> Tensor:
+    """Return t = sigma / (1 + sigma), rounded once: a network may have features of 10000 t periods (Stable Audio 3)."""
+    if sigma.dtype == torch.float64 or sigma.device.type == "mps":  # which has no fp64
+        return sigma / (1 + sigma)
+    wide = sigma.double()
+    return (wide / (1 + wide)).to(sigma.dtype)

@@ -37,6 +37,11 @@ class LcmGrid:
         """t_1, the time between two entries."""
         return math.atan(self.sigma_max) * 2 / math.pi / (self.size - 1)
 
+    @property
+    def sigma_range(self) -> list[float]:
+        """Lowest and highest noise level."""
+        return [self.sigma_at(1), round(self.sigma_max, 6)]
+
     def sigma_at(self, index: int) -> float:
         return math.tan(math.pi / 2 * self.time_step * index)
 

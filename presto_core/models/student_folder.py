@@ -14,10 +14,11 @@ from typing import Any
 
 from presto_core.artifacts.durable import delete_leftovers, make_folders, name_partial
 from presto_core.errors import UserError
-from presto_core.models.lcm_grid import SCHEDULER, STEPS, LcmGrid
+from presto_core.models.lcm_grid import STEPS, LcmGrid
 from presto_core.models.model_card import ModelCard
 from presto_core.models.teacher_folder import INDEX, PICKLES, read_teacher_folder
 from presto_core.models.teacher_import import TOLERANCE, compare_with_scheduler, scale_frequencies
+from presto_core.models.teacher_kinds import TEACHERS, Grid, TeacherKind
 from presto_core.networks.diffusers_network import DiffusersNetwork
 from presto_core.networks.families import build_transformer
 from presto_core.networks.network import Network
@@ -35,6 +36,7 @@ class StudentFolder:
 
     Attributes:
         sigmas: the noise levels that the stock sampler visits, by number of steps.
+        call: what the pipeline's call must be told besides prompt and steps.
         error: largest difference of x0 between the written transformer with its scheduler and this package's denoiser,
             relative to the largest value.
     """
@@ -42,6 +44,7 @@ class StudentFolder:
     path: Path
     budget: int
     sigmas: dict[int, list[float]]
+    call: str
     error: float
 
 
@@ -60,12 +63,13 @@ def choose_budget(card: ModelCard, budget: int | None) -> int:
     return trained[0] if budget is None else budget
 
 
-def check_can_write(card: ModelCard) -> None:
-    """Refuse a model that no stock pipeline knows; raises ExportError."""
+def check_can_write(card: ModelCard) -> TeacherKind:
+    """Return the family of a model; raises ExportError if no stock pipeline knows it."""
     name = card.network.get("transformer_class")
-    if name != "StableAudioDiTModel":
+    if name not in TEACHERS:
         what = name or "Presto's own transformer"
         raise ExportError(f"no pipeline of diffusers samples {what}; export with --format presto or torch-export")
+    return TEACHERS[name]
 
 
 def write_student_folder(
@@ -82,7 +86,7 @@ def write_student_folder(
         ExportError: no pipeline can sample the model, a component is missing, or the comparison fails.
         UserError: the budget is not between 1 and the depth.
     """
-    check_can_write(card)
+    kind = check_can_write(card)
     assert isinstance(network, DiffusersNetwork)
     assert network.conditioner is not None
     assert card.sigma_range is not None
@@ -90,7 +94,9 @@ def write_student_folder(
         raise ExportError(
             f"{teacher} lacks {', '.join(missing)}; name the teacher's folder with storage.codec_folder=…"
         )
-    plain, grid = network.keep_blocks(budget), LcmGrid(card.sigma_range[1])
+    plain = network.keep_blocks(budget)
+    grid = kind.make_grid(precondition=card.precondition or {}, sigma_max=card.sigma_range[1])
+    call = kind.list_call_arguments(plain.config.clip_seconds)
     partial = name_partial(target)
     make_folders(partial)
     delete_leftovers(target.parent, names=[target.name])
@@ -100,14 +106,14 @@ def write_student_folder(
             shutil.copytree(teacher / name, partial / name, ignore=pickles)
         _write_transformer(plain, grid, partial / "transformer")
         assert plain.conditioner is not None
-        plain.conditioner.projection.save_pretrained(str(partial / "projection_model"))  # type: ignore[operator]
+        plain.conditioner.projection.save_pretrained(str(partial / kind.projection))  # type: ignore[operator]
         _write_json(partial / "scheduler" / "scheduler_config.json", grid.to_settings())
-        _write_json(partial / INDEX, _make_index(teacher))
+        _write_json(partial / INDEX, _make_index(teacher, grid))
         for file in teacher.glob("LICEN[CS]E*"):
             shutil.copy(file, partial)
-        (partial / "README.md").write_text(_make_readme(licence, model_id, target.name))
+        (partial / "README.md").write_text(_make_readme(licence, model_id, target.name, call))
         written = read_teacher_folder(partial, licence=licence or "unknown")
-        error = max(compare_with_scheduler(written, plain, grid).values())
+        error = max(compare_with_scheduler(written, plain).values())
         if not error <= TOLERANCE:
             raise ExportError(
                 f"comparison failed: x0 of the written transformer and of this package differ by {error:.1e} of the "
@@ -116,30 +122,31 @@ def write_student_folder(
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return StudentFolder(target, budget, {steps: grid.list_sigmas(steps) for steps in STEPS}, error)
+    return StudentFolder(target, budget, {steps: grid.list_sigmas(steps) for steps in STEPS}, call, error)
 
 
-def _write_transformer(plain: DiffusersNetwork, grid: LcmGrid, folder: Path) -> None:
+def _write_transformer(plain: DiffusersNetwork, grid: Grid, folder: Path) -> None:
     transformer: Any = build_transformer(plain.config.transformer_class, plain.config.transformer)
     transformer.load_state_dict(plain.transformer.state_dict())
-    scale_frequencies(transformer, grid.time_step)  # the scheduler calls it with integers
+    if isinstance(grid, LcmGrid):
+        scale_frequencies(transformer, grid.time_step)  # the scheduler calls it with integers
     transformer.save_pretrained(str(folder))
 
 
-def _make_index(teacher: Path) -> dict[str, Any]:
+def _make_index(teacher: Path, grid: Grid) -> dict[str, Any]:
     """Return the teacher's model_index.json with the scheduler of a student."""
     index = json.loads((teacher / INDEX).read_text())
-    index["scheduler"] = ["diffusers", SCHEDULER]
+    index["scheduler"] = ["diffusers", grid.to_settings()["_class_name"]]
     return dict(index)
 
 
-def _make_readme(licence: str, model_id: str, name: str) -> str:
+def _make_readme(licence: str, model_id: str, name: str, call: str) -> str:
     front = f"---\nlicense: {json.dumps(licence)}\n---\n" if licence else ""
     return front + (
         f"# {name}\n\nA few-step model, distilled with Presto (artifact {model_id}). Sample it without guidance:\n\n"
         "```python\nfrom diffusers import DiffusionPipeline\n\n"
         f'pipe = DiffusionPipeline.from_pretrained("{name}")\n'
-        'audio = pipe("PROMPT", num_inference_steps=4, guidance_scale=1.0).audios[0]\n```\n'
+        f'audio = pipe("PROMPT", num_inference_steps=4, {call}).audios[0]\n```\n'
     )
 
 

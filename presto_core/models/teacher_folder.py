@@ -12,50 +12,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from presto_core.errors import UserError
-from presto_core.models.lcm_grid import SCHEDULER, LcmGrid
+from presto_core.models.teacher_kinds import TEACHERS, Component, Grid, TeacherKind
 from presto_core.networks.families import FAMILIES
-from presto_core.text.diffusers_encoder import ENCODERS, TOKENIZERS, read_length
+from presto_core.text.diffusers_encoder import read_length
 
 INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
-Pair = tuple[str, str]
 
 
 class TeacherError(UserError):
     """A folder holds no teacher that can be imported; the message names the component and the fix."""
-
-
-@dataclass(frozen=True)
-class Component:
-    """A component: the classes it may be of, and whether it has weights."""
-
-    pairs: tuple[Pair, ...]
-    weights: bool = True
-    settings: str = "config.json"
-
-
-# components by the class of the transformer; a row is a family whose conditions this package can make
-TEACHERS: dict[str, dict[str, Component]] = {
-    "StableAudioDiTModel": {
-        "transformer": Component((("diffusers", "StableAudioDiTModel"),)),
-        "projection_model": Component((("stable_audio", "StableAudioProjectionModel"),)),
-        "vae": Component((("diffusers", "AutoencoderOobleck"),)),
-        "text_encoder": Component(tuple(("transformers", name) for name in ENCODERS)),
-        "tokenizer": Component(
-            tuple(("transformers", name) for name in TOKENIZERS), weights=False, settings="tokenizer_config.json"
-        ),
-        "scheduler": Component(
-            (("diffusers", "CosineDPMSolverMultistepScheduler"), ("diffusers", SCHEDULER)),
-            weights=False,
-            settings="scheduler_config.json",
-        ),
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -89,25 +59,44 @@ class TeacherFolder:
 
     Attributes:
         licence: from the settings, README.md or a licence file; empty if none says.
+        seconds: length of a clip, for a family that makes clips of any length; None takes its default.
     """
 
     path: Path
     components: dict[str, ComponentFiles]
     licence: str
+    seconds: float | None = None
+
+    @property
+    def kind(self) -> TeacherKind:
+        return TEACHERS[self.transformer.kind]
+
+    @property
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """Settings by component."""
+        return {name: component.settings for name, component in self.components.items()}
 
     @property
     def transformer(self) -> ComponentFiles:
         return self.components["transformer"]
 
     @property
+    def projection(self) -> ComponentFiles:
+        return self.components[self.kind.projection]
+
+    @property
     def frames(self) -> int:
         """Latent frames of every clip."""
-        return int(self.transformer.settings["sample_size"])
+        return self.kind.count_frames(self.parts, self.seconds)
+
+    @property
+    def audio_channels(self) -> int:
+        return self.kind.read_audio(self.parts).channels
 
     @property
     def clip_seconds(self) -> float:
-        settings = self.components["vae"].settings
-        return self.frames * prod(settings["downsampling_ratios"]) / float(settings["sampling_rate"])
+        rate_hz, hop, _ = self.kind.read_audio(self.parts)
+        return self.frames * hop / float(rate_hz)
 
     @property
     def channels(self) -> int:
@@ -120,17 +109,21 @@ class TeacherFolder:
         return length
 
     @property
-    def grid(self) -> LcmGrid | None:
+    def grid(self) -> Grid | None:
         """The noise levels of a few-step model, such as `presto export` writes; None for a teacher."""
         scheduler = self.components["scheduler"]
-        return LcmGrid.from_settings(scheduler.settings) if scheduler.kind == SCHEDULER else None
+        return self.kind.read_grid(scheduler.kind, scheduler.settings)
 
     @property
     def sigma_range(self) -> list[float]:
-        settings = self.components["scheduler"].settings
         if grid := self.grid:
-            return [grid.sigma_at(1), round(grid.sigma_max, 6)]
-        return [float(settings["sigma_min"]), float(settings["sigma_max"])]
+            return grid.sigma_range
+        return self.kind.read_range(self.components["scheduler"].settings)
+
+    @property
+    def precondition(self) -> dict[str, Any]:
+        """Parameterisation, as a model card keeps it."""
+        return self.kind.read_precondition(self.components["scheduler"].settings)
 
     @property
     def digest(self) -> str:
@@ -151,12 +144,15 @@ class TeacherFolder:
         ]
 
 
-def read_teacher_folder(path: Path, *, licence: str = "", with_weights: bool = True) -> TeacherFolder:
+def read_teacher_folder(
+    path: Path, *, licence: str = "", with_weights: bool = True, seconds: float | None = None
+) -> TeacherFolder:
     """Read and check a folder; nothing but JSON and file sizes is read.
 
     Args:
         licence: what you know its licence to be, if the folder does not say.
         with_weights: False checks the settings alone, before the weights are fetched.
+        seconds: length of a clip, for a family that makes clips of any length; None takes its default.
 
     Raises:
         TeacherError: there is no such folder, a component is missing, of an unknown class, pickled, or does not fit the
@@ -170,9 +166,10 @@ def read_teacher_folder(path: Path, *, licence: str = "", with_weights: bool = T
         name: _read_component(path, name, index[name], component, with_weights=with_weights)
         for name, component in kinds.items()
     }
-    folder = TeacherFolder(path, components, licence or find_licence(path))
+    _check_installed(components)
+    folder = TeacherFolder(path, components, licence or find_licence(path), seconds)
     _check_sizes(folder)
-    check_scheduler(components["scheduler"])
+    _check_scheduler(folder)
     check_licence(folder.licence, path)
     return folder
 
@@ -197,11 +194,12 @@ def _find_components(path: Path, index: Mapping[str, Any]) -> dict[str, Componen
         known = "its conditions cannot be made yet" if kind in FAMILIES else "no such class is known"
         raise TeacherError(f"transformer of {path} is {pair}: {known}; a teacher can be one of {', '.join(TEACHERS)}")
     present = {name for name, value in index.items() if not name.startswith("_") and value not in (None, [None, None])}
-    if missing := [name for name in TEACHERS[kind] if name not in present or not (path / name).is_dir()]:
+    components = TEACHERS[kind].components
+    if missing := [name for name in components if name not in present or not (path / name).is_dir()]:
         raise TeacherError(f"teacher {path} lacks {', '.join(missing)}; download all of it again")
-    if unknown := sorted(present - set(TEACHERS[kind])):
+    if unknown := sorted(present - set(components)):
         raise TeacherError(f"teacher {path} has {unknown[0]} {index[unknown[0]]}, which no {kind} teacher has")
-    return TEACHERS[kind]
+    return components
 
 
 def _read_component(path: Path, name: str, pair: Any, component: Component, *, with_weights: bool) -> ComponentFiles:
@@ -214,6 +212,19 @@ def _read_component(path: Path, name: str, pair: Any, component: Component, *, w
         raise TeacherError(f"{name} of {path} is {pair[1]} in {INDEX} and {named} in its own {component.settings}")
     weights = _find_weights(path / name) if component.weights and with_weights else ()
     return ComponentFiles(name, pair[0], pair[1], settings, weights)
+
+
+def _check_installed(components: Mapping[str, ComponentFiles]) -> None:
+    """Refuse classes that the installed diffusers does not have, as one of an older version; raises TeacherError."""
+    try:
+        import diffusers
+    except ImportError:
+        raise TeacherError("an imported teacher needs diffusers; run pip install 'presto-distill[oobleck]'") from None
+    for part in components.values():
+        if part.library == "diffusers" and getattr(diffusers, part.kind, None) is None:
+            raise TeacherError(
+                f"{part.name} is a {part.kind}, which diffusers {diffusers.__version__} lacks; install a newer one"
+            )
 
 
 def _find_weights(folder: Path) -> tuple[Path, ...]:
@@ -254,56 +265,47 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check_sizes(folder: TeacherFolder) -> None:
     """Refuse components that do not fit together, by their settings; raises TeacherError."""
-    parts = {name: component.settings for name, component in folder.components.items()}
-    transformer, vae, projection = parts["transformer"], parts["vae"], parts["projection_model"]
-    text = parts["text_encoder"]
+    kind, parts = folder.kind, folder.parts
+    if folder.seconds is not None and kind.default_seconds is None:
+        raise TeacherError(
+            f"model.seconds={folder.seconds:g} does not fit {folder.path}, whose clips all have one length; remove it"
+        )
     try:
-        width = projection["conditioning_dim"]
-        pairs = (
-            ("latent channels", "vae", vae["decoder_input_channels"], "transformer", transformer["in_channels"]),
-            ("output channels", "transformer", transformer["out_channels"], "its input", transformer["in_channels"]),
-            ("text width", "text_encoder", text["d_model"], "projection_model", projection["text_encoder_dim"]),
-            ("conditioning width", "projection_model", width, "transformer", transformer["cross_attention_input_dim"]),
-            ("global width", "projection_model", 2 * width, "transformer", transformer["global_states_input_dim"]),
-        )  # fmt: skip
-        rate_hz, hop, seconds = vae["sampling_rate"], prod(vae["downsampling_ratios"]), folder.clip_seconds
+        sizes = kind.list_sizes(parts)
+        rate_hz, hop, _ = kind.read_audio(parts)
+        seconds, longest = folder.clip_seconds, kind.read_longest(parts)
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise TeacherError(f"settings in {folder.path} lack {error}; download the teacher again") from None
-    for what, one, size, other, expected in pairs:
-        if size != expected:
+    for size in sizes:
+        if size.value != size.expected:
             raise TeacherError(
-                f"{folder.path} does not fit together: {what} {size} of {one} and {expected} of {other}; "
-                "use components that were trained together"
+                f"{folder.path} does not fit together: {size.name} {size.value} of {size.component} and "
+                f"{size.expected} of {size.other}; use components that were trained together"
             )
     if not 8000 <= rate_hz <= 192_000:
         raise TeacherError(f"vae of {folder.path} has sampling_rate={rate_hz}; music has 8000 to 192000 Hz")
-    if seconds > projection["max_value"]:
+    if seconds > longest:
+        cause = (
+            f"model.seconds={folder.seconds:g} is too long" if folder.seconds else "its vae is of another sample rate"
+        )
         raise TeacherError(
             f"clips of {folder.path} have {seconds:.1f} s ({folder.frames} frames of {hop} samples at {rate_hz} Hz), "
-            f"and its projection_model knows at most {projection['max_value']} s; its vae is of another sample rate"
+            f"and its {kind.projection} knows at most {longest:g} s; {cause}"
         )
     if read_length(folder.path) is None:
         raise TeacherError(f"tokenizer of {folder.path} has no model_max_length; set it in tokenizer_config.json")
 
 
-def check_scheduler(scheduler: ComponentFiles) -> None:
+def _check_scheduler(folder: TeacherFolder) -> None:
     """Refuse a parameterisation that the class would not be trained with; raises TeacherError."""
-    settings = scheduler.settings
-    if scheduler.kind == SCHEDULER:
-        try:
-            LcmGrid.from_settings(settings)
-        except (ValueError, TypeError) as error:
-            raise TeacherError(f"scheduler is an {SCHEDULER} with {error}; it is not one of presto export") from None
-        return
-    for name, expected in (("prediction_type", "v_prediction"), ("sigma_data", 1.0)):
-        if settings.get(name, expected) != expected:
-            raise TeacherError(f"scheduler has {name}={settings[name]}; this family has {name}={expected}")
-    low, high = (settings.get(name, default) for name, default in (("sigma_min", 0.3), ("sigma_max", 500)))
-    if not (isinstance(low, int | float) and isinstance(high, int | float) and 0 < low < high <= 1e4):
+    scheduler = folder.components["scheduler"]
+    try:
+        folder.kind.check_scheduler(scheduler.kind, scheduler.settings)
+    except (ValueError, TypeError) as error:
         raise TeacherError(
-            f"scheduler has sigma_min={low} and sigma_max={high}; set 0 < sigma_min < sigma_max <= 10000"
-        )
-    settings.update(sigma_min=low, sigma_max=high)
+            f"scheduler of {folder.path}, a {scheduler.kind}, has {error}; it is neither a teacher's of this class nor "
+            "one of presto export"
+        ) from None
 
 
 def find_licence(path: Path) -> str:

@@ -20,6 +20,7 @@ from presto_core.config.diffusers_network import DiffusersNetworkConfig
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.preconditions import read_precondition
+from presto_core.models.flow_grid import SCHEDULER as FLOW_SCHEDULER
 from presto_core.models.lcm_grid import LcmGrid
 from presto_core.models.teacher_folder import ComponentFiles, TeacherError, TeacherFolder
 from presto_core.networks.diffusers_network import DiffusersNetwork
@@ -42,7 +43,18 @@ class SelfTest:
 
 def make_precondition(folder: TeacherFolder) -> dict[str, Any]:
     """Return the parameterisation of the folder's family, as a model card keeps it."""
-    return {"kind": FAMILIES[folder.transformer.kind].precondition}
+    return folder.precondition
+
+
+def make_network_config(folder: TeacherFolder) -> DiffusersNetworkConfig:
+    """Return the settings of the folder's network, without the names of weights that do not train."""
+    return DiffusersNetworkConfig(
+        transformer_class=folder.transformer.kind,
+        transformer=_keep_settings(folder.transformer),
+        conditioner=_keep_settings(folder.projection),
+        text_tokens=folder.text_tokens,
+        clip_seconds=folder.clip_seconds,
+    )
 
 
 def load_network(folder: TeacherFolder) -> DiffusersNetwork:
@@ -51,19 +63,13 @@ def load_network(folder: TeacherFolder) -> DiffusersNetwork:
     Raises:
         TeacherError: weights are damaged or do not fit the settings.
     """
-    config = DiffusersNetworkConfig(
-        transformer_class=folder.transformer.kind,
-        transformer=_keep_settings(folder.transformer),
-        conditioner=_keep_settings(folder.components["projection_model"]),
-        text_tokens=folder.text_tokens,
-        clip_seconds=folder.clip_seconds,
-    )
+    config = make_network_config(folder)
     network = DiffusersNetwork(config)
     assert network.conditioner is not None
     _load_weights(network.transformer, folder.transformer)
-    _load_weights(network.conditioner.projection, folder.components["projection_model"])
-    if folder.grid:
-        scale_frequencies(network.transformer, 1 / folder.grid.time_step)
+    _load_weights(network.conditioner.projection, folder.projection)
+    if isinstance(grid := folder.grid, LcmGrid):
+        scale_frequencies(network.transformer, 1 / grid.time_step)
     frozen = find_frozen_weights(network)
     network.config = config.model_copy(update={"frozen": frozen})
     return network.set_trainable()
@@ -124,7 +130,8 @@ def make_test_inputs(network: DiffusersNetwork) -> TestInputs:
     """Draw inputs of one clip, short to be quick: the transformer takes any length."""
     config, rng = network.config, torch.Generator().manual_seed(0)
     channels = int(config.transformer[FAMILIES[config.transformer_class].channels])
-    width = int(config.conditioner["text_encoder_dim"])
+    assert network.conditioner is not None
+    width = network.conditioner.text_dim
     mask = torch.arange(config.text_tokens)[None] < max(1, config.text_tokens // 2)
     cond = Conditioning(
         pooled=torch.zeros(1, width),
@@ -145,8 +152,11 @@ def run_self_test(folder: TeacherFolder, network: DiffusersNetwork) -> SelfTest:
     Raises:
         TeacherError: they differ by more than rounding.
     """
+    kind = folder.components["scheduler"].kind
+    if kind == FLOW_SCHEDULER:
+        return _report(_compare_with_flow(folder, network, network.transformer), kind)
     if folder.grid:
-        return _report(compare_with_scheduler(folder, network, folder.grid), "LCMScheduler")
+        return _report(compare_with_scheduler(folder, network), kind)
     scheduler = load_scheduler(folder.components["scheduler"])
     denoise = EDMDenoiser(network, read_precondition(make_precondition(folder)))
     inputs, (low, high) = make_test_inputs(network), folder.sigma_range
@@ -159,7 +169,7 @@ def run_self_test(folder: TeacherFolder, network: DiffusersNetwork) -> SelfTest:
         raw = network.family.call(network.transformer, scaled, time.reshape(1), arguments)
         theirs = scheduler.precondition_outputs(x, raw, sigma)
         errors[f"{float(sigma):.4g}"] = float((ours - theirs).abs().max() / theirs.abs().max())
-    return _report(errors, folder.components["scheduler"].kind)
+    return _report(errors, kind)
 
 
 def _report(errors: dict[str, float], scheduler: str) -> SelfTest:
@@ -180,12 +190,20 @@ def scale_frequencies(transformer: nn.Module, factor: float) -> None:
 
 
 @torch.no_grad()
-def compare_with_scheduler(folder: TeacherFolder, network: DiffusersNetwork, grid: LcmGrid) -> dict[str, float]:
+def compare_with_scheduler(folder: TeacherFolder, network: DiffusersNetwork) -> dict[str, float]:
     """Return how far x0 of a few-step folder's own transformer and scheduler is from our denoiser, by noise level."""
+    transformer, grid = build_transformer(folder.transformer.kind, folder.transformer.settings), folder.grid
+    _load_weights(transformer, folder.transformer)
+    if isinstance(grid, LcmGrid):
+        return _compare_with_lcm(folder, network, transformer, grid)
+    return _compare_with_flow(folder, network, transformer)
+
+
+def _compare_with_lcm(
+    folder: TeacherFolder, network: DiffusersNetwork, transformer: nn.Module, grid: LcmGrid
+) -> dict[str, float]:
     from diffusers import LCMScheduler
 
-    transformer = build_transformer(folder.transformer.kind, folder.transformer.settings)
-    _load_weights(transformer, folder.transformer)
     scheduler = LCMScheduler.from_config(folder.components["scheduler"].settings)
     scheduler.set_timesteps(LEVELS)
     inputs, denoise = make_test_inputs(network), EDMDenoiser(network, read_precondition(make_precondition(folder)))
@@ -197,6 +215,25 @@ def compare_with_scheduler(folder: TeacherFolder, network: DiffusersNetwork, gri
         theirs = scheduler.step(raw, index, inputs.x).denoised
         ours = denoise(inputs.x * (1 + sigma**2).sqrt(), sigma, inputs.cond)
         errors[f"{float(sigma):.4g}"] = float((ours - theirs).abs().max() / theirs.abs().max())
+    return errors
+
+
+def _compare_with_flow(folder: TeacherFolder, network: DiffusersNetwork, transformer: nn.Module) -> dict[str, float]:
+    """Compare x0 with that of one step of the flow scheduler from each level to t = 0."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(folder.components["scheduler"].settings)
+    inputs, denoise = make_test_inputs(network), EDMDenoiser(network, read_precondition(make_precondition(folder)))
+    assert network.conditioner is not None
+    arguments, errors, (low, high) = network.conditioner(inputs.cond, inputs.x), {}, folder.sigma_range
+    for level in (torch.logspace(0, 1, LEVELS, base=high / low) * low).tolist():
+        scheduler.set_timesteps(sigmas=[level / (1 + level)])
+        t = float(scheduler.sigmas[0])  # which `shift` moves
+        sigma = t / (1 - t)
+        raw = network.family.call(transformer, inputs.x, scheduler.timesteps, arguments)
+        theirs = scheduler.step(raw, scheduler.timesteps[0], inputs.x).prev_sample
+        ours = denoise(inputs.x * (1 + sigma), torch.tensor([sigma]), inputs.cond)
+        errors[f"{level:.4g}"] = float((ours - theirs).abs().max() / theirs.abs().max())
     return errors
 
 

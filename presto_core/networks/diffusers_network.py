@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,14 @@ from presto_core.networks.layer_budget import (
     select_blocks,
 )
 from presto_core.networks.network import Network
+from presto_core.networks.stable_audio_3_conditioner import StableAudio3Conditioner
 from presto_core.networks.stable_audio_conditioner import StableAudioConditioner
+
+Conditioner = StableAudioConditioner | StableAudio3Conditioner
+CONDITIONERS: dict[str, Callable[[DiffusersNetworkConfig], Conditioner]] = {
+    "StableAudioDiTModel": StableAudioConditioner,
+    "StableAudio3DiTModel": StableAudio3Conditioner,
+}
 
 
 class DiffusersNetwork(Network):
@@ -49,7 +56,7 @@ class DiffusersNetwork(Network):
         setattr(self.transformer, family.blocks, blocks)
         self.depth, self.width = len(blocks), family.width_of(config.transformer)
         self.run_empty_blocks, self.checkpointing = False, False
-        self.conditioner = StableAudioConditioner(config) if config.conditioner else None
+        self.conditioner = CONDITIONERS[config.transformer_class](config) if config.conditioner else None
         self.budget_table = nn.Parameter(torch.zeros(self.depth, self.width)) if budget_conditioned else None
         self._budget_emb: Tensor | None = None
         self.transformer.get_submodule(family.noise).register_forward_hook(self._add_budget)

@@ -57,7 +57,8 @@ class Family:
 
 
 @lru_cache(maxsize=8)
-def _rotary(dim: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_tables(dim: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of Stable Audio's rotary embedding, which its pipeline makes."""
     from diffusers.models.embeddings import get_1d_rotary_pos_embed
 
     tables = get_1d_rotary_pos_embed(dim, length, use_real=True, repeat_interleave_real=False)
@@ -68,7 +69,7 @@ def _rotary(dim: int, length: int, device: torch.device) -> tuple[Tensor, Tensor
 def _call_stable_audio(model: Any, x: Tensor, time: Tensor, cond: Arguments) -> Tensor:
     # as in StableAudioPipeline, which makes the rotary table: one position more, for the prepended global token
     length = x.shape[2] + cond["global_hidden_states"].shape[1]
-    rotary = _rotary(model.config.attention_head_dim // 2, length, x.device)
+    rotary = rotary_tables(model.config.attention_head_dim // 2, length, x.device)
     output: Tensor = model(x, time, rotary_embedding=rotary, return_dict=False, **cond)[0]
     return output
 

@@ -34,7 +34,8 @@ class StableAudioConditioner(nn.Module):
             text, visible = x.new_zeros(batch, self.text_tokens, self.text_dim), x.new_zeros(batch, self.text_tokens)
             keep = x.new_zeros(batch)
         else:
-            text, visible, keep = self._pad(cond.tokens), self._pad(cond.mask.to(x.dtype)[..., None])[..., 0], cond.keep
+            text, keep = pad_tokens(cond.tokens, self.text_tokens), cond.keep
+            visible = pad_tokens(cond.mask.to(x.dtype)[..., None], self.text_tokens)[..., 0]
             timing = timing if cond.timing is None else cond.timing.to(x.dtype)
         out = self.projection(text, timing[:, 0], timing[:, 1])
         start, end = out.seconds_start_hidden_states, out.seconds_end_hidden_states
@@ -42,9 +43,10 @@ class StableAudioConditioner(nn.Module):
         kept = keep.to(tokens.dtype)[:, None, None]
         return {"encoder_hidden_states": tokens * kept, "global_hidden_states": torch.cat([start, end], dim=2)}
 
-    def _pad(self, values: Tensor) -> Tensor:
-        """Pad [B, S, ...] with zeros to the teacher's number of tokens."""
-        missing = self.text_tokens - values.shape[1]
-        if missing < 0:
-            raise ValueError(f"{values.shape[1]} text tokens are more than the teacher's {self.text_tokens}")
-        return torch.cat([values, values.new_zeros(values.shape[0], missing, values.shape[2])], dim=1)
+
+def pad_tokens(values: Tensor, length: int) -> Tensor:
+    """Pad [B, S, ...] with zeros to the teacher's number of tokens; raises ValueError if S is more."""
+    missing = length - values.shape[1]
+    if missing < 0:
+        raise ValueError(f"{values.shape[1]} text tokens are more than the teacher's {length}")
+    return torch.cat([values, values.new_zeros(values.shape[0], missing, values.shape[2])], dim=1)

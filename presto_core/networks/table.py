@@ -62,14 +62,23 @@ def _count_diffusers_blocks(config: DiffusersNetworkConfig) -> int:
     return int(config.transformer[find_family(config.transformer_class).depth])
 
 
-def _report_no_flops(config: DiffusersNetworkConfig, shape: LatentShape) -> float:
-    return 0.0  # not known: utilization is then not reported
+def _count_diffusers_block(config: DiffusersNetworkConfig, shape: LatentShape) -> float:
+    from presto_core.networks.meta_costs import count_costs
+
+    # 0 is not known: the conditions of such a network are its own arguments, and no teacher is imported so
+    return count_costs(config, shape.frames).block_flops if config.conditioner else 0.0
+
+
+def _count_diffusers_rest(config: DiffusersNetworkConfig, shape: LatentShape) -> float:
+    from presto_core.networks.meta_costs import count_costs
+
+    return count_costs(config, shape.frames).outer_flops if config.conditioner else 0.0
 
 
 NETWORKS: dict[str, NetworkKind] = {
     "dit": NetworkKind(NetworkConfig, _build_dit, lambda c: c.depth, flops.block_flops, flops.outer_flops),
     "diffusers": NetworkKind(
-        DiffusersNetworkConfig, _build_diffusers, _count_diffusers_blocks, _report_no_flops, _report_no_flops
+        DiffusersNetworkConfig, _build_diffusers, _count_diffusers_blocks, _count_diffusers_block, _count_diffusers_rest
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ import torch
 from presto_core.text.transformer_encoder import TextError, TransformerEncoder, file_digest
 
 INDEX = "model_index.json"
-ENCODERS = ("T5EncoderModel",)
-TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast")
+ENCODERS = ("T5EncoderModel", "T5GemmaEncoderModel")
+TOKENIZERS = (
+    "T5Tokenizer", "T5TokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast", "PreTrainedTokenizerFast",
+    "TokenizersBackend",  # as transformers 5 calls the one before
+)  # fmt: skip
+LONGEST = {"T5GemmaEncoderModel": 256}  # tokens that the pipeline pads to if the tokenizer names more
 
 
 class DiffusersEncoder(TransformerEncoder):
@@ -44,14 +49,25 @@ class DiffusersEncoder(TransformerEncoder):
             raise TextError(f"text encoder in {folder} lacks weights: {', '.join(missing[:3])}; download it again")
         self._model: Any = model.float().eval().to(device)
         self.name, self.max_tokens, self.device = folder.name, max_tokens, torch.device(device)
-        self.dim = int(self._model.config.hidden_size)
+        self.dim = read_width(self._model.config.to_dict())
         self.digest = self.former_digest = compute_digest(folder, max_tokens)
 
 
 def read_length(folder: Path) -> int | None:
-    """Return the number of tokens that the tokenizer pads to; None if its settings name no useful one."""
+    """Return the number of tokens that the pipeline pads to; None if the tokenizer's settings name no useful one."""
     length = read_settings(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length")
+    pair = read_settings(folder / INDEX).get("text_encoder")
+    longest = LONGEST.get(str(pair[1])) if isinstance(pair, list) and len(pair) == 2 else None
+    if longest is not None:
+        return min(int(length), longest) if isinstance(length, int | float) and length > 0 else longest
     return int(length) if isinstance(length, int | float) and 0 < length < 1e6 else None
+
+
+def read_width(settings: Mapping[str, Any]) -> int:
+    """Return the features of the states that an encoder with these settings makes; raises KeyError."""
+    if isinstance(encoder := settings.get("encoder"), Mapping):  # T5Gemma has settings of two stacks
+        return int(encoder["hidden_size"])
+    return int(settings["d_model"])
 
 
 def check_length(folder: Path, max_tokens: int) -> None:

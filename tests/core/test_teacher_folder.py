@@ -152,7 +152,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "UNet2DModel",
     ),
     "family without conditions yet": (
-        edit("model_index.json", transformer=["diffusers", "StableAudio3DiTModel"]),
+        edit("model_index.json", transformer=["diffusers", "AceStepTransformer1DModel"]),
         "conditions cannot be made yet",
     ),
     "class of another library": (
@@ -201,6 +201,11 @@ def test_what_cannot_be_a_teacher_is_refused_by_name(damage: str, changed: Path,
         read_teacher_folder(changed)
     assert named in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_length_is_refused_where_all_clips_have_one(teacher: Path):
+    with pytest.raises(TeacherError, match=r"model\.seconds=3"):
+        read_teacher_folder(teacher, seconds=3)
 
 
 def test_settings_are_checked_before_weights_are_there(changed: Path):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ import torch
 import typer
 
 from infra.cli.main import app
+from pipelines.inference.generator import Generator, open_generator
 from pipelines.inference.model import open_model, sample_generator
 from pipelines.inference.prompts import make_conditions, parse_prompt
 from presto_core.models.model_card import ModelCard
 from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.state import make_step_rng
-from tests.support.tiny_teachers import FRAMES, TOKENS, write_stable_audio
+from tests.support.tiny_teachers import FRAMES, TOKENS, write_stable_audio, write_stable_audio_3
 
 RATE_HZ, HOP, TRACKS, PROMPT = 8000, 1024, 12, "slow jazz piano"
 SETTINGS = {
@@ -30,7 +32,7 @@ SETTINGS = {
     ),
     "distill-layers": ("layers.steps=2", "layers.global_batch_size=4", "cluster.num_workers=0"),
     "distill-steps": (
-        "--from", "candidate-l", "steps.p_gen.sigma_min=0.3", "steps.p_gen.sigma_max=500", "steps.guidance_scale=7",
+        "--from", "candidate-l", "steps.guidance_scale=7",
         "steps.generator_updates=1", "steps.fake_updates_per_generator_update=1", "steps.global_batch_size=4",
         "steps.gan.head_layers=1", "steps.gan.head_channels=8", "steps.lora.rank=2", "cluster.num_workers=0",
     ),
@@ -40,6 +42,33 @@ SETTINGS = {
         "evaluate.student_steps=[1]", "evaluate.save_audio=1", "cluster.data_workers=1",
     ),
 }  # fmt: skip
+SECONDS = FRAMES * HOP / RATE_HZ
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs from family to family: the folder, and what the commands and the stock pipeline's call are told."""
+
+    write: Callable[[Path], Path]
+    source: tuple[str, ...]
+    noise: tuple[str, ...]
+    call: dict[str, float]
+
+
+FAMILIES = {
+    "stable-audio-open": Family(
+        lambda folder: write_stable_audio(folder, strides=(4, 8, 8, 4)),
+        (),
+        ("steps.p_gen.sigma_min=0.3", "steps.p_gen.sigma_max=500"),
+        {"audio_end_in_s": SECONDS, "guidance_scale": 1.0},
+    ),
+    "stable-audio-3": Family(
+        lambda folder: write_stable_audio_3(folder, patch=64, stride=16),
+        (f"model.seconds={SECONDS}",),
+        ('steps.p_gen={"kind": "levels", "sigmas": [1e8, 63.43, 8.166, 1.051]}',),
+        {"duration": SECONDS},
+    ),
+}
 OWN = ("storage.codec_folder=teacher", "storage.text_folder=teacher")
 
 
@@ -52,10 +81,16 @@ def run(*args: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_from_a_diffusers_folder_to_a_stock_pipeline(
-    mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    mlflow_database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
-    write_stable_audio(tmp_path / "teacher", strides=(4, 8, 8, 4))
+    family = FAMILIES[name]
+    family.write(tmp_path / "teacher")
     shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
@@ -64,34 +99,51 @@ def test_from_a_diffusers_folder_to_a_stock_pipeline(
         audio = np.random.default_rng(track).normal(scale=0.1, size=(RATE_HZ * 9, 2))
         soundfile.write(f"music/{track}.wav", audio, RATE_HZ)
         Path(f"music/{track}.txt").write_text("slow piano")
-    run("teacher", "import", "./teacher")
+    run("teacher", "import", "./teacher", *family.source)
     for stage, settings in SETTINGS.items():
-        run(stage, *settings, *OWN)
+        run(stage, *settings, *(family.noise if stage == "distill-steps" else ()), *OWN)
     run("export", "candidate-ls", "student", "--format", "diffusers", "--budget", "3", *OWN)
     run("export", "candidate-ls", "fixed", "--budget", "3")
-    run("teacher", "import", "./student")
+    run("teacher", "import", "./student", *family.source)
     artifact = capsys.readouterr().err.rpartition("--model ")[2].split()[0]
     run("generate", PROMPT, "--model", artifact, "storage.codec_folder=student", "storage.text_folder=student")
     assert list(Path(".presto/out").glob("*.wav"))
-    theirs = sample_stock(tmp_path / "student")
-    student = tmp_path / "store" / "artifacts" / artifact
-    for folder in (student, tmp_path / "fixed"):
-        ours = sample_ours(folder, OwnFolders(codec="teacher", text="teacher"), open_model(str(student)).card)
-        torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-6 * float(ours.abs().max()))
+    student, own = tmp_path / "store" / "artifacts" / artifact, OwnFolders(codec="teacher", text="teacher")
+    card = open_model(str(student)).card
+    for steps in (1, 2, 4, 8):
+        theirs = sample_stock(tmp_path / "student", steps, family.call)
+        for folder in (student, tmp_path / "fixed"):
+            ours = sample_ours(folder, own, card, steps)
+            torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-6 * float(ours.abs().max()))
+    check_edits(open_generator(str(student), folders=own))
 
 
-def sample_stock(folder: Path) -> torch.Tensor:
+def check_edits(generator: Generator) -> None:
+    """A shorter clip is cut; a region keeps what is around it, and a continuation what is before it."""
+    (clip,) = generator.generate(PROMPT, seed=1, steps=2)
+    (shorter,) = generator.generate(PROMPT, seed=1, steps=2, seconds=SECONDS / 4)
+    assert (clip.audio.shape[1], shorter.audio.shape[1]) == (FRAMES * HOP, FRAMES * HOP // 4)
+    third = clip.seconds / 3
+    edited = generator.edit(clip, "jazz", regions=[(third, 2 * third)], steps=2, seed=1)
+    longer = generator.extend(clip, "jazz", seconds=1, steps=2, seed=1)
+    for made in (edited, longer):
+        assert made.kept
+        for part in made.list_kept_slices():
+            assert np.array_equal(made.audio[:, part], clip.audio[:, part])
+    assert not np.array_equal(edited.audio, clip.audio)
+
+
+def sample_stock(folder: Path, steps: int, call: dict[str, float]) -> torch.Tensor:
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained(str(folder))
     pipe.set_progress_bar_config(disable=True)
     rng = make_step_rng(3, total_step=0)
-    options: dict[str, Any] = {"generator": rng, "output_type": "latent", "audio_end_in_s": FRAMES * HOP / RATE_HZ}
-    return pipe(PROMPT, num_inference_steps=4, guidance_scale=1.0, **options).audios
+    return pipe(PROMPT, num_inference_steps=steps, generator=rng, output_type="latent", **call).audios
 
 
-def sample_ours(folder: Path, own: OwnFolders, student: ModelCard) -> torch.Tensor:
+def sample_ours(folder: Path, own: OwnFolders, student: ModelCard, steps: int) -> torch.Tensor:
     """Sample at the levels that the imported student's card has."""
     model, rng = open_model(str(folder), folders=own), make_step_rng(3, total_step=0)
     noise, cond = model.draw_noise(1, generator=rng), make_conditions(model, [PROMPT], [parse_prompt(PROMPT)])
-    return sample_generator(model, noise, cond, steps=4, schedule=student.schedule_at(4), generator=rng)
+    return sample_generator(model, noise, cond, steps=steps, schedule=student.schedule_at(steps), generator=rng)

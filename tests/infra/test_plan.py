@@ -20,8 +20,15 @@ from infra.cli.main import app
 from infra.planning.benchmark import measure_device
 from infra.planning.device_model import device_model_from_specs
 from infra.planning.estimate import REMEDIES, StageEstimate
-from infra.planning.memory import GIB, activation_bytes, block_bytes, state_bytes
-from infra.planning.planner import SIZES, PlanRequest, estimate_stages, make_plan_request, make_specs_model_fn
+from infra.planning.memory import GIB, activation_bytes, block_bytes, checkpoint_bytes, outer_bytes, state_bytes
+from infra.planning.planner import (
+    SIZES,
+    PlanRequest,
+    estimate_stages,
+    make_plan_request,
+    make_specs_model_fn,
+    read_foreign_teacher,
+)
 from infra.planning.sizing_table import PAGE, replace_table
 from infra.planning.step_time import Group, StepTime, step_time
 from pipelines.presets.resolve import PRESETS
@@ -30,12 +37,15 @@ from pipelines.train.step_flops import FORWARD_EQUIVALENTS, Pass, StageFlops, co
 from presto_core.config.layers import blocks_per_bin
 from presto_core.config.loader import ConfigError, load_config
 from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
-from presto_core.config.sections import LoopConfig, NetworkConfig, ParallelConfig
+from presto_core.config.sections import LoopConfig, LoraConfig, NetworkConfig, ParallelConfig
 from presto_core.errors import UserError
 from presto_core.networks import block
+from presto_core.networks.adapters import add_adapters
+from presto_core.networks.diffusers_network import DiffusersNetwork
 from presto_core.networks.dit import DiT
 from presto_core.networks.flops import LatentShape, num_parameters
 from tests.core.test_flops import make_conditions
+from tests.support.tiny_teachers import write_stable_audio
 
 PAPER, SHAPE = load_config(TeacherStage, "paper", preset_folder=PRESETS).network, LatentShape(64, 689)
 SHARDED = ParallelConfig(**dict.fromkeys(("teacher", "layers", "generator", "fake_score", "real_score"), "shard"))
@@ -253,3 +263,99 @@ def test_constants_of_this_machine_are_measured(workers: int):
     assert pace.block["train"].seconds(4) > pace.block["forward"].seconds(4)
     assert pace.update.seconds(10**6) > 0
     assert 0 < pace.exchange_bytes_s <= 1e12
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The settings of a teacher of Stable Audio Open's class, without weights."""
+    folder = write_stable_audio(tmp_path_factory.mktemp("teacher") / "random-audio")
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    return folder
+
+
+def test_a_teacher_to_import_is_planned_from_its_settings(foreign: Path):
+    words = ("laptop", "--gpus", "2", "--teacher", str(foreign), "data.crop_frames=0")
+    ran = run_plan(*words, "--json")
+    assert ran.exception is None
+    body = json.loads(ran.stdout)
+    assert [stage["name"] for stage in body["stages"]] == [
+        "distill-layers (L)",
+        "distill-steps (S)",
+        "distill-steps (LS)",
+    ]
+    assert all(stage["step"]["compute"] > 0 and stage["memory"]["activations"] > 0 for stage in body["stages"])
+    out = run_plan(*words).stdout
+    assert "network of width 64, 4 blocks" in out
+    assert "tensors without data" in out
+    for wrong, named in (
+        ((*words, "--device", "here"), "--device h100"),
+        ((*words, "data.crop_frames=16"), "data.crop_frames=16"),
+        ((*words, "--seconds", "3"), "model.seconds=3"),
+        (("laptop", "--seconds", "3"), "--teacher"),
+        (("laptop", "--teacher", str(foreign / "vae")), "model_index.json"),
+    ):
+        refused = run_plan(*wrong)
+        assert isinstance(refused.exception, UserError)
+        assert named in str(refused.exception)
+
+
+def test_activations_of_a_foreign_network_are_what_autograd_keeps(foreign: Path):
+    teacher = read_foreign_teacher(str(foreign), None)
+    network, shape = DiffusersNetwork(teacher.network), teacher.shape
+    for bf16 in (False, True):
+        kept = {
+            (rows, blocks): measure_foreign_bytes(network, shape, rows, blocks, bf16=bf16)
+            for rows in (1, 2)
+            for blocks in (2, 4)
+        }
+        rows = [kept[2, blocks] - kept[1, blocks] for blocks in (2, 4)]
+        assert block_bytes(teacher.network, shape, bf16=bf16) == pytest.approx((rows[1] - rows[0]) / 2, rel=0.01)
+        whole = 2 * block_bytes(teacher.network, shape, bf16=bf16) + outer_bytes(teacher.network, shape, bf16=bf16)
+        assert whole == pytest.approx(rows[0], rel=0.01)
+
+
+def measure_foreign_bytes(network: DiffusersNetwork, shape: LatentShape, rows: int, blocks: int, *, bf16: bool) -> int:
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    storages: dict[int, int] = {}
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x, cond = torch.randn(rows, shape.channels, shape.frames), make_conditions(rows, shape)
+    cond = replace(cond, timing=torch.tensor([[0.0, 0.2]]).repeat(rows, 1))
+    with saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        network(x, torch.full((rows,), 0.5), cond, blocks)
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("stage", [LayersStage, StepsStage])
+def test_memory_of_adapters_is_that_of_the_networks_they_make(stage: type[Any]):
+    """One frozen network, and of each trained one weights, gradients and moments of adapters."""
+    network, shape = NetworkConfig(dim=64, depth=3, heads=4, patch=2), LatentShape(16, 32, 24, 8)
+    section = "layers" if stage is LayersStage else "steps"
+    config = load_config(stage, overrides={f"{section}.lora.rank": 4, f"{section}.lora.targets": ["attention"]})
+    work = count_stage_flops(config, network.depth)
+    net = DiT(network, channels=16, text_dim=24)
+    adapted = add_adapters(net, LoraConfig(rank=4, targets=("attention",)))
+    own = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert 0 < own < num_parameters(network, shape) / 5
+    trained = {"layers": 1, "steps": 2}[section]
+    expected = 4 * num_parameters(network, shape) + own * (16 * trained + 4)
+    assert state_bytes(work, network, shape, workers=1, sharding=REPLICATED) == expected
+    started = replace(work, layered=True)  # whose blocks are not the teacher's
+    more = state_bytes(started, network, shape, workers=1, sharding=REPLICATED) - expected
+    assert more == 4 * num_parameters(network, shape)
+    assert checkpoint_bytes(work, network, shape) == own * (12 * trained + 4)
+    slower = count_stage_flops(load_config(stage), network.depth)
+    pace = device_model_from_specs(DEVICES["h100"], network, shape, bf16=True, gpus=8, node_gbit=400)
+    sent = [
+        step_time(each, network, shape, pace, Group(8, 4, LoopConfig(), REPLICATED)).exchanged_bytes
+        for each in (work, slower)
+    ]
+    assert sent[0] < sent[1] / 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -307,6 +308,45 @@ def test_a_repository_that_cannot_be_fetched_gives_one_message(name: str, hint: 
     assert f"someone/{name}" in str(refused.value)
     assert hint in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("offline", "cause"), [(True, "HF_HUB_OFFLINE is set"), (False, "no connection")])
+def test_a_hub_out_of_reach_gives_one_message_and_begins_no_run(
+    offline: bool, cause: str, hub_server: str, store: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    with socket.socket() as closed:  # bound and never listened on: a connection to it is refused
+        closed.bind(("127.0.0.1", 0))
+        uri, fetch = f"http://127.0.0.1:{closed.getsockname()[1]}", huggingface_hub.snapshot_download
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setenv("HF_HUB_OFFLINE", str(int(offline)))
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: fetch(*a, **k | {"endpoint": uri}))
+        before = sorted(store.rglob("manifest.json"))
+        with pytest.raises(HubError) as refused:
+            import_teacher.run(make_config("someone/absent"))
+    assert cause in str(refused.value)
+    assert "someone/absent" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert sorted(store.rglob("manifest.json")) == before
+
+
+def test_a_bad_folder_is_refused_before_a_run_begins(folder: Path, store: Path, tmp_path: Path):
+    from mlflow import MlflowClient
+
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "README.md").write_text("---\nlicense: cc-by-nd-4.0\n---\n")
+    client = MlflowClient()
+
+    def list_runs() -> list[str]:
+        found = [experiment.experiment_id for experiment in client.search_experiments()]
+        return sorted(run.info.run_id for run in client.search_runs(found))
+
+    before = list_runs(), sorted(store.rglob("manifest.json"))
+    with pytest.raises(UserError, match=r"cc-by-nd-4\.0.*model\.licence"):
+        import_teacher.run(make_config(copy))
+    assert (list_runs(), sorted(store.rglob("manifest.json"))) == before
 
 
 def test_no_network_gives_one_message(monkeypatch: pytest.MonkeyPatch):

@@ -83,12 +83,8 @@ def write_stable_audio(folder: Path, *, licence: str = "apache-2.0", strides: tu
     """Write a random Stable Audio teacher as its pipeline would, which itself needs torchsde; return the folder."""
     from diffusers import AutoencoderOobleck
     from diffusers.pipelines.stable_audio.modeling_stable_audio import StableAudioProjectionModel
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+    from transformers import T5Config, T5EncoderModel
 
-    words = ["<pad>", "</s>", "<unk>", "piano", "slow", "jazz", "a"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     torch.manual_seed(0)
     parts = {
         "transformer": make_transformer("StableAudioDiTModel"),
@@ -98,9 +94,7 @@ def write_stable_audio(folder: Path, *, licence: str = "apache-2.0", strides: tu
             encoder_hidden_size=2 * CHANNELS, downsampling_ratios=list(strides), channel_multiples=[1] * len(strides),
             decoder_channels=CHANNELS, decoder_input_channels=CHANNELS, audio_channels=2, sampling_rate=8000,
         ),
-        "tokenizer": PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TOKENS
-        ),
+        "tokenizer": make_tokenizer(),
     }  # fmt: skip
     for name, part in parts.items():
         part.save_pretrained(str(folder / name))
@@ -115,6 +109,51 @@ def write_stable_audio(folder: Path, *, licence: str = "apache-2.0", strides: tu
         "vae": ["diffusers", "AutoencoderOobleck"],
     }  # fmt: skip
     write_json(folder / "model_index.json", index)
+    (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n# A random teacher\n")
+    return folder
+
+
+def make_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "</s>", "<unk>", "piano", "slow", "jazz", "a"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TOKENS
+    )
+
+
+def write_stable_audio_3(folder: Path, *, licence: str = "apache-2.0", patch: int = 4, stride: int = 4) -> Path:
+    """Write a random Stable Audio 3 teacher with its own pipeline, whose codec has hop patch x stride."""
+    from diffusers import AutoencoderSAME, FlowMatchEulerDiscreteScheduler, StableAudio3Pipeline
+    from diffusers.pipelines.stable_audio_3.modeling_stable_audio_3 import StableAudio3DurationEmbedder
+    from transformers import T5GemmaConfig, T5GemmaEncoderModel
+
+    torch.manual_seed(0)
+    stack = {
+        "vocab_size": 7, "hidden_size": TEXT_DIM, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "query_pre_attn_scalar": 8,
+        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+    }  # fmt: skip
+    text = T5GemmaConfig(encoder=dict(stack), decoder=dict(stack), is_encoder_decoder=False, vocab_size=7)
+    vae = AutoencoderSAME(
+        patch_size=patch, encoder_channels=8, encoder_c_mults=[2], encoder_strides=[stride],
+        encoder_transformer_depths=[3], latent_dim=CHANNELS, dim_heads=8, sampling_rate=8000,
+    )  # fmt: skip
+    randomize(vae)
+    for p in vae.bottleneck.parameters():
+        p.data.clamp_(min=0.5)
+    pipeline = StableAudio3Pipeline(
+        vae=vae,
+        text_encoder=T5GemmaEncoderModel(text),
+        tokenizer=make_tokenizer(),
+        duration_embedder=randomize(StableAudio3DurationEmbedder(output_dim=TEXT_DIM, fourier_dim=8)),
+        transformer=make_transformer("StableAudio3DiTModel"),
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
+    )
+    pipeline.save_pretrained(str(folder))
     (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n# A random teacher\n")
     return folder
 
