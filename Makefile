@@ -22,7 +22,7 @@ demo-from-scratch: $(STAMP) ## the same with a small teacher of its own, which s
 	$(BIN)/presto demo --from-scratch
 
 pretrained: $(STAMP) ## remake the models in the package from nothing, in hours; run it again to resume; PRETRAINED="key=value ..."
-	$(BIN)/presto pretrain $(PRETRAINED)
+	$(BIN)/presto pretrain --anyway $(PRETRAINED)
 
 test: $(STAMP) ## all tests that fit into CI, on two cores, about 15 minutes; tests/README.md has more
 	$(BIN)/python -m pytest -n 2 --durations=25 --junitxml=build/junit.xml
