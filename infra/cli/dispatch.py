@@ -37,10 +37,10 @@ def dispatch(command: StageCommand, *, on: str, dry_run: bool) -> None:
             from pipelines.tracking.client import check_tracking
 
             check_tracking(command.config.tracking)  # before audio is read or Ray is started
-        _run_here(command)
+        _run_in_process(command)
 
 
-def _run_here(command: StageCommand) -> None:
+def _run_in_process(command: StageCommand) -> None:
     """Run a command in this process; with `--wait`, again when the head of its Ray cluster is back."""
     from pipelines.cluster.head_wait import run_while_head_returns
 

@@ -60,7 +60,7 @@ def ray_session(config: ClusterConfig, *, cpus: float, gpus: float = 0) -> Itera
             _connect(config)
     import ray
 
-    head = joined_head(config)
+    head = find_head(config)
     try:
         with _request_autoscaling(config, cpus=cpus, gpus=gpus):
             check_resources(ray.cluster_resources(), cpus=cpus, gpus=gpus)
@@ -83,7 +83,7 @@ def cluster_address(config: ClusterConfig) -> str:
     return config.address or os.environ.get("RAY_ADDRESS", "")
 
 
-def joined_head(config: ClusterConfig) -> str:
+def find_head(config: ClusterConfig) -> str:
     """Return host and port of the head that this process has joined; empty if it started Ray itself."""
     import ray
 
@@ -196,7 +196,7 @@ def _request_autoscaling(config: ClusterConfig, *, cpus: float, gpus: float) -> 
     if not config.wait_seconds or _has_resources(ray.cluster_resources(), needed):
         yield
         return
-    head = joined_head(config)
+    head = find_head(config)
     console.print(f"waiting up to {config.wait_seconds} s for nodes with {cpus:g} CPUs and {gpus:g} GPUs")
     request_resources(num_cpus=ceil(cpus), bundles=[{"GPU": 1}] * ceil(gpus))
     deadline = time.monotonic() + config.wait_seconds

@@ -19,7 +19,7 @@ from pipelines.cluster.session import (
     ClusterError,
     HeadAwayError,
     count_workers,
-    joined_head,
+    find_head,
     min_workers,
     ray_session,
     resources_per_worker,
@@ -150,7 +150,7 @@ def _run_in_ray(spec: TrainSpec, monitor: RunMonitor) -> None:
     with ray_session(
         config, cpus=training_cpus(config) + validator_cpus, gpus=min_workers(config) * config.gpus_per_worker
     ):
-        head = joined_head(config)
+        head = find_head(config)
         monitor.stop.install_handlers()  # ray.init took the signal handlers for itself
         mailbox = ray.remote(DriverMailbox).options(num_cpus=0, scheduling_strategy=same_node_affinity()).remote()
         fit = _BackgroundThread(_make_trainer(_exclude_damaged_shards(spec, with_ray=True), mailbox).fit)
