@@ -55,7 +55,7 @@ def test_an_override_that_fits_no_stage_is_refused():
 
 def test_ls_runs_at_a_table_that_its_l_is_trained_for():
     def read_budget(node: str, *overrides: str) -> Any:
-        return load_flow_configs("demo", list(overrides))[node].model_dump()["steps"]["budget"]
+        return load_flow_configs("from_scratch", list(overrides))[node].model_dump()["steps"]["budget"]
 
     table = "layers.budget={kind: table, kept: [1, 2]}"
     assert read_budget("LS", table) == {"kind": "table", "kept": (1, 2)}
