@@ -104,9 +104,8 @@ def activation_bytes(
             kept = each.blocks * (2 if bf16 else 4) * hidden + block
         else:
             kept = each.blocks * block
-        copies = (
-            2.0 * each.blocks * num_block_parameters(network, shape) if bf16 else 0.0
-        )  # bf16 weights are kept as well
+        # bf16 weights are kept as well
+        copies = 2.0 * each.blocks * num_block_parameters(network, shape) if bf16 else 0.0
         total += each.rows * rows * (kept + outer) + copies
     return total
 

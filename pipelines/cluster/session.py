@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
 
-from pipelines.cluster.ray_environment import ENVIRONMENT as ENVIRONMENT
 from pipelines.cluster.ray_environment import set_ray_environment
 from pipelines.cluster.shutdown import keep_signal_handlers
 from pipelines.console import console

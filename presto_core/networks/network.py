@@ -46,7 +46,8 @@ class Network(nn.Module):
             x: [B, C, T] scaled latents.
             time: [B] c_noise of the preconditioning.
             cond: conditions; None is unconditional.
-            budget: number of blocks that run, for all samples or for each: [B]; None runs all. see `list_budgets`.
+            budget: number of blocks that run, for all samples or for each: [B], as `list_budgets` reads it; None runs
+                all.
             taps: return activations [B, D, N] after these blocks at full depth instead; blocks after the last tap do
                 not run.
             with_hidden: also return the output of the last block that runs, [B, N, D].

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.cluster.session import ENVIRONMENT
+from pipelines.cluster.ray_environment import ENVIRONMENT
 from pipelines.storage.filesystem import open_folder
 from pipelines.storage.local_s3 import Server
 from tests.servers.fault_proxy import FaultProxy
