@@ -114,8 +114,9 @@ def test_other_errors_are_not_repeated(head: Head):
     assert len(calls) == 1
 
 
-def test_a_command_waits_for_a_head_that_is_not_there_yet(head: Head):
+def test_a_command_waits_for_a_head_that_is_not_there_yet(head: Head, monkeypatch: pytest.MonkeyPatch):
     """As `presto corpus build cluster.wait_for_run=true` would: the session itself finds out."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # another test's session may be open in this process
     keys = {"cluster.address": head.address, "cluster.wait_for_run": True}
     config = load_config(CorpusStage, None, keys)
     refused, done = threading.Event(), threading.Event()
