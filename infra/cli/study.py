@@ -73,7 +73,8 @@ def paper(
     only: Annotated[
         str,
         typer.Option(
-            metavar="GROUP,...", help="Groups of ablations to run: noise, gan, inputs, rho, layers, ls. Empty: all."
+            metavar="GROUP,...",
+            help="Groups of ablations to run: noise, gan, inputs, rho, guidance, layers, ls. Empty: all.",
         ),
     ] = "",
     seeds: Annotated[int, typer.Option(help="Number of seeds to distill with, for each setting.", min=1)] = 3,

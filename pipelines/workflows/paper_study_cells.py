@@ -17,6 +17,7 @@ TEACHER, S, LS, L, ASE, CONTROL = "teacher", "S", "LS", "L", "ASE", "full depth"
 UNCONDITIONED, NO_SELF_TEACHER = "L unconditioned", "L without self-teacher"
 LSGAN, NONSAT, NO_GAN = "S lsgan", "S nonsat", "S without GAN"
 CONTINUOUS, DISCRETE = "S continuous", "S discrete"
+GUIDANCE_SCALES = (1.0, 1.5, 3.0)
 ROLES = ("p_dmd", "p_dsm", "p_gan")
 INPUT_STEPS, RHO_STEPS, LS_STEPS = (1, 2, 4, 8, 16), (2, 4), (1, 2, 4)
 RHOS = (3.0, 5.0, 7.0, 9.0, 12.0)
@@ -102,6 +103,11 @@ def name_noise_cell(roles: Iterable[str]) -> str:
     return f"{S} {'/'.join(roles)}"
 
 
+def name_guidance_cell(scale: float) -> str:
+    """Name of the cell that learns from the real score at this guidance, such as `S w=1.5`."""
+    return f"{S} w={scale:g}"
+
+
 def make_groups(settings: StudySettings, only: Iterable[str] = ()) -> list[Group]:
     """Return the groups of the study, or those named.
 
@@ -119,7 +125,7 @@ def _list_groups(settings: StudySettings) -> tuple[Group, ...]:
     few, student = GENERATOR_STEPS, Cell(S, "distill-steps")
     noise = _make_noise_cells(settings)
     gan, inputs = _make_gan_cells(), _make_input_cells(settings)
-    layers = _make_layer_cells()
+    guidance, layers = _make_guidance_cells(), _make_layer_cells()
     both = Cell(LS, "distill-steps", layers=L)
     return (
         Group("noise", "Noise of p_DMD/p_DSM/p_GAN", noise, tuple(StudySystem(c.name, few) for c in noise)),
@@ -131,6 +137,9 @@ def _list_groups(settings: StudySettings) -> tuple[Group, ...]:
         Group(
             "rho", "Schedule at inference", (student,),
             tuple(StudySystem(S, n, r) for n in RHO_STEPS for r in sorted({*RHOS, settings.schedule.rho})),
+        ),
+        Group(
+            "guidance", "Guidance of the real score", guidance, tuple(StudySystem(c.name, few) for c in guidance)
         ),
         Group(
             "layers", "Layer distillation", layers,
@@ -169,6 +178,14 @@ def _make_input_cells(settings: StudySettings) -> tuple[Cell, ...]:
     return tuple(
         Cell(name, "distill-steps", tuple(to_overrides({"steps.p_gen": noise.to_config()})))
         for name, noise in ((CONTINUOUS, settings.p_inf), (DISCRETE, settings.p_grid))
+    )
+
+
+def _make_guidance_cells() -> tuple[Cell, ...]:
+    """The student samples without guidance: what it shall have of it, it learns from the guided real score."""
+    return tuple(
+        Cell(name_guidance_cell(scale), "distill-steps", tuple(to_overrides({"steps.guidance_scale": scale})))
+        for scale in GUIDANCE_SCALES
     )
 
 

@@ -124,6 +124,18 @@ CLAIMS = (
     ),
     *(
         PaperClaim(
+            "guidance",
+            f"guided real score (w = {scale:g}): {text} than unguided",
+            metric,
+            _subtract(f"{cells.name_guidance_cell(scale)} 4", f"{cells.name_guidance_cell(1)} 4"),
+            sign,
+            paper="guides the real score",
+        )
+        for scale in cells.GUIDANCE_SCALES[1:]
+        for text, metric, sign in (("lower MMD", "mmd", -1), ("lower recall", "recall", -1))
+    ),
+    *(
+        PaperClaim(
             "layers", f"L: lower {title} than ASE", metric, _compare_layers(cells.L, cells.ASE), paper=LAST_BLOCK
         )
         for title, metric in (

@@ -14,7 +14,17 @@ from scipy import stats
 
 from pipelines.presets.resolve import PRESETS
 from pipelines.workflows import paper_study, paper_study_plan
-from pipelines.workflows.paper_study_cells import LS, RHOS, L, S, StudySystem, list_teacher_systems, name_noise_cell
+from pipelines.workflows.paper_study_cells import (
+    GUIDANCE_SCALES,
+    LS,
+    RHOS,
+    L,
+    S,
+    StudySystem,
+    list_teacher_systems,
+    name_guidance_cell,
+    name_noise_cell,
+)
 from pipelines.workflows.paper_study_claims import CLAIMS, combine_verdicts, decide, estimate_contrast
 from pipelines.workflows.paper_study_measure import count_blocks
 from pipelines.workflows.paper_study_plan import Study, list_runs, make_study
@@ -74,6 +84,16 @@ def test_a_cell_is_the_run_of_the_ordinary_command():
     assert runs[LS].config.inputs == InputsConfig(
         dataset=DATASET.uri, teacher=TEACHER.uri, layers=layers, generator="presto-generator@candidate"
     )
+
+
+def test_guided_cells_differ_in_the_guidance_of_the_real_score_alone():
+    study = study_of("guidance", seeds=1, preset="paper_study")
+    runs = {run.cell.name: run.config for run in list_runs(study)}
+    assert {name: config.section.guidance_scale for name, config in runs.items()} == {
+        name_guidance_cell(scale): scale for scale in GUIDANCE_SCALES
+    }
+    assert len({config.section.model_copy(update={"guidance_scale": 1.0}) for config in runs.values()}) == 1
+    assert runs[name_guidance_cell(1)].section == load_config(StepsStage, "paper_study", preset_folder=PRESETS).section
 
 
 def test_every_seed_and_teacher_has_runs_of_its_own():
