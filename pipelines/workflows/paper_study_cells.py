@@ -14,6 +14,7 @@ from presto_core.errors import UserError
 from tune_spaces.domains import to_overrides
 
 TEACHER, S, LS, L, ASE, CONTROL = "teacher", "S", "LS", "L", "ASE", "full depth"
+LS_FROM_ASE = "LS from ASE"
 UNCONDITIONED, NO_SELF_TEACHER = "L unconditioned", "L without self-teacher"
 LSGAN, NONSAT, NO_GAN = "S lsgan", "S nonsat", "S without GAN"
 CONTINUOUS, DISCRETE = "S continuous", "S discrete"
@@ -126,7 +127,7 @@ def _list_groups(settings: StudySettings) -> tuple[Group, ...]:
     noise = _make_noise_cells(settings)
     gan, inputs = _make_gan_cells(), _make_input_cells(settings)
     guidance, layers = _make_guidance_cells(), _make_layer_cells()
-    both = Cell(LS, "distill-steps", layers=L)
+    both = Cell(LS, "distill-steps", layers=L), Cell(LS_FROM_ASE, "distill-steps", layers=ASE)
     return (
         Group("noise", "Noise of p_DMD/p_DSM/p_GAN", noise, tuple(StudySystem(c.name, few) for c in noise)),
         Group("gan", "Adversarial loss", gan, tuple(StudySystem(c.name, few) for c in gan)),
@@ -146,8 +147,8 @@ def _list_groups(settings: StudySettings) -> tuple[Group, ...]:
             tuple(StudySystem(c.name, (b := settings.samplers[0]).steps, sampler=b) for c in layers),
         ),
         Group(
-            "ls", "Layers and steps", (student, layers[0], both),
-            tuple(StudySystem(name, n) for name in (S, LS) for n in LS_STEPS),
+            "ls", "Layers and steps", (student, *layers[:2], *both),
+            tuple(StudySystem(name, n) for name in (S, LS, LS_FROM_ASE) for n in LS_STEPS),
         ),
     )  # fmt: skip
 
@@ -193,7 +194,7 @@ def _make_layer_cells() -> tuple[Cell, ...]:
     """L, its parts left out, ASE, and the control: as many further updates of the teacher at full depth."""
     unconditioned, no_self_teacher = {"layers.budget_conditioning": False}, {"layers.self_teacher_weight": 0}
     plain = unconditioned | no_self_teacher
-    variants: dict[str, dict[str, Any]] = {
+    variants: dict[str, dict[str, Any]] = {  # L and ASE first: LS starts from each
         L: {},
         ASE: {"layers.mode": "ase"} | plain,
         CONTROL: {"layers.budget": {"kind": "full"}} | plain,

@@ -163,6 +163,13 @@ CLAIMS = (
     PaperClaim("ls", "S at 4 steps: MMD at most 0.5 x the teacher's at 4", "mmd", _subtract("S 4", TEACHER_FEW, 0.5)),
     PaperClaim("ls", "LS: MMD at 4 steps at most 1.25 x that of S", "mmd", _subtract("LS 4", "S 4", 1.25)),
     PaperClaim(
+        "ls",
+        "LS: lower MMD from L than from ASE at 4 steps",
+        "mmd",
+        _subtract("LS 4", f"{cells.LS_FROM_ASE} 4"),
+        paper=LAST_BLOCK,
+    ),
+    PaperClaim(
         "ls", "LS: higher recall than S at 4 steps", "recall", _subtract("LS 4", "S 4"), +1, paper="LS is more diverse"
     ),
     PaperClaim(

@@ -15,8 +15,10 @@ from scipy import stats
 from pipelines.presets.resolve import PRESETS
 from pipelines.workflows import paper_study, paper_study_plan
 from pipelines.workflows.paper_study_cells import (
+    ASE,
     GUIDANCE_SCALES,
     LS,
+    LS_FROM_ASE,
     RHOS,
     L,
     S,
@@ -76,11 +78,12 @@ def test_a_cell_is_the_run_of_the_ordinary_command():
     runs = {run.cell.name: run for run in list_runs(study_of("ls", "rho", seeds=1))}
     inputs = {"dataset": DATASET.id, "teacher": TEACHER.id}
     layers = load_config(LayersStage, "demo", preset_folder=PRESETS).run_id(inputs)
-    assert {name: run.run_id for name, run in runs.items()} == {
+    assert {name: run.run_id for name, run in runs.items() if name not in (ASE, LS_FROM_ASE)} == {
         S: load_config(StepsStage, "demo", preset_folder=PRESETS).run_id(inputs),
         L: layers,
         LS: load_config(StepsStage, "demo", preset_folder=PRESETS).run_id(inputs | {"layers": layers}),
     }
+    assert runs[LS_FROM_ASE].config.inputs.layers == runs[ASE].run_id
     assert runs[LS].config.inputs == InputsConfig(
         dataset=DATASET.uri, teacher=TEACHER.uri, layers=layers, generator="presto-generator@candidate"
     )
