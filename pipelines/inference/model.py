@@ -63,7 +63,7 @@ class Model:
     @cached_property
     def text_encoder(self) -> TextEncoder:
         """The text encoder of its captions; raises StoreError as `codec` does."""
-        return load_recorded_encoder(self.card.text, self.folders, device=self.device)
+        return load_recorded_encoder(self.card.text, self.folders, frames=self.card.frames, device=self.device)
 
     def draw_noise(self, count: int, *, generator: torch.Generator, frames: int | None = None) -> Tensor:
         """Return the noise that sampling starts from: [count, C, T] ~ N(0, I)."""

@@ -95,8 +95,9 @@ class ShardWriter:
     def __init__(self, config: IngestStage, cache_uri: str, artifact: Folder, scratch: Folder) -> None:
         torch.set_num_threads(config.cluster.torch_threads)
         self.cache_folder, self.artifact, self.scratch = open_folder(cache_uri), artifact, scratch
-        self.with_timing = config.text.kind == "diffusers"
-        self.text = load_text_encoder(config.text.kind, path=config.text.path, max_tokens=config.text.max_tokens)
+        text, frames = config.text, config.ingest.chunk_frames
+        self.with_timing = text.kind == "diffusers"
+        self.text = load_text_encoder(text.kind, path=text.path, max_tokens=text.max_tokens, frames=frames)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         fields = json.loads(item["plan"])

@@ -107,7 +107,7 @@ def make_card(folder: TeacherFolder, network: dict[str, Any]) -> ModelCard:
 
     path = str(folder.path.absolute())
     codec = load_codec("diffusers", path=path)
-    text = load_text_encoder("diffusers", path=path, max_tokens=folder.text_tokens)
+    text = load_text_encoder("diffusers", path=path, max_tokens=folder.text_tokens, frames=folder.frames)
     card = ModelCard(
         network=network,
         channels=folder.channels,

@@ -118,7 +118,8 @@ def _print_ignored_keys(curated_tracks: CuratedTracks) -> None:
 
 
 def _compute_text_digest(config: IngestStage) -> str:
-    return text_digest(config.text.kind, path=config.text.path, max_tokens=config.text.max_tokens)
+    text, frames = config.text, config.ingest.chunk_frames
+    return text_digest(text.kind, path=text.path, max_tokens=text.max_tokens, frames=frames)
 
 
 def _check_early(config: IngestStage, tracks: list[Track], pending: list[Track], cache: LatentCache) -> BadFileLimit:

@@ -1,7 +1,8 @@
 """The few noise levels at which diffusers samples a flow model, where its Euler scheduler does ping-pong steps.
 
 With `stochastic_sampling`, FlowMatchEulerDiscreteScheduler steps from x0 to (1 - t) x0 + t eps, which is ping-pong at
-sigma = t / (1 - t). StableAudio3Pipeline lays its times out evenly in log-SNR = -ln sigma, and starts at t = 1.
+sigma = t / (1 - t). StableAudio3Pipeline lays its times out evenly in log-SNR = -ln sigma, AceStepPipeline evenly in t
+with a shift; both start at t = 1.
 """
 
 from __future__ import annotations
@@ -48,26 +49,57 @@ class FlowGrid:
 
     def to_settings(self) -> dict[str, Any]:
         """Return scheduler_config.json."""
-        return {
-            "_class_name": SCHEDULER,
-            "num_train_timesteps": int(self.time_scale),
-            "shift": 1.0,
-            "stochastic_sampling": True,
-            **PLAIN,
-        }
+        return make_settings(self.time_scale)
 
-    @staticmethod
-    def from_settings(settings: Mapping[str, Any]) -> FlowGrid:
-        """Read a grid from scheduler_config.json.
 
-        Raises:
-            ValueError: the scheduler does other steps than ping-pong at these levels; the message says what.
-        """
-        check_plain(settings)
-        for name, expected in (("stochastic_sampling", True), ("shift", 1.0)):
-            if (found := settings.get(name, 1.0 if name == "shift" else False)) != expected:
-                raise ValueError(f"{name}={found}, which must be {expected}")
-        return FlowGrid(time_scale=read_time_scale(settings))
+@dataclass(frozen=True)
+class ShiftedGrid:
+    """Levels of AceStepPipeline, with the defaults of its call: sigma = shift u / (1 - u) at even u.
+
+    Attributes:
+        shift: how many times the noise level is that of even times.
+        time_scale: what the network wants t multiplied by.
+        fine_steps: number of steps whose levels are the range.
+    """
+
+    shift: float = 3.0
+    time_scale: float = 1.0
+    fine_steps: int = 50
+
+    @property
+    def sigma_range(self) -> list[float]:
+        """Lowest and highest noise level but for the start, of a sampler with many steps."""
+        odds = self.fine_steps - 1
+        return [round(self.shift / odds, 6), round(self.shift * odds, 6)]
+
+    def list_sigmas(self, steps: int) -> list[float]:
+        """Return the noise levels that the pipeline visits in `steps` steps."""
+        times = torch.linspace(1.0, 0.0, steps + 1)  # in fp32 as the pipeline does
+        kept = (self.shift * times / (1 + (self.shift - 1) * times))[1:-1]
+        return [START, *(t / (1 - t) for t in kept.tolist())]
+
+    def to_settings(self) -> dict[str, Any]:
+        """Return scheduler_config.json."""
+        return make_settings(self.time_scale)
+
+
+def make_settings(time_scale: float) -> dict[str, Any]:
+    """Return scheduler_config.json of a scheduler that does ping-pong steps at the levels that a pipeline gives it."""
+    return {
+        "_class_name": SCHEDULER,
+        "num_train_timesteps": int(time_scale),
+        "shift": 1.0,
+        "stochastic_sampling": True,
+        **PLAIN,
+    }
+
+
+def check_ping_pong(settings: Mapping[str, Any]) -> None:
+    """Refuse a scheduler that does other steps than ping-pong at these levels; raises ValueError, which says why."""
+    check_plain(settings)
+    for name, expected in (("stochastic_sampling", True), ("shift", 1.0)):
+        if (found := settings.get(name, 1.0 if name == "shift" else False)) != expected:
+            raise ValueError(f"{name}={found}, which must be {expected}")
 
 
 def read_time_scale(settings: Mapping[str, Any]) -> float:

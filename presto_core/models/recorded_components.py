@@ -55,15 +55,23 @@ def load_recorded_codec(
 
 
 def load_recorded_encoder(
-    record: object, folders: OwnFolders = OwnFolders(), *, device: torch.device | str = "cpu"
+    record: object,
+    folders: OwnFolders = OwnFolders(),
+    *,
+    frames: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> TextEncoder:
-    """Load the text encoder that a data set or model records; raises as `load_recorded_codec` does."""
+    """Load the text encoder that a data set or model records; raises as `load_recorded_codec` does.
+
+    Args:
+        frames: latent frames of every clip, which the prompt of some teachers names.
+    """
     fields = _check_record("text", record)
     max_tokens = fields.get("max_tokens")
     if type(max_tokens) is not int or not 0 < max_tokens <= MAX_TOKENS or fields["kind"] not in ENCODERS:
         raise _make_damaged_error("text", record)
     path = _choose_folder("text", fields, folders.text)
-    encoder = load_text_encoder(fields["kind"], path=path, max_tokens=max_tokens, device=device)
+    encoder = load_text_encoder(fields["kind"], path=path, max_tokens=max_tokens, frames=frames, device=device)
     _check_digest("text", fields, [encoder.digest, encoder.former_digest])
     return encoder
 

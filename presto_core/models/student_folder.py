@@ -14,16 +14,17 @@ from typing import Any
 
 from presto_core.artifacts.durable import delete_leftovers, make_folders, name_partial
 from presto_core.errors import UserError
+from presto_core.models.conditioner_import import compare_conditioner
 from presto_core.models.lcm_grid import STEPS, LcmGrid
 from presto_core.models.model_card import ModelCard
 from presto_core.models.teacher_folder import INDEX, PICKLES, read_teacher_folder
 from presto_core.models.teacher_import import TOLERANCE, compare_with_scheduler, scale_frequencies
-from presto_core.models.teacher_kinds import TEACHERS, Grid, TeacherKind
+from presto_core.models.teacher_kind import Grid, Settings, TeacherKind
+from presto_core.models.teacher_kinds import TEACHERS
+from presto_core.networks.ace_step_conditioner import AceStepConditioner
 from presto_core.networks.diffusers_network import DiffusersNetwork
 from presto_core.networks.families import build_transformer
 from presto_core.networks.network import Network
-
-COPIES = ("vae", "text_encoder", "tokenizer")
 
 
 class ExportError(UserError):
@@ -90,7 +91,7 @@ def write_student_folder(
     assert isinstance(network, DiffusersNetwork)
     assert network.conditioner is not None
     assert card.sigma_range is not None
-    if missing := [name for name in COPIES if not (teacher / name).is_dir()]:
+    if missing := [name for name in kind.copied if not (teacher / name).is_dir()]:
         raise ExportError(
             f"{teacher} lacks {', '.join(missing)}; name the teacher's folder with storage.codec_folder=…"
         )
@@ -102,17 +103,24 @@ def write_student_folder(
     delete_leftovers(target.parent, names=[target.name])
     try:
         pickles = shutil.ignore_patterns(*(f"*{end}" for end in PICKLES))
-        for name in COPIES:
+        for name in kind.copied:
             shutil.copytree(teacher / name, partial / name, ignore=pickles)
-        _write_transformer(plain, grid, partial / "transformer")
+        _write_transformer(plain, grid, partial / "transformer", kind.student_settings)
         assert plain.conditioner is not None
-        plain.conditioner.projection.save_pretrained(str(partial / kind.projection))  # type: ignore[operator]
+        if not isinstance(plain.conditioner, AceStepConditioner):
+            plain.conditioner.projection.save_pretrained(str(partial / kind.projection))  # type: ignore[operator]
         _write_json(partial / "scheduler" / "scheduler_config.json", grid.to_settings())
-        _write_json(partial / INDEX, _make_index(teacher, grid))
+        _write_json(partial / INDEX, _make_index(teacher, grid, kind))
         for file in teacher.glob("LICEN[CS]E*"):
             shutil.copy(file, partial)
         (partial / "README.md").write_text(_make_readme(licence, model_id, target.name, call))
-        written = read_teacher_folder(partial, licence=licence or "unknown")
+        written = read_teacher_folder(partial, licence=licence or "unknown", seconds=_read_seconds(plain, kind))
+        is_copied = kind.projection in kind.copied
+        if is_copied and not compare_conditioner(written, plain) <= TOLERANCE:
+            raise ExportError(
+                f"{kind.projection} of {teacher} is not the one that the model was imported with; name that folder "
+                "with storage.codec_folder=… storage.text_folder=…"
+            )
         error = max(compare_with_scheduler(written, plain).values())
         if not error <= TOLERANCE:
             raise ExportError(
@@ -125,19 +133,24 @@ def write_student_folder(
     return StudentFolder(target, budget, {steps: grid.list_sigmas(steps) for steps in STEPS}, call, error)
 
 
-def _write_transformer(plain: DiffusersNetwork, grid: Grid, folder: Path) -> None:
-    transformer: Any = build_transformer(plain.config.transformer_class, plain.config.transformer)
+def _read_seconds(plain: DiffusersNetwork, kind: TeacherKind) -> float | None:
+    """Return the length of clips that a folder is told, if its family makes any."""
+    return plain.config.clip_seconds if kind.default_seconds else None
+
+
+def _write_transformer(plain: DiffusersNetwork, grid: Grid, folder: Path, changes: Settings) -> None:
+    transformer: Any = build_transformer(plain.config.transformer_class, {**plain.config.transformer, **changes})
     transformer.load_state_dict(plain.transformer.state_dict())
     if isinstance(grid, LcmGrid):
         scale_frequencies(transformer, grid.time_step)  # the scheduler calls it with integers
     transformer.save_pretrained(str(folder))
 
 
-def _make_index(teacher: Path, grid: Grid) -> dict[str, Any]:
-    """Return the teacher's model_index.json with the scheduler of a student."""
+def _make_index(teacher: Path, grid: Grid, kind: TeacherKind) -> dict[str, Any]:
+    """Return the teacher's model_index.json with the scheduler of a student, without components that are not read."""
     index = json.loads((teacher / INDEX).read_text())
     index["scheduler"] = ["diffusers", grid.to_settings()["_class_name"]]
-    return dict(index)
+    return index | {name: [None, None] for name in kind.unused if name in index}
 
 
 def _make_readme(licence: str, model_id: str, name: str, call: str) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from presto_core.errors import UserError
-from presto_core.models.teacher_kinds import TEACHERS, Component, Grid, TeacherKind
+from presto_core.models.teacher_kind import Component, Grid, TeacherKind
+from presto_core.models.teacher_kinds import TEACHERS
 from presto_core.networks.families import FAMILIES
 from presto_core.text.diffusers_encoder import read_length
 
@@ -197,7 +198,7 @@ def _find_components(path: Path, index: Mapping[str, Any]) -> dict[str, Componen
     components = TEACHERS[kind].components
     if missing := [name for name in components if name not in present or not (path / name).is_dir()]:
         raise TeacherError(f"teacher {path} lacks {', '.join(missing)}; download all of it again")
-    if unknown := sorted(present - set(components)):
+    if unknown := sorted(present - set(components) - set(TEACHERS[kind].unused)):
         raise TeacherError(f"teacher {path} has {unknown[0]} {index[unknown[0]]}, which no {kind} teacher has")
     return components
 
@@ -297,7 +298,7 @@ def _check_sizes(folder: TeacherFolder) -> None:
 
 
 def _check_scheduler(folder: TeacherFolder) -> None:
-    """Refuse a parameterisation that the class would not be trained with; raises TeacherError."""
+    """Refuse what the class would not be trained with, or is trained to be no teacher; raises TeacherError."""
     scheduler = folder.components["scheduler"]
     try:
         folder.kind.check_scheduler(scheduler.kind, scheduler.settings)
@@ -306,6 +307,11 @@ def _check_scheduler(folder: TeacherFolder) -> None:
             f"scheduler of {folder.path}, a {scheduler.kind}, has {error}; it is neither a teacher's of this class nor "
             "one of presto export"
         ) from None
+    if folder.grid is None:
+        try:
+            folder.kind.check_teacher(folder.parts)
+        except ValueError as error:
+            raise TeacherError(f"transformer of {folder.path} has {error}") from None
 
 
 def find_licence(path: Path) -> str:

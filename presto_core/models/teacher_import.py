@@ -12,14 +12,18 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from presto_core.config.diffusers_network import DiffusersNetworkConfig
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.preconditions import read_precondition
+from presto_core.models.conditioner_import import (
+    keep_settings,
+    load_conditioner,
+    load_weights,
+    make_conditioner_settings,
+)
 from presto_core.models.flow_grid import SCHEDULER as FLOW_SCHEDULER
 from presto_core.models.lcm_grid import LcmGrid
 from presto_core.models.teacher_folder import ComponentFiles, TeacherError, TeacherFolder
@@ -50,8 +54,8 @@ def make_network_config(folder: TeacherFolder) -> DiffusersNetworkConfig:
     """Return the settings of the folder's network, without the names of weights that do not train."""
     return DiffusersNetworkConfig(
         transformer_class=folder.transformer.kind,
-        transformer=_keep_settings(folder.transformer),
-        conditioner=_keep_settings(folder.projection),
+        transformer=keep_settings(folder.transformer),
+        conditioner=make_conditioner_settings(folder),
         text_tokens=folder.text_tokens,
         clip_seconds=folder.clip_seconds,
     )
@@ -66,30 +70,13 @@ def load_network(folder: TeacherFolder) -> DiffusersNetwork:
     config = make_network_config(folder)
     network = DiffusersNetwork(config)
     assert network.conditioner is not None
-    _load_weights(network.transformer, folder.transformer)
-    _load_weights(network.conditioner.projection, folder.projection)
+    load_weights(network.transformer, folder.transformer)
+    load_conditioner(network.conditioner, folder)
     if isinstance(grid := folder.grid, LcmGrid):
         scale_frequencies(network.transformer, 1 / grid.time_step)
     frozen = find_frozen_weights(network)
     network.config = config.model_copy(update={"frozen": frozen})
     return network.set_trainable()
-
-
-def _keep_settings(component: ComponentFiles) -> dict[str, Any]:
-    return {name: value for name, value in component.settings.items() if not name.startswith("_")}
-
-
-def _load_weights(module: nn.Module, component: ComponentFiles) -> None:
-    try:
-        state = {name: value.float() for path in component.weights for name, value in load_file(path).items()}
-        module.load_state_dict(state)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise TeacherError(
-            f"weights of {component.name} do not fit its settings ({reason}); download it again"
-        ) from None
-    if bad := next((name for name, value in state.items() if not value.isfinite().all()), None):
-        raise TeacherError(f"weight {bad} of {component.name} is not finite; download the teacher again")
 
 
 def find_frozen_weights(network: DiffusersNetwork) -> tuple[str, ...]:
@@ -193,7 +180,7 @@ def scale_frequencies(transformer: nn.Module, factor: float) -> None:
 def compare_with_scheduler(folder: TeacherFolder, network: DiffusersNetwork) -> dict[str, float]:
     """Return how far x0 of a few-step folder's own transformer and scheduler is from our denoiser, by noise level."""
     transformer, grid = build_transformer(folder.transformer.kind, folder.transformer.settings), folder.grid
-    _load_weights(transformer, folder.transformer)
+    load_weights(transformer, folder.transformer)
     if isinstance(grid, LcmGrid):
         return _compare_with_lcm(folder, network, transformer, grid)
     return _compare_with_flow(folder, network, transformer)
@@ -230,7 +217,7 @@ def _compare_with_flow(folder: TeacherFolder, network: DiffusersNetwork, transfo
         scheduler.set_timesteps(sigmas=[level / (1 + level)])
         t = float(scheduler.sigmas[0])  # which `shift` moves
         sigma = t / (1 - t)
-        raw = network.family.call(transformer, inputs.x, scheduler.timesteps, arguments)
+        raw = network.family.run(transformer, inputs.x, scheduler.timesteps, network.family.strip_padding(arguments))
         theirs = scheduler.step(raw, scheduler.timesteps[0], inputs.x).prev_sample
         ours = denoise(inputs.x * (1 + sigma), torch.tensor([sigma]), inputs.cond)
         errors[f"{level:.4g}"] = float((ours - theirs).abs().max() / theirs.abs().max())
@@ -241,7 +228,7 @@ def load_scheduler(component: ComponentFiles) -> Any:
     """Load the scheduler's class with its settings."""
     with _without_torchsde():
         module = import_module("diffusers.schedulers.scheduling_cosine_dpmsolver_multistep")
-    return getattr(module, component.kind)(**_keep_settings(component))
+    return getattr(module, component.kind)(**keep_settings(component))
 
 
 @contextmanager

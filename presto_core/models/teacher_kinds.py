@@ -6,141 +6,30 @@ A row is a family whose conditions, codec and text encoder this package computes
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any
 
 from presto_core.models import flow_grid, lcm_grid
+from presto_core.models.ace_step_kind import AceStepKind
 from presto_core.models.flow_grid import FlowGrid
 from presto_core.models.lcm_grid import LcmGrid
-from presto_core.text.diffusers_encoder import TOKENIZERS, read_width
-
-Settings = Mapping[str, Any]
-Parts = Mapping[str, Settings]  # settings by component
-Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Component:
-    """A component: the classes it may be of, and whether it has weights."""
-
-    pairs: tuple[Pair, ...]
-    weights: bool = True
-    settings: str = "config.json"
-
-
-class Size(NamedTuple):
-    """A number that two components must agree on."""
-
-    name: str
-    component: str
-    value: Any
-    other: str
-    expected: Any
-
-
-class Audio(NamedTuple):
-    """What the settings of a codec say of the audio."""
-
-    rate_hz: int
-    hop: int
-    channels: int
-
-
-class Grid(Protocol):
-    """Noise levels that the stock sampler of a few-step model visits."""
-
-    @property
-    def sigma_range(self) -> list[float]:
-        """Lowest and highest noise level."""
-        ...
-
-    def list_sigmas(self, steps: int) -> list[float]: ...
-
-    def to_settings(self) -> dict[str, Any]:
-        """Return scheduler_config.json."""
-        ...
-
-
-class TeacherKind:
-    """A row.
-
-    Attributes:
-        components: all that a folder must have, and no other.
-        projection: the component that makes conditions of numbers, and of text if the family projects it.
-        default_seconds: length of a clip if none is given; None for a family whose clips all have one length.
-    """
-
-    components: ClassVar[dict[str, Component]]
-    projection: ClassVar[str]
-    default_seconds: ClassVar[float | None] = None
-
-    def list_sizes(self, parts: Parts) -> tuple[Size, ...]:
-        """Return the numbers that must agree; raises KeyError if one is missing."""
-        raise NotImplementedError
-
-    def read_audio(self, parts: Parts) -> Audio:
-        raise NotImplementedError
-
-    def count_frames(self, parts: Parts, seconds: float | None) -> int:
-        """Return the latent frames of every clip, of a length in seconds if the family has any."""
-        raise NotImplementedError
-
-    def read_longest(self, parts: Parts) -> float:
-        """Return the seconds of the longest clip that the projection knows."""
-        raise NotImplementedError
-
-    def check_scheduler(self, kind: str, settings: dict[str, Any]) -> None:
-        """Refuse a parameterisation that the class is not trained with, and add the defaults of the class.
-
-        Raises:
-            ValueError: the message names the setting.
-        """
-        raise NotImplementedError
-
-    def read_grid(self, kind: str, settings: Settings) -> Grid | None:
-        """Return the levels of a few-step model, such as `presto export` writes; None for a teacher."""
-        raise NotImplementedError
-
-    def read_range(self, settings: Settings) -> list[float]:
-        """Return the lowest and the highest noise level of a teacher's scheduler."""
-        raise NotImplementedError
-
-    def read_precondition(self, settings: Settings) -> dict[str, Any]:
-        """Return the parameterisation as a model card keeps it, given the scheduler's settings."""
-        raise NotImplementedError
-
-    def make_grid(self, *, precondition: Settings, sigma_max: float) -> Grid:
-        """Return the levels at which the stock sampler runs a model with this card."""
-        raise NotImplementedError
-
-    def list_call_arguments(self, seconds: float) -> str:
-        """Return what the pipeline's call must be told besides prompt and steps."""
-        return "guidance_scale=1.0"
-
-
-def _list_components(
-    transformer: str, projection: tuple[str, str, str], vae: str, text_encoder: str, schedulers: tuple[str, ...]
-) -> dict[str, Component]:
-    def take(library: str, *names: str) -> tuple[Pair, ...]:
-        return tuple((library, name) for name in names)
-
-    name, library, kind = projection
-    return {
-        "transformer": Component(take("diffusers", transformer)),
-        name: Component(take(library, kind)),
-        "vae": Component(take("diffusers", vae)),
-        "text_encoder": Component(take("transformers", text_encoder)),
-        "tokenizer": Component(take("transformers", *TOKENIZERS), weights=False, settings="tokenizer_config.json"),
-        "scheduler": Component(take("diffusers", *schedulers), weights=False, settings="scheduler_config.json"),
-    }
+from presto_core.models.teacher_kind import (
+    Audio,
+    FlowKind,
+    Parts,
+    Settings,
+    Size,
+    TeacherKind,
+    list_components,
+    read_oobleck,
+)
+from presto_core.text.diffusers_encoder import read_width
 
 
 class StableAudioKind(TeacherKind):
     """Stable Audio Open: v-prediction in the cosine schedule, clips of one length, timing as a condition."""
 
-    components = _list_components(
+    components = list_components(
         "StableAudioDiTModel",
         ("projection_model", "stable_audio", "StableAudioProjectionModel"),
         "AutoencoderOobleck",
@@ -165,8 +54,7 @@ class StableAudioKind(TeacherKind):
         )
 
     def read_audio(self, parts: Parts) -> Audio:
-        vae = parts["vae"]
-        return Audio(vae["sampling_rate"], prod(vae["downsampling_ratios"]), vae.get("audio_channels", 2))
+        return read_oobleck(parts["vae"])
 
     def count_frames(self, parts: Parts, seconds: float | None) -> int:
         return int(parts["transformer"]["sample_size"])
@@ -199,10 +87,11 @@ class StableAudioKind(TeacherKind):
         return LcmGrid(sigma_max)
 
 
-class StableAudio3Kind(TeacherKind):
+class StableAudio3Kind(FlowKind):
     """Stable Audio 3: flow matching, clips of any length, whose seconds are a condition."""
 
-    components = _list_components(
+    grid = FlowGrid()
+    components = list_components(
         "StableAudio3DiTModel",
         ("duration_embedder", "stable_audio_3", "StableAudio3DurationEmbedder"),
         "AutoencoderSAME",
@@ -236,23 +125,6 @@ class StableAudio3Kind(TeacherKind):
     def read_longest(self, parts: Parts) -> float:
         return float(parts["duration_embedder"]["max_val"])
 
-    def check_scheduler(self, kind: str, settings: dict[str, Any]) -> None:
-        flow_grid.check_plain(settings)
-        if settings.get("stochastic_sampling"):
-            FlowGrid.from_settings(settings)
-
-    def read_grid(self, kind: str, settings: Settings) -> FlowGrid | None:
-        return FlowGrid.from_settings(settings) if settings.get("stochastic_sampling") else None
-
-    def read_range(self, settings: Settings) -> list[float]:
-        return FlowGrid().sigma_range  # of the pipeline's call; the scheduler has none
-
-    def read_precondition(self, settings: Settings) -> dict[str, Any]:
-        return {"kind": "flow", "time_scale": flow_grid.read_time_scale(settings)}
-
-    def make_grid(self, *, precondition: Settings, sigma_max: float) -> FlowGrid:
-        return FlowGrid(time_scale=float(precondition.get("time_scale", 1.0)))
-
     def list_call_arguments(self, seconds: float) -> str:
         return f"duration={seconds:.6g}"
 
@@ -260,4 +132,5 @@ class StableAudio3Kind(TeacherKind):
 TEACHERS: dict[str, TeacherKind] = {
     "StableAudioDiTModel": StableAudioKind(),
     "StableAudio3DiTModel": StableAudio3Kind(),
+    "AceStepTransformer1DModel": AceStepKind(),
 }

@@ -8,7 +8,7 @@ that skip the block, run it on some rows only, or keep its output.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ class ForwardPlan:
         taps: blocks after which the hidden states are kept; blocks after the last one hand them on.
         run_empty_blocks: also call blocks that no row runs, so that every worker gathers their weights.
         checkpointing: recompute activations of each block in the backward pass.
+        arguments: further ones of every block, which the model's own forward pass does not give it.
         outputs: the kept hidden states; `last` those after the last block.
     """
 
@@ -36,6 +37,7 @@ class ForwardPlan:
     taps: tuple[int, ...] = ()
     run_empty_blocks: bool = False
     checkpointing: bool = False
+    arguments: Mapping[str, Tensor] = field(default_factory=dict)
     outputs: dict[int, Tensor] = field(default_factory=dict)
     last: Tensor | None = None
 
@@ -63,7 +65,7 @@ class BudgetedBlocks(nn.ModuleList):
         return iter([partial(self._run, self.plan, index, block) for index, block in enumerate(blocks)])
 
     def _run(self, plan: ForwardPlan, index: int, block: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        kwargs = dict(zip(self.arguments, args)) | kwargs
+        kwargs = {**dict(zip(self.arguments, args)), **kwargs, **plan.arguments}
         hidden: Tensor = kwargs[HIDDEN]
         if plan.taps and index > max(plan.taps):
             return hidden

@@ -12,6 +12,7 @@ from presto_core.config.diffusers_network import DiffusersNetworkConfig
 from presto_core.device import send
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import Budget
+from presto_core.networks.ace_step_conditioner import AceStepConditioner
 from presto_core.networks.budgeted_blocks import BudgetedBlocks, ForwardPlan
 from presto_core.networks.families import Arguments, build_transformer, find_family
 from presto_core.networks.layer_budget import (
@@ -26,10 +27,11 @@ from presto_core.networks.network import Network
 from presto_core.networks.stable_audio_3_conditioner import StableAudio3Conditioner
 from presto_core.networks.stable_audio_conditioner import StableAudioConditioner
 
-Conditioner = StableAudioConditioner | StableAudio3Conditioner
+Conditioner = StableAudioConditioner | StableAudio3Conditioner | AceStepConditioner
 CONDITIONERS: dict[str, Callable[[DiffusersNetworkConfig], Conditioner]] = {
     "StableAudioDiTModel": StableAudioConditioner,
     "StableAudio3DiTModel": StableAudio3Conditioner,
+    "AceStepTransformer1DModel": AceStepConditioner,
 }
 
 
@@ -147,11 +149,12 @@ class DiffusersNetwork(Network):
         """Run the foreign forward pass with a plan, which is gone afterwards whatever happens."""
         if self.budget_table is not None:
             self._budget_emb = self.budget_table[send(budgets, x.device) - 1]
+        if (mask := self.family.block_mask) in arguments:
+            plan.arguments = {mask: arguments[mask]}
+            arguments = {name: value for name, value in arguments.items() if name != mask}
         self.blocks.plan = plan
         try:
-            if not self.family.frames_first:
-                return self.family.call(self.transformer, x, time, arguments)
-            return self.family.call(self.transformer, x.transpose(1, 2), time, arguments).transpose(1, 2)
+            return self.family.run(self.transformer, x, time, arguments)
         finally:
             self.blocks.plan = self._budget_emb = None
 

@@ -32,6 +32,8 @@ class Family:
         per_block: settings that are a list with an entry for each block.
         frozen: weights that no gradient reaches when music is made from text, or that the class keeps fixed.
         precondition: parameterisation of the class, as in `presto_core.diffusion.preconditions`.
+        block_mask: argument of a block that masks padding of encoder_hidden_states, [B, 1, 1, S], if the class's own
+            forward pass gives none: a condition of this name goes to the blocks.
     """
 
     blocks: str
@@ -46,6 +48,21 @@ class Family:
     per_block: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     precondition: str = "flow"
+    block_mask: str = ""
+
+    def run(self, model: Any, x: Tensor, time: Tensor, cond: Arguments) -> Tensor:
+        """Return F [B, C, T] of x [B, C, T], whatever the model's own layout."""
+        if not self.frames_first:
+            return self.call(model, x, time, cond)
+        return self.call(model, x.transpose(1, 2), time, cond).transpose(1, 2)
+
+    def strip_padding(self, cond: Arguments) -> Arguments:
+        """Return conditions of one clip as the class itself takes them: without padding, if it has no mask."""
+        if self.block_mask not in cond:
+            return cond
+        kept = cond[self.block_mask][0, 0, 0]
+        text = {"encoder_hidden_states": cond["encoder_hidden_states"][:, kept]}
+        return {name: value for name, value in {**cond, **text}.items() if name != self.block_mask}
 
     def width_of(self, config: Mapping[str, Any]) -> int:
         """Return the features of the activations after a block."""
@@ -106,7 +123,7 @@ FAMILIES: dict[str, Family] = {
         blocks="layers", noise="time_embed.linear_2", call=_call_ace_step,  # time_embed itself returns two tensors
         batched=frozenset({"hidden_states", "temb", "encoder_hidden_states", "encoder_attention_mask"}),
         depth="num_hidden_layers", width="hidden_size", channels="audio_acoustic_hidden_dim", frames_first=True,
-        per_block=("layer_types",),
+        per_block=("layer_types",), block_mask="encoder_attention_mask",
     ),
     "LongCatAudioDiTTransformer": Family(
         blocks="blocks", noise="time_embed", call=_call_longcat,

@@ -13,12 +13,13 @@ import torch
 from presto_core.text.transformer_encoder import TextError, TransformerEncoder, file_digest
 
 INDEX = "model_index.json"
-ENCODERS = ("T5EncoderModel", "T5GemmaEncoderModel")
+ENCODERS = ("T5EncoderModel", "T5GemmaEncoderModel", "Qwen3Model")
 TOKENIZERS = (
     "T5Tokenizer", "T5TokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast", "PreTrainedTokenizerFast",
-    "TokenizersBackend",  # as transformers 5 calls the one before
+    "Qwen2Tokenizer", "Qwen2TokenizerFast", "TokenizersBackend",  # the last as transformers 5 calls the one before
 )  # fmt: skip
 LONGEST = {"T5GemmaEncoderModel": 256}  # tokens that the pipeline pads to if the tokenizer names more
+CUT_TO = {"Qwen3Model": 256}  # tokens to which the pipeline cuts, whatever the tokenizer names
 
 
 class DiffusersEncoder(TransformerEncoder):
@@ -29,7 +30,7 @@ class DiffusersEncoder(TransformerEncoder):
     """
 
     def __init__(self, folder: Path, *, max_tokens: int, device: torch.device | str = "cpu") -> None:
-        encoder_class, tokenizer_class = _find_classes(folder)
+        encoder_class, _ = _find_classes(folder)
         check_length(folder, max_tokens)
         import transformers
         from safetensors import SafetensorError
@@ -38,8 +39,7 @@ class DiffusersEncoder(TransformerEncoder):
         logging.disable_progress_bar()
         try:
             # by name from a fixed list: an automatic class would give T5 a decoder of random weights
-            tokenizer = getattr(transformers, tokenizer_class)
-            self._tokenizer = tokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+            self._tokenizer = load_tokenizer(folder)
             model, settings = getattr(transformers, encoder_class).from_pretrained(
                 str(folder / "text_encoder"), use_safetensors=True, local_files_only=True, output_loading_info=True
             )
@@ -53,11 +53,31 @@ class DiffusersEncoder(TransformerEncoder):
         self.digest = self.former_digest = compute_digest(folder, max_tokens)
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a diffusers folder; raises TextError."""
+    import transformers
+
+    kind = getattr(transformers, _find_class(folder, "tokenizer", TOKENIZERS))
+    try:
+        return kind.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise TextError(f"tokenizer in {folder} cannot be loaded: {' '.join(str(error).split())}") from None
+
+
+def read_transformer_class(folder: Path) -> str:
+    """Return the class of the transformer that reads the texts; raises TextError if it is no diffusers folder."""
+    pair = read_settings(folder / INDEX).get("transformer")
+    return str(pair[1]) if isinstance(pair, list) and len(pair) == 2 else ""
+
+
 def read_length(folder: Path) -> int | None:
     """Return the number of tokens that the pipeline pads to; None if the tokenizer's settings name no useful one."""
     length = read_settings(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length")
     pair = read_settings(folder / INDEX).get("text_encoder")
-    longest = LONGEST.get(str(pair[1])) if isinstance(pair, list) and len(pair) == 2 else None
+    kind = str(pair[1]) if isinstance(pair, list) and len(pair) == 2 else ""
+    if kind in CUT_TO:
+        return CUT_TO[kind]
+    longest = LONGEST.get(kind)
     if longest is not None:
         return min(int(length), longest) if isinstance(length, int | float) and length > 0 else longest
     return int(length) if isinstance(length, int | float) and 0 < length < 1e6 else None
@@ -67,7 +87,7 @@ def read_width(settings: Mapping[str, Any]) -> int:
     """Return the features of the states that an encoder with these settings makes; raises KeyError."""
     if isinstance(encoder := settings.get("encoder"), Mapping):  # T5Gemma has settings of two stacks
         return int(encoder["hidden_size"])
-    return int(settings["d_model"])
+    return int(settings["hidden_size"] if "hidden_size" in settings else settings["d_model"])
 
 
 def check_length(folder: Path, max_tokens: int) -> None:
@@ -105,13 +125,14 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def _find_classes(folder: Path) -> tuple[str, str]:
     """Return the classes of text encoder and tokenizer that the folder names, both from fixed lists."""
-    index = read_settings(folder / INDEX)
-    classes = []
-    for component, allowed in (("text_encoder", ENCODERS), ("tokenizer", TOKENIZERS)):
-        pair = index.get(component)
-        if not isinstance(pair, list) or len(pair) != 2 or pair[0] != "transformers" or pair[1] not in allowed:
-            raise TextError(f"{component} of {folder} is {pair}; use a teacher with one of {', '.join(allowed)}")
-        classes.append(str(pair[1]))
+    classes = _find_class(folder, "text_encoder", ENCODERS), _find_class(folder, "tokenizer", TOKENIZERS)
     if not any((folder / "text_encoder").glob("*.safetensors")) or not (folder / "tokenizer").is_dir():
         raise TextError(f"{folder} lacks text_encoder/*.safetensors or tokenizer/; download the teacher again")
-    return classes[0], classes[1]
+    return classes
+
+
+def _find_class(folder: Path, component: str, allowed: tuple[str, ...]) -> str:
+    pair = read_settings(folder / INDEX).get(component)
+    if not isinstance(pair, list) or len(pair) != 2 or pair[0] != "transformers" or pair[1] not in allowed:
+        raise TextError(f"{component} of {folder} is {pair}; use a teacher with one of {', '.join(allowed)}")
+    return str(pair[1])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from presto_core.text.ace_step_encoder import AceStepEncoder, compute_ace_step_digest, is_ace_step
 from presto_core.text.diffusers_encoder import DiffusersEncoder, check_length, compute_digest
 from presto_core.text.minilm import MiniLmEncoder, is_minilm
 from presto_core.text.transformer_encoder import READ_FILES as READ_FILES
@@ -20,8 +21,11 @@ from presto_core.text.transformer_encoder import TransformerEncoder as Transform
 from presto_core.text.transformer_encoder import compute_folder_digest, digest_files
 
 
-def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:
+def text_digest(kind: str, *, path: str = "", max_tokens: int, frames: int | None = None) -> str:
     """Return the digest of the encoder that a `text` config section names, without loading it.
+
+    Args:
+        frames: latent frames of every clip, which the prompt of some teachers names.
 
     Raises:
         TextError: the encoder is not installed or the folder contains none.
@@ -29,17 +33,26 @@ def text_digest(kind: str, *, path: str = "", max_tokens: int) -> str:
     folder = ENCODERS[kind](path)
     if kind == "diffusers":
         check_length(folder, max_tokens)
+        if is_ace_step(folder):
+            return compute_ace_step_digest(folder, max_tokens, frames)
         return compute_digest(folder, max_tokens)
     return compute_folder_digest(folder, max_tokens)
 
 
-def load_text_encoder(kind: str, *, path: str = "", max_tokens: int, device: torch.device | str = "cpu") -> TextEncoder:
+def load_text_encoder(
+    kind: str, *, path: str = "", max_tokens: int, frames: int | None = None, device: torch.device | str = "cpu"
+) -> TextEncoder:
     """Load the encoder that a `text` config section names; it computes on `device`.
+
+    Args:
+        frames: latent frames of every clip, which the prompt of some teachers names.
 
     Raises:
         TextError: the encoder is not installed or the folder contains none.
     """
     folder = ENCODERS[kind](path)
+    if kind == "diffusers" and is_ace_step(folder):
+        return AceStepEncoder(folder, max_tokens=max_tokens, frames=frames, device=device)
     if kind == "diffusers":
         return DiffusersEncoder(folder, max_tokens=max_tokens, device=device)
     name = "minilm-l6-v2" if kind == "minilm" else folder.name

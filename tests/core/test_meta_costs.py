@@ -28,6 +28,12 @@ PROJECTIONS: dict[str, dict[str, Any]] = {
         "max_value": 512,
     },
     "StableAudio3DiTModel": {"output_dim": TEXT_DIM, "fourier_dim": 8},
+    "AceStepTransformer1DModel": {
+        "text_hidden_dim": TEXT_DIM,
+        "hidden_size": 64,
+        "timbre_hidden_dim": CHANNELS,
+        "fixed_tokens": 11,
+    },
 }
 FRAMES = 32  # of the test inputs
 

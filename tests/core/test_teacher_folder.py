@@ -152,7 +152,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "UNet2DModel",
     ),
     "family without conditions yet": (
-        edit("model_index.json", transformer=["diffusers", "AceStepTransformer1DModel"]),
+        edit("model_index.json", transformer=["diffusers", "LongCatAudioDiTTransformer"]),
         "conditions cannot be made yet",
     ),
     "class of another library": (

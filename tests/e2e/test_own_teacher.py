@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +21,14 @@ from pipelines.inference.prompts import make_conditions, parse_prompt
 from presto_core.models.model_card import ModelCard
 from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.state import make_step_rng
-from tests.support.tiny_teachers import FRAMES, TOKENS, write_stable_audio, write_stable_audio_3
+from tests.support.stock_noise import share_noise
+from tests.support.tiny_teachers import FRAMES, TOKENS, write_ace_step, write_stable_audio, write_stable_audio_3
 
 RATE_HZ, HOP, TRACKS, PROMPT = 8000, 1024, 12, "slow jazz piano"
 SETTINGS = {
     "ingest": (
         "codec.kind=diffusers", "codec.path=teacher", "text.kind=diffusers", "text.path=teacher",
-        f"text.max_tokens={TOKENS}", f"ingest.chunk_frames={FRAMES}", "ingest.tail=pad", "ingest.channels=stereo",
+        f"ingest.chunk_frames={FRAMES}", "ingest.tail=pad", "ingest.channels=stereo",
         "ingest.source=music", "ingest.validation_fraction=0.25", "ingest.test_fraction=0.25",
         "cluster.data_workers=1",
     ),
@@ -52,7 +54,9 @@ class Family:
     write: Callable[[Path], Path]
     source: tuple[str, ...]
     noise: tuple[str, ...]
-    call: dict[str, float]
+    call: dict[str, float | str]
+    frames_first: bool = False
+    tokens: int = TOKENS
 
 
 FAMILIES = {
@@ -67,6 +71,14 @@ FAMILIES = {
         (f"model.seconds={SECONDS}",),
         ('steps.p_gen={"kind": "levels", "sigmas": [1e8, 63.43, 8.166, 1.051]}',),
         {"duration": SECONDS},
+    ),
+    "ace-step": Family(
+        write_ace_step,
+        (f"model.seconds={SECONDS}",),
+        ('steps.p_gen={"kind": "levels", "sigmas": [1e8, 9, 3, 1]}',),
+        {"audio_duration": SECONDS, "lyrics": "[Instrumental]"},
+        frames_first=True,
+        tokens=256,
     ),
 }
 OWN = ("storage.codec_folder=teacher", "storage.text_folder=teacher")
@@ -100,22 +112,23 @@ def test_from_a_diffusers_folder_to_a_stock_pipeline(
         soundfile.write(f"music/{track}.wav", audio, RATE_HZ)
         Path(f"music/{track}.txt").write_text("slow piano")
     run("teacher", "import", "./teacher", *family.source)
+    own = {"ingest": (f"text.max_tokens={family.tokens}",), "distill-steps": family.noise}
     for stage, settings in SETTINGS.items():
-        run(stage, *settings, *(family.noise if stage == "distill-steps" else ()), *OWN)
+        run(stage, *settings, *own.get(stage, ()), *OWN)
     run("export", "candidate-ls", "student", "--format", "diffusers", "--budget", "3", *OWN)
     run("export", "candidate-ls", "fixed", "--budget", "3")
     run("teacher", "import", "./student", *family.source)
     artifact = capsys.readouterr().err.rpartition("--model ")[2].split()[0]
     run("generate", PROMPT, "--model", artifact, "storage.codec_folder=student", "storage.text_folder=student")
     assert list(Path(".presto/out").glob("*.wav"))
-    student, own = tmp_path / "store" / "artifacts" / artifact, OwnFolders(codec="teacher", text="teacher")
+    student, folders = tmp_path / "store" / "artifacts" / artifact, OwnFolders(codec="teacher", text="teacher")
     card = open_model(str(student)).card
     for steps in (1, 2, 4, 8):
-        theirs = sample_stock(tmp_path / "student", steps, family.call)
+        theirs = sample_stock(tmp_path / "student", steps, family)
         for folder in (student, tmp_path / "fixed"):
-            ours = sample_ours(folder, own, card, steps)
+            ours = sample_ours(folder, folders, card, steps)
             torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-6 * float(ours.abs().max()))
-    check_edits(open_generator(str(student), folders=own))
+    check_edits(open_generator(str(student), folders=folders))
 
 
 def check_edits(generator: Generator) -> None:
@@ -133,13 +146,17 @@ def check_edits(generator: Generator) -> None:
     assert not np.array_equal(edited.audio, clip.audio)
 
 
-def sample_stock(folder: Path, steps: int, call: dict[str, float]) -> torch.Tensor:
+def sample_stock(folder: Path, steps: int, family: Family) -> torch.Tensor:
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained(str(folder))
     pipe.set_progress_bar_config(disable=True)
     rng = make_step_rng(3, total_step=0)
-    return pipe(PROMPT, num_inference_steps=steps, generator=rng, output_type="latent", **call).audios
+    options: dict[str, Any] = {"num_inference_steps": steps, "output_type": "latent", **family.call}
+    if not family.frames_first:
+        return pipe(PROMPT, generator=rng, **options).audios
+    with share_noise(pipe, rng):
+        return pipe(PROMPT, **options).audios.transpose(1, 2)
 
 
 def sample_ours(folder: Path, own: OwnFolders, student: ModelCard, steps: int) -> torch.Tensor:

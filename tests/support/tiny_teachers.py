@@ -81,7 +81,6 @@ SCHEDULER = {
 
 def write_stable_audio(folder: Path, *, licence: str = "apache-2.0", strides: tuple[int, ...] = (2, 4, 8)) -> Path:
     """Write a random Stable Audio teacher as its pipeline would, which itself needs torchsde; return the folder."""
-    from diffusers import AutoencoderOobleck
     from diffusers.pipelines.stable_audio.modeling_stable_audio import StableAudioProjectionModel
     from transformers import T5Config, T5EncoderModel
 
@@ -90,10 +89,7 @@ def write_stable_audio(folder: Path, *, licence: str = "apache-2.0", strides: tu
         "transformer": make_transformer("StableAudioDiTModel"),
         "projection_model": randomize(StableAudioProjectionModel(TEXT_DIM, TEXT_DIM, 0, 512)),
         "text_encoder": T5EncoderModel(T5Config(vocab_size=7, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
-        "vae": AutoencoderOobleck(
-            encoder_hidden_size=2 * CHANNELS, downsampling_ratios=list(strides), channel_multiples=[1] * len(strides),
-            decoder_channels=CHANNELS, decoder_input_channels=CHANNELS, audio_channels=2, sampling_rate=8000,
-        ),
+        "vae": make_oobleck(strides),
         "tokenizer": make_tokenizer(),
     }  # fmt: skip
     for name, part in parts.items():
@@ -113,15 +109,24 @@ def write_stable_audio(folder: Path, *, licence: str = "apache-2.0", strides: tu
     return folder
 
 
-def make_tokenizer() -> Any:
+def make_oobleck(strides: tuple[int, ...]) -> Any:
+    from diffusers import AutoencoderOobleck
+
+    return AutoencoderOobleck(
+        encoder_hidden_size=2 * CHANNELS, downsampling_ratios=list(strides), channel_multiples=[1] * len(strides),
+        decoder_channels=CHANNELS, decoder_input_channels=CHANNELS, audio_channels=2, sampling_rate=8000,
+    )  # fmt: skip
+
+
+def make_tokenizer(*more_words: str, longest: int = TOKENS) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "</s>", "<unk>", "piano", "slow", "jazz", "a"]
+    words = ["<pad>", "</s>", "<unk>", "piano", "slow", "jazz", "a", *more_words]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TOKENS
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=longest
     )
 
 
@@ -152,6 +157,42 @@ def write_stable_audio_3(folder: Path, *, licence: str = "apache-2.0", patch: in
         duration_embedder=randomize(StableAudio3DurationEmbedder(output_dim=TEXT_DIM, fourier_dim=8)),
         transformer=make_transformer("StableAudio3DiTModel"),
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
+    )
+    pipeline.save_pretrained(str(folder))
+    (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n# A random teacher\n")
+    return folder
+
+
+def write_ace_step(
+    folder: Path, *, licence: str = "mit", strides: tuple[int, ...] = (4, 8, 8, 4), **transformer: Any
+) -> Path:
+    """Write a random ACE-Step teacher with its own pipeline, with the components of covers."""
+    from diffusers import AceStepPipeline, FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.ace_step.modeling_ace_step import AceStepAudioTokenizer, AceStepConditionEncoder
+    from transformers import Qwen3Config, Qwen3Model
+
+    torch.manual_seed(0)
+    text = Qwen3Config(
+        vocab_size=24, hidden_size=TEXT_DIM, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    sizes = {
+        "hidden_size": 64, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+        "sliding_window": 4,
+    }  # fmt: skip
+    encoder = AceStepConditionEncoder(
+        text_hidden_dim=TEXT_DIM, timbre_hidden_dim=CHANNELS, num_lyric_encoder_hidden_layers=2,
+        num_timbre_encoder_hidden_layers=2, **sizes,
+    )  # fmt: skip
+    encoder.silence_latent.normal_()
+    pipeline = AceStepPipeline(
+        vae=make_oobleck(strides),
+        text_encoder=Qwen3Model(text),
+        tokenizer=make_tokenizer("Caption", "duration", "seconds", "Instrumental", "2", "4", "8", longest=131_072),
+        transformer=make_transformer("AceStepTransformer1DModel", **transformer),
+        condition_encoder=randomize(encoder, seed=1),
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
+        audio_tokenizer=AceStepAudioTokenizer(audio_acoustic_hidden_dim=CHANNELS, **sizes),
     )
     pipeline.save_pretrained(str(folder))
     (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n# A random teacher\n")
