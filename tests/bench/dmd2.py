@@ -136,11 +136,10 @@ class PlainDmd2:
         self, net: Network, x: Tensor, sigma: Tensor, cond: Conditioning
     ) -> tuple[Tensor, Tensor]:
         """Return the denoised estimate, and the activations [B, D, N] after the tapped block."""
-        seen: list[Tensor] = []
-        hook = net.blocks[self.tap].register_forward_hook(lambda block, inputs, output: seen.append(output))
-        estimate = denoise(net, x, sigma, cond)
-        hook.remove()
-        return estimate, seen[0].transpose(1, 2)
+        s = sigma[:, None, None]
+        total = s**2 + 1
+        raw, features = net(x / total.sqrt(), sigma.log() / 4, cond, taps=(self.tap,), with_output=True)
+        return x / total + s / total.sqrt() * raw, features[0]
 
     def _extract_features(self, net: Network, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Return the activations [B, D, N] after the tapped block; later blocks do not run."""

@@ -12,6 +12,7 @@ from presto_core.config.schema import StepsStage
 from presto_core.training.state import make_step_rng
 from presto_core.training.step_distillation import StepDistillation
 from tests.bench.dmd2 import PlainDmd2
+from tests.support.process_group import double_precision
 from tests.support.toy_networks import batches, tiny_dit
 
 ITERATIONS, CRITIC_UPDATES = 2, 2
@@ -27,21 +28,14 @@ SETTINGS = {
 }
 
 
-@pytest.fixture
-def float64(monkeypatch: pytest.MonkeyPatch):
-    """Compute in float64, also where training computes in float32 whatever the network's dtype."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.usefixtures("float64")
-def test_losses_and_weights_of_two_iterations_are_equal():
-    keys = {"generator_updates": ITERATIONS} | SETTINGS
+@pytest.mark.parametrize("shared_taps", [False, True])
+@double_precision()
+def test_losses_and_weights_of_two_iterations_are_equal(shared_taps: bool):
+    keys = {"generator_updates": ITERATIONS, "shared_taps": shared_taps} | SETTINGS
     config = load_config(StepsStage, overrides={f"steps.{k}": v for k, v in keys.items()}).steps
     ours = StepDistillation(config, tiny_dit(depth=4), sigma_data=1.0)
-    plain = PlainDmd2(config, tiny_dit(depth=4), ours.state.networks["head"])
+    features = "shared" if shared_taps else "fake_score"
+    plain = PlainDmd2(config, tiny_dit(depth=4), ours.state.networks["head"], features=features)
     for step, batch in enumerate(itertools.islice(batches(size=8), ours.total_steps)):
         metrics = ours.update(batch, generator=make_step_rng(0, total_step=step))
         ours.state.total_step += 1
@@ -57,3 +51,17 @@ def test_losses_and_weights_of_two_iterations_are_equal():
             torch.testing.assert_close(weight.detach(), expected.detach(), rtol=1e-7, atol=1e-12)
             if network in ("fake_score", "generator") and name.startswith("blocks"):
                 assert not torch.equal(weight, start[name]), name  # it was trained
+
+
+def test_the_plain_iteration_with_features_of_the_teacher_leaves_them_alone():
+    keys = {"generator_updates": 1} | SETTINGS
+    config = load_config(StepsStage, overrides={f"steps.{k}": v for k, v in keys.items()}).steps
+    head = StepDistillation(config, tiny_dit(depth=4), sigma_data=1.0).state.networks["head"]
+    plain = PlainDmd2(config, tiny_dit(depth=4), head, features="teacher")
+    stream, rngs = batches(), (make_step_rng(0, total_step=step) for step in itertools.count())
+    plain.iterate(lambda: next(stream), lambda: next(rngs))
+    start = list(tiny_dit(depth=4).parameters())
+    for net, trained in ((plain.real, False), (plain.fake, True), (plain.generator, True)):
+        changed = [not torch.equal(a, b) for a, b in zip(net.parameters(), start, strict=True)]
+        assert any(changed) == trained
+    assert any(not torch.equal(a, b) for a, b in zip(plain.head.parameters(), head.parameters(), strict=True))
