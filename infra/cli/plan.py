@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from infra.cli.options import StageArgs
-from infra.planning.device_model import DeviceModel
+from infra.planning.device_model import TRAFFIC, DeviceModel
 from infra.planning.estimate import StageEstimate, Training
+from infra.planning.measured import MeasuredDevice, check_measured_device, read_measured_device
 from infra.planning.network_size import count_blocks, find_width
 from infra.planning.planner import (
     DeviceModelFn,
@@ -20,7 +21,6 @@ from infra.planning.planner import (
     make_plan_request,
     make_specs_model_fn,
     read_foreign_teacher,
-    read_measured_for,
     tabulate_scaling,
 )
 from pipelines.console import console, print_table, print_text
@@ -83,7 +83,7 @@ def plan(
     request = make_plan_request(
         *split_preset(args or []), gpus=gpus, device=specs, node_gbit=network_gbit, price=price, foreign=foreign
     )
-    measured = read_measured_for(measured_file, request) if measured_file else None
+    measured = _read_measured_device(measured_file, request) if measured_file else None
     if dry_run:
         _print_request(request, measured_file)
         return
@@ -103,9 +103,15 @@ def plan(
         print_text(f"- {assumption}")
 
 
+def _read_measured_device(path: str, request: PlanRequest) -> MeasuredDevice:
+    measured = read_measured_device(path, traffic=TRAFFIC)
+    check_measured_device(measured, request.device, threads=request.configs["teacher"].cluster.torch_threads)
+    return measured
+
+
 def _print_request(request: PlanRequest, measured_file: str) -> None:
-    here = "CPU worker" if measured_file else "this machine's CPU, after about a minute of measurement"
-    where = (request.device.name if request.device else here) + (f" as in {measured_file}" if measured_file else "")
+    cpu = "CPU worker" if measured_file else "this machine's CPU, after about a minute of measurement"
+    where = (request.device.name if request.device else cpu) + (f" as in {measured_file}" if measured_file else "")
     for name, config in request.stages.items():
         print_text(f"{name}: on {request.gpus} x {where}, {config.derive_values()}")
 

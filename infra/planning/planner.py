@@ -7,14 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infra.planning.device_model import (
-    TRAFFIC,
-    DeviceModel,
-    device_model_from_measured,
-    device_model_from_specs,
-)
+from infra.planning.device_model import DeviceModel, device_model_from_measured, device_model_from_specs
 from infra.planning.estimate import StageEstimate, Training, estimate_stage
-from infra.planning.measured import MeasuredDevice, check_measured_device, read_measured_device
+from infra.planning.measured import MeasuredDevice
 from infra.planning.network_size import PlannedNetwork
 from pipelines.train.device_specs import Device
 from pipelines.workflows.demo import DEMO_FLOW, load_flow_configs
@@ -219,13 +214,6 @@ def make_specs_model_fn(request: PlanRequest, measured: MeasuredDevice | None = 
         )
 
     return device_model
-
-
-def read_measured_for(path: str, request: PlanRequest) -> MeasuredDevice:
-    """Read a file of `presto benchmark --json`; raises UserError if it is none, or not of the requested device."""
-    measured = read_measured_device(path, traffic=TRAFFIC)
-    check_measured_device(measured, request.device, threads=request.configs["teacher"].cluster.torch_threads)
-    return measured
 
 
 def batch_of(config: Training) -> int:

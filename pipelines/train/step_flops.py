@@ -190,7 +190,7 @@ def _count_step_distill_flops(config: StepsStage, depth: int, *, layered: bool) 
             Pass("generator", "forward", rollout_passes + extra_passes, blocks),
             Pass("real_score", "forward", 1 if steps.guidance_scale == 1 else 2, depth),
             # the blocks before the discriminator's are part of the pass through it
-            Pass("fake_score", "forward", 1, depth - _tapped_blocks(steps.gan, depth) if shared else depth),
+            Pass("fake_score", "forward", 1, depth - _count_tapped_blocks(steps.gan, depth) if shared else depth),
             *_iter_discriminator_passes(steps.gan, depth, "through", rows=1),
         ),
         "generator",
@@ -214,13 +214,13 @@ def _count_step_distill_flops(config: StepsStage, depth: int, *, layered: bool) 
 def _iter_discriminator_passes(gan: GanConfig, depth: int, kind: PassKind, *, rows: int) -> Iterator[Pass]:
     """Yield the passes of the fake score up to the last block that the discriminator reads."""
     if gan.generator_weight > 0:
-        blocks = _tapped_blocks(gan, depth)
+        blocks = _count_tapped_blocks(gan, depth)
         yield Pass("fake_score", kind, rows, blocks, to_output=False, through_discriminator=True)
         if kind == "through" and gan.kind == "relativistic":
             yield Pass("fake_score", "forward", 1, blocks, to_output=False, through_discriminator=True)
 
 
-def _tapped_blocks(gan: GanConfig, depth: int) -> int:
+def _count_tapped_blocks(gan: GanConfig, depth: int) -> int:
     """Return how many blocks run for the discriminator."""
     return max(gan.taps or (depth // 2,)) + 1
 

@@ -269,7 +269,7 @@ class StepsConfig(Section):
     """The adversarial term, and its discriminator on activations of the fake score."""
     shared_taps: bool = False
     """Let the discriminator read generated latents in the passes in which the fake score estimates them, with the same
-    noise, instead of in passes of its own: about a quarter less work. Needs p_dmd, p_dsm and p_gan to be equal. The
+    noise, instead of in passes of its own: about a fifth less work. Needs p_dmd, p_dsm and p_gan to be equal. The
     losses have the same expectation, but results differ, and their quality is not compared yet."""
     ema_decay: Fraction = 0.98
     """Decay per generator update of the moving average of its weights, which is the result of the run."""

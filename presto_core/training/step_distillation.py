@@ -19,8 +19,7 @@ G generator, mu_fake fake score, mu_real^w guided real score (frozen teacher), D
             back-propagate g / numel + nu_1 dL_G/dx0 from x0 into G
             step G, then its moving average                               _step_generator
 
-With steps.shared_taps, x0 + sigma' eps in L_D is the input of L_DSM, and x0 + sigma eps in L_G is x_t: D reads the
-activations of these passes.
+With steps.shared_taps, D reads x0 in the passes of mu_fake in L_DSM and g, with the noise of these.
 
 Presto-LS is the same with a generator that drops blocks by the noise level of its input (METHOD section 5).
 """
@@ -130,17 +129,15 @@ class StepDistillation:
         micro_batch.set_grad_sync(self.parallel, self.trained_fake_score.net, adversarial_loss.trained_head)
         host_sigma = row_rng.sample_host_sigma(self.p_dsm)
         sigma = row_rng.send(host_sigma)
-        noisy, fake_features = row_rng.add_noise(x0, sigma), None
+        noisy, features = row_rng.add_noise(x0, sigma), None
         if self.is_adversarial and self.config.shared_taps:
-            fake_x0, fake_features = adversarial_loss.estimate_with_features(noisy, sigma, cond)
+            fake_x0, features = adversarial_loss.estimate_with_features(noisy, sigma, cond)
         else:
             fake_x0 = self.trained_fake_score(noisy, sigma, cond)
         losses = dsm_loss(fake_x0, x0, sigma, self.precondition)
         metrics = loss_by_sigma_quartile("dsm_loss", losses.detach(), host_sigma, self.p_dsm)
         if self.is_adversarial:
-            critic_losses, critic_metrics = adversarial_loss.discriminator_loss(
-                x0, micro_batch, fake_features=fake_features
-            )
+            critic_losses, critic_metrics = adversarial_loss.discriminator_loss(x0, micro_batch, fake_features=features)
             losses = losses + self.config.gan.fake_score_weight * critic_losses
             metrics |= critic_metrics
         (micro_batch.weight * losses.mean()).backward()
@@ -216,14 +213,12 @@ class StepDistillation:
         noisy = row_rng.add_noise(x0, sigma)
         if self._is_gan_active and self.config.shared_taps:
             fake_x0, gan, gan_metrics = self.adversarial_loss.estimate_with_gradient(noisy, sigma, micro_batch)
-            dmd, metrics = self._dmd_gradient(x0, noisy, sigma, fake_x0, cond)
-            return dmd, gan, metrics | gan_metrics
-        with torch.no_grad():
-            fake_x0 = self.fake_score(noisy, sigma, cond)
+        else:
+            with torch.no_grad():
+                fake_x0, gan, gan_metrics = self.fake_score(noisy, sigma, cond), None, {}
         dmd, metrics = self._dmd_gradient(x0, noisy, sigma, fake_x0, cond)
-        if not self._is_gan_active:
-            return dmd, None, metrics
-        gan, gan_metrics = self.adversarial_loss.gradient(x0, micro_batch)
+        if self._is_gan_active and gan is None:
+            gan, gan_metrics = self.adversarial_loss.gradient(x0, micro_batch)
         return dmd, gan, metrics | gan_metrics
 
     def _dmd_gradient(

@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each thing; their median counts")
     parts = ("networks", "schedules", "registry", "metrics")
     parser.add_argument("--only", choices=parts, help="measure one of them alone")
+    parser.add_argument("--schedules", default="both", choices=("eager", "compiled", "both"), help="iterations to time")
+    parser.add_argument("--batch", type=int, default=0, help="rows of these iterations; default: those of the preset")
     parser.add_argument("--versions", type=int, default=10_000, help="number of versions in the registry")
     parser.add_argument("--rows", type=int, default=5_000, help="number of embeddings per set for the metrics")
     parser.add_argument("--metric-threads", type=int, default=2, help="threads of the metrics")
@@ -40,7 +42,9 @@ def main() -> None:
     if arguments.only in (None, "networks"):
         _networks(arguments.preset, arguments.layers_preset, arguments.rounds)
     if arguments.only in (None, "schedules"):
-        _schedules(arguments.preset, arguments.rounds)
+        for compiled in (False, True):
+            if arguments.schedules in ("both", "compiled" if compiled else "eager"):
+                _schedules(arguments.preset, arguments.batch, arguments.rounds, compiled=compiled)
     if arguments.only in (None, "registry"):
         found = registry.measure(versions=arguments.versions, rounds=arguments.rounds)
         _print("registry", found, arguments.rounds)
@@ -67,9 +71,12 @@ def _networks(small: str, large: str, rounds: int) -> None:
     _print(f"{large} network", budgets, rounds)
 
 
-def _schedules(preset: str, rounds: int) -> None:
-    found = schedules.measure(_network(preset), _preset(StepsStage, preset).steps, rounds=rounds)
-    table = Table(title=f"{preset} network, {describe_hardware()['device']}, 1 thread, CPU time, {rounds} rounds")
+def _schedules(preset: str, batch: int, rounds: int, *, compiled: bool) -> None:
+    steps = _preset(StepsStage, preset).steps
+    steps = steps.model_copy(update={"global_batch_size": batch or steps.global_batch_size})
+    found = schedules.measure(_network(preset), steps, compiled=compiled, rounds=rounds)
+    title = f"{preset} network, batch {steps.global_batch_size}, {describe_hardware()['device']}"
+    table = Table(title=f"{title}, 1 thread, CPU time, {rounds} rounds")
     for name in ("an iteration of", "ms", "against one of", "ms", "times as fast", "quartiles"):
         table.add_column(name, justify="left" if "an iteration" in name or "against" in name else "right")
     for row in found:

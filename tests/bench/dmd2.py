@@ -83,8 +83,8 @@ class PlainDmd2:
         gan = (real_scores - 1).square().mean() + fake_scores.square().mean()
 
         (dsm + config.gan.fake_score_weight * gan).backward()
-        for net, optimizer, settings in self.critic_optimizers:
-            nn.utils.clip_grad_norm_(net.parameters(), settings.max_grad_norm)
+        for module, optimizer, settings in self.critic_optimizers:
+            nn.utils.clip_grad_norm_(module.parameters(), settings.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
         return {"dsm_loss": dsm.detach(), "discriminator_loss": gan.detach()}
@@ -99,17 +99,17 @@ class PlainDmd2:
 
         sigma = draw_sigma(config.p_dmd, len(x), rng)
         noisy = add_noise(generated, sigma, rng)
-        judge = self.real if self.features == "teacher" else self.fake
+        source = self.real if self.features == "teacher" else self.fake
         if self.features == "fake_score":
             with torch.no_grad():
                 real, fake = (denoise(net, noisy, sigma, cond) for net in (self.real, self.fake))
             sigma = draw_sigma(config.p_gan, len(x), rng)
-            features = self._extract_features(judge, add_noise(generated, sigma, rng), sigma, cond)
+            features = self._extract_features(source, add_noise(generated, sigma, rng), sigma, cond)
         else:
-            judged, features = self._denoise_with_features(judge, noisy, sigma, cond)
+            estimate, features = self._denoise_with_features(source, noisy, sigma, cond)
             with torch.no_grad():
-                other = denoise(self.fake if judge is self.real else self.real, noisy, sigma, cond)
-            real, fake = (judged, other) if judge is self.real else (other, judged)
+                other = denoise(self.fake if source is self.real else self.real, noisy, sigma, cond)
+            real, fake = (estimate, other) if source is self.real else (other, estimate)
         with torch.no_grad():
             distance = (generated - real).abs().mean(dim=(1, 2), keepdim=True) + 1e-6
             gradient = (fake - real) / distance  # DMD (Yin et al. 2024), eq. 8

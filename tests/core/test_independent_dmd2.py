@@ -11,7 +11,7 @@ from presto_core.config.loader import load_config
 from presto_core.config.schema import StepsStage
 from presto_core.training.state import make_step_rng
 from presto_core.training.step_distillation import StepDistillation
-from tests.bench.dmd2 import PlainDmd2
+from tests.bench.dmd2 import Features, PlainDmd2
 from tests.support.process_group import double_precision
 from tests.support.toy_networks import batches, tiny_dit
 
@@ -34,7 +34,7 @@ def test_losses_and_weights_of_two_iterations_are_equal(shared_taps: bool):
     keys = {"generator_updates": ITERATIONS, "shared_taps": shared_taps} | SETTINGS
     config = load_config(StepsStage, overrides={f"steps.{k}": v for k, v in keys.items()}).steps
     ours = StepDistillation(config, tiny_dit(depth=4), sigma_data=1.0)
-    features = "shared" if shared_taps else "fake_score"
+    features: Features = "shared" if shared_taps else "fake_score"
     plain = PlainDmd2(config, tiny_dit(depth=4), ours.state.networks["head"], features=features)
     for step, batch in enumerate(itertools.islice(batches(size=8), ours.total_steps)):
         metrics = ours.update(batch, generator=make_step_rng(0, total_step=step))

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from infra.cli.main import app
 from infra.planning.device_model import NETWORK_SHARE, TRAFFIC, rates_from_measured
@@ -50,7 +49,7 @@ def write(folder: Path, body: Any) -> str:
     return str(path)
 
 
-def changed(body: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+def replace_value(body: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     """Return the file with another value of a dotted key; None removes it."""
     changed = copy.deepcopy(body)
     *parents, last = key.split(".")
@@ -82,7 +81,7 @@ def test_the_share_of_products_is_what_explains_the_networks_time(tmp_path: Path
     assert rates_from_measured(measured, bf16=False).bytes_s == pytest.approx(COPY)
 
 
-@pytest.mark.parametrize("body", [GPU_FILE, changed(CPU_FILE, "cost_model", {})], ids=["launches", "imported"])
+@pytest.mark.parametrize("body", [GPU_FILE, replace_value(CPU_FILE, "cost_model", {})], ids=["launches", "imported"])
 def test_a_network_that_does_not_tell_leaves_the_assumed_share(body: dict[str, Any], tmp_path: Path):
     measured = read_measured_device(write(tmp_path, body), traffic=TRAFFIC)
     assert measured.network_share is None
@@ -115,9 +114,9 @@ def test_a_gpu_keeps_its_memory_and_links(tmp_path: Path):
         assert after["memory"] == before["memory"]
         assert after["step"]["exchanged_bytes"] == before["step"]["exchanged_bytes"]
         assert after["step"]["compute"] != before["step"]["compute"]
-    told = " ".join(measured["assumptions"])
-    assert "not measured here" not in told
-    assert "80% of a large product's, assumed" in told
+    assumptions = " ".join(measured["assumptions"])
+    assert "not measured here" not in assumptions
+    assert "80% of a large product's, assumed" in assumptions
     assert path in run_plan("paper", "--measured", path, "--dry-run").stdout
 
 
@@ -126,15 +125,15 @@ def test_a_gpu_keeps_its_memory_and_links(tmp_path: Path):
     [
         ("{", (), "is not JSON of presto benchmark"),
         ("[1]", (), "is not JSON of presto benchmark"),
-        (changed(GPU_FILE, "launch_us", None), (), "has no launch_us"),
-        (changed(GPU_FILE, "ms.network.p50", None), (), "has no ms.network.p50"),
-        (changed(GPU_FILE, "copy_gb_per_s", -1.0), (), "copy_gb_per_s=-1.0"),
-        (changed(GPU_FILE, "matmul_bf16_peak_gflops", "fast"), (), "matmul_bf16_peak_gflops='fast'"),
-        (json.dumps(changed(GPU_FILE, "launch_us", float("nan"))), (), "launch_us=nan"),
+        (replace_value(GPU_FILE, "launch_us", None), (), "has no launch_us"),
+        (replace_value(GPU_FILE, "ms.network.p50", None), (), "has no ms.network.p50"),
+        (replace_value(GPU_FILE, "copy_gb_per_s", -1.0), (), "copy_gb_per_s=-1.0"),
+        (replace_value(GPU_FILE, "matmul_bf16_peak_gflops", "fast"), (), "matmul_bf16_peak_gflops='fast'"),
+        (json.dumps(replace_value(GPU_FILE, "launch_us", float("nan"))), (), "launch_us=nan"),
         (GPU_FILE, ("--device", "l4"), "--device h100"),
         (GPU_FILE, ("--device", "here"), "--device h100"),
         (CPU_FILE, (), "--device here"),
-        (changed(CPU_FILE, "hardware.threads", 2), ("--device", "here"), "cluster.torch_threads=2"),
+        (replace_value(CPU_FILE, "hardware.threads", 2), ("--device", "here"), "cluster.torch_threads=2"),
     ],
 )
 def test_mistakes_are_one_message(body: Any, arguments: tuple[str, ...], message: str, tmp_path: Path):
