@@ -166,6 +166,7 @@ def test_generator_gradient_equals_autograd_of_the_written_loss():
     x_in, sigma = algorithm._generator_input(part)
     x0 = algorithm.generate(x_in, sigma, batch.cond)
     dmd, gan, _ = algorithm._output_gradients(x0.detach(), part)
+    assert gan is not None
     net = algorithm.state.networks["generator"]
     two_stage = torch.autograd.grad(x0, list(net.parameters()), dmd + 0.1 * gan, retain_graph=True)
     g = dmd * dmd.numel()  # L_DMD's gradient is g / n
