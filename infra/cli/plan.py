@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from infra.cli.options import StageArgs
-from infra.planning.device_model import DeviceModel
+from infra.planning.device_model import TRAFFIC, DeviceModel
 from infra.planning.estimate import StageEstimate, Training
+from infra.planning.measured import MeasuredDevice, check_measured_device, read_measured_device
 from infra.planning.network_size import count_blocks, find_width
 from infra.planning.planner import (
     DeviceModelFn,
@@ -60,6 +61,15 @@ def plan(
         float | None,
         typer.Option(min=0.01, help="Length of its clips, if it makes any: model.seconds.", show_default=False),
     ] = None,
+    measured_file: Annotated[
+        str,
+        typer.Option(
+            "--measured",
+            help="JSON file of presto benchmark --json on such a device: its FLOP/s, memory bandwidth and launch time "
+            "replace those assumed of a GPU, and the measurement of --device here.",
+            show_default=False,
+        ),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be computed and measured, and stop.")
@@ -73,16 +83,18 @@ def plan(
     request = make_plan_request(
         *split_preset(args or []), gpus=gpus, device=specs, node_gbit=network_gbit, price=price, foreign=foreign
     )
+    measured = _read_measured_device(measured_file, request) if measured_file else None
     if dry_run:
-        _print_request(request)
+        _print_request(request, measured_file)
         return
-    model_fn = make_specs_model_fn(request) if specs else _make_measured_model_fn(request)
+    model_fn = make_specs_model_fn(request, measured) if specs or measured else _make_measured_model_fn(request)
     stages = estimate_stages(request, model_fn)
     growth = tabulate_scaling(request, model_fn) if specs else []
     assumptions = _list_assumptions(request, model_fn)
     if as_json:
         body = {"stages": [o.to_dict() for o in stages], "growth": growth, "assumptions": assumptions}
-        print_text(json.dumps({"gpus": gpus, "device": device, **body}, indent=1))
+        source = {"measured": measured_file} if measured_file else {}
+        print_text(json.dumps({"gpus": gpus, "device": device, **source, **body}, indent=1))
         return
     _print_stages(request, stages)
     if growth:
@@ -91,8 +103,15 @@ def plan(
         print_text(f"- {assumption}")
 
 
-def _print_request(request: PlanRequest) -> None:
-    where = request.device.name if request.device else "this machine's CPU, after about a minute of measurement"
+def _read_measured_device(path: str, request: PlanRequest) -> MeasuredDevice:
+    measured = read_measured_device(path, traffic=TRAFFIC)
+    check_measured_device(measured, request.device, threads=request.configs["teacher"].cluster.torch_threads)
+    return measured
+
+
+def _print_request(request: PlanRequest, measured_file: str) -> None:
+    cpu = "CPU worker" if measured_file else "this machine's CPU, after about a minute of measurement"
+    where = (request.device.name if request.device else cpu) + (f" as in {measured_file}" if measured_file else "")
     for name, config in request.stages.items():
         print_text(f"{name}: on {request.gpus} x {where}, {config.derive_values()}")
 

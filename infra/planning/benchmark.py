@@ -17,15 +17,12 @@ import torch
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
-from infra.planning.device_model import DeviceModel, LinearCost
+from infra.planning.device_model import CPU_COPY_BYTES_S, CPU_READ_BYTES_S, CPU_READING, DeviceModel, LinearCost
 from infra.planning.microbenchmarks import make_timer, measure_constants
 from pipelines.cluster.shutdown import block_ctrl_c
 from pipelines.train.step_flops import FORWARD_EQUIVALENTS, PassKind
 from presto_core.config.sections import GanConfig, NetworkConfig
 from presto_core.networks.flops import LatentShape
-
-READ_BYTES_S = 377e6  # per worker with its own threads, in a first epoch; measured in docs/data.md
-COPY_BYTES_S = 2e9  # memory to memory
 
 
 def measure_device(
@@ -65,8 +62,8 @@ def measure_device(
         exchange_bytes_s=bytes_s,
         overlap=0.0,
         reads_overlap=False,
-        read_bytes_s=READ_BYTES_S,
-        copy_bytes_s=COPY_BYTES_S,
+        read_bytes_s=CPU_READ_BYTES_S,
+        copy_bytes_s=CPU_COPY_BYTES_S,
         assumptions=_list_assumptions(workers=workers, threads=threads),
     )
 
@@ -80,7 +77,7 @@ def _list_assumptions(*, workers: int, threads: int) -> tuple[str, ...]:
             f"{threads} thread{'s' if threads > 1 else ''} each; other load on this machine slows it down"
         ),
         "gradients are exchanged after the backward pass, since the same cores do both",
-        f"a worker reads {READ_BYTES_S / 1e6:g} MB/s of shards (measured: docs/data.md) and computes nothing meanwhile",
+        CPU_READING,
     )
 
 

@@ -1,12 +1,15 @@
 """The constants of a device from which the time of a training step is composed.
 
-They are measured on this machine (`benchmark.measure_device`), or follow from published figures and assumptions.
+They are measured on this machine (`benchmark.measure_device`), or follow from published figures and assumptions, in
+whose place a file of `presto benchmark` can be (`measured.MeasuredDevice`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from infra.planning.measured import MeasuredDevice
 from infra.planning.memory import block_bytes, outer_bytes
 from infra.planning.network_size import PlannedNetwork
 from pipelines.train.device_specs import Device
@@ -14,8 +17,9 @@ from pipelines.train.step_flops import FORWARD_EQUIVALENTS, PassKind
 from presto_core.networks.flops import LatentShape
 from presto_core.networks.table import kind_of
 
-# Assumptions of `device_model_from_specs`; each is printed with a plan.
+# Assumptions, unless measured; each is printed with a plan.
 MATMUL_SHARE = {True: 0.60, False: 0.75}  # fraction of peak that matrix products reach, in bf16 and in fp32
+NETWORK_SHARE = 0.8  # fraction of a large product's measured FLOP/s that products in the network reach
 TRAFFIC = 2.0  # times that saved activations pass through memory in a forward pass: each kernel writes and reads them
 LAUNCH_S = 6e-6  # between two kernels, without CUDA graphs or compilation
 BLOCK_KERNELS, OUTER_KERNELS, HEAD_KERNELS = 60, 40, 15  # per forward pass
@@ -26,6 +30,11 @@ STEP_OVERHEAD_S = 2e-3  # Python between steps, and the check whether a loss is 
 READ_BYTES_S = 148e6  # Ray Data in a first epoch, with its start-up; measured in docs/data.md
 COPY_BYTES_S = 10e9  # a checkpoint from GPU to CPU memory
 GPUS_PER_NODE = 8
+CPU_READ_BYTES_S = 377e6  # per worker with its own threads, in a first epoch; measured in docs/data.md
+CPU_COPY_BYTES_S = 2e9  # a checkpoint, memory to memory
+CPU_READING = (
+    f"a worker reads {CPU_READ_BYTES_S / 1e6:g} MB/s of shards (measured: docs/data.md) and computes nothing meanwhile"
+)
 
 
 @dataclass(frozen=True)
@@ -75,34 +84,47 @@ class DeviceModel:
     assumptions: tuple[str, ...] = field(default=(), compare=False)
 
 
+@dataclass(frozen=True)
+class Rates:
+    """FLOP/s of matrix products in the network, bytes/s of everything else, and seconds between launches."""
+
+    flops: float
+    bytes_s: float
+    launch_s: float
+
+
+def rates_from_specs(device: Device, *, bf16: bool) -> Rates:
+    """Return the assumed fractions of the data sheet's figures."""
+    bandwidth = 1e9 * device.memory_gb_s * BANDWIDTH_SHARE
+    return Rates(device.peak_flops(bf16=bf16) * MATMUL_SHARE[bf16], bandwidth, LAUNCH_S)
+
+
+def rates_from_measured(measured: MeasuredDevice, *, bf16: bool) -> Rates:
+    """Return what a benchmark measured; its network ran in fp32, and is taken to use bf16 as well."""
+    share = measured.network_share or NETWORK_SHARE
+    return Rates(measured.matmul_flops[bf16] * share, measured.copy_bytes_s, measured.launch_s)
+
+
 def device_model_from_specs(
-    device: Device, network: PlannedNetwork, shape: LatentShape, *, bf16: bool, gpus: int, node_gbit: float
+    device: Device,
+    network: PlannedNetwork,
+    shape: LatentShape,
+    *,
+    bf16: bool,
+    gpus: int,
+    node_gbit: float,
+    measured: MeasuredDevice | None = None,
 ) -> DeviceModel:
-    """Return the constants of one of `gpus` GPUs, from its data sheet.
+    """Return the constants of one of `gpus` GPUs, from its data sheet and, if given, from measurements on one.
 
     Args:
         node_gbit: Gbit/s of a node's network; used if there is more than one node.
     """
-    rate = device.peak_flops(bf16=bf16) * MATMUL_SHARE[bf16]
-    bandwidth = 1e9 * device.memory_gb_s * BANDWIDTH_SHARE
     link = device.link_gb_s if gpus <= GPUS_PER_NODE else min(device.link_gb_s, node_gbit / 8)
-
-    def cost(flops: float, kept: float, kernels: int, kind: PassKind) -> LinearCost:
-        row = flops / rate + TRAFFIC * kept / bandwidth
-        return LinearCost(0.0, FORWARD_EQUIVALENTS[kind] * row, floor=FORWARD_EQUIVALENTS[kind] * kernels * LAUNCH_S)
-
-    kind = kind_of(network)
-    block = kind.block_flops(network, shape), block_bytes(network, shape, bf16=bf16), BLOCK_KERNELS
-    outer = kind.outer_flops(network, shape), outer_bytes(network, shape, bf16=bf16), OUTER_KERNELS
-
+    rates = rates_from_measured(measured, bf16=bf16) if measured else rates_from_specs(device, bf16=bf16)
     return DeviceModel(
         device=device.name,
-        block={work: cost(*block, work) for work in FORWARD_EQUIVALENTS},
-        outer={work: cost(*outer, work) for work in FORWARD_EQUIVALENTS},
-        head={work: cost(0.0, 0.0, HEAD_KERNELS, work) for work in FORWARD_EQUIVALENTS},
-        update=LinearCost(0.0, UPDATE_BYTES / bandwidth),
-        average=LinearCost(0.0, AVERAGE_BYTES / bandwidth),
-        draw=10 * 4 * shape.channels * shape.frames / bandwidth,
+        **_compute_costs(rates, network, shape, bf16=bf16),
         overhead=STEP_OVERHEAD_S,
         exchange_latency=50e-6,
         exchange_bytes_s=1e9 * link * LINK_SHARE,
@@ -111,23 +133,96 @@ def device_model_from_specs(
         read_bytes_s=READ_BYTES_S,
         copy_bytes_s=COPY_BYTES_S,
         peak_flops=device.peak_flops(bf16=bf16),
-        assumptions=_list_assumptions(device, bf16=bf16, gpus=gpus, node_gbit=node_gbit),
+        assumptions=_list_assumptions(device, bf16=bf16, gpus=gpus, node_gbit=node_gbit, measured=measured),
     )
 
 
-def _list_assumptions(device: Device, *, bf16: bool, gpus: int, node_gbit: float) -> tuple[str, ...]:
-    precision = "bf16" if bf16 else "fp32, without TF32"
-    peak = device.peak_flops(bf16=bf16) / 1e12
+def device_model_from_measured(
+    measured: MeasuredDevice, network: PlannedNetwork, shape: LatentShape, *, bf16: bool
+) -> DeviceModel:
+    """Return the constants of one worker on a CPU that was measured; utilisation is relative to a large product."""
+    return DeviceModel(
+        device="here",
+        **_compute_costs(rates_from_measured(measured, bf16=bf16), network, shape, bf16=bf16),
+        overhead=STEP_OVERHEAD_S,
+        exchange_latency=50e-6,
+        exchange_bytes_s=measured.copy_bytes_s / 2,
+        overlap=0.0,
+        reads_overlap=False,
+        read_bytes_s=CPU_READ_BYTES_S,
+        copy_bytes_s=CPU_COPY_BYTES_S,
+        peak_flops=measured.matmul_flops[bf16],
+        assumptions=(
+            *_describe_measured(measured, bf16=bf16),
+            "workers do not slow each other, and exchange gradients after the backward pass at half a copy's bandwidth",
+            CPU_READING,
+        ),
+    )
+
+
+def _compute_costs(rates: Rates, network: PlannedNetwork, shape: LatentShape, *, bf16: bool) -> dict[str, Any]:
+    """Return those constants of a `DeviceModel` that follow from its rates."""
+
+    def cost(flops: float, kept: float, kernels: int, kind: PassKind) -> LinearCost:
+        row, times = flops / rates.flops + TRAFFIC * kept / rates.bytes_s, FORWARD_EQUIVALENTS[kind]
+        return LinearCost(0.0, times * row, floor=times * kernels * rates.launch_s)
+
+    kind = kind_of(network)
+    block = kind.block_flops(network, shape), block_bytes(network, shape, bf16=bf16), BLOCK_KERNELS
+    outer = kind.outer_flops(network, shape), outer_bytes(network, shape, bf16=bf16), OUTER_KERNELS
+    return {
+        "block": {work: cost(*block, work) for work in FORWARD_EQUIVALENTS},
+        "outer": {work: cost(*outer, work) for work in FORWARD_EQUIVALENTS},
+        "head": {work: cost(0.0, 0.0, HEAD_KERNELS, work) for work in FORWARD_EQUIVALENTS},
+        "update": LinearCost(0.0, UPDATE_BYTES / rates.bytes_s),
+        "average": LinearCost(0.0, AVERAGE_BYTES / rates.bytes_s),
+        "draw": 10 * 4 * shape.channels * shape.frames / rates.bytes_s,
+    }
+
+
+def _describe_measured(measured: MeasuredDevice, *, bf16: bool) -> tuple[str, ...]:
+    rates, precision = rates_from_measured(measured, bf16=bf16), "bf16" if bf16 else "fp32"
+    threads = "" if measured.is_gpu else f", {measured.threads} thread{'s'[: measured.threads - 1]}"
+    share = f"{measured.network_share or NETWORK_SHARE:.0%} of a large product's"
+    reason = "measured in fp32" if measured.network_share else "assumed: the file's network does not tell"
     return (
         (
-            f"{device.name}: {peak:g} TFLOP/s dense in {precision}, {device.memory_gb:g} GB at "
-            f"{device.memory_gb_s:g} GB/s ({device.source}); not measured here"
+            f"measured on {measured.device}{threads} ({measured.path}): matrix products reach {rates.flops / 1e9:.4g} "
+            f"GFLOP/s in {precision} ({share}, {reason}), memory {rates.bytes_s / 1e9:.3g} GB/s, operations at least "
+            f"{rates.launch_s * 1e6:.2g} us apart"
         ),
         (
-            f"matrix products reach {MATMUL_SHARE[bf16]:.0%} of that peak; activations pass {TRAFFIC:g} times through "
-            f"memory per forward pass, at {BANDWIDTH_SHARE:.0%} of its bandwidth, since nothing is compiled; kernels "
-            f"start at least {LAUNCH_S * 1e6:g} us apart ({BLOCK_KERNELS} per block and forward pass)"
+            f"assumed: activations pass {TRAFFIC:g} times through memory per forward pass, since nothing is compiled; "
+            f"{BLOCK_KERNELS} operations per block and forward pass"
         ),
+    )
+
+
+def _list_assumptions(
+    device: Device, *, bf16: bool, gpus: int, node_gbit: float, measured: MeasuredDevice | None
+) -> tuple[str, ...]:
+    precision = "bf16" if bf16 else "fp32, without TF32"
+    peak = device.peak_flops(bf16=bf16) / 1e12
+    if measured:
+        speed = (
+            *_describe_measured(measured, bf16=bf16),
+            f"{device.name}: {device.memory_gb:g} GB, and MFU relative to {peak:g} TFLOP/s ({device.source})",
+        )
+    else:
+        speed = (
+            (
+                f"{device.name}: {peak:g} TFLOP/s dense in {precision}, {device.memory_gb:g} GB at "
+                f"{device.memory_gb_s:g} GB/s ({device.source}); not measured here"
+            ),
+            (
+                f"matrix products reach {MATMUL_SHARE[bf16]:.0%} of that peak; activations pass {TRAFFIC:g} times "
+                f"through memory per forward pass, at {BANDWIDTH_SHARE:.0%} of its bandwidth, since nothing is "
+                f"compiled; kernels start at least {LAUNCH_S * 1e6:g} us apart ({BLOCK_KERNELS} per block and forward "
+                "pass)"
+            ),
+        )
+    return (
+        *speed,
         f"{GPUS_PER_NODE} GPUs per node, {device.link_gb_s:g} GB/s from each to the others; {node_gbit:g} Gbit/s "
         f"between nodes; an all-reduce reaches {LINK_SHARE:.0%} of the slower one"
         + ("" if gpus > GPUS_PER_NODE else ", here the link within a node"),

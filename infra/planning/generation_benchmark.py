@@ -38,13 +38,15 @@ PROMPT = "solo piano, slow, A minor"
 TEXT, NETWORK, DECODE, WAV = "text", "network", "decode", "wav"
 MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns
 COPIED_MIB = 128
+LAUNCHES = 500
 MOST_CALLS = 20
 
 
 def benchmark_generation(generator: Generator, *, steps: int, budget_s: float = 5.0) -> dict[str, Any]:
     """Measure one clip of the model's own length at batch 1, again and again for about `budget_s` seconds.
 
-    The peaks of matrix products and of memory are measured in the same run, with the same threads and clock.
+    The peaks of matrix products and of memory are measured in the same run, with the same threads and clock. `presto
+    plan --measured` reads the result (`infra.planning.measured`).
     """
     model = generator.model
     parts, clock = _make_parts(model, steps), choose_clock(model.device)
@@ -60,6 +62,7 @@ def benchmark_generation(generator: Generator, *, steps: int, budget_s: float = 
     return {
         "model": model.artifact.id,
         "hardware": describe_hardware(model.device),
+        "device_type": model.device.type,
         "steps": steps,
         "calls": wanted,
         "clock": "CPU" if clock is time.process_time else "wall",
@@ -70,6 +73,8 @@ def benchmark_generation(generator: Generator, *, steps: int, budget_s: float = 
         **work,
         "gflops": achieved / 1e9,
         "matmul_peak_gflops": peak / 1e9,
+        "matmul_bf16_peak_gflops": measure_matmul_flops(model.device, torch.bfloat16) / 1e9,
+        "launch_us": measure_launch_s(model.device) * 1e6,
         "copy_gb_per_s": bandwidth / 1e9,
         "roofline_share": achieved / peak,
         "weights_mib": weights / MIB,
@@ -158,10 +163,10 @@ class _OperatorCount(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def measure_matmul_flops(device: torch.device) -> float:
-    """FLOP/s of the fastest of some products of two square fp32 matrices: what the network's could reach."""
+def measure_matmul_flops(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """FLOP/s of the fastest of some products of two square matrices: what the network's could reach."""
     size = MATRIX["cuda" if device.type == "cuda" else "cpu"]
-    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2.0 * size**3 / _fastest_s(lambda: a @ b, device)
 
 
@@ -170,6 +175,17 @@ def measure_copy_bytes(device: torch.device) -> float:
     source = torch.randn(COPIED_MIB * MIB // 4, device=device)
     target = torch.empty_like(source)
     return 2.0 * COPIED_MIB * MIB / _fastest_s(lambda: target.copy_(source), device)
+
+
+def measure_launch_s(device: torch.device) -> float:
+    """Seconds from one operation to the next if each has next to nothing to compute."""
+    tiny = torch.zeros(1, device=device)
+
+    def launch() -> None:
+        for _ in range(LAUNCHES):
+            tiny.add_(1)
+
+    return _fastest_s(launch, device) / LAUNCHES
 
 
 def _fastest_s(call: Callable[[], object], device: torch.device, *, calls: int = 7) -> float:
@@ -192,6 +208,7 @@ def predict_network(
     seconds = flops / (peak_flops * MATMUL_SHARE[False]) + TRAFFIC * kept / copy_bytes_s
     return {
         "flops": flops,
+        "activation_bytes": kept,
         "network_ms": seconds * 1e3,
         "launches": float(blocks * BLOCK_KERNELS + calls * OUTER_KERNELS),
     }

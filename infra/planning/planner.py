@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infra.planning.device_model import DeviceModel, device_model_from_specs
+from infra.planning.device_model import DeviceModel, device_model_from_measured, device_model_from_specs
 from infra.planning.estimate import StageEstimate, Training, estimate_stage
+from infra.planning.measured import MeasuredDevice
 from infra.planning.network_size import PlannedNetwork
 from pipelines.train.device_specs import Device
 from pipelines.workflows.demo import DEMO_FLOW, load_flow_configs
@@ -194,15 +195,22 @@ def tabulate_scaling(request: PlanRequest, model_fn: DeviceModelFn) -> list[dict
     return grown
 
 
-def make_specs_model_fn(request: PlanRequest) -> DeviceModelFn:
-    """Return a function that derives a stage's constants from the device's data sheet."""
-    assert request.device
-    device = request.device
+def make_specs_model_fn(request: PlanRequest, measured: MeasuredDevice | None = None) -> DeviceModelFn:
+    """Return a function that derives a stage's constants from the device's data sheet, or a file of measurements."""
 
     def device_model(config: Training, workers: int, rows: int) -> DeviceModel:
-        bf16 = config.loop.autocast == "bf16"
+        bf16, shape = config.loop.autocast == "bf16", request.shape(config)
+        if request.device is None:
+            assert measured
+            return device_model_from_measured(measured, request.network, shape, bf16=bf16)
         return device_model_from_specs(
-            device, request.network, request.shape(config), bf16=bf16, gpus=workers, node_gbit=request.node_gbit
+            request.device,
+            request.network,
+            shape,
+            bf16=bf16,
+            gpus=workers,
+            node_gbit=request.node_gbit,
+            measured=measured,
         )
 
     return device_model

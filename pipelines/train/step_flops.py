@@ -166,17 +166,20 @@ def _count_step_distill_flops(config: StepsStage, depth: int, *, layered: bool) 
     rollout_passes = (steps.rollout.steps - 1) / 2 if steps.generator_input == "rollout" else 0.0
     extra_passes = 1.0 if _has_extra_generator_pass(config) else 0.0
     gan_draws = 2 if steps.gan.generator_weight > 0 else 0  # real latents and generated ones
+    # with shared_taps, passes of the fake score serve the discriminator too: generated latents need no others
+    shared = steps.shared_taps and gan_draws > 0
+    real_rows = 2 if steps.gan.r1_weight else 1
     critic = PhaseCost(
         "critic",
         ratio / (ratio + 1),
         (
             Pass("generator", "forward", 1 + rollout_passes, blocks),
-            Pass("fake_score", "train", 1, depth),
-            *_iter_discriminator_passes(steps.gan, depth, "train", rows=3 if steps.gan.r1_weight else 2),
+            Pass("fake_score", "train", 1, depth, through_discriminator=shared),
+            *_iter_discriminator_passes(steps.gan, depth, "train", rows=real_rows if shared else real_rows + 1),
         ),
         "fake_score",
         updates_ema=False,
-        noise_draws=2 + gan_draws + (steps.gan.r1_weight > 0),
+        noise_draws=2 + gan_draws - shared + (steps.gan.r1_weight > 0),
         blocks_std=pstdev(kept),
     )
     generator = PhaseCost(
@@ -186,11 +189,12 @@ def _count_step_distill_flops(config: StepsStage, depth: int, *, layered: bool) 
             Pass("generator", "train", 1, blocks),
             Pass("generator", "forward", rollout_passes + extra_passes, blocks),
             Pass("real_score", "forward", 1 if steps.guidance_scale == 1 else 2, depth),
-            Pass("fake_score", "forward", 1, depth),
+            # the blocks before the discriminator's are part of the pass through it
+            Pass("fake_score", "forward", 1, depth - _count_tapped_blocks(steps.gan, depth) if shared else depth),
             *_iter_discriminator_passes(steps.gan, depth, "through", rows=1),
         ),
         "generator",
-        noise_draws=2 + gan_draws // 2,
+        noise_draws=2 + (0 if shared else gan_draws // 2),
         blocks_std=(FORWARD_EQUIVALENTS["train"] + extra_passes) * pstdev(kept),
     )
     total = config.total_steps
@@ -210,10 +214,15 @@ def _count_step_distill_flops(config: StepsStage, depth: int, *, layered: bool) 
 def _iter_discriminator_passes(gan: GanConfig, depth: int, kind: PassKind, *, rows: int) -> Iterator[Pass]:
     """Yield the passes of the fake score up to the last block that the discriminator reads."""
     if gan.generator_weight > 0:
-        blocks = max(gan.taps or (depth // 2,)) + 1
+        blocks = _count_tapped_blocks(gan, depth)
         yield Pass("fake_score", kind, rows, blocks, to_output=False, through_discriminator=True)
         if kind == "through" and gan.kind == "relativistic":
             yield Pass("fake_score", "forward", 1, blocks, to_output=False, through_discriminator=True)
+
+
+def _count_tapped_blocks(gan: GanConfig, depth: int) -> int:
+    """Return how many blocks run for the discriminator."""
+    return max(gan.taps or (depth // 2,)) + 1
 
 
 def _has_extra_generator_pass(config: StepsStage) -> bool:

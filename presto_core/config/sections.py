@@ -267,7 +267,19 @@ class StepsConfig(Section):
     """The trajectory for generator_input=rollout."""
     gan: GanConfig = GanConfig()
     """The adversarial term, and its discriminator on activations of the fake score."""
+    shared_taps: bool = False
+    """Let the discriminator read generated latents in the passes in which the fake score estimates them, with the same
+    noise, instead of in passes of its own: about a fifth less work. Needs p_dmd, p_dsm and p_gan to be equal. The
+    losses have the same expectation, but results differ, and their quality is not compared yet."""
     ema_decay: Fraction = 0.98
     """Decay per generator update of the moving average of its weights, which is the result of the run."""
     lora: LoraConfig = LoraConfig()
     """Train adapters of generator and fake score over one frozen network instead of all weights."""
+
+    @model_validator(mode="after")
+    def _check_shared_taps(self) -> Self:
+        if self.shared_taps and not self.p_dmd == self.p_dsm == self.p_gan:
+            raise ValueError(
+                "shared_taps=true needs p_dmd, p_dsm and p_gan to be the same distribution; make them equal"
+            )
+        return self

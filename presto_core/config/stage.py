@@ -41,6 +41,7 @@ ADDED_SETTINGS = {
     ("layers", "attribute_dropout"): 0.0,
     ("layers", "lora"): LoraConfig().model_dump(mode="json"),
     ("steps", "lora"): LoraConfig().model_dump(mode="json"),
+    ("steps", "shared_taps"): False,
 }
 
 

@@ -69,6 +69,15 @@ class EDMDenoiser:
             activations = self.net(c_in * x, time, cond, taps=taps)
         return [a.float() for a in activations]
 
+    def denoise_with_features(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning | None, *, taps: tuple[int, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return x0 as `__call__` does, and the activations of `extract_features`, in one pass."""
+        c_skip, c_out, c_in, time = self.precondition(sigma)
+        with self._autocast(x.device):
+            raw, activations = self.net(c_in * x, time, cond, taps=taps, with_output=True)
+        return c_skip * x + c_out * raw.to(c_out.dtype), [a.float() for a in activations]
+
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         if self.autocast_dtype is None:
             return nullcontext()

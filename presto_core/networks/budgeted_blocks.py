@@ -26,7 +26,8 @@ class ForwardPlan:
 
     Attributes:
         rows: rows of the batch that run each block, the first ones; None runs all blocks on all rows.
-        taps: blocks after which the hidden states are kept; blocks after the last one hand them on.
+        taps: blocks after which the hidden states are kept.
+        with_output: also run the blocks after the last tap, which otherwise hand the hidden states on.
         run_empty_blocks: also call blocks that no row runs, so that every worker gathers their weights.
         checkpointing: recompute activations of each block in the backward pass.
         arguments: further ones of every block, which the model's own forward pass does not give it.
@@ -35,6 +36,7 @@ class ForwardPlan:
 
     rows: list[int] | None = None
     taps: tuple[int, ...] = ()
+    with_output: bool = False
     run_empty_blocks: bool = False
     checkpointing: bool = False
     arguments: Mapping[str, Tensor] = field(default_factory=dict)
@@ -67,7 +69,7 @@ class BudgetedBlocks(nn.ModuleList):
     def _run(self, plan: ForwardPlan, index: int, block: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         kwargs = {**dict(zip(self.arguments, args)), **kwargs, **plan.arguments}
         hidden: Tensor = kwargs[HIDDEN]
-        if plan.taps and index > max(plan.taps):
+        if plan.taps and not plan.with_output and index > max(plan.taps):
             return hidden
         count = hidden.shape[0] if plan.rows is None else plan.rows[index]
         if count:

@@ -123,8 +123,9 @@ class DiffusersNetwork(Network):
         budget: Budget | None = None,
         *,
         taps: tuple[int, ...] | None = None,
+        with_output: bool = False,
         with_hidden: bool = False,
-    ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor]:
+    ) -> Tensor | list[Tensor] | tuple[Tensor, list[Tensor]] | tuple[Tensor, Tensor]:
         """See `Network.forward`; `cond` may also be the transformer's own arguments by name."""
         budgets = self._list_budgets(budget, x.shape[0])
         arguments = self._make_arguments(cond, x)
@@ -134,11 +135,14 @@ class DiffusersNetwork(Network):
             x, time = x[order], time[order]
             arguments = {name: value[order] for name, value in arguments.items()}
             budgets = sorted(budgets, reverse=True)
-        plan = ForwardPlan(self._count_rows(budgets), tuple(taps or ()), self.run_empty_blocks, self.checkpointing)
+        plan = ForwardPlan(
+            self._count_rows(budgets), tuple(taps or ()), with_output, self.run_empty_blocks, self.checkpointing
+        )
         raw = self._run_transformer(x, time, arguments, plan, budgets)
         prefix = self.family.prefix_of(self.config.transformer)
         if taps:
-            return [plan.outputs[index][:, prefix:].transpose(1, 2) for index in taps]
+            activations = [plan.outputs[index][:, prefix:].transpose(1, 2) for index in taps]
+            return (raw, activations) if with_output else activations
         assert plan.last is not None
         back = slice(None) if order is None else order.argsort()
         return (raw[back], plan.last[:, prefix:][back]) if with_hidden else raw[back]

@@ -107,8 +107,9 @@ class DiT(Network):
         budget: Budget | None = None,
         *,
         taps: tuple[int, ...] | None = None,
+        with_output: bool = False,
         with_hidden: bool = False,
-    ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor]:
+    ) -> Tensor | list[Tensor] | tuple[Tensor, list[Tensor]] | tuple[Tensor, Tensor]:
         """See `Network.forward`; N = T / patch tokens. Raises ValueError if T is not a multiple of the patch."""
         budget = self.depth if budget is None else budget
         budgets = list_budgets(budget)
@@ -124,25 +125,32 @@ class DiT(Network):
             tokens = torch.cat([tokens, self._patchify(estimate)], dim=-1)
         hidden = self.input(tokens)
         conditions, rotary = (vector, context, visible), self.positions(hidden, cond)
-        if taps:
-            return self._forward_to_taps(hidden, conditions, rotary, taps)
+        activations: list[Tensor] = []
         same_blocks = min(budgets) == max(budgets) and (min(budgets) == self.depth or not self.run_empty_blocks)
-        forward_blocks = self._forward_blocks if same_blocks else self._forward_mixed_budgets
-        hidden = forward_blocks(hidden, conditions, rotary, budgets)
+        if taps:
+            hidden, activations = self._forward_to_taps(hidden, conditions, rotary, taps, all_blocks=with_output)
+            if not with_output:
+                return activations
+        elif same_blocks:
+            hidden = self._forward_blocks(hidden, conditions, rotary, budgets)
+        else:
+            hidden = self._forward_mixed_budgets(hidden, conditions, rotary, budgets)
         shift, scale = self.final_modulation(vector)[:, None].chunk(2, dim=-1)
         raw = self._unpatchify(self.output(modulate(hidden, shift, scale))) + self._wiener_filter(x, vector)
         raw = raw if skipped is None else raw + skipped
+        if taps:
+            return raw, activations
         return (raw, hidden) if with_hidden else raw
 
     def _forward_to_taps(
-        self, hidden: Tensor, conditions: Conditions, rotary: Rotary, taps: tuple[int, ...]
-    ) -> list[Tensor]:
-        """Return activations [B, D, N] after the blocks `taps`; blocks after the last tap do not run."""
+        self, hidden: Tensor, conditions: Conditions, rotary: Rotary, taps: tuple[int, ...], *, all_blocks: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run the blocks up to the last tap, or all; return their output and the activations [B, D, N] after `taps`."""
         activations = {}
-        for index, block in enumerate(self.blocks[: max(taps) + 1]):
+        for index, block in enumerate(self.blocks if all_blocks else self.blocks[: max(taps) + 1]):
             hidden = block(hidden, *conditions, rotary)
             activations[index] = hidden
-        return [activations[i].transpose(1, 2) for i in taps]
+        return hidden, [activations[i].transpose(1, 2) for i in taps]
 
     def _forward_blocks(self, hidden: Tensor, conditions: Conditions, rotary: Rotary, budgets: list[int]) -> Tensor:
         """Pass hidden: [B, N, D] through the blocks that run at the common budget of all samples."""

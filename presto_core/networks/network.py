@@ -38,8 +38,9 @@ class Network(nn.Module):
         budget: Budget | None = None,
         *,
         taps: tuple[int, ...] | None = None,
+        with_output: bool = False,
         with_hidden: bool = False,
-    ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor]:
+    ) -> Tensor | list[Tensor] | tuple[Tensor, list[Tensor]] | tuple[Tensor, Tensor]:
         """Return F: [B, C, T].
 
         Args:
@@ -50,6 +51,7 @@ class Network(nn.Module):
                 all.
             taps: return activations [B, D, N] after these blocks at full depth instead; blocks after the last tap do
                 not run.
+            with_output: with `taps`, run all blocks and return both: F and the activations.
             with_hidden: also return the output of the last block that runs, [B, N, D].
 
         Raises:

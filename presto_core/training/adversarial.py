@@ -40,15 +40,27 @@ class AdversarialLoss:
         self.fake_score, self.head = fake_score, head
         self.trained_fake_score, self.trained_head = trained_fake_score, trained_head
 
-    def discriminator_loss(self, x0: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Metrics]:
-        """Return L_D [B] on real latents and generated x0 [B, C, T], each noised by p_GAN, in one forward pass."""
+    def discriminator_loss(
+        self, x0: Tensor, micro_batch: MicroBatch, *, fake_features: list[Tensor] | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """Return L_D [B] on real latents and generated x0 [B, C, T], each noised by p_GAN, in one forward pass.
+
+        Args:
+            fake_features: activations of the fake score on noised x0, if they are known already (steps.shared_taps).
+        """
         # L_D = E[(D(x + sigma eps; sigma, c) - 1)^2] + E[D(x0 + sigma' eps'; sigma', c)^2],  sigma, sigma' ~ p_GAN
-        batch, row_rng = micro_batch.batch, micro_batch.row_rng
-        sigma_real, sigma_fake = row_rng.sample_sigma(self.p_gan), row_rng.sample_sigma(self.p_gan)
-        sigma, cond = torch.cat([sigma_real, sigma_fake]), Conditioning.cat([batch.cond, batch.cond])
-        noisy = torch.cat([row_rng.add_noise(batch.x0, sigma_real), row_rng.add_noise(x0, sigma_fake)])
-        scores = self.trained_head(self.trained_fake_score.extract_features(noisy, sigma, cond, taps=self.tap_blocks))
-        real_scores, fake_scores = scores.chunk(2)
+        batch, row_rng, taps = micro_batch.batch, micro_batch.row_rng, self.tap_blocks
+        sigma_real = row_rng.sample_sigma(self.p_gan)
+        if fake_features is None:
+            sigma_fake = row_rng.sample_sigma(self.p_gan)
+            noisy = torch.cat([row_rng.add_noise(batch.x0, sigma_real), row_rng.add_noise(x0, sigma_fake)])
+            sigma, cond = torch.cat([sigma_real, sigma_fake]), Conditioning.cat([batch.cond, batch.cond])
+            features = self.trained_fake_score.extract_features(noisy, sigma, cond, taps=taps)
+        else:
+            noisy = row_rng.add_noise(batch.x0, sigma_real)
+            real_features = self.trained_fake_score.extract_features(noisy, sigma_real, batch.cond, taps=taps)
+            features = [torch.cat(pair) for pair in zip(real_features, fake_features)]
+        real_scores, fake_scores = self.trained_head(features).chunk(2)
         loss = discriminator_loss(real_scores, fake_scores, self.config.kind)
         metrics = {
             "discriminator_loss": loss.detach(),
@@ -81,6 +93,26 @@ class AdversarialLoss:
             losses = generator_loss(self.head(features), self.config.kind, real_scores)
             (gradient,) = torch.autograd.grad(losses.mean(), leaf)
         return gradient, {"gan_loss": losses.detach()}
+
+    def estimate_with_features(self, noisy: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, list[Tensor]]:
+        """Return the fake score's estimate and the activations that the head reads, for a critic update."""
+        return self.trained_fake_score.denoise_with_features(noisy, sigma, cond, taps=self.tap_blocks)
+
+    def estimate_with_gradient(
+        self, noisy: Tensor, sigma: Tensor, micro_batch: MicroBatch
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        """Return the fake score's estimate, and dL_G/dx0 from the activations of the same pass (steps.shared_taps).
+
+        Args:
+            noisy: [B, C, T] x0 + sigma eps; dL_G/dx0 is the gradient with respect to it.
+        """
+        leaf, cond = noisy.detach().requires_grad_(), micro_batch.batch.cond
+        with no_param_grads(self.fake_score.net, self.head):
+            fake_x0, features = self.fake_score.denoise_with_features(leaf, sigma, cond, taps=self.tap_blocks)
+            real_scores = self._real_scores(micro_batch) if self.config.kind == "relativistic" else None
+            losses = generator_loss(self.head(features), self.config.kind, real_scores)
+            (gradient,) = torch.autograd.grad(losses.mean(), leaf)
+        return fake_x0.detach(), gradient, {"gan_loss": losses.detach()}
 
     @torch.no_grad()
     def _real_scores(self, micro_batch: MicroBatch) -> Tensor:

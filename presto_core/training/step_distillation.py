@@ -12,12 +12,14 @@ G generator, mu_fake fake score, mu_real^w guided real score (frozen teacher), D
             L_D = (D(x + sigma eps; sigma, c) - 1)^2 + D(x0 + sigma' eps; sigma', c)^2
             minimise L_DSM + nu_2 L_D over mu_fake and D                  _step_critic
         once of R + 1, generator update:                                  _generator_backward
-            sigma ~ p_dmd;  x_t = x0 + sigma eps                          _dmd_gradient
+            sigma ~ p_dmd;  x_t = x0 + sigma eps                          _output_gradients
             g = w (mu_fake(x_t; sigma, c) - mu_real^w(x_t; sigma, c))     losses.dmd.dmd_gradient
             sigma ~ p_gan                                                 AdversarialLoss.gradient
             L_G = (1 - D(x0 + sigma eps; sigma, c))^2
             back-propagate g / numel + nu_1 dL_G/dx0 from x0 into G
             step G, then its moving average                               _step_generator
+
+With steps.shared_taps, D reads x0 in the passes of mu_fake in L_DSM and g, with the noise of these.
 
 Presto-LS is the same with a generator that drops blocks by the noise level of its input (METHOD section 5).
 """
@@ -127,12 +129,15 @@ class StepDistillation:
         micro_batch.set_grad_sync(self.parallel, self.trained_fake_score.net, adversarial_loss.trained_head)
         host_sigma = row_rng.sample_host_sigma(self.p_dsm)
         sigma = row_rng.send(host_sigma)
-        losses = dsm_loss(
-            self.trained_fake_score(row_rng.add_noise(x0, sigma), sigma, cond), x0, sigma, self.precondition
-        )
+        noisy, features = row_rng.add_noise(x0, sigma), None
+        if self.is_adversarial and self.config.shared_taps:
+            fake_x0, features = adversarial_loss.estimate_with_features(noisy, sigma, cond)
+        else:
+            fake_x0 = self.trained_fake_score(noisy, sigma, cond)
+        losses = dsm_loss(fake_x0, x0, sigma, self.precondition)
         metrics = loss_by_sigma_quartile("dsm_loss", losses.detach(), host_sigma, self.p_dsm)
         if self.is_adversarial:
-            critic_losses, critic_metrics = adversarial_loss.discriminator_loss(x0, micro_batch)
+            critic_losses, critic_metrics = adversarial_loss.discriminator_loss(x0, micro_batch, fake_features=features)
             losses = losses + self.config.gan.fake_score_weight * critic_losses
             metrics |= critic_metrics
         (micro_batch.weight * losses.mean()).backward()
@@ -185,11 +190,7 @@ class StepDistillation:
         else:
             with torch.no_grad():
                 x0 = self.generate(x_in, sigma, micro_batch.batch.cond)
-        dmd, metrics = self._dmd_gradient(x0.detach(), micro_batch)
-        adversarial = None
-        if self._is_gan_active:
-            adversarial, gan_metrics = self.adversarial_loss.gradient(x0.detach(), micro_batch)
-            metrics |= gan_metrics
+        dmd, adversarial, metrics = self._output_gradients(x0.detach(), micro_batch)
         metrics["x0_mean"] = x0.detach().mean(dim=(1, 2))
         return GeneratorPass(micro_batch, x_in, sigma, x0, dmd, adversarial, metrics)
 
@@ -205,14 +206,27 @@ class StepDistillation:
         micro_batch.set_grad_sync(self.parallel, self.trained_generator.net)
         return self.generate(x_in, sigma, micro_batch.batch.cond, trained=True)
 
-    def _dmd_gradient(self, x0: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Metrics]:
-        """Return the gradient of L_DMD with respect to x0, [B, C, T], and the loss as a metric."""
+    def _output_gradients(self, x0: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Tensor | None, Metrics]:
+        """Return the gradients of L_DMD and, if it is active, L_G with respect to x0, [B, C, T], and their metrics."""
         cond, row_rng = micro_batch.batch.cond, micro_batch.row_rng
         sigma = row_rng.sample_sigma(self.p_dmd)
         noisy = row_rng.add_noise(x0, sigma)
+        if self._is_gan_active and self.config.shared_taps:
+            fake_x0, gan, gan_metrics = self.adversarial_loss.estimate_with_gradient(noisy, sigma, micro_batch)
+        else:
+            with torch.no_grad():
+                fake_x0, gan, gan_metrics = self.fake_score(noisy, sigma, cond), None, {}
+        dmd, metrics = self._dmd_gradient(x0, noisy, sigma, fake_x0, cond)
+        if self._is_gan_active and gan is None:
+            gan, gan_metrics = self.adversarial_loss.gradient(x0, micro_batch)
+        return dmd, gan, metrics | gan_metrics
+
+    def _dmd_gradient(
+        self, x0: Tensor, noisy: Tensor, sigma: Tensor, fake_x0: Tensor, cond: Conditioning
+    ) -> tuple[Tensor, Metrics]:
+        """Return the gradient of L_DMD with respect to x0, [B, C, T], and the loss as a metric."""
         with torch.no_grad():
             real_x0 = self.real_score(noisy, sigma, cond)
-            fake_x0 = self.fake_score(noisy, sigma, cond)
         g = dmd_gradient(
             x0, real_x0, fake_x0, sigma=sigma, precondition=self.precondition, weighting=self.config.weighting
         )

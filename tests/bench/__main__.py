@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from statistics import median
 from typing import TypeVar
 
 import torch
@@ -12,12 +13,14 @@ from pipelines.console import make_console
 from pipelines.presets.resolve import PRESETS
 from presto_core.config.loader import load_config
 from presto_core.config.schema import IngestStage, LayersStage, StepsStage, TeacherStage
+from presto_core.config.sections import NetworkConfig
 from presto_core.config.stage import StageConfig
 from presto_core.metrics.latency import describe_hardware
-from tests.bench import checkpointing, iteration, layers, metrics, registry, sampling
+from tests.bench import checkpointing, iteration, layers, metrics, registry, sampling, schedules
 from tests.bench.clock import Comparison
 
 Stage = TypeVar("Stage", bound=StageConfig)
+FRAME_RATE = 44100 / 2048  # of the codec in the package, in latent frames per second; heads that count beats need it
 
 
 def main() -> None:
@@ -25,7 +28,10 @@ def main() -> None:
     parser.add_argument("--preset", default="from_scratch", help="network and distillation settings to measure")
     parser.add_argument("--layers-preset", default="laptop", help="network to measure layer budgets on")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each thing; their median counts")
-    parser.add_argument("--only", choices=("networks", "registry", "metrics"), help="measure one of them alone")
+    parts = ("networks", "schedules", "registry", "metrics")
+    parser.add_argument("--only", choices=parts, help="measure one of them alone")
+    parser.add_argument("--schedules", default="both", choices=("eager", "compiled", "both"), help="iterations to time")
+    parser.add_argument("--batch", type=int, default=0, help="rows of these iterations; default: those of the preset")
     parser.add_argument("--versions", type=int, default=10_000, help="number of versions in the registry")
     parser.add_argument("--rows", type=int, default=5_000, help="number of embeddings per set for the metrics")
     parser.add_argument("--metric-threads", type=int, default=2, help="threads of the metrics")
@@ -35,13 +41,17 @@ def main() -> None:
         _metrics(arguments.rows, arguments.metric_threads)
     if arguments.only in (None, "networks"):
         _networks(arguments.preset, arguments.layers_preset, arguments.rounds)
+    if arguments.only in (None, "schedules"):
+        for compiled in (False, True):
+            if arguments.schedules in ("both", "compiled" if compiled else "eager"):
+                _schedules(arguments.preset, arguments.batch, arguments.rounds, compiled=compiled)
     if arguments.only in (None, "registry"):
         found = registry.measure(versions=arguments.versions, rounds=arguments.rounds)
         _print("registry", found, arguments.rounds)
 
 
 def _networks(small: str, large: str, rounds: int) -> None:
-    network, steps = _preset(TeacherStage, small).network, _preset(StepsStage, small).steps
+    network, steps = _network(small), _preset(StepsStage, small).steps
     _print(
         f"{small} network",
         [
@@ -52,13 +62,33 @@ def _networks(small: str, large: str, rounds: int) -> None:
         rounds,
     )
     budgets = layers.measure(
-        _preset(TeacherStage, large).network,
+        _network(large),
         _preset(LayersStage, large).layers,
         _preset(StepsStage, large).steps,
         frames=_preset(IngestStage, large).ingest.chunk_frames,
         rounds=rounds,
     )
     _print(f"{large} network", budgets, rounds)
+
+
+def _schedules(preset: str, batch: int, rounds: int, *, compiled: bool) -> None:
+    steps = _preset(StepsStage, preset).steps
+    steps = steps.model_copy(update={"global_batch_size": batch or steps.global_batch_size})
+    found = schedules.measure(_network(preset), steps, compiled=compiled, rounds=rounds)
+    title = f"{preset} network, batch {steps.global_batch_size}, {describe_hardware()['device']}"
+    table = Table(title=f"{title}, 1 thread, CPU time, {rounds} rounds")
+    for name in ("an iteration of", "ms", "against one of", "ms", "times as fast", "quartiles"):
+        table.add_column(name, justify="left" if "an iteration" in name or "against" in name else "right")
+    for row in found:
+        low, middle, high = row.speedup_quartiles
+        ms, against_ms = (f"{1e3 * median(seconds):.0f}" for seconds in (row.seconds, row.against_seconds))
+        table.add_row(row.what, ms, row.against, against_ms, f"{middle:.2f}", f"{low:.2f} to {high:.2f}")
+    make_console().print(table)
+
+
+def _network(preset: str) -> NetworkConfig:
+    """The preset's network, for latents of the codec in the package."""
+    return _preset(TeacherStage, preset).network.model_copy(update={"frame_rate": FRAME_RATE})
 
 
 def _metrics(rows: int, threads: int) -> None:

@@ -128,6 +128,9 @@ def test_taps_are_what_forward_hooks_of_the_original_see(name: str):
     network.blocks[3].register_forward_hook(lambda *a: later.append(1))
     network(*make_inputs(name), taps=(0, 2))
     assert not later
+    raw, tapped = network(*make_inputs(name), taps=(0, 2), with_output=True)
+    assert torch.equal(raw, network(*make_inputs(name)))
+    assert all(map(torch.equal, tapped, features))
 
 
 @EACH

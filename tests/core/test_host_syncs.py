@@ -59,6 +59,7 @@ ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "teacher": make_teacher_training,
     "L": make_layers,
     "S": make_steps,
+    "S with shared taps": lambda: make_steps(shared_taps=True),
     "LS": lambda: make_steps(TABLE),
     "LS with a rollout": lambda: make_steps(TABLE, generator_input="rollout"),
     "LS with R1 and a relativistic loss": lambda: make_steps(

@@ -85,8 +85,9 @@ class LinearNetwork(Network):
         budget: Budget | None = None,
         *,
         taps: tuple[int, ...] | None = None,
+        with_output: bool = False,
         with_hidden: bool = False,
-    ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor]:
+    ) -> Tensor | list[Tensor] | tuple[Tensor, list[Tensor]] | tuple[Tensor, Tensor]:
         budgets = [budget or self.depth] * len(x) if budget is None or isinstance(budget, int) else list_budgets(budget)
         check_budgets(budgets, self.depth)
         vector = self.time(time[:, None])
@@ -95,15 +96,18 @@ class LinearNetwork(Network):
         if self.budget is not None:
             vector = vector + self.budget(torch.tensor(budgets, device=x.device) - 1)
         hidden, activations = self.input(x.transpose(1, 2)), []
-        for index, block in enumerate(self.blocks[: max(taps) + 1] if taps else self.blocks):
+        for index, block in enumerate(self.blocks[: max(taps) + 1] if taps and not with_output else self.blocks):
             runs = [row for row, count in enumerate(budgets) if index in select_blocks(count, self.depth, self.mode)]
             if runs:
                 rows = torch.tensor(runs, device=x.device)
                 hidden = hidden.index_copy(0, rows, block(hidden[rows], vector[rows]))
             activations.append(hidden.transpose(1, 2))
-        if taps:
-            return [activations[index] for index in taps]
+        tapped = [activations[index] for index in taps or ()]
+        if taps and not with_output:
+            return tapped
         raw = self.output(hidden).transpose(1, 2)
+        if taps:
+            return raw, tapped
         return (raw, hidden) if with_hidden else raw
 
     def with_budget(self, budget: LayerBudget) -> LinearNetwork:

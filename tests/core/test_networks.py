@@ -121,6 +121,13 @@ def test_taps_are_the_activations_and_later_blocks_do_not_run():
     torch.testing.assert_close(features[1], seen[2][1].transpose(1, 2))
 
 
+def test_output_and_taps_of_one_pass_are_those_of_two():
+    net = tiny_dit(depth=4)
+    raw, features = net(X, C_NOISE, conditions(3), taps=(0, 2), with_output=True)
+    assert torch.equal(raw, net(X, C_NOISE, conditions(3)))
+    assert all(map(torch.equal, features, net(X, C_NOISE, conditions(3), taps=(0, 2))))
+
+
 def test_patches_cover_the_time_axis_in_order():
     """With one-frame and two-frame patches, tokens contain the right frames."""
     net = tiny_dit(patch=2)

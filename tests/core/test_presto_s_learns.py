@@ -1,5 +1,6 @@
 """Presto-S on a 2-D mixture of two Gaussians: the distilled generator fits both modes in one and two steps."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -80,7 +81,8 @@ def test_teacher_fits_the_mixture(teacher: DiT):
 
 
 # over 10 s: 300 steps of teacher training and 60 of distillation; fewer do not find both modes
-def test_distillation_fits_both_modes_in_few_steps(teacher: DiT):
+@pytest.mark.parametrize("shared_taps", [False, True])
+def test_distillation_fits_both_modes_in_few_steps(teacher: DiT, shared_taps: bool):
     fast = OptimConfig(learning_rate=1e-3, betas=(0.0, 0.99))
     config = StepsConfig(
         generator_updates=60,
@@ -88,9 +90,10 @@ def test_distillation_fits_both_modes_in_few_steps(teacher: DiT):
         fake_optim=fast,
         head_optim=fast,
         gan=GanConfig(head_layers=0),
+        shared_taps=shared_taps,
         ema_decay=0.95,
     )
-    algorithm = StepDistillation(config, teacher, sigma_data=0.75)
+    algorithm = StepDistillation(config, copy.deepcopy(teacher), sigma_data=0.75)
     before = {k: distance_and_balance(teacher, k)[0] for k in (1, 2)}
     train(algorithm, stream(), seed=0, config=LOOP)
     for steps, start in before.items():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from presto_core.artifacts.folder import Folder
-from presto_core.config.loader import load_config
+from presto_core.config.loader import ConfigError, load_config
 from presto_core.config.schema import StepsStage
 from presto_core.config.sections import LoopConfig, OptimConfig, StepsConfig, TeacherConfig
 from presto_core.losses.dmd import dmd_gradient
@@ -57,7 +57,7 @@ def test_the_gradient_at_the_generators_output_is_that_of_the_dmd_loss():
         return split_micro_batches(batch, torch.Generator().manual_seed(3), SINGLE_PROCESS)[0]
 
     x0 = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(1))
-    gradient, metrics = algorithm._dmd_gradient(x0, draw())
+    gradient, _, metrics = algorithm._output_gradients(x0, draw())
 
     part = draw()
     sigma = part.row_rng.sample_sigma(algorithm.p_dmd)
@@ -147,6 +147,11 @@ def test_gradient_ratio_holds_at_the_generator_output():
     assert row["gan_weight"] * row["gan_grad_norm"] == pytest.approx(0.3 * row["dmd_grad_norm"], rel=1e-4)
 
 
+def test_shared_taps_need_one_distribution():
+    with pytest.raises(ConfigError, match="p_dmd, p_dsm and p_gan"):
+        distillation(**{"shared_taps": True, "p_gan.mean": 0.5})
+
+
 def test_absolute_weight_scales_the_loss():
     row = run(distillation(**{"gan.generator_weight": 0.02, "gan.weight_mode": "absolute"}), 6)[-1]
     assert row["gan_weight"] == pytest.approx(0.02)
@@ -160,8 +165,8 @@ def test_generator_gradient_equals_autograd_of_the_written_loss():
     (part,) = split_micro_batches(batch, make_step_rng(0, total_step=9), SINGLE_PROCESS)
     x_in, sigma = algorithm._generator_input(part)
     x0 = algorithm.generate(x_in, sigma, batch.cond)
-    dmd, _ = algorithm._dmd_gradient(x0.detach(), part)
-    gan, _ = algorithm.adversarial_loss.gradient(x0.detach(), part)
+    dmd, gan, _ = algorithm._output_gradients(x0.detach(), part)
+    assert gan is not None
     net = algorithm.state.networks["generator"]
     two_stage = torch.autograd.grad(x0, list(net.parameters()), dmd + 0.1 * gan, retain_graph=True)
     g = dmd * dmd.numel()  # L_DMD's gradient is g / n
@@ -184,7 +189,14 @@ def test_rollout_inputs_follow_the_generators_own_trajectory():
     assert max(levels) == 80.0
 
 
-@pytest.mark.parametrize("make", [distillation, lambda: TeacherTraining(TeacherConfig(), tiny_dit(), sigma_data=1.0)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        distillation,
+        lambda: distillation(shared_taps=True),
+        lambda: TeacherTraining(TeacherConfig(), tiny_dit(), sigma_data=1.0),
+    ],
+)
 @pytest.mark.parametrize("killed_at", [3, 6, 7])
 def test_resumed_run_ends_with_the_same_bits(make, killed_at: int, tmp_path):
     whole = make()

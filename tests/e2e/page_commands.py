@@ -139,7 +139,7 @@ def _is_closed(line: str) -> bool:
 
 
 def _split_words(line: str) -> list[list[str]]:
-    """Split a line into commands at `&&`, `|` and the like, and each into words, without comments and assignments."""
+    """Split a line at `&&`, `|` and the like into commands of words, without comments, assignments and `> FILE`."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;")
     lexer.commenters = "#"
     lexer.whitespace_split = True
@@ -148,7 +148,9 @@ def _split_words(line: str) -> list[list[str]]:
     except ValueError:  # an apostrophe in text
         return []
     commands: list[list[str]] = [[]]
-    for word in words:
+    for previous, word in zip(["", *words], words):
+        if ">" in (previous, word):
+            continue
         if word and not word.strip("|&;"):
             commands.append([])
         elif commands[-1] or not re.fullmatch(r"[A-Z_]+=.*", word):

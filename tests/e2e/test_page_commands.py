@@ -59,7 +59,7 @@ def test_a_block_without_a_mark_is_found(text: str):
 
 
 def test_commands_of_a_line_a_transcript_and_a_text_are_read():
-    typed = "A=1 presto ingest \\\n  a.b='c d' && make test | tee x  # why"
+    typed = "A=1 presto ingest \\\n  a.b='c d' && make test > y | tee x  # why"
     text = f"<!-- run -->\n{FENCE}sh\n{typed}\n{FENCE}\nSee `presto demo`.\n"
     words = [command.words for command in read_commands(text, "page.md")]
     assert words == [("presto", "ingest", "a.b=c d"), ("make", "test"), ("tee", "x"), ("presto", "demo")]

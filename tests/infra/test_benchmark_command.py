@@ -44,12 +44,17 @@ def test_numbers_follow_the_work():
 
 
 @pytest.mark.usefixtures("package")
-def test_the_command_prints_json_and_refuses_more_threads_than_cores():
+def test_the_command_prints_json_for_a_plan_and_refuses_more_threads_than_cores(tmp_path: Path):
     threads = torch.get_num_threads()
     done = CliRunner().invoke(app, ["benchmark", "--steps", "1", "--json"], catch_exceptions=False)
     torch.set_num_threads(threads)
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["model"] == load_generator(DEFAULT_GENERATOR).artifact.id
     assert found["start_ms"]["command until here"] > found["start_ms"]["codec"] > 0
+    (tmp_path / "measured.json").write_text(done.stdout)
+    words = ["plan", "demo", "--device", "here", "--gpus", "1", "--measured", "measured.json", "--json"]
+    planned = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)
+    assert planned["measured"] == "measured.json"
+    assert found["hardware"]["device"] in " ".join(planned["assumptions"])
     with pytest.raises(UserError, match="--threads=1000"):
         CliRunner().invoke(app, ["benchmark", "--threads", "1000"], catch_exceptions=False)

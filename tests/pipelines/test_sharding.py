@@ -34,7 +34,7 @@ from tests.support.process_group import (
 
 FP64 = 1e-10  # of a tensor's largest number
 STOPPED_AT = 2  # after the first generator update
-NAMES = ("L", "S", "LS")
+NAMES = ("L", "S", "S, shared taps", "LS")
 REPLICATED = ParallelConfig()
 Results = dict[str, dict[str, Tensor]]
 

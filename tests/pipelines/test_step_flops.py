@@ -60,6 +60,8 @@ def algorithm_of(config: StageConfig, *, layered: bool) -> Algorithm:
         (StepsStage, SMALL_HEAD | {"steps.guidance_scale": 3, "steps.gan.generator_weight": 0}, False),
         (StepsStage, SMALL_HEAD | {"steps.gan.r1_weight": 0.1, "steps.gan.kind": "relativistic"}, False),
         (StepsStage, SMALL_HEAD | {"steps.budget.kind": "uniform", "steps.budget.kept": 2}, False),
+        (StepsStage, SMALL_HEAD | {"steps.shared_taps": True}, False),
+        (StepsStage, SMALL_HEAD | {"steps.shared_taps": True, "steps.gan.r1_weight": 0.1}, False),
     ],
 )
 def test_flops_of_every_phase(stage: type[StageConfig], overrides: dict[str, object], layered: bool):

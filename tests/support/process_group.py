@@ -77,6 +77,7 @@ ALGORITHMS: dict[str, Callable[[Parallel], Algorithm]] = {
     "S, rollout": partial(
         steps, keys={"generator_input": "rollout", "gan.kind": "relativistic", "gan.weight_mode": "absolute"}
     ),
+    "S, shared taps": partial(steps, keys={"shared_taps": True, "gan.r1_weight": 0.1}),
     "LS": partial(both, keys={}),
     "LS, adapters": partial(both, keys={"lora.rank": 2}),
 }
