@@ -9,7 +9,9 @@ from rich.table import Table
 from pipelines.console import make_console
 from presto_core.metrics.table import METRICS
 
-COLUMNS = ("mmd", "precision", "recall", "density", "coverage", "sample_distance", "loss_at_budget", "blocks_run")
+COLUMNS = (
+    "mmd", "precision", "recall", "density", "coverage", "tempo_hits", "sample_distance", "loss_at_budget", "blocks_run",
+)  # fmt: skip
 LOSS_TITLE = "loss at budget"
 
 
