@@ -10,7 +10,8 @@ from pipelines.console import make_console
 from presto_core.metrics.table import METRICS
 
 COLUMNS = (
-    "mmd", "precision", "recall", "density", "coverage", "tempo_hits", "sample_distance", "loss_at_budget", "blocks_run",
+    "mmd", "precision", "recall", "density", "coverage", "tempo_hits", "sample_distance", "loss_at_budget",
+    "blocks_run",
 )  # fmt: skip
 LOSS_TITLE = "loss at budget"
 
