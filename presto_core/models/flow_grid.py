@@ -1,7 +1,8 @@
 """The few noise levels at which diffusers samples a flow model, where its Euler scheduler does ping-pong steps.
 
 With `stochastic_sampling`, FlowMatchEulerDiscreteScheduler steps from x0 to (1 - t) x0 + t eps, which is ping-pong at
-sigma = t / (1 - t). StableAudio3Pipeline lays its times out evenly in log-SNR = -ln sigma, and starts at t = 1.
+sigma = t / (1 - t). StableAudio3Pipeline lays its times out evenly in log-SNR = -ln sigma, LongCatAudioDiTPipeline
+evenly in t; both start at t = 1.
 """
 
 from __future__ import annotations
@@ -43,18 +44,11 @@ class FlowGrid:
         """Return the noise levels that the pipeline visits in `steps` steps."""
         # in fp32 as the pipeline does: the network hears a time that differs in its last bit
         times = torch.linspace(1.0, 0.0, steps + 1)
-        kept = torch.sigmoid(times * (self.logsnr_max - self.logsnr_min) - self.logsnr_max)[1:-1]
-        return [START, *(t / (1 - t) for t in kept.tolist())]
+        return _to_sigmas(torch.sigmoid(times * (self.logsnr_max - self.logsnr_min) - self.logsnr_max)[:-1])
 
     def to_settings(self) -> dict[str, Any]:
         """Return scheduler_config.json."""
-        return {
-            "_class_name": SCHEDULER,
-            "num_train_timesteps": int(self.time_scale),
-            "shift": 1.0,
-            "stochastic_sampling": True,
-            **PLAIN,
-        }
+        return make_settings(int(self.time_scale))
 
     @staticmethod
     def from_settings(settings: Mapping[str, Any]) -> FlowGrid:
@@ -63,11 +57,56 @@ class FlowGrid:
         Raises:
             ValueError: the scheduler does other steps than ping-pong at these levels; the message says what.
         """
-        check_plain(settings)
-        for name, expected in (("stochastic_sampling", True), ("shift", 1.0)):
-            if (found := settings.get(name, 1.0 if name == "shift" else False)) != expected:
-                raise ValueError(f"{name}={found}, which must be {expected}")
+        check_stochastic(settings)
         return FlowGrid(time_scale=read_time_scale(settings))
+
+
+@dataclass(frozen=True)
+class EvenFlowGrid:
+    """Levels of LongCatAudioDiTPipeline: K times from 1 to 1/K."""
+
+    @property
+    def sigma_range(self) -> list[float]:
+        """Noise levels of t = 1/16, the last of the pipeline's 16 steps, and of t = 0.999, in place of infinity."""
+        return [round(1 / 15, 6), 999.0]
+
+    def list_sigmas(self, steps: int) -> list[float]:
+        """Return the noise levels that the pipeline visits in `steps` steps."""
+        return _to_sigmas(torch.linspace(1.0, 1.0 / steps, steps))
+
+    def to_settings(self) -> dict[str, Any]:
+        """Return scheduler_config.json, with one time step: the pipeline divides by their number."""
+        return make_settings(1)
+
+    @staticmethod
+    def from_settings(settings: Mapping[str, Any]) -> EvenFlowGrid:
+        """Read a grid from scheduler_config.json; raises ValueError as `FlowGrid.from_settings` does."""
+        check_stochastic(settings)
+        return EvenFlowGrid()
+
+
+def _to_sigmas(times: torch.Tensor) -> list[float]:
+    """Return the noise levels of times t of which the first is 1."""
+    return [START, *(t / (1 - t) for t in times.tolist()[1:])]
+
+
+def make_settings(time_steps: int) -> dict[str, Any]:
+    """Return scheduler_config.json of a scheduler whose step is ping-pong."""
+    return {
+        "_class_name": SCHEDULER,
+        "num_train_timesteps": time_steps,
+        "shift": 1.0,
+        "stochastic_sampling": True,
+        **PLAIN,
+    }
+
+
+def check_stochastic(settings: Mapping[str, Any]) -> None:
+    """Refuse settings with which a step is not ping-pong at the pipeline's levels; raises ValueError."""
+    check_plain(settings)
+    for name, expected in (("stochastic_sampling", True), ("shift", 1.0)):
+        if (found := settings.get(name, 1.0 if name == "shift" else False)) != expected:
+            raise ValueError(f"{name}={found}, which must be {expected}")
 
 
 def read_time_scale(settings: Mapping[str, Any]) -> float:
@@ -78,9 +117,9 @@ def read_time_scale(settings: Mapping[str, Any]) -> float:
     return float(scale)
 
 
-def check_plain(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that move the levels elsewhere than the pipeline's; raises ValueError."""
+def check_plain(settings: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> None:
+    """Refuse settings that move the levels elsewhere than the pipeline's, `but` for some; raises ValueError."""
     for name, expected in PLAIN.items():
-        if (found := settings.get(name, expected)) != expected:
+        if name not in but and (found := settings.get(name, expected)) != expected:
             raise ValueError(f"{name}={found}, which must be {expected}")
     read_time_scale(settings)

@@ -1,7 +1,4 @@
-"""The table of teachers that can be imported, by the class of their transformer: components, and how they fit together.
-
-A row is a family whose conditions, codec and text encoder this package computes.
-"""
+"""Families of teachers that can be imported: their components, and how these fit together."""
 
 from __future__ import annotations
 
@@ -23,11 +20,16 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Component:
-    """A component: the classes it may be of, and whether it has weights."""
+    """A component: the classes it may be of, and whether it has weights.
+
+    Attributes:
+        default: settings of the first class if the folder lacks the component; None if it must have it.
+    """
 
     pairs: tuple[Pair, ...]
     weights: bool = True
     settings: str = "config.json"
+    default: Settings | None = None
 
 
 class Size(NamedTuple):
@@ -64,17 +66,20 @@ class Grid(Protocol):
 
 
 class TeacherKind:
-    """A row.
+    """A row of the table of teachers.
 
     Attributes:
         components: all that a folder must have, and no other.
-        projection: the component that makes conditions of numbers, and of text if the family projects it.
+        projection: the component that makes conditions of numbers, and of text if the family projects it; None for a
+            family whose conditions have no weights outside the transformer.
         default_seconds: length of a clip if none is given; None for a family whose clips all have one length.
+        given_scheduler: class of a scheduler that the stock pipeline must be given, because it loads none.
     """
 
     components: ClassVar[dict[str, Component]]
-    projection: ClassVar[str]
+    projection: ClassVar[str | None]
     default_seconds: ClassVar[float | None] = None
+    given_scheduler: ClassVar[str] = ""
 
     def list_sizes(self, parts: Parts) -> tuple[Size, ...]:
         """Return the numbers that must agree; raises KeyError if one is missing."""
@@ -88,8 +93,13 @@ class TeacherKind:
         raise NotImplementedError
 
     def read_longest(self, parts: Parts) -> float:
-        """Return the seconds of the longest clip that the projection knows."""
+        """Return the seconds of the longest clip that the projection, or else the pipeline, knows."""
         raise NotImplementedError
+
+    def read_conditioner(self, parts: Parts) -> dict[str, Any]:
+        """Return the settings of the conditioner: those of the projection."""
+        assert self.projection is not None
+        return {name: value for name, value in parts[self.projection].items() if not name.startswith("_")}
 
     def check_scheduler(self, kind: str, settings: dict[str, Any]) -> None:
         """Refuse a parameterisation that the class is not trained with, and add the defaults of the class.
@@ -115,21 +125,26 @@ class TeacherKind:
         """Return the levels at which the stock sampler runs a model with this card."""
         raise NotImplementedError
 
+    def convert_to_grid(self, transformer: Any, *, precondition: Settings, grid: Grid) -> None:
+        """Change the weights of a model with this card in place, so that the stock sampler can call it."""
+
     def list_call_arguments(self, seconds: float) -> str:
         """Return what the pipeline's call must be told besides prompt and steps."""
         return "guidance_scale=1.0"
 
 
-def _list_components(
-    transformer: str, projection: tuple[str, str, str], vae: str, text_encoder: str, schedulers: tuple[str, ...]
+def list_components(
+    transformer: str, projection: tuple[str, str, str] | None, vae: str, text_encoder: str, schedulers: tuple[str, ...]
 ) -> dict[str, Component]:
+    """Return the components of a family, given the class of each; of the projection name, library and class."""
+
     def take(library: str, *names: str) -> tuple[Pair, ...]:
         return tuple((library, name) for name in names)
 
-    name, library, kind = projection
+    projections = {projection[0]: Component(take(*projection[1:]))} if projection else {}
     return {
         "transformer": Component(take("diffusers", transformer)),
-        name: Component(take(library, kind)),
+        **projections,
         "vae": Component(take("diffusers", vae)),
         "text_encoder": Component(take("transformers", text_encoder)),
         "tokenizer": Component(take("transformers", *TOKENIZERS), weights=False, settings="tokenizer_config.json"),
@@ -140,7 +155,7 @@ def _list_components(
 class StableAudioKind(TeacherKind):
     """Stable Audio Open: v-prediction in the cosine schedule, clips of one length, timing as a condition."""
 
-    components = _list_components(
+    components = list_components(
         "StableAudioDiTModel",
         ("projection_model", "stable_audio", "StableAudioProjectionModel"),
         "AutoencoderOobleck",
@@ -198,11 +213,15 @@ class StableAudioKind(TeacherKind):
     def make_grid(self, *, precondition: Settings, sigma_max: float) -> LcmGrid:
         return LcmGrid(sigma_max)
 
+    def convert_to_grid(self, transformer: Any, *, precondition: Settings, grid: Grid) -> None:
+        assert isinstance(grid, LcmGrid)
+        lcm_grid.scale_frequencies(transformer, grid.time_step)  # the scheduler calls it with integers
+
 
 class StableAudio3Kind(TeacherKind):
     """Stable Audio 3: flow matching, clips of any length, whose seconds are a condition."""
 
-    components = _list_components(
+    components = list_components(
         "StableAudio3DiTModel",
         ("duration_embedder", "stable_audio_3", "StableAudio3DurationEmbedder"),
         "AutoencoderSAME",
@@ -255,9 +274,3 @@ class StableAudio3Kind(TeacherKind):
 
     def list_call_arguments(self, seconds: float) -> str:
         return f"duration={seconds:.6g}"
-
-
-TEACHERS: dict[str, TeacherKind] = {
-    "StableAudioDiTModel": StableAudioKind(),
-    "StableAudio3DiTModel": StableAudio3Kind(),
-}

@@ -22,14 +22,16 @@ from presto_core.networks.layer_budget import (
     renumber_blocks,
     select_blocks,
 )
+from presto_core.networks.longcat_audio_conditioner import LongCatAudioConditioner
 from presto_core.networks.network import Network
 from presto_core.networks.stable_audio_3_conditioner import StableAudio3Conditioner
 from presto_core.networks.stable_audio_conditioner import StableAudioConditioner
 
-Conditioner = StableAudioConditioner | StableAudio3Conditioner
+Conditioner = StableAudioConditioner | StableAudio3Conditioner | LongCatAudioConditioner
 CONDITIONERS: dict[str, Callable[[DiffusersNetworkConfig], Conditioner]] = {
     "StableAudioDiTModel": StableAudioConditioner,
     "StableAudio3DiTModel": StableAudio3Conditioner,
+    "LongCatAudioDiTTransformer": LongCatAudioConditioner,
 }
 
 
@@ -149,9 +151,7 @@ class DiffusersNetwork(Network):
             self._budget_emb = self.budget_table[send(budgets, x.device) - 1]
         self.blocks.plan = plan
         try:
-            if not self.family.frames_first:
-                return self.family.call(self.transformer, x, time, arguments)
-            return self.family.call(self.transformer, x.transpose(1, 2), time, arguments).transpose(1, 2)
+            return self.family.run(self.transformer, x, time, arguments)
         finally:
             self.blocks.plan = self._budget_emb = None
 

@@ -28,6 +28,7 @@ PROJECTIONS: dict[str, dict[str, Any]] = {
         "max_value": 512,
     },
     "StableAudio3DiTModel": {"output_dim": TEXT_DIM, "fourier_dim": 8},
+    "LongCatAudioDiTTransformer": {"text_dim": TEXT_DIM},
 }
 FRAMES = 32  # of the test inputs
 
