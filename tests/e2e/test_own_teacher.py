@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +18,23 @@ from infra.cli.main import app
 from pipelines.inference.generator import Generator, open_generator
 from pipelines.inference.model import open_model, sample_generator
 from pipelines.inference.prompts import make_conditions, parse_prompt
+from presto_core.diffusion.denoiser import Denoiser
 from presto_core.models.model_card import ModelCard
 from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.state import make_step_rng
-from tests.support.tiny_teachers import FRAMES, TOKENS, write_stable_audio, write_stable_audio_3
+from tests.support.tiny_teachers import (
+    FRAMES,
+    TOKENS,
+    write_longcat_audio,
+    write_stable_audio,
+    write_stable_audio_3,
+)
 
 RATE_HZ, HOP, TRACKS, PROMPT = 8000, 1024, 12, "slow jazz piano"
 SETTINGS = {
     "ingest": (
         "codec.kind=diffusers", "codec.path=teacher", "text.kind=diffusers", "text.path=teacher",
-        f"text.max_tokens={TOKENS}", f"ingest.chunk_frames={FRAMES}", "ingest.tail=pad", "ingest.channels=stereo",
+        f"text.max_tokens={TOKENS}", f"ingest.chunk_frames={FRAMES}", "ingest.tail=pad",
         "ingest.source=music", "ingest.validation_fraction=0.25", "ingest.test_fraction=0.25",
         "cluster.data_workers=1",
     ),
@@ -47,26 +55,43 @@ SECONDS = FRAMES * HOP / RATE_HZ
 
 @dataclass(frozen=True)
 class Family:
-    """What differs from family to family: the folder, and what the commands and the stock pipeline's call are told."""
+    """What differs from family to family: the folder, and what the commands and the stock pipeline's call are told.
+
+    Attributes:
+        draws_alone: whether the pipeline loads no scheduler, draws the noise between steps from PyTorch's generator,
+            and has frames before channels.
+    """
 
     write: Callable[[Path], Path]
     source: tuple[str, ...]
+    ingest: tuple[str, ...]
     noise: tuple[str, ...]
     call: dict[str, float]
+    draws_alone: bool = False
 
 
 FAMILIES = {
     "stable-audio-open": Family(
         lambda folder: write_stable_audio(folder, strides=(4, 8, 8, 4)),
         (),
+        ("ingest.channels=stereo",),
         ("steps.p_gen.sigma_min=0.3", "steps.p_gen.sigma_max=500"),
         {"audio_end_in_s": SECONDS, "guidance_scale": 1.0},
     ),
     "stable-audio-3": Family(
         lambda folder: write_stable_audio_3(folder, patch=64, stride=16),
         (f"model.seconds={SECONDS}",),
+        ("ingest.channels=stereo",),
         ('steps.p_gen={"kind": "levels", "sigmas": [1e8, 63.43, 8.166, 1.051]}',),
         {"duration": SECONDS},
+    ),
+    "longcat-audio": Family(
+        lambda folder: write_longcat_audio(folder, strides=(4, 8, 8, 4)),
+        (f"model.seconds={SECONDS}",),
+        (),
+        ('steps.p_gen={"kind": "levels", "sigmas": [1e8, 3, 1, 0.3333]}',),
+        {"audio_duration_s": SECONDS, "guidance_scale": 1.0},
+        draws_alone=True,
     ),
 }
 OWN = ("storage.codec_folder=teacher", "storage.text_folder=teacher")
@@ -101,7 +126,7 @@ def test_from_a_diffusers_folder_to_a_stock_pipeline(
         Path(f"music/{track}.txt").write_text("slow piano")
     run("teacher", "import", "./teacher", *family.source)
     for stage, settings in SETTINGS.items():
-        run(stage, *settings, *(family.noise if stage == "distill-steps" else ()), *OWN)
+        run(stage, *settings, *{"ingest": family.ingest, "distill-steps": family.noise}.get(stage, ()), *OWN)
     run("export", "candidate-ls", "student", "--format", "diffusers", "--budget", "3", *OWN)
     run("export", "candidate-ls", "fixed", "--budget", "3")
     run("teacher", "import", "./student", *family.source)
@@ -111,9 +136,9 @@ def test_from_a_diffusers_folder_to_a_stock_pipeline(
     student, own = tmp_path / "store" / "artifacts" / artifact, OwnFolders(codec="teacher", text="teacher")
     card = open_model(str(student)).card
     for steps in (1, 2, 4, 8):
-        theirs = sample_stock(tmp_path / "student", steps, family.call)
+        theirs = sample_stock(tmp_path / "student", steps, family)
         for folder in (student, tmp_path / "fixed"):
-            ours = sample_ours(folder, own, card, steps)
+            ours = sample_ours(folder, own, card, steps, frames_first=family.draws_alone)
             torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-6 * float(ours.abs().max()))
     check_edits(open_generator(str(student), folders=own))
 
@@ -133,17 +158,38 @@ def check_edits(generator: Generator) -> None:
     assert not np.array_equal(edited.audio, clip.audio)
 
 
-def sample_stock(folder: Path, steps: int, call: dict[str, float]) -> torch.Tensor:
-    from diffusers import DiffusionPipeline
+def sample_stock(folder: Path, steps: int, family: Family) -> torch.Tensor:
+    """Return what the stock pipeline makes: [1, C, T], or [1, T, C] if it has frames first."""
+    from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-    pipe = DiffusionPipeline.from_pretrained(str(folder))
+    given: dict[str, Any] = {}
+    if family.draws_alone:
+        given["scheduler"] = FlowMatchEulerDiscreteScheduler.from_pretrained(str(folder), subfolder="scheduler")
+    pipe = DiffusionPipeline.from_pretrained(str(folder), **given)
     pipe.set_progress_bar_config(disable=True)
     rng = make_step_rng(3, total_step=0)
-    return pipe(PROMPT, num_inference_steps=steps, generator=rng, output_type="latent", **call).audios
+    if family.draws_alone:
+        torch.manual_seed(rng.initial_seed())
+    generator = None if family.draws_alone else rng
+    return pipe(PROMPT, num_inference_steps=steps, generator=generator, output_type="latent", **family.call).audios
 
 
-def sample_ours(folder: Path, own: OwnFolders, student: ModelCard, steps: int) -> torch.Tensor:
-    """Sample at the levels that the imported student's card has."""
+def sample_ours(
+    folder: Path, own: OwnFolders, student: ModelCard, steps: int, *, frames_first: bool = False
+) -> torch.Tensor:
+    """Sample at the levels that the imported student's card has; with frames first, noise is drawn as [1, T, C]."""
     model, rng = open_model(str(folder), folders=own), make_step_rng(3, total_step=0)
     noise, cond = model.draw_noise(1, generator=rng), make_conditions(model, [PROMPT], [parse_prompt(PROMPT)])
-    return sample_generator(model, noise, cond, steps=steps, schedule=student.schedule_at(steps), generator=rng)
+    schedule, denoise = student.schedule_at(steps), None
+    if frames_first:
+        noise, denoise = noise.reshape(1, noise.shape[2], noise.shape[1]), turn_around(model.denoise)
+    return sample_generator(model, noise, cond, steps=steps, schedule=schedule, generator=rng, denoise=denoise)
+
+
+def turn_around(denoise: Denoiser) -> Denoiser:
+    """Return a denoiser of latents [B, T, C], of which the same numbers are the noise in the other order."""
+
+    def denoise_frames(x: torch.Tensor, sigma: Any, cond: Any, budget: Any = None) -> torch.Tensor:
+        return denoise(x.transpose(1, 2), sigma, cond, budget).transpose(1, 2)
+
+    return denoise_frames

@@ -45,7 +45,7 @@ from presto_core.networks.diffusers_network import DiffusersNetwork
 from presto_core.networks.dit import DiT
 from presto_core.networks.flops import LatentShape, num_parameters
 from tests.core.test_flops import make_conditions
-from tests.support.tiny_teachers import write_stable_audio
+from tests.support.tiny_teachers import write_longcat_audio, write_stable_audio
 
 PAPER, SHAPE = load_config(TeacherStage, "paper", preset_folder=PRESETS).network, LatentShape(64, 689)
 SHARDED = ParallelConfig(**dict.fromkeys(("teacher", "layers", "generator", "fake_score", "real_score"), "shard"))
@@ -298,6 +298,15 @@ def test_a_teacher_to_import_is_planned_from_its_settings(foreign: Path):
         refused = run_plan(*wrong)
         assert isinstance(refused.exception, UserError)
         assert named in str(refused.exception)
+
+
+def test_a_teacher_without_a_projection_is_planned_at_the_length_of_its_clips(tmp_path: Path):
+    folder = write_longcat_audio(tmp_path / "teacher")
+    words = ("laptop", "--gpus", "1", "--teacher", str(folder), "data.crop_frames=0", "--json", "--seconds")
+    short, long = (json.loads(run_plan(*words, seconds).stdout)["stages"] for seconds in ("1", "4"))
+    for less, more in zip(short, long, strict=True):
+        assert 0 < less["step"]["compute"] < more["step"]["compute"]
+        assert 0 < 2 * less["memory"]["activations"] < more["memory"]["activations"]
 
 
 def test_activations_of_a_foreign_network_are_what_autograd_keeps(foreign: Path):
