@@ -148,10 +148,7 @@ def _write_pipeline(model: Model, request: ExportRequest) -> Exported:
     for steps in SHOWN_STEPS:
         levels = ",".join(f"{sigma:.4g}" for sigma in written.sigmas[steps])
         lines.append(f"{steps} steps visit sigma {levels}")
-    lines.append(
-        f"next: DiffusionPipeline.from_pretrained({str(request.target)!r})(PROMPT, num_inference_steps=4, "
-        f"{written.call})"
-    )
+    lines.append(f"next: {written.load}(PROMPT, num_inference_steps=4, {written.call})")
     return Exported(request.target, lines)
 
 

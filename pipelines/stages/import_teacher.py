@@ -171,7 +171,8 @@ def _print_next(artifact: Artifact, folder: TeacherFolder) -> None:
     """Print the commands that distil this teacher, with the settings that follow from it."""
     path, (low, high) = shlex.quote(str(folder.path.absolute())), folder.sigma_range
     p_gen = f"steps.p_gen.sigma_min={low:g} steps.p_gen.sigma_max={high:g}"
-    if folder.precondition["kind"] == "flow":  # its stock sampler starts at t = 1, which no range of sigma reaches
+    if folder.precondition["kind"] in ("flow", "flow_reversed"):
+        # its stock sampler starts at t = 1, which no range of sigma reaches
         grid = folder.kind.make_grid(precondition=folder.precondition, sigma_max=high)
         levels = ", ".join(f"{sigma:.4g}" for sigma in grid.list_sigmas(4))
         p_gen = shlex.quote(f'steps.p_gen={{"kind": "levels", "sigmas": [{levels}]}}')

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 
 from presto_core.audio.codec import Codec, CodecError
+from presto_core.audio.longcat_vae import LongCatCodec
 from presto_core.audio.oobleck import CONFIG_FILE, OobleckCodec
 from presto_core.audio.same import SameCodec
 
 AUTOENCODERS: dict[str, Callable[[Path], OobleckCodec]] = {
     "AutoencoderOobleck": OobleckCodec,
     "AutoencoderSAME": SameCodec,
+    "LongCatAudioDiTVae": LongCatCodec,
 }
 
 

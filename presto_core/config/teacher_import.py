@@ -20,8 +20,8 @@ class ModelSourceConfig(Section):
     licence: str = ""
     """Licence of the model, if its folder states none or you have another one; empty uses the folder's."""
     seconds: float | None = Field(None, gt=0, le=3600)
-    """Length of a clip, for a teacher that makes clips of any length; empty uses the default of its pipeline: 10 s
-    (Stable Audio 3) or 60 s (ACE-Step 1.5)."""
+    """Length of a clip, for a teacher that makes clips of any length; empty uses the default of its family: 10 s
+    (Stable Audio 3, LongCat-Audio) or 60 s (ACE-Step 1.5)."""
 
     @model_serializer(mode="wrap")
     def _leave_out_no_length(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

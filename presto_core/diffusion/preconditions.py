@@ -132,7 +132,7 @@ class ReversedFlow(Precondition):
 
     def __call__(self, sigma: Tensor) -> Coefficients:
         sigma = _to_float(sigma)
-        t, rest = sigma / (1 + sigma), 1 / (1 + sigma)
+        t, rest = _find_flow_time(sigma), _round_once(lambda wide: 1 / (1 + wide), sigma)
         c_in = rest[:, None, None]
         return Coefficients(c_in, t[:, None, None], c_in, rest * self.time_scale)
 
@@ -240,7 +240,11 @@ def _to_float(sigma: Tensor) -> Tensor:
 
 def _find_flow_time(sigma: Tensor) -> Tensor:
     """Return t = sigma / (1 + sigma), rounded once: a network may have features of 10000 t periods (Stable Audio 3)."""
+    return _round_once(lambda wide: wide / (1 + wide), sigma)
+
+
+def _round_once(compute: Callable[[Tensor], Tensor], sigma: Tensor) -> Tensor:
+    """Compute in fp64 where the device has it."""
     if sigma.dtype == torch.float64 or sigma.device.type == "mps":  # which has no fp64
-        return sigma / (1 + sigma)
-    wide = sigma.double()
-    return (wide / (1 + wide)).to(sigma.dtype)
+        return compute(sigma)
+    return compute(sigma.double()).to(sigma.dtype)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 from presto_core.models import flow_grid
 from presto_core.models.flow_grid import ShiftedGrid
 from presto_core.models.teacher_kind import Audio, FlowKind, Parts, Size, TeacherKind, list_components, read_oobleck
 from presto_core.networks.ace_step_conditioner import SILENCE_FRAMES
-from presto_core.text.ace_step_encoder import LYRICS
+from presto_core.text.ace_step_encoder import LYRICS, count_lyric_tokens
 from presto_core.text.diffusers_encoder import read_width
 
 
@@ -57,6 +59,10 @@ class AceStepKind(FlowKind):
     def read_longest(self, parts: Parts) -> float:
         rate_hz, hop, _ = self.read_audio(parts)
         return SILENCE_FRAMES * hop / rate_hz
+
+    def read_conditioner(self, folder: Path, parts: Parts) -> dict[str, Any]:
+        tokens = count_lyric_tokens(folder) + 1  # that of timbre
+        return {**super().read_conditioner(folder, parts), "fixed_tokens": tokens}
 
     def check_teacher(self, parts: Parts) -> None:
         transformer = parts["transformer"]

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from presto_core.models.teacher_folder import ComponentFiles, TeacherError, TeacherFolder
+from presto_core.models.teacher_kind import keep_settings
 from presto_core.networks.ace_step_conditioner import AceStepConditioner
 from presto_core.networks.diffusers_network import Conditioner, DiffusersNetwork
-from presto_core.text.ace_step_encoder import TRANSFORMER as ACE_STEP
-from presto_core.text.ace_step_encoder import AceStepEncoder, count_lyric_tokens
-
-
-def make_conditioner_settings(folder: TeacherFolder) -> dict[str, Any]:
-    """Return the settings of a folder's conditioner, as a model card keeps them."""
-    settings = keep_settings(folder.projection)
-    if folder.transformer.kind == ACE_STEP:
-        settings["fixed_tokens"] = count_lyric_tokens(folder.path) + 1  # that of timbre
-    return settings
+from presto_core.text.ace_step_encoder import AceStepEncoder
 
 
 def load_conditioner(conditioner: Conditioner, folder: TeacherFolder) -> None:
     """Fill a conditioner with the folder's weights; raises TeacherError."""
     if not isinstance(conditioner, AceStepConditioner):
-        load_weights(conditioner.projection, folder.projection)
+        if conditioner.projection is not None:
+            assert folder.projection is not None
+            load_weights(conditioner.projection, folder.projection)
         return
+    assert folder.projection is not None
     from diffusers.pipelines.ace_step.modeling_ace_step import AceStepConditionEncoder
 
-    encoder = AceStepConditionEncoder(**keep_settings(folder.projection)).float()
+    encoder = AceStepConditionEncoder(**keep_settings(folder.projection.settings)).float()
     load_weights(encoder, folder.projection)
     text = AceStepEncoder(folder.path, max_tokens=folder.text_tokens, frames=folder.frames)
     rate_hz, hop, _ = folder.kind.read_audio(folder.parts)
@@ -45,19 +39,14 @@ def compare_conditioner(folder: TeacherFolder, network: DiffusersNetwork) -> flo
         TeacherError: its settings are others.
     """
     assert network.conditioner is not None
-    if make_conditioner_settings(folder) != network.config.conditioner:
-        raise TeacherError(f"{folder.projection.name} of {folder.path} has other settings than the model's")
+    if folder.kind.read_conditioner(folder.path, folder.parts) != network.config.conditioner:
+        raise TeacherError(f"{folder.kind.projection} of {folder.path} has other settings than the model's")
     own, loaded = network.conditioner.state_dict(), copy.deepcopy(network.conditioner).cpu()
     load_conditioner(loaded, folder)
     return max(
         float((value - own[name].cpu()).abs().max() / own[name].abs().max().clamp(min=1e-12))
         for name, value in loaded.state_dict().items()
     )
-
-
-def keep_settings(component: ComponentFiles) -> dict[str, Any]:
-    """Return the settings that a class takes."""
-    return {name: value for name, value in component.settings.items() if not name.startswith("_")}
 
 
 def load_weights(module: nn.Module, component: ComponentFiles) -> None:

@@ -2,7 +2,7 @@
 
 With `stochastic_sampling`, FlowMatchEulerDiscreteScheduler steps from x0 to (1 - t) x0 + t eps, which is ping-pong at
 sigma = t / (1 - t). StableAudio3Pipeline lays its times out evenly in log-SNR = -ln sigma, AceStepPipeline evenly in t
-with a shift; both start at t = 1.
+with a shift, LongCatAudioDiTPipeline evenly in t; all start at t = 1.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ class FlowGrid:
         """Return the noise levels that the pipeline visits in `steps` steps."""
         # in fp32 as the pipeline does: the network hears a time that differs in its last bit
         times = torch.linspace(1.0, 0.0, steps + 1)
-        kept = torch.sigmoid(times * (self.logsnr_max - self.logsnr_min) - self.logsnr_max)[1:-1]
-        return [START, *(t / (1 - t) for t in kept.tolist())]
+        return _list_sigmas(torch.sigmoid(times * (self.logsnr_max - self.logsnr_min) - self.logsnr_max))
 
     def to_settings(self) -> dict[str, Any]:
         """Return scheduler_config.json."""
@@ -54,33 +53,39 @@ class FlowGrid:
 
 @dataclass(frozen=True)
 class ShiftedGrid:
-    """Levels of AceStepPipeline, with the defaults of its call: sigma = shift u / (1 - u) at even u.
+    """Levels at even u: sigma = shift u / (1 - u). The defaults are those of AceStepPipeline's call.
 
     Attributes:
         shift: how many times the noise level is that of even times.
         time_scale: what the network wants t multiplied by.
         fine_steps: number of steps whose levels are the range.
+        highest: end of the range in place of the second of these levels.
     """
 
     shift: float = 3.0
     time_scale: float = 1.0
     fine_steps: int = 50
+    highest: float | None = None
 
     @property
     def sigma_range(self) -> list[float]:
         """Lowest and highest noise level but for the start, of a sampler with many steps."""
         odds = self.fine_steps - 1
-        return [round(self.shift / odds, 6), round(self.shift * odds, 6)]
+        return [round(self.shift / odds, 6), round(self.highest or self.shift * odds, 6)]
 
     def list_sigmas(self, steps: int) -> list[float]:
         """Return the noise levels that the pipeline visits in `steps` steps."""
         times = torch.linspace(1.0, 0.0, steps + 1)  # in fp32 as the pipeline does
-        kept = (self.shift * times / (1 + (self.shift - 1) * times))[1:-1]
-        return [START, *(t / (1 - t) for t in kept.tolist())]
+        return _list_sigmas(self.shift * times / (1 + (self.shift - 1) * times))
 
     def to_settings(self) -> dict[str, Any]:
         """Return scheduler_config.json."""
         return make_settings(self.time_scale)
+
+
+def _list_sigmas(times: torch.Tensor) -> list[float]:
+    """Return the noise levels of falling times t, of which the first is 1 and the last, 0, is left out."""
+    return [START, *(t / (1 - t) for t in times.tolist()[1:-1])]
 
 
 def make_settings(time_scale: float) -> dict[str, Any]:
@@ -110,9 +115,9 @@ def read_time_scale(settings: Mapping[str, Any]) -> float:
     return float(scale)
 
 
-def check_plain(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that move the levels elsewhere than the pipeline's; raises ValueError."""
+def check_plain(settings: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> None:
+    """Refuse settings that move the levels elsewhere than the pipeline's, `but` for some; raises ValueError."""
     for name, expected in PLAIN.items():
-        if (found := settings.get(name, expected)) != expected:
+        if name not in but and (found := settings.get(name, expected)) != expected:
             raise ValueError(f"{name}={found}, which must be {expected}")
     read_time_scale(settings)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 SCHEDULER = "LCMScheduler"
 SIZE = 256  # bf16 holds integers up to here
@@ -99,3 +101,10 @@ class LcmGrid:
         if np.abs(times - np.linspace(0, times[-1], size)).max() > TOLERANCE:
             raise ValueError("trained_betas whose times in the cosine schedule are not even")
         return LcmGrid(float(math.tan(math.pi / 2 * times[-1])), size)
+
+
+@torch.no_grad()
+def scale_frequencies(transformer: nn.Module, factor: float) -> None:
+    """Multiply the frequencies of the noise embedding, in fp64, so that it takes times divided by the factor."""
+    weight = transformer.get_parameter("time_proj.weight")
+    weight.copy_(weight.double() * factor)

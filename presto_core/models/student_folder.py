@@ -15,13 +15,12 @@ from typing import Any
 from presto_core.artifacts.durable import delete_leftovers, make_folders, name_partial
 from presto_core.errors import UserError
 from presto_core.models.conditioner_import import compare_conditioner
-from presto_core.models.lcm_grid import STEPS, LcmGrid
+from presto_core.models.lcm_grid import STEPS
 from presto_core.models.model_card import ModelCard
 from presto_core.models.teacher_folder import INDEX, PICKLES, read_teacher_folder
-from presto_core.models.teacher_import import TOLERANCE, compare_with_scheduler, scale_frequencies
-from presto_core.models.teacher_kind import Grid, Settings, TeacherKind
-from presto_core.models.teacher_kinds import TEACHERS
-from presto_core.networks.ace_step_conditioner import AceStepConditioner
+from presto_core.models.teacher_import import TOLERANCE, compare_with_scheduler
+from presto_core.models.teacher_kind import Grid, TeacherKind
+from presto_core.models.teacher_table import TEACHERS
 from presto_core.networks.diffusers_network import DiffusersNetwork
 from presto_core.networks.families import build_transformer
 from presto_core.networks.network import Network
@@ -37,6 +36,7 @@ class StudentFolder:
 
     Attributes:
         sigmas: the noise levels that the stock sampler visits, by number of steps.
+        load: the expression that loads the pipeline.
         call: what the pipeline's call must be told besides prompt and steps.
         error: largest difference of x0 between the written transformer with its scheduler and this package's denoiser,
             relative to the largest value.
@@ -45,6 +45,7 @@ class StudentFolder:
     path: Path
     budget: int
     sigmas: dict[int, list[float]]
+    load: str
     call: str
     error: float
 
@@ -95,8 +96,8 @@ def write_student_folder(
         raise ExportError(
             f"{teacher} lacks {', '.join(missing)}; name the teacher's folder with storage.codec_folder=…"
         )
-    plain = network.keep_blocks(budget)
-    grid = kind.make_grid(precondition=card.precondition or {}, sigma_max=card.sigma_range[1])
+    plain, precondition = network.keep_blocks(budget), card.precondition or {}
+    grid = kind.make_grid(precondition=precondition, sigma_max=card.sigma_range[1])
     call = kind.list_call_arguments(plain.config.clip_seconds)
     partial = name_partial(target)
     make_folders(partial)
@@ -105,15 +106,17 @@ def write_student_folder(
         pickles = shutil.ignore_patterns(*(f"*{end}" for end in PICKLES))
         for name in kind.copied:
             shutil.copytree(teacher / name, partial / name, ignore=pickles)
-        _write_transformer(plain, grid, partial / "transformer", kind.student_settings)
+        transformer = _copy_transformer(plain, kind)
+        kind.convert_to_grid(transformer, precondition=precondition, grid=grid)
+        transformer.save_pretrained(str(partial / "transformer"))
         assert plain.conditioner is not None
-        if not isinstance(plain.conditioner, AceStepConditioner):
-            plain.conditioner.projection.save_pretrained(str(partial / kind.projection))  # type: ignore[operator]
+        if (projection := plain.conditioner.projection) is not None:
+            projection.save_pretrained(str(partial / str(kind.projection)))  # type: ignore[operator]
         _write_json(partial / "scheduler" / "scheduler_config.json", grid.to_settings())
         _write_json(partial / INDEX, _make_index(teacher, grid, kind))
         for file in teacher.glob("LICEN[CS]E*"):
             shutil.copy(file, partial)
-        (partial / "README.md").write_text(_make_readme(licence, model_id, target.name, call))
+        (partial / "README.md").write_text(_make_readme(kind, licence, model_id, target.name, call))
         written = read_teacher_folder(partial, licence=licence or "unknown", seconds=_read_seconds(plain, kind))
         is_copied = kind.projection in kind.copied
         if is_copied and not compare_conditioner(written, plain) <= TOLERANCE:
@@ -121,7 +124,7 @@ def write_student_folder(
                 f"{kind.projection} of {teacher} is not the one that the model was imported with; name that folder "
                 "with storage.codec_folder=… storage.text_folder=…"
             )
-        error = max(compare_with_scheduler(written, plain).values())
+        error = max(compare_with_scheduler(written, plain, card.precondition).values())
         if not error <= TOLERANCE:
             raise ExportError(
                 f"comparison failed: x0 of the written transformer and of this package differ by {error:.1e} of the "
@@ -130,7 +133,8 @@ def write_student_folder(
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return StudentFolder(target, budget, {steps: grid.list_sigmas(steps) for steps in STEPS}, call, error)
+    sigmas = {steps: grid.list_sigmas(steps) for steps in STEPS}
+    return StudentFolder(target, budget, sigmas, _describe_loading(kind, str(target)), call, error)
 
 
 def _read_seconds(plain: DiffusersNetwork, kind: TeacherKind) -> float | None:
@@ -138,12 +142,12 @@ def _read_seconds(plain: DiffusersNetwork, kind: TeacherKind) -> float | None:
     return plain.config.clip_seconds if kind.default_seconds else None
 
 
-def _write_transformer(plain: DiffusersNetwork, grid: Grid, folder: Path, changes: Settings) -> None:
-    transformer: Any = build_transformer(plain.config.transformer_class, {**plain.config.transformer, **changes})
+def _copy_transformer(plain: DiffusersNetwork, kind: TeacherKind) -> Any:
+    """Return a transformer of the class itself, with the weights of a network and the settings of a few-step model."""
+    settings = {**plain.config.transformer, **kind.student_settings}
+    transformer = build_transformer(plain.config.transformer_class, settings)
     transformer.load_state_dict(plain.transformer.state_dict())
-    if isinstance(grid, LcmGrid):
-        scale_frequencies(transformer, grid.time_step)  # the scheduler calls it with integers
-    transformer.save_pretrained(str(folder))
+    return transformer
 
 
 def _make_index(teacher: Path, grid: Grid, kind: TeacherKind) -> dict[str, Any]:
@@ -153,12 +157,21 @@ def _make_index(teacher: Path, grid: Grid, kind: TeacherKind) -> dict[str, Any]:
     return index | {name: [None, None] for name in kind.unused if name in index}
 
 
-def _make_readme(licence: str, model_id: str, name: str, call: str) -> str:
+def _describe_loading(kind: TeacherKind, path: str) -> str:
+    """Return the expression that loads a folder's pipeline, with the scheduler that it would not load itself."""
+    folder = json.dumps(path, ensure_ascii=False)
+    if not kind.given_scheduler:
+        return f"DiffusionPipeline.from_pretrained({folder})"
+    scheduler = f'{kind.given_scheduler}.from_pretrained({folder}, subfolder="scheduler")'
+    return f"DiffusionPipeline.from_pretrained({folder}, scheduler={scheduler})"
+
+
+def _make_readme(kind: TeacherKind, licence: str, model_id: str, name: str, call: str) -> str:
     front = f"---\nlicense: {json.dumps(licence)}\n---\n" if licence else ""
     return front + (
         f"# {name}\n\nA few-step model, distilled with Presto (artifact {model_id}). Sample it without guidance:\n\n"
-        "```python\nfrom diffusers import DiffusionPipeline\n\n"
-        f'pipe = DiffusionPipeline.from_pretrained("{name}")\n'
+        f"```python\nfrom diffusers import {', '.join(filter(None, ['DiffusionPipeline', kind.given_scheduler]))}\n\n"
+        f"pipe = {_describe_loading(kind, name)}\n"
         f'audio = pipe("PROMPT", num_inference_steps=4, {call}).audios[0]\n```\n'
     )
 

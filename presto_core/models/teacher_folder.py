@@ -17,7 +17,7 @@ from typing import Any
 
 from presto_core.errors import UserError
 from presto_core.models.teacher_kind import Component, Grid, TeacherKind
-from presto_core.models.teacher_kinds import TEACHERS
+from presto_core.models.teacher_table import TEACHERS
 from presto_core.networks.families import FAMILIES
 from presto_core.text.diffusers_encoder import read_length
 
@@ -82,8 +82,9 @@ class TeacherFolder:
         return self.components["transformer"]
 
     @property
-    def projection(self) -> ComponentFiles:
-        return self.components[self.kind.projection]
+    def projection(self) -> ComponentFiles | None:
+        name = self.kind.projection
+        return None if name is None else self.components[name]
 
     @property
     def frames(self) -> int:
@@ -164,7 +165,7 @@ def read_teacher_folder(
     index = _read_index(path)
     kinds = _find_components(path, index)
     components = {
-        name: _read_component(path, name, index[name], component, with_weights=with_weights)
+        name: _read_component(path, name, index.get(name), component, with_weights=with_weights)
         for name, component in kinds.items()
     }
     _check_installed(components)
@@ -192,11 +193,11 @@ def _find_components(path: Path, index: Mapping[str, Any]) -> dict[str, Componen
         raise TeacherError(f"pipeline of {path} is {pipeline}, which needs code of its own; no such code is run")
     kind = pair[1] if isinstance(pair, list) and len(pair) == 2 else None
     if kind not in TEACHERS:
-        known = "its conditions cannot be made yet" if kind in FAMILIES else "no such class is known"
-        raise TeacherError(f"transformer of {path} is {pair}: {known}; a teacher can be one of {', '.join(TEACHERS)}")
+        raise TeacherError(f"transformer of {path} is {pair}; a teacher can be one of {', '.join(TEACHERS)}")
     present = {name for name, value in index.items() if not name.startswith("_") and value not in (None, [None, None])}
     components = TEACHERS[kind].components
-    if missing := [name for name in components if name not in present or not (path / name).is_dir()]:
+    required = [name for name, component in components.items() if component.default is None]
+    if missing := [name for name in required if name not in present or not (path / name).is_dir()]:
         raise TeacherError(f"teacher {path} lacks {', '.join(missing)}; download all of it again")
     if unknown := sorted(present - set(components) - set(TEACHERS[kind].unused)):
         raise TeacherError(f"teacher {path} has {unknown[0]} {index[unknown[0]]}, which no {kind} teacher has")
@@ -204,9 +205,13 @@ def _find_components(path: Path, index: Mapping[str, Any]) -> dict[str, Componen
 
 
 def _read_component(path: Path, name: str, pair: Any, component: Component, *, with_weights: bool) -> ComponentFiles:
+    if component.default is not None and pair in (None, [None, None]):
+        pair = list(component.pairs[0])
     if not isinstance(pair, list) or tuple(pair) not in component.pairs:
         allowed = ", ".join(".".join(known) for known in component.pairs)
         raise TeacherError(f"{name} of {path} is {pair}; it must be {allowed}")
+    if component.default is not None and not (path / name).is_dir():
+        return ComponentFiles(name, pair[0], pair[1], dict(component.default), ())
     settings = _read_json(path / name / component.settings)
     named = settings.get("_class_name", pair[1])
     if named != pair[1]:
@@ -284,14 +289,14 @@ def _check_sizes(folder: TeacherFolder) -> None:
                 f"{size.expected} of {size.other}; use components that were trained together"
             )
     if not 8000 <= rate_hz <= 192_000:
-        raise TeacherError(f"vae of {folder.path} has sampling_rate={rate_hz}; music has 8000 to 192000 Hz")
+        raise TeacherError(f"vae of {folder.path} has a sample rate of {rate_hz} Hz; music has 8000 to 192000 Hz")
     if seconds > longest:
         cause = (
             f"model.seconds={folder.seconds:g} is too long" if folder.seconds else "its vae is of another sample rate"
         )
         raise TeacherError(
             f"clips of {folder.path} have {seconds:.1f} s ({folder.frames} frames of {hop} samples at {rate_hz} Hz), "
-            f"and its {kind.projection} knows at most {longest:g} s; {cause}"
+            f"and its {kind.projection or 'pipeline'} knows at most {longest:g} s; {cause}"
         )
     if read_length(folder.path) is None:
         raise TeacherError(f"tokenizer of {folder.path} has no model_max_length; set it in tokenizer_config.json")

@@ -18,15 +18,12 @@ from presto_core.config.diffusers_network import DiffusersNetworkConfig
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.diffusion.preconditions import read_precondition
-from presto_core.models.conditioner_import import (
-    keep_settings,
-    load_conditioner,
-    load_weights,
-    make_conditioner_settings,
-)
+from presto_core.models.conditioner_import import load_conditioner, load_weights
 from presto_core.models.flow_grid import SCHEDULER as FLOW_SCHEDULER
-from presto_core.models.lcm_grid import LcmGrid
+from presto_core.models.flow_grid import read_time_scale
+from presto_core.models.lcm_grid import LcmGrid, scale_frequencies
 from presto_core.models.teacher_folder import ComponentFiles, TeacherError, TeacherFolder
+from presto_core.models.teacher_kind import keep_settings
 from presto_core.networks.diffusers_network import DiffusersNetwork
 from presto_core.networks.families import FAMILIES, build_transformer
 
@@ -54,8 +51,8 @@ def make_network_config(folder: TeacherFolder) -> DiffusersNetworkConfig:
     """Return the settings of the folder's network, without the names of weights that do not train."""
     return DiffusersNetworkConfig(
         transformer_class=folder.transformer.kind,
-        transformer=keep_settings(folder.transformer),
-        conditioner=make_conditioner_settings(folder),
+        transformer=keep_settings(folder.transformer.settings),
+        conditioner=folder.kind.read_conditioner(folder.path, folder.parts),
         text_tokens=folder.text_tokens,
         clip_seconds=folder.clip_seconds,
     )
@@ -170,20 +167,19 @@ def _report(errors: dict[str, float], scheduler: str) -> SelfTest:
 
 
 @torch.no_grad()
-def scale_frequencies(transformer: nn.Module, factor: float) -> None:
-    """Multiply the frequencies of the noise embedding, in fp64, so that it takes times divided by the factor."""
-    weight = transformer.get_parameter("time_proj.weight")
-    weight.copy_(weight.double() * factor)
+def compare_with_scheduler(
+    folder: TeacherFolder, network: DiffusersNetwork, precondition: dict[str, Any] | None = None
+) -> dict[str, float]:
+    """Return how far x0 of a few-step folder's own transformer and scheduler is from our denoiser, by noise level.
 
-
-@torch.no_grad()
-def compare_with_scheduler(folder: TeacherFolder, network: DiffusersNetwork) -> dict[str, float]:
-    """Return how far x0 of a few-step folder's own transformer and scheduler is from our denoiser, by noise level."""
+    Args:
+        precondition: parameterisation of the network; None is that of the folder's transformer.
+    """
     transformer, grid = build_transformer(folder.transformer.kind, folder.transformer.settings), folder.grid
     load_weights(transformer, folder.transformer)
     if isinstance(grid, LcmGrid):
         return _compare_with_lcm(folder, network, transformer, grid)
-    return _compare_with_flow(folder, network, transformer)
+    return _compare_with_flow(folder, network, transformer, precondition)
 
 
 def _compare_with_lcm(
@@ -205,19 +201,25 @@ def _compare_with_lcm(
     return errors
 
 
-def _compare_with_flow(folder: TeacherFolder, network: DiffusersNetwork, transformer: nn.Module) -> dict[str, float]:
-    """Compare x0 with that of one step of the flow scheduler from each level to t = 0."""
+def _compare_with_flow(
+    folder: TeacherFolder, network: DiffusersNetwork, transformer: nn.Module, precondition: dict[str, Any] | None = None
+) -> dict[str, float]:
+    """Compare x0 with that of one step of the flow scheduler from each level to the data."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(folder.components["scheduler"].settings)
-    inputs, denoise = make_test_inputs(network), EDMDenoiser(network, read_precondition(make_precondition(folder)))
+    settings, own = folder.components["scheduler"].settings, folder.precondition
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
+    time_steps = read_time_scale(settings) / own["time_scale"]  # by which a pipeline divides the scheduler's
+    inputs = make_test_inputs(network)
+    denoise = EDMDenoiser(network, read_precondition(precondition or make_precondition(folder)))
     assert network.conditioner is not None
     arguments, errors, (low, high) = network.conditioner(inputs.cond, inputs.x), {}, folder.sigma_range
     for level in (torch.logspace(0, 1, LEVELS, base=high / low) * low).tolist():
         scheduler.set_timesteps(sigmas=[level / (1 + level)])
         t = float(scheduler.sigmas[0])  # which `shift` moves
-        sigma = t / (1 - t)
-        raw = network.family.run(transformer, inputs.x, scheduler.timesteps, network.family.strip_padding(arguments))
+        sigma = (1 - t) / t if own["kind"] == "flow_reversed" else t / (1 - t)
+        taken = network.family.strip_padding(arguments)
+        raw = network.family.run(transformer, inputs.x, scheduler.timesteps / time_steps, taken)
         theirs = scheduler.step(raw, scheduler.timesteps[0], inputs.x).prev_sample
         ours = denoise(inputs.x * (1 + sigma), torch.tensor([sigma]), inputs.cond)
         errors[f"{level:.4g}"] = float((ours - theirs).abs().max() / theirs.abs().max())
@@ -228,7 +230,7 @@ def load_scheduler(component: ComponentFiles) -> Any:
     """Load the scheduler's class with its settings."""
     with _without_torchsde():
         module = import_module("diffusers.schedulers.scheduling_cosine_dpmsolver_multistep")
-    return getattr(module, component.kind)(**keep_settings(component))
+    return getattr(module, component.kind)(**keep_settings(component.settings))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from presto_core.models import flow_grid
@@ -18,11 +19,16 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Component:
-    """A component: the classes it may be of, and whether it has weights."""
+    """A component: the classes it may be of, and whether it has weights.
+
+    Attributes:
+        default: settings of the first class if the folder lacks the component; None if it must have it.
+    """
 
     pairs: tuple[Pair, ...]
     weights: bool = True
     settings: str = "config.json"
+    default: Settings | None = None
 
 
 class Size(NamedTuple):
@@ -63,18 +69,21 @@ class TeacherKind:
 
     Attributes:
         components: all that a folder must have, and no other but those in `unused`, which are not read.
-        projection: the component that makes conditions of numbers, and of text if the family projects it.
+        projection: the component that makes conditions of numbers, and of text if the family projects it; None for a
+            family whose conditions have no weights outside the transformer.
         copied: components that a student's folder takes from the teacher's.
         student_settings: settings of the transformer of a few-step model that differ from the teacher's.
         default_seconds: length of a clip if none is given; None for a family whose clips all have one length.
+        given_scheduler: class of a scheduler that the stock pipeline must be given, because it loads none.
     """
 
     components: ClassVar[dict[str, Component]]
     unused: ClassVar[tuple[str, ...]] = ()
-    projection: ClassVar[str]
+    projection: ClassVar[str | None]
     copied: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer")
     student_settings: ClassVar[Settings] = {}
     default_seconds: ClassVar[float | None] = None
+    given_scheduler: ClassVar[str] = ""
 
     def list_sizes(self, parts: Parts) -> tuple[Size, ...]:
         """Return the numbers that must agree; raises KeyError if one is missing."""
@@ -88,8 +97,13 @@ class TeacherKind:
         raise NotImplementedError
 
     def read_longest(self, parts: Parts) -> float:
-        """Return the seconds of the longest clip that the projection knows."""
+        """Return the seconds of the longest clip that the projection, or else the pipeline, knows."""
         raise NotImplementedError
+
+    def read_conditioner(self, folder: Path, parts: Parts) -> dict[str, Any]:
+        """Return the settings of the conditioner as a model card keeps them: those of the projection."""
+        assert self.projection is not None
+        return keep_settings(parts[self.projection])
 
     def check_teacher(self, parts: Parts) -> None:
         """Refuse a model that is no teacher whatever its scheduler; raises ValueError, which names the setting."""
@@ -118,21 +132,26 @@ class TeacherKind:
         """Return the levels at which the stock sampler runs a model with this card."""
         raise NotImplementedError
 
+    def convert_to_grid(self, transformer: Any, *, precondition: Settings, grid: Grid) -> None:
+        """Change the weights of a model with this card in place, so that the stock sampler can call it."""
+
     def list_call_arguments(self, seconds: float) -> str:
         """Return what the pipeline's call must be told besides prompt and steps."""
         return "guidance_scale=1.0"
 
 
 def list_components(
-    transformer: str, projection: tuple[str, str, str], vae: str, text_encoder: str, schedulers: tuple[str, ...]
+    transformer: str, projection: tuple[str, str, str] | None, vae: str, text_encoder: str, schedulers: tuple[str, ...]
 ) -> dict[str, Component]:
+    """Return the components of a family, given the class of each; of the projection name, library and class."""
+
     def take(library: str, *names: str) -> tuple[Pair, ...]:
         return tuple((library, name) for name in names)
 
-    name, library, kind = projection
+    projections = {projection[0]: Component(take(*projection[1:]))} if projection else {}
     return {
         "transformer": Component(take("diffusers", transformer)),
-        name: Component(take(library, kind)),
+        **projections,
         "vae": Component(take("diffusers", vae)),
         "text_encoder": Component(take("transformers", text_encoder)),
         "tokenizer": Component(take("transformers", *TOKENIZERS), weights=False, settings="tokenizer_config.json"),
@@ -168,6 +187,11 @@ class FlowKind(TeacherKind):
 
     def make_grid(self, *, precondition: Settings, sigma_max: float) -> Grid:
         return replace(self.grid, time_scale=float(precondition.get("time_scale", 1.0)))
+
+
+def keep_settings(settings: Settings) -> dict[str, Any]:
+    """Return the settings that a class takes, of those that its configuration file has."""
+    return {name: value for name, value in settings.items() if not name.startswith("_")}
 
 
 def read_oobleck(vae: Settings) -> Audio:

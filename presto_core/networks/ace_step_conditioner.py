@@ -37,6 +37,7 @@ class AceStepConditioner(nn.Module):
     fixed: Tensor
     null: Tensor
     silence: Tensor
+    projection: None = None  # the condition encoder itself is not kept
 
     @torch.no_grad()
     def fill(self, encoder: Any, lyrics: Tensor, *, frames_per_second: float) -> None:

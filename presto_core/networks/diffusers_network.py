@@ -23,15 +23,17 @@ from presto_core.networks.layer_budget import (
     renumber_blocks,
     select_blocks,
 )
+from presto_core.networks.longcat_audio_conditioner import LongCatAudioConditioner
 from presto_core.networks.network import Network
 from presto_core.networks.stable_audio_3_conditioner import StableAudio3Conditioner
 from presto_core.networks.stable_audio_conditioner import StableAudioConditioner
 
-Conditioner = StableAudioConditioner | StableAudio3Conditioner | AceStepConditioner
+Conditioner = StableAudioConditioner | StableAudio3Conditioner | AceStepConditioner | LongCatAudioConditioner
 CONDITIONERS: dict[str, Callable[[DiffusersNetworkConfig], Conditioner]] = {
     "StableAudioDiTModel": StableAudioConditioner,
     "StableAudio3DiTModel": StableAudio3Conditioner,
     "AceStepTransformer1DModel": AceStepConditioner,
+    "LongCatAudioDiTTransformer": LongCatAudioConditioner,
 }
 
 

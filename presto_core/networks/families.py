@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from presto_core.errors import UserError
+from presto_core.networks.longcat_audio import ignore_padding, replace_text_convolution
 
 Arguments = Mapping[str, Tensor]
 """Conditions as keyword arguments of a model's forward pass, each with the batch as its first axis."""
@@ -29,6 +30,7 @@ class Family:
         channels: setting that holds the latent channels.
         prefix: tokens before those of the audio; or the setting that holds their number.
         frames_first: whether the model wants latents as [B, T, C].
+        adapt: changes a new model before it is used, without a change to the names of its weights.
         per_block: settings that are a list with an entry for each block.
         frozen: weights that no gradient reaches when music is made from text, or that the class keeps fixed.
         precondition: parameterisation of the class, as in `presto_core.diffusion.preconditions`.
@@ -45,6 +47,7 @@ class Family:
     channels: str
     prefix: int | str = 0
     frames_first: bool = False
+    adapt: Callable[[Any], None] | None = None
     per_block: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     precondition: str = "flow"
@@ -102,7 +105,8 @@ def _call_ace_step(model: Any, x: Tensor, time: Tensor, cond: Arguments) -> Tens
 
 
 def _call_longcat(model: Any, x: Tensor, time: Tensor, cond: Arguments) -> Tensor:
-    output: Tensor = model(hidden_states=x, timestep=time, return_dict=False, **cond)[0]
+    with ignore_padding(model, cond["encoder_attention_mask"]):
+        output: Tensor = model(hidden_states=x, timestep=time, return_dict=False, **cond)[0]
     return output
 
 
@@ -128,7 +132,8 @@ FAMILIES: dict[str, Family] = {
     "LongCatAudioDiTTransformer": Family(
         blocks="blocks", noise="time_embed", call=_call_longcat,
         batched=frozenset({"hidden_states", "timestep_embed", "cond", "mask", "cond_mask", "adaln_global_out"}),
-        depth="dit_depth", width="dit_dim", channels="latent_dim", frames_first=True,
+        depth="dit_depth", width="dit_dim", channels="latent_dim", frames_first=True, adapt=replace_text_convolution,
+        frozen=("latent_embed.",),
     ),
 }  # fmt: skip
 
@@ -163,4 +168,6 @@ def build_transformer(name: str, config: Mapping[str, Any]) -> nn.Module:
         model: nn.Module = kind(**settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"settings of {name} do not fit diffusers {diffusers.__version__}: {error}") from None
+    if (adapt := FAMILIES[name].adapt) is not None:
+        adapt(model)
     return model.float()

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from presto_core.text.transformer_encoder import TextError, TransformerEncoder, file_digest
 
 INDEX = "model_index.json"
-ENCODERS = ("T5EncoderModel", "T5GemmaEncoderModel", "Qwen3Model")
+ENCODERS = ("T5EncoderModel", "T5GemmaEncoderModel", "Qwen3Model", "UMT5EncoderModel")
 TOKENIZERS = (
     "T5Tokenizer", "T5TokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast", "PreTrainedTokenizerFast",
     "Qwen2Tokenizer", "Qwen2TokenizerFast", "TokenizersBackend",  # the last as transformers 5 calls the one before
 )  # fmt: skip
 LONGEST = {"T5GemmaEncoderModel": 256}  # tokens that the pipeline pads to if the tokenizer names more
 CUT_TO = {"Qwen3Model": 256}  # tokens to which the pipeline cuts, whatever the tokenizer names
+LONGCAT = "UMT5EncoderModel"  # of LongCat-Audio, whose pipeline normalizes prompts and adds up layers
+LONGCAT_TOKENS, LONGCAT_LIMIT = 512, 32768  # tokens that it reads if the tokenizer names more than the limit, or none
 
 
 class DiffusersEncoder(TransformerEncoder):
@@ -49,8 +54,29 @@ class DiffusersEncoder(TransformerEncoder):
             raise TextError(f"text encoder in {folder} lacks weights: {', '.join(missing[:3])}; download it again")
         self._model: Any = model.float().eval().to(device)
         self.name, self.max_tokens, self.device = folder.name, max_tokens, torch.device(device)
+        self._is_longcat = encoder_class == LONGCAT
         self.dim = read_width(self._model.config.to_dict())
         self.digest = self.former_digest = compute_digest(folder, max_tokens)
+
+    def _normalize(self, caption: str) -> str:
+        return normalize_prompt(caption) if self._is_longcat else caption
+
+    def _compute_states(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        if not self._is_longcat:
+            return super()._compute_states(inputs)
+        output = self._model(**inputs, output_hidden_states=True)
+        last, first = output.last_hidden_state, output.hidden_states[0]
+        return normalize_states(last) + normalize_states(first)
+
+
+def normalize_prompt(prompt: str) -> str:
+    """Return a prompt as LongCat-Audio reads it: in lower case, without quotation marks, with single spaces."""
+    return " ".join(re.sub(r'["\u201c\u201d\u2018\u2019]', " ", prompt.lower()).split())
+
+
+def normalize_states(states: Tensor) -> Tensor:
+    """Return states [B, S, E] of mean 0 and variance 1 per token."""
+    return F.layer_norm(states, states.shape[-1:], eps=1e-6)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -77,8 +103,9 @@ def read_length(folder: Path) -> int | None:
     kind = str(pair[1]) if isinstance(pair, list) and len(pair) == 2 else ""
     if kind in CUT_TO:
         return CUT_TO[kind]
-    longest = LONGEST.get(kind)
-    if longest is not None:
+    if kind == LONGCAT:
+        return length if isinstance(length, int) and 0 < length <= LONGCAT_LIMIT else LONGCAT_TOKENS
+    if (longest := LONGEST.get(kind)) is not None:
         return min(int(length), longest) if isinstance(length, int | float) and length > 0 else longest
     return int(length) if isinstance(length, int | float) and 0 < length < 1e6 else None
 

@@ -105,14 +105,23 @@ class TransformerEncoder:
 
     @torch.inference_mode()
     def encode(self, captions: list[str]) -> TextEmbedding:
+        captions = [self._normalize(caption) for caption in captions]
         inputs = self._tokenizer(
             captions, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         inputs = {name: values.to(self.device) for name, values in inputs.items()}
-        states = self._model(**inputs).last_hidden_state.float()
-        return mask_states(states, inputs["attention_mask"].bool(), captions)
+        return mask_states(self._compute_states(inputs).float(), inputs["attention_mask"].bool(), captions)
+
+    def _normalize(self, caption: str) -> str:
+        """Return a caption as the tokenizer gets it."""
+        return caption
+
+    def _compute_states(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        states: Tensor = self._model(**inputs).last_hidden_state
+        return states
 
     def find_cut_text(self, caption: str) -> str:
+        caption = self._normalize(caption)
         whole = self._tokenizer(caption, truncation=False, verbose=False)["input_ids"]
         if len(whole) <= self.max_tokens:
             return ""

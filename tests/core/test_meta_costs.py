@@ -34,6 +34,7 @@ PROJECTIONS: dict[str, dict[str, Any]] = {
         "timbre_hidden_dim": CHANNELS,
         "fixed_tokens": 11,
     },
+    "LongCatAudioDiTTransformer": {"text_dim": TEXT_DIM},
 }
 FRAMES = 32  # of the test inputs
 

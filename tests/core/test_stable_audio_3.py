@@ -207,7 +207,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "other channels": (lambda f: edit_json(f / "vae/config.json", latent_dim=16), "latent channels 16"),
     "other text width": (lambda f: edit_json(f / "transformer/config.json", cond_token_dim=32), "text width 24"),
     "other duration": (lambda f: edit_json(f / "transformer/config.json", global_cond_dim=32), "global width 24"),
-    "other sample rate": (lambda f: edit_json(f / "vae/config.json", sampling_rate=44), "sampling_rate=44"),
+    "other sample rate": (lambda f: edit_json(f / "vae/config.json", sampling_rate=44), "sample rate of 44 Hz"),
     "clips longer than known": (lambda f: edit_json(f / "duration_embedder/config.json", max_val=0.01), "too long"),
     "inverted levels": (lambda f: edit_json(f / SCHEDULER, invert_sigmas=True), "invert_sigmas=True"),
     "dynamic levels": (lambda f: edit_json(f / SCHEDULER, use_dynamic_shifting=True), "use_dynamic_shifting"),

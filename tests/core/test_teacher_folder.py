@@ -151,10 +151,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         edit("model_index.json", transformer=["diffusers", "UNet2DModel"]),
         "UNet2DModel",
     ),
-    "family without conditions yet": (
-        edit("model_index.json", transformer=["diffusers", "LongCatAudioDiTTransformer"]),
-        "conditions cannot be made yet",
-    ),
     "class of another library": (
         edit("model_index.json", text_encoder=["evil_module", "T5EncoderModel"]),
         "evil_module",
@@ -175,7 +171,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "index and settings differ": (edit("vae/config.json", _class_name="AutoencoderKL"), "AutoencoderKL"),
     "other channels": (edit("vae/config.json", decoder_input_channels=16), "latent channels 16"),
     "other text width": (edit("text_encoder/config.json", d_model=32), "text width 32"),
-    "other sample rate": (edit("vae/config.json", sampling_rate=44), "sampling_rate=44"),
+    "other sample rate": (edit("vae/config.json", sampling_rate=44), "sample rate of 44 Hz"),
     "clips longer than known": (edit("transformer/config.json", sample_size=10**6), "another sample rate"),
     "settings without a key": (edit("vae/config.json", sampling_rate=None), "sampling_rate"),
     "other prediction": (

@@ -22,13 +22,20 @@ from presto_core.models.model_card import ModelCard
 from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.state import make_step_rng
 from tests.support.stock_noise import share_noise
-from tests.support.tiny_teachers import FRAMES, TOKENS, write_ace_step, write_stable_audio, write_stable_audio_3
+from tests.support.tiny_teachers import (
+    FRAMES,
+    TOKENS,
+    write_ace_step,
+    write_longcat_audio,
+    write_stable_audio,
+    write_stable_audio_3,
+)
 
 RATE_HZ, HOP, TRACKS, PROMPT = 8000, 1024, 12, "slow jazz piano"
 SETTINGS = {
     "ingest": (
         "codec.kind=diffusers", "codec.path=teacher", "text.kind=diffusers", "text.path=teacher",
-        f"ingest.chunk_frames={FRAMES}", "ingest.tail=pad", "ingest.channels=stereo",
+        f"ingest.chunk_frames={FRAMES}", "ingest.tail=pad",
         "ingest.source=music", "ingest.validation_fraction=0.25", "ingest.test_fraction=0.25",
         "cluster.data_workers=1",
     ),
@@ -49,36 +56,55 @@ SECONDS = FRAMES * HOP / RATE_HZ
 
 @dataclass(frozen=True)
 class Family:
-    """What differs from family to family: the folder, and what the commands and the stock pipeline's call are told."""
+    """What differs from family to family: the folder, and what the commands and the stock pipeline's call are told.
+
+    Attributes:
+        frames_first: whether the pipeline's latents are [B, T, C], and it gives no generator to the steps between.
+        loads_scheduler: whether the pipeline loads the folder's scheduler; else it must be given one.
+    """
 
     write: Callable[[Path], Path]
     source: tuple[str, ...]
+    ingest: tuple[str, ...]
     noise: tuple[str, ...]
     call: dict[str, float | str]
-    frames_first: bool = False
     tokens: int = TOKENS
+    frames_first: bool = False
+    loads_scheduler: bool = True
 
 
 FAMILIES = {
     "stable-audio-open": Family(
         lambda folder: write_stable_audio(folder, strides=(4, 8, 8, 4)),
         (),
+        ("ingest.channels=stereo",),
         ("steps.p_gen.sigma_min=0.3", "steps.p_gen.sigma_max=500"),
         {"audio_end_in_s": SECONDS, "guidance_scale": 1.0},
     ),
     "stable-audio-3": Family(
         lambda folder: write_stable_audio_3(folder, patch=64, stride=16),
         (f"model.seconds={SECONDS}",),
+        ("ingest.channels=stereo",),
         ('steps.p_gen={"kind": "levels", "sigmas": [1e8, 63.43, 8.166, 1.051]}',),
         {"duration": SECONDS},
     ),
     "ace-step": Family(
         write_ace_step,
         (f"model.seconds={SECONDS}",),
+        ("ingest.channels=stereo",),
         ('steps.p_gen={"kind": "levels", "sigmas": [1e8, 9, 3, 1]}',),
         {"audio_duration": SECONDS, "lyrics": "[Instrumental]"},
-        frames_first=True,
         tokens=256,
+        frames_first=True,
+    ),
+    "longcat-audio": Family(
+        lambda folder: write_longcat_audio(folder, strides=(4, 8, 8, 4)),
+        (f"model.seconds={SECONDS}",),
+        (),
+        ('steps.p_gen={"kind": "levels", "sigmas": [1e8, 3, 1, 0.3333]}',),
+        {"audio_duration_s": SECONDS, "guidance_scale": 1.0},
+        frames_first=True,
+        loads_scheduler=False,
     ),
 }
 OWN = ("storage.codec_folder=teacher", "storage.text_folder=teacher")
@@ -92,14 +118,15 @@ def run(*args: str) -> None:
     COMMAND.main([*args, "storage.root=store"], standalone_mode=False)
 
 
+def list_artifacts() -> set[str]:
+    """Return the ids of all artifacts in the store."""
+    return {path.name for path in Path("store/artifacts").iterdir()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_from_a_diffusers_folder_to_a_stock_pipeline(
-    name: str,
-    mlflow_database: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    name: str, mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     family = FAMILIES[name]
     family.write(tmp_path / "teacher")
@@ -112,13 +139,14 @@ def test_from_a_diffusers_folder_to_a_stock_pipeline(
         soundfile.write(f"music/{track}.wav", audio, RATE_HZ)
         Path(f"music/{track}.txt").write_text("slow piano")
     run("teacher", "import", "./teacher", *family.source)
-    own = {"ingest": (f"text.max_tokens={family.tokens}",), "distill-steps": family.noise}
+    own = {"ingest": (f"text.max_tokens={family.tokens}", *family.ingest), "distill-steps": family.noise}
     for stage, settings in SETTINGS.items():
         run(stage, *settings, *own.get(stage, ()), *OWN)
     run("export", "candidate-ls", "student", "--format", "diffusers", "--budget", "3", *OWN)
     run("export", "candidate-ls", "fixed", "--budget", "3")
+    before = list_artifacts()
     run("teacher", "import", "./student", *family.source)
-    artifact = capsys.readouterr().err.rpartition("--model ")[2].split()[0]
+    (artifact,) = list_artifacts() - before
     run("generate", PROMPT, "--model", artifact, "storage.codec_folder=student", "storage.text_folder=student")
     assert list(Path(".presto/out").glob("*.wav"))
     student, folders = tmp_path / "store" / "artifacts" / artifact, OwnFolders(codec="teacher", text="teacher")
@@ -147,9 +175,13 @@ def check_edits(generator: Generator) -> None:
 
 
 def sample_stock(folder: Path, steps: int, family: Family) -> torch.Tensor:
-    from diffusers import DiffusionPipeline
+    """Return what the stock pipeline makes: [1, C, T]."""
+    from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-    pipe = DiffusionPipeline.from_pretrained(str(folder))
+    given: dict[str, Any] = {}
+    if not family.loads_scheduler:
+        given["scheduler"] = FlowMatchEulerDiscreteScheduler.from_pretrained(str(folder), subfolder="scheduler")
+    pipe = DiffusionPipeline.from_pretrained(str(folder), **given)
     pipe.set_progress_bar_config(disable=True)
     rng = make_step_rng(3, total_step=0)
     options: dict[str, Any] = {"num_inference_steps": steps, "output_type": "latent", **family.call}

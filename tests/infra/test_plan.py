@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from presto_core.networks.diffusers_network import DiffusersNetwork
 from presto_core.networks.dit import DiT
 from presto_core.networks.flops import LatentShape, num_parameters
 from tests.core.test_flops import make_conditions
-from tests.support.tiny_teachers import write_ace_step, write_stable_audio
+from tests.support.tiny_teachers import write_ace_step, write_longcat_audio, write_stable_audio
 
 PAPER, SHAPE = load_config(TeacherStage, "paper", preset_folder=PRESETS).network, LatentShape(64, 689)
 SHARDED = ParallelConfig(**dict.fromkeys(("teacher", "layers", "generator", "fake_score", "real_score"), "shard"))
@@ -300,13 +301,16 @@ def test_a_teacher_to_import_is_planned_from_its_settings(foreign: Path):
         assert named in str(refused.exception)
 
 
-def test_a_teacher_of_clips_of_any_length_is_planned(tmp_path: Path):
-    folder = write_ace_step(tmp_path / "random-audio")
+@pytest.mark.parametrize("write", [write_ace_step, write_longcat_audio])
+def test_a_teacher_of_clips_of_any_length_is_planned(write: Callable[[Path], Path], tmp_path: Path):
+    folder = write(tmp_path / "random-audio")
     for file in folder.rglob("*.safetensors"):
         file.unlink()
     words = ("laptop", "--gpus", "2", "--teacher", str(folder), "data.crop_frames=0", "--json", "--seconds")
-    short, long = (json.loads(run_plan(*words, seconds).stdout)["stages"] for seconds in ("4", "8"))
-    assert all(0 < a["step"]["compute"] < b["step"]["compute"] for a, b in zip(short, long))
+    short, long = (json.loads(run_plan(*words, seconds).stdout)["stages"] for seconds in ("4", "16"))
+    for less, more in zip(short, long, strict=True):
+        assert 0 < less["step"]["compute"] < more["step"]["compute"]
+        assert 0 < less["memory"]["activations"] < more["memory"]["activations"]
 
 
 def test_activations_of_a_foreign_network_are_what_autograd_keeps(foreign: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,37 @@ def write_ace_step(
         audio_tokenizer=AceStepAudioTokenizer(audio_acoustic_hidden_dim=CHANNELS, **sizes),
     )
     pipeline.save_pretrained(str(folder))
+    (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n# A random teacher\n")
+    return folder
+
+
+def write_longcat_audio(
+    folder: Path, *, licence: str = "mit", strides: tuple[int, ...] = (4, 4), inverted: bool = True
+) -> Path:
+    """Write a random LongCat-Audio teacher with its own pipeline, whose time runs from noise to data if inverted.
+
+    The pipeline saves no scheduler, and makes an inverted one when it is loaded; another one is written beside it.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, LongCatAudioDiTPipeline, LongCatAudioDiTVae
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    text = UMT5Config(vocab_size=7, d_model=TEXT_DIM, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    vae = LongCatAudioDiTVae(
+        channels=2 * CHANNELS, c_mults=[1] * len(strides), strides=list(strides), latent_dim=CHANNELS,
+        encoder_latent_dim=2 * CHANNELS, downsampling_ratio=prod(strides), sample_rate=8000,
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0, invert_sigmas=inverted)
+    pipeline = LongCatAudioDiTPipeline(
+        vae=randomize(vae),
+        text_encoder=UMT5EncoderModel(text),
+        tokenizer=make_tokenizer(),
+        transformer=make_transformer("LongCatAudioDiTTransformer"),
+        scheduler=scheduler,
+    )
+    pipeline.save_pretrained(str(folder))
+    if not inverted:
+        scheduler.save_pretrained(str(folder / "scheduler"))
     (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n# A random teacher\n")
     return folder
 

@@ -1,7 +1,4 @@
-"""The table of teachers that can be imported, by the class of their transformer: components, and how they fit together.
-
-A row is a family whose conditions, codec and text encoder this package computes.
-"""
+"""Stable Audio Open and Stable Audio 3 as teachers: their components, and how these fit together."""
 
 from __future__ import annotations
 
@@ -10,12 +7,12 @@ from math import prod
 from typing import Any
 
 from presto_core.models import flow_grid, lcm_grid
-from presto_core.models.ace_step_kind import AceStepKind
 from presto_core.models.flow_grid import FlowGrid
 from presto_core.models.lcm_grid import LcmGrid
 from presto_core.models.teacher_kind import (
     Audio,
     FlowKind,
+    Grid,
     Parts,
     Settings,
     Size,
@@ -86,6 +83,10 @@ class StableAudioKind(TeacherKind):
     def make_grid(self, *, precondition: Settings, sigma_max: float) -> LcmGrid:
         return LcmGrid(sigma_max)
 
+    def convert_to_grid(self, transformer: Any, *, precondition: Settings, grid: Grid) -> None:
+        assert isinstance(grid, LcmGrid)
+        lcm_grid.scale_frequencies(transformer, grid.time_step)  # the scheduler calls it with integers
+
 
 class StableAudio3Kind(FlowKind):
     """Stable Audio 3: flow matching, clips of any length, whose seconds are a condition."""
@@ -127,10 +128,3 @@ class StableAudio3Kind(FlowKind):
 
     def list_call_arguments(self, seconds: float) -> str:
         return f"duration={seconds:.6g}"
-
-
-TEACHERS: dict[str, TeacherKind] = {
-    "StableAudioDiTModel": StableAudioKind(),
-    "StableAudio3DiTModel": StableAudio3Kind(),
-    "AceStepTransformer1DModel": AceStepKind(),
-}
