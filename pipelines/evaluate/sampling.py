@@ -68,7 +68,7 @@ class SystemSampler:
         self.rows: dict[str, FullRows] = {}
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        system, start, count = EvaluatedSystem(**json.loads(item["system"])), int(item["start"]), int(item["count"])
+        system, start, count = EvaluatedSystem.from_json(item["system"]), int(item["start"]), int(item["count"])
         teacher = self.models["teacher"]
         rate_hz = teacher.codec.sample_rate_hz
         num_kept = max(0, min(self.config.evaluate.save_audio - start, count))
@@ -200,7 +200,7 @@ def sample_systems(
             results = map_items(items, SystemSampler, config.cluster, config, uris, folders, originals)
             rows = _report_progress(results, bar)
             for system_json, parts in groupby(rows, key=lambda row: row["system"]):
-                file = partial_file_name(EvaluatedSystem(**json.loads(system_json)), folders)
+                file = partial_file_name(EvaluatedSystem.from_json(system_json), folders)
                 _store_samples(scratch, file, list(parts))
     return {system: _load_samples(scratch, partial_file_name(system, folders)) for system in systems}
 

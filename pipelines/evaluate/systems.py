@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from pipelines.registry.compatibility import distillation_method
 from presto_core.artifacts.manifest import Artifact
 from presto_core.config.evaluation import EvaluateConfig
 from presto_core.config.sampling import BaseSampler, ScheduleConfig
+from presto_core.models.model_card import ModelCard
+from presto_core.samplers.schedule import list_ode_levels
 
 Treatment = Literal["", "original", "codec", "noise", "shuffle"]
 
@@ -41,8 +44,17 @@ class EvaluatedSystem:
     label: str = ""
     sampler: str = "ping_pong"
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    guidance_rescale: float = 0.0
     split: str = ""
     treatment: Treatment = ""
+
+    @classmethod
+    def from_json(cls, text: str) -> EvaluatedSystem:
+        """Read what `json.dumps(asdict(system))` wrote: JSON has no tuples."""
+        fields = json.loads(text)
+        interval = fields["guidance_interval"]
+        return cls(**fields | {"guidance_interval": tuple(interval) if interval else None})
 
     def on_split(self, split: str) -> EvaluatedSystem:
         """The same system on prompts of another split."""
@@ -55,7 +67,13 @@ class EvaluatedSystem:
         if self.role == "generator":
             return sample_generator(model, noise, cond, steps=self.steps, schedule=schedule, generator=generator)
         sampler_config = BaseSampler.model_validate(
-            {"sampler": self.sampler, "steps": self.steps, "guidance_scale": self.guidance_scale}
+            {
+                "sampler": self.sampler,
+                "steps": self.steps,
+                "guidance_scale": self.guidance_scale,
+                "guidance_interval": self.guidance_interval,
+                "guidance_rescale": self.guidance_rescale,
+            }
         )
         return sample_teacher(model, noise, cond, sampler=sampler_config, schedule=schedule)
 
@@ -91,13 +109,15 @@ def list_compared_systems(config: EvaluateConfig, models: dict[str, Artifact]) -
     Args:
         models: the evaluation's inputs by role, without the data set.
     """
-    teacher_systems = [
-        _make_sampled_system("teacher", "teacher", "teacher", sampler_config) for sampler_config in config.base
-    ]
+
+    def sample_by(how: BaseSampler, method: str, kind: str, role: str) -> EvaluatedSystem:
+        return make_sampled_system(method, kind, role, how, count_evaluations(how, models[role], config.schedule))
+
+    teacher_systems = [sample_by(how, "teacher", "teacher", "teacher") for how in config.base]
     layer_systems, generator_systems = [], []
     for role, label in make_method_labels(models).items():
         if models[role].kind == "layers":
-            layer_systems += [_make_sampled_system(label, "layers", role, how) for how in config.layers]
+            layer_systems += [sample_by(how, label, "layers", role) for how in config.layers]
         elif models[role].kind == "generator":
             generator_systems += [
                 EvaluatedSystem(f"{label} {n}", "generator", n, n, role, label) for n in config.student_steps
@@ -117,17 +137,26 @@ def _method_label(artifact: Artifact) -> str:
     return "teacher" if method == "base" else method  # "base" is the tag of teachers in the registry
 
 
-def _make_sampled_system(method: str, role: str, model: str, sampler_config: BaseSampler) -> EvaluatedSystem:
-    label = f"{method} {sampler_config.sampler}"
-    guidance = f" w={sampler_config.guidance_scale:g}" if sampler_config.guidance_scale != 1 else ""
-    name = f"{label} {sampler_config.steps}{guidance}"
+def count_evaluations(how: BaseSampler, model: Artifact, schedule: ScheduleConfig | None) -> int:
+    """Network evaluations per sample with the noise levels given, or else the model's own."""
+    if how.guidance_interval is None:
+        return how.nfe
+    levels = schedule or ModelCard(**model.manifest["model"]).default_schedule
+    return how.count_evaluations(list_ode_levels(how.steps, levels).tolist())
+
+
+def make_sampled_system(method: str, kind: str, role: str, how: BaseSampler, nfe: int) -> EvaluatedSystem:
+    """The system of a teacher or layer-distilled model that the table calls `method`."""
+    label = f"{method} {how.sampler}"
     return EvaluatedSystem(
-        name,
+        f"{label} {how.steps}{how.guidance_label}",
+        kind,
+        how.steps,
+        nfe,
         role,
-        sampler_config.steps,
-        sampler_config.nfe,
-        model,
         label,
-        sampler_config.sampler,
-        sampler_config.guidance_scale,
+        how.sampler,
+        how.guidance_scale,
+        how.guidance_interval,
+        how.guidance_rescale,
     )

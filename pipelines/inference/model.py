@@ -123,9 +123,13 @@ def sample_teacher(
     """
     schedule = schedule or model.card.default_schedule
     sigmas = list_ode_levels(sampler.steps, schedule)
-    return SAMPLERS[sampler.sampler](
-        make_guided_denoiser(denoise or model.denoise, sampler.guidance_scale), noise, sigmas, cond, model.blocks_at
+    guided = make_guided_denoiser(
+        denoise or model.denoise,
+        sampler.guidance_scale,
+        interval=sampler.guidance_interval,
+        rescale=sampler.guidance_rescale,
     )
+    return SAMPLERS[sampler.sampler](guided, noise, sigmas, cond, model.blocks_at)
 
 
 @torch.inference_mode()

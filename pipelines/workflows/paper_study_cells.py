@@ -59,8 +59,8 @@ class StudySystem:
         """Its name in results and claims: `S 4`, `S rho=5 4`, `L dpmpp_2m 40`."""
         rho = "" if self.rho is None else f" rho={self.rho:g}"
         sampler = f" {self.sampler.sampler}" if self.sampler else ""
-        scale = self.sampler.guidance_scale if self.sampler else 1
-        return f"{self.cell}{rho}{sampler} {self.steps}" + (f" w={scale:g}" if scale != 1 else "")
+        guidance = self.sampler.guidance_label if self.sampler else ""
+        return f"{self.cell}{rho}{sampler} {self.steps}{guidance}"
 
 
 @dataclass(frozen=True)

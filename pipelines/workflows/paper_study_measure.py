@@ -18,7 +18,7 @@ from pipelines.data.dataset import LatentDataset, open_dataset
 from pipelines.evaluate.comparison import select_prompts
 from pipelines.evaluate.quality import Compared, make_sets, measure_row, measure_validation
 from pipelines.evaluate.sampling import sample_systems
-from pipelines.evaluate.systems import EvaluatedSystem, list_real_systems
+from pipelines.evaluate.systems import EvaluatedSystem, count_evaluations, list_real_systems, make_sampled_system
 from pipelines.workflows.heldout_loss import measure_heldout_loss
 from pipelines.workflows.paper_study_cells import TEACHER, StudySystem
 from pipelines.workflows.paper_study_plan import Study
@@ -103,7 +103,9 @@ class StudyEvaluation:
     def _yardstick(self) -> tuple[Compared, Compared, Compared, Compared | None]:
         """Test clips, training clips, the teacher's by its first sampler, and validation clips if there are any."""
         data, first = self._latents, self.config.evaluate.base[0]
-        teacher = to_evaluated(StudySystem(TEACHER, first.steps, sampler=first), self.teacher)
+        teacher = to_evaluated(
+            StudySystem(TEACHER, first.steps, sampler=first), self.teacher, self._config().evaluate.schedule
+        )
         listed = [*list_real_systems(data.test_split)[:2], teacher.on_split(data.test_split)]
         if self._is_validated:
             listed.append(list_real_systems(data.validation_split)[0])
@@ -126,7 +128,7 @@ class StudyEvaluation:
     def _measure(self, systems: dict[StudySystem, Artifact], rho: float | None) -> None:
         """Sample and measure systems of one schedule, and write their rows."""
         reference, _, teacher, validation = self._yardstick
-        evaluated = {s: to_evaluated(s, a) for s, a in systems.items()}
+        evaluated = {s: to_evaluated(s, a, self._config(rho).evaluate.schedule) for s, a in systems.items()}
         splits = [self._latents.test_split] + ([self._latents.validation_split] if validation else [])
         unique = list(dict.fromkeys(e.on_split(split) for e in evaluated.values() for split in splits))
         models = {a.id: a.uri for a in systems.values() if a.id != self.teacher.id}
@@ -173,21 +175,20 @@ def count_blocks(system: StudySystem, artifact: Artifact, schedule: ScheduleConf
     levels = (karras_sigmas if how else few_step_sigmas)(
         system.steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=system.rho or schedule.rho
     )[: system.steps]
-    run = sum(card.budget.blocks_at(level) if card.budget else card.depth for level in levels.tolist())
-    return run * (how.nfe // how.steps if how else 1)
+    return sum(
+        (card.budget.blocks_at(level) if card.budget else card.depth) * (how.count_passes(level) if how else 1)
+        for level in levels.tolist()
+    )
 
 
-def to_evaluated(system: StudySystem, artifact: Artifact) -> EvaluatedSystem:
+def to_evaluated(system: StudySystem, artifact: Artifact, schedule: ScheduleConfig | None) -> EvaluatedSystem:
     """The system of an artifact as evaluation samples it, named by the artifact: cells of one run are one system."""
     how, kind = system.sampler, artifact.kind
     if how is None:
         name = f"{artifact.id} {system.steps}"
         return EvaluatedSystem(name, "generator", system.steps, system.steps, artifact.id, artifact.id)
-    label = f"{artifact.id} {how.sampler} w={how.guidance_scale:g}"
-    model = "teacher" if kind == "teacher" else artifact.id
-    return EvaluatedSystem(
-        f"{label} {how.steps}", kind, how.steps, how.nfe, model, label, how.sampler, how.guidance_scale
-    )
+    model, nfe = "teacher" if kind == "teacher" else artifact.id, count_evaluations(how, artifact, schedule)
+    return make_sampled_system(artifact.id, kind, model, how, nfe)
 
 
 def _row_file(system: StudySystem, artifact: Artifact) -> str:
@@ -196,4 +197,6 @@ def _row_file(system: StudySystem, artifact: Artifact) -> str:
 
 def _row_file_of(system: StudySystem, artifact_id: str) -> str:
     how = f"{system.sampler.sampler}-{system.sampler.guidance_scale:g}" if system.sampler else "ping_pong"
+    if system.sampler and (restraints := system.sampler.guidance_label.split()[1:]):
+        how = "-".join([how, *restraints])
     return f"row-{artifact_id}-{how}-{system.steps}.json"

@@ -25,7 +25,6 @@ from pipelines.tracking.client import open_tracker
 from presto_core.artifacts.durable import make_folders
 from presto_core.artifacts.manifest import Artifact
 from presto_core.config.loader import load_config
-from presto_core.config.sampling import BaseSampler
 from presto_core.config.schema import EvaluateStage
 from presto_core.device import resolve_device
 from presto_core.errors import UserError
@@ -107,12 +106,10 @@ def load_gate_config(preset: str | None, overrides: list[str]) -> EvaluateStage:
 def select_teacher(config: EvaluateStage) -> EvaluateStage:
     """Return settings that evaluate the teacher alone: each kind of `evaluate.base` at 40, 8 and 4 steps.
 
-    A kind is a sampler with a guidance scale. Test clips are as few as validation clips, which decide.
+    A kind is a sampler with its guidance. Test clips are as few as validation clips, which decide.
     """
-    kinds = dict.fromkeys((sampler.sampler, sampler.guidance_scale) for sampler in config.evaluate.base)
-    base = tuple(
-        BaseSampler(sampler=sampler, steps=steps, guidance_scale=scale) for sampler, scale in kinds for steps in STEPS
-    )
+    kinds = dict.fromkeys(sampler.model_copy(update={"steps": STEPS[0]}) for sampler in config.evaluate.base)
+    base = tuple(kind.model_copy(update={"steps": steps}) for kind in kinds for steps in STEPS)
     clips = config.evaluate.validation_samples or config.evaluate.num_samples
     settings = config.evaluate.model_copy(update={"base": base, "num_samples": clips, "folders": {}})
     inputs = config.inputs.model_copy(update={"generator": "", "compared": ()})

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from presto_core.config.section import Count, Section
+from presto_core.config.section import Count, Fraction, Section
 
 # beyond these, latents of unit variance vanish in the noise of fp32, or the powers of EDM's equation 5 overflow
 Sigma = Annotated[float, Field(ge=1e-6, le=1e4)]
 Level = Annotated[float, Field(ge=1e-6, le=1e9)]  # of a list: flow models start from noise alone, at 1e8 or so
 Rho = Annotated[float, Field(ge=0.1, le=1e3)]
+GuidanceInterval = tuple[Annotated[float, Field(ge=0, le=1e9)], Annotated[float, Field(gt=0, le=1e9)]]
 MIN_TEMPO_BPM, MAX_TEMPO_BPM = 20.0, 400.0
 MAX_SEED = 2**63 - 1  # what MLflow's parameters and JSON readers hold
 
@@ -68,12 +70,57 @@ class BaseSampler(Section):
     """Steps from the highest noise level to the lowest."""
     guidance_scale: float = Field(1.0, ge=0)
     """Weight w of classifier-free guidance; 1 means no guidance, 0 ignores the prompt."""
+    guidance_interval: GuidanceInterval | None = None
+    """Noise levels between which guidance acts, such as [0.3, 5], the upper one included; empty means all."""
+
+    guidance_rescale: Fraction = 0.0
+    """How much of the variance that guidance adds is taken back: phi of Lin et al. 2023, from 0 (none) to 1 (all)."""
+
+    @model_validator(mode="after")
+    def _check_guidance(self) -> Self:
+        low, high = self.guidance_interval or (0.0, math.inf)
+        if low >= high:
+            raise ValueError(f"guidance_interval=[{low:g}, {high:g}] must rise: lowest noise level first")
+        for name in ("guidance_interval", "guidance_rescale"):
+            if getattr(self, name) and self.guidance_scale in (0, 1):
+                raise ValueError(
+                    f"{name} has no effect with guidance_scale={self.guidance_scale:g}; set that above 1, or leave out "
+                    f"{name}"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without these two as before there were any, so that ids stand."""
+        content: dict[str, Any] = serialize(self)
+        restraints = ("guidance_interval", "guidance_rescale")
+        return {name: value for name, value in content.items() if value or name not in restraints}
 
     @property
     def nfe(self) -> int:
-        """Network evaluations per sample; guidance needs two per denoised estimate."""
+        """Network evaluations per sample if guidance, which needs two per denoised estimate, acts at all levels."""
         denoiser_calls = 2 * self.steps - 1 if self.sampler == "heun" else self.steps
         return denoiser_calls * (1 if self.guidance_scale in (0, 1) else 2)
+
+    @property
+    def guidance_label(self) -> str:
+        """What tables add to its name: " w=2", " w=2 at 0.3-5 rescale 0.7", or nothing without guidance."""
+        if self.guidance_scale == 1:
+            return ""
+        interval = " at {:g}-{:g}".format(*self.guidance_interval) if self.guidance_interval else ""
+        rescale = f" rescale {self.guidance_rescale:g}" if self.guidance_rescale else ""
+        return f" w={self.guidance_scale:g}{interval}{rescale}"
+
+    def count_evaluations(self, sigmas: Sequence[float]) -> int:
+        """Network evaluations per sample, given the noise levels: [steps + 1] down to 0."""
+        # Heun evaluates at the inner levels twice (EDM, algorithm 1)
+        calls = [*sigmas[:-1], *(sigmas[1:-1] if self.sampler == "heun" else ())]
+        return sum(map(self.count_passes, calls))
+
+    def count_passes(self, sigma: float) -> int:
+        """Network evaluations per denoised estimate at a noise level: two where guidance acts."""
+        low, high = self.guidance_interval or (0.0, math.inf)
+        return 2 if self.guidance_scale not in (0, 1) and low < sigma <= high else 1
 
 
 class ClipConfig(Section):

@@ -84,6 +84,29 @@ class EDMDenoiser:
         return torch.autocast(device.type, dtype=self.autocast_dtype)
 
 
+class LevelDenoiser:
+    """One denoiser between two noise levels, another at all others.
+
+    A sampler, whose rows share a level, evaluates only that of its level (`at_level`). Called with a level per row, it
+    evaluates both for all rows and picks, so that no device is waited for.
+
+    Args:
+        inside: denoiser of levels low < sigma <= high.
+        outside: denoiser of the others.
+    """
+
+    def __init__(self, inside: Denoiser, outside: Denoiser, low: float, high: float) -> None:
+        self.inside, self.outside, self.low, self.high = inside, outside, low, high
+
+    def at_level(self, sigma: float) -> Denoiser:
+        """Return the denoiser of a noise level."""
+        return self.inside if self.low < sigma <= self.high else self.outside
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: Budget | None = None) -> Tensor:
+        is_inside = ((sigma > self.low) & (sigma <= self.high)).view(-1, *[1] * (x.ndim - 1))
+        return torch.where(is_inside, self.inside(x, sigma, cond, budget), self.outside(x, sigma, cond, budget))
+
+
 def preconditioning(sigma: Tensor, sigma_data: float) -> Coefficients:
     """Return EDM's c_skip, c_out, c_in as [B, 1, 1] and c_noise as [B], fp32, for sigma: [B]."""
     return Edm(sigma_data)(sigma)
@@ -99,6 +122,7 @@ def denoise_at(
     denoise: Denoiser, x: Tensor, sigma: float, cond: Conditioning | None, budget: Callable[[float], int] | None
 ) -> Tensor:
     """Denoise x: [B, C, T] at one noise level with the number of blocks that `budget` returns for it (None: all)."""
+    denoise = denoise.at_level(sigma) if isinstance(denoise, LevelDenoiser) else denoise
     return denoise(x, full_sigma(sigma, x), cond, None if budget is None else budget(sigma))
 
 

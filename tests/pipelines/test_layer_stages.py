@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipelines.evaluate.latency import measure_hidden_variance
-from pipelines.evaluate.systems import list_compared_systems
+from pipelines.evaluate.systems import EvaluatedSystem, list_compared_systems
 from pipelines.inference.model import Model, open_model, sample_generator, sample_teacher
 from pipelines.registry.compatibility import check_comparable, check_layers_match_teacher, distillation_method
 from pipelines.stages import distill_layers, distill_steps, train_teacher
@@ -197,15 +197,19 @@ def test_every_model_has_its_rows_and_a_name_of_its_own(dataset: str, teacher: A
     layers = distill_layers.run(layers_config("store", dataset, teacher.id))
     again = distill_layers.run(layers_config("store", dataset, teacher.id, seed=1))
     student = distill_steps.run(steps_config("store", dataset, teacher.id))
+    limited = BaseSampler(steps=8, guidance_scale=2, guidance_interval=(0.3, 5), guidance_rescale=0.7)
     config = EvaluateConfig(
-        base=(BaseSampler(),), layers=(BaseSampler(sampler="euler", steps=8),), student_steps=(1, 4)
+        base=(BaseSampler(), limited), layers=(BaseSampler(sampler="euler", steps=8),), student_steps=(1, 4)
     )
     models = {"teacher": teacher, "generator": student, "compared_0": layers, "compared_1": again}
     systems = list_compared_systems(config, models)
-    names = ["teacher dpmpp_2m 40", f"L {layers.id[:6]} euler 8", f"L {again.id[:6]} euler 8", "S 1", "S 4"]
+    restrained = "teacher dpmpp_2m 8 w=2 at 0.3-5 rescale 0.7"
+    names = ["teacher dpmpp_2m 40", restrained, f"L {layers.id[:6]} euler 8", f"L {again.id[:6]} euler 8", "S 1", "S 4"]
     assert [s.name for s in systems] == names
-    assert [s.model for s in systems] == ["teacher", "compared_0", "compared_1", "generator", "generator"]
-    assert [s.role for s in systems] == ["teacher", "layers", "layers", "generator", "generator"]
+    assert systems[1].nfe == 10  # two of the eight levels are guided
+    assert [EvaluatedSystem.from_json(json.dumps(asdict(s))) for s in systems] == systems
+    assert [s.model for s in systems] == ["teacher", "teacher", "compared_0", "compared_1", "generator", "generator"]
+    assert [s.role for s in systems] == ["teacher", "teacher", "layers", "layers", "generator", "generator"]
 
 
 def test_activations_are_measured_where_blocks_run(dataset: str, teacher: Artifact):

@@ -105,10 +105,12 @@ def test_study_alone_is_the_study_of_seeds_and_prints_so() -> None:
 
 
 def test_the_teacher_is_evaluated_alone_with_each_of_its_samplers_at_40_8_and_4_steps() -> None:
-    base = "evaluate.base=[{sampler: heun, steps: 18}, {sampler: euler, steps: 1, guidance_scale: 2}, {sampler: heun}]"
+    guided = "{sampler: euler, steps: 1, guidance_scale: 2}, {guidance_scale: 2, guidance_interval: [0.3, 5]}"
+    base = f"evaluate.base=[{{sampler: heun, steps: 18}}, {guided}, {{sampler: heun}}]"
     config = load_gate_config("demo", [base, "evaluate.validation_samples=48"])
-    found = [(one.sampler, one.steps, one.guidance_scale) for one in config.evaluate.base]
-    assert found == [("heun", n, 1) for n in (40, 8, 4)] + [("euler", n, 2) for n in (40, 8, 4)]
+    found = [(one.sampler, one.steps, one.guidance_label) for one in config.evaluate.base]
+    kinds = (("heun", ""), ("euler", " w=2"), ("dpmpp_2m", " w=2 at 0.3-5"))
+    assert found == [(sampler, n, guidance) for sampler, guidance in kinds for n in (40, 8, 4)]
     assert set(config.references()) == {"dataset", "teacher"}
     assert config.evaluate.num_samples == 48  # training clips, the floor, at the same number
 
