@@ -198,7 +198,8 @@ def test_explain_of_a_section_lists_what_is_in_it(run: Run):
     for name in ("budget_conditioning", "presto explain layers.optim"):
         assert name in text
     inner = json.loads(run("explain", "evaluate.base", "--json"))["inner"]
-    assert [s["key"] for s in inner] == [f"evaluate.base[].{n}" for n in ("sampler", "steps", "guidance_scale")]
+    names = ("sampler", "steps", "guidance_scale", "guidance_interval", "guidance_rescale")
+    assert [s["key"] for s in inner] == [f"evaluate.base[].{n}" for n in names]
     assert all(name in run("explain") for name in ("steps", "promote", "submit", "seed"))
 
 
