@@ -53,7 +53,7 @@ def load_config(
     try:
         return stage.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("; ".join(_format_error(stage, raw, e) for e in error.errors())) from None
+        raise ConfigError("; ".join(_format_error(stage, raw, e) for e in _drop_consequences(error.errors()))) from None
 
 
 def read_preset(preset: str | Path, preset_folder: Path | None = None) -> dict[str, Any]:
@@ -164,6 +164,16 @@ def merge(into: dict[str, Any], update: Mapping[str, Any]) -> None:
             merge(into[key], value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _drop_consequences(errors: Sequence[Any]) -> list[Any]:
+    """Return errors without that of a list which is too short only because an entry of it is wrong."""
+
+    def has_wrong_entry(error: Any) -> bool:
+        path = error["loc"]
+        return any(other is not error and other["loc"][: len(path)] == path for other in errors)
+
+    return [error for error in errors if error["type"] != "too_short" or not has_wrong_entry(error)]
 
 
 def _format_error(stage: type[StageConfig], raw: dict[str, Any], error: Any) -> str:

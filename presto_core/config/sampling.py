@@ -72,7 +72,6 @@ class BaseSampler(Section):
     """Weight w of classifier-free guidance; 1 means no guidance, 0 ignores the prompt."""
     guidance_interval: GuidanceInterval | None = None
     """Noise levels between which guidance acts, such as [0.3, 5], the upper one included; empty means all."""
-
     guidance_rescale: Fraction = 0.0
     """How much of the variance that guidance adds is taken back: phi of Lin et al. 2023, from 0 (none) to 1 (all)."""
 

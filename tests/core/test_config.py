@@ -10,7 +10,15 @@ import yaml
 from pipelines.presets.resolve import PRESETS
 from presto_core.config.loader import ConfigError, flatten, list_presets, load_config, to_yaml
 from presto_core.config.noise import KarrasNoise, LogNormalNoise, MixtureNoise
-from presto_core.config.schema import CorpusStage, IngestStage, LayersStage, StepsStage, TeacherStage, stage_configs
+from presto_core.config.schema import (
+    CorpusStage,
+    EvaluateStage,
+    IngestStage,
+    LayersStage,
+    StepsStage,
+    TeacherStage,
+    stage_configs,
+)
 
 
 def preset(tmp_path: Path, **content: object) -> Path:
@@ -188,6 +196,22 @@ def test_dotted_names_are_the_override_keys():
     assert flat["steps.p_gen.rho"] == 7.0
     overrides = {k: v for k, v in flat.items() if v is not None}
     assert load_config(StepsStage, None, overrides) == load_config(StepsStage)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "[{guidance_scale: 2, guidance_interval: [5, 0.3]}]",
+            "evaluate.base.0: guidance_interval=[5, 0.3] must rise: lowest noise level first",
+        ),
+        ("[]", "evaluate.base=[]: tuple should have at least 1 item after validation, not 0"),
+    ],
+)
+def test_a_list_with_a_wrong_entry_is_not_also_called_too_short(value: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config(EvaluateStage, None, [f"evaluate.base={value}"])
+    assert str(caught.value) == message
 
 
 def test_dry_run_imports_neither_torch_nor_ray_nor_mlflow():
