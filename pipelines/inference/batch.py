@@ -19,7 +19,7 @@ from pipelines.inference.clip_audio import Audio, finish_audio
 from pipelines.inference.clip_frames import check_seconds, count_frames
 from pipelines.inference.generator import GeneratedClip, Generator
 from pipelines.inference.model import Model
-from pipelines.inference.prompts import PromptWords, check_prompts, make_conditions, parse_prompt
+from pipelines.inference.prompts import PromptWords, check_prompts, check_words, make_conditions, parse_prompt
 from pipelines.inference.sampling_request import SamplingRequest, make_clip, sample
 from presto_core.config.sampling import ScheduleConfig
 from presto_core.device import explain_memory
@@ -47,11 +47,21 @@ class ClipRequest:
     key: str | None = None
     schedule: ScheduleConfig | None = None
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    guidance_rescale: float = 0.0
     negative_prompt: str = ""
 
     @property
     def sampling(self) -> SamplingRequest:
-        return SamplingRequest(self.steps, self.seed, self.schedule, self.guidance_scale, self.negative_prompt)
+        return SamplingRequest(
+            steps=self.steps,
+            seed=self.seed,
+            schedule=self.schedule,
+            guidance_scale=self.guidance_scale,
+            guidance_interval=self.guidance_interval,
+            guidance_rescale=self.guidance_rescale,
+            negative_prompt=self.negative_prompt,
+        )
 
     def check(self, model: Model) -> PromptWords:
         """Return tempo and key of the clip; raises UserError as `Generator.generate` does."""
@@ -59,6 +69,7 @@ class ClipRequest:
         check_seconds(self.seconds)
         self.sampling.check(model)
         count_frames(model, self.seconds)
+        check_words(model, tempo_bpm=self.tempo_bpm, key=self.key)
         return parse_prompt(self.prompt, tempo_bpm=self.tempo_bpm, key=self.key)
 
 

@@ -20,13 +20,14 @@ class GeneratedClip:
 
     Attributes:
         audio: [channels, samples], float32 with peaks of at most -1 dBFS, faded over 5 ms at both ends.
-        guidance_scale, negative_prompt: the same; 1 and empty for few-step generators.
+        guidance_scale, guidance_interval, guidance_rescale, negative_prompt: the same; few-step generators have none.
         form: how it was made if not by `generate`: JSON values that decide it.
         device: what it was made on; another kind of device draws other noise, and so gives another clip.
         model_id, steps, seed, tempo_bpm, key, schedule: what it was made with; tempo and key may be the prompt's own,
             and a schedule of None is the one stored for the number of steps.
         gain_db: what a clip with higher peaks was turned down by, else 0.
-        cut_text: end of the prompt that is beyond what the text encoder reads: only a tempo or key in it counts.
+        cut_text: end of the prompt that is beyond what the text encoder reads; a tempo or key in it counts, but not for
+            imported models.
     """
 
     prompt: str
@@ -42,6 +43,8 @@ class GeneratedClip:
     cut_text: str = ""
     device: str = "cpu"
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    guidance_rescale: float = 0.0
     negative_prompt: str = ""
     form: Mapping[str, object] = field(default_factory=dict)
 
@@ -56,9 +59,11 @@ class GeneratedClip:
         # names of files hash the settings, and clips of a CPU had their names before there was a choice
         device = {} if self.device == "cpu" else {"device": self.device}
         guidance = {"guidance_scale": self.guidance_scale, "negative_prompt": self.negative_prompt}
+        restraints = {"guidance_interval": self.guidance_interval, "guidance_rescale": self.guidance_rescale}
         return (
             device
             | ({} if self.guidance_scale == 1 else guidance)
+            | {name: value for name, value in restraints.items() if value}
             | dict(self.form)
             | {
                 "prompt": self.prompt,

@@ -55,6 +55,8 @@ class ClipMaker:
                 key=row.key,
                 schedule=self.settings.schedule,
                 guidance_scale=self.settings.guidance_scale,
+                guidance_interval=self.settings.guidance_interval,
+                guidance_rescale=self.settings.guidance_rescale,
                 negative_prompt=self.settings.negative_prompt,
             )
         except UserError as error:

@@ -16,7 +16,9 @@ from pipelines.inference.prompt_file import COLUMNS, PromptRow
 from presto_core.config.sampling import GenerateConfig
 
 FILE = "clips.csv"
-REQUEST = (*COLUMNS, "schedule", "guidance_scale", "negative_prompt", "model")
+ADDED = ("guidance_interval", "guidance_rescale")
+"""Columns that lists of earlier versions lack: empty there, as without the setting."""
+REQUEST = (*COLUMNS, "schedule", "guidance_scale", *ADDED, "negative_prompt", "model")
 HEADER = (*REQUEST, "file", "sha256", "ms")
 
 
@@ -56,7 +58,9 @@ def make_request_cells(row: PromptRow, settings: GenerateConfig, *, model: str) 
     """Return the cells that decide a clip: equal cells, equal bits on one kind of device."""
     levels = "" if settings.schedule is None else json.dumps(settings.schedule.model_dump())
     own = ("" if value is None else str(value) for value in row.identity)
-    return (*own, levels, str(settings.guidance_scale), settings.negative_prompt, model)
+    interval = "" if settings.guidance_interval is None else json.dumps(settings.guidance_interval)
+    rescale = str(settings.guidance_rescale or "")
+    return (*own, levels, str(settings.guidance_scale), interval, rescale, settings.negative_prompt, model)
 
 
 def read_clip_list(folder: Path) -> ClipList:
@@ -70,6 +74,7 @@ def read_clip_list(folder: Path) -> ClipList:
         content = path.read_bytes()
         text = content[: content.rfind(b"\n") + 1].decode(errors="replace")
         for row in csv.DictReader(io.StringIO(text, newline="")):
+            row = dict.fromkeys(ADDED, "") | row
             if _is_finished(folder, row):
                 rows[tuple(row[name] for name in REQUEST)] = {name: row[name] for name in HEADER}
     return ClipList(folder, rows)

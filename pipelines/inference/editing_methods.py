@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict, Unpack
 
 from pipelines.inference import composing, editing
 from pipelines.inference.clip import EditedClip, GeneratedClip
 from pipelines.inference.model import Model
-from pipelines.inference.prompts import PromptWords, check_prompts, parse_prompt
-from pipelines.inference.sampling_request import SamplingRequest
+from pipelines.inference.prompts import PromptWords, check_prompts, check_words, parse_prompt
+from pipelines.inference.sampling_request import SamplingArguments, SamplingRequest
 from pipelines.inference.sound import HasAudio
 from pipelines.inference.streamed_piece import StreamedPiece
-from presto_core.config.sampling import ScheduleConfig
+
+
+class WordArguments(TypedDict):
+    """What may be said beside a prompt."""
+
+    tempo_bpm: float | None
+    key: str | None
 
 
 class Editing:
     """Methods of a generator that edit and compose.
 
-    Steps, seed, schedule, tempo, key and guidance are those of `generate`. The same arguments give the same bits.
-    `before_step` is called before every evaluation of the model: it may count them, or end the work by raising.
+    `sampling` stands for steps, seed, schedule, tempo_bpm, key, guidance_scale, guidance_interval, guidance_rescale and
+    negative_prompt, which are those of `Generator.generate`, and for `before_step`, which is called before every
+    evaluation of the model: it may count them, or end the work by raising. The same arguments give the same bits.
     """
 
     model: Model
@@ -31,14 +38,7 @@ class Editing:
         *,
         strength: float | None = None,
         regions: Sequence[tuple[float, float]] = (),
-        steps: int = 4,
-        seed: int = 0,
-        tempo_bpm: float | None = None,
-        key: str | None = None,
-        schedule: ScheduleConfig | None = None,
-        guidance_scale: float = 1.0,
-        negative_prompt: str = "",
-        before_step: Callable[[], None] | None = None,
+        **sampling: Unpack[SamplingArguments],
     ) -> EditedClip:
         """Make audio anew: all of it, or only regions, outside of which every sample stays as it is.
 
@@ -59,8 +59,7 @@ class Editing:
             UserError: the audio is empty, silent, too short or too long, or has NaN; a region is not within it, is
                 reversed or overlaps another; the strength is out of range; or as `generate`.
         """
-        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt, before_step)
-        words = self._check(request, prompt, tempo_bpm, key)
+        request, words = self._read(prompt, sampling)
         return editing.edit(self.model, sound, prompt, words, request, strength=strength, regions=regions)
 
     def extend(
@@ -70,14 +69,7 @@ class Editing:
         *,
         seconds: float,
         at: Literal["end", "start"] = "end",
-        steps: int = 4,
-        seed: int = 0,
-        tempo_bpm: float | None = None,
-        key: str | None = None,
-        schedule: ScheduleConfig | None = None,
-        guidance_scale: float = 1.0,
-        negative_prompt: str = "",
-        before_step: Callable[[], None] | None = None,
+        **sampling: Unpack[SamplingArguments],
     ) -> EditedClip:
         """Continue audio by `seconds`, or lead into it, at its own tempo unless one is stated; the given samples stay.
 
@@ -91,8 +83,7 @@ class Editing:
         Raises:
             UserError: as `edit`.
         """
-        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt, before_step)
-        words = self._check(request, prompt, tempo_bpm, key)
+        request, words = self._read(prompt, sampling)
         return editing.extend(self.model, sound, prompt, words, request, seconds=seconds, at=at)
 
     def make_loop(
@@ -100,14 +91,7 @@ class Editing:
         prompt: str,
         *,
         seconds: float | None = None,
-        steps: int = 4,
-        seed: int = 0,
-        tempo_bpm: float | None = None,
-        key: str | None = None,
-        schedule: ScheduleConfig | None = None,
-        guidance_scale: float = 1.0,
-        negative_prompt: str = "",
-        before_step: Callable[[], None] | None = None,
+        **sampling: Unpack[SamplingArguments],
     ) -> GeneratedClip:
         """Generate a clip whose end flows into its start.
 
@@ -117,8 +101,7 @@ class Editing:
         Raises:
             UserError: as `generate`.
         """
-        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt, before_step)
-        words = self._check(request, prompt, tempo_bpm, key)
+        request, words = self._read(prompt, sampling)
         return composing.make_loop(self.model, prompt, words, request, seconds=seconds)
 
     def compose(
@@ -127,14 +110,7 @@ class Editing:
         *,
         seconds: float,
         overlap_seconds: float | None = None,
-        steps: int = 4,
-        seed: int = 0,
-        tempo_bpm: float | None = None,
-        key: str | None = None,
-        schedule: ScheduleConfig | None = None,
-        guidance_scale: float = 1.0,
-        negative_prompt: str = "",
-        before_step: Callable[[], None] | None = None,
+        **sampling: Unpack[SamplingArguments],
     ) -> GeneratedClip:
         """Generate a piece longer than the model's clips, in overlapping windows, with prompts that change over time.
 
@@ -142,18 +118,12 @@ class Editing:
             sections: (start in seconds, prompt), the first from 0; a window takes the prompt at its middle.
             seconds: length of the piece, exactly.
             overlap_seconds: what two windows share; None for two fifths of a window.
-            tempo_bpm: of the whole piece; None takes that which each prompt names.
-            key: the same.
+            sampling: a tempo or key in it is of the whole piece; without, each prompt may name its own.
 
         Raises:
             UserError: the sections are not in order within the piece, or the overlap leaves no room; or as `generate`.
         """
-        piece = self.stream(
-            sections, seconds=seconds, overlap_seconds=overlap_seconds, steps=steps, seed=seed, tempo_bpm=tempo_bpm,
-            key=key, schedule=schedule, guidance_scale=guidance_scale, negative_prompt=negative_prompt,
-            before_step=before_step,
-        )  # fmt: skip
-        return piece.read_all()
+        return self.stream(sections, seconds=seconds, overlap_seconds=overlap_seconds, **sampling).read_all()
 
     def stream(
         self,
@@ -161,14 +131,7 @@ class Editing:
         *,
         seconds: float,
         overlap_seconds: float | None = None,
-        steps: int = 4,
-        seed: int = 0,
-        tempo_bpm: float | None = None,
-        key: str | None = None,
-        schedule: ScheduleConfig | None = None,
-        guidance_scale: float = 1.0,
-        negative_prompt: str = "",
-        before_step: Callable[[], None] | None = None,
+        **sampling: Unpack[SamplingArguments],
     ) -> StreamedPiece:
         """Make the latents of a piece; its audio is decoded as it is read, and has the bits of `compose`.
 
@@ -177,14 +140,21 @@ class Editing:
         Raises:
             UserError: as `compose`.
         """
-        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt, before_step)
-        request.check(self.model)
+        request, words = self._split(sampling)
         return composing.open_piece(
-            self.model, sections, request,
-            seconds=seconds, overlap_seconds=overlap_seconds, tempo_bpm=tempo_bpm, key=key,
-        )  # fmt: skip
+            self.model, sections, request, seconds=seconds, overlap_seconds=overlap_seconds, **words
+        )
 
-    def _check(self, request: SamplingRequest, prompt: str, tempo_bpm: float | None, key: str | None) -> PromptWords:
+    def _read(self, prompt: str, sampling: SamplingArguments) -> tuple[SamplingRequest, PromptWords]:
         (text,) = check_prompts([prompt])
+        request, words = self._split(sampling)
+        return request, parse_prompt(text, **words)
+
+    def _split(self, sampling: SamplingArguments) -> tuple[SamplingRequest, WordArguments]:
+        """Return what says how, checked, and what is said beside the prompt."""
+        how: dict[str, Any] = {**sampling}
+        words: WordArguments = {"tempo_bpm": how.pop("tempo_bpm", None), "key": how.pop("key", None)}
+        request = SamplingRequest(**how)
         request.check(self.model)
-        return parse_prompt(text, tempo_bpm=tempo_bpm, key=key)
+        check_words(self.model, **words)
+        return request, words

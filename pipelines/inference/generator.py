@@ -13,7 +13,14 @@ from pipelines.inference.clip_audio import finish_audio
 from pipelines.inference.clip_frames import check_seconds, count_frames
 from pipelines.inference.editing_methods import Editing
 from pipelines.inference.model import Model, open_model
-from pipelines.inference.prompts import PromptWords, check_prompts, make_conditions, parse_prompt, warn_of_cut_text
+from pipelines.inference.prompts import (
+    PromptWords,
+    check_prompts,
+    check_words,
+    make_conditions,
+    parse_prompt,
+    warn_of_cut_text,
+)
 from pipelines.inference.sampling_request import SamplingRequest, make_clip, sample
 from pipelines.inference.sound import Sound as Sound
 from pipelines.inference.sound import read_sound as read_sound
@@ -51,6 +58,8 @@ class Generator(Editing):
         key: str | None = None,
         schedule: ScheduleConfig | None = None,
         guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         negative_prompt: str = "",
     ) -> list[GeneratedClip]:
         """Generate one clip per prompt; the same prompt, seed and steps give the same clip, whatever the other prompts.
@@ -65,6 +74,8 @@ class Generator(Editing):
             tempo_bpm: None takes that which the prompt names, if it does.
             key: the same.
             guidance_scale: weight of classifier-free guidance of teachers and layer-distilled models; 1 is none.
+            guidance_interval: noise levels between which guidance acts, the upper one included; None for all.
+            guidance_rescale: how much of the variance that guidance adds is taken back, from 0 (none) to 1 (all).
             negative_prompt: what guidance moves away from, in place of music without a prompt.
 
         Raises:
@@ -72,9 +83,18 @@ class Generator(Editing):
                 text, guidance is given to a few-step generator, or the model gives NaN.
         """
         texts = check_prompts(prompts)
-        request = SamplingRequest(steps, seed, schedule, guidance_scale, negative_prompt)
+        request = SamplingRequest(
+            steps=steps,
+            seed=seed,
+            schedule=schedule,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            negative_prompt=negative_prompt,
+        )
         request.check(self.model)
         check_seconds(seconds)
+        check_words(self.model, tempo_bpm=tempo_bpm, key=key)
         words = [parse_prompt(text, tempo_bpm=tempo_bpm, key=key) for text in texts]
         return [
             self._generate_one(text, words_of_text, request, seconds=seconds)

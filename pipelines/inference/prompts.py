@@ -51,6 +51,17 @@ def parse_prompt(prompt: str, *, tempo_bpm: float | None = None, key: str | None
     return PromptWords(tempo, UNKNOWN_KEY if index is None else index)
 
 
+def check_words(model: Model, *, tempo_bpm: float | None, key: str | None) -> None:
+    """Refuse a tempo or key beside the prompt for a model that reads text alone; raises UserError."""
+    for name, value in (("tempo_bpm", tempo_bpm), ("key", key)):
+        if value and model.card.is_imported:
+            text = f"{value:g} bpm" if name == "tempo_bpm" else value
+            raise UserError(
+                f"{name}={value} has no effect on {model.artifact.id}: imported teachers, and models distilled from "
+                f"them, read the prompt's text alone; leave {name} out and write {text!r} in the prompt"
+            )
+
+
 def check_prompts(prompts: str | Sequence[str]) -> list[str]:
     """Return the prompts as a list; a text is one prompt, not one per letter.
 
@@ -74,9 +85,10 @@ def warn_of_cut_text(model: Model, prompt: str) -> str:
     """Print which end of a prompt the text encoder does not read, if any, and return it."""
     cut = model.text_encoder.find_cut_text(prompt)
     if cut:
+        read = "nothing" if model.card.is_imported else "only a tempo or key"
         console.print(
-            f"generate: the text encoder reads {model.text_encoder.max_tokens} tokens; of the rest of the prompt only "
-            f"a tempo or key counts, {len(cut)} characters are cut: {shorten(cut, CUT_WIDTH)!r}; shorten the prompt",
+            f"generate: the text encoder reads {model.text_encoder.max_tokens} tokens; of the rest of the prompt "
+            f"{read} counts, {len(cut)} characters are cut: {shorten(cut, CUT_WIDTH)!r}; shorten the prompt",
             markup=False,
         )
     return cut

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -13,14 +14,29 @@ from pipelines.inference.clip import GeneratedClip
 from pipelines.inference.clip_audio import Audio
 from pipelines.inference.model import Model, sample_generator, sample_teacher
 from pipelines.inference.prompts import PromptWords, make_conditions, parse_prompt
-from presto_core.config.sampling import MAX_SEED, BaseSampler, ScheduleConfig
+from presto_core.config.sampling import MAX_SEED, BaseSampler, ScheduleConfig, check_restraints
 from presto_core.diffusion.conditioning import Conditioning
-from presto_core.diffusion.denoiser import Budget, Denoiser
+from presto_core.diffusion.denoiser import Budget, Denoiser, LevelDenoiser
 from presto_core.diffusion.guidance import make_guided_denoiser
 from presto_core.errors import UserError
 from presto_core.samplers.inpainting import make_inpainting_denoiser, shift_noise
-from presto_core.samplers.schedule import start_schedule_at
+from presto_core.samplers.schedule import list_ode_levels, start_schedule_at
 from presto_core.samplers.windows import Windows, make_windowed_denoiser
+
+
+class SamplingArguments(TypedDict, total=False):
+    """Arguments that all methods of a generator take, with the meaning and defaults of `Generator.generate`."""
+
+    steps: int
+    seed: int
+    tempo_bpm: float | None
+    key: str | None
+    schedule: ScheduleConfig | None
+    guidance_scale: float
+    guidance_interval: tuple[float, float] | None
+    guidance_rescale: float
+    negative_prompt: str
+    before_step: Callable[[], None] | None
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,8 @@ class SamplingRequest:
     seed: int = 0
     schedule: ScheduleConfig | None = None
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    guidance_rescale: float = 0.0
     negative_prompt: str = ""
     before_step: Callable[[], None] | None = field(default=None, compare=False)
     """Called before every evaluation of the model, of every window; ends sampling by what it raises."""
@@ -43,14 +61,19 @@ class SamplingRequest:
             raise UserError(f"seed={self.seed} must be from 0 to {MAX_SEED}")
         if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 100):
             raise UserError(f"guidance_scale={self.guidance_scale} must be from 0 to 100; 1 is none")
-        if model.artifact.kind == "generator" and (self.guidance_scale != 1 or self.negative_prompt):
+        given = (self.guidance_scale != 1, self.guidance_interval, self.guidance_rescale, self.negative_prompt)
+        if model.artifact.kind == "generator" and any(given):
             raise UserError(
                 f"guidance_scale={self.guidance_scale:g} and negative_prompt={self.negative_prompt[:40]!r} are for "
                 f"teachers and layer-distilled models; {model.artifact.id} is a few-step generator, which is sampled "
-                "without guidance: leave both out"
+                "without guidance: leave out all settings of guidance"
             )
         if self.negative_prompt and self.guidance_scale == 1:
             raise UserError("negative_prompt has no effect with guidance_scale=1; set it to 2 or so")
+        try:
+            check_restraints(self.guidance_scale, self.guidance_interval, self.guidance_rescale)
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -84,22 +107,30 @@ def sample(
         cond: one row per clip, or one per window; windows and given latents take one clip.
         rng: of the noise added between the steps of a few-step generator; or one per clip.
     """
-    schedule, denoise, steps = _pick_schedule(model, request), _make_denoiser(model, request), request.steps
-    if request.before_step is not None:
-        denoise = _call_before(denoise, request.before_step)
-    if windows is not None:
-        denoise = make_windowed_denoiser(denoise, windows)
+    schedule, steps = _pick_schedule(model, request), request.steps
     if given is not None:
         schedule, steps = start_schedule_at(given.strength, schedule, steps)
         made = torch.ones(noise.shape[-1]) if given.made is None else given.made
         # frames that are made from noise alone begin with nothing; those that stay, with themselves
         kept = (1 - made).to(noise) if given.strength == 1 else torch.ones_like(noise)
         noise = shift_noise(noise, start=kept * given.latents, sigma=schedule.highest)
-        if given.made is not None:
-            denoise = make_inpainting_denoiser(denoise, given.latents, made)
+
+    def wrap(denoise: Denoiser) -> Denoiser:
+        if request.before_step is not None:
+            denoise = _call_before(denoise, request.before_step)
+        if windows is not None:
+            denoise = make_windowed_denoiser(denoise, windows)
+        if given is not None and given.made is not None:
+            denoise = make_inpainting_denoiser(denoise, given.latents, given.made)
+        return denoise
+
+    guided = _make_denoiser(model, request)
+    denoise = guided.wrap(wrap) if isinstance(guided, LevelDenoiser) else wrap(guided)
     if model.artifact.kind == "generator":
         return sample_generator(model, noise, cond, steps=steps, schedule=schedule, generator=rng, denoise=denoise)
     sampler = BaseSampler(steps=steps)
+    if isinstance(denoise, LevelDenoiser):
+        _check_interval(denoise, list_ode_levels(steps, schedule).tolist())
     return sample_teacher(model, noise, cond, sampler=sampler, schedule=schedule, denoise=denoise)
 
 
@@ -111,11 +142,25 @@ def _pick_schedule(model: Model, request: SamplingRequest) -> ScheduleConfig:
 
 
 def _make_denoiser(model: Model, request: SamplingRequest) -> Denoiser:
-    if not request.negative_prompt:
-        return make_guided_denoiser(model.denoise, request.guidance_scale)
-    words = parse_prompt(request.negative_prompt)
-    negative = make_conditions(model, [request.negative_prompt], [words])
-    return make_guided_denoiser(model.denoise, request.guidance_scale, negative=negative)
+    negative = None
+    if request.negative_prompt:
+        words = parse_prompt(request.negative_prompt)
+        negative = make_conditions(model, [request.negative_prompt], [words])
+    return make_guided_denoiser(
+        model.denoise,
+        request.guidance_scale,
+        negative=negative,
+        interval=request.guidance_interval,
+        rescale=request.guidance_rescale,
+    )
+
+
+def _check_interval(denoise: LevelDenoiser, sigmas: Sequence[float]) -> None:
+    if not any(denoise.at_level(sigma) is denoise.inside for sigma in sigmas[:-1]):
+        raise UserError(
+            f"guidance_interval=[{denoise.low:g}, {denoise.high:g}] has none of the noise levels of these steps, "
+            f"{sigmas[-2]:.3g} to {sigmas[0]:.3g}: guidance would do nothing; widen it, or leave out guidance"
+        )
 
 
 def _call_before(denoise: Denoiser, before_step: Callable[[], None]) -> Denoiser:
@@ -152,6 +197,8 @@ def make_clip(
         cut_text=cut_text,
         device=model.device.type,
         guidance_scale=request.guidance_scale,
+        guidance_interval=request.guidance_interval,
+        guidance_rescale=request.guidance_rescale,
         negative_prompt=request.negative_prompt,
         form=form or {},
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipelines.inference.clip import EditedClip, GeneratedClip
 from pipelines.inference.generator import Generator
+from pipelines.inference.sampling_request import SamplingArguments
 from pipelines.inference.sound import Sound
 from pipelines.inference.streamed_piece import StreamedPiece
 from pipelines.serve.clips import EditJob
@@ -58,7 +59,7 @@ def open_piece(
     return generator.stream(sections, seconds=request.seconds, **_common_arguments(request, steps, before_step))
 
 
-def _common_arguments(request: Sampling, steps: int, before_step: Callable[[], None]) -> dict[str, Any]:
+def _common_arguments(request: Sampling, steps: int, before_step: Callable[[], None]) -> SamplingArguments:
     return {
         "steps": steps,
         "seed": request.seed,
@@ -66,6 +67,8 @@ def _common_arguments(request: Sampling, steps: int, before_step: Callable[[], N
         "key": request.key or None,
         "schedule": request.schedule,
         "guidance_scale": request.guidance_scale,
+        "guidance_interval": request.guidance_interval,
+        "guidance_rescale": request.guidance_rescale,
         "negative_prompt": request.negative_prompt,
         "before_step": before_step,
     }

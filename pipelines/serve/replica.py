@@ -209,6 +209,8 @@ def _make_request(generator: Generator, job: ClipJob | EditJob) -> ClipRequest:
         key=fields.key or None,
         schedule=fields.schedule,
         guidance_scale=fields.guidance_scale,
+        guidance_interval=fields.guidance_interval,
+        guidance_rescale=fields.guidance_rescale,
         negative_prompt=fields.negative_prompt,
     )
     request.check(generator.model)

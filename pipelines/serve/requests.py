@@ -17,7 +17,15 @@ from pydantic import (
 
 from pipelines.serve.refusal import refuse, refuse_invalid
 from pipelines.serve.settings import Limits
-from presto_core.config.sampling import MAX_SEED, MAX_TEMPO_BPM, MIN_TEMPO_BPM, Rho, ScheduleConfig, Sigma
+from presto_core.config.sampling import (
+    MAX_SEED,
+    MAX_TEMPO_BPM,
+    MIN_TEMPO_BPM,
+    Rho,
+    ScheduleConfig,
+    Sigma,
+    check_restraints,
+)
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[A-Za-z0-9][A-Za-z0-9_-]{0,63})?$"
 Request = TypeVar("Request", bound=BaseModel)
@@ -48,6 +56,12 @@ class Sampling(BaseModel):
     guidance_scale: Number = Field(
         1.0, ge=0, le=30, description="Weight of the prompt; 1 is none. Not for few-step models."
     )
+    guidance_interval: tuple[Number, Number] | None = Field(
+        None, description="Noise levels between which guidance acts: [0.3, 80]; default: all."
+    )
+    guidance_rescale: Number = Field(
+        0.0, ge=0, le=1, description="How much of the loudness that guidance adds is taken back; 0 none, 1 all."
+    )
     model: str = Field("", pattern=f"{MODEL_NAME}|^$", description="A name of GET /v1/models; empty is the default.")
     steps: StrictInt | None = Field(None, ge=1, description="Steps of sampling; default 4, or 40 for many-step models.")
     seed: StrictInt = Field(0, ge=0, le=MAX_SEED)
@@ -65,6 +79,7 @@ class Sampling(BaseModel):
         if any(levels) and None in levels:
             raise ValueError("sigma_min, sigma_max and rho belong together; give all three or none")
         self.schedule  # noqa: B018  raises if the order is wrong
+        check_restraints(self.guidance_scale, self.guidance_interval, self.guidance_rescale)
         return self
 
     @property

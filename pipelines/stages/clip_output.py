@@ -103,7 +103,8 @@ def make_files(make: Callable[[], GeneratedClip], folder: Path, *, stage: str, c
 
 def list_sampling_arguments(settings: ClipConfig) -> dict[str, Any]:
     """The settings that all methods of a generator take, by the names of their arguments."""
-    names = ("steps", "seed", "tempo_bpm", "key", "schedule", "guidance_scale", "negative_prompt")
+    guidance = ("guidance_scale", "guidance_interval", "guidance_rescale", "negative_prompt")
+    names = ("steps", "seed", "tempo_bpm", "key", "schedule", *guidance)
     return {name: getattr(settings, name) for name in names}
 
 

@@ -141,7 +141,8 @@ ROWS = (
         settings=(
             "generate.prompts_file", "generate.steps", "generate.seed", "generate.seconds", "generate.key",
             "generate.tempo_bpm", "generate.loop", "generate.sections", "generate.guidance_scale",
-            "generate.negative_prompt", "generate.schedule", "generate.output", "storage.root",
+            "generate.guidance_interval", "generate.guidance_rescale", "generate.negative_prompt",
+            "generate.schedule", "generate.output", "storage.root",
         ),
     ),
     Stage(
@@ -150,8 +151,8 @@ ROWS = (
         input_paths=("edit.file",), output_paths=("edit.output",),
         settings=(
             "edit.regions", "edit.strength", "edit.extend", "edit.at", "edit.steps", "edit.seed", "edit.key",
-            "edit.tempo_bpm", "edit.guidance_scale", "edit.negative_prompt", "edit.schedule", "edit.output",
-            "storage.root",
+            "edit.tempo_bpm", "edit.guidance_scale", "edit.guidance_interval", "edit.guidance_rescale",
+            "edit.negative_prompt", "edit.schedule", "edit.output", "storage.root",
         ),
     ),
     Stage(RegistryStage),

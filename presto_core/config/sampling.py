@@ -61,6 +61,20 @@ class RolloutConfig(ScheduleConfig):
     """Steps of the trajectory."""
 
 
+def check_restraints(scale: float, interval: tuple[float, float] | None, rescale: float) -> None:
+    """Refuse restraints of guidance that are out of range, or without effect at its scale; raises ValueError."""
+    low, high = interval or (0.0, math.inf)
+    if interval is not None and not 0 <= low < high < math.inf:
+        raise ValueError(f"guidance_interval=[{low:g}, {high:g}] must rise: lowest noise level first")
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"guidance_rescale={rescale:g} must be from 0 to 1")
+    for name, value in (("guidance_interval", interval), ("guidance_rescale", rescale)):
+        if value and scale in (0, 1):
+            raise ValueError(
+                f"{name} has no effect with guidance_scale={scale:g}; set that above 1, or leave out {name}"
+            )
+
+
 class BaseSampler(Section):
     """One way to sample the teacher or a layer-distilled model."""
 
@@ -77,15 +91,7 @@ class BaseSampler(Section):
 
     @model_validator(mode="after")
     def _check_guidance(self) -> Self:
-        low, high = self.guidance_interval or (0.0, math.inf)
-        if low >= high:
-            raise ValueError(f"guidance_interval=[{low:g}, {high:g}] must rise: lowest noise level first")
-        for name in ("guidance_interval", "guidance_rescale"):
-            if getattr(self, name) and self.guidance_scale in (0, 1):
-                raise ValueError(
-                    f"{name} has no effect with guidance_scale={self.guidance_scale:g}; set that above 1, or leave out "
-                    f"{name}"
-                )
+        check_restraints(self.guidance_scale, self.guidance_interval, self.guidance_rescale)
         return self
 
     @model_serializer(mode="wrap")
@@ -138,10 +144,20 @@ class ClipConfig(Section):
     guidance_scale: float = Field(1.0, ge=0, le=100)
     """Weight of classifier-free guidance, for teachers and layer-distilled models; 1 means no guidance, 0 ignores the
     prompt."""
+    guidance_interval: GuidanceInterval | None = None
+    """Noise levels between which guidance acts, such as [0.3, 80], the upper one included; empty means all. At others a
+    step takes one evaluation instead of two."""
+    guidance_rescale: Fraction = 0.0
+    """How much of the loudness that guidance adds is taken back, from 0 (none) to 1 (all)."""
     negative_prompt: str = ""
     """Text that guidance moves away from; needs a guidance_scale above 1. Empty uses none."""
     output: str = ".presto/out"
     """Folder for the clips; file names contain prompt, steps and seed, and no clip overwrites another."""
+
+    @model_validator(mode="after")
+    def _check_guidance(self) -> Self:
+        check_restraints(self.guidance_scale, self.guidance_interval, self.guidance_rescale)
+        return self
 
     @field_validator("output")
     @classmethod

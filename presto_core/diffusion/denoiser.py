@@ -102,6 +102,10 @@ class LevelDenoiser:
         """Return the denoiser of a noise level."""
         return self.inside if self.low < sigma <= self.high else self.outside
 
+    def wrap(self, wrap: Callable[[Denoiser], Denoiser]) -> LevelDenoiser:
+        """Return it with both denoisers wrapped, so that still only that of its level is evaluated."""
+        return LevelDenoiser(wrap(self.inside), wrap(self.outside), self.low, self.high)
+
     def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning | None, budget: Budget | None = None) -> Tensor:
         is_inside = ((sigma > self.low) & (sigma <= self.high)).view(-1, *[1] * (x.ndim - 1))
         return torch.where(is_inside, self.inside(x, sigma, cond, budget), self.outside(x, sigma, cond, budget))

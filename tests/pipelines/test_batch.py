@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,7 +93,11 @@ def test_requests_of_one_pass_have_equal_length_steps_and_levels(generator: Gene
 
 def test_clips_with_guidance_share_a_pass_of_their_own():
     generator = load_generator("presto-tiny-l", device="cpu")
-    guided = [replace(request, guidance_scale=2.0, negative_prompt="drums") for request in REQUESTS[:2]]
+    restraints: dict[str, Any] = {"guidance_rescale": 0.7, "guidance_interval": (0.1, 90.0)}
+    how: dict[str, Any] = {"guidance_scale": 2.0, "negative_prompt": "drums", **restraints}
+    guided = [replace(request, **how) for request in REQUESTS[:2]]
+    others = [replace(guided[0], guidance_rescale=0.5), replace(guided[0], guidance_interval=(0.2, 90.0))]
+    assert group_requests(generator.model, [*guided, *others]) == [[0, 1], [2], [3]]
     assert group_requests(generator.model, [*guided, REQUESTS[0]]) == [[0, 1], [2]]
     words = [request.check(generator.model) for request in guided]
     together = sample_latents(generator.model, guided, words)

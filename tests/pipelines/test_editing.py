@@ -349,6 +349,7 @@ def test_audio_that_cannot_be_edited_is_refused(generator: Generator, sound: Sou
         ({"strength": -0.1}, "strength=-0.1"), ({"strength": 1.01}, "strength=1.01"),
         ({"strength": float("nan")}, "strength=nan"), ({"steps": 0}, "steps=0"), ({"seed": -1}, "seed=-1"),
         ({"guidance_scale": 2.0}, "few-step generator"), ({"negative_prompt": "drums"}, "few-step generator"),
+        ({"guidance_rescale": 0.7}, "few-step generator"), ({"guidance_interval": (0.3, 5.0)}, "few-step generator"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan"), ({"key": "H sharp"}, "key"),
         ({"tempo_bpm": 5.0}, "tempo"),
     ],

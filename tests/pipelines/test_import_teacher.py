@@ -234,6 +234,10 @@ def test_layers_steps_and_clips_from_an_imported_teacher(
         assert shorter.audio.shape == (2, 800)
         with pytest.raises(UserError, match="longer than"):
             generator.generate("slow jazz piano", steps=steps, seconds=9)
+        with pytest.raises(UserError, match=r"tempo_bpm=120 has no effect .* write '120 bpm' in the prompt"):
+            generator.generate("slow jazz piano", steps=steps, tempo_bpm=120)
+        with pytest.raises(UserError, match="key=Am has no effect"):
+            generator.edit(clip, "harp", steps=steps, key="Am")
     with pytest.raises(UserError, match="crop_frames"):
         run_layers(teacher, dataset, **{"data.crop_frames": 8})
 
