@@ -56,9 +56,9 @@ def add_adapters(network: Network, config: LoraConfig) -> Network:
     Raises:
         UserError: no linear layer of a block is among the configured ones.
     """
+    names = find_layers(network.set_trainable(), config)
     network.requires_grad_(False)
     adapted = share_copy(network)
-    names = find_layers(adapted, config)
     scale = config.alpha / config.rank
     for name in names:
         parent, _, leaf = name.rpartition(".")
@@ -81,7 +81,10 @@ def share_copy(network: Network) -> Network:
 
 
 def find_layers(network: Network, config: LoraConfig) -> list[str]:
-    """Return the names of the linear layers that get adapters, inside blocks.
+    """Return the names of the linear layers that get adapters: those inside blocks that train.
+
+    Layers that an imported network does not use do not train; an adapter of one would have no gradient, for which
+    several workers would wait in vain.
 
     Raises:
         UserError: there are none.
@@ -90,7 +93,7 @@ def find_layers(network: Network, config: LoraConfig) -> list[str]:
     linear = [
         name
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(f"{blocks}.")
+        if isinstance(module, nn.Linear) and name.startswith(f"{blocks}.") and module.weight.requires_grad
     ]
     found = [name for name in linear if not config.targets or any(target in name for target in config.targets)]
     if not found:

@@ -45,6 +45,16 @@ def make_loss(output: Any) -> Tensor:
     return (output * torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)).sum()
 
 
+def test_layers_that_a_network_does_not_use_get_no_adapters():
+    network = make_network(NAME)
+    unused = "transformer.transformer_blocks.1.ff.net.2"
+    before = list_adapters(add_adapters(copy.deepcopy(network), LORA))
+    network.config = network.config.model_copy(update={"frozen": (f"{unused}.weight",)})
+    after = list_adapters(add_adapters(network, LORA))
+    assert before.keys() - after.keys() == {unused}
+    assert not [name for name, weight in network.named_parameters() if weight.requires_grad]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_are_those_of_an_explicit_low_rank_term_also_for_mixed_budgets(checkpointing: bool):
     plain, budgets = make_network(NAME, conditioned=True), torch.tensor([2, 4, 1])

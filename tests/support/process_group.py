@@ -24,7 +24,7 @@ from presto_core.networks.layer_budget import LayerBudget
 from presto_core.training.layer_distillation import LayerDistillation
 from presto_core.training.loop import Hooks, train
 from presto_core.training.parallel import Parallel
-from presto_core.training.state import Algorithm, Batch, Cursor
+from presto_core.training.state import Algorithm, Batch
 from presto_core.training.step_distillation import StepDistillation
 from presto_core.training.teacher import TeacherTraining
 from tests.support.checkpoints import is_time
@@ -92,8 +92,14 @@ def result(name: str, parallel: Parallel, *, micro_batch_size: int = 0) -> dict[
     return run(ALGORITHMS[name](parallel), parallel)
 
 
-def run(algorithm: Algorithm, parallel: Parallel) -> dict[str, Tensor]:
-    """Train, and return trained and EMA weights after the last step, and all metrics except times of all steps."""
+def run(
+    algorithm: Algorithm, parallel: Parallel, *, stream: Callable[..., Iterator[Batch]] = batches
+) -> dict[str, Tensor]:
+    """Train, and return trained and EMA weights after the last step, and all metrics except times of all steps.
+
+    Args:
+        stream: endless global batches of `size` rows from a `cursor` on.
+    """
     found: dict[str, Tensor] = {}
 
     def log(step: int, metrics: dict[str, float]) -> None:
@@ -101,8 +107,8 @@ def run(algorithm: Algorithm, parallel: Parallel) -> dict[str, Tensor]:
         found.update({f"step {step}: {k}": torch.tensor(v) for k, v in timeless.items()})
 
     loop = LoopConfig(log_every=1, checkpoint_every=1000)
-    stream = worker_batches(parallel, algorithm.state.cursor)
-    train(algorithm, stream, seed=3, config=loop, parallel=parallel, hooks=Hooks(log=log))
+    rows = worker_batches(parallel, stream(size=GLOBAL_BATCH, cursor=algorithm.state.cursor))
+    train(algorithm, rows, seed=3, config=loop, parallel=parallel, hooks=Hooks(log=log))
     state = algorithm.state.state_dict()
     for kind in ("networks", "emas"):
         for network, weights in state[kind].items():
@@ -110,10 +116,10 @@ def run(algorithm: Algorithm, parallel: Parallel) -> dict[str, Tensor]:
     return found
 
 
-def worker_batches(parallel: Parallel, cursor: Cursor) -> Iterator[Batch]:
+def worker_batches(parallel: Parallel, stream: Iterator[Batch]) -> Iterator[Batch]:
     """Yield one worker's rows of an endless stream of global batches."""
     rows = GLOBAL_BATCH // parallel.world_size
-    for batch in batches(size=GLOBAL_BATCH, cursor=cursor):
+    for batch in stream:
         yield batch.rows(slice(parallel.rank * rows, (parallel.rank + 1) * rows))
 
 
