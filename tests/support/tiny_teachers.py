@@ -93,6 +93,11 @@ def write_stable_audio(folder: Path, *, licence: str = "apache-2.0", strides: tu
         "vae": make_oobleck(strides),
         "tokenizer": make_tokenizer(),
     }  # fmt: skip
+    return save_stable_audio(folder, parts, licence=licence)
+
+
+def save_stable_audio(folder: Path, parts: dict[str, Any], *, licence: str) -> Path:
+    """Save the components of a Stable Audio pipeline with its index, scheduler and model page; return the folder."""
     for name, part in parts.items():
         part.save_pretrained(str(folder / name))
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
