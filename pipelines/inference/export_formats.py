@@ -23,7 +23,7 @@ from presto_core.models.model_card import ModelCard
 from presto_core.models.program_folder import write_program_folder
 from presto_core.models.recorded_components import OwnFolders
 from presto_core.models.student_folder import ExportError, check_can_write, choose_budget, write_student_folder
-from presto_core.models.teacher_folder import check_licence, find_licence
+from presto_core.models.teacher_licence import check_licence, find_licence
 from presto_core.networks.layer_budget import check_budgets
 
 Format = Literal["presto", "diffusers", "torch-export"]

@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from presto_core.models.teacher_folder import ComponentFiles, TeacherError, TeacherFolder
+from presto_core.models.teacher_components import ComponentFiles, TeacherError
+from presto_core.models.teacher_folder import TeacherFolder
 from presto_core.models.teacher_kind import keep_settings
 from presto_core.networks.ace_step_conditioner import AceStepConditioner
 from presto_core.networks.diffusers_network import Conditioner, DiffusersNetwork

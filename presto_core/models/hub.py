@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from presto_core.errors import UserError
-from presto_core.models.teacher_folder import INDEX
+from presto_core.models.teacher_components import INDEX
 
 SMALL_FILES = ("*.json", "*.md", "LICENSE*", "LICENCE*", "*/*.json", "tokenizer/*")
 WEIGHTS = "*/*.safetensors"

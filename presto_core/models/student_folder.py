@@ -17,7 +17,8 @@ from presto_core.errors import UserError
 from presto_core.models.conditioner_import import compare_conditioner
 from presto_core.models.lcm_grid import STEPS
 from presto_core.models.model_card import ModelCard
-from presto_core.models.teacher_folder import INDEX, PICKLES, read_teacher_folder
+from presto_core.models.teacher_components import INDEX, PICKLES
+from presto_core.models.teacher_folder import read_teacher_folder
 from presto_core.models.teacher_import import TOLERANCE, compare_with_scheduler
 from presto_core.models.teacher_kind import Grid, TeacherKind
 from presto_core.models.teacher_table import TEACHERS

@@ -22,7 +22,8 @@ from presto_core.models.conditioner_import import load_conditioner, load_weights
 from presto_core.models.flow_grid import SCHEDULER as FLOW_SCHEDULER
 from presto_core.models.flow_grid import read_time_scale
 from presto_core.models.lcm_grid import LcmGrid, scale_frequencies
-from presto_core.models.teacher_folder import ComponentFiles, TeacherError, TeacherFolder
+from presto_core.models.teacher_components import ComponentFiles, TeacherError
+from presto_core.models.teacher_folder import TeacherFolder
 from presto_core.models.teacher_kind import keep_settings
 from presto_core.networks.diffusers_network import DiffusersNetwork
 from presto_core.networks.families import FAMILIES, build_transformer

@@ -24,7 +24,8 @@ from presto_core.models.longcat_audio_kind import LongCatAudioKind
 from presto_core.models.model_card import ModelCard
 from presto_core.models.program_folder import write_program_folder
 from presto_core.models.student_folder import StudentFolder, write_student_folder
-from presto_core.models.teacher_folder import TeacherError, TeacherFolder, read_teacher_folder
+from presto_core.models.teacher_components import TeacherError
+from presto_core.models.teacher_folder import TeacherFolder, read_teacher_folder
 from presto_core.models.teacher_import import load_network, run_self_test
 from presto_core.networks.diffusers_network import DiffusersNetwork
 from presto_core.networks.longcat_audio import reverse_time

@@ -22,7 +22,8 @@ from presto_core.models.flow_grid import START, FlowGrid
 from presto_core.models.model_card import ModelCard
 from presto_core.models.program_folder import write_program_folder
 from presto_core.models.student_folder import StudentFolder, write_student_folder
-from presto_core.models.teacher_folder import TeacherError, read_teacher_folder
+from presto_core.models.teacher_components import TeacherError
+from presto_core.models.teacher_folder import read_teacher_folder
 from presto_core.models.teacher_import import load_network, run_self_test
 from presto_core.networks.diffusers_network import DiffusersNetwork
 from presto_core.samplers.few_step import ping_pong

@@ -18,7 +18,8 @@ from presto_core.diffusion.preconditions import VCosine
 from presto_core.models.lcm_grid import LcmGrid
 from presto_core.models.model_card import ModelCard
 from presto_core.models.student_folder import ExportError, StudentFolder, choose_budget, write_student_folder
-from presto_core.models.teacher_folder import TeacherError, read_teacher_folder
+from presto_core.models.teacher_components import TeacherError
+from presto_core.models.teacher_folder import read_teacher_folder
 from presto_core.models.teacher_import import load_network, run_self_test
 from presto_core.networks.diffusers_network import DiffusersNetwork
 from presto_core.networks.layer_budget import LayerBudget

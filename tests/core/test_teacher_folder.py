@@ -17,7 +17,8 @@ from presto_core.audio.codec import CodecError
 from presto_core.audio.load_codec import load_codec
 from presto_core.diffusion.preconditions import read_precondition
 from presto_core.models import teacher_import
-from presto_core.models.teacher_folder import TeacherError, read_teacher_folder
+from presto_core.models.teacher_components import TeacherError
+from presto_core.models.teacher_folder import read_teacher_folder
 from presto_core.models.teacher_import import find_frozen_weights, load_network, make_test_inputs, run_self_test
 from presto_core.text.encoder import TextError, load_text_encoder, text_digest
 from tests.support.imported_teachers import expect_refusal

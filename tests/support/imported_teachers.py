@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning
-from presto_core.models.teacher_folder import TeacherError, TeacherFolder
+from presto_core.models.teacher_components import TeacherError
+from presto_core.models.teacher_folder import TeacherFolder
 from presto_core.models.teacher_import import load_network
 from presto_core.networks.diffusers_network import DiffusersNetwork
 from presto_core.networks.layer_budget import LayerBudget
