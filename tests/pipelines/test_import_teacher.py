@@ -35,6 +35,7 @@ from presto_core.models.lcm_grid import LcmGrid
 from presto_core.models.model_card import ModelCard, load_model
 from presto_core.models.recorded_components import OwnFolders
 from presto_core.training.state import Cursor
+from tests.support.processes import PATIENCE_S, PRESTO, Attempt, wait_for
 from tests.support.tiny_teachers import CHANNELS, FRAMES, TOKENS, write_stable_audio
 
 ROWS, SECONDS = 8, 2.0
@@ -240,6 +241,39 @@ def test_layers_steps_and_clips_from_an_imported_teacher(
             generator.edit(clip, "harp", steps=steps, key="Am")
     with pytest.raises(UserError, match="crop_frames"):
         run_layers(teacher, dataset, **{"data.crop_frames": 8})
+
+
+@pytest.mark.slow
+def test_killed_runs_with_an_imported_teacher_end_with_the_same_bits(
+    teacher: Artifact, dataset: Artifact, layers: Artifact, store: Path, tmp_path: Path
+):
+    """Adapters, killed with -9 after the first checkpoint and after the third, against a run that was left alone."""
+    homes = [Path(shutil.copytree(store, tmp_path / name)) for name in ("alone", "killed")]
+    command = [
+        PRESTO, "distill-steps", f"inputs.dataset={dataset.uri}", f"inputs.teacher={teacher.id}",
+        f"inputs.layers={layers.id}", "steps.generator_updates=8", "steps.fake_updates_per_generator_update=1",
+        "steps.global_batch_size=4", "steps.gan.head_layers=1", "steps.gan.head_channels=8", "steps.lora.rank=2",
+        "steps.p_gen.sigma_min=0.3", "steps.p_gen.sigma_max=500", "cluster.num_workers=0", "storage.root=store",
+        "loop.checkpoint_every=1",
+    ]  # fmt: skip
+
+    def attempt(home: Path) -> Attempt:
+        return Attempt(command, home, {"MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db"})
+
+    def kill_after(checkpoint: int) -> None:
+        run, written = attempt(homes[1]), f"store/runs/*/checkpoints/*{checkpoint}*"
+        assert wait_for(lambda: not run.is_running or any(homes[1].glob(written)), PATIENCE_S)
+        run.kill()
+        run.end()
+
+    for checkpoint in (1, 3):
+        kill_after(checkpoint)
+    assert [attempt(home).exit_code() for home in homes] == [0, 0]
+    before = {path.name for path in (store / "store/artifacts").iterdir()}
+    made = [[path for path in (home / "store/artifacts").iterdir() if path.name not in before] for home in homes]
+    assert len(made[0]) == len(made[1]) == 1
+    weights = [(folders[0] / "weights.safetensors").read_bytes() for folders in made]
+    assert (made[0][0].name, weights[0]) == (made[1][0].name, weights[1])
 
 
 def assert_edits(generator: Generator, clip: GeneratedClip) -> None:
