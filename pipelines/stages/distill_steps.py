@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pipelines.console import console
 from pipelines.data.dataset import LatentDataset
 from pipelines.evaluate import plots
 from pipelines.registry.compatibility import check_layers_match_teacher, check_teacher_matches_dataset, check_whole_rows
@@ -16,7 +17,7 @@ from pipelines.train.resume import ResumeOptions
 from pipelines.train.spec import Models, TrainingDefinition
 from pipelines.train.sweep_hook import Trial
 from presto_core.artifacts.manifest import Artifact
-from presto_core.config.layers import PrestoLSBudget
+from presto_core.config.layers import choose_generator_budget
 from presto_core.config.schema import StepsStage
 from presto_core.models.model_card import ModelCard, load_model
 from presto_core.networks.layer_budget import LayerBudget
@@ -38,7 +39,21 @@ def check_parents(config: StepsStage, parents: dict[str, Artifact]) -> None:
     check_whole_rows(parents["teacher"], config.data.crop_frames)
     if "layers" in parents:
         check_layers_match_teacher(parents["layers"], parents["teacher"])
-    make_generator_card(config, parents)
+    budget = make_generator_card(config, parents).budget
+    if budget and "layers" in parents:
+        console.print(
+            f"{STAGE.name}: the generator runs {' '.join(map(str, budget.kept))} blocks, from high noise to low, and "
+            f"{parents['layers'].id} was trained for {' '.join(map(str, read_kept(parents['layers'])))}; steps.budget "
+            "sets another table",
+            markup=False,
+        )
+
+
+def read_kept(layers: Artifact) -> tuple[int, ...]:
+    """Return the blocks per bin of a layer-distilled model, from high noise to low."""
+    budget = ModelCard(**layers.manifest["model"]).budget
+    assert budget is not None
+    return budget.kept
 
 
 def make_card(config: StepsStage, models: Models, dataset: LatentDataset) -> ModelCard:
@@ -53,7 +68,8 @@ def make_generator_card(config: StepsStage, models: Models) -> ModelCard:
         UserError: the budget does not fit the depth.
     """
     card = ModelCard(**(models.get("layers") or models["teacher"]).manifest["model"])
-    budget_config = config.steps.budget or (PrestoLSBudget() if card.budget else None)
+    layers_kept = card.budget.kept if card.budget else None
+    budget_config = choose_generator_budget(config.steps.budget, layers_kept, card.depth)
     if budget_config is None:
         return card
     budget = LayerBudget.from_distribution(config.steps.p_gen, budget_config, depth=card.depth)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import pstdev
 from typing import Any, Literal
 
-from presto_core.config.layers import PrestoLSBudget, blocks_per_bin
+from presto_core.config.layers import PrestoLSBudget, TableBudget, blocks_per_bin
 from presto_core.config.schema import LayersStage, StepsStage, TeacherStage
 from presto_core.config.section import Section
 from presto_core.config.sections import GanConfig, LoraConfig
@@ -132,8 +132,11 @@ def row_flops(config: TrainingStage, model: dict[str, Any], *, layered: bool = F
     """Return the model FLOPs per row of the batch, averaged over steps.
 
     Args:
-        model: the model card, as in an artifact's manifest.
+        model: the model card, as in an artifact's manifest, with the generator's own layer budget.
     """
+    if isinstance(config, StepsStage) and (budget := model.get("layer_budget")):
+        steps = config.steps.model_copy(update={"budget": TableBudget(kept=tuple(budget["kept"]))})
+        config = config.model_copy(update={"steps": steps})
     kind, text = find_network_kind(model["network"]), model["text"]
     network = read_settings(model["network"])
     frames = config.data.crop_frames or model["frames"]

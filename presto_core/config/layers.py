@@ -85,3 +85,21 @@ def blocks_per_bin(config: BudgetConfig, depth: int) -> tuple[int, ...]:
             f"budget {list(kept)} runs {max(kept)} blocks and the network has {depth}; keep at most {depth} in each bin"
         )
     return kept
+
+
+def choose_generator_budget(
+    config: BudgetConfig | None, layers_kept: tuple[int, ...] | None, depth: int
+) -> BudgetConfig | None:
+    """Return the budget of a generator: its own; else what its layer-distilled model asks for; else none.
+
+    A model with the paper's table for Presto-L asks for the paper's for Presto-LS, one with another table for the same.
+
+    Args:
+        config: `steps.budget`.
+        layers_kept: blocks per bin of the layer-distilled model that the generator starts from; None without one.
+    """
+    if config is not None or layers_kept is None:
+        return config
+    if layers_kept == blocks_per_bin(PrestoLBudget(), depth):
+        return PrestoLSBudget()
+    return TableBudget(kept=layers_kept)

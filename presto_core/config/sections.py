@@ -249,7 +249,8 @@ class StepsConfig(Section):
     """Optimiser of the discriminator's head."""
     budget: BudgetConfig | None = None
     """Blocks that the generator runs at each noise level of its input, in bins of p_gen; empty means all blocks if it
-    starts from the teacher, and `presto_ls` if it starts from a layer-distilled model."""
+    starts from the teacher. If it starts from a layer-distilled model, it means `presto_ls`, or that model's own table
+    if that is not `presto_l`."""
     p_gen: NoiseConfig = KarrasNoise()
     """Noise levels of the generator's inputs."""
     p_dmd: NoiseConfig = LogNormalNoise()

@@ -14,7 +14,14 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from presto_core.config.layers import FullBudget, PrestoLBudget, PrestoLSBudget, TableBudget, UniformBudget
+from presto_core.config.layers import (
+    FullBudget,
+    PrestoLBudget,
+    PrestoLSBudget,
+    TableBudget,
+    UniformBudget,
+    choose_generator_budget,
+)
 from presto_core.config.noise import (
     GridNoise,
     KarrasNoise,
@@ -73,6 +80,16 @@ def test_the_papers_tables_at_the_papers_depth_and_scaled():
     assert LayerBudget.from_distribution(noise, PrestoLSBudget(), depth=6).kept == (3, 4, 4, 6, 6)
     assert LayerBudget.from_distribution(noise, UniformBudget(kept=3), depth=6).kept == (3,)
     assert LayerBudget.from_distribution(noise, FullBudget(), depth=6).kept == (6,)
+
+
+def test_a_generator_runs_at_its_own_table_else_at_that_of_its_layer_distilled_model():
+    own, milder = TableBudget(kept=(2, 6)), (4, 5, 5, 6, 6)
+    assert choose_generator_budget(own, milder, 6) == own
+    assert choose_generator_budget(None, milder, 6) == TableBudget(kept=milder)
+    assert choose_generator_budget(None, None, 6) is None
+    for depth in (4, 6, 28):  # the paper has a milder table for generators than for layer-distilled models
+        papers = LayerBudget.from_distribution(LogNormalNoise(), PrestoLBudget(), depth=depth).kept
+        assert choose_generator_budget(None, papers, depth) == PrestoLSBudget()
 
 
 @given(depth=st.integers(1, 60), noise=st.sampled_from(NOISES), paper=st.sampled_from([PrestoLBudget, PrestoLSBudget]))
