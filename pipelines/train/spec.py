@@ -71,13 +71,15 @@ def commit_model(spec: TrainSpec, dataset: LatentDataset, state: TrainState, det
     """Commit the averaged weights as the artifact, with `details` for its manifest; called on rank 0 alone."""
     (ema,) = state.emas.values()
     card = spec.make_card(dataset).to_dict()
+    # training has ended: nothing needs the base any more; kept, so that a second attempt finds it merged
+    ema.network = merge_adapters(ema.network, overwrite=True)
     commit_artifact(
         spec.open_artifact(),
         kind=spec.stage.kind,
         artifact_id=spec.run_id,
         config_yaml=settings_to_yaml(spec.config),
         parents=spec.parent_ids,
-        files=serialize_network(merge_adapters(ema.network)),
+        files=serialize_network(ema.network),
         details={"model": card, **spec.stage.describe_state(state), **dataset.exclusion_manifest, **details},
         # a process that trains on a GPU has initialised CUDA
         hardware=describe_hardware("cuda" if torch.cuda.is_initialized() else "cpu"),

@@ -39,12 +39,13 @@ class AdaptedLinear(nn.Linear):
         low = F.linear(F.linear(input, self.adapter_down), self.adapter_up)
         return F.linear(input, self.weight, self.bias) + self.scale * low
 
-    def merge(self) -> nn.Linear:
-        """Return a plain layer with W + (alpha / rank) B A."""
+    def merge(self, *, overwrite: bool = False) -> nn.Linear:
+        """Return a plain layer with W + (alpha / rank) B A, in new memory or in W's own."""
         plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         delta = self.adapter_up.double() @ self.adapter_down.double()
         merged = (self.weight.double() + self.scale * delta).to(self.weight.dtype)
-        plain.weight, plain.bias = nn.Parameter(merged, requires_grad=False), self.bias
+        weight = self.weight.copy_(merged) if overwrite else merged
+        plain.weight, plain.bias = nn.Parameter(weight.detach(), requires_grad=False), self.bias
         return plain
 
 
@@ -121,8 +122,13 @@ def select_trained(network: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def merge_adapters(network: nn.Module) -> nn.Module:
-    """Return a plain network that computes the same; one without adapters as it is. Other weights are shared."""
+def merge_adapters(network: nn.Module, *, overwrite: bool = False) -> nn.Module:
+    """Return a plain network that computes the same; one without adapters as it is. Other weights are shared.
+
+    Args:
+        overwrite: put merged weights where the base has its own, to save the memory of a network; no network that
+            shares the base, such as the teacher, computes the same afterwards.
+    """
     if getattr(network, "trained_keys", None) is None:
         return network
     plain = share_copy(cast(Network, network))
@@ -130,5 +136,5 @@ def merge_adapters(network: nn.Module) -> nn.Module:
     for name, module in list(plain.named_modules()):
         if isinstance(module, AdaptedLinear):
             parent, _, leaf = name.rpartition(".")
-            setattr(cast(Any, plain).get_submodule(parent), leaf, module.merge())
+            setattr(cast(Any, plain).get_submodule(parent), leaf, module.merge(overwrite=overwrite))
     return plain

@@ -109,6 +109,10 @@ def test_a_merged_network_is_plain_and_computes_the_same(targets: tuple[str, ...
     torch.testing.assert_close(merged(*make_inputs(NAME), 3), expected, rtol=1e-12, atol=1e-12)
     assert not torch.equal(expected, plain(*make_inputs(NAME), 3))
     assert merge_adapters(merged) is merged
+    over = merge_adapters(adapted, overwrite=True)
+    torch.testing.assert_close(over.state_dict(), merged.state_dict(), rtol=0, atol=0)
+    own, base = dict(over.named_parameters()), dict(plain.named_parameters())
+    assert not [name for name in base if own[name].data_ptr() != base[name].data_ptr() and name != "budget_table"]
     assert all(not targets or any(part in name for part in targets) for name in list_adapters(adapted))
     with pytest.raises(UserError, match=r"no_such.*to_q"):
         add_adapters(plain, LoraConfig(rank=1, targets=("no_such",)))
