@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from math import ceil
 from typing import Any
 
+from pipelines.cluster.heap import keep_freed_memory
 from pipelines.cluster.session import ClusterError, cluster_address, count_workers, ray_session
 from presto_core.config.sections import ClusterConfig
 from presto_core.errors import UserError
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MALLOC_THRESHOLD_BYTES = 2**28
 
 
 def dataset_from_items(items: list[dict[str, Any]], *, block_items: int = 1, may_fail: bool = False) -> Any:
@@ -126,17 +123,10 @@ class _ErrorCapturing:
             if self.instance is None:
                 self.instance = self.factory()
                 gc.freeze()  # Ray collects garbage every few seconds, which imported modules would slow down
-                _keep_freed_memory()
+                keep_freed_memory()
             return {**self.instance(item), "error": ""}
         except UserError as error:
             return {"error": str(error)}
-
-
-def _keep_freed_memory() -> None:
-    """Make glibc reuse large blocks: a block returned to the system costs a page fault per 4 KiB when reallocated."""
-    with suppress(OSError, AttributeError):  # a C library other than glibc
-        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            ctypes.CDLL(None).mallopt(option, MALLOC_THRESHOLD_BYTES)
 
 
 def actor_resources(config: ClusterConfig, items: int) -> dict[str, float]:

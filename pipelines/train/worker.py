@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pipelines.cluster.heap import return_freed_memory
 from pipelines.cluster.shutdown import StoppedError
 from pipelines.data.dataset import LatentDataset, open_dataset, stream_batches
 from pipelines.data.shard_cache import ShardCache
@@ -31,6 +32,8 @@ from presto_core.training.loop import Hooks, train
 from presto_core.training.outage import OutageTimer, retry_while_away
 from presto_core.training.parallel import Parallel
 from presto_core.training.state import TrainState
+
+LARGE = 2**28  # parameters of networks whose passes take so long that fresh pages for each activation cost nothing
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def train_worker(spec: TrainSpec, parallel: Parallel, callbacks: WorkerCallbacks
     check_autocast(parallel.device, dtype)
     algorithm = spec.stage.make_algorithm(config, spec.models, dataset, parallel, dtype)
     state, main, scratch = algorithm.state, parallel.rank == 0, spec.open_scratch()
+    if sum(p.numel() for network in state.networks.values() for p in network.parameters()) > LARGE:
+        return_freed_memory()
     epoch = spec.fence.epoch if spec.fence else 1
     _resume(scratch.child(CHECKPOINTS), state, parallel, callbacks, epoch=epoch)
     batches = stream_batches(
