@@ -21,6 +21,7 @@ def benchmark(
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of the sampler.")] = 4,
     device: Annotated[str, typer.Option(help=f"Device to compute on: {DEVICE_NAMES}.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of PyTorch on a CPU.")] = 1,
+    compiles: Annotated[bool, typer.Option("--compile", help="Compile the network first, a minute or so.")] = False,
     as_json: AsJson = False,
     dry_run: Preview = False,
 ) -> None:
@@ -37,8 +38,8 @@ def benchmark(
     if threads > cores():
         raise UserError(f"--threads={threads} is more than the {cores()} cores here; use at most {cores()}")
     torch.set_num_threads(threads)
-    generator, start_ms = measure_start(lambda: load_generator(model, device=device))
-    found = {"start_ms": start_ms, **benchmark_generation(generator, steps=steps)}
+    generator, start_ms = measure_start(lambda: load_generator(model, device=device, compiled=compiles))
+    found = {"start_ms": start_ms, "compiled": compiles, **benchmark_generation(generator, steps=steps)}
     if as_json:
         print_text(json.dumps(found, indent=1))
         return
@@ -55,6 +56,7 @@ def _print(name: str, found: dict[str, Any]) -> None:
     ]
     rows.append(["first clip", f"{found['first_clip_ms']:.1f}", ""])
     rows += [[part, f"{ms['p50']:.1f}", f"{ms['p95']:.1f}"] for part, ms in times.items()]
+    name += ", compiled" if found["compiled"] else ""
     title = f"{name}, {found['steps']} steps, a clip of {found['clip_seconds']:.1f} s, {where}, {found['calls']} clips"
     print_table(title, ("what", f"{found['clock']} ms, median", "p95"), rows)
     predicted = found["cost_model"] or {}

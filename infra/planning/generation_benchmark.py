@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from pipelines.inference.prompts import make_conditions, parse_prompt
 from presto_core.config.sampling import BaseSampler
 from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.conditioning import Conditioning
+from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.metrics.block_activity import record_block_activity
 from presto_core.metrics.latency import (
     MIB,
@@ -45,16 +47,19 @@ MOST_CALLS = 20
 def benchmark_generation(generator: Generator, *, steps: int, budget_s: float = 5.0) -> dict[str, Any]:
     """Measure one clip of the model's own length at batch 1, again and again for about `budget_s` seconds.
 
-    The peaks of matrix products and of memory are measured in the same run, with the same threads and clock. `presto
-    plan --measured` reads the result (`infra.planning.measured`).
+    The peaks of matrix products and of memory are measured in the same run, with the same threads and clock; FLOPs and
+    launches are those of the network as it is, compiled or not. `presto plan --measured` reads the result
+    (`infra.planning.measured`).
     """
     model = generator.model
     parts, clock = _make_parts(model, steps), choose_clock(model.device)
     first_ms = time_parts(parts, clock=clock)  # with what the process does once: kernels chosen, threads started
-    wanted = choose_calls(first_ms["total"], budget_s=budget_s, least=5, most=MOST_CALLS)
+    wanted = choose_calls(time_parts(parts, clock=clock)["total"], budget_s=budget_s, least=5, most=MOST_CALLS)
     latency = summarize_calls([time_parts(parts, clock=clock) for _ in range(wanted)])
-    cond = parts[TEXT](None)
-    work = _count_work(model, lambda: parts[NETWORK](cond))
+    plain = replace(model, denoise=EDMDenoiser(model.network, model.card.make_precondition()))  # if it is compiled
+    counted = _make_parts(plain, steps)
+    cond = counted[TEXT](None)
+    work = _count_work(plain, lambda: counted[NETWORK](cond))
     peak, bandwidth = measure_matmul_flops(model.device), measure_copy_bytes(model.device)
     network_s = latency[NETWORK].p50_ms / 1e3
     achieved = work["flops"] / network_s

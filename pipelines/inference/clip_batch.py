@@ -39,8 +39,9 @@ class ClipMaker:
         torch.set_num_threads(config.cluster.torch_threads)
         device = resolve_device(config.cluster.device, setting="cluster.device")
         self.settings = config.generate
+        folders = OwnFolders.from_config(config.storage)
         self.generator = open_generator(
-            uri, device=device, folders=OwnFolders.from_config(config.storage), content=content
+            uri, device=device, folders=folders, content=content, compiled=self.settings.compile
         )
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:

@@ -126,6 +126,7 @@ def load_generator(
     device: torch.device | str = "auto",
     codec_folder: str = "",
     text_folder: str = "",
+    compiled: bool = False,
 ) -> Generator:
     """Load the model named by models:/NAME@ALIAS, NAME@ALIAS, an alias of presto-generator, an id or a URI; or one of
     the package, such as presto-tiny-s, for which no registry is opened.
@@ -136,6 +137,8 @@ def load_generator(
         device: where it computes: cpu, cuda, cuda:1 or mps; auto is a GPU if there is one, else the CPU.
         codec_folder: your copy of a codec that is not in the package.
         text_folder: the same of a text encoder.
+        compiled: compile the network: faster clips, after up to a minute for each length and number of blocks; seconds
+            from the next start on. Clips are equal up to rounding.
 
     Raises:
         UserError: it is not registered, missing, damaged, or not a model; or there is no such device.
@@ -150,11 +153,17 @@ def load_generator(
         device=device,
         folders=OwnFolders(codec_folder, text_folder),
         content=content_hash(artifact.manifest),
+        compiled=compiled,
     )
 
 
 def open_generator(
-    uri: str, *, device: torch.device | str = "auto", folders: OwnFolders = OwnFolders(), content: str = ""
+    uri: str,
+    *,
+    device: torch.device | str = "auto",
+    folders: OwnFolders = OwnFolders(),
+    content: str = "",
+    compiled: bool = False,
 ) -> Generator:
     """Open the model in an artifact's folder; arguments and errors are those of `open_model`."""
-    return Generator(open_model(uri, device=device, folders=folders, content=content))
+    return Generator(open_model(uri, device=device, folders=folders, content=content, compiled=compiled))

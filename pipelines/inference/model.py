@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +10,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pipelines.console import console
 from pipelines.storage.filesystem import open_folder
+from pipelines.storage.node_cache import cache_folder
 from presto_core.artifacts.manifest import Artifact, read_artifact
 from presto_core.audio.codec import Codec
 from presto_core.config.sampling import BaseSampler, ScheduleConfig
@@ -19,6 +22,7 @@ from presto_core.diffusion.denoiser import Denoiser, EDMDenoiser
 from presto_core.diffusion.guidance import make_guided_denoiser
 from presto_core.models.model_card import ModelCard, load_model
 from presto_core.models.recorded_components import OwnFolders, load_recorded_codec, load_recorded_encoder
+from presto_core.networks.compilation import CompiledNetwork
 from presto_core.networks.network import Network
 from presto_core.samplers.edm import SAMPLERS
 from presto_core.samplers.few_step import ping_pong
@@ -34,7 +38,7 @@ class Model:
         artifact: the artifact it was loaded from.
         card: shapes, normalization, codec and text encoder it belongs to.
         network: the raw network, on `device`, in evaluation mode.
-        denoise: its denoiser.
+        denoise: its denoiser, of compiled graphs if it was opened so.
         device: where all of it computes.
         folders: the user's copies of weights that are not in the package.
     """
@@ -86,7 +90,12 @@ class Model:
 
 
 def open_model(
-    uri: str, *, device: torch.device | str = "cpu", folders: OwnFolders = OwnFolders(), content: str = ""
+    uri: str,
+    *,
+    device: torch.device | str = "cpu",
+    folders: OwnFolders = OwnFolders(),
+    content: str = "",
+    compiled: bool = False,
 ) -> Model:
     """Load a model and verify every byte against its manifest.
 
@@ -94,16 +103,25 @@ def open_model(
         device: where it computes, with its codec, text encoder, conditions and noise: auto, cpu, cuda[:n] or mps.
         folders: the user's copies of a codec and text encoder that are not in the package.
         content: content hash that the manifest must have; empty if it was not resolved before.
+        compiled: sample with compiled graphs (`CompiledNetwork`), kept in this node's cache folder.
 
     Raises:
         StoreError: it is missing, damaged, not a model, or has other content.
         DeviceError: the device is unknown or not there.
+        UserError: it is to be compiled, and there is no C++ compiler.
     """
     torch_device, folder = resolve_device(device), open_folder(uri)
     artifact = read_artifact(folder, content=content)
     network, card = load_model(folder, artifact.manifest)
     network = network.to(torch_device).requires_grad_(False)
-    return Model(artifact, card, network, EDMDenoiser(network, card.make_precondition()), torch_device, folders)
+    sampled = compile_for_sampling(network) if compiled else network
+    return Model(artifact, card, network, EDMDenoiser(sampled, card.make_precondition()), torch_device, folders)
+
+
+def compile_for_sampling(network: Network) -> CompiledNetwork:
+    """Return a network that computes the same up to rounding; what it compiles is there at the next start."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    return CompiledNetwork(network, setting="compile", report=lambda line: console.print(f"compiling: {line}"))
 
 
 @torch.inference_mode()

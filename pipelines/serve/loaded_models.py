@@ -36,6 +36,7 @@ from presto_core.artifacts.manifest_schema import content_hash
 from presto_core.errors import UserError
 from presto_core.models.pretrained import DEFAULT_GENERATOR, list_pretrained
 from presto_core.models.recorded_components import OwnFolders
+from presto_core.networks.compilation import CompiledNetwork
 
 RETRY_S = 60.0  # until a version that could not be loaded is tried again
 
@@ -176,10 +177,11 @@ class LoadedModels:
             if (held := self._take(target)) is not None:
                 return held
             folders = OwnFolders.from_config(self._settings.storage)
+            settings = self._settings
             generator = open_generator(
-                target.uri, device=self._settings.device, folders=folders, content=target.content
+                target.uri, device=settings.device, folders=folders, content=target.content, compiled=settings.compile
             )
-            generate_batch(generator, [ClipRequest("warm-up", steps=1)])
+            warm_up(generator, max_batch=settings.max_batch)
             with self._lock:
                 self._loaded[target] = generator
                 self._drop_oldest(target)
@@ -261,6 +263,22 @@ class LoadedModels:
             return False
         self._connect()
         return True
+
+
+def warm_up(generator: Generator, *, max_batch: int) -> None:
+    """Make clips that nobody hears, so that the first request finds all that a process does once already done.
+
+    A compiled model gets the graphs of its own length in every batch size, and no others: a request must not wait for
+    a compiler.
+    """
+    network, few = generator.model.denoise.net, generator.artifact.kind == "generator"
+    if not isinstance(network, CompiledNetwork):
+        generate_batch(generator, [ClipRequest("warm-up", steps=1)])
+        return
+    for count in range(1, max_batch + 1):
+        for steps in (1, 2, 4) if few else (8,):  # which meet all budgets, as a rule
+            generate_batch(generator, [ClipRequest("warm-up", steps=steps)] * count)
+    network.keep_graphs()
 
 
 def _name_registered(text: str) -> str:

@@ -54,6 +54,8 @@ class ServeSettings(BaseModel):
     device: str = "auto"
     threads: int = Field(0, ge=0, le=1024)
     """Threads of a replica; 0 takes its CPUs, at least one."""
+    compile: bool = False
+    """Compile models before they serve, for clips of their own length in batches up to `max_batch`."""
     max_batch: Whole = 8
     max_wait_ms: float = Field(30.0, ge=0, le=10_000)
     """Longest time that the first request of a batch waits for others."""

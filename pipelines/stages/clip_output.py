@@ -51,7 +51,9 @@ def open_stage_generator(config: StageConfig, *, steps: int) -> Generator:
     torch.set_num_threads(config.cluster.torch_threads)
     device = resolve_device(config.cluster.device, setting="cluster.device")
     artifact, folders = find_model(config), OwnFolders.from_config(config.storage)
-    generator = open_generator(artifact.uri, device=device, folders=folders, content=content_hash(artifact.manifest))
+    settings: ClipConfig = getattr(config, config.NAME)
+    content = content_hash(artifact.manifest)
+    generator = open_generator(artifact.uri, device=device, folders=folders, content=content, compiled=settings.compile)
     if generator.artifact.kind != "generator" and steps < MANY_STEPS:
         console.print(
             f"{config.NAME}: {generator.artifact.id} is not distilled for few steps ({generator.artifact.kind}), and "

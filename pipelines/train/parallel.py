@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +13,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.nn.parallel import DistributedDataParallel
 
 from presto_core.config.sections import LoopConfig, ParallelConfig
-from presto_core.errors import UserError
+from presto_core.networks.compilation import compile_blocks
 from presto_core.networks.network import Network
 from presto_core.networks.precision import round_matrices
 from presto_core.training.parallel import Parallel
-
-COMPILERS = (os.environ.get("CXX") or "g++", "clang++")  # what PyTorch's inductor looks for
 
 
 def make_single_process(loop: LoopConfig, device: torch.device = torch.device("cpu")) -> Parallel:
@@ -121,19 +117,8 @@ def _prepare_blocks(module: nn.Module, loop: LoopConfig) -> nn.Module:
 
 
 def _compile_blocks(module: nn.Module, loop: LoopConfig) -> None:
-    """Compile each block: all share one graph, and the choice of blocks stays outside it.
-
-    Raises:
-        UserError: PyTorch needs a C++ compiler for CPUs, and there is none.
-    """
-    if not loop.compile or not isinstance(module, Network):
-        return
-    if next(module.parameters()).device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
-        raise UserError(
-            f"loop.compile=true needs a C++ compiler ({' or '.join(COMPILERS)}); install one, or set loop.compile=false"
-        )
-    for block in module.blocks:
-        block.compile()
+    if loop.compile and isinstance(module, Network):
+        compile_blocks(module, setting="loop.compile")
 
 
 def _set_grad_sync(module: nn.Module, enabled: bool) -> None:
