@@ -21,6 +21,7 @@ class GeneratedClip:
     Attributes:
         audio: [channels, samples], float32 with peaks of at most -1 dBFS, faded over 5 ms at both ends.
         guidance_scale, guidance_interval, guidance_rescale, negative_prompt: the same; few-step generators have none.
+        computing: how the network computed, if not plainly in fp32: bf16, compiled or both.
         form: how it was made if not by `generate`: JSON values that decide it.
         device: what it was made on; another kind of device draws other noise, and so gives another clip.
         model_id, steps, seed, tempo_bpm, key, schedule: what it was made with; tempo and key may be the prompt's own,
@@ -46,6 +47,7 @@ class GeneratedClip:
     guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float = 0.0
     negative_prompt: str = ""
+    computing: str = ""
     form: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -62,6 +64,7 @@ class GeneratedClip:
         restraints = {"guidance_interval": self.guidance_interval, "guidance_rescale": self.guidance_rescale}
         return (
             device
+            | ({"computing": self.computing} if self.computing else {})
             | ({} if self.guidance_scale == 1 else guidance)
             | {name: value for name, value in restraints.items() if value}
             | dict(self.form)

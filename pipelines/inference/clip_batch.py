@@ -41,7 +41,12 @@ class ClipMaker:
         self.settings = config.generate
         folders = OwnFolders.from_config(config.storage)
         self.generator = open_generator(
-            uri, device=device, folders=folders, content=content, compiled=self.settings.compile
+            uri,
+            device=device,
+            folders=folders,
+            content=content,
+            autocast=self.settings.autocast,
+            compiled=self.settings.compile,
         )
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pipelines.inference.prompt_file import COLUMNS, PromptRow
 from presto_core.config.sampling import GenerateConfig
 
 FILE = "clips.csv"
-ADDED = ("guidance_interval", "guidance_rescale")
+ADDED = ("guidance_interval", "guidance_rescale", "computing")
 """Columns that lists of earlier versions lack: empty there, as without the setting."""
 REQUEST = (*COLUMNS, "schedule", "guidance_scale", *ADDED, "negative_prompt", "model")
 HEADER = (*REQUEST, "file", "sha256", "ms")
@@ -60,7 +60,8 @@ def make_request_cells(row: PromptRow, settings: GenerateConfig, *, model: str) 
     own = ("" if value is None else str(value) for value in row.identity)
     interval = "" if settings.guidance_interval is None else json.dumps(settings.guidance_interval)
     rescale = str(settings.guidance_rescale or "")
-    return (*own, levels, str(settings.guidance_scale), interval, rescale, settings.negative_prompt, model)
+    added = (interval, rescale, settings.computing)
+    return (*own, levels, str(settings.guidance_scale), *added, settings.negative_prompt, model)
 
 
 def read_clip_list(folder: Path) -> ClipList:

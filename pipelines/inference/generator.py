@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -126,6 +127,7 @@ def load_generator(
     device: torch.device | str = "auto",
     codec_folder: str = "",
     text_folder: str = "",
+    autocast: Literal["none", "bf16"] = "none",
     compiled: bool = False,
 ) -> Generator:
     """Load the model named by models:/NAME@ALIAS, NAME@ALIAS, an alias of presto-generator, an id or a URI; or one of
@@ -137,6 +139,7 @@ def load_generator(
         device: where it computes: cpu, cuda, cuda:1 or mps; auto is a GPU if there is one, else the CPU.
         codec_folder: your copy of a codec that is not in the package.
         text_folder: the same of a text encoder.
+        autocast: bf16 halves the network's memory and is faster on GPUs; clips differ slightly.
         compiled: compile the network: faster clips, after up to a minute for each length and number of blocks; seconds
             from the next start on. Clips are equal up to rounding.
 
@@ -153,6 +156,7 @@ def load_generator(
         device=device,
         folders=OwnFolders(codec_folder, text_folder),
         content=content_hash(artifact.manifest),
+        autocast=autocast,
         compiled=compiled,
     )
 
@@ -163,7 +167,19 @@ def open_generator(
     device: torch.device | str = "auto",
     folders: OwnFolders = OwnFolders(),
     content: str = "",
+    autocast: str = "none",
     compiled: bool = False,
+    one_thread: bool = True,
 ) -> Generator:
     """Open the model in an artifact's folder; arguments and errors are those of `open_model`."""
-    return Generator(open_model(uri, device=device, folders=folders, content=content, compiled=compiled))
+    return Generator(
+        open_model(
+            uri,
+            device=device,
+            folders=folders,
+            content=content,
+            autocast=autocast,
+            compiled=compiled,
+            one_thread=one_thread,
+        )
+    )

@@ -15,8 +15,8 @@ from pipelines.storage.filesystem import open_folder
 from pipelines.storage.node_cache import cache_folder
 from presto_core.artifacts.manifest import Artifact, read_artifact
 from presto_core.audio.codec import Codec
-from presto_core.config.sampling import BaseSampler, ScheduleConfig
-from presto_core.device import resolve_device
+from presto_core.config.sampling import BaseSampler, ScheduleConfig, describe_computing
+from presto_core.device import check_autocast, resolve_device
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import Denoiser, EDMDenoiser
 from presto_core.diffusion.guidance import make_guided_denoiser
@@ -24,6 +24,7 @@ from presto_core.models.model_card import ModelCard, load_model
 from presto_core.models.recorded_components import OwnFolders, load_recorded_codec, load_recorded_encoder
 from presto_core.networks.compilation import CompiledNetwork
 from presto_core.networks.network import Network
+from presto_core.networks.precision import round_matrices
 from presto_core.samplers.edm import SAMPLERS
 from presto_core.samplers.few_step import ping_pong
 from presto_core.samplers.schedule import list_few_step_levels, list_ode_levels
@@ -41,6 +42,7 @@ class Model:
         denoise: its denoiser, of compiled graphs if it was opened so.
         device: where all of it computes.
         folders: the user's copies of weights that are not in the package.
+        computing: how the network computes, if not plainly in fp32 (`describe_computing`).
     """
 
     artifact: Artifact
@@ -49,6 +51,7 @@ class Model:
     denoise: EDMDenoiser
     device: torch.device
     folders: OwnFolders = field(default_factory=OwnFolders)
+    computing: str = ""
 
     @cached_property
     def blocks_at(self) -> Callable[[float], int] | None:
@@ -95,7 +98,9 @@ def open_model(
     device: torch.device | str = "cpu",
     folders: OwnFolders = OwnFolders(),
     content: str = "",
+    autocast: str = "none",
     compiled: bool = False,
+    one_thread: bool = True,
 ) -> Model:
     """Load a model and verify every byte against its manifest.
 
@@ -103,25 +108,35 @@ def open_model(
         device: where it computes, with its codec, text encoder, conditions and noise: auto, cpu, cuda[:n] or mps.
         folders: the user's copies of a codec and text encoder that are not in the package.
         content: content hash that the manifest must have; empty if it was not resolved before.
+        autocast: bf16 computes in bf16 inside the network, with its matrices in bf16.
         compiled: sample with compiled graphs (`CompiledNetwork`), kept in this node's cache folder.
+        one_thread: whether the thread that opens the model is the one that samples.
 
     Raises:
         StoreError: it is missing, damaged, not a model, or has other content.
-        DeviceError: the device is unknown or not there.
+        DeviceError: the device is unknown, not there, or has no bf16.
         UserError: it is to be compiled, and there is no C++ compiler.
     """
     torch_device, folder = resolve_device(device), open_folder(uri)
+    dtype = torch.bfloat16 if autocast == "bf16" else None
+    check_autocast(torch_device, dtype, setting="autocast")
     artifact = read_artifact(folder, content=content)
     network, card = load_model(folder, artifact.manifest)
     network = network.to(torch_device).requires_grad_(False)
-    sampled = compile_for_sampling(network) if compiled else network
-    return Model(artifact, card, network, EDMDenoiser(sampled, card.make_precondition()), torch_device, folders)
+    if dtype:
+        round_matrices(network, dtype)
+    sampled = compile_for_sampling(network, one_thread=one_thread) if compiled else network
+    denoise = EDMDenoiser(sampled, card.make_precondition(), dtype)
+    computing = describe_computing(autocast=autocast, compiled=compiled)
+    return Model(artifact, card, network, denoise, torch_device, folders, computing)
 
 
-def compile_for_sampling(network: Network) -> CompiledNetwork:
+def compile_for_sampling(network: Network, *, one_thread: bool) -> CompiledNetwork:
     """Return a network that computes the same up to rounding; what it compiles is there at the next start."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-    return CompiledNetwork(network, setting="compile", report=lambda line: console.print(f"compiling: {line}"))
+    return CompiledNetwork(
+        network, setting="compile", report=lambda line: console.print(f"compiling: {line}"), one_thread=one_thread
+    )
 
 
 @torch.inference_mode()

@@ -200,5 +200,6 @@ def make_clip(
         guidance_interval=request.guidance_interval,
         guidance_rescale=request.guidance_rescale,
         negative_prompt=request.negative_prompt,
+        computing=model.computing,
         form=form or {},
     )

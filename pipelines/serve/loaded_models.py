@@ -179,7 +179,13 @@ class LoadedModels:
             folders = OwnFolders.from_config(self._settings.storage)
             settings = self._settings
             generator = open_generator(
-                target.uri, device=settings.device, folders=folders, content=target.content, compiled=settings.compile
+                target.uri,
+                device=settings.device,
+                folders=folders,
+                content=target.content,
+                autocast=settings.autocast,
+                compiled=settings.compile,
+                one_thread=False,  # models are loaded beside those at work
             )
             warm_up(generator, max_batch=settings.max_batch)
             with self._lock:

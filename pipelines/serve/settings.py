@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -54,6 +54,8 @@ class ServeSettings(BaseModel):
     device: str = "auto"
     threads: int = Field(0, ge=0, le=1024)
     """Threads of a replica; 0 takes its CPUs, at least one."""
+    autocast: Literal["none", "bf16"] = "none"
+    """Precision inside networks."""
     compile: bool = False
     """Compile models before they serve, for clips of their own length in batches up to `max_batch`."""
     max_batch: Whole = 8

@@ -137,6 +137,7 @@ def _describe(clip: GeneratedClip) -> str:
     understood += [clip.key] if clip.key else []
     turned_down = [f"turned down {-clip.gain_db:.1f} dB, or it would clip"] if round(clip.gain_db, 1) else []
     where = [] if clip.device == "cpu" else [f"on {clip.device}"]
+    where += [clip.computing] if clip.computing else []
     edited = _describe_edit(clip) if isinstance(clip, EditedClip) else []
     return ", ".join([f"{clip.steps} steps of {clip.model_id}", *where, *understood, *turned_down, *edited])
 

@@ -151,6 +151,8 @@ class ClipConfig(Section):
     """How much of the loudness that guidance adds is taken back, from 0 (none) to 1 (all)."""
     negative_prompt: str = ""
     """Text that guidance moves away from; needs a guidance_scale above 1. Empty uses none."""
+    autocast: Literal["none", "bf16"] = "none"
+    """Precision inside the network: bf16 halves its memory and is faster on GPUs; clips differ slightly."""
     compile: bool = False
     """Compile the network (torch.compile): faster clips, equal up to rounding, after up to a minute for each length and
     number of blocks, and seconds from the next command on. For many clips; needs a C++ compiler."""
@@ -161,6 +163,11 @@ class ClipConfig(Section):
     def _check_guidance(self) -> Self:
         check_restraints(self.guidance_scale, self.guidance_interval, self.guidance_rescale)
         return self
+
+    @property
+    def computing(self) -> str:
+        """How the network computes, if not plainly in fp32: part of what decides a clip's bits."""
+        return describe_computing(autocast=self.autocast, compiled=self.compile)
 
     @field_validator("output")
     @classmethod
@@ -226,6 +233,11 @@ class EditConfig(ClipConfig):
         for region in self.regions:
             read_region(region)
         return self
+
+
+def describe_computing(*, autocast: str, compiled: bool) -> str:
+    """Return how a network computes: bf16, compiled, both, or nothing for neither."""
+    return ", ".join(["bf16"] * (autocast == "bf16") + ["compiled"] * compiled)
 
 
 def read_region(text: str) -> tuple[float, float]:

@@ -22,6 +22,8 @@ COMPILERS = (os.environ.get("CXX") or "g++", "clang++")  # what PyTorch's induct
 # limit of 8 is too low for Presto-LS: further ones would run eagerly
 GRAPHS = 64
 
+_Key = tuple[tuple[int, ...], int | None, bool]  # shape, blocks, without conditions
+
 
 def compile_blocks(network: Network, *, setting: str) -> None:
     """Compile each block: all share one graph, and the choice of blocks stays outside it.
@@ -40,25 +42,28 @@ def compile_blocks(network: Network, *, setting: str) -> None:
 class CompiledNetwork(nn.Module):
     """A frozen network with one compiled graph for each batch size, length and number of blocks.
 
-    On a GPU, each graph is also a CUDA graph: one launch. What only training asks for (activations, hidden states,
-    budgets per sample) runs without graphs.
+    On a GPU, each graph is also a CUDA graph, one launch, if one thread does all. What only training asks for
+    (activations, hidden states, budgets per sample) runs without graphs.
 
     Args:
         setting: names what asked for it in a message.
         report: called with a line before the first graph is made, and one per graph.
+        one_thread: whether one thread makes and uses the graphs; PyTorch keeps CUDA graphs per thread.
 
     Raises:
         UserError: PyTorch needs a C++ compiler for CPUs, and there is none.
     """
 
-    def __init__(self, network: Network, *, setting: str, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, network: Network, *, setting: str, report: Callable[[str], None], one_thread: bool = True
+    ) -> None:
         super().__init__()
         device = next(network.parameters()).device
         _prepare(device, setting)
         self.network, self.report = network, report
-        # CUDA graphs by PyTorch's own management of their memory; the CPU has no such mode
-        self.graph = torch.compile(network, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
-        self.made: set[tuple[object, ...]] = set()
+        self.has_cuda_graphs = device.type == "cuda" and one_thread
+        self.graph = torch.compile(network, dynamic=False, mode="reduce-overhead" if self.has_cuda_graphs else None)
+        self.made: set[_Key] = set()
         self.most = GRAPHS
 
     def keep_graphs(self) -> None:
@@ -69,9 +74,9 @@ class CompiledNetwork(nn.Module):
         self, x: Tensor, time: Tensor, cond: Conditioning | None, budget: Budget | None = None, **more: Any
     ) -> Tensor | list[Tensor] | tuple[Tensor, list[Tensor]] | tuple[Tensor, Tensor]:
         """See `Network.forward`."""
-        key = (tuple(x.shape), budget, cond is None)
         if more or not (budget is None or isinstance(budget, int)):
             return self.network(x, time, cond, budget, **more)
+        key = (tuple(x.shape), budget, cond is None)
         if key in self.made:
             return self._call_graph(x, time, cond, budget)
         if len(self.made) >= self.most:
@@ -79,13 +84,11 @@ class CompiledNetwork(nn.Module):
         return self._make_graph(key, x, time, cond, budget)
 
     def _call_graph(self, x: Tensor, time: Tensor, cond: Conditioning | None, budget: int | None) -> Tensor:
-        if x.device.type == "cuda":
+        if self.has_cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # earlier outputs were used: their memory is free
         return self.graph(x, time, cond, budget)
 
-    def _make_graph(
-        self, key: tuple[object, ...], x: Tensor, at: Tensor, cond: Conditioning | None, budget: int | None
-    ) -> Tensor:
+    def _make_graph(self, key: _Key, x: Tensor, at: Tensor, cond: Conditioning | None, budget: int | None) -> Tensor:
         if not self.made:
             self.report("the network, for each number of blocks up to a minute; seconds if an earlier command did it")
         started = time.monotonic()

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from pipelines.inference.generator import open_generator
+from pipelines.inference.batch import ClipRequest, sample_latents
+from pipelines.inference.clip_files import make_clip_name
+from pipelines.inference.clip_list import REQUEST, make_request_cells
+from pipelines.inference.generator import load_generator, open_generator
+from pipelines.inference.prompt_file import PromptRow
 from pipelines.serve.loaded_models import warm_up
+from presto_core.config.sampling import GenerateConfig
 from presto_core.networks.compilation import CompiledNetwork
 from tests.support.pretrained_models import commit_untrained
 
@@ -49,3 +55,30 @@ def test_clips_of_a_compiled_model_are_those_of_the_plain_one(uri: str, capsys: 
     assert [shape[0] for shape, *_ in sorted(made)] == [1, 2]
     compiled.generate("techno", seconds=0.5)
     assert network.made == made, "a request of another length would wait for a compiler"
+
+
+def test_bf16_changes_latents_little_and_is_named_with_the_clip(tmp_path: Path):
+    plain, rounded = (load_generator("presto-tiny-s", device="cpu", autocast=how) for how in ("none", "bf16"))
+    latents = [
+        sample_latents(generator.model, [request := ClipRequest("techno")], [request.check(generator.model)])
+        for generator in (plain, rounded)
+    ]
+    assert 0 < (latents[1] - latents[0]).std() < 0.04 * latents[0].std()
+    assert rounded.model.network.blocks[0].modulation.weight.dtype == torch.bfloat16
+    clips = [generator.generate("techno", seconds=0.5)[0] for generator in (plain, rounded)]
+    assert "computing" not in clips[0].settings, "names of earlier clips change"
+    assert clips[1].settings["computing"] == "bf16"
+    assert make_clip_name(clips[0]) != make_clip_name(clips[1])
+
+
+def test_a_list_of_clips_has_those_of_one_precision_only():
+    row = PromptRow("techno", seed=0, steps=4)
+    cells = {
+        make_request_cells(row, GenerateConfig(autocast=autocast, compile=compiled), model="m")
+        for autocast in ("none", "bf16")
+        for compiled in (False, True)
+    }
+    assert len(cells) == 4
+    assert {dict(zip(REQUEST, made, strict=True))["computing"] for made in cells} == {
+        "", "bf16", "compiled", "bf16, compiled"
+    }  # fmt: skip
