@@ -11,7 +11,7 @@ SOURCES := presto_core pipelines tune_spaces infra tests examples
 # one thread a process: Ray's workers would otherwise fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-from-scratch pretrained test lint format docs docs-serve bench bench-data bench-plan study science sweep-demo test-slow test-fuzz test-gpu test-chaos test-faults test-soak test-serve test-pages test-cluster first-hour lock clean help
+.PHONY: demo demo-from-scratch pretrained test lint format docs docs-serve bench bench-data bench-plan bench-gpu study science sweep-demo test-slow test-fuzz test-gpu test-chaos test-faults test-soak test-serve test-pages test-cluster first-hour lock clean help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
@@ -88,6 +88,9 @@ $(BENCH_STAMP): $(STAMP) tests/bench/requirements-data.txt
 
 bench-plan: $(STAMP) ## what `presto plan` predicts against runs on this machine, about 25 minutes
 	$(BIN)/python -m tests.bench.plan $(BENCH_PLAN)
+
+bench-gpu: $(STAMP) ## speed on an NVIDIA GPU at the size of the paper, ten minutes; BENCH="--project h100" only predicts
+	$(BIN)/python -m tests.bench.gpu $(BENCH)
 
 study: $(STAMP) ## quality of every distilled model over three seeds, about 70 minutes
 	$(BIN)/presto study seeds

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 
+from pipelines.inference.batch import ClipRequest, sample_latents
 from pipelines.inference.generator import load_generator
 from presto_core.audio.load_codec import load_codec
 from presto_core.config.layers import PrestoLBudget
@@ -34,6 +37,22 @@ def test_the_mel_codec_decodes_as_on_the_cpu():
     latents = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
     expected, found = (load_codec("mel_pca", device=device).decode(latents) for device in ("cpu", "cuda"))
     assert (found.cpu() - expected).std() < 0.02 * expected.std()
+
+
+@pytest.mark.parametrize(("autocast", "tolerance"), [("none", 1e-3), ("bf16", 0.05)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_each_way_of_computing_gives_the_latents_of_the_plain_one(
+    autocast: Literal["none", "bf16"], tolerance: float, compiled: bool
+):
+    plain, other = (
+        load_generator("presto-tiny-ls", device="cuda"),
+        load_generator("presto-tiny-ls", device="cuda", autocast=autocast, compiled=compiled),
+    )
+    requests = [ClipRequest("solo piano", seed=seed) for seed in (0, 1)]
+    for request in (*requests, *requests):  # graphs are made, then used again
+        words = [request.check(plain.model)]
+        expected, found = (sample_latents(generator.model, [request], words) for generator in (plain, other))
+        assert (found - expected).std() < tolerance * expected.std()
 
 
 def make_algorithm(name: str, parallel: Parallel) -> Algorithm:
