@@ -14,7 +14,7 @@ from presto_core.config.sections import NetworkConfig
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import EDMDenoiser
 from presto_core.models.model_card import ModelCard
-from presto_core.models.program_folder import write_program_folder
+from presto_core.models.program_folder import ProgramFolder, write_program_folder
 from presto_core.networks.dit import DiT
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.samplers.few_step import ping_pong
@@ -47,7 +47,7 @@ def sample_from_files(folder: Path, steps: int, noise: Tensor, inputs: dict[str,
 
 
 @torch.no_grad()
-def test_programs_alone_give_our_latents_at_any_batch(tmp_path: Path):
+def make_network() -> tuple[DiT, ModelCard]:
     config = NetworkConfig(dim=16, depth=3, heads=2, patch=2, spectrum_bins=FRAMES, beat_heads=1, frame_rate=8)
     network = DiT.for_budget(config, channels=CHANNELS, text_dim=TEXT_DIM, budget=BUDGET).eval()
     for parameter in network.parameters():
@@ -57,10 +57,18 @@ def test_programs_alone_give_our_latents_at_any_batch(tmp_path: Path):
         std=[3.0] * CHANNELS, codec={"kind": "mel_pca", "path": "/home/me"}, text={"dim": TEXT_DIM},
         layer_budget=BUDGET.to_dict(), few_step_schedules={"2": {"sigma_max": 20.0, "sigmas": [20.0, 0.5]}},
     )  # fmt: skip
-    cond = make_conditions(2)
-    written = write_program_folder(
-        network, card, cond=cond.rows(slice(0, 1)), target=tmp_path / "out", budget=None, model_id="a" * 16
-    )
+    return network, card
+
+
+def write_programs(network: DiT, card: ModelCard, cond: Conditioning, folder: Path) -> ProgramFolder:
+    one = cond.rows(slice(0, 1))
+    return write_program_folder(network, card, cond=one, target=folder / "out", budget=None, model_id="a" * 16)
+
+
+@torch.no_grad()
+def test_programs_alone_give_our_latents_at_any_batch(tmp_path: Path):
+    (network, card), cond = make_network(), make_conditions(2)
+    written = write_programs(network, card, cond, tmp_path)
     assert set(written.files) == {1, 2}
     assert written.error < 1e-5
     assert "/home/me" not in (written.path / "sampler.json").read_text()
@@ -78,3 +86,14 @@ def test_programs_alone_give_our_latents_at_any_batch(tmp_path: Path):
     torch.testing.assert_close(found, card.denormalize(expected))
     with pytest.raises(FileNotFoundError):
         write_program_folder(network, card, cond=cond, target=Path("/proc/none/out"), budget=1, model_id="a")
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_aotinductor_compiles_programs(tmp_path: Path):
+    written = write_programs(*make_network(), make_conditions(2), tmp_path)
+    for program in sorted(written.path.glob("*.pt2")):
+        exported = torch.export.load(program)
+        compiled = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / program.name))
+        inputs, _ = exported.example_inputs
+        torch.testing.assert_close(torch._inductor.aoti_load_package(compiled)(*inputs), exported.module()(*inputs))

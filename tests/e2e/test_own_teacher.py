@@ -44,6 +44,7 @@ SETTINGS = {
         "--from", "candidate-l", "steps.guidance_scale=7",
         "steps.generator_updates=1", "steps.fake_updates_per_generator_update=1", "steps.global_batch_size=4",
         "steps.gan.head_layers=1", "steps.gan.head_channels=8", "steps.lora.rank=2", "cluster.num_workers=0",
+        "validation.every=1", "validation.samples=2", "validation.reference_samples=2", "validation.keep=best",
     ),
     "evaluate": (
         "inputs.generator=candidate-ls", "evaluate.num_samples=4", "evaluate.validation_samples=2",
@@ -142,6 +143,8 @@ def test_from_a_diffusers_folder_to_a_stock_pipeline(
     own = {"ingest": (f"text.max_tokens={family.tokens}", *family.ingest), "distill-steps": family.noise}
     for stage, settings in SETTINGS.items():
         run(stage, *settings, *own.get(stage, ()), *OWN)
+    if name == "stable-audio-open":
+        run_sweep(family)
     run("export", "candidate-ls", "student", "--format", "diffusers", "--budget", "3", *OWN)
     run("export", "candidate-ls", "fixed", "--budget", "3")
     before = list_artifacts()
@@ -157,6 +160,16 @@ def test_from_a_diffusers_folder_to_a_stock_pipeline(
             ours = sample_ours(folder, folders, card, steps)
             torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-6 * float(ours.abs().max()))
     check_edits(open_generator(str(student), folders=folders))
+
+
+def run_sweep(family: Family) -> None:
+    """Two trials of the demo's space, and each again: with adapters of the imported teacher, at its depth."""
+    steps = [setting for setting in SETTINGS["distill-steps"][2:] if "generator_updates" not in setting]
+    size = ("steps.generator_updates=4", "sweep.depth=4", "sweep.samples=2", "sweep.grace=1", "sweep.repeats=2")
+    inputs = ("inputs.teacher=presto-teacher@candidate", "inputs.dataset=presto-dataset@candidate")
+    run("sweep", "sweeps/demo", *inputs, *steps, *family.noise, *size, *OWN)
+    (winner,) = Path(".presto/reports").glob("sweep-*/winner.yaml")
+    assert "steps:" in winner.read_text()
 
 
 def check_edits(generator: Generator) -> None:
