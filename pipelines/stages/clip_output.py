@@ -53,7 +53,14 @@ def open_stage_generator(config: StageConfig, *, steps: int) -> Generator:
     artifact, folders = find_model(config), OwnFolders.from_config(config.storage)
     settings: ClipConfig = getattr(config, config.NAME)
     content = content_hash(artifact.manifest)
-    generator = open_generator(artifact.uri, device=device, folders=folders, content=content, compiled=settings.compile)
+    generator = open_generator(
+        artifact.uri,
+        device=device,
+        folders=folders,
+        content=content,
+        autocast=settings.autocast,
+        compiled=settings.compile,
+    )
     if generator.artifact.kind != "generator" and steps < MANY_STEPS:
         console.print(
             f"{config.NAME}: {generator.artifact.id} is not distilled for few steps ({generator.artifact.kind}), and "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from pipelines.console import console
 from pipelines.data.dataset import LatentDataset
@@ -17,8 +19,18 @@ from pipelines.train.resume import ResumeOptions
 from pipelines.train.spec import Models, TrainingDefinition
 from pipelines.train.sweep_hook import Trial
 from presto_core.artifacts.manifest import Artifact
-from presto_core.config.layers import choose_generator_budget
+from presto_core.config.layers import (
+    BudgetConfig,
+    FullBudget,
+    PrestoLBudget,
+    PrestoLSBudget,
+    TableBudget,
+    blocks_per_bin,
+    choose_generator_budget,
+)
+from presto_core.config.noise import NoiseConfig
 from presto_core.config.schema import StepsStage
+from presto_core.errors import UserError
 from presto_core.models.model_card import ModelCard, load_model
 from presto_core.networks.layer_budget import LayerBudget
 from presto_core.training.health import STEP_DISTILLATION
@@ -49,6 +61,32 @@ def check_parents(config: StepsStage, parents: dict[str, Artifact]) -> None:
         )
 
 
+def settle(config: StepsStage, parents: dict[str, Artifact]) -> StepsStage:
+    """Write the table of a layer-distilled model that is not the paper's into the settings, and so into the run's id.
+
+    Runs with the paper's tables keep the ids that they had before there was a choice.
+    """
+    if "layers" not in parents or config.steps.budget is not None:
+        return config
+    budget = choose_budget(config, ModelCard(**parents["layers"].manifest["model"]))
+    if isinstance(budget, PrestoLSBudget):
+        return config
+    return config.model_copy(update={"steps": config.steps.model_copy(update={"budget": budget})})
+
+
+def choose_budget(config: StepsStage, start: ModelCard) -> BudgetConfig | None:
+    """Return the budget of a generator that starts from this model, as `choose_generator_budget` does."""
+    if start.budget is None:
+        return config.steps.budget
+    papers = blocks_per_bin(PrestoLBudget(), start.depth)
+    if start.budget.distribution:  # over a few discrete levels, the paper's table has fewer bins
+        noise = TypeAdapter(NoiseConfig).validate_python(start.budget.distribution)
+        with suppress(UserError):  # of a distribution that never draws the paper's last bin
+            papers = LayerBudget.from_distribution(noise, PrestoLBudget(), depth=start.depth).kept
+    chosen = choose_generator_budget(config.steps.budget, start.budget.kept, papers_kept=papers)
+    return FullBudget() if chosen == TableBudget(kept=(start.depth,)) else chosen
+
+
 def read_kept(layers: Artifact) -> tuple[int, ...]:
     """Return the blocks per bin of a layer-distilled model, from high noise to low."""
     budget = ModelCard(**layers.manifest["model"]).budget
@@ -68,8 +106,7 @@ def make_generator_card(config: StepsStage, models: Models) -> ModelCard:
         UserError: the budget does not fit the depth.
     """
     card = ModelCard(**(models.get("layers") or models["teacher"]).manifest["model"])
-    layers_kept = card.budget.kept if card.budget else None
-    budget_config = choose_generator_budget(config.steps.budget, layers_kept, card.depth)
+    budget_config = choose_budget(config, card)
     if budget_config is None:
         return card
     budget = LayerBudget.from_distribution(config.steps.p_gen, budget_config, depth=card.depth)
@@ -122,6 +159,7 @@ STAGE = TrainingDefinition(
         "x0_std",
     ),
     health=STEP_DISTILLATION,
+    settle=settle,
     check=check_parents,
     describe_state=describe_state,
 )

@@ -44,6 +44,7 @@ class StageContext:
 
     Attributes:
         run_id: id of the run and of the artifact it makes.
+        config: its settings, settled.
         parents: role -> artifact it starts from.
         forked_from: the checkpoint that a forked run started from, as a further parent.
         artifact: folder to commit the artifact in.
@@ -54,6 +55,7 @@ class StageContext:
     """
 
     run_id: str
+    config: Any
     parents: dict[str, Artifact]
     forked_from: dict[str, str]
     artifact: Folder
@@ -103,6 +105,7 @@ def run_stage(
     inputs: dict[str, str] | None = None,
     resume: ResumeOptions = ResumeOptions(),
     trial: Trial | None = None,
+    settle: Callable[[Any, dict[str, Artifact]], Any] = lambda config, parents: config,
 ) -> Artifact:
     """Run a stage unless its artifact exists, and register the artifact.
 
@@ -113,6 +116,7 @@ def run_stage(
         inputs: hashes of inputs that are not artifacts (a folder of audio).
         resume: an unfinished run that this must be, or start from.
         trial: the sweep that this run belongs to; its result is then not registered.
+        settle: completes settings with what follows from the parents, before the run has an id.
 
     Raises:
         LeaseHeldError: another process works on this run.
@@ -124,6 +128,7 @@ def run_stage(
         role: _resolve_parent(tracker.client, role, reference, root.uri)
         for role, reference in config.references().items()
     }
+    config = settle(config, parents)
     ids = {role: a.id for role, a in parents.items()}
     forked_from = find_forked_checkpoint(resume, root, stage, config, ids)
     run_id = config.run_id(ids | forked_from | (inputs or {}))
@@ -160,7 +165,9 @@ def run_stage(
                     if not trial and not forked_from and not scratch.exists(RUN_FILE):
                         explain_new_run(root, stage, run_id, config, ids)
                     record_run_start(guarded, root, stage, config, ids | forked_from)
-                    execute(StageContext(run_id, parents, forked_from, folder, guarded, run, trial, lease.fence))
+                    execute(
+                        StageContext(run_id, config, parents, forked_from, folder, guarded, run, trial, lease.fence)
+                    )
                 else:
                     replay_rows(scratch, run)
                 lease.check()

@@ -142,7 +142,7 @@ ROWS = (
             "generate.prompts_file", "generate.steps", "generate.seed", "generate.seconds", "generate.key",
             "generate.tempo_bpm", "generate.loop", "generate.sections", "generate.guidance_scale",
             "generate.guidance_interval", "generate.guidance_rescale", "generate.negative_prompt",
-            "generate.schedule", "generate.output", "storage.root",
+            "generate.schedule", "generate.autocast", "generate.compile", "generate.output", "storage.root",
         ),
     ),
     Stage(
@@ -152,7 +152,7 @@ ROWS = (
         settings=(
             "edit.regions", "edit.strength", "edit.extend", "edit.at", "edit.steps", "edit.seed", "edit.key",
             "edit.tempo_bpm", "edit.guidance_scale", "edit.guidance_interval", "edit.guidance_rescale",
-            "edit.negative_prompt", "edit.schedule", "edit.output", "storage.root",
+            "edit.negative_prompt", "edit.schedule", "edit.autocast", "edit.compile", "edit.output", "storage.root",
         ),
     ),
     Stage(RegistryStage),

@@ -36,15 +36,17 @@ def run_training(
     """
 
     def execute(ctx: StageContext) -> None:
-        stage.check(config, ctx.parents)
+        stage.check(ctx.config, ctx.parents)
         if "teacher" in ctx.parents and not trial:
             warn_of_verdict(open_tracker(config.tracking).client, ctx.parents["teacher"])
-        launch_training(make_spec(stage, config, ctx), ctx.run, ctx.trial)
+        launch_training(make_spec(stage, ctx.config, ctx), ctx.run, ctx.trial)
         metrics = stage.plotted_metrics
         losses = {"losses.png": lambda: plots.plot_losses({name: ctx.run.read_history(name) for name in metrics})}
         ctx.save_plots(losses | (more_plots or {}))
 
-    return run_stage(stage.name, config, execute, register_as=config.name, resume=resume, trial=trial)
+    return run_stage(
+        stage.name, config, execute, register_as=config.name, resume=resume, trial=trial, settle=stage.settle
+    )
 
 
 def make_spec(stage: TrainingDefinition, config: TrainingStage, ctx: StageContext) -> TrainSpec:

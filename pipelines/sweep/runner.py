@@ -17,6 +17,7 @@ from pipelines.evaluate.validator import get_validator_actor
 from pipelines.inference.lazy_mlflow import save_mlflow_model
 from pipelines.registry.publish import publish
 from pipelines.registry.resolve import resolve
+from pipelines.stages.distill_steps import settle
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from pipelines.storage.lease import LeaseHeldError, hold_lease
 from pipelines.storage.node_cache import cache_on_node
@@ -45,6 +46,7 @@ from presto_core.artifacts.folder import Folder
 from presto_core.artifacts.manifest import Artifact, artifact_folder, read_artifact, run_folder
 from presto_core.artifacts.run_layout import LEASE
 from presto_core.artifacts.store import write_bytes
+from presto_core.config.schema import StepsStage
 from presto_core.errors import UserError
 from presto_core.models.recorded_components import OwnFolders
 
@@ -118,6 +120,8 @@ def _resolve_uris(plan: SweepPlan, root: Folder, parents: dict[str, Artifact]) -
             "tracking": plan.base.tracking.model_copy(update={"uri": uri}),
         }
     )
+    if isinstance(base, StepsStage):
+        base = settle(base, parents)  # as each trial does
     return replace(plan, base=base, parents={role: artifact.id for role, artifact in parents.items()})
 
 

@@ -97,6 +97,7 @@ class TrainingDefinition:
         make_algorithm: on every worker: (config, models, dataset, parallel, autocast dtype) -> Algorithm.
         progress_metrics, plotted_metrics: what the progress line shows, and what losses.png does.
         health: ranges that metrics should stay in.
+        settle: completes settings with what follows from the models, before the run has an id: (config, parents).
         check: refuses models that do not fit before any worker starts: (config, parents).
         describe_state: further keys of the artifact's manifest that follow from the final state.
         commit: turns the final state into the artifact.
@@ -109,6 +110,7 @@ class TrainingDefinition:
     progress_metrics: tuple[str, ...]
     plotted_metrics: tuple[str, ...]
     health: dict[str, HealthRange] = field(default_factory=dict)
+    settle: Callable[[Any, Models], Any] = lambda config, parents: config
     check: Callable[[Any, Models], None] = lambda config, parents: None
     describe_state: Callable[[TrainState], dict[str, Any]] = lambda state: {}
     commit: Callable[[TrainSpec, LatentDataset, TrainState, dict[str, Any]], None] = commit_model

@@ -20,7 +20,7 @@ from pipelines.presets.resolve import PRESETS
 from pipelines.stages.table import STAGES
 from pipelines.workflows.flow_overrides import MADE_INPUTS, OWN_SERVER, check_not_fixed, check_read
 from presto_core.config.data import IngestConfig
-from presto_core.config.layers import TableBudget
+from presto_core.config.layers import PrestoLBudget, PrestoLSBudget, TableBudget, UniformBudget
 from presto_core.config.loader import load_config
 from presto_core.config.schema import CorpusStage, IngestStage, LayersStage, StepsStage, foreign_sections
 from presto_core.config.sections import ClusterConfig, InputsConfig
@@ -191,12 +191,15 @@ def _set_default_source(ingest: StageConfig, corpus: StageConfig) -> StageConfig
 
 
 def _set_default_budget(generator: StageConfig, layers: StageConfig) -> StageConfig:
-    """Give LS the budget table that L is trained for, if the user set one, unless steps.budget is set."""
+    """Give LS the budget of L, as `distill-steps` does by itself, unless that is the paper's or steps.budget is set."""
     assert isinstance(generator, StepsStage)
     assert isinstance(layers, LayersStage)
-    if generator.steps.budget is not None or not isinstance(layers.layers.budget, TableBudget):
+    budget = layers.layers.budget
+    if generator.steps.budget is not None or isinstance(budget, PrestoLBudget | PrestoLSBudget):
         return generator
-    steps = generator.steps.model_copy(update={"budget": layers.layers.budget})
+    if isinstance(budget, UniformBudget):
+        budget = TableBudget(kept=(budget.kept,))
+    steps = generator.steps.model_copy(update={"budget": budget})
     return generator.model_copy(update={"steps": steps})
 
 

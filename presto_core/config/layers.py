@@ -88,7 +88,7 @@ def blocks_per_bin(config: BudgetConfig, depth: int) -> tuple[int, ...]:
 
 
 def choose_generator_budget(
-    config: BudgetConfig | None, layers_kept: tuple[int, ...] | None, depth: int
+    config: BudgetConfig | None, layers_kept: tuple[int, ...] | None, *, papers_kept: tuple[int, ...]
 ) -> BudgetConfig | None:
     """Return the budget of a generator: its own; else what its layer-distilled model asks for; else none.
 
@@ -97,9 +97,10 @@ def choose_generator_budget(
     Args:
         config: `steps.budget`.
         layers_kept: blocks per bin of the layer-distilled model that the generator starts from; None without one.
+        papers_kept: what the paper's table for Presto-L is for that model.
     """
     if config is not None or layers_kept is None:
         return config
-    if layers_kept == blocks_per_bin(PrestoLBudget(), depth):
+    if layers_kept == papers_kept:
         return PrestoLSBudget()
     return TableBudget(kept=layers_kept)

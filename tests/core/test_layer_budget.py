@@ -83,13 +83,12 @@ def test_the_papers_tables_at_the_papers_depth_and_scaled():
 
 
 def test_a_generator_runs_at_its_own_table_else_at_that_of_its_layer_distilled_model():
-    own, milder = TableBudget(kept=(2, 6)), (4, 5, 5, 6, 6)
-    assert choose_generator_budget(own, milder, 6) == own
-    assert choose_generator_budget(None, milder, 6) == TableBudget(kept=milder)
-    assert choose_generator_budget(None, None, 6) is None
-    for depth in (4, 6, 28):  # the paper has a milder table for generators than for layer-distilled models
-        papers = LayerBudget.from_distribution(LogNormalNoise(), PrestoLBudget(), depth=depth).kept
-        assert choose_generator_budget(None, papers, depth) == PrestoLSBudget()
+    own, milder, papers = TableBudget(kept=(2, 6)), (4, 5, 5, 6, 6), (3, 3, 4, 5, 6)
+    assert choose_generator_budget(own, milder, papers_kept=papers) == own
+    assert choose_generator_budget(None, milder, papers_kept=papers) == TableBudget(kept=milder)
+    assert choose_generator_budget(None, None, papers_kept=papers) is None
+    # the paper has a milder table for generators than for layer-distilled models
+    assert choose_generator_budget(None, papers, papers_kept=papers) == PrestoLSBudget()
 
 
 @given(depth=st.integers(1, 60), noise=st.sampled_from(NOISES), paper=st.sampled_from([PrestoLBudget, PrestoLSBudget]))

@@ -187,7 +187,7 @@ def test_a_missing_s3_server_is_one_message_of_the_command(tmp_path: Path):
 def test_plots_beside_a_result_are_skipped_in_one_line_that_counts_them(tmp_path: Path):
     code = (
         "from pipelines.stages.runner import StageContext\n"
-        "context = StageContext('abc', {}, {}, None, None, None)\n"
+        "context = StageContext('abc', None, {}, {}, None, None, None)\n"
         "context.save_plots({'losses.png': None, 'noise.png': None})\n"
         "from pipelines.evaluate.plots import check_spectrograms\nassert not check_spectrograms('generate', 3)"
     )
