@@ -13,7 +13,8 @@ from pipelines.inference.model import Model, sample_generator, sample_teacher
 from pipelines.registry.compatibility import distillation_method
 from presto_core.artifacts.manifest import Artifact
 from presto_core.config.evaluation import EvaluateConfig
-from presto_core.config.sampling import BaseSampler, ScheduleConfig
+from presto_core.config.sampling import BaseSampler, ScheduleConfig, check_levels
+from presto_core.errors import UserError
 from presto_core.models.model_card import ModelCard
 from presto_core.samplers.schedule import list_ode_levels
 
@@ -138,11 +139,20 @@ def _method_label(artifact: Artifact) -> str:
 
 
 def count_evaluations(how: BaseSampler, model: Artifact, schedule: ScheduleConfig | None) -> int:
-    """Network evaluations per sample with the noise levels given, or else the model's own."""
+    """Network evaluations per sample with the noise levels given, or else the model's own.
+
+    Raises:
+        UserError: guidance acts at none of these levels.
+    """
     if how.guidance_interval is None:
         return how.nfe
     levels = schedule or ModelCard(**model.manifest["model"]).default_schedule
-    return how.count_evaluations(list_ode_levels(how.steps, levels).tolist())
+    sigmas = list_ode_levels(how.steps, levels).tolist()
+    try:
+        check_levels(how.guidance_interval, sigmas)
+    except ValueError as error:
+        raise UserError(f"{how.sampler} with {how.steps} steps: {error}") from None
+    return how.count_evaluations(sigmas)
 
 
 def make_sampled_system(method: str, kind: str, role: str, how: BaseSampler, nfe: int) -> EvaluatedSystem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,11 +18,15 @@ from pipelines.console import console, progress_bar
 from pipelines.inference.clip_files import make_clip_name, write_wav
 from pipelines.inference.clip_list import ClipList, make_request_cells, read_clip_list
 from pipelines.inference.generator import open_generator
-from pipelines.inference.prompt_file import PromptRow
+from pipelines.inference.model import Described, ModelDescription
+from pipelines.inference.prompt_file import MOST_ERRORS, PromptRow
+from pipelines.inference.prompts import check_words
+from pipelines.inference.sampling_request import SamplingRequest
 from pipelines.storage.filesystem import absolute_uri, open_folder
 from pipelines.storage.lease import hold_lease
 from presto_core.artifacts.manifest import Artifact
 from presto_core.artifacts.manifest_schema import content_hash
+from presto_core.config.sampling import GenerateConfig
 from presto_core.config.schema import GenerateStage
 from presto_core.config.sections import ClusterConfig
 from presto_core.device import resolve_device
@@ -54,16 +58,10 @@ class ClipMaker:
         try:
             (clip,) = self.generator.generate(
                 [row.prompt],
-                steps=row.steps,
-                seed=row.seed,
                 seconds=row.seconds,
                 tempo_bpm=row.tempo_bpm,
                 key=row.key,
-                schedule=self.settings.schedule,
-                guidance_scale=self.settings.guidance_scale,
-                guidance_interval=self.settings.guidance_interval,
-                guidance_rescale=self.settings.guidance_rescale,
-                negative_prompt=self.settings.negative_prompt,
+                **make_sampling_arguments(row, self.settings),
             )
         except UserError as error:
             raise UserError(f"line {row.line} of the prompts: {error}") from None
@@ -81,6 +79,8 @@ def make_clips(config: GenerateStage, rows: list[PromptRow], artifact: Artifact,
         UserError: the folder cannot be written, or the model cannot make a clip; those before it are finished.
         ClusterError: Ray cannot start, the cluster is too small, or a worker died.
     """
+    if "model" in artifact.manifest:  # else opening it tells what it is
+        check_rows(rows, config.generate, ModelDescription(artifact))
     cells = [make_request_cells(row, config.generate, model=artifact.id) for row in rows]
     with hold_lease(open_folder(absolute_uri(str(folder))).child(LEASE), f"the clips in {folder}"):
         clips = read_clip_list(folder)
@@ -92,6 +92,35 @@ def make_clips(config: GenerateStage, rows: list[PromptRow], artifact: Artifact,
         reused = f", {len(rows) - len(missing)} of them made before" if len(missing) < len(rows) else ""
         console.print(f"generate: {len(rows)} clips{reused}, listed in {clips.path}", markup=False)
     return [clips.rows[request] for request in cells]
+
+
+def check_rows(rows: Sequence[PromptRow], settings: GenerateConfig, model: Described) -> None:
+    """Check that this model can make each row's clip, before the first is made; raises UserError that names all."""
+    errors = []
+    for row in rows:
+        try:
+            request = SamplingRequest(**make_sampling_arguments(row, settings))
+            request.check(model)
+            request.check_levels(model)
+            check_words(model, tempo_bpm=row.tempo_bpm, key=row.key)
+        except UserError as error:
+            errors.append(f"line {row.line}: {error}")
+    if errors:
+        more = f"; and {len(errors) - MOST_ERRORS} more lines" if len(errors) > MOST_ERRORS else ""
+        raise UserError(f"{'; '.join(errors[:MOST_ERRORS])}{more}. Nothing was generated")
+
+
+def make_sampling_arguments(row: PromptRow, settings: GenerateConfig) -> dict[str, Any]:
+    """Return how a row is sampled: its own steps and seed, and else the settings of all."""
+    return {
+        "steps": row.steps,
+        "seed": row.seed,
+        "schedule": settings.schedule,
+        "guidance_scale": settings.guidance_scale,
+        "guidance_interval": settings.guidance_interval,
+        "guidance_rescale": settings.guidance_rescale,
+        "negative_prompt": settings.negative_prompt,
+    }
 
 
 def _make_missing(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +30,27 @@ from presto_core.samplers.edm import SAMPLERS
 from presto_core.samplers.few_step import ping_pong
 from presto_core.samplers.schedule import list_few_step_levels, list_ode_levels
 from presto_core.text.encoder import TextEncoder
+
+
+class Described(Protocol):
+    """What is known of a model before it is opened."""
+
+    @property
+    def artifact(self) -> Artifact: ...
+
+    @property
+    def card(self) -> ModelCard: ...
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """The description of a model in its manifest, without its weights."""
+
+    artifact: Artifact
+
+    @cached_property
+    def card(self) -> ModelCard:
+        return ModelCard(**self.artifact.manifest["model"])
 
 
 @dataclass(frozen=True)

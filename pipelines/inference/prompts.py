@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.console import console, shorten
-from pipelines.inference.model import Model
+from pipelines.inference.model import Described, Model
 from presto_core.diffusion.conditioning import UNKNOWN_KEY, Conditioning, key_index, key_name
 from presto_core.diffusion.musical_words import check_tempo, find_key, find_tempo
 from presto_core.errors import UserError
@@ -51,7 +51,7 @@ def parse_prompt(prompt: str, *, tempo_bpm: float | None = None, key: str | None
     return PromptWords(tempo, UNKNOWN_KEY if index is None else index)
 
 
-def check_words(model: Model, *, tempo_bpm: float | None, key: str | None) -> None:
+def check_words(model: Described, *, tempo_bpm: float | None, key: str | None) -> None:
     """Refuse a tempo or key beside the prompt for a model that reads text alone; raises UserError."""
     for name, value in (("tempo_bpm", tempo_bpm), ("key", key)):
         if value and model.card.is_imported:

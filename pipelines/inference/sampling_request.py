@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pipelines.inference.clip import GeneratedClip
 from pipelines.inference.clip_audio import Audio
-from pipelines.inference.model import Model, sample_generator, sample_teacher
+from pipelines.inference.model import Described, Model, sample_generator, sample_teacher
 from pipelines.inference.prompts import PromptWords, make_conditions, parse_prompt
-from presto_core.config.sampling import MAX_SEED, BaseSampler, ScheduleConfig, check_restraints
+from presto_core.config.sampling import MAX_SEED, BaseSampler, ScheduleConfig, check_levels, check_restraints
 from presto_core.diffusion.conditioning import Conditioning
 from presto_core.diffusion.denoiser import Budget, Denoiser, LevelDenoiser
 from presto_core.diffusion.guidance import make_guided_denoiser
@@ -53,7 +53,18 @@ class SamplingRequest:
     before_step: Callable[[], None] | None = field(default=None, compare=False)
     """Called before every evaluation of the model, of every window; ends sampling by what it raises."""
 
-    def check(self, model: Model) -> None:
+    def __post_init__(self) -> None:
+        if self.guidance_interval is None:
+            return
+        try:
+            low, high = map(float, self.guidance_interval)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"guidance_interval={self.guidance_interval!r} must be two noise levels, such as (0.3, 80)"
+            ) from None
+        object.__setattr__(self, "guidance_interval", (low, high))  # equal for a list or whole numbers, as in names
+
+    def check(self, model: Described) -> None:
         """Refuse numbers out of range, and guidance of a model that is sampled without; raises UserError."""
         if self.steps < 1:
             raise UserError(f"steps={self.steps} must be at least 1")
@@ -61,12 +72,18 @@ class SamplingRequest:
             raise UserError(f"seed={self.seed} must be from 0 to {MAX_SEED}")
         if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 100):
             raise UserError(f"guidance_scale={self.guidance_scale} must be from 0 to 100; 1 is none")
-        given = (self.guidance_scale != 1, self.guidance_interval, self.guidance_rescale, self.negative_prompt)
-        if model.artifact.kind == "generator" and any(given):
+        given = {
+            "guidance_scale": self.guidance_scale if self.guidance_scale != 1 else "",
+            "guidance_interval": list(self.guidance_interval or ()),
+            "guidance_rescale": self.guidance_rescale,
+            "negative_prompt": self.negative_prompt[:40],
+        }
+        if model.artifact.kind == "generator" and (
+            named := [f"{name}={value}" for name, value in given.items() if value]
+        ):
             raise UserError(
-                f"guidance_scale={self.guidance_scale:g} and negative_prompt={self.negative_prompt[:40]!r} are for "
-                f"teachers and layer-distilled models; {model.artifact.id} is a few-step generator, which is sampled "
-                "without guidance: leave out all settings of guidance"
+                f"{' and '.join(named)}: guidance is for teachers and layer-distilled models; {model.artifact.id} is a "
+                "few-step generator, which is sampled without: leave out all settings of guidance"
             )
         if self.negative_prompt and self.guidance_scale == 1:
             raise UserError("negative_prompt has no effect with guidance_scale=1; set it to 2 or so")
@@ -74,6 +91,12 @@ class SamplingRequest:
             check_restraints(self.guidance_scale, self.guidance_interval, self.guidance_rescale)
         except ValueError as error:
             raise UserError(str(error)) from None
+
+    def check_levels(self, model: Described) -> None:
+        """Refuse guidance that acts at none of the noise levels of a clip; raises UserError."""
+        if self.guidance_interval is not None:
+            schedule = self.schedule or model.card.default_schedule
+            _check_levels(self.guidance_interval, list_ode_levels(self.steps, schedule).tolist())
 
 
 @dataclass(frozen=True)
@@ -130,7 +153,7 @@ def sample(
         return sample_generator(model, noise, cond, steps=steps, schedule=schedule, generator=rng, denoise=denoise)
     sampler = BaseSampler(steps=steps)
     if isinstance(denoise, LevelDenoiser):
-        _check_interval(denoise, list_ode_levels(steps, schedule).tolist())
+        _check_levels((denoise.low, denoise.high), list_ode_levels(steps, schedule).tolist())
     return sample_teacher(model, noise, cond, sampler=sampler, schedule=schedule, denoise=denoise)
 
 
@@ -155,12 +178,11 @@ def _make_denoiser(model: Model, request: SamplingRequest) -> Denoiser:
     )
 
 
-def _check_interval(denoise: LevelDenoiser, sigmas: Sequence[float]) -> None:
-    if not any(denoise.at_level(sigma) is denoise.inside for sigma in sigmas[:-1]):
-        raise UserError(
-            f"guidance_interval=[{denoise.low:g}, {denoise.high:g}] has none of the noise levels of these steps, "
-            f"{sigmas[-2]:.3g} to {sigmas[0]:.3g}: guidance would do nothing; widen it, or leave out guidance"
-        )
+def _check_levels(interval: tuple[float, float], sigmas: Sequence[float]) -> None:
+    try:
+        check_levels(interval, sigmas)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _call_before(denoise: Denoiser, before_step: Callable[[], None]) -> Denoiser:

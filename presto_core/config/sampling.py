@@ -75,6 +75,15 @@ def check_restraints(scale: float, interval: tuple[float, float] | None, rescale
             )
 
 
+def check_levels(interval: tuple[float, float] | None, sigmas: Sequence[float]) -> None:
+    """Refuse an interval of guidance that has none of the noise levels [steps + 1] down to 0; raises ValueError."""
+    if interval is not None and not any(interval[0] < sigma <= interval[1] for sigma in sigmas[:-1]):
+        raise ValueError(
+            f"guidance_interval=[{interval[0]:g}, {interval[1]:g}] has none of the noise levels of these steps, "
+            f"{sigmas[-2]:.3g} to {sigmas[0]:.3g}: guidance would do nothing; widen it, or leave out guidance"
+        )
+
+
 class BaseSampler(Section):
     """One way to sample the teacher or a layer-distilled model."""
 
