@@ -30,9 +30,7 @@ def test_every_part_is_measured_and_written(
     assert all(f"| {what} |" in printed for what in rows)
 
 
-def test_a_projection_is_marked_as_not_measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_projection_is_marked_as_not_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(sys, "argv", ["gpu", "--project", "h100"])
     gpu.main()
     printed = capsys.readouterr().out
