@@ -45,7 +45,7 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Most clips made in one pass.")] = 8,
     autocast: Annotated[
         Literal["none", "bf16"],
-        typer.Option(help="Precision inside networks: bf16 halves their memory and is faster on GPUs."),
+        typer.Option(help="Precision inside networks: bf16 halves their memory; for GPUs, no faster on a CPU."),
     ] = "none",
     compiles: Annotated[
         bool,

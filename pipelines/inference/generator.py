@@ -139,7 +139,7 @@ def load_generator(
         device: where it computes: cpu, cuda, cuda:1 or mps; auto is a GPU if there is one, else the CPU.
         codec_folder: your copy of a codec that is not in the package.
         text_folder: the same of a text encoder.
-        autocast: bf16 halves the network's memory and is faster on GPUs; clips differ slightly.
+        autocast: bf16 halves the network's memory; for GPUs, no faster on a CPU; clips differ slightly.
         compiled: compile the network: faster clips, after up to a minute for each length and number of blocks; seconds
             from the next start on. Clips are equal up to rounding.
 

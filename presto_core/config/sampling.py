@@ -161,7 +161,7 @@ class ClipConfig(Section):
     negative_prompt: str = ""
     """Text that guidance moves away from; needs a guidance_scale above 1. Empty uses none."""
     autocast: Literal["none", "bf16"] = "none"
-    """Precision inside the network: bf16 halves its memory and is faster on GPUs; clips differ slightly."""
+    """Precision inside the network: bf16 halves its memory; for GPUs, no faster on a CPU; clips differ slightly."""
     compile: bool = False
     """Compile the network (torch.compile): faster clips, equal up to rounding, after up to a minute for each length and
     number of blocks, and seconds from the next command on. For many clips; needs a C++ compiler."""

@@ -33,6 +33,7 @@ from presto_core.config.schema import StepsStage
 from presto_core.config.sections import LoopConfig
 from presto_core.device import resolve_device
 from presto_core.diffusion.denoiser import EDMDenoiser
+from presto_core.errors import UserError
 from presto_core.metrics.latency import describe_hardware, summarize_calls, time_parts
 from presto_core.networks.compilation import CompiledNetwork
 from presto_core.networks.dit import DiT
@@ -240,4 +241,7 @@ def print_rows(title: str, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:  # no such device, no compiler
+        raise SystemExit(f"bench-gpu: {error}") from None
